@@ -1,0 +1,10 @@
+"""`python -m capfilt`, the same program as the `capfilt` command."""
+
+from __future__ import annotations
+
+import sys
+
+from capfilt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Who does the work and where: the only room that imports ray, and it knows nothing of pictures."""

@@ -1,0 +1,192 @@
+"""Where work is done: in this process, on a Ray started for this command, or on a cluster that runs already.
+
+A Ray that the caller initialised is used and left running; `close` ends only what `connect` began.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from capfilt.errors import CapfiltError, ClusterError
+
+ALLOWED = '"local" (this process), "start" (a Ray of its own), "auto", "HOST:PORT" or "ray://HOST:PORT"'
+
+_HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$")
+
+_QUIET = {
+    # No phone-home. With the dashboard off as well, this saves the process that would do it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A worker that asked for no GPU sees none. Unset, it sees all, and models move there.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An exception of another process, as text: its own object might not survive the journey.
+
+    `refusal` is the class of a CapfiltError, whose message is meant for a person; None is an accident.
+    `died` says that the process is gone, which may be nobody's fault.
+    """
+
+    line: str
+    trace: str = ""
+    refusal: type[CapfiltError] | None = None
+    died: bool = False
+
+    @classmethod
+    def of(cls, error: Exception) -> Trouble:
+        """Describe `error`, which is being handled."""
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, CapfiltError):
+            return cls(str(error), trace, type(error))
+        return cls(_one_line("".join(traceback.format_exception_only(error))), trace)
+
+    @classmethod
+    def death(cls, error: Exception) -> Trouble:
+        """Describe the end of a process from what Ray says of it."""
+        return cls(_one_line(str(error)), died=True)
+
+    def as_error(self, what: str) -> CapfiltError:
+        """The exception to raise: a refusal as it was, an accident of `what` as a ClusterError.
+
+        The remote traceback travels as a note, which `--debug` shows and the one-line message does not.
+        """
+        error = self.refusal(self.line) if self.refusal else ClusterError(f"{what}: {self.line}")
+        if self.trace:
+            error.add_note(self.trace)
+        return error
+
+
+class Session:
+    """A place to work, made by `connect`. A context manager; `close` may be called twice."""
+
+    def __init__(self, address: str, *, owned: bool = False, attached: bool = False) -> None:
+        self.address = address
+        self.local = address == "local"
+        self.owned = owned
+        """This session started the Ray it uses, and shuts it down."""
+        self.conductor: Any = None
+        """The actor that runs trainings (train.py), kept between them because it takes seconds to start."""
+        self._attached = attached  # this session connected the process to a cluster, and disconnects it
+        self._open = True
+
+    def fits(self, cpus: float, gpus: float = 0) -> int:
+        """How many workers of this size the whole place holds, busy or not. 1 in this process."""
+        if self.local:
+            return 1
+        import ray
+
+        totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        needs = [(kind, amount) for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+        return sum(
+            # 1e-9: three workers of 0.1 fit into 0.3.
+            min(math.floor(total.get(kind, 0) / amount + 1e-9) for kind, amount in needs)
+            for total in totals
+        )
+
+    def close(self) -> None:
+        """Leave the place as it was found."""
+        if not self._open or self.local:
+            return
+        self._open = False
+        import ray
+
+        if self.owned or self._attached:
+            ray.shutdown()
+        elif self.conductor is not None and ray.is_initialized():
+            ray.kill(self.conductor)
+        self.conductor = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool = False) -> Session:
+    """Open the place that `address` names; `cpus` bounds a Ray that is started here (all cores if None).
+
+    The dashboard is off because it takes a second to start and 200 MB to keep; it holds for "start" only.
+    Raises ClusterError for an address of another kind, and for a cluster that does not answer.
+    """
+    if address == "local":
+        return Session("local")
+    _check(address, cpus)
+    import ray
+
+    if ray.is_initialized():
+        return Session(address)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "start":
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": dashboard}
+    else:
+        options |= {"address": address}
+    try:
+        _knock(address)
+        with environment(_QUIET):
+            ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(_no_answer(address, error)) from error
+    return Session(address, owned=address == "start", attached=address != "start")
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set what is unset of `values` in os.environ for a moment: what the user has set is theirs."""
+    mine = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for key in mine:
+            os.environ.pop(key, None)
+
+
+def _check(address: str, cpus: int | None) -> None:
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"The address {address!r} is a Ray dashboard, which takes whole jobs and no workers. "
+            f"Allowed: {ALLOWED}."
+        )
+    if address not in ("start", "auto") and not _HOST_PORT.match(address.removeprefix("ray://")):
+        raise ClusterError(f"The address {address!r} cannot be used. Allowed: {ALLOWED}.")
+    if cpus is not None and address != "start":
+        raise ClusterError(
+            f"cpus={cpus} was given with the address {address!r}, but a running cluster has its own cores. "
+            'Leave it out, or use the address "start".'
+        )
+    if cpus is not None and cpus < 1:
+        raise ClusterError(f"cpus={cpus} was given, but a worker needs at least 1. Allowed: 1 or more.")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens. Ray tries a closed port for two minutes, then ends the process."""
+    if ":" in address:
+        host, port = address.removeprefix("ray://").rsplit(":", 1)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:400]
+
+
+def _no_answer(address: str, error: Exception) -> str:
+    reason = _one_line(str(error)).rstrip(".") + "."
+    if address == "start":
+        return (
+            f'Ray could not be started on this machine: {reason} Use the address "local" to work without it.'
+        )
+    return f'No Ray cluster answers at {address!r}: {reason} Start one, or use the address "start".'

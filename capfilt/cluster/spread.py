@@ -1,0 +1,309 @@
+"""Spreads a job over workers, item by item: a plain loop in this process, or a pool of Ray actors.
+
+A worker that dies is replaced and its item tried again, so a job must be one that may be run twice.
+What crosses the border is the job, an item's name and a small result; models are loaded where they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import Field
+
+from capfilt.cluster.session import Session, Trouble
+from capfilt.config import Config
+from capfilt.errors import ClusterError
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+QUEUED = 2
+"""Items a worker holds: one it works on, and one so that it need not wait for the driver."""
+
+CRASHES = 2
+"""How often an item may raise what is no CapfiltError before that counts as its answer."""
+
+
+class Resources(Config):
+    """What one worker of a job needs."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0)
+    """How many workers; 0 = as many as fit."""
+
+
+class Job(Protocol[R_co]):
+    """Work that can be pickled. `open` is called once in each worker, its answer once for each item."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self) -> Callable[[str], R_co]: ...
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """The end of one item: `result`, or one line in `error` and None."""
+
+    item: str
+    result: R | None = None
+    error: str | None = None
+
+
+def spread(
+    session: Session,
+    job: Job[R],
+    items: Iterable[str],
+    resources: Resources | None = None,
+    tries: int = 3,
+) -> Iterator[Done[R]]:
+    """Run `job` on every item and yield each end once, in the order in which they come about.
+
+    A CapfiltError of an item is its answer at once, since another try would say the same. After any other
+    exception the item is tried once more, on another worker where there is one; after a worker's death,
+    up to `tries` times in all. Closing the generator early kills the workers.
+    Raises ClusterError where the job cannot be opened or placed.
+    """
+    if session.local:
+        yield from _here(job, items)
+        return
+    todo = list(items)
+    if not todo:
+        return
+    needs = resources or Resources()
+    pool: _Pool[R] = _Pool(job, needs, min(_size(session, job, needs), len(todo)), tries)
+    try:
+        yield from pool.run(todo)
+    finally:
+        pool.close()
+
+
+def _here(job: Job[R], items: Iterable[str]) -> Iterator[Done[R]]:
+    worker = Worker(job.name)
+    _raise_unopened(job, worker.open(job))
+    for item in items:
+        result, trouble = worker.work(item)
+        for _ in range(CRASHES - 1):
+            if trouble is not None and trouble.refusal is None:
+                result, trouble = worker.work(item)
+        yield Done(item, result, trouble.line if trouble else None)
+
+
+def _size(session: Session, job: Job[R], needs: Resources) -> int:
+    fits = session.fits(needs.cpus, needs.gpus)
+    # A number that was asked for may be one that a cluster of another's grows into; our own does not grow.
+    if fits == 0 and (session.owned or not needs.workers):
+        raise ClusterError(
+            f"No worker of {job.name} fits: it needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs on a node. "
+            "No node has them; ask for less, or add a node."
+        )
+    return min(needs.workers, fits) if needs.workers and session.owned else needs.workers or fits
+
+
+def _raise_unopened(job: Job[R], trouble: Trouble | None) -> None:
+    if trouble is None:
+        return
+    error = ClusterError(f"{job.name} could not be opened: {trouble.line}")
+    error.add_note(trouble.trace)
+    raise error
+
+
+class Worker:
+    """Opens a job and answers for its items; as an actor on Ray, as itself in this process.
+
+    Exceptions go back as a Trouble, so that Ray's own errors can only mean that a worker is gone.
+    """
+
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        self._name = name
+        if threads is not None:
+            _set_threads(threads)
+
+    def __repr__(self) -> str:
+        return self._name  # what Ray's dashboard and logs show
+
+    def open(self, job: Job[Any]) -> Trouble | None:
+        """Load what the job needs."""
+        try:
+            self._answer = job.open()
+        except Exception as error:  # noqa: BLE001 (it is raised in the driver)
+            return Trouble.of(error)
+        return None
+
+    def work(self, item: str) -> tuple[Any, Trouble | None]:
+        """The job's result for one item, or what was raised instead."""
+        try:
+            return self._answer(item), None
+        except Exception as error:  # noqa: BLE001 (it becomes the item's Done)
+            return None, Trouble.of(error)
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:  # Ray gave us a used process, where the variable comes too late
+        sys.modules["torch"].set_num_threads(threads)
+
+
+@dataclass
+class _Task:
+    item: str
+    deaths: int = 0
+    crashes: int = 0
+    avoid: str = ""  # the worker on which it raised
+
+
+@dataclass
+class _Seat:
+    """A worker as the driver sees it."""
+
+    name: str
+    actor: Any
+    opened: bool = False
+    calls: dict[Any, _Task | None] = field(default_factory=dict)
+
+
+class _Pool(Generic[R]):
+    """A fixed number of actors and the calls under way. The dead are replaced while there is work."""
+
+    def __init__(self, job: Job[R], needs: Resources, size: int, tries: int) -> None:
+        import ray
+
+        self._job = job
+        self._size = size
+        self._tries = tries
+        self._threads = max(1, int(needs.cpus))
+        self._kind = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)(Worker)
+        # Names are for people, yet unique in a namespace: one for each pool, so that the next may start at 0.
+        self._namespace = f"capfilt-{uuid.uuid4().hex[:12]}"
+        self._hired = 0
+        self._stillborn = 0
+        self._seats: list[_Seat] = []
+        self._waiting: deque[_Task] = deque()
+        self._calls: dict[Any, _Seat] = {}
+
+    def run(self, items: list[str]) -> Iterator[Done[R]]:
+        """Yield the end of each item; every item has exactly one."""
+        import ray
+
+        self._waiting.extend(_Task(item) for item in items)
+        for _ in range(self._size):
+            self._hire()
+        while self._calls:
+            [ready], _ = ray.wait(list(self._calls), num_returns=1)
+            seat = self._calls[ready]
+            # The seat's oldest call rather than the one that is ready: when a worker dies, the call that
+            # waited may fail first, and its item would be blamed for what the running one did.
+            call, task = next(iter(seat.calls.items()))
+            if task is None:
+                self._opened(seat, call)
+            elif (done := self._answered(seat, task, call)) is not None:
+                yield done
+            self._feed()
+
+    def close(self) -> None:
+        """Kill every worker. What it was doing is lost, as it would be by any other death."""
+        for seat in self._seats:
+            _kill(seat)
+        self._seats.clear()
+        self._calls.clear()
+
+    def _hire(self) -> None:
+        name = f"{self._job.name}-{self._hired}"
+        self._hired += 1
+        actor = self._kind.options(name=name, namespace=self._namespace).remote(name, self._threads)
+        seat = _Seat(name, actor)
+        self._seats.append(seat)
+        self._call(seat, actor.open.remote(self._job), None)
+
+    def _feed(self) -> None:
+        """Hand out what waits, one round at a time so that the last items do not pile up at one worker."""
+        for held in range(QUEUED):
+            for seat in self._seats:
+                if seat.opened and len(seat.calls) <= held and (task := self._take(seat)) is not None:
+                    self._call(seat, seat.actor.work.remote(task.item), task)
+
+    def _call(self, seat: _Seat, call: Any, task: _Task | None) -> None:
+        seat.calls[call] = task
+        self._calls[call] = seat
+
+    def _returned(self, seat: _Seat, call: Any) -> None:
+        del seat.calls[call], self._calls[call]
+
+    def _take(self, seat: _Seat) -> _Task | None:
+        for task in self._waiting:
+            if task.avoid != seat.name or self._size == 1:
+                self._waiting.remove(task)
+                return task
+        return None
+
+    def _opened(self, seat: _Seat, call: Any) -> None:
+        import ray
+
+        try:
+            trouble = ray.get(call)
+        except ray.exceptions.RayTaskError as error:  # the job could not be unpickled there
+            trouble = Trouble.of(error)
+        except ray.exceptions.RayError as error:
+            self._stillborn += 1
+            if self._stillborn >= self._tries:
+                raise ClusterError(
+                    f"{self._job.name} could not be opened: {self._stillborn} workers in a row died of it, "
+                    f"the last so: {Trouble.death(error).line}"
+                ) from error
+            self._replace(seat)
+            return
+        _raise_unopened(self._job, trouble)
+        self._returned(seat, call)
+        self._stillborn = 0
+        seat.opened = True
+
+    def _answered(self, seat: _Seat, task: _Task, call: Any) -> Done[R] | None:
+        import ray
+
+        try:
+            result, trouble = ray.get(call)
+        except ray.exceptions.RayTaskError as error:  # the result could not be pickled
+            result, trouble = None, Trouble.of(error)
+        except ray.exceptions.RayError as error:
+            return self._died(seat, task, Trouble.death(error))
+        self._returned(seat, call)
+        if trouble is None:
+            return Done(task.item, result)
+        task.crashes += 1
+        if trouble.refusal is not None or task.crashes >= CRASHES:
+            return Done(task.item, error=trouble.line)
+        task.avoid = seat.name
+        self._waiting.append(task)
+        return None
+
+    def _died(self, seat: _Seat, task: _Task, trouble: Trouble) -> Done[R] | None:
+        """Blame the item that ran; the one behind it had no part in this."""
+        task.deaths += 1
+        hopeless = task.deaths >= self._tries
+        back = [other for other in seat.calls.values() if other and not (hopeless and other is task)]
+        self._waiting.extendleft(reversed(back))
+        self._replace(seat)
+        if not hopeless:
+            return None
+        return Done(task.item, error=f"killed its worker {task.deaths} times, the last so: {trouble.line}")
+
+    def _replace(self, seat: _Seat) -> None:
+        self._seats.remove(seat)
+        for call in list(seat.calls):
+            self._returned(seat, call)
+        _kill(seat)  # Ray may have lost sight of it only
+        if self._waiting:
+            self._hire()
+
+
+def _kill(seat: _Seat) -> None:
+    import ray
+
+    ray.kill(seat.actor, no_restart=True)

@@ -1,0 +1,249 @@
+"""Reads a YAML into a frozen, checked Config: one-level `extends:`, `--set a.b=c`, errors to act on.
+
+`lr: 1e-4` is a number here. PyYAML follows YAML 1.1, where it is a string; and of a key that is written twice
+it takes the last one silently, which is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+import pydantic
+import yaml
+
+from capfilt import presets
+from capfilt.errors import RecipeError, did_you_mean
+
+_SHOWN = 3  # faults of one file told at once; the rest is counted
+_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+
+
+class Config(pydantic.BaseModel):
+    """What every part's config is made from: frozen, and a key it does not know is an error."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+    )
+
+    shelf: ClassVar[presets.Shelf] = "pipelines"
+    """Where the names of `extends:` are looked up."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
+    """Read `path` as a `kind`: its `extends:` below it, each "a.b=c" of `sets` above it.
+
+    Raises RecipeError, one line, with the dotted key, what is allowed there and the nearest name.
+    """
+    file = Path(path)
+    tree = _load(file)
+    if "extends" in tree:
+        tree = _merge(_parent(file, tree.pop("extends"), kind.shelf), tree)
+    for assignment in sets:
+        _set(tree, assignment)
+    try:
+        return kind.model_validate(tree)
+    except pydantic.ValidationError as error:
+        faults = [_explain(kind, tree, fault) for fault in error.errors(include_url=False)]
+        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise RecipeError(f"{file}: {' '.join(faults[:_SHOWN])}{more}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """Write every field, defaults too, so that `read` gives an equal config back."""
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def digest(config: Config) -> str:
+    """Return the sha256 of the canonical JSON: equal for equal configs, whatever their YAML looked like."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# ---- YAML ----
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number and a key may be written once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text "1e-4", which _Loader would take for a number."""
+
+
+for _resolver in (_Loader, _Dumper):
+    _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no file {file}; give a YAML file that exists or a preset name."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} cannot be read: {error}; give a readable YAML file in UTF-8.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is no YAML: {_one_line(error)}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise RecipeError(
+            f"{file} holds a {type(tree).__name__}; a recipe is a mapping, `key: value` line by line."
+        )
+    return tree
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{getattr(error, 'problem', None) or ' '.join(str(error).split())}{where}"
+
+
+# ---- extends and --set ----
+
+
+def _parent(file: Path, name: object, shelf: presets.Shelf) -> dict[str, Any]:
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"{file}: 'extends' is {name!r}; it takes one preset name or the path of one .yaml file."
+        )
+    relative = name.endswith((".yaml", ".yml"))
+    parent = file.parent / name if relative else presets.find(shelf, name, within=file.parent.name)
+    tree = _load(parent)
+    if "extends" in tree:
+        raise RecipeError(
+            f"{file} extends {name!r}, which itself extends {tree['extends']!r}; one level is allowed."
+            f" Extend {tree['extends']!r}, or write the keys of {name!r} out."
+        )
+    return tree
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        deeper = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merge(below[key], value) if deeper else value
+    return merged
+
+
+def _set(tree: dict[str, Any], assignment: str) -> None:
+    dotted, equals, text = assignment.partition("=")
+    *parents, last = dotted.strip().split(".")
+    if not equals or not all([*parents, last]):
+        raise RecipeError(f"--set {assignment!r} is no assignment; write it as --set a.b=c.")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment!r}: the value is no YAML: {_one_line(error)}.") from None
+    node = tree
+    for depth, key in enumerate(parents):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            inner = ".".join(parents[: depth + 1])
+            raise RecipeError(
+                f"--set {assignment!r}: {inner!r} is {node!r} and has no keys; set {inner!r} itself."
+            )
+    node[last] = value
+
+
+# ---- errors ----
+
+
+def _explain(kind: type[Config], tree: Any, fault: Any) -> str:
+    """Say one pydantic fault as a sentence: the dotted key, what was found, what is allowed."""
+    place, found = fault["loc"], fault["input"]
+    key = _dotted(tree, place)
+    context = fault.get("ctx", {})
+    if fault["type"] == "extra_forbidden":
+        allowed = _allowed(kind, place[:-1])
+        return (
+            f"unknown key {key!r}.{did_you_mean(str(place[-1]), allowed)} Allowed here: {', '.join(allowed)}."
+        )
+    if fault["type"] == "missing":
+        return f"key {key!r} is missing; write it down."
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    expected = str(context.get("expected") or context.get("expected_tags") or "")
+    said = context.get("tag", found)
+    near = did_you_mean(said, re.findall(r"'([^']*)'", expected)) if isinstance(said, str) else ""
+    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    # A validator of a whole section has its own sentence; repeating the section to it helps nobody.
+    subject = f"{key!r}" if key else "the recipe"
+    subject += "" if isinstance(found, dict | pydantic.BaseModel) else f" is {shown}"
+    return f"{subject}: {message.rstrip('.')}.{near}"
+
+
+def _dotted(tree: Any, place: Sequence[str | int]) -> str:
+    """Join a fault's place to a key as written, without the names pydantic puts in for members of a union."""
+    *parents, last = place or ("",)
+    written = []
+    for part in parents:
+        # A dict is asked for its key, a list for its index; pydantic's own names are neither.
+        inner = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
+        if part in inner:
+            tree = inner[part]
+            written.append(str(part))
+    return ".".join([*written, str(last)])
+
+
+def _allowed(kind: type[pydantic.BaseModel], place: Iterable[str | int]) -> list[str]:
+    """List the keys of the section at `place`, following nested models, lists, dicts and unions."""
+    spots: list[Any] = [kind]
+    for part in place:
+        # A part that leads nowhere is the name pydantic gives to a union's member: stay where we are.
+        spots = [inner for spot in spots for inner in _step(spot, part)] or spots
+    return sorted({name for spot in spots if _is_model(spot) for name in spot.model_fields})
+
+
+def _step(spot: Any, part: str | int) -> list[Any]:
+    if _is_model(spot):
+        if part in spot.model_fields:
+            return list(_members(spot.model_fields[part].annotation))
+        return [spot] if part in _tags(spot) else []
+    if get_origin(spot) in (list, tuple, dict, Sequence):
+        return [inner for argument in get_args(spot) for inner in _members(argument)]
+    return []
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Yield the members of a union, or the annotation itself."""
+    if get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for argument in get_args(annotation):
+            yield from _members(argument)
+    else:
+        yield annotation
+
+
+def _is_model(spot: Any) -> bool:
+    return isinstance(spot, type) and issubclass(spot, pydantic.BaseModel)
+
+
+def _tags(model: type[pydantic.BaseModel]) -> set[Any]:
+    literals = [
+        get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal
+    ]
+    return {model.__name__, *(value for values in literals for value in values)}

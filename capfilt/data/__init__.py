@@ -1,0 +1,4 @@
+"""What flows: samples, shards, annotations, images and tokens.
+
+Importing this room imports none of its modules.
+"""

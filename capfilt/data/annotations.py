@@ -1,0 +1,133 @@
+"""Annotations: one Parquet per shard, one row per (key, text) with every score; policies read these only.
+
+A key that could not be read has a row as well (`status` failed, with its reason): the rows account for every
+input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.errors import DataError
+from capfilt.reports.ledger import atomic
+
+SOURCES = ("web", "synthetic")
+STATUSES = ("ok", "failed")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("candidate", pa.int16(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("itm", pa.float32()),
+        pa.field("itc", pa.float32()),
+        pa.field("captioner", pa.string(), nullable=False),
+        pa.field("filter", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("round", pa.int16(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One text of one image and what the models think of it; the fields are the columns of `SCHEMA`."""
+
+    key: str
+    uid: str
+    sha256: str
+    source: str
+    """web | synthetic"""
+    candidate: int
+    """0.. per source"""
+    text: str
+    itm: float | None
+    """P(match) after softmax, in [0, 1]; None where it was not scored"""
+    itc: float | None
+    """cosine of the two embeddings, in [-1, 1]; None where it was not scored"""
+    captioner: str
+    """fingerprint of the model that wrote the text; "" for web texts"""
+    filter: str
+    """fingerprint of the model that scored it; "" where none did"""
+    seed: int
+    round: int
+    status: str = "ok"
+    """ok | failed"""
+    reason: str = ""
+    """why it failed; "" when ok"""
+
+
+def write(path: Path | str, rows: Iterable[Annotation]) -> int:
+    """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; return how many.
+
+    The same rows give the same bytes, in whatever order they come, as long as (key, source, candidate) is
+    unique.
+
+    Raises:
+        DataError: a row that breaks the contract (a score out of range or NaN, an unknown source or status, a
+            failed row without its reason, a text that is not UTF-8); the message names the key.
+    """
+    ordered = sorted(rows, key=lambda row: (row.key, row.source, row.candidate))
+    for row in ordered:
+        if problem := _problem(row):
+            raise DataError(f"annotation of key {row.key!r}, {row.source} {row.candidate}: {problem}")
+    try:
+        columns = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
+        table = pa.Table.from_pydict(columns, schema=SCHEMA)
+        with atomic(Path(path)) as file:
+            pq.write_table(table, file, compression="zstd")
+    except (ValueError, TypeError, OverflowError) as error:  # which pyarrow's errors are
+        raise DataError(f"annotations for {path} do not fit their columns: {error}") from error
+    return len(ordered)
+
+
+def read(path: Path | str) -> pa.Table:
+    """Read one shard's annotations.
+
+    Raises:
+        DataError: no such file, not Parquet, or other columns than `SCHEMA`.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read annotations {path}: {error}") from error
+    if not table.schema.equals(SCHEMA):
+        found = ", ".join(f"{column.name} {column.type}" for column in table.schema)
+        raise DataError(f"{path} holds other columns than annotations do: {found}. Annotate the shard again.")
+    return table
+
+
+def rows(table: pa.Table) -> Iterator[Annotation]:
+    """Walk a table of annotations as rows, a batch at a time."""
+    for batch in table.to_batches(max_chunksize=1024):
+        for values in batch.to_pylist():
+            yield Annotation(**values)
+
+
+def failed(row: Annotation, reason: str) -> Annotation:
+    """The row that stands for a text that could not be annotated: no scores, only the reason."""
+    return Annotation(**{**asdict(row), "itm": None, "itc": None, "status": "failed", "reason": reason})
+
+
+def _problem(row: Annotation) -> str:
+    if row.source not in SOURCES:
+        return f"source '{row.source}'; allowed are {', '.join(SOURCES)}"
+    if row.status not in STATUSES:
+        return f"status '{row.status}'; allowed are {', '.join(STATUSES)}"
+    if (row.status == "failed") != bool(row.reason):
+        return f"status {row.status} with reason '{row.reason}'; failed rows have a reason, ok rows none"
+    for label, score, low in (("itm", row.itm, 0.0), ("itc", row.itc, -1.0)):
+        if score is not None and not (math.isfinite(score) and low <= score <= 1.0):
+            return f"{label} {score}; allowed is [{low:g}, 1] or null"
+    return "" if row.candidate >= 0 else f"candidate {row.candidate}; they count from 0"

@@ -1,0 +1,130 @@
+"""Images: from bytes of any origin to an upright RGB picture, and from there to the arrays a model reads.
+
+A picture can lie about itself: it is refused by the size in its header, before a pixel is decoded. Python's
+warning filters are global and not thread-safe, so the first `decode` silences Pillow's remarks for the whole
+process.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import IO
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from capfilt.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""A 64 megapixel picture decodes to 192 MB; Pillow's own alarm starts at 89 million."""
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's normalisation, which BLIP took over."""
+
+# Chosen by their first bytes, not by Image.open: that one warns about large pictures before their size can be
+# asked for.
+_OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], ImageFile]], ...] = (
+    (b"\xff\xd8\xff", jpeg_factory),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"RIFF", WebPImageFile),
+    (b"GIF8", GifImageFile),
+    (b"BM", BmpImageFile),
+)
+# Everything Pillow's plugins have been seen to raise on damaged bytes.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError,
+    struct.error, zlib.error,
+)  # fmt: skip
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_REMARKS = re.compile(r"PIL\.")
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a JPEG, PNG, WebP, GIF or BMP into an upright RGB picture; safe to call from many threads.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits (Pillow alone
+    would clip it to white), of an animation the first frame is taken.
+
+    Raises:
+        ImageError: "not an image", "truncated image", "broken image" or "too many pixels (W x H, limit N)".
+    """
+    _hush()
+    try:
+        image = _open(data)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+        image.load()
+        return _upright(_rgb(image), _orientation(image))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels (limit {max_pixels})") from error
+    except _DAMAGE as error:
+        cut = "truncat" in str(error).lower()
+        raise ImageError("truncated image" if cut else "broken image") from error
+
+
+def to_pixels(image: Image.Image, size: int) -> np.ndarray:
+    """Squash an RGB picture to uint8 [size, size, 3] with Pillow's bicubic filter, as BLIP evaluates."""
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def normalise(pixels: np.ndarray) -> np.ndarray:
+    """Normalise uint8 [..., H, W, 3] with CLIP's constants, channels forward: float32 [..., 3, H, W]."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    centred = (scaled - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+    return np.ascontiguousarray(np.moveaxis(centred, -1, -3))
+
+
+def _open(data: bytes) -> ImageFile:
+    for magic, opener in _OPENERS:
+        if data.startswith(magic):
+            return opener(io.BytesIO(data))
+    raise ImageError("not an image")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; 257 = 65535 / 255
+        grey = np.asarray(image).astype(np.float32) / 257
+        return Image.fromarray(np.clip(grey + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: ImageFile) -> int:
+    """The EXIF orientation; 1 (as stored) where the EXIF is damaged: no reason to lose the picture."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGE:
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _hush() -> None:
+    if ("ignore", None, Warning, _REMARKS, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_REMARKS.pattern)

@@ -1,0 +1,223 @@
+"""Shards: tars of samples in img2dataset's layout, found (`expand`), streamed (`read`) and written (`write`).
+
+Nothing is ever extracted to disk, and a broken shard is not an exception: `read` yields what can be read and
+one `Fault` for each key that cannot. Only what the user can mend (a missing file, a dead connection) is
+raised, as `ShardError`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from braceexpand import braceexpand
+
+from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Cut, Group, key_problem, members
+from capfilt.data.sample import Fault, Sample
+from capfilt.errors import ShardError
+from capfilt.reports.ledger import atomic, write_json
+
+_ALLOWED = "allowed are tars, folders of tars, braces, globs, a::b lists and fsspec URLs"
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_SHARDS = 1_000_000
+_WEB = ("http://", "https://")
+
+
+def expand(spec: str | Sequence[str]) -> list[str]:
+    """List the shards that `spec` names, in order: tars, folders of tars, `{0..9}` braces, globs, `a::b`,
+    fsspec URLs.
+
+    Local paths come back absolute, so that a worker with another working directory finds them. `::` always
+    separates shards here (open_clip's habit), so fsspec's chained URLs cannot be used.
+
+    Raises:
+        ShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
+    """
+    parts = [spec] if isinstance(spec, str) else list(spec)
+    pieces = [piece for part in parts for piece in part.split("::") if piece]
+    if not pieces:
+        raise ShardError(f"no shards given; {_ALLOWED}")
+    return [url for piece in pieces for url in _expand_braces(piece)]
+
+
+def name(url: str) -> str:
+    """Name a shard by its file, `s3://bucket/00000.tar` -> `00000`: its records go by this name."""
+    base = (url.split("?")[0] if url.startswith(_WEB) else url).rpartition("/")[2]
+    for suffix in TARS:
+        if base.endswith(suffix) and base != suffix:
+            return base.removesuffix(suffix)
+    return Path(base).stem
+
+
+def by_name(urls: Iterable[str]) -> dict[str, str]:
+    """Map shard names to urls, refusing two shards of one name: their records would overwrite each other."""
+    named: dict[str, str] = {}
+    for url in urls:
+        if name(url) in named:
+            raise ShardError(
+                f"two shards are called '{name(url)}': {named[name(url)]} and {url}. "
+                "A shard's name must be unique within a run; rename one, or run them apart."
+            )
+        named[name(url)] = url
+    return named
+
+
+def read(url: str) -> Iterator[Sample | Fault]:
+    """Stream the samples of one shard in the tar's order; one sample, and the keys seen, are in memory.
+
+    Keys follow webdataset's rule; members of a key must be adjacent. Every key yields one outcome, and a key
+    met again a Fault of its own. A tar cut in the middle yields what came before, then one Fault.
+
+    Raises:
+        ShardError: the shard does not exist, or its storage failed while it was read.
+    """
+    seen: set[str] = set()
+    group: Group | None = None
+    with closing(_opened(url)) as stream:
+        try:
+            for member in members(stream):
+                if group is not None and not group.takes(member):
+                    yield group.outcome(seen)
+                    group = None
+                group = group or Group(member.key)
+                group.add(member)
+            if group is not None:
+                yield group.outcome(seen)
+        except Cut as cut:
+            yield from _after_cut(group, cut, name(url), seen)
+        except OSError as error:
+            raise ShardError(f"reading {url} failed: {error}. The storage failed: run again.") from error
+
+
+def stat(url: str) -> dict[str, Any]:
+    """What tells one version of a shard from another without reading it: its name, size, and mtime or etag.
+
+    Raises:
+        ShardError: there is no such shard, or its storage did not answer.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+        info = files.info(path)
+    except FileNotFoundError:
+        raise ShardError(f"there is no shard {url}: check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{url} cannot be looked at: {error}") from error
+    version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
+    return {"name": name(url), "size": info.get("size"), "version": version}
+
+
+def write(path: Path | str, samples: Iterable[Sample]) -> int:
+    """Write `samples` as a GNU tar, in the order given, under a temporary name until it is whole; return how
+    many.
+
+    The same samples give the same bytes: no times, no owners, json in the order it came.
+
+    Raises:
+        ShardError: a key that readers would cut elsewhere or skip, a key given twice, an extension that is no
+            image's, a text or json that cannot be written.
+    """
+    seen: set[str] = set()
+    with atomic(Path(path)) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for sample in samples:
+            if problem := key_problem(sample.key, seen):
+                raise ShardError(f"{path}: cannot write key {sample.key!r}: {problem}")
+            seen.add(sample.key)
+            for extension, data in _encode(sample):
+                header = tarfile.TarInfo(f"{sample.key}.{extension}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    return len(seen)
+
+
+def write_sizes(folder: Path | str, counts: Mapping[str, int] | None = None) -> Path:
+    """Write `sizes.json` ({"00000.tar": samples}) beside the tars of `folder`, as open_clip reads it.
+
+    Args:
+        counts: the number of samples by file name where the caller knows it, else every tar is read once.
+    """
+    if counts is None:
+        tars = sorted(Path(folder).glob("*.tar"))
+        counts = {tar.name: sum(isinstance(found, Sample) for found in read(str(tar))) for tar in tars}
+    path = Path(folder) / "sizes.json"
+    write_json(path, dict(counts))
+    return path
+
+
+def _after_cut(group: Group | None, cut: Cut, shard: str, seen: set[str]) -> Iterator[Sample | Fault]:
+    """What is left where the tar breaks off: the group before it if that is whole, then the one Fault."""
+    key = cut.key
+    if group is not None and (group.complete if key is None else key != group.key):
+        yield group.outcome(seen)
+    elif group is not None:
+        key = group.key
+    yield Fault(shard if key is None else key, cut.reason)
+
+
+def _encode(sample: Sample) -> Iterator[tuple[str, bytes]]:
+    if sample.extension not in IMAGES:
+        raise ShardError(f"{sample.key}: extension '{sample.extension}'; allowed are {', '.join(IMAGES)}")
+    try:
+        text = sample.text.encode("utf-8")
+        # A lone surrogate (json can spell one, UTF-8 cannot) becomes \udXXX: in a json string, exactly its
+        # escape.
+        canonical = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"))
+        meta = canonical.encode("utf-8", "backslashreplace")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ShardError(f"{sample.key}: its text or json cannot be written: {error}") from error
+    if len(sample.image) > MAX_IMAGE or len(text) > MAX_TEXT or len(meta) > MAX_TEXT:
+        raise ShardError(
+            f"{sample.key}: too large; allowed are {MAX_IMAGE} bytes of image, {MAX_TEXT} of text or json"
+        )
+    yield sample.extension, sample.image
+    yield "txt", text
+    yield "json", meta
+
+
+def _opened(url: str) -> Any:
+    try:
+        return fsspec.open(url, "rb").open()
+    except FileNotFoundError as error:
+        raise ShardError(f"no shard at {url}; {_ALLOWED}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise ShardError(f"cannot open shard {url}: {error}") from error
+
+
+def _expand_braces(piece: str) -> list[str]:
+    if os.path.exists(piece):
+        return _find(piece, literal=True)
+    try:
+        patterns = list(islice(braceexpand(piece, escape=False), MAX_SHARDS + 1))
+    except ValueError as error:
+        raise ShardError(f"braces in '{piece}': {error}; write {{00000..00010}} or {{a,b}}") from error
+    if len(patterns) > MAX_SHARDS:
+        raise ShardError(f"'{piece}' names more than {MAX_SHARDS} shards; split it")
+    return [url for pattern in patterns for url in _find(pattern)]
+
+
+def _find(pattern: str, literal: bool = False) -> list[str]:
+    """The shards behind one pattern without braces; web addresses are taken as they are, unlisted."""
+    if pattern.startswith(_WEB):
+        return [pattern]
+    try:
+        files, path = fsspec.core.url_to_fs(pattern)
+        if not literal and re.search(r"[*?\[]", path):
+            hits = [hit for hit in sorted(files.glob(path)) if hit.endswith(TARS)]
+        elif files.isdir(path):
+            hits = [hit for hit in sorted(files.ls(path, detail=False)) if hit.endswith(TARS)]
+        else:
+            hits = [path] if files.exists(path) else []
+    except (OSError, ValueError, ImportError) as error:
+        raise ShardError(f"cannot look for shards at '{pattern}': {error}") from error
+    if not hits:
+        raise ShardError(f"no shard found at '{pattern}'; {_ALLOWED}")
+    local = "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol)
+    return hits if local else [files.unstrip_protocol(hit) for hit in hits]

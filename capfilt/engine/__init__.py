@@ -1,0 +1,1 @@
+"""How models answer: captions and scores for whole shards, exact and without doing work twice."""

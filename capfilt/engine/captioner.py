@@ -1,0 +1,37 @@
+"""The captioner: the role that writes a text for an image. Any model that can decode may play it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.decode import DecodeConfig, generate, uniforms
+from capfilt.models.blip import Blip
+
+NEEDS = frozenset({"encode_image", "decode"})
+"""The verbs of this role."""
+
+
+class Captioner:
+    """Writes `captions` texts per image."""
+
+    def __init__(self, model: Blip, tokenizer: Tokenizer, config: DecodeConfig, captions: int = 1):
+        self.model, self.tokenizer, self.config, self.captions = model, tokenizer, config, captions
+        ids, mask = tokenizer.encode([config.prompt], config.max_length)
+        # [CLS] prompt [SEP] -> [DEC] prompt: the model's own first token, and no end.
+        self.prompt = [model.config.text.dec, *ids[0, 1 : int(mask.sum()) - 1].tolist()]
+
+    def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
+        """Image tokens -> `captions` texts for each image; the same for the same (seed, round, uid) in any batch."""
+        with torch.inference_mode():
+            image = self.model.image_keys(tokens_BND, "decoder")
+        steps = self.config.max_length - len(self.prompt)
+        draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
+        draws_RS = torch.from_numpy(np.stack(draws)).to(tokens_BND.device)
+        rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS)
+        texts = [self.tokenizer.decode(row) for row in rows]
+        return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]

@@ -1,0 +1,104 @@
+"""Writing texts token by token, with the image's keys projected once and the self-attention cached.
+
+A text's random draws are its own: they come from (seed, round, uid, candidate), never from a generator that a batch shares, so a
+caption does not depend on its neighbours, on the worker or on a retry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from capfilt.config import Config
+from capfilt.models.blip import Blip
+from capfilt.models.layers import KeysValues
+from capfilt.models.text import Cache
+
+
+class DecodeConfig(Config):
+    """How a captioner writes. CapFilt: nucleus sampling with p = 0.9 (BLIP section 4.2)."""
+
+    method: Literal["nucleus", "greedy"] = "nucleus"
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus: draw from the smallest set of tokens whose probabilities reach this."""
+    top_k: int = Field(default=0, ge=0)
+    """Nucleus: at most so many tokens; 0 = no limit. (The public BLIP script has 50 here without saying so.)"""
+    temperature: float = Field(default=1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, ge=1)
+    """Divides the positive logits of tokens already written, multiplies the negative ones; 1 = none."""
+    min_length: int = Field(default=5, ge=1)
+    """Tokens of prompt and text before the text may end."""
+    max_length: int = Field(default=30, ge=3)
+    """Tokens of prompt and text at most, with [DEC]."""
+    prompt: str = ""
+    """What the text begins with; not part of what is returned. Public captioners were fine-tuned with "a picture of "."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> DecodeConfig:
+        if self.min_length >= self.max_length:
+            raise ValueError(f"min_length {self.min_length} is not below max_length {self.max_length}")
+        return self
+
+
+def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np.ndarray:
+    """The draws of one text, float64 [steps] in [0, 1): a pure function of its arguments."""
+    name = f"{seed}|{round_}|{uid}|{candidate}".encode()
+    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "big")
+    return np.random.Generator(np.random.Philox(key=key)).random(steps)
+
+
+@torch.inference_mode()
+def generate(
+    model: Blip, image: list[KeysValues], prompt_P: list[int], end: int, config: DecodeConfig, draws_RS: Tensor
+) -> list[list[int]]:
+    """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
+
+    `image` has R / candidates rows, `prompt_P` begins with [DEC], `draws_RS` has one number per row and step.
+    """
+    rows, steps = draws_RS.shape[0], config.max_length - len(prompt_P)
+    device = draws_RS.device
+    written = torch.full((rows, steps), end, dtype=torch.long, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    cache = Cache(model.config.text, rows, config.max_length, image[0][0])
+    newest = torch.tensor(prompt_P, device=device).expand(rows, -1)
+    for step in range(steps):
+        logits = model.decode_step(newest, image, cache).float()
+        if len(prompt_P) + step < config.min_length:
+            logits[:, end] = -torch.inf
+        if config.repetition_penalty != 1.0:
+            logits = penalise(logits, written[:, :step], config.repetition_penalty)
+        token = choose(logits, config, draws_RS[:, step])
+        written[:, step] = torch.where(ended, end, token)
+        ended |= token == end
+        # Asking an accelerator whether all have ended makes it wait: ask now and then only.
+        if (device.type == "cpu" or step % 8 == 7) and bool(ended.all()):
+            break
+        newest = written[:, step : step + 1]
+    return [row[: row.index(end)] if end in row else row for row in written.tolist()]
+
+
+def choose(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
+    """The next token of each row, [R]: the likeliest, or by inverting the distribution at `draw`."""
+    if config.method == "greedy":
+        return logits_RV.argmax(dim=1)
+    probabilities, tokens = (logits_RV / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    if config.top_k:
+        probabilities = probabilities[:, : config.top_k]
+        probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+    upto = probabilities.double().cumsum(dim=1)
+    inside = upto - probabilities < config.top_p  # the first token that reaches p is still in
+    size = inside.sum(dim=1, keepdim=True)
+    target = draw_R.double()[:, None] * upto.gather(1, size - 1)
+    index = torch.minimum(torch.searchsorted(upto, target, right=True), size - 1)
+    return tokens.gather(1, index).squeeze(1)
+
+
+def penalise(logits_RV: Tensor, written_RS: Tensor, penalty: float) -> Tensor:
+    """Make tokens that a row has written less likely (Keskar et al. 2019, as in the public generators)."""
+    seen = logits_RV.gather(1, written_RS)
+    return logits_RV.scatter(1, written_RS, torch.where(seen > 0, seen / penalty, seen * penalty))

@@ -1,0 +1,79 @@
+"""The exceptions of users' mistakes and of data's faults; bugs of our own stay `assert`.
+
+    CapfiltError            exit code 1; the message is one line for a person
+    ├── RecipeError         exit code 2; an unknown key or preset, roles that do not meet
+    ├── UsageError          exit code 2; a command line that cannot be meant
+    ├── RunError            a run folder, ledger or balance that does not hold
+    ├── DataError
+    │   ├── ShardError      a shard that is not there or cannot be read
+    │   ├── ImageError      bytes that are no usable picture
+    │   └── TextError       a caption or vocabulary that cannot be used
+    ├── ModelError          an architecture or checkpoint that does not fit
+    └── ClusterError        work that could not be placed or finished
+
+Every message says what was found, what is allowed and what to do. The classes carry the exit code, so that
+the command line needs one `except` and no table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CapfiltError(Exception):
+    """What a person can put right; printed without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(CapfiltError):
+    """A recipe or preset that cannot be run as it stands."""
+
+    exit_code = 2
+
+
+class UsageError(CapfiltError):
+    """A command line that cannot be meant."""
+
+    exit_code = 2
+
+
+class RunError(CapfiltError):
+    """A run folder, ledger or balance that does not hold."""
+
+
+class DataError(CapfiltError):
+    """A fault of what came in."""
+
+
+class ShardError(DataError):
+    """A shard that is not there or cannot be read."""
+
+
+class ImageError(DataError):
+    """Bytes that are no usable picture."""
+
+
+class TextError(DataError):
+    """A caption or vocabulary that cannot be used."""
+
+
+class ModelError(CapfiltError):
+    """An architecture or checkpoint that does not fit."""
+
+
+class ClusterError(CapfiltError):
+    """Work that could not be placed or finished."""
+
+
+def did_you_mean(found: str, allowed: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest allowed name, or "" when none is near.
+
+    "demo" is taken to be near "bootstrap/demo" and "lr" near "optimizer.lr": people forget the first part.
+    """
+    names = list(allowed)
+    tails = [name for name in names if found and name.replace(".", "/").endswith("/" + found)]
+    folded = {name.lower(): name for name in names}
+    near = tails or [folded[match] for match in get_close_matches(found.lower(), folded, n=1)]
+    return f" Did you mean {near[0]!r}?" if near else ""

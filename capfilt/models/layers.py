@@ -1,0 +1,100 @@
+"""The pieces that several architectures are made of: attention, feed-forward, stochastic depth.
+
+Shape letters: B rows, T text positions, S source positions, N image tokens, D width, H heads, d = D / H.
+Keys and values are computed apart from the queries, because what is attended to (an image) is often shared by many rows
+(its candidate texts, their steps) and must then be projected once only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]
+"""Projected keys and values of one attention layer, each [B, H, S, d]."""
+
+
+def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
+    """[B, T, D] -> [B, H, T, d]."""
+    B, T, D = x_BTD.shape
+    return x_BTD.view(B, T, heads, D // heads).transpose(1, 2)
+
+
+def merge_heads(x_BHTd: Tensor) -> Tensor:
+    """[B, H, T, d] -> [B, T, D]."""
+    B, H, T, d = x_BHTd.shape
+    return x_BHTd.transpose(1, 2).reshape(B, T, H * d)
+
+
+class FusedSelfAttention(nn.Module):
+    """Self-attention with one projection for queries, keys and values, as in the public ViTs."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BND).chunk(3, dim=-1))
+        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+class Attention(nn.Module):
+    """Attention whose source may be another sequence, of another width, with fewer rows than the queries.
+
+    Rows of `x` that share a source row must be adjacent: `x` has B = groups * B_source rows.
+    """
+
+    def __init__(self, width: int, heads: int, source_width: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width, width)
+        self.value = nn.Linear(source_width, width)
+        self.out = nn.Linear(width, width)
+
+    def keys_values(self, source_BSD: Tensor) -> KeysValues:
+        """Project what is attended to; [B, S, source_width] -> two of [B, H, S, d]."""
+        return split_heads(self.key(source_BSD), self.heads), split_heads(self.value(source_BSD), self.heads)
+
+    def forward(self, x_BTD: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """Attend; `mask` is boolean, True = may be seen, broadcastable to [B, 1, T, S]."""
+        k, v = keys_values
+        B, T, D = x_BTD.shape
+        groups = B // k.shape[0]
+        # Rows that share a source become more query positions of one row: nothing is copied, and without a causal
+        # mask (this is cross-attention) the answer is the same.
+        q = split_heads(self.query(x_BTD).view(B // groups, groups * T, D), self.heads)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, dropout_p=dropout)
+        return self.out(merge_heads(y).view(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for whole rows while training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        return x * torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(keep).div_(keep)

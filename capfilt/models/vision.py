@@ -1,0 +1,105 @@
+"""The vision transformer (ViT): a picture in, one token per patch and a [CLS] token out.
+
+As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm eps 1e-6, final norm.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.models.layers import DropPath, FeedForward, FusedSelfAttention
+
+
+class VisionConfig(Config):
+    """A ViT. BLIP section 3.1: B/16 is 768 x 12 x 12, L/16 is 1024 x 24 x 16."""
+
+    image_size: int
+    """Side of the square picture, pixels."""
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    """Inner width of the feed-forward layers; 4 x width in the public models."""
+    drop_path: float = 0.0
+    """Stochastic depth at the last block; grows linearly from 0."""
+    layer_norm_eps: float = 1e-6
+    init_std: float = 0.02
+    """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from 1 / sqrt(width)."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> VisionConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"vision width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches plus [CLS]."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+class VisionBlock(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: VisionConfig, drop_path: float):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attention = FusedSelfAttention(config.width, config.heads)
+        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config.width, config.hidden)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.drop_path(self.attention(self.attention_norm(x_BND)))
+        return x_BND + self.drop_path(self.feed_forward(self.feed_forward_norm(x_BND)))
+
+
+class VisionTransformer(nn.Module):
+    """Pictures [B, 3, S, S] (normalised floats) -> tokens [B, 1 + patches, width]; token 0 is [CLS]."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.patches = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.cls = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.positions = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
+        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.apply(self._initialise)
+        nn.init.trunc_normal_(self.cls, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=self.config.init_std)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
+        x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.norm(x_BND)
+
+
+def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int) -> Tensor:
+    """Interpolate position embeddings to another picture size: bicubic over the patch grid, [CLS] kept as it is.
+
+    BLIP does so whenever pretraining (224) goes over to fine-tuning (384, 480).
+    """
+    old, new = round((positions_1ND.shape[1] - 1) ** 0.5), image_size // patch_size
+    if old == new:
+        return positions_1ND
+    cls, grid = positions_1ND[:, :1], positions_1ND[:, 1:]
+    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(positions_1ND.dtype)
+    return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+

@@ -1,0 +1,68 @@
+"""The momentum encoder and its queues (ALBEF section 3.2; BLIP section 3.2 keeps both).
+
+A slow copy of the model's two encoders gives ITC steady keys and soft targets; queues of its past features give many negatives at
+the cost of a matrix product. The copy is made after the parts are tied, so online and momentum weights start equal (in the
+public BLIP code 13 tensors differ, because it copies before tying).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capfilt.errors import RecipeError
+from capfilt.models.blip import Blip
+from capfilt.objectives.gather import gather
+
+
+class Momentum(nn.Module):
+    """Exponential moving average of the encoders, and first-in-first-out queues of their features.
+
+    Queues are [size, projection], unit rows, random at the start as in the public code.
+    """
+
+    queue_image: Tensor
+    queue_text: Tensor
+    pointer: Tensor
+
+    def __init__(self, model: Blip, decay: float, queue: int):
+        super().__init__()
+        self.decay = decay
+        text = model.config.text.model_copy(update={"roles": ("encoder",)})
+        self.model = Blip(model.config.model_copy(update={"text": text}))
+        self.model.load_state_dict({k: v for k, v in model.state_dict().items() if k in self.model.state_dict()})
+        self.model.requires_grad_(False)
+        for name in ("queue_image", "queue_text"):
+            self.register_buffer(name, F.normalize(torch.randn(queue, model.config.projection), dim=-1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self, model: Blip) -> None:
+        """Move the copy towards the model: p_m <- decay p_m + (1 - decay) p. Before the momentum features of a step are taken."""
+        online = dict(model.named_parameters())
+        mine = list(self.model.named_parameters())
+        torch._foreach_lerp_([p for _, p in mine], [online[n].detach() for n, _ in mine], 1.0 - self.decay)
+
+    @torch.no_grad()
+    def features(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit features of images and texts by the slow encoders, two of [B, projection]."""
+        image = self.model.project_image(self.model.encode_image(images_B3SS))
+        text = self.model.project_text(self.model.encode_text(ids_BT, mask_BT))
+        return image, text
+
+    @torch.no_grad()
+    def enqueue(self, image: Tensor, text: Tensor) -> None:
+        """Put this step's features of all ranks into the queues, over the oldest; after the loss is taken."""
+        image, text = gather(image), gather(text)
+        size, rows = self.queue_image.shape[0], image.shape[0]
+        if size == 0:
+            return
+        if size % rows:
+            raise RecipeError(
+                f"queue {size} is not a multiple of the global batch {rows}; choose one of the two so that it is (57600 = 20 x 2880)"
+            )
+        start = int(self.pointer)
+        self.queue_image[start : start + rows] = image
+        self.queue_text[start : start + rows] = text
+        self.pointer.fill_((start + rows) % size)

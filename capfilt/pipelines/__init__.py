@@ -1,0 +1,1 @@
+"""The stories, where the rooms meet. A verb of the command line is a module here."""

@@ -1,0 +1,215 @@
+"""annotate: a captioner writes texts for every image of the shards, a filter scores them and the web's; all is kept.
+
+One shard in, one Parquet out (design 4.2): a row for every text, and one for every key that could not be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.spread import Resources
+from capfilt.config import Config
+from capfilt.data import annotations, shards
+from capfilt.data.annotations import Annotation
+from capfilt.data.sample import Fault, Sample
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine import captioner as captioners
+from capfilt.engine import filter as filters
+from capfilt.engine.batches import pictures
+from capfilt.engine.captioner import Captioner
+from capfilt.engine.decode import DecodeConfig
+from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
+from capfilt.engine.filter import Filter
+from capfilt.errors import RecipeError
+from capfilt.models import verbs, weights
+from capfilt.models.blip import Blip
+from capfilt.pipelines.stage import run_stage
+from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.progress import Progress
+from capfilt.reports.tally import Tally
+
+
+class AnnotateConfig(Config):
+    """How texts are written and scored. CapFilt: one nucleus sample per image (BLIP section 4.1)."""
+
+    captions: int = Field(default=1, ge=1, le=1000)
+    """Synthetic texts per image; BLIP-2 takes 10."""
+    decode: DecodeConfig = DecodeConfig()
+    batch_size: int = Field(default=64, ge=1)
+    """Images at a time."""
+    max_length: int = Field(default=35, ge=4)
+    """Tokens of a text that is scored; BLIP scores with 35."""
+    precision: Precision = "auto"
+
+
+class AnnotateJob(Config):
+    """What an annotating worker needs to know."""
+
+    out: Path
+    """The folder of `annotations/` and `ledger/`."""
+    captioner: Path
+    filter: Path
+    captioner_fingerprint: str
+    filter_fingerprint: str
+    config: AnnotateConfig
+    seed: int
+    round: int
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "annotate"
+
+    def identity(self, item: str) -> str:
+        """Models by their weights, not by where they lie: a run folder may be moved."""
+        settings = self.model_dump(mode="json", exclude={"out", "captioner", "filter"})
+        return fingerprint(settings, shards.stat(item))
+
+    def open(self) -> Callable[[str], str]:
+        """Load the two models."""
+        device = pick_device()
+        dtype = pick_dtype(self.config.precision, device)
+        annotator = Annotator(self, device)
+
+        def work(url: str) -> str:
+            with autocast(device, dtype):
+                return annotator.shard(url)
+
+        return work
+
+
+class Annotator:
+    """Two models on a device, and what they do to a shard."""
+
+    def __init__(self, job: AnnotateJob, device: torch.device):
+        self.job, self.device = job, device
+        writer = weights.load(job.captioner).eval().to(device)
+        judge = weights.load(job.filter).eval().to(device)
+        self.captioner = Captioner(
+            writer, Tokenizer.load(job.captioner), job.config.decode, job.config.captions
+        )
+        self.filter = Filter(judge, Tokenizer.load(job.filter), job.config.max_length)
+        self.shared_vision = same_vision(writer, judge)
+
+    def shard(self, url: str) -> str:
+        """Annotate one shard and commit it."""
+        name = shards.name(url)
+        rows: list[Annotation] = []
+        tally = Tally.zero()
+        for own in self._rows(url):
+            rows += own
+            tally.samples["in"] += 1
+            if own[0].status == "failed":
+                tally.samples["failed"] += 1
+                tally.failed[own[0].reason.partition(":")[0]] += 1
+                continue
+            tally.samples["kept"] += 1
+            for row in own:
+                tally.texts["in"][row.source] += 1
+                tally.texts["kept"][row.source] += 1
+        path = self.job.out / "annotations" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        annotations.write(path, rows)
+        Ledger(self.job.out, self.job.name).commit(name, self.job.identity(url), [path], tally)
+        return f"{tally.samples['kept']} images"
+
+    def _rows(self, url: str) -> Iterator[list[Annotation]]:
+        """The rows of each key of the shard."""
+        size = self.captioner.model.config.vision.image_size
+        for batch in pictures(url, self.job.config.batch_size, size):
+            for fault in batch.faults:
+                yield [self._failed(fault)]
+            if batch.samples:
+                yield from self._annotated(batch.samples, batch.pixels.to(self.device, non_blocking=True))
+
+    @torch.inference_mode()
+    def _annotated(self, samples: Sequence[Sample], pixels: torch.Tensor) -> Iterator[list[Annotation]]:
+        tokens = self.captioner.model.encode_image(pixels)
+        written = self.captioner.write(tokens, [s.uid for s in samples], self.job.seed, self.job.round)
+        if not self.shared_vision:
+            tokens = self.filter.model.encode_image(pixels)
+        texts = [
+            [*((c["text"], "web") for c in sample.captions), *((text, "synthetic") for text in own)]
+            for sample, own in zip(samples, written, strict=True)
+        ]
+        scores = self.filter.score(tokens, [[text for text, _ in own] for own in texts])
+        for sample, own, scored in zip(samples, texts, scores, strict=True):
+            yield [
+                self._row(sample, text, source, i, score)
+                for source in ("web", "synthetic")
+                for i, ((text, _), score) in enumerate(
+                    (pair, score) for pair, score in zip(own, scored, strict=True) if pair[1] == source
+                )
+            ]
+
+    def _row(
+        self, sample: Sample, text: str, source: str, candidate: int, score: tuple[float, float]
+    ) -> Annotation:
+        return Annotation(
+            key=sample.key,
+            uid=sample.uid,
+            sha256=sample.sha256,
+            source=source,
+            candidate=candidate,
+            text=text,
+            itm=score[0],
+            itc=score[1],
+            captioner=self.job.captioner_fingerprint if source == "synthetic" else "",
+            filter=self.job.filter_fingerprint,
+            seed=self.job.seed,
+            round=self.job.round,
+        )
+
+    def _failed(self, fault: Fault) -> Annotation:
+        return Annotation(
+            key=fault.key,
+            uid="",
+            sha256="",
+            source="web",
+            candidate=0,
+            text="",
+            itm=None,
+            itc=None,
+            captioner="",
+            filter="",
+            seed=self.job.seed,
+            round=self.job.round,
+            status="failed",
+            reason=fault.reason,
+        )
+
+
+def same_vision(a: Blip, b: Blip) -> bool:
+    """Whether two models look through the very same eyes, so that an image need be encoded once only."""
+    one, other = a.vision.state_dict(), b.vision.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def check_roles(captioner: Path, filter_: Path) -> None:
+    """Refuse models that cannot play their role, before anything is loaded."""
+    roles = (("captioner", captioner, captioners.NEEDS), ("filter", filter_, filters.NEEDS))
+    for role, folder, needs in roles:
+        missing = needs - verbs(weights.architecture(folder))
+        if missing:
+            raise RecipeError(
+                f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}. "
+                f"A {role} must be able to {', '.join(sorted(needs))}."
+            )
+
+
+def annotate(
+    session: Session,
+    urls: Sequence[str],
+    job: AnnotateJob,
+    resources: Resources,
+    show: Progress,
+    label: str = "annotate",
+) -> Tally:
+    """Annotate shards; returns what became of their samples and texts."""
+    check_roles(job.captioner, job.filter)
+    return run_stage(session, job, shards.by_name(urls), resources, show, label)

@@ -1,0 +1,270 @@
+"""bootstrap: CapFilt in rounds (BLIP section 3.3). The loop reads as the paper does; each step is a stage that resumes.
+
+Round 0 pretrains on the web as it is: the line to beat. Every later round fine-tunes a captioner and, apart from it, a filter from the
+newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets them clean the same web, and
+pretrains a new model on what is left, for as many steps as round 0 had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from capfilt import config as configs
+from capfilt.cluster.session import Session
+from capfilt.cluster.spread import Resources
+from capfilt.config import Config
+from capfilt.data.loader import Source
+from capfilt.data.policy import PolicyConfig
+from capfilt.errors import RecipeError
+from capfilt.evaluation.examine import EvaluateConfig
+from capfilt.models import BlipConfig, weights
+from capfilt.models.text import Role
+from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate
+from capfilt.pipelines.corpus import DataConfig, gather
+from capfilt.pipelines.evaluate import CalibrateJob, EvaluateJob, evaluate, filter_figures
+from capfilt.pipelines.pretrain import TrainResources, check_objectives, read_architecture, run_training
+from capfilt.pipelines.select import SelectJob, resolve_threshold, select
+from capfilt.pipelines.stage import run_stage
+from capfilt.reports.progress import Progress
+from capfilt.reports.run import Run
+from capfilt.reports.tally import Tally
+from capfilt.training.loop import TrainConfig, TrainJob
+
+
+class ClusterConfig(Config):
+    """What the stages ask of the cluster; a resumed run may ask otherwise.
+
+    Annotations do not depend on it. A training's numbers do a little: ITM draws its negatives within a process, as BLIP does.
+    """
+
+    train: TrainResources = TrainResources()
+    finetune: TrainResources = TrainResources()
+    annotate: Resources = Resources()
+    """One worker that holds captioner and filter: give it a GPU where there is one."""
+    select: Resources = Resources()
+    """One worker that reads and writes shards; no accelerator."""
+
+
+class BootstrapConfig(Config):
+    """A recipe of `capfilt bootstrap`."""
+
+    seed: int = 0
+    rounds: int = Field(default=2, ge=0)
+    data: DataConfig
+    model: str
+    """A preset of `models/`, or a YAML."""
+    tokenizer: str = "world"
+    """"world", or a folder or file with a BERT vocabulary."""
+    human_repeat: int = Field(default=1, ge=1)
+    """How often an epoch of pretraining walks the human pairs."""
+    start: Literal["scratch", "continue"] = "scratch"
+    """What a round pretrains: a new model (the paper's choice, Table 13), or the newest one further."""
+    pretrain: TrainConfig
+    captioner: TrainConfig
+    filter: TrainConfig
+    annotate: AnnotateConfig = AnnotateConfig()
+    select: PolicyConfig = PolicyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+@dataclass(frozen=True)
+class Story:
+    """What every step of one run needs."""
+
+    session: Session
+    config: BootstrapConfig
+    architecture: BlipConfig
+    run: Run
+    show: Progress
+    splits: dict[str, list[str]]
+
+    def folder(self, r: int, *parts: str) -> Path:
+        """A place in the folder of round `r`, in full: workers may start elsewhere."""
+        return self.run.round(r).absolute().joinpath(*parts)
+
+    def seed(self, r: int, purpose: str) -> int:
+        """A seed of its own for each training: the rounds must not see the same noise."""
+        name = f"{self.config.seed}|{r}|{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
+
+
+def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progress) -> dict[str, Any]:
+    """Run all rounds, from wherever they are; returns what `summary.json` says."""
+    architecture = check(config)
+    run = Run.open(out, configs.to_yaml(config), plan(config))
+    begun = time.time()
+    run.log("begin", rounds=config.rounds, resumed=run.resumed)
+    splits = gather(session, config.data, config.seed, run.path("data").absolute(), config.cluster.select, show)
+    story = Story(session, config, architecture, run, show, splits)
+    rounds = [round_zero(story)]
+    newest = story.folder(0, "pretrain", "checkpoint")
+    for r in range(1, config.rounds + 1):
+        rounds.append(round_of_capfilt(story, r, newest))
+        newest = story.folder(r, "pretrain", "checkpoint")
+    summary = {"command": "bootstrap", "recipe": "recipe.yaml", "seconds": round(time.time() - begun, 1), "rounds": rounds}
+    run.write_summary(summary)
+    run.log("end", seconds=summary["seconds"])
+    return summary
+
+
+def round_zero(story: Story) -> dict[str, Any]:
+    """The baseline: a model of the web as it is, with the human pairs."""
+    begun = time.time()
+    pretrain_round(story, 0, [Source(shards=tuple(story.splits["web"]))], start=None)
+    return summarise(story, 0, begun, {})
+
+
+def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
+    """Caption, filter, pretrain: one round, from the newest model to the next."""
+    begun = time.time()
+    captioner = finetune(story, r, "captioner", newest, ("decoder",), story.config.captioner)
+    judge = finetune(story, r, "filter", newest, ("encoder",), story.config.filter)
+    calibrated = calibrate_filter(story, r, judge)
+    annotate_web(story, r, captioner, judge)
+    threshold, tally = select_web(story, r, calibrated)
+    start = newest if story.config.start == "continue" else None
+    pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], start)
+    score = story.config.select.score
+    judged = filter_figures(story.splits["web"], story.folder(r, "annotations"), score, threshold)
+    return summarise(story, r, begun, {**tally_figures(tally), "filter": {"threshold": threshold, **judged}})
+
+
+def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) -> None:
+    """Pretrain on these pairs and the human ones, and examine the result on the held-out pairs."""
+    config = story.config
+    human = Source(shards=tuple(story.splits["human"]), repeat=config.human_repeat)
+    job = TrainJob(
+        out=story.folder(r, "pretrain"),
+        architecture=story.architecture,
+        start=start,
+        tokenizer=config.tokenizer,
+        sources=(*web, human),
+        train=config.pretrain,
+        seed=story.seed(r, "pretrain"),
+    )
+    model = run_training(story.session, job, config.cluster.train, story.show, f"round {r} pretrain")
+    if "test" in story.splits:
+        examine = EvaluateJob(
+            out=story.folder(r), model=model, shards=tuple(story.splits["test"]), config=config.evaluate
+        )
+        evaluate(story.session, examine, config.cluster.annotate, story.show, f"round {r} evaluate")
+
+
+def finetune(
+    story: Story, r: int, role: Literal["captioner", "filter"], newest: Path, parts: tuple[Role, ...], train: TrainConfig
+) -> Path:
+    """Fine-tune the newest model for one role on the human pairs; parts that the role does not use are left behind."""
+    text = story.architecture.text.model_copy(update={"roles": parts})
+    size = train.image_size or story.architecture.vision.image_size
+    vision = story.architecture.vision.model_copy(update={"image_size": size})
+    job = TrainJob(
+        out=story.folder(r, role),
+        architecture=story.architecture.model_copy(update={"text": text, "vision": vision}),
+        start=newest,
+        tokenizer=story.config.tokenizer,
+        sources=(Source(shards=tuple(story.splits["human"])),),
+        train=train,
+        seed=story.seed(r, role),
+    )
+    return run_training(story.session, job, story.config.cluster.finetune, story.show, f"round {r} {role}")
+
+
+def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:
+    """The threshold that the validation pairs give, when the policy asks for one."""
+    policy = story.config.select
+    if policy.threshold != "calibrated":
+        return None
+    job = CalibrateJob(
+        out=story.folder(r),
+        model=judge,
+        shards=tuple(story.splits["val"]),
+        score=policy.score,
+        recall=policy.recall,
+        batch_size=story.config.annotate.batch_size,
+    )
+    items = {"calibration": "calibration"}
+    run_stage(story.session, job, items, story.config.cluster.annotate, story.show, f"round {r} calibrate")
+    return float(json.loads(story.folder(r, "calibration.json").read_text())["threshold"])
+
+
+def annotate_web(story: Story, r: int, captioner: Path, judge: Path) -> None:
+    """Write and score texts for the whole web."""
+    job = AnnotateJob(
+        out=story.folder(r),
+        captioner=captioner,
+        filter=judge,
+        captioner_fingerprint=weights.fingerprint(captioner),
+        filter_fingerprint=weights.fingerprint(judge),
+        config=story.config.annotate,
+        seed=story.config.seed,
+        round=r,
+    )
+    annotate(
+        story.session, story.splits["web"], job, story.config.cluster.annotate, story.show, f"round {r} annotate"
+    )
+
+
+def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float, Tally]:
+    """Drop what the filter doubts, web and synthetic texts alike; human pairs are not touched."""
+    policy, folder, urls = story.config.select, story.folder(r, "annotations"), story.splits["web"]
+    threshold = resolve_threshold(policy, folder, urls, calibrated)
+    job = SelectJob(out=story.folder(r), annotations=folder, score=policy.score, threshold=threshold)
+    tally = select(story.session, urls, job, story.config.cluster.select, story.show, f"round {r} select")
+    return threshold, tally
+
+
+def tally_figures(tally: Tally) -> dict[str, Any]:
+    """A tally as `summary.json` has it; the noise ratio is the share of a source's texts that were dropped."""
+    came, kept = tally.texts["in"], tally.texts["kept"]
+    return {
+        "samples_in": tally.samples["in"],
+        "samples": {name: tally.samples[name] for name in ("kept", "dropped", "failed")},
+        "kept": dict(kept),
+        "dropped": dict(tally.texts["dropped"]),
+        "failed": dict(tally.failed),
+        "noise_ratio": {source: round(1 - kept[source] / came[source], 4) for source in came},
+    }
+
+
+def summarise(story: Story, r: int, begun: float, figures: dict[str, Any]) -> dict[str, Any]:
+    """The entry of one round, also in the log; a figure that was not measured is absent."""
+    path = story.folder(r, "metrics.json")
+    measured = json.loads(path.read_text()) if path.is_file() else {}
+    entry = {"round": r, "seconds": round(time.time() - begun, 1), **figures, **measured}
+    story.run.log("round", **entry)
+    return entry
+
+
+def check(config: BootstrapConfig) -> BlipConfig:
+    """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
+    architecture = read_architecture(config.model, config.pretrain.image_size)
+    check_objectives(architecture, config.pretrain, f"pretrain ({config.model})")
+    for role, parts, train in (
+        ("captioner", ("decoder",), config.captioner),
+        ("filter", ("encoder",), config.filter),
+    ):
+        if not set(parts) <= set(architecture.text.roles):
+            raise RecipeError(
+                f"{config.model} cannot be the {role}: it has no {parts[0]} (text.roles is {list(architecture.text.roles)})"
+            )
+        text = architecture.text.model_copy(update={"roles": parts})
+        check_objectives(architecture.model_copy(update={"text": text}), train, role)
+    has_val = config.data.val is not None or (config.data.world is not None and config.data.world.val > 0)
+    if config.rounds and config.select.threshold == "calibrated" and not has_val:
+        raise RecipeError(
+            'select.threshold is "calibrated", which needs validation pairs: give data.val, or set select.threshold to a number such as 0.5'
+        )
+    return architecture
+
+
+def plan(config: BootstrapConfig) -> dict[str, Any]:
+    """What decides the run's outcome. More rounds may be asked of the same run folder, and other resources."""
+    return config.model_dump(mode="json", exclude={"rounds", "cluster"})

@@ -1,0 +1,160 @@
+"""pretrain: train one model on shards, under Ray Train; fine-tuning a captioner or a filter is the same with another job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.cluster.session import Session
+from capfilt.cluster.train import fit
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.loader import Source
+from capfilt.errors import RecipeError, RunError
+from capfilt.models import FAMILIES, BlipConfig, verbs, weights
+from capfilt.objectives.step import NEEDS
+from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.progress import Line, Progress
+from capfilt.reports.run import Run
+from capfilt.reports.tally import Tally
+from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
+
+
+class TrainResources(Config):
+    """The processes that train together."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    """CPUs of each; a process computes with as many threads."""
+    gpus: float = Field(default=0, ge=0)
+
+
+class PretrainConfig(Config):
+    """A recipe of `capfilt pretrain`."""
+
+    seed: int = 0
+    model: str
+    """A preset of `models/`, or a YAML."""
+    tokenizer: str = "world"
+    """"world", or a folder or file with a BERT vocabulary."""
+    start: Path | None = None
+    """A model folder to start from instead of fresh weights."""
+    data: tuple[Source, ...] = Field(min_length=1)
+    train: TrainConfig
+    resources: TrainResources = TrainResources()
+
+
+def read_architecture(name: str, image_size: int | None = None) -> BlipConfig:
+    """The architecture that a preset or a YAML describes, with another picture size if one is given."""
+    path = presets.find("models", name)
+    sets = [f"vision.image_size={image_size}"] if image_size else []
+    architecture = configs.read(path, BlipConfig, sets)
+    assert architecture.family in FAMILIES
+    return architecture
+
+
+def check_objectives(architecture: BlipConfig, config: TrainConfig, where: str) -> None:
+    """Refuse a recipe whose objectives ask for what the model cannot do."""
+    can = verbs(architecture)
+    for name in config.objectives.losses:
+        if missing := NEEDS[name] - can:
+            possible = [o for o, needs in NEEDS.items() if needs <= can]
+            raise RecipeError(
+                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot. "
+                f"Objectives that it can be asked: {', '.join(possible) or 'none'}."
+            )
+
+
+def identity(job: TrainJob) -> str:
+    """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
+    settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer"})
+    start = weights.fingerprint(job.start) if job.start else None
+    inputs = [(shards.stat(url), source.repeat) for source in job.sources for url in shards.expand(source.shards)]
+    for stat, _ in inputs:
+        stat.pop("version")  # shards of a run may be written again with the same bytes
+    return fingerprint(settings, start, inputs)
+
+
+def run_training(session: Session, job: TrainJob, resources: TrainResources, show: Progress, label: str) -> Path:
+    """Train, unless the ledger has this very training; returns the folder of the model.
+
+    The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`.
+    """
+    ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job)
+    with show.stage(label, job.train.steps) as line:
+        if ledger.completion("model", wanted) is not None:
+            line.move(job.train.steps, "resumed")
+            return job.model_folder
+        tail = Tail(job.out / LOG, line)
+        fit(
+            session,
+            train_here,
+            {"job": job.model_dump(mode="json")},
+            workers=1 if session.local else resources.workers,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            storage=job.out / "ray",
+            name=label.replace(" ", "-"),
+            poll=tail.poll,
+        )
+    outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
+    ledger.commit("model", wanted, outputs, Tally.zero())
+    return job.model_folder
+
+
+def train_here(config: dict[str, Any]) -> None:
+    """What a training process runs."""
+    train(TrainJob.model_validate(config["job"]))
+
+
+class Tail:
+    """Follows a training's log and moves its progress line."""
+
+    def __init__(self, path: Path, line: Line):
+        self.path, self.line = path, line
+
+    def poll(self) -> None:
+        """Show the newest line of the log, if there is one."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_bytes().splitlines()
+        if not lines or not lines[-1].endswith(b"}"):
+            return
+        newest = json.loads(lines[-1])
+        losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
+        self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
+
+
+def pretrain(session: Session, config: PretrainConfig, out: Path, show: Progress) -> Path:
+    """Run a pretraining recipe in a run folder; returns the folder of the model."""
+    architecture = read_architecture(config.model, config.train.image_size)
+    check_objectives(architecture, config.train, config.model)
+    plan = config.model_dump(mode="json", exclude={"resources"})
+    run = Run.open(out, configs.to_yaml(config), plan)
+    job = TrainJob(
+        out=run.path("pretrain").absolute(),
+        architecture=architecture,
+        start=config.start.absolute() if config.start else None,
+        tokenizer=config.tokenizer,
+        sources=absolute(config.data),
+        train=config.train,
+        seed=config.seed,
+    )
+    return run_training(session, job, config.resources, show, "pretrain")
+
+
+def absolute(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Sources with every shard named in full: a worker may start in another folder."""
+    found = []
+    for source in sources:
+        urls = tuple(shards.expand(source.shards))
+        if not urls:
+            raise RunError(f"{source.shards}: no shards there")
+        found.append(source.model_copy(update={"shards": urls}))
+    return tuple(found)

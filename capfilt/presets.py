@@ -1,0 +1,54 @@
+"""Finds the YAML presets by name: `find("models", "blip/base")`, in an installed wheel or in a checkout.
+
+The wheel carries the shelves inside the package (deploy/ship.py); a checkout has them beside it. Only the
+standard library is imported here, so that a wheel can be asked for its presets with nothing else installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from capfilt.errors import RecipeError, did_you_mean
+
+Shelf = Literal["models", "pipelines"]
+
+PACKED = Path(__file__).parent / "_presets"
+CHECKOUT = Path(__file__).parent.parent
+
+
+def find(shelf: Shelf, name: str | Path, within: str = "") -> Path:
+    """Return the path of a preset, or of the YAML file that `name` itself points at.
+
+    `find("pipelines", "demo", within="bootstrap")` takes "demo" for "bootstrap/demo" if there is no "demo".
+    Raises RecipeError for a name that is on no shelf, with the names that are.
+    """
+    text = str(name)
+    if text.endswith((".yaml", ".yml")):
+        if not Path(text).is_file():
+            raise RecipeError(f"there is no file {text}; give a YAML file that exists or a preset name.")
+        return Path(text)
+    known = names(shelf)
+    for candidate in (text, f"{within}/{text}"):
+        if candidate in known:
+            return _root(shelf) / f"{candidate}.yaml"
+    listed = [entry for entry in known if within and entry.startswith(f"{within}/")] or known
+    raise RecipeError(
+        f"there is no preset {text!r} in {shelf}/.{did_you_mean(text, listed)}"
+        f" There are: {', '.join(listed) or 'none'}. A path to a .yaml file works too."
+    )
+
+
+def names(shelf: Shelf) -> list[str]:
+    """List every preset of a shelf, sorted: ["blip/base", "blip/tiny", ...]."""
+    root = _root(shelf)
+    return sorted(file.relative_to(root).with_suffix("").as_posix() for file in root.rglob("*.yaml"))
+
+
+def _root(shelf: Shelf) -> Path:
+    assert shelf in get_args(Shelf), shelf
+    packed = PACKED / shelf
+    # In site-packages a neighbour called models/ is somebody else's: beside the package counts in a checkout.
+    if packed.is_dir() or not (CHECKOUT / "pyproject.toml").is_file():
+        return packed
+    return CHECKOUT / shelf

@@ -1,0 +1,225 @@
+"""The ledger: one completion file a shard, which is the commit, and the atomic writes it rests on.
+
+A rerun trusts a completion only where its fingerprint is the wanted one and its outputs lie there with the
+recorded sizes; everything else is done again, which costs time and never truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from capfilt.errors import RunError
+from capfilt.reports.tally import Tally
+
+PART = ".capfilt-part-"
+"""How the name of every temporary file begins; a folder with only such files counts as empty."""
+
+_ABANDONED = 24 * 3600  # seconds after which another host's temporary file is taken for a dead one's
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears at `path` whole or not at all, whatever kills the process; two fsyncs.
+
+    The bytes go to a sibling with a name of its own, so two workers on one shard cannot mix theirs. Leave the
+    file open: it is then flushed, synced, renamed and its folder synced, or removed if the block raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sweep(folder: Path) -> int:
+    """Remove what killed writers left under `folder` and return how many files that were.
+
+    A file of this host goes when its process is gone, one of another host when it is a day old.
+    """
+    here, num_removed = socket.gethostname(), 0
+    for parent, _, names in os.walk(folder):
+        for part in (Path(parent, name) for name in names if name.startswith(PART)):
+            host, pid, _ = part.name.removeprefix(PART).rsplit("-", 2)
+            if not _alive(int(pid)) if host == here else _old(part):
+                part.unlink(missing_ok=True)
+                num_removed += 1
+    return num_removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 asks and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
+
+
+def _old(part: Path) -> bool:
+    try:
+        return time.time() - part.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:  # its writer has just renamed it
+        return False
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write `obj` atomically, keys sorted, indent 1; RunError for NaN and infinity, which JSON lacks."""
+    try:
+        text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise RunError(
+            f"{path} would hold a figure that is no number ({error}); leave such figures out."
+        ) from error
+    with atomic(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the sha256 of the parts' canonical JSON; a part is anything JSON can hold."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a shard's job wrote; `path` is relative to the ledger's folder, so a run may be moved."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The record of one shard that is done."""
+
+    shard: str
+    fingerprint: str
+    outputs: tuple[Output, ...]
+    tally: Tally
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, for json.dumps."""
+        outputs = [{"path": o.path, "bytes": o.bytes, "sha256": o.sha256} for o in self.outputs]
+        head = {"shard": self.shard, "fingerprint": self.fingerprint, "outputs": outputs}
+        return {**head, "tally": self.tally.to_json()}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> Completion:
+        """Read what `to_json` wrote; RunError for anything else."""
+        try:
+            outputs = tuple(Output(str(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"])
+            return cls(str(obj["shard"]), str(obj["fingerprint"]), outputs, Tally.from_json(obj["tally"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"this is no completion ({error!r}); delete it and run the stage again."
+            ) from error
+
+
+class Ledger:
+    """The completions of one stage: `folder/ledger/STAGE/SHARD.json`, one a shard."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder = folder
+        self.stage = stage
+        self.path = folder / "ledger" / stage
+
+    def completion(self, shard: str, fingerprint: str) -> Completion | None:
+        """Return the shard's completion if it can be trusted, else None: the shard is to be done (again)."""
+        path = self._file(shard)
+        if not path.is_file():
+            return None
+        try:
+            found = _read(path)
+        except RunError:  # torn by a disk, not by a kill; doing the shard again mends it
+            return None
+        return found if found.fingerprint == fingerprint and not self.doubt(found) else None
+
+    def commit(self, shard: str, fingerprint: str, outputs: Sequence[Path], tally: Tally) -> Completion:
+        """Record that the shard is done; `outputs` are in place already. Writing this one file is the commit.
+
+        Raises RunError, naming the shard, for a tally that is not balanced or an output that is not there.
+        """
+        if imbalance := tally.imbalance():
+            raise RunError(
+                f"{self.stage}, shard {shard}: {imbalance}. Every input must end as kept, dropped or failed;"
+                " nothing was committed. This is a bug, please report it."
+            )
+        recorded = tuple(self._output(shard, path) for path in outputs)
+        done = Completion(shard, fingerprint, recorded, tally)
+        write_json(self._file(shard), done.to_json())
+        return done
+
+    def completions(self) -> Iterator[Completion]:
+        """Yield every completion in the order of shard names; RunError for a file that cannot be read."""
+        for path in sorted(self.path.glob("*.json")):
+            yield _read(path)
+
+    def total(self) -> Tally:
+        """Add up the tallies of all completions."""
+        return sum((done.tally for done in self.completions()), Tally.zero())
+
+    def doubt(self, done: Completion, hashes: bool = False) -> str:
+        """Say why the outputs of a completion do not hold, or "". `hashes` reads every byte of them."""
+        for output in done.outputs:
+            path = self.folder / output.path
+            if not path.is_file():
+                return f"{path} is not there"
+            if (size := path.stat().st_size) != output.bytes:
+                return f"{path} has {size} bytes, {output.bytes} were committed"
+            if hashes and sha256_file(path) != output.sha256:
+                return f"{path} does not have the bytes that were committed"
+        return ""
+
+    def _output(self, shard: str, path: Path) -> Output:
+        try:
+            relative = path.resolve().relative_to(self.folder.resolve())
+            return Output(relative.as_posix(), path.stat().st_size, sha256_file(path))
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.stage}, shard {shard}: {path} was to be committed and is not there."
+            ) from None
+        except ValueError:
+            raise RunError(f"{self.stage}, shard {shard}: {path} lies outside {self.folder}.") from None
+
+    def _file(self, shard: str) -> Path:
+        if not shard or shard.startswith(".") or "/" in shard or "\0" in shard:
+            raise RunError(
+                f"a shard cannot be called {shard!r}: its name becomes a file name. Rename the shard."
+            )
+        return self.path / f"{shard}.json"
+
+
+def _read(path: Path) -> Completion:
+    try:
+        return Completion.from_json(json.loads(path.read_bytes()))
+    except (json.JSONDecodeError, UnicodeDecodeError, RunError) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it and run the stage again.") from error

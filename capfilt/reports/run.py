@@ -1,0 +1,181 @@
+"""The run folder: what was planned, what is in it already, what was logged.
+
+plan.json is written before anything else and is what makes a folder a run: one that was killed before that
+holds nothing and is opened as new.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from capfilt.errors import RunError
+from capfilt.reports.ledger import PART, atomic, sweep, write_json
+
+MIN_FREE_BYTES = 100_000_000
+_SHOWN = 5  # changed keys named in the refusal of another plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder; `resumed` tells whether it was one before."""
+
+    folder: Path
+    plan: dict[str, Any]
+    resumed: bool
+
+    @classmethod
+    def open(
+        cls, out: Path, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES
+    ) -> Run:
+        """Create the run folder, or take up the one that has the same plan.
+
+        `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
+        Raises RunError for another plan (naming what changed), for a folder that holds something else, and
+        where less than `min_free_bytes` are free.
+        """
+        wanted = json.loads(json.dumps(plan))
+        try:
+            _check_space(out, min_free_bytes)
+            out.mkdir(parents=True, exist_ok=True)
+            sweep(out)
+            resumed = (out / "plan.json").is_file()
+            if resumed:
+                _check_plan(out, wanted)
+            else:
+                _check_empty(out)
+                write_json(out / "plan.json", wanted)
+            recipe = out / "recipe.yaml"
+            # Compared, not assumed: a kill may have fallen between the two files.
+            if not recipe.is_file() or recipe.read_bytes() != recipe_yaml.encode():
+                with atomic(recipe) as file:
+                    file.write(recipe_yaml.encode())
+            _mend_log(out / "log.jsonl")
+        except OSError as error:
+            raise RunError(f"the run folder {out} cannot be used: {error}; choose another --out.") from error
+        return cls(out, wanted, resumed)
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Take up an existing run folder to look at it; nothing in it is touched."""
+        if not (folder / "plan.json").is_file():
+            raise RunError(
+                f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out."
+            )
+        return cls(folder, _read_plan(folder), resumed=True)
+
+    def path(self, *parts: str) -> Path:
+        """Return the path of something in the run folder, there or not."""
+        return self.folder.joinpath(*parts)
+
+    def round(self, r: int) -> Path:
+        """Return the folder of round `r`, created."""
+        folder = self.folder / f"round-{r}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to log.jsonl: when, what, and the fields.
+
+        A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf".
+        """
+        line = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        # One write to a file opened for appending: lines of several processes do not mix.
+        with (self.folder / "log.jsonl").open("ab", buffering=0) as file:
+            file.write(json.dumps(_plain(line), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json; a figure that was not measured is left out by the caller, never 0."""
+        write_json(self.folder / "summary.json", dict(summary))
+
+
+def _check_space(out: Path, min_free_bytes: int) -> None:
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < min_free_bytes:
+        raise RunError(
+            f"{free / 1e6:.0f} MB are free for {out}, a run needs at least {min_free_bytes / 1e6:.0f} MB;"
+            " free some space or choose another --out."
+        )
+
+
+def _check_empty(out: Path) -> None:
+    held = sorted(e.name for e in out.iterdir() if e.name != "recipe.yaml" and not e.name.startswith(PART))
+    if held:
+        what = f"{held[0]!r} and more" if held[1:] else repr(held[0])
+        raise RunError(
+            f"{out} holds {what} but no plan.json, so it is no run folder; choose another --out, or empty it."
+        )
+
+
+def _check_plan(out: Path, wanted: dict[str, Any]) -> None:
+    changes = list(islice(_changes(_read_plan(out), wanted), 1000))
+    if changes:
+        more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
+        raise RunError(
+            f"{out} was planned otherwise: {'; '.join(changes[:_SHOWN])}{more}."
+            " Use another --out, or go back to what was planned."
+        )
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads((folder / "plan.json").read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{folder / 'plan.json'} cannot be read ({error}); use another --out.") from error
+    if not isinstance(plan, dict):
+        raise RunError(f"{folder / 'plan.json'} is no plan but a {type(plan).__name__}; use another --out.")
+    return plan
+
+
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Yield "a.b: old -> new" for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            inner = f"{key}.{name}" if key else name
+            if name in old and name in new:
+                yield from _changes(old[name], new[name], inner)
+            else:
+                yield f"{inner}: {_short(old[name]) if name in old else 'absent'} -> " + (
+                    _short(new[name]) if name in new else "absent"
+                )
+    elif isinstance(old, list) and isinstance(new, list) and len(old) != len(new):
+        yield f"{key}: {len(old)} items -> {len(new)} items"
+    elif isinstance(old, list) and isinstance(new, list):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _changes(*pair, f"{key}[{index}]")
+    elif type(old) is not type(new) or old != new:
+        yield f"{key}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _mend_log(log: Path) -> None:
+    """End a line that a kill cut short, or the next one would be lost with it."""
+    if not log.is_file() or log.stat().st_size == 0:
+        return
+    with log.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -1,0 +1,107 @@
+"""Counters that add, and the balance they must keep: in = kept + dropped + failed.
+
+The counters may be filled in place, `tally.samples["in"] += 1`; frozen only means that none is swapped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from capfilt.errors import RunError
+
+SAMPLES = ("in", "kept", "dropped", "failed")
+TEXTS = ("in", "kept", "dropped")
+
+
+def _no_texts() -> dict[str, Counter[str]]:
+    return {key: Counter() for key in TEXTS}
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of a set of samples and of their texts.
+
+    `texts["in"]` and `texts["kept"]` count by source, `texts["dropped"]` by "source: reason", `failed` by
+    reason. The texts of a failed sample are not counted. Reasons come from a small set: they are keys.
+    """
+
+    samples: Counter[str] = field(default_factory=Counter)
+    texts: dict[str, Counter[str]] = field(default_factory=_no_texts)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def zero(cls) -> Tally:
+        """Return an empty tally, the start of `sum(tallies, Tally.zero())`."""
+        return cls()
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            samples=_add(self.samples, other.samples),
+            texts={key: _add(self.texts[key], other.texts[key]) for key in TEXTS},
+            failed=_add(self.failed, other.failed),
+        )
+
+    def balanced(self) -> bool:
+        """Tell whether every sample and every text that came in is accounted for."""
+        return not self.imbalance()
+
+    def imbalance(self) -> str:
+        """Say what does not add up, or "" where all of it does.
+
+        Texts balance for each source on its own: a synthetic text cannot make up for a lost web text.
+        """
+        counters = {"samples": self.samples, "failed": self.failed, **self.texts}
+        if unknown := [*(set(self.samples) - set(SAMPLES)), *(set(self.texts) - set(TEXTS))]:
+            return f"unknown counters {sorted(unknown)}"
+        if negative := [name for name, counter in counters.items() if min(counter.values(), default=0) < 0]:
+            return f"negative counts in {negative}"
+        num = {key: self.samples[key] for key in SAMPLES}
+        if num["in"] != num["kept"] + num["dropped"] + num["failed"]:
+            return "samples: {in} in, but {kept} kept + {dropped} dropped + {failed} failed".format(**num)
+        if num["failed"] != self.failed.total():
+            return f"samples: {num['failed']} failed, but {self.failed.total()} reasons"
+        dropped: Counter[str] = Counter()
+        for key, count in self.texts["dropped"].items():
+            dropped[key.partition(": ")[0]] += count
+        for source in sorted({*self.texts["in"], *self.texts["kept"], *dropped}):
+            came, kept, gone = self.texts["in"][source], self.texts["kept"][source], dropped[source]
+            if came != kept + gone:
+                return f"{source} texts: {came} in, but {kept} kept + {gone} dropped"
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, for json.dumps."""
+        return {
+            "samples": {key: self.samples[key] for key in SAMPLES},
+            "texts": {key: dict(self.texts[key]) for key in TEXTS},
+            "failed": dict(self.failed),
+        }
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> Tally:
+        """Read what `to_json` wrote; RunError for anything else."""
+        try:
+            return cls(
+                samples=_counter(obj["samples"]),
+                texts={key: _counter(obj["texts"][key]) for key in TEXTS},
+                failed=_counter(obj["failed"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"this is no tally ({error!r}): {str(obj)[:80]}; run the stage again.") from error
+
+
+def _add(a: Counter[str], b: Counter[str]) -> Counter[str]:
+    # Counter's own + drops what is not positive, which would hide a miscount.
+    total = Counter(a)
+    total.update(b)
+    return total
+
+
+def _counter(counts: Mapping[str, Any]) -> Counter[str]:
+    for name, count in counts.items():
+        if type(count) is not int:
+            raise TypeError(f"{name} is {count!r}")
+    return Counter(dict(counts))

@@ -1,0 +1,1 @@
+"""How models learn: the loop, its optimizer, its processes and its checkpoints."""

@@ -1,0 +1,51 @@
+"""The state of a training run on disk, so that a killed run goes on where it was.
+
+One file, replaced atomically, holds the learner (model, momentum copy, queues), the optimizer and the number of steps done. Nothing else
+is needed: the order of the data and every random draw of a step are functions of the seed and the step. A run that ended leaves the
+model alone (`models/weights.py`).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from capfilt.errors import ModelError
+from capfilt.reports.ledger import atomic
+
+STATE = "state.pt"
+
+
+def save(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, identity: str) -> None:
+    """Write the state after `step` steps; `identity` says which training it belongs to."""
+    state = {
+        "identity": identity,
+        "step": step,
+        "learner": learner.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with atomic(folder / STATE) as file:
+        file.write(buffer.getbuffer())
+
+
+def resume(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
+    """Load the newest state, if there is one, and return the number of steps done."""
+    path = folder / STATE
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["identity"] != identity:
+        raise ModelError(f"{path} belongs to another training (model, data or settings differ); use another folder")
+    learner.load_state_dict(state["learner"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def discard(folder: Path) -> None:
+    """Remove the state of a training that ended."""
+    (folder / STATE).unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+"""The training loop: the same for pretraining and for fine-tuning captioner and filter; only the job differs.
+
+A job is a frozen config that any process can be handed. Draws inside a step come from (seed, step, rank), so a resumed run repeats nothing
+and ends with the same weights as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from capfilt.config import Config, digest
+from capfilt.data.loader import Batch, Loader, LoaderConfig, Source
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
+from capfilt.errors import ModelError
+from capfilt.models import weights
+from capfilt.models.blip import Blip, BlipConfig
+from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.training import checkpoint, parallel
+from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+LOG = "log.jsonl"
+
+
+class TrainConfig(Config):
+    """How long and how a model is trained."""
+
+    steps: int = Field(ge=1)
+    image_size: int | None = Field(default=None, ge=1)
+    """Picture size other than the architecture's: BLIP pretrains at 224 and fine-tunes at 384."""
+    loader: LoaderConfig = LoaderConfig()
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision = "auto"
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two states on disk: what a kill costs at most."""
+    log_every: int = Field(default=20, ge=1)
+
+
+class TrainJob(Config):
+    """Everything that a training process needs to know."""
+
+    out: Path
+    """Its folder: `log.jsonl`, `state.pt` while it runs, and in the end the model in `checkpoint/`."""
+    architecture: BlipConfig
+    start: Path | None = None
+    """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
+    tokenizer: str
+    sources: tuple[Source, ...] = Field(min_length=1)
+    train: TrainConfig
+    seed: int = 0
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the finished model lies."""
+        return self.out / "checkpoint"
+
+
+def train(job: TrainJob) -> None:
+    """Train to the end, from the newest state if there is one, and leave the model in its folder."""
+    device = pick_device()
+    tokenizer = Tokenizer.load(job.tokenizer)
+    model = initial_model(job, len(tokenizer))
+    learner = Learner(model, job.train.objectives).to(device)
+    optimizer = make_optimizer(learner, job.train.optimizer)
+    job.out.mkdir(parents=True, exist_ok=True)
+    done = checkpoint.resume(job.out, learner, optimizer, digest(job))
+    batches = Loader(
+        job.sources,
+        job.train.loader,
+        tokenizer,
+        job.architecture.vision.image_size,
+        job.seed,
+        parallel.rank(),
+        parallel.ranks(),
+    ).batches(start=done)
+    run_steps(job, learner, optimizer, batches, done, device)
+    if parallel.rank() == 0:
+        tokenizer.save(job.model_folder)
+        weights.save(model, job.model_folder)
+        checkpoint.discard(job.out)
+    parallel.barrier()
+
+
+def initial_model(job: TrainJob, vocabulary: int) -> Blip:
+    """The model before its first step: fresh from the seed, or from a folder."""
+    wanted = job.architecture.text.vocab_size
+    if vocabulary > wanted:
+        raise ModelError(
+            f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: set text.vocab_size={vocabulary}"
+        )
+    torch.manual_seed(draw(job.seed, "weights"))
+    if job.start is None:
+        return Blip(job.architecture)
+    return weights.load(
+        job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size
+    )
+
+
+def run_steps(
+    job: TrainJob,
+    learner: Learner,
+    optimizer: torch.optim.AdamW,
+    batches: Iterator[Batch],
+    done: int,
+    device: torch.device,
+) -> None:
+    """Steps `done` .. `steps`; logs means every `log_every`, saves the state every `checkpoint_every`."""
+    config = job.train
+    wrapped = parallel.wrap(learner, device).train()
+    dtype = pick_dtype(config.precision, device)
+    log = StepLog(job.out / LOG, config)
+    for step in range(done, config.steps):
+        with log.waiting():
+            batch = next(batches)
+        torch.manual_seed(draw(job.seed, "step", step, parallel.rank()))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, config.steps)
+        with autocast(device, dtype):
+            tensors = (x.to(device, non_blocking=True) for x in (batch.images, batch.ids, batch.mask, batch.groups))
+            losses, figures = wrapped(*tensors, progress=step / config.steps)
+            total = learner.total(losses)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if config.optimizer.clip:
+            torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.optimizer.clip)
+        optimizer.step()
+        log.add(step, losses | figures, batch.unreadable, optimizer.param_groups[0]["lr"])
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps and parallel.rank() == 0:
+            checkpoint.save(job.out, learner, optimizer, step + 1, digest(job))
+
+
+def draw(*parts: object) -> int:
+    """A 63-bit number from its arguments: the seed of whatever they name."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+class StepLog:
+    """Means of the losses, one JSON line every `log_every` steps, written by rank 0."""
+
+    def __init__(self, path: Path, config: TrainConfig):
+        self.path, self.config = path, config
+        self.sums: dict[str, Tensor] = {}
+        self.count = self.unreadable = 0
+        self.since = time.perf_counter()
+        self.waited = 0.0
+
+    @property
+    def _clock(self) -> float:
+        return time.perf_counter()
+
+    def waiting(self) -> _Wait:
+        """Time what happens inside as waiting for data."""
+        return _Wait(self)
+
+    def add(self, step: int, figures: dict[str, Tensor], unreadable: int, lr: float) -> None:
+        """Add one step; write a line when it is due. Figures stay on the device until then."""
+        for name, value in figures.items():
+            value = value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+        self.unreadable += unreadable
+        if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
+            self._write(step + 1, lr)
+
+    def _write(self, step: int, lr: float) -> None:
+        seconds = self._clock - self.since
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise ModelError(f"a loss is not finite near step {step}: {means}; lower optimizer.lr or set optimizer.clip")
+        line = {
+            "step": step,
+            "steps": self.config.steps,
+            **{name: round(value, 5) for name, value in means.items()},
+            "lr": lr,
+            "samples_per_second": round(self.count * self.config.loader.batch_size / seconds, 1),
+            "data_wait": round(self.waited / seconds, 4),
+            "unreadable": self.unreadable,
+        }
+        if parallel.rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self.sums, self.count, self.unreadable = {}, 0, 0
+        self.since, self.waited = self._clock, 0.0
+
+
+class _Wait:
+    """A stopwatch around the loader."""
+
+    def __init__(self, log: StepLog):
+        self.log = log
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.log.waited += time.perf_counter() - self.start

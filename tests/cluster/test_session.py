@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from capfilt.cluster.session import Session, Trouble, connect, environment
+from capfilt.errors import ClusterError, DataError
+
+
+@pytest.mark.parametrize("address", ["http://host:8265", "https://host:8265", "cluster", "ray://", "host:"])
+def test_an_address_of_another_kind_is_refused_with_what_is_allowed(address: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(repr(address))) as caught:
+        connect(address)
+    assert 'Allowed: "local"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cores_are_only_given_to_a_ray_that_is_started() -> None:
+    with pytest.raises(ClusterError, match="its own cores"):
+        connect("auto", cpus=2)
+    with pytest.raises(ClusterError, match="1 or more"):
+        connect("start", cpus=0)
+
+
+def test_a_local_session_has_no_ray() -> None:
+    code = (
+        "import sys; from capfilt.cluster.session import connect; import capfilt.cluster.train\n"
+        "with connect('local') as session: assert session.local and session.fits(8) == 1\n"
+        "sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_started_ray_has_the_cores_asked_for(ray_session: Session) -> None:
+    assert ray_session.owned
+    assert ray_session.fits(cpus=1) == 2
+    assert ray_session.fits(cpus=0.1) == 20
+    assert ray_session.fits(cpus=3) == 0
+    assert ray_session.fits(cpus=1, gpus=512) == 0
+
+
+@pytest.mark.parametrize("address", ["start", "auto"])
+def test_a_ray_of_the_caller_is_used_and_left_running(ray_session: Session, address: str) -> None:
+    import ray
+
+    with connect(address) as session:
+        assert not session.owned
+        assert session.fits(cpus=1) == 2
+    session.close()
+    assert ray.is_initialized()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there_is_one_line_at_once(scheme: str) -> None:
+    code = (
+        "import socket; from capfilt.cluster.session import connect, ClusterError\n"
+        "with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]\n"
+        f"try: connect(f'{scheme}127.0.0.1:{{port}}')\n"
+        "except ClusterError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.stdout.startswith(f"No Ray cluster answers at '{scheme}127.0.0.1:"), done.stderr
+    assert "Connection refused" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_environment_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPFILT_SET", "theirs")
+    monkeypatch.delenv("CAPFILT_UNSET", raising=False)
+    with environment({"CAPFILT_SET": "ours", "CAPFILT_UNSET": "ours"}):
+        assert os.environ["CAPFILT_SET"] == "theirs"
+        assert os.environ["CAPFILT_UNSET"] == "ours"
+    assert os.environ["CAPFILT_SET"] == "theirs"
+    assert "CAPFILT_UNSET" not in os.environ
+
+
+def test_trouble_keeps_a_refusal_and_names_an_accident() -> None:
+    refusal = Trouble.of(DataError("a torn tar")).as_error("annotate")
+    assert type(refusal) is DataError
+    assert str(refusal) == "a torn tar"
+    accident = Trouble.of(KeyError("x")).as_error("annotate")
+    assert type(accident) is ClusterError
+    assert str(accident) == "annotate: KeyError: 'x'"
+    assert "KeyError" in accident.__notes__[0]

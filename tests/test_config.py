@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capfilt import config, presets
+from capfilt.config import Config
+from capfilt.errors import CapfiltError, RecipeError
+
+
+class Optimizer(Config):
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Linear(Config):
+    kind: Literal["linear"] = "linear"
+    steps: int = 1
+
+
+class Cosine(Config):
+    kind: Literal["cosine"] = "cosine"
+    warmup: int = 1
+
+
+class Recipe(Config):
+    name: str
+    optimizer: Optimizer = Optimizer()
+    schedule: Annotated[Linear | Cosine, pydantic.Field(discriminator="kind")] = Linear()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    stages: list[Optimizer] = []
+    by_name: dict[str, Optimizer] = {}
+    threshold: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _meets(self) -> Recipe:
+        if self.name == "unmeetable":
+            raise ValueError("a captioner needs a model that can decode; 'clip' cannot.")
+        return self
+
+
+class Model(Config):
+    shelf: ClassVar[presets.Shelf] = "models"
+    width: int
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path, *sets: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        config.read(path, Recipe, sets)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_yaml_becomes_a_frozen_config(tmp_path: Path) -> None:
+    got = config.read(write(tmp_path / "r.yaml", "name: a\noptimizer: {lr: 1e-4}\n"), Recipe)
+    assert got == Recipe(name="a", optimizer=Optimizer(lr=0.0001))
+    with pytest.raises(pydantic.ValidationError):
+        got.name = "b"  # type: ignore[misc]
+
+
+def test_numbers_with_exponents_are_numbers_and_quoted_ones_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.yaml", "a: 1e-4\nb: -2E+3\nc: '1e-4'\nd: .5e1\ne: e4\nf: 1.5e-3\n")
+    assert config._load(file) == {"a": 1e-4, "b": -2e3, "c": "1e-4", "d": 5.0, "e": "e4", "f": 1.5e-3}
+
+
+def test_extends_merges_one_level_deep(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "name: base\noptimizer: {lr: 0.1, betas: [0.5, 0.6]}\nstages: [{lr: 1}]\n")
+    child = write(tmp_path / "r.yaml", "extends: base.yaml\nname: child\noptimizer: {lr: 0.2}\nstages: []\n")
+    got = config.read(child, Recipe)
+    assert got == Recipe(name="child", optimizer=Optimizer(lr=0.2, betas=(0.5, 0.6)))
+
+
+def test_extends_takes_preset_names_of_the_kind_s_shelf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "PACKED", tmp_path)
+    write(tmp_path / "models/blip/base.yaml", "width: 768\n")
+    write(tmp_path / "pipelines/bootstrap/base.yaml", "name: base\nthreshold: 0.5\n")
+    by_name = write(tmp_path / "mine.yaml", "extends: blip/base\n")
+    assert config.read(by_name, Model) == Model(width=768)
+    sibling = write(tmp_path / "pipelines/bootstrap/demo.yaml", "extends: base\nname: demo\n")
+    assert config.read(sibling, Recipe) == Recipe(name="demo", threshold=0.5)
+    assert "no preset 'blip/base'" in refusal(by_name)
+
+
+def test_extends_of_an_extension_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "name: a\n")
+    write(tmp_path / "b.yaml", "extends: a.yaml\n")
+    assert "one level is allowed" in refusal(write(tmp_path / "c.yaml", "extends: b.yaml\n"))
+    assert "one preset name" in refusal(write(tmp_path / "d.yaml", "extends: [a.yaml, b.yaml]\n"))
+
+
+def test_set_overrides_with_yaml_values(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.yaml", "name: a\nthreshold: 0.5\n")
+    sets = ["optimizer.lr=1e-5", "stages=[{lr: 2}]", "threshold=", "by_name.x.lr=3", "name=a=b"]
+    got = config.read(file, Recipe, sets)
+    expected = {
+        "optimizer": Optimizer(lr=1e-5),
+        "stages": [Optimizer(lr=2)],
+        "by_name": {"x": Optimizer(lr=3)},
+    }
+    assert got == Recipe(name="a=b", threshold=None, **expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["lr", "=3", "a..b=3", ".a=3", "optimizer.lr=[1", "name.first=x"])
+def test_a_set_that_cannot_be_meant_is_refused(tmp_path: Path, bad: str) -> None:
+    assert "--set" in refusal(write(tmp_path / "r.yaml", "name: a\n"), bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nnmae: b", "unknown key 'nmae'. Did you mean 'name'? Allowed here: by_name, device,"),
+        (
+            "name: a\noptimizer: {lrr: 1}",
+            "unknown key 'optimizer.lrr'. Did you mean 'lr'? Allowed here: betas, lr.",
+        ),
+        ("name: a\nstages: [{}, {x: 1}]", "unknown key 'stages.1.x'. Allowed here: betas, lr."),
+        ("name: a\nby_name: {lr: {x: 1}}", "unknown key 'by_name.lr.x'. Allowed here: betas, lr."),
+        (
+            "name: a\nschedule: {kind: cosine, steps: 3}",
+            "unknown key 'schedule.steps'. Allowed here: kind, warmup.",
+        ),
+        ("device: cpu", "key 'name' is missing"),
+        (
+            "name: a\ndevice: cdua",
+            "'device' is 'cdua': Input should be 'auto', 'cpu' or 'cuda'. Did you mean 'cuda'?",
+        ),
+        ("name: a\noptimizer: {lr: fast}", "'optimizer.lr' is 'fast': Input should be a valid number"),
+        ("name: unmeetable", "the recipe: a captioner needs a model that can decode; 'clip' cannot."),
+        ("name: a\nschedule: {kind: cosin}", "Did you mean 'cosine'?"),
+        ("- a\n- b", "holds a list; a recipe is a mapping"),
+        ("name: [a", "is no YAML"),
+        ("name: a\nname: b", "key 'name' twice at line 2"),
+        ("name: !!python/object/apply:os.getcwd []", "is no YAML"),
+    ],
+)
+def test_errors_are_one_line_with_key_and_choice(tmp_path: Path, text: str, said: str) -> None:
+    message = refusal(write(tmp_path / "r.yaml", text))
+    assert said in message
+    assert "r.yaml" in message
+
+
+def test_many_faults_are_counted(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path / "r.yaml", "{a: 1, b: 1, c: 1, d: 1}"))
+    assert "(and 2 more)" in message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "there is no file" in refusal(tmp_path / "absent.yaml")
+    assert "cannot be read" in refusal(tmp_path)
+    binary = tmp_path / "b.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(binary)
+
+
+def test_an_error_of_a_validator_keeps_its_own_class(tmp_path: Path) -> None:
+    class Picky(Config):
+        @pydantic.model_validator(mode="after")
+        def _never(self) -> Any:
+            raise CapfiltError("never")
+
+    with pytest.raises(CapfiltError, match=r"^never$"):
+        config.read(write(tmp_path / "r.yaml", ""), Picky)
+
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
+NUMBER = st.floats(allow_nan=False)
+
+
+@given(name=TEXT | st.sampled_from(["1e-4", "no", "null", "1_0e5", "~", "0x1"]), lr=NUMBER, key=TEXT)
+def test_to_yaml_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, name: str, lr: float, key: str
+) -> None:
+    recipe = Recipe(name="x" + name, optimizer=Optimizer(lr=lr), by_name={key: Optimizer(betas=(lr, 0))})
+    again = config.read(write(tmp_path_factory.mktemp("y") / "r.yaml", config.to_yaml(recipe)), Recipe)
+    assert again == recipe
+    assert config.digest(again) == config.digest(recipe)
+    plain = Recipe(name=name)
+    if name != "unmeetable":
+        back = config.read(write(tmp_path_factory.mktemp("z") / "r.yaml", config.to_yaml(plain)), Recipe)
+        assert back == plain
+
+
+def test_to_yaml_keeps_the_order_of_the_fields() -> None:
+    lines = config.to_yaml(Recipe(name="a")).splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith((" ", "-"))] == list(
+        Recipe.model_fields
+    )
+
+
+def test_digest_tells_configs_apart(tmp_path: Path) -> None:
+    a = config.read(write(tmp_path / "a.yaml", "name: a\noptimizer: {lr: 1}\n"), Recipe)
+    b = config.read(write(tmp_path / "b.yaml", "optimizer:\n  lr: 1.0\nname: a  # same\n"), Recipe)
+    assert config.digest(a) == config.digest(b)
+    assert config.digest(a) != config.digest(Recipe(name="a"))
+    assert len(config.digest(a)) == 64
