@@ -27,9 +27,7 @@ _FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
 class Config(pydantic.BaseModel):
     """What every part's config is made from: frozen, and a key it does not know is an error."""
 
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
-    )
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     shelf: ClassVar[presets.Shelf] = "pipelines"
     """Where the names of `extends:` are looked up."""
@@ -49,12 +47,15 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
         tree = _merge(_parent(file, tree.pop("extends"), kind.shelf), tree)
     for assignment in sets:
         _set(tree, assignment)
-    try:
-        return kind.model_validate(tree)
-    except pydantic.ValidationError as error:
-        faults = [_explain(kind, tree, fault) for fault in error.errors(include_url=False)]
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise RecipeError(f"{file}: {' '.join(faults[:_SHOWN])}{more}") from None
+    return _validated(kind, tree, file)
+
+
+def build(kind: type[C], sets: Sequence[str] = ()) -> C:
+    """Make a `kind` from its defaults and "a.b=c" assignments alone. Raises RecipeError as `read` does."""
+    tree: dict[str, Any] = {}
+    for assignment in sets:
+        _set(tree, assignment)
+    return _validated(kind, tree, "--set")
 
 
 def to_yaml(config: Config) -> str:
@@ -69,6 +70,15 @@ def digest(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _validated(kind: type[C], tree: dict[str, Any], where: object) -> C:
+    try:
+        return kind.model_validate(tree)
+    except pydantic.ValidationError as error:
+        faults = [_explain(kind, tree, fault) for fault in error.errors(include_url=False)]
+        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise RecipeError(f"{where}: {' '.join(faults[:_SHOWN])}{more}") from None
+
+
 # ---- YAML ----
 
 
@@ -79,9 +89,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} twice", key.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -98,9 +106,7 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise RecipeError(
-            f"there is no file {file}; give a YAML file that exists or a preset name."
-        ) from None
+        raise RecipeError(f"there is no file {file}; give a YAML file that exists or a preset name.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file} cannot be read: {error}; give a readable YAML file in UTF-8.") from None
     except yaml.YAMLError as error:
@@ -108,9 +114,7 @@ def _load(file: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise RecipeError(
-            f"{file} holds a {type(tree).__name__}; a recipe is a mapping, `key: value` line by line."
-        )
+        raise RecipeError(f"{file} holds a {type(tree).__name__}; a recipe is a mapping, `key: value` line by line.")
     return tree
 
 
@@ -125,9 +129,7 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 def _parent(file: Path, name: object, shelf: presets.Shelf) -> dict[str, Any]:
     if not isinstance(name, str):
-        raise RecipeError(
-            f"{file}: 'extends' is {name!r}; it takes one preset name or the path of one .yaml file."
-        )
+        raise RecipeError(f"{file}: 'extends' is {name!r}; it takes one preset name or the path of one .yaml file.")
     relative = name.endswith((".yaml", ".yml"))
     parent = file.parent / name if relative else presets.find(shelf, name, within=file.parent.name)
     tree = _load(parent)
@@ -163,9 +165,7 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         node = node[key]
         if not isinstance(node, dict):
             inner = ".".join(parents[: depth + 1])
-            raise RecipeError(
-                f"--set {assignment!r}: {inner!r} is {node!r} and has no keys; set {inner!r} itself."
-            )
+            raise RecipeError(f"--set {assignment!r}: {inner!r} is {node!r} and has no keys; set {inner!r} itself.")
     node[last] = value
 
 
@@ -179,9 +179,7 @@ def _explain(kind: type[Config], tree: Any, fault: Any) -> str:
     context = fault.get("ctx", {})
     if fault["type"] == "extra_forbidden":
         allowed = _allowed(kind, place[:-1])
-        return (
-            f"unknown key {key!r}.{did_you_mean(str(place[-1]), allowed)} Allowed here: {', '.join(allowed)}."
-        )
+        return f"unknown key {key!r}.{did_you_mean(str(place[-1]), allowed)} Allowed here: {', '.join(allowed)}."
     if fault["type"] == "missing":
         return f"key {key!r} is missing; write it down."
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -243,7 +241,5 @@ def _is_model(spot: Any) -> bool:
 
 
 def _tags(model: type[pydantic.BaseModel]) -> set[Any]:
-    literals = [
-        get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal
-    ]
+    literals = [get_args(f.annotation) for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
     return {model.__name__, *(value for values in literals for value in values)}

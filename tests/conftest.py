@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,4 +15,37 @@ def shared_dir(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.rootpath.parent / "shared"
     if not folder.is_dir():
         pytest.skip("no folder of reference material beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_blip() -> Callable[..., Any]:
+    """Makes a BLIP of a few thousand weights that speaks the embedded world's language; text options by keyword."""
+    import torch
+
+    from capfilt.data.tokens import Tokenizer
+    from capfilt.models import Blip, BlipConfig
+    from capfilt.models.text import TextConfig
+    from capfilt.models.vision import VisionConfig
+
+    words = len(Tokenizer.load("world"))
+
+    def make(seed: int = 0, image_size: int = 16, **text: Any) -> Blip:
+        # Two widths, so that nothing fits where it does not belong; wide weights, so that outputs differ.
+        shape = {"depth": 2, "heads": 2, "hidden": 32, "init_std": 0.3}
+        options = {"vocab_size": words, "width": 16, "max_positions": 64, "dropout": 0.0, **shape, **text}
+        vision = VisionConfig(image_size=image_size, patch_size=8, width=24, **shape)
+        torch.manual_seed(seed)
+        return Blip(BlipConfig(vision=vision, text=TextConfig(**options), projection=8)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the embedded world's `human` split: three shards of 16 pictures, two captions each."""
+    from capfilt.data import world
+
+    folder = tmp_path_factory.mktemp("world")
+    world.write(world.WorldConfig(human=48, shard_size=16, captions=2), 0, folder, "human")
     return folder

@@ -82,9 +82,7 @@ def test_extends_merges_one_level_deep(tmp_path: Path) -> None:
     assert got == Recipe(name="child", optimizer=Optimizer(lr=0.2, betas=(0.5, 0.6)))
 
 
-def test_extends_takes_preset_names_of_the_kind_s_shelf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extends_takes_preset_names_of_the_kind_s_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "PACKED", tmp_path)
     write(tmp_path / "models/blip/base.yaml", "width: 768\n")
     write(tmp_path / "pipelines/bootstrap/base.yaml", "name: base\nthreshold: 0.5\n")
@@ -181,9 +179,7 @@ NUMBER = st.floats(allow_nan=False)
 
 
 @given(name=TEXT | st.sampled_from(["1e-4", "no", "null", "1_0e5", "~", "0x1"]), lr=NUMBER, key=TEXT)
-def test_to_yaml_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, name: str, lr: float, key: str
-) -> None:
+def test_to_yaml_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, name: str, lr: float, key: str) -> None:
     recipe = Recipe(name="x" + name, optimizer=Optimizer(lr=lr), by_name={key: Optimizer(betas=(lr, 0))})
     again = config.read(write(tmp_path_factory.mktemp("y") / "r.yaml", config.to_yaml(recipe)), Recipe)
     assert again == recipe
@@ -196,9 +192,7 @@ def test_to_yaml_reads_back_equal(
 
 def test_to_yaml_keeps_the_order_of_the_fields() -> None:
     lines = config.to_yaml(Recipe(name="a")).splitlines()
-    assert [line.split(":")[0] for line in lines if not line.startswith((" ", "-"))] == list(
-        Recipe.model_fields
-    )
+    assert [line.split(":")[0] for line in lines if not line.startswith((" ", "-"))] == list(Recipe.model_fields)
 
 
 def test_digest_tells_configs_apart(tmp_path: Path) -> None:

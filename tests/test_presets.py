@@ -84,7 +84,5 @@ def test_only_the_standard_library_is_imported() -> None:
         "print({m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - before)"
     )
     code = f"import sys; before = {{m.split('.')[0] for m in sys.modules}}; {code}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert done.stdout.strip() == "{'capfilt'}"

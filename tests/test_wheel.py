@@ -54,9 +54,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def site_packages(python: Path) -> Path:
-    return Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent).strip()
-    )
+    return Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent).strip())
 
 
 def test_only_capfilt_is_at_the_top(installed: Path) -> None:
@@ -92,10 +90,6 @@ def test_the_editable_checkout_finds_its_yaml_live_and_exposes_capfilt_alone(tmp
 
 def version() -> str:
     scope: dict[str, str] = {}
-    (line,) = [
-        li
-        for li in (CHECKOUT / "capfilt/__init__.py").read_text().splitlines()
-        if li.startswith("__version__")
-    ]
+    (line,) = [li for li in (CHECKOUT / "capfilt/__init__.py").read_text().splitlines() if li.startswith("__version__")]
     exec(line, scope)
     return scope["__version__"]

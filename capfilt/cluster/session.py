@@ -23,7 +23,7 @@ ALLOWED = '"local" (this process), "start" (a Ray of its own), "auto", "HOST:POR
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$")
 
 _QUIET = {
-    # No phone-home. With the dashboard off as well, this saves the process that would do it.
+    # No phone-home.
     "RAY_USAGE_STATS_ENABLED": "0",
     # A worker that asked for no GPU sees none. Unset, it sees all, and models move there.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
@@ -119,7 +119,7 @@ class Session:
 def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool = False) -> Session:
     """Open the place that `address` names; `cpus` bounds a Ray that is started here (all cores if None).
 
-    The dashboard is off because it takes a second to start and 200 MB to keep; it holds for "start" only.
+    `dashboard` holds for "start" only, and is off because it makes the start slower.
     Raises ClusterError for an address of another kind, and for a cluster that does not answer.
     """
     if address == "local":
@@ -158,8 +158,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 def _check(address: str, cpus: int | None) -> None:
     if address.startswith(("http://", "https://")):
         raise ClusterError(
-            f"The address {address!r} is a Ray dashboard, which takes whole jobs and no workers. "
-            f"Allowed: {ALLOWED}."
+            f"The address {address!r} is a Ray dashboard, which takes whole jobs and no workers. Allowed: {ALLOWED}."
         )
     if address not in ("start", "auto") and not _HOST_PORT.match(address.removeprefix("ray://")):
         raise ClusterError(f"The address {address!r} cannot be used. Allowed: {ALLOWED}.")
@@ -173,7 +172,7 @@ def _check(address: str, cpus: int | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens. Ray tries a closed port for two minutes, then ends the process."""
+    """Raise OSError where nobody listens. Ray itself still tries a closed port after 100 s."""
     if ":" in address:
         host, port = address.removeprefix("ray://").rsplit(":", 1)
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -186,7 +185,5 @@ def _one_line(text: str) -> str:
 def _no_answer(address: str, error: Exception) -> str:
     reason = _one_line(str(error)).rstrip(".") + "."
     if address == "start":
-        return (
-            f'Ray could not be started on this machine: {reason} Use the address "local" to work without it.'
-        )
+        return f'Ray could not be started on this machine: {reason} Use the address "local" to work without it.'
     return f'No Ray cluster answers at {address!r}: {reason} Start one, or use the address "start".'

@@ -209,7 +209,7 @@ def _trainer_kind(alone: bool) -> Any:
         return TorchTrainer
 
     class Lean(TorchTrainer):
-        """Starts two processes fewer, 4 seconds of a core: one serves Ray Datasets, of which there are none,
+        """Starts two processes fewer: one serves Ray Datasets, of which there are none,
         one outlives the controller to clear up after it, and here Ray itself ends with the driver.
 
         The method is Ray's own affair. Where a later Ray has none of that name, the start is slower again.

@@ -1,8 +1,8 @@
 """Batches of (image, text) pairs, streamed from shards in an order that is a function of the seed.
 
-Every text of an image is a row of its own (BLIP counts so: COCO's five captions are five rows). The position in the data is one
-number, the global rows taken so far: any number of ranks started at that row goes on with exactly the rows that come next.
-All ranks walk the same stream and decode only their own rows, so no rank starves when shards are few.
+Every text of an image is a row of its own (BLIP counts so: COCO's five captions are five rows). The position in the
+data is one number, the global rows taken so far: any number of ranks started at that row goes on with exactly the rows
+that come next. All ranks walk the same stream and decode only their own rows, so no rank starves when shards are few.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
                 if closed.is_set():
                     return
             put(None)
-        except BaseException as error:  # handed over, and raised where the batch was expected
+        except BaseException as error:  # noqa: BLE001 handed over, and raised where the batch was expected
             put(error)
 
     threading.Thread(target=work, daemon=True, name="loader").start()
@@ -203,5 +203,3 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
             yield item
     finally:
         closed.set()
-
-

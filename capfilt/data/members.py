@@ -166,9 +166,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _open(stream: IO[bytes]) -> tarfile.TarFile:
-    return tarfile.open(
-        fileobj=stream, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="backslashreplace"
-    )
+    return tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
 
 
 def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, key: str, extension: str) -> Member | None:

@@ -1,6 +1,7 @@
 """The policy: which texts are kept, decided from their scores alone, so that a new threshold needs no model.
 
-CapFilt filters the web text and the synthetic text of an image independently; an image may keep none, one or both (BLIP section 4.1).
+CapFilt filters the web text and the synthetic text of an image independently; an image may keep none, one or both
+(BLIP section 4.1).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class PolicyConfig(Config):
     score: Literal["itm", "itc"] = "itm"
     """itm = P(match); itc = cosine."""
     threshold: float | Literal["calibrated", "keep-rate"] = 0.5
-    """A number (the paper's is 0.5 on itm); "calibrated": set on human validation pairs; "keep-rate": a share is kept."""
+    """A number (the paper's is 0.5 on itm); "calibrated": set on human validation pairs; "keep-rate": a share is
+    kept."""
     recall: float = Field(default=0.8, gt=0, lt=1)
     """For "calibrated": the share of human validation pairs that must pass."""
     keep_rate: float = Field(default=0.5, gt=0, lt=1)

@@ -60,8 +60,4 @@ class Fault:
 
 
 def _is_caption(entry: object) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("text"), str)
-        and isinstance(entry.get("source"), str)
-    )
+    return isinstance(entry, dict) and isinstance(entry.get("text"), str) and isinstance(entry.get("source"), str)

@@ -115,6 +115,11 @@ def stat(url: str) -> dict[str, Any]:
     return {"name": name(url), "size": info.get("size"), "version": version}
 
 
+def content(url: str) -> dict[str, Any]:
+    """As `stat`, for files that a run makes itself and may make again: without the time of writing."""
+    return {key: value for key, value in stat(url).items() if key != "version"}
+
+
 def write(path: Path | str, samples: Iterable[Sample]) -> int:
     """Write `samples` as a GNU tar, in the order given, under a temporary name until it is whole; return how
     many.
@@ -174,9 +179,7 @@ def _encode(sample: Sample) -> Iterator[tuple[str, bytes]]:
     except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(f"{sample.key}: its text or json cannot be written: {error}") from error
     if len(sample.image) > MAX_IMAGE or len(text) > MAX_TEXT or len(meta) > MAX_TEXT:
-        raise ShardError(
-            f"{sample.key}: too large; allowed are {MAX_IMAGE} bytes of image, {MAX_TEXT} of text or json"
-        )
+        raise ShardError(f"{sample.key}: too large; allowed are {MAX_IMAGE} bytes of image, {MAX_TEXT} of text or json")
     yield sample.extension, sample.image
     yield "txt", text
     yield "json", meta

@@ -6,9 +6,11 @@ transformers' BERT tokenizer would obey it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
@@ -44,9 +46,7 @@ class Tokenizer:
             twice = next(token for index, token in enumerate(vocab) if ids[token] != index)
             raise TextError(f"the vocabulary holds '{twice}' twice; every token stands for one id")
         if missing := [token for token in _NEEDED if token not in ids]:
-            raise TextError(
-                f"the vocabulary lacks {', '.join(missing)}; BERT's form needs {', '.join(_NEEDED)}"
-            )
+            raise TextError(f"the vocabulary lacks {', '.join(missing)}; BERT's form needs {', '.join(_NEEDED)}")
         for mark in _MARKS:
             ids.setdefault(mark, len(ids))
         self.vocab = tuple(ids)
@@ -60,7 +60,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """Load "world" (the built-in corpus), a folder that holds vocab.txt, or such a file.
+        """Load "world" (the built-in corpus), or the vocab.txt or tokenizer.json in a folder, beside a .pth, or itself.
 
         Raises:
             TextError: nothing of the kind at `source`.
@@ -69,14 +69,16 @@ class Tokenizer:
             from capfilt.data import world  # here, not above: only this one vocabulary needs the corpus
 
             return cls(world.vocabulary())
-        path = Path(source) / "vocab.txt" if Path(source).is_dir() else Path(source)
+        path = Path(source).parent if Path(source).suffix == ".pth" else Path(source)
+        if path.is_dir():
+            path = next((path / name for name in ("vocab.txt", "tokenizer.json") if (path / name).is_file()), path)
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, ValueError) as error:
+            text = path.read_text(encoding="utf-8")
+            return cls(_entries(json.loads(text)) if path.suffix == ".json" else text.removesuffix("\n").split("\n"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             hint = did_you_mean(str(source), ["world"])
-            allowed = "allowed are 'world', a folder with vocab.txt, such a file"
+            allowed = "allowed are 'world', a folder with BERT's vocab.txt or tokenizer.json, such a file"
             raise TextError(f"no vocabulary at '{source}'; {allowed}.{hint}") from error
-        return cls(lines[:-1] if lines[-1] == "" else lines)
 
     def save(self, folder: Path | str) -> Path:
         """Write `folder`/vocab.txt, the marks included; return its path."""
@@ -121,6 +123,14 @@ class Tokenizer:
         # worker.
         readable = _SURROGATE.sub("\ufffd", text[:MAX_CHARACTERS])
         return list(self._engine.encode(readable, add_special_tokens=False).ids)
+
+
+def _entries(tokenizer: dict[str, Any]) -> list[str]:
+    """The tokens of a `tokenizer.json` by their ids; transformers since 5 saves nothing else."""
+    ids = tokenizer["model"]["vocab"] | {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
+    if tokenizer["model"]["type"] != "WordPiece" or sorted(ids.values()) != list(range(len(ids))):
+        raise ValueError("not a WordPiece vocabulary without gaps")
+    return sorted(ids, key=ids.__getitem__)
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:

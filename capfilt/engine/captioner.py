@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from capfilt.data.tokens import Tokenizer
+from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, generate, uniforms
 from capfilt.models.blip import Blip
 
@@ -29,9 +30,12 @@ class Captioner:
         """Image tokens -> `captions` texts for each image; the same for the same (seed, round, uid) in any batch."""
         with torch.inference_mode():
             image = self.model.image_keys(tokens_BND, "decoder")
-        steps = self.config.max_length - len(self.prompt)
-        draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
-        draws_RS = torch.from_numpy(np.stack(draws)).to(tokens_BND.device)
-        rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS)
+        if self.config.method == "beam":
+            rows = beam_search(self.model, image, self.prompt, self.tokenizer.sep, self.config, self.captions)
+        else:
+            steps = self.config.max_length - len(self.prompt)
+            draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
+            draws_RS = torch.from_numpy(np.stack(draws)).to(tokens_BND.device)
+            rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS)
         texts = [self.tokenizer.decode(row) for row in rows]
         return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]

@@ -1,6 +1,7 @@
 """Writing texts token by token, with the image's keys projected once and the self-attention cached.
 
-A text's random draws are its own: they come from (seed, round, uid, candidate), never from a generator that a batch shares, so a
+A text's random draws are its own: they come from (seed, round, uid, candidate), never from a generator that a batch
+shares, so a
 caption does not depend on its neighbours, on the worker or on a retry.
 """
 
@@ -23,20 +24,28 @@ from capfilt.models.text import Cache
 class DecodeConfig(Config):
     """How a captioner writes. CapFilt: nucleus sampling with p = 0.9 (BLIP section 4.2)."""
 
-    method: Literal["nucleus", "greedy"] = "nucleus"
+    method: Literal["nucleus", "greedy", "beam"] = "nucleus"
+    """Nucleus draws, and writes other texts for other seeds; greedy and beam search give each image its one answer.
+    BLIP's figures for captioning are of beam search (section 5.2)."""
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus: draw from the smallest set of tokens whose probabilities reach this."""
     top_k: int = Field(default=0, ge=0)
     """Nucleus: at most so many tokens; 0 = no limit. (The public BLIP script has 50 here without saying so.)"""
     temperature: float = Field(default=1.0, gt=0)
+    beams: int = Field(default=3, ge=1)
+    """Beam search: how many texts of an image grow at a time, and how many it can be asked for at most."""
+    length_penalty: float = 1.0
+    """Beam search: a text's log-probability is divided by its length to this power; above 0, longer texts gain."""
     repetition_penalty: float = Field(default=1.0, ge=1)
-    """Divides the positive logits of tokens already written, multiplies the negative ones; 1 = none."""
+    """Divides the positive logits of tokens already there (the prompt's too), multiplies the negative ones; 1 = none.
+    (The public BLIP script has 1.1 here when it draws.)"""
     min_length: int = Field(default=5, ge=1)
     """Tokens of prompt and text before the text may end."""
     max_length: int = Field(default=30, ge=3)
     """Tokens of prompt and text at most, with [DEC]."""
     prompt: str = ""
-    """What the text begins with; not part of what is returned. Public captioners were fine-tuned with "a picture of "."""
+    """What the text begins with; not part of what is returned. Public captioners were fine-tuned with "a picture of
+    "."""
 
     @model_validator(mode="after")
     def _lengths(self) -> DecodeConfig:
@@ -54,7 +63,12 @@ def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np
 
 @torch.inference_mode()
 def generate(
-    model: Blip, image: list[KeysValues], prompt_P: list[int], end: int, config: DecodeConfig, draws_RS: Tensor
+    model: Blip,
+    image: list[KeysValues],
+    prompt_P: list[int],
+    end: int,
+    config: DecodeConfig,
+    draws_RS: Tensor,
 ) -> list[list[int]]:
     """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
 
@@ -62,16 +76,17 @@ def generate(
     """
     rows, steps = draws_RS.shape[0], config.max_length - len(prompt_P)
     device = draws_RS.device
+    prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     cache = Cache(model.config.text, rows, config.max_length, image[0][0])
-    newest = torch.tensor(prompt_P, device=device).expand(rows, -1)
+    newest = prompt
     for step in range(steps):
         logits = model.decode_step(newest, image, cache).float()
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
         if config.repetition_penalty != 1.0:
-            logits = penalise(logits, written[:, :step], config.repetition_penalty)
+            logits = penalise(logits, torch.cat([prompt, written[:, :step]], dim=1), config.repetition_penalty)
         token = choose(logits, config, draws_RS[:, step])
         written[:, step] = torch.where(ended, end, token)
         ended |= token == end
@@ -98,7 +113,7 @@ def choose(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
     return tokens.gather(1, index).squeeze(1)
 
 
-def penalise(logits_RV: Tensor, written_RS: Tensor, penalty: float) -> Tensor:
-    """Make tokens that a row has written less likely (Keskar et al. 2019, as in the public generators)."""
-    seen = logits_RV.gather(1, written_RS)
-    return logits_RV.scatter(1, written_RS, torch.where(seen > 0, seen / penalty, seen * penalty))
+def penalise(logits_RV: Tensor, before_RS: Tensor, penalty: float) -> Tensor:
+    """Make tokens that stand in a row already less likely (Keskar et al. 2019, as in the public generators)."""
+    seen = logits_RV.gather(1, before_RS)
+    return logits_RV.scatter(1, before_RS, torch.where(seen > 0, seen / penalty, seen * penalty))

@@ -18,9 +18,7 @@ def pick_device() -> torch.device:
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The format of matrix products: "auto" is bf16 where the device multiplies it fast, else fp32."""
     if precision == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        )
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 

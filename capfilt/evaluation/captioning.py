@@ -76,9 +76,7 @@ def bleu4(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dic
             offered[len(ngram) - 1] += count
     if not all(matched):
         return {"bleu4": 0.0}
-    log_precision = (
-        sum(math.log(hits / tries) for hits, tries in zip(matched, offered, strict=True)) / MAX_ORDER
-    )
+    log_precision = sum(math.log(hits / tries) for hits, tries in zip(matched, offered, strict=True)) / MAX_ORDER
     brevity = min(0.0, 1.0 - wanted_length / length)
     return {"bleu4": 100.0 * math.exp(log_precision + brevity)}
 
@@ -173,10 +171,6 @@ def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> No
         )
     for index, texts in enumerate(references):
         if isinstance(texts, str):
-            raise DataError(
-                f"the references of image {index} are one string; they must be a list, even of one text."
-            )
+            raise DataError(f"the references of image {index} are one string; they must be a list, even of one text.")
         if not texts:
-            raise DataError(
-                f"image {index} has no reference; give it at least one, or leave it out of the evaluation."
-            )
+            raise DataError(f"image {index} has no reference; give it at least one, or leave it out of the evaluation.")

@@ -1,4 +1,5 @@
-"""Puts a model before a held-out set and turns its answers into figures; the figures' formulas are in the modules beside this one."""
+"""Puts a model before a held-out set and turns its answers into figures; the figures' formulas are in the modules
+beside this one."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class HeldOut:
 
 @torch.inference_mode()
 def look(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
-    """Read a held-out set and encode its images. DataError when a picture of it cannot be read: figures would not compare."""
+    """Read a held-out set and encode its images. DataError when a picture of it cannot be read: figures would not
+    compare."""
     tokens, uids, texts = [], [], []
     for url in urls:
         for batch in pictures(url, batch_size, model.config.vision.image_size):
@@ -125,7 +127,8 @@ def calibrate(filter_: Filter, held: HeldOut, score: str, recall: float, batch_s
 
 
 def truths(urls: Sequence[str]) -> Iterator[tuple[str, bool, str]]:
-    """(uid, matches, kind) of the web text of every sample that says so. For evaluation only: nothing that trains or filters reads it."""
+    """(uid, matches, kind) of the web text of every sample that says so. For evaluation only: nothing that trains or
+    filters reads it."""
     for url in urls:
         for item in shards.read(url):
             meta = getattr(item, "meta", {})

@@ -120,9 +120,7 @@ def _auc(right: NDArray[np.float64], wrong: NDArray[np.float64]) -> float | None
     return int(twice_won) / (2 * right.size * wrong.size)
 
 
-def _auc_by_kind(
-    values: NDArray[np.float64], right: NDArray[np.bool_], kinds: NDArray[np.object_]
-) -> dict[str, float]:
+def _auc_by_kind(values: NDArray[np.float64], right: NDArray[np.bool_], kinds: NDArray[np.object_]) -> dict[str, float]:
     areas = {}
     for kind in sorted(set(kinds[~right])):
         area = _auc(values[right], values[~right & (kinds == kind)])
@@ -134,22 +132,16 @@ def _auc_by_kind(
 def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     values, right = _finite(scores), np.asarray(labels)
     if right.shape != values.shape:
-        raise DataError(
-            f"{values.size} scores but labels of shape {right.shape}; there must be one label a score."
-        )
+        raise DataError(f"{values.size} scores but labels of shape {right.shape}; there must be one label a score.")
     if right.size and not np.isin(right, (0, 1)).all():
-        raise DataError(
-            "labels hold more than true and false; give true for a right text, false for a wrong one."
-        )
+        raise DataError("labels hold more than true and false; give true for a right text, false for a wrong one.")
     return values, right.astype(np.bool_)
 
 
 def _finite(scores: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
-        raise DataError(
-            f"the filter's scores have shape {values.shape}; a list of one score a text is needed."
-        )
+        raise DataError(f"the filter's scores have shape {values.shape}; a list of one score a text is needed.")
     if np.isnan(values).any():
         raise ModelError(
             f"{np.count_nonzero(np.isnan(values))} of the filter's {values.size} scores are NaN; "

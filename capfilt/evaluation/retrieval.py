@@ -29,9 +29,7 @@ _BLOCK_CELLS = 1 << 24
 """Cells compared at once: COCO's 5,000 x 25,010 matrix must not grow several copies of itself."""
 
 
-def recalls(
-    scores_i2t_IT: Scores, image_of_text: Indices, scores_t2i_IT: Scores | None = None
-) -> dict[str, float]:
+def recalls(scores_i2t_IT: Scores, image_of_text: Indices, scores_t2i_IT: Scores | None = None) -> dict[str, float]:
     """Measure tr@1, tr@5, tr@10, ir@1, ir@5 and ir@10, in percent.
 
     tr@K is the share of images with at least one own caption among the K best of all texts; ir@K the share of
@@ -152,8 +150,7 @@ def _image_indices(forth_IT: Scores, back_IT: Scores, image_of_text: Indices) ->
     num_images, num_texts = forth_IT.shape
     if image_of_text.shape != (num_texts,):
         raise DataError(
-            f"image_of_text has shape {image_of_text.shape}; "
-            f"it must name one image for each of {num_texts} texts."
+            f"image_of_text has shape {image_of_text.shape}; it must name one image for each of {num_texts} texts."
         )
     if num_texts and not np.issubdtype(image_of_text.dtype, np.integer):
         raise DataError(
@@ -161,9 +158,7 @@ def _image_indices(forth_IT: Scores, back_IT: Scores, image_of_text: Indices) ->
         )
     outside = image_of_text[(image_of_text < 0) | (image_of_text >= num_images)]
     if outside.size:
-        raise DataError(
-            f"image_of_text names image {outside[0]}; the scores have images 0 to {num_images - 1}."
-        )
+        raise DataError(f"image_of_text names image {outside[0]}; the scores have images 0 to {num_images - 1}.")
     return image_of_text.astype(np.int64)
 
 

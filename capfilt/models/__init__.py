@@ -1,4 +1,7 @@
-"""Who looks and speaks: single-device, plain torch. A family is one file, one line in each table here, and its YAML shelf."""
+"""Who looks and speaks: single-device, plain torch.
+
+A family is one file, one line in each table here, and its YAML shelf.
+"""
 
 from __future__ import annotations
 

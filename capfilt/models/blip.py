@@ -1,8 +1,8 @@
 """BLIP's MED: a mixture of encoder and decoder (BLIP, section 3.1), with the heads that its three objectives need.
 
-Its verbs: encode_image, encode_text, fuse ([ENC]), decode ([DEC]), and the two projections into the space where cosines are taken.
-The model replaces the first token of a text itself, so that no caller can forget it ([ENC] for matching is what training used;
-several public inference scripts leave [CLS] there and score differently).
+Its verbs: encode_image, encode_text, fuse ([ENC]), decode ([DEC]), and the two projections into the space where
+cosines are taken. The model replaces the first token of a text itself, so that no caller can forget it ([ENC] for
+matching is what training used; several public inference scripts leave [CLS] there and score differently).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
@@ -29,6 +30,21 @@ class BlipConfig(Config):
     """Width of the space where images and texts are compared."""
     temperature: float = 0.07
     """Initial temperature of ITC; learned."""
+    itm_token: Literal["enc", "cls"] = "enc"
+    """What ITM reads a text behind. Training puts [ENC] there; BLIP's own ITM script and transformers leave [CLS],
+    which a checkpoint has never seen in that place and scores differently."""
+    answers: bool = False
+    """A question-answering model: its decoder looks at the question as the encoder fused it with the image, not at the
+    image, and it has no heads that compare."""
+
+    @model_validator(mode="after")
+    def _askable(self) -> BlipConfig:
+        if self.answers and self.vision.width != self.text.width:
+            raise ValueError(
+                f"a model that answers looks at images and at questions through one width, not {self.vision.width} "
+                f"and {self.text.width}"
+            )
+        return self
 
 
 class Blip(nn.Module):
@@ -39,7 +55,7 @@ class Blip(nn.Module):
         self.config = config
         self.vision = VisionTransformer(config.vision)
         self.text = TextTransformer(config.text, config.vision.width)
-        if "encoder" in config.text.roles:
+        if "encoder" in config.text.roles and not config.answers:
             self.image_projection = nn.Linear(config.vision.width, config.projection)
             self.text_projection = nn.Linear(config.text.width, config.projection)
             self.match_head = nn.Linear(config.text.width, 2)
@@ -70,16 +86,17 @@ class Blip(nn.Module):
         return states
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
-        """Image tokens -> unit vectors [B, projection]."""
-        return F.normalize(self.image_projection(tokens_BND[:, 0]), dim=-1)
+        """Image tokens -> unit vectors [B, projection], fp32 under autocast too."""
+        return F.normalize(self.image_projection(tokens_BND[:, 0]).float(), dim=-1)
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
-        """Text states -> unit vectors [B, projection]."""
-        return F.normalize(self.text_projection(states_BTD[:, 0]), dim=-1)
+        """Text states -> unit vectors [B, projection], fp32 under autocast too."""
+        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
         """Texts read beside images -> states [B, T, D]; rows that share an image are adjacent."""
-        ids_BT = replace_first(ids_BT, self.config.text.enc)
+        if self.config.itm_token == "enc":
+            ids_BT = replace_first(ids_BT, self.config.text.enc)
         states: Tensor = self.text(ids_BT, "encoder", mask_BT, image)
         return states
 
@@ -101,6 +118,8 @@ class Blip(nn.Module):
 
 def verbs(config: BlipConfig) -> frozenset[str]:
     """What a model of this architecture can be asked to do; known before anything is built."""
+    if config.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
+        return frozenset({"encode_image", "answer"})
     encoder = {"encode_text", "fuse"} if "encoder" in config.text.roles else set()
     decoder = {"decode"} if "decoder" in config.text.roles else set()
     return frozenset({"encode_image"} | encoder | decoder)

@@ -1,8 +1,8 @@
 """The pieces that several architectures are made of: attention, feed-forward, stochastic depth.
 
-Shape letters: B rows, T text positions, S source positions, N image tokens, D width, H heads, d = D / H.
-Keys and values are computed apart from the queries, because what is attended to (an image) is often shared by many rows
-(its candidate texts, their steps) and must then be projected once only.
+Keys and values are computed apart from the queries, because what is attended to (an image) is often shared by many
+rows (its candidate texts, their steps) and must then be projected once only. Shape letters: B rows, T text positions,
+S source positions, N image tokens, D width, H heads, d = D / H.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class FusedSelfAttention(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BND).chunk(3, dim=-1))
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        out: Tensor = self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return out
 
 
 class Attention(nn.Module):
@@ -70,7 +71,8 @@ class Attention(nn.Module):
         q = split_heads(self.query(x_BTD).view(B // groups, groups * T, D), self.heads)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, dropout_p=dropout)
-        return self.out(merge_heads(y).view(B, T, D))
+        out: Tensor = self.out(merge_heads(y).view(B, T, D))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -82,7 +84,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+        out: Tensor = self.down(F.gelu(self.up(x)))
+        return out
 
 
 class DropPath(nn.Module):

@@ -1,8 +1,8 @@
 """BLIP's text transformer: one stack that is text encoder, image-grounded encoder and image-grounded decoder.
 
-What the encoder and the decoder share is an option (BLIP, Table 3). The paper's choice shares all but self-attention: reading both ways
-and writing left to right want different self-attention, everything else is the same task. Sharing is by reference: a shared
-part exists once, so it is trained, averaged and saved once.
+What the encoder and the decoder share is an option (BLIP, Table 3). The paper's choice shares all but self-attention:
+reading both ways and writing left to right want different self-attention, everything else is the same task. Sharing
+is by reference: a shared part exists once, so it is trained, averaged and saved once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
+from capfilt.errors import ModelError
 from capfilt.models.layers import Attention, FeedForward, KeysValues
 
 Role = Literal["encoder", "decoder"]
@@ -90,8 +91,12 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids_BT: Tensor, start: int = 0) -> Tensor:
-        positions = self.positions.weight[start : start + ids_BT.shape[1]]
-        return self.dropout(self.norm(self.words(ids_BT) + positions))
+        end, most = start + ids_BT.shape[1], self.positions.num_embeddings
+        if end > most:  # slicing would give fewer positions, which may even broadcast
+            raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
+        positions = self.positions.weight[start:end]
+        out: Tensor = self.dropout(self.norm(self.words(ids_BT) + positions))
+        return out
 
 
 class Residual(nn.Module):
@@ -104,7 +109,8 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, *args: object) -> Tensor:
-        return self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
+        out: Tensor = self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
+        return out
 
 
 class Cache:
@@ -217,8 +223,8 @@ class TextTransformer(nn.Module):
     ) -> Tensor:
         """Ids [B, T] -> states [B, T, D].
 
-        `mask_BT` is 1 for text and 0 for padding. With `cache`, `ids_BT` are the newest positions only and all of the rows
-        are as long as the cache says (generation starts from prompts of one length).
+        `mask_BT` is 1 for text and 0 for padding. With `cache`, `ids_BT` are the newest positions only and all of
+        the rows are as long as the cache says (generation starts from prompts of one length).
         """
         start = cache.start if cache is not None else 0
         x_BTD: Tensor = self.embeddings.of(role)(ids_BT, start)
@@ -247,4 +253,3 @@ def self_attention_mask(ids_BT: Tensor, mask_BT: Tensor | None, causal: bool, st
         triangle = torch.ones(T, start + T, dtype=torch.bool, device=ids_BT.device).tril(start)[None, None]
         mask = triangle if mask is None else mask & triangle
     return mask
-

@@ -1,6 +1,7 @@
 """The vision transformer (ViT): a picture in, one token per patch and a [CLS] token out.
 
-As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm eps 1e-6, final norm.
+As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm with
+eps 1e-6, final norm.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class VisionConfig(Config):
     """Stochastic depth at the last block; grows linearly from 0."""
     layer_norm_eps: float = 1e-6
     init_std: float = 0.02
-    """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from 1 / sqrt(width)."""
+    """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from
+    1 / sqrt(width)."""
 
     @model_validator(mode="after")
     def _divisible(self) -> VisionConfig:
@@ -58,7 +60,8 @@ class VisionBlock(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.drop_path(self.attention(self.attention_norm(x_BND)))
-        return x_BND + self.drop_path(self.feed_forward(self.feed_forward_norm(x_BND)))
+        out: Tensor = x_BND + self.drop_path(self.feed_forward(self.feed_forward_norm(x_BND)))
+        return out
 
 
 class VisionTransformer(nn.Module):
@@ -87,7 +90,8 @@ class VisionTransformer(nn.Module):
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
         for block in self.blocks:
             x_BND = block(x_BND)
-        return self.norm(x_BND)
+        tokens: Tensor = self.norm(x_BND)
+        return tokens
 
 
 def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int) -> Tensor:
@@ -102,4 +106,3 @@ def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int) ->
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(positions_1ND.dtype)
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-

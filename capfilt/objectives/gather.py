@@ -1,6 +1,6 @@
-"""Collect tensors from all ranks, with or without their gradients.
+"""Collect tensors from all ranks, without their gradients.
 
-Without torch.distributed these functions return what they are given, so that objectives read the same on one process and on many.
+Without torch.distributed there is one rank, so that objectives read the same on one process and on many.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rank() -> int:
 def gather(x: Tensor) -> Tensor:
     """Concatenate [B, ...] of every rank in rank order, [ranks * B, ...], without gradient."""
     if ranks() == 1:
-        return x
+        return x.detach()
     parts = [torch.empty_like(x) for _ in range(ranks())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)

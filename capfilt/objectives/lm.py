@@ -12,9 +12,10 @@ SMOOTHING = 0.1
 def lm(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0, smoothing: float = SMOOTHING) -> Tensor:
     """Next-token cross-entropy, the mean over all predicted tokens of the batch.
 
-    Position t predicts token t + 1; padding is not predicted, the closing [SEP] is. With a prompt of `prompt` tokens the
-    first `prompt` predictions are left out too (captioning fine-tuning; "a picture of " makes 4 with [DEC]: it counts [DEC]
-    itself, whose place holds no label, and three words).
+    Logits [B, T, V] at position t predict token t + 1 of ids [B, T]; padding is not predicted, the closing [SEP] is.
+    `prompt` is how many of the first tokens carry no label, counting [DEC], which never has one: captioning
+    fine-tuning begins each text with "a picture of " and passes 4, so that the first word to be predicted is the one
+    after "of". Pretraining has no prompt (0 and 1 both leave nothing out). BLIP section 3.2.
     """
     labels = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
     if prompt > 1:

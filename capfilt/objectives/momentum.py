@@ -1,8 +1,8 @@
 """The momentum encoder and its queues (ALBEF section 3.2; BLIP section 3.2 keeps both).
 
-A slow copy of the model's two encoders gives ITC steady keys and soft targets; queues of its past features give many negatives at
-the cost of a matrix product. The copy is made after the parts are tied, so online and momentum weights start equal (in the
-public BLIP code 13 tensors differ, because it copies before tying).
+A slow copy of the model's two encoders gives ITC steady keys and soft targets; queues of its past features give many
+negatives at the cost of a matrix product. The copy is made after the parts are tied, so online and momentum weights
+start equal (in the public BLIP code 13 tensors differ, because it copies before tying).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Momentum(nn.Module):
         self.decay = decay
         text = model.config.text.model_copy(update={"roles": ("encoder",)})
         self.model = Blip(model.config.model_copy(update={"text": text}))
-        self.model.load_state_dict({k: v for k, v in model.state_dict().items() if k in self.model.state_dict()})
+        online = model.state_dict()
+        self.model.load_state_dict({name: online[name] for name in self.model.state_dict()})
         self.model.requires_grad_(False)
         for name in ("queue_image", "queue_text"):
             self.register_buffer(name, F.normalize(torch.randn(queue, model.config.projection), dim=-1))
@@ -39,7 +40,7 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def update(self, model: Blip) -> None:
-        """Move the copy towards the model: p_m <- decay p_m + (1 - decay) p. Before the momentum features of a step are taken."""
+        """Move the copy towards the model: p_m <- decay p_m + (1 - decay) p; before a step's features are taken."""
         online = dict(model.named_parameters())
         mine = list(self.model.named_parameters())
         torch._foreach_lerp_([p for _, p in mine], [online[n].detach() for n, _ in mine], 1.0 - self.decay)
@@ -60,7 +61,7 @@ class Momentum(nn.Module):
             return
         if size % rows:
             raise RecipeError(
-                f"queue {size} is not a multiple of the global batch {rows}; choose one of the two so that it is (57600 = 20 x 2880)"
+                f"queue {size} is not a multiple of the global batch {rows}; change one of them (57600 = 20 x 2880)"
             )
         start = int(self.pointer)
         self.queue_image[start : start + rows] = image

@@ -1,7 +1,8 @@
 """One training step's forward pass: any of ITC, ITM and LM, asked together so that the image is looked at once.
 
-BLIP's cost per step is one pass of the vision tower, one of its momentum copy, and the text stack over 1 (ITC) + 1 (momentum) + 3 (ITM) +
-1 (LM) texts per pair; images are projected for cross-attention once for all of them when the roles share it.
+BLIP's cost per step is one pass of the vision tower, one of its momentum copy, and the text stack over 1 (ITC) + 1
+(momentum) + 3 (ITM) + 1 (LM) texts per pair; images are projected for cross-attention once for all of them when the
+roles share it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class Learner(nn.Module):
     def forward(
         self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`groups_B` numbers the images of the batch (equal numbers = the same image); `progress` is the share of training done."""
+        """Ask every objective about B pairs, images [B, 3, S, S] and texts [B, T].
+
+        `groups_B` numbers the images of the batch (equal numbers = the same image); `progress` is the share of
+        training that is done.
+        """
         losses: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         tokens = self.model.encode_image(images_B3SS)
@@ -72,7 +77,7 @@ class Learner(nn.Module):
             keys = self.model.image_keys(tokens, "encoder")
             wrong_images, wrong_texts = self._negatives(pairs, tokens, ids_BT, mask_BT, groups_B)
             losses["itm"], figures["itm_accuracy"] = itm(
-                self.model, ids_BT, mask_BT, keys, wrong_images, wrong_texts
+                self.model, ids_BT, mask_BT, keys, groups_B, wrong_images, wrong_texts
             )
         if "lm" in self.config.losses:
             if keys is None or not self.model.shares_image_keys:

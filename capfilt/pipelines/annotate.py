@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
@@ -31,6 +33,7 @@ from capfilt.models.blip import Blip
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Progress
+from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
 
 
@@ -45,6 +48,14 @@ class AnnotateConfig(Config):
     max_length: int = Field(default=35, ge=4)
     """Tokens of a text that is scored; BLIP scores with 35."""
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _enough(self) -> AnnotateConfig:
+        if self.decode.method == "beam" and self.captions > self.decode.beams:
+            raise ValueError(
+                f"captions {self.captions} of {self.decode.beams} beams: decode.beams must be at least as many"
+            )
+        return self
 
 
 class AnnotateJob(Config):
@@ -90,9 +101,7 @@ class Annotator:
         self.job, self.device = job, device
         writer = weights.load(job.captioner).eval().to(device)
         judge = weights.load(job.filter).eval().to(device)
-        self.captioner = Captioner(
-            writer, Tokenizer.load(job.captioner), job.config.decode, job.config.captions
-        )
+        self.captioner = Captioner(writer, Tokenizer.load(job.captioner), job.config.decode, job.config.captions)
         self.filter = Filter(judge, Tokenizer.load(job.filter), job.config.max_length)
         self.shared_vision = same_vision(writer, judge)
 
@@ -147,9 +156,7 @@ class Annotator:
                 )
             ]
 
-    def _row(
-        self, sample: Sample, text: str, source: str, candidate: int, score: tuple[float, float]
-    ) -> Annotation:
+    def _row(self, sample: Sample, text: str, source: str, candidate: int, score: tuple[float, float]) -> Annotation:
         return Annotation(
             key=sample.key,
             uid=sample.uid,
@@ -200,6 +207,11 @@ def check_roles(captioner: Path, filter_: Path) -> None:
                 f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}. "
                 f"A {role} must be able to {', '.join(sorted(needs))}."
             )
+    sizes = [weights.architecture(folder).vision.image_size for folder in (captioner, filter_)]
+    if sizes[0] != sizes[1]:
+        raise RecipeError(
+            f"{captioner} looks at pictures of {sizes[0]} px and {filter_} of {sizes[1]}; both must look at the same"
+        )
 
 
 def annotate(
@@ -213,3 +225,34 @@ def annotate(
     """Annotate shards; returns what became of their samples and texts."""
     check_roles(job.captioner, job.filter)
     return run_stage(session, job, shards.by_name(urls), resources, show, label)
+
+
+def run(
+    session: Session,
+    specs: Sequence[str],
+    models: tuple[Path, Path],
+    out: Path,
+    seed: int,
+    sets: Sequence[str],
+    gpus: float,
+    show: Progress,
+) -> dict[str, Any]:
+    """The verb: annotate shards with a captioner and a filter into a run folder of its own."""
+    captioner, judge = (weights.find(str(model)) for model in models)
+    check_roles(captioner, judge)
+    config = configs.build(AnnotateConfig, sets)
+    urls = shards.expand(specs)
+    job = AnnotateJob(
+        out=out.absolute(),
+        captioner=captioner,
+        filter=judge,
+        captioner_fingerprint=weights.fingerprint(captioner),
+        filter_fingerprint=weights.fingerprint(judge),
+        config=config,
+        seed=seed,
+        round=0,
+    )
+    settings = job.model_dump(mode="json", exclude={"out", "captioner", "filter"})
+    Run.open(out, configs.to_yaml(config), {"verb": "annotate", **settings, "shards": urls})
+    tally = annotate(session, urls, job, Resources(gpus=gpus), show)
+    return {"annotations": str(out / "annotations"), **tally.to_json()}

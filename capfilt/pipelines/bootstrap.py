@@ -1,7 +1,9 @@
 """bootstrap: CapFilt in rounds (BLIP section 3.3). The loop reads as the paper does; each step is a stage that resumes.
 
-Round 0 pretrains on the web as it is: the line to beat. Every later round fine-tunes a captioner and, apart from it, a filter from the
-newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets them clean the same web, and
+Round 0 pretrains on the web as it is: the line to beat. Every later round fine-tunes a captioner and, apart from it,
+a filter from the
+newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets them clean the
+same web, and
 pretrains a new model on what is left, for as many steps as round 0 had.
 """
 
@@ -27,11 +29,11 @@ from capfilt.evaluation.examine import EvaluateConfig
 from capfilt.models import BlipConfig, weights
 from capfilt.models.text import Role
 from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate
+from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.corpus import DataConfig, gather
-from capfilt.pipelines.evaluate import CalibrateJob, EvaluateJob, evaluate, filter_figures
+from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
 from capfilt.pipelines.pretrain import TrainResources, check_objectives, read_architecture, run_training
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
-from capfilt.pipelines.stage import run_stage
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -41,7 +43,8 @@ from capfilt.training.loop import TrainConfig, TrainJob
 class ClusterConfig(Config):
     """What the stages ask of the cluster; a resumed run may ask otherwise.
 
-    Annotations do not depend on it. A training's numbers do a little: ITM draws its negatives within a process, as BLIP does.
+    Annotations do not depend on it. A training's numbers do a little: ITM draws its negatives within a process, as
+    BLIP does.
     """
 
     train: TrainResources = TrainResources()
@@ -109,7 +112,12 @@ def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progre
     for r in range(1, config.rounds + 1):
         rounds.append(round_of_capfilt(story, r, newest))
         newest = story.folder(r, "pretrain", "checkpoint")
-    summary = {"command": "bootstrap", "recipe": "recipe.yaml", "seconds": round(time.time() - begun, 1), "rounds": rounds}
+    summary = {
+        "command": "bootstrap",
+        "recipe": "recipe.yaml",
+        "seconds": round(time.time() - begun, 1),
+        "rounds": rounds,
+    }
     run.write_summary(summary)
     run.log("end", seconds=summary["seconds"])
     return summary
@@ -159,7 +167,12 @@ def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) 
 
 
 def finetune(
-    story: Story, r: int, role: Literal["captioner", "filter"], newest: Path, parts: tuple[Role, ...], train: TrainConfig
+    story: Story,
+    r: int,
+    role: Literal["captioner", "filter"],
+    newest: Path,
+    parts: tuple[Role, ...],
+    train: TrainConfig,
 ) -> Path:
     """Fine-tune the newest model for one role on the human pairs; parts that the role does not use are left behind."""
     text = story.architecture.text.model_copy(update={"roles": parts})
@@ -190,9 +203,7 @@ def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:
         recall=policy.recall,
         batch_size=story.config.annotate.batch_size,
     )
-    items = {"calibration": "calibration"}
-    run_stage(story.session, job, items, story.config.cluster.annotate, story.show, f"round {r} calibrate")
-    return float(json.loads(story.folder(r, "calibration.json").read_text())["threshold"])
+    return calibrate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} calibrate")
 
 
 def annotate_web(story: Story, r: int, captioner: Path, judge: Path) -> None:
@@ -208,7 +219,12 @@ def annotate_web(story: Story, r: int, captioner: Path, judge: Path) -> None:
         round=r,
     )
     annotate(
-        story.session, story.splits["web"], job, story.config.cluster.annotate, story.show, f"round {r} annotate"
+        story.session,
+        story.splits["web"],
+        job,
+        story.config.cluster.annotate,
+        story.show,
+        f"round {r} annotate",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import annotations, shards
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.device import pick_device
-from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.evaluation import matching
-from capfilt.evaluation.examine import EvaluateConfig, calibrate, caption, look, retrieve, roles, truths
+from capfilt.evaluation.examine import EvaluateConfig, caption, look, retrieve, roles, truths
 from capfilt.models import weights
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
@@ -42,7 +44,10 @@ class EvaluateJob(Config):
     def identity(self, item: str) -> str:
         """The model's weights, the held-out shards and the settings."""
         return fingerprint(
-            item, weights.fingerprint(self.model), _inputs(self.shards), self.config.model_dump(mode="json")
+            item,
+            weights.fingerprint(self.model),
+            [shards.content(url) for url in self.shards],
+            self.config.model_dump(mode="json"),
         )
 
     def open(self) -> Callable[[str], str]:
@@ -67,59 +72,7 @@ class EvaluateJob(Config):
         return work
 
 
-class CalibrateJob(Config):
-    """A filter before human validation pairs; its outcome is `out/calibration.json`."""
-
-    out: Path
-    model: Path
-    shards: tuple[str, ...]
-    score: str
-    recall: float
-    batch_size: int
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "calibrate"
-
-    def identity(self, item: str) -> str:
-        """The filter's weights, the validation shards, the score and the recall."""
-        return fingerprint(item, weights.fingerprint(self.model), _inputs(self.shards), self.score, self.recall)
-
-    def open(self) -> Callable[[str], str]:
-        """Load the filter."""
-        device = pick_device()
-        model = weights.load(self.model).eval().to(device)
-        judge = Filter(model, Tokenizer.load(self.model))
-
-        def work(item: str) -> str:
-            held = look(model, self.shards, self.batch_size, device)
-            found = calibrate(judge, held, self.score, self.recall, self.batch_size)
-            path = self.out / "calibration.json"
-            write_json(
-                path,
-                {
-                    "score": self.score,
-                    "threshold": found.threshold,
-                    "recall": found.recall,
-                    "false_positive_rate": found.false_positive_rate,
-                    "auc": found.auc,
-                },
-            )
-            Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
-            return f"{self.score} >= {found.threshold:.3f}"
-
-        return work
-
-
-def _inputs(urls: Sequence[str]) -> list[dict[str, Any]]:
-    stats = [shards.stat(url) for url in urls]
-    return [{key: value for key, value in stat.items() if key != "version"} for stat in stats]
-
-
-def evaluate(
-    session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate"
-) -> None:
+def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
     """Examine a model; the figures are in `job.out/metrics.json`."""
     if not weights.architecture(job.model).text.roles:
         raise RecipeError(f"{job.model} can neither judge nor write; there is nothing to evaluate")
@@ -141,3 +94,27 @@ def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: flo
                 matches.append(known[row.uid][0])
                 kinds.append(known[row.uid][1])
     return dict(matching.report(np.array(scores), np.array(matches), kinds, threshold))
+
+
+def run(
+    session: Session,
+    model: Path,
+    specs: Sequence[str],
+    sets: Sequence[str],
+    filter_: tuple[Path | None, float],
+    out: Path | None,
+    show: Progress,
+) -> dict[str, Any]:
+    """The verb: examine a model on held-out shards, and the filter whose annotations of them are given."""
+    urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (out or Path(scratch)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        job = EvaluateJob(out=folder, model=weights.find(str(model)), shards=tuple(urls), config=config)
+        evaluate(session, job, Resources(), show)
+        figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        source, threshold = filter_
+        if source is not None:
+            figures["filter"] = filter_figures(urls, source / "annotations", "itm", threshold)
+            write_json(folder / "metrics.json", figures)
+    return figures

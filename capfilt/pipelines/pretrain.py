@@ -1,4 +1,5 @@
-"""pretrain: train one model on shards, under Ray Train; fine-tuning a captioner or a filter is the same with another job."""
+"""pretrain: train one model on shards, under Ray Train; fine-tuning a captioner or a filter is the same with another
+job."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from capfilt.data import shards
 from capfilt.data.loader import Source
 from capfilt.errors import RecipeError, RunError
 from capfilt.models import FAMILIES, BlipConfig, verbs, weights
+from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import NEEDS
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Line, Progress
@@ -45,6 +47,8 @@ class PretrainConfig(Config):
     """"world", or a folder or file with a BERT vocabulary."""
     start: Path | None = None
     """A model folder to start from instead of fresh weights."""
+    initial: InitialConfig = InitialConfig()
+    """What the towers of a fresh model begin with; the paper: an ImageNet ViT and BERT (BLIP, section 4.1)."""
     data: tuple[Source, ...] = Field(min_length=1)
     train: TrainConfig
     resources: TrainResources = TrainResources()
@@ -75,9 +79,7 @@ def identity(job: TrainJob) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
     settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer"})
     start = weights.fingerprint(job.start) if job.start else None
-    inputs = [(shards.stat(url), source.repeat) for source in job.sources for url in shards.expand(source.shards)]
-    for stat, _ in inputs:
-        stat.pop("version")  # shards of a run may be written again with the same bytes
+    inputs = [(shards.content(url), source.repeat) for source in job.sources for url in shards.expand(source.shards)]
     return fingerprint(settings, start, inputs)
 
 
@@ -133,20 +135,27 @@ class Tail:
 
 def pretrain(session: Session, config: PretrainConfig, out: Path, show: Progress) -> Path:
     """Run a pretraining recipe in a run folder; returns the folder of the model."""
-    architecture = read_architecture(config.model, config.train.image_size)
-    check_objectives(architecture, config.train, config.model)
+    architecture = check(config)
     plan = config.model_dump(mode="json", exclude={"resources"})
     run = Run.open(out, configs.to_yaml(config), plan)
     job = TrainJob(
         out=run.path("pretrain").absolute(),
         architecture=architecture,
         start=config.start.absolute() if config.start else None,
+        initial=config.initial.located(),
         tokenizer=config.tokenizer,
         sources=absolute(config.data),
         train=config.train,
         seed=config.seed,
     )
     return run_training(session, job, config.resources, show, "pretrain")
+
+
+def check(config: PretrainConfig) -> BlipConfig:
+    """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
+    architecture = read_architecture(config.model, config.train.image_size)
+    check_objectives(architecture, config.train, config.model)
+    return architecture
 
 
 def absolute(sources: Sequence[Source]) -> tuple[Source, ...]:

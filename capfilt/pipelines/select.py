@@ -1,6 +1,7 @@
 """select: a policy turns annotations into a cleaned dataset; no model is touched.
 
-One shard and its annotations in; one cleaned tar (image bytes as they came) and one Parquet of verdicts out. The Parquet has a row for
+One shard and its annotations in; one cleaned tar (image bytes as they came) and one Parquet of verdicts out. The
+Parquet has a row for
 every text that came in, so what was dropped, and why, stays known.
 """
 
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
@@ -20,10 +23,13 @@ from capfilt.data import annotations, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
-from capfilt.errors import DataError, RunError
+from capfilt.errors import DataError, RunError, UsageError
+from capfilt.models import weights
+from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, atomic, fingerprint
 from capfilt.reports.progress import Progress
+from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
 
 VERDICTS = annotations.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
@@ -50,8 +56,7 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
-        scores = shards.stat(str(self.annotations / f"{shards.name(item)}.parquet"))
-        scores.pop("version")  # annotations are the same bytes whenever they were made again
+        scores = shards.content(str(self.annotations / f"{shards.name(item)}.parquet"))
         return fingerprint({"score": self.score, "threshold": self.threshold}, shards.stat(item), scores)
 
     def open(self) -> Callable[[str], str]:
@@ -157,12 +162,65 @@ def select(
     named = shards.by_name(urls)
     total = run_stage(session, job, named, resources, show, label)
     ledger = Ledger(job.out, job.name)
-    counts = {
-        f"{done.shard}.tar": done.tally.samples["kept"] for done in ledger.completions() if done.shard in named
-    }
+    counts = {f"{done.shard}.tar": done.tally.samples["kept"] for done in ledger.completions() if done.shard in named}
     shards.write_sizes(job.out / "dataset", counts)
     if not total.samples["kept"]:
         raise RunError(
             f"{label}: the policy kept none of {total.texts['in'].total()} texts at {job.score} >= {job.threshold:.4f}; lower the threshold"
         )
     return total
+
+
+def run(
+    session: Session,
+    specs: Sequence[str],
+    source: Path,
+    out: Path,
+    sets: Sequence[str],
+    calibration: tuple[str | None, Path | None],
+    show: Progress,
+) -> dict[str, Any]:
+    """The verb: judge annotated shards by a policy and write the cleaned ones into a run folder of its own."""
+    policy = configs.build(PolicyConfig, sets)
+    urls = shards.expand(specs)
+    folder = source / "annotations"
+    if not folder.is_dir():
+        raise DataError(
+            f"{source} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap"
+        )
+    for name in shards.by_name(urls):
+        if not (folder / f"{name}.parquet").is_file():
+            raise DataError(f"shard {name} has no annotations in {folder}; annotate it first")
+    plan = {
+        "verb": "select",
+        **policy.model_dump(mode="json"),
+        "shards": urls,
+        "annotations": str(source.absolute()),
+    }
+    Run.open(out, configs.to_yaml(policy), plan)
+    threshold = resolve_threshold(policy, folder, urls, _calibrated(session, policy, calibration, out, show))
+    job = SelectJob(out=out.absolute(), annotations=folder.absolute(), score=policy.score, threshold=threshold)
+    tally = select(session, urls, job, Resources(), show)
+    return {"dataset": str(out / "dataset"), "threshold": threshold, **tally.to_json()}
+
+
+def _calibrated(
+    session: Session,
+    policy: PolicyConfig,
+    calibration: tuple[str | None, Path | None],
+    out: Path,
+    show: Progress,
+) -> float | None:
+    val, judge = calibration
+    if policy.threshold != "calibrated":
+        return None
+    if val is None or judge is None:
+        raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number")
+    job = CalibrateJob(
+        out=out.absolute(),
+        model=weights.find(str(judge)),
+        shards=tuple(shards.expand(val)),
+        score=policy.score,
+        recall=policy.recall,
+    )
+    return calibrate(session, job, Resources(), show)

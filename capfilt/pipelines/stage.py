@@ -34,7 +34,12 @@ class StageJob(Protocol):
 
 
 def run_stage(
-    session: Session, job: StageJob, items: Mapping[str, str], resources: Resources, show: Progress, label: str
+    session: Session,
+    job: StageJob,
+    items: Mapping[str, str],
+    resources: Resources,
+    show: Progress,
+    label: str,
 ) -> Tally:
     """Bring every item (name -> item) to its commit and add up their tallies.
 

@@ -89,9 +89,7 @@ def write_json(path: Path, obj: Any) -> None:
     try:
         text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise RunError(
-            f"{path} would hold a figure that is no number ({error}); leave such figures out."
-        ) from error
+        raise RunError(f"{path} would hold a figure that is no number ({error}); leave such figures out.") from error
     with atomic(path) as file:
         file.write(text.encode() + b"\n")
 
@@ -139,9 +137,7 @@ class Completion:
             outputs = tuple(Output(str(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"])
             return cls(str(obj["shard"]), str(obj["fingerprint"]), outputs, Tally.from_json(obj["tally"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"this is no completion ({error!r}); delete it and run the stage again."
-            ) from error
+            raise RunError(f"this is no completion ({error!r}); delete it and run the stage again.") from error
 
 
 class Ledger:
@@ -204,17 +200,13 @@ class Ledger:
             relative = path.resolve().relative_to(self.folder.resolve())
             return Output(relative.as_posix(), path.stat().st_size, sha256_file(path))
         except FileNotFoundError:
-            raise RunError(
-                f"{self.stage}, shard {shard}: {path} was to be committed and is not there."
-            ) from None
+            raise RunError(f"{self.stage}, shard {shard}: {path} was to be committed and is not there.") from None
         except ValueError:
             raise RunError(f"{self.stage}, shard {shard}: {path} lies outside {self.folder}.") from None
 
     def _file(self, shard: str) -> Path:
         if not shard or shard.startswith(".") or "/" in shard or "\0" in shard:
-            raise RunError(
-                f"a shard cannot be called {shard!r}: its name becomes a file name. Rename the shard."
-            )
+            raise RunError(f"a shard cannot be called {shard!r}: its name becomes a file name. Rename the shard.")
         return self.path / f"{shard}.json"
 
 

@@ -1,12 +1,14 @@
-"""What a person sees while a run works: one line per stage, a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run works: one line per stage, a bar on a terminal, plain lines elsewhere.
+
+Everything goes to stderr: stdout is for results.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -16,66 +18,71 @@ PLAIN_EVERY = 15.0
 """Seconds between two lines of one stage where there is no terminal."""
 
 
-class Line(Protocol):
-    """The line of one stage."""
+class Line:
+    """The line of one stage: how much of `total` is done, and the newest figures in a few words."""
+
+    def __init__(self, label: str, total: int, changed: Callable[[Line], None]):
+        self.label, self.total = label, total
+        self.found = self.done = 0
+        self.note = ""
+        self._changed = changed
+
+    def resume(self, done: int) -> None:
+        """Say how much was done before this command."""
+        self.found = done
+        self.move(done, "resumed" if done else "")
 
     def move(self, done: int, note: str = "") -> None:
-        """Say how much of the stage's total is done, with the newest figures in a few words."""
+        """Say how much is done now."""
+        self.done, self.note = done, note or self.note
+        self._changed(self)
 
 
 class Progress:
-    """Shows stages one after the other. Everything goes to stderr: stdout is for results."""
+    """Shows stages one after the other."""
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.worked = 0
+        """Stages so far that had something to do."""
 
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Line]:
-        """Open the line of a stage; it stays on the screen when the stage ends."""
-        if not self.console.is_terminal or self.quiet:
-            line = _Plain(label, total, self.quiet)
-            yield line
-            line.end()
-            return
-        columns = (TextColumn("{task.description:<24}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bars(*columns, TextColumn("[dim]{task.fields[note]}"), console=self.console) as bars:
-            yield _Bar(bars, label, total)
+        """Open the line of a stage; it stays on the screen when the stage ends, however it ends."""
+        shown = _bar if self.console.is_terminal and not self.quiet else _plain
+        with shown(self, label, total) as line:
+            try:
+                yield line
+            finally:
+                self.worked += line.found < total
 
     def say(self, text: str) -> None:
         """Print a line between stages."""
         self.console.print(text, markup=False, soft_wrap=True)
 
 
-class _Bar:
-    def __init__(self, bars: Bars, label: str, total: int):
-        self.bars = bars
-        self.task = bars.add_task(label, total=total, note="")
+@contextmanager
+def _bar(progress: Progress, label: str, total: int) -> Iterator[Line]:
+    figures = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}"))
+    with Bars(TextColumn("{task.description:<24}"), BarColumn(24), *figures, console=progress.console) as bars:
+        task = bars.add_task(label, total=total, note="")
+        yield Line(label, total, lambda line: bars.update(task, completed=line.done, note=line.note))
 
-    def move(self, done: int, note: str = "") -> None:
-        self.bars.update(self.task, completed=done, **({"note": note} if note else {}))
 
+@contextmanager
+def _plain(progress: Progress, label: str, total: int) -> Iterator[Line]:
+    begun = told = time.monotonic()
 
-class _Plain:
-    def __init__(self, label: str, total: int, quiet: bool):
-        self.label, self.total, self.quiet = label, total, quiet
-        self.begun = self.told = time.monotonic()
-        self.done, self.note = 0, ""
+    def tell(line: Line) -> None:
+        nonlocal told
+        told = time.monotonic()
+        if not progress.quiet:
+            text = f"{line.label:<24} {line.done}/{line.total}  {told - begun:.0f}s  {line.note}"
+            print(text.rstrip(), file=sys.stderr, flush=True)  # noqa: T201 (the one place that prints to a pipe)
 
-    def move(self, done: int, note: str = "") -> None:
-        self.done, self.note = done, note or self.note
-        if time.monotonic() - self.told > PLAIN_EVERY:
-            self._tell()
-
-    def end(self) -> None:
-        self._tell()
-
-    def _tell(self) -> None:
-        self.told = time.monotonic()
-        if not self.quiet:
-            seconds = self.told - self.begun
-            print(  # noqa: T201 (this is the one place that prints to a pipe)
-                f"{self.label:<24} {self.done}/{self.total}  {seconds:.0f}s  {self.note}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+    line = Line(label, total, lambda line: tell(line) if time.monotonic() - told > PLAIN_EVERY else None)
+    try:
+        yield line
+    finally:
+        tell(line)

@@ -33,9 +33,7 @@ class Run:
     resumed: bool
 
     @classmethod
-    def open(
-        cls, out: Path, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES
-    ) -> Run:
+    def open(cls, out: Path, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES) -> Run:
         """Create the run folder, or take up the one that has the same plan.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
@@ -67,9 +65,7 @@ class Run:
     def load(cls, folder: Path) -> Run:
         """Take up an existing run folder to look at it; nothing in it is touched."""
         if not (folder / "plan.json").is_file():
-            raise RunError(
-                f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out."
-            )
+            raise RunError(f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out.")
         return cls(folder, _read_plan(folder), resumed=True)
 
     def path(self, *parts: str) -> Path:

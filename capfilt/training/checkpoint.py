@@ -1,13 +1,14 @@
 """The state of a training run on disk, so that a killed run goes on where it was.
 
-One file, replaced atomically, holds the learner (model, momentum copy, queues), the optimizer and the number of steps done. Nothing else
-is needed: the order of the data and every random draw of a step are functions of the seed and the step. A run that ended leaves the
-model alone (`models/weights.py`).
+One file, replaced atomically, holds the learner (model, momentum copy, queues), the optimizer and the number of steps
+done. Nothing else is needed: the order of the data and every random draw of a step are functions of the seed and the
+step. A run that ended leaves the model alone (`models/weights.py`).
 """
 
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 
 import torch
@@ -20,7 +21,16 @@ STATE = "state.pt"
 
 
 def save(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, identity: str) -> None:
-    """Write the state after `step` steps; `identity` says which training it belongs to."""
+    """Write the state after `step` steps; `identity` says which training it belongs to.
+
+    Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on.
+    """
+    spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(p).all())]
+    if spoilt:
+        raise ModelError(
+            f"{len(spoilt)} weights are not finite after step {step}, first {spoilt[0]}; "
+            "lower optimizer.lr or set optimizer.clip"
+        )
     state = {
         "identity": identity,
         "step": step,
@@ -34,11 +44,17 @@ def save(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, ste
 
 
 def resume(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
-    """Load the newest state, if there is one, and return the number of steps done."""
+    """Load the newest state, if there is one, and return the number of steps done.
+
+    Raises ModelError for the state of another training, and for one that cannot be read.
+    """
     path = folder / STATE
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path} is damaged ({type(error).__name__}); delete it to begin again") from error
     if state["identity"] != identity:
         raise ModelError(f"{path} belongs to another training (model, data or settings differ); use another folder")
     learner.load_state_dict(state["learner"])

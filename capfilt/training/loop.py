@@ -1,20 +1,21 @@
 """The training loop: the same for pretraining and for fine-tuning captioner and filter; only the job differs.
 
-A job is a frozen config that any process can be handed. Draws inside a step come from (seed, step, rank), so a resumed run repeats nothing
-and ends with the same weights as an undisturbed one.
+A job is a frozen config that any process can be handed. Draws inside a step come from (seed, step, rank), so a
+resumed run ends with the same weights as an undisturbed one, and its log has no line twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from capfilt.config import Config, digest
@@ -24,7 +25,10 @@ from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
 from capfilt.errors import ModelError
 from capfilt.models import weights
 from capfilt.models.blip import Blip, BlipConfig
+from capfilt.models.initial import InitialConfig
+from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
 from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.reports.ledger import atomic
 from capfilt.training import checkpoint, parallel
 from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
@@ -45,6 +49,14 @@ class TrainConfig(Config):
     """Steps between two states on disk: what a kill costs at most."""
     log_every: int = Field(default=20, ge=1)
 
+    @model_validator(mode="after")
+    def _queue(self) -> TrainConfig:
+        queue, rows = self.objectives.queue, self.loader.batch_size
+        if "itc" in self.objectives.losses and queue % rows:
+            near = queue - queue % rows
+            raise ValueError(f"objectives.queue {queue} is not a multiple of loader.batch_size {rows}; {near} is")
+        return self
+
 
 class TrainJob(Config):
     """Everything that a training process needs to know."""
@@ -54,6 +66,8 @@ class TrainJob(Config):
     architecture: BlipConfig
     start: Path | None = None
     """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
+    initial: InitialConfig = InitialConfig()
+    """What the towers of a model from scratch begin with."""
     tokenizer: str
     sources: tuple[Source, ...] = Field(min_length=1)
     train: TrainConfig
@@ -96,14 +110,15 @@ def initial_model(job: TrainJob, vocabulary: int) -> Blip:
     wanted = job.architecture.text.vocab_size
     if vocabulary > wanted:
         raise ModelError(
-            f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: set text.vocab_size={vocabulary}"
+            f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: "
+            f"set text.vocab_size={vocabulary}"
         )
     torch.manual_seed(draw(job.seed, "weights"))
     if job.start is None:
-        return Blip(job.architecture)
-    return weights.load(
-        job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size
-    )
+        model = Blip(job.architecture)
+        weights.initialise(model, job.initial.vision, job.initial.text)
+        return model
+    return weights.load(job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size)
 
 
 def run_steps(
@@ -118,7 +133,7 @@ def run_steps(
     config = job.train
     wrapped = parallel.wrap(learner, device).train()
     dtype = pick_dtype(config.precision, device)
-    log = StepLog(job.out / LOG, config)
+    log = StepLog(job.out / LOG, config, done)
     for step in range(done, config.steps):
         with log.waiting():
             batch = next(batches)
@@ -145,14 +160,34 @@ def draw(*parts: object) -> int:
 
 
 class StepLog:
-    """Means of the losses, one JSON line every `log_every` steps, written by rank 0."""
+    """Means of the losses, one JSON line every `log_every` steps, written by rank 0.
 
-    def __init__(self, path: Path, config: TrainConfig):
+    Lines past step `done` tell of steps that a kill undid and that are done again: they are taken out.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, done: int = 0):
         self.path, self.config = path, config
+        self.alarm = Alarm(config.steps)
+        self.warned = False
         self.sums: dict[str, Tensor] = {}
         self.count = self.unreadable = 0
         self.since = time.perf_counter()
         self.waited = 0.0
+        if parallel.rank() == 0 and path.exists():
+            self._take_up(done)
+
+    def _take_up(self, done: int) -> None:
+        kept = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            entry = json.loads(line) if line.endswith(b"}\n") else {"step": done + 1}
+            if entry["step"] <= done:
+                kept.append(line)
+                self._stuck(entry)
+        with atomic(self.path) as file:
+            file.writelines(kept)
+
+    def _stuck(self, entry: dict[str, float]) -> bool:
+        return "itm" in entry and self.alarm.stuck(int(entry["step"]), entry["itm"])
 
     @property
     def _clock(self) -> float:
@@ -176,7 +211,9 @@ class StepLog:
         seconds = self._clock - self.since
         means = {name: float(value) / self.count for name, value in self.sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
-            raise ModelError(f"a loss is not finite near step {step}: {means}; lower optimizer.lr or set optimizer.clip")
+            raise ModelError(
+                f"a loss is not finite near step {step}: {means}; lower optimizer.lr or set optimizer.clip"
+            )
         line = {
             "step": step,
             "steps": self.config.steps,
@@ -187,10 +224,22 @@ class StepLog:
             "unreadable": self.unreadable,
         }
         if parallel.rank() == 0:
+            if self._stuck(line):
+                line["itm_stuck"] = True
+                self._warn(step)
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         self.sums, self.count, self.unreadable = {}, 0, 0
         self.since, self.waited = self._clock, 0.0
+
+    def _warn(self, step: int) -> None:
+        if not self.warned:
+            logging.getLogger(__name__).warning(
+                "step %d: itm has stood at %.4f since step %d, which is guessing: lower optimizer.lr, "
+                "raise loader.batch_size, or look whether the texts belong to the images",
+                step, TRIVIAL_LOSS, self.alarm.moved,
+            )  # fmt: skip
+        self.warned = True
 
 
 class _Wait:

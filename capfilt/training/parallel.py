@@ -23,8 +23,9 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     if ranks() == 1:
         return module
     # Queues and momentum copies are equal on every rank by construction: broadcasting them each step would only cost.
+    # A static graph allows weights that no objective of this training reaches (ITC alone leaves out the match head).
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, static_graph=True)
 
 
 def barrier() -> None:

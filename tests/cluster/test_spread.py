@@ -86,9 +86,7 @@ def ends(done: Iterator[Done[dict[str, Any]]]) -> dict[str, Done[dict[str, Any]]
 class TestAnywhere:
     """What holds in this process and on Ray."""
 
-    def test_every_item_ends_once_and_the_job_is_opened_once_a_worker(
-        self, session: Session, tmp_path: Path
-    ) -> None:
+    def test_every_item_ends_once_and_the_job_is_opened_once_a_worker(self, session: Session, tmp_path: Path) -> None:
         items = [f"{i:05d}" for i in range(20)]
         done = ends(spread(session, Act(tmp_path), items, HALF))
         assert sorted(done) == items

@@ -47,9 +47,7 @@ def test_rows_come_back_sorted_and_the_bytes_do_not_depend_on_their_order(tmp_pa
     folder = tmp_path_factory.mktemp("annotations")
     assert annotations.write(folder / "a.parquet", found) == len(found)
     table = annotations.read(folder / "a.parquet")
-    assert list(annotations.rows(table)) == sorted(
-        found, key=lambda one: (one.key, one.source, one.candidate)
-    )
+    assert list(annotations.rows(table)) == sorted(found, key=lambda one: (one.key, one.source, one.candidate))
     annotations.write(folder / "b.parquet", data.draw(st.permutations(found)))
     assert (folder / "a.parquet").read_bytes() == (folder / "b.parquet").read_bytes()
 

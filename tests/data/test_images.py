@@ -134,9 +134,7 @@ def test_a_damaged_exif_block_does_not_lose_the_picture():
     assert images.decode(data).size == (40, 30)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\0", b"<html>", b"%PDF-1.4", b"P6 1 1 255 abc", encoded(picture(), "TIFF")]
-)
+@pytest.mark.parametrize("data", [b"", b"\0", b"<html>", b"%PDF-1.4", b"P6 1 1 255 abc", encoded(picture(), "TIFF")])
 def test_what_is_no_image_is_called_so(data):
     with pytest.raises(ImageError, match=r"^not an image$"):
         images.decode(data)
@@ -234,6 +232,4 @@ def test_real_photographs_decode(shared_dir):
         pytest.skip("no photographs in the folder of reference material")
     for photo in photos:
         with Image.open(photo) as expected:
-            assert np.array_equal(
-                np.asarray(images.decode(photo.read_bytes())), np.asarray(expected.convert("RGB"))
-            )
+            assert np.array_equal(np.asarray(images.decode(photo.read_bytes())), np.asarray(expected.convert("RGB")))

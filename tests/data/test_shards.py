@@ -15,9 +15,7 @@ from capfilt.data import shards
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError
 
-KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(
-    str.isprintable
-)
+KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(str.isprintable)
 JSONS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -38,9 +36,7 @@ SAMPLES = st.lists(
 
 
 def some(count=3):
-    return [
-        Sample(f"{i:05}", b"image %d" % i, "jpg", f"text {i}", {"url": f"u{i}", "a": 1}) for i in range(count)
-    ]
+    return [Sample(f"{i:05}", b"image %d" % i, "jpg", f"text {i}", {"url": f"u{i}", "a": 1}) for i in range(count)]
 
 
 def with_webdataset(path):
@@ -79,9 +75,7 @@ def test_the_tar_is_gnu_with_adjacent_members_no_times_and_no_owners(tmp_path):
     with tarfile.open(tmp_path / "0.tar", errorlevel=2) as tar:
         members = tar.getmembers()
         assert [member.name[120:] for member in members] == [".png", ".txt", ".json"]
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {
-            (0, 0, 0, "", "", 0o644)
-        }
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
         assert tar.extractfile(members[2]).read() == '{"b":"é","a":1}'.encode()
     assert (tmp_path / "0.tar").read_bytes()[257:265] == b"ustar  \0"
 

@@ -49,9 +49,9 @@ TRICKY = st.sampled_from(
         "e\u0301\u0300",
     ]
 )
-TEXTS = st.lists(
-    TRICKY | st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8"), max_size=12), max_size=8
-).map(" ".join) | st.text(st.characters(codec="utf-8"), max_size=60)
+TEXTS = st.lists(TRICKY | st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8"), max_size=12), max_size=8).map(
+    " ".join
+) | st.text(st.characters(codec="utf-8"), max_size=60)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,7 @@ def assert_parity(pair, texts, max_length):
     assert np.array_equal(ids, theirs["input_ids"])
     assert np.array_equal(mask, theirs["attention_mask"])
     for row in ids:
-        assert ours.decode(row) == bert.decode(
-            row, skip_special_tokens=True, clean_up_tokenization_spaces=True
-        )
+        assert ours.decode(row) == bert.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=True)
 
 
 @settings(max_examples=200, deadline=None)
@@ -186,9 +184,7 @@ def test_a_vocabulary_that_cannot_work_is_refused(vocab, message):
 
 
 def test_a_missing_vocabulary_names_what_is_allowed(tmp_path):
-    with pytest.raises(
-        TextError, match=r"no vocabulary at 'wrld'; allowed are 'world', .* Did you mean 'world'"
-    ):
+    with pytest.raises(TextError, match=r"no vocabulary at 'wrld'; allowed are 'world', .* Did you mean 'world'"):
         Tokenizer.load("wrld")
     with pytest.raises(TextError, match="no vocabulary"):
         Tokenizer.load(tmp_path)
@@ -217,7 +213,6 @@ def test_cleaning_any_text_gives_at_most_30_clean_words(text):
 
 def test_cleaning_by_example():
     assert (
-        clean_caption('A  "Dog" (brown)\x00: it\'s, OK? well-known!!\n#tag')
-        == "a dog brown it's, ok? well-known tag"
+        clean_caption('A  "Dog" (brown)\x00: it\'s, OK? well-known!!\n#tag') == "a dog brown it's, ok? well-known tag"
     )
     assert len(clean_caption("x" * 50_000)) == MAX_CHARACTERS

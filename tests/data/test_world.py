@@ -132,9 +132,7 @@ def of_kind(web: list[tuple[Scene, Sample]], kind: str) -> list[tuple[Scene, str
 
 def test_a_sample_depends_on_its_arguments_alone() -> None:
     forwards = [world.sample(CONFIG, SEED, split, i) for split in world.SPLITS for i in range(6)]
-    backwards = [
-        world.sample(CONFIG, SEED, split, i) for split in reversed(world.SPLITS) for i in reversed(range(6))
-    ]
+    backwards = [world.sample(CONFIG, SEED, split, i) for split in reversed(world.SPLITS) for i in reversed(range(6))]
     assert forwards == backwards[::-1]
     assert len({sample.image for sample in forwards}) == len(forwards)
     assert len({sample.meta["uid"] for sample in forwards}) == len(forwards)
@@ -206,9 +204,7 @@ def test_boilerplate_file_names_and_stumps_say_nothing_true(web: list[tuple[Scen
 
 def test_kinds_come_in_the_stated_shares(web: list[tuple[Scene, Sample]]) -> None:
     found = Counter(sample.meta["truth"]["kind"] for _, sample in web)
-    shares = {
-        kind: CONFIG.noise * weight / sum(CONFIG.kinds.values()) for kind, weight in CONFIG.kinds.items()
-    }
+    shares = {kind: CONFIG.noise * weight / sum(CONFIG.kinds.values()) for kind, weight in CONFIG.kinds.items()}
     shares["right"] = 1 - CONFIG.noise
     assert set(found) == set(shares)
     for kind, share in shares.items():

@@ -76,9 +76,7 @@ CLOSE_REFERENCES = [
 # (the texts are lower-case words already, so no tokenizer takes part).
 GOLDEN = [
     pytest.param(CANDIDATES, REFERENCES, 0.5320430493832897, 1.851645052257054, id="five references"),
-    pytest.param(
-        ["", *CANDIDATES[1:]], REFERENCES, 0.5303938466353152, 1.4335795440648047, id="an empty caption"
-    ),
+    pytest.param(["", *CANDIDATES[1:]], REFERENCES, 0.5303938466353152, 1.4335795440648047, id="an empty caption"),
     pytest.param(
         [*CANDIDATES[:3], "a cat on a", CANDIDATES[4]],
         FEWER,
@@ -86,9 +84,7 @@ GOLDEN = [
         2.2053856836209413,
         id="one to five references",
     ),
-    pytest.param(
-        CLOSE_CANDIDATES, CLOSE_REFERENCES, 0.900051435812746, 6.682572327949925, id="equally close lengths"
-    ),
+    pytest.param(CLOSE_CANDIDATES, CLOSE_REFERENCES, 0.900051435812746, 6.682572327949925, id="equally close lengths"),
 ]
 
 text = st.lists(st.sampled_from(list("abcdef")), max_size=9).map(" ".join)
@@ -116,9 +112,7 @@ def textbook_bleu4(pairs: list[tuple[str, list[str]]]) -> float:
             said = grams(candidate.split(), order)
             total += len(said)
             for gram in set(said):
-                right += min(
-                    said.count(gram), max(grams(text.split(), order).count(gram) for text in references)
-                )
+                right += min(said.count(gram), max(grams(text.split(), order).count(gram) for text in references))
         product *= right / total if total else 0.0
     for candidate, references in pairs:
         size = len(candidate.split())
@@ -142,9 +136,7 @@ def textbook_cider(pairs: list[tuple[str, list[str]]]) -> float:
                 )
                 idf = {}
                 for gram in said | wanted:
-                    holds = sum(
-                        any(gram in grams(text.split(), order) for text in texts) for _, texts in pairs
-                    )
+                    holds = sum(any(gram in grams(text.split(), order) for text in texts) for _, texts in pairs)
                     idf[gram] = math.log(len(pairs)) - math.log(max(1, holds))
                 dot = sum(min(said[g], wanted[g]) * idf[g] * wanted[g] * idf[g] for g in idf)
                 norm_said = math.sqrt(sum((said[g] * idf[g]) ** 2 for g in idf))

@@ -139,11 +139,7 @@ def test_calibration_is_not_fooled_by_binary_fractions() -> None:
 def test_a_float32_threshold_keeps_the_text_it_came_from() -> None:
     right = np.random.default_rng(0).random(1000, dtype=np.float32)
     found = matching.calibrate(right, right - np.float32(0.5), 0.9)
-    assert (
-        found.recall
-        == 0.9
-        == matching.precision_recall(right, np.ones(1000, bool), found.threshold)["recall"]
-    )
+    assert found.recall == 0.9 == matching.precision_recall(right, np.ones(1000, bool), found.threshold)["recall"]
 
 
 @pytest.mark.parametrize("recall", [0.0, -1.0, 1.01, 95.0, float("nan")])

@@ -52,9 +52,7 @@ def problems(
 @given(problems())
 def test_recalls_average_over_every_order_of_the_ties(problem) -> None:
     scores_IT, image_of_text = problem
-    assert retrieval.recalls(scores_IT, image_of_text) == pytest.approx(
-        slow_recalls(scores_IT, image_of_text.tolist())
-    )
+    assert retrieval.recalls(scores_IT, image_of_text) == pytest.approx(slow_recalls(scores_IT, image_of_text.tolist()))
 
 
 def test_recalls_by_hand() -> None:
@@ -86,9 +84,7 @@ def test_a_constant_matrix_scores_chance(value: float) -> None:
     figures = retrieval.recalls(np.full((20, 100), value), np.repeat(np.arange(20), 5))
     assert [figures[f"ir@{k}"] for k in (1, 5, 10)] == pytest.approx([5.0, 25.0, 50.0])
     draws = np.cumprod([(95 - j) / (100 - j) for j in range(10)])
-    assert [figures[f"tr@{k}"] for k in (1, 5, 10)] == pytest.approx(
-        [100 * (1 - draws[k - 1]) for k in (1, 5, 10)]
-    )
+    assert [figures[f"tr@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * (1 - draws[k - 1]) for k in (1, 5, 10)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,8 +98,7 @@ def test_neither_the_order_nor_the_scale_matters(problem, random) -> None:
     assert moved == pytest.approx(before)
     assert retrieval.recalls(scores_IT**3 * 2 - 7, image_of_text) == before
     assert all(
-        0 <= before[f"{way}@1"] <= before[f"{way}@5"] <= before[f"{way}@10"] <= 100 + 1e-9
-        for way in ("tr", "ir")
+        0 <= before[f"{way}@1"] <= before[f"{way}@5"] <= before[f"{way}@10"] <= 100 + 1e-9 for way in ("tr", "ir")
     )
 
 

@@ -155,9 +155,7 @@ def test_the_completion_file_says_what_the_design_asks(tmp_path: Path) -> None:
     Ledger(tmp_path, "annotate").commit("00000", "f", [output(tmp_path / "d/00000.tar")], tally(2))
     held = json.loads((tmp_path / "ledger/annotate/00000.json").read_text())
     assert held["fingerprint"] == "f"
-    assert held["outputs"] == [
-        {"path": "d/00000.tar", "bytes": 3, "sha256": sha256_file(tmp_path / "d/00000.tar")}
-    ]
+    assert held["outputs"] == [{"path": "d/00000.tar", "bytes": 3, "sha256": sha256_file(tmp_path / "d/00000.tar")}]
     assert held["tally"]["samples"] == {"in": 2, "kept": 2, "dropped": 0, "failed": 0}
 
 

@@ -44,8 +44,7 @@ def test_another_plan_is_refused_naming_what_changed(tmp_path: Path) -> None:
         opened(tmp_path / "run", other)
     said = str(caught.value)
     assert (
-        'inputs[1]: "00001" -> "00002"; recipe.lr: 0.1 -> 0.2; recipe.rounds: 2 -> absent; seed: absent -> 1.'
-        in said
+        'inputs[1]: "00001" -> "00002"; recipe.lr: 0.1 -> 0.2; recipe.rounds: 2 -> absent; seed: absent -> 1.' in said
     )
     assert "fingerprint" not in said
     assert "Use another --out" in said

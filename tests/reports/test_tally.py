@@ -83,9 +83,7 @@ def test_json_gives_it_back(tally: Tally) -> None:
     assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
 
 
-@pytest.mark.parametrize(
-    "bad", [{}, {"samples": 3}, None, {"samples": {"in": "3"}, "texts": {}, "failed": {}}]
-)
+@pytest.mark.parametrize("bad", [{}, {"samples": 3}, None, {"samples": {"in": "3"}, "texts": {}, "failed": {}}])
 def test_what_is_no_tally_is_refused(bad: object) -> None:
     with pytest.raises(RunError, match="no tally"):
         Tally.from_json(bad)  # type: ignore[arg-type]

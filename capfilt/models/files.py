@@ -1,0 +1,97 @@
+"""Checkpoint files: where they lie, on disk or on the Hugging Face hub, and the tensors in them.
+
+A `.pth` or `.bin` is a pickle, which can run code; only tensors and plain containers are ever read out of one.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from capfilt.errors import ModelError
+
+SAFE, BIN = "model.safetensors", "pytorch_model.bin"
+PICKLES = (".pth", ".pt", ".bin")
+Tensors = dict[str, Tensor]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ["config.json", "vocab.txt", "tokenizer.json", SAFE]
+
+
+def weights_file(path: Path) -> Path | None:
+    """The file that holds the tensors of a checkpoint: the path itself, or what lies in that folder; None if nothing.
+
+    safetensors come before pickles: hub folders often have both.
+    """
+    if path.is_file():
+        return path if path.suffix in (*PICKLES, ".safetensors") else None
+    return next((path / name for name in (SAFE, BIN) if (path / name).is_file()), None)
+
+
+def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tensors:
+    """The tensors of a file whose names `only` accepts, on the CPU.
+
+    Raises:
+        ModelError: no file, a broken one, or a pickle of more than tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}")
+    return _unpickled(path, only) if path.suffix in PICKLES else _safe(path, only)
+
+
+def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in filter(only, file.keys())}
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
+    try:
+        # Checkpoints from before torch 1.6 are no zip files and cannot be mapped into memory.
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{path} cannot be read as tensors alone ({why}); other pickles are not opened, they can run code"
+        ) from None
+    for wrapper in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ModelError(f"{path} holds no table of tensors; a checkpoint is one, or has one under 'model'")
+    return {name: tensor for name, tensor in found.items() if only(name)}
+
+
+def download(name: str) -> Path:
+    """The folder of a hub repository in the hub's cache, fetched if it is not there yet.
+
+    Raises:
+        ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
+    # Imported here: of a hundred runs, ninety-nine have their models on disk.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED))
+        if weights_file(folder) is None:  # older repositories have the pickle alone
+            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, BIN]))
+    except (OSError, ValueError, HTTPError) as error:
+        why = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{name}: no such file or folder here, and the Hugging Face hub did not give it either ({why}). "
+            f"Without a network: fetch its config.json, vocab.txt and {SAFE} elsewhere and give their folder."
+        ) from None
+    return folder

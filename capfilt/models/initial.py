@@ -1,0 +1,167 @@
+"""What a pretraining begins from: an ImageNet ViT and BERT, as in the paper (BLIP, section 4.1), from files or the hub.
+
+BERT's token types are dropped, as BLIP drops them, though BERT adds the first of them to every word. Cross-attention is
+in neither: it starts fresh, and so do [DEC], [ENC] and the heads that compare.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from capfilt.config import Config
+from capfilt.errors import ModelError
+from capfilt.models import files, layouts
+from capfilt.models.blip import Blip
+from capfilt.models.files import Tensors
+from capfilt.models.layouts import Table
+from capfilt.models.text import TextConfig
+from capfilt.models.vision import resize_positions
+
+VIT: Table = {
+    "cls": "embeddings.cls_token",
+    "positions": "embeddings.position_embeddings",
+    "patches.*": "embeddings.patch_embeddings.projection.*",
+    "blocks.{n}.attention_norm.*": "encoder.layer.{n}.layernorm_before.*",
+    "blocks.{n}.attention.qkv.*": "encoder.layer.{n}.attention.attention.qkv.*",
+    "blocks.{n}.attention.out.*": "encoder.layer.{n}.attention.output.dense.*",
+    "blocks.{n}.feed_forward_norm.*": "encoder.layer.{n}.layernorm_after.*",
+    "blocks.{n}.feed_forward.up.*": "encoder.layer.{n}.intermediate.dense.*",
+    "blocks.{n}.feed_forward.down.*": "encoder.layer.{n}.output.dense.*",
+    "norm.*": "layernorm.*",
+}
+"""transformers' ViT, after its three projections were joined. DeiT's own files and timm's are TIMM_VISION."""
+
+LEFT_BEHIND = re.compile(
+    r"(head|pre_logits|classifier|pooler|cls\.seq_relationship)\..*"  # heads of other tasks
+    r"|embeddings\.(token_type_embeddings\.weight|position_ids|mask_token)"
+    r"|cls\.predictions\.decoder\.(weight|bias)"  # tied to the words and to cls.predictions.bias
+)
+
+
+class InitialConfig(Config):
+    """Where the first weights of a new model come from; what is not given starts from random ones."""
+
+    vision: str | None = None
+    """A ViT of timm, DeiT or transformers: a folder, a file, or a name on the Hugging Face hub. The paper:
+    facebook/deit-base-patch16-224; timm/vit_large_patch16_224.augreg_in21k for ViT-L."""
+    text: str | None = None
+    """A BERT of transformers, likewise. The paper: google-bert/bert-base-uncased."""
+
+    def located(self) -> InitialConfig:
+        """The same with every path in full: a worker may start in another folder."""
+        given = self.model_dump(exclude_none=True)
+        return InitialConfig(**{k: str(Path(v).absolute()) if Path(v).exists() else v for k, v in given.items()})
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """Which tensors of a new model came from checkpoints, and which keep their random values."""
+
+    filled: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def initialise(model: Blip, vision: str | None = None, text: str | None = None) -> Initialised:
+    """Fill a new model's towers from checkpoints, in place.
+
+    Raises:
+        ModelError: a checkpoint that is not there, or does not fit.
+    """
+    filled: set[str] = set()
+    if vision is not None:
+        filled |= copy(model, vision_of(model, find(vision), vision), vision)
+    if text is not None:
+        filled |= copy(model, text_of(model, find(text), text), text)
+    return Initialised(tuple(sorted(filled)), tuple(sorted(model.state_dict().keys() - filled)))
+
+
+def find(source: str) -> Tensors:
+    """The tensors of a folder, a file or a hub name."""
+    path = Path(source) if Path(source).exists() else files.download(source)
+    file = files.weights_file(path)
+    if file is None:
+        raise ModelError(f"{source} has no weights; it needs {files.SAFE} or {files.BIN}, or to be such a file")
+    return files.tensors(file)
+
+
+def vision_of(model: Blip, tensors: Tensors, source: str) -> Tensors:
+    """What a ViT gives to the vision tower; positions are interpolated to its picture size."""
+    config = model.config.vision
+    tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+    if any("dist" in name for name in tensors):
+        raise ModelError(f"{source} is a distilled DeiT, with a second token beside [CLS]; take the plain one")
+    table = layouts.TIMM_VISION if "cls_token" in tensors else VIT
+    wanted = layouts.once(layouts.expand(table, config.depth, "vision.", ""))
+    found = take(dict(joined(tensors)), wanted, source)
+    found["vision.positions"] = resize_positions(found["vision.positions"], config.image_size, config.patch_size)
+    return found
+
+
+def text_of(model: Blip, tensors: Tensors, source: str) -> Tensors:
+    """What BERT gives to the text stacks, to both if they are apart, and to the LM head if it has one itself."""
+    config = model.config.text
+    tensors = {_modern(name.removeprefix("bert.")): tensor for name, tensor in tensors.items()}
+    wanted = layouts.text_names(
+        config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
+    )
+    if "decoder" not in config.roles:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
+    elif "cls.predictions.bias" in tensors:
+        wanted |= layouts.once(layouts.expand(layouts.LM_HEAD, 1, "text.head.", "cls.predictions."))
+        if not config.tie_lm_head:
+            wanted["text.head.weight"] = (layouts.WORDS,)
+    found = take(tensors, wanted, source)
+    check_vocabulary(config, tensors[layouts.WORDS].shape[0], source)
+    return found
+
+
+def _modern(name: str) -> str:
+    """Files from before 2019, bert-base-uncased among them, call a LayerNorm's weight gamma and its bias beta."""
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def check_vocabulary(config: TextConfig, entries: int, source: str) -> None:
+    """Refuse words of another vocabulary than the model's, with [DEC] and [ENC] or without."""
+    if entries not in (config.vocab_size - 2, config.vocab_size):
+        raise ModelError(
+            f"{source} has {entries} words, the model {config.vocab_size - 2} beside [DEC] and [ENC]: "
+            f"set text.vocab_size={entries + 2}, and tokenizer to the vocabulary that belongs to it"
+        )
+
+
+def take(tensors: Tensors, wanted: layouts.Names, source: str) -> Tensors:
+    """What is wanted of a checkpoint; all else in it must be known to be of no use here."""
+    return layouts.take({name: t for name, t in tensors.items() if not LEFT_BEHIND.fullmatch(name)}, wanted, source)
+
+
+@torch.no_grad()
+def copy(model: Blip, found: Tensors, source: str) -> set[str]:
+    """Copy tensors into a model. Words that it has more of stay fresh; positions that it has fewer of are cut off."""
+    own = model.state_dict()
+    for name, tensor in found.items():
+        target, rows = own[name], min(own[name].shape[0], tensor.shape[0])
+        resized = re.search(r"words\.weight|positions\.weight|text\.head\.(weight|bias)", name)
+        if tensor.shape[1:] != target.shape[1:] or (not resized and tensor.shape[0] != target.shape[0]):
+            raise ModelError(
+                f"{source} does not fit the architecture: {name} is {list(target.shape)}, there {list(tensor.shape)}"
+            )
+        target[:rows] = tensor[:rows]
+    return set(found)
+
+
+def joined(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+    """Tensors with the three projections of transformers' ViT joined into one, as timm and BLIP have it."""
+    for name, tensor in tensors.items():
+        if ".attention.attention.query." in name:
+            parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            if missing := [part for part in parts if part not in tensors]:
+                raise ModelError(f"{missing[0]} is missing beside {name}")
+            yield name.replace(".query.", ".qkv."), torch.cat([tensors[part] for part in parts])
+        elif ".attention.attention." not in name:
+            yield name, tensor

@@ -1,0 +1,80 @@
+"""calibrate: set a filter's threshold on human validation pairs (a step of bootstrap and of select, not a verb)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.spread import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.device import pick_device
+from capfilt.engine.filter import Filter
+from capfilt.evaluation import examine
+from capfilt.models import weights
+from capfilt.pipelines.stage import run_stage
+from capfilt.reports.ledger import Ledger, fingerprint, write_json
+from capfilt.reports.progress import Progress
+from capfilt.reports.tally import Tally
+
+
+class CalibrateJob(Config):
+    """A filter before human validation pairs; its outcome is `out/calibration.json`."""
+
+    out: Path
+    model: Path
+    shards: tuple[str, ...]
+    score: str
+    recall: float
+    batch_size: int = 64
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "calibrate"
+
+    def identity(self, item: str) -> str:
+        """The filter's weights, the validation shards, the score and the recall."""
+        return fingerprint(
+            item,
+            weights.fingerprint(self.model),
+            [shards.content(url) for url in self.shards],
+            self.score,
+            self.recall,
+        )
+
+    def open(self) -> Callable[[str], str]:
+        """Load the filter."""
+        device = pick_device()
+        model = weights.load(self.model).eval().to(device)
+        judge = Filter(model, Tokenizer.load(self.model))
+
+        def work(item: str) -> str:
+            held = examine.look(model, self.shards, self.batch_size, device)
+            found = examine.calibrate(judge, held, self.score, self.recall, self.batch_size)
+            path = self.out / "calibration.json"
+            write_json(
+                path,
+                {
+                    "score": self.score,
+                    "threshold": found.threshold,
+                    "recall": found.recall,
+                    "false_positive_rate": found.false_positive_rate,
+                    "auc": found.auc,
+                },
+            )
+            Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
+            return f"{self.score} >= {found.threshold:.3f}"
+
+        return work
+
+
+def calibrate(
+    session: Session, job: CalibrateJob, resources: Resources, show: Progress, label: str = "calibrate"
+) -> float:
+    """The threshold that the validation pairs give."""
+    run_stage(session, job, {"calibration": "calibration"}, resources, show, label)
+    return float(json.loads((job.out / "calibration.json").read_text())["threshold"])

@@ -1,0 +1,137 @@
+"""export: write a model as other code reads it, transformers' `from_pretrained` above all.
+
+transformers has no class for a pretrained model, which writes and judges: it becomes two folders. And its class for
+filters reads a text behind [CLS], where the filter was trained with [ENC]; the README beside it says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from capfilt.data.images import MEAN, STD
+from capfilt.data.tokens import Tokenizer
+from capfilt.errors import RunError, UsageError, did_you_mean
+from capfilt.models import weights
+from capfilt.models.blip import Blip
+from capfilt.models.hf import class_of
+from capfilt.models.text import Role
+from capfilt.reports.ledger import atomic, write_json
+
+PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
+"""What a pretrained model falls into, and the folder of each."""
+
+README = {
+    "BlipForConditionalGeneration": """
+    from transformers import AutoProcessor, BlipForConditionalGeneration
+
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    model = BlipForConditionalGeneration.from_pretrained(FOLDER)
+    ids = model.generate(**processor(images=image, return_tensors="pt"), num_beams=3, min_length=5, max_length=20)
+    print(processor.decode(ids[0], skip_special_tokens=True))
+""",
+    "BlipForImageTextRetrieval": """
+    from transformers import AutoProcessor, BlipForImageTextRetrieval
+
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    model = BlipForImageTextRetrieval.from_pretrained(FOLDER)
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    cosine = model(**inputs, use_itm_head=False).itm_score
+    inputs["input_ids"][:, 0] = ENC  # [ENC], as in training: behind [CLS] the scores are others
+    p_match = model(**inputs).itm_score.softmax(dim=1)[:, 1]
+""",
+    "BlipForQuestionAnswering": """
+    from transformers import AutoProcessor, BlipForQuestionAnswering
+
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    model = BlipForQuestionAnswering.from_pretrained(FOLDER)
+    inputs = processor(images=image, text=question, return_tensors="pt")
+    inputs["input_ids"][:, 0] = ENC  # [ENC], as in training
+    print(processor.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+""",
+}
+
+
+def run(name: str, form: str, out: Path) -> dict[str, Any]:
+    """The verb: read a model of any layout and write it in another; returns the folders and what was left behind.
+
+    Raises:
+        UsageError: an unknown form.
+        RunError: `out` holds something already.
+        ModelError: no model there, or one that does not fit.
+    """
+    if form not in FORMS:
+        raise UsageError(f"--as {form}: there is {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} holds something already; choose another --out")
+    path = weights.find(name)
+    tokenizer = Tokenizer.load(path)
+    written = FORMS[form](path, tokenizer, out)
+    return {
+        "model": str(path),
+        "as": form,
+        "written": [str(x) for x in written],
+        "left_behind": weights.left_behind(path),
+    }
+
+
+def as_hf(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """One folder for `from_pretrained`, or two of a pretrained model."""
+    config = weights.architecture(path)
+    if len(config.text.roles) == 1 or config.answers:
+        return [write_hf(weights.load(path), tokenizer, out)]
+    return [write_hf(weights.load(path, roles=(role,)), tokenizer, out / part) for role, part in PARTS.items()]
+
+
+def write_hf(model: Blip, tokenizer: Tokenizer, folder: Path) -> Path:
+    """A folder of transformers: the processor's files and the model's; the weights come last."""
+    config, size = model.config, model.config.vision.image_size
+    tokenizer.save(folder)
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "processor_class": "BlipProcessor",
+        "do_lower_case": True,
+        "model_max_length": config.text.max_positions,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": "[DEC]",
+        "additional_special_tokens": ["[ENC]"],
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+    picture = {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [float(x) for x in MEAN],
+        "image_std": [float(x) for x in STD],
+    }
+    write_json(folder / "preprocessor_config.json", picture)
+    usage = README[class_of(config)].replace("FOLDER", f'"{folder.name}"').replace("ENC  #", f"{config.text.enc}  #")
+    with atomic(folder / "README.md") as file:
+        file.write(f"# {folder.name}\n\nWritten by `capfilt export`, for transformers:\n{usage}".encode())
+    weights.save_hf(model, folder, {"pad": tokenizer.pad, "sep": tokenizer.sep})
+    return folder
+
+
+def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """`model.pth` with the names of BLIP's own code, all of the model in one."""
+    tokenizer.save(out)
+    weights.save_pth(weights.load(path), out / "model.pth")
+    return [out / "model.pth"]
+
+
+def as_capfilt(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """A folder of our own; from outside models, the one place where `itm_token` can be set by hand."""
+    tokenizer.save(out)
+    weights.save(weights.load(path), out)
+    return [out]
+
+
+FORMS: dict[str, Callable[[Path, Tokenizer, Path], list[Path]]] = {"hf": as_hf, "pth": as_pth, "capfilt": as_capfilt}
+"""What `--as` can be."""

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from capfilt.data import images, shards
+from capfilt.data.loader import Batch, Loader, LoaderConfig, Source, ahead, shuffled
+from capfilt.data.sample import Sample
+from capfilt.data.tokens import Tokenizer
+from capfilt.errors import DataError, ShardError
+
+ROWS = 96  # of small_world: 48 pictures, two captions each
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load("world")
+
+
+def loader(folder: Path, tokenizer: Tokenizer, seed: int = 0, rank: int = 0, ranks: int = 1, **config: int) -> Loader:
+    options = {"batch_size": 8, "max_length": 24, "shuffle": 32, **config}
+    sources = [Source(shards=str(folder))]
+    return Loader(sources, LoaderConfig(**options), tokenizer, 16, seed, rank, ranks)
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    found = list(islice(batches, count))
+    batches.close()  # type: ignore[attr-defined]
+    return found
+
+
+def rows(batches: list[Batch]) -> list[tuple[str, tuple[int, ...]]]:
+    """Each row as its uid and its ids without padding, in order."""
+    return [
+        (uid, tuple(ids[mask.bool()].tolist()))
+        for batch in batches
+        for uid, ids, mask in zip(batch.uids, batch.ids, batch.mask, strict=True)
+    ]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = ("images", "ids", "mask", "groups")
+    return a.uids == b.uids and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+
+
+class TestOrder:
+    def test_an_epoch_has_every_text_once(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        wanted = Counter(
+            (sample.uid, caption["text"])
+            for url in shards.expand(str(small_world / "human"))
+            for sample in shards.read(url)
+            if isinstance(sample, Sample)
+            for caption in sample.captions
+        )
+        assert wanted.total() == ROWS
+        found = rows(take(loader(small_world / "human", tokenizer).batches(), ROWS // 8))
+        assert Counter(uid for uid, _ in found) == Counter(uid for uid, _ in wanted.elements())
+        assert Counter(tokenizer.decode(ids) for _, ids in found) == Counter(text for _, text in wanted.elements())
+
+    def test_is_a_function_of_the_seed(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        one, again, other = (take(loader(small_world / "human", tokenizer, seed).batches(), 12) for seed in (0, 0, 1))
+        assert all(same(a, b) for a, b in zip(one, again, strict=True))
+        assert rows(one) != rows(other)
+        assert Counter(rows(one)) == Counter(rows(other))
+
+    def test_differs_from_epoch_to_epoch(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        both = rows(take(loader(small_world / "human", tokenizer).batches(), 24))
+        assert both[:ROWS] != both[ROWS:]
+        assert Counter(both[:ROWS]) == Counter(both[ROWS:])
+
+    @pytest.mark.parametrize("start", [1, 7, 12, 17])
+    def test_goes_on_exactly_where_it_is_told_to(self, small_world: Path, tokenizer: Tokenizer, start: int) -> None:
+        whole = take(loader(small_world / "human", tokenizer).batches(), 20)
+        rest = take(loader(small_world / "human", tokenizer).batches(start), 20 - start)
+        assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+    @pytest.mark.parametrize("ranks", [2, 4])
+    def test_ranks_share_out_each_batch(self, small_world: Path, tokenizer: Tokenizer, ranks: int) -> None:
+        whole = take(loader(small_world / "human", tokenizer).batches(), 14)
+        parts = [
+            take(loader(small_world / "human", tokenizer, rank=rank, ranks=ranks).batches(), 14)
+            for rank in range(ranks)
+        ]
+        for step, batch in enumerate(whole):
+            own = [part[step] for part in parts]
+            assert {len(part.uids) for part in own} == {8 // ranks}
+            assert rows(own) == rows([batch])
+            assert torch.equal(torch.cat([part.images for part in own]), batch.images)
+
+    def test_a_source_may_count_more_than_once(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        twice = Source(shards=str(small_world / "human" / "00000.tar"), repeat=2)
+        once = Source(shards=str(small_world / "human" / "00001.tar"))
+        mixed = Loader([twice, once], LoaderConfig(batch_size=8, max_length=24), tokenizer, 16, seed=0)
+        seen = Counter(uid for batch in take(mixed.batches(), 12) for uid in batch.uids)
+        assert sorted(seen.values()) == [2] * 16 + [4] * 16
+
+    def test_shuffling_is_bounded(self) -> None:
+        random = np.random.default_rng(0)
+        found = list(shuffled(iter(range(100)), 10, random))  # type: ignore[arg-type]
+        assert sorted(found) == list(range(100))  # type: ignore[type-var]
+        assert all(row <= place + 10 for place, row in enumerate(found))  # type: ignore[operator]
+        assert found != list(range(100))
+        assert list(shuffled(iter(range(9)), 1, random)) == list(range(9))  # type: ignore[arg-type]
+
+
+class TestBatch:
+    def test_equal_groups_are_the_same_picture(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        seen_twice = False
+        for batch in take(loader(small_world / "human", tokenizer, batch_size=16).batches(), 6):
+            for i, one in enumerate(batch.uids):
+                for j, other in enumerate(batch.uids):
+                    assert (batch.groups[i] == batch.groups[j]) == (one == other)
+                    seen_twice |= i != j and one == other
+        assert seen_twice
+
+    def test_trap_5_and_9_texts_are_cleaned_cut_at_30_words_and_begin_with_no_prompt(
+        self, tmp_path: Path, tokenizer: Tokenizer, small_world: Path
+    ) -> None:
+        picture = next(iter(shards.read(str(small_world / "human" / "00000.tar"))))
+        assert isinstance(picture, Sample)
+        text = 'A "RED" circle! ' + "ring " * 40
+        shards.write(tmp_path / "0.tar", [Sample("0", picture.image, picture.extension, text)])
+        (batch,) = take(loader(tmp_path, tokenizer, batch_size=1, max_length=64).batches(), 1)
+        wanted = [
+            tokenizer.cls,
+            *(tokenizer.vocab.index(w) for w in ["a", "red", "circle"] + ["ring"] * 27),
+            tokenizer.sep,
+        ]
+        assert batch.ids[0].tolist() == wanted
+        (short,) = take(loader(tmp_path, tokenizer, batch_size=1, max_length=6).batches(), 1)
+        assert short.ids[0].tolist() == [*wanted[:5], tokenizer.sep]
+
+    def test_pictures_are_squashed_and_normalised(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        by_uid = {s.uid: s for s in shards.read(str(small_world / "human" / "00000.tar")) if isinstance(s, Sample)}
+        batch = take(loader(small_world / "human" / "00000.tar", tokenizer).batches(), 1)[0]
+        for uid, found in zip(batch.uids, batch.images, strict=True):
+            wanted = images.normalise(images.to_pixels(images.decode(by_uid[uid].image), 16))
+            assert torch.equal(found, torch.from_numpy(wanted))
+
+
+class TestBadInput:
+    def write(self, path: Path, source: Path, wrong: set[int]) -> list[Sample]:
+        """The first shard of the world again, with some pictures broken."""
+        found = [s for s in shards.read(str(source / "human" / "00000.tar")) if isinstance(s, Sample)]
+        broken = [Sample(s.key, b"no", s.extension, s.text, s.meta) if i in wrong else s for i, s in enumerate(found)]
+        shards.write(path, broken)
+        return broken
+
+    def test_unreadable_pictures_are_counted_and_others_stand_in(
+        self, tmp_path: Path, small_world: Path, tokenizer: Tokenizer
+    ) -> None:
+        broken = self.write(tmp_path / "0.tar", small_world, {0, 5, 11})
+        wrong = {s.uid for s in broken if s.image == b"no"}
+        batches = take(loader(tmp_path, tokenizer).batches(), 4)  # one epoch: 16 pictures, two texts each
+        assert sum(batch.unreadable for batch in batches) == 3 * 2
+        for batch in batches:
+            assert len(batch.uids) == len(batch.images) == len(batch.ids) == 8
+            assert not set(batch.uids) & wrong
+            assert len(set(rows([batch]))) == 8 - batch.unreadable
+
+    def test_a_batch_of_nothing_readable_is_an_error(
+        self, tmp_path: Path, small_world: Path, tokenizer: Tokenizer
+    ) -> None:
+        self.write(tmp_path / "0.tar", small_world, set(range(16)))
+        with pytest.raises(DataError, match="none of the 8 images of a batch can be read"):
+            next(loader(tmp_path, tokenizer).batches())
+
+    def test_an_empty_corpus_is_an_error(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        shards.write(tmp_path / "0.tar", [])
+        with pytest.raises(DataError, match="no readable pair in 1 shards"):
+            next(loader(tmp_path, tokenizer).batches())
+
+    def test_a_missing_corpus_is_an_error(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        with pytest.raises(ShardError, match="no shard found"):
+            loader(tmp_path, tokenizer)
+
+    def test_a_shard_that_vanishes_is_an_error_where_the_batch_was_expected(
+        self, small_world: Path, tmp_path: Path, tokenizer: Tokenizer
+    ) -> None:
+        self.write(tmp_path / "0.tar", small_world, set())
+        batches = loader(tmp_path, tokenizer, shuffle=1).batches()
+        (tmp_path / "0.tar").unlink()
+        with pytest.raises(ShardError, match="no shard at"):
+            list(batches)
+
+    def test_a_batch_that_ranks_cannot_share_is_refused(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        with pytest.raises(DataError, match="batch_size 8 cannot be split over 3 ranks"):
+            loader(small_world / "human", tokenizer, ranks=3)
+
+    @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_length": 3}, {"shuffle": 0}])
+    def test_nonsense_is_refused(self, wrong: dict[str, int]) -> None:
+        with pytest.raises(ValidationError):
+            LoaderConfig(**wrong)
+
+
+class TestAhead:
+    def test_hands_over_items_then_the_exception(self) -> None:
+        def make() -> Iterator[int]:
+            yield 1
+            yield 2
+            raise ValueError("third")
+
+        found = []
+        with pytest.raises(ValueError, match="third"):
+            for item in ahead(make()):  # type: ignore[arg-type]
+                found.append(item)
+        assert found == [1, 2]
+
+    def test_ends_where_its_source_ends(self) -> None:
+        assert list(ahead(iter([1, 2, 3]))) == [1, 2, 3]  # type: ignore[arg-type, comparison-overlap]
+
+    def test_runs_no_further_than_its_depth_and_stops_when_closed(self) -> None:
+        made: list[int] = []
+
+        def make() -> Iterator[int]:
+            while True:
+                made.append(len(made))
+                yield made[-1]
+
+        before = threading.active_count()
+        items = ahead(make(), depth=2)  # type: ignore[arg-type]
+        assert next(items) == 0  # type: ignore[comparison-overlap]
+        deadline = time.monotonic() + 5
+        while len(made) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(made) == 4  # one taken, two waiting, one in hand
+        items.close()  # type: ignore[attr-defined]
+        while threading.active_count() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() == before
+        assert len(made) == 4

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from capfilt.models import Blip
+from capfilt.objectives.gather import gather, rank, ranks
+from capfilt.objectives.itc import itc
+from capfilt.objectives.step import Learner, ObjectivesConfig
+
+B, P, Q = 8, 5, 16
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, dtype=torch.double), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def task(small_blip: Callable[..., Blip]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    config = ObjectivesConfig(losses={"itc": 1.0}, queue=Q, momentum=0.5)
+    ids = torch.randint(4, 190, (B, 7))
+    return {
+        "features": [unit(B, P) for _ in range(4)],
+        "queues": [unit(Q, P) for _ in range(2)],
+        "temperature": torch.tensor(0.07, dtype=torch.double),
+        # ITC alone: nothing reaches the match head and the cross-attention.
+        "learner": Learner(small_blip(roles=("encoder",)), config),
+        "batch": [torch.randn(B, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(B)],
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two gloo ranks say about the task."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save(task, folder / "task.pt")
+    script = str(Path(__file__).with_name("two_ranks.py"))
+    processes = [subprocess.Popen([sys.executable, script, str(of), str(folder)]) for of in range(2)]
+    try:
+        assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"answer-{of}.pt", weights_only=False) for of in range(2)]
+
+
+def test_alone_nothing_is_gathered() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    assert torch.equal(gather(x), x)
+    assert not gather(x).requires_grad
+    assert (rank(), ranks()) == (0, 1)
+
+
+def test_two_ranks_gather_in_their_order(answers: list[dict[str, Any]]) -> None:
+    assert [answer["who"] for answer in answers] == [(0, 2), (1, 2)]
+    for answer in answers:
+        assert answer["gathered"].tolist() == [[0, 10], [1, 11]]
+
+
+def test_itc_of_two_ranks_has_the_gradients_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    image, text = (x.clone().requires_grad_() for x in task["features"][:2])
+    temperature = task["temperature"].clone().requires_grad_()
+    whole = itc(image, text, *task["features"][2:], *task["queues"], temperature, 0.4)
+    whole.loss.backward()
+    found = [answer["features"] for answer in answers]
+    torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, whole.loss.detach())
+    # A rank's loss is the mean over its own rows, and data-parallel training takes the mean over ranks.
+    for i, wanted in enumerate((image.grad, text.grad)):
+        torch.testing.assert_close(torch.cat([f["gradients"][i] for f in found]) / 2, wanted, atol=1e-12, rtol=1e-9)
+    mean = (found[0]["gradients"][2] + found[1]["gradients"][2]) / 2
+    torch.testing.assert_close(mean, temperature.grad, atol=1e-12, rtol=1e-9)
+
+
+def test_trap_8_negatives_are_drawn_within_a_rank(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    image, text, momentum_image, momentum_text = task["features"]
+    for of, answer in enumerate(answers):
+        own = slice(of * B // 2, (of + 1) * B // 2)
+        image_to_text, text_to_image = answer["features"]["pairs"]
+        torch.testing.assert_close(image_to_text, image[own] @ momentum_text[own].T / task["temperature"])
+        torch.testing.assert_close(text_to_image, text[own] @ momentum_image[own].T / task["temperature"])
+
+
+def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    learner = copy.deepcopy(task["learner"]).train()
+    for progress in (0.02, 0.05):
+        learner.zero_grad()
+        losses, _ = learner(*task["batch"], progress=progress)
+        learner.total(losses).backward()
+    wanted = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    one, other = (answer["learner"] for answer in answers)
+    torch.testing.assert_close((one["loss"] + other["loss"]) / 2, losses["itc"].detach(), atol=1e-6, rtol=0)
+    for found in (one, other):
+        assert {name for name, g in found["gradients"].items() if g.any()} == {n for n, g in wanted.items() if g.any()}
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found["gradients"][name], gradient, atol=1e-6, rtol=1e-5)
+        assert learner.momentum is not None
+        torch.testing.assert_close(found["queues"][0], learner.momentum.queue_image, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found["queues"][1], learner.momentum.queue_text, atol=1e-6, rtol=0)
+        assert int(found["queues"][2]) == 0  # two steps of 8 fill the queue of 16

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfilt.data.loader import LoaderConfig, Source
+from capfilt.models import Blip
+from capfilt.objectives.step import ObjectivesConfig
+from capfilt.training.loop import TrainConfig, TrainJob
+from capfilt.training.optimizer import OptimizerConfig
+
+
+@pytest.fixture(scope="session")
+def make_job(small_blip: Callable[..., Blip], small_world: Path) -> Callable[..., TrainJob]:
+    """Makes a training of a small BLIP on the small world, with dropout; settings of `train` by keyword."""
+
+    def make(out: Path, text: dict[str, Any] | None = None, **train: Any) -> TrainJob:
+        options = {
+            "steps": 4,
+            "loader": LoaderConfig(batch_size=8, max_length=24, shuffle=32),
+            "objectives": ObjectivesConfig(queue=16, momentum=0.9),
+            "optimizer": OptimizerConfig(lr=1e-3),
+            "precision": "fp32",
+            "log_every": 1,
+        }
+        architecture = small_blip(**{"dropout": 0.1, **(text or {})}).config
+        deep = architecture.vision.model_copy(update={"drop_path": 0.1 if text is None else 0.0})
+        return TrainJob(
+            out=out,
+            architecture=architecture.model_copy(update={"vision": deep}),
+            tokenizer="world",
+            sources=(Source(shards=str(small_world / "human")),),
+            train=TrainConfig(**{**options, **train}),
+        )
+
+    return make

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.data.loader import Batch, Loader, LoaderConfig
+from capfilt.data.tokens import Tokenizer
+from capfilt.errors import ModelError
+from capfilt.models import Blip, BlipConfig, weights
+from capfilt.models.vision import resize_positions
+from capfilt.objectives.step import ObjectivesConfig
+from capfilt.training import loop
+from capfilt.training.loop import StepLog, TrainConfig, TrainJob, draw, initial_model, train
+from capfilt.training.optimizer import OptimizerConfig
+
+MakeJob = Callable[..., TrainJob]
+
+
+def log_of(job: TrainJob) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(job: TrainJob) -> bytes:
+    return (job.model_folder / "model.safetensors").read_bytes()
+
+
+GOLDEN: dict[str, list[float]] = {}
+
+
+def test_the_golden_curve(make_job: MakeJob, tmp_path: Path) -> None:
+    """Twenty steps of blip/tiny on the embedded world. Whoever changes model, losses, optimizer, world or vocabulary on
+    purpose copies the curve that the failure shows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    small = make_job(
+        tmp_path,
+        steps=20,
+        loader=LoaderConfig(batch_size=16, max_length=24, shuffle=64),
+        objectives=ObjectivesConfig(queue=48, momentum=0.9, alpha_ramp=0.5),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=0.1),
+    )
+    tiny = configs.read(presets.find("models", "blip/tiny"), BlipConfig)
+    job = small.model_copy(update={"architecture": tiny})
+    try:
+        train(job)
+    finally:
+        torch.set_num_threads(threads)
+    curve = {name: [line[name] for line in log_of(job)] for name in ("itc", "itm", "lm")}
+    assert curve == {name: pytest.approx(values, abs=1e-4) for name, values in GOLDEN.items()}, json.dumps(curve)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next training die when it asks for the batch of `step`."""
+
+    class Dying(Loader):
+        def batches(self, start: int = 0) -> Iterator[Batch]:
+            for now, batch in enumerate(super().batches(start), start):
+                if now == step:
+                    raise Killed
+                yield batch
+
+    monkeypatch.setattr(loop, "Loader", Dying)
+
+
+class TestResume:
+    @pytest.mark.parametrize("kills", [[5], [2, 4, 7]])
+    def test_a_killed_training_ends_with_the_same_weights(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: list[int]
+    ) -> None:
+        whole = make_job(tmp_path / "whole", steps=8, checkpoint_every=2)
+        train(whole)
+        job = whole.model_copy(update={"out": tmp_path / "killed"})
+        for step in kills:
+            killed_at(step, monkeypatch)
+            with pytest.raises(Killed):
+                train(job)
+            monkeypatch.undo()
+            assert (job.out / "state.pt").exists() == (step > 1)
+            assert not job.model_folder.exists()
+        train(job)
+        assert weights_of(job) == weights_of(whole)
+        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint"}
+        told = ("step", "itc", "itm", "lm", "itm_accuracy", "lr", "unreadable")
+        assert [[line[n] for n in told] for line in log_of(job)] == [[line[n] for n in told] for line in log_of(whole)]
+
+    def test_a_kill_before_the_first_state_begins_again(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(tmp_path / "a", steps=3, checkpoint_every=2)
+        killed_at(1, monkeypatch)
+        with pytest.raises(Killed):
+            train(job)
+        monkeypatch.undo()
+        train(job)
+        assert [line["step"] for line in log_of(job)] == [1, 2, 3]
+
+    def test_the_state_of_another_job_is_refused(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(make_job(tmp_path, checkpoint_every=2))
+        monkeypatch.undo()
+        other = make_job(tmp_path, checkpoint_every=2, optimizer=OptimizerConfig(lr=2e-3))
+        with pytest.raises(ModelError, match="belongs to another training"):
+            train(other)
+
+
+class TestStart:
+    def test_the_seed_decides_the_fresh_weights(self, make_job: MakeJob, tmp_path: Path) -> None:
+        job, words = make_job(tmp_path), len(Tokenizer.load("world"))
+        one, again = (initial_model(job, words).state_dict() for _ in range(2))
+        other = initial_model(job.model_copy(update={"seed": 1}), words).state_dict()
+        assert all(torch.equal(one[name], again[name]) for name in one)
+        assert not torch.equal(one["vision.positions"], other["vision.positions"])
+
+    def test_a_model_folder_can_be_gone_on_from_in_one_role_and_at_another_size(
+        self, make_job: MakeJob, small_blip: Callable[..., Blip], tmp_path: Path
+    ) -> None:
+        base = small_blip()
+        weights.save(base, tmp_path / "base")
+        architecture = small_blip(image_size=32, roles=("decoder",)).config
+        job = make_job(tmp_path / "out", objectives=ObjectivesConfig(losses={"lm": 1.0}))
+        job = job.model_copy(update={"start": tmp_path / "base", "architecture": architecture})
+        model = initial_model(job, len(Tokenizer.load("world")))
+        found, old = model.state_dict(), base.state_dict()
+        assert torch.equal(found.pop("vision.positions"), resize_positions(old["vision.positions"], 32, 8))
+        assert all(torch.equal(tensor, old[name]) for name, tensor in found.items())
+        train(job)
+        assert weights.load(job.model_folder).config == architecture
+        assert Tokenizer.load(job.model_folder).vocab == Tokenizer.load("world").vocab
+
+    def test_a_vocabulary_larger_than_the_model_s_is_refused(self, make_job: MakeJob, tmp_path: Path) -> None:
+        words = len(Tokenizer.load("world"))
+        with pytest.raises(ModelError, match=rf"has {words} entries, the model takes 50: set text.vocab_size={words}"):
+            train(make_job(tmp_path, text={"vocab_size": 50}))
+
+    def test_a_queue_that_the_batch_does_not_divide_is_refused_at_once(self, make_job: MakeJob, tmp_path: Path) -> None:
+        with pytest.raises(ValidationError, match=r"queue 20 is not a multiple of loader.batch_size 8; 16 is"):
+            make_job(tmp_path, objectives=ObjectivesConfig(queue=20))
+        make_job(tmp_path, objectives=ObjectivesConfig(losses={"lm": 1.0}, queue=20))  # without ITC there is no queue
+
+
+class TestNotFinite:
+    def test_a_loss_stops_the_training(self, make_job: MakeJob, tmp_path: Path) -> None:
+        job = make_job(tmp_path, steps=6, optimizer=OptimizerConfig(lr=1e30, warmup=0.0))
+        with pytest.raises(ModelError, match=r"a loss is not finite near step \d: .*lower optimizer.lr"):
+            train(job)
+        assert not job.model_folder.exists()
+
+    def test_weights_are_seen_before_they_are_saved(self, make_job: MakeJob, tmp_path: Path) -> None:
+        wild = OptimizerConfig(lr=1e30, warmup=0.0)
+        job = make_job(tmp_path, steps=6, optimizer=wild, log_every=6, checkpoint_every=3)
+        with pytest.raises(ModelError, match=r"weights are not finite after step 3"):
+            train(job)
+        assert not (job.out / "state.pt").exists()
+
+    def test_clipping_bounds_the_step(self, make_job: MakeJob, tmp_path: Path) -> None:
+        seen = []
+
+        class Noted(torch.optim.AdamW):
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+                seen.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+
+        job = make_job(tmp_path, optimizer=OptimizerConfig(clip=0.01))
+        tokenizer = Tokenizer.load("world")
+        learner = loop.Learner(initial_model(job, len(tokenizer)), job.train.objectives)
+        batches = Loader(job.sources, job.train.loader, tokenizer, 16, 0).batches()
+        optimizer = Noted([p for p in learner.parameters() if p.requires_grad])
+        loop.run_steps(job, learner, optimizer, batches, 0, torch.device("cpu"))
+        assert seen == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+class TestLog:
+    def test_lines_are_means_of_the_steps_since_the_last(self, tmp_path: Path) -> None:
+        config = TrainConfig(
+            steps=5, log_every=2, loader=LoaderConfig(batch_size=8), objectives=ObjectivesConfig(queue=0)
+        )
+        log = StepLog(tmp_path / "log.jsonl", config)
+        for step in range(5):
+            with log.waiting():
+                pass
+            log.add(step, {"lm": torch.tensor(float(step))}, unreadable=step, lr=0.5)
+        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [(line["step"], line["lm"], line["unreadable"]) for line in lines] == [
+            (2, 0.5, 1),
+            (4, 2.5, 5),
+            (5, 4, 4),
+        ]
+        for line in lines:
+            assert (line["steps"], line["lr"]) == (5, 0.5)
+            assert line["samples_per_second"] > 0
+            assert 0 <= line["data_wait"] <= 1
+            assert "itm_stuck" not in line
+
+    def test_lines_of_undone_steps_go_when_it_is_taken_up(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        config = TrainConfig(steps=9, log_every=1, objectives=ObjectivesConfig(queue=0))
+        log = StepLog(path, config)
+        for step in range(5):
+            log.add(step, {"lm": torch.tensor(float(step))}, 0, 0.5)
+        with path.open("a") as file:
+            file.write('{"step": 6, "lm":')  # cut by the kill
+        log = StepLog(path, config, done=3)
+        log.add(3, {"lm": torch.tensor(9.0)}, 0, 0.5)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [(line["step"], line["lm"]) for line in lines] == [(1, 0), (2, 1), (3, 2), (4, 9)]
+
+    def steps(self, path: Path, start: int, end: int, itm: float, done: int | None = None) -> None:
+        config = TrainConfig(steps=600, log_every=20, objectives=ObjectivesConfig(queue=0))
+        log = StepLog(path, config, start if done is None else done)
+        for step in range(start, end):
+            # To and fro around its mean, as a loss does.
+            log.add(step, {"itm": torch.tensor(itm + 0.02 * (-1) ** step)}, 0, 0.5)
+
+    def test_itm_at_the_trivial_answer_is_told_in_the_log_and_once_aloud(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "log.jsonl"
+        with caplog.at_level(logging.WARNING):
+            self.steps(path, 0, 300, itm=0.6380)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["step"] for line in lines if line.get("itm_stuck")] == [200, 220, 240, 260, 280, 300]
+        (record,) = caplog.records
+        assert "step 200: itm has stood at 0.6365 since step 0, which is guessing" in record.getMessage()
+
+    def test_itm_that_learns_is_not(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.steps(tmp_path / "log.jsonl", 0, 600, itm=0.60)
+        assert "itm_stuck" not in (tmp_path / "log.jsonl").read_text()
+        assert not caplog.records
+
+    def test_the_alarm_outlives_a_kill(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        self.steps(path, 0, 40, itm=0.70)
+        self.steps(path, 40, 160, itm=0.6350)
+        self.steps(path, 140, 260, itm=0.6350, done=140)
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(20, 261, 20))
+        assert [line["step"] for line in lines if line.get("itm_stuck")] == [240, 260]
+
+
+def test_a_draw_is_a_function_of_all_its_names() -> None:
+    found = {draw(seed, name, step) for seed in range(5) for name in ("step", "weights") for step in range(20)}
+    assert len(found) == 200
+    assert all(0 <= number < 2**63 for number in found)
+    assert draw(1, "step", 2) == draw(1, "step", 2)
+    assert math.log2(max(found)) > 62
+
+
+def test_bf16_trains_the_same_model_nearly(make_job: MakeJob, tmp_path: Path) -> None:
+    curves = []
+    for precision in ("fp32", "bf16"):
+        job = make_job(tmp_path / precision, steps=3, precision=precision)
+        train(job)
+        curves.append([[line[name] for name in ("itc", "itm", "lm")] for line in log_of(job)])
+    for exact, rough in zip(*curves, strict=True):
+        assert rough == pytest.approx(exact, rel=0.05)
+    assert curves[0] != curves[1]
+    assert all(tensor.dtype == torch.float32 for tensor in weights.load(job.model_folder).state_dict().values())

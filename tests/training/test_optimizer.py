@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from capfilt.models import Blip
+from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+PLAIN = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=0.1)
+
+
+def rates(config: OptimizerConfig, steps: int) -> list[float]:
+    return [learning_rate(config, step, steps) for step in range(steps)]
+
+
+def test_warm_up_is_linear_and_ends_at_the_peak() -> None:
+    found = rates(PLAIN, 100)
+    assert found[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert max(found) == 1.0
+
+
+def test_the_cosine_goes_from_the_peak_to_its_end() -> None:
+    found = rates(PLAIN, 100)
+    assert found[10] == 1.0
+    assert found[55] == pytest.approx(0.55)
+    assert found[32] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 22 / 90)) / 2)
+    assert 0.1 < found[99] < 0.101
+    assert found[10:] == sorted(found[10:], reverse=True)
+
+
+def test_constant_stays_at_the_peak() -> None:
+    config = PLAIN.model_copy(update={"decay": "constant"})
+    assert set(rates(config, 100)[9:]) == {1.0}
+
+
+def test_without_warm_up_the_first_step_is_at_the_peak() -> None:
+    assert rates(PLAIN.model_copy(update={"warmup": 0.0}), 50)[0] == 1.0
+
+
+@pytest.mark.parametrize(("rate", "last"), [(0.9, 4.05e-5), (0.85, 1.37e-5)])
+def test_trap_4_the_released_decay_is_ten_percent_an_epoch_and_the_paper_s_fifteen(rate: float, last: float) -> None:
+    config = OptimizerConfig(decay="exponential", rate=rate, warmup=3000 / 171_000)
+    assert (config.lr, config.min_lr, config.epochs, OptimizerConfig().rate) == (3e-4, 1e-6, 20, 0.9)
+    steps = 171_000
+    assert learning_rate(config, 2999, steps) == 3e-4
+    for epoch in range(20):
+        wanted = 3e-4 * rate**epoch
+        assert learning_rate(config, max(steps * epoch // 20, 3000), steps) == pytest.approx(wanted)
+        assert learning_rate(config, steps * (epoch + 1) // 20 - 1, steps) == pytest.approx(wanted)
+    assert learning_rate(config, steps - 1, steps) == pytest.approx(last, rel=5e-3)
+
+
+def test_the_exponential_has_a_floor() -> None:
+    config = OptimizerConfig(lr=1e-3, min_lr=4e-4, decay="exponential", rate=0.5, epochs=4, warmup=0.0)
+    assert sorted(set(rates(config, 40)), reverse=True) == [1e-3, 5e-4, 4e-4]
+
+
+def test_a_training_of_one_step_has_a_rate() -> None:
+    for decay in ("cosine", "exponential", "constant"):
+        assert learning_rate(PLAIN.model_copy(update={"decay": decay}), 0, 1) == 1.0
+
+
+def test_trap_9_every_weight_decays_and_the_momentum_copy_is_left_alone(small_blip: Callable[..., Blip]) -> None:
+    learner = Learner(small_blip(), ObjectivesConfig(queue=0))
+    (group,) = make_optimizer(learner, OptimizerConfig()).param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
+    assert any(p is learner.model.temperature for p in group["params"])
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (0.05, (0.9, 0.999), 3e-4)
+
+
+def test_a_step_is_adamw_s() -> None:
+    layer = torch.nn.Linear(2, 1, bias=False)
+    before, gradient = layer.weight.detach().clone(), torch.tensor([[0.3, -2.0]])
+    optimizer = make_optimizer(layer, OptimizerConfig(lr=0.01))
+    layer.weight.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before * (1 - 0.01 * 0.05) - 0.01 * gradient.sign())
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0}, {"warmup": 1}, {"decay": "linear"}, {"rate": 1.1}, {"epochs": 0}])
+def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        OptimizerConfig(**wrong)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from capfilt.data.loader import Loader
+from capfilt.data.tokens import Tokenizer
+from capfilt.models import weights
+from capfilt.objectives.step import ObjectivesConfig
+from capfilt.training import parallel
+from capfilt.training.loop import TrainJob, train
+
+MakeJob = Callable[..., TrainJob]
+
+
+@pytest.fixture(scope="module")
+def jobs(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainJob, TrainJob]:
+    """A training that has one right answer (ITC: its negatives are all ranks'), and one with everything."""
+    folder = tmp_path_factory.mktemp("ranks")
+    itc = ObjectivesConfig(losses={"itc": 1.0}, queue=16, momentum=0.9)
+    exact = make_job(folder / "job", text={"roles": ("encoder",), "dropout": 0.0}, objectives=itc, checkpoint_every=2)
+    return exact, make_job(folder / "all")
+
+
+@pytest.fixture(scope="module")
+def ranks(jobs: tuple[TrainJob, TrainJob]) -> list[dict[str, Any]]:
+    """What each of two gloo ranks saw and learned."""
+    folder = jobs[0].out.parent
+    for job in jobs:
+        (folder / f"{job.out.name}.json").write_text(job.model_dump_json())
+    script = str(Path(__file__).with_name("two_ranks.py"))
+    processes = [subprocess.Popen([sys.executable, script, str(rank), str(folder)]) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_one_process_is_rank_0_of_1_and_wraps_nothing() -> None:
+    module = nn.Linear(2, 2)
+    assert (parallel.rank(), parallel.ranks()) == (0, 1)
+    assert parallel.wrap(module, torch.device("cpu")) is module
+    parallel.barrier()
+
+
+def test_ranks_see_disjoint_rows_that_make_up_the_batches(
+    jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]
+) -> None:
+    _, job = jobs
+    alone = Loader(job.sources, job.train.loader, Tokenizer.load("world"), 16, job.seed)
+    for step, batch in enumerate(islice(alone.batches(), 4)):
+        one, other = ranks[0]["seen"][step], ranks[1]["seen"][step]
+        assert len(one) == len(other) == 4
+        assert [uid for uid, _ in (*one, *other)] == list(batch.uids)
+        assert not set(one) & set(other)
+
+
+def test_ranks_end_with_the_same_weights(ranks: list[dict[str, Any]]) -> None:
+    one, other = (rank["learned"] for rank in ranks)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_ranks_learn_what_one_process_learns(
+    jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    job, _ = jobs
+    alone = job.model_copy(update={"out": tmp_path})
+    train(alone)
+    found = weights.load(job.model_folder).state_dict()
+    wanted = weights.load(alone.model_folder).state_dict()
+    # AdamW makes steps of the learning rate out of a gradient's last bit where the gradient is nothing else, as a
+    # key's bias always is. So: nearly all weights, nearly equal.
+    gaps = torch.cat([(found[name] - wanted[name]).abs().flatten() for name in wanted if ".key." not in name])
+    assert float((gaps < 1e-6).float().mean()) > 0.98
+    before = parallel_free_start(alone)
+    moved = torch.cat([(wanted[n] - before[n]).abs().flatten() for n in wanted if ".key." not in n])
+    assert float((moved > 1e-4).float().mean()) > 0.5
+
+
+def parallel_free_start(job: TrainJob) -> dict[str, torch.Tensor]:
+    """The weights before the first step."""
+    from capfilt.training.loop import initial_model
+
+    return initial_model(job, len(Tokenizer.load("world"))).state_dict()
+
+
+def test_one_rank_writes(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]) -> None:
+    job, _ = jobs
+    assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint"}
+    assert [json.loads(line)["step"] for line in (job.out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

@@ -1,0 +1,53 @@
+"""One of two processes that train one job together: `python two_ranks.py RANK FOLDER`.
+
+Trains FOLDER/job.json to its end; then takes the steps of FOLDER/all.json and leaves what each rank saw and has
+learned in FOLDER/rank-RANK.pt. test_parallel.py looks at both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from capfilt.data.loader import Batch, Loader
+from capfilt.data.tokens import Tokenizer
+from capfilt.objectives.step import Learner
+from capfilt.training import parallel
+from capfilt.training.loop import TrainJob, initial_model, run_steps, train
+from capfilt.training.optimizer import make_optimizer
+
+
+def steps(job: TrainJob, folder: Path) -> None:
+    tokenizer = Tokenizer.load(job.tokenizer)
+    learner = Learner(initial_model(job, len(tokenizer)), job.train.objectives)
+    rank, ranks = parallel.rank(), parallel.ranks()
+    loader = Loader(job.sources, job.train.loader, tokenizer, job.architecture.vision.image_size, job.seed, rank, ranks)
+    seen = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in loader.batches():
+            seen.append([(uid, tuple(ids.tolist())) for uid, ids in zip(batch.uids, batch.ids, strict=True)])
+            yield batch
+
+    job.out.mkdir(exist_ok=True)
+    run_steps(job, learner, make_optimizer(learner, job.train.optimizer), noted(), 0, torch.device("cpu"))
+    torch.save({"seen": seen, "learned": learner.state_dict()}, folder / f"rank-{rank}.pt")
+
+
+def main(rank: int, folder: Path) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    train(TrainJob.model_validate_json((folder / "job.json").read_text()))
+    steps(TrainJob.model_validate_json((folder / "all.json").read_text()), folder)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), Path(sys.argv[2]))
