@@ -7,6 +7,7 @@ that come next. All ranks walk the same stream and decode only their own rows, s
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.data import images, shards
+from capfilt.data.augment import AugmentConfig, augment, generator
 from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer, clean_caption
 from capfilt.errors import DataError, ImageError
@@ -43,6 +45,10 @@ class LoaderConfig(Config):
     """Tokens of a text, with [CLS] and [SEP]; BLIP pretrains with 30."""
     shuffle: int = Field(default=4096, ge=1)
     """Rows held back to draw from; the larger, the better mixed. They are encoded images, not pixels."""
+    augment: AugmentConfig = AugmentConfig()
+    """What happens to a picture at random; by default nothing."""
+    prompt: str = ""
+    """What each text begins with, and what LM then does not learn to write. Captioning fine-tuning: "a picture of "."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Batch:
     mask: Tensor
     """[B, T], 1 for text."""
     groups: Tensor
-    """[B]: equal numbers are the same image."""
+    """[B]: equal numbers are the same image, in other batches and on other ranks too; never negative."""
     uids: tuple[str, ...]
     unreadable: int
     """Rows whose image could not be decoded; other rows of the batch stand in for them."""
@@ -95,6 +101,12 @@ class Loader:
         self.rank, self.ranks = rank, ranks
         self.shards = [url for source in sources for url in shards.expand(source.shards) * source.repeat]
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt is with the [CLS] before it; 0 without a prompt."""
+        mask = self.tokenizer.encode([self.config.prompt], self.config.max_length)[1]
+        return int(mask.sum()) - 1 if self.config.prompt else 0
+
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Batches from global step `start` on, without end; decoding runs one batch ahead in a thread."""
         rows = islice(self._rows(), start * self.config.batch_size, None)
@@ -102,8 +114,10 @@ class Loader:
         mine = slice(self.rank * own, (self.rank + 1) * own)
 
         def make() -> Iterator[Batch]:
+            step = start
             while taken := list(islice(rows, self.config.batch_size)):
-                yield self._batch(taken[mine])
+                yield self._batch(taken[mine], step * self.config.batch_size + mine.start)
+                step += 1
 
         return ahead(make())
 
@@ -128,33 +142,42 @@ class Loader:
                     for caption in item.captions:
                         yield Row(item.uid, item.image, str(caption["text"]))
 
-    def _batch(self, rows: Sequence[Row]) -> Batch:
-        kept, pixels = decoded(rows, self.image_size)
+    def _batch(self, rows: Sequence[Row], first: int) -> Batch:
+        """The batch of `rows`, of which the first is row number `first` of the training."""
+        kept, pixels = decoded(rows, self.image_size, self.config.augment, self.seed, first)
         if not kept:
             raise DataError(f"none of the {len(rows)} images of a batch can be read, the first of them {rows[0].uid}")
         # The batch keeps its size, on which queues and ranks rely: readable rows stand in again for unreadable ones.
         fill = [i % len(kept) for i in range(len(rows))]
         kept, pixels = [kept[i] for i in fill], [pixels[i] for i in fill]
-        ids, mask = self.tokenizer.encode([clean_caption(row.text) for row in kept], self.config.max_length)
-        numbers: dict[str, int] = {}
+        texts = [f"{self.config.prompt.strip()} {clean_caption(row.text)}".strip() for row in kept]
+        ids, mask = self.tokenizer.encode(texts, self.config.max_length)
         return Batch(
             images=torch.from_numpy(images.normalise(np.stack(pixels))),
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
-            groups=torch.tensor([numbers.setdefault(row.uid, len(numbers)) for row in kept]),
+            groups=torch.tensor([number(row.uid) for row in kept]),
             uids=tuple(row.uid for row in kept),
             unreadable=len(rows) - len(set(fill)),
         )
 
 
-def decoded(rows: Sequence[Row], size: int) -> tuple[list[Row], list[np.ndarray]]:
+def number(uid: str) -> int:
+    """63 bits of an image's identity."""
+    return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def decoded(
+    rows: Sequence[Row], size: int, views: AugmentConfig, seed: int, first: int
+) -> tuple[list[Row], list[np.ndarray]]:
     """Rows with their pixels [size, size, 3]; a row that cannot be decoded is left out."""
     kept, pixels = [], []
-    for row in rows:
+    for place, row in enumerate(rows, first):
         try:
-            pixels.append(images.to_pixels(images.decode(row.image), size))
+            image = images.decode(row.image)
         except ImageError:
             continue  # counted by the caller as the difference
+        pixels.append(augment(image, size, views, generator(seed, place, row.uid)))
         kept.append(row)
     return kept, pixels
 

@@ -28,8 +28,8 @@ Look = tuple[str, str, str, str]
 
 LOOKS: tuple[Look, ...] = tuple(product(COLOURS, SHAPES, SIZES, TEXTURES))
 
-# One size and texture of every colour and shape is shown and told in the test split only: each word of it, and each colour
-# with each shape, is common elsewhere. (Held-out pairs of colour and shape would leave so few that test scenes look alike.)
+# One size and texture of every colour and shape is shown and told in the test split only: each word of it, and each
+# colour with each shape, is common elsewhere. (Held-out pairs of colour and shape leave too few.)
 HELD_OUT = frozenset(
     (colour, shape, *tuple(product(SIZES, TEXTURES))[(i + j) % 4])
     for i, colour in enumerate(COLOURS)

@@ -62,9 +62,8 @@ def look(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device
     for url in urls:
         for batch in pictures(url, batch_size, model.config.vision.image_size):
             if batch.faults:
-                raise DataError(
-                    f"{url}: {batch.faults[0].key}: {batch.faults[0].reason}; every picture of a held-out set must be readable"
-                )
+                fault = batch.faults[0]
+                raise DataError(f"{url}: {fault.key}: {fault.reason}; every picture of a held-out set must be readable")
             tokens.append(model.encode_image(batch.pixels.to(device)))
             uids += [sample.uid for sample in batch.samples]
             texts += [[str(caption["text"]) for caption in sample.captions] for sample in batch.samples]
@@ -144,5 +143,5 @@ def roles(model: Blip, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Fi
     return judge, writer
 
 
-def _parts(items: Sequence[object], size: int) -> list[list]:  # type: ignore[type-arg]
+def _parts(items: Sequence[object], size: int) -> list[list]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]

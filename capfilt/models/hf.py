@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from capfilt.errors import ModelError
 from capfilt.models.blip import BlipConfig
 from capfilt.models.text import Role, TextConfig
@@ -74,6 +76,15 @@ def declares_tied(config: Mapping[str, Any]) -> bool:
 
 def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     """What a `config.json` describes; `tied` is what the tensors say of the LM head."""
+    try:
+        return _architecture(config, tied, source)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {where}{first['msg']}") from None
+
+
+def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     roles = ROLES[config["architectures"][0]]
     vision = _VISION | (config.get("vision_config") or {})
     text = _TEXT | (config.get("text_config") or {})

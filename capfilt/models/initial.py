@@ -118,7 +118,8 @@ def text_of(model: Blip, tensors: Tensors, source: str) -> Tensors:
             wanted["text.head.weight"] = (layouts.WORDS,)
     found = take(tensors, wanted, source)
     check_vocabulary(config, tensors[layouts.WORDS].shape[0], source)
-    return found
+    # Of BERT's 512 positions a model for captions may have the first few.
+    return {name: t[: config.max_positions] if name.endswith("positions.weight") else t for name, t in found.items()}
 
 
 def _modern(name: str) -> str:
@@ -142,16 +143,16 @@ def take(tensors: Tensors, wanted: layouts.Names, source: str) -> Tensors:
 
 @torch.no_grad()
 def copy(model: Blip, found: Tensors, source: str) -> set[str]:
-    """Copy tensors into a model. Words that it has more of stay fresh; positions that it has fewer of are cut off."""
+    """Copy tensors into a model, where the words that only it has stay as they are."""
     own = model.state_dict()
     for name, tensor in found.items():
-        target, rows = own[name], min(own[name].shape[0], tensor.shape[0])
-        resized = re.search(r"words\.weight|positions\.weight|text\.head\.(weight|bias)", name)
-        if tensor.shape[1:] != target.shape[1:] or (not resized and tensor.shape[0] != target.shape[0]):
+        of_words = name.endswith("words.weight") or name in ("text.head.weight", "text.head.bias")
+        target, rows = own[name], tensor.shape[0] if of_words else own[name].shape[0]
+        if tensor.shape != target[:rows].shape:
             raise ModelError(
                 f"{source} does not fit the architecture: {name} is {list(target.shape)}, there {list(tensor.shape)}"
             )
-        target[:rows] = tensor[:rows]
+        target[:rows] = tensor
     return set(found)
 
 

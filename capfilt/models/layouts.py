@@ -201,6 +201,13 @@ def from_shapes(tensors: Tensors, source: object) -> BlipConfig:
 
     Heads leave no trace in the shapes: they are 64 wide in every released checkpoint.
     """
+    try:
+        return _from_shapes(tensors, source)
+    except KeyError as error:
+        raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
+
+
+def _from_shapes(tensors: Tensors, source: object) -> BlipConfig:
     roles: tuple[Role, ...] = tuple(role for role in get_args(Role) if STACKS[role] + WORDS in tensors)
     if not roles or "visual_encoder.pos_embed" not in tensors:
         raise ModelError(

@@ -31,12 +31,16 @@ def itc(
     queue_text_QP: Tensor,
     temperature: Tensor,
     alpha: float,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> Itc:
     """L = (CE(y_i2t, s_i2t / t) + CE(y_t2i, s_t2i / t)) / 2 with y = alpha softmax(s_m / t) + (1 - alpha) onehot.
 
     Queries [B, P] are online features, keys are momentum features of all ranks and then the queue [Q, P]; all unit
     vectors. The keys carry no gradient, so the mean over ranks that data-parallel training takes is the gradient of
     the global loss. BLIP section 3.2, ALBEF equations 1 and 6; the target is the pair's own column, not its image.
+
+    With `groups`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the onehot
+    becomes even over all columns of the pair's group, as in BLIP's retrieval fine-tuning.
     """
     keys_text = torch.cat([gather(momentum_text_BP), queue_text_QP])
     keys_image = torch.cat([gather(momentum_image_BP), queue_image_QP])
@@ -45,8 +49,12 @@ def itc(
     # A cosine in bf16 is off by up to 0.004, and that is divided by a temperature of 0.07.
     with torch.autocast(image_BP.device.type, enabled=False):
         with torch.no_grad():
-            onehot = image_BP.new_zeros(B, keys_text.shape[0])
-            onehot[:, own].fill_diagonal_(1.0)
+            if groups is None:
+                onehot = image_BP.new_zeros(B, keys_text.shape[0])
+                onehot[:, own].fill_diagonal_(1.0)
+            else:
+                same = groups[0][:, None] == torch.cat([gather(groups[0]), groups[1]])[None, :]
+                onehot = same / same.sum(dim=1, keepdim=True).to(image_BP.dtype)
             soft_i2t = F.softmax(momentum_image_BP @ keys_text.T / temperature, dim=1)
             soft_t2i = F.softmax(momentum_text_BP @ keys_image.T / temperature, dim=1)
             target_i2t = alpha * soft_i2t + (1 - alpha) * onehot

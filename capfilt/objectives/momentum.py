@@ -15,18 +15,23 @@ from capfilt.errors import RecipeError
 from capfilt.models.blip import Blip
 from capfilt.objectives.gather import gather
 
+NO_IMAGE = -100
+"""The group of a queue's random first rows, which no image has."""
+
 
 class Momentum(nn.Module):
     """Exponential moving average of the encoders, and first-in-first-out queues of their features.
 
-    Queues are [size, projection], unit rows, random at the start as in the public code.
+    Queues are [size, projection], unit rows, random at the start as in the public code. `groups` keeps beside
+    them of which images they are, [size], -100 where they are of none yet.
     """
 
     queue_image: Tensor
     queue_text: Tensor
+    queue_groups: Tensor | None
     pointer: Tensor
 
-    def __init__(self, model: Blip, decay: float, queue: int):
+    def __init__(self, model: Blip, decay: float, queue: int, groups: bool = False):
         super().__init__()
         self.decay = decay
         text = model.config.text.model_copy(update={"roles": ("encoder",)})
@@ -36,6 +41,7 @@ class Momentum(nn.Module):
         self.model.requires_grad_(False)
         for name in ("queue_image", "queue_text"):
             self.register_buffer(name, F.normalize(torch.randn(queue, model.config.projection), dim=-1))
+        self.register_buffer("queue_groups", torch.full((queue,), NO_IMAGE) if groups else None)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -53,7 +59,7 @@ class Momentum(nn.Module):
         return image, text
 
     @torch.no_grad()
-    def enqueue(self, image: Tensor, text: Tensor) -> None:
+    def enqueue(self, image: Tensor, text: Tensor, groups: Tensor | None = None) -> None:
         """Put this step's features of all ranks into the queues, over the oldest; after the loss is taken."""
         image, text = gather(image), gather(text)
         size, rows = self.queue_image.shape[0], image.shape[0]
@@ -66,4 +72,6 @@ class Momentum(nn.Module):
         start = int(self.pointer)
         self.queue_image[start : start + rows] = image
         self.queue_text[start : start + rows] = text
+        if self.queue_groups is not None and groups is not None:
+            self.queue_groups[start : start + rows] = gather(groups)
         self.pointer.fill_((start + rows) % size)

@@ -42,20 +42,27 @@ class ObjectivesConfig(Config):
     """Final weight of the soft targets."""
     alpha_ramp: float = Field(default=0.1, ge=0, le=1)
     """Share of training over which alpha grows from 0; BLIP: 2 of 20 epochs."""
+    itc_targets: Literal["pair", "image"] = "pair"
+    """What ITC asks for: the pair alone (BLIP's pretraining), or whatever is of the same image, in the queue too (its
+    retrieval fine-tuning)."""
     smoothing: float = Field(default=SMOOTHING, ge=0, lt=1)
 
 
 class Learner(nn.Module):
     """A model with what its objectives must remember (momentum copy, queues); what data-parallel training wraps.
 
-    `forward` takes a batch and returns {name: loss} with gradients, and {name: figure} without.
+    `forward` takes a batch and returns {name: loss} with gradients, and {name: figure} without. `prompt` is how many
+    tokens each text begins with that LM does not ask for, counting [DEC].
     """
 
-    def __init__(self, model: Blip, config: ObjectivesConfig):
+    def __init__(self, model: Blip, config: ObjectivesConfig, prompt: int = 0):
         super().__init__()
         self.model = model
         self.config = config
-        self.momentum = Momentum(model, config.momentum, config.queue) if "itc" in config.losses else None
+        self.prompt = prompt
+        by_image = config.itc_targets == "image"
+        has_itc = "itc" in config.losses
+        self.momentum = Momentum(model, config.momentum, config.queue, by_image) if has_itc else None
 
     def forward(
         self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float
@@ -70,7 +77,7 @@ class Learner(nn.Module):
         tokens = self.model.encode_image(images_B3SS)
         pairs = None
         if self.momentum is not None:
-            pairs = self._itc(images_B3SS, tokens, ids_BT, mask_BT, progress)
+            pairs = self._itc(images_B3SS, tokens, ids_BT, mask_BT, groups_B, progress)
             losses["itc"] = pairs.loss
         keys = None
         if "itm" in self.config.losses:
@@ -83,20 +90,21 @@ class Learner(nn.Module):
             if keys is None or not self.model.shares_image_keys:
                 keys = self.model.image_keys(tokens, "decoder")
             logits = self.model.decode(ids_BT, mask_BT, keys)
-            losses["lm"] = lm(logits, ids_BT, mask_BT, smoothing=self.config.smoothing)
+            losses["lm"] = lm(logits, ids_BT, mask_BT, self.prompt, smoothing=self.config.smoothing)
         return losses, figures
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
         return torch.stack([losses[name] * weight for name, weight in self.config.losses.items()]).sum()
 
-    def _itc(self, images: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, progress: float) -> Itc:
+    def _itc(self, images: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, groups: Tensor, progress: float) -> Itc:
         assert self.momentum is not None
         with torch.no_grad():
             self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         if self.training:
             self.momentum.update(self.model)
         momentum_image, momentum_text = self.momentum.features(images, ids, mask)
+        queued = self.momentum.queue_groups
         pairs = itc(
             self.model.project_image(tokens),
             self.model.project_text(self.model.encode_text(ids, mask)),
@@ -106,9 +114,10 @@ class Learner(nn.Module):
             self.momentum.queue_text.clone(),
             self.model.temperature,
             ramp(progress, self.config.alpha, self.config.alpha_ramp),
+            None if queued is None else (groups, queued.clone()),
         )
         if self.training:
-            self.momentum.enqueue(momentum_image, momentum_text)
+            self.momentum.enqueue(momentum_image, momentum_text, groups)
         return pairs
 
     def _negatives(

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
+import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
-from capfilt.data import annotations, shards
+from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
@@ -123,7 +124,7 @@ class Annotator:
                 tally.texts["kept"][row.source] += 1
         path = self.job.out / "annotations" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        annotations.write(path, rows)
+        tables.write(path, rows)
         Ledger(self.job.out, self.job.name).commit(name, self.job.identity(url), [path], tally)
         return f"{tally.samples['kept']} images"
 

@@ -269,14 +269,16 @@ def check(config: BootstrapConfig) -> BlipConfig:
     ):
         if not set(parts) <= set(architecture.text.roles):
             raise RecipeError(
-                f"{config.model} cannot be the {role}: it has no {parts[0]} (text.roles is {list(architecture.text.roles)})"
+                f"{config.model} cannot be the {role}: it has no {parts[0]}; "
+                f"its text.roles are {list(architecture.text.roles)}"
             )
         text = architecture.text.model_copy(update={"roles": parts})
         check_objectives(architecture.model_copy(update={"text": text}), train, role)
     has_val = config.data.val is not None or (config.data.world is not None and config.data.world.val > 0)
     if config.rounds and config.select.threshold == "calibrated" and not has_val:
         raise RecipeError(
-            'select.threshold is "calibrated", which needs validation pairs: give data.val, or set select.threshold to a number such as 0.5'
+            'select.threshold is "calibrated", which needs validation pairs: give data.val, '
+            "or set select.threshold to a number such as 0.5"
         )
     return architecture
 

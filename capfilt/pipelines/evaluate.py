@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
-from capfilt.data import annotations, shards
+from capfilt.data import shards
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.device import pick_device
 from capfilt.errors import RecipeError
@@ -86,8 +87,8 @@ def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: flo
         return {}
     scores, matches, kinds = [], [], []
     for url in urls:
-        table = annotations.read(folder / f"{shards.name(url)}.parquet")
-        for row in annotations.rows(table):
+        table = tables.read(folder / f"{shards.name(url)}.parquet")
+        for row in tables.rows(table):
             value = row.itm if score == "itm" else row.itc
             if row.source == "web" and row.status == "ok" and value is not None and row.uid in known:
                 scores.append(value)

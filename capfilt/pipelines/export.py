@@ -48,7 +48,7 @@ README = {
     model = BlipForQuestionAnswering.from_pretrained(FOLDER)
     inputs = processor(images=image, text=question, return_tensors="pt")
     inputs["input_ids"][:, 0] = ENC  # [ENC], as in training
-    print(processor.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+    print(processor.decode(model.generate(**inputs, max_new_tokens=10)[0], skip_special_tokens=True))
 """,
 }
 

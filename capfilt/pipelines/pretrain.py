@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capfilt import config as configs
 from capfilt import presets
@@ -53,6 +53,12 @@ class PretrainConfig(Config):
     train: TrainConfig
     resources: TrainResources = TrainResources()
 
+    @model_validator(mode="after")
+    def _one_beginning(self) -> PretrainConfig:
+        if self.start is not None and self.initial != InitialConfig():
+            raise ValueError("start and initial both say what a model begins with; give one of them")
+        return self
+
 
 def read_architecture(name: str, image_size: int | None = None) -> BlipConfig:
     """The architecture that a preset or a YAML describes, with another picture size if one is given."""
@@ -70,7 +76,7 @@ def check_objectives(architecture: BlipConfig, config: TrainConfig, where: str) 
         if missing := NEEDS[name] - can:
             possible = [o for o, needs in NEEDS.items() if needs <= can]
             raise RecipeError(
-                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot. "
+                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this cannot. "
                 f"Objectives that it can be asked: {', '.join(possible) or 'none'}."
             )
 

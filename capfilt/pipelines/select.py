@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
-from capfilt.data import annotations, shards
+from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
@@ -32,7 +33,7 @@ from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
 
-VERDICTS = annotations.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
+VERDICTS = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
 """The annotations' columns, then kept | dropped | failed, and the reason."""
 
 
@@ -66,8 +67,8 @@ class SelectJob(Config):
     def shard(self, url: str) -> str:
         """Judge one shard, write what is kept, and commit it."""
         name = shards.name(url)
-        table = annotations.read(self.annotations / f"{name}.parquet")
-        rows = list(annotations.rows(table))
+        table = tables.read(self.annotations / f"{name}.parquet")
+        rows = list(tables.rows(table))
         judged = _by_outcome(rows)
         folder = self.out / "dataset"
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,13 +139,14 @@ def resolve_threshold(policy: PolicyConfig, folder: Path, names: Sequence[str], 
     """The number that a policy stands for, here and now."""
     if policy.threshold == "keep-rate":
         columns = (
-            annotations.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
+            tables.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
         )
         return keep_rate_threshold((column.astype(np.float64) for column in columns), policy.keep_rate)
     if policy.threshold == "calibrated":
         if calibrated is None:
             raise RunError(
-                'the policy\'s threshold is "calibrated", and there is no calibration: give validation pairs (--val), a number, or "keep-rate"'
+                'the policy\'s threshold is "calibrated", and there is no calibration: '
+                'give validation pairs (--val), a number, or "keep-rate"'
             )
         return calibrated
     return float(policy.threshold)
@@ -166,7 +168,8 @@ def select(
     shards.write_sizes(job.out / "dataset", counts)
     if not total.samples["kept"]:
         raise RunError(
-            f"{label}: the policy kept none of {total.texts['in'].total()} texts at {job.score} >= {job.threshold:.4f}; lower the threshold"
+            f"{label}: the policy kept none of {total.texts['in'].total()} texts "
+            f"at {job.score} >= {job.threshold:.4f}; lower the threshold"
         )
     return total
 

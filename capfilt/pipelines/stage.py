@@ -61,7 +61,8 @@ def run_stage(
     if failed:
         item, error = next(iter(failed.items()))
         raise RunError(
-            f"{label}: {len(failed)} of {len(items)} failed, first {item}: {error}. Run the same command again to redo these alone."
+            f"{label}: {len(failed)} of {len(items)} failed, first {item}: {error}. "
+            "Run the same command again to redo these alone."
         )
     total = Tally.zero()
     for name, identity in identities.items():

@@ -84,11 +84,7 @@ def train(job: TrainJob) -> None:
     device = pick_device()
     tokenizer = Tokenizer.load(job.tokenizer)
     model = initial_model(job, len(tokenizer))
-    learner = Learner(model, job.train.objectives).to(device)
-    optimizer = make_optimizer(learner, job.train.optimizer)
-    job.out.mkdir(parents=True, exist_ok=True)
-    done = checkpoint.resume(job.out, learner, optimizer, digest(job))
-    batches = Loader(
+    loader = Loader(
         job.sources,
         job.train.loader,
         tokenizer,
@@ -96,8 +92,12 @@ def train(job: TrainJob) -> None:
         job.seed,
         parallel.rank(),
         parallel.ranks(),
-    ).batches(start=done)
-    run_steps(job, learner, optimizer, batches, done, device)
+    )
+    learner = Learner(model, job.train.objectives, loader.prompt_tokens).to(device)
+    optimizer = make_optimizer(learner, job.train.optimizer)
+    job.out.mkdir(parents=True, exist_ok=True)
+    done = checkpoint.resume(job.out, learner, optimizer, digest(job))
+    run_steps(job, learner, optimizer, loader.batches(start=done), done, device)
     if parallel.rank() == 0:
         tokenizer.save(job.model_folder)
         weights.save(model, job.model_folder)

@@ -24,12 +24,15 @@ class OptimizerConfig(Config):
     min_lr: float = Field(default=1e-6, ge=0)
     """Where the cosine ends; below it the exponential never falls."""
     warmup: float = Field(default=0.02, ge=0, lt=1)
-    """Share of the steps over which the rate grows linearly from 0."""
-    decay: Literal["cosine", "exponential", "constant"] = "cosine"
+    """Share of the steps over which the rate grows linearly from `warmup_lr`."""
+    warmup_lr: float = Field(default=0.0, ge=0)
+    """Where the warm-up begins; BLIP: 1e-6."""
+    decay: Literal["cosine", "epoch_cosine", "exponential", "constant"] = "cosine"
+    """"epoch_cosine" is the cosine of BLIP's fine-tuning: one rate for each of `epochs`, and no warm-up in it."""
     rate: float = Field(default=0.9, gt=0, le=1)
     """Exponential: what the learning rate is multiplied by after each epoch."""
     epochs: int = Field(default=20, ge=1)
-    """Exponential: how many epochs the steps are; within one the rate stays."""
+    """Exponential and epoch_cosine: how many epochs the steps are; within one the rate stays."""
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(default=0.0, ge=0)
@@ -48,11 +51,13 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The learning rate of `step` (from 0) of `steps`."""
     warmup = max(1, round(config.warmup * steps))
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (step + 1) / warmup
     if config.decay == "constant":
         return config.lr
-    if config.decay == "cosine":
-        done = (step - warmup) / max(1, steps - warmup)
+    epoch = step * config.epochs // steps
+    if config.decay in ("cosine", "epoch_cosine"):
+        even = (step - warmup) / max(1, steps - warmup)
+        done = even if config.decay == "cosine" else epoch / config.epochs
         return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
-    rate: float = config.lr * config.rate ** (step * config.epochs // steps)
+    rate: float = config.lr * config.rate**epoch
     return max(config.min_lr, rate)

@@ -216,3 +216,26 @@ def test_cleaning_by_example():
         clean_caption('A  "Dog" (brown)\x00: it\'s, OK? well-known!!\n#tag') == "a dog brown it's, ok? well-known tag"
     )
     assert len(clean_caption("x" * 50_000)) == MAX_CHARACTERS
+
+
+def test_what_transformers_5_saves_is_the_same_vocabulary(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
+    theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), bos_token="[DEC]", extra_special_tokens=["[ENC]"])
+    theirs.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "vocab.txt").exists()
+    assert Tokenizer.load(tmp_path / "saved").vocab == Tokenizer(VOCAB).vocab == (*VOCAB, "[DEC]", "[ENC]")
+    assert Tokenizer.load(tmp_path / "saved" / "tokenizer.json").vocab == Tokenizer(VOCAB).vocab
+
+
+def test_the_vocabulary_of_a_pth_lies_beside_it(tmp_path):
+    Tokenizer(VOCAB).save(tmp_path)
+    assert Tokenizer.load(tmp_path / "model.pth").vocab == Tokenizer(VOCAB).vocab
+    with pytest.raises(TextError, match="no vocabulary at"):
+        Tokenizer.load(tmp_path / "elsewhere" / "model.pth")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}', "{}"])
+def test_another_tokenizer_json_is_refused(text, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(TextError, match=r"no vocabulary at .* BERT's vocab\.txt or tokenizer\.json"):
+        Tokenizer.load(tmp_path)

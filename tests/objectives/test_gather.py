@@ -16,6 +16,8 @@ from capfilt.objectives.gather import gather, rank, ranks
 from capfilt.objectives.itc import itc
 from capfilt.objectives.step import Learner, ObjectivesConfig
 
+pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
+
 B, P, Q = 8, 5, 16
 
 
@@ -46,7 +48,7 @@ def answers(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> l
     script = str(Path(__file__).with_name("two_ranks.py"))
     processes = [subprocess.Popen([sys.executable, script, str(of), str(folder)]) for of in range(2)]
     try:
-        assert [process.wait(timeout=100) for process in processes] == [0, 0]
+        assert [process.wait(timeout=250) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -95,3 +95,22 @@ def test_alpha_grows_linearly_then_stays() -> None:
 
 def test_the_temperature_s_range_is_the_paper_code_s() -> None:
     assert TEMPERATURE_RANGE == (0.001, 0.5)
+
+
+def test_of_the_same_image_every_column_is_asked_for_evenly_in_the_queue_too() -> None:
+    image, text, m_image, m_text, q_image, q_text, t = every = inputs(B=4, Q=5)
+    batch, queue = torch.tensor([7, 8, 7, 9]), torch.tensor([8, -100, 7, -100, 3])
+    found = itc(*every, 0.0, (batch, queue)).loss
+    total = torch.zeros((), dtype=torch.double)
+    for queries, keys in ((image, [*m_text, *q_text]), (text, [*m_image, *q_image])):
+        for i, query in enumerate(queries):
+            logs = torch.stack([query @ key / t for key in keys]).log_softmax(0)
+            own = [j for j, group in enumerate([*batch, *queue]) if group == batch[i]]
+            assert len(own) == [3, 2, 3, 1][i]
+            total = total - logs[own].mean()
+    torch.testing.assert_close(found, total / 8)
+
+
+def test_where_each_image_is_alone_both_targets_are_one() -> None:
+    alone = torch.arange(4), torch.full((5,), -100)
+    torch.testing.assert_close(itc(*inputs(), 0.4, alone).loss, itc(*inputs(), 0.4).loss)

@@ -131,3 +131,25 @@ def test_the_paper_s_sum_is_the_default() -> None:
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ObjectivesConfig(**wrong)
+
+
+def test_the_prompt_is_left_out_of_the_language_loss(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
+    model, (images, ids, mask, _) = small_blip(), batch
+    logits = model.decode(ids, mask, model.image_keys(model.encode_image(images), "decoder"))
+    found = Learner(model, config(lm=1.0), prompt=4)(*batch, progress=0.0)[0]["lm"]
+    torch.testing.assert_close(found, lm(logits, ids, mask, prompt=4))
+    assert not torch.isclose(found, lm(logits, ids, mask))
+
+
+def test_the_queue_remembers_images_where_targets_ask_for_them(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
+    options = {"losses": {"itc": 1.0}, "queue": 10, "alpha": 0.0}
+    learner = Learner(small_blip(), ObjectivesConfig(itc_targets="image", **options)).train()
+    pairs = Learner(small_blip(), ObjectivesConfig(**options)).train()
+    assert learner.momentum is not None
+    assert learner.momentum.queue_groups.tolist() == [-100] * 10
+    pairs.load_state_dict(learner.state_dict(), strict=False)
+    losses = [[each(*batch, progress=0.0)[0]["itc"].item() for each in (learner, pairs)] for _ in range(2)]
+    assert losses[0][0] == pytest.approx(losses[0][1])
+    assert losses[1][0] != pytest.approx(losses[1][1])  # the same images again: now they are in the queue
+    assert learner.momentum.queue_groups.tolist() == [0, 1, 2, 3, 4] * 2
+    assert "momentum.queue_groups" not in pairs.state_dict()

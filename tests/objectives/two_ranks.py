@@ -54,7 +54,7 @@ def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
 
 def main(of: int, folder: Path) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=of, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meet", rank=of, world_size=2, timeout=timedelta(seconds=200)
     )
     task = torch.load(folder / "task.pt", weights_only=False)
     answer = {

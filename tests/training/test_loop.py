@@ -34,7 +34,20 @@ def weights_of(job: TrainJob) -> bytes:
     return (job.model_folder / "model.safetensors").read_bytes()
 
 
-GOLDEN: dict[str, list[float]] = {}
+GOLDEN = {
+    "itc": [
+        3.03429, 3.33932, 3.84210, 3.73873, 3.62979, 3.71279, 3.72991, 3.80287, 3.85719, 3.91336,
+        3.94825, 3.94749, 3.96069, 3.97255, 3.98181, 3.98646, 3.97739, 4.00369, 4.02788, 4.04291,
+    ],
+    "itm": [
+        0.69737, 0.76415, 0.66397, 0.63143, 0.64751, 0.64706, 0.64009, 0.63395, 0.64597, 0.63732,
+        0.63750, 0.63531, 0.63788, 0.63663, 0.63552, 0.63843, 0.63776, 0.63816, 0.63888, 0.63702,
+    ],
+    "lm": [
+        5.29549, 5.20538, 5.14008, 5.07998, 5.00773, 4.96496, 4.88334, 4.83207, 4.80112, 4.75527,
+        4.69508, 4.65848, 4.63076, 4.62144, 4.58218, 4.55240, 4.54927, 4.53784, 4.52502, 4.54754,
+    ],
+}  # fmt: skip
 
 
 def test_the_golden_curve(make_job: MakeJob, tmp_path: Path) -> None:
@@ -272,3 +285,21 @@ def test_bf16_trains_the_same_model_nearly(make_job: MakeJob, tmp_path: Path) ->
         assert rough == pytest.approx(exact, rel=0.05)
     assert curves[0] != curves[1]
     assert all(tensor.dtype == torch.float32 for tensor in weights.load(job.model_folder).state_dict().values())
+
+
+def test_a_prompt_in_the_texts_is_not_what_lm_is_asked_for(make_job: MakeJob, tmp_path: Path) -> None:
+    given = {"steps": 2, "objectives": ObjectivesConfig(losses={"lm": 1.0}, smoothing=0.0)}
+    loader = LoaderConfig(batch_size=8, max_length=24, shuffle=32, prompt="a picture of ")
+    job = make_job(tmp_path, text={"roles": ("decoder",)}, **given, loader=loader)
+    train(job)
+    tokenizer = Tokenizer.load("world")
+    batch = next(Loader(job.sources, loader, tokenizer, 16, job.seed).batches())
+    model = initial_model(job, len(tokenizer)).train()
+    torch.manual_seed(draw(job.seed, "step", 0, 0))
+    keys = model.image_keys(model.encode_image(batch.images), "decoder")
+    logits = model.decode(batch.ids, batch.mask, keys)[:, :-1].detach()
+    asked = batch.mask[:, 1:].bool()
+    prompt = len(tokenizer.encode(["a picture of"], 24)[0][0]) - 2
+    asked[:, :prompt] = False
+    wanted = -logits.log_softmax(-1).gather(2, batch.ids[:, 1:, None])[..., 0][asked].mean()
+    assert log_of(job)[0]["lm"] == pytest.approx(wanted.item(), abs=1e-4)

@@ -86,3 +86,15 @@ def test_a_step_is_adamw_s() -> None:
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         OptimizerConfig(**wrong)
+
+
+def test_warm_up_may_begin_above_nothing() -> None:
+    found = rates(PLAIN.model_copy(update={"warmup_lr": 0.5}), 100)
+    assert found[:10] == pytest.approx([0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0])
+
+
+def test_the_cosine_of_fine_tuning_stays_within_an_epoch() -> None:
+    config = OptimizerConfig(lr=1e-5, min_lr=0.0, warmup=0.0, decay="epoch_cosine", epochs=5)
+    found = rates(config, 50)
+    wanted = [1e-5 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
+    assert found == pytest.approx([rate for rate in wanted for _ in range(10)])

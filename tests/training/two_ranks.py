@@ -41,7 +41,7 @@ def steps(job: TrainJob, folder: Path) -> None:
 
 def main(rank: int, folder: Path) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=200)
     )
     train(TrainJob.model_validate_json((folder / "job.json").read_text()))
     steps(TrainJob.model_validate_json((folder / "all.json").read_text()), folder)
