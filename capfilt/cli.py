@@ -241,7 +241,8 @@ def show(
 def main() -> None:
     """Run the command line; Ctrl-C ends with 130, and the run can be resumed."""
     try:
-        app(standalone_mode=False)
+        # Not in standalone mode the parser hands back the code of a typer.Exit instead of exiting with it.
+        sys.exit(app(standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted: run the same command again to resume", err=True)
         sys.exit(130)
