@@ -22,7 +22,7 @@ from capfilt.engine.device import pick_device
 from capfilt.errors import RecipeError
 from capfilt.evaluation import matching
 from capfilt.evaluation.examine import EvaluateConfig, caption, look, retrieve, roles, truths
-from capfilt.models import weights
+from capfilt.models import verbs, weights
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.progress import Progress
@@ -75,7 +75,7 @@ class EvaluateJob(Config):
 
 def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
     """Examine a model; the figures are in `job.out/metrics.json`."""
-    if not weights.architecture(job.model).text.roles:
+    if not verbs(weights.architecture(job.model)) & {"decode", "fuse"}:
         raise RecipeError(f"{job.model} can neither judge nor write; there is nothing to evaluate")
     run_stage(session, job, {"metrics": "metrics"}, resources, show, label)
 
