@@ -29,13 +29,13 @@ MANY = 1500
 # Written out by hand, on purpose: the generator's own tables would agree with themselves.
 MEANING = {
     "disc": "circle", "plus": "cross", "hoop": "ring", "crimson": "red", "violet": "purple", "big": "large",
-    "little": "small", "plain": "solid", "spotted": "dotted", "over": "above", "under": "below",
+    "little": "small", "plain": "solid", "over": "above", "under": "below",
 }  # fmt: skip
 SLOTS = {
     "size": ("large", "small"),
-    "texture": ("solid", "striped", "dotted"),
-    "colour": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white"),
-    "shape": ("circle", "square", "triangle", "star", "cross", "ring"),
+    "texture": ("solid", "striped"),
+    "colour": ("red", "yellow", "green", "blue", "purple", "white"),
+    "shape": ("circle", "square", "triangle", "cross", "ring"),
 }
 FILLERS = {
     "a",
@@ -54,11 +54,11 @@ FILLERS = {
     "shows",
     ",",
 }
-FILLERS |= {"gray", "black", "brown", "tan"}
+FILLERS |= {"gray", "black", "brown", "navy"}
 SIDES = {"left": (1, 0), "right": (-1, 0), "above": (0, 1), "below": (0, -1)}
 PAINTS = {
-    "red": (222, 24, 32), "orange": (255, 128, 0), "yellow": (250, 230, 40), "green": (20, 165, 55),
-    "cyan": (60, 220, 230), "blue": (40, 75, 245), "purple": (165, 50, 205), "white": (250, 250, 250),
+    "red": (222, 24, 32), "yellow": (250, 230, 40), "green": (20, 165, 55),
+    "blue": (60, 105, 255), "purple": (165, 50, 205), "white": (250, 250, 250),
 }  # fmt: skip
 
 
@@ -182,7 +182,11 @@ def test_attribute_corruptions_are_not_betrayed_by_their_words(web: list[tuple[S
     for _, text in of_kind(web, "attribute"):
         pairs = [(phrase["colour"], phrase["shape"]) for phrase in parse(text)["phrases"]]
         assert len(set(pairs)) == len(pairs), text
-        assert not HELD_OUT & set(pairs), text
+        looks = {
+            tuple(phrase.get(slot) for slot in ("colour", "shape", "size", "texture"))
+            for phrase in parse(text)["phrases"]
+        }
+        assert not HELD_OUT & looks, text
 
 
 def test_other_captions_are_false(web: list[tuple[Scene, Sample]]) -> None:
@@ -225,28 +229,32 @@ def test_no_noise_means_all_right() -> None:
     assert all(truth == {"matches": True, "kind": "right"} for truth in truths)
 
 
-def test_held_out_pairs_are_in_every_test_scene_and_nowhere_else(web: list[tuple[Scene, Sample]]) -> None:
+def test_held_out_looks_are_in_every_test_scene_and_nowhere_else(web: list[tuple[Scene, Sample]]) -> None:
     for split in world.SPLITS:
         for i in range(300):
-            pairs = {thing.pair for thing in world.scene(CONFIG, SEED, split, i).things}
-            assert bool(HELD_OUT & pairs) == (split == "test")
-    # A colour or shape that only the test split shows could not be learnt at all.
-    for words, part in ((SLOTS["colour"], 0), (SLOTS["shape"], 1)):
-        assert {thing.pair[part] for scene, _ in web for thing in scene.things} == set(words)
+            looks = {thing.look for thing in world.scene(CONFIG, SEED, split, i).things}
+            assert bool(HELD_OUT & looks) == (split == "test")
+    # A word, or a colour with a shape, that only the test split shows could not be learnt at all.
+    for part, words in enumerate((SLOTS["colour"], SLOTS["shape"], SLOTS["size"], SLOTS["texture"])):
+        assert {thing.look[part] for scene, _ in web for thing in scene.things} == set(words)
+    every_pair = {(colour, shape) for colour in SLOTS["colour"] for shape in SLOTS["shape"]}
+    assert {thing.pair for scene, _ in web for thing in scene.things} == every_pair
 
 
-def test_things_do_not_overlap_and_no_relation_is_borderline(web: list[tuple[Scene, Sample]]) -> None:
+def test_things_barely_touch_and_no_relation_is_borderline(web: list[tuple[Scene, Sample]]) -> None:
+    """A large thing off the middle of its cell may stick out of it, by a fiftieth of the side at most."""
+    out = 0.02
     numbers: Counter[int] = Counter()
     for scene, _ in web:
         numbers[len(scene.things)] += 1
         for thing in scene.things:
-            assert thing.radius - 1e-9 <= thing.x <= 1 - thing.radius + 1e-9
-            assert thing.radius - 1e-9 <= thing.y <= 1 - thing.radius + 1e-9
+            assert thing.radius - out <= thing.x <= 1 - thing.radius + out
+            assert thing.radius - out <= thing.y <= 1 - thing.radius + out
         for a, b in permutations(scene.things, 2):
-            assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius - 1e-9
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius - 2 * out
             assert all(not 0.17 < abs(d) < 0.33 for d in (a.x - b.x, a.y - b.y))
     assert set(numbers) == {1, 2, 3}
-    assert numbers[2] > max(numbers[1], numbers[3])
+    assert numbers[1] > numbers[2] > numbers[3] > 0
 
 
 @pytest.mark.parametrize("side", [32, 48, 64])
@@ -273,13 +281,13 @@ def test_the_picture_shows_the_scene(side: int) -> None:
 def test_textures_can_be_told_apart_by_their_dark_part() -> None:
     def darkness(texture: str, size: str) -> float:
         thing = world.Thing("square", "white", size, texture, 0.5, 0.5, 0.225 if size == "large" else 0.14)
-        pixels = world.paint(Scene((thing,), "tan"), 48, np.random.default_rng(3)).astype(float)
+        pixels = world.paint(Scene((thing,), "gray"), 48, np.random.default_rng(3)).astype(float)
         reach = int(thing.radius * 48 * 0.75)
         return float((pixels[24 - reach : 24 + reach, 24 - reach : 24 + reach].mean(2) < 150).mean())
 
     for size in SLOTS["size"]:
         assert darkness("solid", size) == 0
-        assert 0.1 < darkness("dotted", size) < darkness("striped", size) < 0.65
+        assert 0.1 < darkness("striped", size) < 0.65
 
 
 def test_both_formats_appear_and_open(web: list[tuple[Scene, Sample]]) -> None:
@@ -316,7 +324,7 @@ def test_metadata_is_that_of_img2dataset(web: list[tuple[Scene, Sample]]) -> Non
     assert sample.meta["sha256"] == sample.sha256
     assert sample.meta["status"] == "success"
     assert sample.meta["url"].startswith("https://world.invalid/")
-    assert {sample.meta[k] for k in ("width", "height", "original_width", "original_height")} == {48}
+    assert {sample.meta[k] for k in ("width", "height", "original_width", "original_height")} == {32}
     assert "captions" not in sample.meta
 
 

@@ -28,7 +28,7 @@ from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError, RunError, UsageError
 from capfilt.models import Blip, BlipConfig, weights
-from capfilt.pipelines import annotate, export
+from capfilt.pipelines import annotate, evaluate, export
 from capfilt.reports.progress import Progress
 from capfilt.training.loop import TrainConfig, TrainJob, train
 
@@ -305,6 +305,22 @@ class TestAnnotateWithTransformersModels:
         (judge / "config.json").write_text(json.dumps(config))
         with pytest.raises(RecipeError, match=r"looks at pictures of 32 px and .* of 64; both must look at the same"):
             self.run((captioner, judge), small_world, tmp_path / "c")
+
+
+class TestEvaluateWithTransformersModels:
+    def run(self, model: Path, shards: Path) -> dict[str, Any]:
+        with connect("local") as session:
+            return evaluate.run(session, model, [str(shards / "human")], [], (None, 0.5), None, Progress(quiet=True))
+
+    def test_a_filter_is_examined_and_a_model_that_answers_is_not(
+        self, small_blip: MakeBlip, small_world: Path, tmp_path: Path
+    ) -> None:
+        export.run(str(save(small_blip(roles=("encoder",)), tmp_path / "filter")), "hf", tmp_path / "a")
+        assert 0 <= self.run(tmp_path / "a", small_world)["retrieval"]["tr@1"] <= 100
+        answers = Blip(small_blip(width=24).config.model_copy(update={"answers": True}))
+        export.run(str(save(answers, tmp_path / "answers")), "hf", tmp_path / "b")
+        with pytest.raises(RecipeError, match="can neither judge nor write"):
+            self.run(tmp_path / "b", small_world)
 
 
 def small() -> dict[str, int]:
