@@ -61,7 +61,8 @@ def build(kind: type[C], sets: Sequence[str] = ()) -> C:
 def to_yaml(config: Config) -> str:
     """Write every field, defaults too, so that `read` gives an equal config back."""
     tree = config.model_dump(mode="json")
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    # Escapes, not raw Unicode: PyYAML writes U+0085 as it is and reads it back as the end of a line.
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=110)
 
 
 def digest(config: Config) -> str:
