@@ -10,8 +10,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-# A machine that is busy elsewhere must not fail a property: time limits are pytest's. In CI the examples are the same each
-# time, so that a change is judged by what it changed; at home they are new ones.
+# A busy machine must not fail a property: time limits are pytest's. In CI the examples are the same each time, so that
+# a change is judged by what it changed; at home they are new ones.
 hypothesis.settings.register_profile("capfilt", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("capfilt")
 
