@@ -1,5 +1,7 @@
-"""The command line: a verb is a module of `capfilt/pipelines/`. Heavy imports are inside the verbs, so that `--help`
-answers at once."""
+"""The command line: a verb is a module of `capfilt/pipelines/`.
+
+Heavy imports are inside the verbs, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt import __version__
+from capfilt import __version__, presets
 from capfilt import config as configs
-from capfilt.errors import CapfiltError, UsageError
+from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from capfilt.cluster.session import Session
-    from capfilt.config import Config
+    from capfilt.config import C
     from capfilt.reports.progress import Progress
 
 app = typer.Typer(
@@ -52,7 +53,9 @@ def _capfilt(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def bootstrap(
     recipe: Annotated[str, typer.Argument(help="A preset of pipelines/bootstrap/, or a YAML.")] = "demo",
-    rounds: Annotated[int | None, typer.Option(help="Rounds of CapFilt after the baseline (round 0).")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of CapFilt after the baseline (round 0) [default: the recipe's].")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The run folder [default: runs/RECIPE]. The same command resumes it."),
@@ -68,18 +71,19 @@ def bootstrap(
     `capfilt bootstrap my.yaml --out runs/mine --set seed=1`.
     """
 
-    def run(session: Session, show: Progress) -> Any:
+    def work(show: Progress) -> Any:
         from capfilt.pipelines import bootstrap as story
 
         folder = out or Path("runs") / Path(recipe).stem
-        config = read_recipe("bootstrap", recipe, story.BootstrapConfig, [*(sets or []), *_rounds(rounds)])
-        summary = story.bootstrap(session, config, folder, show)
+        own = [] if rounds is None else [f"rounds={rounds}"]
+        config = read_recipe("bootstrap", recipe, story.BootstrapConfig, [*(sets or []), *own])
+        summary = story.run(address, config, folder, show)
         if not as_json:
             print_rounds(summary)
-            show.say(f"summary     {folder / 'summary.json'}\nrun folder  {folder}")
+            typer.echo(f"summary     {folder / 'summary.json'}\nrun folder  {folder}")
         return summary
 
-    execute(run, address, as_json, debug)
+    execute(work, as_json, debug, show_result=False)
 
 
 @app.command()
@@ -93,16 +97,15 @@ def pretrain(
 ) -> None:
     """Pretrain one model on shards, under Ray Train.
 
-    Example: `capfilt pretrain blip-tiny --out runs/tiny --set 'data=[{shards: "shards/{00000..00009}.tar"}]'`
+    Example: `capfilt pretrain blip-tiny --out runs/tiny --set 'data=shards/{00000..00009}.tar'`
     """
 
-    def run(session: Session, show: Progress) -> Any:
+    def work(show: Progress) -> Any:
         from capfilt.pipelines import pretrain as story
 
-        config = read_recipe("pretrain", recipe, story.PretrainConfig, sets or [])
-        return {"model": str(story.pretrain(session, config, out, show))}
+        return story.run(address, read_recipe("pretrain", recipe, story.PretrainConfig, sets or []), out, show)
 
-    execute(run, address, as_json, debug)
+    execute(work, as_json, debug)
 
 
 @app.command()
@@ -116,7 +119,9 @@ def annotate(
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. captions=10, decode.top_p=0.95, batch_size=128."),
     ] = None,
-    gpus: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
+    ] = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -126,25 +131,26 @@ def annotate(
     Example: `capfilt annotate shards/ --captioner CAP --filter FILT --out runs/a --set captions=10`
     """
 
-    def run(session: Session, show: Progress) -> Any:
+    def work(show: Progress) -> Any:
         from capfilt.pipelines import annotate as story
 
-        return story.run(session, shards, (captioner, filter_), out, seed, sets or [], gpus, show)
+        return story.run(address, shards, (captioner, filter_), out, seed, sets or [], gpus, show)
 
-    execute(run, address, as_json, debug)
+    execute(work, as_json, debug)
 
 
 @app.command()
 def select(
     shards: Annotated[list[str], typer.Argument(help="The shards that were annotated.")],
-    annotations: Annotated[Path, typer.Option(help="The folder that `capfilt annotate` wrote (its --out).")],
+    annotations: Annotated[
+        Path,
+        typer.Option(help="What holds their annotations/: the --out of `capfilt annotate`, a round of a bootstrap."),
+    ],
     out: Out,
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set",
-            metavar="a=b",
-            help="The policy, e.g. threshold=0.5, score=itc, threshold=keep-rate keep_rate=0.4.",
+            "--set", metavar="a=b", help="The policy: threshold=0.5, score=itc; threshold=keep-rate, keep_rate=0.4."
         ),
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
@@ -158,32 +164,25 @@ def select(
     Example: `capfilt select shards/ --annotations runs/a --out runs/clean --set threshold=0.5`
     """
 
-    def run(session: Session, show: Progress) -> Any:
+    def work(show: Progress) -> Any:
         from capfilt.pipelines import select as story
 
-        return story.run(session, shards, annotations, out, sets or [], (val, filter_), show)
+        return story.run(address, shards, annotations, out, sets or [], (val, filter_), show)
 
-    execute(run, address, as_json, debug)
+    execute(work, as_json, debug)
 
 
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    shards: Annotated[list[str], typer.Argument(help="Held-out shards with human captions.")],
+    shards: Annotated[
+        list[str], typer.Argument(help="Held-out pairs (retrieval, captioning), or web texts of known truth (filter).")
+    ],
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, decode.method=greedy."),
+        typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, threshold=0.3, decode.method=greedy."),
     ] = None,
-    annotations: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also judge the filter of these annotations, where SHARDS tell the truth of their web texts."
-        ),
-    ] = None,
-    threshold: Annotated[
-        float, typer.Option(help="With --annotations: the itm from which a text counts as kept.")
-    ] = 0.5,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write metrics.json there.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -193,12 +192,12 @@ def evaluate(
     Example: `capfilt evaluate runs/demo/round-2/pretrain/checkpoint runs/demo/data/test`
     """
 
-    def run(session: Session, show: Progress) -> Any:
+    def work(show: Progress) -> Any:
         from capfilt.pipelines import evaluate as story
 
-        return story.run(session, model, shards, sets or [], (annotations, threshold), out, show)
+        return story.run(address, model, shards, sets or [], out, show)
 
-    execute(run, address, as_json, debug)
+    execute(work, as_json, debug)
 
 
 @app.command()
@@ -216,61 +215,61 @@ def export(
     Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
     """
 
-    def work() -> None:
+    def work(_show: Progress) -> Any:
         from capfilt.pipelines import export as story
 
         result = story.run(model, form, out)
-        typer.echo(json.dumps(result, indent=1) if as_json else "\n".join(result["written"]))
+        if not as_json:
+            typer.echo("\n".join(result["written"]))
+        return result
 
-    _guard(work, debug)
+    execute(work, as_json, debug, show_result=False)
 
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(help="A preset of pipelines/ or models/, or a recipe's YAML.")],
+    recipe: Annotated[str, typer.Argument(help="A preset of pipelines/ or models/, or the path of such a YAML.")],
     sets: Sets = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print a recipe in full, every default spelled out, after checking that its parts meet.
 
-    Example: `capfilt show demo --set seed=1`
+    Example: `capfilt show demo --set seed=1`; `capfilt show blip/base`
     """
-    _guard(lambda: typer.echo(resolved(recipe, sets or []), nl=False), debug)
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import show as story
+
+        config = story.resolved(recipe, sets or [])
+        if not as_json:
+            typer.echo(configs.to_yaml(config), nl=False)
+        return config.model_dump(mode="json")
+
+    execute(work, as_json, debug, show_result=False)
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends with 130, and the run can be resumed."""
+    """Run the command line and leave with its exit code."""
     try:
-        # Not in standalone mode the parser hands back the code of a typer.Exit instead of exiting with it.
-        sys.exit(app(standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted: run the same command again to resume", err=True)
-        sys.exit(130)
-    except Exception as error:  # usage errors of the argument parser say themselves how they are shown
-        if not hasattr(error, "format_message"):
+        code = app(standalone_mode=False)
+    except Exception as error:  # usage errors of the argument parser know how they are shown
+        if not hasattr(error, "show"):
             raise
-        error.show()  # type: ignore[attr-defined]
-        sys.exit(getattr(error, "exit_code", 2))
+        error.show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code or 0)
 
 
-def execute(run: Callable[[Session, Progress], Any], address: str, as_json: bool, debug: bool) -> None:
-    """Open the session, run a verb in it, print its result; a CapfiltError becomes one line and its exit code."""
+def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
+    """Run a verb and print its result; what a person can put right becomes one line and an exit code."""
+    from capfilt.reports.progress import Progress
 
-    def work() -> None:
-        from capfilt.cluster.session import connect
-        from capfilt.reports.progress import Progress
-
-        with connect(address) as session:
-            result = run(session, Progress(quiet=as_json))
-        if as_json:
-            typer.echo(json.dumps(result, indent=1))
-
-    _guard(work, debug)
-
-
-def _guard(work: Callable[[], Any], debug: bool) -> None:
     try:
-        work()
+        result = work(Progress(quiet=as_json))
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
     except CapfiltError as error:
         if debug:
             raise
@@ -281,41 +280,25 @@ def _guard(work: Callable[[], Any], debug: bool) -> None:
             raise
         typer.echo(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
         raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    elif show_result:
+        for name, value in leaves(result):
+            typer.echo(f"{name:<28} {value}")
 
 
-def read_recipe(verb: str, name: str, kind: type[Config], sets: list[str]) -> Any:
-    """A recipe by name or path, checked."""
-    from capfilt import presets
+def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The figures of a result, by their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
 
+
+def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:
+    """A recipe of a verb, by the name of a preset or by path."""
     return configs.read(presets.find("pipelines", name, within=verb), kind, sets)
-
-
-def resolved(name: str, sets: list[str]) -> str:
-    """The YAML of a recipe or an architecture with every default."""
-    from capfilt import presets
-    from capfilt.models import BlipConfig
-    from capfilt.pipelines import bootstrap as bootstraps
-    from capfilt.pipelines import pretrain as pretrains
-
-    if name in presets.names("models"):
-        return configs.to_yaml(configs.read(presets.find("models", name), BlipConfig, sets))
-    if name in (known.partition("/")[2] for known in presets.names("pipelines") if known.startswith("pretrain/")):
-        path = presets.find("pipelines", name, within="pretrain")
-    else:
-        path = presets.find("pipelines", name, within="bootstrap")
-    if "rounds:" in path.read_text() or path.parent.name == "bootstrap":
-        config = configs.read(path, bootstraps.BootstrapConfig, sets)
-        bootstraps.check(config)
-        return configs.to_yaml(config)
-    pretrain_config = configs.read(path, pretrains.PretrainConfig, sets)
-    pretrains.check(pretrain_config)
-    return configs.to_yaml(pretrain_config)
-
-
-def _rounds(rounds: int | None) -> list[str]:
-    if rounds is not None and rounds < 0:
-        raise UsageError(f"--rounds {rounds}: it must be 0 (the baseline alone) or more")
-    return [] if rounds is None else [f"rounds={rounds}"]
 
 
 def print_rounds(summary: dict[str, Any]) -> None:
@@ -338,7 +321,8 @@ def print_rounds(summary: dict[str, Any]) -> None:
     table = Table(*columns, title="CapFilt by round")
     for entry in summary["rounds"]:
         table.add_row(*(column(entry) for column in columns.values()))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)  # a pipe has no width to keep to
 
 
 def _share(entry: dict[str, Any], source: str) -> str:

@@ -32,6 +32,9 @@ class Config(pydantic.BaseModel):
     shelf: ClassVar[presets.Shelf] = "pipelines"
     """Where the names of `extends:` are looked up."""
 
+    folder: ClassVar[str] = ""
+    """The folder there whose presets may go by their short names; by default that of the file's own name."""
+
 
 C = TypeVar("C", bound=Config)
 
@@ -42,9 +45,9 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Raises RecipeError, one line, with the dotted key, what is allowed there and the nearest name.
     """
     file = Path(path)
-    tree = _load(file)
+    tree = load(file)
     if "extends" in tree:
-        tree = _merge(_parent(file, tree.pop("extends"), kind.shelf), tree)
+        tree = _merge(_parent(file, tree.pop("extends"), kind), tree)
     for assignment in sets:
         _set(tree, assignment)
     return _validated(kind, tree, file)
@@ -103,7 +106,8 @@ for _resolver in (_Loader, _Dumper):
     _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _load(file: Path) -> dict[str, Any]:
+def load(file: Path) -> dict[str, Any]:
+    """Read a YAML as it is written, unchecked. Raises RecipeError for what is no YAML mapping."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
@@ -128,12 +132,12 @@ def _one_line(error: yaml.YAMLError) -> str:
 # ---- extends and --set ----
 
 
-def _parent(file: Path, name: object, shelf: presets.Shelf) -> dict[str, Any]:
+def _parent(file: Path, name: object, kind: type[Config]) -> dict[str, Any]:
     if not isinstance(name, str):
         raise RecipeError(f"{file}: 'extends' is {name!r}; it takes one preset name or the path of one .yaml file.")
     relative = name.endswith((".yaml", ".yml"))
-    parent = file.parent / name if relative else presets.find(shelf, name, within=file.parent.name)
-    tree = _load(parent)
+    parent = file.parent / name if relative else presets.find(kind.shelf, name, within=kind.folder or file.parent.name)
+    tree = load(parent)
     if "extends" in tree:
         raise RecipeError(
             f"{file} extends {name!r}, which itself extends {tree['extends']!r}; one level is allowed."
@@ -204,7 +208,9 @@ def _dotted(tree: Any, place: Sequence[str | int]) -> str:
         if part in inner:
             tree = inner[part]
             written.append(str(part))
-    return ".".join([*written, str(last)])
+    # Neither is the last part of a value that fits no member of a union, while a missing key is named by it.
+    named = isinstance(tree, dict | list) or not written
+    return ".".join([*written, str(last)] if named else written)
 
 
 def _allowed(kind: type[pydantic.BaseModel], place: Iterable[str | int]) -> list[str]:

@@ -33,8 +33,9 @@ def find(shelf: Shelf, name: str | Path, within: str = "") -> Path:
         if candidate in known:
             return _root(shelf) / f"{candidate}.yaml"
     listed = [entry for entry in known if within and entry.startswith(f"{within}/")] or known
+    short = [entry.removeprefix(f"{within}/") for entry in listed]
     raise RecipeError(
-        f"there is no preset {text!r} in {shelf}/.{did_you_mean(text, listed)}"
+        f"there is no preset {text!r} in {shelf}/.{did_you_mean(text, [*listed, *short])}"
         f" There are: {', '.join(listed) or 'none'}. A path to a .yaml file works too."
     )
 

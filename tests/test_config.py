@@ -36,6 +36,7 @@ class Recipe(Config):
     stages: list[Optimizer] = []
     by_name: dict[str, Optimizer] = {}
     threshold: float | None = None
+    share: float | Literal["all"] = 1.0
 
     @pydantic.model_validator(mode="after")
     def _meets(self) -> Recipe:
@@ -72,7 +73,7 @@ def test_a_yaml_becomes_a_frozen_config(tmp_path: Path) -> None:
 
 def test_numbers_with_exponents_are_numbers_and_quoted_ones_text(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", "a: 1e-4\nb: -2E+3\nc: '1e-4'\nd: .5e1\ne: e4\nf: 1.5e-3\n")
-    assert config._load(file) == {"a": 1e-4, "b": -2e3, "c": "1e-4", "d": 5.0, "e": "e4", "f": 1.5e-3}
+    assert config.load(file) == {"a": 1e-4, "b": -2e3, "c": "1e-4", "d": 5.0, "e": "e4", "f": 1.5e-3}
 
 
 def test_extends_merges_one_level_deep(tmp_path: Path) -> None:
@@ -137,6 +138,8 @@ def test_a_set_that_cannot_be_meant_is_refused(tmp_path: Path, bad: str) -> None
             "'device' is 'cdua': Input should be 'auto', 'cpu' or 'cuda'. Did you mean 'cuda'?",
         ),
         ("name: a\noptimizer: {lr: fast}", "'optimizer.lr' is 'fast': Input should be a valid number"),
+        ("name: a\nshare: al", "'share' is 'al': Input should be a valid number"),
+        ("name: a\nshare: al", "'share' is 'al': Input should be 'all'. Did you mean 'all'?"),
         ("name: unmeetable", "the recipe: a captioner needs a model that can decode; 'clip' cannot."),
         ("name: a\nschedule: {kind: cosin}", "Did you mean 'cosine'?"),
         ("- a\n- b", "holds a list; a recipe is a mapping"),

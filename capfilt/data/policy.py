@@ -6,6 +6,7 @@ CapFilt filters the web text and the synthetic text of an image independently; a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -41,6 +42,11 @@ def judge(row: Annotation, score: str, threshold: float) -> str:
     if value is None:
         return f"no {score} score"
     return "" if float(value) >= threshold else f"{score} below threshold"
+
+
+def failure(reason: str) -> str:
+    """The class of a failure, as it is counted: its reason without the particulars (a place, a size, a message)."""
+    return re.split(r":| \(| at byte", reason, maxsplit=1)[0]
 
 
 def keep_rate_threshold(scores: Iterable[np.ndarray], keep_rate: float) -> float:

@@ -1,10 +1,14 @@
-"""Puts a model before a held-out set and turns its answers into figures; the figures' formulas are in the modules
-beside this one."""
+"""Puts a model before held-out pairs, and before web texts of known truth, and turns its answers into figures.
+
+The figures' formulas are in the modules beside this one. Nothing that trains or filters may read the truth.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.data import shards
+from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.batches import pictures
 from capfilt.engine.captioner import Captioner
@@ -22,7 +27,13 @@ from capfilt.errors import DataError
 from capfilt.evaluation import captioning, matching, retrieval
 from capfilt.models.blip import Blip
 
+T = TypeVar("T")
 Figures = dict[str, float]
+Truth = tuple[bool, str]
+"""Whether a web text matches its image, and what kind of text it is: "right", or the way in which it is wrong."""
+
+COLUMN = {"itm": 0, "itc": 1}
+"""The place of each score in what a filter answers."""
 
 
 class EvaluateConfig(Config):
@@ -32,6 +43,23 @@ class EvaluateConfig(Config):
     """Retrieval: re-score so many ITC candidates with ITM (BLIP: 256 on COCO); 0 = cosines alone."""
     decode: DecodeConfig = DecodeConfig(method="greedy")
     batch_size: int = Field(default=64, ge=1)
+    score: Literal["itm", "itc"] = "itm"
+    """The filter's score by which web texts of known truth are judged."""
+    threshold: float = 0.5
+    """From which score on such a text counts as kept."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Some images with their tokens [B, N, D], and how many beside them could not be read."""
+
+    tokens: Tensor
+    samples: list[Sample]
+    unreadable: int = 0
+
+    def only(self, chosen: Sequence[bool]) -> Seen:
+        """The chosen ones of them."""
+        return Seen(self.tokens[torch.tensor(chosen)], list(itertools.compress(self.samples, chosen)))
 
 
 @dataclass(frozen=True)
@@ -53,23 +81,91 @@ class HeldOut:
         """All texts, image after image."""
         return [text for own in self.texts for text in own]
 
+    @classmethod
+    def of(cls, parts: Sequence[Seen]) -> HeldOut:
+        """Batches in one."""
+        samples = [sample for part in parts for sample in part.samples]
+        texts = [[str(caption["text"]) for caption in sample.captions] for sample in samples]
+        return cls(torch.cat([part.tokens for part in parts]), [sample.uid for sample in samples], texts)
+
+
+@dataclass
+class Judged:
+    """Web texts of known truth, with a filter's scores."""
+
+    scores: list[float] = field(default_factory=list)
+    matches: list[bool] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+
+    def add(self, score: float, told: Truth) -> None:
+        """One more text."""
+        self.scores.append(score)
+        self.matches.append(told[0])
+        self.kinds.append(told[1])
+
+    def ask(self, judge: Filter, score: str, seen: Seen) -> None:
+        """Have a filter score the web texts of some images; one whose web text was dropped has none."""
+        texts = [[str(c["text"]) for c in sample.captions if c["source"] == "web"][:1] for sample in seen.samples]
+        for sample, scores in zip(seen.samples, judge.score(seen.tokens, texts), strict=True):
+            for own in scores:
+                self.add(own[COLUMN[score]], truth(sample) or (False, ""))
+
+    def figures(self, threshold: float) -> dict[str, Any]:
+        """Threshold, AUC, precision, recall and AUC by kind; {} when there is no such text."""
+        if not self.scores:
+            return {}
+        return dict(matching.report(np.array(self.scores), np.array(self.matches), self.kinds, threshold))
+
+
+def examine(
+    model: Blip, tokenizer: Tokenizer, urls: Sequence[str], config: EvaluateConfig, device: torch.device
+) -> dict[str, Any]:
+    """Everything that can be measured: retrieval, captioning, filter, each where model and shards allow it.
+
+    Web texts of known truth are put before the filter; all other texts are taken for human ones. `unreadable` counts
+    pictures that are in no figure. DataError when nothing can be measured.
+    """
+    judge, writer = roles(model, tokenizer, config)
+    judged, human, unreadable = Judged(), [], 0
+    for batch in seen(model, urls, config.batch_size, device):
+        unreadable += batch.unreadable
+        known = [truth(sample) is not None for sample in batch.samples]
+        if judge is not None and any(known):
+            judged.ask(judge, config.score, batch.only(known))
+        if not all(known):
+            human.append(batch.only([not is_known for is_known in known]))
+    figures: dict[str, Any] = {}
+    if human:
+        held = HeldOut.of(human)
+        if judge is not None:
+            figures["retrieval"] = retrieve(judge, held, config)
+        if writer is not None:
+            figures["captioning"] = caption(writer, held, config.batch_size)
+    if found := judged.figures(config.threshold):
+        figures["filter"] = found
+    if not figures:
+        raise DataError(
+            f"nothing can be measured on {', '.join(urls)}: no pair that can be read ({unreadable} unreadable)"
+            " and that this model can be asked about."
+        )
+    return figures | ({"unreadable": unreadable} if unreadable else {})
+
 
 @torch.inference_mode()
-def look(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
-    """Read a held-out set and encode its images. DataError when a picture of it cannot be read: figures would not
-    compare."""
-    tokens, uids, texts = [], [], []
+def seen(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> Iterator[Seen]:
+    """Read shards and encode their images."""
     for url in urls:
         for batch in pictures(url, batch_size, model.config.vision.image_size):
-            if batch.faults:
-                fault = batch.faults[0]
-                raise DataError(f"{url}: {fault.key}: {fault.reason}; every picture of a held-out set must be readable")
-            tokens.append(model.encode_image(batch.pixels.to(device)))
-            uids += [sample.uid for sample in batch.samples]
-            texts += [[str(caption["text"]) for caption in sample.captions] for sample in batch.samples]
-    if not tokens:
-        raise DataError(f"the held-out set {', '.join(urls) or '(no shard)'} is empty")
-    return HeldOut(torch.cat(tokens), uids, texts)
+            tokens = model.encode_image(batch.pixels.to(device)) if batch.samples else torch.empty(0)
+            yield Seen(tokens, batch.samples, len(batch.faults))
+
+
+def look(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
+    """A held-out set as a model sees it, without the pictures that cannot be read."""
+    parts = [batch for batch in seen(model, urls, batch_size, device) if batch.samples]
+    if not parts:
+        raise DataError(f"the held-out set {', '.join(urls) or '(no shard)'} has no picture that can be read")
+    return HeldOut.of(parts)
 
 
 def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
@@ -116,7 +212,7 @@ def calibrate(filter_: Filter, held: HeldOut, score: str, recall: float, batch_s
     wrong = [held.texts[0]] * len(order)
     for image, stranger in zip(order, np.roll(order, 1), strict=True):
         wrong[image] = held.texts[stranger]
-    column = {"itm": 0, "itc": 1}[score]
+    column = COLUMN[score]
 
     def scores(texts: list[list[str]]) -> list[float]:
         parts = zip(held.tokens.split(batch_size), _parts(texts, batch_size), strict=True)
@@ -125,15 +221,26 @@ def calibrate(filter_: Filter, held: HeldOut, score: str, recall: float, batch_s
     return matching.calibrate(scores(held.texts), scores(wrong), recall)
 
 
-def truths(urls: Sequence[str]) -> Iterator[tuple[str, bool, str]]:
-    """(uid, matches, kind) of the web text of every sample that says so. For evaluation only: nothing that trains or
-    filters reads it."""
-    for url in urls:
-        for item in shards.read(url):
-            meta = getattr(item, "meta", {})
-            truth = meta.get("truth")
-            if isinstance(truth, dict) and {"matches", "kind"} <= truth.keys():
-                yield item.uid, bool(truth["matches"]), str(truth["kind"])  # type: ignore[union-attr]
+def truth(sample: Sample) -> Truth | None:
+    """Whether the web text of a sample matches, and its kind, where the sample says so."""
+    told = sample.meta.get("truth")
+    if isinstance(told, dict) and {"matches", "kind"} <= told.keys():
+        return bool(told["matches"]), str(told["kind"])
+    return None
+
+
+def truths(url: str) -> dict[str, Truth]:
+    """The truth of every web text of a shard by uid; {}, after one look, for a shard whose first sample has none."""
+    known: dict[str, Truth] = {}
+    for item in shards.read(url):
+        if isinstance(item, Fault):
+            continue
+        told = truth(item)
+        if told is not None:
+            known[item.uid] = told
+        elif not known:
+            break
+    return known
 
 
 def roles(model: Blip, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Filter | None, Captioner | None]:
@@ -143,5 +250,5 @@ def roles(model: Blip, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Fi
     return judge, writer
 
 
-def _parts(items: Sequence[object], size: int) -> list[list]:
+def _parts(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]

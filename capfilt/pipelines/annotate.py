@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 
 import capfilt.data.annotations as tables
 from capfilt import config as configs
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.policy import failure
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine import captioner as captioners
@@ -30,8 +31,8 @@ from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.models import verbs, weights
-from capfilt.models.blip import Blip
-from capfilt.pipelines.stage import run_stage
+from capfilt.models.blip import Blip, BlipConfig
+from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
@@ -116,7 +117,7 @@ class Annotator:
             tally.samples["in"] += 1
             if own[0].status == "failed":
                 tally.samples["failed"] += 1
-                tally.failed[own[0].reason.partition(":")[0]] += 1
+                tally.failed[failure(own[0].reason)] += 1
                 continue
             tally.samples["kept"] += 1
             for row in own:
@@ -140,24 +141,21 @@ class Annotator:
     @torch.inference_mode()
     def _annotated(self, samples: Sequence[Sample], pixels: torch.Tensor) -> Iterator[list[Annotation]]:
         tokens = self.captioner.model.encode_image(pixels)
-        written = self.captioner.write(tokens, [s.uid for s in samples], self.job.seed, self.job.round)
+        written = self.captioner.write(tokens, [sample.uid for sample in samples], self.job.seed, self.job.round)
         if not self.shared_vision:
             tokens = self.filter.model.encode_image(pixels)
         texts = [
-            [*((c["text"], "web") for c in sample.captions), *((text, "synthetic") for text in own)]
-            for sample, own in zip(samples, written, strict=True)
-        ]
-        scores = self.filter.score(tokens, [[text for text, _ in own] for own in texts])
-        for sample, own, scored in zip(samples, texts, scores, strict=True):
-            yield [
-                self._row(sample, text, source, i, score)
-                for source in ("web", "synthetic")
-                for i, ((text, _), score) in enumerate(
-                    (pair, score) for pair, score in zip(own, scored, strict=True) if pair[1] == source
-                )
+            [
+                *(("web", i, text) for i, text in enumerate(came)),
+                *(("synthetic", i, text) for i, text in enumerate(own)),
             ]
+            for came, own in zip(map(web_texts, samples), written, strict=True)
+        ]
+        scores = self.filter.score(tokens, [[text for _, _, text in own] for own in texts])
+        for sample, own, scored in zip(samples, texts, scores, strict=True):
+            yield [self._row(sample, *text, score) for text, score in zip(own, scored, strict=True)]
 
-    def _row(self, sample: Sample, text: str, source: str, candidate: int, score: tuple[float, float]) -> Annotation:
+    def _row(self, sample: Sample, source: str, candidate: int, text: str, score: tuple[float, float]) -> Annotation:
         return Annotation(
             key=sample.key,
             uid=sample.uid,
@@ -198,20 +196,35 @@ def same_vision(a: Blip, b: Blip) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def check_roles(captioner: Path, filter_: Path) -> None:
-    """Refuse models that cannot play their role, before anything is loaded."""
-    roles = (("captioner", captioner, captioners.NEEDS), ("filter", filter_, filters.NEEDS))
-    for role, folder, needs in roles:
-        missing = needs - verbs(weights.architecture(folder))
-        if missing:
-            raise RecipeError(
-                f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}. "
-                f"A {role} must be able to {', '.join(sorted(needs))}."
-            )
-    sizes = [weights.architecture(folder).vision.image_size for folder in (captioner, filter_)]
-    if sizes[0] != sizes[1]:
+def web_texts(sample: Sample) -> list[str]:
+    """The texts that came with an image; half a character, which json can spell and Parquet cannot, becomes "?"."""
+    return [str(caption["text"]).encode("utf-8", "replace").decode() for caption in sample.captions]
+
+
+def check_role(role: str, folder: Path, needs: frozenset[str]) -> BlipConfig:
+    """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
+    architecture = weights.architecture(folder)
+    if missing := needs - verbs(architecture):
         raise RecipeError(
-            f"{captioner} looks at pictures of {sizes[0]} px and {filter_} of {sizes[1]}; both must look at the same"
+            f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}."
+            f" A {role} must be able to {', '.join(sorted(needs))}."
+        )
+    return architecture
+
+
+def check_roles(captioner: Path, filter_: Path) -> None:
+    """Refuse models that cannot play their roles, or that cannot look at the same pixels."""
+    writer = check_role("captioner", captioner, captioners.NEEDS)
+    judge = check_role("filter", filter_, filters.NEEDS)
+    check_same_size(f"{captioner}", writer.vision.image_size, f"{filter_}", judge.vision.image_size)
+
+
+def check_same_size(captioner: str, captioner_size: int, filter_: str, filter_size: int) -> None:
+    """Refuse a captioner and a filter for pictures of different sizes: a picture is decoded and resized once."""
+    if captioner_size != filter_size:
+        raise RecipeError(
+            f"{captioner} looks at pictures of {captioner_size} px and {filter_} of {filter_size};"
+            " both must look at the same."
         )
 
 
@@ -229,13 +242,13 @@ def annotate(
 
 
 def run(
-    session: Session,
+    address: str,
     specs: Sequence[str],
     models: tuple[Path, Path],
     out: Path,
     seed: int,
     sets: Sequence[str],
-    gpus: float,
+    gpus: float | None,
     show: Progress,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own."""
@@ -255,5 +268,6 @@ def run(
     )
     settings = job.model_dump(mode="json", exclude={"out", "captioner", "filter"})
     Run.open(out, configs.to_yaml(config), {"verb": "annotate", **settings, "shards": urls})
-    tally = annotate(session, urls, job, Resources(gpus=gpus), show)
+    with connect(address) as session:
+        tally = annotate(session, urls, job, model_worker(session, gpus), show)
     return {"annotations": str(out / "annotations"), **tally.to_json()}

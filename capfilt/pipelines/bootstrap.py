@@ -1,10 +1,8 @@
 """bootstrap: CapFilt in rounds (BLIP section 3.3). The loop reads as the paper does; each step is a stage that resumes.
 
 Round 0 pretrains on the web as it is: the line to beat. Every later round fine-tunes a captioner and, apart from it,
-a filter from the
-newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets them clean the
-same web, and
-pretrains a new model on what is left, for as many steps as round 0 had.
+a filter from the newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets
+them clean the same web, and pretrains a new model on what is left, for as many steps as round 0 had.
 """
 
 from __future__ import annotations
@@ -12,28 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from capfilt import config as configs
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
+from capfilt.data import shards
 from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
 from capfilt.models import BlipConfig, weights
 from capfilt.models.text import Role
-from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate
+from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate, check_same_size
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
-from capfilt.pipelines.corpus import DataConfig, gather
+from capfilt.pipelines.corpus import DataConfig, gather, named_shards
 from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
-from capfilt.pipelines.pretrain import TrainResources, check_objectives, read_architecture, run_training
+from capfilt.pipelines.pretrain import TrainResources, check_training, read_architecture, run_training
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
+from capfilt.pipelines.stage import digests
+from capfilt.reports.ledger import Ledger
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -57,6 +60,8 @@ class ClusterConfig(Config):
 
 class BootstrapConfig(Config):
     """A recipe of `capfilt bootstrap`."""
+
+    folder: ClassVar[str] = "bootstrap"
 
     seed: int = 0
     rounds: int = Field(default=2, ge=0)
@@ -99,50 +104,54 @@ class Story:
         return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
 
 
+def run(address: str, config: BootstrapConfig, out: Path, show: Progress) -> dict[str, Any]:
+    """The verb: what can be refused is refused before any cluster is asked."""
+    open_run(config, out)
+    with connect(address) as session:
+        return bootstrap(session, config, out, show)
+
+
 def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progress) -> dict[str, Any]:
     """Run all rounds, from wherever they are; returns what `summary.json` says."""
-    architecture = check(config)
-    run = Run.open(out, configs.to_yaml(config), plan(config))
-    begun = time.time()
-    run.log("begin", rounds=config.rounds, resumed=run.resumed)
-    splits = gather(session, config.data, config.seed, run.path("data").absolute(), config.cluster.select, show)
-    story = Story(session, config, architecture, run, show, splits)
+    architecture, folder = open_run(config, out)
+    folder.log("begin", rounds=config.rounds)
+    with timed(folder, show):
+        data = folder.path("data").absolute()
+        splits = gather(session, config.data, config.seed, data, config.cluster.select, show)
+    story = Story(session, config, architecture, folder, show, splits)
     rounds = [round_zero(story)]
     newest = story.folder(0, "pretrain", "checkpoint")
     for r in range(1, config.rounds + 1):
         rounds.append(round_of_capfilt(story, r, newest))
         newest = story.folder(r, "pretrain", "checkpoint")
-    summary = {
-        "command": "bootstrap",
-        "recipe": "recipe.yaml",
-        "seconds": round(time.time() - begun, 1),
-        "rounds": rounds,
-    }
-    run.write_summary(summary)
-    run.log("end", seconds=summary["seconds"])
+    seconds = spent(folder, (None, *range(config.rounds + 1)))
+    summary = {"command": "bootstrap", "recipe": "recipe.yaml", "seconds": seconds, "rounds": rounds}
+    if not folder.path("summary.json").is_file() or json.loads(folder.path("summary.json").read_bytes()) != summary:
+        folder.write_summary(summary)
+    folder.log("end", seconds=seconds)
     return summary
 
 
 def round_zero(story: Story) -> dict[str, Any]:
     """The baseline: a model of the web as it is, with the human pairs."""
-    begun = time.time()
-    pretrain_round(story, 0, [Source(shards=tuple(story.splits["web"]))], start=None)
-    return summarise(story, 0, begun, {})
+    with timed(story.run, story.show, 0):
+        pretrain_round(story, 0, [Source(shards=tuple(story.splits["web"]))], start=None)
+    return summarise(story, 0, {})
 
 
 def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
     """Caption, filter, pretrain: one round, from the newest model to the next."""
-    begun = time.time()
-    captioner = finetune(story, r, "captioner", newest, ("decoder",), story.config.captioner)
-    judge = finetune(story, r, "filter", newest, ("encoder",), story.config.filter)
-    calibrated = calibrate_filter(story, r, judge)
-    annotate_web(story, r, captioner, judge)
-    threshold, tally = select_web(story, r, calibrated)
-    start = newest if story.config.start == "continue" else None
-    pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], start)
+    with timed(story.run, story.show, r):
+        captioner = finetune(story, r, "captioner", newest, ("decoder",), story.config.captioner)
+        judge = finetune(story, r, "filter", newest, ("encoder",), story.config.filter)
+        calibrated = calibrate_filter(story, r, judge)
+        annotate_web(story, r, captioner, judge)
+        threshold, tally = select_web(story, r, calibrated)
+        start = newest if story.config.start == "continue" else None
+        pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], start)
     score = story.config.select.score
     judged = filter_figures(story.splits["web"], story.folder(r, "annotations"), score, threshold)
-    return summarise(story, r, begun, {**tally_figures(tally), "filter": {"threshold": threshold, **judged}})
+    return summarise(story, r, {**tally_figures(tally), "filter": {"threshold": threshold, **judged}})
 
 
 def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) -> None:
@@ -158,7 +167,8 @@ def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) 
         train=config.pretrain,
         seed=story.seed(r, "pretrain"),
     )
-    model = run_training(story.session, job, config.cluster.train, story.show, f"round {r} pretrain")
+    made = digests(Ledger(story.run.path("data"), "world")) | digests(Ledger(story.folder(r), "select"))
+    model = run_training(story.session, job, config.cluster.train, story.show, f"round {r} pretrain", made)
     if "test" in story.splits:
         examine = EvaluateJob(
             out=story.folder(r), model=model, shards=tuple(story.splits["test"]), config=config.evaluate
@@ -187,7 +197,8 @@ def finetune(
         train=train,
         seed=story.seed(r, role),
     )
-    return run_training(story.session, job, story.config.cluster.finetune, story.show, f"round {r} {role}")
+    made = digests(Ledger(story.run.path("data"), "world"))
+    return run_training(story.session, job, story.config.cluster.finetune, story.show, f"round {r} {role}", made)
 
 
 def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:
@@ -202,6 +213,8 @@ def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:
         score=policy.score,
         recall=policy.recall,
         batch_size=story.config.annotate.batch_size,
+        max_length=story.config.annotate.max_length,
+        precision=story.config.annotate.precision,
     )
     return calibrate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} calibrate")
 
@@ -243,46 +256,71 @@ def tally_figures(tally: Tally) -> dict[str, Any]:
     return {
         "samples_in": tally.samples["in"],
         "samples": {name: tally.samples[name] for name in ("kept", "dropped", "failed")},
-        "kept": dict(kept),
+        "kept": {source: kept[source] for source in came},
         "dropped": dict(tally.texts["dropped"]),
         "failed": dict(tally.failed),
         "noise_ratio": {source: round(1 - kept[source] / came[source], 4) for source in came},
     }
 
 
-def summarise(story: Story, r: int, begun: float, figures: dict[str, Any]) -> dict[str, Any]:
+def summarise(story: Story, r: int, figures: dict[str, Any]) -> dict[str, Any]:
     """The entry of one round, also in the log; a figure that was not measured is absent."""
     path = story.folder(r, "metrics.json")
-    measured = json.loads(path.read_text()) if path.is_file() else {}
-    entry = {"round": r, "seconds": round(time.time() - begun, 1), **figures, **measured}
+    measured = json.loads(path.read_bytes()) if path.is_file() else {}
+    entry = {"round": r, "seconds": spent(story.run, (r,)), **figures, **measured}
     story.run.log("round", **entry)
     return entry
+
+
+@contextmanager
+def timed(run: Run, show: Progress, r: int | None = None) -> Iterator[None]:
+    """Log how long this command worked on a round (None: on the data), also when it is interrupted there."""
+    begun, before = time.monotonic(), show.worked
+    try:
+        yield
+    finally:
+        if show.worked > before:
+            run.log("worked", round=r, seconds=round(time.monotonic() - begun, 1))
+
+
+def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
+    """The seconds that all commands on this run folder worked on some rounds; a rerun of what is done adds none."""
+    lines = [json.loads(line) for line in run.path("log.jsonl").read_bytes().splitlines() if line.endswith(b"}")]
+    seconds = (float(line["seconds"]) for line in lines if line["event"] == "worked" and line["round"] in rounds)
+    return round(sum(seconds), 1)
+
+
+def open_run(config: BootstrapConfig, out: Path) -> tuple[BlipConfig, Run]:
+    """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
+    architecture = check(config)
+    plan = config.model_dump(mode="json", exclude={"rounds", "cluster"})
+    inputs = {split: [shards.name(url) for url in urls] for split, urls in named_shards(config.data).items()}
+    plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs}
+    return architecture, Run.open(out, configs.to_yaml(config), plan)
 
 
 def check(config: BootstrapConfig) -> BlipConfig:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture = read_architecture(config.model, config.pretrain.image_size)
-    check_objectives(architecture, config.pretrain, f"pretrain ({config.model})")
-    for role, parts, train in (
-        ("captioner", ("decoder",), config.captioner),
-        ("filter", ("encoder",), config.filter),
-    ):
-        if not set(parts) <= set(architecture.text.roles):
+    check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
+    roles: tuple[tuple[str, Role, TrainConfig], ...] = (
+        ("captioner", "decoder", config.captioner),
+        ("filter", "encoder", config.filter),
+    )
+    for role, part, train in roles:
+        if part not in architecture.text.roles:
             raise RecipeError(
-                f"{config.model} cannot be the {role}: it has no {parts[0]}; "
-                f"its text.roles are {list(architecture.text.roles)}"
+                f"{config.model} cannot be the {role}: it has no {part}"
+                f" (text.roles is {', '.join(architecture.text.roles)}); take a model with both."
             )
-        text = architecture.text.model_copy(update={"roles": parts})
-        check_objectives(architecture.model_copy(update={"text": text}), train, role)
-    has_val = config.data.val is not None or (config.data.world is not None and config.data.world.val > 0)
-    if config.rounds and config.select.threshold == "calibrated" and not has_val:
+        text = architecture.text.model_copy(update={"roles": (part,)})
+        check_training(architecture.model_copy(update={"text": text}), train, config.cluster.finetune, role)
+    own = architecture.vision.image_size
+    sizes = [train.image_size or own for train in (config.captioner, config.filter)]
+    check_same_size("the captioner", sizes[0], "the filter", sizes[1])
+    if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
         raise RecipeError(
-            'select.threshold is "calibrated", which needs validation pairs: give data.val, '
-            "or set select.threshold to a number such as 0.5"
+            'select.threshold is "calibrated", which needs validation pairs: give data.val,'
+            " or set select.threshold to a number such as 0.5."
         )
     return architecture
-
-
-def plan(config: BootstrapConfig) -> dict[str, Any]:
-    """What decides the run's outcome. More rounds may be asked of the same run folder, and other resources."""
-    return config.model_dump(mode="json", exclude={"rounds", "cluster"})

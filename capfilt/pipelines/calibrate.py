@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from capfilt.cluster.session import Session
@@ -11,7 +12,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.tokens import Tokenizer
-from capfilt.engine.device import pick_device
+from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
 from capfilt.engine.filter import Filter
 from capfilt.evaluation import examine
 from capfilt.models import weights
@@ -30,6 +31,9 @@ class CalibrateJob(Config):
     score: str
     recall: float
     batch_size: int = 64
+    max_length: int = 35
+    """Tokens of a text; as when annotating, since the threshold is for those scores."""
+    precision: Precision = "auto"
 
     @property
     def name(self) -> str:
@@ -37,35 +41,27 @@ class CalibrateJob(Config):
         return "calibrate"
 
     def identity(self, item: str) -> str:
-        """The filter's weights, the validation shards, the score and the recall."""
+        """The filter's weights, the validation shards and the settings."""
         return fingerprint(
             item,
             weights.fingerprint(self.model),
-            [shards.content(url) for url in self.shards],
-            self.score,
-            self.recall,
+            [shards.stat(url) for url in self.shards],
+            self.model_dump(mode="json", exclude={"out", "model", "shards"}),
         )
 
     def open(self) -> Callable[[str], str]:
         """Load the filter."""
         device = pick_device()
         model = weights.load(self.model).eval().to(device)
-        judge = Filter(model, Tokenizer.load(self.model))
+        dtype = pick_dtype(self.precision, device)
+        judge = Filter(model, Tokenizer.load(self.model), self.max_length)
 
         def work(item: str) -> str:
-            held = examine.look(model, self.shards, self.batch_size, device)
-            found = examine.calibrate(judge, held, self.score, self.recall, self.batch_size)
+            with autocast(device, dtype):
+                held = examine.look(model, self.shards, self.batch_size, device)
+                found = examine.calibrate(judge, held, self.score, self.recall, self.batch_size)
             path = self.out / "calibration.json"
-            write_json(
-                path,
-                {
-                    "score": self.score,
-                    "threshold": found.threshold,
-                    "recall": found.recall,
-                    "false_positive_rate": found.false_positive_rate,
-                    "auc": found.auc,
-                },
-            )
+            write_json(path, {"score": self.score, **asdict(found)})
             Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
             return f"{self.score} >= {found.threshold:.3f}"
 

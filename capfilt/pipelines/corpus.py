@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import model_validator
@@ -11,7 +12,9 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards, world
+from capfilt.data.sample import Fault, Sample
 from capfilt.data.world import WorldConfig
+from capfilt.errors import DataError
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Progress
@@ -40,7 +43,13 @@ class DataConfig(Config):
             raise ValueError(f"data has both the embedded world and shards ({', '.join(named)}); leave one out")
         if self.world is None and not {"web", "human"} <= set(named):
             raise ValueError("data needs `world`, or shards for `web` and `human` (`val` and `test` may be left out)")
+        if self.world is not None and not (self.world.web and self.world.human):
+            raise ValueError("data.world needs at least one image in `web` and one in `human`")
         return self
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split."""
+        return getattr(self, split) is not None if self.world is None else world.count(self.world, split) > 0
 
 
 class WorldJob(Config):
@@ -70,15 +79,34 @@ class WorldJob(Config):
         return work
 
 
+def named_shards(config: DataConfig) -> dict[str, list[str]]:
+    """The shards that the user named, split by split, all of them found; {} where the world is the data."""
+    named = {split: getattr(config, split) for split in world.SPLITS}
+    return {split: shards.expand(spec) for split, spec in named.items() if spec is not None}
+
+
 def gather(
     session: Session, config: DataConfig, seed: int, folder: Path, resources: Resources, show: Progress
 ) -> dict[str, list[str]]:
-    """The shards of every split that there is, all of them found."""
+    """The shards of every split that there is. DataError for a split in which nothing can be read."""
     if config.world is None:
-        named = {split: getattr(config, split) for split in world.SPLITS}
-        return {split: shards.expand(spec) for split, spec in named.items() if spec is not None}
-    splits = [split for split in world.SPLITS if world.count(config.world, split)]
+        splits = named_shards(config)
+        for split, urls in splits.items():
+            refuse_empty(split, urls)
+        return splits
+    written = [split for split in world.SPLITS if world.count(config.world, split)]
     job = WorldJob(out=folder, world=config.world, seed=seed)
     folder.mkdir(exist_ok=True)
-    run_stage(session, job, {split: split for split in splits}, resources, show, "write the world")
-    return {split: shards.expand(str(folder / split)) for split in splits}
+    run_stage(session, job, {split: split for split in written}, resources, show, "write the world")
+    return {split: shards.expand(str(folder / split)) for split in written}
+
+
+def refuse_empty(split: str, urls: Sequence[str]) -> None:
+    """Raise DataError unless one sample at least can be read, before anything is trained on the other splits."""
+    fault: Fault | None = None
+    for item in itertools.chain.from_iterable(shards.read(url) for url in urls):
+        if isinstance(item, Sample):
+            return
+        fault = fault or item
+    found = f"the first fault: {fault.key}: {fault.reason}" if fault else "no sample is in it"
+    raise DataError(f"data.{split} is empty: none of its {len(urls)} shards (first {urls[0]}) can be used; {found}.")

@@ -1,23 +1,26 @@
-"""pretrain: train one model on shards, under Ray Train; fine-tuning a captioner or a filter is the same with another
-job."""
+"""pretrain: train one model on shards, under Ray Train.
+
+Fine-tuning a captioner or a filter is the same with another job.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, connect
 from capfilt.cluster.train import fit
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loader import Source
-from capfilt.errors import RecipeError, RunError
+from capfilt.data.tokens import Tokenizer
+from capfilt.errors import RecipeError
 from capfilt.models import FAMILIES, BlipConfig, verbs, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import NEEDS
@@ -40,6 +43,8 @@ class TrainResources(Config):
 class PretrainConfig(Config):
     """A recipe of `capfilt pretrain`."""
 
+    folder: ClassVar[str] = "pretrain"
+
     seed: int = 0
     model: str
     """A preset of `models/`, or a YAML."""
@@ -50,8 +55,14 @@ class PretrainConfig(Config):
     initial: InitialConfig = InitialConfig()
     """What the towers of a fresh model begin with; the paper: an ImageNet ViT and BERT (BLIP, section 4.1)."""
     data: tuple[Source, ...] = Field(min_length=1)
+    """The shards to read; `data=shards/` is short for one source."""
     train: TrainConfig
     resources: TrainResources = TrainResources()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_source(cls, data: object) -> object:
+        return ({"shards": data},) if isinstance(data, str) else data
 
     @model_validator(mode="after")
     def _one_beginning(self) -> PretrainConfig:
@@ -62,44 +73,59 @@ class PretrainConfig(Config):
 
 def read_architecture(name: str, image_size: int | None = None) -> BlipConfig:
     """The architecture that a preset or a YAML describes, with another picture size if one is given."""
-    path = presets.find("models", name)
     sets = [f"vision.image_size={image_size}"] if image_size else []
-    architecture = configs.read(path, BlipConfig, sets)
+    architecture = configs.read(presets.find("models", name), BlipConfig, sets)
     assert architecture.family in FAMILIES
     return architecture
 
 
-def check_objectives(architecture: BlipConfig, config: TrainConfig, where: str) -> None:
-    """Refuse a recipe whose objectives ask for what the model cannot do."""
+def check_training(architecture: BlipConfig, config: TrainConfig, resources: TrainResources, where: str) -> None:
+    """Refuse a training whose objectives ask for what the model cannot do, or whose batch cannot be split."""
     can = verbs(architecture)
     for name in config.objectives.losses:
         if missing := NEEDS[name] - can:
             possible = [o for o, needs in NEEDS.items() if needs <= can]
             raise RecipeError(
-                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this cannot. "
-                f"Objectives that it can be asked: {', '.join(possible) or 'none'}."
+                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
+                f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
             )
+    if config.loader.batch_size % resources.workers:
+        raise RecipeError(
+            f"{where}: batch_size {config.loader.batch_size} cannot be split over {resources.workers} workers;"
+            f" make it a multiple of {resources.workers}."
+        )
 
 
-def identity(job: TrainJob) -> str:
+def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
     settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer"})
     start = weights.fingerprint(job.start) if job.start else None
-    inputs = [(shards.content(url), source.repeat) for source in job.sources for url in shards.expand(source.shards)]
-    return fingerprint(settings, start, inputs)
+    inputs = [
+        (shards.name(url), made.get(url) or shards.stat(url), source.repeat)
+        for source in job.sources
+        for url in shards.expand(source.shards)
+    ]
+    return fingerprint(settings, start, inputs, Tokenizer.load(job.tokenizer).vocab)
 
 
-def run_training(session: Session, job: TrainJob, resources: TrainResources, show: Progress, label: str) -> Path:
+def run_training(
+    session: Session,
+    job: TrainJob,
+    resources: TrainResources,
+    show: Progress,
+    label: str,
+    made: Mapping[str, str] | None = None,
+) -> Path:
     """Train, unless the ledger has this very training; returns the folder of the model.
 
-    The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`.
+    The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`. `made` has the sha256 of the shards that
+    the run made itself (`stage.digests`); others are known by their size and time.
     """
-    ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job)
+    ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, made or {})
     with show.stage(label, job.train.steps) as line:
         if ledger.completion("model", wanted) is not None:
-            line.move(job.train.steps, "resumed")
+            line.resume(job.train.steps)
             return job.model_folder
-        tail = Tail(job.out / LOG, line)
         fit(
             session,
             train_here,
@@ -109,7 +135,7 @@ def run_training(session: Session, job: TrainJob, resources: TrainResources, sho
             gpus=resources.gpus,
             storage=job.out / "ray",
             name=label.replace(" ", "-"),
-            poll=tail.poll,
+            poll=Tail(job.out / LOG, line).poll,
         )
     outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
     ledger.commit("model", wanted, outputs, Tally.zero())
@@ -139,37 +165,45 @@ class Tail:
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
 
 
-def pretrain(session: Session, config: PretrainConfig, out: Path, show: Progress) -> Path:
-    """Run a pretraining recipe in a run folder; returns the folder of the model."""
-    architecture = check(config)
-    plan = config.model_dump(mode="json", exclude={"resources"})
-    run = Run.open(out, configs.to_yaml(config), plan)
-    job = TrainJob(
-        out=run.path("pretrain").absolute(),
-        architecture=architecture,
-        start=config.start.absolute() if config.start else None,
-        initial=config.initial.located(),
-        tokenizer=config.tokenizer,
-        sources=absolute(config.data),
-        train=config.train,
-        seed=config.seed,
-    )
-    return run_training(session, job, config.resources, show, "pretrain")
-
-
 def check(config: PretrainConfig) -> BlipConfig:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture = read_architecture(config.model, config.train.image_size)
-    check_objectives(architecture, config.train, config.model)
+    check_training(architecture, config.train, config.resources, config.model)
     return architecture
 
 
-def absolute(sources: Sequence[Source]) -> tuple[Source, ...]:
-    """Sources with every shard named in full: a worker may start in another folder."""
-    found = []
-    for source in sources:
-        urls = tuple(shards.expand(source.shards))
-        if not urls:
-            raise RunError(f"{source.shards}: no shards there")
-        found.append(source.model_copy(update={"shards": urls}))
-    return tuple(found)
+def check_start(start: Path, architecture: BlipConfig) -> Path:
+    """Refuse a start of another shape than `model`, which would be trained in its place without a word."""
+    path = weights.find(str(start))
+    found = weights.architecture(path)
+    for tower in ("vision", "text"):
+        for name in ("width", "depth", "heads", "hidden"):
+            there, here = (getattr(getattr(config, tower), name) for config in (found, architecture))
+            if there != here:
+                raise RecipeError(
+                    f"start: {path} has {tower}.{name} {there}, and `model` {here}; give the architecture that it has."
+                )
+    return path
+
+
+def run(address: str, config: PretrainConfig, out: Path, show: Progress) -> dict[str, Any]:
+    """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
+    architecture = check(config)
+    start = check_start(config.start, architecture) if config.start else None
+    sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
+    plan = config.model_dump(mode="json", exclude={"resources"})
+    plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
+    folder = Run.open(out, configs.to_yaml(config), plan)
+    job = TrainJob(
+        out=folder.path("pretrain").absolute(),
+        architecture=architecture,
+        start=start,
+        initial=config.initial.located(),
+        tokenizer=config.tokenizer,
+        sources=sources,
+        train=config.train,
+        seed=config.seed,
+    )
+    with connect(address) as session:
+        model = run_training(session, job, config.resources, show, "pretrain")
+    return {"model": str(model)}

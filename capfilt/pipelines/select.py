@@ -1,12 +1,12 @@
 """select: a policy turns annotations into a cleaned dataset; no model is touched.
 
 One shard and its annotations in; one cleaned tar (image bytes as they came) and one Parquet of verdicts out. The
-Parquet has a row for
-every text that came in, so what was dropped, and why, stays known.
+Parquet has a row for every text that came in, so what was dropped, and why, stays known.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,26 @@ import pyarrow.parquet as pq
 
 import capfilt.data.annotations as tables
 from capfilt import config as configs
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, judge, keep_rate_threshold
+from capfilt.data.policy import PolicyConfig, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
+from capfilt.engine.filter import NEEDS
 from capfilt.errors import DataError, RunError, UsageError
 from capfilt.models import weights
+from capfilt.pipelines.annotate import AnnotateConfig, check_role
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
-from capfilt.pipelines.stage import run_stage
-from capfilt.reports.ledger import Ledger, atomic, fingerprint
+from capfilt.pipelines.stage import model_worker, run_stage
+from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
 
 VERDICTS = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
 """The annotations' columns, then kept | dropped | failed, and the reason."""
-
 
 Outcomes = dict[tuple[str, str], list[Annotation]]
 """Rows by (key, status): where a shard has a key twice, the first may be a sample and the second a failure."""
@@ -57,7 +58,7 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
-        scores = shards.content(str(self.annotations / f"{shards.name(item)}.parquet"))
+        scores = sha256_file(self.annotations / f"{shards.name(item)}.parquet")
         return fingerprint({"score": self.score, "threshold": self.threshold}, shards.stat(item), scores)
 
     def open(self) -> Callable[[str], str]:
@@ -88,6 +89,8 @@ class SelectJob(Config):
                 continue
             own = judged.get((item.key, "ok"))
             if own is None:
+                if (item.key, "failed") in judged:  # its picture could not be decoded
+                    continue
                 raise DataError(f"{url}: key {item.key} has no annotation; annotate this shard again")
             kept = [row for row in own if not judge(row, self.score, self.threshold)]
             if not kept:
@@ -117,37 +120,35 @@ def _verdicts(table: pa.Table, rows: Sequence[Annotation], whys: Sequence[str]) 
 
 def _tally(judged: Outcomes, rows: Sequence[Annotation], whys: Sequence[str]) -> Tally:
     tally = Tally.zero()
-    verdict_of = {id(row): why for row, why in zip(rows, whys, strict=True)}
-    for own in judged.values():
-        tally.samples["in"] += 1
-        if own[0].status == "failed":
-            tally.samples["failed"] += 1
-            tally.failed[own[0].reason.partition(":")[0]] += 1
+    kept = {row.key for row, why in zip(rows, whys, strict=True) if not why}
+    for (key, status), own in judged.items():
+        # A row of a failure is a sample; the rows of a sample that was read are its texts.
+        if status == "failed":
+            tally.failed.update(failure(row.reason) for row in own)
+            tally.samples.update({"in": len(own), "failed": len(own)})
+        else:
+            tally.samples.update(["in", "kept" if key in kept else "dropped"])
+    for row, why in zip(rows, whys, strict=True):
+        if row.status == "failed":
             continue
-        tally.samples["kept" if any(not verdict_of[id(row)] for row in own) else "dropped"] += 1
-        for row in own:
-            why = verdict_of[id(row)]
-            tally.texts["in"][row.source] += 1
-            if why:
-                tally.texts["dropped"][f"{row.source}: {why}"] += 1
-            else:
-                tally.texts["kept"][row.source] += 1
+        tally.texts["in"][row.source] += 1
+        if why:
+            tally.texts["dropped"][f"{row.source}: {why}"] += 1
+        else:
+            tally.texts["kept"][row.source] += 1
     return tally
 
 
-def resolve_threshold(policy: PolicyConfig, folder: Path, names: Sequence[str], calibrated: float | None) -> float:
-    """The number that a policy stands for, here and now."""
+def resolve_threshold(policy: PolicyConfig, folder: Path, urls: Sequence[str], calibrated: float | None) -> float:
+    """The number that a policy stands for, here and now; `folder` has the annotations of the shards."""
     if policy.threshold == "keep-rate":
         columns = (
-            tables.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
+            tables.read(folder / f"{shards.name(url)}.parquet").column(policy.score).drop_null().to_numpy()
+            for url in urls
         )
         return keep_rate_threshold((column.astype(np.float64) for column in columns), policy.keep_rate)
     if policy.threshold == "calibrated":
-        if calibrated is None:
-            raise RunError(
-                'the policy\'s threshold is "calibrated", and there is no calibration: '
-                'give validation pairs (--val), a number, or "keep-rate"'
-            )
+        assert calibrated is not None, "whoever reads the policy calibrates"
         return calibrated
     return float(policy.threshold)
 
@@ -163,19 +164,25 @@ def select(
     """Write the cleaned shards; returns what was kept, dropped and failed."""
     named = shards.by_name(urls)
     total = run_stage(session, job, named, resources, show, label)
-    ledger = Ledger(job.out, job.name)
-    counts = {f"{done.shard}.tar": done.tally.samples["kept"] for done in ledger.completions() if done.shard in named}
-    shards.write_sizes(job.out / "dataset", counts)
+    done = Ledger(job.out, job.name).completions()
+    write_sizes(job.out / "dataset", {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named})
     if not total.samples["kept"]:
         raise RunError(
-            f"{label}: the policy kept none of {total.texts['in'].total()} texts "
-            f"at {job.score} >= {job.threshold:.4f}; lower the threshold"
+            f"{label}: the policy kept none of {total.texts['in'].total()} texts at {job.score} >= {job.threshold:.4f};"
+            " lower the threshold, in another --out."
         )
     return total
 
 
+def write_sizes(folder: Path, counts: dict[str, int]) -> None:
+    """Write sizes.json beside the tars, unless it says so already: a rerun touches nothing."""
+    path = folder / "sizes.json"
+    if not path.is_file() or json.loads(path.read_bytes()) != counts:
+        shards.write_sizes(folder, counts)
+
+
 def run(
-    session: Session,
+    address: str,
     specs: Sequence[str],
     source: Path,
     out: Path,
@@ -187,43 +194,66 @@ def run(
     policy = configs.build(PolicyConfig, sets)
     urls = shards.expand(specs)
     folder = source / "annotations"
-    if not folder.is_dir():
-        raise DataError(
-            f"{source} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap"
-        )
-    for name in shards.by_name(urls):
-        if not (folder / f"{name}.parquet").is_file():
-            raise DataError(f"shard {name} has no annotations in {folder}; annotate it first")
+    check_annotations(urls, folder)
+    job = plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet", out)
     plan = {
         "verb": "select",
         **policy.model_dump(mode="json"),
         "shards": urls,
         "annotations": str(source.absolute()),
+        "calibration": job.model_dump(mode="json", exclude={"out"}) if job else None,
     }
     Run.open(out, configs.to_yaml(policy), plan)
-    threshold = resolve_threshold(policy, folder, urls, _calibrated(session, policy, calibration, out, show))
-    job = SelectJob(out=out.absolute(), annotations=folder.absolute(), score=policy.score, threshold=threshold)
-    tally = select(session, urls, job, Resources(), show)
+    with connect(address) as session:
+        calibrated = calibrate(session, job, model_worker(session), show) if job else None
+        threshold = resolve_threshold(policy, folder, urls, calibrated)
+        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), score=policy.score, threshold=threshold)
+        tally = select(session, urls, work, Resources(), show)
     return {"dataset": str(out / "dataset"), "threshold": threshold, **tally.to_json()}
 
 
-def _calibrated(
-    session: Session,
-    policy: PolicyConfig,
-    calibration: tuple[str | None, Path | None],
-    out: Path,
-    show: Progress,
-) -> float | None:
-    val, judge = calibration
+def check_annotations(urls: Sequence[str], folder: Path) -> None:
+    """Refuse shards that were not annotated."""
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder.parent} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap."
+        )
+    for name in shards.by_name(urls):
+        if not (folder / f"{name}.parquet").is_file():
+            raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
+
+
+def plan_calibration(
+    policy: PolicyConfig, calibration: tuple[str | None, Path | None], annotated: Path, out: Path
+) -> CalibrateJob | None:
+    """The calibration that a policy asks for. A threshold holds for the filter that it was measured with alone."""
     if policy.threshold != "calibrated":
         return None
+    val, judge = calibration
     if val is None or judge is None:
-        raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number")
-    job = CalibrateJob(
+        raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number.")
+    model = weights.find(str(judge))
+    check_role("filter", model, NEEDS)
+    used = {row.filter for row in tables.rows(tables.read(annotated)) if row.filter}
+    if used - {weights.fingerprint(model)}:
+        raise UsageError(f"{annotated} was scored by another filter than {judge}; give the one that scored it.")
+    scored = scoring(annotated.parent.parent)
+    return CalibrateJob(
         out=out.absolute(),
-        model=weights.find(str(judge)),
+        model=model,
         shards=tuple(shards.expand(val)),
         score=policy.score,
         recall=policy.recall,
+        batch_size=scored.batch_size,
+        max_length=scored.max_length,
+        precision=scored.precision,
     )
-    return calibrate(session, job, Resources(), show)
+
+
+def scoring(source: Path) -> AnnotateConfig:
+    """How annotations were scored: by the recipe of `capfilt annotate`, or of the bootstrap whose round they are."""
+    for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
+        if file.is_file():
+            tree = configs.load(file)
+            return AnnotateConfig.model_validate(tree.get(section, {}) if section else tree)
+    return AnnotateConfig()

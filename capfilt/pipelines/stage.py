@@ -51,7 +51,7 @@ def run_stage(
     failed: dict[str, str] = {}
     done = len(items) - len(todo)
     with show.stage(label, len(items)) as line:
-        line.move(done, "resumed" if done else "")
+        line.resume(done)
         for end in spread(session, job, todo, resources):
             if end.error is not None:
                 failed[end.item] = end.error
@@ -60,10 +60,8 @@ def run_stage(
             line.move(done, end.result or "")
     if failed:
         item, error = next(iter(failed.items()))
-        raise RunError(
-            f"{label}: {len(failed)} of {len(items)} failed, first {item}: {error}. "
-            "Run the same command again to redo these alone."
-        )
+        which = f"{len(failed)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
+        raise RunError(f"{label}: {which}{error.rstrip('.')}. What is done stays done: the same command goes on here.")
     total = Tally.zero()
     for name, identity in identities.items():
         completion = ledger.completion(name, identity)
@@ -71,3 +69,23 @@ def run_stage(
             raise RunError(f"{label}: {name} was done, but its outputs are not there any more; run again")
         total += completion.tally
     return total
+
+
+def model_worker(session: Session, gpus: float | None = None) -> Resources:
+    """What a worker that holds models gets where no recipe says it: a GPU if there are any, else a core."""
+    if gpus is None:
+        gpus = 0 if session.local else float(session.fits(0, 1) > 0)
+    return Resources(gpus=gpus)
+
+
+def digests(ledger: Ledger) -> dict[str, str]:
+    """The sha256 of every file that a stage committed, by its full path.
+
+    What a run made itself is known by these: a time of writing would change when the run folder is copied, and tars
+    of one size are common, since tar rounds up.
+    """
+    return {
+        str(ledger.folder.absolute() / output.path): output.sha256
+        for done in ledger.completions()
+        for output in done.outputs
+    }

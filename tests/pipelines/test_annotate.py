@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from capfilt.data import shards
+from capfilt.models import weights
+
+
+def models(story: Path) -> list[str]:
+    return ["--captioner", str(story / "round-1/captioner"), "--filter", str(story / "round-1/filter")]
+
+
+def tables(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "annotations").glob("*.parquet")}
+
+
+def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_path: Path, capfilt: Any) -> None:
+    tar, settings = story / "data/web/00001.tar", ("--set", "captions=10", "--set", "decode.max_length=12")
+    done = capfilt("annotate", tar, *models(story), "--out", tmp_path / "a", *settings, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["samples"] == {"in": 20, "kept": 20, "dropped": 0, "failed": 0}
+    assert told["texts"]["kept"] == {"web": 20, "synthetic": 200}
+    rows = pq.read_table(tmp_path / "a/annotations/00001.parquet").to_pylist()
+    assert Counter((row["source"], row["candidate"]) for row in rows) == {
+        ("web", 0): 20, **{("synthetic", i): 20 for i in range(10)},
+    }  # fmt: skip
+    assert len({row["text"] for row in rows if row["source"] == "synthetic"}) > 100, "every candidate draws anew"
+
+
+def test_the_seed_decides_the_texts_and_batches_do_not(story: Path, tmp_path: Path, capfilt: Any) -> None:
+    def texts(name: str, *more: str) -> list[str]:
+        done = capfilt("annotate", story / "data/web/00000.tar", *models(story), "--out", tmp_path / name, *more)
+        assert done.code == 0, done.err
+        found: list[str] = pq.read_table(tmp_path / name / "annotations/00000.parquet").column("text").to_pylist()
+        return found
+
+    first = texts("one", "--seed", "5")
+    assert texts("two", "--seed", "5", "--set", "batch_size=7") == first
+    assert texts("three", "--seed", "6") != first
+
+
+def test_a_person_sees_what_became_of_the_texts(story: Path, tmp_path: Path, capfilt: Any) -> None:
+    done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path / "a")
+    assert done.code == 0
+    assert done.err.startswith("annotate ")
+    assert "3/3" in done.err
+    told = dict(line.split() for line in done.out.splitlines())
+    assert told == {
+        "annotations": str(tmp_path / "a/annotations"), "samples.in": "60", "samples.kept": "60",
+        "samples.dropped": "0", "samples.failed": "0", "texts.in.web": "60", "texts.in.synthetic": "60",
+        "texts.kept.web": "60", "texts.kept.synthetic": "60",
+    }  # fmt: skip
+
+
+class TestRefusals:
+    """Each is one line, before anything is loaded or written."""
+
+    def test_a_filter_that_cannot_fuse(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        captioner = story / "round-1/captioner/checkpoint"
+        both = ["--captioner", captioner, "--filter", captioner]
+        done = capfilt("annotate", story / "data/web", *both, "--out", tmp_path / "a")
+        assert done.code == 2
+        assert done.err == (
+            f"error: {captioner} cannot be the filter: it cannot encode_text, fuse."
+            " A filter must be able to encode_image, encode_text, fuse.\n"
+        )
+        assert not (tmp_path / "a").exists()
+
+    def test_a_captioner_that_cannot_write(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        judge = story / "round-1/filter/checkpoint"
+        done = capfilt("annotate", story / "data/web", "--captioner", judge, "--filter", judge, "--out", tmp_path)
+        assert done.code == 2
+        assert "cannot be the captioner: it cannot decode" in done.line
+
+    def test_models_for_pictures_of_different_sizes(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        bigger = tmp_path / "bigger"
+        weights.save(weights.load(story / "round-1/filter/checkpoint", image_size=64), bigger)
+        both = ["--captioner", story / "round-1/captioner", "--filter", bigger]
+        done = capfilt("annotate", story / "data/web", *both, "--out", tmp_path / "a")
+        assert done.code == 2
+        assert f"looks at pictures of 32 px and {bigger} of 64; both must look at the same" in done.line
+
+    @pytest.mark.parametrize(
+        ("words", "code", "said"),
+        [
+            (["--filter", "/"], 1, "/ is no model"),
+            (["--set", "captoins=3"], 2, "Did you mean 'captions'?"),
+            (["--set", "decode.top_p=2"], 2, "'decode.top_p' is 2"),
+        ],
+    )
+    def test_what_cannot_be_meant(
+        self, story: Path, tmp_path: Path, capfilt: Any, words: list[str], code: int, said: str
+    ) -> None:
+        done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path / "a", *words)
+        assert done.code == code
+        assert said in done.line
+        assert not (tmp_path / "a").exists()
+
+    def test_a_shard_that_is_not_there(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        done = capfilt("annotate", tmp_path / "{0..3}.tar", *models(story), "--out", tmp_path / "a")
+        assert done.code == 1
+        assert "no shard found" in done.line
+
+    def test_an_out_that_holds_another_run(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        done = capfilt("annotate", story / "data/web", *models(story), "--out", story)
+        assert done.code == 1
+        assert "was planned otherwise" in done.line
+        (tmp_path / "thesis.tex").touch()
+        done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path)
+        assert done.code == 1
+        assert "'thesis.tex' but no plan.json" in done.line
+
+
+def words_of_a_long_stage(story: Path, out: Path) -> list[str]:
+    """A second of work on three shards."""
+    many = ["--set", "captions=16", "--set", "decode.max_length=40", "--set", "decode.min_length=39"]
+    return ["annotate", str(story / "data/web"), *models(story), "--out", str(out), *many]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(story: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert capfilt(*words_of_a_long_stage(story, out)).code == 0
+    return tables(out)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_stage_may_be_ended_at_any_instant_and_run_again(
+    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any, undisturbed: dict[str, bytes], sent: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    words = [*words_of_a_long_stage(story, out), "--address", "local"]
+    process = subprocess.Popen([sys.executable, "-m", "capfilt", *words], stderr=subprocess.PIPE, text=True)
+    first = out / "ledger/annotate/00000.json"
+    while not first.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(sent)
+    _, said = process.communicate()
+    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    if sent == signal.SIGINT:
+        assert said.splitlines()[-1] == "interrupted: run the same command again to go on"
+        assert "Traceback" not in said
+    before = snapshot(out)
+    assert "ledger/annotate/00002.json" not in before, "it was not in the middle"
+    assert capfilt(*words_of_a_long_stage(story, out)).code == 0
+    after = snapshot(out)
+    assert all(after[name] == before[name] for name in before if ".capfilt-part-" not in name)
+    assert tables(out) == undisturbed
+
+
+def test_a_file_that_cannot_be_written_costs_only_itself(
+    story: Path, tmp_path: Path, capfilt: Any, undisturbed: dict[str, bytes]
+) -> None:
+    """A limit on the size of files stands in for a full disk: the kernel refuses the write in the same place."""
+    words = words_of_a_long_stage(story, tmp_path / "run")
+    words[1] = str(story / "data/web/00001.tar")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        done = capfilt(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.code == 1
+    assert done.line.startswith("error: annotate: OSError: [Errno 27] File too large")
+    assert len(done.err.splitlines()) == 2, "the stage's line, and the error's"
+    assert tables(tmp_path / "run") == {}
+    assert not list((tmp_path / "run").rglob(".capfilt-part-*"))
+    assert capfilt(*words).code == 0
+    assert tables(tmp_path / "run") == {"00001.parquet": undisturbed["00001.parquet"]}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 120 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120m", "none", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_runs_full_is_one_line_and_nothing_is_lost(
+    small_disk: Path, story: Path, capfilt: Any, undisturbed: dict[str, bytes]
+) -> None:
+    out, filler = small_disk / "run", small_disk / "filler"
+    words = words_of_a_long_stage(story, out)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 60_000_000)
+    done = capfilt(*words)
+    assert done.code == 1
+    assert "MB are free" in done.line
+    assert not out.exists()
+    filler.unlink()
+    # The disk passes the look at the start and is filled by somebody else then.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capfilt", *words, "--address", "local"], stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "ledger/annotate/00000.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(1 << 20))
+        except OSError:
+            pass
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert "No space left on device" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    filler.unlink()
+    assert capfilt(*words).code == 0
+    assert tables(out) == undisturbed
+
+
+def test_two_shards_of_one_name_are_refused(story: Path, tmp_path: Path, capfilt: Any) -> None:
+    shutil.copytree(story / "data/web", tmp_path / "more")
+    spec = f"{story / 'data/web'}::{tmp_path / 'more'}"
+    done = capfilt("annotate", spec, *models(story), "--out", tmp_path / "a")
+    assert done.code == 1
+    assert "two shards are called '00000'" in done.line
+
+
+def test_a_changed_shard_is_annotated_again(story: Path, tmp_path: Path, capfilt: Any, snapshot: Any) -> None:
+    web = Path(shutil.copytree(story / "data/web", tmp_path / "web"))
+    words = ["annotate", web, *models(story), "--out", tmp_path / "a"]
+    assert capfilt(*words).code == 0
+    before = snapshot(tmp_path / "a")
+    shards.write(web / "00001.tar", list(shards.read(str(story / "data/web/00002.tar")))[:3])  # type: ignore[arg-type]
+    assert capfilt(*words).code == 0
+    after = snapshot(tmp_path / "a")
+    assert {name for name in after if after[name] != before[name]} == {
+        "annotations/00001.parquet", "ledger/annotate/00001.json",
+    }  # fmt: skip
+    assert pq.read_table(tmp_path / "a/annotations/00001.parquet").num_rows == 6

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from capfilt.models import weights
+from capfilt.pipelines.pretrain import Tail
+from capfilt.reports.progress import Line
+
+FEW = ["--set", "train.steps=3", "--set", "train.loader.batch_size=8"]
+
+
+@pytest.fixture
+def small(model_yaml: Path) -> list[str]:
+    return [*FEW, "--set", f"model={model_yaml}"]
+
+
+def test_the_preset_trains_on_shards_that_are_named(
+    story: Path, tmp_path: Path, capfilt: Any, small: list[str], snapshot: Any
+) -> None:
+    data = f"data={story}/data/web/{{00000..00002}}.tar"
+    words = ["pretrain", "blip-tiny", "--out", tmp_path / "run", *small, "--set", data]
+    done = capfilt(*words, "--json")
+    assert done.code == 0, done.err
+    folder = Path(json.loads(done.out)["model"])
+    assert folder == tmp_path / "run/pretrain/checkpoint"
+    assert weights.load(folder).verbs >= {"fuse", "decode"}
+    log = [json.loads(line) for line in (tmp_path / "run/pretrain/log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 3
+    assert {"itc", "itm", "lm"} <= set(log[-1])
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["train"]["steps"] == 3
+    before = snapshot(tmp_path / "run")
+    done = capfilt(*words)
+    assert "resumed" in done.err
+    assert done.out.split() == ["model", str(folder)]
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_its_default_data_is_the_folder_shards(
+    story: Path, tmp_path: Path, capfilt: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = capfilt("pretrain", "blip-tiny", "--out", "run", *small)
+    assert done.code == 1
+    assert "no shard found at 'shards'" in done.line
+    (tmp_path / "shards").symlink_to(story / "data/human")
+    assert capfilt("pretrain", "blip-tiny", "--out", "run", *small).code == 0
+
+
+def test_a_model_can_be_trained_further(story: Path, tmp_path: Path, capfilt: Any, small: list[str]) -> None:
+    start = story / "round-0/pretrain"
+    words = ["pretrain", "blip-tiny", *small, "--set", f"data={story}/data/human", "--set", f"start={start}"]
+    still = ["--set", "train.optimizer.lr=1e-12", "--set", "train.optimizer.min_lr=0"]
+    assert capfilt(*words, *still, "--out", tmp_path / "run").code == 0
+    found = weights.read(tmp_path / "run/pretrain/checkpoint")[1]
+    own = weights.read(start / "checkpoint")[1]
+    assert all(found[name].allclose(own[name], atol=1e-6) for name in own)
+    done = capfilt(*words, "--set", "model=blip/tiny", "--out", tmp_path / "other")
+    assert done.code == 2
+    assert "has vision.width 16, and `model`" in done.line
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--set", "train.objectives.losses={}"], 2, "train.objectives.losses"),
+        (["--set", "train.loader.batch_size=7", "--set", "resources.workers=2"], 2, "cannot be split over 2 workers"),
+        (["--set", "train.image_size=40"], 2, "image_size 40 is not a multiple of patch_size"),
+        (["--set", "model=blip/tny"], 2, "Did you mean 'blip/tiny'?"),
+        (["--set", "tokenizer=nowhere.txt"], 1, "no vocabulary at 'nowhere.txt'"),
+        (["--set", "data=[]"], 2, "'data'"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(
+    story: Path, tmp_path: Path, capfilt: Any, small: list[str], words: list[str], code: int, said: str
+) -> None:
+    data = ["--set", f"data={story}/data/human"]
+    done = capfilt("pretrain", "blip-tiny", "--out", tmp_path / "run", *small, *data, *words)
+    assert done.code == code
+    assert said in done.line
+    assert not list(tmp_path.glob("run/pretrain/checkpoint"))
+
+
+def test_an_objective_that_the_model_cannot_be_asked(
+    story: Path, tmp_path: Path, capfilt: Any, small: list[str], model_yaml: Path
+) -> None:
+    tree = yaml.safe_load(model_yaml.read_text())
+    tree["text"]["roles"] = ["encoder"]
+    half = tmp_path / "half.yaml"
+    half.write_text(yaml.safe_dump(tree))
+    words = [*small, "--set", f"data={story}/data/human", "--set", f"model={half}"]
+    done = capfilt("pretrain", "blip-tiny", "--out", tmp_path / "run", *words)
+    assert done.code == 2
+    assert "objective 'lm' needs a model that can decode" in done.line
+    assert "it can be asked: itc, itm" in done.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
+    story: Path, tmp_path: Path, capfilt: Any, model_yaml: Path
+) -> None:
+    settings = {"train.steps": 80, "train.checkpoint_every": 10, "train.log_every": 5, "train.loader.batch_size": 16}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    sets += ["--set", f"model={model_yaml}", "--set", f"data={story}/data/web"]
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capfilt", "pretrain", "blip-tiny", "--out", out, *sets, "--address", "local"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "pretrain/state.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "interrupted: run the same command again to go on"
+    assert "Traceback" not in said
+    assert not (out / "pretrain/checkpoint").exists()
+    assert capfilt("pretrain", "blip-tiny", "--out", out, *sets).code == 0
+    steps = [json.loads(line)["step"] for line in (out / "pretrain/log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 80
+    assert len(steps) <= 16 + 2, "it began again at the last state, not at step 0"
+    assert capfilt("pretrain", "blip-tiny", "--out", tmp_path / "undisturbed", *sets).code == 0
+    model = "pretrain/checkpoint/model.safetensors"
+    assert (out / model).read_bytes() == (tmp_path / "undisturbed" / model).read_bytes()
+
+
+def test_the_log_moves_the_line(tmp_path: Path) -> None:
+    told: list[tuple[int, str]] = []
+    line = Line("pretrain", 100, lambda line: told.append((line.done, line.note)))
+    tail = Tail(tmp_path / "log.jsonl", line)
+    tail.poll()
+    assert told == []
+    (tmp_path / "log.jsonl").write_text('{"step": 20, "lm": 3.14159, "samples_per_second": 99.6}\n{"step": 40, "l')
+    tail.poll()
+    assert told == [], "a line that is being written is not read"
+    (tmp_path / "log.jsonl").write_text('{"step": 20, "itc": 1.0, "lm": 3.14159, "samples_per_second": 99.6}\n')
+    tail.poll()
+    assert told == [(20, "itc 1.000 lm 3.142  100 pairs/s")]

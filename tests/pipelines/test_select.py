@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import capfilt.data.annotations as tables
+from capfilt.data import shards
+from capfilt.data.annotations import Annotation
+from capfilt.data.sample import Sample
+from capfilt.models import weights
+
+SCORES = {"a": (0.9, 0.1), "b": (0.5, 0.4), "c": (0.4999, 0.9), "d": (0.2, -0.3)}
+"""(itm, itc) of each key's web text; its synthetic text has them the other way round, folded into range."""
+
+
+def sample(key: str) -> Sample:
+    return Sample(key, f"the bytes of {key}".encode(), "jpg", f"web {key}", {"url": f"https://x.invalid/{key}"})
+
+
+def row(key: str, source: str, itm: float, itc: float, **more: Any) -> Annotation:
+    own = sample(key)
+    values: dict[str, Any] = {"captioner": "", "filter": "blip-1", "seed": 0, "round": 3, **more}
+    return Annotation(key, own.uid, own.sha256, source, 0, f"{source} {key}", itm, itc, **values)
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """Two shards and their annotations; no picture is looked at, so the bytes need be none."""
+    shards.write(tmp_path / "web/00000.tar", [sample("a"), sample("b")])
+    shards.write(tmp_path / "web/00001.tar", [sample("c"), sample("d"), sample("e")])
+    found = [
+        written
+        for key, (itm, itc) in SCORES.items()
+        for written in (row(key, "web", itm, itc), row(key, "synthetic", abs(itc), itm))
+    ]
+    broken = tables.failed(row("e", "web", 0, 0), "truncated image")
+    tables.write(tmp_path / "a/annotations/00000.parquet", found[:4])
+    tables.write(tmp_path / "a/annotations/00001.parquet", [*found[4:], broken])
+    return tmp_path
+
+
+def kept(run: Path) -> dict[str, list[str]]:
+    found = {}
+    for url in shards.expand(str(run / "dataset")):
+        for item in shards.read(url):
+            assert isinstance(item, Sample)
+            assert item.image == sample(item.key).image
+            found[item.key] = [caption["text"] for caption in item.meta["captions"]]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected", "threshold"),
+    [
+        # The paper's: P(match) of 0.5, web and synthetic texts independently; reaching it is enough.
+        (["threshold=0.5"], {"a": ["web a"], "b": ["web b"], "c": ["synthetic c"]}, 0.5),
+        (
+            ["threshold=0.4", "score=itc"],
+            {"a": ["synthetic a"], "b": ["synthetic b", "web b"], "c": ["synthetic c", "web c"]},
+            0.4,
+        ),
+        # Three of eight texts, whichever source they are from.
+        (["threshold=keep-rate", "keep_rate=0.375"], {"a": ["web a"], "b": ["web b"], "c": ["synthetic c"]}, 0.5),
+        (["threshold=keep-rate", "keep_rate=0.25"], {"a": ["web a"], "c": ["synthetic c"]}, 0.9),
+    ],
+)
+def test_texts_are_kept_that_reach_the_threshold(
+    annotated: Path, capfilt: Any, policy: list[str], expected: dict[str, list[str]], threshold: float
+) -> None:
+    words = [word for assignment in policy for word in ("--set", assignment)]
+    out = annotated / "clean"
+    done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", out, *words, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["threshold"] == pytest.approx(threshold, abs=1e-5)
+    assert kept(out) == expected
+    count = Counter(text.split()[0] for texts in expected.values() for text in texts)
+    assert told["texts"]["kept"] == count
+    assert told["samples"] == {"in": 5, "kept": len(expected), "dropped": 4 - len(expected), "failed": 1}
+    assert told["failed"] == {"truncated image": 1}
+    sizes = json.loads((out / "dataset/sizes.json").read_text())
+    assert sizes == {"00000.tar": len(expected.keys() & {"a", "b"}), "00001.tar": len(expected.keys() & {"c", "d"})}
+
+
+def test_why_each_text_went_stays_known(annotated: Path, capfilt: Any) -> None:
+    blank = replace(row("d", "synthetic", 0.99, 0.9), text=" ")
+    unscored = replace(row("d", "web", 0.99, 0.9), itm=None)
+    others = list(tables.rows(tables.read(annotated / "a/annotations/00001.parquet")))
+    tables.write(annotated / "a/annotations/00001.parquet", [*(r for r in others if r.key != "d"), blank, unscored])
+    done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean")
+    assert done.code == 0, done.err
+    found = pq.read_table(annotated / "clean/dataset/00001.parquet").to_pylist()
+    assert {(r["key"], r["source"]): (r["verdict"], r["why"]) for r in found} == {
+        ("c", "web"): ("dropped", "itm below threshold"),
+        ("c", "synthetic"): ("kept", ""),
+        ("d", "web"): ("dropped", "no itm score"),
+        ("d", "synthetic"): ("dropped", "empty text"),
+        ("e", "web"): ("failed", "truncated image"),
+    }
+    assert found[0].keys() == {*tables.SCHEMA.names, "verdict", "why"}
+
+
+def test_a_new_threshold_needs_the_scores_alone(story: Path, tmp_path: Path, capfilt: Any) -> None:
+    """The annotations of a round serve any policy; with the round's own, the same shards come out."""
+    threshold = json.loads((story / "summary.json").read_text())["rounds"][1]["filter"]["threshold"]
+    words = ["select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "same"]
+    assert capfilt(*words, "--set", f"threshold={threshold!r}").code == 0
+    for made in (story / "round-1/dataset").iterdir():
+        assert (tmp_path / "same/dataset" / made.name).read_bytes() == made.read_bytes()
+
+
+def test_human_pairs_are_not_touched(story: Path, snapshot: Any, capfilt: Any, tmp_path: Path) -> None:
+    before = snapshot(story / "data")
+    run = Path(shutil.copytree(story, tmp_path / "run"))
+    assert capfilt("bootstrap", story.parent / "mine.yaml", "--out", run, "--rounds", 1).code == 0
+    assert snapshot(story / "data") == before
+    seen = {entry["shard"] for entry in map(json.loads, (p.read_text() for p in run.glob("round-1/ledger/select/*")))}
+    assert seen == {"00000", "00001", "00002"}, "the web's shards and no others"
+
+
+def test_other_annotations_of_the_same_size_are_noticed(annotated: Path, capfilt: Any, snapshot: Any) -> None:
+    words = ["select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean"]
+    assert capfilt(*words).code == 0
+    before = snapshot(annotated / "clean")
+    assert capfilt(*words).code == 0
+    assert snapshot(annotated / "clean") == before
+    path = annotated / "a/annotations/00000.parquet"
+    size = path.stat().st_size
+    a, b = SCORES["b"], SCORES["a"]  # the two of the shard change places
+    swapped = [("a", "web", *a), ("a", "synthetic", *a[::-1]), ("b", "web", *b), ("b", "synthetic", *b[::-1])]
+    tables.write(path, (row(*fields) for fields in swapped))
+    assert path.stat().st_size == size
+    assert capfilt(*words).code == 0
+    after = snapshot(annotated / "clean")
+    assert {name for name in after if after[name] != before[name]} == {
+        "ledger/select/00000.json", "dataset/00000.parquet", "dataset/00000.tar",
+    }  # fmt: skip
+
+
+def test_a_key_that_comes_three_times_is_one_sample_and_two_failures(tmp_path: Path, capfilt: Any) -> None:
+    import io
+    import tarfile
+
+    (tmp_path / "web").mkdir()
+    with tarfile.open(tmp_path / "web/00000.tar", "w") as tar:
+        for _ in range(3):
+            for extension, data in (("jpg", b"the bytes of a"), ("txt", b"web a")):
+                header = tarfile.TarInfo(f"a.{extension}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    twice = tables.failed(row("a", "web", 0, 0), "duplicate key")
+    tables.write(tmp_path / "a/annotations/00000.parquet", [row("a", "web", 0.9, 0.9), twice, twice])
+    done = capfilt("select", tmp_path / "web", "--annotations", tmp_path / "a", "--out", tmp_path / "clean", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["samples"] == {"in": 3, "kept": 1, "dropped": 0, "failed": 2}
+
+
+class TestCalibrated:
+    def test_the_verb_finds_the_threshold_of_the_round(self, colours: Path, tmp_path: Path, capfilt: Any) -> None:
+        home, judge = colours.parent, colours / "round-1/filter/checkpoint"
+        done = capfilt(
+            "select", home / "web", "--annotations", colours / "round-1", "--out", tmp_path / "clean",
+            "--set", "threshold=calibrated", "--set", "recall=0.7", "--val", home / "val", "--filter", judge, "--json",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        made = json.loads((colours / "round-1/calibration.json").read_text())
+        assert json.loads((tmp_path / "clean/calibration.json").read_text()) == made
+        assert json.loads(done.out)["threshold"] == made["threshold"]
+        cleaned = (colours / "round-1/dataset/00000.tar").read_bytes()
+        assert (tmp_path / "clean/dataset/00000.tar").read_bytes() == cleaned
+
+    @pytest.mark.parametrize("given", [[], ["--val"], ["--filter"]])
+    def test_it_needs_both(self, annotated: Path, story: Path, capfilt: Any, given: list[str]) -> None:
+        values = {"--val": story / "data/val", "--filter": story / "round-1/filter"}
+        words = [word for name in given for word in (name, values[name])]
+        done = capfilt(
+            "select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean",
+            "--set", "threshold=calibrated", *words,
+        )  # fmt: skip
+        assert done.code == 2
+        assert "needs --val SHARDS and --filter MODEL" in done.line
+        assert not (annotated / "clean").exists()
+
+    def test_another_filter_s_threshold_means_nothing(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        other = story / "round-1/pretrain"
+        done = capfilt(
+            "select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "clean",
+            "--set", "threshold=calibrated", "--val", story / "data/val", "--filter", other,
+        )  # fmt: skip
+        assert done.code == 2
+        assert "was scored by another filter" in done.line
+
+    def test_a_captioner_cannot_judge(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+        captioner = story / "round-1/captioner"
+        assert "encoder" not in weights.architecture(weights.find(str(captioner))).text.roles
+        done = capfilt(
+            "select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "clean",
+            "--set", "threshold=calibrated", "--val", story / "data/val", "--filter", captioner,
+        )  # fmt: skip
+        assert done.code == 2
+        assert "cannot be the filter" in done.line
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--set", "threshold=1.1"], 1, "kept none of 8 texts at itm >= 1.1000"),
+        (["--set", "threshold=some"], 2, "'threshold' is 'some'"),
+        (["--set", "treshold=0.5"], 2, "Did you mean 'threshold'?"),
+        (["--annotations", "{root}/web"], 1, "web holds no annotations/"),
+    ],
+)
+def test_what_cannot_be_done_is_said(annotated: Path, capfilt: Any, words: list[str], code: int, said: str) -> None:
+    given = [word.format(root=annotated) for word in words]
+    done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean", *given)
+    assert done.code == code
+    assert said in done.line
+
+
+def test_shards_and_annotations_must_belong_together(annotated: Path, capfilt: Any) -> None:
+    words = ["--annotations", annotated / "a", "--out", annotated / "clean"]
+    shards.write(annotated / "web/00002.tar", [sample("f")])
+    done = capfilt("select", annotated / "web", *words)
+    assert done.code == 1
+    assert "shard 00002 has no annotations" in done.line
+    (annotated / "web/00002.tar").unlink()
+    shards.write(annotated / "web/00001.tar", [sample(key) for key in "cdex"])
+    done = capfilt("select", annotated / "web", *words)
+    assert done.code == 1
+    assert "key x has no annotation" in done.line
+    assert "1 of 2 failed" in done.line
+    assert (annotated / "clean/ledger/select/00000.json").exists(), "the other shard is done and stays done"
+    assert not (annotated / "clean/dataset/00001.tar").exists()
