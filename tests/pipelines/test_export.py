@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.cli import app
-from capfilt.cluster.session import connect
 from capfilt.data import annotations, images
 from capfilt.data.loader import Source
 from capfilt.data.tokens import Tokenizer
@@ -308,8 +307,7 @@ class TestAnnotateWithTransformersModels:
 
 class TestEvaluateWithTransformersModels:
     def run(self, model: Path, shards: Path) -> dict[str, Any]:
-        with connect("local") as session:
-            return evaluate.run(session, model, [str(shards / "human")], [], (None, 0.5), None, Progress(quiet=True))
+        return evaluate.run("local", model, [str(shards / "human")], [], None, Progress(quiet=True))
 
     def test_a_filter_is_examined_and_a_model_that_answers_is_not(
         self, small_blip: MakeBlip, small_world: Path, tmp_path: Path
