@@ -126,5 +126,6 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _hush() -> None:
-    if ("ignore", None, Warning, _REMARKS, 0) not in warnings.filters:
+    # Not only there but first: a filter that was put before it would win.
+    if ("ignore", None, Warning, _REMARKS, 0) not in warnings.filters[:1]:
         warnings.filterwarnings("ignore", module=_REMARKS.pattern)
