@@ -197,7 +197,11 @@ def shuffled(rows: Iterator[Row], size: int, random: np.random.Generator) -> Ite
 
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
-    """Run an iterator in a thread, `depth` items ahead; its exceptions arrive where its items would have."""
+    """Run an iterator in a thread, `depth` items ahead; its exceptions arrive where its items would have.
+
+    Closing it waits for the item that is being made: an interpreter that ends while a thread of it is inside torch
+    aborts, and a training that succeeded would leave with 134.
+    """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
     closed = threading.Event()
 
@@ -218,7 +222,8 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
         except BaseException as error:  # noqa: BLE001 handed over, and raised where the batch was expected
             put(error)
 
-    threading.Thread(target=work, daemon=True, name="loader").start()
+    thread = threading.Thread(target=work, daemon=True, name="loader")
+    thread.start()
     try:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
@@ -226,3 +231,4 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
             yield item
     finally:
         closed.set()
+        thread.join()

@@ -235,7 +235,22 @@ class TestAhead:
         time.sleep(0.05)
         assert len(made) == 4  # one taken, two waiting, one in hand
         items.close()  # type: ignore[attr-defined]
-        while threading.active_count() > before and time.monotonic() < deadline:
-            time.sleep(0.01)
         assert threading.active_count() == before
         assert len(made) == 4
+
+    def test_closing_waits_for_what_is_being_made(self) -> None:
+        """An interpreter must not end while a thread of it is inside torch: that is an abort."""
+        begun, ended = threading.Event(), threading.Event()
+
+        def make() -> Iterator[int]:
+            yield 0
+            begun.set()
+            time.sleep(0.2)
+            ended.set()
+            yield 1
+
+        items = ahead(make())  # type: ignore[arg-type]
+        assert next(items) == 0  # type: ignore[comparison-overlap]
+        assert begun.wait(5)
+        items.close()  # type: ignore[attr-defined]
+        assert ended.is_set()

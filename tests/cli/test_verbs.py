@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 import capfilt
 from capfilt import cli
-from capfilt.errors import ClusterError, RecipeError
 
 VERBS = ("bootstrap", "pretrain", "annotate", "select", "evaluate", "export", "show")
 
@@ -97,63 +96,3 @@ def test_debug_shows_the_traceback() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "Traceback (most recent call last):"
     assert "RecipeError: there is no preset 'nowhere'" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (RecipeError("no such key"), 2, "error: no such key\n"),
-        (ClusterError("no such node"), 1, "error: no such node\n"),
-        (
-            OSError(28, "No space left"),
-            1,
-            "error: [Errno 28] No space left; nothing that was committed is lost, run the same command again\n",
-        ),
-        (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
-    ],
-)  # fmt: skip
-def test_every_end_has_its_code_and_its_line(
-    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def work(_: object) -> None:
-        raise error
-
-    with pytest.raises(cli.typer.Exit) as left:
-        cli.execute(work, as_json=False, debug=False)
-    assert left.value.exit_code == code
-    assert capsys.readouterr() == ("", said)
-
-
-def test_our_own_bugs_are_not_dressed_up() -> None:
-    def work(_: object) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        cli.execute(work, as_json=False, debug=False)
-
-
-def test_a_result_is_lines_for_people_and_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    result = {"model": "a/b", "figures": {"auc": 0.123456, "texts": {"web": 3}}}
-    cli.execute(lambda _: result, as_json=False, debug=False)
-    assert capsys.readouterr().out.split() == ["model", "a/b", "figures.auc", "0.1235", "figures.texts.web", "3"]
-    cli.execute(lambda _: result, as_json=True, debug=False)
-    assert cli.json.loads(capsys.readouterr().out) == result
-
-
-def test_the_table_has_a_dash_for_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    measured = {
-        "round": 1,
-        "seconds": 61.7,
-        "kept": {"web": 30, "synthetic": 0},
-        "noise_ratio": {"web": 0.25, "synthetic": 1.0},
-        "filter": {"auc": 0.98765, "precision": 0.9},
-        "retrieval": {"tr@1": 12.34, "ir@1": 5.0},
-        "captioning": {"cider": 40.06},
-    }
-    cli.print_rounds({"rounds": [{"round": 0, "seconds": 9.0}, measured]})
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
-    assert cells == [
-        ["0", *"--------", "9"],
-        ["1", "30 (75%)", "0 (0%)", "0.988", "0.900", "-", "12.3", "5.0", "40.1", "62"],
-    ]

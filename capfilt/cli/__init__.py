@@ -1,0 +1,56 @@
+"""The command line: a verb is a module of `capfilt/pipelines/`.
+
+Heavy imports are inside the verbs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from capfilt import __version__
+from capfilt.cli import look, work
+
+app = typer.Typer(
+    name="capfilt",
+    help="CapFilt (BLIP, 2022): clean web image-text pairs with the model being trained, in rounds, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+VERBS = (
+    work.bootstrap,
+    work.pretrain,
+    work.annotate,
+    work.select,
+    look.evaluate,
+    look.show,
+    look.export,
+)
+"""In the order in which `--help` lists them."""
+
+for _verb in VERBS:
+    app.command()(_verb)
+
+
+@app.callback(invoke_without_command=True)
+def _capfilt(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:  # usage errors of the argument parser know how they are shown
+        if not hasattr(error, "show"):
+            raise
+        error.show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code or 0)

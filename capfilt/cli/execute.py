@@ -1,0 +1,58 @@
+"""How a verb is run: its result printed, for people or as JSON; what a person can put right in one line."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.errors import CapfiltError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from capfilt.config import C
+    from capfilt.reports.progress import Progress
+
+
+def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
+    """Run a verb and print its result; what a person can put right becomes one line and an exit code."""
+    from capfilt.reports.progress import Progress
+
+    try:
+        result = work(Progress(quiet=as_json))
+    except KeyboardInterrupt:
+        typer.echo("interrupted: run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+    except CapfiltError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:  # a full disk, a folder that may not be written: the machine's fault, still one line
+        if debug:
+            raise
+        typer.echo(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    elif show_result:
+        for name, value in leaves(result):
+            typer.echo(f"{name:<28} {value}")
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The figures of a result, by their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:
+    """A recipe of a verb, by the name of a preset or by path."""
+    return configs.read(presets.find("pipelines", name, within=verb), kind, sets)

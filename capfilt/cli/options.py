@@ -1,0 +1,19 @@
+"""The options that verbs share: one name, one meaning, one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="The run folder. The same command on the same folder resumes.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")]
+Address = Annotated[
+    str,
+    typer.Option(
+        help="start: a Ray of its own; auto, HOST:PORT or ray://...: a running one; local: this process, no Ray."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
