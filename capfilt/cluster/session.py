@@ -29,6 +29,13 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
+SAME_ANSWERS = {
+    # MKL takes other code paths for other alignments of memory, so that torch's attention on a CPU gave other last bits
+    # with two threads than with one. With this it does not, and costs nothing; it is read at the first matrix product.
+    "MKL_CBWR": "AUTO",
+}
+"""Environment of every process that computes: the answer must not depend on where it was found."""
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -122,9 +129,12 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     `dashboard` holds for "start" only, and is off because it makes the start slower.
     Raises ClusterError for an address of another kind, and for a cluster that does not answer.
     """
+    if address != "local":
+        _check(address, cpus)
+    for key, value in SAME_ANSWERS.items():
+        os.environ.setdefault(key, value)
     if address == "local":
         return Session("local")
-    _check(address, cpus)
     import ray
 
     if ray.is_initialized():
@@ -133,7 +143,7 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     if address == "start":
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": dashboard}
     else:
-        options |= {"address": address}
+        options |= {"address": address, "runtime_env": {"env_vars": SAME_ANSWERS}}
     try:
         _knock(address)
         with environment(_QUIET):

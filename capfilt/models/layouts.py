@@ -151,6 +151,26 @@ def take(tensors: Tensors, wanted: Names, source: object) -> Tensors:
     return {ours: tensors[several[0]] for ours, several in wanted.items()}
 
 
+def take_momentum(tensors: Tensors, config: BlipConfig, source: object) -> Tensors:
+    """The momentum encoders and the queues, [size, projection], that a `.pth` of BLIP's pretraining carries.
+
+    Heads and temperature have no momentum copy there.
+
+    Raises:
+        ModelError: keys that are missing.
+    """
+    theirs = {
+        ours: re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", several[0])
+        for ours, several in names(config, "pth").items()
+    }
+    theirs = {ours: name for ours, name in theirs.items() if re.match(r"\w+_m\.", name)}
+    wanted = once([*theirs.items(), ("queue_image", "image_queue"), ("queue_text", "text_queue")])
+    missing = sorted({name for several in wanted.values() for name in several} - tensors.keys())
+    refuse(source, [("missing", missing)])
+    found = {ours: tensors[several[0]] for ours, several in wanted.items()}
+    return {name: t.T.contiguous() if name.startswith("queue_") else t for name, t in found.items()}
+
+
 def refuse(source: object, faults: Iterable[tuple[str, list[str]]]) -> None:
     """Raise ModelError with the first names of every fault, if there is one."""
     told = "; ".join(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -76,6 +77,9 @@ class VisionTransformer(nn.Module):
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.recompute = 0
+        """How many of the last blocks keep no activations for the backward pass and compute them again: a matter of
+        memory, not of the architecture. BLIP fine-tunes so: the last 4 of ViT-B for retrieval, 12 of ViT-L."""
         self.apply(self._initialise)
         nn.init.trunc_normal_(self.cls, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
@@ -88,8 +92,12 @@ class VisionTransformer(nn.Module):
     def forward(self, images_B3SS: Tensor) -> Tensor:
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
-        for block in self.blocks:
-            x_BND = block(x_BND)
+        kept = len(self.blocks) - self.recompute
+        for i, block in enumerate(self.blocks):
+            if i >= kept and torch.is_grad_enabled():
+                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, use_reentrant=False)
+            else:
+                x_BND = block(x_BND)
         tokens: Tensor = self.norm(x_BND)
         return tokens
 

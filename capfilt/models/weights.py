@@ -23,7 +23,7 @@ from capfilt.models.initial import initialise as initialise  # one door to weigh
 from capfilt.models.vision import resize_positions
 from capfilt.reports.ledger import atomic, sha256_file, write_json
 
-ARCHITECTURE, WEIGHTS = "architecture.yaml", files.SAFE
+ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"
 
 Layout = Literal["capfilt", "hf", "pth"]
@@ -99,6 +99,30 @@ def read(path: Path) -> tuple[BlipConfig, Tensors]:
     config = architecture(path)
     own = layouts.once((name, name) for name in blank(config).state_dict())
     return config, layouts.take(files.tensors(path / WEIGHTS), own, path / WEIGHTS)
+
+
+def read_momentum(path: Path, config: BlipConfig) -> Tensors:
+    """What a training kept beside its model, for a copy of architecture `config`: the momentum encoders by our names,
+    and `queue_image` and `queue_text`, [size, projection] each. BLIP's pretrained `.pth` has them too.
+
+    Raises:
+        ModelError: nothing was kept there, or it does not fit.
+    """
+    if layout(path) == "pth":
+        kept = layouts.take_momentum(files.tensors(path), config, path)
+    elif (path / MOMENTUM).is_file():
+        kept = {name.removeprefix("model."): t for name, t in files.tensors(path / MOMENTUM).items()}
+        kept.pop("pointer", None)
+    else:
+        raise ModelError(
+            f"{path} has no momentum copy beside the model; train it with keep_momentum, or begin with "
+            f"objectives.momentum_from=model"
+        )
+    if "vision.positions" in kept:
+        kept["vision.positions"] = resize_positions(
+            kept["vision.positions"], config.vision.image_size, config.vision.patch_size
+        )
+    return kept
 
 
 def blank(config: BlipConfig) -> Blip:

@@ -1,4 +1,4 @@
-"""Collect tensors from all ranks, without their gradients.
+"""Collect tensors from all ranks, with or without their gradients.
 
 Without torch.distributed there is one rank, so that objectives read the same on one process and on many.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,3 +30,24 @@ def gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(ranks())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """As `gather`, and a rank's rows collect the gradients of every rank that used them.
+
+    Data-parallel training then takes the mean over ranks, so a loss that is a mean over a rank's own rows ends with
+    the gradient of the mean over all rows.
+    """
+    if ranks() == 1:
+        return x
+    return torch.cat(differentiable.all_gather(x.contiguous()))
+
+
+@torch.no_grad()
+def as_wide(x_BT: Tensor) -> Tensor:
+    """Pad texts [B, T] with zeros to the longest T of all ranks, so that they can be gathered."""
+    if ranks() == 1:
+        return x_BT
+    width = torch.tensor(x_BT.shape[1], device=x_BT.device)
+    dist.all_reduce(width, dist.ReduceOp.MAX)
+    return F.pad(x_BT, (0, int(width) - x_BT.shape[1]))

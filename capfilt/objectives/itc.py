@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capfilt.objectives.gather import gather, rank
+from capfilt.objectives.gather import gather, rank, ranks
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 """The learned temperature is clamped in place to this at every step (public pretraining code)."""
 
 
 class Itc(NamedTuple):
-    """The loss, and the similarities of this step's own pairs, from which ITM draws its hard negatives."""
+    """The loss, and similarities to this step's keys of all N rows on all ranks: hard negatives are drawn by them."""
 
     loss: Tensor
-    image_to_text_BB: Tensor
-    text_to_image_BB: Tensor
+    image_to_text_BN: Tensor
+    text_to_image_BN: Tensor
 
 
 def itc(
@@ -62,7 +62,8 @@ def itc(
         logits_i2t = image_BP @ keys_text.T / temperature
         logits_t2i = text_BP @ keys_image.T / temperature
         loss = (F.cross_entropy(logits_i2t, target_i2t) + F.cross_entropy(logits_t2i, target_t2i)) / 2
-    return Itc(loss, logits_i2t[:, own].detach(), logits_t2i[:, own].detach())
+    N = B * ranks()
+    return Itc(loss, logits_i2t[:, :N].detach(), logits_t2i[:, :N].detach())
 
 
 def ramp(progress: float, alpha: float, length: float) -> float:

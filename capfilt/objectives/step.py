@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.models.blip import Blip
-from capfilt.objectives.itc import TEMPERATURE_RANGE, Itc, itc, ramp
-from capfilt.objectives.itm import hard_negatives, itm
+from capfilt.models.layers import KeysValues
+from capfilt.objectives.gather import gather, rank, ranks
+from capfilt.objectives.itc import TEMPERATURE_RANGE, itc, ramp
+from capfilt.objectives.itm import Partners, hard_negatives, itm, own_partners, partners_of_all
 from capfilt.objectives.lm import SMOOTHING, lm
 from capfilt.objectives.momentum import Momentum
 
 Objective = Literal["itc", "itm", "lm"]
+
+Similarities = tuple[Tensor, Tensor]
+"""Image to text and text to image, [B, N] each: this process's rows against those of all, over the temperature."""
 
 NEEDS: dict[Objective, frozenset[str]] = {
     "itc": frozenset({"encode_image", "encode_text"}),
@@ -45,6 +50,15 @@ class ObjectivesConfig(Config):
     itc_targets: Literal["pair", "image"] = "pair"
     """What ITC asks for: the pair alone (BLIP's pretraining), or whatever is of the same image, in the queue too (its
     retrieval fine-tuning)."""
+    negatives: Literal["rank", "all"] = "rank"
+    """Where ITM draws its hard negatives: from a process's own pairs (BLIP's pretraining), or from those of all
+    processes (its fine-tuning on COCO)."""
+    negatives_by: Literal["momentum", "online"] = "momentum"
+    """What tells how hard a negative is: online features against momentum features (BLIP's pretraining), or against
+    online features (its retrieval fine-tuning)."""
+    momentum_from: Literal["model", "start"] = "model"
+    """What the momentum copy and the queues begin with: the model and noise, or what the training that the model
+    starts from ended with (BLIP's retrieval fine-tuning); that training must have kept them (`keep_momentum`)."""
     smoothing: float = Field(default=SMOOTHING, ge=0, lt=1)
 
 
@@ -75,17 +89,14 @@ class Learner(nn.Module):
         losses: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         tokens = self.model.encode_image(images_B3SS)
-        pairs = None
+        similar = None
         if self.momentum is not None:
-            pairs = self._itc(images_B3SS, tokens, ids_BT, mask_BT, groups_B, progress)
-            losses["itc"] = pairs.loss
+            losses["itc"], similar = self._itc(images_B3SS, tokens, ids_BT, mask_BT, groups_B, progress)
         keys = None
         if "itm" in self.config.losses:
             keys = self.model.image_keys(tokens, "encoder")
-            wrong_images, wrong_texts = self._negatives(pairs, tokens, ids_BT, mask_BT, groups_B)
-            losses["itm"], figures["itm_accuracy"] = itm(
-                self.model, ids_BT, mask_BT, keys, groups_B, wrong_images, wrong_texts
-            )
+            wrong = self._partners(similar, tokens, keys, ids_BT, mask_BT, groups_B)
+            losses["itm"], figures["itm_accuracy"] = itm(self.model, ids_BT, mask_BT, keys, wrong)
         if "lm" in self.config.losses:
             if keys is None or not self.model.shares_image_keys:
                 keys = self.model.image_keys(tokens, "decoder")
@@ -97,17 +108,21 @@ class Learner(nn.Module):
         """The weighted sum that is minimised."""
         return torch.stack([losses[name] * weight for name, weight in self.config.losses.items()]).sum()
 
-    def _itc(self, images: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, groups: Tensor, progress: float) -> Itc:
+    def _itc(
+        self, images: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, groups: Tensor, progress: float
+    ) -> tuple[Tensor, Similarities]:
         assert self.momentum is not None
         with torch.no_grad():
             self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         if self.training:
             self.momentum.update(self.model)
         momentum_image, momentum_text = self.momentum.features(images, ids, mask)
+        image = self.model.project_image(tokens)
+        text = self.model.project_text(self.model.encode_text(ids, mask))
         queued = self.momentum.queue_groups
         pairs = itc(
-            self.model.project_image(tokens),
-            self.model.project_text(self.model.encode_text(ids, mask)),
+            image,
+            text,
             momentum_image,
             momentum_text,
             self.momentum.queue_image.clone(),
@@ -118,13 +133,31 @@ class Learner(nn.Module):
         )
         if self.training:
             self.momentum.enqueue(momentum_image, momentum_text, groups)
-        return pairs
+        if self.config.negatives_by == "online":
+            with torch.no_grad():
+                temperature = self.model.temperature
+                return pairs.loss, (image @ gather(text).T / temperature, text @ gather(image).T / temperature)
+        return pairs.loss, (pairs.image_to_text_BN, pairs.text_to_image_BN)
 
-    def _negatives(
-        self, pairs: Itc | None, tokens: Tensor, ids: Tensor, mask: Tensor, groups: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """A wrong image for each text and a wrong text for each image, [B] indices each."""
-        if pairs is None:  # without ITC there are no similarities: any other image is as good
-            even = tokens.new_zeros(ids.shape[0], ids.shape[0])
-            return hard_negatives(even, groups), hard_negatives(even, groups)
-        return hard_negatives(pairs.text_to_image_BB, groups), hard_negatives(pairs.image_to_text_BB, groups)
+    def _partners(
+        self,
+        similar: Similarities | None,
+        tokens: Tensor,
+        keys: list[KeysValues],
+        ids: Tensor,
+        mask: Tensor,
+        groups: Tensor,
+    ) -> Partners:
+        """A wrong image for each text and a wrong text for each image."""
+        B = ids.shape[0]
+        if similar is None:  # without ITC there are no similarities: any other image is as good
+            even = tokens.new_zeros(B, B * ranks())
+            similar = even, even
+        to_text, to_image = similar
+        if self.config.negatives == "all":
+            every = gather(groups)
+            drawn = hard_negatives(to_image, groups, every), hard_negatives(to_text, groups, every)
+            return partners_of_all(self.model, tokens, ids, mask, groups, *drawn)
+        own = slice(rank() * B, rank() * B + B)
+        drawn = hard_negatives(to_image[:, own], groups, groups), hard_negatives(to_text[:, own], groups, groups)
+        return own_partners(ids, mask, keys, groups, *drawn)

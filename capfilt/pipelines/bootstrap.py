@@ -315,6 +315,7 @@ def check(config: BootstrapConfig) -> BlipConfig:
             )
         text = architecture.text.model_copy(update={"roles": (part,)})
         check_training(architecture.model_copy(update={"text": text}), train, config.cluster.finetune, role)
+    check_momentum(config)
     own = architecture.vision.image_size
     sizes = [train.image_size or own for train in (config.captioner, config.filter)]
     check_same_size("the captioner", sizes[0], "the filter", sizes[1])
@@ -324,3 +325,15 @@ def check(config: BootstrapConfig) -> BlipConfig:
             " or set select.threshold to a number such as 0.5."
         )
     return architecture
+
+
+def check_momentum(config: BootstrapConfig) -> None:
+    """Refuse a training that would go on with a momentum copy that nobody kept."""
+    if config.pretrain.objectives.momentum_from == "start":
+        raise RecipeError(
+            "pretrain.objectives.momentum_from is 'start', and round 0 starts from nothing: take 'model'."
+        )
+    if config.filter.objectives.momentum_from == "start" and not config.pretrain.keep_momentum:
+        raise RecipeError(
+            "filter.objectives.momentum_from is 'start': set pretrain.keep_momentum=true, or take 'model'."
+        )

@@ -24,7 +24,7 @@ from capfilt.errors import RecipeError
 from capfilt.models import FAMILIES, BlipConfig, verbs, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import NEEDS
-from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.ledger import Ledger, fingerprint, sha256_file
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -68,6 +68,8 @@ class PretrainConfig(Config):
     def _one_beginning(self) -> PretrainConfig:
         if self.start is not None and self.initial != InitialConfig():
             raise ValueError("start and initial both say what a model begins with; give one of them")
+        if self.start is None and self.train.objectives.momentum_from == "start":
+            raise ValueError("train.objectives.momentum_from is 'start', and there is none: give `start`")
         return self
 
 
@@ -94,12 +96,18 @@ def check_training(architecture: BlipConfig, config: TrainConfig, resources: Tra
             f"{where}: batch_size {config.loader.batch_size} cannot be split over {resources.workers} workers;"
             f" make it a multiple of {resources.workers}."
         )
+    if config.recompute > architecture.vision.depth:
+        raise RecipeError(
+            f"{where}: recompute {config.recompute}, and the vision tower has {architecture.vision.depth} blocks."
+        )
 
 
 def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
     settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer"})
-    start = weights.fingerprint(job.start) if job.start else None
+    start = [weights.fingerprint(job.start)] if job.start else []
+    if job.start and (job.start / weights.MOMENTUM).is_file():
+        start.append(sha256_file(job.start / weights.MOMENTUM))
     inputs = [
         (shards.name(url), made.get(url) or shards.stat(url), source.repeat)
         for source in job.sources

@@ -45,6 +45,10 @@ class TrainConfig(Config):
     objectives: ObjectivesConfig = ObjectivesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "auto"
+    recompute: int = Field(default=0, ge=0)
+    """The last vision blocks that compute their activations again instead of keeping them: memory for time."""
+    keep_momentum: bool = False
+    """Leave the momentum copy and the queues beside the model, for a fine-tuning that goes on with them."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between two states on disk: what a kill costs at most."""
     log_every: int = Field(default=20, ge=1)
@@ -52,9 +56,12 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _queue(self) -> TrainConfig:
         queue, rows = self.objectives.queue, self.loader.batch_size
-        if "itc" in self.objectives.losses and queue % rows:
+        itc = "itc" in self.objectives.losses
+        if itc and queue % rows:
             near = queue - queue % rows
             raise ValueError(f"objectives.queue {queue} is not a multiple of loader.batch_size {rows}; {near} is")
+        if not itc and (self.keep_momentum or self.objectives.momentum_from == "start"):
+            raise ValueError("without the objective itc there is no momentum copy to keep or to begin with")
         return self
 
 
@@ -93,13 +100,20 @@ def train(job: TrainJob) -> None:
         parallel.rank(),
         parallel.ranks(),
     )
-    learner = Learner(model, job.train.objectives, loader.prompt_tokens).to(device)
+    model.vision.recompute = job.train.recompute
+    learner = Learner(model, job.train.objectives, loader.prompt_tokens)
+    if learner.momentum is not None and job.train.objectives.momentum_from == "start":
+        assert job.start is not None, "whoever reads a recipe asks for a start"
+        checkpoint.take_up_momentum(learner.momentum, job.start)
+    learner.to(device)
     optimizer = make_optimizer(learner, job.train.optimizer)
     job.out.mkdir(parents=True, exist_ok=True)
     done = checkpoint.resume(job.out, learner, optimizer, digest(job))
     run_steps(job, learner, optimizer, loader.batches(start=done), done, device)
     if parallel.rank() == 0:
         tokenizer.save(job.model_folder)
+        if learner.momentum is not None and job.train.keep_momentum:
+            checkpoint.save_momentum(learner.momentum, job.model_folder)
         weights.save(model, job.model_folder)
         checkpoint.discard(job.out)
     parallel.barrier()

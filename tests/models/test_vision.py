@@ -100,3 +100,43 @@ class TestResizePositions:
     def test_keeps_the_format(self) -> None:
         positions = torch.randn(1, 5, 4, dtype=torch.bfloat16)
         assert resize_positions(positions, 32, 8).dtype == torch.bfloat16
+
+
+class TestRecompute:
+    """Blocks that keep no activations, as BLIP's fine-tuning has for its last ones."""
+
+    def passed(self, recompute: int) -> tuple[list[torch.Tensor], int]:
+        """The gradients of a pass with stochastic depth, and how many numbers were kept for it."""
+        torch.manual_seed(0)
+        deep = VisionTransformer(SMALL.model_copy(update={"depth": 4, "drop_path": 0.5})).double().train()
+        deep.recompute = recompute
+        kept = []
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            kept.append(x.numel())
+            return x
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = deep(torch.randn(2, 3, 16, 16, dtype=torch.double))
+            forward = sum(kept)
+            out.square().sum().backward()
+        return [out, *(p.grad for p in deep.parameters())], forward
+
+    def test_gradients_are_the_same_and_less_is_kept(self) -> None:
+        plain, most = self.passed(0)
+        for recompute in (1, 4):
+            again, kept = self.passed(recompute)
+            torch.testing.assert_close(again, plain, atol=0, rtol=0)
+            assert kept < most
+            most = kept
+
+    def test_without_gradients_nothing_is_computed_twice(self) -> None:
+        deep = VisionTransformer(SMALL)
+        deep.recompute = 2
+        calls = []
+        for block in deep.blocks:
+            block.register_forward_hook(lambda *_: calls.append(1))
+        with torch.no_grad():
+            deep(torch.randn(1, 3, 16, 16))
+        assert len(calls) == 2

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from capfilt.models import Blip
 from capfilt.objectives.gather import gather, rank, ranks
 from capfilt.objectives.itc import itc
+from capfilt.objectives.itm import itm, own_partners
 from capfilt.objectives.step import Learner, ObjectivesConfig
 
 pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
@@ -37,6 +38,22 @@ def task(small_blip: Callable[..., Blip]) -> dict[str, Any]:
         # ITC alone: nothing reaches the match head and the cross-attention.
         "learner": Learner(small_blip(roles=("encoder",)), config),
         "batch": [torch.randn(B, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(B)],
+        "matcher": small_blip(roles=("encoder",)).double(),
+        "pairs": pairs_across_ranks(ids),
+    }
+
+
+def pairs_across_ranks(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pairs whose wrong partners lie on the other rank, on their own, and once not wrong; the first half is shorter."""
+    mask = torch.ones_like(ids)
+    mask[: B // 2, 5:] = 0
+    return {
+        "ids": ids * mask,
+        "mask": mask,
+        "tokens": torch.randn(B, 5, 24, dtype=torch.double),
+        "groups": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),
+        "images": torch.tensor([7, 4, 5, 1, 0, 6, 1, 2]),
+        "texts": torch.tensor([4, 0, 7, 6, 1, 2, 3, 5]),
     }
 
 
@@ -83,13 +100,13 @@ def test_itc_of_two_ranks_has_the_gradients_of_one_process(task: dict[str, Any],
     torch.testing.assert_close(mean, temperature.grad, atol=1e-12, rtol=1e-9)
 
 
-def test_trap_8_negatives_are_drawn_within_a_rank(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+def test_similarities_are_to_the_keys_of_all_ranks(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     image, text, momentum_image, momentum_text = task["features"]
     for of, answer in enumerate(answers):
         own = slice(of * B // 2, (of + 1) * B // 2)
         image_to_text, text_to_image = answer["features"]["pairs"]
-        torch.testing.assert_close(image_to_text, image[own] @ momentum_text[own].T / task["temperature"])
-        torch.testing.assert_close(text_to_image, text[own] @ momentum_image[own].T / task["temperature"])
+        torch.testing.assert_close(image_to_text, image[own] @ momentum_text.T / task["temperature"])
+        torch.testing.assert_close(text_to_image, text[own] @ momentum_image.T / task["temperature"])
 
 
 def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
@@ -109,3 +126,33 @@ def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answe
         torch.testing.assert_close(found["queues"][0], learner.momentum.queue_image, atol=1e-6, rtol=0)
         torch.testing.assert_close(found["queues"][1], learner.momentum.queue_text, atol=1e-6, rtol=0)
         assert int(found["queues"][2]) == 0  # two steps of 8 fill the queue of 16
+
+
+def test_itm_with_partners_of_all_ranks_has_the_gradients_of_one_process(
+    task: dict[str, Any], answers: list[dict[str, Any]]
+) -> None:
+    """A rank's images collect gradients of every rank that took them for wrong ones."""
+    model, case = copy.deepcopy(task["matcher"]), task["pairs"]
+    tokens = case["tokens"].clone().requires_grad_()
+    keys = model.image_keys(tokens, "encoder")
+    wrong = own_partners(case["ids"], case["mask"], keys, case["groups"], case["images"], case["texts"])
+    assert wrong.image_is_wrong_B.tolist() == [False, *[True] * 7]
+    # The mean over ranks weighs halves alike, though one of them leaves a pair out.
+    losses = []
+    for of in range(2):
+        own = slice(of * B // 2, (of + 1) * B // 2)
+        part = type(wrong)(
+            [(k[own], v[own]) for k, v in wrong.image_keys],
+            *(x[own] for x in wrong[1:]),  # type: ignore[index]
+        )
+        losses.append(itm(model, case["ids"][own], case["mask"][own], [(k[own], v[own]) for k, v in keys], part)[0])
+    (sum(losses) / 2).backward()  # type: ignore[union-attr]
+    found = [answer["itm"] for answer in answers]
+    assert [f["width"] for f in found] == [5, 7]
+    torch.testing.assert_close(torch.stack([f["loss"] for f in found]), torch.stack(losses).detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat([f["tokens"] for f in found]) / 2, tokens.grad, atol=1e-7, rtol=1e-5)
+    wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for f in found:
+        assert f["gradients"].keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(f["gradients"][name], gradient, atol=1e-7, rtol=1e-5)

@@ -73,9 +73,9 @@ def test_no_gradient_goes_through_keys_or_targets() -> None:
 def test_its_similarities_are_of_the_batch_alone_online_query_by_momentum_key() -> None:
     image, text, m_image, m_text, *_ = every = inputs(B=3, Q=5)
     pairs = itc(*every, 0.4)
-    torch.testing.assert_close(pairs.image_to_text_BB, (image @ m_text.T / 0.07).detach())
-    torch.testing.assert_close(pairs.text_to_image_BB, (text @ m_image.T / 0.07).detach())
-    assert not pairs.image_to_text_BB.requires_grad
+    torch.testing.assert_close(pairs.image_to_text_BN, (image @ m_text.T / 0.07).detach())
+    torch.testing.assert_close(pairs.text_to_image_BN, (text @ m_image.T / 0.07).detach())
+    assert not pairs.image_to_text_BN.requires_grad
 
 
 def test_autocast_does_not_blunt_the_cosines() -> None:
@@ -84,7 +84,7 @@ def test_autocast_does_not_blunt_the_cosines() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast: Itc = itc(*every, 0.4)
     assert torch.equal(cast.loss, exact.loss)
-    assert torch.equal(cast.image_to_text_BB, exact.image_to_text_BB)
+    assert torch.equal(cast.image_to_text_BN, exact.image_to_text_BN)
 
 
 def test_alpha_grows_linearly_then_stays() -> None:

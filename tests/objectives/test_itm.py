@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.models import Blip
-from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm, hard_negatives, itm
+from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm, hard_negatives, itm, own_partners, partners_of_all
 
 MakeBlip = Callable[..., Blip]
 
@@ -30,7 +31,7 @@ class TestHardNegatives:
         similarity = graded if sure else torch.randn(B, B) * 2
         counts = torch.zeros(B, B, dtype=torch.long)
         for _ in range(draws):
-            counts[torch.arange(B), hard_negatives(similarity, torch.arange(B))] += 1
+            counts[torch.arange(B), hard_negatives(similarity, torch.arange(B), torch.arange(B))] += 1
         assert counts.diagonal().tolist() == [0] * B
         for row in range(B):
             others = [c for c in range(B) if c != row]
@@ -45,7 +46,7 @@ class TestHardNegatives:
         B = 5
         counts = torch.zeros(B, B, dtype=torch.long)
         for _ in range(1000):
-            counts[torch.arange(B), hard_negatives(torch.eye(B) * 1000, torch.arange(B))] += 1
+            counts[torch.arange(B), hard_negatives(torch.eye(B) * 1000, torch.arange(B), torch.arange(B))] += 1
         for row in range(B):
             others = [c for c in range(B) if c != row]
             assert chance(counts[row, others].tolist(), [1000 / 4] * 4) > 1e-3
@@ -54,23 +55,24 @@ class TestHardNegatives:
         torch.manual_seed(0)
         groups = torch.tensor([0, 1, 0, 2, 1, 0, 3])
         similarity = torch.where(groups[:, None] == groups[None, :], 50.0, 0.0)  # the temptation is great
-        drawn = torch.stack([hard_negatives(similarity, groups) for _ in range(300)])
+        drawn = torch.stack([hard_negatives(similarity, groups, groups) for _ in range(300)])
         assert not (groups[drawn] == groups).any()
         assert {int(c) for c in drawn[:, 0]} == {1, 3, 4, 6}
 
     def test_two_rows_are_each_other_s(self) -> None:
-        assert hard_negatives(torch.zeros(2, 2), torch.arange(2)).tolist() == [1, 0]
+        assert hard_negatives(torch.zeros(2, 2), torch.arange(2), torch.arange(2)).tolist() == [1, 0]
 
     @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
     def test_similarities_that_are_not_finite_are_no_crash(self, wrong: float) -> None:
         similarity = torch.randn(3, 3)
         similarity[1] = wrong
-        drawn = hard_negatives(similarity, torch.arange(3))
+        drawn = hard_negatives(similarity, torch.arange(3), torch.arange(3))
         assert not (drawn == torch.arange(3)).any()
 
     @pytest.mark.parametrize("B", [1, 4])
     def test_a_batch_of_one_image_is_no_crash(self, B: int) -> None:
-        drawn = hard_negatives(torch.randn(B, B), torch.zeros(B, dtype=torch.long))
+        one = torch.zeros(B, dtype=torch.long)
+        drawn = hard_negatives(torch.randn(B, B), one, one)
         assert drawn.shape == (B,)
         assert ((drawn >= 0) & (drawn < B)).all()
 
@@ -102,7 +104,8 @@ class TestItm:
         wrong_images, wrong_texts = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 0, 0])
         fast, slow = tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
         keys = model.image_keys(fast, "encoder")
-        loss, accuracy = itm(model, ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
+        wrong = own_partners(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
+        loss, accuracy = itm(model, ids, mask, keys, wrong)
         pairs = [(i, i, 1) for i in range(self.B)]
         pairs += [(i, int(wrong_texts[i]), 0) for i in range(self.B)]
         pairs += [(int(wrong_images[i]), i, 0) for i in range(self.B)]
@@ -126,22 +129,39 @@ class TestItm:
         keys = model.image_keys(tokens[image : image + 1], "encoder")
         return int(model.match(model.fuse(one, (one != 0).long(), keys)).argmax())
 
+    def test_alone_the_partners_of_all_are_one_s_own(self, small_blip: MakeBlip) -> None:
+        model, ids, mask, tokens = self.case(small_blip)
+        groups, images, texts = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0, 1, 1]), torch.tensor([1, 3, 0, 0])
+        own = own_partners(ids, mask, model.image_keys(tokens, "encoder"), groups, images, texts)
+        every = partners_of_all(model, tokens, ids, mask, groups, images, texts)
+        torch.testing.assert_close(own, every)
+        assert own.image_is_wrong_B.tolist() == [True, True, False, True]
+        assert own.text_is_wrong_B.all()
+
+    def test_texts_of_other_ranks_may_be_longer(self, small_blip: MakeBlip) -> None:
+        model, ids, mask, tokens = self.case(small_blip)
+        wrong_images, wrong_texts = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 0, 0])
+        keys = model.image_keys(tokens, "encoder")
+        partners = own_partners(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
+        wide = partners._replace(ids_BT=F.pad(partners.ids_BT, (0, 3)), mask_BT=F.pad(partners.mask_BT, (0, 3)))
+        torch.testing.assert_close(itm(model, ids, mask, keys, wide), itm(model, ids, mask, keys, partners))
+
     def test_gradient_reaches_images_that_stand_as_negatives(self, small_blip: MakeBlip) -> None:
         model, ids, mask, tokens = self.case(small_blip)
         tokens.requires_grad_()
         kept = torch.arange(self.B) == 0
         keys = [(k * kept[:, None, None, None], v) for k, v in model.image_keys(tokens, "encoder")]
-        loss, _ = itm(
-            model, ids, mask, keys, torch.arange(self.B), torch.tensor([1, 0, 0, 0]), torch.tensor([1, 0, 0, 0])
-        )
+        others = torch.tensor([1, 0, 0, 0])
+        loss, _ = itm(model, ids, mask, keys, own_partners(ids, mask, keys, torch.arange(self.B), others, others))
         loss.backward()
         assert (tokens.grad.abs().amax(dim=(1, 2)) > 0).all()
 
     def test_a_pair_that_cannot_be_wrong_is_left_out(self, small_blip: MakeBlip) -> None:
         model, ids, mask, tokens = self.case(small_blip)
         groups = torch.zeros(self.B, dtype=torch.long)
-        drawn = hard_negatives(torch.zeros(self.B, self.B), groups)
-        loss, accuracy = itm(model, ids, mask, model.image_keys(tokens, "encoder"), groups, drawn, drawn)
+        drawn = hard_negatives(torch.zeros(self.B, self.B), groups, groups)
+        keys = model.image_keys(tokens, "encoder")
+        loss, accuracy = itm(model, ids, mask, keys, own_partners(ids, mask, keys, groups, drawn, drawn))
         wanted = self.slow(model, ids, tokens, [(i, i, 1) for i in range(self.B)])
         torch.testing.assert_close(loss.double(), wanted, atol=1e-6, rtol=0)
         right = sum(self.judged(model, ids, tokens, i, i) for i in range(self.B))
@@ -153,7 +173,9 @@ class TestItm:
             model.match_head.weight.zero_()
             model.match_head.bias.copy_(torch.tensor([2 / 3, 1 / 3]).log())
         wrong = torch.tensor([1, 2, 3, 0])
-        loss, accuracy = itm(model, ids, mask, model.image_keys(tokens, "encoder"), torch.arange(self.B), wrong, wrong)
+        keys = model.image_keys(tokens, "encoder")
+        partners = own_partners(ids, mask, keys, torch.arange(self.B), wrong, wrong)
+        loss, accuracy = itm(model, ids, mask, keys, partners)
         assert loss.item() == pytest.approx(TRIVIAL_LOSS, abs=1e-4)
         assert float(accuracy) == pytest.approx(2 / 3)
 

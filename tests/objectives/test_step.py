@@ -10,7 +10,7 @@ from torch import Tensor
 from capfilt.models import Blip
 from capfilt.models.text import Share
 from capfilt.objectives import step as step_module
-from capfilt.objectives.itm import hard_negatives, itm
+from capfilt.objectives.itm import hard_negatives, itm, own_partners
 from capfilt.objectives.lm import lm
 from capfilt.objectives.step import NEEDS, Learner, ObjectivesConfig
 
@@ -37,8 +37,8 @@ def test_all_together_are_what_they_are_alone(
     images, ids, mask, groups = batch
     drawn: list[tuple[Tensor, Tensor]] = []
 
-    def noted(similarity: Tensor, of: Tensor) -> Tensor:
-        drawn.append((similarity, hard_negatives(similarity, of)))
+    def noted(similarity: Tensor, of: Tensor, among: Tensor) -> Tensor:
+        drawn.append((similarity, hard_negatives(similarity, of, among)))
         return drawn[-1][1]
 
     monkeypatch.setattr(step_module, "hard_negatives", noted)
@@ -51,7 +51,9 @@ def test_all_together_are_what_they_are_alone(
     # The momentum copy equals the model here. A text looks for its wrong image first, then an image for its text.
     torch.testing.assert_close(drawn[0][0], (text @ image.T / 0.07).detach())
     torch.testing.assert_close(drawn[1][0], (image @ text.T / 0.07).detach())
-    wanted, accuracy = itm(model, ids, mask, model.image_keys(tokens, "encoder"), groups, drawn[0][1], drawn[1][1])
+    keys = model.image_keys(tokens, "encoder")
+    wrong = own_partners(ids, mask, keys, groups, drawn[0][1], drawn[1][1])
+    wanted, accuracy = itm(model, ids, mask, keys, wrong)
     torch.testing.assert_close(losses["itm"], wanted)
     assert figures == {"itm_accuracy": accuracy}
     written = model.decode(ids, mask, model.image_keys(tokens, "decoder"))
@@ -104,7 +106,7 @@ def test_without_itc_any_other_image_may_be_the_wrong_one(
     small_blip: MakeBlip, batch: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(step_module, "hard_negatives", lambda s, g: drawn.append(hard_negatives(s, g)) or drawn[-1])
+    monkeypatch.setattr(step_module, "hard_negatives", lambda *a: drawn.append(hard_negatives(*a)) or drawn[-1])
     learner = Learner(small_blip(), config(itm=1.0))
     torch.manual_seed(0)
     for _ in range(40):
@@ -155,3 +157,36 @@ def test_the_queue_remembers_images_where_targets_ask_for_them(small_blip: MakeB
     assert losses[1][0] != pytest.approx(losses[1][1])
     assert learner.momentum.queue_groups.tolist() == [0, 1, 2, 3, 4] * 2
     assert "momentum.queue_groups" not in pairs.state_dict()
+
+
+@pytest.mark.parametrize("by", ["momentum", "online"])
+def test_negatives_are_as_hard_as_the_features_say_that_are_asked(
+    small_blip: MakeBlip, batch: tuple[Tensor, ...], by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLIP's pretraining asks momentum features, its retrieval fine-tuning the online ones."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(step_module, "hard_negatives", lambda *a: seen.append(a[0]) or hard_negatives(*a))
+    options = ObjectivesConfig(losses={"itc": 1.0, "itm": 1.0}, queue=10, negatives_by=by)
+    learner = Learner(small_blip(), options).eval()
+    assert learner.momentum is not None
+    learner.momentum.model = small_blip(seed=1, roles=("encoder",))
+    learner(*batch, progress=0.0)
+    images, ids, mask, _ = batch
+    model, other = learner.model, learner.momentum.model if by == "momentum" else learner.model
+    image, text = model.project_image(model.encode_image(images)), model.project_text(model.encode_text(ids, mask))
+    keys_image, keys_text = (
+        other.project_image(other.encode_image(images)),
+        other.project_text(other.encode_text(ids, mask)),
+    )
+    torch.testing.assert_close(seen[0], (text @ keys_image.T / 0.07).detach())
+    torch.testing.assert_close(seen[1], (image @ keys_text.T / 0.07).detach())
+    assert not seen[0].requires_grad
+
+
+def test_alone_the_negatives_of_all_are_one_s_own(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
+    losses = []
+    for negatives in ("rank", "all"):
+        learner = Learner(small_blip(), ObjectivesConfig(queue=10, negatives=negatives)).train()
+        torch.manual_seed(3)
+        losses.append(learner(*batch, progress=0.0)[0]["itm"])
+    torch.testing.assert_close(*losses)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from capfilt.objectives.gather import gather, rank, ranks
 from capfilt.objectives.itc import itc
+from capfilt.objectives.itm import itm, partners_of_all
 from capfilt.training import parallel
 
 
@@ -33,7 +34,7 @@ def loss_of_features(task: dict[str, Any], of: int) -> dict[str, Any]:
     return {
         "loss": pairs.loss.detach(),
         "gradients": (image.grad, text.grad, temperature.grad),
-        "pairs": (pairs.image_to_text_BB, pairs.text_to_image_BB),
+        "pairs": (pairs.image_to_text_BN, pairs.text_to_image_BN),
     }
 
 
@@ -52,6 +53,27 @@ def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
     }
 
 
+def itm_of_all(task: dict[str, Any], of: int) -> dict[str, Any]:
+    """ITM of this rank's half with partners from both, and its gradients averaged."""
+    model, case = task["matcher"], task["pairs"]
+    ids, mask = half(case["ids"], of), half(case["mask"], of)
+    # A rank's texts are as wide as its own longest.
+    width = int(mask.sum(dim=1).max())
+    ids, mask = ids[:, :width], mask[:, :width]
+    tokens = half(case["tokens"], of).requires_grad_()
+    wrong = partners_of_all(
+        model, tokens, ids, mask, half(case["groups"], of), half(case["images"], of), half(case["texts"], of)
+    )
+    loss, _ = itm(model, ids, mask, model.image_keys(tokens, "encoder"), wrong)
+    loss.backward()
+    for p in model.parameters():
+        if p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad /= ranks()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"width": width, "loss": loss.detach(), "tokens": tokens.grad, "gradients": gradients}
+
+
 def main(of: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=of, world_size=2, timeout=timedelta(seconds=200)
@@ -62,6 +84,7 @@ def main(of: int, folder: Path) -> None:
         "gathered": gather(torch.tensor([[of, of + 10]])),
         "features": loss_of_features(task, of),
         "learner": steps_of_learner(task, of),
+        "itm": itm_of_all(task, of),
     }
     torch.save(answer, folder / f"answer-{of}.pt")
     dist.destroy_process_group()

@@ -75,6 +75,10 @@ def test_a_yaml_of_one_s_own_is_what_it_extends_or_what_its_keys_say(
         (["demo", "--set", "data.web=shards/"], "both the embedded world and shards (web)"),
         (["demo", "--set", "data.world=null", "--set", "data.web=s/"], "shards for `web` and `human`"),
         (["demo", "--set", "data.world.human=0"], "at least one image"),
+        (["demo", "--set", "filter.recompute=3"], "filter: recompute 3, and the vision tower has 2 blocks"),
+        (["demo", "--set", "pretrain.objectives.momentum_from=start"], "round 0 starts from nothing: take 'model'"),
+        (["demo", "--set", "filter.objectives.momentum_from=start"], "set pretrain.keep_momentum=true"),
+        (["blip-coco-retrieval", "--set", "start=null"], "momentum_from is 'start', and there is none: give `start`"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_meet_are_refused_when_the_recipe_is_read(words: list[str], said: str, capfilt: Any) -> None:

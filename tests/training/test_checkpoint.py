@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 from capfilt.errors import ModelError
+from capfilt.models import Blip, weights
+from capfilt.objectives.momentum import NO_IMAGE, Momentum
 from capfilt.training import checkpoint
 
 
@@ -90,3 +93,80 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tmp_path: Path
     with pytest.raises(ModelError, match=r"1 weights are not finite after step 6, first 0\.bias"):
         checkpoint.save(tmp_path, module, optimizer, 6, "me")
     assert checkpoint.resume(tmp_path, module, optimizer, "me") == 3
+
+
+MakeBlip = Callable[..., Blip]
+
+
+def filled(model: Blip, queue: int = 6, groups: bool = False) -> Momentum:
+    """A momentum copy that has moved away from its model, its queues half full."""
+    momentum = Momentum(model, 0.9, queue, groups)
+    with torch.no_grad():
+        for p in momentum.model.parameters():
+            p.add_(0.5)
+    momentum.enqueue(torch.ones(3, 8), torch.full((3, 8), 2.0), torch.arange(3))
+    return momentum
+
+
+class TestMomentum:
+    def test_a_fine_tuning_goes_on_with_the_momentum_of_the_pretraining(
+        self, tmp_path: Path, small_blip: MakeBlip
+    ) -> None:
+        kept = filled(small_blip())
+        weights.save(small_blip(), tmp_path)
+        checkpoint.save_momentum(kept, tmp_path)
+        taken = Momentum(small_blip(seed=1, roles=("encoder",)), 0.9, 6, groups=True)
+        checkpoint.take_up_momentum(taken, tmp_path)
+        assert flat(taken.model.state_dict()) == flat(kept.model.state_dict())
+        assert torch.equal(taken.queue_image, kept.queue_image)
+        assert torch.equal(taken.queue_text, kept.queue_text)
+        assert taken.queue_groups is not None
+        assert taken.queue_groups.tolist() == [NO_IMAGE] * 6  # of images of another training
+        assert int(taken.pointer) == 0
+
+    def test_to_pictures_of_another_size(self, tmp_path: Path, small_blip: MakeBlip) -> None:
+        kept = filled(small_blip())
+        weights.save(small_blip(), tmp_path)
+        checkpoint.save_momentum(kept, tmp_path)
+        taken = Momentum(small_blip(image_size=32), 0.9, 6)
+        checkpoint.take_up_momentum(taken, tmp_path)
+        assert taken.model.vision.positions.shape[1] == 17
+        assert torch.equal(taken.model.vision.positions[:, 0], kept.model.vision.positions[:, 0])
+
+    def test_from_a_pth_of_blip(self, tmp_path: Path, small_blip: MakeBlip) -> None:
+        """Under its names: `visual_encoder_m`, `text_encoder_m`, the two projections, queues that stand on end."""
+        model, kept = small_blip(), filled(small_blip())
+        weights.save_pth(model, tmp_path / "model.pth")
+        copy = tmp_path / "copy.pth"
+        weights.save_pth(kept.model, copy)
+        tensors = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
+        for name, tensor in torch.load(copy, weights_only=True)["model"].items():
+            tower, _, rest = name.partition(".")
+            if tower in ("visual_encoder", "text_encoder", "vision_proj", "text_proj"):
+                tensors[f"{tower}_m.{rest}"] = tensor
+        tensors |= {"image_queue": kept.queue_image.T, "text_queue": kept.queue_text.T, "queue_ptr": torch.zeros(1)}
+        torch.save({"model": tensors}, tmp_path / "model.pth")
+        taken = Momentum(small_blip(seed=1, roles=("encoder",)), 0.9, 6)
+        heads = {name: tensor.clone() for name, tensor in taken.model.match_head.state_dict().items()}
+        checkpoint.take_up_momentum(taken, tmp_path / "model.pth")
+        for name, tensor in taken.model.state_dict().items():
+            if not name.startswith(("match_head", "temperature")):
+                assert torch.equal(tensor, kept.model.state_dict()[name]), name
+        assert torch.equal(taken.queue_image, kept.queue_image)
+        assert all(torch.equal(t, heads[name]) for name, t in taken.model.match_head.state_dict().items())
+        assert weights.load(tmp_path / "model.pth").verbs == model.verbs  # and the model itself is read as before
+
+    def test_what_was_not_kept_is_refused(self, tmp_path: Path, small_blip: MakeBlip) -> None:
+        weights.save(small_blip(), tmp_path / "folder")
+        weights.save_pth(small_blip(), tmp_path / "model.pth")
+        momentum = Momentum(small_blip(), 0.9, 6)
+        with pytest.raises(ModelError, match="has no momentum copy beside the model; train it with keep_momentum"):
+            checkpoint.take_up_momentum(momentum, tmp_path / "folder")
+        with pytest.raises(ModelError, match=r"missing: image_queue, text_encoder_m\.embeddings"):
+            checkpoint.take_up_momentum(momentum, tmp_path / "model.pth")
+
+    def test_queues_of_another_size_are_refused(self, tmp_path: Path, small_blip: MakeBlip) -> None:
+        weights.save(small_blip(), tmp_path)
+        checkpoint.save_momentum(filled(small_blip()), tmp_path)
+        with pytest.raises(ModelError, match=r"with a queue of 6; set objectives\.queue to it, not to 9"):
+            checkpoint.take_up_momentum(Momentum(small_blip(), 0.9, 9), tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 
@@ -133,6 +134,10 @@ class TestResume:
             train(other)
 
 
+def with_objectives(job: TrainJob, **changes: Any) -> TrainConfig:
+    return job.train.model_copy(update={"objectives": job.train.objectives.model_copy(update=changes)})
+
+
 class TestStart:
     def test_the_seed_decides_the_fresh_weights(self, make_job: MakeJob, tmp_path: Path) -> None:
         job, words = make_job(tmp_path), len(Tokenizer.load("world"))
@@ -156,6 +161,33 @@ class TestStart:
         train(job)
         assert weights.load(job.model_folder).config == architecture
         assert Tokenizer.load(job.model_folder).vocab == Tokenizer.load("world").vocab
+
+    def test_a_retrieval_fine_tuning_goes_on_as_blip_s(
+        self, make_job: MakeJob, small_blip: Callable[..., Blip], tmp_path: Path
+    ) -> None:
+        """Momentum and queues from the pretraining, online negatives of all processes, vision blocks recomputed."""
+        before = make_job(tmp_path / "before", keep_momentum=True)
+        train(before)
+        kept = safetensors.torch.load_file(before.model_folder / "momentum.safetensors")
+        assert kept["queue_image"].shape == (16, 8)
+        objectives = {"losses": {"itc": 1.0, "itm": 1.0}, "queue": 16, "itc_targets": "image"}
+        objectives |= {"negatives": "all", "negatives_by": "online", "momentum_from": "start"}
+        job = make_job(
+            tmp_path / "filter", steps=1, recompute=1, checkpoint_every=1, objectives=ObjectivesConfig(**objectives)
+        )
+        filter_ = small_blip(roles=("encoder",)).config
+        job = job.model_copy(update={"start": before.model_folder, "architecture": filter_})
+        train(job)
+        anew = job.model_copy(update={"out": tmp_path / "anew"})
+        anew = anew.model_copy(update={"train": with_objectives(anew, momentum_from="model")})
+        train(anew)
+        # Other queues and other soft targets, and so another loss of the very first step.
+        assert log_of(job)[0]["itc"] != pytest.approx(log_of(anew)[0]["itc"], abs=1e-3)
+        assert weights.load(job.model_folder).verbs == {"encode_image", "encode_text", "fuse"}
+
+    def test_only_itc_has_a_momentum_to_keep(self, make_job: MakeJob, tmp_path: Path) -> None:
+        with pytest.raises(ValidationError, match="without the objective itc there is no momentum copy"):
+            make_job(tmp_path, keep_momentum=True, objectives=ObjectivesConfig(losses={"lm": 1.0}))
 
     def test_a_vocabulary_larger_than_the_model_s_is_refused(self, make_job: MakeJob, tmp_path: Path) -> None:
         words = len(Tokenizer.load("world"))
