@@ -1,27 +1,31 @@
 """Batches of (image, text) pairs, streamed from shards in an order that is a function of the seed.
 
-Every text of an image is a row of its own (BLIP counts so: COCO's five captions are five rows). The position in the
-data is one number, the global rows taken so far: any number of ranks started at that row goes on with exactly the rows
-that come next. All ranks walk the same stream and decode only their own rows, so no rank starves when shards are few.
+Every text of an image is a row of its own (BLIP counts so: COCO's five captions are five rows), or every image is one,
+with a text drawn anew in each epoch (BLIP-2). The position in the data is one number, the step: any number of ranks
+started there goes on with exactly the rows that come next (`order.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.data import images, shards
 from capfilt.data.augment import AugmentConfig, augment, generator
+from capfilt.data.order import Order, Span
 from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer, clean_caption
 from capfilt.errors import DataError, ImageError
@@ -32,8 +36,9 @@ class Source(Config):
 
     shards: str | tuple[str, ...]
     """What `data/shards.py` can expand: a folder, a glob, braces, a fsspec URL."""
-    repeat: int = Field(default=1, ge=1)
-    """How often an epoch walks them: a small clean set may count more than once."""
+    repeat: float = Field(default=1, gt=0)
+    """How often an epoch walks them: a small clean set may count more than once, and of a large one an epoch may take a
+    fifth, the next epoch the next fifth (0.2, as BLIP takes LAION)."""
 
 
 class LoaderConfig(Config):
@@ -44,11 +49,27 @@ class LoaderConfig(Config):
     max_length: int = Field(default=30, ge=4)
     """Tokens of a text, with [CLS] and [SEP]; BLIP pretrains with 30."""
     shuffle: int = Field(default=4096, ge=1)
-    """Rows held back to draw from; the larger, the better mixed. They are encoded images, not pixels."""
+    """Rows held back to draw from, over all ranks; the larger, the better mixed. Encoded images, not pixels."""
+    lanes: int = Field(default=16, ge=1)
+    """Places of the data that are read side by side, of which ranks take equal parts: as many as ranks, or a multiple.
+    Taken down to a divisor of the batch."""
+    captions: Literal["all", "one"] = "all"
+    """Whether each text of an image is a row, or each image, with one of its texts drawn in every epoch."""
+    weights: dict[str, float] = {}
+    """For captions "one": how likely a text is drawn by its source ("web", "synthetic", "human"); 1 where not given."""
+    decoders: int = Field(default=1, ge=1)
+    """Threads of each rank that decode pictures."""
     augment: AugmentConfig = AugmentConfig()
     """What happens to a picture at random; by default nothing."""
     prompt: str = ""
     """What each text begins with, and what LM then does not learn to write. Captioning fine-tuning: "a picture of "."""
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, weights: dict[str, float]) -> dict[str, float]:
+        if wrong := [source for source, weight in weights.items() if not weight > 0]:
+            raise ValueError(f"the weight of {wrong[0]!r} is not above 0; leave such texts out when selecting")
+        return weights
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,9 @@ class Loader:
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        rows: Mapping[str, int] | None = None,
     ):
+        """`rows` says how many rows each shard has; without it they are counted now, which reads every shard once."""
         if config.batch_size % ranks:
             raise DataError(
                 f"batch_size {config.batch_size} cannot be split over {ranks} ranks; make it a multiple of {ranks}"
@@ -99,7 +122,10 @@ class Loader:
         self.image_size = image_size
         self.seed = seed
         self.rank, self.ranks = rank, ranks
-        self.shards = [url for source in sources for url in shards.expand(source.shards) * source.repeat]
+        walked = [(shards.expand(source.shards), source.repeat) for source in sources]
+        if rows is None:
+            rows = {url: count(url).of(config.captions) for urls, _ in walked for url in urls}
+        self.order = Order(walked, rows, math.gcd(config.lanes, config.batch_size), seed)
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,43 +134,58 @@ class Loader:
         return int(mask.sum()) - 1 if self.config.prompt else 0
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches from global step `start` on, without end; decoding runs one batch ahead in a thread."""
-        rows = islice(self._rows(), start * self.config.batch_size, None)
-        own = self.config.batch_size // self.ranks
-        mine = slice(self.rank * own, (self.rank + 1) * own)
+        """Batches from global step `start` on, without end; decoding runs two batches ahead in a thread."""
+        return ahead(self._batches(start))
 
-        def make() -> Iterator[Batch]:
-            step = start
-            while taken := list(islice(rows, self.config.batch_size)):
-                yield self._batch(taken[mine], step * self.config.batch_size + mine.start)
+    def _batches(self, start: int) -> Iterator[Batch]:
+        size, lanes = self.config.batch_size, self.order.lanes
+        each, own = size // lanes, size // self.ranks
+        mine = range(self.rank * own, self.rank * own + own)
+        window = max(1, self.config.shuffle // lanes)
+        walks = {
+            lane: self.order.walk(lane, start * each, window, self._read)
+            for lane in range(mine.start // each, (mine.stop - 1) // each + 1)
+        }
+        step = start
+        with ThreadPoolExecutor(self.config.decoders, thread_name_prefix="decode") as pool:
+            each_row = pool.map if self.config.decoders > 1 else map
+            while True:
+                taken = {
+                    lane * each + i: row for lane, rows in walks.items() for i, row in enumerate(islice(rows, each))
+                }
+                rows, first = [taken[i] for i in mine], step * size + mine.start
+                yield self._batch(rows, list(each_row(self._pixels, rows, range(first, first + own))))
                 step += 1
 
-        return ahead(make())
+    def _read(self, epoch: int, span: Span) -> Iterator[Row]:
+        """The rows of a span. DataError where the shard has fewer than were counted."""
+        found = 0
+        for row in islice(self._rows(span.url, epoch), span.first, span.first + span.count):
+            found += 1
+            yield row
+        if found < span.count:
+            raise DataError(
+                f"{span.url} has {span.first + found} rows, and {self.order.rows[span.url]} were counted: it changed."
+                " Training needs shards that stay as they are; begin again in another --out."
+            )
 
-    def _rows(self) -> Iterator[Row]:
-        """All rows of epoch after epoch, shuffled through a bounded buffer."""
-        epoch = 0
-        while True:
-            random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            order = random.permutation(len(self.shards))
-            count = 0
-            for row in shuffled(self._read([self.shards[i] for i in order]), self.config.shuffle, random):
-                count += 1
-                yield row
-            if count == 0:
-                raise DataError(f"no readable pair in {len(self.shards)} shards, first {self.shards[0]}")
-            epoch += 1
+    def _rows(self, url: str, epoch: int) -> Iterator[Row]:
+        for item in shards.read(url):
+            if isinstance(item, Sample):
+                for caption in item.captions if self.config.captions == "all" else [self._drawn(item, epoch)]:
+                    yield Row(item.uid, item.image, str(caption["text"]))
 
-    def _read(self, urls: Sequence[str]) -> Iterator[Row]:
-        for url in urls:
-            for item in shards.read(url):
-                if isinstance(item, Sample):
-                    for caption in item.captions:
-                        yield Row(item.uid, item.image, str(caption["text"]))
+    def _drawn(self, sample: Sample, epoch: int) -> dict[str, Any]:
+        """One of an image's texts, for this epoch."""
+        captions = sample.captions
+        weights = np.array([self.config.weights.get(caption["source"], 1.0) for caption in captions])
+        place = generator(self.seed, epoch, sample.uid).random() * weights.sum()
+        return captions[min(int(np.searchsorted(weights.cumsum(), place, side="right")), len(captions) - 1)]
 
-    def _batch(self, rows: Sequence[Row], first: int) -> Batch:
-        """The batch of `rows`, of which the first is row number `first` of the training."""
-        kept, pixels = decoded(rows, self.image_size, self.config.augment, self.seed, first)
+    def _batch(self, rows: Sequence[Row], views: Sequence[np.ndarray | None]) -> Batch:
+        """The batch of `rows`, as they are seen."""
+        kept = [row for row, view in zip(rows, views, strict=True) if view is not None]
+        pixels = [view for view in views if view is not None]
         if not kept:
             raise DataError(f"none of the {len(rows)} images of a batch can be read, the first of them {rows[0].uid}")
         # The batch keeps its size, on which queues and ranks rely: readable rows stand in again for unreadable ones.
@@ -161,39 +202,36 @@ class Loader:
             unreadable=len(rows) - len(set(fill)),
         )
 
+    def _pixels(self, row: Row, place: int) -> np.ndarray | None:
+        """The picture of row number `place` of the training, uint8 [S, S, 3]; None where it cannot be decoded."""
+        try:
+            image = images.decode(row.image)
+        except ImageError:
+            return None
+        return augment(image, self.image_size, self.config.augment, generator(self.seed, place, row.uid))
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many images of a shard can be trained on, and how many texts they have."""
+
+    images: int
+    texts: int
+
+    def of(self, captions: Literal["all", "one"]) -> int:
+        """Rows, where each text is one or each image is."""
+        return self.texts if captions == "all" else self.images
+
+
+def count(url: str) -> Count:
+    """Read a shard to its end and count. Pictures are not decoded."""
+    texts = [len(item.captions) for item in shards.read(url) if isinstance(item, Sample)]
+    return Count(len(texts), sum(texts))
+
 
 def number(uid: str) -> int:
     """63 bits of an image's identity."""
     return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def decoded(
-    rows: Sequence[Row], size: int, views: AugmentConfig, seed: int, first: int
-) -> tuple[list[Row], list[np.ndarray]]:
-    """Rows with their pixels [size, size, 3]; a row that cannot be decoded is left out."""
-    kept, pixels = [], []
-    for place, row in enumerate(rows, first):
-        try:
-            image = images.decode(row.image)
-        except ImageError:
-            continue  # counted by the caller as the difference
-        pixels.append(augment(image, size, views, generator(seed, place, row.uid)))
-        kept.append(row)
-    return kept, pixels
-
-
-def shuffled(rows: Iterator[Row], size: int, random: np.random.Generator) -> Iterator[Row]:
-    """Draw from a buffer of up to `size` rows that is refilled as it is drawn from."""
-    buffer: list[Row] = []
-    for row in rows:
-        if len(buffer) < size:
-            buffer.append(row)
-            continue
-        i = int(random.integers(size))
-        buffer[i], row = row, buffer[i]
-        yield row
-    for i in random.permutation(len(buffer)):
-        yield buffer[i]
 
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:

@@ -168,7 +168,8 @@ def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) 
         seed=story.seed(r, "pretrain"),
     )
     made = digests(Ledger(story.run.path("data"), "world")) | digests(Ledger(story.folder(r), "select"))
-    model = run_training(story.session, job, config.cluster.train, story.show, f"round {r} pretrain", made)
+    label, counts = f"round {r} pretrain", story.run.folder.absolute()
+    model = run_training(story.session, job, config.cluster.train, story.show, label, made, counts)
     if "test" in story.splits:
         examine = EvaluateJob(
             out=story.folder(r), model=model, shards=tuple(story.splits["test"]), config=config.evaluate
@@ -198,7 +199,8 @@ def finetune(
         seed=story.seed(r, role),
     )
     made = digests(Ledger(story.run.path("data"), "world"))
-    return run_training(story.session, job, story.config.cluster.finetune, story.show, f"round {r} {role}", made)
+    label, counts = f"round {r} {role}", story.run.folder.absolute()
+    return run_training(story.session, job, story.config.cluster.finetune, story.show, label, made, counts)
 
 
 def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:

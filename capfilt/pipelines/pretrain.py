@@ -24,7 +24,8 @@ from capfilt.errors import RecipeError
 from capfilt.models import FAMILIES, BlipConfig, verbs, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import NEEDS
-from capfilt.reports.ledger import Ledger, fingerprint, sha256_file
+from capfilt.pipelines.rows import count_rows
+from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -104,7 +105,7 @@ def check_training(architecture: BlipConfig, config: TrainConfig, resources: Tra
 
 def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
-    settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer"})
+    settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer", "rows"})
     start = [weights.fingerprint(job.start)] if job.start else []
     if job.start and (job.start / weights.MOMENTUM).is_file():
         start.append(sha256_file(job.start / weights.MOMENTUM))
@@ -123,15 +124,22 @@ def run_training(
     show: Progress,
     label: str,
     made: Mapping[str, str] | None = None,
+    counts: Path | None = None,
 ) -> Path:
     """Train, unless the ledger has this very training; returns the folder of the model.
 
     The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`. `made` has the sha256 of the shards that
-    the run made itself (`stage.digests`); others are known by their size and time.
+    the run made itself (`stage.digests`); others are known by their size and time. How many rows the shards have is
+    counted in the folder `counts` (by default beside the job's), where it stays known.
     """
     ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, made or {})
+    done = ledger.completion("model", wanted) is not None
+    if not done:
+        rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
+        job = job.model_copy(update={"rows": job.out / "rows.json"})
+        write_json(job.out / "rows.json", rows)
     with show.stage(label, job.train.steps) as line:
-        if ledger.completion("model", wanted) is not None:
+        if done:
             line.resume(job.train.steps)
             return job.model_folder
         fit(

@@ -77,6 +77,8 @@ class TrainJob(Config):
     """What the towers of a model from scratch begin with."""
     tokenizer: str
     sources: tuple[Source, ...] = Field(min_length=1)
+    rows: Path | None = None
+    """A JSON that says how many rows each shard has; None: every process counts them before it begins."""
     train: TrainConfig
     seed: int = 0
 
@@ -99,6 +101,7 @@ def train(job: TrainJob) -> None:
         job.seed,
         parallel.rank(),
         parallel.ranks(),
+        json.loads(job.rows.read_bytes()) if job.rows else None,
     )
     model.vision.recompute = job.train.recompute
     learner = Learner(model, job.train.objectives, loader.prompt_tokens)

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from capfilt.data import images, shards
-from capfilt.data.loader import Batch, Loader, LoaderConfig, Source, ahead, shuffled
-from capfilt.data.sample import Sample
+from capfilt.data.loader import Batch, Loader, LoaderConfig, Source, ahead, count
+from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.errors import DataError, ShardError
 
@@ -26,7 +28,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load("world")
 
 
-def loader(folder: Path, tokenizer: Tokenizer, seed: int = 0, rank: int = 0, ranks: int = 1, **config: int) -> Loader:
+def loader(folder: Path, tokenizer: Tokenizer, seed: int = 0, rank: int = 0, ranks: int = 1, **config: Any) -> Loader:
     options = {"batch_size": 8, "max_length": 24, "shuffle": 32, **config}
     sources = [Source(shards=str(folder))]
     return Loader(sources, LoaderConfig(**options), tokenizer, 16, seed, rank, ranks)
@@ -45,6 +47,14 @@ def rows(batches: list[Batch]) -> list[tuple[str, tuple[int, ...]]]:
         for batch in batches
         for uid, ids, mask in zip(batch.uids, batch.ids, batch.mask, strict=True)
     ]
+
+
+def write_picture(folder: Path) -> Path:
+    """A shard with one small picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(buffer, "PNG")
+    shards.write(folder / "0.tar", [Sample("0", buffer.getvalue(), "png", "red")])
+    return folder / "0.tar"
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -103,19 +113,70 @@ class TestOrder:
         seen = Counter(uid for batch in take(mixed.batches(), 12) for uid in batch.uids)
         assert sorted(seen.values()) == [2] * 16 + [4] * 16
 
-    def test_shuffling_is_bounded(self) -> None:
-        random = np.random.default_rng(0)
-        found = list(shuffled(iter(range(100)), 10, random))  # type: ignore[arg-type]
-        assert sorted(found) == list(range(100))  # type: ignore[type-var]
-        assert all(row <= place + 10 for place, row in enumerate(found))  # type: ignore[operator]
-        assert found != list(range(100))
-        assert list(shuffled(iter(range(9)), 1, random)) == list(range(9))  # type: ignore[arg-type]
+    def test_going_on_does_not_read_what_came_before(
+        self, small_world: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: list[str] = []
+        read = shards.read
+        monkeypatch.setattr(shards, "read", lambda url: opened.append(url) or read(url))
+        counted = dict.fromkeys(shards.expand(str(small_world / "human")), 32)
+        sources, config = [Source(shards=str(small_world / "human"))], LoaderConfig(batch_size=8, shuffle=1, lanes=1)
+        far = Loader(sources, config, tokenizer, 16, seed=0, rows=counted)._batches(1000 * ROWS // 8 + 1)
+        next(far)
+        assert len(opened) == 1  # of three shards, after a thousand epochs
+
+    def test_ranks_read_different_shards(
+        self, small_world: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, opened = shards.read, Counter[str]()
+
+        def noted(url: str) -> Iterator[Sample | Fault]:
+            for item in read(url):
+                opened[url] += 1
+                yield item
+
+        counted = dict.fromkeys(shards.expand(str(small_world / "human")), 32)
+        monkeypatch.setattr(shards, "read", noted)
+        sources, config = [Source(shards=str(small_world / "human"))], LoaderConfig(batch_size=9, shuffle=1, lanes=3)
+        for rank in range(3):
+            opened.clear()
+            list(islice(Loader(sources, config, tokenizer, 16, 0, rank, 3, counted)._batches(0), 10))
+            assert len(opened) == 1  # the third of the epoch that is one shard
+            assert opened.total() <= 16
+
+    def test_one_text_of_an_image_is_drawn_anew_each_epoch(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        found = rows(take(loader(small_world / "human", tokenizer, captions="one").batches(), 6 * 40))
+        by_epoch = [dict(found[i : i + 48]) for i in range(0, len(found), 48)]
+        assert all(len(epoch) == 48 for epoch in by_epoch)  # each image once
+        drawn = {uid: Counter(epoch[uid] for epoch in by_epoch) for uid in by_epoch[0]}
+        several = [texts for texts in drawn.values() if len(texts) > 1]
+        assert len(several) > 40  # two captions may read alike
+        first = sum(max(texts.values()) for texts in several) / sum(texts.total() for texts in several)
+        assert first < 0.75
+
+    def test_texts_are_drawn_by_the_weight_of_their_source(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        captions = [{"text": "red", "source": "web"}, {"text": "blue", "source": "synthetic"}]
+        image = next(s for s in shards.read(str(write_picture(tmp_path))) if isinstance(s, Sample))
+        shards.write(
+            tmp_path / "b" / "0.tar",
+            [Sample(str(i), image.image, "png", "", {"uid": f"{i:032x}", "captions": captions}) for i in range(400)],
+        )
+        weighed = loader(tmp_path / "b", tokenizer, captions="one", weights={"web": 1, "synthetic": 3})
+        texts = Counter(tokenizer.decode(ids) for _, ids in rows(take(weighed.batches(), 50)))
+        assert texts.total() == 400
+        assert 0.68 < texts["blue"] / 400 < 0.82
+
+    def test_a_shard_that_has_become_shorter_is_an_error(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        url = str(small_world / "human" / "00000.tar")
+        config = LoaderConfig(batch_size=8, lanes=1)
+        with pytest.raises(DataError, match=r"00000\.tar has 32 rows, and 40 were counted: it changed"):
+            list(islice(Loader([Source(shards=url)], config, tokenizer, 16, 0, rows={url: 40})._batches(0), 5))
 
 
 class TestBatch:
     def test_equal_groups_are_the_same_picture(self, small_world: Path, tokenizer: Tokenizer) -> None:
         seen_twice = False
-        for batch in take(loader(small_world / "human", tokenizer, batch_size=16).batches(), 6):
+        for batch in take(loader(small_world / "human", tokenizer, batch_size=16, lanes=1).batches(), 6):
             for i, one in enumerate(batch.uids):
                 for j, other in enumerate(batch.uids):
                     assert (batch.groups[i] == batch.groups[j]) == (one == other)
@@ -187,7 +248,7 @@ class TestBadInput:
         self, small_world: Path, tmp_path: Path, tokenizer: Tokenizer
     ) -> None:
         self.write(tmp_path / "0.tar", small_world, set())
-        batches = loader(tmp_path, tokenizer, shuffle=1).batches()
+        batches = loader(tmp_path, tokenizer, shuffle=1, lanes=1).batches()
         (tmp_path / "0.tar").unlink()
         with pytest.raises(ShardError, match="no shard at"):
             list(batches)
@@ -196,7 +257,7 @@ class TestBadInput:
         with pytest.raises(DataError, match="batch_size 8 cannot be split over 3 ranks"):
             loader(small_world / "human", tokenizer, ranks=3)
 
-    @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_length": 3}, {"shuffle": 0}])
+    @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_length": 3}, {"shuffle": 0}, {"weights": {"web": 0}}])
     def test_nonsense_is_refused(self, wrong: dict[str, int]) -> None:
         with pytest.raises(ValidationError):
             LoaderConfig(**wrong)
@@ -254,3 +315,11 @@ class TestAhead:
         assert begun.wait(5)
         items.close()  # type: ignore[attr-defined]
         assert ended.is_set()
+
+
+def test_rows_are_texts_or_images(small_world: Path, tmp_path: Path) -> None:
+    found = count(str(small_world / "human" / "00000.tar"))
+    assert (found.of("all"), found.of("one")) == (32, 16)
+    (tmp_path / "cut.tar").write_bytes((small_world / "human" / "00000.tar").read_bytes()[:30000])
+    cut = count(str(tmp_path / "cut.tar"))
+    assert 0 < cut.images < 16  # what cannot be read is no row

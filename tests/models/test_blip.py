@@ -131,10 +131,10 @@ def test_grouped_texts_are_fused_as_if_images_were_repeated(small_blip: MakeBlip
     tokens = torch.randn(2, 5, 24)
     grouped = model.fuse(IDS, MASK, model.image_keys(tokens, "encoder"))
     repeated = model.fuse(IDS, MASK, model.image_keys(tokens.repeat_interleave(2, dim=0), "encoder"))
-    torch.testing.assert_close(grouped, repeated, atol=1e-6, rtol=0)
+    torch.testing.assert_close(grouped, repeated, atol=5e-6, rtol=0)
     written = model.decode(IDS, MASK, model.image_keys(tokens, "decoder"))
     again = model.decode(IDS, MASK, model.image_keys(tokens.repeat_interleave(2, dim=0), "decoder"))
-    torch.testing.assert_close(written, again, atol=1e-6, rtol=0)
+    torch.testing.assert_close(written, again, atol=5e-6, rtol=0)
 
 
 def test_what_is_fused_depends_on_the_image(small_blip: MakeBlip) -> None:

@@ -92,8 +92,8 @@ class TestMask:
             alone = model.text(IDS[1:, :4], role, MASK[1:, :4], [(k[1:], v[1:]) for k, v in keys])
             together = model.text(IDS, role, MASK, keys)[1:, :4]
             longer = model.text(padded, role, (padded != 0).long(), keys)[1:, :4]
-            torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
-            torch.testing.assert_close(longer, alone, atol=1e-6, rtol=0)
+            torch.testing.assert_close(together, alone, atol=5e-6, rtol=0)
+            torch.testing.assert_close(longer, alone, atol=5e-6, rtol=0)
         assert not torch.allclose(model.text(IDS, "encoder", None)[1:, :4], model.encode_text(IDS, MASK)[1:, :4])
 
     def test_the_decoder_looks_back_only(self, small_blip: MakeBlip) -> None:

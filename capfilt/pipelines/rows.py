@@ -1,0 +1,67 @@
+"""rows: how many rows of a training each shard has, counted once (a step of every training, not a verb)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.spread import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.loader import Source, count
+from capfilt.pipelines.stage import run_stage
+from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.progress import Progress
+from capfilt.reports.tally import Tally
+
+
+class RowsJob(Config):
+    """Reads shards to their end and counts; the outcome is the tally in the ledger."""
+
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "rows"
+
+    def identity(self, item: str) -> str:
+        """The shard."""
+        return fingerprint(shards.stat(item))
+
+    def open(self) -> Callable[[str], str]:
+        """Nothing to load."""
+
+        def work(url: str) -> str:
+            found = count(url)
+            samples = Counter({"in": found.images, "kept": found.images})
+            texts = Counter({"all": found.texts})
+            tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()})
+            Ledger(self.out, self.name).commit(entry(url), self.identity(url), [], tally)
+            return ""
+
+        return work
+
+
+def entry(url: str) -> str:
+    """The name of a shard in the ledger: two sources of one training may have a shard 00000 each."""
+    return f"{shards.name(url)}-{hashlib.blake2b(url.encode(), digest_size=8).hexdigest()}"
+
+
+def count_rows(
+    session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Path, show: Progress
+) -> dict[str, int]:
+    """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
+    urls = {entry(url): url for source in sources for url in shards.expand(source.shards)}
+    job = RowsJob(out=folder)
+    ledger = Ledger(folder, job.name)
+    todo = {name: url for name, url in urls.items() if ledger.completion(name, job.identity(url)) is None}
+    if todo:
+        run_stage(session, job, todo, Resources(), show, "count pairs")
+    tallies = {done.shard: done.tally for done in ledger.completions()}
+    kind = {"all": lambda tally: tally.texts["kept"]["all"], "one": lambda tally: tally.samples["kept"]}[captions]
+    return {url: kind(tallies[name]) for name, url in urls.items()}
