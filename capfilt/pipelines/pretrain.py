@@ -32,6 +32,10 @@ from capfilt.reports.tally import Tally
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
 
+ROWS = "rows.json"
+"""How a training's processes are told what `count_rows` found; gone when it ends."""
+
+
 class TrainResources(Config):
     """The processes that train together."""
 
@@ -136,8 +140,8 @@ def run_training(
     done = ledger.completion("model", wanted) is not None
     if not done:
         rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
-        job = job.model_copy(update={"rows": job.out / "rows.json"})
-        write_json(job.out / "rows.json", rows)
+        job = job.model_copy(update={"rows": job.out / ROWS})
+        write_json(job.out / ROWS, rows)
     with show.stage(label, job.train.steps) as line:
         if done:
             line.resume(job.train.steps)
@@ -155,6 +159,7 @@ def run_training(
         )
     outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
     ledger.commit("model", wanted, outputs, Tally.zero())
+    (job.out / ROWS).unlink()
     return job.model_folder
 
 

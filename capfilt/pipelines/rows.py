@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,8 +47,8 @@ class RowsJob(Config):
 
 
 def entry(url: str) -> str:
-    """The name of a shard in the ledger: two sources of one training may have a shard 00000 each."""
-    return f"{shards.name(url)}-{hashlib.blake2b(url.encode(), digest_size=8).hexdigest()}"
+    """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
+    return f"{shards.name(url)}-{fingerprint(shards.stat(url))[:16]}"
 
 
 def count_rows(
