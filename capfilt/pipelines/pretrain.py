@@ -31,7 +31,6 @@ from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
-
 ROWS = "rows.json"
 """How a training's processes are told what `count_rows` found; gone when it ends."""
 
