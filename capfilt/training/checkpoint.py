@@ -1,16 +1,21 @@
-"""The state of a training run on disk, so that a killed run goes on where it was.
+"""The states of a training on disk, so that a killed one goes on where it was.
 
-One file, replaced atomically, holds the learner (model, momentum copy, queues), the optimizer and the number of steps
-done. Nothing else is needed: the order of the data and every random draw of a step are functions of the seed and the
-step. A run that ended leaves the model alone (`models/weights.py`), and where it was asked to, what a fine-tuning may
-go on with: the momentum copy and its queues.
+A state is one file that appears whole or not at all: the learner (model, momentum copy, queues), the optimizer and the
+number of steps done. Nothing else is needed: the order of the data and every random draw of a step are functions of the
+seed and the step. The newest few are kept, and written while training goes on. A training that ended leaves the model
+alone (`models/weights.py`), and where it was asked to, what a fine-tuning may go on with: the momentum copy and its
+queues.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import pickle
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,54 +26,99 @@ from capfilt.models import weights
 from capfilt.objectives.momentum import Momentum
 from capfilt.reports.ledger import atomic
 
-STATE = "state.pt"
+STATES = "states"
+"""The folder of the states, each named by its step."""
 
 
-def save(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, identity: str) -> None:
-    """Write the state after `step` steps; `identity` says which training it belongs to.
+class States:
+    """The states of one training; `identity` says which training they belong to, `keep` how many stay."""
 
-    Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on.
-    """
-    spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(p).all())]
-    if spoilt:
-        raise ModelError(
-            f"{len(spoilt)} weights are not finite after step {step}, first {spoilt[0]}; "
-            "lower optimizer.lr or set optimizer.clip"
-        )
-    state = {
-        "identity": identity,
-        "step": step,
-        "learner": learner.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    with atomic(folder / STATE) as file:
-        file.write(buffer.getbuffer())
+    def __init__(self, out: Path, identity: str, keep: int):
+        self.folder, self.identity, self.keep = out / STATES, identity, keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
+    def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Take a copy of the state after `step` steps; it is written while the next steps are taken.
 
-def resume(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
-    """Load the newest state, if there is one, and return the number of steps done.
+        Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on. What went
+        wrong with the state before is raised here, too.
+        """
+        spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(p).all())]
+        if spoilt:
+            raise ModelError(
+                f"{len(spoilt)} weights are not finite after step {step}, first {spoilt[0]}; "
+                "lower optimizer.lr or set optimizer.clip"
+            )
+        self.settle()
+        state = {
+            "identity": self.identity,
+            "step": step,
+            "learner": copied(learner.state_dict()),
+            "optimizer": copied(optimizer.state_dict()),
+        }
+        self._writing = self._pool.submit(self._write, state, step)
 
-    Raises ModelError for the state of another training, and for one that cannot be read.
-    """
-    path = folder / STATE
-    if not path.exists():
+    def settle(self) -> None:
+        """Wait until the last state is on disk, and raise what kept it from getting there."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def resume(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the newest state that can be read, if there is any, and return the number of steps done.
+
+        One that is damaged is told in a warning, and the one before it is taken. Raises ModelError for the states of
+        another training, and where none of them can be read.
+        """
+        found = sorted(self.folder.glob("*.pt"), reverse=True)
+        for path in found:
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                logging.getLogger(__name__).warning(
+                    "%s is damaged (%s): training goes on from the state before it", path, type(error).__name__
+                )
+                continue
+            if state["identity"] != self.identity:
+                raise ModelError(
+                    f"{path} belongs to another training (model, data or settings differ); use another folder"
+                )
+            learner.load_state_dict(state["learner"])
+            optimizer.load_state_dict(state["optimizer"])
+            return int(state["step"])
+        if found:
+            raise ModelError(f"all {len(found)} states in {self.folder} are damaged; delete them to begin again")
         return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} is damaged ({type(error).__name__}); delete it to begin again") from error
-    if state["identity"] != identity:
-        raise ModelError(f"{path} belongs to another training (model, data or settings differ); use another folder")
-    learner.load_state_dict(state["learner"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+
+    def discard(self) -> None:
+        """Remove the states of a training that ended."""
+        self.settle()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let the state that is being written get to the disk, however the training ended."""
+        try:
+            self.settle()
+        finally:
+            self._pool.shutdown()
+
+    def _write(self, state: dict[str, Any], step: int) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with atomic(self.folder / f"{step:09d}.pt") as file:
+            file.write(buffer.getbuffer())
+        for old in sorted(self.folder.glob("*.pt"))[: -self.keep]:
+            old.unlink()
 
 
-def discard(folder: Path) -> None:
-    """Remove the state of a training that ended."""
-    (folder / STATE).unlink(missing_ok=True)
+def copied(state: Any) -> Any:
+    """A state that later steps do not change, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: copied(value) for name, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list) else state
 
 
 def save_momentum(momentum: Momentum, folder: Path) -> None:

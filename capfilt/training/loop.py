@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -28,11 +29,12 @@ from capfilt.models.blip import Blip, BlipConfig
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
 from capfilt.objectives.step import Learner, ObjectivesConfig
-from capfilt.reports.ledger import atomic
+from capfilt.reports.ledger import atomic, write_json
 from capfilt.training import checkpoint, parallel
+from capfilt.training.checkpoint import States
 from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
-LOG = "log.jsonl"
+LOG, NOT_FINITE = "log.jsonl", "not_finite.json"
 
 
 class TrainConfig(Config):
@@ -51,6 +53,10 @@ class TrainConfig(Config):
     """Leave the momentum copy and the queues beside the model, for a fine-tuning that goes on with them."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between two states on disk: what a kill costs at most."""
+    checkpoints: int = Field(default=2, ge=1)
+    """How many states are kept: should the newest be damaged, training goes on from the one before."""
+    skips: int = Field(default=10, ge=0)
+    """Steps in a row whose gradients are not finite that are left out before training stops; 0: the first stops it."""
     log_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
@@ -111,14 +117,15 @@ def train(job: TrainJob) -> None:
     learner.to(device)
     optimizer = make_optimizer(learner, job.train.optimizer)
     job.out.mkdir(parents=True, exist_ok=True)
-    done = checkpoint.resume(job.out, learner, optimizer, digest(job))
-    run_steps(job, learner, optimizer, loader.batches(start=done), done, device)
+    with closing(States(job.out, digest(job), job.train.checkpoints)) as states:
+        done = states.resume(learner, optimizer)
+        run_steps(job, learner, optimizer, loader.batches(start=done), done, device, states)
     if parallel.rank() == 0:
         tokenizer.save(job.model_folder)
         if learner.momentum is not None and job.train.keep_momentum:
             checkpoint.save_momentum(learner.momentum, job.model_folder)
         weights.save(model, job.model_folder)
-        checkpoint.discard(job.out)
+        states.discard()
     parallel.barrier()
 
 
@@ -145,6 +152,7 @@ def run_steps(
     batches: Iterator[Batch],
     done: int,
     device: torch.device,
+    states: States,
 ) -> None:
     """Steps `done` .. `steps`; logs means every `log_every`, saves the state every `checkpoint_every`."""
     config = job.train
@@ -163,12 +171,15 @@ def run_steps(
             total = learner.total(losses)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if config.optimizer.clip:
-            torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.optimizer.clip)
-        optimizer.step()
-        log.add(step, losses | figures, batch.unreadable, optimizer.param_groups[0]["lr"])
+        # The gradients are the same on all ranks, so that all of them leave out the same steps.
+        norm = torch.nn.utils.clip_grad_norm_(learner.model.parameters(), config.optimizer.clip or math.inf)
+        if bool(norm.isfinite()):
+            optimizer.step()
+            log.add(step, losses | figures | {"grad_norm": norm}, batch.unreadable, optimizer.param_groups[0]["lr"])
+        else:
+            log.leave_out(step, batch, optimizer.param_groups[0]["lr"])
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps and parallel.rank() == 0:
-            checkpoint.save(job.out, learner, optimizer, step + 1, digest(job))
+            states.save(learner, optimizer, step + 1)
 
 
 def draw(*parts: object) -> int:
@@ -187,7 +198,8 @@ class StepLog:
         self.alarm = Alarm(config.steps)
         self.warned = False
         self.sums: dict[str, Tensor] = {}
-        self.count = self.unreadable = 0
+        self.count = self.skipped = self.unreadable = 0
+        self.in_a_row = 0
         self.since = time.perf_counter()
         self.waited = 0.0
         if parallel.rank() == 0 and path.exists():
@@ -221,24 +233,44 @@ class StepLog:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
         self.unreadable += unreadable
-        if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            self._write(step + 1, lr)
+        self.in_a_row = 0
+        self._write_if_due(step + 1, lr)
+
+    def leave_out(self, step: int, batch: Batch, lr: float) -> None:
+        """Count a step that was not taken because its gradients are not finite.
+
+        Raises:
+            ModelError: `skips` steps in a row were left out before; the images of this one are in `NOT_FINITE` then.
+        """
+        self.skipped += 1
+        self.unreadable += batch.unreadable
+        self.in_a_row += 1
+        if self.in_a_row > self.config.skips:
+            path = self.path.with_name(NOT_FINITE)
+            if parallel.rank() == 0:
+                write_json(path, {"step": step + 1, "uids": batch.uids})
+            raise ModelError(
+                f"the gradients of {self.in_a_row} steps in a row, up to step {step + 1}, are not finite; lower "
+                f"optimizer.lr or set optimizer.clip. The images of the last are in {path}."
+            )
+        self._write_if_due(step + 1, lr)
+
+    def _write_if_due(self, step: int, lr: float) -> None:
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self._write(step, lr)
 
     def _write(self, step: int, lr: float) -> None:
         seconds = self._clock - self.since
         means = {name: float(value) / self.count for name, value in self.sums.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            raise ModelError(
-                f"a loss is not finite near step {step}: {means}; lower optimizer.lr or set optimizer.clip"
-            )
         line = {
             "step": step,
             "steps": self.config.steps,
             **{name: round(value, 5) for name, value in means.items()},
             "lr": lr,
-            "samples_per_second": round(self.count * self.config.loader.batch_size / seconds, 1),
+            "samples_per_second": round((self.count + self.skipped) * self.config.loader.batch_size / seconds, 1),
             "data_wait": round(self.waited / seconds, 4),
             "unreadable": self.unreadable,
+            "skipped": self.skipped,
         }
         if parallel.rank() == 0:
             if self._stuck(line):
@@ -246,7 +278,7 @@ class StepLog:
                 self._warn(step)
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        self.sums, self.count, self.unreadable = {}, 0, 0
+        self.sums, self.count, self.skipped, self.unreadable = {}, 0, 0, 0
         self.since, self.waited = self._clock, 0.0
 
     def _warn(self, step: int) -> None:

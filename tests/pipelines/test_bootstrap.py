@@ -147,7 +147,7 @@ class TestTheStory:
 
     def test_nothing_half_written_is_left(self, story: Path) -> None:
         assert not list(story.rglob(".capfilt-part-*"))
-        assert not list(story.rglob("state.pt"))
+        assert not list(story.rglob("states"))
 
     def test_the_recipe_in_the_run_folder_says_everything(self, story: Path) -> None:
         tree = yaml.safe_load((story / "recipe.yaml").read_text())

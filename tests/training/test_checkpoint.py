@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from capfilt.errors import ModelError
 from capfilt.models import Blip, weights
 from capfilt.objectives.momentum import NO_IMAGE, Momentum
 from capfilt.training import checkpoint
+from capfilt.training.checkpoint import States
 
 
 def pair(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -32,46 +34,79 @@ def flat(state: object) -> list[object]:
     return [state.tolist() if isinstance(state, torch.Tensor) else state]
 
 
+def states(folder: Path, identity: str = "me", keep: int = 2) -> States:
+    return States(folder, identity, keep)
+
+
+def saved(folder: Path, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.optim.AdamW]:
+    """A training that has left states after these steps."""
+    module, optimizer = pair(0)
+    kept = states(folder, keep=keep)
+    for step in steps:
+        kept.save(module, optimizer, step)
+    kept.settle()
+    return module, optimizer
+
+
 def test_a_state_comes_back_whole(tmp_path: Path) -> None:
-    (module, optimizer), (other, its) = pair(0), pair(1)
-    checkpoint.save(tmp_path, module, optimizer, 7, "me")
+    (module, optimizer), (other, its) = saved(tmp_path, 7), pair(1)
     assert flat(other.state_dict()) != flat(module.state_dict())
-    assert checkpoint.resume(tmp_path, other, its, "me") == 7
+    assert states(tmp_path).resume(other, its) == 7
     assert flat(other.state_dict()) == flat(module.state_dict())
     assert flat(its.state_dict()) == flat(optimizer.state_dict())
 
 
+def test_what_is_written_is_the_state_when_it_was_asked_for(tmp_path: Path) -> None:
+    """Training goes on while the state is written."""
+    (module, optimizer), kept = pair(0), states(tmp_path)
+    before = flat(module.state_dict())
+    kept.save(module, optimizer, 7)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(1)
+    kept.settle()
+    other, its = pair(1)
+    kept.resume(other, its)
+    assert flat(other.state_dict()) == before
+
+
 def test_without_a_state_a_training_begins_at_0(tmp_path: Path) -> None:
-    assert checkpoint.resume(tmp_path, *pair(0), "me") == 0
+    assert states(tmp_path).resume(*pair(0)) == 0
 
 
-def test_a_newer_state_replaces_the_older_and_leaves_no_scraps(tmp_path: Path) -> None:
-    module, optimizer = pair(0)
-    for step in (3, 6):
-        checkpoint.save(tmp_path, module, optimizer, step, "me")
-    assert checkpoint.resume(tmp_path, module, optimizer, "me") == 6
-    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
-    checkpoint.discard(tmp_path)
-    checkpoint.discard(tmp_path)
+@pytest.mark.parametrize(("keep", "left"), [(1, ["000000009.pt"]), (2, ["000000006.pt", "000000009.pt"])])
+def test_the_newest_are_kept_and_no_scraps(tmp_path: Path, keep: int, left: list[str]) -> None:
+    module, optimizer = saved(tmp_path, 3, 6, 9, keep=keep)
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == left
+    assert states(tmp_path).resume(module, optimizer) == 9
+    states(tmp_path).discard()
+    states(tmp_path).discard()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, *pair(0), 7, "me")
+    saved(tmp_path, 7)
     module, optimizer = pair(1)
     before = flat(module.state_dict())
     with pytest.raises(ModelError, match="belongs to another training"):
-        checkpoint.resume(tmp_path, module, optimizer, "you")
+        states(tmp_path, "you").resume(module, optimizer)
     assert flat(module.state_dict()) == before
 
 
-@pytest.mark.parametrize("keep", [0, 100, 2000])
-def test_a_damaged_state_is_refused(tmp_path: Path, keep: int) -> None:
-    checkpoint.save(tmp_path, *pair(0), 7, "me")
-    path = tmp_path / "state.pt"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match=r"state\.pt is damaged .* delete it to begin again"):
-        checkpoint.resume(tmp_path, *pair(0), "me")
+@pytest.mark.parametrize("left", [0, 100, 2000])
+def test_a_damaged_state_gives_way_to_the_one_before(
+    tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 3, 6)
+    newest = tmp_path / "states/000000006.pt"
+    newest.write_bytes(newest.read_bytes()[:left])
+    with caplog.at_level(logging.WARNING):
+        assert states(tmp_path).resume(*pair(0)) == 3
+    assert "000000006.pt is damaged" in caplog.text
+    older = tmp_path / "states/000000003.pt"
+    older.write_bytes(older.read_bytes()[:left])
+    with pytest.raises(ModelError, match=r"all 2 states in .* are damaged; delete them to begin again"):
+        states(tmp_path).resume(*pair(0))
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -79,20 +114,28 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
 
-    torch.save({"identity": Trap()}, tmp_path / "state.pt")
-    with pytest.raises(ModelError, match="is damaged"):
-        checkpoint.resume(tmp_path, *pair(0), "me")
+    (tmp_path / "states").mkdir()
+    torch.save({"identity": Trap()}, tmp_path / "states/000000001.pt")
+    with pytest.raises(ModelError, match="are damaged"):
+        states(tmp_path).resume(*pair(0))
     assert not (tmp_path / "sprung").exists()
 
 
 def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tmp_path: Path) -> None:
-    module, optimizer = pair(0)
-    checkpoint.save(tmp_path, module, optimizer, 3, "me")
+    module, optimizer = saved(tmp_path, 3)
     with torch.no_grad():
         module[0].bias[1] = torch.nan  # type: ignore[index, operator]
     with pytest.raises(ModelError, match=r"1 weights are not finite after step 6, first 0\.bias"):
-        checkpoint.save(tmp_path, module, optimizer, 6, "me")
-    assert checkpoint.resume(tmp_path, module, optimizer, "me") == 3
+        states(tmp_path).save(module, optimizer, 6)
+    assert states(tmp_path).resume(module, optimizer) == 3
+
+
+def test_a_state_that_could_not_be_written_is_told_at_the_next(tmp_path: Path) -> None:
+    (module, optimizer), kept = pair(0), states(tmp_path / "file")
+    (tmp_path / "file").write_text("no folder")
+    kept.save(module, optimizer, 3)
+    with pytest.raises(NotADirectoryError):
+        kept.save(module, optimizer, 6)
 
 
 MakeBlip = Callable[..., Blip]

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
 from capfilt.objectives.step import ObjectivesConfig
 from capfilt.training import loop
+from capfilt.training.checkpoint import States
 from capfilt.training.loop import StepLog, TrainConfig, TrainJob, draw, initial_model, train
 from capfilt.training.optimizer import OptimizerConfig
 
@@ -103,7 +105,7 @@ class TestResume:
             with pytest.raises(Killed):
                 train(job)
             monkeypatch.undo()
-            assert (job.out / "state.pt").exists() == (step > 1)
+            assert (job.out / "states").exists() == (step > 1)
             assert not job.model_folder.exists()
         train(job)
         assert weights_of(job) == weights_of(whole)
@@ -202,17 +204,33 @@ class TestStart:
 
 class TestNotFinite:
     def test_a_loss_stops_the_training(self, make_job: MakeJob, tmp_path: Path) -> None:
-        job = make_job(tmp_path, steps=6, optimizer=OptimizerConfig(lr=1e30, warmup=0.0))
-        with pytest.raises(ModelError, match=r"a loss is not finite near step \d: .*lower optimizer.lr"):
+        job = make_job(tmp_path, steps=6, skips=2, optimizer=OptimizerConfig(lr=1e30, warmup=0.0))
+        with pytest.raises(ModelError, match=r"gradients of 3 steps in a row, up to step 4, .*lower optimizer.lr"):
             train(job)
         assert not job.model_folder.exists()
+        told = json.loads((job.out / "not_finite.json").read_text())
+        assert told["step"] == 4
+        assert len(told["uids"]) == 8
+        assert [line["skipped"] for line in log_of(job)] == [0, 1, 1]
 
-    def test_weights_are_seen_before_they_are_saved(self, make_job: MakeJob, tmp_path: Path) -> None:
-        wild = OptimizerConfig(lr=1e30, warmup=0.0)
-        job = make_job(tmp_path, steps=6, optimizer=wild, log_every=6, checkpoint_every=3)
-        with pytest.raises(ModelError, match=r"weights are not finite after step 3"):
-            train(job)
-        assert not (job.out / "state.pt").exists()
+    def test_a_step_that_is_not_finite_is_left_out_and_counted(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Dark(Loader):
+            """One batch in the middle is a picture of nothing that can be counted with."""
+
+            def batches(self, start: int = 0) -> Iterator[Batch]:
+                for now, batch in enumerate(super().batches(start), start):
+                    yield replace(batch, images=batch.images * torch.nan) if now == 2 else batch
+
+        job = make_job(tmp_path, steps=5, log_every=5, objectives=ObjectivesConfig(losses={"lm": 1.0}))
+        monkeypatch.setattr(loop, "Loader", Dark)
+        train(job)
+        (line,) = log_of(job)
+        assert (line["skipped"], line["step"]) == (1, 5)
+        assert math.isfinite(line["lm"])
+        assert line["grad_norm"] > 0
+        assert all(tensor.isfinite().all() for tensor in weights.load(job.model_folder).state_dict().values())
 
     def test_clipping_bounds_the_step(self, make_job: MakeJob, tmp_path: Path) -> None:
         seen = []
@@ -227,7 +245,7 @@ class TestNotFinite:
         learner = loop.Learner(initial_model(job, len(tokenizer)), job.train.objectives)
         batches = Loader(job.sources, job.train.loader, tokenizer, 16, 0).batches()
         optimizer = Noted([p for p in learner.parameters() if p.requires_grad])
-        loop.run_steps(job, learner, optimizer, batches, 0, torch.device("cpu"))
+        loop.run_steps(job, learner, optimizer, batches, 0, torch.device("cpu"), States(tmp_path, "", 1))
         assert seen == pytest.approx([0.01] * 4, rel=1e-3)
 
 

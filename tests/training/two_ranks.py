@@ -18,6 +18,7 @@ from capfilt.data.loader import Batch, Loader
 from capfilt.data.tokens import Tokenizer
 from capfilt.objectives.step import Learner
 from capfilt.training import parallel
+from capfilt.training.checkpoint import States
 from capfilt.training.loop import TrainJob, initial_model, run_steps, train
 from capfilt.training.optimizer import make_optimizer
 
@@ -35,7 +36,8 @@ def steps(job: TrainJob, folder: Path) -> None:
             yield batch
 
     job.out.mkdir(exist_ok=True)
-    run_steps(job, learner, make_optimizer(learner, job.train.optimizer), noted(), 0, torch.device("cpu"))
+    optimizer = make_optimizer(learner, job.train.optimizer)
+    run_steps(job, learner, optimizer, noted(), 0, torch.device("cpu"), States(job.out, "", 1))
     torch.save({"seen": seen, "learned": learner.state_dict()}, folder / f"rank-{rank}.pt")
 
 
