@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data.tokens import Tokenizer, clean_caption
+from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer, clean_caption
 from capfilt.models.blip import Blip
 from capfilt.models.layers import KeysValues
 
@@ -56,6 +56,13 @@ class Filter:
         text = self.model.project_text(self.model.encode_firsts(ids, lengths)).float()
         cosines: list[list[float]] = (self.model.project_image(tokens_BND).float() @ text.T).clamp(-1, 1).tolist()
         return cosines
+
+    def reads_all(self, text: str) -> bool:
+        """Whether a text is judged by all of it, not by its first words or tokens only."""
+        words = clean_caption(text, max_words=MAX_CHARACTERS)
+        if len(text) > MAX_CHARACTERS or words != clean_caption(text):
+            return False
+        return self.tokenizer.encode([words], self.max_length + 1)[0].shape[1] <= self.max_length
 
     @torch.inference_mode()
     def image_features(self, tokens_BND: Tensor) -> np.ndarray:
