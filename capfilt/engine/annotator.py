@@ -89,15 +89,8 @@ def same_vision(a: Blip, b: Blip) -> bool:
 
 def same_keys(writer: Blip, judge: Blip) -> bool:
     """Whether a decoder and an encoder project image tokens alike, as those of one model that shares them do."""
-    pairs = zip(writer.text.layers, judge.text.layers, strict=False)
-    return len(writer.text.layers) == len(judge.text.layers) and all(
-        _same(
-            getattr(one.cross_attention.of("decoder").block, part),
-            getattr(two.cross_attention.of("encoder").block, part),
-        )
-        for one, two in pairs
-        for part in ("key", "value")
-    )
+    one, two = writer.text.key_projections("decoder"), judge.text.key_projections("encoder")
+    return len(one) == len(two) and all(_same(a, b) for a, b in zip(one, two, strict=True))
 
 
 def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:

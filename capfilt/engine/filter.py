@@ -62,7 +62,8 @@ class Filter:
         words = clean_caption(text, max_words=MAX_CHARACTERS)
         if len(text) > MAX_CHARACTERS or words != clean_caption(text):
             return False
-        return self.tokenizer.encode([words], self.max_length + 1)[0].shape[1] <= self.max_length
+        ids, _ = self.tokenizer.encode([words], self.max_length + 1)
+        return len(ids[0]) <= self.max_length
 
     @torch.inference_mode()
     def image_features(self, tokens_BND: Tensor) -> np.ndarray:

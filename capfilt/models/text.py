@@ -159,6 +159,11 @@ class TextLayer(nn.Module):
         keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
         return keys_values
 
+    def key_projections(self, role: Role) -> tuple[nn.Module, nn.Module]:
+        """What `image_keys` projects with."""
+        block = self.cross_attention.of(role).block
+        return block.key, block.value  # type: ignore[union-attr, return-value]
+
     def own_keys(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
         """Keys and values of the layer's own input, for self-attention."""
         keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
@@ -223,6 +228,10 @@ class TextTransformer(nn.Module):
     def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
         """Project image tokens once for all texts, samples and steps that will look at them; one pair per layer."""
         return [layer.image_keys(tokens_BND, role) for layer in self.layers]  # type: ignore[operator]
+
+    def key_projections(self, role: Role) -> list[nn.Module]:
+        """The modules that `image_keys` projects with, two of each layer."""
+        return [module for layer in self.layers for module in layer.key_projections(role)]  # type: ignore[operator]
 
     def forward(
         self,
