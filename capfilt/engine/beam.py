@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capfilt.engine.decode import FEWEST, DecodeConfig, asks
+from capfilt.engine.decode import FEWEST, DecodeConfig, asks, tiled
 from capfilt.engine.sampling import penalise
 from capfilt.models.blip import Blip
 from capfilt.models.layers import KeysValues
@@ -78,6 +78,8 @@ def beam_search(
     Images do not influence one another: a text is the same in any batch. An image whose texts are found leaves it.
     """
     width, steps, device = config.beams, config.max_length - len(prompt_P), image[0][0].device
+    if 0 < (rows := image[0][0].shape[0] * width) < FEWEST:
+        return beam_search(model, tiled(image, rows)[0], prompt_P, end, config, texts)[: rows // width * texts]
     state = _begin(model, image, config, steps, end)
     answer_IWS = state.written_IWS.clone()
     prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)

@@ -64,7 +64,7 @@ def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np
 
 
 FEWEST = 4
-"""Rows below which a batch does not shrink: matrix libraries multiply fewer by other kernels, with other rounding."""
+"""Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
 
 EVERY = 8
 """An accelerator is asked so seldom, in steps, whether texts have ended: asking makes it wait."""
@@ -92,7 +92,7 @@ class Batch:
         count = live.sum(dim=1)
         staying = count.nonzero().squeeze(1)
         most = int(count.max())
-        if len(staying) * most > 0.75 * rows or len(staying) * most < min(FEWEST, rows):
+        if not FEWEST <= len(staying) * most <= 0.75 * rows:
             return None
         first = live[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         kept = (staying[:, None] * live.shape[1] + first.sort(dim=1).values).flatten()
@@ -101,6 +101,12 @@ class Batch:
         self.cache.keep(kept)
         self.place_R, self.ended_R = self.place_R[kept], self.ended_R[kept]
         return kept
+
+
+def tiled(image: list[KeysValues], rows: int) -> tuple[list[KeysValues], int]:
+    """So many copies of the images' keys that their `rows` rows become FEWEST or more; and how many copies that is."""
+    copies = -(-FEWEST // rows)
+    return [(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1)) for keys, values in image], copies
 
 
 def asks(device: torch.device, step: int) -> bool:
@@ -121,8 +127,10 @@ def generate(
 
     `image` has R / candidates rows, `prompt_P` begins with [DEC], `draws_RS` has one number per row and step.
     """
-    rows, steps = draws_RS.shape[0], config.max_length - len(prompt_P)
-    device = draws_RS.device
+    rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
+    if 0 < rows < FEWEST:
+        image, copies = tiled(image, rows)
+        return generate(model, image, prompt_P, end, config, draws_RS.repeat(copies, 1))[:rows]
     prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     batch = Batch(

@@ -161,6 +161,19 @@ class TestTextsThatEndedLeave:
         assert found == [slow_text(model, images[i], prompt, config, draws[i]) for i in range(12)]
         assert fed[-1] < fed[0]
 
+    def test_a_few_rows_are_as_many_as_libraries_multiply_alike(
+        self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = [(k[:3], v[:3]) for k, v in model.image_keys(images, "decoder")]
+        draws = np.random.default_rng(0).random((3, 19))
+        prompt = [model.config.text.dec]
+        for rows in (1, 2, 3):
+            fed = rows_fed(model, monkeypatch)
+            some = [(k[:rows], v[:rows]) for k, v in keys]
+            found = generate(model, some, prompt, SEP, self.CONFIG, torch.from_numpy(draws[:rows]))
+            assert found == [slow_text(model, images[i], prompt, self.CONFIG, draws[i]) for i in range(rows)]
+            assert min(fed) >= decode.FEWEST
+
     def test_a_batch_does_not_shrink_below_what_libraries_multiply_alike(
         self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
