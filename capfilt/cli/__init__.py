@@ -30,6 +30,7 @@ VERBS = (
     look.evaluate,
     look.show,
     look.export,
+    look.bench,
 )
 """In the order in which `--help` lists them."""
 

@@ -1,4 +1,4 @@
-"""The verbs that look: at a model, a recipe, a run; they change nothing that was made."""
+"""The verbs that look: at a model, a recipe, a run, a machine; they change nothing that was made."""
 
 from __future__ import annotations
 
@@ -87,3 +87,28 @@ def show(
         return config.model_dump(mode="json")
 
     execute(work, as_json, debug, show_result=False)
+
+
+def bench(
+    stage: Annotated[str, typer.Argument(help="What to measure: annotate.")] = "annotate",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a=b", help="E.g. model=blip/base, captions=10, shared=true, batch_size=64."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How fast a stage is on this machine, and where its time goes; models and pictures are made up.
+
+    Example: `capfilt bench annotate --set captions=10 --json`
+    """
+
+    def work(show: Progress) -> Any:
+        from capfilt.pipelines import bench as story
+
+        result = story.run(stage, sets or [], show)
+        if as_json:
+            return result
+        return {name: part for name, part in result.items() if name not in ("setup", "runs", "versions")}
+
+    execute(work, as_json, debug)

@@ -75,10 +75,13 @@ def annotate(
     captioner: Annotated[Path, typer.Option(help="Model folder that writes the texts.")],
     filter_: Annotated[Path, typer.Option("--filter", help="Model folder that scores them, and the web's.")],
     out: Out,
+    captions: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Texts to write for each image [default: 1]; BLIP-2: 10.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="E.g. captions=10, decode.top_p=0.95, batch_size=128."),
+        typer.Option("--set", metavar="a.b=c", help="E.g. decode.method=beam, decode.top_p=0.95, batch_size=128."),
     ] = None,
     gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
@@ -89,13 +92,14 @@ def annotate(
 ) -> None:
     """Write synthetic texts for images, score them and the web's, keep everything.
 
-    Example: `capfilt annotate shards/ --captioner CAP --filter FILT --out runs/a --set captions=10`
+    Example: `capfilt annotate shards/ --captioner CAP --filter FILT --out runs/a --captions 10`
     """
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import annotate as story
 
-        return story.run(address, shards, (captioner, filter_), out, seed, sets or [], gpus, show)
+        own = [] if captions is None else [f"captions={captions}"]
+        return story.run(address, shards, (captioner, filter_), out, seed, [*(sets or []), *own], gpus, show)
 
     execute(work, as_json, debug)
 
@@ -110,7 +114,10 @@ def select(
     sets: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="a=b", help="The policy: threshold=0.5, score=itc; threshold=keep-rate, keep_rate=0.4."
+            "--set",
+            metavar="a=b",
+            help="The policy: threshold=0.5, score=itc, other_threshold=0.3; threshold=keep-rate, keep_rate=0.4;"
+            " top_k=2 (BLIP-2); keep=best-of.",
         ),
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,

@@ -65,7 +65,7 @@ class Annotation:
     status: str = "ok"
     """ok | failed"""
     reason: str = ""
-    """why it failed; "" when ok"""
+    """why it failed; of an ok row "", or a remark on its scores: of no text, of the beginning of a long one"""
 
 
 def write(path: Path | str, rows: Iterable[Annotation]) -> int:
@@ -125,8 +125,8 @@ def _problem(row: Annotation) -> str:
         return f"source '{row.source}'; allowed are {', '.join(SOURCES)}"
     if row.status not in STATUSES:
         return f"status '{row.status}'; allowed are {', '.join(STATUSES)}"
-    if (row.status == "failed") != bool(row.reason):
-        return f"status {row.status} with reason '{row.reason}'; failed rows have a reason, ok rows none"
+    if row.status == "failed" and not row.reason:
+        return "status failed without a reason; say why"
     for label, score, low in (("itm", row.itm, 0.0), ("itc", row.itc, -1.0)):
         if score is not None and not (math.isfinite(score) and low <= score <= 1.0):
             return f"{label} {score}; allowed is [{low:g}, 1] or null"

@@ -1,47 +1,148 @@
 """The policy: which texts are kept, decided from their scores alone, so that a new threshold needs no model.
 
 CapFilt filters the web text and the synthetic text of an image independently; an image may keep none, one or both
-(BLIP section 4.1).
+(BLIP section 4.1). BLIP-2 ranks all texts of an image by similarity and keeps the two best (its section 3.4).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capfilt.config import Config
 from capfilt.data.annotations import Annotation
 from capfilt.errors import DataError
 
+Score = Literal["itm", "itc"]
 
-class PolicyConfig(Config):
+
+class RankConfig(Config):
+    """What comes after the thresholds: which of an image's texts that passed are kept."""
+
+    combine: Literal["and", "or"] = "and"
+    """With `other_threshold`: whether a text must reach both thresholds, or one of them."""
+    other_threshold: float | None = None
+    """A threshold on the other score too (on itc where `score` is itm)."""
+    top_k: int = Field(default=0, ge=0)
+    """Of an image's texts, web and synthetic together, the best so many; 0 = all. BLIP-2: 2, and no threshold."""
+    rank: Score = "itc"
+    """The score by which texts are better than one another."""
+    keep: Literal["all", "best-of"] = "all"
+    """best-of: one text an image, the web's if it passes, else the best synthetic one that does."""
+
+
+class PolicyConfig(RankConfig):
     """How texts are judged."""
 
-    score: Literal["itm", "itc"] = "itm"
+    score: Score = "itm"
     """itm = P(match); itc = cosine."""
-    threshold: float | Literal["calibrated", "keep-rate"] = 0.5
+    threshold: float | Literal["calibrated", "keep-rate"] | None = 0.5
     """A number (the paper's is 0.5 on itm); "calibrated": set on human validation pairs; "keep-rate": a share is
-    kept."""
+    kept; null: none, which is what it is where `top_k` is given and this is not."""
     recall: float = Field(default=0.8, gt=0, lt=1)
     """For "calibrated": the share of human validation pairs that must pass."""
     keep_rate: float = Field(default=0.5, gt=0, lt=1)
     """For "keep-rate": the share of all texts to keep."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ranking_alone(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("top_k") and "threshold" not in given:
+            return {**given, "threshold": None}
+        return given
 
-def judge(row: Annotation, score: str, threshold: float) -> str:
-    """Why a text is dropped, or "" if it is kept. A text is kept when its score reaches the threshold."""
+    @model_validator(mode="after")
+    def _meaningful(self) -> PolicyConfig:
+        if self.top_k and self.keep == "best-of":
+            raise ValueError(f"top_k {self.top_k} keeps several texts an image and keep best-of one; leave one out")
+        if self.threshold is None and self.other_threshold is not None:
+            raise ValueError("other_threshold without a threshold; give the one threshold, with `score` naming it")
+        return self
+
+    def rule(self, threshold: float | None) -> Rule:
+        """This policy with the number that its threshold turned out to be."""
+        own = {name: getattr(self, name) for name in RankConfig.model_fields}
+        return Rule(score=self.score, threshold=threshold, **own)
+
+
+class Rule(RankConfig):
+    """A policy whose threshold is known: what a worker judges by."""
+
+    score: Score
+    threshold: float | None
+
+    def __str__(self) -> str:
+        """What a text must reach, in a few words."""
+        if self.threshold is None:
+            return f"the {self.top_k} best by {self.rank}" if self.top_k else "any score"
+        reach = f"{self.score} >= {self.threshold:.4f}"
+        if self.other_threshold is not None:
+            reach += f" {self.combine} {other(self.score)} >= {self.other_threshold:.4f}"
+        return reach
+
+
+def other(score: Score) -> Score:
+    """The other of the two scores."""
+    return "itc" if score == "itm" else "itm"
+
+
+def judge(rows: Sequence[Annotation], rule: Rule) -> list[str]:
+    """Why each text of one image is dropped, or "" where it is kept. A score passes when it reaches its threshold."""
+    whys = [_alone(row, rule) for row in rows]
+    if not rule.top_k and rule.keep == "all":
+        return whys
+    passed = [i for i, why in enumerate(whys) if not why]
+    # Better ones first; of equals the web's own, then the first written.
+    passed.sort(key=lambda i: (-_score(rows[i], rule.rank), rows[i].source != "web", rows[i].candidate))
+    if rule.keep == "best-of":
+        passed.sort(key=lambda i: rows[i].source != "web")
+    taken: set[str] = set()
+    for i in passed:
+        if rows[i].text.strip() in taken:
+            whys[i] = "same text as a better one"
+        elif rule.top_k and len(taken) == rule.top_k:
+            whys[i] = f"not among the {rule.top_k} best by {rule.rank}"
+        elif rule.keep == "best-of" and taken:
+            whys[i] = "another text of the image is better"
+        else:
+            taken.add(rows[i].text.strip())
+    return whys
+
+
+def _alone(row: Annotation, rule: Rule) -> str:
+    """Why a text is dropped whatever the image's other texts are."""
     if row.status == "failed":
         return row.reason
     if not row.text.strip():
         return "empty text"
-    value = row.itm if score == "itm" else row.itc
-    if value is None:
+    if rule.threshold is None:
+        return f"no {rule.rank} score" if _missing(row, rule.rank) else ""
+    one = _below(row, rule.score, rule.threshold)
+    if rule.other_threshold is None:
+        return one or (f"no {rule.rank} score" if rule.top_k and _missing(row, rule.rank) else "")
+    two = _below(row, other(rule.score), rule.other_threshold)
+    if rule.combine == "or":
+        return f"{one}, {two}" if one and two else ""
+    return one or two
+
+
+def _below(row: Annotation, score: Score, threshold: float) -> str:
+    if _missing(row, score):
         return f"no {score} score"
-    return "" if float(value) >= threshold else f"{score} below threshold"
+    return "" if _score(row, score) >= threshold else f"{score} below threshold"
+
+
+def _missing(row: Annotation, score: Score) -> bool:
+    return (row.itm if score == "itm" else row.itc) is None
+
+
+def _score(row: Annotation, score: Score) -> float:
+    value = row.itm if score == "itm" else row.itc
+    return -2.0 if value is None else float(value)  # below every cosine
 
 
 def failure(reason: str) -> str:

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from capfilt.data import images, shards
 from capfilt.data.sample import Fault, Sample
+from capfilt.engine.clock import Clock, timed
 from capfilt.errors import ImageError
+
+Decoded = tuple[Sample, np.ndarray] | Fault
 
 
 @dataclass(frozen=True)
@@ -22,24 +25,33 @@ class Pictures:
 
     samples: list[Sample]
     pixels: Tensor
-    """[B, 3, S, S] normalised floats, one row per sample."""
+    """uint8 [B, S, S, 3], one row per sample; bytes travel to a device four times as fast as floats."""
     faults: list[Fault]
 
+    def on(self, device: torch.device) -> Tensor:
+        """The pixels as a model reads them, [B, 3, S, S] normalised floats."""
+        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
+        scaled = pixels.to(device, non_blocking=True).float() / 255
+        mean, std = (torch.tensor(constants, device=device) for constants in (images.MEAN, images.STD))
+        return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
 
-def pictures(url: str, batch_size: int, image_size: int, threads: int = 2) -> Iterator[Pictures]:
+
+def pictures(
+    url: str, batch_size: int, image_size: int, threads: int = 2, clock: Clock | None = None
+) -> Iterator[Pictures]:
     """Read a shard; every key of it is in exactly one batch, as a sample or as a fault."""
-    waiting: deque[Future[Sample | Fault] | Future[tuple[Sample, np.ndarray] | Fault]] = deque()
+    waiting: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        taken: list[tuple[Sample, np.ndarray] | Fault] = []
-        for item in shards.read(url):
-            waiting.append(pool.submit(_decode, item, image_size))
+        taken: list[Decoded] = []
+        for item in _read(url, clock):
+            waiting.append(pool.submit(_decode, item, image_size, clock))
             if len(waiting) > 3 * batch_size:
-                taken.append(waiting.popleft().result())  # type: ignore[arg-type]
+                taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
                 yield _stack(taken)
                 taken = []
         while waiting:
-            taken.append(waiting.popleft().result())  # type: ignore[arg-type]
+            taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
                 yield _stack(taken)
                 taken = []
@@ -47,20 +59,31 @@ def pictures(url: str, batch_size: int, image_size: int, threads: int = 2) -> It
             yield _stack(taken)
 
 
-def _decode(item: Sample | Fault, image_size: int) -> tuple[Sample, np.ndarray] | Fault:
+def _read(url: str, clock: Clock | None) -> Iterator[Sample | Fault]:
+    items = iter(shards.read(url))
+    while True:
+        with timed(clock, "read", on_device=False):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def _decode(item: Sample | Fault, image_size: int, clock: Clock | None) -> Decoded:
     if isinstance(item, Fault):
         return item
     try:
-        return item, images.to_pixels(images.decode(item.image), image_size)
+        with timed(clock, "decode", on_device=False):
+            return item, images.to_pixels(images.decode(item.image), image_size)
     except ImageError as error:
         return Fault(item.key, str(error))
 
 
-def _stack(taken: list[tuple[Sample, np.ndarray] | Fault]) -> Pictures:
+def _stack(taken: list[Decoded]) -> Pictures:
     read = [item for item in taken if not isinstance(item, Fault)]
     pixels = np.stack([pixels for _, pixels in read]) if read else np.zeros((0, 1, 1, 3), np.uint8)
     return Pictures(
         samples=[sample for sample, _ in read],
-        pixels=torch.from_numpy(images.normalise(pixels)),
+        pixels=torch.from_numpy(pixels),
         faults=[item for item in taken if isinstance(item, Fault)],
     )

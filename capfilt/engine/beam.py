@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capfilt.engine.decode import DecodeConfig, penalise
+from capfilt.engine.decode import FEWEST, DecodeConfig, asks, tiled
+from capfilt.engine.sampling import penalise
 from capfilt.models.blip import Blip
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import Cache
@@ -40,16 +41,72 @@ class Finished:
         self.open_I &= hope_I > self.scores_IW.min(dim=1).values
 
 
+@dataclass
+class Search:
+    """The images whose texts are still growing, and where each belongs in the answer."""
+
+    image: list[KeysValues]
+    cache: Cache
+    place_I: Tensor
+    written_IWS: Tensor
+    scores_IW: Tensor
+    finished: Finished
+
+    def leave(self, answer_IWS: Tensor) -> None:
+        """Write down the texts of closed images and let these go, if that makes the batch smaller by a quarter."""
+        staying = self.finished.open_I.nonzero().squeeze(1)
+        width = self.scores_IW.shape[1]
+        if len(staying) > 0.75 * len(self.place_I) or len(staying) * width < FEWEST:
+            return
+        answer_IWS[self.place_I] = self.finished.texts_IWS
+        self.place_I, self.written_IWS, self.scores_IW = (
+            part[staying] for part in (self.place_I, self.written_IWS, self.scores_IW)
+        )
+        self.image = [(keys[staying], values[staying]) for keys, values in self.image]
+        self.cache.keep((staying[:, None] * width + torch.arange(width, device=staying.device)).flatten())
+        self.finished = Finished(
+            self.finished.texts_IWS[staying], self.finished.scores_IW[staying], self.finished.open_I[staying]
+        )
+
+
 @torch.inference_mode()
 def beam_search(
     model: Blip, image: list[KeysValues], prompt_P: list[int], end: int, config: DecodeConfig, texts: int = 1
 ) -> list[list[int]]:
     """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, without `end`.
 
-    Images do not influence one another: a text is the same in any batch.
+    Images do not influence one another: a text is the same in any batch. An image whose texts are found leaves it.
     """
-    images, width, steps = image[0][0].shape[0], config.beams, config.max_length - len(prompt_P)
-    device = image[0][0].device
+    width, steps, device = config.beams, config.max_length - len(prompt_P), image[0][0].device
+    if 0 < (rows := image[0][0].shape[0] * width) < FEWEST:
+        return beam_search(model, tiled(image, rows)[0], prompt_P, end, config, texts)[: rows // width * texts]
+    state = _begin(model, image, config, steps, end)
+    answer_IWS = state.written_IWS.clone()
+    prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)
+    for step in range(steps):
+        logits = model.decode_step(newest, state.image, state.cache).float().log_softmax(dim=1)
+        if config.repetition_penalty != 1.0:
+            so_far = torch.cat([prompt[: len(logits)], state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
+            logits = penalise(logits, so_far, config.repetition_penalty)
+        if len(prompt_P) + step < config.min_length:
+            logits[:, end] = -torch.inf
+        beam_IW = _grow(state, logits, step, end, config.length_penalty)
+        if step == steps - 1:
+            break
+        # Asking an accelerator whether all are closed makes it wait: ask now and then only.
+        if asks(device, step) and not bool(state.finished.open_I.any()):
+            break
+        state.cache.keep((torch.arange(len(beam_IW), device=device)[:, None] * width + beam_IW).flatten())
+        if asks(device, step):
+            state.leave(answer_IWS)
+        newest = state.written_IWS[:, :, step].flatten()[:, None]
+    answer_IWS[state.place_I] = state.finished.texts_IWS
+    rows = answer_IWS[:, :texts].flatten(0, 1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def _begin(model: Blip, image: list[KeysValues], config: DecodeConfig, steps: int, end: int) -> Search:
+    images, width, device = image[0][0].shape[0], config.beams, image[0][0].device
     written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
     scores_IW = torch.full((images, width), NEVER, device=device)
     scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on
@@ -59,38 +116,27 @@ def beam_search(
         torch.ones(images, dtype=torch.bool, device=device),
     )
     cache = Cache(model.config.text, images * width, config.max_length, image[0][0])
-    prompt = torch.tensor(prompt_P, device=device).expand(images * width, -1)
-    newest, first_of_image = prompt, torch.arange(images, device=device)[:, None] * width
-    for step in range(steps):
-        logits = model.decode_step(newest, image, cache).float().log_softmax(dim=1)
-        if config.repetition_penalty != 1.0:
-            so_far = torch.cat([prompt, written_IWS[:, :, :step].flatten(0, 1)], dim=1)
-            logits = penalise(logits, so_far, config.repetition_penalty)
-        if len(prompt_P) + step < config.min_length:
-            logits[:, end] = -torch.inf
-        # A beam can end in one way only: among twice as many candidates there are enough that go on.
-        sums_IWV = scores_IW[:, :, None] + logits.view(images, width, -1)
-        sums_IC, index_IC = sums_IWV.flatten(1).topk(2 * width, dim=1)
-        beam_IC, token_IC = index_IC // logits.shape[1], index_IC % logits.shape[1]
-        candidates = take(written_IWS, beam_IC)
-        candidates[:, :, step] = token_IC
-        ended = token_IC == end
-        if step == steps - 1:
-            ended = torch.ones_like(ended)
-        entering = ended & (torch.arange(2 * width, device=device) < width)
-        finished.add(candidates, (sums_IC / (step + 1) ** config.length_penalty).where(entering, NEVER))
-        if step == steps - 1:
-            break
-        scores_IW, going = sums_IC.where(~ended, NEVER).topk(width, dim=1)
-        finished.close(scores_IW[:, 0] / (step + 1) ** config.length_penalty)
-        # Asking an accelerator whether all are closed makes it wait: ask now and then only.
-        if (device.type == "cpu" or step % 8 == 7) and not bool(finished.open_I.any()):
-            break
-        written_IWS = take(candidates, going)
-        cache.keep((first_of_image + beam_IC.gather(1, going)).flatten())
-        newest = written_IWS[:, :, step].flatten()[:, None]
-    rows = finished.texts_IWS[:, :texts].flatten(0, 1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+    return Search(image, cache, torch.arange(images, device=device), written_IWS, scores_IW, finished)
+
+
+def _grow(state: Search, logits: Tensor, step: int, end: int, length_penalty: float) -> Tensor:
+    """Let each image's beams grow by a token, and ended ones in among the finished; which beam each came of [I, W]."""
+    images, width = state.scores_IW.shape
+    last = step == state.written_IWS.shape[2] - 1
+    # A beam can end in one way only: among twice as many candidates there are enough that go on.
+    sums_IWV = state.scores_IW[:, :, None] + logits.view(images, width, -1)
+    sums_IC, index_IC = sums_IWV.flatten(1).topk(2 * width, dim=1)
+    beam_IC, token_IC = index_IC // logits.shape[1], index_IC % logits.shape[1]
+    candidates = take(state.written_IWS, beam_IC)
+    candidates[:, :, step] = token_IC
+    ended = torch.ones_like(token_IC, dtype=torch.bool) if last else token_IC == end
+    entering = ended & (torch.arange(2 * width, device=ended.device) < width)
+    state.finished.add(candidates, (sums_IC / (step + 1) ** length_penalty).where(entering, NEVER))
+    state.scores_IW, going = sums_IC.where(~ended, NEVER).topk(width, dim=1)
+    if not last:
+        state.finished.close(state.scores_IW[:, 0] / (step + 1) ** length_penalty)
+    state.written_IWS = take(candidates, going)
+    return beam_IC.gather(1, going)
 
 
 def take(texts_IWS: Tensor, index_IK: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, generate, uniforms
 from capfilt.models.blip import Blip
+from capfilt.models.layers import KeysValues
 
 NEEDS = frozenset({"encode_image", "decode"})
 """The verbs of this role."""
@@ -29,13 +30,17 @@ class Captioner:
     def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """Image tokens -> `captions` texts for each image; the same for the same (seed, round, uid) in any batch."""
         with torch.inference_mode():
-            image = self.model.image_keys(tokens_BND, "decoder")
+            keys = self.model.image_keys(tokens_BND, "decoder")
+        return self.write_beside(keys, uids, seed, round_)
+
+    def write_beside(self, image: list[KeysValues], uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
+        """`write`, where somebody has projected the image's keys already."""
         if self.config.method == "beam":
             rows = beam_search(self.model, image, self.prompt, self.tokenizer.sep, self.config, self.captions)
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
-            draws_RS = torch.from_numpy(np.stack(draws)).to(tokens_BND.device)
+            draws_RS = torch.from_numpy(np.stack(draws)).to(image[0][0].device)
             rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS)
         texts = [self.tokenizer.decode(row) for row in rows]
         return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]

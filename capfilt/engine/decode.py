@@ -1,13 +1,14 @@
 """Writing texts token by token, with the image's keys projected once and the self-attention cached.
 
 A text's random draws are its own: they come from (seed, round, uid, candidate), never from a generator that a batch
-shares, so a
-caption does not depend on its neighbours, on the worker or on a retry.
+shares, so a caption does not depend on its neighbours, on the worker or on a retry. Texts that have ended leave the
+batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from capfilt.config import Config
+from capfilt.engine.sampling import nucleus, penalise
 from capfilt.models.blip import Blip
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import Cache
@@ -61,6 +63,57 @@ def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np
     return np.random.Generator(np.random.Philox(key=key)).random(steps)
 
 
+FEWEST = 4
+"""Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
+
+EVERY = 8
+"""An accelerator is asked so seldom, in steps, whether texts have ended: asking makes it wait."""
+
+
+@dataclass
+class Batch:
+    """The texts that are being written; their images' keys, their cache, and where each belongs in the answer.
+
+    Rows of one image are adjacent, equally many for each image.
+    """
+
+    image: list[KeysValues]
+    cache: Cache
+    place_R: Tensor
+    ended_R: Tensor
+
+    def shrink(self) -> Tensor | None:
+        """Let ended texts go, if that makes the batch smaller by a quarter; the rows that stay, None for all.
+
+        An image keeps as many rows as the one with the most unfinished texts needs, and goes with its last.
+        """
+        rows, images = len(self.place_R), self.image[0][0].shape[0]
+        live = (~self.ended_R).view(images, -1)
+        count = live.sum(dim=1)
+        staying = count.nonzero().squeeze(1)
+        most = int(count.max())
+        if not FEWEST <= len(staying) * most <= 0.75 * rows:
+            return None
+        first = live[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        kept = (staying[:, None] * live.shape[1] + first.sort(dim=1).values).flatten()
+        if len(staying) < images:
+            self.image = [(keys[staying], values[staying]) for keys, values in self.image]
+        self.cache.keep(kept)
+        self.place_R, self.ended_R = self.place_R[kept], self.ended_R[kept]
+        return kept
+
+
+def tiled(image: list[KeysValues], rows: int) -> tuple[list[KeysValues], int]:
+    """So many copies of the images' keys that their `rows` rows become FEWEST or more; and how many copies that is."""
+    copies = -(-FEWEST // rows)
+    return [(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1)) for keys, values in image], copies
+
+
+def asks(device: torch.device, step: int) -> bool:
+    """Whether to look, after this step, for texts that have ended."""
+    return device.type == "cpu" or step % EVERY == EVERY - 1
+
+
 @torch.inference_mode()
 def generate(
     model: Blip,
@@ -74,26 +127,35 @@ def generate(
 
     `image` has R / candidates rows, `prompt_P` begins with [DEC], `draws_RS` has one number per row and step.
     """
-    rows, steps = draws_RS.shape[0], config.max_length - len(prompt_P)
-    device = draws_RS.device
+    rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
+    if 0 < rows < FEWEST:
+        image, copies = tiled(image, rows)
+        return generate(model, image, prompt_P, end, config, draws_RS.repeat(copies, 1))[:rows]
     prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    cache = Cache(model.config.text, rows, config.max_length, image[0][0])
+    batch = Batch(
+        image,
+        Cache(model.config.text, rows, config.max_length, image[0][0]),
+        torch.arange(rows, device=device),
+        torch.zeros(rows, dtype=torch.bool, device=device),
+    )
     newest = prompt
     for step in range(steps):
-        logits = model.decode_step(newest, image, cache).float()
+        logits = model.decode_step(newest, batch.image, batch.cache).float()
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
         if config.repetition_penalty != 1.0:
-            logits = penalise(logits, torch.cat([prompt, written[:, :step]], dim=1), config.repetition_penalty)
-        token = choose(logits, config, draws_RS[:, step])
-        written[:, step] = torch.where(ended, end, token)
-        ended |= token == end
-        # Asking an accelerator whether all have ended makes it wait: ask now and then only.
-        if (device.type == "cpu" or step % 8 == 7) and bool(ended.all()):
-            break
-        newest = written[:, step : step + 1]
+            before = torch.cat([prompt[: len(logits)], written[batch.place_R, :step]], dim=1)
+            logits = penalise(logits, before, config.repetition_penalty)
+        token = choose(logits, config, draws_RS[batch.place_R, step]).where(~batch.ended_R, end)
+        written[batch.place_R, step] = token
+        batch.ended_R |= token == end
+        newest = token[:, None]
+        if step < steps - 1 and asks(device, step):
+            if bool(batch.ended_R.all()):
+                break
+            kept = batch.shrink()
+            newest = newest if kept is None else newest[kept]
     return [row[: row.index(end)] if end in row else row for row in written.tolist()]
 
 
@@ -101,19 +163,4 @@ def choose(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
     """The next token of each row, [R]: the likeliest, or by inverting the distribution at `draw`."""
     if config.method == "greedy":
         return logits_RV.argmax(dim=1)
-    probabilities, tokens = (logits_RV / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    if config.top_k:
-        probabilities = probabilities[:, : config.top_k]
-        probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
-    upto = probabilities.double().cumsum(dim=1)
-    inside = upto - probabilities < config.top_p  # the first token that reaches p is still in
-    size = inside.sum(dim=1, keepdim=True)
-    target = draw_R.double()[:, None] * upto.gather(1, size - 1)
-    index = torch.minimum(torch.searchsorted(upto, target, right=True), size - 1)
-    return tokens.gather(1, index).squeeze(1)
-
-
-def penalise(logits_RV: Tensor, before_RS: Tensor, penalty: float) -> Tensor:
-    """Make tokens that stand in a row already less likely (Keskar et al. 2019, as in the public generators)."""
-    seen = logits_RV.gather(1, before_RS)
-    return logits_RV.scatter(1, before_RS, torch.where(seen > 0, seen / penalty, seen * penalty))
+    return nucleus(logits_RV, draw_R, config.top_p, config.top_k, config.temperature)

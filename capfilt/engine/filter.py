@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data.tokens import Tokenizer, clean_caption
+from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer, clean_caption
 from capfilt.models.blip import Blip
+from capfilt.models.layers import KeysValues
 
 NEEDS = frozenset({"encode_image", "encode_text", "fuse"})
 """The verbs of this role."""
@@ -22,20 +23,47 @@ class Filter:
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
 
     @torch.inference_mode()
-    def score(self, tokens_BND: Tensor, texts: Sequence[Sequence[str]]) -> list[list[tuple[float, float]]]:
-        """Image tokens and each image's texts -> (itm, itc) of each text."""
-        most = max(map(len, texts))
-        # Images with fewer texts are filled up, so that an image's keys can serve its texts without being copied.
-        flat = [clean_caption(text) for own in texts for text in (*own, *[""] * (most - len(own)))]
-        ids, mask = self._ids(flat, tokens_BND.device)
-        image = self.model.image_keys(tokens_BND, "encoder")
-        logits = self.model.match(self.model.fuse(ids, mask, image))
-        itm = logits.float().softmax(dim=1)[:, 1].view(-1, most)
-        text = self.model.project_text(self.model.encode_text(ids, mask)).float()
-        picture = self.model.project_image(tokens_BND).float().repeat_interleave(most, dim=0)
-        itc = (picture * text).sum(dim=1).clamp(-1, 1).view(-1, most)
-        both = torch.stack([itm, itc], dim=-1).tolist()
-        return [[(m, c) for m, c in row[: len(own)]] for row, own in zip(both, texts, strict=True)]
+    def score(
+        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], keys: list[KeysValues] | None = None
+    ) -> list[list[tuple[float, float]]]:
+        """Image tokens and each image's texts -> (itm, itc) of each text.
+
+        A text is read once beside each image that has it, however often it has it, and once in the whole batch
+        without an image. `keys` are the image's for the encoder, where somebody has projected them already.
+        """
+        cleaned = [[clean_caption(text) for text in own] for own in texts]
+        pairs = [list(dict.fromkeys(own)) for own in cleaned]
+        words = {text: i for i, text in enumerate(dict.fromkeys(text for own in pairs for text in own))}
+        if not words:
+            return [[] for _ in texts]
+        ids, lengths = self._ids(list(words), tokens_BND.device)
+        itc = self._cosines(tokens_BND, ids, lengths)
+        seen = [i for i, own in enumerate(pairs) if own]  # an image without texts has nothing to be read beside
+        rows = [words[text] for own in pairs for text in own]
+        image = keys or self.model.image_keys(tokens_BND, "encoder")
+        if len(seen) < len(pairs):
+            image = [(k[seen], v[seen]) for k, v in image]
+        counts = [len(pairs[i]) for i in seen]
+        states = self.model.fuse_firsts(ids[rows], [lengths[row] for row in rows], image, counts)
+        itm = iter(self.model.match(states).float().softmax(dim=1)[:, 1].tolist())
+        scores = [
+            {text: (next(itm), cosines[words[text]]) for text in own} for own, cosines in zip(pairs, itc, strict=True)
+        ]
+        return [[known[text] for text in own] for own, known in zip(cleaned, scores, strict=True)]
+
+    def _cosines(self, tokens_BND: Tensor, ids: Tensor, lengths: Sequence[int]) -> list[list[float]]:
+        """The cosine of every image and every text."""
+        text = self.model.project_text(self.model.encode_firsts(ids, lengths)).float()
+        cosines: list[list[float]] = (self.model.project_image(tokens_BND).float() @ text.T).clamp(-1, 1).tolist()
+        return cosines
+
+    def reads_all(self, text: str) -> bool:
+        """Whether a text is judged by all of it, not by its first words or tokens only."""
+        words = clean_caption(text, max_words=MAX_CHARACTERS)
+        if len(text) > MAX_CHARACTERS or words != clean_caption(text):
+            return False
+        ids, _ = self.tokenizer.encode([words], self.max_length + 1)
+        return len(ids[0]) <= self.max_length
 
     @torch.inference_mode()
     def image_features(self, tokens_BND: Tensor) -> np.ndarray:
@@ -46,15 +74,16 @@ class Filter:
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> unit vectors [B, projection]."""
-        ids, mask = self._ids([clean_caption(text) for text in texts], self._device)
-        features: np.ndarray = self.model.project_text(self.model.encode_text(ids, mask)).float().cpu().numpy()
+        ids, lengths = self._ids([clean_caption(text) for text in texts], self._device)
+        features: np.ndarray = self.model.project_text(self.model.encode_firsts(ids, lengths)).float().cpu().numpy()
         return features
 
     @torch.inference_mode()
     def match_logits(self, tokens_BND: Tensor, texts: Sequence[str]) -> np.ndarray:
         """One text per image -> the logit of "matches" [B], BLIP's retrieval score without the cosine."""
-        ids, mask = self._ids([clean_caption(text) for text in texts], tokens_BND.device)
-        states = self.model.fuse(ids, mask, self.model.image_keys(tokens_BND, "encoder"))
+        ids, lengths = self._ids([clean_caption(text) for text in texts], tokens_BND.device)
+        image = self.model.image_keys(tokens_BND, "encoder")
+        states = self.model.fuse_firsts(ids, lengths, image, [1] * len(lengths))
         logits: np.ndarray = self.model.match(states)[:, 1].float().cpu().numpy()
         return logits
 
@@ -62,6 +91,7 @@ class Filter:
     def _device(self) -> torch.device:
         return self.model.temperature.device
 
-    def _ids(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    def _ids(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, list[int]]:
+        """Padded ids [B, T] and the length of each text."""
         ids, mask = self.tokenizer.encode(texts, self.max_length)
-        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        return torch.from_numpy(ids).to(device), mask.sum(axis=1).tolist()

@@ -156,7 +156,7 @@ def seen(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device
     """Read shards and encode their images."""
     for url in urls:
         for batch in pictures(url, batch_size, model.config.vision.image_size):
-            tokens = model.encode_image(batch.pixels.to(device)) if batch.samples else torch.empty(0)
+            tokens = model.encode_image(batch.on(device)) if batch.samples else torch.empty(0)
             yield Seen(tokens, batch.samples, len(batch.faults))
 
 

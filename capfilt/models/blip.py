@@ -7,6 +7,7 @@ matching is what training used; several public inference scripts leave [CLS] the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -99,6 +100,18 @@ class Blip(nn.Module):
             ids_BT = replace_first(ids_BT, self.config.text.enc)
         states: Tensor = self.text(ids_BT, "encoder", mask_BT, image)
         return states
+
+    def encode_firsts(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """`encode_text` of texts of these lengths, first states alone: [B, 1, D]."""
+        return self.text.firsts(ids_BT, lengths)
+
+    def fuse_firsts(
+        self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
+    ) -> Tensor:
+        """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
+        if self.config.itm_token == "enc":
+            ids_BT = replace_first(ids_BT, self.config.text.enc)
+        return self.text.firsts(ids_BT, lengths, image, counts)
 
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""

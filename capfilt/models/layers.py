@@ -2,10 +2,12 @@
 
 Keys and values are computed apart from the queries, because what is attended to (an image) is often shared by many
 rows (its candidate texts, their steps) and must then be projected once only. Shape letters: B rows, T text positions,
-S source positions, N image tokens, D width, H heads, d = D / H.
+S source positions, N image tokens, P packed positions, D width, H heads, d = D / H.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,33 @@ def merge_heads(x_BHTd: Tensor) -> Tensor:
     """[B, H, T, d] -> [B, T, D]."""
     B, H, T, d = x_BHTd.shape
     return x_BHTd.transpose(1, 2).reshape(B, T, H * d)
+
+
+class Packing:
+    """Sequences of unequal lengths laid end to end [P, D], and where they stand as padded rows [B, T, D].
+
+    Linear layers work on the packed form, where there is no padding; attention on the padded one.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device):
+        count = torch.tensor(lengths)
+        self.shape = len(lengths), max(lengths)
+        self.mask_BT = (torch.arange(self.shape[1]) < count[:, None]).to(device, non_blocking=True)
+        """True where a row has a token."""
+        row = torch.arange(len(lengths)).repeat_interleave(count)
+        self.firsts = (count.cumsum(0) - count).to(device, non_blocking=True)
+        """[B]: where each sequence begins."""
+        place = torch.arange(int(count.sum())) - (count.cumsum(0) - count)[row]
+        self._index = (row * self.shape[1] + place).to(device, non_blocking=True)
+
+    def pad(self, x_PD: Tensor) -> Tensor:
+        """[P, D] -> [B, T, D], zeros in the gaps."""
+        B, T = self.shape
+        return x_PD.new_zeros(B * T, x_PD.shape[1]).index_copy_(0, self._index, x_PD).view(B, T, -1)
+
+    def pack(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [P, D]."""
+        return x_BTD.flatten(0, 1)[self._index]
 
 
 class FusedSelfAttention(nn.Module):
@@ -57,12 +86,22 @@ class Attention(nn.Module):
         self.value = nn.Linear(source_width, width)
         self.out = nn.Linear(width, width)
 
-    def keys_values(self, source_BSD: Tensor) -> KeysValues:
-        """Project what is attended to; [B, S, source_width] -> two of [B, H, S, d]."""
-        return split_heads(self.key(source_BSD), self.heads), split_heads(self.value(source_BSD), self.heads)
+    def keys_values(self, source_BSD: Tensor, packing: Packing | None = None) -> KeysValues:
+        """Project what is attended to; [B, S, source_width], or [P, source_width] packed -> two of [B, H, S, d]."""
+        keys, values = self.key(source_BSD), self.value(source_BSD)
+        if packing is not None:
+            keys, values = packing.pad(keys), packing.pad(values)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
-    def forward(self, x_BTD: Tensor, keys_values: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """Attend; `mask` is boolean, True = may be seen, broadcastable to [B, 1, T, S]."""
+    def forward(
+        self, x_BTD: Tensor, keys_values: KeysValues, mask: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """Attend; `mask` is boolean, True = may be seen, broadcastable to [B, 1, T, S].
+
+        With `packing`, `x` is [P, D] and the packing's rows are those of the source.
+        """
+        if packing is not None:
+            return self._packed(x_BTD, keys_values, mask, packing)
         k, v = keys_values
         B, T, D = x_BTD.shape
         groups = B // k.shape[0]
@@ -72,6 +111,13 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, dropout_p=dropout)
         out: Tensor = self.out(merge_heads(y).view(B, T, D))
+        return out
+
+    def _packed(self, x_PD: Tensor, keys_values: KeysValues, mask: Tensor | None, packing: Packing) -> Tensor:
+        k, v = keys_values
+        q = split_heads(packing.pad(self.query(x_PD)), self.heads)
+        y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask)
+        out: Tensor = self.out(packing.pack(merge_heads(y)))
         return out
 
 

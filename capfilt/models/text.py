@@ -7,7 +7,8 @@ is by reference: a shared part exists once, so it is trained, averaged and saved
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.errors import ModelError
-from capfilt.models.layers import Attention, FeedForward, KeysValues
+from capfilt.models.layers import Attention, FeedForward, KeysValues, Packing
 
 Role = Literal["encoder", "decoder"]
 Share = Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"]
@@ -158,9 +159,14 @@ class TextLayer(nn.Module):
         keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
         return keys_values
 
-    def own_keys(self, x_BTD: Tensor, role: Role) -> KeysValues:
+    def key_projections(self, role: Role) -> tuple[nn.Module, nn.Module]:
+        """What `image_keys` projects with."""
+        block = self.cross_attention.of(role).block
+        return block.key, block.value  # type: ignore[union-attr, return-value]
+
+    def own_keys(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
         """Keys and values of the layer's own input, for self-attention."""
-        keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD)  # type: ignore[union-attr, operator]
+        keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
         return keys_values
 
     def forward(
@@ -170,6 +176,16 @@ class TextLayer(nn.Module):
         if image is not None:
             x_BTD = self.cross_attention.of(role)(x_BTD, image)
         out: Tensor = self.feed_forward.of(role)(x_BTD)
+        return out
+
+    def packed(
+        self, x_PD: Tensor, own: KeysValues, mask: Tensor, texts: Packing, image: KeysValues | None, images: Packing
+    ) -> Tensor:
+        """`forward` of the encoder on packed texts; `images` packs the same tokens by the image that they look at."""
+        x_PD = self.self_attention.of("encoder")(x_PD, own, mask, texts)
+        if image is not None:
+            x_PD = self.cross_attention.of("encoder")(x_PD, image, None, images)
+        out: Tensor = self.feed_forward.of("encoder")(x_PD)
         return out
 
 
@@ -213,6 +229,10 @@ class TextTransformer(nn.Module):
         """Project image tokens once for all texts, samples and steps that will look at them; one pair per layer."""
         return [layer.image_keys(tokens_BND, role) for layer in self.layers]  # type: ignore[operator]
 
+    def key_projections(self, role: Role) -> list[nn.Module]:
+        """The modules that `image_keys` projects with, two of each layer."""
+        return [module for layer in self.layers for module in layer.key_projections(role)]  # type: ignore[operator]
+
     def forward(
         self,
         ids_BT: Tensor,
@@ -237,12 +257,46 @@ class TextTransformer(nn.Module):
             cache.start += ids_BT.shape[1]
         return x_BTD
 
+    def firsts(
+        self,
+        ids_BT: Tensor,
+        lengths: Sequence[int],
+        image: list[KeysValues] | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Texts of unequal lengths -> the encoder's state of each one's first token [B, 1, D]: all that scoring needs.
+
+        The same numbers as `forward` gives there, at the cost of the tokens that there are: padding passes through no
+        linear layer, and the last layer computes the first tokens alone. `counts` says how many texts each image has,
+        one after the other; every image has at least one.
+        """
+        texts = Packing(lengths, ids_BT.device)
+        mask = texts.mask_BT[:, None, None, :]
+        x_PD = texts.pack(self.embeddings.of("encoder")(ids_BT))
+        images, last = _by_image(lengths, counts, ids_BT.device), len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            own = layer.own_keys(x_PD, "encoder", texts)  # type: ignore[operator]
+            if i == last:
+                x_PD, one = x_PD[texts.firsts], [1] * len(lengths)
+                texts, images = Packing(one, ids_BT.device), _by_image(one, counts, ids_BT.device)
+            x_PD = layer.packed(x_PD, own, mask, texts, image[i] if image is not None else None, images)  # type: ignore[operator]
+        return x_PD[:, None]
+
     def logits(self, states_BTD: Tensor) -> Tensor:
         """Decoder states [B, T, D] -> next-token logits [B, T, V]."""
         assert self.head is not None, "a model without the decoder role was asked to write"
         words: Tensor = self.embeddings.of("decoder").words.weight  # type: ignore[assignment, union-attr]
         logits: Tensor = self.head(states_BTD, words)
         return logits
+
+
+def _by_image(lengths: Sequence[int], counts: Sequence[int] | None, device: torch.device) -> Packing:
+    """Packed texts by image: the tokens of an image's texts are one sequence of queries."""
+    if counts is None:
+        return Packing(lengths, device)
+    ends = list(itertools.accumulate(counts))
+    assert ends[-1] == len(lengths), "every text belongs to an image"
+    return Packing([sum(lengths[end - count : end]) for end, count in zip(ends, counts, strict=True)], device)
 
 
 def self_attention_mask(ids_BT: Tensor, mask_BT: Tensor | None, causal: bool, start: int = 0) -> Tensor | None:

@@ -24,14 +24,16 @@ from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine import captioner as captioners
 from capfilt.engine import filter as filters
-from capfilt.engine.batches import pictures
+from capfilt.engine.annotator import Annotator, Text
+from capfilt.engine.batches import Pictures, pictures
 from capfilt.engine.captioner import Captioner
+from capfilt.engine.clock import Clock, timed
 from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.models import verbs, weights
-from capfilt.models.blip import Blip, BlipConfig
+from capfilt.models.blip import BlipConfig
 from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Progress
@@ -87,25 +89,27 @@ class AnnotateJob(Config):
         """Load the two models."""
         device = pick_device()
         dtype = pick_dtype(self.config.precision, device)
-        annotator = Annotator(self, device)
+        work = Work(self, device)
 
-        def work(url: str) -> str:
+        def shard(url: str) -> str:
             with autocast(device, dtype):
-                return annotator.shard(url)
+                return work.shard(url)
 
-        return work
+        return shard
 
 
-class Annotator:
-    """Two models on a device, and what they do to a shard."""
+class Work:
+    """What a worker does to a shard: two models on a device, rows, a commit."""
 
-    def __init__(self, job: AnnotateJob, device: torch.device):
-        self.job, self.device = job, device
+    def __init__(self, job: AnnotateJob, device: torch.device, clock: Clock | None = None):
+        self.job, self.device, self.clock = job, device, clock
         writer = weights.load(job.captioner).eval().to(device)
         judge = weights.load(job.filter).eval().to(device)
-        self.captioner = Captioner(writer, Tokenizer.load(job.captioner), job.config.decode, job.config.captions)
-        self.filter = Filter(judge, Tokenizer.load(job.filter), job.config.max_length)
-        self.shared_vision = same_vision(writer, judge)
+        self.annotator = Annotator(
+            Captioner(writer, Tokenizer.load(job.captioner), job.config.decode, job.config.captions),
+            Filter(judge, Tokenizer.load(job.filter), job.config.max_length),
+            clock,
+        )
 
     def shard(self, url: str) -> str:
         """Annotate one shard and commit it."""
@@ -125,50 +129,45 @@ class Annotator:
                 tally.texts["kept"][row.source] += 1
         path = self.job.out / "annotations" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        tables.write(path, rows)
-        Ledger(self.job.out, self.job.name).commit(name, self.job.identity(url), [path], tally)
-        return f"{tally.samples['kept']} images"
+        with timed(self.clock, "write", on_device=False):
+            tables.write(path, rows)
+            Ledger(self.job.out, self.job.name).commit(name, self.job.identity(url), [path], tally)
+        smaller = self.annotator.pieces.limit
+        at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
+        return f"{tally.samples['kept']} images{at_a_time}"
 
     def _rows(self, url: str) -> Iterator[list[Annotation]]:
         """The rows of each key of the shard."""
-        size = self.captioner.model.config.vision.image_size
-        for batch in pictures(url, self.job.config.batch_size, size):
+        size = self.annotator.captioner.model.config.vision.image_size
+        for batch in pictures(url, self.job.config.batch_size, size, clock=self.clock):
             for fault in batch.faults:
                 yield [self._failed(fault)]
             if batch.samples:
-                yield from self._annotated(batch.samples, batch.pixels.to(self.device, non_blocking=True))
+                yield from self._annotated(batch)
 
-    @torch.inference_mode()
-    def _annotated(self, samples: Sequence[Sample], pixels: torch.Tensor) -> Iterator[list[Annotation]]:
-        tokens = self.captioner.model.encode_image(pixels)
-        written = self.captioner.write(tokens, [sample.uid for sample in samples], self.job.seed, self.job.round)
-        if not self.shared_vision:
-            tokens = self.filter.model.encode_image(pixels)
-        texts = [
-            [
-                *(("web", i, text) for i, text in enumerate(came)),
-                *(("synthetic", i, text) for i, text in enumerate(own)),
-            ]
-            for came, own in zip(map(web_texts, samples), written, strict=True)
-        ]
-        scores = self.filter.score(tokens, [[text for _, _, text in own] for own in texts])
-        for sample, own, scored in zip(samples, texts, scores, strict=True):
-            yield [self._row(sample, *text, score) for text, score in zip(own, scored, strict=True)]
+    def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
+        with timed(self.clock, "copy"):
+            pixels = batch.on(self.device)
+        uids, web = [sample.uid for sample in batch.samples], [web_texts(sample) for sample in batch.samples]
+        found = self.annotator.annotate(pixels, uids, web, self.job.seed, self.job.round)
+        for sample, own in zip(batch.samples, found, strict=True):
+            yield [self._row(sample, text) for text in own]
 
-    def _row(self, sample: Sample, source: str, candidate: int, text: str, score: tuple[float, float]) -> Annotation:
+    def _row(self, sample: Sample, text: Text) -> Annotation:
         return Annotation(
             key=sample.key,
             uid=sample.uid,
             sha256=sample.sha256,
-            source=source,
-            candidate=candidate,
-            text=text,
-            itm=score[0],
-            itc=score[1],
-            captioner=self.job.captioner_fingerprint if source == "synthetic" else "",
+            source=text.source,
+            candidate=text.candidate,
+            text=text.text,
+            itm=text.itm,
+            itc=text.itc,
+            captioner=self.job.captioner_fingerprint if text.source == "synthetic" else "",
             filter=self.job.filter_fingerprint,
             seed=self.job.seed,
             round=self.job.round,
+            reason=remark(text, self.job.config.max_length),
         )
 
     def _failed(self, fault: Fault) -> Annotation:
@@ -190,10 +189,11 @@ class Annotator:
         )
 
 
-def same_vision(a: Blip, b: Blip) -> bool:
-    """Whether two models look through the very same eyes, so that an image need be encoded once only."""
-    one, other = a.vision.state_dict(), b.vision.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def remark(text: Text, max_length: int) -> str:
+    """What there is to say of a text that was scored: the scores of some are not of what it looks like."""
+    if not text.text.strip():
+        return "no text"
+    return "" if text.whole else f"scored by its beginning ({max_length} tokens)"
 
 
 def web_texts(sample: Sample) -> list[str]:

@@ -151,7 +151,8 @@ def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
         pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], start)
     score = story.config.select.score
     judged = filter_figures(story.splits["web"], story.folder(r, "annotations"), score, threshold)
-    return summarise(story, r, {**tally_figures(tally), "filter": {"threshold": threshold, **judged}})
+    number = {} if threshold is None else {"threshold": threshold}
+    return summarise(story, r, {**tally_figures(tally), "filter": {**number, **judged}})
 
 
 def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) -> None:
@@ -243,11 +244,11 @@ def annotate_web(story: Story, r: int, captioner: Path, judge: Path) -> None:
     )
 
 
-def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float, Tally]:
+def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float | None, Tally]:
     """Drop what the filter doubts, web and synthetic texts alike; human pairs are not touched."""
     policy, folder, urls = story.config.select, story.folder(r, "annotations"), story.splits["web"]
     threshold = resolve_threshold(policy, folder, urls, calibrated)
-    job = SelectJob(out=story.folder(r), annotations=folder, score=policy.score, threshold=threshold)
+    job = SelectJob(out=story.folder(r), annotations=folder, rule=policy.rule(threshold))
     tally = select(story.session, urls, job, story.config.cluster.select, story.show, f"round {r} select")
     return threshold, tally
 

@@ -70,8 +70,11 @@ def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Pro
     run_stage(session, job, {"metrics": "metrics"}, resources, show, label)
 
 
-def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: float) -> dict[str, Any]:
-    """How well annotations tell right web texts from wrong ones, by kind; {} where no truth is known."""
+def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: float | None) -> dict[str, Any]:
+    """How well annotations tell right web texts from wrong ones, by kind; {} where no truth is known.
+
+    Without a threshold (a policy that ranks only) there is nothing to say of what it keeps.
+    """
     judged = Judged()
     for url in urls:
         known = truths(url)
@@ -81,6 +84,8 @@ def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: flo
             value = row.itm if score == "itm" else row.itc
             if row.source == "web" and row.candidate == 0 and value is not None and row.uid in known:
                 judged.add(value, known[row.uid])
+    if threshold is None:
+        return {name: figure for name, figure in judged.figures(0.0).items() if name.startswith("auc")}
     return judged.figures(threshold)
 
 

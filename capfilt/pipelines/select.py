@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, failure, judge, keep_rate_threshold
+from capfilt.data.policy import PolicyConfig, Rule, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
 from capfilt.engine.filter import NEEDS
 from capfilt.errors import DataError, RunError, UsageError
@@ -38,8 +39,9 @@ from capfilt.reports.tally import Tally
 VERDICTS = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
 """The annotations' columns, then kept | dropped | failed, and the reason."""
 
-Outcomes = dict[tuple[str, str], list[Annotation]]
-"""Rows by (key, status): where a shard has a key twice, the first may be a sample and the second a failure."""
+Outcomes = dict[tuple[str, str], list[tuple[Annotation, str]]]
+"""Rows with why they go, by (key, status): of a key that a shard has twice the first may be a sample, the second a
+failure."""
 
 
 class SelectJob(Config):
@@ -48,8 +50,7 @@ class SelectJob(Config):
     out: Path
     """The folder of `annotations/`, `dataset/` and `ledger/`."""
     annotations: Path
-    score: str
-    threshold: float
+    rule: Rule
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class SelectJob(Config):
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
         scores = sha256_file(self.annotations / f"{shards.name(item)}.parquet")
-        return fingerprint({"score": self.score, "threshold": self.threshold}, shards.stat(item), scores)
+        return fingerprint(self.rule.model_dump(mode="json"), shards.stat(item), scores)
 
     def open(self) -> Callable[[str], str]:
         """Nothing to load."""
@@ -70,16 +71,16 @@ class SelectJob(Config):
         name = shards.name(url)
         table = tables.read(self.annotations / f"{name}.parquet")
         rows = list(tables.rows(table))
-        judged = _by_outcome(rows)
+        whys = verdicts(rows, self.rule)
+        judged = _by_outcome(rows, whys)
         folder = self.out / "dataset"
         folder.mkdir(parents=True, exist_ok=True)
-        tar, verdicts = folder / f"{name}.tar", folder / f"{name}.parquet"
+        tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
         shards.write(tar, self._kept(url, judged))
-        whys = [judge(row, self.score, self.threshold) for row in rows]
-        with atomic(verdicts) as file:
+        with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
-        tally = _tally(judged, rows, whys)
-        Ledger(self.out, self.name).commit(name, self.identity(url), [tar, verdicts], tally)
+        tally = _tally(judged)
+        Ledger(self.out, self.name).commit(name, self.identity(url), [tar, table_path], tally)
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
     def _kept(self, url: str, judged: Outcomes) -> Iterator[Sample]:
@@ -92,7 +93,7 @@ class SelectJob(Config):
                 if (item.key, "failed") in judged:  # its picture could not be decoded
                     continue
                 raise DataError(f"{url}: key {item.key} has no annotation; annotate this shard again")
-            kept = [row for row in own if not judge(row, self.score, self.threshold)]
+            kept = [row for row, why in own if not why]
             if not kept:
                 continue
             captions = [
@@ -103,44 +104,48 @@ class SelectJob(Config):
             yield Sample(item.key, item.image, item.extension, kept[0].text, meta)
 
 
-def _by_outcome(rows: Sequence[Annotation]) -> Outcomes:
+def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
+    """Why each row is dropped, or ""; the rows of an image are judged together, and stand together."""
+    return [why for _, own in groupby(rows, key=lambda row: (row.key, row.status)) for why in judge(list(own), rule)]
+
+
+def _by_outcome(rows: Sequence[Annotation], whys: Sequence[str]) -> Outcomes:
     outcomes: Outcomes = {}
-    for row in rows:
-        outcomes.setdefault((row.key, row.status), []).append(row)
+    for row, why in zip(rows, whys, strict=True):
+        outcomes.setdefault((row.key, row.status), []).append((row, why))
     return outcomes
 
 
 def _verdicts(table: pa.Table, rows: Sequence[Annotation], whys: Sequence[str]) -> pa.Table:
-    verdicts = [
+    found = [
         "failed" if row.status == "failed" else "dropped" if why else "kept"
         for row, why in zip(rows, whys, strict=True)
     ]
-    return table.append_column("verdict", pa.array(verdicts)).append_column("why", pa.array(list(whys))).cast(VERDICTS)
+    return table.append_column("verdict", pa.array(found)).append_column("why", pa.array(list(whys))).cast(VERDICTS)
 
 
-def _tally(judged: Outcomes, rows: Sequence[Annotation], whys: Sequence[str]) -> Tally:
+def _tally(judged: Outcomes) -> Tally:
     tally = Tally.zero()
-    kept = {row.key for row, why in zip(rows, whys, strict=True) if not why}
-    for (key, status), own in judged.items():
+    for (_, status), own in judged.items():
         # A row of a failure is a sample; the rows of a sample that was read are its texts.
         if status == "failed":
-            tally.failed.update(failure(row.reason) for row in own)
+            tally.failed.update(failure(row.reason) for row, _ in own)
             tally.samples.update({"in": len(own), "failed": len(own)})
-        else:
-            tally.samples.update(["in", "kept" if key in kept else "dropped"])
-    for row, why in zip(rows, whys, strict=True):
-        if row.status == "failed":
             continue
-        tally.texts["in"][row.source] += 1
-        if why:
-            tally.texts["dropped"][f"{row.source}: {why}"] += 1
-        else:
-            tally.texts["kept"][row.source] += 1
+        tally.samples.update(["in", "dropped" if all(why for _, why in own) else "kept"])
+        for row, why in own:
+            tally.texts["in"][row.source] += 1
+            if why:
+                tally.texts["dropped"][f"{row.source}: {why}"] += 1
+            else:
+                tally.texts["kept"][row.source] += 1
     return tally
 
 
-def resolve_threshold(policy: PolicyConfig, folder: Path, urls: Sequence[str], calibrated: float | None) -> float:
-    """The number that a policy stands for, here and now; `folder` has the annotations of the shards."""
+def resolve_threshold(
+    policy: PolicyConfig, folder: Path, urls: Sequence[str], calibrated: float | None
+) -> float | None:
+    """The number that a policy stands for, here and now, or none; `folder` has the annotations of the shards."""
     if policy.threshold == "keep-rate":
         columns = (
             tables.read(folder / f"{shards.name(url)}.parquet").column(policy.score).drop_null().to_numpy()
@@ -150,7 +155,7 @@ def resolve_threshold(policy: PolicyConfig, folder: Path, urls: Sequence[str], c
     if policy.threshold == "calibrated":
         assert calibrated is not None, "whoever reads the policy calibrates"
         return calibrated
-    return float(policy.threshold)
+    return policy.threshold
 
 
 def select(
@@ -168,8 +173,8 @@ def select(
     write_sizes(job.out / "dataset", {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named})
     if not total.samples["kept"]:
         raise RunError(
-            f"{label}: the policy kept none of {total.texts['in'].total()} texts at {job.score} >= {job.threshold:.4f};"
-            " lower the threshold, in another --out."
+            f"{label}: the policy kept none of {total.texts['in'].total()} texts at {job.rule};"
+            " ask for less, in another --out."
         )
     return total
 
@@ -207,9 +212,10 @@ def run(
     with connect(address) as session:
         calibrated = calibrate(session, job, model_worker(session), show) if job else None
         threshold = resolve_threshold(policy, folder, urls, calibrated)
-        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), score=policy.score, threshold=threshold)
+        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=policy.rule(threshold))
         tally = select(session, urls, work, Resources(), show)
-    return {"dataset": str(out / "dataset"), "threshold": threshold, **tally.to_json()}
+    number = {} if threshold is None else {"threshold": threshold}
+    return {"dataset": str(out / "dataset"), **number, **tally.to_json()}
 
 
 def check_annotations(urls: Sequence[str], folder: Path) -> None:

@@ -72,8 +72,7 @@ def test_the_columns_are_the_fields_in_the_contracts_types(tmp_path):
         ({"itc": math.inf}, "itc inf"),
         ({"source": "human"}, "allowed are web, synthetic"),
         ({"status": "done"}, "allowed are ok, failed"),
-        ({"status": "failed"}, "a reason"),
-        ({"reason": "no image"}, "a reason"),
+        ({"status": "failed"}, "without a reason"),
         ({"candidate": -1}, "count from 0"),
         ({"candidate": 2**15}, "do not fit"),
         ({"text": "\ud800"}, "do not fit"),
@@ -91,6 +90,11 @@ def test_a_failed_row_keeps_its_reason_and_no_scores(tmp_path):
     annotations.write(tmp_path / "a.parquet", [annotations.failed(row(), "truncated image")])
     (found,) = annotations.rows(annotations.read(tmp_path / "a.parquet"))
     assert found == row(itm=None, itc=None, status="failed", reason="truncated image")
+
+
+def test_an_ok_row_may_carry_a_remark(tmp_path):
+    annotations.write(tmp_path / "a.parquet", [row(reason="no text")])
+    assert list(annotations.rows(annotations.read(tmp_path / "a.parquet"))) == [row(reason="no text")]
 
 
 def test_reading_what_is_no_annotation_is_one_readable_error(tmp_path):

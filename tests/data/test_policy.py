@@ -9,17 +9,21 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, failure, judge, keep_rate_threshold
+from capfilt.data.policy import PolicyConfig, Rule, failure, judge, keep_rate_threshold
 from capfilt.errors import DataError
 
 
-def row(**fields: Any) -> Annotation:
+def row(source: str = "web", candidate: int = 0, **fields: Any) -> Annotation:
     values: dict[str, Any] = {"text": "a cat", "itm": 0.5, "itc": 0.1, "status": "ok", "reason": "", **fields}
-    return Annotation("k", "u", "s", "web", 0, captioner="", filter="", seed=0, round=0, **values)
+    return Annotation("k", "u", "s", source, candidate, captioner="", filter="", seed=0, round=0, **values)
+
+
+def why(one: Annotation, **rule: Any) -> str:
+    return judge([one], Rule(**rule))[0]
 
 
 @pytest.mark.parametrize(
-    ("fields", "score", "threshold", "why"),
+    ("fields", "score", "threshold", "expected"),
     [
         ({}, "itm", 0.5, ""),  # reaching it is enough
         ({}, "itm", 0.50001, "itm below threshold"),
@@ -32,13 +36,97 @@ def row(**fields: Any) -> Annotation:
         ({"status": "failed", "reason": "not an image", "itm": None}, "itm", 0.0, "not an image"),
     ],
 )
-def test_why_a_text_is_dropped(fields: dict[str, Any], score: str, threshold: float, why: str) -> None:
-    assert judge(row(**fields), score, threshold) == why
+def test_why_a_text_is_dropped(fields: dict[str, Any], score: str, threshold: float, expected: str) -> None:
+    assert why(row(**fields), score=score, threshold=threshold) == expected
 
 
 def test_a_score_is_judged_in_the_precision_it_was_kept_in() -> None:
     kept = float(np.float32(0.1))  # 0.10000000149: what Parquet gives back for a threshold found among such scores
-    assert judge(row(itc=kept), "itc", kept) == ""
+    assert why(row(itc=kept), score="itc", threshold=kept) == ""
+
+
+@pytest.mark.parametrize(
+    ("itm", "itc", "both", "either"),
+    [
+        (0.5, 0.3, "", ""),
+        (0.5, 0.2, "itc below threshold", ""),
+        (0.4, 0.3, "itm below threshold", ""),
+        (0.4, 0.2, "itm below threshold", "itm below threshold, itc below threshold"),
+        (None, 0.3, "no itm score", ""),
+        (0.5, None, "no itc score", ""),
+        (None, None, "no itm score", "no itm score, no itc score"),
+    ],
+)
+def test_two_thresholds(itm: float | None, itc: float | None, both: str, either: str) -> None:
+    rule = {"score": "itm", "threshold": 0.5, "other_threshold": 0.3}
+    assert why(row(itm=itm, itc=itc), **rule) == both
+    assert why(row(itm=itm, itc=itc), **rule, combine="or") == either
+    turned = {"score": "itc", "threshold": 0.3, "other_threshold": 0.5, "combine": "or"}
+    assert bool(why(row(itm=itm, itc=itc), **turned)) == bool(either)
+
+
+TEXTS = [
+    row("synthetic", 0, text="a cat", itm=0.9, itc=0.3),
+    row("synthetic", 1, text="a dog", itm=0.2, itc=0.4),
+    row("synthetic", 2, text="a cat ", itm=0.9, itc=0.3),
+    row("synthetic", 3, text="", itm=0.9, itc=0.9),
+    row("web", 0, text="IMG_0042", itm=0.6, itc=0.3),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        # BLIP-2: the two best by itc, wherever they come from; of equals the web's.
+        (
+            {"top_k": 2},
+            ["not among the 2 best by itc", "", "not among the 2 best by itc", "empty text", ""],
+        ),
+        ({"top_k": 3}, ["", "", "same text as a better one", "empty text", ""]),
+        ({"top_k": 1, "rank": "itm", "threshold": 0.5}, [
+            "", "itm below threshold", "same text as a better one", "empty text", "not among the 1 best by itm",
+        ]),
+        ({"top_k": 9, "threshold": 0.7}, [
+            "", "itm below threshold", "same text as a better one", "empty text", "itm below threshold",
+        ]),
+        ({"keep": "best-of"}, [
+            "another text of the image is better", "itm below threshold", "another text of the image is better",
+            "empty text", "",
+        ]),
+        ({"keep": "best-of", "threshold": 0.8}, [
+            "", "itm below threshold", "same text as a better one", "empty text", "itm below threshold",
+        ]),
+        ({"keep": "best-of", "score": "itc", "threshold": 0.35}, [
+            "itc below threshold", "", "itc below threshold", "empty text", "itc below threshold",
+        ]),
+    ],
+)  # fmt: skip
+def test_the_texts_of_an_image_against_one_another(policy: dict[str, Any], expected: list[str]) -> None:
+    config = PolicyConfig(**policy)
+    assert not isinstance(config.threshold, str)
+    assert judge(TEXTS, config.rule(config.threshold)) == expected
+    turned = judge(TEXTS[::-1], config.rule(config.threshold))
+    assert turned[::-1] == expected, "the order in which they come says nothing"
+
+
+def test_what_cannot_be_ranked_says_so() -> None:
+    assert judge([row(itc=None), row(itc=-1.0)], PolicyConfig(top_k=2).rule(None)) == ["no itc score", ""]
+    assert why(row(itc=None), score="itm", threshold=0.1, top_k=1) == "no itc score"
+
+
+def test_a_ranking_has_no_threshold_unless_it_is_given() -> None:
+    assert PolicyConfig(top_k=2).threshold is None
+    assert PolicyConfig(top_k=2, threshold=0.5).threshold == 0.5
+    again = PolicyConfig.model_validate(PolicyConfig(top_k=2).model_dump())
+    assert again == PolicyConfig(top_k=2)
+
+
+def test_a_rule_says_what_it_asks() -> None:
+    assert str(PolicyConfig().rule(0.5)) == "itm >= 0.5000"
+    assert str(PolicyConfig(top_k=2).rule(None)) == "the 2 best by itc"
+    assert str(PolicyConfig(threshold=None).rule(None)) == "any score"
+    both = PolicyConfig(score="itc", other_threshold=0.1, combine="or").rule(0.25)
+    assert str(both) == "itc >= 0.2500 or itm >= 0.1000"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +170,12 @@ def test_keep_rate_needs_scores() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"threshold": "half"}, {"score": "clip"}, {"recall": 1.0}, {"keep_rate": 0}, {"keep_rate": 1.0}, {"treshold": 1}],
-)
+    [
+        {"threshold": "half"}, {"score": "clip"}, {"recall": 1.0}, {"keep_rate": 0}, {"keep_rate": 1.0},
+        {"treshold": 1}, {"top_k": -1}, {"top_k": 2, "keep": "best-of"}, {"combine": "xor"},
+        {"threshold": None, "other_threshold": 0.3},
+    ],
+)  # fmt: skip
 def test_policies_that_mean_nothing_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PolicyConfig(**fields)

@@ -48,7 +48,7 @@ def test_pixels_are_those_of_their_samples(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", 13, WRONG)
     for batch in pictures(str(tmp_path / "0.tar"), 4, 8):
         assert batch.pixels.shape[0] == len(batch.samples)
-        for sample, found in zip(batch.samples, batch.pixels, strict=True):
+        for sample, found in zip(batch.samples, batch.on(torch.device("cpu")), strict=True):
             wanted = images.normalise(images.to_pixels(images.decode(sample.image), 8))
             assert torch.equal(found, torch.from_numpy(wanted))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from capfilt.data.tokens import Tokenizer
+from capfilt.engine import beam
 from capfilt.engine.beam import beam_search
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.decode import DecodeConfig, generate
@@ -97,6 +98,27 @@ def test_a_text_does_not_depend_on_its_neighbours(model: Blip, pixels: Tensor, s
     assert together == alone
     assert len(together) == 16
     assert len(set(map(tuple, together))) > 2
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_images_whose_texts_are_found_leave(
+    model: Blip, pixels: Tensor, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    settings = config(beams=4, max_length=16)
+    fed: list[int] = []
+    step = Blip.decode_step
+
+    def noted(self: Blip, ids_BT: Tensor, *rest: object) -> Tensor:
+        fed.append(len(ids_BT))
+        return step(self, ids_BT, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Blip, "decode_step", noted)
+    monkeypatch.setattr(beam, "asks", lambda _device, step: step % every == every - 1)
+    leaving = beam_search(model, keys(model, pixels), PROMPT, END, settings, texts=3)
+    assert fed[0] == 32
+    assert fed[-1] < 24, "no image has left"
+    monkeypatch.setattr(beam, "asks", lambda _device, _step: False)
+    assert beam_search(model, keys(model, pixels), PROMPT, END, settings, texts=3) == leaving
 
 
 def test_lengths_count_the_prompt(model: Blip, pixels: Tensor) -> None:

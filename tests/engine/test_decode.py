@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from capfilt.engine.decode import DecodeConfig, choose, generate, penalise, uniforms
+from capfilt.engine import decode
+from capfilt.engine.decode import DecodeConfig, choose, generate, uniforms
 from capfilt.models import Blip
 
 MakeBlip = Callable[..., Blip]
@@ -128,6 +129,73 @@ class TestGenerate:
             assert generate(model, own, [model.config.text.dec], SEP, config, draws[i : i + 1]) == [together[i]]
 
 
+class TestTextsThatEndedLeave:
+    """The naive loop never heard of leaving; the texts must be the same, and the work less."""
+
+    CONFIG = DecodeConfig(min_length=3, max_length=20, top_p=0.95)
+
+    @pytest.mark.parametrize("candidates", [1, 2, 5])
+    @pytest.mark.parametrize("every", [1, 3, 8])
+    def test_and_nothing_else_changes(
+        self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch, candidates: int, every: int
+    ) -> None:
+        monkeypatch.setattr(decode, "asks", lambda _device, step: step % every == every - 1)
+        fed = rows_fed(model, monkeypatch)
+        rows = len(images) * candidates
+        draws = np.random.default_rng(candidates).random((rows, 19))
+        prompt = [model.config.text.dec]
+        found = generate(model, model.image_keys(images, "decoder"), prompt, SEP, self.CONFIG, torch.from_numpy(draws))
+        wanted = [slow_text(model, images[i // candidates], prompt, self.CONFIG, draws[i]) for i in range(rows)]
+        assert found == wanted
+        assert fed[0] == rows
+        assert fed == sorted(fed, reverse=True)
+        assert fed[-1] < 0.75 * rows, "no row has left"
+        assert every > 1 or sum(fed) < 0.75 * rows * len(fed)
+
+    def test_with_a_penalty_too(self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = DecodeConfig(min_length=3, max_length=20, repetition_penalty=1.3)
+        draws = np.random.default_rng(3).random((12, 18))
+        prompt = [model.config.text.dec, 40]
+        fed = rows_fed(model, monkeypatch)
+        found = generate(model, model.image_keys(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
+        assert found == [slow_text(model, images[i], prompt, config, draws[i]) for i in range(12)]
+        assert fed[-1] < fed[0]
+
+    def test_a_few_rows_are_as_many_as_libraries_multiply_alike(
+        self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = [(k[:3], v[:3]) for k, v in model.image_keys(images, "decoder")]
+        draws = np.random.default_rng(0).random((3, 19))
+        prompt = [model.config.text.dec]
+        for rows in (1, 2, 3):
+            fed = rows_fed(model, monkeypatch)
+            some = [(k[:rows], v[:rows]) for k, v in keys]
+            found = generate(model, some, prompt, SEP, self.CONFIG, torch.from_numpy(draws[:rows]))
+            assert found == [slow_text(model, images[i], prompt, self.CONFIG, draws[i]) for i in range(rows)]
+            assert min(fed) >= decode.FEWEST
+
+    def test_a_batch_does_not_shrink_below_what_libraries_multiply_alike(
+        self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fed = rows_fed(model, monkeypatch)
+        draws = torch.from_numpy(np.random.default_rng(0).random((12, 19)))
+        generate(model, model.image_keys(images, "decoder"), [model.config.text.dec], SEP, self.CONFIG, draws)
+        assert min(fed) >= decode.FEWEST
+
+
+def rows_fed(model: Blip, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each step of a generation feeds, as it goes on."""
+    fed: list[int] = []
+    step = Blip.decode_step
+
+    def noted(self: Blip, ids_BT: Tensor, *rest: object) -> Tensor:
+        fed.append(len(ids_BT))
+        return step(self, ids_BT, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Blip, "decode_step", noted)
+    return fed
+
+
 class TestChoose:
     LOGITS = (2.0, 1.5, 1.4, 0.5, 0.0, -0.5, -1.0, -3.0)
 
@@ -174,12 +242,6 @@ class TestChoose:
         assert (config.repetition_penalty, config.temperature, config.prompt) == (1.0, 1.0, "")
         flat, draws = torch.zeros(1000, 1000), torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.double)
         assert len(set(choose(flat, config, draws).tolist())) == pytest.approx(900, abs=2)
-
-
-def test_the_penalty_divides_what_is_likely_and_multiplies_what_is_not() -> None:
-    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5]])
-    found = penalise(logits, torch.tensor([[0, 1, 1], [2, 2, 2]]), 2.0)
-    assert found.tolist() == [[1.0, -4.0, 1.0, 0.5], [2.0, -2.0, 0.5, 0.5]]
 
 
 class TestUniforms:

@@ -11,6 +11,7 @@ from torch import Tensor
 from capfilt.data.tokens import Tokenizer, clean_caption
 from capfilt.engine.filter import NEEDS, Filter
 from capfilt.models import Blip
+from capfilt.models.text import TextTransformer
 
 MakeBlip = Callable[..., Blip]
 TEXTS = [
@@ -59,6 +60,41 @@ def test_an_image_without_texts_beside_others_has_no_scores(judge: Filter, image
     found = judge.score(images[:2], [[], ["a red circle"]])
     assert found[0] == []
     assert found[1][0] == pytest.approx(by_hand(judge, images[1], "a red circle"), abs=1e-6)
+
+
+def test_an_image_is_scored_alike_in_any_batch_and_order(judge: Filter, images: Tensor) -> None:
+    found = judge.score(images, TEXTS)
+    for order in ([3, 1, 0, 2], [2, 0], [1]):
+        some = [i for i in order if i < len(TEXTS)]
+        again = judge.score(images[some], [TEXTS[i][::-1] for i in some])
+        for i, own in zip(some, again, strict=True):
+            np.testing.assert_allclose(own[::-1], found[i], atol=1e-6)
+
+
+def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten alike captions of an image are read beside it once; a text that images share is read alone once."""
+    read: list[tuple[int, bool]] = []
+    firsts = TextTransformer.firsts
+
+    def noted(self: TextTransformer, ids: Tensor, lengths: list[int], *image: object) -> Tensor:
+        read.append((sum(lengths), bool(image)))
+        return firsts(self, ids, lengths, *image)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TextTransformer, "firsts", noted)
+    found = judge.score(images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
+    red, photo = (int(judge.tokenizer.encode([text], 16)[1].sum()) for text in ("a red circle", "photo"))
+    assert sorted(read) == [(red + photo, False), (2 * (red + photo), True)], "padding is no work either"
+    assert len(set(found[0])) == 2
+    assert found[0][0] == found[0][9]
+
+
+def test_keys_that_are_there_are_not_projected_again(
+    judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = judge.model.image_keys(images, "encoder")
+    wanted = judge.score(images, TEXTS)
+    monkeypatch.delattr(Blip, "image_keys")
+    assert judge.score(images, TEXTS, keys) == wanted
 
 
 def test_trap_1_pairs_are_judged_at_enc(judge: Filter, images: Tensor) -> None:

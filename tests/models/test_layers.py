@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from capfilt.models.layers import Attention, DropPath, FeedForward, FusedSelfAttention, merge_heads, split_heads
+from capfilt.models.layers import (
+    Attention,
+    DropPath,
+    FeedForward,
+    FusedSelfAttention,
+    Packing,
+    merge_heads,
+    split_heads,
+)
 
 
 def slow_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: list[list[bool]] | None = None) -> Tensor:
@@ -100,3 +108,28 @@ class TestDropPath:
     def test_is_not_there_at_rate_0_or_outside_of_training(self, rate: float, training: bool) -> None:
         x = torch.randn(8, 2, 3)
         assert DropPath(rate).train(training)(x) is x
+
+
+class TestPacking:
+    LENGTHS = (3, 1, 5)
+
+    def test_pads_with_zeros_and_packs_back(self) -> None:
+        packing = Packing(self.LENGTHS, torch.device("cpu"))
+        x = torch.arange(1.0, 19).view(9, 2)
+        padded = packing.pad(x)
+        assert padded.shape == (3, 5, 2)
+        for row, part in zip(padded, x.split(self.LENGTHS), strict=True):
+            assert torch.equal(row[: len(part)], part)
+            assert not row[len(part) :].any()
+        assert torch.equal(packing.pack(padded), x)
+        assert packing.mask_BT.sum(dim=1).tolist() == [3, 1, 5]
+        assert torch.equal(x[packing.firsts], padded[:, 0])
+
+    def test_attention_sees_the_same_packed_and_alone(self, attention: Attention) -> None:
+        packing = Packing(self.LENGTHS, torch.device("cpu"))
+        x, source = torch.randn(9, 8, dtype=torch.double), torch.randn(9, 6, dtype=torch.double)
+        keys_values = attention.keys_values(source, packing)
+        found = attention(x, keys_values, packing.mask_BT[:, None, None], packing)
+        own = zip(x.split(self.LENGTHS), source.split(self.LENGTHS), strict=True)
+        wanted = [attention(a[None], attention.keys_values(b[None]))[0] for a, b in own]
+        torch.testing.assert_close(found, torch.cat(wanted), atol=1e-12, rtol=0)

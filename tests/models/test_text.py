@@ -200,3 +200,32 @@ def test_dropout_works_while_training_only(small_blip: MakeBlip) -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValidationError, match="text width 16 is not a multiple of heads 3"):
         TextConfig(vocab_size=9, width=16, depth=1, heads=3, hidden=4)
+
+
+class TestFirsts:
+    """First states alone, without padding, are those of `forward`."""
+
+    LENGTHS = MASK.sum(dim=1).tolist()
+
+    def test_of_texts_alone(self, small_blip: MakeBlip) -> None:
+        model = small_blip()
+        found, wanted = model.encode_firsts(IDS, self.LENGTHS), model.encode_text(IDS, MASK)[:, :1]
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("counts", [[1, 1], [2], [1, 3], [4, 1]])
+    @pytest.mark.parametrize("itm_token", ["enc", "cls"])
+    def test_of_texts_beside_images(self, small_blip: MakeBlip, counts: list[int], itm_token: str) -> None:
+        model = small_blip()
+        model.config = model.config.model_copy(update={"itm_token": itm_token})
+        rows = torch.arange(sum(counts)) % 2
+        lengths = MASK[rows].sum(dim=1).tolist()
+        images = tokens(model, len(counts))
+        found = model.fuse_firsts(IDS[rows], lengths, model.image_keys(images, "encoder"), counts)
+        beside = images.repeat_interleave(torch.tensor(counts), dim=0)
+        wanted = model.fuse(IDS[rows], MASK[rows], model.image_keys(beside, "encoder"))[:, :1]
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+    def test_every_text_must_have_an_image(self, small_blip: MakeBlip) -> None:
+        model = small_blip()
+        with pytest.raises(AssertionError, match="belongs to an image"):
+            model.fuse_firsts(IDS, self.LENGTHS, model.image_keys(tokens(model), "encoder"), [1])

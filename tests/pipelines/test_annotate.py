@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tarfile
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
 from capfilt.data import shards
 from capfilt.models import weights
+from capfilt.models.vision import VisionTransformer
 
 
 def models(story: Path) -> list[str]:
@@ -28,7 +36,7 @@ def tables(run: Path) -> dict[str, bytes]:
 
 
 def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    tar, settings = story / "data/web/00001.tar", ("--set", "captions=10", "--set", "decode.max_length=12")
+    tar, settings = story / "data/web/00001.tar", ("--captions", "10", "--set", "decode.max_length=12")
     done = capfilt("annotate", tar, *models(story), "--out", tmp_path / "a", *settings, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
@@ -66,6 +74,108 @@ def test_a_person_sees_what_became_of_the_texts(story: Path, tmp_path: Path, cap
     }  # fmt: skip
 
 
+def tar_of(path: Path, files: list[tuple[str, bytes]], cut: int = 0) -> Path:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in files:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+        end = tar.offset
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue()[: end - cut] if cut else buffer.getvalue())
+    return path
+
+
+def huge_png(side: int) -> bytes:
+    """The header of a PNG of side x side pixels, and nothing to decode."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IEND"
+
+
+def odd_pictures(picture: Any) -> dict[str, bytes]:
+    """Pictures that are no plain RGB, and can be read."""
+    turned, frames = io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.open(io.BytesIO(picture("PNG")))
+    upright.save(turned, "JPEG", exif=exif)
+    upright.save(frames, "WEBP", save_all=True, append_images=[upright.rotate(90)])
+    cmyk, palette, deep = picture("JPEG", mode="CMYK"), picture("PNG", mode="P"), picture("PNG", mode="I;16")
+    return {"cmyk": cmyk, "palette": palette, "deep": deep, "exif": turned.getvalue(), "animated": frames.getvalue()}
+
+
+def test_every_kind_of_bad_input_is_a_row_and_the_rest_is_untouched(
+    story: Path, tmp_path: Path, capfilt: Any, picture: Any
+) -> None:
+    whole = picture("PNG")
+    odd = odd_pictures(picture)
+    broken = {
+        "corrupt": (b"\x89PNG\r\n\x1a\n" + bytes(range(200)), "broken image"),
+        "empty": (b"", "not an image"),
+        "huge": (huge_png(20_000), "too many pixels (20000 x 20000, limit 64000000)"),
+        "page": (b"<html>404</html>", "not an image"),
+        "truncated": (whole[: len(whole) // 2], "truncated image"),
+    }
+    files = [(f"{key}.png", data) for key, data in odd.items()]
+    files += [(f"{key}.png", data) for key, (data, _) in broken.items()]
+    files += [("late.txt", b"the text comes first"), ("late.png", whole)]
+    files += [("latin.png", whole), ("latin.txt", "caf\xe9".encode("latin-1"))]
+    files += [("long.png", whole), ("long.txt", b"a red circle " * 50)]
+    files += [("mute.png", whole)]
+    files += [("twice.png", whole), ("twice.txt", b"one"), ("twice.png", whole), ("twice.txt", b"two")]
+    files += [("x.png", whole), ("y.png", whole), ("x.txt", b"strayed")]
+    files += [("z.png", whole * 40)]
+    url = tar_of(tmp_path / "web/00000.tar", files, cut=9000)
+    done = capfilt("annotate", url, *models(story), "--out", tmp_path / "a", "--json")
+    assert done.code == 0, done.err
+    rows = pq.read_table(tmp_path / "a/annotations/00000.parquet").to_pylist()
+    came = {(row["key"], row["text"]): (row["status"], row["reason"]) for row in rows if row["source"] == "web"}
+    fine = {(key, ""): ("ok", "no text") for key in (*odd, "mute", "x", "y")}
+    fine |= {("late", "the text comes first"): ("ok", ""), ("twice", "one"): ("ok", "")}
+    fine |= {("long", "a red circle " * 50): ("ok", "scored by its beginning (35 tokens)")}
+    failed = {(key, ""): ("failed", reason) for key, (_, reason) in broken.items()}
+    failed |= {("latin", ""): ("failed", "text is not UTF-8"), ("twice", ""): ("failed", "duplicate key")}
+    cut = came.pop(("z", ""))
+    assert cut[0] == "failed"
+    assert cut[1].startswith("shard cut at byte ")
+    assert ("x", "") in came  # the text that strayed from its picture is a failure beside it
+    strayed = [row["reason"] for row in rows if row["key"] == "x" and row["status"] == "failed"]
+    assert strayed == ["duplicate key"]
+    came[("x", "")] = ("ok", "no text")
+    assert came == {**fine, **failed}
+    told = json.loads(done.out)["samples"]
+    assert told == {"in": 20, "kept": len(fine), "dropped": 0, "failed": len(failed) + 2}
+    synthetic = {row["key"] for row in rows if row["source"] == "synthetic" and row["text"].strip() is not None}
+    assert synthetic == {key for key, _ in fine}
+
+
+def test_out_of_memory_is_told_and_changes_nothing(
+    story: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["annotate", story / "data/web/00000.tar", *models(story), "--seed", "5"]
+    assert capfilt(*words, "--out", tmp_path / "a").code == 0
+    look = VisionTransformer.forward
+
+    def small(self: VisionTransformer, images: Any) -> Any:
+        if len(images) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return look(self, images)
+
+    monkeypatch.setattr(VisionTransformer, "forward", small)
+    done = capfilt(*words, "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    assert "20 images, 5 at a time: no more fit into memory" in done.err
+    one, other = (pq.read_table(tmp_path / name / "annotations/00000.parquet") for name in "ab")
+    assert one.drop(["itm", "itc"]).equals(other.drop(["itm", "itc"]))
+    for score in ("itm", "itc"):
+        assert np.allclose(one[score].to_numpy(), other[score].to_numpy(), atol=1e-5)
+    monkeypatch.setattr(VisionTransformer, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    done = capfilt(*words, "--out", tmp_path / "c")
+    assert done.code == 1
+    assert "out of memory with one picture at a time (full)" in done.line
+
+
 class TestRefusals:
     """Each is one line, before anything is loaded or written."""
 
@@ -100,6 +210,7 @@ class TestRefusals:
             (["--filter", "/"], 1, "/ is no model"),
             (["--set", "captoins=3"], 2, "Did you mean 'captions'?"),
             (["--set", "decode.top_p=2"], 2, "'decode.top_p' is 2"),
+            (["--captions", "5", "--set", "decode.method=beam"], 2, "captions 5 of 3 beams"),
         ],
     )
     def test_what_cannot_be_meant(

@@ -89,6 +89,34 @@ def test_texts_are_kept_that_reach_the_threshold(
     assert sizes == {"00000.tar": len(expected.keys() & {"a", "b"}), "00001.tar": len(expected.keys() & {"c", "d"})}
 
 
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        # BLIP-2's: the best texts by itc, no threshold.
+        (["top_k=1"], {"a": ["synthetic a"], "b": ["synthetic b"], "c": ["web c"], "d": ["synthetic d"]}),
+        (["top_k=1", "threshold=0.5"], {"a": ["web a"], "b": ["web b"], "c": ["synthetic c"]}),
+        # Web if it passes, else synthetic.
+        (["keep=best-of", "threshold=0.4"], {"a": ["web a"], "b": ["web b"], "c": ["web c"]}),
+        (["keep=best-of"], {"a": ["web a"], "b": ["web b"], "c": ["synthetic c"]}),
+        (["other_threshold=0.3"], {"b": ["web b"], "c": ["synthetic c"]}),
+        (
+            ["other_threshold=0.85", "combine=or"],
+            {"a": ["synthetic a", "web a"], "b": ["web b"], "c": ["synthetic c", "web c"]},
+        ),
+    ],
+)
+def test_other_policies(annotated: Path, capfilt: Any, policy: list[str], expected: dict[str, list[str]]) -> None:
+    words = [word for assignment in policy for word in ("--set", assignment)]
+    out = annotated / "clean"
+    done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", out, *words, "--json")
+    assert done.code == 0, done.err
+    assert kept(out) == expected
+    rows = [row for path in (out / "dataset").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 9
+    assert all(bool(row["why"]) == (row["verdict"] != "kept") for row in rows), "a verdict without its reason"
+    assert ("threshold" in json.loads(done.out)) == (policy != ["top_k=1"])
+
+
 def test_why_each_text_went_stays_known(annotated: Path, capfilt: Any) -> None:
     blank = replace(row("d", "synthetic", 0.99, 0.9), text=" ")
     unscored = replace(row("d", "web", 0.99, 0.9), itm=None)

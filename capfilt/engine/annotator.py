@@ -1,0 +1,98 @@
+"""Captioner and filter at work on pictures: every text written and scored, nothing encoded, projected or read twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capfilt.engine.captioner import Captioner
+from capfilt.engine.clock import Clock, timed
+from capfilt.engine.filter import Filter
+from capfilt.engine.pieces import Pieces
+from capfilt.models.blip import Blip
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text of one image, and what the filter thinks of it."""
+
+    source: str
+    """web | synthetic"""
+    candidate: int
+    """0.. per source"""
+    text: str
+    itm: float
+    itc: float
+    whole: bool
+    """Whether the filter read all of it; a longer one is judged by its beginning."""
+
+
+class Annotator:
+    """Two roles on one device."""
+
+    def __init__(self, captioner: Captioner, judge: Filter, clock: Clock | None = None):
+        self.captioner, self.judge, self.clock = captioner, judge, clock
+        self.shared_vision = same_vision(captioner.model, judge.model)
+        self.shared_keys = self.shared_vision and same_keys(captioner.model, judge.model)
+        self.pieces = Pieces()
+
+    @torch.inference_mode()
+    def annotate(
+        self, pixels_B3SS: Tensor, uids: Sequence[str], web: Sequence[Sequence[str]], seed: int, round_: int
+    ) -> list[list[Text]]:
+        """The texts of each image: those that came with it, then those that are written.
+
+        Out of memory is not the end: the batch goes on in halves. RunError when a single image does not fit.
+        """
+
+        def some(start: int, stop: int) -> list[list[Text]]:
+            part = slice(start, stop)
+            return self._annotate(pixels_B3SS[part], uids[part], web[part], seed, round_)
+
+        return self.pieces.run(some, len(uids))
+
+    def _annotate(
+        self, pixels_B3SS: Tensor, uids: Sequence[str], web: Sequence[Sequence[str]], seed: int, round_: int
+    ) -> list[list[Text]]:
+        with timed(self.clock, "vision"):
+            tokens = self.captioner.model.encode_image(pixels_B3SS)
+            seen = tokens if self.shared_vision else self.judge.model.encode_image(pixels_B3SS)
+        with timed(self.clock, "caption"):
+            keys = self.captioner.model.image_keys(tokens, "decoder")
+            written = self.captioner.write_beside(keys, uids, seed, round_)
+        with timed(self.clock, "score"):
+            texts = [[*came, *own] for came, own in zip(web, written, strict=True)]
+            scores = self.judge.score(seen, texts, keys if self.shared_keys else None)
+            whole = {text: self.judge.reads_all(text) for text in {text for own in texts for text in own}}
+        return [
+            [
+                Text(
+                    "web" if i < len(came) else "synthetic",
+                    i if i < len(came) else i - len(came),
+                    text,
+                    *score,
+                    whole[text],
+                )
+                for i, (text, score) in enumerate(zip(own, scored, strict=True))
+            ]
+            for came, own, scored in zip(web, texts, scores, strict=True)
+        ]
+
+
+def same_vision(a: Blip, b: Blip) -> bool:
+    """Whether two models look through the very same eyes, so that an image need be encoded once only."""
+    return _same(a.vision, b.vision)
+
+
+def same_keys(writer: Blip, judge: Blip) -> bool:
+    """Whether a decoder and an encoder project image tokens alike, as those of one model that shares them do."""
+    one, two = writer.text.key_projections("decoder"), judge.text.key_projections("encoder")
+    return len(one) == len(two) and all(_same(a, b) for a, b in zip(one, two, strict=True))
+
+
+def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

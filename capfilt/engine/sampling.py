@@ -1,0 +1,80 @@
+"""Which token comes next: drawn from the nucleus by inverting its distribution, without sorting a large vocabulary.
+
+A row's token depends on the row alone: no path is chosen by looking at another row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGE = 4096
+"""From so many tokens on, a CPU finds the nucleus by counting: sorting 30,000 floats takes it 2.6 ms, counting 0.1."""
+
+_BINS, _ONE = 4096, 0x3F800000 >> 16
+# A positive float's upper 16 bits grow with it: 128 steps to each power of two. 4096 of them go down to 2^-32.
+
+
+def penalise(logits_RV: Tensor, before_RS: Tensor, penalty: float) -> Tensor:
+    """Make tokens that stand in a row already less likely (Keskar et al. 2019, as in the public generators)."""
+    seen = logits_RV.gather(1, before_RS)
+    return logits_RV.scatter(1, before_RS, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def nucleus(logits_RV: Tensor, draw_R: Tensor, top_p: float, top_k: int = 0, temperature: float = 1.0) -> Tensor:
+    """The token of each row [R] at `draw` in [0, 1) of its nucleus, tokens in the order of falling probability.
+
+    Args:
+        top_p: the nucleus is the smallest set whose probabilities reach this; the token that reaches it is in.
+        top_k: of the likeliest so many tokens only, which then count as all; 0 = no limit.
+    """
+    if temperature != 1.0:
+        logits_RV = logits_RV / temperature
+    probabilities = logits_RV.softmax(dim=1)
+    if logits_RV.device.type == "cpu" and logits_RV.shape[1] >= LARGE:
+        rows = zip(probabilities.numpy(), draw_R.tolist(), strict=True)
+        find = _counted if not top_k else _of_top_k
+        return torch.tensor([find(row, draw, top_p, top_k) for row, draw in rows])
+    return _sorted(probabilities, draw_R, top_p, top_k)
+
+
+def _sorted(probabilities_RV: Tensor, draw_R: Tensor, top_p: float, top_k: int) -> Tensor:
+    probabilities, tokens = probabilities_RV.sort(dim=1, descending=True, stable=True)
+    if top_k:
+        probabilities = probabilities[:, :top_k]
+        probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
+    upto = probabilities.double().cumsum(dim=1)
+    inside = upto - probabilities < top_p  # the first token that reaches p is still in
+    size = inside.sum(dim=1, keepdim=True)
+    target = draw_R.double()[:, None] * upto.gather(1, size - 1)
+    index = torch.minimum(torch.searchsorted(upto, target, right=True), size - 1)
+    return tokens.gather(1, index).squeeze(1)
+
+
+def _of_top_k(row: np.ndarray, draw: float, top_p: float, top_k: int) -> int:
+    least = np.partition(row, -top_k)[-top_k] if top_k < len(row) else 0.0
+    chosen = torch.from_numpy(np.flatnonzero(row >= least))  # by rising id, so that ties stay in that order
+    index = _sorted(torch.from_numpy(row)[None, chosen], torch.tensor([draw], dtype=torch.double), top_p, top_k)
+    return int(chosen[index])
+
+
+def _counted(row: np.ndarray, draw: float, top_p: float, _top_k: int) -> int:
+    """Only two of the bins are ever sorted: where the nucleus ends, and where the draw falls."""
+    bins = np.minimum(_ONE - (row.view(np.int32) >> 16), _BINS - 1)
+    upto = np.cumsum(np.bincount(bins, weights=row, minlength=_BINS))
+    last = min(int(np.searchsorted(upto, top_p)), int(bins.max()))
+    edge, reached = _within(row, bins, last, upto)
+    size = max(1, int(np.sum(reached - row[edge] < top_p)))
+    target = draw * float(reached[size - 1])
+    falls = min(int(np.searchsorted(upto, target, side="right")), last)
+    members, reached = (edge[:size], reached[:size]) if falls == last else _within(row, bins, falls, upto)
+    return int(members[min(int(np.searchsorted(reached, target, side="right")), len(members) - 1)])
+
+
+def _within(row: np.ndarray, bins: np.ndarray, chosen: int, upto: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a bin, likeliest first, and what the probabilities add up to with each of them."""
+    members = np.flatnonzero(bins == chosen)
+    members = members[np.argsort(-row[members], kind="stable")]
+    before = upto[chosen - 1] if chosen else 0.0
+    return members, before + np.cumsum(row[members], dtype=np.float64)

@@ -1,0 +1,127 @@
+"""How fast: the engine on pictures in memory, what the machine could do, and what other number formats change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from capfilt.engine.annotator import Annotator, Text
+from capfilt.engine.device import autocast
+from capfilt.models.vision import VisionConfig
+
+PACKAGES = ("capfilt", "torch", "numpy", "pillow", "pyarrow", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Load:
+    """Decoded pictures with the texts that came with them."""
+
+    pixels: Tensor
+    """[N, 3, S, S] normalised floats, on the device."""
+    uids: list[str]
+    web: list[list[str]]
+
+    def part(self, start: int, stop: int) -> Load:
+        """Some of them."""
+        return Load(self.pixels[start:stop], self.uids[start:stop], self.web[start:stop])
+
+    def annotated(self, annotator: Annotator, batch_size: int) -> list[list[Text]]:
+        """All of it through the engine."""
+        found = []
+        for start in range(0, len(self.uids), batch_size):
+            some = self.part(start, start + batch_size)
+            found += annotator.annotate(some.pixels, some.uids, some.web, seed=0, round_=0)
+        return found
+
+
+def seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """How long something takes, the device's part of it too."""
+    _wait(device)
+    begun = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - begun
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, config: VisionConfig, images: int) -> float:
+    """FLOP/s of the machine at the largest product of a vision transformer: the median of nine."""
+    x = torch.randn(images * config.num_tokens, config.width, device=device, dtype=dtype)
+    w = torch.randn(config.width, config.hidden, device=device, dtype=dtype)
+    with torch.inference_mode():
+        x @ w
+        took = statistics.median(seconds(device, lambda: x @ w) for _ in range(9))
+    return 2 * x.numel() * config.hidden / took
+
+
+def vision_flops(config: VisionConfig) -> int:
+    """Floating-point operations of one picture, a multiplication and an addition counted as two."""
+    tokens, width = config.num_tokens, config.width
+    block = tokens * width * (4 * width + 2 * config.hidden) + 2 * tokens * tokens * width
+    patches = (tokens - 1) * 3 * config.patch_size**2 * width
+    return 2 * (config.depth * block + patches)
+
+
+def agreement(annotator: Annotator, load: Load, dtype: torch.dtype, batch_size: int) -> dict[str, float]:
+    """What another number format or batch size changes against fp32 in one batch.
+
+    The share of generated tokens that are the same, and how far apart the scores of the web texts are.
+    """
+    device = load.pixels.device
+    one = load.annotated(annotator, len(load.uids))
+    with autocast(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
+        other = load.annotated(annotator, batch_size)
+    tokens = [(_tokens(annotator, a), _tokens(annotator, b)) for a, b in zip(one, other, strict=True)]
+    same = sum(int(np.sum(a[:, : b.shape[1]] == b[:, : a.shape[1]])) for a, b in tokens)
+    most = sum(len(a) * max(a.shape[1], b.shape[1]) for a, b in tokens)
+    pairs = [(a, b) for own, theirs in zip(one, other, strict=True) for a, b in zip(own, theirs, strict=True)]
+    web = [(a, b) for a, b in pairs if a.source == "web"]
+    return {
+        "equal_tokens": same / most,
+        "itm_error": max(abs(a.itm - b.itm) for a, b in web),
+        "itc_error": max(abs(a.itc - b.itc) for a, b in web),
+    }
+
+
+def _tokens(annotator: Annotator, texts: Sequence[Text]) -> np.ndarray:
+    """Ids of the written texts of an image [C, T]."""
+    written = [text.text for text in texts if text.source == "synthetic"]
+    ids, _ = annotator.captioner.tokenizer.encode(written, 1 << 16)
+    return ids
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The packages that figures depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,204 @@
+"""bench: how fast a stage is on this machine, with made-up models and pictures, and where its time goes.
+
+`annotate` is measured twice in turns: the whole stage from a tar to a committed Parquet, in this process, and the bare
+engine on the same pictures decoded in memory. Random weights cost what trained ones do, as long as they write texts of
+the same length: so every text has exactly `tokens` tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.sample import Sample
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.batches import pictures
+from capfilt.engine.clock import Clock
+from capfilt.engine.decode import DecodeConfig
+from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
+from capfilt.errors import UsageError
+from capfilt.evaluation import speed
+from capfilt.evaluation.speed import Load
+from capfilt.models import Blip, BlipConfig, weights
+from capfilt.models.text import Role
+from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, Work, web_texts
+from capfilt.reports.progress import Progress
+
+STAGES = ("annotate",)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class BenchConfig(Config):
+    """What is measured."""
+
+    model: str = "blip/small"
+    """A preset of `models/`, or a YAML; its weights are random."""
+    shared: bool = False
+    """Whether captioner and filter are one model. CapFilt's are fine-tuned apart: an image passes two vision towers."""
+    images: int = Field(default=64, ge=1)
+    width: int = Field(default=640, ge=16)
+    """Width of the pictures in the tar, pixels; they are three quarters as high."""
+    captions: int = Field(default=1, ge=1, le=1000)
+    tokens: int = Field(default=20, ge=4)
+    """Tokens of every text that is written."""
+    method: Literal["nucleus", "greedy", "beam"] = "nucleus"
+    batch_size: int = Field(default=16, ge=1)
+    precision: Precision = "auto"
+    repeats: int = Field(default=5, ge=1)
+    """Medians are of so many."""
+    compared: int = Field(default=16, ge=2)
+    """On so many images bf16 and batches of one are held against fp32; fp32 runs of them cost time too."""
+
+    def annotate(self) -> AnnotateConfig:
+        """The settings of the stage."""
+        beams = max(3, self.captions)
+        decode = DecodeConfig(method=self.method, beams=beams, max_length=self.tokens + 1, min_length=self.tokens)
+        return AnnotateConfig(
+            captions=self.captions, decode=decode, batch_size=self.batch_size, precision=self.precision
+        )
+
+
+def run(stage: str, sets: Sequence[str], show: Progress) -> dict[str, Any]:
+    """The verb: measure a stage; the answer is the whole record."""
+    if stage not in STAGES:
+        raise UsageError(f"there is no benchmark of {stage!r}; there are: {', '.join(STAGES)}.")
+    config = configs.build(BenchConfig, sets)
+    architecture = configs.read(presets.find("models", config.model), BlipConfig)
+    with tempfile.TemporaryDirectory() as scratch:
+        return bench_annotate(config, architecture, Path(scratch), show)
+
+
+def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, show: Progress) -> dict[str, Any]:
+    """Measure the stage and the bare engine in turns."""
+    device = pick_device()
+    dtype = pick_dtype(config.precision, device)
+    roles = make_models(architecture, folder, config.shared)
+    url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
+    clock = Clock(device)
+    work = Work(make_job(config, roles, folder / "run"), device, clock)
+    (load,) = [
+        Load(batch.on(device), [sample.uid for sample in batch.samples], [web_texts(s) for s in batch.samples])
+        for batch in pictures(url, config.images, architecture.vision.image_size)
+    ]
+    stage, bare, shares = [], [], []
+    with show.stage("bench annotate", config.repeats + 1) as line, autocast(device, dtype):
+        for i in range(config.repeats + 1):
+            clock.seconds.clear()
+            took = speed.seconds(device, lambda: work.shard(url))
+            spent, work.annotator.clock = dict(clock.seconds), None
+            alone = speed.seconds(device, lambda: load.annotated(work.annotator, config.batch_size))
+            work.annotator.clock = clock
+            if i:  # the first time is for warming up
+                stage.append(took)
+                bare.append(alone)
+                shares.append({name: part / took for name, part in spent.items()})
+            line.move(i + 1, f"{config.images / took:.1f} images/s")
+    some = load.part(0, config.compared)
+    changed = {
+        "batches_of_one": speed.agreement(work.annotator, some, torch.float32, 1),
+        "bf16": speed.agreement(work.annotator, some, torch.bfloat16, config.batch_size),
+    }
+    passes = 1 if work.annotator.shared_vision else 2
+    rate = speed.matmul_rate(device, dtype, architecture.vision, config.batch_size)
+    floor = config.images * passes * speed.vision_flops(architecture.vision) / rate
+    figures = _figures(config, _texts(load), stage, bare, shares, floor)
+    sizes = {"architecture": architecture.model_dump(mode="json"), "matmul_gflops": rate / 1e9, "dtype": str(dtype)}
+    setup = {**config.model_dump(mode="json"), **sizes}
+    runs = {"stage_seconds": stage, "bare_seconds": bare}
+    about = {"machine": speed.machine(device), "versions": speed.versions()}
+    return {"stage": "annotate", **figures, "against_fp32": changed, "setup": setup, "runs": runs, **about}
+
+
+def _figures(
+    config: BenchConfig,
+    web: int,
+    stage: list[float],
+    bare: list[float],
+    shares: list[dict[str, float]],
+    floor: float,
+) -> dict[str, Any]:
+    """Medians; `share` is of the stage's time, `decode` of it runs in threads beside the rest."""
+    one, other = statistics.median(stage), statistics.median(bare)
+    share = {name: statistics.median(own.get(name, 0.0) for own in shares) for name in shares[0]}
+    share["other"] = 1 - sum(part for name, part in share.items() if name != "decode")
+    return {
+        "images_per_second": config.images / one,
+        "captions_per_second": config.images * config.captions / one,
+        "pairs_per_second": (web + config.images * config.captions) / one,
+        "bare_images_per_second": config.images / other,
+        "ratio": {"stage_of_bare": other / one, "vision_floor_of_stage": floor / one},
+        "share": share,
+    }
+
+
+def _texts(load: Load) -> int:
+    return sum(map(len, load.web))
+
+
+def make_models(architecture: BlipConfig, folder: Path, shared: bool) -> tuple[Path, Path]:
+    """A captioner and a filter with random weights, as folders; one for both where they are shared."""
+    parts: dict[str, tuple[Role, ...]] = {"captioner": ("decoder",), "filter": ("encoder",)}
+    if shared:
+        parts = {"both": ("encoder", "decoder")}
+    tokenizer = made_up_words(architecture.text.vocab_size)
+    for seed, (name, roles) in enumerate(parts.items()):
+        torch.manual_seed(seed)
+        text = architecture.text.model_copy(update={"roles": roles})
+        weights.save(Blip(architecture.model_copy(update={"text": text})), folder / name)
+        tokenizer.save(folder / name)
+    names = list(parts)
+    return folder / names[0], folder / names[-1]
+
+
+def made_up_words(size: int) -> Tokenizer:
+    """A vocabulary of so many tokens, each a word of its own: what is written has as many tokens when it is read."""
+    return Tokenizer([*SPECIAL, *(f"w{i}" for i in range(size - len(SPECIAL) - 2))])
+
+
+def make_shard(path: Path, config: BenchConfig, vocabulary: int) -> str:
+    """A tar of pictures with the grain of photographs, JPEG as the web has them, each with a text of 4 to 16 words."""
+    samples = []
+    for i in range(config.images):
+        random = np.random.default_rng(i)
+        words = random.integers(0, vocabulary - len(SPECIAL) - 2, random.integers(4, 17))
+        text = " ".join(f"w{word}" for word in words)
+        samples.append(Sample(f"{i:06d}", _photo(config.width, random), "jpg", text, {}))
+    shards.write(path, samples)
+    return str(path)
+
+
+def _photo(width: int, random: np.random.Generator) -> bytes:
+    height = width * 3 // 4
+    coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    grain = random.normal(0, 6, (height, width, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def make_job(config: BenchConfig, roles: tuple[Path, Path], out: Path) -> AnnotateJob:
+    """The job of the stage."""
+    return AnnotateJob(
+        out=out,
+        captioner=roles[0],
+        filter=roles[1],
+        captioner_fingerprint=weights.fingerprint(roles[0]),
+        filter_fingerprint=weights.fingerprint(roles[1]),
+        config=config.annotate(),
+        seed=0,
+        round=0,
+    )

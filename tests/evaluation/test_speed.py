@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.annotator import Annotator
+from capfilt.engine.captioner import Captioner
+from capfilt.engine.decode import DecodeConfig
+from capfilt.engine.filter import Filter
+from capfilt.evaluation import speed
+from capfilt.evaluation.speed import Load
+from capfilt.models import Blip
+from capfilt.models.vision import VisionConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def annotator(small_blip: Callable[..., Blip]) -> Annotator:
+    model, tokenizer = small_blip(), Tokenizer.load("world")
+    config = DecodeConfig(min_length=9, max_length=10)
+    return Annotator(Captioner(model, tokenizer, config, 2), Filter(model, tokenizer, 16))
+
+
+@pytest.fixture(scope="module")
+def load() -> Load:
+    pixels = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Load(pixels, [f"{i:032x}" for i in range(6)], [["a red circle"]] * 6)
+
+
+def test_a_load_goes_through_the_engine_in_batches(annotator: Annotator, load: Load) -> None:
+    found = load.annotated(annotator, 4)
+    assert [text.text for own in found for text in own] == [
+        text.text for own in load.annotated(annotator, 6) for text in own
+    ]
+    assert [len(own) for own in found] == [3] * 6
+
+
+def test_fp32_agrees_with_itself_and_bf16_nearly(annotator: Annotator, load: Load) -> None:
+    alone = speed.agreement(annotator, load, torch.float32, 1)
+    assert alone["equal_tokens"] == 1
+    assert max(alone["itm_error"], alone["itc_error"]) < 1e-5
+    coarse = speed.agreement(annotator, load, torch.bfloat16, 6)
+    assert 1e-6 < coarse["itc_error"] < 0.1
+    assert 0.1 < coarse["equal_tokens"] <= 1
+
+
+def test_flops_are_those_of_vit_b() -> None:
+    """ViT-B/16 at 224 px is known for 17.6 billion multiplications and additions of a picture (DeiT, Table 5)."""
+    config = VisionConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, hidden=3072)
+    assert speed.vision_flops(config) / 2 == pytest.approx(17.6e9, rel=0.01)
+
+
+def test_the_machine_multiplies_and_says_what_it_is() -> None:
+    config = VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2, hidden=32)
+    assert speed.matmul_rate(CPU, torch.float32, config, 4) > 0
+    assert speed.machine(CPU)["device"] == "cpu"
+    assert speed.machine(CPU)["threads"] == torch.get_num_threads()
+    assert speed.versions()["torch"] == torch.__version__
