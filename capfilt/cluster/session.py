@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,7 +138,7 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
         options |= {"address": address}
     try:
         _knock(address)
-        with environment(_QUIET):
+        with environment(_QUIET), _own_sigterm():
             ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(_no_answer(address, error)) from error
@@ -153,6 +155,17 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for key in mine:
             os.environ.pop(key, None)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what the caller does on SIGTERM, which `ray.init` replaces by an exit of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check(address: str, cpus: int | None) -> None:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
+from capfilt.reports import lock
 from capfilt.reports.ledger import PART, atomic, sweep, write_json
 
 MIN_FREE_BYTES = 100_000_000
+_EARLY = ("recipe.yaml",)  # what may lie there before the plan does
 _SHOWN = 5  # changed keys named in the refusal of another plan
 
 
@@ -34,22 +36,20 @@ class Run:
 
     @classmethod
     def open(cls, out: Path, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES) -> Run:
-        """Create the run folder, or take up the one that has the same plan.
+        """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
-        Raises RunError for another plan (naming what changed), for a folder that holds something else, and
-        where less than `min_free_bytes` are free.
+        Raises RunError for another plan (naming what changed), for a folder that holds something else, where
+        less than `min_free_bytes` are free, and where another driver works. `lock.release_all` lets go of it.
         """
         wanted = json.loads(json.dumps(plan))
         try:
             _check_space(out, min_free_bytes)
             out.mkdir(parents=True, exist_ok=True)
+            _check(out, wanted)  # before the lock: a folder that is not ours stays as it is
+            lock.hold(out)
             sweep(out)
-            resumed = (out / "plan.json").is_file()
-            if resumed:
-                _check_plan(out, wanted)
-            else:
-                _check_empty(out)
+            if not (resumed := _check(out, wanted)):
                 write_json(out / "plan.json", wanted)
             recipe = out / "recipe.yaml"
             # Compared, not assumed: a kill may have fallen between the two files.
@@ -103,8 +103,18 @@ def _check_space(out: Path, min_free_bytes: int) -> None:
         )
 
 
+def _check(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder is a run with this plan; RunError for one with another, and for something else."""
+    if not (out / "plan.json").is_file():
+        _check_empty(out)
+        return False
+    _check_plan(out, wanted)
+    return True
+
+
 def _check_empty(out: Path) -> None:
-    held = sorted(e.name for e in out.iterdir() if e.name != "recipe.yaml" and not e.name.startswith(PART))
+    names = (entry.name for entry in out.iterdir())
+    held = sorted(n for n in names if n not in _EARLY and not n.startswith(PART) and not lock.PATTERN.fullmatch(n))
     if held:
         what = f"{held[0]!r} and more" if held[1:] else repr(held[0])
         raise RunError(
