@@ -30,6 +30,9 @@ VERBS = (
     look.evaluate,
     look.show,
     look.export,
+    look.status,
+    look.verify,
+    look.explain,
 )
 """In the order in which `--help` lists them."""
 

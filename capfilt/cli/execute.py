@@ -14,6 +14,7 @@ from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from capfilt.config import C
     from capfilt.reports.progress import Progress
@@ -68,6 +69,13 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def forked(out: Path, fork: Path | None) -> Path:
+    """The run folder to work in: `out`, or the fork of it that `--fork` asks for."""
+    from capfilt.reports import run
+
+    return run.fork(out, fork) if fork else out
 
 
 def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:

@@ -10,6 +10,7 @@ import typer
 from capfilt import config as configs
 from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Debug, Json, Sets
+from capfilt.cli.tables import print_status, print_verified
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
@@ -85,5 +86,78 @@ def show(
         if not as_json:
             typer.echo(configs.to_yaml(config), nl=False)
         return config.model_dump(mode="json")
+
+    execute(work, as_json, debug, show_result=False)
+
+
+def status(
+    run: Annotated[Path, typer.Argument(help="A run folder: what was an --out.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How far a run is: per stage what is done, the rate, the time left, failures by reason. Needs no Ray.
+
+    Example: `capfilt status runs/demo`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import status as story
+
+        told = story.run(run)
+        if not as_json:
+            print_status(told)
+        return told
+
+    execute(work, as_json, debug, show_result=False)
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder: what was an --out.")],
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Withdraw what does not hold: the command that made it does it again.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read again and hash everything that a run committed, check the balance, and name what does not hold.
+
+    Leaves with 1 where something does not hold, unless `--mend` withdrew it.
+
+    Example: `capfilt verify runs/demo --mend`
+    """
+    broken: list[Any] = []
+
+    def work(show: Progress) -> Any:
+        from capfilt.pipelines import verify as story
+
+        told = story.run(run, mend, show)
+        broken.extend(told["broken"])
+        if not as_json:
+            print_verified(told)
+        return told
+
+    execute(work, as_json, debug, show_result=False)
+    if broken and not mend:
+        raise typer.Exit(1)
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="A run folder: what was an --out.")],
+    image: Annotated[str, typer.Argument(help="The key, the uid or the sha256 of an image.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What happened to one image: every text, its scores, which model wrote and judged it, the verdict and why.
+
+    Example: `capfilt explain runs/demo 000000012`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import explain as story
+
+        told = story.run(run, image)
+        if not as_json:
+            typer.echo("\n".join(story.story(told)))
+        return told
 
     execute(work, as_json, debug, show_result=False)

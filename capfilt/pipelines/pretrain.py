@@ -27,6 +27,7 @@ from capfilt.objectives.step import NEEDS
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
+from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
@@ -126,6 +127,7 @@ def run_training(
         if ledger.completion("model", wanted) is not None:
             line.resume(job.train.steps)
             return job.model_folder
+        begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
         fit(
             session,
             train_here,

@@ -19,10 +19,10 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.reports import lock
-from capfilt.reports.ledger import PART, atomic, sweep, write_json
+from capfilt.reports.ledger import FORK, PART, atomic, sweep, write_json
 
 MIN_FREE_BYTES = 100_000_000
-_EARLY = ("recipe.yaml",)  # what may lie there before the plan does
+_EARLY = ("recipe.yaml", FORK)  # what may lie there before the plan does
 _SHOWN = 5  # changed keys named in the refusal of another plan
 
 
@@ -93,6 +93,25 @@ class Run:
         write_json(self.folder / "summary.json", dict(summary))
 
 
+def fork(old: Path, new: Path) -> Path:
+    """Make `new` the folder of a run that takes over from run `old` every piece of work that it asks for and that
+    holds there; returns `new`. Nothing in `old` is touched, nothing is taken before it is asked for.
+    """
+    source = Run.load(old).folder.resolve()
+    where = new.resolve()
+    if where == source or where.is_relative_to(source) or source.is_relative_to(where):
+        raise RunError(f"{new} lies in {old} or is it; a fork is a run of its own: choose another folder for --fork.")
+    if not (new / FORK).is_file() and not (new / "plan.json").is_file():
+        new.mkdir(parents=True, exist_ok=True)
+        _check_empty(new)
+        lock.hold(new)
+        write_json(new / FORK, {"from": str(source)})
+    found = json.loads((new / FORK).read_bytes())["from"] if (new / FORK).is_file() else "no other run"
+    if found != str(source):
+        raise RunError(f"{new} is a run already, forked from {found}; choose another folder for --fork.")
+    return new
+
+
 def _check_space(out: Path, min_free_bytes: int) -> None:
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -128,7 +147,8 @@ def _check_plan(out: Path, wanted: dict[str, Any]) -> None:
         more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
         raise RunError(
             f"{out} was planned otherwise: {'; '.join(changes[:_SHOWN])}{more}."
-            " Use another --out, or go back to what was planned."
+            " Use another --out, or go back to what was planned; --fork NEW_OUT begins a new run that takes over"
+            " from this one whatever still holds."
         )
 
 
