@@ -32,18 +32,24 @@ _QUIET = {
 }
 
 
+# What Ray says of a worker whose node died, and of one that was asked to go.
+_MACHINE = ("its node has died", "node was terminated", "The process receives a SIGTERM")
+
+
 @dataclass(frozen=True)
 class Trouble:
     """An exception of another process, as text: its own object might not survive the journey.
 
     `refusal` is the class of a CapfiltError, whose message is meant for a person; None is an accident.
-    `died` says that the process is gone, which may be nobody's fault.
+    `died` says that the process is gone, and `blameless` that this was the machine's doing: a node that was lost, a
+    preemption.
     """
 
     line: str
     trace: str = ""
     refusal: type[CapfiltError] | None = None
     died: bool = False
+    blameless: bool = False
 
     @classmethod
     def of(cls, error: Exception) -> Trouble:
@@ -56,7 +62,9 @@ class Trouble:
     @classmethod
     def death(cls, error: Exception) -> Trouble:
         """Describe the end of a process from what Ray says of it."""
-        return cls(_one_line(str(error)), died=True)
+        line = " ".join(str(error).split())
+        blameless = getattr(error, "preempted", False) or any(words in line for words in _MACHINE)
+        return cls(_one_line(line), died=True, blameless=blameless)
 
     def as_error(self, what: str) -> CapfiltError:
         """The exception to raise: a refusal as it was, an accident of `what` as a ClusterError.

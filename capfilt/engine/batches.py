@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,12 +26,14 @@ class Pictures:
     faults: list[Fault]
 
 
-def pictures(url: str, batch_size: int, image_size: int, threads: int = 2) -> Iterator[Pictures]:
-    """Read a shard; every key of it is in exactly one batch, as a sample or as a fault."""
+def pictures(
+    url: str | Iterable[Sample | Fault], batch_size: int, image_size: int, threads: int = 2
+) -> Iterator[Pictures]:
+    """Read a shard, or what was read of one; every key of it is in exactly one batch, as a sample or as a fault."""
     waiting: deque[Future[Sample | Fault] | Future[tuple[Sample, np.ndarray] | Fault]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         taken: list[tuple[Sample, np.ndarray] | Fault] = []
-        for item in shards.read(url):
+        for item in shards.read(url) if isinstance(url, str) else url:
             waiting.append(pool.submit(_decode, item, image_size))
             if len(waiting) > 3 * batch_size:
                 taken.append(waiting.popleft().result())  # type: ignore[arg-type]

@@ -12,7 +12,8 @@ from typing import Protocol
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources, spread
 from capfilt.errors import RunError, UsageError
-from capfilt.reports import lock, stages
+from capfilt.pipelines.hunt import TRIES, Hunt
+from capfilt.reports import lock, poison, stages
 from capfilt.reports.ledger import Ledger
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
@@ -31,7 +32,10 @@ class StageJob(Protocol):
         """The fingerprint of everything that decides the item's outcome."""
 
     def open(self) -> Callable[[str], str]:
-        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line."""
+        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line.
+
+        With `divisible = True` in the job the answer is a `hunt.Divisible`, and a sample that kills is found.
+        """
 
 
 def run_stage(
@@ -52,17 +56,26 @@ def run_stage(
     if todo:
         stages.begin(ledger, stages.Plan(label, len(items), len(items) - len(todo)), count.identities)
     failures: dict[str, str] = {}
+    hunt = Hunt(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
         line.resume(count.num)
-        for end in spread(session, job, list(todo), resources):
-            name = todo[end.item]
-            error = end.error
-            if error is None and not count.done(name):
-                error = f"{name} was done, but its outputs are not there any more"
-            if error is not None:
-                failures[end.item] = error
-                stages.failed(ledger, name, error)
-            line.move(count.num, end.result or "")
+        pending = list(todo)
+        while pending:
+            deadly: list[str] = []
+            for end in spread(session, job, pending, resources, TRIES if hunt.divisible else 3):
+                name, error = todo[end.item], end.error
+                if end.deaths and hunt.worthwhile(end.item):
+                    deadly.append(end.item)
+                    continue
+                if error is None and not count.done(name):
+                    error = f"{name} was done, but its outputs are not there any more"
+                if error is not None:
+                    failures[end.item] = error
+                    stages.failed(ledger, name, error)
+                line.move(count.num, end.result or "")
+            for item in deadly:
+                hunt.find(item, todo[item], count.identities[todo[item]])
+            pending = deadly
     if failures:
         item, error = next(iter(failures.items()))
         which = f"{len(failures)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
@@ -107,6 +120,7 @@ def retry(out: Path, stage: str, what: str) -> int:
         if ledger.stage == stage and done.tally.samples["failed"]
     ]
     for ledger, shard in again:
+        poison.forget(ledger, shard)
         ledger.withdraw(shard)
     return len(again)
 
