@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,8 +32,11 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
     from capfilt.reports.progress import Progress
 
     before = signal.signal(signal.SIGTERM, _terminate)
+    # Ray tells of dead workers on stdout, which is the result's alone.
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
-        result = work(Progress(quiet=as_json))
+        with aside:
+            result = work(Progress(quiet=as_json))
     except KeyboardInterrupt as interrupt:
         if why := lock.lost():
             typer.echo(f"error: {why}; this command stops, what it committed stays", err=True)
