@@ -25,6 +25,8 @@ import pytest
 SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
 NUM_SHARDS, PER_SHARD = 40, 5
 HERE = Path(__file__).parent
+IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""How long Ray waits for a head that is gone before it ends the driver; a minute where nobody says otherwise."""
 
 Bytes = dict[str, bytes]
 
@@ -129,9 +131,10 @@ class Driver:
         self.pids.mkdir(exist_ok=True)
         words = [*self.words, "--out", self.out, "--pids", self.pids, *more]
         path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+        own = {**os.environ, "PYTHONPATH": path, **IMPATIENT}
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys, toy; sys.exit(toy.main())", *map(str, words)],
-            env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         return self
 
