@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo test check format clean
+.PHONY: .venv demo test test-faults check format clean
 
 .venv: .venv/.stamp
 
@@ -20,6 +20,10 @@ demo: .venv/.stamp
 
 test: .venv/.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Every fault with ten seeds, up to 15 minutes; writes docs/faults.md.
+test-faults: .venv/.stamp
+	@CAPFILT_FAULTS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults
 
 check: .venv/.stamp
 	@$(BIN)/ruff format --check -q .

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import look, work
+from capfilt.cli import look, runs, work
 
 app = typer.Typer(
     name="capfilt",
@@ -31,6 +31,9 @@ VERBS = (
     look.show,
     look.export,
     look.bench,
+    runs.status,
+    runs.verify,
+    runs.explain,
 )
 """In the order in which `--help` lists them."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,20 +16,33 @@ from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from capfilt.config import C
     from capfilt.reports.progress import Progress
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it some seconds before it kills: leave as on Ctrl-C."""
+
+
 def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
     """Run a verb and print its result; what a person can put right becomes one line and an exit code."""
+    from capfilt.reports import lock
     from capfilt.reports.progress import Progress
 
+    before = signal.signal(signal.SIGTERM, _terminate)
+    # Ray tells of dead workers on stdout, which is the result's alone.
+    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
-        result = work(Progress(quiet=as_json))
-    except KeyboardInterrupt:
+        with aside:
+            result = work(Progress(quiet=as_json))
+    except KeyboardInterrupt as interrupt:
+        if why := lock.lost():
+            typer.echo(f"error: {why}; this command stops, what it committed stays", err=True)
+            raise typer.Exit(1) from None
         typer.echo("interrupted: run the same command again to go on", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
     except CapfiltError as error:
         if debug:
             raise
@@ -37,11 +53,18 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
             raise
         typer.echo(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
         raise typer.Exit(1) from None
+    finally:
+        lock.release_all()
+        signal.signal(signal.SIGTERM, before)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     elif show_result:
         for name, value in leaves(result):
             typer.echo(f"{name:<28} {value}")
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise Terminated
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -51,6 +74,13 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def forked(out: Path, fork: Path | None) -> Path:
+    """The run folder to work in: `out`, or the fork of it that `--fork` asks for."""
+    from capfilt.reports import run
+
+    return run.fork(out, fork) if fork else out
 
 
 def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:

@@ -1,4 +1,4 @@
-"""The verbs that look: at a model, a recipe, a run, a machine; they change nothing that was made."""
+"""The verbs that look at a model, a recipe or a machine; they change nothing that was made."""
 
 from __future__ import annotations
 

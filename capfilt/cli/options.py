@@ -8,6 +8,12 @@ from typing import Annotated
 import typer
 
 Out = Annotated[Path, typer.Option("--out", help="The run folder. The same command on the same folder resumes.")]
+Fork = Annotated[
+    Path | None,
+    typer.Option(
+        "--fork", metavar="NEW_OUT", help="Begin a new run there that takes over from --out whatever still holds."
+    ),
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")]
 Address = Annotated[
     str,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.cli.execute import execute, read_recipe
-from capfilt.cli.options import Address, Debug, Json, Out, Sets
+from capfilt.cli.execute import execute, forked, read_recipe
+from capfilt.cli.options import Address, Debug, Fork, Json, Out, Sets
+from capfilt.cli.tables import print_rounds
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
@@ -24,6 +25,7 @@ def bootstrap(
         typer.Option("--out", help="The run folder [default: runs/RECIPE]. The same command resumes it."),
     ] = None,
     sets: Sets = None,
+    fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -37,9 +39,9 @@ def bootstrap(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import bootstrap as story
 
-        folder = out or Path("runs") / Path(recipe).stem
         own = [] if rounds is None else [f"rounds={rounds}"]
         config = read_recipe("bootstrap", recipe, story.BootstrapConfig, [*(sets or []), *own])
+        folder = forked(out or Path("runs") / Path(recipe).stem, fork)
         summary = story.run(address, config, folder, show)
         if not as_json:
             print_rounds(summary)
@@ -53,6 +55,7 @@ def pretrain(
     recipe: Annotated[str, typer.Argument(help="A preset of pipelines/pretrain/, or a YAML.")],
     out: Out,
     sets: Sets = None,
+    fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -65,7 +68,8 @@ def pretrain(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import pretrain as story
 
-        return story.run(address, read_recipe("pretrain", recipe, story.PretrainConfig, sets or []), out, show)
+        config = read_recipe("pretrain", recipe, story.PretrainConfig, sets or [])
+        return story.run(address, config, forked(out, fork), show)
 
     execute(work, as_json, debug)
 
@@ -86,6 +90,10 @@ def annotate(
     gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
     ] = None,
+    retry: Annotated[
+        str | None, typer.Option(metavar="failed", help="failed: do the shards again in which samples failed.")
+    ] = None,
+    fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -97,9 +105,13 @@ def annotate(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import annotate as story
+        from capfilt.pipelines import stage
 
+        folder = forked(out, fork)
+        if retry is not None:
+            stage.retry(folder, "annotate", retry)
         own = [] if captions is None else [f"captions={captions}"]
-        return story.run(address, shards, (captioner, filter_), out, seed, [*(sets or []), *own], gpus, show)
+        return story.run(address, shards, (captioner, filter_), folder, seed, [*(sets or []), *own], gpus, show)
 
     execute(work, as_json, debug)
 
@@ -122,6 +134,7 @@ def select(
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
     filter_: Annotated[Path | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
+    fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -134,39 +147,6 @@ def select(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import select as story
 
-        return story.run(address, shards, annotations, out, sets or [], (val, filter_), show)
+        return story.run(address, shards, annotations, forked(out, fork), sets or [], (val, filter_), show)
 
     execute(work, as_json, debug)
-
-
-def print_rounds(summary: dict[str, Any]) -> None:
-    """One row per round; a figure that was not measured is a dash."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = {
-        "round": lambda r: str(r["round"]),
-        "kept web": lambda r: _share(r, "web"),
-        "kept synthetic": lambda r: _share(r, "synthetic"),
-        "filter AUC": lambda r: _figure(r.get("filter", {}).get("auc"), 3),
-        "precision": lambda r: _figure(r.get("filter", {}).get("precision"), 3),
-        "recall": lambda r: _figure(r.get("filter", {}).get("recall"), 3),
-        "TR@1": lambda r: _figure(r.get("retrieval", {}).get("tr@1"), 1),
-        "IR@1": lambda r: _figure(r.get("retrieval", {}).get("ir@1"), 1),
-        "CIDEr": lambda r: _figure(r.get("captioning", {}).get("cider"), 1),
-        "seconds": lambda r: _figure(r["seconds"], 0),
-    }
-    table = Table(*columns, title="CapFilt by round")
-    for entry in summary["rounds"]:
-        table.add_row(*(column(entry) for column in columns.values()))
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)  # a pipe has no width to keep to
-
-
-def _share(entry: dict[str, Any], source: str) -> str:
-    noise = entry.get("noise_ratio", {}).get(source)
-    return "-" if noise is None else f"{entry['kept'].get(source, 0)} ({1 - noise:.0%})"
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

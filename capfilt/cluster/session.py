@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,18 +39,24 @@ SAME_ANSWERS = {
 """Environment of every process that computes: the answer must not depend on where it was found."""
 
 
+# What Ray says of a worker whose node died, and of one that was asked to go.
+_MACHINE = ("its node has died", "node was terminated", "The process receives a SIGTERM")
+
+
 @dataclass(frozen=True)
 class Trouble:
     """An exception of another process, as text: its own object might not survive the journey.
 
     `refusal` is the class of a CapfiltError, whose message is meant for a person; None is an accident.
-    `died` says that the process is gone, which may be nobody's fault.
+    `died` says that the process is gone, and `blameless` that this was the machine's doing: a node that was lost, a
+    preemption.
     """
 
     line: str
     trace: str = ""
     refusal: type[CapfiltError] | None = None
     died: bool = False
+    blameless: bool = False
 
     @classmethod
     def of(cls, error: Exception) -> Trouble:
@@ -61,7 +69,9 @@ class Trouble:
     @classmethod
     def death(cls, error: Exception) -> Trouble:
         """Describe the end of a process from what Ray says of it."""
-        return cls(_one_line(str(error)), died=True)
+        line = " ".join(str(error).split())
+        blameless = getattr(error, "preempted", False) or any(words in line for words in _MACHINE)
+        return cls(_one_line(line), died=True, blameless=blameless)
 
     def as_error(self, what: str) -> CapfiltError:
         """The exception to raise: a refusal as it was, an accident of `what` as a ClusterError.
@@ -146,7 +156,7 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
         options |= {"address": address, "runtime_env": {"env_vars": SAME_ANSWERS}}
     try:
         _knock(address)
-        with environment(_QUIET):
+        with environment(_QUIET), _own_sigterm():
             ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(_no_answer(address, error)) from error
@@ -163,6 +173,17 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for key in mine:
             os.environ.pop(key, None)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what the caller does on SIGTERM, which `ray.init` replaces by an exit of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check(address: str, cpus: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,13 @@ CRASHES = 2
 """How often an item may raise what is no CapfiltError before that counts as its answer."""
 
 
+HANGS = 2
+"""How often an item may take longer than its limit."""
+
+BLAMELESS = 100
+"""How often an item may lose its worker for reasons of the machine's before it is blamed after all."""
+
+
 class Resources(Config):
     """What one worker of a job needs."""
 
@@ -37,6 +45,8 @@ class Resources(Config):
     gpus: float = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
     """How many workers; 0 = as many as fit."""
+    limit: float = Field(default=0, ge=0)
+    """Seconds that an item may take; 0 = as long as it likes. Held on Ray only: nobody watches a lone process."""
 
 
 class Job(Protocol[R_co]):
@@ -55,6 +65,8 @@ class Done(Generic[R]):
     item: str
     result: R | None = None
     error: str | None = None
+    deaths: int = 0
+    """How many workers died of it; with an `error` only."""
 
 
 def spread(
@@ -68,7 +80,8 @@ def spread(
 
     A CapfiltError of an item is its answer at once, since another try would say the same. After any other
     exception the item is tried once more, on another worker where there is one; after a worker's death,
-    up to `tries` times in all. Closing the generator early kills the workers.
+    up to `tries` times in all, not counting those of a node that was lost or taken away. An item that takes longer
+    than its limit is tried once more, by a new worker. Closing the generator early kills the workers.
     Raises ClusterError where the job cannot be opened or placed.
     """
     if session.local:
@@ -155,6 +168,8 @@ def _set_threads(threads: int) -> None:
 class _Task:
     item: str
     deaths: int = 0
+    losses: int = 0  # of workers by no fault of its own
+    hangs: int = 0
     crashes: int = 0
     avoid: str = ""  # the worker on which it raised
 
@@ -167,6 +182,12 @@ class _Seat:
     actor: Any
     opened: bool = False
     calls: dict[Any, _Task | None] = field(default_factory=dict)
+    since: float = 0.0  # when its oldest call began, in monotonic seconds
+
+    @property
+    def task(self) -> _Task | None:
+        """What it works on; None while it opens the job, and while it has nothing to do."""
+        return next(iter(self.calls.values()), None)
 
 
 class _Pool(Generic[R]):
@@ -178,6 +199,8 @@ class _Pool(Generic[R]):
         self._job = job
         self._size = size
         self._tries = tries
+        self._limit = needs.limit
+        self._left = 0
         self._threads = max(1, int(needs.cpus))
         self._kind = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)(Worker)
         # Names are for people, yet unique in a namespace: one for each pool, so that the next may start at 0.
@@ -193,19 +216,43 @@ class _Pool(Generic[R]):
         import ray
 
         self._waiting.extend(_Task(item) for item in items)
+        self._left = len(items)
         for _ in range(self._size):
             self._hire()
-        while self._calls:
-            [ready], _ = ray.wait(list(self._calls), num_returns=1)
-            seat = self._calls[ready]
-            # The seat's oldest call rather than the one that is ready: when a worker dies, the call that
-            # waited may fail first, and its item would be blamed for what the running one did.
-            call, task = next(iter(seat.calls.items()))
-            if task is None:
-                self._opened(seat, call)
-            elif (done := self._answered(seat, task, call)) is not None:
-                yield done
+        # Not "while there are calls": a worker for which there is no place any more would be waited for for ever.
+        while self._left:
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._patience())
+            ends = [self._end(self._calls[call]) for call in ready] or self._overdue()
+            for done in ends:
+                if done is not None:
+                    self._left -= 1
+                    yield done
             self._feed()
+
+    def _end(self, seat: _Seat) -> Done[R] | None:
+        # The seat's oldest call rather than the one that is ready: when a worker dies, the call that
+        # waited may fail first, and its item would be blamed for what the running one did.
+        call, task = next(iter(seat.calls.items()))
+        if task is None:
+            self._opened(seat, call)
+            return None
+        return self._answered(seat, task, call)
+
+    def _patience(self) -> float | None:
+        """Seconds until the next item is overdue."""
+        running = [seat.since for seat in self._seats if seat.task] if self._limit else []
+        return max(0.0, min(running) + self._limit - time.monotonic()) if running else self._limit or None
+
+    def _overdue(self) -> list[Done[R] | None]:
+        """End the workers whose item takes too long; the item has another try, with a new worker."""
+        now, ends = time.monotonic(), []
+        for seat in list(self._seats):
+            task = seat.task
+            if task is None or not self._limit or now - seat.since < self._limit:
+                continue
+            task.hangs += 1
+            ends.append(self._vacate(seat, task, task.hangs >= HANGS, f"took longer than {self._limit:g} s, twice"))
+        return ends
 
     def close(self) -> None:
         """Kill every worker. What it was doing is lost, as it would be by any other death."""
@@ -230,11 +277,14 @@ class _Pool(Generic[R]):
                     self._call(seat, seat.actor.work.remote(task.item), task)
 
     def _call(self, seat: _Seat, call: Any, task: _Task | None) -> None:
+        if not seat.calls:
+            seat.since = time.monotonic()
         seat.calls[call] = task
         self._calls[call] = seat
 
     def _returned(self, seat: _Seat, call: Any) -> None:
         del seat.calls[call], self._calls[call]
+        seat.since = time.monotonic()
 
     def _take(self, seat: _Seat) -> _Task | None:
         for task in self._waiting:
@@ -285,14 +335,19 @@ class _Pool(Generic[R]):
 
     def _died(self, seat: _Seat, task: _Task, trouble: Trouble) -> Done[R] | None:
         """Blame the item that ran; the one behind it had no part in this."""
-        task.deaths += 1
-        hopeless = task.deaths >= self._tries
+        if trouble.blameless and task.losses < BLAMELESS:
+            task.losses += 1
+        else:
+            task.deaths += 1
+        why = f"killed its worker {task.deaths} times, the last so: {trouble.line}"
+        return self._vacate(seat, task, task.deaths >= self._tries, why)
+
+    def _vacate(self, seat: _Seat, task: _Task, hopeless: bool, why: str) -> Done[R] | None:
+        """Replace a worker; what it held goes back, but for its item where that is hopeless."""
         back = [other for other in seat.calls.values() if other and not (hopeless and other is task)]
         self._waiting.extendleft(reversed(back))
         self._replace(seat)
-        if not hopeless:
-            return None
-        return Done(task.item, error=f"killed its worker {task.deaths} times, the last so: {trouble.line}")
+        return Done(task.item, error=why, deaths=task.deaths) if hopeless else None
 
     def _replace(self, seat: _Seat) -> None:
         self._seats.remove(seat)

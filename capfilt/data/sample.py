@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,6 +58,12 @@ class Fault:
 
     key: str
     reason: str
+
+
+def leave_out(items: Iterable[Sample | Fault], places: Mapping[int, str]) -> Iterator[Sample | Fault]:
+    """Walk what was read of a shard; at each of these places stands a Fault with the reason given."""
+    for place, item in enumerate(items):
+        yield Fault(item.key, places[place]) if place in places else item
 
 
 def _is_caption(entry: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data import images, shards
+from capfilt.data import images
 from capfilt.data.sample import Fault, Sample
 from capfilt.engine.clock import Clock, timed
 from capfilt.errors import ImageError
@@ -37,13 +37,13 @@ class Pictures:
 
 
 def pictures(
-    url: str, batch_size: int, image_size: int, threads: int = 2, clock: Clock | None = None
+    read: Iterable[Sample | Fault], batch_size: int, image_size: int, threads: int = 2, clock: Clock | None = None
 ) -> Iterator[Pictures]:
-    """Read a shard; every key of it is in exactly one batch, as a sample or as a fault."""
+    """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault."""
     waiting: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         taken: list[Decoded] = []
-        for item in _read(url, clock):
+        for item in _read(read, clock):
             waiting.append(pool.submit(_decode, item, image_size, clock))
             if len(waiting) > 3 * batch_size:
                 taken.append(waiting.popleft().result())
@@ -59,8 +59,8 @@ def pictures(
             yield _stack(taken)
 
 
-def _read(url: str, clock: Clock | None) -> Iterator[Sample | Fault]:
-    items = iter(shards.read(url))
+def _read(read: Iterable[Sample | Fault], clock: Clock | None) -> Iterator[Sample | Fault]:
+    items = iter(read)
     while True:
         with timed(clock, "read", on_device=False):
             item = next(items, None)

@@ -101,8 +101,8 @@ def beam_search(
             state.leave(answer_IWS)
         newest = state.written_IWS[:, :, step].flatten()[:, None]
     answer_IWS[state.place_I] = state.finished.texts_IWS
-    rows = answer_IWS[:, :texts].flatten(0, 1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+    written = answer_IWS[:, :texts].flatten(0, 1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in written]
 
 
 def _begin(model: Blip, image: list[KeysValues], config: DecodeConfig, steps: int, end: int) -> Search:

@@ -155,7 +155,7 @@ def examine(
 def seen(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> Iterator[Seen]:
     """Read shards and encode their images."""
     for url in urls:
-        for batch in pictures(url, batch_size, model.config.vision.image_size):
+        for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size):
             tokens = model.encode_image(batch.on(device)) if batch.samples else torch.empty(0)
             yield Seen(tokens, batch.samples, len(batch.faults))
 

@@ -5,9 +5,10 @@ One shard in, one Parquet out (design 4.2): a row for every text, and one for ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import Fault, Sample, leave_out
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine import captioner as captioners
 from capfilt.engine import filter as filters
@@ -34,7 +35,9 @@ from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.models import verbs, weights
 from capfilt.models.blip import BlipConfig
+from capfilt.pipelines.hunt import Divisible
 from capfilt.pipelines.stage import model_worker, run_stage
+from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
@@ -65,6 +68,8 @@ class AnnotateConfig(Config):
 class AnnotateJob(Config):
     """What an annotating worker needs to know."""
 
+    divisible: ClassVar[bool] = True
+
     out: Path
     """The folder of `annotations/` and `ledger/`."""
     captioner: Path
@@ -85,7 +90,7 @@ class AnnotateJob(Config):
         settings = self.model_dump(mode="json", exclude={"out", "captioner", "filter"})
         return fingerprint(settings, shards.stat(item))
 
-    def open(self) -> Callable[[str], str]:
+    def open(self) -> Divisible:
         """Load the two models."""
         device = pick_device()
         dtype = pick_dtype(self.config.precision, device)
@@ -95,7 +100,11 @@ class AnnotateJob(Config):
             with autocast(device, dtype):
                 return work.shard(url)
 
-        return shard
+        def part(url: str, start: int, stop: int) -> int:
+            with autocast(device, dtype):
+                return work.part(url, start, stop)
+
+        return Divisible(shard, part)
 
 
 class Work:
@@ -113,10 +122,10 @@ class Work:
 
     def shard(self, url: str) -> str:
         """Annotate one shard and commit it."""
-        name = shards.name(url)
+        name, ledger, identity = shards.name(url), Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
-        for own in self._rows(url):
+        for own in self._rows(leave_out(shards.read(url), poison.read(ledger, name, identity))):
             rows += own
             tally.samples["in"] += 1
             if own[0].status == "failed":
@@ -131,15 +140,21 @@ class Work:
         path.parent.mkdir(parents=True, exist_ok=True)
         with timed(self.clock, "write", on_device=False):
             tables.write(path, rows)
-            Ledger(self.job.out, self.job.name).commit(name, self.job.identity(url), [path], tally)
+            ledger.commit(name, identity, [path], tally)
         smaller = self.annotator.pieces.limit
         at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
         return f"{tally.samples['kept']} images{at_a_time}"
 
-    def _rows(self, url: str) -> Iterator[list[Annotation]]:
-        """The rows of each key of the shard."""
+    def part(self, url: str, start: int, stop: int) -> int:
+        """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
+        for _ in self._rows(islice(shards.read(url), start, stop)):
+            pass
+        return sum(1 for _ in shards.read(url))
+
+    def _rows(self, read: Iterable[Sample | Fault]) -> Iterator[list[Annotation]]:
+        """The rows of each key of a shard, or of a part of one."""
         size = self.annotator.captioner.model.config.vision.image_size
-        for batch in pictures(url, self.job.config.batch_size, size, clock=self.clock):
+        for batch in pictures(read, self.job.config.batch_size, size, clock=self.clock):
             for fault in batch.faults:
                 yield [self._failed(fault)]
             if batch.samples:

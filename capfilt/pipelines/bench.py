@@ -91,7 +91,7 @@ def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, 
     work = Work(make_job(config, roles, folder / "run"), device, clock)
     (load,) = [
         Load(batch.on(device), [sample.uid for sample in batch.samples], [web_texts(s) for s in batch.samples])
-        for batch in pictures(url, config.images, architecture.vision.image_size)
+        for batch in pictures(shards.read(url), config.images, architecture.vision.image_size)
     ]
     stage, bare, shares = [], [], []
     with show.stage("bench annotate", config.repeats + 1) as line, autocast(device, dtype):

@@ -28,6 +28,7 @@ from capfilt.pipelines.rows import count_rows
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
+from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
@@ -145,6 +146,7 @@ def run_training(
         if done:
             line.resume(job.train.steps)
             return job.model_folder
+        begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
         fit(
             session,
             train_here,

@@ -31,6 +31,7 @@ from capfilt.models import weights
 from capfilt.pipelines.annotate import AnnotateConfig, check_role
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.stage import model_worker, run_stage
+from capfilt.reports import balance
 from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
@@ -169,6 +170,7 @@ def select(
     """Write the cleaned shards; returns what was kept, dropped and failed."""
     named = shards.by_name(urls)
     total = run_stage(session, job, named, resources, show, label)
+    balance.check(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
     done = Ledger(job.out, job.name).completions()
     write_sizes(job.out / "dataset", {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named})
     if not total.samples["kept"]:

@@ -11,7 +11,9 @@ from typing import Protocol
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources, spread
-from capfilt.errors import RunError
+from capfilt.errors import RunError, UsageError
+from capfilt.pipelines.hunt import TRIES, Hunt
+from capfilt.reports import lock, poison, stages
 from capfilt.reports.ledger import Ledger
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
@@ -30,7 +32,10 @@ class StageJob(Protocol):
         """The fingerprint of everything that decides the item's outcome."""
 
     def open(self) -> Callable[[str], str]:
-        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line."""
+        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line.
+
+        With `divisible = True` in the job the answer is a `hunt.Divisible`, and a sample that kills is found.
+        """
 
 
 def run_stage(
@@ -46,29 +51,78 @@ def run_stage(
     Raises RunError naming an item that failed, after all others are done; running again redoes just those.
     """
     ledger = Ledger(job.out, job.name)
-    identities = {name: job.identity(item) for name, item in items.items()}
-    todo = [items[name] for name, identity in identities.items() if ledger.completion(name, identity) is None]
-    failed: dict[str, str] = {}
-    done = len(items) - len(todo)
+    count = _Count(ledger, {name: job.identity(item) for name, item in items.items()})
+    todo = {item: name for name, item in items.items() if not count.done(name)}
+    if todo:
+        stages.begin(ledger, stages.Plan(label, len(items), len(items) - len(todo)), count.identities)
+    failures: dict[str, str] = {}
+    hunt = Hunt(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
-        line.resume(done)
-        for end in spread(session, job, todo, resources):
-            if end.error is not None:
-                failed[end.item] = end.error
-            else:
-                done += 1
-            line.move(done, end.result or "")
-    if failed:
-        item, error = next(iter(failed.items()))
-        which = f"{len(failed)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
+        line.resume(count.num)
+        pending = list(todo)
+        while pending:
+            deadly: list[str] = []
+            for end in spread(session, job, pending, resources, TRIES if hunt.divisible else 3):
+                name, error = todo[end.item], end.error
+                if end.deaths and hunt.worthwhile(end.item):
+                    deadly.append(end.item)
+                    continue
+                if error is None and not count.done(name):
+                    error = f"{name} was done, but its outputs are not there any more"
+                if error is not None:
+                    failures[end.item] = error
+                    stages.failed(ledger, name, error)
+                line.move(count.num, end.result or "")
+            for item in deadly:
+                hunt.find(item, todo[item], count.identities[todo[item]])
+            pending = deadly
+    if failures:
+        item, error = next(iter(failures.items()))
+        which = f"{len(failures)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
         raise RunError(f"{label}: {which}{error.rstrip('.')}. What is done stays done: the same command goes on here.")
-    total = Tally.zero()
-    for name, identity in identities.items():
-        completion = ledger.completion(name, identity)
-        if completion is None:
-            raise RunError(f"{label}: {name} was done, but its outputs are not there any more; run again")
-        total += completion.tally
-    return total
+    return count.total
+
+
+class _Count:
+    """What is done of a stage, each completion read once, its balance checked again."""
+
+    def __init__(self, ledger: Ledger, identities: dict[str, str]):
+        self.ledger, self.identities = ledger, identities
+        self.num, self.total = 0, Tally.zero()
+
+    def done(self, name: str) -> bool:
+        """Whether an item is done; if so it is counted."""
+        found = self.ledger.completion(name, self.identities[name])
+        if found is None:
+            return False
+        if why := found.tally.imbalance():
+            raise RunError(f"{self.ledger.stage}, shard {name}: {why}. `capfilt verify --mend` has it done again.")
+        self.num += 1
+        self.total += found.tally
+        return True
+
+
+def retry(out: Path, stage: str, what: str) -> int:
+    """Have the shards of a stage done again in which samples failed; returns how many. The others are not touched.
+
+    Their completions are withdrawn, so that a kill between this and the stage changes nothing. Samples that were left
+    out because they killed their worker are tried again.
+    """
+    if what != "failed":
+        raise UsageError(f"--retry {what}: only failed samples can be retried; write --retry failed.")
+    if not (out / "plan.json").is_file():
+        return 0
+    lock.hold(out)
+    again = [
+        (ledger, done.shard)
+        for ledger in stages.find(out)
+        for done in stages.readable(ledger)
+        if ledger.stage == stage and done.tally.samples["failed"]
+    ]
+    for ledger, shard in again:
+        poison.forget(ledger, shard)
+        ledger.withdraw(shard)
+    return len(again)
 
 
 def model_worker(session: Session, gpus: float | None = None) -> Resources:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,9 @@ from capfilt.reports.tally import Tally
 
 PART = ".capfilt-part-"
 """How the name of every temporary file begins; a folder with only such files counts as empty."""
+
+FORK = "fork.json"
+"""In the folder of a run that was forked: which run it came from."""
 
 _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is taken for a dead one's
 
@@ -50,6 +55,23 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def share(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` by a link, or where links do not reach a copy with its times.
+
+    No file of a run is ever written in place, so the two cannot change each other.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copy2(source, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)  # a link that replaces itself leaves both names
 
 
 def sweep(folder: Path) -> int:
@@ -149,15 +171,30 @@ class Ledger:
         self.path = folder / "ledger" / stage
 
     def completion(self, shard: str, fingerprint: str) -> Completion | None:
-        """Return the shard's completion if it can be trusted, else None: the shard is to be done (again)."""
-        path = self._file(shard)
-        if not path.is_file():
-            return None
+        """Return the shard's completion if it can be trusted, else None: the shard is to be done (again).
+
+        In a run that was forked, what is not here is taken over from the run that it forked, if it holds there.
+        """
+        found = self._trusted(shard, fingerprint)
+        if found is None and self._origin is not None:
+            found = self._origin._trusted(shard, fingerprint)
+            return found and self._adopt(found, self._origin)
+        return found
+
+    def read(self, path: Path) -> Completion | None:
+        """Read one of `files`; None where it is torn (by a disk, not by a kill): doing the shard again mends it."""
         try:
-            found = _read(path)
-        except RunError:  # torn by a disk, not by a kill; doing the shard again mends it
+            return _read(path)
+        except (RunError, FileNotFoundError):
             return None
-        return found if found.fingerprint == fingerprint and not self.doubt(found) else None
+
+    def files(self) -> list[Path]:
+        """The completion files, in the order of shard names."""
+        return sorted(self.path.glob("*.json"))
+
+    def withdraw(self, shard: str) -> None:
+        """Forget that a shard is done: a rerun does it again."""
+        self._file(shard).unlink(missing_ok=True)
 
     def commit(self, shard: str, fingerprint: str, outputs: Sequence[Path], tally: Tally) -> Completion:
         """Record that the shard is done; `outputs` are in place already. Writing this one file is the commit.
@@ -176,7 +213,7 @@ class Ledger:
 
     def completions(self) -> Iterator[Completion]:
         """Yield every completion in the order of shard names; RunError for a file that cannot be read."""
-        for path in sorted(self.path.glob("*.json")):
+        for path in self.files():
             yield _read(path)
 
     def total(self) -> Tally:
@@ -194,6 +231,27 @@ class Ledger:
             if hashes and sha256_file(path) != output.sha256:
                 return f"{path} does not have the bytes that were committed"
         return ""
+
+    def _trusted(self, shard: str, fingerprint: str) -> Completion | None:
+        found = self.read(self._file(shard))
+        if found is None or found.fingerprint != fingerprint or found.shard != shard:
+            return None
+        return None if self.doubt(found) else found
+
+    @cached_property
+    def _origin(self) -> Ledger | None:
+        """The same stage of the run that this one was forked from."""
+        for root in (self.folder, *self.folder.parents[:2]):
+            if (root / FORK).is_file():
+                forked = Path(json.loads((root / FORK).read_bytes())["from"])
+                return Ledger(forked / self.folder.relative_to(root), self.stage)
+        return None
+
+    def _adopt(self, found: Completion, origin: Ledger) -> Completion:
+        for output in found.outputs:
+            share(origin.folder / output.path, self.folder / output.path)
+        write_json(self._file(found.shard), found.to_json())
+        return found
 
     def _output(self, shard: str, path: Path) -> Output:
         try:

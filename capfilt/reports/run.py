@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
-from capfilt.reports.ledger import PART, atomic, sweep, write_json
+from capfilt.reports import lock
+from capfilt.reports.ledger import FORK, PART, atomic, sweep, write_json
 
 MIN_FREE_BYTES = 100_000_000
+_EARLY = ("recipe.yaml", FORK)  # what may lie there before the plan does
 _SHOWN = 5  # changed keys named in the refusal of another plan
 
 
@@ -34,22 +36,20 @@ class Run:
 
     @classmethod
     def open(cls, out: Path, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES) -> Run:
-        """Create the run folder, or take up the one that has the same plan.
+        """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
-        Raises RunError for another plan (naming what changed), for a folder that holds something else, and
-        where less than `min_free_bytes` are free.
+        Raises RunError for another plan (naming what changed), for a folder that holds something else, where
+        less than `min_free_bytes` are free, and where another driver works. `lock.release_all` lets go of it.
         """
         wanted = json.loads(json.dumps(plan))
         try:
             _check_space(out, min_free_bytes)
             out.mkdir(parents=True, exist_ok=True)
+            _check(out, wanted)  # before the lock: a folder that is not ours stays as it is
+            lock.hold(out)
             sweep(out)
-            resumed = (out / "plan.json").is_file()
-            if resumed:
-                _check_plan(out, wanted)
-            else:
-                _check_empty(out)
+            if not (resumed := _check(out, wanted)):
                 write_json(out / "plan.json", wanted)
             recipe = out / "recipe.yaml"
             # Compared, not assumed: a kill may have fallen between the two files.
@@ -93,6 +93,25 @@ class Run:
         write_json(self.folder / "summary.json", dict(summary))
 
 
+def fork(old: Path, new: Path) -> Path:
+    """Make `new` the folder of a run that takes over from run `old` every piece of work that it asks for and that
+    holds there; returns `new`. Nothing in `old` is touched, nothing is taken before it is asked for.
+    """
+    source = Run.load(old).folder.resolve()
+    where = new.resolve()
+    if where == source or where.is_relative_to(source) or source.is_relative_to(where):
+        raise RunError(f"{new} lies in {old} or is it; a fork is a run of its own: choose another folder for --fork.")
+    if not (new / FORK).is_file() and not (new / "plan.json").is_file():
+        new.mkdir(parents=True, exist_ok=True)
+        _check_empty(new)
+        lock.hold(new)
+        write_json(new / FORK, {"from": str(source)})
+    found = json.loads((new / FORK).read_bytes())["from"] if (new / FORK).is_file() else "no other run"
+    if found != str(source):
+        raise RunError(f"{new} is a run already, forked from {found}; choose another folder for --fork.")
+    return new
+
+
 def _check_space(out: Path, min_free_bytes: int) -> None:
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -103,8 +122,18 @@ def _check_space(out: Path, min_free_bytes: int) -> None:
         )
 
 
+def _check(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the folder is a run with this plan; RunError for one with another, and for something else."""
+    if not (out / "plan.json").is_file():
+        _check_empty(out)
+        return False
+    _check_plan(out, wanted)
+    return True
+
+
 def _check_empty(out: Path) -> None:
-    held = sorted(e.name for e in out.iterdir() if e.name != "recipe.yaml" and not e.name.startswith(PART))
+    names = (entry.name for entry in out.iterdir())
+    held = sorted(n for n in names if n not in _EARLY and not n.startswith(PART) and not lock.PATTERN.fullmatch(n))
     if held:
         what = f"{held[0]!r} and more" if held[1:] else repr(held[0])
         raise RunError(
@@ -118,7 +147,8 @@ def _check_plan(out: Path, wanted: dict[str, Any]) -> None:
         more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
         raise RunError(
             f"{out} was planned otherwise: {'; '.join(changes[:_SHOWN])}{more}."
-            " Use another --out, or go back to what was planned."
+            " Use another --out, or go back to what was planned; --fork NEW_OUT begins a new run that takes over"
+            " from this one whatever still holds."
         )
 
 

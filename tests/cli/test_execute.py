@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import typer
 
 from capfilt.cli.execute import execute
 from capfilt.errors import ClusterError, RecipeError
+from capfilt.reports import lock
 
 
 @pytest.mark.parametrize(
@@ -48,3 +53,34 @@ def test_a_result_is_lines_for_people_and_json_for_machines(capsys: pytest.Captu
     assert capsys.readouterr().out.split() == ["model", "a/b", "figures.auc", "0.1235", "figures.texts.web", "3"]
     execute(lambda _: result, as_json=True, debug=False)
     assert json.loads(capsys.readouterr().out) == result
+
+
+def test_a_preemption_leaves_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def work(_: object) -> None:
+        lock.hold(tmp_path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as left:
+        execute(work, as_json=False, debug=False)
+    assert left.value.exit_code == 143
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_lost_its_lock_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = lock.acquire
+    monkeypatch.setattr(lock, "acquire", lambda folder: acquire(folder, beat=0.05))
+
+    def work(_: object) -> None:
+        lock.hold(tmp_path).path.unlink()
+        time.sleep(30)
+
+    with pytest.raises(typer.Exit) as left:
+        execute(work, as_json=False, debug=False)
+    assert left.value.exit_code == 1
+    assert "was removed while the run was working; this command stops" in capsys.readouterr().err

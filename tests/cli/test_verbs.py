@@ -11,7 +11,11 @@ from typer.testing import CliRunner
 import capfilt
 from capfilt import cli
 
-VERBS = ("bootstrap", "pretrain", "annotate", "select", "evaluate", "export", "show", "bench")
+VERBS = (
+    *("bootstrap", "pretrain", "annotate", "select"),
+    *("evaluate", "export", "show", "bench"),
+    *("status", "verify", "explain"),
+)
 
 
 def run(*words: str) -> tuple[int, str, str]:

@@ -33,7 +33,7 @@ def write(path: Path, count: int, wrong: dict[int, bytes]) -> list[str]:
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])
 def test_every_key_comes_once_and_in_order(tmp_path: Path, batch_size: int) -> None:
     keys = write(tmp_path / "0.tar", 13, WRONG)
-    batches = list(pictures(str(tmp_path / "0.tar"), batch_size, 8))
+    batches = list(pictures(shards.read(str(tmp_path / "0.tar")), batch_size, 8))
     sizes = [len(batch.samples) + len(batch.faults) for batch in batches]
     assert sizes == [batch_size] * (13 // batch_size) + ([13 % batch_size] if 13 % batch_size else [])
     assert [sample.key for batch in batches for sample in batch.samples] == [
@@ -46,7 +46,7 @@ def test_every_key_comes_once_and_in_order(tmp_path: Path, batch_size: int) -> N
 
 def test_pixels_are_those_of_their_samples(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", 13, WRONG)
-    for batch in pictures(str(tmp_path / "0.tar"), 4, 8):
+    for batch in pictures(shards.read(str(tmp_path / "0.tar")), 4, 8):
         assert batch.pixels.shape[0] == len(batch.samples)
         for sample, found in zip(batch.samples, batch.on(torch.device("cpu")), strict=True):
             wanted = images.normalise(images.to_pixels(images.decode(sample.image), 8))
@@ -55,20 +55,20 @@ def test_pixels_are_those_of_their_samples(tmp_path: Path) -> None:
 
 def test_a_batch_of_faults_alone_has_no_pixels(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", 3, dict.fromkeys(range(3), b"no"))
-    (batch,) = pictures(str(tmp_path / "0.tar"), 4, 8)
+    (batch,) = pictures(shards.read(str(tmp_path / "0.tar")), 4, 8)
     assert (len(batch.samples), len(batch.faults), batch.pixels.shape[0]) == (0, 3, 0)
 
 
 def test_an_empty_shard_has_no_batches(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", 0, {})
-    assert list(pictures(str(tmp_path / "0.tar"), 4, 8)) == []
+    assert list(pictures(shards.read(str(tmp_path / "0.tar")), 4, 8)) == []
 
 
 def test_a_cut_shard_gives_what_came_before_and_a_fault(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", 13, {})
     whole = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "1.tar").write_bytes(whole[: len(whole) // 2])
-    batches = list(pictures(str(tmp_path / "1.tar"), 4, 8))
+    batches = list(pictures(shards.read(str(tmp_path / "1.tar")), 4, 8))
     read = [sample.key for batch in batches for sample in batch.samples]
     assert read == [f"{i:05}" for i in range(len(read))]
     assert 3 < len(read) < 10
@@ -77,7 +77,7 @@ def test_a_cut_shard_gives_what_came_before_and_a_fault(tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no shard at"):
-        next(pictures(str(tmp_path / "none.tar"), 4, 8))
+        next(pictures(shards.read(str(tmp_path / "none.tar")), 4, 8))
 
 
 def test_decoding_runs_a_few_batches_ahead_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_decoding_runs_a_few_batches_ahead_and_no_more(tmp_path: Path, monkeypat
             yield item  # type: ignore[misc]
 
     monkeypatch.setattr(shards, "read", noted)
-    batches = pictures(str(tmp_path / "0.tar"), 4, 8)
+    batches = pictures(shards.read(str(tmp_path / "0.tar")), 4, 8)
     first: Pictures = next(batches)
     assert len(first.samples) == 4
     assert len(begun) == 3 * 4 + 4  # a shard never lies in memory whole

@@ -46,7 +46,7 @@ Snapshot = dict[str, tuple[int, int, int]]
 def call(*arguments: object, address: str = "local") -> Outcome:
     """Run `capfilt` in this process."""
     words = [str(argument) for argument in arguments]
-    where = [] if words[0] == "show" else ["--address", address]
+    where = [] if words[0] in ("show", "status", "verify", "explain") else ["--address", address]
     done = CliRunner().invoke(app, [*words, *where])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

@@ -3,18 +3,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capfilt.errors import RunError
-from capfilt.reports import ledger
+from capfilt.reports import ledger, lock
 from capfilt.reports import run as module
 from capfilt.reports.run import Run
 
 PLAN: dict[str, Any] = {"recipe": {"lr": 0.1, "rounds": 2}, "inputs": ["00000", "00001"], "fingerprint": "f"}
+
+
+@pytest.fixture(autouse=True)
+def let_go() -> Iterator[None]:
+    yield
+    lock.release_all()
 
 
 def opened(out: Path, plan: dict[str, Any] | None = None, recipe: str = "rounds: 2\n") -> Run:
@@ -24,6 +33,8 @@ def opened(out: Path, plan: dict[str, Any] | None = None, recipe: str = "rounds:
 def test_open_creates_the_folder_with_plan_and_recipe(tmp_path: Path) -> None:
     run = opened(tmp_path / "deep/run")
     assert not run.resumed
+    assert sorted(os.listdir(run.folder)) == ["lock-1.json", "plan.json", "recipe.yaml"]
+    lock.release_all()
     assert sorted(os.listdir(run.folder)) == ["plan.json", "recipe.yaml"]
     assert json.loads(run.path("plan.json").read_text()) == PLAN
     assert run.path("recipe.yaml").read_text() == "rounds: 2\n"
@@ -160,6 +171,23 @@ def test_log_appends_lines_even_after_a_torn_one(tmp_path: Path) -> None:
     assert record == {"event": "started", "shards": 2, "folder": "x", "loss": "nan", "nested": {"a": ["inf"]}}
     assert torn.endswith("cut by a k")
     assert json.loads(last)["event"] == "resumed"
+
+
+def test_a_second_driver_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from capfilt.reports.run import Run\n"
+        "Run.open(Path(sys.argv[1]), 'rounds: 2\\n', {'rounds': 2}); print(1, flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir() if "lock" not in p.name}
+        with pytest.raises(RunError, match=rf"is in use by process {child.pid} on"):
+            opened(tmp_path, {"rounds": 2})
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir() if "lock" not in p.name} == before
+        child.kill()
+    assert opened(tmp_path, {"rounds": 2}).resumed
 
 
 def test_rounds_and_summary(tmp_path: Path) -> None:

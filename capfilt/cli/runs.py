@@ -1,0 +1,90 @@
+"""The verbs that look into a run folder: how far it is, whether it holds, what became of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capfilt.cli.execute import execute
+from capfilt.cli.options import Debug, Json
+from capfilt.cli.tables import print_status, print_verified
+
+if TYPE_CHECKING:
+    from capfilt.reports.progress import Progress
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder: what was an --out.")]
+
+
+def status(
+    run: RunFolder,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How far a run is: per stage what is done, the rate, the time left, failures by reason. Needs no Ray.
+
+    Example: `capfilt status runs/demo`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import status as story
+
+        told = story.run(run)
+        if not as_json:
+            print_status(told)
+        return told
+
+    execute(work, as_json, debug, show_result=False)
+
+
+def verify(
+    run: RunFolder,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Withdraw what does not hold: the command that made it does it again.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read again and hash everything that a run committed, check the balance, and name what does not hold.
+
+    Leaves with 1 where something does not hold, unless `--mend` withdrew it.
+
+    Example: `capfilt verify runs/demo --mend`
+    """
+    broken: list[Any] = []
+
+    def work(show: Progress) -> Any:
+        from capfilt.pipelines import verify as story
+
+        told = story.run(run, mend, show)
+        broken.extend(told["broken"])
+        if not as_json:
+            print_verified(told)
+        return told
+
+    execute(work, as_json, debug, show_result=False)
+    if broken and not mend:
+        raise typer.Exit(1)
+
+
+def explain(
+    run: RunFolder,
+    image: Annotated[str, typer.Argument(help="The key, the uid or the sha256 of an image.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What happened to one image: every text, its scores, which model wrote and judged it, the verdict and why.
+
+    Example: `capfilt explain runs/demo 000000012`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import explain as story
+
+        told = story.run(run, image)
+        if not as_json:
+            typer.echo("\n".join(story.story(told)))
+        return told
+
+    execute(work, as_json, debug, show_result=False)

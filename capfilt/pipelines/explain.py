@@ -1,0 +1,104 @@
+"""explain: what happened to one image, round by round: every text, its scores, who wrote and judged it, the verdict.
+
+It reads the tables that the ledgers of a run name, whichever stages made them: any Parquet with a `key` or a `uid`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.errors import DataError, RunError
+from capfilt.reports import stages
+from capfilt.reports.ledger import Ledger
+from capfilt.reports.run import Run
+
+NAMES = ("key", "uid", "sha256")
+"""The columns by which an image may be asked for."""
+
+_IMAGE = {"jpg", "jpeg", "png", "webp"}  # columns with the bytes of pictures, which nobody wants to read
+
+
+def run(folder: Path, name: str) -> dict[str, Any]:
+    """The verb: everything that the tables of a run say of one image, by its key, uid or sha256."""
+    Run.load(folder)
+    models: dict[str, str] = {}
+    found: dict[tuple[Path, str], dict[str, Any]] = {}
+    looked = 0
+    for ledger in stages.find(folder):
+        for done in stages.readable(ledger):
+            for output in done.outputs:
+                if output.path.endswith((".safetensors", ".bin", ".pth")):
+                    models[output.sha256] = str((ledger.folder / output.path).parent.relative_to(folder))
+                if not output.path.endswith(".parquet"):
+                    continue
+                looked += 1
+                if rows := read(ledger.folder / output.path, name):
+                    # A later stage of the same shard says all that the earlier one said, and the verdict.
+                    place = (ledger.folder, done.shard if _texts(rows) else f"{ledger.stage} {done.shard}")
+                    found[place] = _chapter(folder, ledger, done.shard, output.path, rows)
+    if not found:
+        raise RunError(
+            f"no image is called {name!r} in {folder}: {looked} tables were looked at. Give a key, a uid or a sha256"
+            " of it; `capfilt status` tells whether its shard is done."
+        )
+    chapters = list(found.values())
+    used = {row[role] for c in chapters for row in c["rows"] for role in ("captioner", "filter") if row.get(role)}
+    places = {model: models[digest] for model in sorted(used) if (digest := model.rpartition("-")[2]) in models}
+    return {"asked": name, "found": chapters, "models": places}
+
+
+def read(path: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of one table that are about an image."""
+    try:
+        columns = pq.read_schema(path).names
+        by = [column for column in NAMES if column in columns]
+        if not by:
+            return []
+        wanted = [column for column in columns if column not in _IMAGE]
+        filters = [[(column, "==", name if column == "key" else name.lower())] for column in by]
+        table = pq.read_table(path, columns=wanted, filters=filters, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read ({error}); `capfilt verify` tells what else does not hold.") from error
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def story(told: dict[str, Any]) -> Iterator[str]:
+    """What was found, as lines for a person."""
+    for chapter in told["found"]:
+        yield f"{chapter['folder']}  shard {chapter['shard']}  ({chapter['stage']}: {chapter['table']})"
+        if not _texts(chapter["rows"]):
+            yield from (f"  {name}: {value}" for row in chapter["rows"] for name, value in row.items())
+            continue
+        first = chapter["rows"][0]
+        yield "  " + "  ".join(f"{name} {first[name] or '-'}" for name in (*NAMES, "round"))
+        for row in chapter["rows"]:
+            yield from _text(row, told["models"])
+
+
+def _text(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
+    """One text of the image: what it is, what came of it, who wrote and judged it."""
+    if row["status"] == "failed":
+        yield f"  failed: {row['reason']}"
+        return
+    scores = "  ".join(f"{score} {row[score]:.4f}" for score in ("itm", "itc") if row[score] is not None)
+    verdict = row.get("verdict", "no verdict yet")
+    yield f"  {row['source']} {row['candidate']}  {verdict}{': ' + row['why'] if row.get('why') else ''}  {scores}"
+    yield f"      {row['text']!r}"
+    for role, verb in (("captioner", "written"), ("filter", "judged")):
+        if model := row[role]:
+            yield f"      {verb} by {models.get(model, 'a model from elsewhere')} ({model[:20]}…), seed {row['seed']}"
+
+
+def _texts(rows: list[dict[str, Any]]) -> bool:
+    return {"source", "candidate", "text", "itm", "itc", "captioner", "filter", "status"} <= rows[0].keys()
+
+
+def _chapter(folder: Path, ledger: Ledger, shard: str, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    place = str(ledger.folder.relative_to(folder))
+    return {"folder": place, "stage": ledger.stage, "shard": shard, "table": path, "rows": rows}

@@ -1,0 +1,47 @@
+"""status: how far a run is, from its files alone: no Ray, no lock; while it works and after it died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from capfilt.reports import lock, stages
+from capfilt.reports.run import Run
+from capfilt.reports.stages import Standing
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """The verb: every stage that was begun, in the order in which they follow each other, and who drives the run."""
+    Run.load(folder)
+    found = [stages.standing(ledger) for ledger in stages.find(folder)]
+    complete = all(stand.done >= stand.plan.total for stand in found)
+    return {"run": str(folder), "state": state(folder, complete), "stages": [row(folder, stand) for stand in found]}
+
+
+def state(folder: Path, complete: bool) -> str:
+    """working | died | stopped | done, and by whom. `complete`: whatever was begun is done."""
+    if driver := lock.state(folder):
+        return f"working: {driver}"
+    if (found := lock.find(folder)) is not None:
+        return f"died: {found} is gone; the same command goes on"
+    return "done: every stage that was begun" if complete else "stopped: the same command goes on"
+
+
+def row(folder: Path, stand: Standing) -> dict[str, Any]:
+    """One stage; a figure that there is not is absent."""
+    told: dict[str, Any] = {
+        "stage": stand.ledger.stage,
+        "folder": str(stand.ledger.folder.relative_to(folder)),
+        "label": stand.plan.label,
+        "unit": stand.plan.unit,
+        "done": stand.done,
+        "total": stand.plan.total,
+        "samples": {name: count for name, count in stand.tally.samples.items() if count},
+        "failed": dict(stand.tally.failed.most_common()),
+        "errors": dict(stand.errors.most_common()),
+    }
+    if stand.rate is not None:
+        told["per_second"] = round(stand.rate, 4)
+    if stand.left is not None:
+        told["seconds_left"] = round(stand.left)
+    return told

@@ -1,0 +1,302 @@
+"""One driver a run folder: a lock file with its owner and a heartbeat, and how that of a dead owner is taken over.
+
+It rests on creating a file that must not exist, which shared file systems do exactly, and not on flock, which they
+forget. No two clocks are compared: whether an owner elsewhere lives is seen by watching its heartbeat, so a clock that
+is wrong or moved back decides nothing. A lock is never overwritten: lock-2.json takes over from lock-1.json, and the
+highest number is the lock.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from capfilt.errors import RunError
+from capfilt.reports.ledger import PART
+
+BEAT = 5.0
+"""Seconds between two heartbeats."""
+STALE = 60.0
+"""Seconds of watching without a heartbeat after which an owner elsewhere is taken for dead."""
+PATTERN = re.compile(r"lock-(\d+)\.json")
+
+_TRIES = 20  # rounds of a race for one lock; each round somebody wins
+
+
+_tokens: set[str] = set()  # of the locks that this process holds; another of its own is an attempt that was cut short
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock. `machine` names one boot of one kernel and its process numbers; `born` tells a process from
+    a later one of the same number."""
+
+    token: str
+    host: str
+    pid: int
+    machine: str
+    born: str
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process."""
+        return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), machine(), _born(os.getpid()))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    def lives(self) -> bool | None:
+        """Whether the process is there; None where it cannot be seen from here, or where machines have no names."""
+        if not self.machine or self.machine != machine():
+            return None
+        if self.pid == os.getpid():
+            return self.token in _tokens
+        return bool(self.born) and _born(self.pid) == self.born
+
+
+def machine() -> str:
+    """One boot of one kernel, and the space of its process numbers: containers share the first, not the second."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: the heartbeat alone decides
+        return ""
+
+
+def _born(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "" for one that is gone or only waits to be buried."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = state.rpartition(")")[2].split()  # the name before it may hold anything
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A lock file as it was read: `owner` is None where it is torn, or just being written on a disk without links."""
+
+    path: Path
+    number: int
+    data: bytes
+    owner: Owner | None
+
+    def __str__(self) -> str:
+        return str(self.owner) if self.owner else f"an owner that {self.path} does not name"
+
+
+def find(folder: Path) -> Found | None:
+    """The lock of a run folder, its owner alive or dead; None where there is none."""
+    numbered = [(int(match[1]), name) for name in _names(folder) if (match := PATTERN.fullmatch(name))]
+    while numbered:
+        number, name = max(numbered)
+        try:
+            data = (folder / name).read_bytes()
+        except FileNotFoundError:  # let go this moment
+            numbered.remove((number, name))
+            continue
+        return Found(folder / name, number, data, _owner(data))
+    return None
+
+
+def state(folder: Path, patience: float = 2 * BEAT) -> str:
+    """Who drives the run now, for people; "" for nobody. `patience`: seconds to watch an owner elsewhere."""
+    found = find(folder)
+    return f"{found}" if found and _beats(found, patience) else ""
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def _owner(data: bytes) -> Owner | None:
+    try:
+        found = json.loads(data.split(b"\n")[0])
+        return Owner(**{name: type_(found[name]) for name, type_ in _FIELDS.items()})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+_FIELDS = {"token": str, "host": str, "pid": int, "machine": str, "born": str}
+
+
+def _beats(found: Found, patience: float) -> bool:
+    """Whether the lock's owner lives: asked of the kernel where it can tell, else watched for `patience` seconds."""
+    if found.owner and (lives := found.owner.lives()) is not None:
+        return lives
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(min(0.25, patience / 10))
+        try:
+            if found.path.read_bytes() != found.data:
+                return True
+        except FileNotFoundError:
+            return False
+    return False
+
+
+class Lock:
+    """A lock that this process holds, and the thread that keeps it."""
+
+    def __init__(self, found: Found, file: int, beat: float):
+        self.path, self.number = found.path, found.number
+        self.lost = ""
+        """Why the lock is not ours any more; "" while it is."""
+        assert found.owner is not None, "we wrote it"
+        self._owner = found.owner
+        _tokens.add(self._owner.token)
+        self._file = file
+        self._head = found.data.index(b"\n") + 1
+        self._pid = os.getpid()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, args=(beat,), name="capfilt-lock", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let go; a lock that was taken over is its new owner's."""
+        if self._over.is_set() or self._pid != os.getpid():  # a forked child holds nothing
+            return
+        self._over.set()
+        self._thread.join()
+        _tokens.discard(self._owner.token)
+        if not self.lost:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def _keep(self, beat: float) -> None:
+        count = 0
+        while not self._over.wait(beat):
+            count += 1
+            try:
+                # Into our own file, by its descriptor: this can never overwrite the lock of somebody else.
+                os.pwrite(self._file, b"%016d\n" % count, self._head)
+                os.fsync(self._file)
+                self.lost = self._taken()
+            except OSError:  # the file system does not answer; what it says when it is back decides
+                continue
+            if self.lost:
+                # A signal, because it also wakes what waits: a sleep, a read, Ray.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+
+    def _taken(self) -> str:
+        found = find(self.path.parent)
+        if found is None:
+            return f"{self.path} was removed while the run was working"
+        if found.owner != self._owner:
+            return f"{self.path.parent} was taken over by {found}, which had not seen this process for {STALE:.0f} s"
+        return ""
+
+
+def acquire(folder: Path, beat: float = BEAT, stale: float = STALE) -> Lock:
+    """Become the one driver of an existing folder.
+
+    Raises RunError, naming the owner, where another driver lives; that may take a few heartbeats to see, and a dead
+    one elsewhere takes `stale` seconds to be given up. One that died on this machine is replaced at once.
+    """
+    for _ in range(_TRIES):
+        old = find(folder)
+        if old and _beats(old, stale):
+            raise RunError(
+                f"{folder} is in use by {old}: two drivers would do all work twice. Wait for it, end it, or choose"
+                " another --out."
+            )
+        if (lock := _create(folder, old, beat)) is not None:
+            return lock
+    raise RunError(f"{folder}: too many drivers want this run folder at once; start one of them.")
+
+
+def _create(folder: Path, old: Found | None, beat: float) -> Lock | None:
+    """Make the next lock file; None where somebody else was faster."""
+    number = old.number + 1 if old else 1
+    owner = Owner.me()
+    found = Found(folder / f"lock-{number}.json", number, f"{json.dumps(asdict(owner))}\n".encode(), owner)
+    if (file := _exclusive(found)) is None:
+        return None
+    newest = find(folder)
+    if newest is None or newest.owner != owner or (old is not None and _reused(old)):
+        # Between our look and our file another driver came and went, and a third began anew below us, or above.
+        found.path.unlink(missing_ok=True)
+        os.close(file)
+        return None
+    for name in _names(folder):
+        if (match := PATTERN.fullmatch(name)) and int(match[1]) < number:
+            (folder / name).unlink(missing_ok=True)
+    return Lock(found, file, beat)
+
+
+def _reused(old: Found) -> bool:
+    """Whether somebody else's lock lies where a dead one was judged."""
+    try:
+        return _owner(old.path.read_bytes()) != old.owner
+    except FileNotFoundError:
+        return False
+
+
+def _exclusive(found: Found) -> int | None:
+    """Create a file with all its bytes, open for writing; None where there is one of that name."""
+    part = found.path.with_name(f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(file, found.data + b"%016d\n" % 0)
+        os.fsync(file)
+        try:
+            os.link(part, found.path)
+        except FileExistsError:
+            if os.stat(part).st_nlink != 2:  # else it is ours: the server's first answer was lost, not its work
+                os.close(file)
+                return None
+        except OSError:  # a file system without links
+            os.close(file)
+            return _exclusive_plain(found)
+        return file
+    finally:
+        os.unlink(part)
+
+
+def _exclusive_plain(found: Found) -> int | None:
+    try:
+        file = os.open(found.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return None
+    os.write(file, found.data + b"%016d\n" % 0)
+    os.fsync(file)
+    return file
+
+
+_held: dict[Path, Lock] = {}
+
+
+def hold(folder: Path) -> Lock:
+    """Hold the lock of a run folder until `release_all`, or until this process ends; asked again, it is the same."""
+    where = folder.resolve()
+    lock = _held.get(where)
+    if lock is None or lock.lost or not lock.path.is_file():
+        _held[where] = lock = acquire(where)
+    return lock
+
+
+def release_all() -> None:
+    """Let go of every lock of this process."""
+    while _held:
+        _held.popitem()[1].release()
+
+
+def lost() -> str:
+    """Why this process was stopped, where a lock of its was taken over; else ""."""
+    return next((lock.lost for lock in _held.values() if lock.lost), "")
+
+
+atexit.register(release_all)

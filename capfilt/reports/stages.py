@@ -1,0 +1,160 @@
+"""The stages of a run folder, read from its files alone: what each was to do, what is done, what failed.
+
+Beside a stage's completions lie `ledger/STAGE.plan.jsonl` (a head, then a line for each shard) and, where shards failed
+as a whole, `ledger/STAGE.failed.jsonl`. Nothing here knows which stages there are: it finds them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capfilt.errors import RunError
+from capfilt.reports.ledger import Completion, Ledger, atomic
+from capfilt.reports.tally import Tally
+
+ORDER = ("world", "download", "captioner", "filter", "calibrate", "annotate", "select", "pretrain", "evaluate")
+"""How the stages of one round follow each other; others come after, by name."""
+PLAN, FAILED = ".plan.jsonl", ".failed.jsonl"
+
+_DEPTH = ("ledger", "*/ledger", "*/*/ledger")  # where ledgers lie in a run folder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the newest command wanted of a stage. `found` was done before it began."""
+
+    label: str
+    total: int
+    found: int = 0
+    unit: str = "shards"
+    log: str = ""
+    """For a stage that is one long piece of work: the file, from the ledger's folder, whose last line says `step`."""
+
+
+def begin(ledger: Ledger, plan: Plan, identities: Mapping[str, str] | None = None) -> None:
+    """Write down what a stage is to do, before it does it; what failed before is not held against it any more."""
+    path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
+    with atomic(path) as file:
+        file.write(json.dumps(asdict(plan), ensure_ascii=False).encode() + b"\n")
+        for shard, identity in (identities or {}).items():
+            file.write(json.dumps([shard, identity], ensure_ascii=False).encode() + b"\n")
+    ledger.path.with_name(f"{ledger.stage}{FAILED}").unlink(missing_ok=True)
+
+
+def planned(ledger: Ledger) -> tuple[Plan | None, dict[str, str]]:
+    """What a stage was to do, and the fingerprint of each shard; None where it never was begun."""
+    path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
+    if not path.is_file():
+        return None, {}
+    with path.open("rb") as file:
+        try:
+            head = Plan(**json.loads(file.readline()))
+            return head, dict(json.loads(line) for line in file)
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}); run the same command again, it is written anew."
+            ) from error
+
+
+def failed(ledger: Ledger, shard: str, error: str) -> None:
+    """Write down that a shard failed as a whole, and of what."""
+    ledger.path.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.path.with_name(f"{ledger.stage}{FAILED}").open("ab", buffering=0) as file:
+        file.write(json.dumps({"shard": shard, "error": error}, ensure_ascii=False).encode() + b"\n")
+
+
+def failures(ledger: Ledger) -> dict[str, str]:
+    """The shards that failed as a whole when the stage last ran, and why."""
+    path = ledger.path.with_name(f"{ledger.stage}{FAILED}")
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    found = (json.loads(line) for line in lines if line.endswith(b"}"))  # a kill may have cut the last
+    return {line["shard"]: line["error"] for line in found}
+
+
+def find(folder: Path) -> list[Ledger]:
+    """The ledgers of every stage in a run folder, in the order in which the stages follow each other."""
+    found: dict[tuple[Path, str], Ledger] = {}
+    for pattern in _DEPTH:
+        for home in folder.glob(pattern):
+            names = (entry.name for entry in home.iterdir())
+            stages = {name.removesuffix(PLAN) for name in names if name.endswith(PLAN)}
+            for stage in stages | {entry.name for entry in home.iterdir() if entry.is_dir()}:
+                found[home.parent, stage] = Ledger(home.parent, stage)
+    return sorted(found.values(), key=_place)
+
+
+def _place(ledger: Ledger) -> tuple[Any, ...]:
+    parts = [[int(p) if p.isdigit() else -1 for p in re.split(r"(\d+)", part)] for part in ledger.folder.parts]
+    rank = ORDER.index(ledger.stage) if ledger.stage in ORDER else len(ORDER)
+    return len(parts), parts, str(ledger.folder), rank, ledger.stage
+
+
+@dataclass
+class Standing:
+    """How far a stage is."""
+
+    ledger: Ledger
+    plan: Plan
+    done: int = 0
+    tally: Tally = field(default_factory=Tally.zero)
+    errors: Counter[str] = field(default_factory=Counter)
+    """Shards that failed as a whole, by reason."""
+    rate: float | None = None
+    """Units a second since the newest command began; None where it has done nothing yet."""
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it is done, at this rate."""
+        return (self.plan.total - self.done) / self.rate if self.rate else None
+
+
+def standing(ledger: Ledger) -> Standing:
+    """Count what a stage has done; a completion of an earlier plan is none of it."""
+    plan, identities = planned(ledger)
+    newest, count = 0.0, 0
+    stand = Standing(ledger, plan or Plan(ledger.stage, 0))
+    for done in readable(ledger):
+        if identities and identities.get(done.shard) != done.fingerprint:
+            continue
+        count += 1
+        stand.tally += done.tally
+        newest = max(newest, (ledger.path / f"{done.shard}.json").stat().st_mtime)
+    stand.done = count
+    if plan is None:
+        stand.plan = Plan(ledger.stage, count, count)
+    elif plan.log:
+        stand.done, newest = (plan.total, newest) if count else _steps(ledger.folder / plan.log)
+    stand.errors.update(reason(error) for error in failures(ledger).values())
+    new = stand.done - stand.plan.found
+    if plan is not None and new > 0:
+        # Both times are the file server's: the rate does not ask what this machine's clock says.
+        began = ledger.path.with_name(f"{ledger.stage}{PLAN}").stat().st_mtime
+        stand.rate = new / max(newest - began, 1e-3)
+    return stand
+
+
+def reason(error: str) -> str:
+    """What an error of a shard has in common with others: itself without names and numbers, kept short."""
+    return re.sub(r"\S*[/\d]\S*", "…", error)[:120]
+
+
+def readable(ledger: Ledger) -> Iterator[Completion]:
+    """The completions that can be read, in the order of shard names; a torn one counts as not there."""
+    for path in ledger.files():
+        if (done := ledger.read(path)) is not None:
+            yield done
+
+
+def _steps(log: Path) -> tuple[int, float]:
+    if not log.is_file():
+        return 0, 0.0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65536))
+        lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
+    return (int(json.loads(lines[-1])["step"]) if lines else 0), log.stat().st_mtime

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from capfilt.cli.tables import print_rounds, print_status, print_verified
+
+
+def test_the_table_has_a_dash_for_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {
+        "round": 1,
+        "seconds": 61.7,
+        "kept": {"web": 30, "synthetic": 0},
+        "noise_ratio": {"web": 0.25, "synthetic": 1.0},
+        "filter": {"auc": 0.98765, "precision": 0.9},
+        "retrieval": {"tr@1": 12.34, "ir@1": 5.0},
+        "captioning": {"cider": 40.06},
+    }
+    print_rounds({"rounds": [{"round": 0, "seconds": 9.0}, measured]})
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+    assert cells == [
+        ["0", *"--------", "9"],
+        ["1", "30 (75%)", "0 (0%)", "0.988", "0.900", "-", "12.3", "5.0", "40.1", "62"],
+    ]
+
+
+def test_status_tells_the_rate_and_why_things_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    running = {"label": "annotate", "unit": "shards", "done": 30, "total": 90, "samples": {"in": 99, "failed": 4}}
+    running |= {"failed": {"no image": 4}, "errors": {"killed its worker": 1}, "per_second": 0.5, "seconds_left": 120}
+    over = {"label": "round 0 pretrain", "unit": "steps", "done": 9, "total": 9, "samples": {}}
+    over |= {"failed": {}, "errors": {}, "per_second": 1.0, "seconds_left": 0}
+    print_status({"run": "runs/a", "state": "died", "stages": [over, running]})
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["round 0 pretrain", "9/9 steps", "60.0", "-", "0"],
+        ["annotate", "30/90 shards", "30.0", "2 min", "4"],
+    ]
+    assert "annotate: 1 shards failed: killed its worker\nannotate: 4 samples failed: no image\n" in out
+
+
+def test_verify_names_twenty_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    piece = {"folder": ".", "stage": "annotate", "shard": "00000", "why": "it is gone"}
+    told = {"run": "runs/a", "shards": 30, "files": 40, "bytes": 50, "undone": 2, "withdrawn": 0}
+    print_verified({**told, "broken": [piece] * 23})
+    out = capsys.readouterr().out
+    assert out.count("annotate, shard 00000: it is gone") == 20
+    assert "and 3 more; --json names all" in out
+    assert "23 do not hold: `capfilt verify runs/a --mend`, then the same command" in out
+    assert "2 shards are not done yet" in out
+    print_verified({**told, "broken": [piece], "withdrawn": 1})
+    assert "1 withdrawn: run the command that made them again" in capsys.readouterr().out
+    print_verified({**told, "broken": []})
+    assert "everything holds" in capsys.readouterr().out

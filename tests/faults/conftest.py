@@ -1,0 +1,275 @@
+"""A Ray of several nodes on this machine, a run of 40 shards, and the record of what each fault did to it.
+
+`CAPFILT_FAULTS=10` runs every fault with ten seeds and writes docs/faults.md (`make test-faults`); without it a short
+form runs, with one seed, of the faults that cost seconds only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
+NUM_SHARDS, PER_SHARD = 40, 5
+HERE = Path(__file__).parent
+IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""How long Ray waits for a head that is gone before it ends the driver; a minute where nobody says otherwise."""
+
+Bytes = dict[str, bytes]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`seed` decides a moment; `choice` only which shard or sample is hit, which needs fewer tries."""
+    for name, most in (("seed", SEEDS), ("choice", min(SEEDS, 3))):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, range(max(1, most)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/faults" in str(item.path) and item.get_closest_marker("slow") and not SEEDS:
+            item.add_marker(pytest.mark.skip(reason="part of the long form: make test-faults"))
+
+
+def write_shard(path: Path, texts: list[str]) -> None:
+    """A tar of pictures that nobody decodes, one a text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for i, text in enumerate(texts):
+            for extension, data in (("jpg", f"{path.stem}-{i}".encode()), ("txt", text.encode())):
+                header = tarfile.TarInfo(f"{path.stem}{i:03d}.{extension}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 shards of 5 samples."""
+    folder = tmp_path_factory.mktemp("web")
+    for i in range(NUM_SHARDS):
+        write_shard(folder / f"{i:05d}.tar", [f"text {i} {j}" for j in range(PER_SHARD)])
+    return folder
+
+
+@dataclass
+class Nodes:
+    """The cluster: a head with a place for one worker, and nodes that may be lost, with one each."""
+
+    num: int
+    cluster: Any = None
+    lost: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Where it answers, started if it is not there."""
+        if self.cluster is None:
+            from ray.cluster_utils import Cluster
+
+            small = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+            self.cluster = Cluster(initialize_head=True, head_node_args=small)
+            self.lost = []
+        while len(self.lost) < self.num:
+            self.lost.append(self.cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
+        return str(self.cluster.address)
+
+    def lose(self) -> None:
+        """Kill the raylet of a node; its workers die with it."""
+        self.cluster.remove_node(self.lost.pop(), allow_graceful=False)
+
+    def kill_head(self) -> None:
+        """Kill the head, and with it the cluster."""
+        for process in self.cluster.head_node.all_processes.values():
+            for info in process:
+                if info.process.poll() is None:
+                    info.process.kill()
+        self.stop()
+
+    def stop(self) -> None:
+        """End every node."""
+        if self.cluster is not None:
+            self.cluster.shutdown()
+        self.cluster = None
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_TMPDIR"] = "/tmp"
+    running = Nodes(2)
+    yield running
+    running.stop()
+
+
+@dataclass
+class Driver:
+    """A run of the toy, in a process of its own."""
+
+    out: Path
+    words: list[str]
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def pids(self) -> Path:
+        return self.out.parent / f"{self.out.name}-pids"
+
+    def start(self, *more: object) -> Driver:
+        """Begin, or begin again."""
+        self.pids.mkdir(exist_ok=True)
+        words = [*self.words, "--out", self.out, "--pids", self.pids, *more]
+        path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+        own = {**os.environ, "PYTHONPATH": path, **IMPATIENT}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "import sys, toy; sys.exit(toy.main())", *map(str, words)],
+            env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return self
+
+    def end(self, timeout: float = 90) -> tuple[int, str, str]:
+        """Wait for it; its exit code and what it said."""
+        assert self.process is not None
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+    def run(self, *more: object) -> str:
+        """Start it and see it succeed."""
+        code, out, err = self.start(*more).end()
+        assert code == 0, err
+        return out
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def done(self) -> int:
+        """How many shards are committed."""
+        return len(list((self.out / "ledger/toy").glob("*.json")))
+
+    def reach(self, num: int) -> None:
+        """Wait until so many shards are committed."""
+        assert self.process is not None
+        give_up = time.monotonic() + 90
+        while self.done() < num:
+            assert self.process.poll() is None, f"it ended before: {self.process.communicate()}"
+            assert time.monotonic() < give_up, f"{self.done()} of {num} after 90 s"
+            time.sleep(0.002)
+
+    def workers(self) -> list[int]:
+        """The workers that live."""
+        return [int(path.name) for path in self.pids.iterdir() if Path(f"/proc/{path.name}").exists()]
+
+    def outputs(self) -> Bytes:
+        """What was made and what was recorded of it; not when."""
+        files = [*self.out.glob("annotations/*"), *self.out.glob("ledger/toy/*")]
+        return {str(path.relative_to(self.out)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.fixture
+def driver(web: Path, tmp_path: Path) -> Callable[..., Driver]:
+    """Make a driver for the 40 shards, or for others."""
+
+    def make(*words: object, shards: object = None, out: str = "run") -> Driver:
+        return Driver(tmp_path / out, [str(shards or web), *map(str, words)])
+
+    return make
+
+
+@pytest.fixture
+def spoiled(web: Path, tmp_path: Path) -> Callable[[dict[int, dict[int, str]]], Path]:
+    """Copy the shards, some samples with other texts: shard -> sample -> text."""
+
+    def copy(texts: dict[int, dict[int, str]]) -> Path:
+        folder = Path(shutil.copytree(web, tmp_path / "spoiled"))
+        for shard, own in texts.items():
+            lines = [own.get(j, f"text {shard} {j}") for j in range(PER_SHARD)]
+            write_shard(folder / f"{shard:05d}.tar", lines)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def undisturbed(web: Path, tmp_path_factory: pytest.TempPathFactory) -> Bytes:
+    """What the run makes when nothing happens to it, in one process."""
+    run = Driver(tmp_path_factory.mktemp("undisturbed") / "run", [str(web)])
+    run.run()
+    made = run.outputs()
+    assert len(made) == 2 * NUM_SHARDS
+    return made
+
+
+# ---- the table ----
+
+HEAD = """# Faults survived
+
+Made by `make test-faults` on {day}, on {cores} CPU cores; not to be edited by hand. Each try hits a run of 40 shards,
+of processes on a Ray of three nodes on one machine, at a moment or place that its seed decides; where that ended the
+run, the same command is given again. Survived: every shard is committed, in = kept + dropped + failed, no temporary
+file and no lock is left. Bytes equal: outputs and completion files are byte for byte those of a run to which nothing
+happened; where a sample must fail, of a run in one process that knows it.
+
+| fault | tries | survived | bytes equal |
+|---|---|---|---|
+"""
+
+
+@dataclass
+class Row:
+    tries: int = 0
+    survived: int = 0
+    equal: int = 0
+
+
+class Record:
+    """What became of each fault. A try that is not reported as survived was not."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+
+    def begin(self, fault: str) -> Row:
+        row = self.rows.setdefault(fault, Row())
+        row.tries += 1
+        return row
+
+    def text(self) -> str:
+        lines = (f"| {fault} | {row.tries} | {row.survived} | {row.equal} |" for fault, row in self.rows.items())
+        return f"{HEAD.format(day=datetime.now(UTC).date(), cores=os.cpu_count())}" + "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def record() -> Iterator[Record]:
+    kept = Record()
+    yield kept
+    if SEEDS:
+        (HERE.parent.parent / "docs/faults.md").write_text(kept.text())
+
+
+@pytest.fixture
+def survives(record: Record, undisturbed: Bytes) -> Callable[..., None]:
+    """Run a driver to its end and compare what it made with a run that nothing happened to."""
+
+    def check(fault: str, run: Driver, *words: object, wanted: Bytes | None = None) -> None:
+        row = record.begin(fault)
+        run.run(*words)
+        made = run.outputs()
+        left = [path.name for path in run.out.rglob(".capfilt-part-*")] + [p.name for p in run.out.glob("lock-*")]
+        row.survived += made.keys() == (wanted or undisturbed).keys() and not left
+        row.equal += made == (wanted or undisturbed)
+        assert made.keys() == (wanted or undisturbed).keys()
+        assert made == (wanted or undisturbed)
+        assert left == []
+
+    return check

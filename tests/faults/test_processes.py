@@ -1,0 +1,77 @@
+"""Processes that die: the driver, workers, nodes, the head."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import pytest
+
+PAUSE = ("--pause", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        pytest.param(signal.SIGKILL, "SIGKILL of the driver"),
+        pytest.param(signal.SIGTERM, "SIGTERM of the driver (a preemption)", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "Ctrl-C", marks=pytest.mark.slow),
+    ],
+)
+def test_the_driver_ends(nodes: Any, driver: Any, survives: Any, seed: int, sent: signal.Signals, fault: str) -> None:
+    run = driver("--address", nodes.address, *PAUSE)
+    run.start()
+    run.reach(random.Random(seed).randrange(1, 36))
+    run.send(sent)
+    began = time.monotonic()
+    code, _, err = run.end()
+    assert time.monotonic() - began < 30
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[sent], err
+    assert run.done() < 40, "it was over before"
+    survives(fault, run)
+
+
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        pytest.param(signal.SIGKILL, "SIGKILL of a worker"),
+        pytest.param(signal.SIGTERM, "SIGTERM of a worker (a preemption)", marks=pytest.mark.slow),
+    ],
+)
+def test_a_worker_ends(nodes: Any, driver: Any, survives: Any, seed: int, sent: signal.Signals, fault: str) -> None:
+    chance = random.Random(seed)
+    run = driver("--address", nodes.address, *PAUSE)
+    run.start()
+    run.reach(chance.randrange(1, 30))
+    victim = chance.choice(run.workers())
+    os.kill(victim, sent)
+    code, _, err = run.end()
+    assert code == 0, err
+    assert victim not in run.workers()
+    survives(fault, run)
+
+
+def test_a_node_is_lost(nodes: Any, driver: Any, survives: Any, seed: int) -> None:
+    run = driver("--address", nodes.address, *PAUSE)
+    run.start()
+    run.reach(random.Random(seed).randrange(1, 30))
+    nodes.lose()
+    code, _, err = run.end()
+    assert code == 0, err
+    survives("SIGKILL of a raylet (a node lost)", run)
+
+
+@pytest.mark.slow
+def test_the_head_is_lost_and_started_again(nodes: Any, driver: Any, survives: Any, seed: int) -> None:
+    run = driver("--address", nodes.address, "--pause", "0.04")
+    run.start()
+    run.reach(random.Random(seed).randrange(1, 25))
+    nodes.kill_head()
+    code, _, err = run.end()
+    assert code != 0, "it went on without its head"
+    assert run.done() < 40, err
+    run.words[run.words.index("--address") + 1] = nodes.address
+    survives("SIGKILL of the head, and a restart", run)

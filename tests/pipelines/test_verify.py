@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Bytes = dict[str, bytes]
+
+
+def outputs(run: Path) -> Bytes:
+    """What a run is for: everything but its logs and Ray's own files."""
+    skip = ("log.jsonl", "summary.json")
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and path.name not in skip and "/ray/" not in str(path) and ".plan." not in path.name
+    }
+
+
+def flip(path: Path) -> None:
+    """Change a byte in the middle; the size stays, and so does the time of writing."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_sound_run_holds(story: Path, capfilt: Any, snapshot: Any) -> None:
+    before = snapshot(story)
+    done = capfilt("verify", story, "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["broken"] == []
+    assert (told["shards"], told["undone"]) == (16, 0)
+    assert told["files"] > 20
+    assert snapshot(story) == before
+    assert "everything holds" in capfilt("verify", story).out
+
+
+def test_a_changed_byte_is_found_and_just_that_is_done_again(
+    moved: Path, story: Path, capfilt: Any, snapshot: Any
+) -> None:
+    flip(moved / "round-1/annotations/00001.parquet")
+    done = capfilt("verify", moved)
+    assert done.code == 1
+    assert "round-1: annotate, shard 00001: " in done.out
+    assert "does not have the bytes that were committed" in done.out
+    assert f"1 do not hold: `capfilt verify {moved} --mend`, then the same command" in done.out
+    done = capfilt("verify", moved, "--mend")
+    assert done.code == 0
+    assert "1 withdrawn" in done.out
+    before = snapshot(moved)
+    again = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved)
+    assert again.code == 0, again.err
+    after = snapshot(moved)
+    written = {name for name in after if after[name] != before.get(name)}
+    assert written == {
+        "round-1/annotations/00001.parquet", "round-1/ledger/annotate/00001.json",
+        "round-1/ledger/annotate.plan.jsonl", "summary.json",
+    }  # fmt: skip
+    assert outputs(moved) == outputs(story)
+    assert capfilt("verify", moved).code == 0
+
+
+def test_every_kind_of_damage_is_named(moved: Path, capfilt: Any) -> None:
+    home = moved / "round-1"
+    (home / "annotations/00000.parquet").unlink()
+    with (home / "dataset/00000.tar").open("r+b") as tar:
+        tar.truncate(1000)
+    torn = home / "ledger/annotate/00002.json"
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    (home / "ledger/select/00002.json").rename(home / "ledger/select/00009.json")
+    told = json.loads(capfilt("verify", moved, "--json").out)
+    found = {(piece["stage"], piece["shard"]): piece["why"] for piece in told["broken"]}
+    assert found.keys() == {("annotate", "00000"), ("annotate", "00002"), ("select", "00000"), ("select", "00009")}
+    assert "is not there" in found["annotate", "00000"]
+    assert found["annotate", "00002"] == "its completion cannot be read"
+    assert "has 1000 bytes" in found["select", "00000"]
+    assert found["select", "00009"] == "its completion is that of shard 00002"
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda tally: tally["samples"].update({"in": 21}), "samples: 21 in, but"),
+        (lambda tally: tally["samples"].update({"in": 19, "kept": 0, "dropped": 19}), "20 samples were annotated, 19"),
+        (
+            lambda tally: tally["texts"].update({"in": {"web": 20}, "kept": {"web": 20}, "dropped": {}}),
+            "20 synthetic texts were annotated, 0 have a verdict",
+        ),
+    ],
+)
+def test_what_got_lost_is_named(moved: Path, capfilt: Any, edit: Callable[[Any], None], why: str) -> None:
+    path = moved / "round-1/ledger/select/00001.json"
+    tree = json.loads(path.read_bytes())
+    edit(tree["tally"])
+    path.write_text(json.dumps(tree))
+    done = capfilt("verify", moved)
+    assert done.code == 1
+    assert f"round-1: select, shard 00001: {why}" in done.out
+
+
+def test_a_run_that_is_not_over_holds(moved: Path, capfilt: Any) -> None:
+    (moved / "round-1/ledger/select/00001.json").unlink()
+    done = capfilt("verify", moved)
+    assert done.code == 0
+    assert "1 shards are not done yet" in done.out

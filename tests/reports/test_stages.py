@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from capfilt.errors import RunError
+from capfilt.reports import stages
+from capfilt.reports.ledger import Ledger
+from capfilt.reports.stages import Plan
+from capfilt.reports.tally import Tally
+
+
+def commit(ledger: Ledger, shard: str, fingerprint: str = "f", failed: int = 0) -> None:
+    samples = Counter({"in": 2, "kept": 2 - failed, "failed": failed})
+    ledger.commit(
+        shard, fingerprint, [], Tally(samples=samples, failed=Counter({"no image": failed} if failed else {}))
+    )
+
+
+def test_stages_are_found_wherever_they_lie_and_in_their_order(tmp_path: Path) -> None:
+    for folder, stage in (
+        ("round-10", "annotate"), ("round-2", "select"), ("round-2", "annotate"), ("data", "world"),
+        ("round-2", "brand-new"), ("", "download"),
+    ):  # fmt: skip
+        commit(Ledger(tmp_path / folder, stage), "00000")
+    stages.begin(Ledger(tmp_path / "round-2", "calibrate"), Plan("round 2 calibrate", 1))
+    found = [(str(ledger.folder.relative_to(tmp_path)), ledger.stage) for ledger in stages.find(tmp_path)]
+    assert found == [
+        (".", "download"), ("data", "world"), ("round-2", "calibrate"), ("round-2", "annotate"),
+        ("round-2", "select"), ("round-2", "brand-new"), ("round-10", "annotate"),
+    ]  # fmt: skip
+
+
+def test_a_plan_reads_back(tmp_path: Path) -> None:
+    ledger, plan = Ledger(tmp_path, "annotate"), Plan("round 1 ännotate", 2, 1)
+    assert stages.planned(ledger) == (None, {})
+    stages.begin(ledger, plan, {"a b": "f", "ü": "g"})
+    assert stages.planned(ledger) == (plan, {"a b": "f", "ü": "g"})
+    (tmp_path / "ledger/annotate.plan.jsonl").write_text("{")
+    with pytest.raises(RunError, match=r"annotate\.plan\.jsonl cannot be read"):
+        stages.planned(ledger)
+
+
+def test_the_rate_is_of_the_newest_command_and_asks_no_clock_of_ours(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "annotate")
+    commit(ledger, "00000")
+    os.utime(ledger.path / "00000.json", (50, 50))
+    stages.begin(ledger, Plan("annotate", 8, 1), {f"0000{i}": "f" for i in range(8)})
+    os.utime(tmp_path / "ledger/annotate.plan.jsonl", (100, 100))
+    assert stages.standing(ledger).rate is None
+    for i, at in ((1, 110), (2, 120)):
+        commit(ledger, f"0000{i}", failed=1)
+        os.utime(ledger.path / f"0000{i}.json", (at, at))
+    commit(ledger, "00003", fingerprint="of another plan")
+    stand = stages.standing(ledger)
+    assert (stand.done, stand.rate, stand.left) == (3, 0.1, 50)
+    assert stand.tally.failed == {"no image": 2}
+
+
+def test_failures_are_told_until_the_stage_begins_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "annotate")
+    assert stages.failures(ledger) == {}
+    stages.failed(ledger, "00000", "it broke")
+    stages.failed(ledger, "00001", "it broke, too")
+    with (tmp_path / "ledger/annotate.failed.jsonl").open("a") as file:
+        file.write(json.dumps({"shard": "x", "error": "cut"})[:10])
+    assert stages.failures(ledger) == {"00000": "it broke", "00001": "it broke, too"}
+    stages.begin(ledger, Plan("annotate", 2))
+    assert stages.failures(ledger) == {}
+
+
+def test_reasons_are_counted_without_what_is_a_shard_s_own() -> None:
+    assert stages.reason("reading s3://b/00001.tar failed: reset. Run again.") == stages.reason(
+        "reading s3://b/00002.tar failed: reset. Run again."
+    )
