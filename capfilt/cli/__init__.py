@@ -29,6 +29,8 @@ VERBS = (
     work.select,
     look.evaluate,
     look.show,
+    look.report,
+    look.review,
     look.export,
 )
 """In the order in which `--help` lists them."""

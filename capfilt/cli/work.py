@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,12 @@ from capfilt.cli.options import Address, Debug, Json, Out, Sets
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
+
+
+class Calibration(StrEnum):
+    """What a threshold may be set on, beside validation pairs."""
+
+    labels = "labels"
 
 
 def bootstrap(
@@ -44,6 +51,7 @@ def bootstrap(
         if not as_json:
             print_rounds(summary)
             typer.echo(f"summary     {folder / 'summary.json'}\nrun folder  {folder}")
+            print_next(folder, summary)
         return summary
 
     execute(work, as_json, debug, show_result=False)
@@ -115,6 +123,10 @@ def select(
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
     filter_: Annotated[Path | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
+    by: Annotated[
+        Calibration | None,
+        typer.Option("--calibrate", help="labels: set the threshold on what people said under `capfilt review`."),
+    ] = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -127,7 +139,7 @@ def select(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import select as story
 
-        return story.run(address, shards, annotations, out, sets or [], (val, filter_), show)
+        return story.run(address, shards, annotations, out, sets or [], (val, filter_), show, by is not None)
 
     execute(work, as_json, debug)
 
@@ -154,6 +166,15 @@ def print_rounds(summary: dict[str, Any]) -> None:
         table.add_row(*(column(entry) for column in columns.values()))
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)  # a pipe has no width to keep to
+
+
+def print_next(folder: Path, summary: dict[str, Any]) -> None:
+    """The page of the run, and what to do next."""
+    from capfilt.pipelines import report
+
+    typer.echo(f"report      {folder / report.PAGE}")
+    for what, command in report.next_steps(folder, summary):
+        typer.echo(f"\n{what}:\n  {command}")
 
 
 def _share(entry: dict[str, Any], source: str) -> str:

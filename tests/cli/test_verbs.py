@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import capfilt
 from capfilt import cli
 
-VERBS = ("bootstrap", "pretrain", "annotate", "select", "evaluate", "export", "show")
+VERBS = ("bootstrap", "pretrain", "annotate", "select", "evaluate", "export", "show", "report", "review")
 
 
 def run(*words: str) -> tuple[int, str, str]:

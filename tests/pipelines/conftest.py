@@ -43,10 +43,10 @@ Recipe = Callable[..., Path]
 Snapshot = dict[str, tuple[int, int, int]]
 
 
-def call(*arguments: object, address: str = "local") -> Outcome:
+def call(*arguments: object, address: str | None = "local") -> Outcome:
     """Run `capfilt` in this process."""
     words = [str(argument) for argument in arguments]
-    where = [] if words[0] == "show" else ["--address", address]
+    where = [] if words[0] in ("show", "report", "export") or address is None else ["--address", address]
     done = CliRunner().invoke(app, [*words, *where])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
