@@ -29,6 +29,8 @@ VERBS = (
     work.select,
     look.evaluate,
     look.show,
+    runs.report,
+    runs.review,
     look.export,
     look.bench,
     runs.status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,3 +89,49 @@ def explain(
         return told
 
     execute(work, as_json, debug, show_result=False)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder: of a bootstrap, finished or not, or of another verb.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page [default: report.html in the run folder].")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run as one HTML page: figures, charts, a gallery, a threshold to move. It needs no network.
+
+    Example: `capfilt report runs/demo`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import report as story
+
+        return story.run(run, out)
+
+    execute(work, as_json, debug)
+
+
+def review(
+    run: Annotated[Path, typer.Argument(help="A run folder with annotations.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 [default: any that is free].")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print two lines of JSON: the address, and in the end the result.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Serve the report with buttons, to this machine alone, and keep every click as a label in the run folder.
+
+    Example: `capfilt review runs/demo`, then `capfilt select ... --calibrate labels`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import review as story
+
+        told = "{}" if as_json else "open {}\nCtrl-C ends the review; every click is kept at once"
+        result = story.run(run, port, lambda url: typer.echo(json.dumps({"url": url}) if as_json else told.format(url)))
+        if as_json:
+            typer.echo(json.dumps(result))
+        return result
+
+    execute(work, False, debug, show_result=not as_json)

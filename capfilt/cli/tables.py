@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,6 +33,15 @@ def print_rounds(summary: dict[str, Any]) -> None:
     for entry in summary["rounds"]:
         table.add_row(*(column(entry) for column in columns.values()))
     _print(table)
+
+
+def print_next(folder: Path, summary: dict[str, Any]) -> None:
+    """The page of the run, and what to do next."""
+    from capfilt.pipelines import report
+
+    typer.echo(f"report      {folder / report.PAGE}")
+    for what, command in report.next_steps(folder, summary):
+        typer.echo(f"\n{what}:\n  {command}")
 
 
 def _share(entry: dict[str, Any], source: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +10,16 @@ import typer
 
 from capfilt.cli.execute import execute, forked, read_recipe
 from capfilt.cli.options import Address, Debug, Fork, Json, Out, Sets
-from capfilt.cli.tables import print_rounds
+from capfilt.cli.tables import print_next, print_rounds
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
+
+
+class Calibration(StrEnum):
+    """What a threshold may be set on, beside validation pairs."""
+
+    labels = "labels"
 
 
 def bootstrap(
@@ -46,6 +53,7 @@ def bootstrap(
         if not as_json:
             print_rounds(summary)
             typer.echo(f"summary     {folder / 'summary.json'}\nrun folder  {folder}")
+            print_next(folder, summary)
         return summary
 
     execute(work, as_json, debug, show_result=False)
@@ -134,6 +142,10 @@ def select(
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
     filter_: Annotated[Path | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
+    by: Annotated[
+        Calibration | None,
+        typer.Option("--calibrate", help="labels: set the threshold on what people said under `capfilt review`."),
+    ] = None,
     fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
@@ -147,6 +159,7 @@ def select(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import select as story
 
-        return story.run(address, shards, annotations, forked(out, fork), sets or [], (val, filter_), show)
+        folder, labels = forked(out, fork), by is not None
+        return story.run(address, shards, annotations, folder, sets or [], (val, filter_), show, labels)
 
     execute(work, as_json, debug)

@@ -29,6 +29,7 @@ from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
 from capfilt.models import BlipConfig, weights
 from capfilt.models.text import Role
+from capfilt.pipelines import report
 from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate, check_same_size
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.corpus import DataConfig, gather, named_shards
@@ -129,6 +130,8 @@ def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progre
     if not folder.path("summary.json").is_file() or json.loads(folder.path("summary.json").read_bytes()) != summary:
         folder.write_summary(summary)
     folder.log("end", seconds=seconds)
+    if show.worked or not folder.path(report.PAGE).is_file():  # a rerun of what is done touches nothing
+        report.run(out)
     return summary
 
 

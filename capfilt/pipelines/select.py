@@ -29,10 +29,10 @@ from capfilt.engine.filter import NEEDS
 from capfilt.errors import DataError, RunError, UsageError
 from capfilt.models import weights
 from capfilt.pipelines.annotate import AnnotateConfig, check_role
-from capfilt.pipelines.calibrate import CalibrateJob, calibrate
+from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports import balance
-from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file
+from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file, write_json
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -196,28 +196,40 @@ def run(
     sets: Sequence[str],
     calibration: tuple[str | None, Path | None],
     show: Progress,
+    by_labels: bool = False,
 ) -> dict[str, Any]:
     """The verb: judge annotated shards by a policy and write the cleaned ones into a run folder of its own."""
-    policy = configs.build(PolicyConfig, sets)
+    policy = policy_by_labels(sets, calibration) if by_labels else configs.build(PolicyConfig, sets)
     urls = shards.expand(specs)
     folder = source / "annotations"
     check_annotations(urls, folder)
-    job = plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet", out)
+    said = calibrate_on_labels(source, urls, policy) if by_labels else None
+    job = None if said else plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet", out)
     plan = {
         "verb": "select",
         **policy.model_dump(mode="json"),
         "shards": urls,
         "annotations": str(source.absolute()),
-        "calibration": job.model_dump(mode="json", exclude={"out"}) if job else None,
+        "calibration": job.model_dump(mode="json", exclude={"out"}) if job else said,
     }
-    Run.open(out, configs.to_yaml(policy), plan)
+    opened = Run.open(out, configs.to_yaml(policy), plan)
+    if said:
+        write_json(opened.path("calibration.json"), said)
     with connect(address) as session:
-        calibrated = calibrate(session, job, model_worker(session), show) if job else None
+        calibrated = calibrate(session, job, model_worker(session), show) if job else (said or {}).get("threshold")
         threshold = resolve_threshold(policy, folder, urls, calibrated)
         work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=policy.rule(threshold))
         tally = select(session, urls, work, Resources(), show)
     number = {} if threshold is None else {"threshold": threshold}
-    return {"dataset": str(out / "dataset"), **number, **tally.to_json()}
+    found = {"dataset": str(out / "dataset"), **number, **tally.to_json()}
+    return found | ({"labels": said["labels"]} if said else {})
+
+
+def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, Path | None]) -> PolicyConfig:
+    """The policy of `--calibrate labels`; what would say another threshold beside it is refused."""
+    if any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets) or any(calibration):
+        raise UsageError("--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter.")
+    return configs.build(PolicyConfig, [*sets, "threshold=calibrated"])
 
 
 def check_annotations(urls: Sequence[str], folder: Path) -> None:

@@ -14,7 +14,7 @@ from capfilt import cli
 VERBS = (
     *("bootstrap", "pretrain", "annotate", "select"),
     *("evaluate", "export", "show", "bench"),
-    *("status", "verify", "explain"),
+    *("status", "verify", "explain", "report", "review"),
 )
 
 

@@ -43,10 +43,11 @@ Recipe = Callable[..., Path]
 Snapshot = dict[str, tuple[int, int, int]]
 
 
-def call(*arguments: object, address: str = "local") -> Outcome:
+def call(*arguments: object, address: str | None = "local") -> Outcome:
     """Run `capfilt` in this process."""
     words = [str(argument) for argument in arguments]
-    where = [] if words[0] in ("show", "status", "verify", "explain") else ["--address", address]
+    nowhere = words[0] in ("show", "export", "status", "verify", "explain", "report") or address is None
+    where = [] if nowhere else ["--address", str(address)]
     done = CliRunner().invoke(app, [*words, *where])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

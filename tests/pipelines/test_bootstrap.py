@@ -17,6 +17,9 @@ from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.models import weights
 
+MADE_ANEW = {"summary.json", "report.html"}
+"""What counts the seconds, and is written whenever something was done."""
+
 
 def summary(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "summary.json").read_text())
@@ -194,7 +197,7 @@ class TestGoingOn:
         (moved / gone).unlink()
         assert capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved).code == 0
         after = snapshot(moved)
-        again = {name for name in after if after[name] != before[name]} - {"summary.json"}  # which counts the seconds
+        again = {name for name in after if after[name] != before[name]} - MADE_ANEW
         assert again == {gone, *redone}
         for name in again:
             assert (moved / name).read_bytes() == (story / name).read_bytes()
@@ -205,7 +208,7 @@ class TestGoingOn:
         before = snapshot(moved)
         (moved / "round-1/filter/checkpoint/model.safetensors").unlink()
         assert capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved).code == 0
-        again = {name for name, stat in snapshot(moved).items() if stat != before[name]} - {"summary.json"}
+        again = {name for name, stat in snapshot(moved).items() if stat != before[name]} - MADE_ANEW
         # Whatever rests on the filter knows it by its weights, and those are the same.
         assert all(name.startswith(("round-1/filter/", "round-1/ledger/filter/")) for name in again), again
         assert results(moved) == results(story)
@@ -216,7 +219,7 @@ class TestGoingOn:
         assert done.code == 0, done.err
         after = snapshot(moved)
         again = {name for name in before if after[name] != before[name]}
-        assert again == {"summary.json", "recipe.yaml"}
+        assert again == {"summary.json", "report.html", "recipe.yaml"}
         assert summary(moved)["rounds"][:2] == summary(story)["rounds"]
         assert summary(moved)["rounds"][2]["samples_in"] == 60
         made = {name.partition("/")[2] for name in after if name.startswith("round-2/")}

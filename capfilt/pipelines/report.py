@@ -1,0 +1,266 @@
+"""report: a run folder as one HTML page that needs nothing else: figures, charts, a gallery, a threshold to move.
+
+Reads a bootstrap, finished or not, an annotate, a select, a pretrain or an evaluate; computes nothing with a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capfilt import config as configs
+from capfilt.data import shards
+from capfilt.data.policy import PolicyConfig, RankConfig
+from capfilt.errors import RunError, ShardError
+from capfilt.evaluation.examine import Truth, truths
+from capfilt.pipelines import gallery
+from capfilt.pipelines.gallery import Counted, Place, Round, Words
+from capfilt.pipelines.select import resolve_threshold
+from capfilt.reports import labels
+from capfilt.reports.ledger import atomic
+from capfilt.reports.page import Facts, Look, Training, render
+from capfilt.reports.run import Run
+
+PAGE = "report.html"
+NOT_LOSSES = {
+    "step",
+    "steps",
+    "lr",
+    "samples_per_second",
+    "data_wait",
+    "unreadable",
+    "skipped",
+    "grad_norm",
+    "itm_stuck",
+}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the page shows, and the rows behind its texts: [look][row] -> (uid, source, text in full)."""
+
+    facts: Facts
+    rows: list[list[tuple[str, str, str]]]
+
+
+def run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+    """The verb: write the page of a run; `out` instead of report.html in the run folder."""
+    path = out or folder / PAGE
+    gathered = gather(folder)
+    page = render(gathered.facts).encode("utf-8", "replace")
+    with atomic(path) as file:
+        file.write(page)
+    texts = sum(len(rows) for rows in gathered.rows)
+    return {"report": str(path), "bytes": len(page), "rounds": len(gathered.facts.rounds), "texts": texts}
+
+
+def gather(folder: Path) -> Gathered:
+    """Everything that the page of a run folder shows."""
+    opened = Run.load(folder)
+    command = _command(opened.plan)
+    events = list(_lines(folder / "log.jsonl"))
+    rounds, seconds = _summary(folder, command, events)
+    worked = [str(event["ts"]) for event in events if event.get("event") == "worked"]
+    notes: list[str] = []
+    looks, images, words, rows = _looks(folder, command, opened.plan, rounds, notes)
+    trainings = list(_trainings(folder))
+    if not (rounds or looks or trainings):
+        raise RunError(f"{folder} holds nothing to show yet; give it a round, an annotated shard or a training.")
+    facts = Facts(
+        name=folder.absolute().name,
+        command=command,
+        rounds=rounds,
+        seconds=seconds,
+        finished=f"{worked[-1][:16].replace('T', ' ')} UTC" if worked else "",
+        trainings=trainings,
+        looks=looks,
+        images=images,
+        reasons=list(words.reasons),
+        kinds=list(words.kinds),
+        notes=notes,
+    )
+    return Gathered(facts, rows)
+
+
+def next_steps(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What to do after a bootstrap, three commands at most: what it does, the command."""
+    newest, home = summary["rounds"][-1]["round"], shlex.quote(str(folder))
+    model = shlex.quote(str(folder / f"round-{newest}/pretrain/checkpoint"))
+    steps = [("the newest model for transformers", f"capfilt export {model} --as hf --out {home}-hf")]
+    if newest:
+        (last,) = (found for found in _rounds(folder, "bootstrap", {}, summary["rounds"]) if found.number == newest)
+        other = f"{last.select} --out {last.out}-clean --set score={last.score} --set threshold={last.threshold:.3f}"
+        steps = [
+            (f"say of some texts whether they are right ({folder / PAGE} with buttons)", f"capfilt review {home}"),
+            ("another threshold: change the number, no model is touched", other),
+            *steps,
+        ]
+    return steps
+
+
+# ---- figures that lie in the run folder ----
+
+
+def _command(plan: Mapping[str, Any]) -> str:
+    """The verb that made a run folder; the plans of the two that have recipes are the recipes."""
+    return str(plan.get("verb", "bootstrap" if "captioner" in plan else "pretrain"))
+
+
+def _summary(folder: Path, command: str, events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
+    """The entries of summary.json, or of the rounds that an unfinished run has logged; and the seconds of it all."""
+    if (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_bytes())
+        return list(summary["rounds"]), float(summary["seconds"])
+    if command == "evaluate" and (folder / "metrics.json").is_file():
+        return [{"round": 0, **json.loads((folder / "metrics.json").read_bytes())}], None
+    found = {event["round"]: event for event in events if event.get("event") == "round"}
+    return [{k: v for k, v in found[r].items() if k not in ("ts", "event")} for r in sorted(found)], None
+
+
+def _trainings(folder: Path) -> Iterator[Training]:
+    """Every training's losses, kind by kind and round by round."""
+    for what in ("pretrain", "captioner", "filter"):
+        for path in sorted(folder.glob(f"round-*/{what}/log.jsonl"), key=lambda p: _number(p.parent.parent)):
+            yield Training(what, _number(path.parent.parent), _losses(path))
+    if found := _losses(folder / "pretrain" / "log.jsonl"):
+        yield Training("pretrain", 0, found)
+
+
+def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, dict[float, float]] = {}
+    for line in _lines(path):
+        for name, value in line.items():
+            if "step" in line and name not in NOT_LOSSES and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(name, {})[float(line["step"])] = float(value)
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log; one that a kill cut short is none."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        if line.startswith(b"{") and line.endswith(b"}"):
+            yield json.loads(line)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("round-"))
+
+
+# ---- annotations ----
+
+
+def _rounds(folder: Path, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Round]:
+    """Every round of a run that has annotations."""
+    tree = configs.load(folder / "recipe.yaml")
+    if command == "bootstrap":
+        policy = PolicyConfig.model_validate(tree.get("select", {}))
+        entries = {entry["round"]: entry for entry in rounds}
+        for place in sorted((p.parent for p in folder.glob("round-*/annotations")), key=_number):
+            threshold = entries.get(_number(place), {}).get("filter", {}).get("threshold")
+            yield _round(_number(place), place, place, policy, threshold, folder, _web(folder, tree))
+    elif command == "annotate":
+        yield _round(0, folder, None, PolicyConfig(), None, folder, plan["shards"])
+    elif command == "select":
+        policy = PolicyConfig.model_validate(tree)
+        yield _round(0, Path(plan["annotations"]), folder, policy, None, folder, plan["shards"])
+
+
+def _round(
+    number: int,
+    source: Path,
+    judged: Path | None,
+    policy: PolicyConfig,
+    threshold: float | None,
+    folder: Path,
+    web: list[str],
+) -> Round:
+    """One round; its threshold, where nobody tells it, is found as `select` finds it."""
+    annotations = source / "annotations"
+    if threshold is None:
+        calibration = (judged or source) / "calibration.json"
+        calibrated = json.loads(calibration.read_bytes())["threshold"] if calibration.is_file() else 0.5
+        names = [path.stem for path in sorted(annotations.glob("*.parquet"))]
+        threshold = resolve_threshold(policy, annotations, names, calibrated)
+    words = " ".join(shlex.quote(str(word)) for word in (*web, "--annotations", source))
+    suffix = f"-round-{number}" if number else ""
+    dataset = judged / "dataset" if judged is not None and (judged / "dataset").is_dir() else None
+    out = shlex.quote(f"{folder}{suffix}")
+    rule = policy.rule(threshold)
+    usual = RankConfig()
+    for name in RankConfig.model_fields:
+        if getattr(policy, name) != getattr(usual, name):
+            words += f" --set {name}={getattr(policy, name)}"
+    score, begin = (policy.rank, -1.0) if threshold is None else (policy.score, threshold)
+    return Round(number, annotations, dataset, rule, score, begin, f"capfilt select {words}", out)
+
+
+def _web(folder: Path, tree: Mapping[str, Any]) -> list[str]:
+    """The noisy shards of a bootstrap, as a person names them."""
+    named = tree.get("data", {}).get("web")
+    if named is None:
+        return [str(folder / "data" / "web")]
+    return [named] if isinstance(named, str) else list(named)
+
+
+def _looks(
+    folder: Path, command: str, plan: Mapping[str, Any], entries: list[dict[str, Any]], notes: list[str]
+) -> tuple[list[Look], list[tuple[str, str | None]], Words, list[list[tuple[str, str, str]]]]:
+    rounds = [r for r in _rounds(folder, command, plan, entries) if any(r.annotations.glob("*.parquet"))]
+    words = Words()
+    if not rounds:
+        return [], [], words, []
+    names = sorted({path.stem for r in rounds for path in r.annotations.glob("*.parquet")})
+    drawn = gallery.chosen_shards(names)
+    urls = _urls(folder, command, plan, notes)
+    counted = [Counted(r, gallery.MAX_TEXTS // len(rounds)) for r in rounds]
+    known: dict[str, Truth] = {}
+    for name in names:
+        told = truths(urls[name]) if name in urls else {}
+        for own in counted:
+            if (own.round.annotations / f"{name}.parquet").is_file():
+                own.add(name, told, name in drawn)
+        if name in drawn:
+            known |= told
+    places: dict[Place, int] = {}
+    uids = {image.place: image for own in counted for image in own.images}
+    for image in sorted(uids.values(), key=lambda image: (gallery.chance(image), image.place)):
+        places[image.place] = len(places)
+    thumbs = gallery.thumbnails(urls, gallery.wanted(counted))
+    said = labels.read(labels.home(folder))
+    looks = [gallery.look(own, places, known, said, words) for own in counted]
+    rows = [[(r.uid, r.source, r.text) for image in own.images for r, _ in image.rows] for own in counted]
+    _tell(counted, len(names), len(drawn), (len(thumbs), len(places)), notes)
+    return looks, [(key, thumbs.get((shard, key))) for shard, key in places], words, rows
+
+
+def _urls(folder: Path, command: str, plan: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
+    """The web's shards by name; none, and a note, where they are not there any more."""
+    specs = _web(folder, configs.load(folder / "recipe.yaml")) if command == "bootstrap" else list(plan["shards"])
+    try:
+        return shards.by_name(shards.expand(specs))
+    except ShardError as error:
+        notes.append(f"No pictures and no truth: {error}")
+        return {}
+
+
+def _tell(counted: list[Counted], num_shards: int, num_drawn: int, thumbs: tuple[int, int], notes: list[str]) -> None:
+    """Say what of the run is in the page."""
+    total = sum(sum(own.totals.values()) for own in counted)
+    here = sum(own.num_rows for own in counted)
+    if here < total:
+        of = f" of {num_drawn} of the {num_shards} shards" if num_drawn < num_shards else ""
+        notes.append(
+            f"Tables and histograms count all {total:,} texts. The gallery and the live figures hold {here:,} of them:"
+            f" those of {thumbs[1]:,} images drawn at random{of}."
+        )
+    else:
+        notes.append(f"Tables, histograms, live figures and gallery hold all {total:,} texts.")
+    if thumbs[0] < thumbs[1]:
+        notes.append(
+            f"{thumbs[0]:,} of {thumbs[1]:,} images have a thumbnail: the closest calls, and others at random."
+        )
