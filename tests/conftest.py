@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +56,24 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     world.write(world.WorldConfig(human=48, shard_size=16, captions=2), 0, folder, "human")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hostile_kind() -> Any:
+    """The module of the hostile web server, which stands beside this file."""
+    import importlib.util
+
+    found = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hostile(hostile_kind: Any) -> Iterator[Any]:
+    """A hostile web server on loopback."""
+    server = hostile_kind.Hostile()
+    yield server
+    server.close()

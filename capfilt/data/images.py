@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
@@ -58,6 +59,20 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _REMARKS = re.compile(r"PIL\.")
+_TAIL = 2**16  # bytes in which a picture's end mark is looked for: cameras append things of their own
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself before a pixel is decoded."""
+
+    form: str
+    """Pillow's name of the format."""
+    width: int
+    """As stored: EXIF rotation is not applied."""
+    height: int
+    plain: bool
+    """Stored upright, with 8 bits a channel."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -82,6 +97,30 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except _DAMAGE as error:
         cut = "truncat" in str(error).lower()
         raise ImageError("truncated image" if cut else "broken image") from error
+
+
+def inspect(data: bytes) -> Header:
+    """Read a picture's header; nothing is decoded. ImageError: "not an image" or "broken image"."""
+    _hush()
+    try:
+        image = _open(data)
+        plain = not image.mode.startswith("I") and _orientation(image) not in _TURNS
+        return Header(image.format or "", *image.size, plain)
+    except _DAMAGE as error:
+        raise ImageError("broken image") from error
+
+
+def has_end(data: bytes) -> bool:
+    """Whether a picture's bytes go on to its end mark; True for a format that has none."""
+    if data.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in data[-_TAIL:]
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-_TAIL:]
+    if data.startswith(b"GIF8"):
+        return b"\x3b" in data[-_TAIL:]
+    if data.startswith(b"RIFF"):
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return True
 
 
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:
