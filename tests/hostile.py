@@ -55,10 +55,14 @@ def bomb(megabytes: int = 64) -> bytes:
 
 
 class Hostile:
-    """The server. `robots` is its robots.txt (None: 404, an int: that status); `seen` is every request it got."""
+    """The server. `robots` is its robots.txt (None: 404, an int: that status); `seen` is every request it got.
+
+    What is under /later fails until the server is `healed`.
+    """
 
     def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         self.robots: str | int | None = None
+        self.healed = False
         self.seen: list[tuple[float, str, dict[str, str]]] = []
         self._stopped = threading.Event()
         self._context: ssl.SSLContext | None = None
@@ -144,6 +148,9 @@ class Hostile:
 
     def _status(self, rest: list[str], asked: dict[str, str]) -> Iterator[bytes]:
         return answer(int(rest[0]), b"sorry", extra=[unquote(line) for line in asked.values()])
+
+    def _later(self, rest: list[str], asked: dict[str, str]) -> Iterator[bytes]:
+        return self._ok(rest, asked) if self.healed else answer(int(rest[0]))
 
     def _slow(self, rest: list[str], asked: dict[str, str]) -> Iterator[bytes]:
         self._stopped.wait(float(asked["s"]))

@@ -107,11 +107,11 @@ class Turns:
             questions, self._waiting, self._asking = self._waiting, [], False
         try:
             turns = ray.get(self._actor.ask.remote([question.name for question in questions]))
-        except ray.exceptions.RayError as error:
+        except BaseException as error:
             for question in questions:
                 question.error = error
                 question.done.set()
-            return
+            raise
         for question, turn in zip(questions, turns, strict=True):
             question.turn = turn
             question.done.set()
@@ -121,7 +121,7 @@ class _Question:
     def __init__(self, name: str) -> None:
         self.name = name
         self.turn: Turn = (0.0, 0.0)
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.done = threading.Event()
 
 

@@ -1,6 +1,6 @@
 """How a URL can fail: a small set of kinds, so that they can be counted, each with its meaning.
 
-A failure travels through img2dataset as the text "kind: detail" in its `error_message` column.
+A failure travels through img2dataset as the text "kind: detail", or "kind" alone, in its `error_message` column.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _UNFETCHABLE = ("unknown url type", "'NoneType'", "expected string")  # urllib's
 class Failure(Exception):
     """The end of one URL: its kind and what was found."""
 
-    def __init__(self, kind: str, detail: str) -> None:
+    def __init__(self, kind: str, detail: str = "") -> None:
         assert kind in KINDS or _STATUS.fullmatch(kind), kind
-        super().__init__(f"{kind}: {detail}")
+        super().__init__(f"{kind}: {detail}" if detail else kind)
         self.kind = kind
         self.detail = detail
 

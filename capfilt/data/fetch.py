@@ -52,6 +52,10 @@ class PictureConfig(Config):
     extract_exif: bool = True
 
 
+_KINDS = {"not": "not-an-image", "too": "too-many-pixels"}
+"""By the first word of what `images.inspect` says."""
+
+
 class Gate:
     """Looks at a picture before img2dataset's resizer may decode it."""
 
@@ -74,16 +78,17 @@ class Gate:
 
     def _looked(self, data: bytes) -> images.Header:
         try:
-            header = images.inspect(data)
+            header = images.inspect(data, self._config.max_pixels)
         except ImageError as error:
-            kind = "not-an-image" if str(error) == "not an image" else "broken-image"
-            raise Failure(kind, f"{len(data)} bytes that begin {data[:12]!r}") from error
+            told = str(error)
+            kind = {"not": "not-an-image", "too": "too-many-pixels"}.get(told.partition(" ")[0], "broken-image")
+            raise Failure(
+                kind, told if kind == "too-many-pixels" else f"{len(data)} bytes: {data[:12]!r}..."
+            ) from error
         shown = f"{header.width} x {header.height}"
         shorter, longer = sorted((header.width, header.height))
         if shorter < 1:
             raise Failure("broken-image", shown)
-        if shorter * longer > self._config.max_pixels:
-            raise Failure("too-many-pixels", f"{shown}, allowed are {self._config.max_pixels}")
         if shorter < self._config.min_image_size:
             raise Failure("too-small", shown)
         if self._config.max_aspect_ratio is not None and longer / shorter > self._config.max_aspect_ratio:
@@ -110,9 +115,9 @@ class Opener:
     def __init__(self, visitor: Visitor) -> None:
         self._visitor = visitor
 
-    def open(self, request: urllib.request.Request, data: object = None, timeout: object = None) -> Response:
+    def open(self, request: urllib.request.Request | str, data: object = None, timeout: object = None) -> Response:
         """Visit the request's URL; of the request nothing else is used."""
-        answer = self._visitor.get(request.full_url)
+        answer = self._visitor.get(request if isinstance(request, str) else request.full_url)
         return Response(answer.headers, answer.body)
 
 

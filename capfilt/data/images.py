@@ -99,13 +99,23 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("truncated image" if cut else "broken image") from error
 
 
-def inspect(data: bytes) -> Header:
-    """Read a picture's header; nothing is decoded. ImageError: "not an image" or "broken image"."""
+def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read a picture's header; of pixels at most those are decoded that stand before a PNG's late EXIF.
+
+    Raises:
+        ImageError: "not an image", "broken image" or "too many pixels (W x H, limit N)".
+    """
     _hush()
     try:
         image = _open(data)
-        plain = not image.mode.startswith("I") and _orientation(image) not in _TURNS
-        return Header(image.format or "", *image.size, plain)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+        # Of a PNG Pillow decodes all to find that it has no EXIF.
+        turned = (image.format != "PNG" or b"eXIf" in data) and _orientation(image) in _TURNS
+        return Header(image.format or "", width, height, not turned and not image.mode.startswith("I"))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels (limit {max_pixels})") from error
     except _DAMAGE as error:
         raise ImageError("broken image") from error
 

@@ -30,7 +30,8 @@ from capfilt.errors import DataError, did_you_mean
 FORMATS = ("csv", "tsv", "txt", "json", "jsonl", "parquet")
 BATCH = 10_000
 """Rows of a table, at most."""
-BLOCK = 4 * 2**20
+BLOCK = 2**20
+"""Bytes read at a time; of a csv Arrow reads up to 32 of them ahead."""
 
 _PACKED = {"gz": "gzip", "zst": "zstd"}
 _ALIKE = {"ndjson": "jsonl", "pq": "parquet"}
@@ -280,31 +281,31 @@ def _objects(text: IO[str], bad: list[str]) -> Iterator[dict[str, Any]]:
 
 def _array(text: IO[str]) -> Iterator[dict[str, Any]]:
     """The objects of one JSON array, decoded as they come; also those of a .json that is a jsonl."""
-    decoder, buffer, at, begun = json.JSONDecoder(), "", 0, False
+    decoder, buffer, at, listed = json.JSONDecoder(), text.read(BLOCK), 0, False
+    while not buffer.strip() and (more := text.read(BLOCK)):
+        buffer = more
+    if (at := _past_space(buffer, 0)) < len(buffer) and buffer[at] == "[":
+        listed, at = True, at + 1
     while True:
-        at = _past_space(buffer, at, "" if not begun else ",")
-        if at < len(buffer) and not begun and buffer[at] == "[":
-            begun, at = True, at + 1
-            continue
-        if at < len(buffer) and buffer[at] == "]":
+        at = _past_space(buffer, at, ",")
+        if listed and buffer[at : at + 1] == "]":
             return
         try:
             row, at = decoder.raw_decode(buffer, at)
-            begun = True
         except ValueError:
             more = text.read(BLOCK)
-            if not more and not buffer[at:].strip():
+            if more:
+                buffer, at = buffer[at:] + more, 0
+                continue
+            if not listed and not buffer[at:].strip():
                 return
-            if not more:
-                raise ValueError(f"this is no JSON: {buffer[at : at + 80]!r}") from None
-            buffer, at = buffer[at:] + more, 0
-            continue
+            raise ValueError(f"this is no JSON: {buffer[at : at + 80]!r}") from None
         if not isinstance(row, dict) or all(isinstance(value, dict) for value in row.values()):  # pandas' columns
             raise ValueError("allowed are an array of objects, one a URL, or one object a line")
         yield row
 
 
-def _past_space(buffer: str, at: int, also: str) -> int:
+def _past_space(buffer: str, at: int, also: str = "") -> int:
     while at < len(buffer) and buffer[at] in " \t\r\n" + also:
         at += 1
     return at

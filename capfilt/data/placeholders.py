@@ -6,6 +6,7 @@ one Parquet column and not ten gigabytes.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from capfilt.data.settle import tally_of, without, write_table
+from capfilt.data.settle import stats, tally_of, without, write_table
+from capfilt.reports.ledger import write_json
 from capfilt.reports.tally import Tally
 
 AT_ONCE = 20_000_000
@@ -64,7 +66,9 @@ def drop(folder: Path, shard: str, dropped: Counter[str], commit: Callable[[list
     with tar.open("rb") as source:
         without(source, keys, tar)
     write_table(parquet, table)
-    commit([tar, parquet, folder / f"{shard}_stats.json"], tally_of(table))
+    told, tally = folder / f"{shard}_stats.json", tally_of(table)
+    write_json(told, stats(tally, table, json.loads(told.read_bytes())))
+    commit([tar, parquet, told], tally)
     return len(keys)
 
 

@@ -54,7 +54,7 @@ class Manners(Config):
     """Requests a second to one host, from all workers together; 0 = any number."""
     host_burst: int = Field(default=10, ge=1)
     """Requests to one host at once, before the rate holds."""
-    contact: str = ""
+    contact: str = Field(default="", pattern=r"^[ -~]*$", max_length=200)
     """A page or an address for people who wonder who is asking; it is told to every host."""
 
 
@@ -197,7 +197,7 @@ class _Origin:
 def _redirect(answer: Answer) -> str:
     """Where an answer that is no success leads; Failure where it leads nowhere."""
     if answer.status not in _REDIRECTS:
-        raise Failure(f"http-{answer.status}", "")
+        raise Failure(f"http-{answer.status}")
     place = answer.headers.get("Location")
     if not place:
         raise Failure("redirects", f"{answer.status} without a Location")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
@@ -68,6 +68,11 @@ class DownloadConfig(Columns, PictureConfig):
     manners: Manners = Manners()
     thread_count: int = Field(default=64, ge=1, le=1024)
     """Connections that one worker has open at once."""
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _one(cls, urls: object) -> object:
+        return (urls,) if isinstance(urls, str) else urls
 
     def decides(self) -> dict[str, Any]:
         """What decides the outcome, as JSON has it; the lists are told apart by their contents."""
@@ -140,9 +145,13 @@ def run(address: str, config: DownloadConfig, wishes: Wishes, out: Path, resourc
 
 def plan_of(config: DownloadConfig) -> dict[str, Any]:
     """What makes two downloads the same: the lists' contents, and all that decides what is written."""
+    return {"verb": "download", **config.decides(), "lists": list_identities(config)}
+
+
+def list_identities(config: DownloadConfig) -> list[dict[str, Any]]:
+    """What tells the lists from others, all of them found."""
     sources = lists.find(config.urls, config.input_format)
-    told = [{"format": source.form, **lists.identity(source)} for source in sources]
-    return {"verb": "download", **config.decides(), "lists": told}
+    return [{"format": source.form, **lists.identity(source)} for source in sources]
 
 
 def download(
