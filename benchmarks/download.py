@@ -196,14 +196,16 @@ def span(out: Path) -> float:
     return max(s["end_time"] for s in stats) - min(s["start_time"] for s in stats) if stats else float("nan")
 
 
-def compare(count: int, shard: int, hostile: bool, timeout: int, limit: float, repeats: int) -> None:
-    """Both on one list, one after the other, `repeats` times."""
+def compare(given: argparse.Namespace, count: int, shard: int, timeout: int) -> None:
+    """Both on one list, one after the other, `given.repeats` times."""
+    hostile, limit, repeats = given.what == "hostile", given.limit, given.repeats
+    who_all = [who for who in (img2dataset, capfilt) if given.who in ("both", who.__name__)]
     say(f"{'who':12} {'seconds':>8} {'ended':>6} {'pictures':>9} {'fetching s':>10} {'pictures/s':>10} {'MB':>5}")
     with server() as port, tempfile.TemporaryDirectory() as home:
         listed = Path(home) / "list.jsonl"
         write_list(listed, port, count, hostile)
         for turn in range(repeats):
-            for who in (img2dataset, capfilt) if turn % 2 == 0 else (capfilt, img2dataset):
+            for who in who_all if turn % 2 == 0 else reversed(who_all):
                 out = Path(home) / f"{who.__name__}-{turn}"
                 seconds, ended, peak = run(who(listed, out, shard, timeout), limit)
                 came, fetching = successes(out), span(out)
@@ -217,7 +219,7 @@ def memory(counts: list[int], shard: int, limit: float) -> None:
         for count in counts:
             listed, out = Path(home) / f"{count}.jsonl", Path(home) / str(count)
             write_list(listed, port, count)
-            seconds, ended, peak = run([*capfilt(listed, out, shard, 10), "--host-rate", "0"], limit)
+            seconds, ended, peak = run([*capfilt(listed, out, shard, 10), "--resize-mode", "no"], limit)
             say(f"{count:8} URLs {seconds:8.1f} s  ended {ended}  {successes(out)} pictures  {peak} MB")
 
 
@@ -227,14 +229,15 @@ def main() -> None:
     parser.add_argument("what", choices=("clean", "hostile", "memory"))
     parser.add_argument("--count", type=int, help="URLs [default: 5000, hostile 1000]")
     parser.add_argument("--limit", type=float, default=240, help="seconds after which a command is ended")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--who", choices=("both", "img2dataset", "capfilt"), default="both")
     given = parser.parse_args()
     if given.what == "memory":
         memory([1000, 10_000, 100_000], 1000, given.limit)
     elif given.what == "hostile":
-        compare(given.count or 1000, 250, True, 3, given.limit, 1)
+        compare(given, given.count or 1000, 250, 3)
     else:
-        compare(given.count or 5000, 500, False, 10, given.limit, given.repeats)
+        compare(given, given.count or 5000, 500, 10)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import select
 import socket
 import ssl
 import struct
@@ -110,11 +111,15 @@ class Hostile:
                 if self._context is not None:
                     connection = self._context.wrap_socket(connection, server_side=True)
                 with connection:
-                    self._answer(connection, self._request(connection))
+                    method, path = self._request(connection)
+                    if method == "CONNECT":
+                        self._relay(connection, path)
+                    else:
+                        self._answer(connection, path)
             except (OSError, ValueError):
                 return  # the visitor has hung up
 
-    def _request(self, connection: socket.socket) -> str:
+    def _request(self, connection: socket.socket) -> tuple[str, str]:
         data = b""
         while b"\r\n\r\n" not in data:
             piece = connection.recv(65536)
@@ -122,10 +127,21 @@ class Hostile:
                 raise OSError("no request")
             data += piece
         line, *headers = data.decode("latin-1").split("\r\n\r\n")[0].split("\r\n")
-        path = line.split(" ")[1]
+        method, path, _ = line.split(" ")
         told = dict(header.split(": ", 1) for header in headers)
         self.seen.append((time.monotonic(), path, {name.lower(): value for name, value in told.items()}))
-        return path
+        return method, path
+
+    def _relay(self, connection: socket.socket, place: str) -> None:
+        """Be a proxy."""
+        host, _, port = place.rpartition(":")
+        with socket.create_connection((host, int(port)), 3) as other:
+            connection.sendall(b"HTTP/1.1 200 Connected\r\nVia: us\r\n\r\n")
+            while not self._stopped.is_set():
+                for one in select.select([connection, other], [], [], 0.1)[0]:
+                    if not (data := one.recv(65536)):
+                        return
+                    (other if one is connection else connection).sendall(data)
 
     def _answer(self, connection: socket.socket, path: str) -> None:
         parts = urlsplit(path)

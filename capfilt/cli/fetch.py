@@ -117,8 +117,7 @@ def download(
 
     Example: `capfilt download urls.parquet --out shards --caption-col text --contact me@example.org`
     """
-    given = {name: value for name, value in locals().items() if value is not None}
-    given["robots"] = not given.pop("no_robots")
+    given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
 
     def work(show: Progress) -> Any:
         from capfilt.cluster.spread import Resources
@@ -131,11 +130,15 @@ def download(
             typer.echo(
                 json.dumps(result, indent=1) if as_json else "\n".join(f"{k:<28} {v}" for k, v in leaves(result))
             )
-            rate = result["success_rate"]
-            raise RunError(f"{rate:.2%} of the pictures came, --min-success asks for {min_success:.2%}; see `failed`.")
+            came = f"{result['success_rate']:.2%} of the pictures came"
+            raise RunError(f"{came}, --min-success asks for {min_success:.2%}; see `failed`.")
         return result
 
     execute(work, as_json, debug)
+
+
+def _lines(result: dict[str, Any]) -> str:
+    return "\n".join(f"{name:<28} {value}" for name, value in leaves(result))
 
 
 _LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private")
@@ -143,7 +146,9 @@ _SECTIONS = {
     **dict.fromkeys(("max_bytes", "allow_private", "use_proxies"), "limits."),
     **dict.fromkeys(("contact", "host_rate", "timeout", "deadline", "retries"), "manners."),
 }
-_COMMAND = ("out", "workers", "retry", "min_success", "drop_placeholders", "sets", "address", "as_json", "debug")
+_COMMAND = (
+    "out", "workers", "retry", "min_success", "drop_placeholders", "no_robots", "sets", "address", "as_json", "debug",
+)  # fmt: skip
 """Options that are no part of the recipe."""
 
 

@@ -201,6 +201,29 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
         server.close()
 
 
+def test_a_proxy_is_told_the_address_that_was_checked(
+    certificate: tuple[Path, Path], hostile: Any, hostile_kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = hostile_kind.Hostile(certificate)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{hostile.port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    try:
+        assert ask(server.url("/ok?seed=4"), 3, use_proxies=True).body == hostile_kind.jpeg(4)
+        assert hostile.paths() == [f"127.0.0.1:{server.port}"]
+        limits = Limits(allow_private=LOOPBACK, use_proxies=True)
+        fence = Fence(limits, "tester/1", Resolver(networks(LOOPBACK), lambda _: ["127.0.0.1"]))
+        with pytest.raises(Failure, match=r"^tls: "):  # the certificate is another host's; the address was ours
+            fence.request(target(f"https://other.test:{server.port}/ok"), Clock(3, 3))
+        assert hostile.paths()[1:] == [f"127.0.0.1:{server.port}"]
+        fence = Fence(limits, "tester/1", Resolver(networks(LOOPBACK), lambda _: ["10.0.0.1"]))
+        with pytest.raises(Failure, match=r"^private-address: "):
+            fence.request(target(f"https://inside.test:{server.port}/ok"), Clock(3, 3))
+        assert len(hostile.paths()) == 2
+    finally:
+        server.close()
+
+
 def test_forbidden_addresses_in_a_network_of_their_own(pytestconfig: pytest.Config) -> None:
     """Runs fenced_addresses.py where there is nothing but loopback, so that a hole in the fence reaches nothing."""
     alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]

@@ -82,7 +82,8 @@ class TestDownload:
 
     def test_a_plan_knows_the_list_by_its_contents(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("http://127.0.0.1:9/1\n")
-        data = DataConfig.model_validate({"download": {"urls": [str(tmp_path / "list.txt")]}, "human": ()})
+        human = collect(DataConfig(world=SMALL), tmp_path / "world")["human"][0]
+        data = DataConfig.model_validate({"download": {"urls": [str(tmp_path / "list.txt")]}, "human": human})
         before = inputs(data)
         assert before["lists"][0]["name"] == "list.txt"
         (tmp_path / "list.txt").write_text("http://127.0.0.1:9/2\n")

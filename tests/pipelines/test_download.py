@@ -27,29 +27,8 @@ import webdataset
 
 from capfilt.data import shards, world
 from capfilt.data.sample import Sample
-from capfilt.pipelines.download import DownloadConfig, check_kinds
+from capfilt.pipelines.download import DownloadConfig
 from capfilt.reports.ledger import Ledger
-
-COMMON = ("--allow-private", "127.0.0.0/8", "--host-rate", "0", "--thread-count", "8")
-
-
-def write_list(folder: Path, urls: list[str]) -> Path:
-    path = folder / "list.jsonl"
-    rows = [{"url": url, "text": f"text {i}", "n": i} for i, url in enumerate(urls)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def fetch(capfilt: Any, tmp_path: Path) -> Any:
-    """Run the verb on URLs into `out`."""
-
-    def run(urls: list[str] | Path, *words: object, out: str = "out", address: str = "local") -> Any:
-        path = urls if isinstance(urls, Path) else write_list(tmp_path, urls)
-        text = () if "--caption-col" in words else ("--caption-col", "text")
-        return capfilt("download", path, "--out", tmp_path / out, *text, *COMMON, *words, "--json", address=address)
-
-    return run
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -157,9 +136,9 @@ def test_every_hostile_url_is_one_row_with_its_kind_and_the_rest_is_unharmed(
     assert hostile.paths().count("/secret/1") == 0
 
 
-def test_private_hosts_need_a_word(hostile: Any, capfilt: Any, tmp_path: Path) -> None:
+def test_private_hosts_need_a_word(hostile: Any, capfilt: Any, url_list: Any, tmp_path: Path) -> None:
     """127.0.0.1 is ours; without the word not even that is asked."""
-    path = write_list(tmp_path, [hostile.url("/ok")])
+    path = url_list(tmp_path, [hostile.url("/ok")])
     done = capfilt("download", path, "--out", tmp_path / "out", "--json")
     assert json.loads(done.out)["failed"] == {"private-address": 1}
     assert hostile.seen == []
@@ -193,10 +172,10 @@ def test_a_rerun_fetches_nothing_and_writes_nothing(hostile: Any, fetch: Any, tm
     ],
 )
 def test_what_was_planned_otherwise_is_refused(
-    hostile: Any, fetch: Any, tmp_path: Path, change: list[str], said: str
+    hostile: Any, fetch: Any, url_list: Any, tmp_path: Path, change: list[str], said: str
 ) -> None:
     urls = [hostile.url(f"/ok?seed={i}") for i in range(4)]
-    path = write_list(tmp_path, urls)
+    path = url_list(tmp_path, urls)
     assert fetch(path, "--shard-size", "2").code == 0
     lines = path.read_text().splitlines(keepends=True)
     if change == ["reordered"]:
@@ -210,13 +189,13 @@ def test_what_was_planned_otherwise_is_refused(
 
 
 @pytest.fixture
-def killed(hostile: Any, tmp_path: Path) -> Path:
+def killed(hostile: Any, url_list: Any, tmp_path: Path) -> Path:
     """The run folder of a download that was killed (-9) in its second shard."""
     urls = [hostile.url("/ok?seed=1"), hostile.url("/ok?seed=2"), hostile.url("/ok?seed=3"), hostile.url("/hang")]
-    path, out = write_list(tmp_path, urls), tmp_path / "out"
-    words = [path, "--out", out, "--caption-col", "text", *COMMON, "--shard-size", "2", "--address", "local"]
+    path, out = url_list(tmp_path, urls), tmp_path / "out"
+    words = [path, "--out", out, "--caption-col", "text", "--allow-private", "127.0.0.0/8", "--shard-size", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "capfilt", "download", *map(str, words), "--timeout", "60", "--deadline", "60"],
+        [sys.executable, "-m", "capfilt", "download", *map(str, words), "--deadline", "60", "--address", "local"],
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -263,100 +242,6 @@ def test_a_plan_that_was_cut_short_is_made_again(hostile: Any, fetch: Any, tmp_p
     assert len(hostile.seen) == asked, "the same plan, so its shards are still done"
 
 
-# ---- trying again, and what counts as success ----
-
-
-def test_what_failed_is_tried_again_into_new_shards(hostile: Any, fetch: Any, tmp_path: Path) -> None:
-    urls = [hostile.url(path) for path in ("/ok", "/later/500?seed=1", "/later/404?seed=2", "/status/410")]
-    done = fetch(urls, "--shard-size", "2")
-    assert json.loads(done.out)["failed"] == {"http-500": 1, "http-404": 1, "http-410": 1}
-    first = (tmp_path / "out/00000.tar").read_bytes()
-    hostile.healed = True
-    again = fetch(urls, "--shard-size", "2", "--retry", "http-500")
-    assert again.code == 0, again.err
-    assert json.loads(again.out)["failed"] == {"http-404": 1, "http-410": 1}
-    again = fetch(urls, "--shard-size", "2", "--retry", "failed")
-    told = json.loads(again.out)
-    assert told["samples"] == {"in": 4, "kept": 3, "failed": 1}
-    assert told["failed"] == {"http-410": 1}
-    out = tmp_path / "out"
-    assert (out / "00000.tar").read_bytes() == first
-    sizes = json.loads((out / "sizes.json").read_text())
-    assert sizes == {"00000.tar": 1, "00001.tar": 0, "00002.tar": 1, "00003.tar": 1}
-    samples = [item for tar in shards.expand(str(out)) for item in shards.read(tar)]
-    assert [item.text for item in samples if isinstance(item, Sample)] == ["text 0", "text 1", "text 2"]
-    assert hostile.paths().count("/ok") == 1
-    assert hostile.paths().count("/status/410") == 2
-    # And without the word nothing is tried again.
-    assert json.loads(fetch(urls, "--shard-size", "2").out)["samples"] == told["samples"]
-    assert hostile.paths().count("/status/410") == 2
-
-
-def test_a_retry_that_was_interrupted_is_continued_and_not_begun_anew(hostile: Any, fetch: Any, tmp_path: Path) -> None:
-    urls = [hostile.url("/ok"), hostile.url("/later/500")]
-    fetch(urls)
-    hostile.healed = True
-    assert fetch(urls, "--retry", "failed").code == 0
-    out = tmp_path / "out"
-    for path in (out / "ledger/download/00001.json", out / "00001.tar", out / "00001.parquet"):
-        path.unlink()
-    told = json.loads(fetch(urls, "--retry", "failed").out)
-    assert told["samples"] == {"in": 2, "kept": 2, "failed": 0}
-    assert not (out / "00002.tar").exists()
-    done = fetch(urls, "--retry", "failed")
-    assert json.loads(done.out)["samples"] == told["samples"]
-    assert len(list((out / "plan").glob("pass-*.json"))) == 2, "nothing failed, so there is no third"
-
-
-def test_a_retry_of_what_is_no_kind_is_refused(fetch: Any, tmp_path: Path) -> None:
-    done = fetch(["http://127.0.0.1:9/"], "--retry", "timeouts")
-    assert done.code == 2
-    assert "--retry timeouts: allowed are failed, " in done.line
-    assert "Did you mean 'timeout'?" in done.line
-    assert not (tmp_path / "out").exists()
-    check_kinds(["failed", "dns", "http-451"])
-
-
-def test_too_little_success_is_exit_one_with_the_result_all_the_same(hostile: Any, fetch: Any) -> None:
-    urls = [hostile.url("/ok"), hostile.url("/status/404")]
-    assert fetch(urls, "--min-success", "0.5").code == 0
-    done = fetch(urls, "--min-success", "0.51")
-    assert done.code == 1
-    assert "50.00% of the pictures came, --min-success asks for 51.00%" in done.line
-    assert json.loads(done.out)["failed"] == {"http-404": 1}
-
-
-def test_rows_that_are_none_are_counted(hostile: Any, fetch: Any, tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
-    path.write_text(f"url,text\n{hostile.url('/ok')},a\nhttp://h/,b,c,d\n")
-    told = json.loads(fetch(path).out)
-    assert told["samples"] == {"in": 2, "kept": 1, "failed": 1}
-    assert told["failed"] == {"unreadable-row": 1}
-
-
-# ---- placeholders ----
-
-
-def test_placeholders_are_reported_and_dropped_when_asked(hostile: Any, fetch: Any, tmp_path: Path) -> None:
-    urls = [hostile.url(f"/ok?seed={i if i % 2 else 0}&n={i}") for i in range(8)]
-    told = json.loads(fetch(urls, "--shard-size", "3").out)
-    [(digest, count)] = told["repeated"].items()
-    assert count == 4
-    assert told["samples"]["kept"] == 8
-    assert json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "5").out)["samples"]["kept"] == 8
-    told = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4").out)
-    assert told["samples"] == {"in": 8, "kept": 4, "failed": 4}
-    assert told["failed"] == {"placeholder": 4}
-    assert told["repeated"] == {digest: 4}
-    out = tmp_path / "out"
-    assert json.loads((out / "sizes.json").read_text()) == {"00000.tar": 1, "00001.tar": 2, "00002.tar": 1}
-    kept = [item for tar in shards.expand(str(out)) for item in shards.read(tar)]
-    assert {item.sha256 for item in kept if isinstance(item, Sample)}.isdisjoint({digest})
-    asked = len(hostile.seen)
-    again = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4", "--retry", "failed").out)
-    assert (again["samples"], len(hostile.seen)) == (told["samples"], asked), "they did come: no reason to ask again"
-
-
 # ---- lists and options ----
 
 
@@ -401,9 +286,9 @@ def test_a_recipe_may_name_one_list() -> None:
 
 @pytest.mark.slow
 def test_a_bootstrap_begins_at_a_list_of_urls(
-    hostile: Any, capfilt: Any, recipe: Any, tmp_path: Path, snapshot: Any
+    hostile: Any, capfilt: Any, recipe: Any, url_list: Any, tmp_path: Path, snapshot: Any
 ) -> None:
-    path = write_list(tmp_path, [hostile.url(f"/ok?seed={i}") for i in range(24)] + [hostile.url("/html")])
+    path = url_list(tmp_path, [hostile.url(f"/ok?seed={i}") for i in range(24)] + [hostile.url("/html")])
     world.write(world.WorldConfig(human=24, shard_size=24), 0, tmp_path / "world", "human")
     web = {
         "urls": str(path), "caption_col": "text", "shard_size": 20, "resize_mode": "border", "image_size": 40,
