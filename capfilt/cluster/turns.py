@@ -19,7 +19,7 @@ from pydantic import Field
 from capfilt.cluster.session import Session
 from capfilt.config import Config
 
-GATHERED = 0.01
+GATHERED = 0.03
 """Seconds for which a worker collects questions before it asks the actor."""
 MAX_NAMES = 200_000
 """Names remembered before those without a claim are forgotten."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from capfilt.config import Config
 from capfilt.data.typed import Clash, Types, fit, fit_text
@@ -56,6 +56,15 @@ class Columns(Config):
         if taken := sorted(_OURS.intersection(names)):
             raise ValueError(f"{', '.join(taken)} would overwrite a column of the output; rename it in the list")
         return names
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Columns:
+        names = list(self.wanted.values())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"the column {twice[0]!r} is named twice; name each once: `url` and `caption` are kept too"
+            )
+        return self
 
     @property
     def wanted(self) -> dict[str, str]:

@@ -98,13 +98,13 @@ class TestResolver:
         silence = threading.Event()
 
         def lookup(name: str) -> list[str]:
-            silence.wait(10)
+            silence.wait(60)
             return []
 
         begun = time.monotonic()
         with pytest.raises(Failure, match=r"^timeout: slow\.test: its name server did not answer"):
             Resolver(lookup=lookup).addresses("slow.test", 0.05)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
         silence.set()
 
     def test_a_name_that_is_not_there_says_so(self) -> None:

@@ -30,7 +30,7 @@ def kind(url: str, seconds: float = 1.0, **limits: Any) -> str:
     begun = time.monotonic()
     with pytest.raises(Failure) as caught:
         ask(url, seconds, **limits)
-    assert time.monotonic() - begun < seconds + 4  # a busy machine's
+    assert time.monotonic() - begun < seconds + 20  # a busy machine's; without a deadline, hours
     return caught.value.kind
 
 

@@ -224,6 +224,10 @@ class TestFind:
         with pytest.raises(ValidationError, match="status would overwrite a column of the output"):
             Columns(save_additional_columns=("uid", "status"))
 
+    def test_a_column_is_named_once(self) -> None:
+        with pytest.raises(ValidationError, match="'text' is named twice"):
+            Columns(caption_col="text", save_additional_columns=("text",))
+
     def test_a_list_is_known_by_its_bytes(self, tmp_path: Path) -> None:
         path = tmp_path / "a.csv"
         path.write_text("url\na\nb\n")
