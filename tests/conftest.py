@@ -118,3 +118,24 @@ def browser(chromium: Any) -> Iterator[Browser]:
     for context in own.contexts:
         context.close()
     assert own.problems == []
+
+
+@pytest.fixture(scope="session")
+def hostile_kind() -> Any:
+    """The module of the hostile web server, which stands beside this file."""
+    import importlib.util
+
+    found = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hostile(hostile_kind: Any) -> Iterator[Any]:
+    """A hostile web server on loopback."""
+    server = hostile_kind.Hostile()
+    yield server
+    server.close()

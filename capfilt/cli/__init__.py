@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import look, runs, work
+from capfilt.cli import fetch, look, runs, work
 
 app = typer.Typer(
     name="capfilt",
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 VERBS = (
     work.bootstrap,
+    fetch.download,
     work.pretrain,
     work.annotate,
     work.select,
@@ -39,8 +40,11 @@ VERBS = (
 )
 """In the order in which `--help` lists them."""
 
+# img2dataset's users write --url_col.
+_EITHER = {"token_normalize_func": lambda word: word.replace("_", "-")}
+
 for _verb in VERBS:
-    app.command()(_verb)
+    app.command(context_settings=_EITHER)(_verb)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
@@ -58,6 +59,20 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _REMARKS = re.compile(r"PIL\.")
+_TAIL = 2**16  # bytes in which a picture's end mark is looked for: cameras append things of their own
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself before a pixel is decoded."""
+
+    form: str
+    """Pillow's name of the format."""
+    width: int
+    """As stored: EXIF rotation is not applied."""
+    height: int
+    plain: bool
+    """Stored upright, with 8 bits a channel."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -82,6 +97,40 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except _DAMAGE as error:
         cut = "truncat" in str(error).lower()
         raise ImageError("truncated image" if cut else "broken image") from error
+
+
+def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read a picture's header; of pixels at most those are decoded that stand before a PNG's late EXIF.
+
+    Raises:
+        ImageError: "not an image", "broken image" or "too many pixels (W x H, limit N)".
+    """
+    _hush()
+    try:
+        image = _open(data)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+        # Of a PNG Pillow decodes all to find that it has no EXIF.
+        turned = (image.format != "PNG" or b"eXIf" in data) and _orientation(image) in _TURNS
+        return Header(image.format or "", width, height, not turned and not image.mode.startswith("I"))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels (limit {max_pixels})") from error
+    except _DAMAGE as error:
+        raise ImageError("broken image") from error
+
+
+def has_end(data: bytes) -> bool:
+    """Whether a picture's bytes go on to its end mark; True for a format that has none."""
+    if data.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in data[-_TAIL:]
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-_TAIL:]
+    if data.startswith(b"GIF8"):
+        return b"\x3b" in data[-_TAIL:]
+    if data.startswith(b"RIFF"):
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return True
 
 
 def to_pixels(image: Image.Image, size: int) -> np.ndarray:

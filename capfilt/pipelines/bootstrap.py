@@ -22,7 +22,6 @@ from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
-from capfilt.data import shards
 from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
@@ -32,7 +31,7 @@ from capfilt.models.text import Role
 from capfilt.pipelines import report
 from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate, check_same_size
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
-from capfilt.pipelines.corpus import DataConfig, gather, named_shards
+from capfilt.pipelines.corpus import DataConfig, gather, inputs
 from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
 from capfilt.pipelines.pretrain import TrainResources, check_training, read_architecture, run_training
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
@@ -171,7 +170,8 @@ def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) 
         train=config.pretrain,
         seed=story.seed(r, "pretrain"),
     )
-    made = digests(Ledger(story.run.path("data"), "world")) | digests(Ledger(story.folder(r), "select"))
+    came = digests(Ledger(story.run.path("data"), "world")) | digests(Ledger(story.run.path("data", "web"), "download"))
+    made = came | digests(Ledger(story.folder(r), "select"))
     label, counts = f"round {r} pretrain", story.run.folder.absolute()
     model = run_training(story.session, job, config.cluster.train, story.show, label, made, counts)
     if "test" in story.splits:
@@ -299,9 +299,9 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
 def open_run(config: BootstrapConfig, out: Path) -> tuple[BlipConfig, Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture = check(config)
-    plan = config.model_dump(mode="json", exclude={"rounds", "cluster"})
-    inputs = {split: [shards.name(url) for url in urls] for split, urls in named_shards(config.data).items()}
-    plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs}
+    manners = {"data": {"download": {"manners": True, "thread_count": True}}}
+    plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners})
+    plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs(config.data)}
     return architecture, Run.open(out, configs.to_yaml(config), plan)
 
 

@@ -1,10 +1,12 @@
-"""The data of a bootstrap: shards that the user names, or the embedded world, written into the run folder."""
+"""The data of a bootstrap: shards that the user names or URLs that are fetched, or the embedded world."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import model_validator
 
@@ -15,8 +17,9 @@ from capfilt.data import shards, world
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.world import WorldConfig
 from capfilt.errors import DataError
+from capfilt.pipelines.download import DownloadConfig, download, list_identities
 from capfilt.pipelines.stage import run_stage
-from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -29,6 +32,8 @@ class DataConfig(Config):
     world: WorldConfig | None = None
     web: Shards | None = None
     """Noisy pairs, to be cleaned."""
+    download: DownloadConfig | None = None
+    """Lists of URLs to begin with, in place of `web`; pipelines/download.py has the keys."""
     human: Shards | None = None
     """Clean pairs, on which captioner and filter are fine-tuned; they join every pretraining as they are."""
     val: Shards | None = None
@@ -38,18 +43,25 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        named = [split for split in world.SPLITS if getattr(self, split) is not None]
+        named = [split for split in world.SPLITS if self._given(split)]
+        if self.download is not None and self.web is not None:
+            raise ValueError("data has both `web` shards and a `download` of them; leave one out")
         if self.world is not None and named:
             raise ValueError(f"data has both the embedded world and shards ({', '.join(named)}); leave one out")
         if self.world is None and not {"web", "human"} <= set(named):
-            raise ValueError("data needs `world`, or shards for `web` and `human` (`val` and `test` may be left out)")
+            raise ValueError(
+                "data needs `world`, or `human` shards and `web` shards (or a `download`); `val` and `test` are free"
+            )
         if self.world is not None and not (self.world.web and self.world.human):
             raise ValueError("data.world needs at least one image in `web` and one in `human`")
         return self
 
     def has(self, split: str) -> bool:
         """Whether there is such a split."""
-        return getattr(self, split) is not None if self.world is None else world.count(self.world, split) > 0
+        return self._given(split) if self.world is None else world.count(self.world, split) > 0
+
+    def _given(self, split: str) -> bool:
+        return getattr(self, split) is not None or (split == "web" and self.download is not None)
 
 
 class WorldJob(Config):
@@ -85,12 +97,20 @@ def named_shards(config: DataConfig) -> dict[str, list[str]]:
     return {split: shards.expand(spec) for split, spec in named.items() if spec is not None}
 
 
+def inputs(config: DataConfig) -> dict[str, Any]:
+    """What a run's plan says of its data: the shards' names, and the contents of lists."""
+    named: dict[str, Any] = {split: [shards.name(url) for url in urls] for split, urls in named_shards(config).items()}
+    return named if config.download is None else {**named, "lists": list_identities(config.download)}
+
+
 def gather(
     session: Session, config: DataConfig, seed: int, folder: Path, resources: Resources, show: Progress
 ) -> dict[str, list[str]]:
     """The shards of every split that there is. DataError for a split in which nothing can be read."""
     if config.world is None:
         splits = named_shards(config)
+        if config.download is not None:
+            splits = {"web": fetched(session, config.download, folder / "web", resources, show), **splits}
         for split, urls in splits.items():
             refuse_empty(split, urls)
         return splits
@@ -99,6 +119,16 @@ def gather(
     folder.mkdir(exist_ok=True)
     run_stage(session, job, {split: split for split in written}, resources, show, "write the world")
     return {split: shards.expand(str(folder / split)) for split in written}
+
+
+def fetched(session: Session, config: DownloadConfig, out: Path, resources: Resources, show: Progress) -> list[str]:
+    """The shards of a download into `out`, which is begun, continued or found complete."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary = download(session, config, out, resources, show)
+    path = out / "summary.json"
+    if not path.is_file() or json.loads(path.read_bytes()) != summary:
+        write_json(path, summary)
+    return shards.expand(str(out))
 
 
 def refuse_empty(split: str, urls: Sequence[str]) -> None:

@@ -233,3 +233,34 @@ def test_real_photographs_decode(shared_dir):
     for photo in photos:
         with Image.open(photo) as expected:
             assert np.array_equal(np.asarray(images.decode(photo.read_bytes())), np.asarray(expected.convert("RGB")))
+
+
+class TestInspect:
+    @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+    def test_a_picture_says_its_size(self, form):
+        header = images.inspect(encoded(picture(), form))
+        assert (header.form, header.width, header.height, header.plain) == (form, 40, 30, True)
+        assert images.has_end(encoded(picture(), form))
+
+    def test_pixels_are_not_decoded(self):
+        assert images.inspect(png_header(3000, 2000)).width == 3000  # it has none
+        with pytest.raises(ImageError, match=r"^too many pixels \(50000 x 50000, limit 64000000\)"):
+            images.inspect(png_header(50_000, 50_000) + b"eXIf")
+
+    @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+    def test_what_stands_on_its_side_is_not_plain(self, form):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        assert not images.inspect(encoded(picture(), form, exif=exif)).plain
+        exif[0x0112] = 1
+        assert images.inspect(encoded(picture(), form, exif=exif)).plain
+
+    def test_deep_grey_is_not_plain(self):
+        grey = Image.fromarray(np.full((3, 3), 1000, np.uint16))
+        assert not images.inspect(encoded(grey)).plain
+
+    def test_what_is_no_picture(self):
+        with pytest.raises(ImageError, match=r"^not an image"):
+            images.inspect(b"<html>")
+        with pytest.raises(ImageError, match=r"^broken image"):
+            images.inspect(b"\xff\xd8\xff\xe0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,3 +177,34 @@ def colours(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     done = call("bootstrap", mine, "--out", home / "run", *longer)
     assert done.code == 0, done.err
     return home / "run"
+
+
+# ---- downloads from a server on loopback ----
+
+AT_HOME = ("--allow-private", "127.0.0.0/8", "--host-rate", "0", "--thread-count", "8")
+
+
+def write_list(folder: Path, urls: list[str]) -> Path:
+    path = folder / "list.jsonl"
+    rows = [{"url": url, "text": f"text {i}", "n": i} for i, url in enumerate(urls)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def url_list() -> Callable[[Path, list[str]], Path]:
+    """Write a list of URLs with texts and numbers."""
+    return write_list
+
+
+@pytest.fixture
+def fetch(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run `capfilt download` on URLs, or on a list, into `out`."""
+
+    def run(urls: list[str] | Path, *words: object, out: str = "out", address: str = "local") -> Outcome:
+        path = urls if isinstance(urls, Path) else write_list(tmp_path, urls)
+        text = () if "--caption-col" in words else ("--caption-col", "text")
+        given = ("download", path, "--out", tmp_path / out, *text, *AT_HOME, *words, "--json")
+        return call(*given, address=address)
+
+    return run

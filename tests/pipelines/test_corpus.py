@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from capfilt.data import shards, world
 from capfilt.data.sample import Sample
 from capfilt.data.world import WorldConfig
 from capfilt.errors import ShardError
-from capfilt.pipelines.corpus import DataConfig, gather, named_shards
+from capfilt.pipelines.corpus import DataConfig, gather, inputs, named_shards
 from capfilt.reports.progress import Progress
 
 SMALL = WorldConfig(web=5, human=2, val=0, test=1, shard_size=2)
@@ -58,3 +59,38 @@ def test_shards_are_found_where_they_are_named(tmp_path: Path) -> None:
 def test_one_source_and_a_whole_one(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DataConfig(**fields)
+
+
+class TestDownload:
+    def test_a_list_of_urls_is_the_web(self, hostile: Any, tmp_path: Path, picture: Any) -> None:
+        rows = "".join(f"{hostile.url(f'/ok?seed={i}')},text {i}\n" for i in range(3))
+        (tmp_path / "list.csv").write_text(f"url,caption\n{rows}{hostile.url('/status/404')},gone\n")
+        splits = collect(DataConfig(world=SMALL), tmp_path / "world")
+        limits = {"allow_private": ("127.0.0.0/8",)}
+        web = {"urls": str(tmp_path / "list.csv"), "caption_col": "caption", "shard_size": 2, "limits": limits}
+        data = DataConfig.model_validate({"download": web, "human": splits["human"][0]})
+        assert [data.has(split) for split in world.SPLITS] == [True, True, False, False]
+        found = collect(data, tmp_path / "data")
+        assert [shards.name(url) for url in found["web"]] == ["00000", "00001"]
+        texts = [item.text for url in found["web"] for item in shards.read(url) if isinstance(item, Sample)]
+        assert texts == ["text 0", "text 1", "text 2"]
+        told = json.loads((tmp_path / "data/web/summary.json").read_text())
+        assert told["failed"] == {"http-404": 1}
+        asked = len(hostile.seen)
+        assert collect(data, tmp_path / "data") == found
+        assert len(hostile.seen) == asked
+
+    def test_a_plan_knows_the_list_by_its_contents(self, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text("http://127.0.0.1:9/1\n")
+        human = collect(DataConfig(world=SMALL), tmp_path / "world")["human"][0]
+        data = DataConfig.model_validate({"download": {"urls": [str(tmp_path / "list.txt")]}, "human": human})
+        before = inputs(data)
+        assert before["lists"][0]["name"] == "list.txt"
+        (tmp_path / "list.txt").write_text("http://127.0.0.1:9/2\n")
+        assert inputs(data)["lists"] != before["lists"]
+
+    def test_shards_or_a_download_and_not_both(self) -> None:
+        with pytest.raises(ValidationError, match="both `web` shards and a `download`"):
+            DataConfig.model_validate({"download": {"urls": "a.txt"}, "web": "x", "human": "y"})
+        with pytest.raises(ValidationError, match="both the embedded world and shards"):
+            DataConfig.model_validate({"download": {"urls": "a.txt"}, "world": SMALL})

@@ -1,0 +1,68 @@
+"""How a URL can fail: a small set of kinds, so that they can be counted, each with its meaning.
+
+A failure travels through img2dataset as the text "kind: detail", or "kind" alone, in its `error_message` column.
+"""
+
+from __future__ import annotations
+
+import re
+
+KINDS = {
+    "bad-url": "no address that can be fetched: not http(s), no host, a password in it",
+    "private-address": "the host, or one that it redirects to, is not on the public internet",
+    "dns": "the name has no address",
+    "refused": "nobody listens there",
+    "unreachable": "no route to the host",
+    "timeout": "no answer, or not the whole of it, within its time",
+    "tls": "the certificate or the encryption is not in order",
+    "cut": "the connection ended before the picture did",
+    "bad-answer": "what came is not HTTP, or has absurd headers",
+    "redirects": "more redirects than allowed, or one that leads nowhere",
+    "paused": "the host has asked for a pause longer than a sample may take",
+    "robots": "robots.txt does not allow it",
+    "opt-out": "X-Robots-Tag does not allow it",
+    "too-big": "more bytes than allowed, as sent or unpacked",
+    "encoding": "a content encoding that was not asked for",
+    "not-an-image": "not a JPEG, PNG, WebP, GIF or BMP",
+    "truncated": "a picture without its end",
+    "too-many-pixels": "larger than allowed, by its header",
+    "too-small": "smaller than --min-image-size",
+    "too-narrow": "longer than --max-aspect-ratio allows",
+    "broken-image": "it begins as a picture and cannot be decoded",
+    "placeholder": "the same bytes under many URLs",
+    "lost": "img2dataset gave no answer for this row",
+}
+"""Beside these there is http-NNN for every status that is not 2xx."""
+
+TRANSIENT = frozenset({"dns", "refused", "unreachable", "timeout", "cut", "http-500", "http-502", "http-504"})
+"""Kinds that another try a moment later may mend. 429 and 503 are not among them: they ask for a pause."""
+
+_STATUS = re.compile(r"http-\d{3}")
+_UNFETCHABLE = ("unknown url type", "'NoneType'", "expected string")  # urllib's words, before the fence is asked
+
+
+class Failure(Exception):
+    """The end of one URL: its kind and what was found."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        assert kind in KINDS or _STATUS.fullmatch(kind), kind
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind = kind
+        self.detail = detail
+
+
+def classified(status: str, message: str | None) -> str:
+    """The `error_message` of a failed row with its kind in front; what img2dataset says itself has none yet."""
+    text = " ".join((message or "").split())[:300]
+    if (kind := kind_of(text)) in KINDS or _STATUS.fullmatch(kind):
+        return text
+    if status == "failed_to_resize":
+        return f"broken-image: {text}"
+    if text.startswith(_UNFETCHABLE):
+        return f"bad-url: {text}"
+    return f"lost: {text}"
+
+
+def kind_of(message: str) -> str:
+    """The kind in front of an `error_message`."""
+    return message.partition(":")[0]

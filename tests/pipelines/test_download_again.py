@@ -1,0 +1,104 @@
+"""`capfilt download` on a run folder that is there: what failed, what is too little, what is a placeholder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from capfilt.data import shards
+from capfilt.data.sample import Sample
+from capfilt.pipelines.download import check_kinds
+
+# ---- trying again, and what counts as success ----
+
+
+def test_what_failed_is_tried_again_into_new_shards(hostile: Any, fetch: Any, tmp_path: Path) -> None:
+    urls = [hostile.url(path) for path in ("/ok", "/later/500?seed=1", "/later/404?seed=2", "/status/410")]
+    done = fetch(urls, "--shard-size", "2")
+    assert json.loads(done.out)["failed"] == {"http-500": 1, "http-404": 1, "http-410": 1}
+    first = (tmp_path / "out/00000.tar").read_bytes()
+    hostile.healed = True
+    again = fetch(urls, "--shard-size", "2", "--retry", "http-500")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["failed"] == {"http-404": 1, "http-410": 1}
+    again = fetch(urls, "--shard-size", "2", "--retry", "failed")
+    told = json.loads(again.out)
+    assert told["samples"] == {"in": 4, "kept": 3, "failed": 1}
+    assert told["failed"] == {"http-410": 1}
+    out = tmp_path / "out"
+    assert (out / "00000.tar").read_bytes() == first
+    sizes = json.loads((out / "sizes.json").read_text())
+    assert sizes == {"00000.tar": 1, "00001.tar": 0, "00002.tar": 1, "00003.tar": 1}
+    samples = [item for tar in shards.expand(str(out)) for item in shards.read(tar)]
+    assert [item.text for item in samples if isinstance(item, Sample)] == ["text 0", "text 1", "text 2"]
+    assert hostile.paths().count("/ok") == 1
+    assert hostile.paths().count("/status/410") == 2
+    # And without the word nothing is tried again.
+    assert json.loads(fetch(urls, "--shard-size", "2").out)["samples"] == told["samples"]
+    assert hostile.paths().count("/status/410") == 2
+
+
+def test_a_retry_that_was_interrupted_is_continued_and_not_begun_anew(hostile: Any, fetch: Any, tmp_path: Path) -> None:
+    urls = [hostile.url("/ok"), hostile.url("/later/500")]
+    fetch(urls)
+    hostile.healed = True
+    assert fetch(urls, "--retry", "failed").code == 0
+    out = tmp_path / "out"
+    for path in (out / "ledger/download/00001.json", out / "00001.tar", out / "00001.parquet"):
+        path.unlink()
+    told = json.loads(fetch(urls, "--retry", "failed").out)
+    assert told["samples"] == {"in": 2, "kept": 2, "failed": 0}
+    assert not (out / "00002.tar").exists()
+    done = fetch(urls, "--retry", "failed")
+    assert json.loads(done.out)["samples"] == told["samples"]
+    assert len(list((out / "plan").glob("pass-*.json"))) == 2, "nothing failed, so there is no third"
+
+
+def test_a_retry_of_what_is_no_kind_is_refused(fetch: Any, tmp_path: Path) -> None:
+    done = fetch(["http://127.0.0.1:9/"], "--retry", "timeouts")
+    assert done.code == 2
+    assert "--retry timeouts: allowed are failed, " in done.line
+    assert "Did you mean 'timeout'?" in done.line
+    assert not (tmp_path / "out").exists()
+    check_kinds(["failed", "dns", "http-451"])
+
+
+def test_too_little_success_is_exit_one_with_the_result_all_the_same(hostile: Any, fetch: Any) -> None:
+    urls = [hostile.url("/ok"), hostile.url("/status/404")]
+    assert fetch(urls, "--min-success", "0.5").code == 0
+    done = fetch(urls, "--min-success", "0.51")
+    assert done.code == 1
+    assert "50.00% of the pictures came, --min-success asks for 51.00%" in done.line
+    assert json.loads(done.out)["failed"] == {"http-404": 1}
+
+
+def test_rows_that_are_none_are_counted(hostile: Any, fetch: Any, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(f"url,text\n{hostile.url('/ok')},a\nhttp://h/,b,c,d\n")
+    told = json.loads(fetch(path).out)
+    assert told["samples"] == {"in": 2, "kept": 1, "failed": 1}
+    assert told["failed"] == {"unreadable-row": 1}
+
+
+# ---- placeholders ----
+
+
+def test_placeholders_are_reported_and_dropped_when_asked(hostile: Any, fetch: Any, tmp_path: Path) -> None:
+    urls = [hostile.url(f"/ok?seed={i if i % 2 else 0}&n={i}") for i in range(8)]
+    told = json.loads(fetch(urls, "--shard-size", "3").out)
+    [(digest, count)] = told["repeated"].items()
+    assert count == 4
+    assert told["samples"]["kept"] == 8
+    assert json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "5").out)["samples"]["kept"] == 8
+    told = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4").out)
+    assert told["samples"] == {"in": 8, "kept": 4, "failed": 4}
+    assert told["failed"] == {"placeholder": 4}
+    assert told["repeated"] == {digest: 4}
+    out = tmp_path / "out"
+    assert json.loads((out / "sizes.json").read_text()) == {"00000.tar": 1, "00001.tar": 2, "00002.tar": 1}
+    kept = [item for tar in shards.expand(str(out)) for item in shards.read(tar)]
+    assert {item.sha256 for item in kept if isinstance(item, Sample)}.isdisjoint({digest})
+    asked = len(hostile.seen)
+    again = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4", "--retry", "failed").out)
+    assert (again["samples"], len(hostile.seen)) == (told["samples"], asked), "they did come: no reason to ask again"
