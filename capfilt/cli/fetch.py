@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capfilt import config as configs
-from capfilt.cli.execute import execute, leaves
+from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Debug, Json
-from capfilt.errors import RunError, UsageError
+from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
@@ -119,6 +119,8 @@ def download(
     """
     given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
 
+    short: list[str] = []
+
     def work(show: Progress) -> Any:
         from capfilt.cluster.spread import Resources
         from capfilt.pipelines import download as story
@@ -127,18 +129,14 @@ def download(
         wishes = story.Wishes(retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders)
         result = story.run(address, config, wishes, out, Resources(workers=workers), show)
         if not result["enough"]:
-            typer.echo(
-                json.dumps(result, indent=1) if as_json else "\n".join(f"{k:<28} {v}" for k, v in leaves(result))
-            )
             came = f"{result['success_rate']:.2%} of the pictures came"
-            raise RunError(f"{came}, --min-success asks for {min_success:.2%}; see `failed`.")
+            short.append(f"error: {came}, --min-success asks for {min_success:.2%}; see `failed`.")
         return result
 
     execute(work, as_json, debug)
-
-
-def _lines(result: dict[str, Any]) -> str:
-    return "\n".join(f"{name:<28} {value}" for name, value in leaves(result))
+    if short:
+        typer.echo(short[0], err=True)
+        raise typer.Exit(1)
 
 
 _LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private")

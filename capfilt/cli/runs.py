@@ -122,7 +122,9 @@ def review(
 ) -> None:
     """Serve the report with buttons, to this machine alone, and keep every click as a label in the run folder.
 
-    Example: `capfilt review runs/demo`, then `capfilt select ... --calibrate labels`
+    What was said sets a threshold where `capfilt select` is told to calibrate on labels.
+
+    Example: `capfilt review runs/demo`
     """
 
     def work(_show: Progress) -> Any:

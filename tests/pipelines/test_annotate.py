@@ -270,7 +270,7 @@ def test_a_stage_may_be_ended_at_any_instant_and_run_again(
     assert "ledger/annotate/00002.json" not in before, "it was not in the middle"
     assert capfilt(*words_of_a_long_stage(story, out)).code == 0
     after = snapshot(out)
-    temporary = (".capfilt-part-", "lock-", "annotate.plan.jsonl")
+    temporary = (".capfilt-part-", "lock-")
     assert all(after[name] == before[name] for name in before if not any(part in name for part in temporary))
     assert tables(out) == undisturbed
 
@@ -361,6 +361,6 @@ def test_a_changed_shard_is_annotated_again(story: Path, tmp_path: Path, capfilt
     assert capfilt(*words).code == 0
     after = snapshot(tmp_path / "a")
     assert {name for name in after if after[name] != before[name]} == {
-        "annotations/00001.parquet", "ledger/annotate/00001.json", "ledger/annotate.plan.jsonl",
+        "annotations/00001.parquet", "ledger/annotate/00001.json",
     }  # fmt: skip
     assert pq.read_table(tmp_path / "a/annotations/00001.parquet").num_rows == 6

@@ -94,7 +94,7 @@ def test_retry_does_just_the_shards_with_failures(
     assert done.code == 0, done.err
     after = snapshot(tmp_path / "a")
     assert {name for name in after if after[name] != before[name]} == {
-        "annotations/00001.parquet", "ledger/annotate/00001.json", "ledger/annotate.plan.jsonl",
+        "annotations/00001.parquet", "ledger/annotate/00001.json",
     }  # fmt: skip
     assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.parquet")} == bytes_
     assert capfilt(*words, "--retry", "all").code == 2

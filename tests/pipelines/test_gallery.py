@@ -13,10 +13,13 @@ from PIL import Image
 import capfilt.data.annotations as tables
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.policy import PolicyConfig
 from capfilt.data.sample import Sample
 from capfilt.pipelines import gallery
 from capfilt.pipelines.gallery import Counted, Round, Words
 from capfilt.reports.labels import Label
+
+RULE = PolicyConfig().rule(0.5)
 
 
 def row(key: str, source: str = "web", itm: float | None = 0.5, text: str = "a red dog", **more: Any) -> Annotation:
@@ -33,7 +36,7 @@ def round_(tmp_path: Path) -> Round:
             rows += [row(f"{i}", itm=i / 100 + 0.005), row(f"{i}", "synthetic", itm=0.9)]
         broken = tables.failed(rows[-1], "truncated image: at byte 7")
         tables.write(tmp_path / f"annotations/{shard:05d}.parquet", [*rows[:-2], replace(broken, uid="")])
-    return Round(1, tmp_path / "annotations", None, "itm", 0.5, "capfilt select web", "out")
+    return Round(1, tmp_path / "annotations", None, RULE, "itm", 0.5, "capfilt select web", "out")
 
 
 def counted(round_: Round, max_texts: int = 1000, known: dict[str, tuple[bool, str]] | None = None) -> Counted:
@@ -83,7 +86,7 @@ def test_truth_is_told_of_the_first_web_text_alone(round_: Round) -> None:
 def test_scores_come_back_as_the_numbers_that_were_compared(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).random(200).astype(np.float32)
     tables.write(tmp_path / "annotations/00000.parquet", [row(f"{i}", itm=float(s)) for i, s in enumerate(scores)])
-    found = Counted(Round(1, tmp_path / "annotations", None, "itm", 0.5, "", ""), 1000)
+    found = Counted(Round(1, tmp_path / "annotations", None, RULE, "itm", 0.5, "", ""), 1000)
     found.add("00000", {}, drawn=True)
     places = {image.place: number for number, image in enumerate(found.images)}
     look = gallery.look(found, places, {}, {}, Words())
@@ -93,7 +96,7 @@ def test_scores_come_back_as_the_numbers_that_were_compared(tmp_path: Path) -> N
 def test_long_texts_are_cut_and_labels_found(tmp_path: Path) -> None:
     long = "y" * 10_000
     tables.write(tmp_path / "annotations/00000.parquet", [row("1", text=long), row("2"), row("3", text=" ", itm=None)])
-    found = Counted(Round(1, tmp_path / "annotations", None, "itm", 0.5, "", ""), 1000)
+    found = Counted(Round(1, tmp_path / "annotations", None, RULE, "itm", 0.5, "", ""), 1000)
     found.add("00000", {}, drawn=True)
     said = {(f"{1:032x}", long): Label(f"{1:032x}", long, "web", "wrong", at_random=False)}
     words = Words()

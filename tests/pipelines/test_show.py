@@ -73,7 +73,7 @@ def test_a_yaml_of_one_s_own_is_what_it_extends_or_what_its_keys_say(
         (["demo", "--set", "captioner.image_size=64"], "the captioner looks at pictures of 64 px and the filter of 32"),
         (["demo", "--set", "captioner.objectives.losses={itm: 1}"], "captioner: objective 'itm' needs"),
         (["demo", "--set", "data.web=shards/"], "both the embedded world and shards (web)"),
-        (["demo", "--set", "data.world=null", "--set", "data.web=s/"], "shards for `web` and `human`"),
+        (["demo", "--set", "data.world=null", "--set", "data.web=s/"], "`human` shards and `web` shards"),
         (["demo", "--set", "data.world.human=0"], "at least one image"),
         (["demo", "--set", "filter.recompute=3"], "filter: recompute 3, and the vision tower has 2 blocks"),
         (["demo", "--set", "pretrain.objectives.momentum_from=start"], "round 0 starts from nothing: take 'model'"),

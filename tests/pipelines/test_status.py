@@ -26,6 +26,7 @@ def test_a_finished_bootstrap(story: Path, capfilt: Any) -> None:
     assert found["state"] == "done: every stage that was begun"
     table = [(s["folder"], s["stage"], s["done"], s["total"], s["unit"]) for s in found["stages"]]
     assert table == [
+        (".", "rows", 3, 3, "shards"),
         ("data", "world", 4, 4, "shards"),
         ("round-0", "pretrain", 4, 4, "steps"),
         ("round-0", "evaluate", 1, 1, "shards"),
@@ -36,7 +37,7 @@ def test_a_finished_bootstrap(story: Path, capfilt: Any) -> None:
         ("round-1", "pretrain", 4, 4, "steps"),
         ("round-1", "evaluate", 1, 1, "shards"),
     ]
-    annotated = found["stages"][5]
+    annotated = found["stages"][6]
     assert annotated["label"] == "round 1 annotate"
     assert annotated["samples"] == {"in": 60, "kept": 60}
     assert annotated["per_second"] > 0

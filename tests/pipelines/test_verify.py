@@ -35,7 +35,7 @@ def test_a_sound_run_holds(story: Path, capfilt: Any, snapshot: Any) -> None:
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["broken"] == []
-    assert (told["shards"], told["undone"]) == (16, 0)
+    assert (told["shards"], told["undone"]) == (24, 0)
     assert told["files"] > 20
     assert snapshot(story) == before
     assert "everything holds" in capfilt("verify", story).out
@@ -60,7 +60,7 @@ def test_a_changed_byte_is_found_and_just_that_is_done_again(
     written = {name for name in after if after[name] != before.get(name)}
     assert written == {
         "round-1/annotations/00001.parquet", "round-1/ledger/annotate/00001.json",
-        "round-1/ledger/annotate.plan.jsonl", "summary.json",
+        "report.html", "summary.json",
     }  # fmt: skip
     assert outputs(moved) == outputs(story)
     assert capfilt("verify", moved).code == 0
