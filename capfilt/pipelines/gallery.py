@@ -31,7 +31,7 @@ from capfilt.evaluation.captioning import diversity
 from capfilt.evaluation.examine import Truth
 from capfilt.reports.charts import Histogram
 from capfilt.reports.labels import Label
-from capfilt.reports.page import COLUMNS, MAX_WORDS, Look
+from capfilt.reports.page import COLUMNS, MAX_WORDS, Look, embedded
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
@@ -42,14 +42,20 @@ MAX_THUMB_BYTES = 12_000_000
 """Of all thumbnails; as base64 they take a third more."""
 THUMB = 128
 """Pixels of a thumbnail's longer side."""
-MAX_TEXT = 600
+MAX_TEXT = 400
 """Characters of a text in the page."""
+MAX_PAGE = 24_000_000
+"""Bytes of the page; where texts are long, fewer pictures are in it."""
+ROW = 90
+"""Bytes of a text's scores and places in the page, roughly."""
 MAX_DIVERSITY = 2_000
 """Texts of a source whose n-grams are counted: distinct shares can be compared for equal numbers only."""
 FINE = 1_000
 """Bins of a score while counting; a histogram has about FINE / 20 over the part that is used."""
 LAYERS = ("wrong", "right", "unknown")
 SPANS = {"itm": (0.0, 1.0), "itc": (-1.0, 1.0)}
+BY_SCORE = {f"{score} below threshold" for score in SPANS} | {f"no {score} score" for score in SPANS}
+"""The reasons that another threshold or score may undo."""
 
 Place = tuple[str, str]
 """An image: its shard and key."""
@@ -97,25 +103,15 @@ class Counted:
 
     def add(self, shard: str, known: Mapping[str, Truth], drawn: bool) -> None:
         """Count a shard; `drawn`: its images may be in the page."""
-        table = self._read(shard)
+        verdicts = self.round.dataset / f"{shard}.parquet" if self.round.dataset else None
+        if verdicts is not None and verdicts.is_file():
+            table = pq.read_table(verdicts, partitioning=None)
+        else:
+            table = tables.read(self.round.annotations / f"{shard}.parquet")
         self._count(table, known)
         if drawn:
             for image in self._images(shard, table):
                 self._draw(image)
-
-    def _read(self, shard: str) -> pa.Table:
-        """The shard's rows with `fixed`: why a row is out for another reason than its score, or ""."""
-        verdicts = self.round.dataset / f"{shard}.parquet" if self.round.dataset else None
-        if verdicts is not None and verdicts.is_file():
-            table = pq.read_table(verdicts, partitioning=None)
-            whys = table.column("why").to_pylist()
-            table = table.select(tables.SCHEMA.names)
-        else:
-            table = tables.read(self.round.annotations / f"{shard}.parquet")
-            whys = [judge(row, self.round.score, self.round.threshold) for row in tables.rows(table)]
-        by_score = {f"{score} below threshold" for score in SPANS} | {f"no {score} score" for score in SPANS}
-        fixed = pa.array(["" if why in by_score else why for why in whys], pa.string())
-        return table.append_column("fixed", fixed)
 
     def _count(self, table: pa.Table, known: Mapping[str, Truth]) -> None:
         ok = table.filter(pc.equal(table.column("status"), "ok"))
@@ -146,10 +142,12 @@ class Counted:
     def _images(self, shard: str, table: pa.Table) -> Iterator[Drawn]:
         found: dict[str, Drawn] = {}
         for values in table.to_pylist():
-            fixed = values.pop("fixed")
+            why = values.pop("why", None)
+            values.pop("verdict", None)
             row = Annotation(**values)
+            why = judge(row, self.round.score, self.round.threshold) if why is None else why
             own = found.setdefault(row.key, Drawn((shard, row.key), row.uid))
-            own.rows.append((row, fixed))
+            own.rows.append((row, "" if why in BY_SCORE else why))
         for image in found.values():  # the web's text first, as in the paper's figures
             image.rows.sort(key=lambda entry: (SOURCES.index(entry[0].source), entry[0].candidate))
             yield image
@@ -322,6 +320,13 @@ def wanted(rounds: Sequence[Counted], limit: int = MAX_THUMBS) -> set[Place]:
 def _closeness(image: Drawn, round_: Round) -> float:
     scores = (row.itm if round_.score == "itm" else row.itc for row, _ in image.rows)
     return min((abs(score - round_.threshold) for score in scores if score is not None), default=np.inf)
+
+
+def room(rounds: Sequence[Counted]) -> int:
+    """Bytes that thumbnails may have beside the texts of the page."""
+    rows = (row for counted in rounds for image in counted.images for row, _ in image.rows)
+    texts = sum(ROW + len(embedded(row.text[:MAX_TEXT]).encode("utf-8", "replace")) for row in rows)
+    return max(0, min(MAX_THUMB_BYTES, (MAX_PAGE - texts) * 3 // 4))
 
 
 def thumbnails(urls: Mapping[str, str], places: set[Place], max_bytes: int = MAX_THUMB_BYTES) -> dict[Place, str]:
