@@ -12,7 +12,6 @@ import heapq
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ from PIL import Image
 import capfilt.data.annotations as tables
 from capfilt.data import images, shards
 from capfilt.data.annotations import SOURCES, Annotation
-from capfilt.data.policy import Rule, failure, judge
+from capfilt.data.policy import Rule, failure
 from capfilt.data.sample import Sample
 from capfilt.errors import ImageError
 from capfilt.evaluation.captioning import diversity
 from capfilt.evaluation.examine import Truth
+from capfilt.pipelines.select import verdicts as judged
 from capfilt.reports.charts import Histogram
 from capfilt.reports.labels import Label
-from capfilt.reports.page import COLUMNS, MAX_WORDS, Look
+from capfilt.reports.page import COLUMNS, MAX_WORDS, Look, embedded
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
@@ -43,8 +43,12 @@ MAX_THUMB_BYTES = 12_000_000
 """Of all thumbnails; as base64 they take a third more."""
 THUMB = 128
 """Pixels of a thumbnail's longer side."""
-MAX_TEXT = 600
+MAX_TEXT = 400
 """Characters of a text in the page."""
+MAX_PAGE = 24_000_000
+"""Bytes of the page; where texts are long, fewer pictures are in it."""
+ROW = 90
+"""Bytes of a text's scores and places in the page, roughly."""
 MAX_DIVERSITY = 2_000
 """Texts of a source whose n-grams are counted: distinct shares can be compared for equal numbers only."""
 FINE = 1_000
@@ -100,14 +104,6 @@ class Counted:
 
     def add(self, shard: str, known: Mapping[str, Truth], drawn: bool) -> None:
         """Count a shard; `drawn`: its images may be in the page."""
-        table = self._read(shard)
-        self._count(table, known)
-        if drawn:
-            for image in self._images(shard, table):
-                self._draw(image)
-
-    def _read(self, shard: str) -> pa.Table:
-        """The shard's rows with `fixed`: why a row is out for another reason than its score, or ""."""
         verdicts = self.round.dataset / f"{shard}.parquet" if self.round.dataset else None
         if verdicts is not None and verdicts.is_file():
             table = pq.read_table(verdicts, partitioning=None)
@@ -115,13 +111,11 @@ class Counted:
             table = table.select(tables.SCHEMA.names)
         else:
             table = tables.read(self.round.annotations / f"{shard}.parquet")
-            of_images = groupby(tables.rows(table), key=lambda row: (row.key, row.status))
-            whys = [why for _, rows in of_images for why in judge(list(rows), self.round.rule)]
-        # Another threshold on the other score stays as it is: the page moves one.
-        moved = SPANS if self.round.rule.other_threshold is None else (self.round.score,)
-        by_score = {f"{score} below threshold" for score in moved} | {f"no {score} score" for score in moved}
-        fixed = pa.array(["" if why in by_score else why for why in whys], pa.string())
-        return table.append_column("fixed", fixed)
+            whys = judged(list(tables.rows(table)), self.round.rule)
+        self._count(table, known)
+        if drawn:
+            for image in self._images(shard, table, whys):
+                self._draw(image)
 
     def _count(self, table: pa.Table, known: Mapping[str, Truth]) -> None:
         ok = table.filter(pc.equal(table.column("status"), "ok"))
@@ -149,13 +143,15 @@ class Counted:
             for number, name in enumerate(LAYERS):
                 counts[name] += np.bincount(bins[layer[there] == number], minlength=FINE)
 
-    def _images(self, shard: str, table: pa.Table) -> Iterator[Drawn]:
+    def _images(self, shard: str, table: pa.Table, whys: Sequence[str]) -> Iterator[Drawn]:
+        # The page moves one threshold; where there is another, on the other score, that one stays.
+        moved = SPANS if self.round.rule.other_threshold is None else (self.round.score,)
+        by_score = {f"{score} below threshold" for score in moved} | {f"no {score} score" for score in moved}
         found: dict[str, Drawn] = {}
-        for values in table.to_pylist():
-            fixed = values.pop("fixed")
+        for values, why in zip(table.to_pylist(), whys, strict=True):
             row = Annotation(**values)
             own = found.setdefault(row.key, Drawn((shard, row.key), row.uid))
-            own.rows.append((row, fixed))
+            own.rows.append((row, "" if why in by_score else why))
         for image in found.values():  # the web's text first, as in the paper's figures
             image.rows.sort(key=lambda entry: (SOURCES.index(entry[0].source), entry[0].candidate))
             yield image
@@ -328,6 +324,13 @@ def wanted(rounds: Sequence[Counted], limit: int = MAX_THUMBS) -> set[Place]:
 def _closeness(image: Drawn, round_: Round) -> float:
     scores = (row.itm if round_.score == "itm" else row.itc for row, _ in image.rows)
     return min((abs(score - round_.threshold) for score in scores if score is not None), default=np.inf)
+
+
+def room(rounds: Sequence[Counted]) -> int:
+    """Bytes that thumbnails may have beside the texts of the page."""
+    rows = (row for counted in rounds for image in counted.images for row, _ in image.rows)
+    texts = sum(ROW + len(embedded(row.text[:MAX_TEXT]).encode("utf-8", "replace")) for row in rows)
+    return max(0, min(MAX_THUMB_BYTES, (MAX_PAGE - texts) * 3 // 4))
 
 
 def thumbnails(urls: Mapping[str, str], places: set[Place], max_bytes: int = MAX_THUMB_BYTES) -> dict[Place, str]:

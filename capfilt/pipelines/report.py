@@ -164,10 +164,10 @@ def _rounds(folder: Path, command: str, plan: Mapping[str, Any], rounds: list[di
             threshold = entries.get(_number(place), {}).get("filter", {}).get("threshold")
             yield _round(_number(place), place, place, policy, threshold, folder, _web(folder, tree))
     elif command == "annotate":
-        yield _round(0, folder, None, PolicyConfig(), None, folder, plan["shards"])
+        yield _round(0, folder, None, PolicyConfig(), None, folder, _named(plan["shards"]))
     elif command == "select":
         policy = PolicyConfig.model_validate(tree)
-        yield _round(0, Path(plan["annotations"]), folder, policy, None, folder, plan["shards"])
+        yield _round(0, Path(plan["annotations"]), folder, policy, None, folder, _named(plan["shards"]))
 
 
 def _round(
@@ -197,6 +197,16 @@ def _round(
             words += f" --set {name}={getattr(policy, name)}"
     score, begin = (policy.rank, -1.0) if threshold is None else (policy.score, threshold)
     return Round(number, annotations, dataset, rule, score, begin, f"capfilt select {words}", out)
+
+
+def _named(urls: list[str]) -> list[str]:
+    """Shards as a person names them: by their folder, where they are all that is in it."""
+    folders = {url.rpartition("/")[0] for url in urls}
+    if len(folders) == 1:
+        (only,) = folders
+        if Path(only).is_dir() and shards.expand(only) == sorted(urls):
+            return [only]
+    return urls
 
 
 def _web(folder: Path, tree: Mapping[str, Any]) -> list[str]:
@@ -230,7 +240,7 @@ def _looks(
     uids = {image.place: image for own in counted for image in own.images}
     for image in sorted(uids.values(), key=lambda image: (gallery.chance(image), image.place)):
         places[image.place] = len(places)
-    thumbs = gallery.thumbnails(urls, gallery.wanted(counted))
+    thumbs = gallery.thumbnails(urls, gallery.wanted(counted), gallery.room(counted))
     said = labels.read(labels.home(folder))
     looks = [gallery.look(own, places, known, said, words) for own in counted]
     rows = [[(r.uid, r.source, r.text) for image in own.images for r, _ in image.rows] for own in counted]

@@ -146,10 +146,13 @@
     const fixed = texts().fixed[i], reason = fixed >= 0 ? data.reasons[fixed][0] : why(i);
     const said = element("bdi", "", texts().text[i]);
     said.dir = "auto";
-    const row = element("li", `text ${given}`,
-      element("div", "meta", element("b", "mark-word", `${MARKS[given]} ${given}`), element("span", "", "T", element("sub", "", texts().source[i] ? "s" : "w"), ` ${SOURCES[texts().source[i]]}`)),
+    said.id = `said-${i}`;
+    // Who is asked must not be led: at random, a verdict is shown once the person has given theirs.
+    const blind = data.review && given !== "failed" && texts().label[i] < 0 && $("sort").value === "random";
+    const row = element("li", blind ? "text" : `text ${given}`,
+      element("div", "meta", blind ? "" : element("b", "mark-word", `${MARKS[given]} ${given}`), element("span", "", "T", element("sub", "", texts().source[i] ? "s" : "w"), ` ${SOURCES[texts().source[i]]}`)),
       element("p", "said", said, cut ? ` … (${count(cut)} characters)` : ""),
-      element("div", "meta", figure("itm"), figure("itc"), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i)));
+      blind ? "" : element("div", "meta", figure("itm"), figure("itc"), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i)));
     row.dataset.row = i;
     if (data.review && given !== "failed") row.append(asked(i));
     return row;
@@ -164,6 +167,7 @@
     const button = (word, value) => {
       const made = element("button", "", word);
       made.type = "button";
+      made.setAttribute("aria-describedby", `said-${i}`);
       made.setAttribute("aria-pressed", texts().label[i] >= 0 && texts().label[i] % 2 === value);
       made.onclick = () => give(i, made.getAttribute("aria-pressed") === "true" ? "none" : word);
       return made;
@@ -183,7 +187,7 @@
       $("saved").textContent = `Saved: ${word === "none" ? "label taken back" : word}.`;
     } catch (error) {
       $("saved").textContent = `Not saved: ${error.message}. Is capfilt review still running?`;
-      return;
+      return false;
     }
     const old = document.querySelector(`[data-row="${i}"]`);
     if (old && at === state.look) {
@@ -194,6 +198,7 @@
       if (focused >= 0) made.querySelectorAll("button")[focused].focus();
     }
     live();
+    return true;
   }
   function move(by) {
     const rows = [...document.querySelectorAll("#cards .text")];
@@ -205,7 +210,7 @@
     if (!data.review || event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
     const row = document.querySelector("#cards .text.current"), word = { r: "right", w: "wrong", u: "none" }[event.key];
     if (event.key === "j" || event.key === "k") move(event.key === "j" ? 1 : -1);
-    else if (word && row && row.querySelector(".asked")) give(Number(row.dataset.row), word).then(() => word === "none" || move(1));
+    else if (word && row && row.querySelector(".asked")) give(Number(row.dataset.row), word).then((kept) => kept && word !== "none" && move(1));
   }
 
   /* ---- controls ---- */

@@ -127,6 +127,20 @@ def test_the_closest_calls_have_thumbnails(round_: Round) -> None:
     assert len(gallery.wanted([found])) == 100
 
 
+def test_long_texts_leave_less_room_for_pictures(
+    round_: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = counted(round_)
+    assert gallery.room([short]) == gallery.MAX_THUMB_BYTES
+    monkeypatch.setattr(gallery, "MAX_PAGE", 100_000)
+    assert 0 < gallery.room([short]) < 75_000
+    many = [row(f"{i}", text="<" * 5000) for i in range(50)]  # six bytes each where they may not end an element
+    tables.write(tmp_path / "long/00000.parquet", many)
+    found = Counted(replace(round_, annotations=tmp_path / "long"), 1000)
+    found.add("00000", {}, drawn=True)
+    assert gallery.room([found]) == 0
+
+
 def test_thumbnails_are_small_and_a_broken_picture_has_none(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((640, 320), 60).convert("RGB").save(buffer, "JPEG")

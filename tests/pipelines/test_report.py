@@ -116,7 +116,9 @@ def test_other_runs_have_pages_too(story: Path, annotated: Path, tmp_path: Path,
         done = capfilt("report", folder, "--json", "--out", tmp_path / "page.html", address=None)
         assert done.code == 0, done.err
         assert json.loads(done.out)["texts"] == texts
-        assert all(thumb for _, thumb in data_of(tmp_path / "page.html")["images"])
+        data = data_of(tmp_path / "page.html")
+        assert all(thumb for _, thumb in data["images"])
+        assert data["looks"][0]["select"] == f"capfilt select {story / 'data/web'} --annotations {annotated}"
 
 
 @pytest.fixture(scope="module")

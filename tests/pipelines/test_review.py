@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -160,11 +161,14 @@ def test_a_person_reviews(desk: review.Server, moved: Path, browser: Any) -> Non
     opened = browser.open(desk.url)
     opened.wait_for_selector(".card")
     assert opened.locator("#sort").input_value() == "random"
+    first = opened.locator(".card .text").first
+    assert not re.search("kept|dropped|itm", first.inner_text()), "the verdict would lead the person"
     right = opened.locator(".card .text").first.get_by_role("button", name="right")
     right.click()
     opened.locator("#saved").filter(has_text="Saved: right").wait_for()
     assert opened.locator(".card .text").first.locator("[aria-pressed=true]").inner_text() == "right"
     opened.locator("#live").filter(has_text="1 random labels").wait_for()
+    assert re.search("kept|dropped", first.inner_text()), "now it may be seen"
     # By keyboard: next text, wrong, then on; and back, and taken back.
     for key in ("j", "j", "w"):
         opened.keyboard.press(key)

@@ -13,7 +13,7 @@ Bytes = dict[str, bytes]
 
 def outputs(run: Path) -> Bytes:
     """What a run is for: everything but its logs and Ray's own files."""
-    skip = ("log.jsonl", "summary.json")
+    skip = ("log.jsonl", "summary.json", "report.html")
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in sorted(run.rglob("*"))

@@ -243,6 +243,14 @@ def test_labels_have_intervals_and_only_those_at_random_count(tmp_path: Path, br
     assert "1 labels given otherwise, not counted" in told
 
 
+def test_nothing_is_asked_of_a_truth_that_nobody_knows(tmp_path: Path, browser: Any) -> None:
+    look = a_look()
+    look.texts["truth"][:] = [-1] * 80
+    opened = browser.open(written(tmp_path, facts(look)))
+    assert not opened.locator("#truth").is_visible()
+    assert "known truth" not in opened.locator("#live").inner_text()
+
+
 def test_a_sample_says_that_it_is_one(tmp_path: Path, browser: Any) -> None:
     look = replace(a_look(), totals={"web": 4000, "synthetic": 4000})
     opened = browser.open(written(tmp_path, facts(look, notes=["The gallery holds 80 of 8,000 texts."])))
