@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capfilt.engine.decode import FEWEST, DecodeConfig, asks, tiled
 from capfilt.engine.sampling import penalise
-from capfilt.models.blip import Blip
+from capfilt.models.blip import Blip, Head
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import Cache
 
@@ -71,20 +71,27 @@ class Search:
 
 @torch.inference_mode()
 def beam_search(
-    model: Blip, image: list[KeysValues], prompt_P: list[int], end: int, config: DecodeConfig, texts: int = 1
+    model: Blip,
+    image: list[KeysValues],
+    prompt_P: list[int],
+    end: int,
+    config: DecodeConfig,
+    texts: int = 1,
+    head: Head | None = None,
 ) -> list[list[int]]:
     """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, without `end`.
 
     Images do not influence one another: a text is the same in any batch. An image whose texts are found leaves it.
     """
     width, steps, device = config.beams, config.max_length - len(prompt_P), image[0][0].device
-    if 0 < (rows := image[0][0].shape[0] * width) < FEWEST:
-        return beam_search(model, tiled(image, rows)[0], prompt_P, end, config, texts)[: rows // width * texts]
+    few = image[0][0].shape[0] * width
+    if 0 < few < FEWEST:
+        return beam_search(model, tiled(image, few)[0], prompt_P, end, config, texts, head)[: few // width * texts]
     state = _begin(model, image, config, steps, end)
     answer_IWS = state.written_IWS.clone()
     prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)
     for step in range(steps):
-        logits = model.decode_step(newest, state.image, state.cache).float().log_softmax(dim=1)
+        logits = model.decode_step(newest, state.image, state.cache, head).float().log_softmax(dim=1)
         if config.repetition_penalty != 1.0:
             so_far = torch.cat([prompt[: len(logits)], state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
             logits = penalise(logits, so_far, config.repetition_penalty)

@@ -11,11 +11,16 @@ from torch import Tensor
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, generate, uniforms
+from capfilt.engine.head import blocked_head
 from capfilt.models.blip import Blip
 from capfilt.models.layers import KeysValues
 
 NEEDS = frozenset({"encode_image", "decode"})
 """The verbs of this role."""
+
+
+MOST = 1024
+"""Texts that are written at a time."""
 
 
 class Captioner:
@@ -24,6 +29,7 @@ class Captioner:
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: DecodeConfig, captions: int = 1):
         self.model, self.tokenizer, self.config, self.captions = model, tokenizer, config, captions
         ids, mask = tokenizer.encode([config.prompt], config.max_length)
+        self.head = blocked_head(model)
         # [CLS] prompt [SEP] -> [DEC] prompt: the model's own first token, and no end.
         self.prompt = [model.config.text.dec, *ids[0, 1 : int(mask.sum()) - 1].tolist()]
 
@@ -35,12 +41,22 @@ class Captioner:
 
     def write_beside(self, image: list[KeysValues], uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """`write`, where somebody has projected the image's keys already."""
+        few = max(1, MOST // self.captions)
+        if len(uids) > few:  # a thousand texts of each of a batch's images at once would fill any memory
+            parts = [slice(i, i + few) for i in range(0, len(uids), few)]
+            return [
+                texts
+                for part in parts
+                for texts in self.write_beside([(k[part], v[part]) for k, v in image], uids[part], seed, round_)
+            ]
         if self.config.method == "beam":
-            rows = beam_search(self.model, image, self.prompt, self.tokenizer.sep, self.config, self.captions)
+            rows = beam_search(
+                self.model, image, self.prompt, self.tokenizer.sep, self.config, self.captions, self.head
+            )
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
             draws_RS = torch.from_numpy(np.stack(draws)).to(image[0][0].device)
-            rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS)
+            rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS, self.head)
         texts = [self.tokenizer.decode(row) for row in rows]
         return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]

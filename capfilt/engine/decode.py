@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.engine.sampling import nucleus, penalise
-from capfilt.models.blip import Blip
+from capfilt.models.blip import Blip, Head
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import Cache
 
@@ -122,6 +122,7 @@ def generate(
     end: int,
     config: DecodeConfig,
     draws_RS: Tensor,
+    head: Head | None = None,
 ) -> list[list[int]]:
     """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
 
@@ -130,7 +131,7 @@ def generate(
     rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
     if 0 < rows < FEWEST:
         image, copies = tiled(image, rows)
-        return generate(model, image, prompt_P, end, config, draws_RS.repeat(copies, 1))[:rows]
+        return generate(model, image, prompt_P, end, config, draws_RS.repeat(copies, 1), head)[:rows]
     prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     batch = Batch(
@@ -141,7 +142,7 @@ def generate(
     )
     newest = prompt
     for step in range(steps):
-        logits = model.decode_step(newest, batch.image, batch.cache).float()
+        logits = model.decode_step(newest, batch.image, batch.cache, head).float()
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
         if config.repetition_penalty != 1.0:

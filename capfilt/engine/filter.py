@@ -16,6 +16,10 @@ NEEDS = frozenset({"encode_image", "encode_text", "fuse"})
 """The verbs of this role."""
 
 
+MOST = 2048
+"""Texts that are read at a time, or those of one image."""
+
+
 class Filter:
     """Scores texts beside images: itm = P(match) after softmax in [0, 1], itc = cosine in [-1, 1]."""
 
@@ -31,6 +35,13 @@ class Filter:
         A text is read once beside each image that has it, however often it has it, and once in the whole batch
         without an image. `keys` are the image's for the encoder, where somebody has projected them already.
         """
+        half = len(texts) // 2
+        if half and sum(map(len, texts)) > MOST:
+            first, second = (
+                self.score(tokens_BND[part], texts[part], keys and [(k[part], v[part]) for k, v in keys])
+                for part in (slice(half), slice(half, None))
+            )
+            return first + second
         cleaned = [[clean_caption(text) for text in own] for own in texts]
         pairs = [list(dict.fromkeys(own)) for own in cleaned]
         words = {text: i for i, text in enumerate(dict.fromkeys(text for own in pairs for text in own))}

@@ -7,7 +7,7 @@ matching is what training used; several public inference scripts leave [CLS] the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +19,9 @@ from capfilt.config import Config
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import APART, Cache, Role, TextConfig, TextTransformer
 from capfilt.models.vision import VisionConfig, VisionTransformer
+
+Head = Callable[[Tensor], Tensor]
+"""States [B, D] -> logits [B, V]."""
 
 
 class BlipConfig(Config):
@@ -123,10 +126,13 @@ class Blip(nn.Module):
         ids_BT = replace_first(ids_BT, self.config.text.dec)
         return self.text.logits(self.text(ids_BT, "decoder", mask_BT, image))
 
-    def decode_step(self, ids_BT: Tensor, image: list[KeysValues], cache: Cache) -> Tensor:
-        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
+    def decode_step(self, ids_BT: Tensor, image: list[KeysValues], cache: Cache, head: Head | None = None) -> Tensor:
+        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V].
+
+        `head` computes these from states [B, D] in place of the model's own.
+        """
         states = self.text(ids_BT, "decoder", None, image, cache)
-        return self.text.logits(states[:, -1:])[:, 0]
+        return self.text.logits(states[:, -1:])[:, 0] if head is None else head(states[:, -1])
 
 
 def verbs(config: BlipConfig) -> frozenset[str]:

@@ -54,6 +54,16 @@ def test_more_candidates_do_not_change_the_first_ones(model: Blip, tokenizer: To
     assert all(len(texts) == 3 for texts in three)
 
 
+def test_many_texts_are_written_some_at_a_time(
+    model: Blip, tokenizer: Tokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = Captioner(model, tokenizer, DecodeConfig(min_length=3, max_length=16), captions=3)
+    together = captioner.write(images, UIDS, 0, 0)
+    for most in (1, 7, 59):
+        monkeypatch.setattr("capfilt.engine.captioner.MOST", most)
+        assert captioner.write(images, UIDS, 0, 0) == together
+
+
 @pytest.mark.parametrize(("seed", "round_"), [(1, 0), (0, 1)])
 def test_another_seed_or_round_writes_otherwise(
     model: Blip, tokenizer: Tokenizer, images: Tensor, seed: int, round_: int

@@ -71,6 +71,17 @@ def test_an_image_is_scored_alike_in_any_batch_and_order(judge: Filter, images: 
             np.testing.assert_allclose(own[::-1], found[i], atol=1e-6)
 
 
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_many_texts_are_read_some_at_a_time(
+    judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    wanted = judge.score(images, TEXTS)
+    monkeypatch.setattr("capfilt.engine.filter.MOST", most)
+    for keys in (None, judge.model.image_keys(images, "encoder")):
+        for own, other in zip(judge.score(images, TEXTS, keys), wanted, strict=True):
+            np.testing.assert_allclose(own, other, atol=1e-6)
+
+
 def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten alike captions of an image are read beside it once; a text that images share is read alone once."""
     read: list[tuple[int, bool]] = []

@@ -276,6 +276,15 @@ def test_a_calibrated_filter_cleans_the_web(colours: Path) -> None:
     assert judged["recall"] > 0.3
 
 
+def test_a_policy_may_rank_alone(tmp_path: Path, recipe: Any, capfilt: Any) -> None:
+    """BLIP-2's policy in a recipe: no threshold, so none is told; one text of each image stays."""
+    done = capfilt("bootstrap", recipe(tmp_path, select={"top_k": 1}), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    told = summary(tmp_path / "run")["rounds"][1]
+    assert sum(told["kept"].values()) == told["samples"]["kept"] == 60
+    assert told["filter"].keys() == {"auc", "auc_by_kind"}
+
+
 def test_the_truth_changes_nothing(tmp_path: Path, story: Path, recipe: Any, capfilt: Any) -> None:
     """The same shards without `truth` in their json: all that is trained, written or kept is the same."""
     for url in shards.expand(str(story / "data/web")):
