@@ -59,7 +59,7 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
-        scores = sha256_file(self.annotations / f"{shards.name(item)}.parquet")
+        scores = annotated(self.annotations, shards.name(item))
         return fingerprint({"score": self.score, "threshold": self.threshold}, shards.stat(item), scores)
 
     def open(self) -> Callable[[str], str]:
@@ -102,6 +102,14 @@ class SelectJob(Config):
             ]
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": captions}
             yield Sample(item.key, item.image, item.extension, kept[0].text, meta)
+
+
+def annotated(folder: Path, name: str) -> str:
+    """The sha256 of a shard's annotations: as it was committed, if they were; a plan must not read all of them."""
+    path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
+    done = ledger.read(ledger.path / f"{name}.json")
+    known = {out.path: out.sha256 for out in done.outputs} if done and not ledger.doubt(done) else {}
+    return known.get(f"{folder.name}/{path.name}") or sha256_file(path)
 
 
 def _by_outcome(rows: Sequence[Annotation]) -> Outcomes:

@@ -258,18 +258,23 @@ def record() -> Iterator[Record]:
 
 
 @pytest.fixture
-def survives(record: Record, undisturbed: Bytes) -> Callable[..., None]:
-    """Run a driver to its end and compare what it made with a run that nothing happened to."""
+def survives(record: Record, undisturbed: Bytes) -> Callable[..., Callable[..., None]]:
+    """Say that a fault is tried; the answer runs a driver to its end and compares what it made with a run that nothing
+    happened to."""
 
-    def check(fault: str, run: Driver, *words: object, wanted: Bytes | None = None) -> None:
+    def begin(fault: str) -> Callable[..., None]:
         row = record.begin(fault)
-        run.run(*words)
-        made = run.outputs()
-        left = [path.name for path in run.out.rglob(".capfilt-part-*")] + [p.name for p in run.out.glob("lock-*")]
-        row.survived += made.keys() == (wanted or undisturbed).keys() and not left
-        row.equal += made == (wanted or undisturbed)
-        assert made.keys() == (wanted or undisturbed).keys()
-        assert made == (wanted or undisturbed)
-        assert left == []
 
-    return check
+        def check(run: Driver, *words: object, wanted: Bytes | None = None) -> None:
+            run.run(*words)
+            made = run.outputs()
+            left = [path.name for path in run.out.rglob(".capfilt-part-*")] + [p.name for p in run.out.glob("lock-*")]
+            row.survived += made.keys() == (wanted or undisturbed).keys() and not left
+            row.equal += made == (wanted or undisturbed)
+            assert made.keys() == (wanted or undisturbed).keys()
+            assert made == (wanted or undisturbed)
+            assert left == []
+
+        return check
+
+    return begin
