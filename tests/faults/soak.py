@@ -82,10 +82,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
-    here = Path(__file__).parent
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent.parent)])
     chance, hits, nodes, wrong, runs = random.Random(words.seed), Counter[str](), Nodes(2), 0, 0
-    ends: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         for i in range(NUM):
@@ -100,7 +97,6 @@ def main() -> int:
             runs += 1
             equal = run.outputs() == wanted
             wrong += not equal
-            ends += sizes[-4:]
             quarter = max(1, len(sizes) // 4)
             first, last = (
                 [statistics.median(s[i] for s in part) for i in (0, 1)] for part in (sizes[:quarter], sizes[-quarter:])

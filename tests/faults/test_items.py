@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def test_a_sample_kills_its_worker(
     nodes: Any, web: Path, driver: Any, survives: Any, tmp_path: Path, spoiled: Any, choice: int
@@ -30,6 +32,7 @@ def test_a_sample_kills_its_worker(
     survived(run, wanted=again.outputs())
 
 
+@pytest.mark.slow
 def test_a_sample_hangs(nodes: Any, driver: Any, spoiled: Any, record: Any, undisturbed: Any, choice: int) -> None:
     shard = random.Random(choice).randrange(40)
     run = driver("--address", nodes.address, "--limit", "2", shards=spoiled({shard: {2: "hang"}}))

@@ -47,7 +47,11 @@ def server(every: int) -> Iterator[str]:
             s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture(params=[0, 10], ids=["sound", "every-tenth-fails"])
+SOUND = pytest.param(0, id="sound", marks=pytest.mark.slow)
+SHAKY = pytest.param(10, id="every-tenth-fails")
+
+
+@pytest.fixture(params=[SOUND, SHAKY])
 def bucket(request: pytest.FixtureRequest, web: Path) -> Iterator[str]:
     """A bucket with the 40 shards."""
     with server(request.param):

@@ -38,6 +38,7 @@ def verify(run: Any, *words: str) -> tuple[int, str]:
     return done.exit_code, done.stdout
 
 
+@pytest.mark.slow
 def test_an_output_is_truncated_after_the_commit(driver: Any, survives: Any, choice: int) -> None:
     survived = survives("an output truncated after its commit")
     run = driver()
@@ -54,6 +55,7 @@ def test_an_output_is_truncated_after_the_commit(driver: Any, survives: Any, cho
     assert changed(run, before) == both(shard)
 
 
+@pytest.mark.slow
 def test_a_byte_changes_after_the_commit(driver: Any, survives: Any, choice: int) -> None:
     survived = survives("a bit flipped after its commit (verify --mend)")
     run = driver()
@@ -74,6 +76,7 @@ def test_a_byte_changes_after_the_commit(driver: Any, survives: Any, choice: int
     assert verify(run)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_completion_is_cut_in_half(driver: Any, survives: Any, choice: int) -> None:
     survived = survives("a completion file cut in half")
     run = driver()
@@ -88,6 +91,7 @@ def test_a_completion_is_cut_in_half(driver: Any, survives: Any, choice: int) ->
     assert changed(run, before) == both(shard)
 
 
+@pytest.mark.slow
 def test_the_clock_is_moved_back(driver: Any, survives: Any, seed: int) -> None:
     """Whatever the run has written is then of the future, its own temporary files and a dead lock with it."""
     survived = survives("the clock moved back by a year")
@@ -151,6 +155,7 @@ class Cutting(http.server.SimpleHTTPRequestHandler):
         """Be quiet."""
 
 
+@pytest.mark.slow
 def test_reading_fails_in_the_middle_of_a_shard(
     web: Path, driver: Any, record: Any, undisturbed: dict[str, bytes], choice: int
 ) -> None:
