@@ -98,6 +98,9 @@ def annotate(
     gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
     ] = None,
+    limit: Annotated[
+        float, typer.Option(min=0, help="Seconds that a shard may take on Ray, before it is tried elsewhere; 0: any.")
+    ] = 0,
     retry: Annotated[
         str | None, typer.Option(metavar="failed", help="failed: do the shards again in which samples failed.")
     ] = None,
@@ -118,8 +121,8 @@ def annotate(
         folder = forked(out, fork)
         if retry is not None:
             stage.retry(folder, "annotate", retry)
-        own = [] if captions is None else [f"captions={captions}"]
-        return story.run(address, shards, (captioner, filter_), folder, seed, [*(sets or []), *own], gpus, show)
+        own = [*(sets or []), *([] if captions is None else [f"captions={captions}"])]
+        return story.run(address, shards, (captioner, filter_), folder, seed, own, gpus, show, limit)
 
     execute(work, as_json, debug)
 

@@ -31,6 +31,12 @@ CRASHES = 2
 """How often an item may raise what is no CapfiltError before that counts as its answer."""
 
 
+ELSEWHERE = 10.0
+"""Seconds that an item waits for another worker than the one on which it raised."""
+
+AGAIN = 0.5
+"""Seconds between two looks at what waits so."""
+
 HANGS = 2
 """How often an item may take longer than its limit."""
 
@@ -172,6 +178,7 @@ class _Task:
     hangs: int = 0
     crashes: int = 0
     avoid: str = ""  # the worker on which it raised
+    until: float = 0.0  # when that one may have it after all, for want of another
 
 
 @dataclass
@@ -221,7 +228,10 @@ class _Pool(Generic[R]):
             self._hire()
         # Not "while there are calls": a worker for which there is no place any more would be waited for for ever.
         while self._left:
-            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._patience())
+            if not self._calls:  # what is left waits for another worker than the one that is there
+                time.sleep(AGAIN)
+            calls = list(self._calls)
+            ready = ray.wait(calls, num_returns=1, timeout=self._patience())[0] if calls else []
             ends = [self._end(self._calls[call]) for call in ready] or self._overdue()
             for done in ends:
                 if done is not None:
@@ -239,9 +249,13 @@ class _Pool(Generic[R]):
         return self._answered(seat, task, call)
 
     def _patience(self) -> float | None:
-        """Seconds until the next item is overdue."""
-        running = [seat.since for seat in self._seats if seat.task] if self._limit else []
-        return max(0.0, min(running) + self._limit - time.monotonic()) if running else self._limit or None
+        """Seconds until something may have to be done though no call ends."""
+        idle = bool(self._waiting) and any(seat.opened and not seat.calls for seat in self._seats)
+        times = [AGAIN] if idle else []
+        if self._limit:
+            running = [seat.since for seat in self._seats if seat.task]
+            times.append(min(running, default=time.monotonic()) + self._limit - time.monotonic())
+        return max(0.0, min(times)) if times else None
 
     def _overdue(self) -> list[Done[R] | None]:
         """End the workers whose item takes too long; the item has another try, with a new worker."""
@@ -287,8 +301,9 @@ class _Pool(Generic[R]):
         seat.since = time.monotonic()
 
     def _take(self, seat: _Seat) -> _Task | None:
+        now = time.monotonic()
         for task in self._waiting:
-            if task.avoid != seat.name or self._size == 1:
+            if task.avoid != seat.name or self._size == 1 or now > task.until:
                 self._waiting.remove(task)
                 return task
         return None
@@ -329,7 +344,7 @@ class _Pool(Generic[R]):
         task.crashes += 1
         if trouble.refusal is not None or task.crashes >= CRASHES:
             return Done(task.item, error=trouble.line)
-        task.avoid = seat.name
+        task.avoid, task.until = seat.name, time.monotonic() + ELSEWHERE
         self._waiting.append(task)
         return None
 

@@ -22,6 +22,10 @@ MAX_IMAGE = 256 * 2**20
 MAX_TEXT = 16 * 2**20
 MAX_HEADER = 2**20
 """Bytes of a long-name or pax header; a real one has a few hundred."""
+MAX_MEMBER = 2**34
+"""Bytes of a member that is passed over unread; a hole of a terabyte costs its writer nothing, and its reader hours."""
+MAX_MEMBERS = 1_000_000
+"""Members of a shard; a real one has tens of thousands, and empty ones compress to nothing."""
 MAX_KEY = 1024
 MAX_DEPTH = 100
 """Nesting of a json; far from Python's own limit, so that what was read can always be written."""
@@ -119,9 +123,13 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
     """
     tar: tarfile.TarFile | None = None
     reading: str | None = None
+    num = 0
     try:
         tar = _open(stream)
         while header := tar.next():
+            num += 1
+            if num > MAX_MEMBERS:
+                raise Cut(f"more than {MAX_MEMBERS} members", None)
             # tarfile remembers every header, and a shard may have a million.
             tar.members.clear()  # type: ignore[attr-defined]
             key, extension = _split(header.name)
@@ -154,7 +162,7 @@ class _Header(tarfile.TarInfo):
         if self.type == tarfile.GNUTYPE_SPARSE:
             self._refuse_sparse()
         found: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
-        if found.size < 0:
+        if not 0 <= found.size <= MAX_MEMBER:
             raise tarfile.ReadError(f"a member of {found.size} bytes")
         return found
 

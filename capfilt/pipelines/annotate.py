@@ -265,6 +265,7 @@ def run(
     sets: Sequence[str],
     gpus: float | None,
     show: Progress,
+    limit: float = 0,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own."""
     captioner, judge = (weights.find(str(model)) for model in models)
@@ -284,5 +285,6 @@ def run(
     settings = job.model_dump(mode="json", exclude={"out", "captioner", "filter"})
     Run.open(out, configs.to_yaml(config), {"verb": "annotate", **settings, "shards": urls})
     with connect(address) as session:
-        tally = annotate(session, urls, job, model_worker(session, gpus), show)
+        worker = model_worker(session, gpus).model_copy(update={"limit": limit})
+        tally = annotate(session, urls, job, worker, show)
     return {"annotations": str(out / "annotations"), **tally.to_json()}

@@ -60,7 +60,7 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
-        scores = sha256_file(self.annotations / f"{shards.name(item)}.parquet")
+        scores = annotated(self.annotations, shards.name(item))
         return fingerprint(self.rule.model_dump(mode="json"), shards.stat(item), scores)
 
     def open(self) -> Callable[[str], str]:
@@ -108,6 +108,14 @@ class SelectJob(Config):
 def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     """Why each row is dropped, or ""; the rows of an image are judged together, and stand together."""
     return [why for _, own in groupby(rows, key=lambda row: (row.key, row.status)) for why in judge(list(own), rule)]
+
+
+def annotated(folder: Path, name: str) -> str:
+    """The sha256 of a shard's annotations: as it was committed, if they were; a plan must not read all of them."""
+    path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
+    done = ledger.read(ledger.path / f"{name}.json")
+    known = {out.path: out.sha256 for out in done.outputs} if done and not ledger.doubt(done) else {}
+    return known.get(f"{folder.name}/{path.name}") or sha256_file(path)
 
 
 def _by_outcome(rows: Sequence[Annotation], whys: Sequence[str]) -> Outcomes:

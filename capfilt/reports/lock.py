@@ -183,6 +183,8 @@ class Lock:
                 # Into our own file, by its descriptor: this can never overwrite the lock of somebody else.
                 os.pwrite(self._file, b"%016d\n" % count, self._head)
                 os.fsync(self._file)
+                if not self.path.parent.is_dir():  # the whole run was deleted: there is nothing left to keep
+                    return
                 self.lost = self._taken()
             except OSError:  # the file system does not answer; what it says when it is back decides
                 continue

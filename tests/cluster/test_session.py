@@ -86,3 +86,27 @@ def test_trouble_keeps_a_refusal_and_names_an_accident() -> None:
     assert type(accident) is ClusterError
     assert str(accident) == "annotate: KeyError: 'x'"
     assert "KeyError" in accident.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "blameless"),
+    [
+        ("The actor died because its node has died. Node Id: 0a", True),
+        ("Its worker process has died.\n Worker exit detail: The process receives\n a SIGTERM.", True),
+        ("Worker exit type: SYSTEM_ERROR Worker exit detail: End of file.", False),
+    ],
+)
+def test_a_death_by_the_machine_s_doing_is_nobody_s_fault(said: str, blameless: bool) -> None:
+    trouble = Trouble.death(RuntimeError(said))
+    assert trouble.died
+    assert trouble.blameless is blameless
+
+
+def test_what_the_caller_does_on_sigterm_stays() -> None:
+    code = (
+        "import signal; from capfilt.cluster.session import connect\n"
+        "def mine(*_): raise SystemExit(17)\n"
+        "signal.signal(signal.SIGTERM, mine)\n"
+        "with connect('start', cpus=1): signal.raise_signal(signal.SIGTERM)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 17

@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from capfilt.cluster import spread as spreading
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Done, Resources, spread
 from capfilt.errors import ClusterError, DataError, ModelError
 
 HALF = Resources(cpus=0.5)
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spreading, "ELSEWHERE", 2.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +60,10 @@ class Act:
             calls.write(f"{os.getpid()}\n")
         if item.startswith("die") and (item != "die-once" or once(self.folder / item)):
             os._exit(7)
-        if item.startswith("crash") and (item != "crash-once" or once(self.folder / item)):
+        if item == "crash-late" and once(self.folder / item):
+            time.sleep(4)
+            raise ValueError("tripped late")
+        if item.startswith("crash") and item != "crash-late" and (item != "crash-once" or once(self.folder / item)):
             raise ValueError(f"tripped over {item}")
         if item == "refuse":
             raise DataError("refuse: a torn tar")
@@ -153,6 +162,15 @@ def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Se
     assert done["slow"] == Done("slow", None, "took longer than 1.5 s, twice")
     assert [d.item for d in done.values() if d.error] == ["slow"]
     assert len(set(job.calls("slow"))) == len(set(job.calls("slow-once"))) == 2
+
+
+def test_where_no_other_worker_is_left_the_same_one_tries_again(ray_session: Session, tmp_path: Path) -> None:
+    """The second worker dies of an item that is given up, and nothing is left for a new one, but for what crashed."""
+    job = Act(tmp_path)
+    done = ends(spread(ray_session, job, ["crash-late", "die-always"], Resources(cpus=1, workers=2), tries=1))
+    assert done["crash-late"].error is None
+    assert done["die-always"].deaths == 1
+    assert len(job.calls("crash-late")) == 2
 
 
 def test_a_preemption_is_not_the_item_s_fault(ray_session: Session, tmp_path: Path) -> None:

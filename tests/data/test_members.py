@@ -204,6 +204,61 @@ def test_what_is_no_tar_is_one_fault_under_the_shards_name(outcomes, data):
     assert fault.reason.startswith("unreadable shard: ")
 
 
+def test_a_bomb_of_empty_members_ends_in_bounded_memory(tmp_path, monkeypatch):
+    """A billion of them is half a megabyte of gzip a gigabyte; here the limit is smaller, the way the same."""
+    monkeypatch.setattr(members, "MAX_MEMBERS", 20_000)
+    path = tmp_path / "00000.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(tar_of(*whole("0"), tail=False))
+        file.write(with_size("x", 0) * 30_000)
+    tracemalloc.start()
+    found = list(shards.read(str(path)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [good("0"), Fault("00000", "more than 20000 members")]
+    assert peak < 16 * 2**20, "the headers are not kept: they alone would take more"
+
+
+def test_a_hole_of_a_terabyte_is_not_walked_through(tmp_path):
+    path = tmp_path / "00000.tar"
+    with path.open("wb") as file:
+        file.write(tar_of(*whole("0"), tail=False))
+        file.write(with_size("a.npy", 2**40))
+        file.truncate(2**40)
+    assert list(shards.read(str(path))) == [good("0"), Fault("00000", "shard cut at byte 4096")]
+
+
+KEPT = [
+    # What fuzzing and others' bug reports found worth keeping: each once broke a reader of tars somewhere.
+    tar_of(("a.jpg", b"i"), tail=False) + b"\0" * 511,  # an end that is one byte short
+    tar_of(("a.jpg", b"i"))[:700],  # a member whose padding is cut
+    with_size("a.jpg", 8**11 - 1) + bytes(512),  # the largest size that octal can spell
+    of_type("a.jpg", tarfile.LNKTYPE, "a.jpg").tobuf(tarfile.GNU_FORMAT) + bytes(1024),  # a link to itself
+    of_type("././@LongLink", tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT) * 600,  # long names without end
+    b"\x1f\x8b\x08\0" + bytes(6) + b"\xed\xfd" + b"\xff" * 64,  # a gzip whose blocks are noise
+    gzip.compress(gzip.compress(tar_of(("a.jpg", b"i")), mtime=0), mtime=0),  # a gzip in a gzip
+    tar_of(("a.json", b'{"a": 1e999999, "b": NaN}'), ("a.jpg", b"i")),  # numbers that are none
+    tar_of(("a.json", b'{"a": ' + b"9" * 5000 + b"}"), ("a.jpg", b"i")),  # an integer that Python refuses to read
+]
+
+
+@pytest.mark.parametrize("data", KEPT, ids=range(len(KEPT)))
+def test_kept_cases_end_as_samples_and_faults(outcomes, data):
+    found = outcomes(data)
+    assert found
+    assert all(isinstance(outcome, Sample | Fault) for outcome in found)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.binary(max_size=3000), begin=st.sampled_from([b"", b"\x1f\x8b\x08", b"BZh9", tar_of(*whole("0"))[:1536]])
+)
+def test_no_bytes_raise(tmp_path_factory, data, begin):
+    path = tmp_path_factory.mktemp("noise") / "00000.tar"
+    path.write_bytes(begin + data)
+    assert all(isinstance(outcome, Sample | Fault) for outcome in shards.read(str(path)))
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_damage_raises(tmp_path_factory, data):

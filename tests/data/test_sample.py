@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import Fault, Sample, leave_out
 
 
 def sample(**meta):
@@ -46,3 +46,9 @@ def test_samples_and_faults_are_frozen():
         sample().text = "another"
     with pytest.raises(dataclasses.FrozenInstanceError):
         Fault("k", "no image").reason = "another"
+
+
+def test_what_is_left_out_is_a_fault_in_its_place():
+    items = [sample(), Fault("a", "no image"), dataclasses.replace(sample(), key="b")]
+    assert list(leave_out(items, {2: "it kills"})) == [*items[:2], Fault("b", "it kills")]
+    assert list(leave_out(items, {})) == items

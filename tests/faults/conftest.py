@@ -25,6 +25,8 @@ import pytest
 SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
 NUM_SHARDS, PER_SHARD = 40, 5
 HERE = Path(__file__).parent
+PATH = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+"""Where the processes of the suite find the toy, and this very capfilt."""
 IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 """How long Ray waits for a head that is gone before it ends the driver; a minute where nobody says otherwise."""
 
@@ -74,16 +76,22 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Where it answers, started if it is not there."""
-        if self.cluster is None:
-            from ray.cluster_utils import Cluster
+        """Where it answers; what is missing of it is started."""
+        with pytest.MonkeyPatch.context() as patch:  # for the nodes alone: other tests start processes of their own
+            patch.setenv("PYTHONPATH", PATH)
+            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            self._start()
+        return str(self.cluster.address)
 
-            small = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-            self.cluster = Cluster(initialize_head=True, head_node_args=small)
+    def _start(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        small = {"num_cpus": 1, "object_store_memory": 80_000_000}
+        if self.cluster is None:
+            self.cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
             self.lost = []
         while len(self.lost) < self.num:
-            self.lost.append(self.cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
-        return str(self.cluster.address)
+            self.lost.append(self.cluster.add_node(**small))
 
     def lose(self) -> None:
         """Kill the raylet of a node; its workers die with it."""
@@ -106,9 +114,6 @@ class Nodes:
 
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[Nodes]:
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_TMPDIR"] = "/tmp"
     running = Nodes(2)
     yield running
     running.stop()
@@ -130,8 +135,7 @@ class Driver:
         """Begin, or begin again."""
         self.pids.mkdir(exist_ok=True)
         words = [*self.words, "--out", self.out, "--pids", self.pids, *more]
-        path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-        own = {**os.environ, "PYTHONPATH": path, **IMPATIENT}
+        own = {**os.environ, "PYTHONPATH": PATH, **IMPATIENT}
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys, toy; sys.exit(toy.main())", *map(str, words)],
             env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -258,18 +262,23 @@ def record() -> Iterator[Record]:
 
 
 @pytest.fixture
-def survives(record: Record, undisturbed: Bytes) -> Callable[..., None]:
-    """Run a driver to its end and compare what it made with a run that nothing happened to."""
+def survives(record: Record, undisturbed: Bytes) -> Callable[..., Callable[..., None]]:
+    """Say that a fault is tried; the answer runs a driver to its end and compares what it made with a run that nothing
+    happened to."""
 
-    def check(fault: str, run: Driver, *words: object, wanted: Bytes | None = None) -> None:
+    def begin(fault: str) -> Callable[..., None]:
         row = record.begin(fault)
-        run.run(*words)
-        made = run.outputs()
-        left = [path.name for path in run.out.rglob(".capfilt-part-*")] + [p.name for p in run.out.glob("lock-*")]
-        row.survived += made.keys() == (wanted or undisturbed).keys() and not left
-        row.equal += made == (wanted or undisturbed)
-        assert made.keys() == (wanted or undisturbed).keys()
-        assert made == (wanted or undisturbed)
-        assert left == []
 
-    return check
+        def check(run: Driver, *words: object, wanted: Bytes | None = None) -> None:
+            run.run(*words)
+            made = run.outputs()
+            left = [path.name for path in run.out.rglob(".capfilt-part-*")] + [p.name for p in run.out.glob("lock-*")]
+            row.survived += made.keys() == (wanted or undisturbed).keys() and not left
+            row.equal += made == (wanted or undisturbed)
+            assert made.keys() == (wanted or undisturbed).keys()
+            assert made == (wanted or undisturbed)
+            assert left == []
+
+        return check
+
+    return begin

@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def test_a_sample_kills_its_worker(
     nodes: Any, web: Path, driver: Any, survives: Any, tmp_path: Path, spoiled: Any, choice: int
 ) -> None:
+    survived = survives("a sample that kills its worker")
     chance = random.Random(choice)
     shard, place = chance.randrange(40), chance.randrange(5)
     folder = spoiled({shard: {place: "die"}})
@@ -26,9 +29,10 @@ def test_a_sample_kills_its_worker(
     again = driver(shards=folder, out="again")
     shutil.copytree(run.out / "poison", again.out / "poison")
     again.run("--unlocked")
-    survives("a sample that kills its worker", run, wanted=again.outputs())
+    survived(run, wanted=again.outputs())
 
 
+@pytest.mark.slow
 def test_a_sample_hangs(nodes: Any, driver: Any, spoiled: Any, record: Any, undisturbed: Any, choice: int) -> None:
     shard = random.Random(choice).randrange(40)
     run = driver("--address", nodes.address, "--limit", "2", shards=spoiled({shard: {2: "hang"}}))

@@ -38,7 +38,9 @@ def verify(run: Any, *words: str) -> tuple[int, str]:
     return done.exit_code, done.stdout
 
 
+@pytest.mark.slow
 def test_an_output_is_truncated_after_the_commit(driver: Any, survives: Any, choice: int) -> None:
+    survived = survives("an output truncated after its commit")
     run = driver()
     run.run()
     chance = random.Random(choice)
@@ -49,11 +51,13 @@ def test_an_output_is_truncated_after_the_commit(driver: Any, survives: Any, cho
     assert verify(run)[0] == 1
     assert f"toy, shard {shard}: " in verify(run)[1]
     before = written(run)
-    survives("an output truncated after its commit", run)
+    survived(run)
     assert changed(run, before) == both(shard)
 
 
+@pytest.mark.slow
 def test_a_byte_changes_after_the_commit(driver: Any, survives: Any, choice: int) -> None:
+    survived = survives("a bit flipped after its commit (verify --mend)")
     run = driver()
     run.run()
     chance = random.Random(choice)
@@ -67,12 +71,14 @@ def test_a_byte_changes_after_the_commit(driver: Any, survives: Any, choice: int
     assert f"toy, shard {shard}: " in said
     assert verify(run, "--mend")[0] == 0
     before = written(run)
-    survives("a bit flipped after its commit (verify --mend)", run)
+    survived(run)
     assert changed(run, before) == both(shard)
     assert verify(run)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_completion_is_cut_in_half(driver: Any, survives: Any, choice: int) -> None:
+    survived = survives("a completion file cut in half")
     run = driver()
     run.run()
     chance = random.Random(choice)
@@ -81,12 +87,14 @@ def test_a_completion_is_cut_in_half(driver: Any, survives: Any, choice: int) ->
     with path.open("r+b") as file:
         file.truncate(chance.randrange(path.stat().st_size))
     before = written(run)
-    survives("a completion file cut in half", run)
+    survived(run)
     assert changed(run, before) == both(shard)
 
 
+@pytest.mark.slow
 def test_the_clock_is_moved_back(driver: Any, survives: Any, seed: int) -> None:
     """Whatever the run has written is then of the future, its own temporary files and a dead lock with it."""
+    survived = survives("the clock moved back by a year")
     run = driver("--pause", "0.005")
     run.start()
     run.reach(random.Random(seed).randrange(1, 36))
@@ -95,7 +103,7 @@ def test_the_clock_is_moved_back(driver: Any, survives: Any, seed: int) -> None:
     future = time.time() + 3e7
     for path in [*run.out.rglob("*"), run.out]:
         os.utime(path, (future, future))
-    survives("the clock moved back by a year", run)
+    survived(run)
 
 
 @contextmanager
@@ -117,13 +125,14 @@ def tiny_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_the_disk_is_full(driver: Any, survives: Any, tmp_path: Path, choice: int) -> None:
     size = random.Random(choice).randrange(80, 400)
     with tiny_disk(tmp_path / "disk", f"{size}k") as disk:
+        survived = survives("a full disk")
         run = driver(out="disk/run")
         code, _, err = run.start().end()
         assert code == 1, "it fitted"
         assert "No space left on device" in err
         assert len(err.splitlines()) == 1
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
-        survives("a full disk", run)
+        survived(run)
 
 
 class Cutting(http.server.SimpleHTTPRequestHandler):
@@ -146,6 +155,7 @@ class Cutting(http.server.SimpleHTTPRequestHandler):
         """Be quiet."""
 
 
+@pytest.mark.slow
 def test_reading_fails_in_the_middle_of_a_shard(
     web: Path, driver: Any, record: Any, undisturbed: dict[str, bytes], choice: int
 ) -> None:
@@ -179,6 +189,7 @@ def test_reading_fails_in_the_middle_of_a_shard(
 
 def test_two_workers_on_the_same_shards_at_once(driver: Any, survives: Any, seed: int) -> None:
     """Two drivers that know nothing of each other, as after a network was cut in two."""
+    survived = survives("the same shards by two workers at once")
     pause = str(0.002 * (1 + seed % 5))
     runs = [driver("--pause", pause) for _ in range(2)]
     for run in runs:
@@ -186,4 +197,4 @@ def test_two_workers_on_the_same_shards_at_once(driver: Any, survives: Any, seed
     for run in runs:
         code, _, err = run.end()
         assert code == 0, err
-    survives("the same shards by two workers at once", runs[0], "--unlocked")
+    survived(runs[0], "--unlocked")

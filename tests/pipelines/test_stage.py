@@ -10,6 +10,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.errors import DataError, RunError
 from capfilt.pipelines.stage import digests, model_worker, run_stage
+from capfilt.reports import stages
 from capfilt.reports.ledger import Ledger, sha256_file
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
@@ -105,6 +106,31 @@ def test_the_digests_of_what_was_made(tmp_path: Path, items: dict[str, str]) -> 
     assert digests(Ledger(out, "copy")) == {}
     go(Copies(out=out), items)
     assert digests(Ledger(out, "copy")) == {str(out / name): sha256_file(out / name) for name in "ac"}
+
+
+def test_what_failed_is_written_down_until_it_is_done(tmp_path: Path, items: dict[str, str]) -> None:
+    job = Copies(out=tmp_path / "out")
+    with pytest.raises(RunError):
+        go(job, items)
+    ledger = Ledger(job.out, "copy")
+    assert stages.failures(ledger) == {"b": f"{items['b']} is empty."}
+    assert stages.planned(ledger)[0] == stages.Plan("copy", 3, 0)
+    Path(items["b"]).write_text("bb")
+    go(job, items)
+    assert stages.failures(ledger) == {}
+    assert stages.planned(ledger) == (
+        stages.Plan("copy", 3, 2), {name: job.identity(item) for name, item in items.items()},
+    )  # fmt: skip
+
+
+def test_a_completion_that_does_not_balance_stops_the_run(tmp_path: Path, items: dict[str, str]) -> None:
+    del items["b"]
+    job = Copies(out=tmp_path / "out")
+    go(job, items)
+    path = job.out / "ledger/copy/c.json"
+    path.write_text(path.read_text().replace('"in": 1', '"in": 2'))
+    with pytest.raises(RunError, match=r"copy, shard c: samples: 2 in, but 1 kept .* verify --mend"):
+        go(job, items)
 
 
 def test_models_get_a_gpu_where_there_is_one() -> None:

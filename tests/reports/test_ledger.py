@@ -229,3 +229,55 @@ def test_a_commit_costs_two_fsyncs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "fsync", calls.append)
     Ledger(tmp_path, "s").commit("0", "f", [path], tally())
     assert len(calls) == 2
+
+
+# ---- what was withdrawn, and what another run has ----
+
+
+def test_a_shard_that_is_withdrawn_is_to_be_done_again(tmp_path: Path) -> None:
+    book = Ledger(tmp_path, "annotate")
+    book.commit("00000", "f", [output(tmp_path / "a")], tally())
+    book.withdraw("00000")
+    assert book.completion("00000", "f") is None
+    assert (tmp_path / "a").is_file()
+    book.withdraw("00000")
+
+
+def test_share_links_and_replaces_what_was_there(tmp_path: Path) -> None:
+    source, target = output(tmp_path / "a", b"new"), output(tmp_path / "deep/b", b"old")
+    for _ in range(2):  # a link that replaces itself is none the less one file
+        ledger.share(source, target)
+        assert target.stat().st_ino == source.stat().st_ino
+        assert os.listdir(target.parent) == ["b"]
+    with atomic(target) as file:
+        file.write(b"other")
+    assert source.read_bytes() == b"new"
+
+
+def test_where_links_do_not_reach_it_is_a_copy_of_the_same_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", elsewhere)
+    source = output(tmp_path / "a")
+    os.utime(source, (100, 100))
+    ledger.share(source, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"abc"
+    assert (tmp_path / "b").stat().st_mtime == 100
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_fork_takes_over_what_holds_and_only_what_is_asked_for(tmp_path: Path) -> None:
+    old, new = tmp_path / "old/round-1", tmp_path / "new/round-1"
+    book = Ledger(old, "annotate")
+    for shard in ("00000", "00001", "00002"):
+        book.commit(shard, "f", [output(old / f"annotations/{shard}")], tally())
+    (old / "annotations/00001").write_bytes(b"ab")  # does not hold any more
+    write_json(tmp_path / "new/fork.json", {"from": str(tmp_path / "old")})
+    fork = Ledger(new, "annotate")
+    assert fork.completion("00000", "f") == book.completion("00000", "f")
+    assert fork.completion("00001", "f") is None
+    assert fork.completion("00002", "g") is None
+    assert os.listdir(new / "annotations") == ["00000"]
+    assert [done.shard for done in fork.completions()] == ["00000"]
+    assert Ledger(new, "select").completion("00000", "f") is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,16 @@ def test_a_lock_that_is_removed_stops_its_driver(tmp_path: Path) -> None:
         (tmp_path / "lock-1.json").unlink()
         assert first.stdout is not None
         assert "was removed while the run was working" in first.stdout.readline()
+
+
+def test_a_run_that_is_deleted_interrupts_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = acquire(folder, beat=0.02)
+    shutil.rmtree(folder)
+    time.sleep(0.3)
+    assert not held.lost
+    held.release()
 
 
 def test_of_many_that_want_a_dead_driver_s_lock_one_gets_it(tmp_path: Path) -> None:
