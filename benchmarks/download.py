@@ -166,6 +166,11 @@ def img2dataset(listed: Path, out: Path, shard: int, timeout: int) -> list[str]:
     return [str(Path(sys.executable).with_name("img2dataset")), *(f"--{key}={value}" for key, value in words.items())]
 
 
+def alike(listed: Path, out: Path, shard: int, timeout: int) -> list[str]:
+    """Ours with img2dataset's manners: no robots.txt, any rate; the same requests, then."""
+    return [*capfilt(listed, out, shard, timeout), "--no-robots", "--host-rate", "0"]
+
+
 def capfilt(listed: Path, out: Path, shard: int, timeout: int) -> list[str]:
     """Ours, on a Ray of its own with as many workers."""
     words = f"--caption-col caption --image-size {SIZE} --resize-mode border --shard-size {shard} --timeout {timeout}"
@@ -197,9 +202,9 @@ def span(out: Path) -> float:
 
 
 def compare(given: argparse.Namespace, count: int, shard: int, timeout: int) -> None:
-    """Both on one list, one after the other, `given.repeats` times."""
+    """All on one list, one after the other, `given.repeats` times."""
     hostile, limit, repeats = given.what == "hostile", given.limit, given.repeats
-    who_all = [who for who in (img2dataset, capfilt) if given.who in ("both", who.__name__)]
+    who_all = [who for who in (img2dataset, capfilt, alike) if given.who in ("all", who.__name__)]
     say(f"{'who':12} {'seconds':>8} {'ended':>6} {'pictures':>9} {'fetching s':>10} {'pictures/s':>10} {'MB':>5}")
     with server() as port, tempfile.TemporaryDirectory() as home:
         listed = Path(home) / "list.jsonl"
@@ -230,7 +235,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="URLs [default: 5000, hostile 1000]")
     parser.add_argument("--limit", type=float, default=240, help="seconds after which a command is ended")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--who", choices=("both", "img2dataset", "capfilt"), default="both")
+    parser.add_argument("--who", choices=("all", "img2dataset", "capfilt", "alike"), default="all")
     given = parser.parse_args()
     if given.what == "memory":
         memory([1000, 10_000, 100_000], 1000, given.limit)

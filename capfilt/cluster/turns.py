@@ -19,8 +19,9 @@ from pydantic import Field
 from capfilt.cluster.session import Session
 from capfilt.config import Config
 
-GATHERED = 0.03
-"""Seconds for which a worker collects questions before it asks the actor."""
+GATHERED = 0.1
+TOGETHER = 16
+"""A worker collects questions for so many seconds, or until it has so many, before it asks the actor."""
 MAX_NAMES = 200_000
 """Names remembered before those without a claim are forgotten."""
 
@@ -72,7 +73,7 @@ class Turns:
         self._actor = actor
         self._lock = threading.Lock()
         self._waiting: list[_Question] = []
-        self._asking = False
+        self._enough = threading.Event()
 
     def ask(self, name: str) -> Turn:
         """Take a turn at `name`."""
@@ -81,9 +82,11 @@ class Turns:
         question = _Question(name)
         with self._lock:
             self._waiting.append(question)
-            leads, self._asking = not self._asking, True
-        if leads:
-            self._lead()
+            count, enough = len(self._waiting), self._enough
+        if count == TOGETHER:
+            enough.set()
+        if count == 1:
+            self._lead(enough)
         question.done.wait()
         if question.error is not None:
             raise question.error
@@ -98,13 +101,13 @@ class Turns:
 
             ray.get(self._actor.pause.remote(name, seconds))
 
-    def _lead(self) -> None:
-        """Ask for everyone who has come to wait, once."""
+    def _lead(self, enough: threading.Event) -> None:
+        """Ask for everyone who has come to wait, once; whoever comes to an empty room does."""
         import ray
 
-        time.sleep(GATHERED)
+        enough.wait(GATHERED)
         with self._lock:
-            questions, self._waiting, self._asking = self._waiting, [], False
+            questions, self._waiting, self._enough = self._waiting, [], threading.Event()
         try:
             turns = ray.get(self._actor.ask.remote([question.name for question in questions]))
         except BaseException as error:

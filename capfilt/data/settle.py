@@ -75,7 +75,7 @@ def settle(written: Written, rows: pa.Table, out: Path, size: int) -> tuple[list
     assert written.spool is not None, "a shard was fetched"
     lacking = set(table.filter(pa.compute.equal(table["status"], "success"))["key"].to_pylist())
     assert lacking == written.spool.members.keys(), "every success has its members"
-    uids = dict(zip(table["key"].to_pylist(), table["uid"].to_pylist(), strict=True))
+    uids = None if "uid" in rows.column_names else _by_key(table, "uid")
     paths = [out / f"{written.shard}{suffix}" for suffix in (".tar", ".parquet", "_stats.json")]
     with written.path(".tar").open("rb") as spooled:
         write_tar(paths[0], spooled, written.spool.members, uids)
@@ -86,15 +86,18 @@ def settle(written: Written, rows: pa.Table, out: Path, size: int) -> tuple[list
 
 
 def write_tar(
-    path: Path, spooled: BinaryIO, members: Mapping[str, Sequence[tuple[str, int, int]]], uids: Mapping[str, str]
+    path: Path,
+    spooled: BinaryIO,
+    members: Mapping[str, Sequence[tuple[str, int, int]]],
+    uids: Mapping[str, str] | None,
 ) -> None:
-    """Write the samples in the order of their keys, each json with its uid."""
+    """Write the samples in the order of their keys; into each json goes its uid, unless they have their own (None)."""
     with atomic(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for key in sorted(members):
             for extension, offset, size in members[key]:
                 spooled.seek(offset)
                 data = spooled.read(size)
-                if extension == "json":
+                if extension == "json" and uids is not None:
                     data = _with_uid(data, uids[key])
                 _add(tar, f"{key}.{extension}", data)
 
@@ -167,11 +170,15 @@ def _lost(schema: pa.Schema, rows: pa.Table, keys: Sequence[str], there: set[str
     return pa.Table.from_pylist(own, schema=schema)
 
 
-def _with_uid(data: bytes, uid: str | None) -> bytes:
-    meta = json.loads(data)
-    if "uid" not in meta:
-        meta["uid"] = uid
-    return json.dumps(meta, indent=4).encode()
+def _by_key(table: pa.Table, column: str) -> dict[str, str]:
+    return dict(zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def _with_uid(data: bytes, uid: str) -> bytes:
+    """A json of img2dataset's with one key more; spliced in, since to write it all again takes longer than the tar."""
+    end = b"\n}"
+    assert data.endswith(end), "img2dataset indents its json by 4"
+    return data.removesuffix(end) + f',\n    "uid": {json.dumps(uid)}'.encode() + end
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -263,8 +263,11 @@ def summarise(
         failed["unreadable-row"] = planned[0].unreadable
     came = planned[0].rows + planned[0].unreadable
     kept = tally.samples["kept"]
-    if came != kept + failed.total():
-        raise RunError(f"{out}: {came} rows in, but {kept} kept + {failed.total()} failed. This is a bug: report it.")
+    if came != kept + failed.total() or min(failed.values(), default=0) < 0:
+        raise RunError(
+            f"{out}: {came} rows in, but {kept} kept + {failed.total()} failed. A shard was fetched again after what"
+            " failed of it had been retried, so rows have two outcomes; download into another --out."
+        )
     write_sizes(out, {f"{completion.shard}.tar": completion.tally.samples["kept"] for completion in own})
     return {
         "command": "download",

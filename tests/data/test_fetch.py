@@ -162,7 +162,9 @@ def test_columns_of_a_list_without_uid_or_texts(server: Any, tmp_path: Path) -> 
     ]  # fmt: skip
     assert table["uid"].to_pylist() == [table["sha256"][0].as_py()[:32], None]
     assert [*members(tar)] == ["000000.jpg", "000000.json"]
-    assert json.loads(members(tar)["000000.json"])["uid"] == table["uid"][0].as_py()
+    told = members(tar)["000000.json"]
+    assert json.loads(told)["uid"] == table["uid"][0].as_py()
+    assert told == json.dumps(json.loads(told), indent=4).encode(), "as img2dataset would have written it"
     assert tally.texts["in"] == {}
 
 

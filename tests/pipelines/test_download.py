@@ -7,9 +7,7 @@ import functools
 import gc
 import http.server
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -191,19 +189,18 @@ def killed(hostile: Any, url_list: Any, tmp_path: Path) -> Path:
     """The run folder of a download that was killed (-9) in its second shard."""
     urls = [hostile.url("/ok?seed=1"), hostile.url("/ok?seed=2"), hostile.url("/ok?seed=3"), hostile.url("/hang")]
     path, out = url_list(tmp_path, urls), tmp_path / "out"
-    words = [path, "--out", out, "--caption-col", "text", "--allow-private", "127.0.0.0/8", "--shard-size", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "capfilt", "download", *map(str, words), "--deadline", "60", "--address", "local"],
-        stderr=subprocess.DEVNULL,
-    )
+    where = ("--allow-private", "127.0.0.0/8", "--address", "local")
+    patient = ("--timeout", "90", "--deadline", "90")
+    words = map(str, [path, "--out", out, "--caption-col", "text", "--shard-size", "2", *where, *patient])
+    process = subprocess.Popen([sys.executable, "-m", "capfilt", "download", *words], stderr=subprocess.DEVNULL)
     try:
         give_up = time.monotonic() + 60
-        while hostile.paths()[-1:] != ["/hang"]:
+        while "/hang" not in hostile.paths():
             assert process.poll() is None
             assert time.monotonic() < give_up
             time.sleep(0.05)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     return out
 

@@ -55,6 +55,17 @@ def test_a_retry_that_was_interrupted_is_continued_and_not_begun_anew(hostile: A
     assert len(list((out / "plan").glob("pass-*.json"))) == 2, "nothing failed, so there is no third"
 
 
+def test_a_row_with_two_outcomes_is_said(hostile: Any, fetch: Any, tmp_path: Path) -> None:
+    urls = [hostile.url("/later/500")]
+    fetch(urls)
+    hostile.healed = True
+    assert fetch(urls, "--retry", "failed").code == 0
+    (tmp_path / "out/00000.tar").unlink()
+    done = fetch(urls)
+    assert done.code == 1
+    assert "1 rows in, but 2 kept + -1 failed. A shard was fetched again" in done.line
+
+
 def test_a_retry_of_what_is_no_kind_is_refused(fetch: Any, tmp_path: Path) -> None:
     done = fetch(["http://127.0.0.1:9/"], "--retry", "timeouts")
     assert done.code == 2
