@@ -230,7 +230,8 @@ def joined(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
     """Tensors with the three projections of transformers' ViT joined into one, as timm and BLIP have it."""
     for name, tensor in tensors.items():
         if name.endswith(".attn.q_bias"):  # EVA: no bias of keys
-            value = tensors[name.replace("q_bias", "v_bias")]
+            if (value := tensors.get(name.replace("q_bias", "v_bias"))) is None:
+                raise ModelError(f"{name.replace('q_bias', 'v_bias')} is missing beside {name}")
             yield name.replace("q_bias", "qkv.bias"), torch.cat([tensor, torch.zeros_like(tensor), value])
         elif name.endswith(".attn.v_bias"):
             continue
