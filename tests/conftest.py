@@ -55,6 +55,66 @@ def small_blip() -> Callable[..., Any]:
     return make
 
 
+LANGUAGES: dict[str, dict[str, Any]] = {
+    "opt": {
+        "hidden_size": 12,
+        "word_embed_proj_dim": 12,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 300,
+        "max_position_embeddings": 64,
+        "init_std": 0.3,
+    },
+    "t5": {
+        "d_model": 12,
+        "d_kv": 6,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+        "vocab_size": 300,
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": "gelu",
+        "decoder_start_token_id": 0,
+        "initializer_factor": 1.0,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def small_blip2() -> Callable[..., Any]:
+    """Makes a BLIP-2 of a few thousand weights: stage 1, or with `language` ("opt", "t5") stage 2."""
+    import torch
+
+    from capfilt.data.tokens import Tokenizer
+    from capfilt.models import Blip2, Blip2Config
+    from capfilt.models.language import LanguageConfig
+    from capfilt.models.qformer import QFormerConfig
+    from capfilt.models.vision import VisionConfig
+
+    words = len(Tokenizer.load("world")) - 1  # there is no [ENC]
+
+    def make(language: str = "", seed: int = 0, image_size: int = 16, frozen: str = "fp32", **text: Any) -> Blip2:
+        shape = {"depth": 3, "heads": 2, "hidden": 32, "init_std": 0.3}
+        options = {"vocab_size": words, "width": 16, "queries": 3, "max_positions": 64, "dropout": 0.0, **shape}
+        roles = {"roles": ()} if language else {}
+        vision = VisionConfig(image_size=image_size, patch_size=8, width=24, final_norm=False, **shape)
+        speaks = LanguageConfig(kind=language, settings=LANGUAGES[language]) if language else None
+        torch.manual_seed(seed)
+        made = Blip2(
+            Blip2Config(
+                vision=vision,
+                text=QFormerConfig(**{**options, **roles, **text}),
+                projection=8,
+                language=speaks,
+                frozen=frozen,
+            )
+        )
+        return made.eval()
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the embedded world's `human` split: three shards of 16 pictures, two captions each."""

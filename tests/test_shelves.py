@@ -7,25 +7,29 @@ import torch
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.models import Blip, BlipConfig
+from capfilt.models import Architecture, build, read_architecture
 from capfilt.pipelines import bootstrap, pretrain
 from capfilt.training.optimizer import learning_rate
 
-COUNTS = {"blip/base": 252_441_919, "blip/large": 474_729_023}
+COUNTS = {
+    "blip/base": 252_441_919,
+    "blip/large": 474_729_023,
+    "blip2/pretrain": 186_705_470 + 985_952_256 - 2 * 1408,  # the norm behind the tower is counted in both
+}
 
 
 def read_pretrain(name: str) -> pretrain.PretrainConfig:
     return configs.read(presets.find("pipelines", name, within="pretrain"), pretrain.PretrainConfig)
 
 
-def parameters(architecture: BlipConfig) -> int:
+def parameters(architecture: Architecture) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in Blip(architecture).parameters())
+        return sum(p.numel() for p in build(architecture).parameters())
 
 
 @pytest.mark.parametrize("name", presets.names("models"))
 def test_an_architecture_can_be_built(name: str) -> None:
-    found = parameters(configs.read(presets.find("models", name), BlipConfig))
+    found = parameters(read_architecture(presets.find("models", name)))
     assert found == COUNTS.get(name, found)
     assert found > 0
 
@@ -61,6 +65,21 @@ def test_the_steps_are_the_epochs_of_the_paper(name: str, rows: int, epochs: int
     train = read_pretrain(name).train
     assert train.optimizer.epochs == epochs
     assert train.steps == rows // train.loader.batch_size * epochs
+
+
+@pytest.mark.parametrize("name", ["blip2-stage1-8gpu", "blip2-stage2-opt-2.7b-8gpu"])
+def test_the_steps_of_blip2_on_8_gpus_are_those_of_the_log(name: str) -> None:
+    train = read_pretrain(name).train
+    assert train.steps == 4_606_464 // train.loader.batch_size * train.optimizer.epochs == 44_980
+
+
+def test_trap_10_the_schedule_of_blip2_is_the_paper_s() -> None:
+    for name, warmup, floor in (("blip2-stage1", 2000, 1e-5), ("blip2-stage2-opt-2.7b", 2000, 5e-5)):
+        train = read_pretrain(name).train
+        at = [learning_rate(train.optimizer, step, train.steps) for step in (warmup - 1, warmup, train.steps - 1)]
+        assert at == pytest.approx([1e-4, 1e-4, floor], rel=1e-3)
+        assert train.optimizer.betas == (0.9, 0.98)
+        assert not train.optimizer.decay_vectors
 
 
 def test_trap_4_the_schedule_of_blip_14m() -> None:

@@ -110,6 +110,11 @@ class Tokenizer:
             mask[index, : len(row)] = 1
         return ids, mask
 
+    def opening(self, prompt: str, max_length: int) -> list[int]:
+        """What a text that is written begins with: [DEC], and the prompt without an end."""
+        ids, mask = self.encode([prompt], max_length)
+        return [self.dec, *ids[0, 1 : int(mask.sum()) - 1].tolist()]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Turn one row of ids into text: specials dropped, pieces joined, `don ' t .` made `don't.`"""
         kept = [int(index) for index in ids if int(index) not in self._special]

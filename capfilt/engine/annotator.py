@@ -12,7 +12,7 @@ from capfilt.engine.captioner import Captioner
 from capfilt.engine.clock import Clock, timed
 from capfilt.engine.filter import Filter
 from capfilt.engine.pieces import Pieces
-from capfilt.models.blip import Blip
+from capfilt.models import Blip, Model
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,16 @@ class Annotator:
         ]
 
 
-def same_vision(a: Blip, b: Blip) -> bool:
+def same_vision(a: Model, b: Model) -> bool:
     """Whether two models look through the very same eyes, so that an image need be encoded once only."""
-    return _same(a.vision, b.vision)
+    one, two = a.eyes, b.eyes
+    return len(one) == len(two) and all(_same(x, y) for x, y in zip(one, two, strict=True))
 
 
-def same_keys(writer: Blip, judge: Blip) -> bool:
+def same_keys(writer: Model, judge: Model) -> bool:
     """Whether a decoder and an encoder project image tokens alike, as those of one model that shares them do."""
+    if not isinstance(writer, Blip) or not isinstance(judge, Blip):
+        return False  # BLIP-2's writers look at what the queries saw
     one, two = writer.text.key_projections("decoder"), judge.text.key_projections("encoder")
     return len(one) == len(two) and all(_same(a, b) for a, b in zip(one, two, strict=True))
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from capfilt.engine.decode import FEWEST, DecodeConfig, asks, tiled
 from capfilt.engine.sampling import penalise
-from capfilt.models.blip import Blip, Head
+from capfilt.models import Model
+from capfilt.models.blip import Head
+from capfilt.models.language import LanguageCache
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import Cache
 
@@ -46,7 +48,7 @@ class Search:
     """The images whose texts are still growing, and where each belongs in the answer."""
 
     image: list[KeysValues]
-    cache: Cache
+    cache: Cache | LanguageCache
     place_I: Tensor
     written_IWS: Tensor
     scores_IW: Tensor
@@ -71,7 +73,7 @@ class Search:
 
 @torch.inference_mode()
 def beam_search(
-    model: Blip,
+    model: Model,
     image: list[KeysValues],
     prompt_P: list[int],
     end: int,
@@ -112,7 +114,7 @@ def beam_search(
     return [row[: row.index(end)] if end in row else row for row in written]
 
 
-def _begin(model: Blip, image: list[KeysValues], config: DecodeConfig, steps: int, end: int) -> Search:
+def _begin(model: Model, image: list[KeysValues], config: DecodeConfig, steps: int, end: int) -> Search:
     images, width, device = image[0][0].shape[0], config.beams, image[0][0].device
     written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
     scores_IW = torch.full((images, width), NEVER, device=device)
@@ -122,7 +124,7 @@ def _begin(model: Blip, image: list[KeysValues], config: DecodeConfig, steps: in
         torch.full_like(scores_IW, NEVER),
         torch.ones(images, dtype=torch.bool, device=device),
     )
-    cache = Cache(model.config.text, images * width, config.max_length, image[0][0])
+    cache = model.cache(images * width, config.max_length, image)
     return Search(image, cache, torch.arange(images, device=device), written_IWS, scores_IW, finished)
 
 

@@ -12,7 +12,7 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, generate, uniforms
 from capfilt.engine.head import blocked_head
-from capfilt.models.blip import Blip
+from capfilt.models import Model
 from capfilt.models.layers import KeysValues
 
 NEEDS = frozenset({"encode_image", "decode"})
@@ -26,12 +26,10 @@ MOST = 1024
 class Captioner:
     """Writes `captions` texts per image."""
 
-    def __init__(self, model: Blip, tokenizer: Tokenizer, config: DecodeConfig, captions: int = 1):
+    def __init__(self, model: Model, tokenizer: Tokenizer, config: DecodeConfig, captions: int = 1):
         self.model, self.tokenizer, self.config, self.captions = model, tokenizer, config, captions
-        ids, mask = tokenizer.encode([config.prompt], config.max_length)
         self.head = blocked_head(model)
-        # [CLS] prompt [SEP] -> [DEC] prompt: the model's own first token, and no end.
-        self.prompt = [model.config.text.dec, *ids[0, 1 : int(mask.sum()) - 1].tolist()]
+        self.prompt = tokenizer.opening(config.prompt, config.max_length)
 
     def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """Image tokens -> `captions` texts for each image; the same for the same (seed, round, uid) in any batch."""

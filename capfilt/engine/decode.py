@@ -18,7 +18,9 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.engine.sampling import nucleus, penalise
-from capfilt.models.blip import Blip, Head
+from capfilt.models import Model
+from capfilt.models.blip import Head
+from capfilt.models.language import LanguageCache
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import Cache
 
@@ -78,7 +80,7 @@ class Batch:
     """
 
     image: list[KeysValues]
-    cache: Cache
+    cache: Cache | LanguageCache
     place_R: Tensor
     ended_R: Tensor
 
@@ -116,7 +118,7 @@ def asks(device: torch.device, step: int) -> bool:
 
 @torch.inference_mode()
 def generate(
-    model: Blip,
+    model: Model,
     image: list[KeysValues],
     prompt_P: list[int],
     end: int,
@@ -136,7 +138,7 @@ def generate(
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     batch = Batch(
         image,
-        Cache(model.config.text, rows, config.max_length, image[0][0]),
+        model.cache(rows, config.max_length, image),
         torch.arange(rows, device=device),
         torch.zeros(rows, dtype=torch.bool, device=device),
     )

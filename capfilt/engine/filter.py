@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer, clean_caption
-from capfilt.models.blip import Blip
+from capfilt.models import Model
 from capfilt.models.layers import KeysValues
 
 NEEDS = frozenset({"encode_image", "encode_text", "fuse"})
@@ -23,7 +23,7 @@ MOST = 2048
 class Filter:
     """Scores texts beside images: itm = P(match) after softmax in [0, 1], itc = cosine in [-1, 1]."""
 
-    def __init__(self, model: Blip, tokenizer: Tokenizer, max_length: int = 35):
+    def __init__(self, model: Model, tokenizer: Tokenizer, max_length: int = 35):
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
 
     @torch.inference_mode()
@@ -65,7 +65,8 @@ class Filter:
     def _cosines(self, tokens_BND: Tensor, ids: Tensor, lengths: Sequence[int]) -> list[list[float]]:
         """The cosine of every image and every text."""
         text = self.model.project_text(self.model.encode_firsts(ids, lengths)).float()
-        cosines: list[list[float]] = (self.model.project_image(tokens_BND).float() @ text.T).clamp(-1, 1).tolist()
+        image = self.model.project_image(tokens_BND).float()
+        cosines: list[list[float]] = self.model.similarity(image, text).clamp(-1, 1).tolist()
         return cosines
 
     def reads_all(self, text: str) -> bool:
@@ -78,7 +79,7 @@ class Filter:
 
     @torch.inference_mode()
     def image_features(self, tokens_BND: Tensor) -> np.ndarray:
-        """Image tokens -> unit vectors [B, projection]."""
+        """Image tokens -> unit vectors [B, projection], or several of each image [B, Q, projection] (BLIP-2)."""
         features: np.ndarray = self.model.project_image(tokens_BND).float().cpu().numpy()
         return features
 
@@ -88,6 +89,12 @@ class Filter:
         ids, lengths = self._ids([clean_caption(text) for text in texts], self._device)
         features: np.ndarray = self.model.project_text(self.model.encode_firsts(ids, lengths)).float().cpu().numpy()
         return features
+
+    @torch.inference_mode()
+    def similarities(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Features of images and of texts -> cosines [images, texts]."""
+        cosines: np.ndarray = self.model.similarity(torch.from_numpy(image), torch.from_numpy(text)).numpy()
+        return cosines
 
     @torch.inference_mode()
     def match_logits(self, tokens_BND: Tensor, texts: Sequence[str]) -> np.ndarray:

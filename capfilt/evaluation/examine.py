@@ -25,7 +25,7 @@ from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.filter import Filter
 from capfilt.errors import DataError
 from capfilt.evaluation import captioning, matching, retrieval
-from capfilt.models.blip import Blip
+from capfilt.models import Model
 
 T = TypeVar("T")
 Figures = dict[str, float]
@@ -118,7 +118,7 @@ class Judged:
 
 
 def examine(
-    model: Blip, tokenizer: Tokenizer, urls: Sequence[str], config: EvaluateConfig, device: torch.device
+    model: Model, tokenizer: Tokenizer, urls: Sequence[str], config: EvaluateConfig, device: torch.device
 ) -> dict[str, Any]:
     """Everything that can be measured: retrieval, captioning, filter, each where model and shards allow it.
 
@@ -152,7 +152,7 @@ def examine(
 
 
 @torch.inference_mode()
-def seen(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> Iterator[Seen]:
+def seen(model: Model, urls: Sequence[str], batch_size: int, device: torch.device) -> Iterator[Seen]:
     """Read shards and encode their images."""
     for url in urls:
         for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size):
@@ -160,7 +160,7 @@ def seen(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device
             yield Seen(tokens, batch.samples, len(batch.faults))
 
 
-def look(model: Blip, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
+def look(model: Model, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
     """A held-out set as a model sees it, without the pictures that cannot be read."""
     parts = [batch for batch in seen(model, urls, batch_size, device) if batch.samples]
     if not parts:
@@ -173,7 +173,7 @@ def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
     texts = held.flat_texts
     image = np.concatenate([filter_.image_features(part) for part in held.tokens.split(config.batch_size)])
     text = np.concatenate([filter_.text_features(part) for part in _parts(texts, config.batch_size)])
-    itc = image @ text.T
+    itc = filter_.similarities(image, text)
     if not config.rerank:
         return dict(retrieval.recalls(itc, held.image_of_text))
 
@@ -243,7 +243,7 @@ def truths(url: str) -> dict[str, Truth]:
     return known
 
 
-def roles(model: Blip, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Filter | None, Captioner | None]:
+def roles(model: Model, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Filter | None, Captioner | None]:
     """The roles that a model can play in an examination."""
     judge = Filter(model, tokenizer) if "fuse" in model.verbs else None
     writer = Captioner(model, tokenizer, config.decode) if "decode" in model.verbs else None

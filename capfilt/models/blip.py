@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
+from capfilt.models.language import LanguageCache
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import APART, Cache, Role, TextConfig, TextTransformer
 from capfilt.models.vision import VisionConfig, VisionTransformer
@@ -40,6 +41,16 @@ class BlipConfig(Config):
     answers: bool = False
     """A question-answering model: its decoder looks at the question as the encoder fused it with the image, not at the
     image, and it has no heads that compare."""
+
+    @property
+    def language_kind(self) -> None:
+        """A BLIP has no language model: its texts are WordPiece."""
+        return None
+
+    @property
+    def words(self) -> int:
+        """How many entries a tokenizer may have, [DEC] and [ENC] included."""
+        return self.text.vocab_size
 
     @model_validator(mode="after")
     def _askable(self) -> BlipConfig:
@@ -71,6 +82,11 @@ class Blip(nn.Module):
         return verbs(self.config)
 
     @property
+    def eyes(self) -> list[nn.Module]:
+        """What image tokens are made with."""
+        return [self.vision]
+
+    @property
     def shares_image_keys(self) -> bool:
         """Whether encoder and decoder look at an image through the same projections."""
         return "cross_attention" not in APART[self.config.text.share]
@@ -96,6 +112,10 @@ class Blip(nn.Module):
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """Text states -> unit vectors [B, projection], fp32 under autocast too."""
         return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+
+    def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
+        """Vectors of images and of texts -> cosines [I, T]."""
+        return image_IP @ text_TP.T
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
         """Texts read beside images -> states [B, T, D]; rows that share an image are adjacent."""
@@ -126,11 +146,18 @@ class Blip(nn.Module):
         ids_BT = replace_first(ids_BT, self.config.text.dec)
         return self.text.logits(self.text(ids_BT, "decoder", mask_BT, image))
 
-    def decode_step(self, ids_BT: Tensor, image: list[KeysValues], cache: Cache, head: Head | None = None) -> Tensor:
+    def cache(self, rows: int, length: int, image: list[KeysValues]) -> Cache:
+        """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
+        return Cache(self.config.text, rows, length, image[0][0])
+
+    def decode_step(
+        self, ids_BT: Tensor, image: list[KeysValues], cache: Cache | LanguageCache, head: Head | None = None
+    ) -> Tensor:
         """Feed the newest tokens [B, T] and return the logits after the last of them [B, V].
 
         `head` computes these from states [B, D] in place of the model's own.
         """
+        assert isinstance(cache, Cache), "the cache of another model"
         states = self.text(ids_BT, "decoder", None, image, cache)
         return self.text.logits(states[:, -1:])[:, 0] if head is None else head(states[:, -1])
 

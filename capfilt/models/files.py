@@ -5,6 +5,7 @@ A `.pth` or `.bin` is a pickle, which can run code; only tensors and plain conta
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import zipfile
@@ -19,11 +20,14 @@ from torch import Tensor
 from capfilt.errors import ModelError
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
+INDEX = "model.safetensors.index.json"
+"""What a large model has in place of SAFE: which of several files has which tensor."""
 PICKLES = (".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["config.json", "vocab.txt", "tokenizer.json", SAFE]
+_OF_LANGUAGE = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "spiece.model"]
 
 
 def weights_file(path: Path) -> Path | None:
@@ -32,8 +36,22 @@ def weights_file(path: Path) -> Path | None:
     safetensors come before pickles: hub folders often have both.
     """
     if path.is_file():
-        return path if path.suffix in (*PICKLES, ".safetensors") else None
-    return next((path / name for name in (SAFE, BIN) if (path / name).is_file()), None)
+        return path if path.suffix in (*PICKLES, ".safetensors") or path.name == INDEX else None
+    return next((path / name for name in (SAFE, INDEX, BIN) if (path / name).is_file()), None)
+
+
+def parts(path: Path) -> list[Path]:
+    """The files in which a weights file's tensors are: itself, or those of an index.
+
+    Raises:
+        ModelError: an index that is none.
+    """
+    if path.name != INDEX:
+        return [path]
+    try:
+        return [path.parent / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is no index of weights ({error})") from None
 
 
 def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tensors:
@@ -44,10 +62,14 @@ def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tens
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}")
-    return _unpickled(path, only) if path.suffix in PICKLES else _safe(path, only)
+    if path.suffix in PICKLES:
+        return _unpickled(path, only)
+    return {name: tensor for part in parts(path) for name, tensor in _safe(part, only).items()}
 
 
 def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in filter(only, file.keys())}
@@ -72,8 +94,9 @@ def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     return {name: tensor for name, tensor in found.items() if only(name)}
 
 
-def download(name: str) -> Path:
-    """The folder of a hub repository in the hub's cache, fetched if it is not there yet.
+def download(name: str, language: bool = False) -> Path:
+    """The folder of a hub repository in the hub's cache, fetched if it is not there yet; of a `language` model, which
+    may lie in several files, with its tokenizer's.
 
     Raises:
         ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
@@ -85,7 +108,11 @@ def download(name: str) -> Path:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED))
+        folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, *(_OF_LANGUAGE if language else ())]))
+        if language:
+            return folder
+        if weights_file(folder) is None:  # large models lie in several files
+            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, INDEX, "model-*.safetensors"]))
         if weights_file(folder) is None:  # older repositories have the pickle alone
             folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, BIN]))
     except (OSError, ValueError, HTTPError) as error:

@@ -28,6 +28,8 @@ ROLES: dict[HfClass, tuple[Role, ...]] = {
     "BlipForQuestionAnswering": ("encoder", "decoder"),
 }
 """The classes of transformers that are models of ours."""
+BLIP2 = ("Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration")
+"""Those of BLIP-2; `hf_blip2.py` knows them."""
 
 # The defaults of transformers 5.23.0.
 _VISION: dict[str, Any] = {
@@ -55,17 +57,16 @@ _TEXT: dict[str, Any] = {
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a folder; ModelError unless it is one of the classes in ROLES."""
+    """The `config.json` of a folder; ModelError unless it is one of the classes in ROLES or BLIP2."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
     found = (config.get("architectures") or ["none"])[0] if isinstance(config, dict) else "none"
-    if found not in ROLES:
-        raise ModelError(
-            f"{path} describes the class {found}; of transformers' classes these can be read: {', '.join(ROLES)}"
-        )
+    if found not in (*ROLES, *BLIP2):
+        known = ", ".join((*ROLES, *BLIP2))
+        raise ModelError(f"{path} describes the class {found}; of transformers' classes these can be read: {known}")
     return dict(config)
 
 
@@ -100,8 +101,8 @@ def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCo
         )
     return BlipConfig(
         vision=VisionConfig(
-            image_size=_side(vision, "image_size", source),
-            patch_size=_side(vision, "patch_size", source),
+            image_size=square(vision, "image_size", source),
+            patch_size=square(vision, "patch_size", source),
             width=vision["hidden_size"],
             depth=vision["num_hidden_layers"],
             heads=vision["num_attention_heads"],
@@ -187,7 +188,7 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
     }
 
 
-def _side(part: Mapping[str, Any], name: str, source: Path) -> int:
+def square(part: Mapping[str, Any], name: str, source: Path) -> int:
     """A size that may be written as a number or as two equal ones."""
     sides = part[name] if isinstance(part[name], list) else [part[name]]
     if len(set(sides)) != 1:

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.errors import ModelError
-from capfilt.models import files, layouts
+from capfilt.models import Model, files, layouts
 from capfilt.models.blip import Blip
+from capfilt.models.blip2 import Blip2
 from capfilt.models.files import Tensors
+from capfilt.models.language import load_language
 from capfilt.models.layouts import Table
+from capfilt.models.qformer import QFormerConfig
 from capfilt.models.text import TextConfig
 from capfilt.models.vision import resize_positions
 
@@ -37,6 +40,9 @@ VIT: Table = {
 }
 """transformers' ViT, after its three projections were joined. DeiT's own files and timm's are TIMM_VISION."""
 
+QUERIES = {"self_attention": "self_attention", "query_feed_forward": "feed_forward", "feed_forward": "feed_forward"}
+"""The parts of the Q-Former that begin as parts of BERT."""
+
 LEFT_BEHIND = re.compile(
     r"(head|pre_logits|classifier|pooler|cls\.seq_relationship)\..*"  # heads of other tasks
     r"|embeddings\.(token_type_embeddings\.weight|position_ids|mask_token)"
@@ -52,6 +58,8 @@ class InitialConfig(Config):
     facebook/deit-base-patch16-224; timm/vit_large_patch16_224.augreg_in21k for ViT-L."""
     text: str | None = None
     """A BERT of transformers, likewise. The paper: google-bert/bert-base-uncased."""
+    language: str | None = None
+    """BLIP-2's stage 2: an OPT or Flan-T5 of transformers, a folder or a hub name. It may stand beside `start`."""
 
     def located(self) -> InitialConfig:
         """The same with every path in full: a worker may start in another folder."""
@@ -67,7 +75,9 @@ class Initialised:
     fresh: tuple[str, ...]
 
 
-def initialise(model: Blip, vision: str | None = None, text: str | None = None) -> Initialised:
+def initialise(
+    model: Model, vision: str | None = None, text: str | None = None, language: str | None = None
+) -> Initialised:
     """Fill a new model's towers from checkpoints, in place.
 
     Raises:
@@ -77,7 +87,12 @@ def initialise(model: Blip, vision: str | None = None, text: str | None = None) 
     if vision is not None:
         filled |= copy(model, vision_of(model, find(vision), vision), vision)
     if text is not None:
-        filled |= copy(model, text_of(model, find(text), text), text)
+        found = find(text)
+        filled |= copy(
+            model, text_of(model, found, text) if isinstance(model, Blip) else queries_of(model, found, text), text
+        )
+    if language is not None:
+        filled |= put_language(model, language)
     return Initialised(tuple(sorted(filled)), tuple(sorted(model.state_dict().keys() - filled)))
 
 
@@ -90,17 +105,70 @@ def find(source: str) -> Tensors:
     return files.tensors(file)
 
 
-def vision_of(model: Blip, tensors: Tensors, source: str) -> Tensors:
-    """What a ViT gives to the vision tower; positions are interpolated to its picture size."""
+def put_language(model: Model, source: str) -> set[str]:
+    """Give a model of BLIP-2's second stage its language model; returns the names of its tensors.
+
+    Raises:
+        ModelError: a model that has no place for one, or a language model that does not fit.
+    """
+    if not isinstance(model, Blip2) or model.config.language is None:
+        raise ModelError(f"initial.language is {source}, and the architecture has no language model: leave it out")
+    model.language = load_language(source, model.config.language, model.config.frozen)
+    return {name for name in model.state_dict() if name.startswith("language.")}
+
+
+def vision_of(model: Model, tensors: Tensors, source: str) -> Tensors:
+    """What a ViT, or the tower of a model of ours, gives to the vision tower; positions are interpolated.
+
+    A tower without a final norm is used before its end: the norm there, and blocks behind the last, are left behind.
+    """
     config = model.config.vision
-    tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+    if "vision.cls" in tensors:
+        tensors = {name.removeprefix("vision."): t for name, t in tensors.items() if name.startswith("vision.")}
+        table: Table = {ours: ours for ours in layouts.TIMM_VISION}
+    else:
+        tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+        table = layouts.TIMM_VISION if "cls_token" in tensors else VIT
+    if not config.final_norm:
+        table = {ours: theirs for ours, theirs in table.items() if ours != "norm.*"}
+        tensors = {name: tensor for name, tensor in tensors.items() if not _behind(name, config.depth)}
     if any("dist" in name for name in tensors):
         raise ModelError(f"{source} is a distilled DeiT, with a second token beside [CLS]; take the plain one")
-    table = layouts.TIMM_VISION if "cls_token" in tensors else VIT
     wanted = layouts.once(layouts.expand(table, config.depth, "vision.", ""))
     found = take(dict(joined(tensors)), wanted, source)
     found["vision.positions"] = resize_positions(found["vision.positions"], config.image_size, config.patch_size)
     return found
+
+
+def _behind(name: str, depth: int) -> bool:
+    """Whether a tensor lies behind block number `depth` of a ViT."""
+    block = re.match(r"(?:blocks|encoder\.layer)\.(\d+)\.", name)
+    return int(block[1]) >= depth if block else re.match(r"(fc_norm|norm|layernorm)\.", name) is not None
+
+
+def queries_of(model: Blip2, tensors: Tensors, source: str) -> Tensors:
+    """What BERT gives to the Q-Former: its feed-forward to texts and to queries (BLIP-2's public code)."""
+    config = model.config.text
+    tensors = {_modern(name.removeprefix("bert.")): tensor for name, tensor in tensors.items()}
+    lines = [*layouts.expand({"norm.*": "embeddings.LayerNorm.*"}, 1, "text.", "")]
+    if config.roles:
+        lines += [
+            ("text.words.weight", layouts.WORDS),
+            ("text.positions.weight", "embeddings.position_embeddings.weight"),
+        ]
+    for part, theirs in QUERIES.items():
+        if part != "feed_forward" or config.roles:
+            lines += layouts.expand(layouts.BERT[theirs], config.depth, f"text.layers.{{n}}.{part}.", "")
+    if "decoder" in config.roles and "cls.predictions.bias" in tensors:
+        lines += layouts.expand(layouts.LM_HEAD, 1, "text.head.", "cls.predictions.")
+    wanted = layouts.once(lines)
+    used = {theirs for several in wanted.values() for theirs in several}
+    spare = ("cls.predictions.", "embeddings.word", "embeddings.position_embeddings")
+    tensors = {name: t for name, t in tensors.items() if name in used or not name.startswith(spare)}
+    found = take(tensors, wanted, source)
+    if config.roles:
+        check_vocabulary(config, tensors[layouts.WORDS].shape[0], source)
+    return {name: t[: config.max_positions] if name.endswith("positions.weight") else t for name, t in found.items()}
 
 
 def text_of(model: Blip, tensors: Tensors, source: str) -> Tensors:
@@ -127,12 +195,14 @@ def _modern(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
 
 
-def check_vocabulary(config: TextConfig, entries: int, source: str) -> None:
-    """Refuse words of another vocabulary than the model's, with [DEC] and [ENC] or without."""
-    if entries not in (config.vocab_size - 2, config.vocab_size):
+def check_vocabulary(config: TextConfig | QFormerConfig, entries: int, source: str) -> None:
+    """Refuse words of another vocabulary than the model's, with its marks ([DEC] and BLIP's [ENC]) or without."""
+    marks = config.vocab_size - config.dec
+    if entries not in (config.dec, config.vocab_size):
+        beside = "[DEC] and [ENC]" if marks == 2 else "[DEC]"
         raise ModelError(
-            f"{source} has {entries} words, the model {config.vocab_size - 2} beside [DEC] and [ENC]: "
-            f"set text.vocab_size={entries + 2}, and tokenizer to the vocabulary that belongs to it"
+            f"{source} has {entries} words, the model {config.dec} beside {beside}: "
+            f"set text.vocab_size={entries + marks}, and tokenizer to the vocabulary that belongs to it"
         )
 
 
@@ -142,7 +212,7 @@ def take(tensors: Tensors, wanted: layouts.Names, source: str) -> Tensors:
 
 
 @torch.no_grad()
-def copy(model: Blip, found: Tensors, source: str) -> set[str]:
+def copy(model: Model, found: Tensors, source: str) -> set[str]:
     """Copy tensors into a model, where the words that only it has stay as they are."""
     own = model.state_dict()
     for name, tensor in found.items():
@@ -159,7 +229,13 @@ def copy(model: Blip, found: Tensors, source: str) -> set[str]:
 def joined(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
     """Tensors with the three projections of transformers' ViT joined into one, as timm and BLIP have it."""
     for name, tensor in tensors.items():
-        if ".attention.attention.query." in name:
+        if name.endswith(".attn.q_bias"):  # EVA: no bias of keys
+            if (value := tensors.get(name.replace("q_bias", "v_bias"))) is None:
+                raise ModelError(f"{name.replace('q_bias', 'v_bias')} is missing beside {name}")
+            yield name.replace("q_bias", "qkv.bias"), torch.cat([tensor, torch.zeros_like(tensor), value])
+        elif name.endswith(".attn.v_bias"):
+            continue
+        elif ".attention.attention.query." in name:
             parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
             if missing := [part for part in parts if part not in tensors]:
                 raise ModelError(f"{missing[0]} is missing beside {name}")

@@ -57,16 +57,25 @@ class Packing:
 
 
 class FusedSelfAttention(nn.Module):
-    """Self-attention with one projection for queries, keys and values, as in the public ViTs."""
+    """Self-attention with one projection for queries, keys and values, as in the public ViTs.
 
-    def __init__(self, width: int, heads: int):
+    Without `key_bias` (EVA) the keys' third of the bias is there, as checkpoints have it, and counts for nothing.
+    """
+
+    def __init__(self, width: int, heads: int, key_bias: bool = True):
         super().__init__()
         self.heads = heads
+        self.key_bias = key_bias
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BND).chunk(3, dim=-1))
+        if self.key_bias:
+            qkv = self.qkv(x_BND)
+        else:
+            query, key, value = self.qkv.bias.chunk(3)
+            qkv = F.linear(x_BND, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))
+        q, k, v = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
         out: Tensor = self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
         return out
 

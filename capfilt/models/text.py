@@ -32,11 +32,10 @@ APART: dict[Share, frozenset[str]] = {
 """For each way of sharing, the parts that the two roles own apart (BLIP, Table 3)."""
 
 
-class TextConfig(Config):
-    """BERT with cross-attention in every layer. BLIP section 3.1: BERT-base is 768 x 12 x 12."""
+class BertConfig(Config):
+    """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
 
     vocab_size: int
-    """With [DEC] and [ENC], which are its last two entries: 30522 and 30523 after BERT's own."""
     width: int
     depth: int
     heads: int
@@ -46,17 +45,23 @@ class TextConfig(Config):
     layer_norm_eps: float = 1e-12
     init_std: float = 0.02
     """Standard deviation of fresh weights; see VisionConfig."""
-    share: Share = "all_but_self_attention"
     roles: tuple[Role, ...] = ("encoder", "decoder")
     """A pretrained model has both; a captioner needs only the decoder, a filter only the encoder."""
     tie_lm_head: bool = True
     """Whether the output matrix is the word embeddings."""
 
     @model_validator(mode="after")
-    def _divisible(self) -> TextConfig:
+    def _divisible(self) -> BertConfig:
         if self.width % self.heads:
             raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
         return self
+
+
+class TextConfig(BertConfig):
+    """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
+    [ENC]: 30522 and 30523 after BERT's own."""
+
+    share: Share = "all_but_self_attention"
 
     @property
     def dec(self) -> int:
@@ -103,7 +108,7 @@ class Embeddings(nn.Module):
 class Residual(nn.Module):
     """A sub-block with BERT's ending: dropout, add, then norm (post-norm)."""
 
-    def __init__(self, block: nn.Module, config: TextConfig):
+    def __init__(self, block: nn.Module, config: BertConfig):
         super().__init__()
         self.block = block
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
@@ -120,7 +125,7 @@ class Cache:
     Shapes [layers, B, H, length, d]. `start` is how many positions are filled.
     """
 
-    def __init__(self, config: TextConfig, rows: int, length: int, like: Tensor):
+    def __init__(self, config: BertConfig, rows: int, length: int, like: Tensor):
         shape = (config.depth, rows, config.heads, length, config.width // config.heads)
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
@@ -192,7 +197,7 @@ class TextLayer(nn.Module):
 class LanguageHead(nn.Module):
     """BERT's head: a transform, then the output matrix (tied to the word embeddings, or not) and a bias."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: BertConfig):
         super().__init__()
         self.transform = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)

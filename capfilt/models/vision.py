@@ -1,7 +1,7 @@
 """The vision transformer (ViT): a picture in, one token per patch and a [CLS] token out.
 
 As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm with
-eps 1e-6, final norm.
+eps 1e-6, final norm. EVA's ViT-g, which BLIP-2 looks through, has no bias of keys and is used before its final norm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from capfilt.models.layers import DropPath, FeedForward, FusedSelfAttention
 
 
 class VisionConfig(Config):
-    """A ViT. BLIP section 3.1: B/16 is 768 x 12 x 12, L/16 is 1024 x 24 x 16."""
+    """A ViT. BLIP section 3.1: B/16 is 768 x 12 x 12, L/16 is 1024 x 24 x 16. BLIP-2: EVA's g/14 without the last of
+    its 40 blocks, 1408 x 39 x 16, hidden 6144."""
 
     image_size: int
     """Side of the square picture, pixels."""
@@ -30,6 +31,9 @@ class VisionConfig(Config):
     drop_path: float = 0.0
     """Stochastic depth at the last block; grows linearly from 0."""
     layer_norm_eps: float = 1e-6
+    key_bias: bool = True
+    final_norm: bool = True
+    """Without it the tokens come as the last block leaves them; BLIP-2 has a norm of its own behind."""
     init_std: float = 0.02
     """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from
     1 / sqrt(width)."""
@@ -54,7 +58,7 @@ class VisionBlock(nn.Module):
     def __init__(self, config: VisionConfig, drop_path: float):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.attention = FusedSelfAttention(config.width, config.heads)
+        self.attention = FusedSelfAttention(config.width, config.heads, config.key_bias)
         self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config.width, config.hidden)
         self.drop_path = DropPath(drop_path)
@@ -76,7 +80,7 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
         rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
         self.recompute = 0
         """How many of the last blocks keep no activations for the backward pass and compute them again: a matter of
         memory, not of the architecture. BLIP fine-tunes so: the last 4 of ViT-B for retrieval, 12 of ViT-L."""

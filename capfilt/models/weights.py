@@ -8,25 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from capfilt import config as configs
 from capfilt.errors import ModelError
-from capfilt.models import files, hf, layouts
+from capfilt.models import Architecture, Model, build, files, hf, hf_blip2, layouts, read_architecture
 from capfilt.models.blip import Blip, BlipConfig
+from capfilt.models.blip2 import Blip2, Blip2Config
 from capfilt.models.files import Tensors
 from capfilt.models.initial import initialise as initialise  # one door to weights
 from capfilt.models.vision import resize_positions
 from capfilt.reports.ledger import atomic, sha256_file, write_json
+from capfilt.reports.ledger import fingerprint as digest_of
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"
 
 Layout = Literal["capfilt", "hf", "pth"]
+
+_TELLING = {
+    layouts.OUTPUT,
+    layouts.STACKS["decoder"] + layouts.WORDS,
+    *(f"language_model.{name}" for name in ("lm_head.weight", "shared.weight", "model.decoder.embed_tokens.weight")),
+}
+"""Of transformers' files, the tensors that say what is tied."""
 
 
 def find(name: str) -> Path:
@@ -53,19 +63,19 @@ def layout(path: Path) -> Layout | None:
     return "hf" if (path / hf.CONFIG).is_file() else None
 
 
-def architecture(path: Path) -> BlipConfig:
+def architecture(path: Path) -> Architecture:
     """The architecture of a saved model. Of the tensors only those are looked at that say what is tied."""
     match layout(path):
         case "capfilt":
-            return configs.read(path / ARCHITECTURE, BlipConfig)
+            return read_architecture(path / ARCHITECTURE)
         case "hf":
-            return _read_hf(path, only={layouts.OUTPUT, layouts.STACKS["decoder"] + layouts.WORDS})[0]
+            return _read_hf(path, only=_TELLING)[0]
         case "pth":
             return _read_pth(path)[0]
     raise ModelError(f"{path} holds no model; what can be read: {READABLE}")
 
 
-def load(path: Path, **changes: object) -> Blip:
+def load(path: Path, **changes: object) -> Model:
     """Read a model. `changes` are fields of the architecture to set otherwise: roles, image_size, itm_token, dropout.
 
     Tensors that the changed architecture does not have (the encoder's, for a captioner) are left behind on purpose;
@@ -84,20 +94,41 @@ def load(path: Path, **changes: object) -> Blip:
     return model
 
 
-def read(path: Path) -> tuple[BlipConfig, Tensors]:
+def grown(path: Path, config: Blip2Config) -> Blip2:
+    """A new model that goes on from a saved one: BLIP-2's second stage from its first.
+
+    What only the new model has, the language model and the layer before it, starts fresh; what only the saved one has
+    is left behind.
+
+    Raises:
+        ModelError: no model there, or one that lacks more than that.
+    """
+    model = Blip2(config)
+    own, tensors = model.state_dict(), read(path)[1]
+    size, patch = config.vision.image_size, config.vision.patch_size
+    if "vision.positions" in tensors:
+        tensors["vision.positions"] = resize_positions(tensors["vision.positions"], size, patch)
+    fresh = {name: t for name, t in own.items() if name.startswith("language") and name not in tensors}
+    fill(model, {**fresh, **tensors}, path)
+    return model
+
+
+def read(path: Path) -> tuple[Architecture, Tensors]:
     """A model's architecture and its tensors by our names, every key of its file accounted for."""
     match layout(path):
         case "hf":
             config, found = _read_hf(path)
-            tensors = layouts.take(found, layouts.names(config, "hf"), path)
-            if "encoder" in config.text.roles and not config.answers:  # the file has no place for it
+            tensors = layouts.take(found, _hf_names(config), path)
+            compares = "encoder" in config.text.roles and not (isinstance(config, BlipConfig) and config.answers)
+            if compares:  # the file has no place for it
                 tensors["temperature"] = torch.tensor(config.temperature)
             return config, tensors
         case "pth":
             config, found = _read_pth(path)
+            assert isinstance(config, BlipConfig)
             return config, layouts.take(found, layouts.names(config, "pth"), path)
     config = architecture(path)
-    own = layouts.once((name, name) for name in blank(config).state_dict())
+    own = layouts.once((name, name) for name in own_names(blank(config)))
     return config, layouts.take(files.tensors(path / WEIGHTS), own, path / WEIGHTS)
 
 
@@ -125,15 +156,22 @@ def read_momentum(path: Path, config: BlipConfig) -> Tensors:
     return kept
 
 
-def blank(config: BlipConfig) -> Blip:
+def blank(config: Architecture) -> Model:
     """A model without weights, on the meta device: its names and shapes."""
     with torch.device("meta"):
-        return Blip(config)
+        return build(config)
+
+
+def own_names(module: nn.Module) -> list[str]:
+    """The names of a module's tensors, one each: the second names of tied ones left out."""
+    second = module.tied() if isinstance(module, Blip2) else {}
+    return [name for name in module.state_dict() if name not in second]
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Copy tensors into a module that may need fewer of them, or say exactly what does not fit."""
-    wanted = module.state_dict()
+    every = module.state_dict()
+    wanted = {name: every[name] for name in own_names(module)}
     missing = sorted(wanted.keys() - tensors.keys())
     misshapen = sorted(
         f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
@@ -141,7 +179,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> No
         if wanted[name].shape != tensors[name].shape
     )
     layouts.refuse(source, [("missing", missing), ("of another shape", misshapen)])
-    module.load_state_dict({name: tensors[name] for name in wanted})
+    second = module.tied() if isinstance(module, Blip2) else {}
+    module.load_state_dict({name: tensors[second.get(name, name)] for name in every})
 
 
 def fingerprint(path: Path) -> str:
@@ -149,7 +188,8 @@ def fingerprint(path: Path) -> str:
     file = files.weights_file(path)
     if file is None:
         raise ModelError(f"no weights at {path}; a model has {WEIGHTS} there")
-    return f"{architecture(path).family}-{sha256_file(file)}"
+    digests = [sha256_file(part) for part in files.parts(file)]
+    return f"{architecture(path).family}-{digests[0] if len(digests) == 1 else digest_of(digests)}"
 
 
 def left_behind(path: Path) -> dict[str, int]:
@@ -159,7 +199,7 @@ def left_behind(path: Path) -> dict[str, int]:
     return {why: reasons.count(why) for why in layouts.IGNORED.values() if why in reasons}
 
 
-def save(model: Blip, folder: Path) -> None:
+def save(model: Model, folder: Path) -> None:
     """Write a model; the weights file appears only when it is whole, and last."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / ARCHITECTURE) as file:
@@ -168,44 +208,81 @@ def save(model: Blip, folder: Path) -> None:
         file.write(safetensors.torch.save(_tensors(model)))
 
 
-def save_hf(model: Blip, folder: Path, special: Mapping[str, int]) -> None:
+def save_hf(model: Model, folder: Path, special: Mapping[str, int]) -> None:
     """Write a captioner, a filter or a model that answers as `from_pretrained` of transformers reads it.
 
     `special` are the ids of "pad" and "sep". ModelError for a model of both roles: transformers has no class for it.
     """
     own = _tensors(model)
-    temperature = own.pop("temperature", torch.tensor(model.config.temperature))
-    described = hf.describe(model.config, float(temperature), special)
-    # safetensors refuses one storage under two names.
-    tensors = {name: tensor.clone() for name, tensor in layouts.give(own, model.config, "hf").items()}
+    temperature = float(own.pop("temperature", torch.tensor(model.config.temperature)))
+    if isinstance(model, Blip2):
+        described = hf_blip2.describe(model.config, temperature)
+        tensors = {theirs[0]: own[ours] for ours, theirs in _hf_names(model.config).items()}
+    else:
+        described = hf.describe(model.config, temperature, special)
+        # safetensors refuses one storage under two names.
+        tensors = {name: tensor.clone() for name, tensor in layouts.give(own, model.config, "hf").items()}
     write_json(folder / hf.CONFIG, described)
     with atomic(folder / WEIGHTS) as file:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
-def save_pth(model: Blip, path: Path) -> None:
+def save_pth(model: Model, path: Path) -> None:
     """Write a model under the names of BLIP's own code, and beside it in a YAML what such a file does not say."""
+    if not isinstance(model, Blip):
+        raise ModelError(f"BLIP's own code has no model of the family {model.config.family}: export it --as hf")
     with atomic(path.with_suffix(".yaml")) as file:
         file.write(configs.to_yaml(model.config).encode())
     with atomic(path) as file:
         torch.save({"model": layouts.give(_tensors(model), model.config, "pth")}, file)
 
 
-def _tensors(model: Blip) -> Tensors:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def _tensors(model: Model) -> Tensors:
+    every = model.state_dict()
+    return {name: every[name].detach().cpu().contiguous() for name in own_names(model)}
 
 
-def _read_hf(folder: Path, only: set[str] | None = None) -> tuple[BlipConfig, Tensors]:
+def _hf_names(config: Architecture) -> layouts.Names:
+    if isinstance(config, BlipConfig):
+        return layouts.names(config, "hf")
+    return hf_blip2.names(config, _language_names(config))
+
+
+def _language_names(config: Blip2Config) -> list[str]:
+    if config.language is None:
+        return []
+    model = blank(config)
+    return [name.removeprefix("language.") for name in own_names(model) if name.startswith("language.")]
+
+
+def _read_hf(folder: Path, only: set[str] | None = None) -> tuple[Architecture, Tensors]:
     config, file = hf.read(folder), files.weights_file(folder)
     if file is None:
         raise ModelError(f"{folder} has {hf.CONFIG} and no weights; it needs {files.SAFE} or {files.BIN}")
     tensors = files.tensors(file, lambda name: only is None or name in only)
+    if config["architectures"][0] in hf.BLIP2:
+        return _read_blip2(config, tensors, folder)
     here = layouts.OUTPUT in tensors
     tied = layouts.settle_head(tensors) and (here or hf.declares_tied(config))
     return hf.architecture(config, tied, folder), tensors
 
 
-def _read_pth(path: Path) -> tuple[BlipConfig, Tensors]:
+def _read_blip2(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> tuple[Blip2Config, Tensors]:
+    try:
+        own = hf_blip2.architecture(config, True, folder)
+    except ValidationError as error:
+        raise ModelError(f"{folder}: its {hf.CONFIG} describes no possible model: {error.errors()[0]['msg']}") from None
+    if own.language is None:
+        return own, tensors
+    model = blank(own)
+    assert isinstance(model, Blip2)
+    second = {hf_blip2.renamed(name): hf_blip2.renamed(first) for name, first in model.tied().items()}
+    if hf_blip2.settle_language(tensors, second):
+        return own, tensors
+    return own.model_copy(update={"language": own.language.model_copy(update={"tied": False})}), tensors
+
+
+def _read_pth(path: Path) -> tuple[Architecture, Tensors]:
     tensors = files.tensors(path)
     tied = layouts.settle_head(tensors)
     beside = path.with_suffix(".yaml")
@@ -214,10 +291,10 @@ def _read_pth(path: Path) -> tuple[BlipConfig, Tensors]:
     return _changed(configs.read(beside, BlipConfig), {"tie_lm_head": tied}), tensors
 
 
-def _changed(config: BlipConfig, changes: Mapping[str, object]) -> BlipConfig:
+def _changed(config: Architecture, changes: Mapping[str, object]) -> Architecture:
     text = {k: v for k, v in changes.items() if k in type(config.text).model_fields}
     vision = {k: v for k, v in changes.items() if k in type(config.vision).model_fields}
-    own = {k: v for k, v in changes.items() if k == "itm_token"}
+    own = {k: v for k, v in changes.items() if k == "itm_token" and k in type(config).model_fields}
     unknown = changes.keys() - text.keys() - vision.keys() - own.keys()
     assert not unknown, f"no such part of an architecture: {unknown}"
     return config.model_copy(

@@ -5,9 +5,10 @@ Without torch.distributed there is one rank, so that objectives read the same on
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,7 +41,24 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """
     if ranks() == 1:
         return x
-    return torch.cat(differentiable.all_gather(x.contiguous()))
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """torch has one too, in torch.distributed.nn; over gloo it mixes up gradients that do not lie row by row in memory,
+    as those of a transposed product do (torch 2.13)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        every = gradients[0].contiguous().clone()
+        dist.all_reduce(every)
+        return every[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capfilt.models.blip import Blip
+from capfilt.models import Model
 from capfilt.models.layers import KeysValues
 from capfilt.objectives.gather import as_wide, gather, gather_with_gradient
 
@@ -73,7 +73,7 @@ def own_partners(
 
 
 def partners_of_all(
-    model: Blip,
+    model: Model,
     tokens_BLD: Tensor,
     ids_BT: Tensor,
     mask_BT: Tensor,
@@ -96,7 +96,7 @@ def partners_of_all(
 
 
 def itm(
-    model: Blip, ids_BT: Tensor, mask_BT: Tensor, image_keys: list[KeysValues], wrong: Partners
+    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_keys: list[KeysValues], wrong: Partners
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of B right pairs, B texts beside wrong images and B images beside wrong texts; label 1 = match.
 

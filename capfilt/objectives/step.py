@@ -106,7 +106,7 @@ class Learner(nn.Module):
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
-        return torch.stack([losses[name] * weight for name, weight in self.config.losses.items()]).sum()
+        return total(losses, self.config)
 
     def _itc(
         self, images: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, groups: Tensor, progress: float
@@ -161,3 +161,8 @@ class Learner(nn.Module):
         own = slice(rank() * B, rank() * B + B)
         drawn = hard_negatives(to_image[:, own], groups, groups), hard_negatives(to_text[:, own], groups, groups)
         return own_partners(ids, mask, keys, groups, *drawn)
+
+
+def total(losses: dict[str, Tensor], config: ObjectivesConfig) -> Tensor:
+    """The weighted sum of losses."""
+    return torch.stack([losses[name] * weight for name, weight in config.losses.items()]).sum()

@@ -20,9 +20,9 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.language_tokens import tokenizer_of
 from capfilt.data.policy import failure
 from capfilt.data.sample import Fault, Sample, leave_out
-from capfilt.data.tokens import Tokenizer
 from capfilt.engine import captioner as captioners
 from capfilt.engine import filter as filters
 from capfilt.engine.annotator import Annotator, Text
@@ -33,8 +33,7 @@ from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
-from capfilt.models import verbs, weights
-from capfilt.models.blip import BlipConfig
+from capfilt.models import Architecture, verbs, weights
 from capfilt.pipelines.hunt import Divisible
 from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports import poison
@@ -115,8 +114,10 @@ class Work:
         writer = weights.load(job.captioner).eval().to(device)
         judge = weights.load(job.filter).eval().to(device)
         self.annotator = Annotator(
-            Captioner(writer, Tokenizer.load(job.captioner), job.config.decode, job.config.captions),
-            Filter(judge, Tokenizer.load(job.filter), job.config.max_length),
+            Captioner(
+                writer, tokenizer_of(job.captioner, writer.config.language_kind), job.config.decode, job.config.captions
+            ),
+            Filter(judge, tokenizer_of(job.filter, None), job.config.max_length),
             clock,
         )
 
@@ -216,7 +217,7 @@ def web_texts(sample: Sample) -> list[str]:
     return [str(caption["text"]).encode("utf-8", "replace").decode() for caption in sample.captions]
 
 
-def check_role(role: str, folder: Path, needs: frozenset[str]) -> BlipConfig:
+def check_role(role: str, folder: Path, needs: frozenset[str]) -> Architecture:
     """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
     architecture = weights.architecture(folder)
     if missing := needs - verbs(architecture):

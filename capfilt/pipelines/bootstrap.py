@@ -26,7 +26,7 @@ from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
-from capfilt.models import BlipConfig, weights
+from capfilt.models import Architecture, weights
 from capfilt.models.text import Role
 from capfilt.pipelines import report
 from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate, check_same_size
@@ -89,7 +89,7 @@ class Story:
 
     session: Session
     config: BootstrapConfig
-    architecture: BlipConfig
+    architecture: Architecture
     run: Run
     show: Progress
     splits: dict[str, list[str]]
@@ -296,7 +296,7 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
     return round(sum(seconds), 1)
 
 
-def open_run(config: BootstrapConfig, out: Path) -> tuple[BlipConfig, Run]:
+def open_run(config: BootstrapConfig, out: Path) -> tuple[Architecture, Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture = check(config)
     manners = {"data": {"download": {"manners": True, "thread_count": True}}}
@@ -305,7 +305,7 @@ def open_run(config: BootstrapConfig, out: Path) -> tuple[BlipConfig, Run]:
     return architecture, Run.open(out, configs.to_yaml(config), plan)
 
 
-def check(config: BootstrapConfig) -> BlipConfig:
+def check(config: BootstrapConfig) -> Architecture:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture = read_architecture(config.model, config.pretrain.image_size)
     check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")

@@ -14,7 +14,7 @@ from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.tokens import Tokenizer
+from capfilt.data.language_tokens import tokenizer_of
 from capfilt.engine.device import pick_device
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig, Judged, examine, truths
@@ -52,7 +52,7 @@ class EvaluateJob(Config):
         """Load the model."""
         device = pick_device()
         model = weights.load(self.model).eval().to(device)
-        tokenizer = Tokenizer.load(self.model)
+        tokenizer = tokenizer_of(self.model, model.config.language_kind)
 
         def work(item: str) -> str:
             path = self.out / "metrics.json"

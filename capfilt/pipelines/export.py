@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from capfilt.data.images import MEAN, STD
+from capfilt.data.language_tokens import tokenizer_of
 from capfilt.data.tokens import Tokenizer
 from capfilt.errors import RunError, UsageError, did_you_mean
-from capfilt.models import weights
-from capfilt.models.blip import Blip
+from capfilt.models import Blip2Config, BlipConfig, Model, hf_blip2, weights
 from capfilt.models.hf import class_of
 from capfilt.models.text import Role
 from capfilt.reports.ledger import atomic, write_json
@@ -50,6 +50,24 @@ README = {
     inputs["input_ids"][:, 0] = ENC  # [ENC], as in training
     print(processor.decode(model.generate(**inputs, max_new_tokens=10)[0], skip_special_tokens=True))
 """,
+    "Blip2ForImageTextRetrieval": """
+    from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForImageTextRetrieval
+
+    pixels = AutoImageProcessor.from_pretrained(FOLDER)(image, return_tensors="pt").pixel_values
+    inputs = AutoTokenizer.from_pretrained(FOLDER)(text, return_tensors="pt")
+    asked = (pixels, inputs["input_ids"], inputs["attention_mask"])
+    model = Blip2ForImageTextRetrieval.from_pretrained(FOLDER)
+    cosine = model(*asked).logits_per_image
+    p_match = model(*asked, use_image_text_matching_head=True).logits_per_image.softmax(dim=1)[:, 1]
+""",
+    "Blip2ForConditionalGeneration": """
+    from transformers import AutoImageProcessor, AutoTokenizer, Blip2ForConditionalGeneration
+
+    pixels = AutoImageProcessor.from_pretrained(FOLDER)(image, return_tensors="pt").pixel_values
+    model = Blip2ForConditionalGeneration.from_pretrained(FOLDER)
+    ids = model.generate(pixels, max_new_tokens=30, eos_token_id=END)  # a text ends so
+    print(AutoTokenizer.from_pretrained(FOLDER).decode(ids[0], skip_special_tokens=True))
+""",
 }
 
 
@@ -66,41 +84,49 @@ def run(name: str, form: str, out: Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something already; choose another --out")
     path = weights.find(name)
-    tokenizer = Tokenizer.load(path)
+    tokenizer = tokenizer_of(path, weights.architecture(path).language_kind)
     written = FORMS[form](path, tokenizer, out)
+    config = weights.architecture(path)
+    here = hf_blip2.without_a_place(config) if form == "hf" and isinstance(config, Blip2Config) else {}
     return {
         "model": str(path),
         "as": form,
         "written": [str(x) for x in written],
-        "left_behind": weights.left_behind(path),
+        "left_behind": weights.left_behind(path) | here,
     }
 
 
 def as_hf(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """One folder for `from_pretrained`, or two of a pretrained model."""
     config = weights.architecture(path)
+    if isinstance(config, Blip2Config):
+        # Of stage 1 transformers has the half that judges; the head that writes stays behind.
+        judges = {} if config.language else {"roles": ("encoder",)}
+        return [write_hf(weights.load(path, **judges), tokenizer, out)]
     if len(config.text.roles) == 1 or config.answers:
         return [write_hf(weights.load(path), tokenizer, out)]
     return [write_hf(weights.load(path, roles=(role,)), tokenizer, out / part) for role, part in PARTS.items()]
 
 
-def write_hf(model: Blip, tokenizer: Tokenizer, folder: Path) -> Path:
+def write_hf(model: Model, tokenizer: Tokenizer, folder: Path) -> Path:
     """A folder of transformers: the processor's files and the model's; the weights come last."""
     config, size = model.config, model.config.vision.image_size
     tokenizer.save(folder)
+    of_blip = {"processor_class": "BlipProcessor"} if isinstance(config, BlipConfig) else {}
+    marks: dict[str, Any] = {"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]} if of_blip else {}
     settings = {
         "tokenizer_class": "BertTokenizer",
-        "processor_class": "BlipProcessor",
         "do_lower_case": True,
         "model_max_length": config.text.max_positions,
         "model_input_names": ["input_ids", "attention_mask"],
-        "bos_token": "[DEC]",
-        "additional_special_tokens": ["[ENC]"],
+        **of_blip,
+        **marks,
     }
-    write_json(folder / "tokenizer_config.json", settings)
+    if config.language_kind is None:  # a language model's tokenizer has written its own
+        write_json(folder / "tokenizer_config.json", settings)
     picture = {
         "image_processor_type": "BlipImageProcessor",
-        "processor_class": "BlipProcessor",
+        **of_blip,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": size, "width": size},
@@ -112,7 +138,10 @@ def write_hf(model: Blip, tokenizer: Tokenizer, folder: Path) -> Path:
         "image_std": [float(x) for x in STD],
     }
     write_json(folder / "preprocessor_config.json", picture)
-    usage = README[class_of(config)].replace("FOLDER", f'"{folder.name}"').replace("ENC  #", f"{config.text.enc}  #")
+    usage = README[class_of(config) if isinstance(config, BlipConfig) else hf_blip2.class_of(config)]
+    usage = usage.replace("FOLDER", f'"{folder.name}"').replace("END)  #", f"{tokenizer.sep})  #")
+    if isinstance(config, BlipConfig):
+        usage = usage.replace("ENC  #", f"{config.text.enc}  #")
     with atomic(folder / "README.md") as file:
         file.write(f"# {folder.name}\n\nWritten by `capfilt export`, for transformers:\n{usage}".encode())
     weights.save_hf(model, folder, {"pad": tokenizer.pad, "sep": tokenizer.sep})

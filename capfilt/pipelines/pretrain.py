@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from capfilt import config as configs
-from capfilt import presets
+from capfilt import models, presets
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.train import fit
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loader import Source
-from capfilt.data.tokens import Tokenizer
 from capfilt.errors import RecipeError
-from capfilt.models import FAMILIES, BlipConfig, verbs, weights
+from capfilt.models import Architecture, Blip2Config, verbs, weights
 from capfilt.models.initial import InitialConfig
+from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
@@ -71,22 +71,20 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _one_beginning(self) -> PretrainConfig:
-        if self.start is not None and self.initial != InitialConfig():
+        if self.start is not None and self.initial.model_copy(update={"language": None}) != InitialConfig():
             raise ValueError("start and initial both say what a model begins with; give one of them")
         if self.start is None and self.train.objectives.momentum_from == "start":
             raise ValueError("train.objectives.momentum_from is 'start', and there is none: give `start`")
         return self
 
 
-def read_architecture(name: str, image_size: int | None = None) -> BlipConfig:
+def read_architecture(name: str, image_size: int | None = None) -> Architecture:
     """The architecture that a preset or a YAML describes, with another picture size if one is given."""
     sets = [f"vision.image_size={image_size}"] if image_size else []
-    architecture = configs.read(presets.find("models", name), BlipConfig, sets)
-    assert architecture.family in FAMILIES
-    return architecture
+    return models.read_architecture(presets.find("models", name), sets)
 
 
-def check_training(architecture: BlipConfig, config: TrainConfig, resources: TrainResources, where: str) -> None:
+def check_training(architecture: Architecture, config: TrainConfig, resources: TrainResources, where: str) -> None:
     """Refuse a training whose objectives ask for what the model cannot do, or whose batch cannot be split."""
     can = verbs(architecture)
     for name in config.objectives.losses:
@@ -96,6 +94,8 @@ def check_training(architecture: BlipConfig, config: TrainConfig, resources: Tra
                 f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
                 f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
             )
+    if said := without_use(architecture, config.objectives):
+        raise RecipeError(f"{where}: {said}")
     if config.loader.batch_size % resources.workers:
         raise RecipeError(
             f"{where}: batch_size {config.loader.batch_size} cannot be split over {resources.workers} workers;"
@@ -118,7 +118,7 @@ def identity(job: TrainJob, made: Mapping[str, str]) -> str:
         for source in job.sources
         for url in shards.expand(source.shards)
     ]
-    return fingerprint(settings, start, inputs, Tokenizer.load(job.tokenizer).vocab)
+    return fingerprint(settings, start, inputs, job.load_tokenizer().vocab)
 
 
 def run_training(
@@ -187,17 +187,24 @@ class Tail:
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
 
 
-def check(config: PretrainConfig) -> BlipConfig:
+def check(config: PretrainConfig) -> Architecture:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture = read_architecture(config.model, config.train.image_size)
     check_training(architecture, config.train, config.resources, config.model)
+    speaks = isinstance(architecture, Blip2Config) and architecture.language is not None
+    if config.initial.language and not speaks:
+        raise RecipeError(f"initial.language is given, and {config.model} has no language model: leave it out.")
+    if speaks and not config.initial.language and config.start is None:
+        raise RecipeError(f"{config.model} has a frozen language model: say which it is with initial.language.")
     return architecture
 
 
-def check_start(start: Path, architecture: BlipConfig) -> Path:
+def check_start(start: Path, architecture: Architecture) -> Path:
     """Refuse a start of another shape than `model`, which would be trained in its place without a word."""
     path = weights.find(str(start))
     found = weights.architecture(path)
+    if found.family != architecture.family:
+        raise RecipeError(f"start: {path} is of the family {found.family}, and `model` of {architecture.family}.")
     for tower in ("vision", "text"):
         for name in ("width", "depth", "heads", "hidden"):
             there, here = (getattr(getattr(config, tower), name) for config in (found, architecture))

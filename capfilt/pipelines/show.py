@@ -9,20 +9,25 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
 from capfilt.errors import RecipeError, did_you_mean
-from capfilt.models import BlipConfig
+from capfilt.models import FAMILIES, read_architecture
 from capfilt.pipelines import bootstrap, pretrain
 from capfilt.pipelines.bootstrap import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
 
-KINDS: dict[str, type[Config]] = {"bootstrap": BootstrapConfig, "pretrain": PretrainConfig, "models": BlipConfig}
+KINDS: dict[str, tuple[type[Config], ...]] = {
+    "bootstrap": (BootstrapConfig,),
+    "pretrain": (PretrainConfig,),
+    "models": tuple(FAMILIES.values()),
+}
 """What each folder of presets holds."""
 
 
 def resolved(name: str, sets: Sequence[str]) -> Config:
     """Read a preset of either shelf, or a YAML of the user's, with every default; RecipeError unless its parts meet."""
     kind = kind_of(name)
-    path = presets.find("models", name) if kind == "models" else presets.find("pipelines", name, within=kind)
-    config = configs.read(path, KINDS[kind], sets)
+    if kind == "models":
+        return read_architecture(presets.find("models", name), sets)
+    config = configs.read(presets.find("pipelines", name, within=kind), KINDS[kind][0], sets)
     if isinstance(config, BootstrapConfig):
         bootstrap.check(config)
     elif isinstance(config, PretrainConfig):
@@ -38,7 +43,7 @@ def kind_of(name: str) -> str:
     parent = keys.get("extends")
     if isinstance(parent, str):
         return kind_of(str(Path(name).parent / parent) if parent.endswith((".yaml", ".yml")) else parent)
-    known = {kind: len(keys.keys() & config.model_fields.keys()) for kind, config in KINDS.items()}
+    known = {kind: max(len(keys.keys() & one.model_fields.keys()) for one in of) for kind, of in KINDS.items()}
     return max(known, key=lambda kind: known[kind])
 
 

@@ -20,15 +20,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from capfilt.config import Config, digest
+from capfilt.data.language_tokens import tokenizer_of
 from capfilt.data.loader import Batch, Loader, LoaderConfig, Source
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
 from capfilt.errors import ModelError
-from capfilt.models import weights
-from capfilt.models.blip import Blip, BlipConfig
+from capfilt.models import Architecture, Blip2Config, Model, build, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
-from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.objectives.stages import AnyLearner, learner_of
+from capfilt.objectives.step import ObjectivesConfig
 from capfilt.reports.ledger import atomic, write_json
 from capfilt.training import checkpoint, parallel
 from capfilt.training.checkpoint import States
@@ -76,7 +77,7 @@ class TrainJob(Config):
 
     out: Path
     """Its folder: `log.jsonl`, `state.pt` while it runs, and in the end the model in `checkpoint/`."""
-    architecture: BlipConfig
+    architecture: Architecture
     start: Path | None = None
     """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
     initial: InitialConfig = InitialConfig()
@@ -93,11 +94,15 @@ class TrainJob(Config):
         """Where the finished model lies."""
         return self.out / "checkpoint"
 
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer of its texts: the language model's, if the architecture has one."""
+        return tokenizer_of(self.tokenizer, self.architecture.language_kind)
+
 
 def train(job: TrainJob) -> None:
     """Train to the end, from the newest state if there is one, and leave the model in its folder."""
     device = pick_device()
-    tokenizer = Tokenizer.load(job.tokenizer)
+    tokenizer = job.load_tokenizer()
     model = initial_model(job, len(tokenizer))
     loader = Loader(
         job.sources,
@@ -110,7 +115,7 @@ def train(job: TrainJob) -> None:
         json.loads(job.rows.read_bytes()) if job.rows else None,
     )
     model.vision.recompute = job.train.recompute
-    learner = Learner(model, job.train.objectives, loader.prompt_tokens)
+    learner = learner_of(model, job.train.objectives, loader.prompt_tokens)
     if learner.momentum is not None and job.train.objectives.momentum_from == "start":
         assert job.start is not None, "whoever reads a recipe asks for a start"
         checkpoint.take_up_momentum(learner.momentum, job.start)
@@ -129,25 +134,29 @@ def train(job: TrainJob) -> None:
     parallel.barrier()
 
 
-def initial_model(job: TrainJob, vocabulary: int) -> Blip:
+def initial_model(job: TrainJob, vocabulary: int) -> Model:
     """The model before its first step: fresh from the seed, or from a folder."""
-    wanted = job.architecture.text.vocab_size
+    wanted = job.architecture.words
     if vocabulary > wanted:
         raise ModelError(
             f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: "
-            f"set text.vocab_size={vocabulary}"
+            f"set text.vocab_size={job.architecture.text.vocab_size + vocabulary - wanted}"
         )
     torch.manual_seed(draw(job.seed, "weights"))
     if job.start is None:
-        model = Blip(job.architecture)
-        weights.initialise(model, job.initial.vision, job.initial.text)
+        model = build(job.architecture)
+        weights.initialise(model, job.initial.vision, job.initial.text, job.initial.language)
+        return model
+    if isinstance(job.architecture, Blip2Config):
+        model = weights.grown(job.start, job.architecture)
+        weights.initialise(model, language=job.initial.language)
         return model
     return weights.load(job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size)
 
 
 def run_steps(
     job: TrainJob,
-    learner: Learner,
+    learner: AnyLearner,
     optimizer: torch.optim.AdamW,
     batches: Iterator[Batch],
     done: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,17 +34,24 @@ class OptimizerConfig(Config):
     epochs: int = Field(default=20, ge=1)
     """Exponential and epoch_cosine: how many epochs the steps are; within one the rate stays."""
     weight_decay: float = Field(default=0.05, ge=0)
+    decay_vectors: bool = True
+    """Whether biases, norms and other vectors decay too: in BLIP's code they do, in BLIP-2's not."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """One parameter group, decay on everything: so the public pretraining code does."""
+    """One parameter group, decay on everything, as BLIP's public code does; or a second one, without, for vectors.
+
+    What takes no gradient (BLIP-2's frozen towers, a momentum copy) is in none.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
-    )
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not config.decay_vectors:
+        vectors = [p for p in parameters if p.ndim < 2]
+        groups = [{"params": [p for p in parameters if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

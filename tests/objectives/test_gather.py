@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from capfilt.models import Blip
+from capfilt.models import Blip, Blip2
 from capfilt.objectives.gather import gather, rank, ranks
 from capfilt.objectives.itc import itc
+from capfilt.objectives.itc_queries import itc_queries
 from capfilt.objectives.itm import itm, own_partners
+from capfilt.objectives.stages import FirstStage
 from capfilt.objectives.step import Learner, ObjectivesConfig
 
 pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
@@ -27,7 +29,7 @@ def unit(*shape: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def task(small_blip: Callable[..., Blip]) -> dict[str, Any]:
+def task(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) -> dict[str, Any]:
     torch.manual_seed(0)
     config = ObjectivesConfig(losses={"itc": 1.0}, queue=Q, momentum=0.5)
     ids = torch.randint(4, 190, (B, 7))
@@ -40,6 +42,9 @@ def task(small_blip: Callable[..., Blip]) -> dict[str, Any]:
         "batch": [torch.randn(B, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(B)],
         "matcher": small_blip(roles=("encoder",)).double(),
         "pairs": pairs_across_ranks(ids),
+        "queries": [unit(B, 3, P), unit(B, P)],
+        "first_stage": FirstStage(small_blip2().double(), ObjectivesConfig(losses={"itc": 1.0, "lm": 1.0}, queue=0)),
+        "matcher of BLIP-2": small_blip2().double(),
     }
 
 
@@ -128,11 +133,41 @@ def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answe
         assert int(found["queues"][2]) == 0  # two steps of 8 fill the queue of 16
 
 
+def test_itc_of_queries_has_the_gradients_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    image, text, heat = (x.clone().requires_grad_() for x in (*task["queries"], task["temperature"]))
+    whole = itc_queries(image, text, heat, groups_B=task["pairs"]["groups"])
+    whole.loss.backward()
+    found = [answer["queries"] for answer in answers]
+    torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, whole.loss.detach())
+    for i, wanted in enumerate((image.grad, text.grad)):
+        torch.testing.assert_close(torch.cat([f["gradients"][i] for f in found]) / 2, wanted, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close((found[0]["gradients"][2] + found[1]["gradients"][2]) / 2, heat.grad)
+    for i in range(2):
+        torch.testing.assert_close(torch.cat([f["pairs"][i] for f in found]), whole[1 + i])
+
+
+def test_a_step_of_the_first_stage_is_that_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    learner = copy.deepcopy(task["first_stage"]).train()
+    images, *texts = task["batch"]
+    losses, _ = learner(images.double(), *texts, progress=0.0)
+    learner.total(losses).backward()
+    found = [answer["first_stage"] for answer in answers]
+    for name, loss in losses.items():
+        mean = (found[0]["losses"][name] + found[1]["losses"][name]) / 2
+        torch.testing.assert_close(mean, loss.detach(), atol=1e-6, rtol=0)
+    wanted = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    for f in found:
+        assert {name for name, g in f["gradients"].items() if g.any()} == {n for n, g in wanted.items() if g.any()}
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(f["gradients"][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("matcher", "answered"), [("matcher", "itm"), ("matcher of BLIP-2", "itm of BLIP-2")])
 def test_itm_with_partners_of_all_ranks_has_the_gradients_of_one_process(
-    task: dict[str, Any], answers: list[dict[str, Any]]
+    task: dict[str, Any], answers: list[dict[str, Any]], matcher: str, answered: str
 ) -> None:
     """A rank's images collect gradients of every rank that took them for wrong ones."""
-    model, case = copy.deepcopy(task["matcher"]), task["pairs"]
+    model, case = copy.deepcopy(task[matcher]), task["pairs"]
     tokens = case["tokens"].clone().requires_grad_()
     keys = model.image_keys(tokens, "encoder")
     wrong = own_partners(case["ids"], case["mask"], keys, case["groups"], case["images"], case["texts"])
@@ -147,7 +182,7 @@ def test_itm_with_partners_of_all_ranks_has_the_gradients_of_one_process(
         )
         losses.append(itm(model, case["ids"][own], case["mask"][own], [(k[own], v[own]) for k, v in keys], part)[0])
     (sum(losses) / 2).backward()  # type: ignore[union-attr]
-    found = [answer["itm"] for answer in answers]
+    found = [answer[answered] for answer in answers]
     assert [f["width"] for f in found] == [5, 7]
     torch.testing.assert_close(torch.stack([f["loss"] for f in found]), torch.stack(losses).detach(), atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.cat([f["tokens"] for f in found]) / 2, tokens.grad, atol=1e-7, rtol=1e-5)

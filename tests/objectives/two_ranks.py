@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from capfilt.objectives.gather import gather, rank, ranks
 from capfilt.objectives.itc import itc
+from capfilt.objectives.itc_queries import itc_queries
 from capfilt.objectives.itm import itm, partners_of_all
 from capfilt.training import parallel
 
@@ -53,6 +54,27 @@ def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
     }
 
 
+def loss_of_queries(task: dict[str, Any], of: int) -> dict[str, Any]:
+    """BLIP-2's ITC of this rank's half, and its gradients as they are before ranks are averaged."""
+    image, text, heat = (x.requires_grad_() for x in (*(half(x, of) for x in task["queries"]), task["temperature"]))
+    pairs = itc_queries(image, text, heat, groups_B=half(task["pairs"]["groups"], of))
+    pairs.loss.backward()
+    return {"loss": pairs.loss.detach(), "gradients": (image.grad, text.grad, heat.grad), "pairs": pairs[1:]}
+
+
+def step_of_first_stage(task: dict[str, Any], of: int) -> dict[str, Any]:
+    """One step of BLIP-2's first stage without ITM, whose draws are each process's own; its gradients averaged."""
+    learner = task["first_stage"]
+    wrapped = parallel.wrap(learner, torch.device("cpu")).train()
+    images, *texts = (half(x, of) for x in task["batch"])
+    losses, _ = wrapped(images.double(), *texts, progress=0.0)
+    learner.total(losses).backward()
+    return {
+        "losses": {name: loss.detach() for name, loss in losses.items()},
+        "gradients": {name: p.grad for name, p in learner.named_parameters() if p.grad is not None},
+    }
+
+
 def itm_of_all(task: dict[str, Any], of: int) -> dict[str, Any]:
     """ITM of this rank's half with partners from both, and its gradients averaged."""
     model, case = task["matcher"], task["pairs"]
@@ -85,6 +107,9 @@ def main(of: int, folder: Path) -> None:
         "features": loss_of_features(task, of),
         "learner": steps_of_learner(task, of),
         "itm": itm_of_all(task, of),
+        "queries": loss_of_queries(task, of),
+        "first_stage": step_of_first_stage(task, of),
+        "itm of BLIP-2": itm_of_all({**task, "matcher": task["matcher of BLIP-2"]}, of),
     }
     torch.save(answer, folder / f"answer-{of}.pt")
     dist.destroy_process_group()

@@ -10,11 +10,11 @@ import yaml
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
-from capfilt.models import BlipConfig
+from capfilt.models import FAMILIES
 from capfilt.pipelines.bootstrap import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
 
-KINDS: dict[str, type[Config]] = {"bootstrap": BootstrapConfig, "pretrain": PretrainConfig, "blip": BlipConfig}
+KINDS: dict[str, type[Config]] = {"bootstrap": BootstrapConfig, "pretrain": PretrainConfig, **FAMILIES}
 
 
 @pytest.mark.parametrize("name", [*presets.names("pipelines"), *presets.names("models")])
@@ -24,7 +24,7 @@ def test_every_preset_is_shown_and_reads_back(name: str, tmp_path: Path, capfilt
     assert done.err == ""
     kind = KINDS[name.split("/")[0]]
     (tmp_path / "again.yaml").write_text(done.out)
-    shelf = "models" if kind is BlipConfig else "pipelines"
+    shelf = "models" if kind in FAMILIES.values() else "pipelines"
     assert configs.read(tmp_path / "again.yaml", kind) == configs.read(presets.find(shelf, name), kind)
     assert list(yaml.safe_load(done.out)) == list(kind.model_fields), "every default is spelled out"
     # What was shown is itself a recipe that can be shown.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from capfilt.models import Blip
+from capfilt.models import Blip, Blip2
 from capfilt.objectives.step import Learner, ObjectivesConfig
 from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
@@ -98,3 +98,16 @@ def test_the_cosine_of_fine_tuning_stays_within_an_epoch() -> None:
     found = rates(config, 50)
     wanted = [1e-5 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
     assert found == pytest.approx([rate for rate in wanted for _ in range(10)])
+
+
+def test_vectors_may_be_spared_and_frozen_towers_are_in_no_group(small_blip2: Callable[..., Blip2]) -> None:
+    model = small_blip2("opt")
+    plain, spared = (make_optimizer(model, OptimizerConfig(decay_vectors=all_)) for all_ in (True, False))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert [group["weight_decay"] for group in plain.param_groups] == [0.05]
+    assert [group["weight_decay"] for group in spared.param_groups] == [0.05, 0.0]
+    assert all(p.ndim >= 2 for p in spared.param_groups[0]["params"])
+    assert all(p.ndim < 2 for p in spared.param_groups[1]["params"])
+    for optimizer in (plain, spared):
+        found = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(found) == sorted(map(id, trained))

@@ -1,0 +1,131 @@
+"""What a tiny BLIP-2 learns on the embedded world: stage 1 by its retrieval, stage 2 by its captions.
+
+    capfilt bootstrap --rounds 1 --out runs/demo
+    python benchmarks/blip2.py --tower runs/demo/round-1/pretrain/checkpoint --out runs/blip2
+
+The eyes are those of the demo's BLIP, frozen; the language model is an OPT of two layers that has read the captions and
+seen no image, frozen too. Captions are written once beside the right images and once beside wrong ones: what the second
+lacks is what the language model was told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from capfilt import presets
+from capfilt.data import shards, world
+from capfilt.data.language_tokens import LanguageTokenizer
+from capfilt.data.sample import Sample
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.captioner import Captioner
+from capfilt.engine.decode import DecodeConfig
+from capfilt.engine.filter import Filter
+from capfilt.evaluation.examine import EvaluateConfig, HeldOut, caption, look, retrieve
+from capfilt.models import Model, read_architecture, weights
+from capfilt.models.language import LanguageConfig, LanguageModel
+
+IMAGES = 250
+
+
+def texts_of(folder: Path) -> list[list[str]]:
+    """The texts of every image of a folder of shards."""
+    samples = [item for url in shards.expand(str(folder)) for item in shards.read(url) if isinstance(item, Sample)]
+    return [[str(caption["text"]) for caption in sample.captions] for sample in samples]
+
+
+def make_language(folder: Path, config: LanguageConfig, texts: Sequence[str], steps: int, seed: int = 0) -> None:
+    """Write an OPT that has read these texts, with a byte-level BPE of its own, as transformers lays both out."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    size = int(config.settings["vocab_size"] or 0) - 1  # the last entry stands for images in transformers
+    bpe.train_from_iterator(texts, vocab_size=size, special_tokens=["<s>", "<pad>", "</s>"], show_progress=False)
+    engine = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
+    )
+    tokenizer = LanguageTokenizer(engine, "opt")
+    torch.manual_seed(seed)
+    model = LanguageModel(config, "fp32").model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    draw = np.random.default_rng(seed)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
+        chosen = [texts[i] for i in draw.integers(len(texts), size=64)]
+        ids, mask = (torch.from_numpy(x) for x in tokenizer.encode(chosen, 48))
+        loss = model(input_ids=ids, labels=ids.masked_fill(mask == 0, -100)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval().save_pretrained(folder)
+    tokenizer.save(folder)
+    if steps:
+        print(f"language model: {loss.item():.3f} nats a token after {steps} steps")
+
+
+def seen_by(model: Model, folder: Path) -> HeldOut:
+    """The images of a folder as the model sees them, with their texts."""
+    return look(model, shards.expand(str(folder)), 64, torch.device("cpu"))
+
+
+def pretrain(recipe: str, out: Path, **sets: object) -> Path:
+    """Run `capfilt pretrain` and return the folder of the model."""
+    words = [word for key, value in sets.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+    command = [sys.executable, "-m", "capfilt", "pretrain", recipe, "--out", str(out), *words, "--address", "local"]
+    subprocess.run(command, check=True)
+    return out / "pretrain" / "checkpoint"
+
+
+def main() -> None:
+    """Train both stages and print what they can."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tower", type=Path, required=True, help="a BLIP whose eyes are taken")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=2000, help="clean images to learn from")
+    parser.add_argument("--steps", type=int, default=400, help="of each stage")
+    asked = parser.parse_args()
+    out: Path = asked.out
+    settings = world.WorldConfig(web=0, human=asked.images, val=0, test=IMAGES)
+    for split in ("human", "test"):
+        world.write(settings, 0, out / "data", split)
+    human, test = out / "data" / "human", out / "data" / "test"
+    config = read_architecture(presets.find("models", "blip2/tiny-opt"))
+    assert config.family == "blip2"
+    assert config.language is not None
+    make_language(out / "language", config.language, [text for own in texts_of(human) for text in own], 600)
+    common = {"data": human, "train__steps": asked.steps, "resources__workers": 1}
+    first = pretrain("blip2-tiny-stage1", out / "stage1", initial__vision=asked.tower, **common)
+    model = weights.load(first).eval()
+    found = {"stage 1": retrieve(Filter(model, Tokenizer.load(first)), seen_by(model, test), EvaluateConfig())}
+    second = pretrain(
+        "blip2-tiny-stage2",
+        out / "stage2",
+        start=first,
+        tokenizer=out / "language",
+        initial__language=out / "language",
+        **common,
+    )
+    model = weights.load(second).eval()
+    held = seen_by(model, test)
+    writer = Captioner(
+        model, LanguageTokenizer.load(second), DecodeConfig(method="greedy", min_length=3, max_length=40)
+    )
+    for name, shift in (("right", 0), ("wrong", IMAGES // 2)):
+        beside = replace(held, tokens=held.tokens.roll(shift, dims=0))
+        found[f"stage 2, {name} images"] = caption(writer, beside, 64)
+        print(f"beside the {name} image:", *writer.write(beside.tokens[:1], held.uids[:1], 0, 0)[0])
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
