@@ -20,7 +20,7 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
-from capfilt.objectives.step import ObjectivesConfig
+from capfilt.objectives.step import Learner, ObjectivesConfig
 from capfilt.training import loop
 from capfilt.training.checkpoint import States
 from capfilt.training.loop import StepLog, TrainConfig, TrainJob, draw, initial_model, train
@@ -242,7 +242,7 @@ class TestNotFinite:
 
         job = make_job(tmp_path, optimizer=OptimizerConfig(clip=0.01))
         tokenizer = Tokenizer.load("world")
-        learner = loop.Learner(initial_model(job, len(tokenizer)), job.train.objectives)
+        learner = Learner(initial_model(job, len(tokenizer)), job.train.objectives)
         batches = Loader(job.sources, job.train.loader, tokenizer, 16, 0).batches()
         optimizer = Noted([p for p in learner.parameters() if p.requires_grad])
         loop.run_steps(job, learner, optimizer, batches, 0, torch.device("cpu"), States(tmp_path, "", 1))
