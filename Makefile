@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo test test-faults check format clean
+.PHONY: .venv demo test test-slow test-faults check format clean
 
 .venv: .venv/.stamp
 
@@ -19,7 +19,11 @@ demo: .venv/.stamp
 	@$(BIN)/capfilt bootstrap --rounds 2
 
 test: .venv/.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow'
+
+# What takes more than ten seconds each: clusters of several nodes, trainings beside each other, S3 that fails.
+test-slow: .venv/.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 # Every fault with ten seeds, up to 15 minutes; writes docs/faults.md.
 test-faults: .venv/.stamp

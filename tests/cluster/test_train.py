@@ -61,6 +61,7 @@ def notes(config: dict[str, Any]) -> None:
     Path(config["out"], "pid").write_text(str(os.getpid()))
 
 
+@pytest.mark.slow
 def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_path: Path) -> None:
     polls: list[float] = []
     fit(

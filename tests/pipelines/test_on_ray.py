@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from capfilt.models import weights
 
 
+@pytest.mark.slow
 def test_a_round_on_ray_writes_what_it_wrote_in_one_process(moved: Path, story: Path, capfilt: Any) -> None:
     """Annotate and select on actors, pretrain by two ranks under Ray Train, evaluate on an actor."""
     for name in ("annotations", "dataset", "pretrain", *(f"ledger/{s}" for s in ("annotate", "select", "pretrain"))):
