@@ -76,7 +76,7 @@ class TrainJob(Config):
     """Everything that a training process needs to know."""
 
     out: Path
-    """Its folder: `log.jsonl`, `state.pt` while it runs, and in the end the model in `checkpoint/`."""
+    """Its folder: `log.jsonl`, `states/` while it runs, and in the end the model in `checkpoint/`."""
     architecture: Architecture
     start: Path | None = None
     """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
