@@ -11,7 +11,7 @@ import hashlib
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +29,9 @@ from capfilt.data.order import Order, Span
 from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer, clean_caption
 from capfilt.errors import DataError, ImageError
+
+KEPT_BYTES = 256 * 2**20
+"""Bytes of shards that a loader keeps: all of a small data set, nothing that matters of a large one."""
 
 
 class Source(Config):
@@ -126,6 +129,8 @@ class Loader:
         if rows is None:
             rows = {url: count(url).of(config.captions) for urls, _ in walked for url in urls}
         self.order = Order(walked, rows, math.gcd(config.lanes, config.batch_size), seed)
+        self._kept: dict[str, list[Sample]] = {}
+        self._room = KEPT_BYTES
 
     @property
     def prompt_tokens(self) -> int:
@@ -170,10 +175,22 @@ class Loader:
             )
 
     def _rows(self, url: str, epoch: int) -> Iterator[Row]:
-        for item in shards.read(url):
-            if isinstance(item, Sample):
-                for caption in item.captions if self.config.captions == "all" else [self._drawn(item, epoch)]:
-                    yield Row(item.uid, item.image, str(caption["text"]))
+        for sample in self._samples(url):
+            for caption in sample.captions if self.config.captions == "all" else [self._drawn(sample, epoch)]:
+                yield Row(sample.uid, sample.image, str(caption["text"]))
+
+    def _samples(self, url: str) -> Iterable[Sample]:
+        """The samples of a shard. The first small ones stay in memory: lanes that begin in the middle of a shard, and
+        all later epochs, would read it again from its start."""
+        if url in self._kept:
+            return self._kept[url]
+        found = (item for item in shards.read(url) if isinstance(item, Sample))
+        size = shards.stat(url)["size"]
+        if size is None or size > self._room:
+            return found
+        self._room -= size
+        self._kept[url] = list(found)
+        return self._kept[url]
 
     def _drawn(self, sample: Sample, epoch: int) -> dict[str, Any]:
         """One of an image's texts, for this epoch."""

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from capfilt.data import images, shards
-from capfilt.data.loader import Batch, Loader, LoaderConfig, Source, ahead, count
+from capfilt.data.loader import KEPT_BYTES, Batch, Loader, LoaderConfig, Source, ahead, count
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.errors import DataError, ShardError
@@ -124,6 +124,24 @@ class TestOrder:
         far = Loader(sources, config, tokenizer, 16, seed=0, rows=counted)._batches(1000 * ROWS // 8 + 1)
         next(far)
         assert len(opened) == 1  # of three shards, after a thousand epochs
+
+    @pytest.mark.parametrize(("room", "times"), [(0, 12), (40_000, 3 + 8), (KEPT_BYTES, 3)])
+    def test_small_shards_are_read_once_and_the_rows_are_the_same(
+        self, small_world: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, room: int, times: int
+    ) -> None:
+        """Two epochs of three shards, each read by two lanes; there is room for all of them, for one, or for none."""
+        opened: list[str] = []
+        read = shards.read
+        wanted = rows(take(loader(small_world / "human", tokenizer, lanes=2).batches(), 2 * ROWS // 8))
+        monkeypatch.setattr(shards, "read", lambda url: opened.append(url) or read(url))
+        monkeypatch.setattr("capfilt.data.loader.KEPT_BYTES", room)
+        counted = dict.fromkeys(shards.expand(str(small_world / "human")), 32)
+        config = LoaderConfig(batch_size=8, max_length=24, shuffle=32, lanes=2)
+        sources = [Source(shards=str(small_world / "human"))]
+        found = list(islice(Loader(sources, config, tokenizer, 16, 0, rows=counted)._batches(0), 2 * ROWS // 8))
+        assert rows(found) == wanted
+        assert len(opened) <= times
+        assert (len(opened) == 3) == (room == KEPT_BYTES)
 
     def test_ranks_read_different_shards(
         self, small_world: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
@@ -250,7 +268,7 @@ class TestBadInput:
         self.write(tmp_path / "0.tar", small_world, set())
         batches = loader(tmp_path, tokenizer, shuffle=1, lanes=1).batches()
         (tmp_path / "0.tar").unlink()
-        with pytest.raises(ShardError, match="no shard at"):
+        with pytest.raises(ShardError, match="no shard"):
             list(batches)
 
     def test_a_batch_that_ranks_cannot_share_is_refused(self, small_world: Path, tokenizer: Tokenizer) -> None:
