@@ -118,7 +118,6 @@ def download(
     Example: `capfilt download urls.parquet --out shards --caption-col text --contact me@example.org`
     """
     given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
-
     short: list[str] = []
 
     def work(show: Progress) -> Any:
@@ -129,13 +128,12 @@ def download(
         wishes = story.Wishes(retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders)
         result = story.run(address, config, wishes, out, Resources(workers=workers), show)
         if not result["enough"]:
-            came = f"{result['success_rate']:.2%} of the pictures came"
-            short.append(f"error: {came}, --min-success asks for {min_success:.2%}; see `failed`.")
+            short.append(f"{result['success_rate']:.2%} of the pictures came, --min-success asks for {min_success:.2%}")
         return result
 
     execute(work, as_json, debug)
     if short:
-        typer.echo(short[0], err=True)
+        typer.echo(f"error: {short[0]}; see `failed`.", err=True)
         raise typer.Exit(1)
 
 

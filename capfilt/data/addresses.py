@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from capfilt.data.failures import Failure
@@ -51,10 +52,8 @@ def networks(blocks: Sequence[str]) -> tuple[Network, ...]:
 
 def literal(host: str) -> Address | None:
     """The address that a host spells itself: dotted, decimal, octal, hexadecimal, IPv6; None for a name."""
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host)
-    except ValueError:
-        pass
     if not _NUMBERS.fullmatch(host):
         return None
     try:

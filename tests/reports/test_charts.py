@@ -84,5 +84,9 @@ def test_ticks_are_few_round_and_inside(low: float, span: float, about: int) -> 
 
 
 def test_equal_values_have_a_place_too() -> None:
-    parsed(charts.lines("flat", [Line("flat", [(1, 0.0)])], "step"))
-    parsed(charts.by_round("flat", [Line("flat", [(0, 0.0), (1, 0.0)])]))
+    for chart in (
+        charts.lines("flat", [Line("flat", [(1, 0.0)])], "step"),
+        charts.by_round("flat", [Line("flat", [(0, 0.0), (1, 0.0)])]),
+    ):
+        parsed(chart)
+        assert "nan" not in str(chart.svg)
