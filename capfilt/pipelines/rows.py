@@ -47,15 +47,20 @@ class RowsJob(Config):
 
 
 def entry(url: str) -> str:
-    """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
-    return f"{shards.name(url)}-{fingerprint(shards.stat(url))[:16]}"
+    """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved.
+
+    Where storage tells no version, as a web server may, only the address tells two shards of one size apart.
+    """
+    found = shards.stat(url)
+    return f"{shards.name(url)}-{fingerprint(found if found['version'] else {**found, 'url': url})[:16]}"
 
 
 def count_rows(
     session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Path, show: Progress
 ) -> dict[str, int]:
     """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
-    urls = {entry(url): url for source in sources for url in shards.expand(source.shards)}
+    names = {url: entry(url) for source in sources for url in shards.expand(source.shards)}
+    urls = {name: url for url, name in names.items()}
     job = RowsJob(out=folder)
     ledger = Ledger(folder, job.name)
     todo = {name: url for name, url in urls.items() if ledger.completion(name, job.identity(url)) is None}
@@ -63,4 +68,4 @@ def count_rows(
         run_stage(session, job, todo, Resources(), show, "count pairs")
     tallies = {done.shard: done.tally for done in ledger.completions()}
     kind = {"all": lambda tally: tally.texts["kept"]["all"], "one": lambda tally: tally.samples["kept"]}[captions]
-    return {url: kind(tallies[name]) for name, url in urls.items()}
+    return {url: kind(tallies[name]) for url, name in names.items()}
