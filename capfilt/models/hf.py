@@ -100,15 +100,7 @@ def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCo
             f"the {text['vocab_size']} entries"
         )
     return BlipConfig(
-        vision=VisionConfig(
-            image_size=square(vision, "image_size", source),
-            patch_size=square(vision, "patch_size", source),
-            width=vision["hidden_size"],
-            depth=vision["num_hidden_layers"],
-            heads=vision["num_attention_heads"],
-            hidden=vision["intermediate_size"],
-            layer_norm_eps=vision["layer_norm_eps"],
-        ),
+        vision=eyes(vision, source),
         text=TextConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],
@@ -186,6 +178,20 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
             "pad_token_id": special["pad"],
         },
     }
+
+
+def eyes(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:
+    """The vision tower that a `vision_config` describes; `more` is what the family's towers have in common."""
+    return VisionConfig(
+        image_size=square(vision, "image_size", source),
+        patch_size=square(vision, "patch_size", source),
+        width=vision["hidden_size"],
+        depth=vision["num_hidden_layers"],
+        heads=vision["num_attention_heads"],
+        hidden=vision["intermediate_size"],
+        layer_norm_eps=vision["layer_norm_eps"],
+        **more,
+    )
 
 
 def square(part: Mapping[str, Any], name: str, source: Path) -> int:

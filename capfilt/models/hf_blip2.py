@@ -15,11 +15,10 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models.blip2 import Blip2Config
-from capfilt.models.hf import square
+from capfilt.models.hf import eyes
 from capfilt.models.language import Format, Kind, LanguageConfig
 from capfilt.models.layouts import HF_VISION, LM_HEAD, Names, Table, expand, once
 from capfilt.models.qformer import QFormerConfig
-from capfilt.models.vision import VisionConfig
 
 JUDGE, WRITER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
 
@@ -159,17 +158,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
         )
     held = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return Blip2Config(
-        vision=VisionConfig(
-            image_size=square(vision, "image_size", source),
-            patch_size=square(vision, "patch_size", source),
-            width=vision["hidden_size"],
-            depth=vision["num_hidden_layers"],
-            heads=vision["num_attention_heads"],
-            hidden=vision["intermediate_size"],
-            layer_norm_eps=vision["layer_norm_eps"],
-            key_bias=False,
-            final_norm=False,
-        ),
+        vision=eyes(vision, source, key_bias=False, final_norm=False),
         text=QFormerConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],
