@@ -14,7 +14,7 @@ from capfilt.cluster.spread import Resources, spread
 from capfilt.errors import RunError, UsageError
 from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import lock, poison, stages
-from capfilt.reports.ledger import Ledger
+from capfilt.reports.ledger import Ledger, sweep
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -76,6 +76,8 @@ def run_stage(
             for item in deadly:
                 hunt.find(item, todo[item], count.identities[todo[item]])
             pending = deadly
+    if todo and not session.local:
+        sweep(ledger.folder, over=True)  # a worker that was killed while writing left its file, and others did its work
     if failures:
         item, error = next(iter(failures.items()))
         which = f"{len(failures)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
