@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
+from capfilt.cluster.metrics import MOST
 from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.reports.metrics import TABLE
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(dashboards.ROOT),
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_metrics_report_interval_ms": "1000",  # numbers are handed on each second, not each tenth
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": TOKEN,
 }
@@ -238,13 +240,19 @@ def test_the_dashboard_says_shard_and_stage(head: Head, run: tuple[Path, float])
 
 
 def test_a_driver_outside_the_cluster_loses_no_number(head: Head, prometheus: str) -> None:
+    """And of reasons without end, most are counted as one."""
     code = (
-        "import sys; from capfilt.cluster.session import connect; from capfilt.reports import metrics\n"
+        "import sys; from capfilt.cluster.session import connect; from capfilt.reports import metrics as m\n"
         "with connect(sys.argv[1]) as session:\n"
-        "    for _ in range(100): session.report([metrics.of_failure('outside')])"
+        "    for i in range(100):\n"
+        "        session.report([m.of_failure('outside')])\n"
+        "        session.report([m.Reading('capfilt_samples_failed', 1, {'stage': 'outside', 'reason': f'r{i}'})])"
     )
     words = [sys.executable, "-c", code, head.client]
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     query = "sum by (stage) (ray_capfilt_shards_total{stage='outside'})"
     assert eventually(lambda: by(prometheus, query, "stage"), "the numbers", 10) == {("outside",): 100}
+    reasons = by(prometheus, "sum by (reason) (ray_capfilt_samples_failed_total{stage='outside'})", "reason")
+    assert len(reasons) == MOST + 1
+    assert reasons["other",] == 100 - MOST
