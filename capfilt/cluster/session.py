@@ -12,13 +12,15 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from capfilt.cluster.metrics import FarMeters, Meters, open_meters
 from capfilt.errors import CapfiltError, ClusterError
+from capfilt.reports.metrics import Reading
 
 ALLOWED = '"local" (this process), "start" (a Ray of its own), "auto", "HOST:PORT" or "ray://HOST:PORT"'
 
@@ -94,6 +96,7 @@ class Session:
         """This session started the Ray it uses, and shuts it down."""
         self.conductor: Any = None
         """The actor that runs trainings (train.py), kept between them because it takes seconds to start."""
+        self._meters: Meters | FarMeters | None = None
         self._attached = attached  # this session connected the process to a cluster, and disconnects it
         self._open = True
 
@@ -111,6 +114,14 @@ class Session:
             for total in totals
         )
 
+    def report(self, readings: Iterable[Reading]) -> None:
+        """Hand measurements to Ray, which shows them to Prometheus. In this process alone nobody asks for them."""
+        if self.local:
+            return
+        if self._meters is None:
+            self._meters = open_meters()
+        self._meters.take(list(readings))
+
     def close(self) -> None:
         """Leave the place as it was found."""
         if not self._open or self.local:
@@ -118,6 +129,8 @@ class Session:
         self._open = False
         import ray
 
+        if self._meters is not None and ray.is_initialized():
+            self._meters.close()
         if self.owned or self._attached:
             ray.shutdown()
         elif self.conductor is not None and ray.is_initialized():

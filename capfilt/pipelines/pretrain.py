@@ -6,7 +6,7 @@ Fine-tuning a captioner or a filter is the same with another job.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from capfilt.models.initial import InitialConfig
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
+from capfilt.reports import metrics
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
@@ -147,6 +148,12 @@ def run_training(
             line.resume(job.train.steps)
             return job.model_folder
         begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
+        batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
+
+        def report(newest: dict[str, Any], steps: int) -> None:
+            session.report(metrics.of_steps(job.out.name, newest, steps, steps * batch, objectives))
+
+        tail = Tail(job.out / LOG, line, report)
         fit(
             session,
             train_here,
@@ -156,8 +163,9 @@ def run_training(
             gpus=resources.gpus,
             storage=job.out / "ray",
             name=label.replace(" ", "-"),
-            poll=Tail(job.out / LOG, line).poll,
+            poll=tail.poll,
         )
+        tail.poll()
     outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
     ledger.commit("model", wanted, outputs, Tally.zero())
     (job.out / ROWS).unlink()
@@ -170,21 +178,30 @@ def train_here(config: dict[str, Any]) -> None:
 
 
 class Tail:
-    """Follows a training's log and moves its progress line."""
+    """Follows a training's log: moves its progress line, and reports each newest line with the steps since the last."""
 
-    def __init__(self, path: Path, line: Line):
-        self.path, self.line = path, line
+    def __init__(self, path: Path, line: Line, report: Callable[[dict[str, Any], int], None]):
+        self.path, self.line, self.report = path, line, report
+        newest = self._newest()
+        self.step = newest["step"] if newest else 0
 
     def poll(self) -> None:
-        """Show the newest line of the log, if there is one."""
-        if not self.path.is_file():
+        """Show the newest line of the log, if there is a new one."""
+        newest = self._newest()
+        if newest is None:
             return
-        lines = self.path.read_bytes().splitlines()
-        if not lines or not lines[-1].endswith(b"}"):
-            return
-        newest = json.loads(lines[-1])
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
+        if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
+            self.report(newest, steps)
+            self.step = newest["step"]
+
+    def _newest(self) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        lines = self.path.read_bytes().splitlines()
+        newest: dict[str, Any] | None = json.loads(lines[-1]) if lines and lines[-1].endswith(b"}") else None
+        return newest
 
 
 def check(config: PretrainConfig) -> Architecture:
