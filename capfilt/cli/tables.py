@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,23 @@ def _failures(told: dict[str, Any]) -> list[str]:
         for kind, what in (("errors", "shards failed"), ("failed", "samples failed"))
         for reason, count in stage[kind].items()
     ]
+
+
+def print_jobs(told: dict[str, Any]) -> None:
+    """One row per job, the newest last."""
+    from rich.table import Table
+
+    table = Table("job", "verb", "out", "state", "began (UTC)", "took", title=f"jobs of {told['address']}")
+    for job in told["jobs"]:
+        state = job["state"] if job.get("exit_code") in (None, 0) else f"{job['state']} ({job['exit_code']})"
+        began, ended = job.get("began"), job.get("ended")
+        took = "-"
+        if began:
+            until = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
+            took = _duration((until - datetime.fromisoformat(began)).total_seconds())
+        began = began[:16].replace("T", " ") if began else "-"
+        table.add_row(job["id"], job["verb"], job["out"] or "-", state, began, took)
+    _print(table)
 
 
 def print_verified(told: dict[str, Any]) -> None:

@@ -66,14 +66,14 @@ class Trouble:
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, CapfiltError):
             return cls(str(error), trace, type(error))
-        return cls(_one_line("".join(traceback.format_exception_only(error))), trace)
+        return cls(one_line("".join(traceback.format_exception_only(error))), trace)
 
     @classmethod
     def death(cls, error: Exception) -> Trouble:
         """Describe the end of a process from what Ray says of it."""
         line = " ".join(str(error).split())
         blameless = getattr(error, "preempted", False) or any(words in line for words in _MACHINE)
-        return cls(_one_line(line), died=True, blameless=blameless)
+        return cls(one_line(line), died=True, blameless=blameless)
 
     def as_error(self, what: str) -> CapfiltError:
         """The exception to raise: a refusal as it was, an accident of `what` as a ClusterError.
@@ -222,12 +222,13 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """What another program said, as much of it as fits into a message."""
     return " ".join(text.split())[:400]
 
 
 def _no_answer(address: str, error: Exception) -> str:
-    reason = _one_line(str(error)).rstrip(".") + "."
+    reason = one_line(str(error)).rstrip(".") + "."
     if address == "start":
         return f'Ray could not be started on this machine: {reason} Use the address "local" to work without it.'
     return f'No Ray cluster answers at {address!r}: {reason} Start one, or use the address "start".'
