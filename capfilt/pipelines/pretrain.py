@@ -30,6 +30,7 @@ from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
+from capfilt.training.features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
 ROWS = "rows.json"
@@ -94,6 +95,8 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
                 f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
                 f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
             )
+    if config.features and not isinstance(architecture, Blip2Config):
+        raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
     if said := without_use(architecture, config.objectives):
         raise RecipeError(f"{where}: {said}")
     if config.loader.batch_size % resources.workers:
@@ -110,6 +113,7 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
 def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
     settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer", "rows"})
+    settings["train"]["features"] = bool(job.train.features)  # not where they lie
     start = [weights.fingerprint(job.start)] if job.start else []
     if job.start and (job.start / weights.MOMENTUM).is_file():
         start.append(sha256_file(job.start / weights.MOMENTUM))
@@ -140,7 +144,9 @@ def run_training(
     done = ledger.completion("model", wanted) is not None
     if not done:
         rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
-        job = job.model_copy(update={"rows": job.out / ROWS})
+        kept = job.train.features  # workers may start elsewhere
+        settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
+        job = job.model_copy(update={"rows": job.out / ROWS, "train": settings})
         write_json(job.out / ROWS, rows)
     with show.stage(label, job.train.steps) as line:
         if done:
@@ -177,6 +183,9 @@ class Tail:
 
     def poll(self) -> None:
         """Show the newest line of the log, if there is one."""
+        if (before := self.path.with_name(PROGRESS)).is_file():
+            told = json.loads(before.read_bytes())
+            self.line.move(0, f"features of {told['done']} of {told['of']} shards")
         if not self.path.is_file():
             return
         lines = self.path.read_bytes().splitlines()
