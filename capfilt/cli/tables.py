@@ -18,8 +18,10 @@ _SHOWN = 20  # broken pieces that are named one by one
 
 
 def print_rounds(summary: dict[str, Any]) -> None:
-    """One row per round; a figure that was not measured is a dash."""
+    """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
     from rich.table import Table
+
+    from capfilt.pipelines.report import told_of_stages
 
     columns = {
         "round": lambda r: str(r["round"]),
@@ -37,6 +39,9 @@ def print_rounds(summary: dict[str, Any]) -> None:
     for entry in summary["rounds"]:
         table.add_row(*(column(entry) for column in columns.values()))
     _print(table)
+    for entry in summary["rounds"]:
+        for line in told_of_stages(entry):
+            typer.echo(line)
 
 
 def print_next(folder: Path, summary: dict[str, Any]) -> None:
