@@ -28,7 +28,7 @@ from capfilt.data.sample import Sample
 from capfilt.reports.metrics import TABLE
 from deploy import dashboards
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HOME = "127.0.0.1"
 TOKEN = secrets.token_hex(32)
@@ -59,7 +59,7 @@ def fetch(url: str, token: str = "") -> Any:
         return json.loads(answer.read())
 
 
-def eventually(look: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def eventually(look: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     """What `look` finds, as soon as it is something."""
     give_up = time.monotonic() + seconds
     while True:
@@ -128,9 +128,7 @@ def prometheus(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         try:
             address = f"http://{HOME}:{port}"
             targets = f"{address}/api/v1/targets?state=active"
-            eventually(
-                lambda: any(t["health"] == "up" for t in fetch(targets)["data"]["activeTargets"]), "a target", 60
-            )
+            eventually(lambda: any(t["health"] == "up" for t in fetch(targets)["data"]["activeTargets"]), "a target")
             yield address
         finally:
             process.terminate()
