@@ -144,13 +144,16 @@ class Blip2(nn.Module):
         normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
         return normed
 
-    def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
-        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from."""
+    def image_keys(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> list[KeysValues]:
+        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
+
+        `prompt` are tokens that a T5 reads beside the image, before it writes.
+        """
         keys = self.text.image_keys(tokens_BND)
         if role == "encoder":
             return keys
         states, seen = self.text.look(keys)
-        return seen if self.config.language is None else self.language.read(self.language_projection(states))
+        return seen if self.config.language is None else self.language.read(self.language_projection(states), prompt)
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], without looking at any image."""
