@@ -116,7 +116,7 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((out / "pretrain/states").glob("*.pt")):
+    while not list((out / "pretrain/states").glob("*/state.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
