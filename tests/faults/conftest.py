@@ -237,12 +237,12 @@ happened; where a sample must fail, of a run in one process that knows it.
 """
 TRAININGS = """## Trainings
 
-Made by `CAPFILT_FAULTS=10 pytest tests/faults/test_training.py` (part of `make test-faults`) on {day}, on {cores} CPU
-cores; not to be edited by hand. Each try hits a training of two ranks (60 steps, a state every 10, dropout, momentum
-copy) on a Ray of three nodes on one machine, at a moment that its seed decides. After the death of a rank or of its
-node it goes on by itself; after that of the driver the same command is given again. Weights equal: the model is byte
-for byte that of a training to which nothing happened. Steps lost: the newest in the log less those of the newest state
-on disk, at most; states are written while training goes on, so up to one interval more than the one that is set.
+Made by `CAPFILT_FAULTS={seeds} pytest tests/faults/test_training.py` (part of `make test-faults`) on {day}, on {cores}
+CPU cores; not to be edited by hand. Each try hits a training of two ranks (60 steps, a state every 10, dropout,
+momentum copy) on a Ray of three nodes on one machine, at a moment that its seed decides. After the death of a rank or
+of its node it goes on by itself; after that of the driver the same command is given again. Weights equal: the model is
+byte for byte that of a training to which nothing happened. Steps lost: the newest in the log less those of the newest
+state on disk, at most; states are written while training goes on, so a kill during the writing costs an interval more.
 
 | fault | tries | survived | weights equal | steps lost |
 |---|---|---|---|---|
@@ -275,14 +275,18 @@ class Record:
 
     def text(self) -> str:
         lines = (f"| {fault} | {row.cells()} |" for fault, row in self.rows.items())
-        return f"{self.head.format(day=datetime.now(UTC).date(), cores=os.cpu_count())}" + "\n".join(lines) + "\n"
+        return (
+            f"{self.head.format(day=datetime.now(UTC).date(), cores=os.cpu_count(), seeds=SEEDS)}"
+            + "\n".join(lines)
+            + "\n"
+        )
 
     def write(self) -> None:
         """Put it in the place of its section of docs/faults.md; what was not tried keeps its own."""
         if not SEEDS or not self.rows:
             return
         path, name = HERE.parent.parent / "docs/faults.md", self.head.splitlines()[0]
-        sections = {part.splitlines()[0]: part for part in path.read_text().split("\n\n## ")[1:]}
+        sections = {part.splitlines()[0]: part.rstrip("\n") for part in path.read_text().split("\n\n## ")[1:]}
         sections[name.removeprefix("## ")] = self.text().removeprefix("## ").rstrip("\n")
         order = [head.splitlines()[0].removeprefix("## ") for head in (RUNS, TRAININGS)]
         kept = [f"## {sections[title]}" for title in order if title in sections]
