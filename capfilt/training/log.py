@@ -120,6 +120,7 @@ class StepLog:
             "steps": self.config.steps,
             **{name: round(value, 5) for name, value in means.items()},
             "lr": lr,
+            "step_seconds": round(seconds / steps, 4),
             "samples_per_second": round(steps * self.config.loader.batch_size / seconds, 1),
             **(self.speed.figures(steps, seconds) if self.speed is not None else {}),
             "data_wait": round(self.waited / seconds, 4),

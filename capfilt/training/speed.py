@@ -7,6 +7,7 @@ what is computed a second time to spare memory is not. On a device whose peak is
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.engine.device import pick_dtype
@@ -53,14 +54,14 @@ def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
 
 
 def step_flops(architecture: Architecture, objectives: ObjectivesConfig, pairs: int, tokens: int) -> int:
-    """FLOPs of a step of `pairs` texts of `tokens` each, counted on the meta device: nothing is computed."""
+    """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
     with torch.device("meta"):
-        # Queues are matrices, too, but are filled with what a meta device has not got: one of `pairs` rows is as dear.
-        learner = learner_of(build(architecture), objectives).eval()
+        learner = learner_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        learner.to_empty(device="cpu")
         size = architecture.vision.image_size
         ids = torch.ones(pairs, tokens, dtype=torch.long)
-        batch = (torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
         with FlopCounterMode(display=False) as counter:
-            losses, _ = learner(*batch, progress=0.0)
+            losses, _ = learner(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs), 0.0)
             learner.total(losses).backward()
     return int(counter.get_total_flops())

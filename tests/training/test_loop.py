@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from pydantic import ValidationError
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.data.loader import Batch, Loader, LoaderConfig
+from capfilt.data.loader import Batch, Loader, LoaderConfig, Source
 from capfilt.data.tokens import Tokenizer
-from capfilt.errors import ModelError
+from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
 from capfilt.objectives.step import Learner, ObjectivesConfig
@@ -25,7 +26,7 @@ from capfilt.training.checkpoint import States
 from capfilt.training.log import StepLog
 from capfilt.training.loop import TrainConfig, TrainJob, draw, initial_model, train
 from capfilt.training.optimizer import OptimizerConfig
-from capfilt.training.parallel import Gradients
+from capfilt.training.parallel import ExecutionConfig, Gradients
 
 MakeJob = Callable[..., TrainJob]
 
@@ -288,3 +289,99 @@ def test_a_prompt_in_the_texts_is_not_what_lm_is_asked_for(make_job: MakeJob, tm
     asked[:, :prompt] = False
     wanted = -logits.log_softmax(-1).gather(2, batch.ids[:, 1:, None])[..., 0][asked].mean()
     assert log_of(job)[0]["lm"] == pytest.approx(wanted.item(), abs=1e-4)
+
+
+class TestStates:
+    def test_a_training_cut_short_goes_on_where_its_folder_was_moved_to(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its tokenizer and its start lie in the folder that is moved, as those of a bootstrap's rounds do."""
+        (tmp_path / "run").mkdir()
+        Tokenizer.load("world").save(tmp_path / "run/tokenizer")
+        whole = make_job(tmp_path / "whole", steps=6, checkpoint_every=2)
+        train(whole)
+        here = {"out": tmp_path / "run/pretrain", "tokenizer": str(tmp_path / "run/tokenizer")}
+        killed_at(5, monkeypatch)
+        with pytest.raises(Killed):
+            train(whole.model_copy(update=here))
+        monkeypatch.undo()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        there = {"out": tmp_path / "moved/pretrain", "tokenizer": str(tmp_path / "moved/tokenizer")}
+        seen = []
+        resume = States.resume
+
+        def noted(self: States, *of: Any) -> int:
+            seen.append(resume(self, *of))
+            return seen[-1]
+
+        monkeypatch.setattr(States, "resume", noted)
+        moved = whole.model_copy(update=there)
+        train(moved)
+        assert seen == [4]
+        assert weights_of(moved) == weights_of(whole)
+
+    def test_how_steps_are_computed_is_no_part_of_the_identity(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(tmp_path, steps=6, checkpoint_every=2)
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(job)
+        monkeypatch.undo()
+        other = job.model_copy(update={"execution": ExecutionConfig(micro_batches=4, parallel="fsdp")})
+        train(other.model_copy(update={"train": job.train.model_copy(update={"checkpoint_every": 3, "recompute": 1})}))
+        assert [line["step"] for line in log_of(job)] == [1, 2, 3, 4, 5, 6]
+
+    def test_a_state_of_another_architecture_says_so(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(make_job(tmp_path, checkpoint_every=2))
+        monkeypatch.undo()
+        with pytest.raises(ModelError, match=r"000000002 belongs to another training: other architecture; use another"):
+            train(make_job(tmp_path, checkpoint_every=2, text={"dropout": 0.1, "hidden": 48}))
+
+    def test_the_best_model_is_left_beside_the_last(self, make_job: MakeJob, tmp_path: Path) -> None:
+        """A learning rate that ends in ruin: the best state is an early one."""
+        only_lm = ObjectivesConfig(losses={"lm": 1.0})
+        ruin = OptimizerConfig(lr=3e-3, decay="constant", warmup=0.9, warmup_lr=1e-3)
+        options = {"objectives": only_lm, "checkpoint_every": 3, "checkpoints": 1, "keep_best": True}
+        job = make_job(tmp_path, steps=15, optimizer=ruin, **options)
+        train(job)
+        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "best"}
+        losses = [line["lm"] for line in log_of(job)]
+        means = [sum(losses[i : i + 3]) / 3 for i in range(0, 12, 3)]
+        best = 3 * (means.index(min(means)) + 1)
+        cut = make_job(tmp_path / "cut", steps=15, optimizer=ruin, **options, log_every=1)
+        seen = {}
+        with pytest.MonkeyPatch.context() as patch:
+
+            def noted(self: States, learner: Any, optimizer: Any, step: int, loss: float | None = None) -> None:
+                seen[step] = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+                assert loss == pytest.approx(means[step // 3 - 1], abs=1e-4)
+
+            patch.setattr(States, "save", noted)
+            train(cut)
+        kept = weights.load(job.best_folder).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in seen[best].items())
+
+
+class TestWhatIsSaidInOneLine:
+    def test_a_shard_that_vanishes_while_it_trains(
+        self, make_job: MakeJob, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = shutil.copytree(small_world / "human", tmp_path / "data")
+        monkeypatch.setattr("capfilt.data.loader.KEPT_BYTES", 0)
+        job = make_job(
+            tmp_path / "out", steps=200, loader=LoaderConfig(batch_size=8, max_length=24, shuffle=8, lanes=1)
+        )
+        job = job.model_copy(update={"sources": (Source(shards=str(data)),)})
+
+        def gone(line: dict[str, Any]) -> None:
+            for path in data.glob("*.tar"):
+                path.unlink()
+
+        with pytest.raises(CapfiltError, match=r"0000\d\.tar") as caught:
+            train(job, gone)
+        assert "\n" not in str(caught.value)
