@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from capfilt.reports.places import Place
 
 _SHOWN = 20  # broken pieces that are named one by one
 
@@ -35,7 +36,7 @@ def print_rounds(summary: dict[str, Any]) -> None:
     _print(table)
 
 
-def print_next(folder: Path, summary: dict[str, Any]) -> None:
+def print_next(folder: Place, summary: dict[str, Any]) -> None:
     """The page of the run, and what to do next."""
     from capfilt.pipelines import report
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from capfilt.reports import lock, stages
+from capfilt.reports.places import Place, within
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Standing
 
 
-def run(folder: Path) -> dict[str, Any]:
+def run(folder: Place) -> dict[str, Any]:
     """The verb: every stage that was begun, in the order in which they follow each other, and who drives the run."""
     Run.load(folder)
     found = [stages.standing(ledger) for ledger in stages.find(folder)]
@@ -18,7 +18,7 @@ def run(folder: Path) -> dict[str, Any]:
     return {"run": str(folder), "state": state(folder, complete), "stages": [row(folder, stand) for stand in found]}
 
 
-def state(folder: Path, complete: bool) -> str:
+def state(folder: Place, complete: bool) -> str:
     """working | died | stopped | done, and by whom. `complete`: whatever was begun is done."""
     if driver := lock.state(folder):
         return f"working: {driver}"
@@ -27,11 +27,11 @@ def state(folder: Path, complete: bool) -> str:
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 
-def row(folder: Path, stand: Standing) -> dict[str, Any]:
+def row(folder: Place, stand: Standing) -> dict[str, Any]:
     """One stage; a figure that there is not is absent."""
     told: dict[str, Any] = {
         "stage": stand.ledger.stage,
-        "folder": str(stand.ledger.folder.relative_to(folder)),
+        "folder": str(within(stand.ledger.folder, folder)),
         "label": stand.plan.label,
         "unit": stand.plan.unit,
         "done": stand.done,
