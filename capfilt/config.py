@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
@@ -111,7 +111,13 @@ for _resolver in (_Loader, _Dumper):
     _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def load(file: Path) -> dict[str, Any]:
+class Readable(Protocol):
+    """A file, wherever it lies."""
+
+    def read_text(self, *, encoding: str) -> str: ...
+
+
+def load(file: Readable) -> dict[str, Any]:
     """Read a YAML as it is written, unchecked. Raises RecipeError for what is no YAML mapping."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)

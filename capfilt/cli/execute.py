@@ -16,9 +16,9 @@ from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from capfilt.config import C
+    from capfilt.reports.places import Place
     from capfilt.reports.progress import Progress
 
 
@@ -76,11 +76,12 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
             yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def forked(out: Path, fork: Path | None) -> Path:
+def forked(out: str, fork: str | None) -> Place:
     """The run folder to work in: `out`, or the fork of it that `--fork` asks for."""
     from capfilt.reports import run
+    from capfilt.reports.places import place
 
-    return run.fork(out, fork) if fork else out
+    return run.fork(place(out), place(fork)) if fork else place(out)
 
 
 def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:

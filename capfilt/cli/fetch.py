@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +26,12 @@ Urls = Annotated[
     list[str], typer.Argument(help="csv, tsv, txt, json, jsonl, Parquet; .gz, .zst; folders, globs, URLs.")
 ]
 OutFolder = Annotated[
-    Path, typer.Option("--out", "--output-folder", help="The run folder. The same command on the same folder resumes.")
+    str,
+    typer.Option(
+        "--out",
+        "--output-folder",
+        help="The run folder, or its URL (s3://...). The same command on the same folder resumes.",
+    ),
 ]
 Form = Annotated[str | None, _option("csv, tsv, txt, json, jsonl, parquet [default: by the name].", panel=_LIST)]
 UrlCol = Annotated[str | None, _option("The column of URLs [default: url].", panel=_LIST)]
@@ -123,10 +127,11 @@ def download(
     def work(show: Progress) -> Any:
         from capfilt.cluster.spread import Resources
         from capfilt.pipelines import download as story
+        from capfilt.reports.places import place
 
         config = configs.build(story.DownloadConfig, [*_assignments(given), *(sets or [])])
         wishes = story.Wishes(retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders)
-        result = story.run(address, config, wishes, out, Resources(workers=workers), show)
+        result = story.run(address, config, wishes, place(out), Resources(workers=workers), show)
         if not result["enough"]:
             short.append(f"{result['success_rate']:.2%} of the pictures came, --min-success asks for {min_success:.2%}")
         return result

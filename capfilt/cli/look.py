@@ -24,7 +24,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, threshold=0.3, decode.method=greedy."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -36,8 +36,9 @@ def evaluate(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import evaluate as story
+        from capfilt.reports.places import place
 
-        return story.run(address, model, shards, sets or [], out, show)
+        return story.run(address, model, shards, sets or [], place(out) if out else None, show)
 
     execute(work, as_json, debug)
 

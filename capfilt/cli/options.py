@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Out = Annotated[Path, typer.Option("--out", help="The run folder. The same command on the same folder resumes.")]
+Out = Annotated[
+    str,
+    typer.Option("--out", help="The run folder, or its URL (s3://...). The same command on the same folder resumes."),
+]
 Fork = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--fork", metavar="NEW_OUT", help="Begin a new run there that takes over from --out whatever still holds."
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from capfilt.reports.progress import Progress
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder: what was an --out.")]
+RunFolder = Annotated[str, typer.Argument(help="A run folder: what was an --out.")]
 
 
 def status(
@@ -34,10 +33,11 @@ def status(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import status as story
+        from capfilt.reports.places import place
 
         if watch:
-            return watched(story.follow(run, every))
-        told = story.run(run)
+            return watched(story.follow(place(run), every))
+        told = story.run(place(run))
         if not as_json:
             print_status(told)
         return told
@@ -71,8 +71,9 @@ def verify(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import verify as story
+        from capfilt.reports.places import place
 
-        told = story.run(run, mend, show)
+        told = story.run(place(run), mend, show)
         broken.extend(told["broken"])
         if not as_json:
             print_verified(told)
@@ -96,8 +97,9 @@ def explain(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import explain as story
+        from capfilt.reports.places import place
 
-        told = story.run(run, image)
+        told = story.run(place(run), image)
         if not as_json:
             typer.echo("\n".join(story.story(told)))
         return told
@@ -106,10 +108,8 @@ def explain(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder: of a bootstrap, finished or not, or of another verb.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The page [default: report.html in the run folder].")
-    ] = None,
+    run: Annotated[str, typer.Argument(help="A run folder: of a bootstrap, finished or not, or of another verb.")],
+    out: Annotated[str | None, typer.Option("--out", help="The page [default: report.html in the run folder].")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -120,14 +120,15 @@ def report(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import report as story
+        from capfilt.reports.places import place
 
-        return story.run(run, out)
+        return story.run(place(run), place(out) if out else None)
 
     execute(work, as_json, debug)
 
 
 def review(
-    run: Annotated[Path, typer.Argument(help="A run folder with annotations.")],
+    run: Annotated[str, typer.Argument(help="A run folder with annotations.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 [default: any that is free].")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print two lines of JSON: the address, and in the end the result.")
@@ -143,9 +144,12 @@ def review(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import review as story
+        from capfilt.reports.places import place
 
         told = "{}" if as_json else "open {}\nCtrl-C ends the review; every click is kept at once"
-        result = story.run(run, port, lambda url: typer.echo(json.dumps({"url": url}) if as_json else told.format(url)))
+        result = story.run(
+            place(run), port, lambda url: typer.echo(json.dumps({"url": url}) if as_json else told.format(url))
+        )
         if as_json:
             typer.echo(json.dumps(result))
         return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.table import Table
+
+    from capfilt.reports.places import Place
 
 _SHOWN = 20  # broken pieces that are named one by one
 
@@ -44,7 +45,7 @@ def print_rounds(summary: dict[str, Any]) -> None:
             typer.echo(line)
 
 
-def print_next(folder: Path, summary: dict[str, Any]) -> None:
+def print_next(folder: Place, summary: dict[str, Any]) -> None:
     """The page of the run, and what to do next."""
     from capfilt.pipelines import report
 

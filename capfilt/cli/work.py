@@ -29,7 +29,7 @@ def bootstrap(
         int | None, typer.Option(min=0, help="Rounds of CapFilt after the baseline (round 0) [default: the recipe's].")
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", help="The run folder [default: runs/RECIPE]. The same command resumes it."),
     ] = None,
     sets: Sets = None,
@@ -49,7 +49,7 @@ def bootstrap(
 
         own = [] if rounds is None else [f"rounds={rounds}"]
         config = read_recipe("bootstrap", recipe, story.BootstrapConfig, [*(sets or []), *own])
-        folder = forked(out or Path("runs") / Path(recipe).stem, fork)
+        folder = forked(out or f"runs/{Path(recipe).stem}", fork)
         summary = story.run(address, config, folder, show)
         if not as_json:
             print_rounds(summary)
@@ -135,7 +135,7 @@ def annotate(
 def select(
     shards: Annotated[list[str], typer.Argument(help="The shards that were annotated.")],
     annotations: Annotated[
-        Path,
+        str,
         typer.Option(help="What holds their annotations/: the --out of `capfilt annotate`, a round of a bootstrap."),
     ],
     out: Out,
@@ -169,8 +169,10 @@ def select(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import select as story
+        from capfilt.reports.places import place
 
         folder, labels = forked(out, fork), by is not None
-        return story.run(address, shards, annotations, folder, sets or [], (val, filter_), show, labels, recipe)
+        policy = (val, filter_), show, labels, recipe
+        return story.run(address, shards, place(annotations), folder, sets or [], *policy)
 
     execute(work, as_json, debug)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capfilt.errors import DataError
 from capfilt.reports.ledger import atomic
+from capfilt.reports.places import Place, place, table_source
 
 SOURCES = ("web", "synthetic")
 STATUSES = ("ok", "failed")
@@ -68,7 +68,7 @@ class Annotation:
     """why it failed; of an ok row "", or a remark on its scores: of no text, of the beginning of a long one"""
 
 
-def write(path: Path | str, rows: Iterable[Annotation]) -> int:
+def write(path: Place | str, rows: Iterable[Annotation]) -> int:
     """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; return how many.
 
     The same rows give the same bytes, in whatever order they come, as long as (key, source, candidate) is
@@ -85,21 +85,21 @@ def write(path: Path | str, rows: Iterable[Annotation]) -> int:
     try:
         columns = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
         table = pa.Table.from_pydict(columns, schema=SCHEMA)
-        with atomic(Path(path)) as file:
+        with atomic(place(path)) as file:
             pq.write_table(table, file, compression="zstd")
     except (ValueError, TypeError, OverflowError) as error:  # which pyarrow's errors are
         raise DataError(f"annotations for {path} do not fit their columns: {error}") from error
     return len(ordered)
 
 
-def read(path: Path | str) -> pa.Table:
+def read(path: Place | str) -> pa.Table:
     """Read one shard's annotations.
 
     Raises:
         DataError: no such file, not Parquet, or other columns than `SCHEMA`.
     """
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(table_source(place(path)), partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read annotations {path}: {error}") from error
     if not table.schema.equals(SCHEMA):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from capfilt.data.settle import stats, tally_of, without, write_table
 from capfilt.reports.ledger import write_json
+from capfilt.reports.places import Place, table_source
 from capfilt.reports.tally import Tally
 
 AT_ONCE = 20_000_000
@@ -25,12 +25,12 @@ AT_ONCE = 20_000_000
 KIND = "placeholder"
 
 
-def repeated(paths: Sequence[Path], top: int, least: int = 0, at_once: int = AT_ONCE) -> Counter[str]:
+def repeated(paths: Sequence[Place], top: int, least: int = 0, at_once: int = AT_ONCE) -> Counter[str]:
     """The sha256 of the `top` most repeated pictures, and of all that came `least` times or more; with their counts.
 
     Pictures that were dropped as placeholders are counted too, so that another count says the same.
     """
-    total = sum(pq.read_metadata(path).num_rows for path in paths)
+    total = sum(pq.read_metadata(table_source(path)).num_rows for path in paths)
     slices = max(1, -(-total // at_once))
     suspects = np.sort(np.concatenate([_frequent(paths, top, least, part, slices) for part in range(slices)]))
     found: Counter[str] = Counter()
@@ -43,13 +43,13 @@ def repeated(paths: Sequence[Path], top: int, least: int = 0, at_once: int = AT_
     return Counter({digest: n for digest, n in found.items() if n > 1 and (digest in best or 0 < least <= n)})
 
 
-def drop(folder: Path, shard: str, dropped: Counter[str], commit: Callable[[list[Path], Tally], object]) -> int:
+def drop(folder: Place, shard: str, dropped: Counter[str], commit: Callable[[list[Place], Tally], object]) -> int:
     """Turn the pictures of one shard that are among `dropped` into failures; returns how many these were.
 
     Tar and Parquet are replaced, then committed anew. A kill between makes the next run fetch the shard again.
     """
     tar, parquet = folder / f"{shard}.tar", folder / f"{shard}.parquet"
-    table = pq.read_table(parquet, partitioning=None)
+    table = pq.read_table(table_source(parquet), partitioning=None)
     hit = pc.and_(pc.equal(table["status"], "success"), pc.is_in(table["sha256"], pa.array(list(dropped), pa.string())))
     keys = set(table.filter(hit)["key"].to_pylist())
     if not keys:
@@ -63,8 +63,8 @@ def drop(folder: Path, shard: str, dropped: Counter[str], commit: Callable[[list
     statuses = pc.if_else(hit, "failed_to_download", table["status"])
     table = table.set_column(table.column_names.index("status"), "status", statuses)
     table = table.set_column(table.column_names.index("error_message"), "error_message", pa.array(messages))
-    with tar.open("rb") as source:
-        without(source, keys, tar)
+    with tar.open("rb") as old:
+        without(old, keys, tar)
     write_table(parquet, table)
     told, tally = folder / f"{shard}_stats.json", tally_of(table)
     write_json(told, stats(tally, table, json.loads(told.read_bytes())))
@@ -72,7 +72,7 @@ def drop(folder: Path, shard: str, dropped: Counter[str], commit: Callable[[list
     return len(keys)
 
 
-def _frequent(paths: Sequence[Path], top: int, least: int, part: int, slices: int) -> np.ndarray:
+def _frequent(paths: Sequence[Place], top: int, least: int, part: int, slices: int) -> np.ndarray:
     """The first 64 bits of the hashes of one slice that may be asked for."""
     heads = [heads[heads % slices == part] for heads in map(_heads, _digests(paths))]
     values, counts = np.unique(np.concatenate(heads) if heads else np.empty(0, np.uint64), return_counts=True)
@@ -82,9 +82,9 @@ def _frequent(paths: Sequence[Path], top: int, least: int, part: int, slices: in
     return np.union1d(values[asked], values[np.argsort(-counts, kind="stable")[:top]])
 
 
-def _digests(paths: Sequence[Path]) -> Iterator[pa.Array]:
+def _digests(paths: Sequence[Place]) -> Iterator[pa.Array]:
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(columns=["sha256"]):
+        for batch in pq.ParquetFile(table_source(path)).iter_batches(columns=["sha256"]):
             yield batch.column(0).drop_null()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ from capfilt.data.lists import Columns, Source
 from capfilt.data.typed import Clash, Types
 from capfilt.errors import DataError
 from capfilt.reports.ledger import atomic, write_json
+from capfilt.reports.places import Place, table_source
 
 Told = Callable[[int], None]
 """Is told how many rows are planned so far."""
@@ -46,9 +46,10 @@ class Pass(Config):
     """Of a retry: how many rows of each kind it took over from the passes before."""
 
 
-def passes(folder: Path) -> list[Pass]:
+def passes(folder: Place) -> list[Pass]:
     """The passes that are planned in `folder`, in order."""
-    found = sorted(folder.glob("pass-*.json"), key=lambda path: int(path.stem.removeprefix("pass-")))
+    found: list[Place] = list(folder.glob("pass-*.json"))
+    found.sort(key=lambda path: int(path.stem.removeprefix("pass-")))
     return [Pass.model_validate(json.loads(path.read_bytes())) for path in found]
 
 
@@ -58,7 +59,7 @@ def name(shard: int, digits: int) -> str:
 
 
 def plan_list(
-    folder: Path, sources: Sequence[Source], columns: Columns, size: int, digits: int, told: Told = lambda _: None
+    folder: Place, sources: Sequence[Source], columns: Columns, size: int, digits: int, told: Told = lambda _: None
 ) -> Pass:
     """Split a list into shards of `size` rows; every file of it begins a new one, as in img2dataset.
 
@@ -81,7 +82,7 @@ def plan_list(
 
 
 def plan_retry(
-    folder: Path, before: Sequence[Pass], shards: Path, columns: Columns, kinds: Sequence[str], size: int, digits: int
+    folder: Place, before: Sequence[Pass], shards: Place, columns: Columns, kinds: Sequence[str], size: int, digits: int
 ) -> Pass | None:
     """Plan the rows that failed with one of `kinds` and were not tried again since; None where there are none.
 
@@ -101,7 +102,7 @@ def plan_retry(
 
 
 def failed_rows(
-    shards: Path,
+    shards: Place,
     shard: int,
     before: Sequence[Pass],
     kinds: Sequence[str],
@@ -111,7 +112,7 @@ def failed_rows(
 ) -> pa.Table:
     """The rows of one shard that are to be tried again, counted in `retried` by kind."""
     since = [later for later in before if later.first > shard]
-    table = pq.read_table(shards / f"{name(shard, digits)}.parquet", columns=[*names, "error_message"])
+    table = pq.read_table(table_source(shards / f"{name(shard, digits)}.parquet"), columns=[*names, "error_message"])
     told = [kind_of(message or "") for message in table["error_message"].to_pylist()]
     wanted = [_names(kinds, kind) and not any(_names(later.kinds, kind) for later in since) for kind in told]
     retried.update(kind for kind, take in zip(told, wanted, strict=True) if take)
@@ -122,7 +123,7 @@ def _names(kinds: Sequence[str], kind: str) -> bool:
     return bool(kind) and (kind in kinds or (EVERY in kinds and kind != "placeholder"))
 
 
-def remove(folder: Path) -> None:
+def remove(folder: Place) -> None:
     """Forget a plan that was never finished."""
     for path in folder.glob("*.parquet"):
         path.unlink()
@@ -149,7 +150,7 @@ def _rebatched(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _write(folder: Path, pieces: Iterator[pa.Table], first: int, digits: int, told: Told) -> tuple[int, int]:
+def _write(folder: Place, pieces: Iterator[pa.Table], first: int, digits: int, told: Told) -> tuple[int, int]:
     shards = rows = 0
     for piece in pieces:
         if len(str(first + shards)) > digits:
@@ -164,11 +165,11 @@ def _write(folder: Path, pieces: Iterator[pa.Table], first: int, digits: int, to
     return shards, rows
 
 
-def _planned(folder: Path, made: Pass) -> Pass:
+def _planned(folder: Place, made: Pass) -> Pass:
     write_json(folder / f"pass-{made.number}.json", made.model_dump(mode="json"))
     return made
 
 
-def read(folder: Path, shard: str) -> pa.Table:
+def read(folder: Place, shard: str) -> pa.Table:
     """The rows of one shard, in order."""
-    return pq.read_table(folder / f"{shard}.parquet", partitioning=None)
+    return pq.read_table(table_source(folder / f"{shard}.parquet"), partitioning=None)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from capfilt.data.failures import classified, kind_of
 from capfilt.reports.ledger import atomic, write_json
+from capfilt.reports.places import Place
 from capfilt.reports.tally import Tally
 
 SOURCE = "web"
@@ -64,7 +65,7 @@ class Written:
         return self.folder / f"{self.shard}{suffix}"
 
 
-def settle(written: Written, rows: pa.Table, out: Path, size: int) -> tuple[list[Path], Tally]:
+def settle(written: Written, rows: pa.Table, out: Place, size: int) -> tuple[list[Place], Tally]:
     """Write a shard's final files into `out`; returns them and what became of the rows.
 
     Args:
@@ -86,7 +87,7 @@ def settle(written: Written, rows: pa.Table, out: Path, size: int) -> tuple[list
 
 
 def write_tar(
-    path: Path,
+    path: Place,
     spooled: BinaryIO,
     members: Mapping[str, Sequence[tuple[str, int, int]]],
     uids: Mapping[str, str] | None,
@@ -102,7 +103,7 @@ def write_tar(
                 _add(tar, f"{key}.{extension}", data)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Place, table: pa.Table) -> None:
     """Write a shard's rows; the same rows, the same bytes."""
     with atomic(path) as file:
         pq.write_table(table, file, compression="zstd")
@@ -187,7 +188,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
-def without(source: IO[bytes], dropped: set[str], path: Path) -> None:
+def without(source: IO[bytes], dropped: set[str], path: Place) -> None:
     """Write a tar again, without some of its keys; everything else byte for byte."""
     with (
         tarfile.open(fileobj=source, mode="r|") as old,

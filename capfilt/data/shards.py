@@ -25,6 +25,7 @@ from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Cut, Group, key_pr
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError
 from capfilt.reports.ledger import atomic, write_json
+from capfilt.reports.places import Place, place
 
 _ALLOWED = "allowed are tars, folders of tars, braces, globs, a::b lists and fsspec URLs"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -120,7 +121,7 @@ def content(url: str) -> dict[str, Any]:
     return {key: value for key, value in stat(url).items() if key != "version"}
 
 
-def write(path: Path | str, samples: Iterable[Sample]) -> int:
+def write(path: Place | str, samples: Iterable[Sample]) -> int:
     """Write `samples` as a GNU tar, in the order given, under a temporary name until it is whole; return how
     many.
 
@@ -131,7 +132,7 @@ def write(path: Path | str, samples: Iterable[Sample]) -> int:
             image's, a text or json that cannot be written.
     """
     seen: set[str] = set()
-    with atomic(Path(path)) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with atomic(place(path)) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for sample in samples:
             if problem := key_problem(sample.key, seen):
                 raise ShardError(f"{path}: cannot write key {sample.key!r}: {problem}")
@@ -143,16 +144,16 @@ def write(path: Path | str, samples: Iterable[Sample]) -> int:
     return len(seen)
 
 
-def write_sizes(folder: Path | str, counts: Mapping[str, int] | None = None) -> Path:
+def write_sizes(folder: Place | str, counts: Mapping[str, int] | None = None) -> Place:
     """Write `sizes.json` ({"00000.tar": samples}) beside the tars of `folder`, as open_clip reads it.
 
     Args:
         counts: the number of samples by file name where the caller knows it, else every tar is read once.
     """
     if counts is None:
-        tars = sorted(Path(folder).glob("*.tar"))
+        tars: list[Place] = sorted(place(folder).glob("*.tar"))
         counts = {tar.name: sum(isinstance(found, Sample) for found in read(str(tar))) for tar in tars}
-    path = Path(folder) / "sizes.json"
+    path = place(folder) / "sizes.json"
     write_json(path, dict(counts))
     return path
 

@@ -40,6 +40,7 @@ from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.metrics import Told
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -73,7 +74,7 @@ class AnnotateJob(Config):
 
     divisible: ClassVar[bool] = True
 
-    out: Path
+    out: Place
     """The folder of `annotations/` and `ledger/`."""
     captioner: Path
     filter: Path
@@ -270,7 +271,7 @@ def run(
     address: str,
     specs: Sequence[str],
     models: tuple[Path, Path],
-    out: Path,
+    out: Place,
     seed: int,
     config: AnnotateConfig,
     gpus: float | None,

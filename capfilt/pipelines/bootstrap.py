@@ -40,6 +40,7 @@ from capfilt.pipelines.pretrain import TrainResources, check_training, read_arch
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
 from capfilt.pipelines.stage import digests
 from capfilt.reports.ledger import Ledger
+from capfilt.reports.places import Place, local
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -105,7 +106,7 @@ class Story:
 
     def folder(self, r: int, *parts: str) -> Path:
         """A place in the folder of round `r`, in full: workers may start elsewhere."""
-        return self.run.round(r).absolute().joinpath(*parts)
+        return local(self.run.round(r), "a training").absolute().joinpath(*parts)
 
     def made(self, r: int) -> dict[str, str]:
         """The sha256 of the shards that the run made itself, those of round `r` among them."""
@@ -119,8 +120,9 @@ class Story:
         return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
 
 
-def run(address: str, config: BootstrapConfig, out: Path, show: Progress) -> dict[str, Any]:
+def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
     """The verb: what can be refused is refused before any cluster is asked."""
+    out = local(out, "a training")
     open_run(config, out)
     with connect(address) as session:
         return bootstrap(session, config, out, show)
@@ -131,7 +133,7 @@ def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progre
     architecture, final, folder = open_run(config, out)
     folder.log("begin", rounds=config.rounds)
     with timed(folder, show):
-        data = folder.path("data").absolute()
+        data = out.absolute() / "data"
         splits = gather(session, config.data, config.seed, data, config.cluster.select, show)
     story = Story(session, config, architecture, folder, show, splits, final)
     rounds = [round_zero(story)]

@@ -26,6 +26,7 @@ from capfilt.models import weights
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports import labels
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -33,7 +34,7 @@ from capfilt.reports.tally import Tally
 class CalibrateJob(Config):
     """A filter before human validation pairs; its outcome is `out/calibration.json`."""
 
-    out: Path
+    out: Place
     model: Path
     shards: tuple[str, ...]
     score: str
@@ -88,7 +89,7 @@ MIN_RIGHT = 20
 """Labels "right" without which no threshold is set: with 20, a recall of 0.8 has an interval of 0.58 to 0.92."""
 
 
-def calibrate_on_labels(source: Path, urls: Sequence[str], policy: PolicyConfig) -> dict[str, Any]:
+def calibrate_on_labels(source: Place, urls: Sequence[str], policy: PolicyConfig) -> dict[str, Any]:
     """The threshold that keeps `policy.recall` of the texts that people called right; for calibration.json.
 
     Only labels given at random count: close calls alone would set it too high. DataError where there are too few.

@@ -35,6 +35,7 @@ from capfilt.data.visitor import Manners, Visitor, agent
 from capfilt.errors import RunError, UsageError, did_you_mean
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Completion, Ledger, fingerprint, sha256_file
+from capfilt.reports.places import Place, Remote
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -92,7 +93,7 @@ class Wishes(Config):
 class DownloadJob(Config):
     """What a downloading worker needs to know; an item is the name of a shard."""
 
-    out: Path
+    out: Place
     config: DownloadConfig
     ticket: Ticket = Ticket()
 
@@ -120,9 +121,11 @@ class DownloadJob(Config):
         config = self.config
         rows = plans.read(self.out / "plan", shard)
         layout = Layout(size=config.shard_size, digits=config.oom_shard_count)
-        home = self.out / TMP
-        home.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home, prefix=f"{shard}-{os.getpid()}-") as folder:
+        # Beside the shards, where there is room for them; of a run on a store, wherever this machine has its own.
+        home = None if isinstance(self.out, Remote) else self.out / TMP
+        if home is not None:
+            home.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home, prefix=f"capfilt-{shard}-{os.getpid()}-") as folder:
             pictures = PictureConfig.model_validate(config.model_dump(include=set(PictureConfig.model_fields)))
             written = fetch.fetch(rows, int(shard), Path(folder), pictures, visitor, config.thread_count, layout)
             outputs, tally = settle(written, rows, self.out, config.shard_size)
@@ -130,7 +133,7 @@ class DownloadJob(Config):
         return f"{tally.samples['kept']} of {tally.samples['in']} pictures"
 
 
-def run(address: str, config: DownloadConfig, wishes: Wishes, out: Path, resources: Resources, show: Progress) -> Any:
+def run(address: str, config: DownloadConfig, wishes: Wishes, out: Place, resources: Resources, show: Progress) -> Any:
     """The verb: fetch a list into a run folder. RunError where a shard is missing; `enough` says what else to say."""
     check_kinds(wishes.retry)
     folder = Run.open(out, configs.to_yaml(config), plan_of(config))
@@ -157,7 +160,7 @@ def list_identities(config: DownloadConfig) -> list[dict[str, Any]]:
 def download(
     session: Session,
     config: DownloadConfig,
-    out: Path,
+    out: Place,
     resources: Resources,
     show: Progress,
     wishes: Wishes | None = None,
@@ -165,7 +168,7 @@ def download(
 ) -> dict[str, Any]:
     """Bring every planned shard to its commit, retry what is wished for, and count; returns the summary."""
     wishes = wishes or Wishes()
-    shutil.rmtree(out / TMP, ignore_errors=True)
+    remove_tmp(out)
     planned = plans.passes(out / "plan") or [plan_lists(config, out, show)]
     resumes_retry = len(planned) > 1 and not all_done(out, planned, config)
     fetch_all(session, config, out, planned, resources, show, label)
@@ -182,7 +185,7 @@ def download(
     return summarise(out, planned, config, wishes, repeats)
 
 
-def plan_lists(config: DownloadConfig, out: Path, show: Progress) -> Pass:
+def plan_lists(config: DownloadConfig, out: Place, show: Progress) -> Pass:
     """Split the lists into shards, in this process: one shard of rows is in memory at a time."""
     sources = lists.find(config.urls, config.input_format)
     with show.stage("plan", 1) as line:
@@ -205,7 +208,7 @@ def names(planned: Sequence[Pass], config: DownloadConfig) -> list[str]:
     return [plans.name(shard, config.oom_shard_count) for shard in range(count)]
 
 
-def all_done(out: Path, planned: Sequence[Pass], config: DownloadConfig) -> bool:
+def all_done(out: Place, planned: Sequence[Pass], config: DownloadConfig) -> bool:
     """Whether every planned shard is committed."""
     job, ledger = DownloadJob(out=out.absolute(), config=config), Ledger(out, STAGE)
     return all(ledger.completion(shard, job.identity(shard)) for shard in names(planned, config))
@@ -214,7 +217,7 @@ def all_done(out: Path, planned: Sequence[Pass], config: DownloadConfig) -> bool
 def fetch_all(
     session: Session,
     config: DownloadConfig,
-    out: Path,
+    out: Place,
     planned: Sequence[Pass],
     resources: Resources,
     show: Progress,
@@ -224,11 +227,17 @@ def fetch_all(
     with shared_turns(session, config.manners.host_rate, config.manners.host_burst) as ticket:
         job = DownloadJob(out=out.absolute(), config=config, ticket=ticket)
         run_stage(session, job, {shard: shard for shard in names(planned, config)}, resources, show, label)
-    shutil.rmtree(out / TMP, ignore_errors=True)
+    remove_tmp(out)
+
+
+def remove_tmp(out: Place) -> None:
+    """Remove the shards that were not fetched to their end."""
+    if not isinstance(out, Remote):
+        shutil.rmtree(out / TMP, ignore_errors=True)
 
 
 def repeated_pictures(
-    out: Path, planned: Sequence[Pass], config: DownloadConfig, least: int, show: Progress, label: str
+    out: Place, planned: Sequence[Pass], config: DownloadConfig, least: int, show: Progress, label: str
 ) -> Counter[str]:
     """Pictures whose bytes came under several URLs; those with `least` URLs or more become failures."""
     own = names(planned, config)
@@ -241,7 +250,7 @@ def repeated_pictures(
         for number, shard in enumerate(own, 1):
             identity = job.identity(shard)
 
-            def commit(outputs: list[Path], tally: Tally, shard: str = shard, identity: str = identity) -> Completion:
+            def commit(outputs: list[Place], tally: Tally, shard: str = shard, identity: str = identity) -> Completion:
                 return ledger.commit(shard, identity, outputs, tally)
 
             placeholders.drop(out, shard, dropped, commit)
@@ -250,7 +259,7 @@ def repeated_pictures(
 
 
 def summarise(
-    out: Path, planned: Sequence[Pass], config: DownloadConfig, wishes: Wishes, repeats: Counter[str]
+    out: Place, planned: Sequence[Pass], config: DownloadConfig, wishes: Wishes, repeats: Counter[str]
 ) -> dict[str, Any]:
     """What became of the list: a row that was tried again counts once, by its newest outcome."""
     done = {completion.shard: completion for completion in Ledger(out, STAGE).completions()}
@@ -280,7 +289,7 @@ def summarise(
     }
 
 
-def write_sizes(out: Path, counts: dict[str, int]) -> None:
+def write_sizes(out: Place, counts: dict[str, int]) -> None:
     """Write sizes.json, unless it says so already: a rerun touches nothing."""
     path = out / "sizes.json"
     if not path.is_file() or json.loads(path.read_bytes()) != counts:

@@ -21,6 +21,7 @@ from capfilt.evaluation.examine import EvaluateConfig, Judged, examine, truths
 from capfilt.models import verbs, weights
 from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -29,7 +30,7 @@ from capfilt.reports.tally import Tally
 class EvaluateJob(Config):
     """Models before one held-out set; the outcome of each is `out/NAME.json`."""
 
-    out: Path
+    out: Place
     models: dict[str, Path]
     """The folder of each one by its name."""
     shards: tuple[str, ...]
@@ -72,7 +73,7 @@ def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Pro
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
 
 
-def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: float | None) -> dict[str, Any]:
+def filter_figures(urls: Sequence[str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
     """How well annotations tell right web texts from wrong ones, by kind; {} where no truth is known.
 
     Without a threshold (a policy that ranks only) there is nothing to say of what it keeps.
@@ -92,7 +93,7 @@ def filter_figures(urls: Sequence[str], folder: Path, score: str, threshold: flo
 
 
 def run(
-    address: str, model: Path, specs: Sequence[str], sets: Sequence[str], out: Path | None, show: Progress
+    address: str, model: Path, specs: Sequence[str], sets: Sequence[str], out: Place | None, show: Progress
 ) -> dict[str, Any]:
     """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
     urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)

@@ -6,7 +6,6 @@ It reads the tables that the ledgers of a run name, whichever stages made them: 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from capfilt.errors import DataError, RunError
 from capfilt.reports import stages
 from capfilt.reports.ledger import Ledger
+from capfilt.reports.places import Place, table_source, within
 from capfilt.reports.run import Run
 
 NAMES = ("key", "uid", "sha256")
@@ -23,17 +23,17 @@ NAMES = ("key", "uid", "sha256")
 _IMAGE = {"jpg", "jpeg", "png", "webp"}  # columns with the bytes of pictures, which nobody wants to read
 
 
-def run(folder: Path, name: str) -> dict[str, Any]:
+def run(folder: Place, name: str) -> dict[str, Any]:
     """The verb: everything that the tables of a run say of one image, by its key, uid or sha256."""
     Run.load(folder)
     models: dict[str, str] = {}
-    found: dict[tuple[Path, str], dict[str, Any]] = {}
+    found: dict[tuple[Place, str], dict[str, Any]] = {}
     looked = 0
     for ledger in stages.find(folder):
         for done in stages.readable(ledger):
             for output in done.outputs:
                 if output.path.endswith((".safetensors", ".bin", ".pth")):
-                    models[output.sha256] = str((ledger.folder / output.path).parent.relative_to(folder))
+                    models[output.sha256] = str(within((ledger.folder / output.path).parent, folder))
                 if not output.path.endswith(".parquet"):
                     continue
                 looked += 1
@@ -52,19 +52,20 @@ def run(folder: Path, name: str) -> dict[str, Any]:
     return {"asked": name, "found": chapters, "models": places}
 
 
-def read(path: Path, name: str) -> list[dict[str, Any]]:
+def read(path: Place, name: str) -> list[dict[str, Any]]:
     """The rows of one table that are about an image."""
     try:
-        columns = pq.read_schema(path).names
+        table = table_source(path)
+        columns = pq.read_schema(table).names
         by = [column for column in NAMES if column in columns]
         if not by:
             return []
         wanted = [column for column in columns if column not in _IMAGE]
         filters = [[(column, "==", name if column == "key" else name.lower())] for column in by]
-        table = pq.read_table(path, columns=wanted, filters=filters, partitioning=None)
+        found = pq.read_table(table, columns=wanted, filters=filters, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read ({error}); `capfilt verify` tells what else does not hold.") from error
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 
 
@@ -99,6 +100,6 @@ def _texts(rows: list[dict[str, Any]]) -> bool:
     return {"source", "candidate", "text", "itm", "itc", "captioner", "filter", "status"} <= rows[0].keys()
 
 
-def _chapter(folder: Path, ledger: Ledger, shard: str, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    place = str(ledger.folder.relative_to(folder))
+def _chapter(folder: Place, ledger: Ledger, shard: str, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    place = str(within(ledger.folder, folder))
     return {"folder": place, "stage": ledger.stage, "shard": shard, "table": path, "rows": rows}

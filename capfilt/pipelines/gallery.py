@@ -12,7 +12,6 @@ import heapq
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from capfilt.pipelines.select import verdicts as judged
 from capfilt.reports.charts import Histogram
 from capfilt.reports.labels import Label
 from capfilt.reports.page import COLUMNS, MAX_WORDS, Look, embedded
+from capfilt.reports.places import Place, table_source
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
@@ -56,7 +56,7 @@ FINE = 1_000
 LAYERS = ("wrong", "right", "unknown")
 SPANS = {"itm": (0.0, 1.0), "itc": (-1.0, 1.0)}
 
-Place = tuple[str, str]
+Spot = tuple[str, str]
 """An image: its shard and key."""
 
 
@@ -65,8 +65,8 @@ class Round:
     """Where the annotations of a round lie, and how they were judged."""
 
     number: int
-    annotations: Path
-    dataset: Path | None
+    annotations: Place
+    dataset: Place | None
     """Of the verdicts; None where there are none yet, and `score` and `threshold` are what the page begins with."""
     rule: Rule
     score: str
@@ -80,7 +80,7 @@ class Round:
 class Drawn:
     """An image of the page with its rows in a round, and why each is out whatever the threshold ("" = it is not)."""
 
-    place: Place
+    place: Spot
     uid: str
     rows: list[tuple[Annotation, str]] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class Counted:
         }
         self.lengths = {source: np.zeros(MAX_WORDS + 1, np.int64) for source in SOURCES}
         self.totals = dict.fromkeys(SOURCES, 0)
-        self.heap: list[tuple[int, Place, Drawn]] = []
+        self.heap: list[tuple[int, Spot, Drawn]] = []
         self.num_rows = 0
         self.full = 1 << 64
         """The smallest hash that there was no room for; none above it comes in later, or the sample has gaps."""
@@ -106,7 +106,7 @@ class Counted:
         """Count a shard; `drawn`: its images may be in the page."""
         verdicts = self.round.dataset / f"{shard}.parquet" if self.round.dataset else None
         if verdicts is not None and verdicts.is_file():
-            table = pq.read_table(verdicts, partitioning=None)
+            table = pq.read_table(table_source(verdicts), partitioning=None)
             whys = table.column("why").to_pylist()
             table = table.select(tables.SCHEMA.names)
         else:
@@ -237,7 +237,7 @@ class Words:
 
 def look(
     counted: Counted,
-    places: Mapping[Place, int],
+    places: Mapping[Spot, int],
     known: Mapping[str, Truth],
     labels: Mapping[tuple[str, str], Label],
     words: Words,
@@ -305,12 +305,12 @@ def _diversity(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
 # ---- thumbnails ----
 
 
-def wanted(rounds: Sequence[Counted], limit: int = MAX_THUMBS) -> set[Place]:
+def wanted(rounds: Sequence[Counted], limit: int = MAX_THUMBS) -> set[Spot]:
     """The images that get a thumbnail: half of them the closest calls of each round, the rest at random."""
     drawn = {image.place: None for counted in rounds for image in counted.images}
     if len(drawn) <= limit:
         return set(drawn)
-    chosen: set[Place] = set()
+    chosen: set[Spot] = set()
     for counted in rounds:
         close = sorted(counted.images, key=lambda image: _closeness(image, counted.round))
         chosen |= {image.place for image in close[: limit // (2 * len(rounds))]}
@@ -333,9 +333,9 @@ def room(rounds: Sequence[Counted]) -> int:
     return max(0, min(MAX_THUMB_BYTES, (MAX_PAGE - texts) * 3 // 4))
 
 
-def thumbnails(urls: Mapping[str, str], places: set[Place], max_bytes: int = MAX_THUMB_BYTES) -> dict[Place, str]:
+def thumbnails(urls: Mapping[str, str], places: set[Spot], max_bytes: int = MAX_THUMB_BYTES) -> dict[Spot, str]:
     """Thumbnails as data: URLs; a picture that cannot be decoded has none. Each shard is read as far as it must be."""
-    found: dict[Place, str] = {}
+    found: dict[Spot, str] = {}
     left = max_bytes
     for shard in sorted({shard for shard, _ in places if shard in urls}):
         keys = {key for name, key in places if name == shard}

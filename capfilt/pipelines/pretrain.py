@@ -28,6 +28,7 @@ from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
 from capfilt.reports import metrics
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
+from capfilt.reports.places import Place, local
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin
@@ -150,7 +151,7 @@ def run_training(
     show: Progress,
     label: str,
     made: Mapping[str, str] | None = None,
-    counts: Path | None = None,
+    counts: Place | None = None,
 ) -> Path:
     """Train, unless the ledger has this very training; returns the folder of the model.
 
@@ -266,16 +267,17 @@ def check_shape(
                 )
 
 
-def run(address: str, config: PretrainConfig, out: Path, show: Progress) -> dict[str, Any]:
+def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dict[str, Any]:
     """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
+    out = local(out, "a training")
     architecture = check(config)
     start = check_start(config.start, architecture) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources"})
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
-    folder = Run.open(out, configs.to_yaml(config), plan)
+    Run.open(out, configs.to_yaml(config), plan)
     job = TrainJob(
-        out=folder.path("pretrain").absolute(),
+        out=out.absolute() / "pretrain",
         architecture=architecture,
         start=start,
         initial=config.initial.located(),

@@ -10,7 +10,6 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from capfilt import config as configs
@@ -19,11 +18,12 @@ from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
 from capfilt.evaluation.examine import Truth, truths
 from capfilt.pipelines import gallery
-from capfilt.pipelines.gallery import Counted, Place, Round, Words
+from capfilt.pipelines.gallery import Counted, Round, Spot, Words
 from capfilt.pipelines.select import resolve_threshold
-from capfilt.reports import labels
+from capfilt.reports import labels, places
 from capfilt.reports.ledger import atomic
 from capfilt.reports.page import Facts, Look, Training, render
+from capfilt.reports.places import Place
 from capfilt.reports.run import Run
 
 PAGE = "report.html"
@@ -48,7 +48,7 @@ class Gathered:
     rows: list[list[tuple[str, str, str]]]
 
 
-def run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+def run(folder: Place, out: Place | None = None) -> dict[str, Any]:
     """The verb: write the page of a run; `out` instead of report.html in the run folder."""
     path = out or folder / PAGE
     gathered = gather(folder)
@@ -59,7 +59,7 @@ def run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     return {"report": str(path), "bytes": len(page), "rounds": len(gathered.facts.rounds), "texts": texts}
 
 
-def gather(folder: Path) -> Gathered:
+def gather(folder: Place) -> Gathered:
     """Everything that the page of a run folder shows."""
     opened = Run.load(folder)
     command = _command(opened.plan)
@@ -88,7 +88,7 @@ def gather(folder: Path) -> Gathered:
     return Gathered(facts, rows)
 
 
-def next_steps(folder: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def next_steps(folder: Place, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What to do after a bootstrap, three commands at most: what it does, the command."""
     newest, home = summary["rounds"][-1]["round"], shlex.quote(str(folder))
     made = [*summary["rounds"][-1].get("stages", {"pretrain": None})][-1]
@@ -122,7 +122,7 @@ def _command(plan: Mapping[str, Any]) -> str:
     return str(plan.get("verb", "bootstrap" if "captioner" in plan else "pretrain"))
 
 
-def _summary(folder: Path, command: str, events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
+def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
     """The entries of summary.json, or of the rounds that an unfinished run has logged; and the seconds of it all."""
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_bytes())
@@ -133,16 +133,17 @@ def _summary(folder: Path, command: str, events: list[dict[str, Any]]) -> tuple[
     return [{k: v for k, v in found[r].items() if k not in ("ts", "event")} for r in sorted(found)], None
 
 
-def _trainings(folder: Path) -> Iterator[Training]:
+def _trainings(folder: Place) -> Iterator[Training]:
     """Every training's losses, kind by kind and round by round."""
     for what in ("pretrain", "captioner", "filter", "stage-1", "stage-2"):
-        for path in sorted(folder.glob(f"round-*/{what}/log.jsonl"), key=lambda p: _number(p.parent.parent)):
+        logs: list[Place] = list(folder.glob(f"round-*/{what}/log.jsonl"))
+        for path in sorted(logs, key=lambda p: _number(p.parent.parent)):
             yield Training(what, _number(path.parent.parent), _losses(path))
     if found := _losses(folder / "pretrain" / "log.jsonl"):
         yield Training("pretrain", 0, found)
 
 
-def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
+def _losses(path: Place) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, dict[float, float]] = {}
     for line in _lines(path):
         for name, value in line.items():
@@ -151,21 +152,21 @@ def _losses(path: Path) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Place) -> Iterator[dict[str, Any]]:
     """The lines of a log; one that a kill cut short is none."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         if line.startswith(b"{") and line.endswith(b"}"):
             yield json.loads(line)
 
 
-def _number(folder: Path) -> int:
+def _number(folder: Place) -> int:
     return int(folder.name.removeprefix("round-"))
 
 
 # ---- annotations ----
 
 
-def _rounds(folder: Path, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Round]:
+def _rounds(folder: Place, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Round]:
     """Every round of a run that has annotations."""
     tree = configs.load(folder / "recipe.yaml")
     if command == "bootstrap":
@@ -178,16 +179,16 @@ def _rounds(folder: Path, command: str, plan: Mapping[str, Any], rounds: list[di
         yield _round(0, folder, None, PolicyConfig(), None, folder, _named(plan["shards"]))
     elif command == "select":
         policy = PolicyConfig.model_validate(tree)
-        yield _round(0, Path(plan["annotations"]), folder, policy, None, folder, _named(plan["shards"]))
+        yield _round(0, places.place(plan["annotations"]), folder, policy, None, folder, _named(plan["shards"]))
 
 
 def _round(
     number: int,
-    source: Path,
-    judged: Path | None,
+    source: Place,
+    judged: Place | None,
     policy: PolicyConfig,
     threshold: float | None,
-    folder: Path,
+    folder: Place,
     web: list[str],
 ) -> Round:
     """One round; its threshold, where nobody tells it, is found as `select` finds it."""
@@ -195,7 +196,7 @@ def _round(
     if threshold is None:
         calibration = (judged or source) / "calibration.json"
         calibrated = json.loads(calibration.read_bytes())["threshold"] if calibration.is_file() else 0.5
-        names = [path.stem for path in sorted(annotations.glob("*.parquet"))]
+        names = sorted(path.stem for path in annotations.glob("*.parquet"))
         threshold = resolve_threshold(policy, annotations, names, calibrated)
     words = " ".join(shlex.quote(str(word)) for word in (*web, "--annotations", source))
     suffix = f"-round-{number}" if number else ""
@@ -215,12 +216,12 @@ def _named(urls: list[str]) -> list[str]:
     folders = {url.rpartition("/")[0] for url in urls}
     if len(folders) == 1:
         (only,) = folders
-        if Path(only).is_dir() and shards.expand(only) == sorted(urls):
+        if places.place(only).is_dir() and shards.expand(only) == sorted(urls):
             return [only]
     return urls
 
 
-def _web(folder: Path, tree: Mapping[str, Any]) -> list[str]:
+def _web(folder: Place, tree: Mapping[str, Any]) -> list[str]:
     """The noisy shards of a bootstrap, as a person names them."""
     named = tree.get("data", {}).get("web")
     if named is None:
@@ -229,7 +230,7 @@ def _web(folder: Path, tree: Mapping[str, Any]) -> list[str]:
 
 
 def _looks(
-    folder: Path, command: str, plan: Mapping[str, Any], entries: list[dict[str, Any]], notes: list[str]
+    folder: Place, command: str, plan: Mapping[str, Any], entries: list[dict[str, Any]], notes: list[str]
 ) -> tuple[list[Look], list[tuple[str, str | None]], Words, list[list[tuple[str, str, str]]]]:
     rounds = [r for r in _rounds(folder, command, plan, entries) if any(r.annotations.glob("*.parquet"))]
     words = Words()
@@ -247,7 +248,7 @@ def _looks(
                 own.add(name, told, name in drawn)
         if name in drawn:
             known |= told
-    places: dict[Place, int] = {}
+    places: dict[Spot, int] = {}
     uids = {image.place: image for own in counted for image in own.images}
     for image in sorted(uids.values(), key=lambda image: (gallery.chance(image), image.place)):
         places[image.place] = len(places)
@@ -259,7 +260,7 @@ def _looks(
     return looks, [(key, thumbs.get((shard, key))) for shard, key in places], words, rows
 
 
-def _urls(folder: Path, command: str, plan: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
+def _urls(folder: Place, command: str, plan: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
     """The web's shards by name; none, and a note, where they are not there any more."""
     specs = _web(folder, configs.load(folder / "recipe.yaml")) if command == "bootstrap" else list(plan["shards"])
     try:

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,6 +23,7 @@ from capfilt.pipelines.report import Gathered, gather
 from capfilt.reports import labels
 from capfilt.reports.labels import Label
 from capfilt.reports.page import policy, render
+from capfilt.reports.places import Place
 
 HOST = "127.0.0.1"
 MAX_POST = 4096  # bytes
@@ -33,7 +33,7 @@ IDLE = 15.0  # seconds after which a silent connection is closed
 class Desk:
     """The run under review: what is in its page, and the labels given so far."""
 
-    def __init__(self, folder: Path, gathered: Gathered):
+    def __init__(self, folder: Place, gathered: Gathered):
         self.home = labels.home(folder)
         self.gathered = gathered
         self.lock = threading.Lock()
@@ -178,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the terminal shows the address, and labels are in the run folder."""
 
 
-def open_server(folder: Path, port: int = 0) -> Server:
+def open_server(folder: Place, port: int = 0) -> Server:
     """A server for a run's page, not serving yet. RunError where there is nothing to review or the port is taken."""
     gathered = gather(folder)
     if not gathered.facts.looks:
@@ -189,7 +189,7 @@ def open_server(folder: Path, port: int = 0) -> Server:
         raise RunError(f"port {port} cannot be had ({error}); choose another --port, or none.") from error
 
 
-def run(folder: Path, port: int, announce: Callable[[str], None]) -> dict[str, Any]:
+def run(folder: Place, port: int, announce: Callable[[str], None]) -> dict[str, Any]:
     """The verb: serve until Ctrl-C, which is how a review ends; then say what the labels say."""
     server = open_server(folder, port)
     with server:

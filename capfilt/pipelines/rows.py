@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 from capfilt.cluster.session import Session
@@ -14,6 +13,7 @@ from capfilt.data import shards
 from capfilt.data.loader import Source, count
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -21,7 +21,7 @@ from capfilt.reports.tally import Tally
 class RowsJob(Config):
     """Reads shards to their end and counts; the outcome is the tally in the ledger."""
 
-    out: Path
+    out: Place
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ def entry(url: str) -> str:
 
 
 def count_rows(
-    session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Path, show: Progress
+    session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Place, show: Progress
 ) -> dict[str, int]:
     """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
     names = {url: entry(url) for source in sources for url in shards.expand(source.shards)}

@@ -33,6 +33,7 @@ from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_la
 from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports import balance
 from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file, write_json
+from capfilt.reports.places import Place, listing
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -48,9 +49,9 @@ failure."""
 class SelectJob(Config):
     """What a selecting worker needs to know."""
 
-    out: Path
+    out: Place
     """The folder of `annotations/`, `dataset/` and `ledger/`."""
-    annotations: Path
+    annotations: Place
     rule: Rule
 
     @property
@@ -110,7 +111,7 @@ def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     return [why for _, own in groupby(rows, key=lambda row: (row.key, row.status)) for why in judge(list(own), rule)]
 
 
-def annotated(folder: Path, name: str) -> str:
+def annotated(folder: Place, name: str) -> str:
     """The sha256 of a shard's annotations: as it was committed, if they were; a plan must not read all of them."""
     path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
     done = ledger.read(ledger.path / f"{name}.json")
@@ -152,7 +153,7 @@ def _tally(judged: Outcomes) -> Tally:
 
 
 def resolve_threshold(
-    policy: PolicyConfig, folder: Path, urls: Sequence[str], calibrated: float | None
+    policy: PolicyConfig, folder: Place, urls: Sequence[str], calibrated: float | None
 ) -> float | None:
     """The number that a policy stands for, here and now, or none; `folder` has the annotations of the shards."""
     if policy.threshold == "keep-rate":
@@ -189,7 +190,7 @@ def select(
     return total
 
 
-def write_sizes(folder: Path, counts: dict[str, int]) -> None:
+def write_sizes(folder: Place, counts: dict[str, int]) -> None:
     """Write sizes.json beside the tars, unless it says so already: a rerun touches nothing."""
     path = folder / "sizes.json"
     if not path.is_file() or json.loads(path.read_bytes()) != counts:
@@ -199,8 +200,8 @@ def write_sizes(folder: Path, counts: dict[str, int]) -> None:
 def run(
     address: str,
     specs: Sequence[str],
-    source: Path,
-    out: Path,
+    source: Place,
+    out: Place,
     sets: Sequence[str],
     calibration: tuple[str | None, Path | None],
     show: Progress,
@@ -242,19 +243,20 @@ def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, Path | 
     return [*sets, "threshold=calibrated"]
 
 
-def check_annotations(urls: Sequence[str], folder: Path) -> None:
+def check_annotations(urls: Sequence[str], folder: Place) -> None:
     """Refuse shards that were not annotated."""
     if not folder.is_dir():
         raise DataError(
             f"{folder.parent} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap."
         )
+    there = listing(folder)
     for name in shards.by_name(urls):
-        if not (folder / f"{name}.parquet").is_file():
+        if f"{name}.parquet" not in there:
             raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
 
 
 def plan_calibration(
-    policy: PolicyConfig, calibration: tuple[str | None, Path | None], annotated: Path, out: Path
+    policy: PolicyConfig, calibration: tuple[str | None, Path | None], annotated: Place, out: Place
 ) -> CalibrateJob | None:
     """The calibration that a policy asks for. A threshold holds for the filter that it was measured with alone."""
     if policy.threshold != "calibrated":
@@ -280,7 +282,7 @@ def plan_calibration(
     )
 
 
-def scoring(source: Path) -> AnnotateConfig:
+def scoring(source: Place) -> AnnotateConfig:
     """How annotations were scored: by the recipe of `capfilt annotate`, or of the bootstrap whose round they are."""
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():

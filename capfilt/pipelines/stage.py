@@ -6,7 +6,6 @@ A job commits each item itself, where it worked; the driver sees names, fingerpr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from capfilt.cluster.session import Session
@@ -16,6 +15,7 @@ from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import lock, metrics, poison, stages
 from capfilt.reports.ledger import Ledger, sweep
 from capfilt.reports.metrics import Told
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -27,7 +27,7 @@ class StageJob(Protocol):
     def name(self) -> str: ...
 
     @property
-    def out(self) -> Path: ...
+    def out(self) -> Place: ...
 
     def identity(self, item: str) -> str:
         """The fingerprint of everything that decides the item's outcome."""
@@ -110,7 +110,7 @@ class _Count:
         return found.tally
 
 
-def retry(out: Path, stage: str, what: str) -> int:
+def retry(out: Place, stage: str, what: str) -> int:
     """Have the shards of a stage done again in which samples failed; returns how many. The others are not touched.
 
     Their completions are withdrawn, so that a kill between this and the stage changes nothing. Samples that were left

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from capfilt.reports import lock, stages
+from capfilt.reports.places import Place, within
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Standing
 
 WORKING = "working"
 
 
-def run(folder: Path) -> dict[str, Any]:
+def run(folder: Place) -> dict[str, Any]:
     """The verb: every stage that was begun, in the order in which they follow each other, and who drives the run."""
     Run.load(folder)
     found = [stages.standing(ledger) for ledger in stages.find(folder)]
@@ -22,7 +22,7 @@ def run(folder: Path) -> dict[str, Any]:
     return {"run": str(folder), "state": state(folder, complete), "stages": [row(folder, stand) for stand in found]}
 
 
-def follow(folder: Path, every: float) -> Iterator[dict[str, Any]]:
+def follow(folder: Place, every: float) -> Iterator[dict[str, Any]]:
     """Look again each `every` seconds while somebody works on the run; the last look is of how it ended."""
     while (told := run(folder))["state"].startswith(WORKING):
         yield told
@@ -30,7 +30,7 @@ def follow(folder: Path, every: float) -> Iterator[dict[str, Any]]:
     yield told
 
 
-def state(folder: Path, complete: bool) -> str:
+def state(folder: Place, complete: bool) -> str:
     """working | died | stopped | done, and by whom. `complete`: whatever was begun is done."""
     if driver := lock.state(folder):
         return f"{WORKING}: {driver}"
@@ -39,11 +39,11 @@ def state(folder: Path, complete: bool) -> str:
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 
-def row(folder: Path, stand: Standing) -> dict[str, Any]:
+def row(folder: Place, stand: Standing) -> dict[str, Any]:
     """One stage; a figure that there is not is absent."""
     told: dict[str, Any] = {
         "stage": stand.ledger.stage,
-        "folder": str(stand.ledger.folder.relative_to(folder)),
+        "folder": str(within(stand.ledger.folder, folder)),
         "label": stand.plan.label,
         "unit": stand.plan.unit,
         "done": stand.done,

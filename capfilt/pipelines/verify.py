@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from capfilt.reports import lock, stages
 from capfilt.reports.balance import between
 from capfilt.reports.ledger import Completion, Ledger
+from capfilt.reports.places import Place, within
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 
@@ -38,7 +38,7 @@ class Checked:
     """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
 
 
-def run(folder: Path, mend: bool, show: Progress) -> dict[str, Any]:
+def run(folder: Place, mend: bool, show: Progress) -> dict[str, Any]:
     """The verb: check every ledger of a run; `mend` needs the run to be at rest."""
     Run.load(folder)
     if mend:
@@ -53,7 +53,7 @@ def run(folder: Path, mend: bool, show: Progress) -> dict[str, Any]:
         for piece in broken:
             piece.ledger.withdraw(piece.shard)
     told = [
-        {"stage": b.ledger.stage, "folder": str(b.ledger.folder.relative_to(folder)), "shard": b.shard, "why": b.why}
+        {"stage": b.ledger.stage, "folder": str(within(b.ledger.folder, folder)), "shard": b.shard, "why": b.why}
         for b in broken
     ]
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0

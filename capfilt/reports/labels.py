@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
+from capfilt.reports.places import Place, Remote
 
 FILE = "labels.jsonl"
 VERDICTS = ("right", "wrong", "none")
@@ -37,21 +37,25 @@ class Label:
     """whether the text was met in random order with no filter: only such labels stand for all texts"""
 
 
-def home(folder: Path) -> Path:
+def home(folder: Place) -> Place:
     """The run folder that annotations belong to: their own, or that of the bootstrap whose round they are."""
     inside = not (folder / "plan.json").is_file() and (folder.parent / "plan.json").is_file()
     return folder.parent if inside else folder
 
 
-def append(folder: Path, label: Label) -> None:
+def append(folder: Place, label: Label) -> None:
     """Add a label to the run folder, whole or not at all: one write, then an fsync.
 
-    A line that a kill cut short is ended first, so that it takes no other with it.
+    A line that a kill cut short is ended first, so that it takes no other with it. On a store the file is written anew
+    with each label: there, one `capfilt review` at a time.
     """
     if label.verdict not in VERDICTS:
         raise RunError(f"a label is {', '.join(VERDICTS)}, not {label.verdict!r}.")
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
     line = json.dumps({"at": stamp, **asdict(label)}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    if isinstance(folder, Remote):
+        (folder / FILE).append(line)
+        return
     file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(file).st_size
@@ -64,13 +68,15 @@ def append(folder: Path, label: Label) -> None:
         os.close(file)
 
 
-def read(folder: Path) -> dict[tuple[str, str], Label]:
+def read(folder: Place) -> dict[tuple[str, str], Label]:
     """The labels of a run folder by (uid, text), those taken back left out; {} where there are none."""
     path = folder / FILE
-    if not path.is_file():
-        return {}
     found: dict[tuple[str, str], Label] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    for number, line in enumerate(lines, 1):
         label = _parsed(line)
         if label is not None:
             found[label.uid, label.text] = label

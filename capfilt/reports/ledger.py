@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capfilt.errors import RunError
+from capfilt.reports.places import Place, Remote, place, together, within
 from capfilt.reports.tally import Tally
 
 PART = ".capfilt-part-"
@@ -33,12 +34,17 @@ _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is t
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Place) -> Iterator[BinaryIO]:
     """Open a file that appears at `path` whole or not at all, whatever kills the process; two fsyncs.
 
     The bytes go to a sibling with a name of its own, so two workers on one shard cannot mix theirs. Leave the
-    file open: it is then flushed, synced, renamed and its folder synced, or removed if the block raises.
+    file open: it is then flushed, synced, renamed and its folder synced, or removed if the block raises. On a store
+    it becomes an object (`Remote.replaced`).
     """
+    if isinstance(path, Remote):
+        with path.replaced() as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
@@ -57,11 +63,19 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def share(source: Path, target: Path) -> None:
+def share(source: Place, target: Place) -> None:
     """Make `target` the same file as `source` by a link, or where links do not reach a copy with its times.
 
-    No file of a run is ever written in place, so the two cannot change each other.
+    No file of a run is ever written in place, so the two cannot change each other. What goes to a store or comes from
+    one is copied, within one store by the store.
     """
+    if isinstance(source, Remote) and isinstance(target, Remote):
+        target.copy_from(source)
+        return
+    if isinstance(source, Remote) or isinstance(target, Remote):
+        with source.open("rb") as read, atomic(target) as file:
+            shutil.copyfileobj(read, file)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
@@ -74,12 +88,14 @@ def share(source: Path, target: Path) -> None:
         part.unlink(missing_ok=True)  # a link that replaces itself leaves both names
 
 
-def sweep(folder: Path, over: bool = False) -> int:
+def sweep(folder: Place, over: bool = False) -> int:
     """Remove what killed writers left under `folder` and return how many files that were.
 
     A file of this host goes when its process is gone, one of another host when it is a day old; at once where the
     work is `over`: then a writer that is cut off may live there still, but nobody waits for what it writes.
     """
+    if isinstance(folder, Remote):
+        return folder.sweep()
     here, num_removed = socket.gethostname(), 0
     for parent, _, names in os.walk(folder):
         for part in (Path(parent, name) for name in names if name.startswith(PART)):
@@ -107,7 +123,7 @@ def _old(part: Path) -> bool:
         return False
 
 
-def write_json(path: Path, obj: Any) -> None:
+def write_json(path: Place, obj: Any) -> None:
     """Write `obj` atomically, keys sorted, indent 1; RunError for NaN and infinity, which JSON lacks."""
     try:
         text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
@@ -117,7 +133,7 @@ def write_json(path: Path, obj: Any) -> None:
         file.write(text.encode() + b"\n")
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Place) -> str:
     """Return the sha256 of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -166,7 +182,7 @@ class Completion:
 class Ledger:
     """The completions of one stage: `folder/ledger/STAGE/SHARD.json`, one a shard."""
 
-    def __init__(self, folder: Path, stage: str) -> None:
+    def __init__(self, folder: Place, stage: str) -> None:
         self.folder = folder
         self.stage = stage
         self.path = folder / "ledger" / stage
@@ -182,14 +198,14 @@ class Ledger:
             return found and self._adopt(found, self._origin)
         return found
 
-    def read(self, path: Path) -> Completion | None:
+    def read(self, path: Place) -> Completion | None:
         """Read one of `files`; None where it is torn (by a disk, not by a kill): doing the shard again mends it."""
         try:
             return _read(path)
         except (RunError, FileNotFoundError):
             return None
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[Place]:
         """The completion files, in the order of shard names."""
         return sorted(self.path.glob("*.json"))
 
@@ -197,7 +213,7 @@ class Ledger:
         """Forget that a shard is done: a rerun does it again."""
         self._file(shard).unlink(missing_ok=True)
 
-    def commit(self, shard: str, fingerprint: str, outputs: Sequence[Path], tally: Tally) -> Completion:
+    def commit(self, shard: str, fingerprint: str, outputs: Sequence[Place], tally: Tally) -> Completion:
         """Record that the shard is done; `outputs` are in place already. Writing this one file is the commit.
 
         Raises RunError, naming the shard, for a tally that is not balanced or an output that is not there.
@@ -214,8 +230,7 @@ class Ledger:
 
     def completions(self) -> Iterator[Completion]:
         """Yield every completion in the order of shard names; RunError for a file that cannot be read."""
-        for path in self.files():
-            yield _read(path)
+        yield from together(_read, self.files(), isinstance(self.path, Remote))
 
     def total(self) -> Tally:
         """Add up the tallies of all completions."""
@@ -225,9 +240,11 @@ class Ledger:
         """Say why the outputs of a completion do not hold, or "". `hashes` reads every byte of them."""
         for output in done.outputs:
             path = self.folder / output.path
-            if not path.is_file():
+            try:
+                size = path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
                 return f"{path} is not there"
-            if (size := path.stat().st_size) != output.bytes:
+            if size != output.bytes:
                 return f"{path} has {size} bytes, {output.bytes} were committed"
             if hashes and sha256_file(path) != output.sha256:
                 return f"{path} does not have the bytes that were committed"
@@ -244,8 +261,8 @@ class Ledger:
         """The same stage of the run that this one was forked from."""
         for root in (self.folder, *self.folder.parents[:2]):
             if (root / FORK).is_file():
-                forked = Path(json.loads((root / FORK).read_bytes())["from"])
-                return Ledger(forked / self.folder.relative_to(root), self.stage)
+                forked = place(json.loads((root / FORK).read_bytes())["from"])
+                return Ledger(forked / str(within(self.folder, root)), self.stage)
         return None
 
     def _adopt(self, found: Completion, origin: Ledger) -> Completion:
@@ -254,22 +271,22 @@ class Ledger:
         write_json(self._file(found.shard), found.to_json())
         return found
 
-    def _output(self, shard: str, path: Path) -> Output:
+    def _output(self, shard: str, path: Place) -> Output:
         try:
-            relative = path.resolve().relative_to(self.folder.resolve())
+            relative = within(path.resolve(), self.folder.resolve())
             return Output(relative.as_posix(), path.stat().st_size, sha256_file(path))
         except FileNotFoundError:
             raise RunError(f"{self.stage}, shard {shard}: {path} was to be committed and is not there.") from None
         except ValueError:
             raise RunError(f"{self.stage}, shard {shard}: {path} lies outside {self.folder}.") from None
 
-    def _file(self, shard: str) -> Path:
+    def _file(self, shard: str) -> Place:
         if not shard or shard.startswith(".") or "/" in shard or "\0" in shard:
             raise RunError(f"a shard cannot be called {shard!r}: its name becomes a file name. Rename the shard.")
         return self.path / f"{shard}.json"
 
 
-def _read(path: Path) -> Completion:
+def _read(path: Place) -> Completion:
     try:
         return Completion.from_json(json.loads(path.read_bytes()))
     except (json.JSONDecodeError, UnicodeDecodeError, RunError) as error:

@@ -4,12 +4,19 @@ It rests on creating a file that must not exist, which shared file systems do ex
 forget. No two clocks are compared: whether an owner elsewhere lives is seen by watching its heartbeat, so a clock that
 is wrong or moved back decides nothing. A lock is never overwritten: lock-2.json takes over from lock-1.json, and the
 highest number is the lock.
+
+On a store (in `lock/` of the run) creating is a conditional PUT; one that a store takes though the object is there is
+found out by trying, and such a store refused. A heartbeat there is an object of its own, lock-1-TOKEN.beat, which
+nobody else ever writes: were it the lock itself, written anew, then a driver that slept, was taken over, and wakes
+when all is over could write over the lock-1.json of a third. So the number may be used again. What is left is the
+moment between a driver's last look at its lock and its removing it: removed is then the lock of a third, who stops.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import re
 import signal
@@ -19,15 +26,20 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from capfilt.errors import RunError
 from capfilt.reports.ledger import PART
+from capfilt.reports.places import Place, Remote
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
 STALE = 60.0
 """Seconds of watching without a heartbeat after which an owner elsewhere is taken for dead."""
 PATTERN = re.compile(r"lock-(\d+)\.json")
+_OURS = re.compile(r"lock-(\d+)(\.json|-\w+\.beat)")
+FOLDER = "lock"
+"""Where the locks of a run on a store are: to list them must not be to list all of the run."""
 
 _TRIES = 20  # rounds of a race for one lock; each round somebody wins
 
@@ -91,7 +103,7 @@ def _born(pid: int) -> str:
 class Found:
     """A lock file as it was read: `owner` is None where it is torn, or just being written on a disk without links."""
 
-    path: Path
+    path: Place
     number: int
     data: bytes
     owner: Owner | None
@@ -99,30 +111,55 @@ class Found:
     def __str__(self) -> str:
         return str(self.owner) if self.owner else f"an owner that {self.path} does not name"
 
+    @property
+    def beat(self) -> Remote | None:
+        """The object of the heartbeat, where the lock is on a store."""
+        if not isinstance(self.path, Remote) or self.owner is None:
+            return None
+        return self.path.with_name(f"{self.path.stem}-{self.owner.token}.beat")
 
-def find(folder: Path) -> Found | None:
+    def pulse(self) -> bytes:
+        """What changes while the owner lives. FileNotFoundError where the lock is gone."""
+        if self.beat is None:
+            return self.path.read_bytes()
+        if not self.path.is_file():
+            raise FileNotFoundError(self.path)
+        try:
+            return self.beat.read_bytes()
+        except FileNotFoundError:  # it has not beaten yet
+            return b""
+
+
+def find(folder: Place) -> Found | None:
     """The lock of a run folder, its owner alive or dead; None where there is none."""
-    numbered = [(int(match[1]), name) for name in _names(folder) if (match := PATTERN.fullmatch(name))]
+    home = _home(folder)
+    numbered = [(int(match[1]), name) for name in _names(home) if (match := PATTERN.fullmatch(name))]
     while numbered:
         number, name = max(numbered)
         try:
-            data = (folder / name).read_bytes()
+            data = (home / name).read_bytes()
         except FileNotFoundError:  # let go this moment
             numbered.remove((number, name))
             continue
-        return Found(folder / name, number, data, _owner(data))
+        return Found(home / name, number, data, _owner(data))
     return None
 
 
-def state(folder: Path, patience: float = 2 * BEAT) -> str:
+def state(folder: Place, patience: float = 2 * BEAT) -> str:
     """Who drives the run now, for people; "" for nobody. `patience`: seconds to watch an owner elsewhere."""
     found = find(folder)
     return f"{found}" if found and _beats(found, patience) else ""
 
 
-def _names(folder: Path) -> list[str]:
+def _home(folder: Place) -> Place:
+    return folder / FOLDER if isinstance(folder, Remote) else folder
+
+
+def _names(home: Place) -> list[str]:
+    if isinstance(home, Remote):
+        return list(home.listing())
     try:
-        return os.listdir(folder)
+        return os.listdir(home)
     except FileNotFoundError:
         return []
 
@@ -143,29 +180,68 @@ def _beats(found: Found, patience: float) -> bool:
     """Whether the lock's owner lives: asked of the kernel where it can tell, else watched for `patience` seconds."""
     if found.owner and (lives := found.owner.lives()) is not None:
         return lives
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        time.sleep(min(0.25, patience / 10))
-        try:
-            if found.path.read_bytes() != found.data:
+    look, end = min(0.25 if found.beat is None else 1.0, patience / 10), time.monotonic() + patience
+    try:
+        before = found.data if found.beat is None else found.pulse()
+        while time.monotonic() < end:
+            time.sleep(look)
+            if found.pulse() != before:
                 return True
-        except FileNotFoundError:
-            return False
+    except FileNotFoundError:
+        pass
     return False
+
+
+class Heart(Protocol):
+    """What a lock is kept alive by."""
+
+    def beat(self, count: int) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class FileHeart:
+    """The second line of the lock's own file, by its descriptor: this can never overwrite the lock of somebody else."""
+
+    def __init__(self, file: int, head: int):
+        self._file, self._head = file, head
+
+    def beat(self, count: int) -> None:
+        """Write another number."""
+        os.pwrite(self._file, b"%016d\n" % count, self._head)
+        os.fsync(self._file)
+
+    def stop(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+
+class ObjectHeart:
+    """An object beside the lock, with a name that nobody else ever writes."""
+
+    def __init__(self, place: Remote):
+        self._place = place
+
+    def beat(self, count: int) -> None:
+        """Write another number."""
+        self._place.write_bytes(b"%016d\n" % count)
+
+    def stop(self) -> None:
+        """Remove it."""
+        self._place.unlink(missing_ok=True)
 
 
 class Lock:
     """A lock that this process holds, and the thread that keeps it."""
 
-    def __init__(self, found: Found, file: int, beat: float):
-        self.path, self.number = found.path, found.number
+    def __init__(self, folder: Place, found: Found, heart: Heart, beat: float):
+        self.folder, self.path, self.number = folder, found.path, found.number
         self.lost = ""
         """Why the lock is not ours any more; "" while it is."""
         assert found.owner is not None, "we wrote it"
         self._owner = found.owner
         _tokens.add(self._owner.token)
-        self._file = file
-        self._head = found.data.index(b"\n") + 1
+        self._heart = heart
         self._pid = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, args=(beat,), name="capfilt-lock", daemon=True)
@@ -178,20 +254,21 @@ class Lock:
         self._over.set()
         self._thread.join()
         _tokens.discard(self._owner.token)
-        if not self.lost:
-            self.path.unlink(missing_ok=True)
-        os.close(self._file)
+        try:
+            if not self.lost and not self._taken():
+                self.path.unlink(missing_ok=True)
+            self._heart.stop()
+        except OSError as error:  # a store that does not answer; the lock is then taken for a dead one's
+            logging.getLogger(__name__).warning("%s stays behind (%s); it does no harm", self.path, error)
 
     def _keep(self, beat: float) -> None:
         count = 0
         while not self._over.wait(beat):
             count += 1
             try:
-                # Into our own file, by its descriptor: this can never overwrite the lock of somebody else.
-                os.pwrite(self._file, b"%016d\n" % count, self._head)
-                os.fsync(self._file)
-                if not self.path.parent.is_dir():  # the whole run was deleted: there is nothing left to keep
-                    return
+                self._heart.beat(count)
+                if isinstance(self.folder, Path) and not self.folder.is_dir():
+                    return  # the whole run was deleted: there is nothing left to keep
                 self.lost = self._taken()
             except OSError:  # the file system does not answer; what it says when it is back decides
                 continue
@@ -201,15 +278,15 @@ class Lock:
                 return
 
     def _taken(self) -> str:
-        found = find(self.path.parent)
+        found = find(self.folder)
         if found is None:
             return f"{self.path} was removed while the run was working"
         if found.owner != self._owner:
-            return f"{self.path.parent} was taken over by {found}, which had not seen this process for {STALE:.0f} s"
+            return f"{self.folder} was taken over by {found}, which had not seen this process for {STALE:.0f} s"
         return ""
 
 
-def acquire(folder: Path, beat: float = BEAT, stale: float = STALE) -> Lock:
+def acquire(folder: Place, beat: float = BEAT, stale: float = STALE) -> Lock:
     """Become the one driver of an existing folder.
 
     Raises RunError, naming the owner, where another driver lives; that may take a few heartbeats to see, and a dead
@@ -227,23 +304,23 @@ def acquire(folder: Path, beat: float = BEAT, stale: float = STALE) -> Lock:
     raise RunError(f"{folder}: too many drivers want this run folder at once; start one of them.")
 
 
-def _create(folder: Path, old: Found | None, beat: float) -> Lock | None:
+def _create(folder: Place, old: Found | None, beat: float) -> Lock | None:
     """Make the next lock file; None where somebody else was faster."""
-    number = old.number + 1 if old else 1
+    number, home = (old.number + 1 if old else 1), _home(folder)
     owner = Owner.me()
-    found = Found(folder / f"lock-{number}.json", number, f"{json.dumps(asdict(owner))}\n".encode(), owner)
-    if (file := _exclusive(found)) is None:
+    found = Found(home / f"lock-{number}.json", number, f"{json.dumps(asdict(owner))}\n".encode(), owner)
+    if (heart := _exclusive(found)) is None:
         return None
     newest = find(folder)
     if newest is None or newest.owner != owner or (old is not None and _reused(old)):
         # Between our look and our file another driver came and went, and a third began anew below us, or above.
         found.path.unlink(missing_ok=True)
-        os.close(file)
+        heart.stop()
         return None
-    for name in _names(folder):
-        if (match := PATTERN.fullmatch(name)) and int(match[1]) < number:
-            (folder / name).unlink(missing_ok=True)
-    return Lock(found, file, beat)
+    for name in _names(home):
+        if (match := _OURS.match(name)) and int(match[1]) < number:
+            (home / name).unlink(missing_ok=True)
+    return Lock(folder, found, heart, beat)
 
 
 def _reused(old: Found) -> bool:
@@ -254,8 +331,10 @@ def _reused(old: Found) -> bool:
         return False
 
 
-def _exclusive(found: Found) -> int | None:
-    """Create a file with all its bytes, open for writing; None where there is one of that name."""
+def _exclusive(found: Found) -> Heart | None:
+    """Create a lock with all its bytes; None where there is one of that name."""
+    if isinstance(found.path, Remote):
+        return _exclusive_object(found.path, found)
     part = found.path.with_name(f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -269,26 +348,39 @@ def _exclusive(found: Found) -> int | None:
                 return None
         except OSError:  # a file system without links
             os.close(file)
-            return _exclusive_plain(found)
-        return file
+            return _exclusive_plain(found.path, found.data)
+        return FileHeart(file, len(found.data))
     finally:
         os.unlink(part)
 
 
-def _exclusive_plain(found: Found) -> int | None:
+def _exclusive_plain(path: Path, data: bytes) -> Heart | None:
     try:
-        file = os.open(found.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return None
-    os.write(file, found.data + b"%016d\n" % 0)
+    os.write(file, data + b"%016d\n" % 0)
     os.fsync(file)
-    return file
+    return FileHeart(file, len(data))
 
 
-_held: dict[Path, Lock] = {}
+def _exclusive_object(path: Remote, found: Found) -> Heart | None:
+    if not path.create(found.data):
+        return None
+    if path.create(b"may this be written over?"):
+        path.unlink()
+        raise RunError(
+            f"{path.parent.parent}: this store writes over an object that must not be there, so it cannot keep two"
+            " drivers apart; give an --out on a disk, or on a store with conditional writes (S3, GCS, Azure)."
+        )
+    assert found.beat is not None, "it is on a store and has an owner"
+    return ObjectHeart(found.beat)
 
 
-def hold(folder: Path) -> Lock:
+_held: dict[Place, Lock] = {}
+
+
+def hold(folder: Place) -> Lock:
     """Hold the lock of a run folder until `release_all`, or until this process ends; asked again, it is the same."""
     where = folder.resolve()
     lock = _held.get(where)

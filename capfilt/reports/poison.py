@@ -7,10 +7,10 @@ samples named there are recorded as failed, with the reason, and nothing else of
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from capfilt.errors import RunError
 from capfilt.reports.ledger import Ledger, write_json
+from capfilt.reports.places import Place
 
 REASON = "killed its worker"
 """How the reason of such a failure begins."""
@@ -19,13 +19,13 @@ REASON = "killed its worker"
 def read(ledger: Ledger, shard: str, fingerprint: str) -> dict[int, str]:
     """The places of a shard's samples that are left out, and why."""
     path = _file(ledger, shard)
-    if not path.is_file():
-        return {}
     try:
         found = json.loads(path.read_bytes())
         if found["fingerprint"] != fingerprint:
             return {}
         return {int(place): str(why) for place, why in found["samples"].items()}
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} cannot be read ({error!r}); delete it, its samples are found anew.") from error
 
@@ -42,5 +42,5 @@ def forget(ledger: Ledger, shard: str) -> None:
     _file(ledger, shard).unlink(missing_ok=True)
 
 
-def _file(ledger: Ledger, shard: str) -> Path:
+def _file(ledger: Ledger, shard: str) -> Place:
     return ledger.folder / "poison" / ledger.stage / f"{shard}.json"

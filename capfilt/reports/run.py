@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.reports import lock
 from capfilt.reports.ledger import FORK, PART, atomic, sweep, write_json
+from capfilt.reports.places import Place, Remote, append, listing, within
 
 MIN_FREE_BYTES = 100_000_000
 _EARLY = ("recipe.yaml", FORK)  # what may lie there before the plan does
@@ -30,12 +30,12 @@ _SHOWN = 5  # changed keys named in the refusal of another plan
 class Run:
     """An opened run folder; `resumed` tells whether it was one before."""
 
-    folder: Path
+    folder: Place
     plan: dict[str, Any]
     resumed: bool
 
     @classmethod
-    def open(cls, out: Path, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES) -> Run:
+    def open(cls, out: Place, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES) -> Run:
         """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
@@ -62,17 +62,17 @@ class Run:
         return cls(out, wanted, resumed)
 
     @classmethod
-    def load(cls, folder: Path) -> Run:
+    def load(cls, folder: Place) -> Run:
         """Take up an existing run folder to look at it; nothing in it is touched."""
         if not (folder / "plan.json").is_file():
             raise RunError(f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out.")
         return cls(folder, _read_plan(folder), resumed=True)
 
-    def path(self, *parts: str) -> Path:
+    def path(self, *parts: str) -> Place:
         """Return the path of something in the run folder, there or not."""
         return self.folder.joinpath(*parts)
 
-    def round(self, r: int) -> Path:
+    def round(self, r: int) -> Place:
         """Return the folder of round `r`, created."""
         folder = self.folder / f"round-{r}"
         folder.mkdir(exist_ok=True)
@@ -84,22 +84,21 @@ class Run:
         A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf".
         """
         line = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-        # One write to a file opened for appending: lines of several processes do not mix.
-        with (self.folder / "log.jsonl").open("ab", buffering=0) as file:
-            file.write(json.dumps(_plain(line), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        data = json.dumps(_plain(line), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        append(self.folder / "log.jsonl", data)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; a figure that was not measured is left out by the caller, never 0."""
         write_json(self.folder / "summary.json", dict(summary))
 
 
-def fork(old: Path, new: Path) -> Path:
+def fork(old: Place, new: Place) -> Place:
     """Make `new` the folder of a run that takes over from run `old` every piece of work that it asks for and that
     holds there; returns `new`. Nothing in `old` is touched, nothing is taken before it is asked for.
     """
     source = Run.load(old).folder.resolve()
     where = new.resolve()
-    if where == source or where.is_relative_to(source) or source.is_relative_to(where):
+    if _nested(where, source) or _nested(source, where):
         raise RunError(f"{new} lies in {old} or is it; a fork is a run of its own: choose another folder for --fork.")
     if not (new / FORK).is_file() and not (new / "plan.json").is_file():
         new.mkdir(parents=True, exist_ok=True)
@@ -112,7 +111,17 @@ def fork(old: Path, new: Path) -> Path:
     return new
 
 
-def _check_space(out: Path, min_free_bytes: int) -> None:
+def _nested(inner: Place, outer: Place) -> bool:
+    try:
+        within(inner, outer)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_space(out: Place, min_free_bytes: int) -> None:
+    if isinstance(out, Remote):  # a store does not say
+        return
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < min_free_bytes:
@@ -122,7 +131,7 @@ def _check_space(out: Path, min_free_bytes: int) -> None:
         )
 
 
-def _check(out: Path, wanted: dict[str, Any]) -> bool:
+def _check(out: Place, wanted: dict[str, Any]) -> bool:
     """Whether the folder is a run with this plan; RunError for one with another, and for something else."""
     if not (out / "plan.json").is_file():
         _check_empty(out)
@@ -131,9 +140,10 @@ def _check(out: Path, wanted: dict[str, Any]) -> bool:
     return True
 
 
-def _check_empty(out: Path) -> None:
-    names = (entry.name for entry in out.iterdir())
-    held = sorted(n for n in names if n not in _EARLY and not n.startswith(PART) and not lock.PATTERN.fullmatch(n))
+def _check_empty(out: Place) -> None:
+    own = (*_EARLY, lock.FOLDER) if isinstance(out, Remote) else _EARLY
+    names = listing(out)
+    held = sorted(n for n in names if n not in own and not n.startswith(PART) and not lock.PATTERN.fullmatch(n))
     if held:
         what = f"{held[0]!r} and more" if held[1:] else repr(held[0])
         raise RunError(
@@ -141,7 +151,7 @@ def _check_empty(out: Path) -> None:
         )
 
 
-def _check_plan(out: Path, wanted: dict[str, Any]) -> None:
+def _check_plan(out: Place, wanted: dict[str, Any]) -> None:
     changes = list(islice(_changes(_read_plan(out), wanted), 1000))
     if changes:
         more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
@@ -152,7 +162,7 @@ def _check_plan(out: Path, wanted: dict[str, Any]) -> None:
         )
 
 
-def _read_plan(folder: Path) -> dict[str, Any]:
+def _read_plan(folder: Place) -> dict[str, Any]:
     try:
         plan = json.loads((folder / "plan.json").read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -187,9 +197,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _mend_log(log: Path) -> None:
+def _mend_log(log: Place) -> None:
     """End a line that a kill cut short, or the next one would be lost with it."""
-    if not log.is_file() or log.stat().st_size == 0:
+    if isinstance(log, Remote) or not log.is_file() or log.stat().st_size == 0:
         return
     with log.open("r+b") as file:
         file.seek(-1, os.SEEK_END)

@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.reports.ledger import Completion, Ledger, atomic
+from capfilt.reports.places import Place, Remote, append, listing, together
 from capfilt.reports.tally import Tally
 
 ORDER = (
@@ -53,23 +53,20 @@ def begin(ledger: Ledger, plan: Plan, identities: Mapping[str, str] | None = Non
 def planned(ledger: Ledger) -> tuple[Plan | None, dict[str, str]]:
     """What a stage was to do, and the fingerprint of each shard; None where it never was begun."""
     path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
-    if not path.is_file():
+    try:
+        first, *lines = path.read_bytes().splitlines() or [b""]
+        return Plan(**json.loads(first)), dict(json.loads(line) for line in lines)
+    except FileNotFoundError:
         return None, {}
-    with path.open("rb") as file:
-        try:
-            head = Plan(**json.loads(file.readline()))
-            return head, dict(json.loads(line) for line in file)
-        except (ValueError, TypeError) as error:
-            raise RunError(
-                f"{path} cannot be read ({error}); run the same command again, it is written anew."
-            ) from error
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); run the same command again, it is written anew.") from error
 
 
 def failed(ledger: Ledger, shard: str, error: str) -> None:
     """Write down that a shard failed as a whole, and of what."""
     ledger.path.parent.mkdir(parents=True, exist_ok=True)
-    with ledger.path.with_name(f"{ledger.stage}{FAILED}").open("ab", buffering=0) as file:
-        file.write(json.dumps({"shard": shard, "error": error}, ensure_ascii=False).encode() + b"\n")
+    line = json.dumps({"shard": shard, "error": error}, ensure_ascii=False).encode() + b"\n"
+    append(ledger.path.with_name(f"{ledger.stage}{FAILED}"), line)
 
 
 def failures(ledger: Ledger) -> dict[str, str]:
@@ -80,14 +77,14 @@ def failures(ledger: Ledger) -> dict[str, str]:
     return {line["shard"]: line["error"] for line in found}
 
 
-def find(folder: Path) -> list[Ledger]:
+def find(folder: Place) -> list[Ledger]:
     """The ledgers of every stage in a run folder, in the order in which the stages follow each other."""
-    found: dict[tuple[Path, str], Ledger] = {}
+    found: dict[tuple[Place, str], Ledger] = {}
     for pattern in _DEPTH:
         for home in folder.glob(pattern):
-            names = (entry.name for entry in home.iterdir())
-            stages = {name.removesuffix(PLAN) for name in names if name.endswith(PLAN)}
-            for stage in stages | {entry.name for entry in home.iterdir() if entry.is_dir()}:
+            entries = listing(home)
+            stages = {name.removesuffix(PLAN) for name in entries if name.endswith(PLAN)}
+            for stage in stages | {name for name, stat in entries.items() if stat is None}:
                 found[home.parent, stage] = Ledger(home.parent, stage)
     return sorted(found.values(), key=_place)
 
@@ -122,12 +119,14 @@ def standing(ledger: Ledger) -> Standing:
     plan, identities = planned(ledger)
     newest, count = 0.0, 0
     stand = Standing(ledger, plan or Plan(ledger.stage, 0))
+    stats = listing(ledger.path)
     for done in readable(ledger):
-        if identities and identities.get(done.shard) != done.fingerprint:
+        stat = stats.get(f"{done.shard}.json")
+        if stat is None or (identities and identities.get(done.shard) != done.fingerprint):
             continue
         count += 1
         stand.tally += done.tally
-        newest = max(newest, (ledger.path / f"{done.shard}.json").stat().st_mtime)
+        newest = max(newest, stat.st_mtime)
     stand.done = count
     if plan is None:
         stand.plan = Plan(ledger.stage, count, count)
@@ -149,12 +148,12 @@ def reason(error: str) -> str:
 
 def readable(ledger: Ledger) -> Iterator[Completion]:
     """The completions that can be read, in the order of shard names; a torn one counts as not there."""
-    for path in ledger.files():
-        if (done := ledger.read(path)) is not None:
+    for done in together(ledger.read, ledger.files(), isinstance(ledger.path, Remote)):
+        if done is not None:
             yield done
 
 
-def _steps(log: Path) -> tuple[int, float]:
+def _steps(log: Place) -> tuple[int, float]:
     if not log.is_file():
         return 0, 0.0
     with log.open("rb") as file:
