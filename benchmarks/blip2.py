@@ -3,9 +3,10 @@
     capfilt bootstrap --rounds 1 --out runs/demo
     python benchmarks/blip2.py --tower runs/demo/round-1/pretrain/checkpoint --out runs/blip2
 
-The eyes are those of the demo's BLIP, frozen; the language model is an OPT of two layers that has read the captions and
-seen no image, frozen too. Captions are written once beside the right images and once beside wrong ones: what the second
-lacks is what the language model was told.
+The eyes are those of the demo's BLIP, frozen; the language model is an OPT of two layers that has read the captions,
+image by image, and seen none, frozen too (`--apart`: it read them one by one, without those of the same image beside).
+Captions are written once beside the right images and once beside wrong ones: what the second lacks is what the language
+model was told.
 """
 
 from __future__ import annotations
@@ -14,62 +15,24 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from capfilt import presets
 from capfilt.data import shards, world
 from capfilt.data.language_tokens import LanguageTokenizer
-from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.filter import Filter
 from capfilt.evaluation.examine import EvaluateConfig, HeldOut, caption, look, retrieve
 from capfilt.models import Model, read_architecture, weights
-from capfilt.models.language import LanguageConfig, LanguageModel
+from capfilt.pipelines.language import documents
+from capfilt.training.language import TeachConfig, teach
 
 IMAGES = 250
-
-
-def texts_of(folder: Path) -> list[list[str]]:
-    """The texts of every image of a folder of shards."""
-    samples = [item for url in shards.expand(str(folder)) for item in shards.read(url) if isinstance(item, Sample)]
-    return [[str(caption["text"]) for caption in sample.captions] for sample in samples]
-
-
-def make_language(folder: Path, config: LanguageConfig, texts: Sequence[str], steps: int, seed: int = 0) -> None:
-    """Write an OPT that has read these texts, with a byte-level BPE of its own, as transformers lays both out."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = ByteLevelBPETokenizer()
-    size = int(config.settings["vocab_size"] or 0) - 1  # the last entry stands for images in transformers
-    bpe.train_from_iterator(texts, vocab_size=size, special_tokens=["<s>", "<pad>", "</s>"], show_progress=False)
-    engine = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer = LanguageTokenizer(engine, "opt")
-    torch.manual_seed(seed)
-    model = LanguageModel(config, "fp32").model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    draw = np.random.default_rng(seed)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
-        chosen = [texts[i] for i in draw.integers(len(texts), size=64)]
-        ids, mask = (torch.from_numpy(x) for x in tokenizer.encode(chosen, 48))
-        loss = model(input_ids=ids, labels=ids.masked_fill(mask == 0, -100)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval().save_pretrained(folder)
-    tokenizer.save(folder)
-    if steps:
-        print(f"language model: {loss.item():.3f} nats a token after {steps} steps")
 
 
 def seen_by(model: Model, folder: Path) -> HeldOut:
@@ -92,6 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=2000, help="clean images to learn from")
     parser.add_argument("--steps", type=int, default=400, help="of each stage")
+    parser.add_argument("--apart", action="store_true", help="teach the language model one caption at a time")
     asked = parser.parse_args()
     out: Path = asked.out
     settings = world.WorldConfig(web=0, human=asked.images, val=0, test=IMAGES)
@@ -101,8 +65,11 @@ def main() -> None:
     config = read_architecture(presets.find("models", "blip2/tiny-opt"))
     assert config.family == "blip2"
     assert config.language is not None
-    make_language(out / "language", config.language, [text for own in texts_of(human) for text in own], 600)
-    common = {"data": human, "train__steps": asked.steps, "resources__workers": 1}
+    read = list(documents(shards.expand(str(human))))
+    read = [[text] for document in read for text in document] if asked.apart else read
+    loss = teach(out / "language", config.language, read, TeachConfig(), seed=0)
+    print(f"language model: {loss:.3f} nats a token")
+    common = {"data": human, "train__steps": asked.steps, "resources__workers": 1, "train__features": out / "features"}
     first = pretrain("blip2-tiny-stage1", out / "stage1", initial__vision=asked.tower, **common)
     model = weights.load(first).eval()
     found = {"stage 1": retrieve(Filter(model, Tokenizer.load(first)), seen_by(model, test), EvaluateConfig())}

@@ -189,7 +189,8 @@ def writer(
     assert language is not None
     places = torch.full((3, ours.config.text.queries), language.for_images)
     prompt = 2 if language.kind == "t5" else 0
-    seen = ours.image_keys(tokens, "decoder")
+    end = torch.ones_like(ids[:, :1])  # T5's tokenizer sets it behind a prompt
+    seen = ours.image_keys(tokens, "decoder", () if language.kind == "opt" else ids[0, :prompt].tolist())
     logits, _ = ours.predict(tokens, ids, mask, prompt)
     if language.kind == "opt":
         every = theirs(
@@ -198,11 +199,13 @@ def writer(
         first = ids[:, :1]
     else:
         begin = torch.cat([torch.zeros_like(ids[:, :1]), ids[:, prompt:-1]], dim=1)
-        every = theirs(pixels, torch.cat([places, ids[:, :prompt]], dim=1), decoder_input_ids=begin).logits
+        asked_of = torch.cat([places, ids[:, :prompt], end], dim=1)
+        every = theirs(pixels, asked_of, decoder_input_ids=begin).logits
         first = torch.zeros_like(ids[:, :1])
     asked = mask[:, prompt:, None]
     step = ours.decode_step(first, seen, ours.cache(3, 9, seen))
-    where = torch.cat([places, first], dim=1) if language.kind == "opt" else places
+    read = first if language.kind == "opt" else torch.cat([ids[:1, :prompt].expand(3, -1), end], dim=1)
+    where = torch.cat([places, read], dim=1)
     kind = {"decoder_input_ids": first} if language.kind == "t5" else {}
     return {
         "projected queries": (theirs.language_projection(queries), ours.language_projection(queries)),

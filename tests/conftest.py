@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +128,74 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     world.write(world.WorldConfig(human=48, shard_size=16, captions=2), 0, folder, "human")
     return folder
+
+
+# ---- a Ray head that is somebody else's, with a dashboard ----
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head on loopback. The `capfilt` on its PATH counts to the seed of its recipe, and fails if that is odd."""
+
+    url: str
+    gcs: str
+    environment: dict[str, str]
+
+
+COUNTS = """\
+#!/bin/sh
+# What a job runs here: the real command would take minutes.
+[ "$1" = --version ] && {{ echo {version}; exit 0; }}
+echo "words: $*"
+n=$(sed -n 's/^seed: //p' recipe.yaml)
+pause=$(sed -n 's/^pause: //p' recipe.yaml)
+i=0
+while [ $i -lt $n ]; do i=$((i + 1)); echo "line $i"; sleep ${{pause:-0.5}}; done
+case "$*" in *--json*) printf '{{\n "lines": %s\n}}\n' $n;; esac
+exit $((n % 2))
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback on which nobody listens now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head`, in processes of its own."""
+    from capfilt import __version__
+
+    folder = tmp_path_factory.mktemp("head")
+    (folder / "capfilt").write_text(COUNTS.format(version=__version__))
+    (folder / "capfilt").chmod(0o755)
+    gcs, dashboard, agent, client = free_ports(4)
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    # A short path: Ray's sockets lie in it, and their names may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-") as temporary:
+        words = (
+            *("ray", "start", "--head", "--block", "--num-cpus", "2", "--object-store-memory", "80000000"),
+            *("--node-ip-address", "127.0.0.1", "--port", str(gcs), "--dashboard-port", str(dashboard)),
+            *("--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)),
+            *("--temp-dir", temporary),
+        )
+        with (folder / "log").open("w") as log:
+            running = subprocess.Popen(
+                [Path(sys.executable).with_name("ray"), *words[1:]],
+                env={**os.environ, **own},
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+            )
+        try:
+            yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", own)
+        finally:
+            running.terminate()
+            running.wait(60)
 
 
 # ---- a browser, for what people look at ----

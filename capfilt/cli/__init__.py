@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import fetch, look, runs, work
+from capfilt.cli import fetch, jobs, look, runs, work
 
 app = typer.Typer(
     name="capfilt",
@@ -34,6 +34,7 @@ VERBS = (
     runs.review,
     look.export,
     look.bench,
+    jobs.jobs,
     runs.status,
     runs.verify,
     runs.explain,
@@ -44,7 +45,7 @@ VERBS = (
 _EITHER = {"token_normalize_func": lambda word: word.replace("_", "-")}
 
 for _verb in VERBS:
-    app.command(context_settings=_EITHER)(_verb)
+    app.command(context_settings=_EITHER)(jobs.sendable(_verb))
 
 
 @app.callback(invoke_without_command=True)

@@ -20,7 +20,8 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="
 Address = Annotated[
     str,
     typer.Option(
-        help="start: a Ray of its own; auto, HOST:PORT or ray://...: a running one; local: this process, no Ray."
+        help="start: a Ray of its own; auto, HOST:PORT or ray://...: a running one; local: this process, no Ray;"
+        " http://HEAD:8265: there, as a job that outlives this command."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]

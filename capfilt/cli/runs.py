@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.cli.execute import execute
+from capfilt.cli.execute import Terminated, execute
 from capfilt.cli.options import Debug, Json
-from capfilt.cli.tables import print_status, print_verified
+from capfilt.cli.tables import print_status, print_verified, watch_status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from capfilt.reports.progress import Progress
 
 RunFolder = Annotated[str, typer.Argument(help="A run folder: what was an --out.")]
@@ -19,24 +21,36 @@ RunFolder = Annotated[str, typer.Argument(help="A run folder: what was an --out.
 
 def status(
     run: RunFolder,
-    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until the run ends; Ctrl-C leaves it.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch, a line for each look.")] = False,
     debug: Debug = False,
 ) -> None:
     """How far a run is: per stage what is done, the rate, the time left, failures by reason. Needs no Ray.
 
-    Example: `capfilt status runs/demo`
+    Example: `capfilt status runs/demo --watch`
     """
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import status as story
         from capfilt.reports.places import place
 
+        if watch:
+            return watched(story.follow(place(run), every))
         told = story.run(place(run))
         if not as_json:
             print_status(told)
         return told
 
-    execute(work, as_json, debug, show_result=False)
+    def watched(looks: Iterator[dict[str, Any]]) -> None:
+        try:
+            watch_status(looks, as_json)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:  # how one leaves, and nothing was interrupted
+            return
+
+    execute(work, as_json and not watch, debug, show_result=False)
 
 
 def verify(

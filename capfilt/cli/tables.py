@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.table import Table
 
     from capfilt.reports.places import Place
@@ -15,8 +19,10 @@ _SHOWN = 20  # broken pieces that are named one by one
 
 
 def print_rounds(summary: dict[str, Any]) -> None:
-    """One row per round; a figure that was not measured is a dash."""
+    """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
     from rich.table import Table
+
+    from capfilt.pipelines.report import told_of_stages
 
     columns = {
         "round": lambda r: str(r["round"]),
@@ -34,6 +40,9 @@ def print_rounds(summary: dict[str, Any]) -> None:
     for entry in summary["rounds"]:
         table.add_row(*(column(entry) for column in columns.values()))
     _print(table)
+    for entry in summary["rounds"]:
+        for line in told_of_stages(entry):
+            typer.echo(line)
 
 
 def print_next(folder: Place, summary: dict[str, Any]) -> None:
@@ -56,24 +65,87 @@ def _figure(value: float | None, digits: int) -> str:
 
 def print_status(told: dict[str, Any]) -> None:
     """One row per stage, then why shards and samples failed."""
+    _print(_status(told))
+    for line in _failures(told):
+        typer.echo(line)
+
+
+def watch_status(looks: Iterable[dict[str, Any]], as_json: bool) -> None:
+    """The same, drawn anew at each look; where there is no terminal a line for each stage that went on."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    if as_json:
+        for told in looks:
+            typer.echo(json.dumps(told))
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for told in looks:
+                live.update(Group(_status(told), *map(Text, _failures(told))), refresh=True)
+    else:
+        _tell_changes(looks)
+
+
+def _tell_changes(looks: Iterable[dict[str, Any]]) -> None:
+    before: dict[str, Any] = {}
+    for told in looks:
+        for stage in told["stages"]:
+            name = f"{stage['folder']}/{stage['stage']}"
+            if before.get(name) != stage["done"]:
+                label, done, rate, left, failed = _cells(stage)
+                typer.echo(f"{label:<24} {done}  {rate} per minute  {left} left  {failed} samples failed")
+            before[name] = stage["done"]
+        if before.get("") != told["state"]:
+            typer.echo(f"{told['run']}: {told['state']}")
+        before[""] = told["state"]
+
+
+def _status(told: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table("stage", "done", "per minute", "left", "samples failed", title=f"{told['run']}: {told['state']}")
     for stage in told["stages"]:
-        rate, left = stage.get("per_second"), stage.get("seconds_left")
-        table.add_row(
-            stage["label"],
-            f"{stage['done']}/{stage['total']} {stage['unit']}",
-            "-" if rate is None else f"{60 * rate:.1f}",
-            "-" if left is None or stage["done"] >= stage["total"] else _duration(left),
-            str(stage["samples"].get("failed", 0)),
-        )
+        table.add_row(*_cells(stage))
+    return table
+
+
+def _cells(stage: dict[str, Any]) -> tuple[str, ...]:
+    rate, left = stage.get("per_second"), stage.get("seconds_left")
+    return (
+        stage["label"],
+        f"{stage['done']}/{stage['total']} {stage['unit']}",
+        "-" if rate is None else f"{60 * rate:.1f}",
+        "-" if left is None or stage["done"] >= stage["total"] else _duration(left),
+        str(stage["samples"].get("failed", 0)),
+    )
+
+
+def _failures(told: dict[str, Any]) -> list[str]:
+    return [
+        f"{stage['label']}: {count} {what}: {reason}"
+        for stage in told["stages"]
+        for kind, what in (("errors", "shards failed"), ("failed", "samples failed"))
+        for reason, count in stage[kind].items()
+    ]
+
+
+def print_jobs(told: dict[str, Any]) -> None:
+    """One row per job, the newest last."""
+    from rich.table import Table
+
+    table = Table("job", "verb", "out", "state", "began (UTC)", "took", title=f"jobs of {told['address']}")
+    for job in told["jobs"]:
+        state = job["state"] if job.get("exit_code") in (None, 0) else f"{job['state']} ({job['exit_code']})"
+        began, ended = job.get("began"), job.get("ended")
+        took = "-"
+        if began:
+            until = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
+            took = _duration((until - datetime.fromisoformat(began)).total_seconds())
+        began = began[:16].replace("T", " ") if began else "-"
+        table.add_row(job["id"], job["verb"], job["out"] or "-", state, began, took)
     _print(table)
-    for stage in told["stages"]:
-        for kind in ("errors", "failed"):
-            for reason, count in stage[kind].items():
-                what = "shards failed" if kind == "errors" else "samples failed"
-                typer.echo(f"{stage['label']}: {count} {what}: {reason}")
 
 
 def print_verified(told: dict[str, Any]) -> None:

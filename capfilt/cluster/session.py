@@ -12,13 +12,15 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from capfilt.cluster.metrics import FarMeters, Meters, open_meters
 from capfilt.errors import CapfiltError, ClusterError
+from capfilt.reports.metrics import Reading
 
 ALLOWED = '"local" (this process), "start" (a Ray of its own), "auto", "HOST:PORT" or "ray://HOST:PORT"'
 
@@ -64,14 +66,14 @@ class Trouble:
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, CapfiltError):
             return cls(str(error), trace, type(error))
-        return cls(_one_line("".join(traceback.format_exception_only(error))), trace)
+        return cls(one_line("".join(traceback.format_exception_only(error))), trace)
 
     @classmethod
     def death(cls, error: Exception) -> Trouble:
         """Describe the end of a process from what Ray says of it."""
         line = " ".join(str(error).split())
         blameless = getattr(error, "preempted", False) or any(words in line for words in _MACHINE)
-        return cls(_one_line(line), died=True, blameless=blameless)
+        return cls(one_line(line), died=True, blameless=blameless)
 
     def as_error(self, what: str) -> CapfiltError:
         """The exception to raise: a refusal as it was, an accident of `what` as a ClusterError.
@@ -94,6 +96,7 @@ class Session:
         """This session started the Ray it uses, and shuts it down."""
         self.conductor: Any = None
         """The actor that runs trainings (train.py), kept between them because it takes seconds to start."""
+        self._meters: Meters | FarMeters | None = None
         self._attached = attached  # this session connected the process to a cluster, and disconnects it
         self._open = True
 
@@ -111,6 +114,14 @@ class Session:
             for total in totals
         )
 
+    def report(self, readings: Iterable[Reading]) -> None:
+        """Hand measurements to Ray, which shows them to Prometheus. In this process alone nobody asks for them."""
+        if self.local:
+            return
+        if self._meters is None:
+            self._meters = open_meters()
+        self._meters.take(list(readings))
+
     def close(self) -> None:
         """Leave the place as it was found."""
         if not self._open or self.local:
@@ -118,6 +129,8 @@ class Session:
         self._open = False
         import ray
 
+        if self._meters is not None and ray.is_initialized():
+            self._meters.close()
         if self.owned or self._attached:
             ray.shutdown()
         elif self.conductor is not None and ray.is_initialized():
@@ -209,12 +222,13 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """What another program said, as much of it as fits into a message."""
     return " ".join(text.split())[:400]
 
 
 def _no_answer(address: str, error: Exception) -> str:
-    reason = _one_line(str(error)).rstrip(".") + "."
+    reason = one_line(str(error)).rstrip(".") + "."
     if address == "start":
         return f'Ray could not be started on this machine: {reason} Use the address "local" to work without it.'
     return f'No Ray cluster answers at {address!r}: {reason} Start one, or use the address "start".'

@@ -73,6 +73,8 @@ class Done(Generic[R]):
     error: str | None = None
     deaths: int = 0
     """How many workers died of it; with an `error` only."""
+    seconds: float = field(default=0.0, compare=False)
+    """How long its worker worked on it; with a `result` only."""
 
 
 def spread(
@@ -108,11 +110,11 @@ def _here(job: Job[R], items: Iterable[str]) -> Iterator[Done[R]]:
     worker = Worker(job.name)
     _raise_unopened(job, worker.open(job))
     for item in items:
-        result, trouble = worker.work(item)
+        result, trouble, seconds = worker.work(item)
         for _ in range(CRASHES - 1):
             if trouble is not None and trouble.refusal is None:
-                result, trouble = worker.work(item)
-        yield Done(item, result, trouble.line if trouble else None)
+                result, trouble, seconds = worker.work(item)
+        yield Done(item, result, trouble.line if trouble else None, seconds=seconds)
 
 
 def _size(session: Session, job: Job[R], needs: Resources) -> int:
@@ -156,12 +158,13 @@ class Worker:
             return Trouble.of(error)
         return None
 
-    def work(self, item: str) -> tuple[Any, Trouble | None]:
-        """The job's result for one item, or what was raised instead."""
+    def work(self, item: str) -> tuple[Any, Trouble | None, float]:
+        """The job's result for one item, or what was raised instead; and the seconds it took."""
+        begun = time.perf_counter()
         try:
-            return self._answer(item), None
+            return self._answer(item), None, time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 (it becomes the item's Done)
-            return None, Trouble.of(error)
+            return None, Trouble.of(error), time.perf_counter() - begun
 
 
 def _set_threads(threads: int) -> None:
@@ -281,14 +284,18 @@ class _Pool(Generic[R]):
         actor = self._kind.options(name=name, namespace=self._namespace).remote(name, self._threads)
         seat = _Seat(name, actor)
         self._seats.append(seat)
-        self._call(seat, actor.open.remote(self._job), None)
+        self._call(seat, actor.open.options(name=f"{self._job.name} opens").remote(self._job), None)
 
     def _feed(self) -> None:
         """Hand out what waits, one round at a time so that the last items do not pile up at one worker."""
         for held in range(QUEUED):
             for seat in self._seats:
                 if seat.opened and len(seat.calls) <= held and (task := self._take(seat)) is not None:
-                    self._call(seat, seat.actor.work.remote(task.item), task)
+                    self._call(seat, self._work(seat, task.item), task)
+
+    def _work(self, seat: _Seat, item: str) -> Any:
+        # The name is what Ray's dashboard shows: the stage and, of a path, its end.
+        return seat.actor.work.options(name=f"{self._job.name} {item.rsplit('/', 1)[-1]}").remote(item)
 
     def _call(self, seat: _Seat, call: Any, task: _Task | None) -> None:
         if not seat.calls:
@@ -333,14 +340,14 @@ class _Pool(Generic[R]):
         import ray
 
         try:
-            result, trouble = ray.get(call)
+            result, trouble, seconds = ray.get(call)
         except ray.exceptions.RayTaskError as error:  # the result could not be pickled
-            result, trouble = None, Trouble.of(error)
+            result, trouble, seconds = None, Trouble.of(error), 0.0
         except ray.exceptions.RayError as error:
             return self._died(seat, task, Trouble.death(error))
         self._returned(seat, call)
         if trouble is None:
-            return Done(task.item, result)
+            return Done(task.item, result, seconds=seconds)
         task.crashes += 1
         if trouble.refusal is not None or task.crashes >= CRASHES:
             return Done(task.item, error=trouble.line)

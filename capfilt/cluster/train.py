@@ -125,7 +125,7 @@ def _conducted(
     answered = False
     reserved = _reserved()
     try:
-        call = session.conductor.fit.remote(*task)
+        call = session.conductor.fit.options(name=f"train {task[3]['name']}").remote(*task)
         while not ray.wait([call], timeout=POLL_SECONDS)[0]:
             if poll is not None:
                 poll()

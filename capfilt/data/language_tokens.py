@@ -80,16 +80,14 @@ class LanguageTokenizer(Tokenizer):
         return ids, mask
 
     def opening(self, prompt: str, max_length: int) -> list[int]:
-        """What a text that is written begins with.
-
-        Raises:
-            TextError: a prompt for T5, which reads it in its encoder, where nothing is written.
-        """
+        """What a text that is written begins with; of T5 no prompt, which its encoder reads (`question`)."""
         if self.kind == "t5":
-            if prompt:
-                raise TextError(f"decode.prompt is {prompt!r}; a T5 takes none when it writes, set it to ''")
             return [self.cls]
         return [self.cls, *self._pieces(prompt.strip())][:max_length]
+
+    def question(self, prompt: str) -> list[int]:
+        """What a T5 reads beside the image before it writes, without the end that comes after; OPT reads nothing."""
+        return self._pieces(prompt.strip()) if self.kind == "t5" else []
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn one row of ids into text: specials and the end dropped."""

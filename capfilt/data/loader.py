@@ -25,6 +25,7 @@ from torch import Tensor
 from capfilt.config import Config
 from capfilt.data import images, shards
 from capfilt.data.augment import AugmentConfig, augment, generator
+from capfilt.data.features import Features
 from capfilt.data.order import Order, Span
 from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer, clean_caption
@@ -79,6 +80,7 @@ class LoaderConfig(Config):
 class Row:
     """One training pair before decoding."""
 
+    shard: str
     uid: str
     image: bytes
     text: str
@@ -89,7 +91,7 @@ class Batch:
     """What a training step sees."""
 
     images: Tensor
-    """[B, 3, S, S] normalised floats."""
+    """[B, 3, S, S] normalised floats; or [B, N, D], what was kept of the frozen tower."""
     ids: Tensor
     """[B, T], [CLS] first, padded."""
     mask: Tensor
@@ -114,8 +116,12 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         rows: Mapping[str, int] | None = None,
+        features: Features | None = None,
     ):
-        """`rows` says how many rows each shard has; without it they are counted now, which reads every shard once."""
+        """`rows` says how many rows each shard has; without it they are counted now, which reads every shard once.
+
+        With `features` no picture is decoded: batches have what was kept of each.
+        """
         if config.batch_size % ranks:
             raise DataError(
                 f"batch_size {config.batch_size} cannot be split over {ranks} ranks; make it a multiple of {ranks}"
@@ -124,6 +130,7 @@ class Loader:
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.seed = seed
+        self.features = features
         self.rank, self.ranks = rank, ranks
         walked = [(shards.expand(source.shards), source.repeat) for source in sources]
         if rows is None:
@@ -177,7 +184,7 @@ class Loader:
     def _rows(self, url: str, epoch: int) -> Iterator[Row]:
         for sample in self._samples(url):
             for caption in sample.captions if self.config.captions == "all" else [self._drawn(sample, epoch)]:
-                yield Row(sample.uid, sample.image, str(caption["text"]))
+                yield Row(url, sample.uid, sample.image, str(caption["text"]))
 
     def _samples(self, url: str) -> Iterable[Sample]:
         """The samples of a shard. The first small ones stay in memory: lanes that begin in the middle of a shard, and
@@ -199,7 +206,7 @@ class Loader:
         place = generator(self.seed, epoch, sample.uid).random() * weights.sum()
         return captions[min(int(np.searchsorted(weights.cumsum(), place, side="right")), len(captions) - 1)]
 
-    def _batch(self, rows: Sequence[Row], views: Sequence[np.ndarray | None]) -> Batch:
+    def _batch(self, rows: Sequence[Row], views: Sequence[np.ndarray | Tensor | None]) -> Batch:
         """The batch of `rows`, as they are seen."""
         kept = [row for row, view in zip(rows, views, strict=True) if view is not None]
         pixels = [view for view in views if view is not None]
@@ -211,7 +218,7 @@ class Loader:
         texts = [f"{self.config.prompt.strip()} {clean_caption(row.text)}".strip() for row in kept]
         ids, mask = self.tokenizer.encode(texts, self.config.max_length)
         return Batch(
-            images=torch.from_numpy(images.normalise(np.stack(pixels))),
+            images=stack(pixels),
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             groups=torch.tensor([number(row.uid) for row in kept]),
@@ -219,13 +226,23 @@ class Loader:
             unreadable=len(rows) - len(set(fill)),
         )
 
-    def _pixels(self, row: Row, place: int) -> np.ndarray | None:
-        """The picture of row number `place` of the training, uint8 [S, S, 3]; None where it cannot be decoded."""
+    def _pixels(self, row: Row, place: int) -> np.ndarray | Tensor | None:
+        """The picture of row number `place` of the training, uint8 [S, S, 3], or what was kept of it [N, D]; None where
+        it cannot be decoded."""
+        if self.features is not None:
+            return self.features.of(row.shard, row.uid)
         try:
             image = images.decode(row.image)
         except ImageError:
             return None
         return augment(image, self.image_size, self.config.augment, generator(self.seed, place, row.uid))
+
+
+def stack(views: Sequence[np.ndarray | Tensor]) -> Tensor:
+    """Pictures uint8 [S, S, 3] -> [B, 3, S, S] normalised floats; kept features [N, D] -> [B, N, D]."""
+    if isinstance(views[0], Tensor):
+        return torch.stack([view for view in views if isinstance(view, Tensor)])
+    return torch.from_numpy(images.normalise(np.stack([np.asarray(view) for view in views])))
 
 
 @dataclass(frozen=True)

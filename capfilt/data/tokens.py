@@ -110,6 +110,10 @@ class Tokenizer:
             mask[index, : len(row)] = 1
         return ids, mask
 
+    def question(self, prompt: str) -> list[int]:
+        """What of a prompt is read by an encoder beside the image: nothing, the text begins with it."""
+        return []
+
     def opening(self, prompt: str, max_length: int) -> list[int]:
         """What a text that is written begins with: [DEC], and the prompt without an end."""
         ids, mask = self.encode([prompt], max_length)

@@ -61,7 +61,7 @@ class Annotator:
             tokens = self.captioner.model.encode_image(pixels_B3SS)
             seen = tokens if self.shared_vision else self.judge.model.encode_image(pixels_B3SS)
         with timed(self.clock, "caption"):
-            keys = self.captioner.model.image_keys(tokens, "decoder")
+            keys = self.captioner.keys(tokens)
             written = self.captioner.write_beside(keys, uids, seed, round_)
         with timed(self.clock, "score"):
             texts = [[*came, *own] for came, own in zip(web, written, strict=True)]

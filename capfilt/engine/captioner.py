@@ -12,7 +12,7 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, generate, uniforms
 from capfilt.engine.head import blocked_head
-from capfilt.models import Model
+from capfilt.models import Blip2, Model
 from capfilt.models.layers import KeysValues
 
 NEEDS = frozenset({"encode_image", "decode"})
@@ -30,12 +30,19 @@ class Captioner:
         self.model, self.tokenizer, self.config, self.captions = model, tokenizer, config, captions
         self.head = blocked_head(model)
         self.prompt = tokenizer.opening(config.prompt, config.max_length)
+        self.question = tokenizer.question(config.prompt)
 
     def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """Image tokens -> `captions` texts for each image; the same for the same (seed, round, uid) in any batch."""
         with torch.inference_mode():
-            keys = self.model.image_keys(tokens_BND, "decoder")
+            keys = self.keys(tokens_BND)
         return self.write_beside(keys, uids, seed, round_)
+
+    def keys(self, tokens_BND: Tensor) -> list[KeysValues]:
+        """Image tokens -> what a text is written beside."""
+        if isinstance(self.model, Blip2):
+            return self.model.image_keys(tokens_BND, "decoder", self.question)
+        return self.model.image_keys(tokens_BND, "decoder")
 
     def write_beside(self, image: list[KeysValues], uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """`write`, where somebody has projected the image's keys already."""

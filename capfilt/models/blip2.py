@@ -128,21 +128,32 @@ class Blip2(nn.Module):
 
     # ---- the verbs of BLIP ----
 
-    def encode_image(self, images_B3SS: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] -> tokens [B, N, vision width]; the norm behind the tower alone takes gradients."""
+    def see(self, images_B3SS: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] -> what the frozen tower makes of them [B, N, vision width]; no gradients."""
         kind, dtype = images_B3SS.device.type, FORMATS[self.config.frozen]
         with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
-            tokens = self.vision(images_B3SS)
-        normed: Tensor = self.vision_norm(tokens.to(self.vision_norm.weight.dtype))
+            seen: Tensor = self.vision(images_B3SS)
+        return seen
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S], or what `see` made of them [B, N, vision width] -> tokens [B, N, vision width].
+
+        The norm behind the tower alone takes gradients.
+        """
+        seen = images if images.ndim == 3 else self.see(images)
+        normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
         return normed
 
-    def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
-        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from."""
+    def image_keys(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> list[KeysValues]:
+        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
+
+        `prompt` are tokens that a T5 reads beside the image, before it writes.
+        """
         keys = self.text.image_keys(tokens_BND)
         if role == "encoder":
             return keys
         states, seen = self.text.look(keys)
-        return seen if self.config.language is None else self.language.read(self.language_projection(states))
+        return seen if self.config.language is None else self.language.read(self.language_projection(states), prompt)
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], without looking at any image."""

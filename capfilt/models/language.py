@@ -7,6 +7,7 @@ or before the prompt that its encoder reads (T5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,12 +125,12 @@ class LanguageModel(nn.Module):
         """Texts after images -> logits [B, T, V] and the tokens that they should tell [B, T], `NO_LABEL` for none.
 
         The logits at t are for token t itself, of which the model has seen the image and the tokens before. The first
-        `prompt` tokens are given, not asked for; of T5 they are the encoder's, and the answer begins after them.
+        `prompt` tokens are given, not asked for; T5's encoder reads them, and the answer begins after them.
         Padding is not asked for. Without a prompt OPT is asked for its own first token too, as in the public code.
         """
         labels = ids_BT.masked_fill(mask_BT == 0, NO_LABEL)
         if self.config.kind == "t5":
-            reads = self._beside(image_BQW, ids_BT[:, :prompt])
+            reads = self._asked(image_BQW, ids_BT[:, :prompt])
             answer = ids_BT[:, prompt:]
             begin = torch.full_like(answer[:, :1], self.model.config.decoder_start_token_id)
             out = self.model(inputs_embeds=reads, decoder_input_ids=torch.cat([begin, answer[:, :-1]], dim=1))
@@ -139,11 +140,14 @@ class LanguageModel(nn.Module):
         states = self.model.model(inputs_embeds=reads).last_hidden_state[:, first:]
         return self.model.lm_head(states), labels.index_fill(1, torch.arange(prompt, device=labels.device), NO_LABEL)
 
-    def read(self, image_BQW: Tensor) -> list[KeysValues]:
-        """Images -> what `step` goes on from, one row for each: the keys of OPT's layers, or what T5's encoder says."""
+    def read(self, image_BQW: Tensor, prompt: Sequence[int] = ()) -> list[KeysValues]:
+        """Images -> what `step` goes on from, one row for each: the keys of OPT's layers, or what T5's encoder says of
+        them and of a prompt. OPT has its prompt from `step`."""
         if self.config.kind == "t5":
-            states = self.model.get_encoder()(inputs_embeds=image_BQW.to(self.dtype)).last_hidden_state
+            ids = torch.tensor(prompt, dtype=torch.long, device=image_BQW.device).expand(image_BQW.shape[0], -1)
+            states = self.model.get_encoder()(inputs_embeds=self._asked(image_BQW, ids)).last_hidden_state
             return [(states, states)]
+        assert not prompt, "OPT's prompt is the beginning of what it writes"
         out = self.model.model(inputs_embeds=image_BQW.to(self.dtype), use_cache=True)
         return [(layer.keys, layer.values) for layer in out.past_key_values.layers]
 
@@ -169,6 +173,11 @@ class LanguageModel(nn.Module):
             return torch.as_tensor(out.logits[:, -1])
         states = self.model.model(input_ids=ids_BT, past_key_values=cache.past, use_cache=True).last_hidden_state
         return torch.as_tensor(self.model.lm_head(states[:, -1]))
+
+    def _asked(self, image_BQW: Tensor, prompt_BT: Tensor) -> Tensor:
+        """What T5's encoder reads: the image, the prompt, and the end that its tokenizer sets, also of no prompt."""
+        end = prompt_BT.new_full((len(prompt_BT), 1), self.model.config.eos_token_id)
+        return self._beside(image_BQW, torch.cat([prompt_BT, end], dim=1))
 
     def _beside(self, image_BQW: Tensor, ids_BT: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(ids_BT)

@@ -5,6 +5,7 @@ One shard in, one Parquet out (design 4.2): a row for every text, and one for ev
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,7 @@ from capfilt.pipelines.hunt import Divisible
 from capfilt.pipelines.stage import model_worker, run_stage
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
@@ -94,9 +96,9 @@ class AnnotateJob(Config):
         """Load the two models."""
         device = pick_device()
         dtype = pick_dtype(self.config.precision, device)
-        work = Work(self, device)
+        work = Work(self, device, Clock(device))
 
-        def shard(url: str) -> str:
+        def shard(url: str) -> Told:
             with autocast(device, dtype):
                 return work.shard(url)
 
@@ -112,6 +114,7 @@ class Work:
 
     def __init__(self, job: AnnotateJob, device: torch.device, clock: Clock | None = None):
         self.job, self.device, self.clock = job, device, clock
+        self.batches: list[int] = []  # of the shard at work
         writer = weights.load(job.captioner).eval().to(device)
         judge = weights.load(job.filter).eval().to(device)
         self.annotator = Annotator(
@@ -122,8 +125,10 @@ class Work:
             clock,
         )
 
-    def shard(self, url: str) -> str:
+    def shard(self, url: str) -> Told:
         """Annotate one shard and commit it."""
+        before = Counter(self.clock.seconds) if self.clock else Counter()
+        self.batches = []
         name, ledger, identity = shards.name(url), Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
@@ -145,7 +150,8 @@ class Work:
             ledger.commit(name, identity, [path], tally)
         smaller = self.annotator.pieces.limit
         at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
-        return f"{tally.samples['kept']} images{at_a_time}"
+        spent = Counter(self.clock.seconds) - before if self.clock else Counter()
+        return Told(f"{tally.samples['kept']} images{at_a_time}", spent, tuple(self.batches))
 
     def part(self, url: str, start: int, stop: int) -> int:
         """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
@@ -167,6 +173,7 @@ class Work:
             pixels = batch.on(self.device)
         uids, web = [sample.uid for sample in batch.samples], [web_texts(sample) for sample in batch.samples]
         found = self.annotator.annotate(pixels, uids, web, self.job.seed, self.job.round)
+        self.batches.append(min(len(uids), self.annotator.pieces.limit or len(uids)))
         for sample, own in zip(batch.samples, found, strict=True):
             yield [self._row(sample, text) for text in own]
 

@@ -2,7 +2,8 @@
 
 Round 0 pretrains on the web as it is: the line to beat. Every later round fine-tunes a captioner and, apart from it,
 a filter from the newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets
-them clean the same web, and pretrains a new model on what is left, for as many steps as round 0 had.
+them clean the same web, and pretrains a new model on what is left, for as many steps as round 0 had. What the last
+round pretrains may be a BLIP-2 in its stages (`final`).
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
 from capfilt.models import Architecture, weights
+from capfilt.models.initial import InitialConfig
 from capfilt.models.text import Role
 from capfilt.pipelines import report
 from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate, check_same_size
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.corpus import DataConfig, gather, inputs
 from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
+from capfilt.pipelines.final import StageConfig, check_final, merged, pretrain_final
 from capfilt.pipelines.pretrain import TrainResources, check_training, read_architecture, run_training
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
 from capfilt.pipelines.stage import digests
@@ -73,9 +76,13 @@ class BootstrapConfig(Config):
     """"world", or a folder or file with a BERT vocabulary."""
     human_repeat: int = Field(default=1, ge=1)
     """How often an epoch of pretraining walks the human pairs."""
+    initial: InitialConfig = InitialConfig()
+    """What the towers of a new model begin with; the paper: an ImageNet ViT and BERT (BLIP, section 4.1)."""
     start: Literal["scratch", "continue"] = "scratch"
     """What a round pretrains: a new model (the paper's choice, Table 13), or the newest one further."""
     pretrain: TrainConfig
+    final: tuple[StageConfig, ...] = ()
+    """What the last round pretrains in place of `model`: a BLIP-2, stage by stage. Round 0 is always `model`'s."""
     captioner: TrainConfig
     filter: TrainConfig
     annotate: AnnotateConfig = AnnotateConfig()
@@ -94,10 +101,18 @@ class Story:
     run: Run
     show: Progress
     splits: dict[str, list[str]]
+    final: tuple[Architecture, ...] = ()
+    """Those of `config.final`."""
 
     def folder(self, r: int, *parts: str) -> Path:
         """A place in the folder of round `r`, in full: workers may start elsewhere."""
         return local(self.run.round(r), "a training").absolute().joinpath(*parts)
+
+    def made(self, r: int) -> dict[str, str]:
+        """The sha256 of the shards that the run made itself, those of round `r` among them."""
+        came = (("data",), "world"), (("data", "web"), "download")
+        known = (digests(Ledger(self.run.path(*parts), stage)) for parts, stage in came)
+        return {path: sha for own in (*known, digests(Ledger(self.folder(r), "select"))) for path, sha in own.items()}
 
     def seed(self, r: int, purpose: str) -> int:
         """A seed of its own for each training: the rounds must not see the same noise."""
@@ -115,12 +130,12 @@ def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> di
 
 def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progress) -> dict[str, Any]:
     """Run all rounds, from wherever they are; returns what `summary.json` says."""
-    architecture, folder = open_run(config, out)
+    architecture, final, folder = open_run(config, out)
     folder.log("begin", rounds=config.rounds)
     with timed(folder, show):
         data = out.absolute() / "data"
         splits = gather(session, config.data, config.seed, data, config.cluster.select, show)
-    story = Story(session, config, architecture, folder, show, splits)
+    story = Story(session, config, architecture, folder, show, splits, final)
     rounds = [round_zero(story)]
     newest = story.folder(0, "pretrain", "checkpoint")
     for r in range(1, config.rounds + 1):
@@ -139,8 +154,9 @@ def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progre
 def round_zero(story: Story) -> dict[str, Any]:
     """The baseline: a model of the web as it is, with the human pairs."""
     with timed(story.run, story.show, 0):
-        pretrain_round(story, 0, [Source(shards=tuple(story.splits["web"]))], start=None)
-    return summarise(story, 0, {})
+        models = pretrain_round(story, 0, [Source(shards=tuple(story.splits["web"]))], newest=None)
+        measured = evaluate_round(story, 0, models)
+    return summarise(story, 0, measured)
 
 
 def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
@@ -151,36 +167,51 @@ def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
         calibrated = calibrate_filter(story, r, judge)
         annotate_web(story, r, captioner, judge)
         threshold, tally = select_web(story, r, calibrated)
-        start = newest if story.config.start == "continue" else None
-        pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], start)
+        models = pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], newest)
+        measured = evaluate_round(story, r, models)
     score = story.config.select.score
     judged = filter_figures(story.splits["web"], story.folder(r, "annotations"), score, threshold)
     number = {} if threshold is None else {"threshold": threshold}
-    return summarise(story, r, {**tally_figures(tally), "filter": {**number, **judged}})
+    return summarise(story, r, {**tally_figures(tally), "filter": {**number, **judged}, **measured})
 
 
-def pretrain_round(story: Story, r: int, web: list[Source], start: Path | None) -> None:
-    """Pretrain on these pairs and the human ones, and examine the result on the held-out pairs."""
+def pretrain_round(story: Story, r: int, web: list[Source], newest: Path | None) -> dict[str, Path]:
+    """Pretrain on these pairs and the human ones; returns the model, or in the last round the model of each stage."""
     config = story.config
-    human = Source(shards=tuple(story.splits["human"]), repeat=config.human_repeat)
+    sources = (*web, Source(shards=tuple(story.splits["human"]), repeat=config.human_repeat))
+    if config.final and newest is not None and r == config.rounds:
+        return pretrain_final(story, r, sources, newest)
     job = TrainJob(
         out=story.folder(r, "pretrain"),
         architecture=story.architecture,
-        start=start,
+        start=newest if config.start == "continue" else None,
         tokenizer=config.tokenizer,
-        sources=(*web, human),
+        sources=sources,
         train=config.pretrain,
         seed=story.seed(r, "pretrain"),
     )
-    came = digests(Ledger(story.run.path("data"), "world")) | digests(Ledger(story.run.path("data", "web"), "download"))
-    made = came | digests(Ledger(story.folder(r), "select"))
+    if job.start is None:
+        job = job.model_copy(update={"initial": config.initial.located()})
     label, counts = f"round {r} pretrain", story.run.folder.absolute()
-    model = run_training(story.session, job, config.cluster.train, story.show, label, made, counts)
-    if "test" in story.splits:
-        examine = EvaluateJob(
-            out=story.folder(r), model=model, shards=tuple(story.splits["test"]), config=config.evaluate
-        )
-        evaluate(story.session, examine, config.cluster.annotate, story.show, f"round {r} evaluate")
+    model = run_training(story.session, job, config.cluster.train, story.show, label, story.made(r), counts)
+    return {"pretrain": model}
+
+
+def evaluate_round(story: Story, r: int, models: dict[str, Path]) -> dict[str, Any]:
+    """Examine what a round pretrained on the held-out pairs; {} without such."""
+    if "test" not in story.splits:
+        return {}
+    alone = models.keys() == {"pretrain"}
+    files = {name: "metrics" if alone else f"metrics-{name}" for name in models}
+    job = EvaluateJob(
+        out=story.folder(r),
+        models={files[name]: model for name, model in models.items()},
+        shards=tuple(story.splits["test"]),
+        config=story.config.evaluate,
+    )
+    evaluate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} evaluate")
+    found = {name: json.loads(story.folder(r, f"{file}.json").read_bytes()) for name, file in files.items()}
+    return found["pretrain"] if alone else merged(found, [stage.model for stage in story.config.final])
 
 
 def finetune(
@@ -273,9 +304,7 @@ def tally_figures(tally: Tally) -> dict[str, Any]:
 
 def summarise(story: Story, r: int, figures: dict[str, Any]) -> dict[str, Any]:
     """The entry of one round, also in the log; a figure that was not measured is absent."""
-    path = story.folder(r, "metrics.json")
-    measured = json.loads(path.read_bytes()) if path.is_file() else {}
-    entry = {"round": r, "seconds": spent(story.run, (r,)), **figures, **measured}
+    entry = {"round": r, "seconds": spent(story.run, (r,)), **figures}
     story.run.log("round", **entry)
     return entry
 
@@ -298,17 +327,19 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
     return round(sum(seconds), 1)
 
 
-def open_run(config: BootstrapConfig, out: Path) -> tuple[Architecture, Run]:
+def open_run(config: BootstrapConfig, out: Path) -> tuple[Architecture, tuple[Architecture, ...], Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
-    architecture = check(config)
+    architecture, final = check(config)
     manners = {"data": {"download": {"manners": True, "thread_count": True}}}
     plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners})
     plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs(config.data)}
-    return architecture, Run.open(out, configs.to_yaml(config), plan)
+    for stage, own in zip(plan["final"], final, strict=True):
+        stage["architecture"] = own.model_dump(mode="json")
+    return architecture, final, Run.open(out, configs.to_yaml(config), plan)
 
 
-def check(config: BootstrapConfig) -> Architecture:
-    """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
+def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ...]]:
+    """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture, and its stages'."""
     architecture = read_architecture(config.model, config.pretrain.image_size)
     check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
     roles: tuple[tuple[str, Role, TrainConfig], ...] = (
@@ -332,7 +363,7 @@ def check(config: BootstrapConfig) -> Architecture:
             'select.threshold is "calibrated", which needs validation pairs: give data.val,'
             " or set select.threshold to a number such as 0.5."
         )
-    return architecture
+    return architecture, check_final(config.final, architecture, config.model, config.cluster.train)
 
 
 def check_momentum(config: BootstrapConfig) -> None:

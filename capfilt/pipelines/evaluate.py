@@ -28,10 +28,11 @@ from capfilt.reports.tally import Tally
 
 
 class EvaluateJob(Config):
-    """One model before one held-out set; its outcome is `out/metrics.json`."""
+    """Models before one held-out set; the outcome of each is `out/NAME.json`."""
 
     out: Place
-    model: Path
+    models: dict[str, Path]
+    """The folder of each one by its name."""
     shards: tuple[str, ...]
     config: EvaluateConfig
 
@@ -44,19 +45,19 @@ class EvaluateJob(Config):
         """The model's weights, the held-out shards and the settings."""
         return fingerprint(
             item,
-            weights.fingerprint(self.model),
+            weights.fingerprint(self.models[item]),
             [shards.stat(url) for url in self.shards],
             self.config.model_dump(mode="json"),
         )
 
     def open(self) -> Callable[[str], str]:
-        """Load the model."""
+        """Nothing to load: an item is a model."""
         device = pick_device()
-        model = weights.load(self.model).eval().to(device)
-        tokenizer = tokenizer_of(self.model, model.config.language_kind)
 
         def work(item: str) -> str:
-            path = self.out / "metrics.json"
+            model = weights.load(self.models[item]).eval().to(device)
+            tokenizer = tokenizer_of(self.models[item], model.config.language_kind)
+            path = self.out / f"{item}.json"
             write_json(path, examine(model, tokenizer, self.shards, self.config, device))
             Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
             return ""
@@ -65,10 +66,11 @@ class EvaluateJob(Config):
 
 
 def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
-    """Examine a model; the figures are in `job.out/metrics.json`."""
-    if not verbs(weights.architecture(job.model)) & {"decode", "fuse"}:
-        raise RecipeError(f"{job.model} can neither judge nor write; there is nothing to evaluate")
-    run_stage(session, job, {"metrics": "metrics"}, resources, show, label)
+    """Examine models; the figures of each are in `job.out/NAME.json`."""
+    for model in job.models.values():
+        if not verbs(weights.architecture(model)) & {"decode", "fuse"}:
+            raise RecipeError(f"{model} can neither judge nor write; there is nothing to evaluate")
+    run_stage(session, job, {name: name for name in job.models}, resources, show, label)
 
 
 def filter_figures(urls: Sequence[str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def run(
         settings = {**config.model_dump(mode="json"), "model": weights.fingerprint(found), "shards": urls}
         Run.open(folder, configs.to_yaml(config), {"verb": "evaluate", **settings})
         with connect(address) as session:
-            job = EvaluateJob(out=folder, model=found, shards=tuple(urls), config=config)
+            job = EvaluateJob(out=folder, models={"metrics": found}, shards=tuple(urls), config=config)
             evaluate(session, job, model_worker(session), show)
         figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return figures

@@ -15,6 +15,7 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Job, Resources, spread
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger
+from capfilt.reports.metrics import Told
 
 TRIES = 2
 """How often a shard of such a job may kill its worker before the hunt begins, and a sample when it is alone."""
@@ -26,11 +27,11 @@ _FRUITLESS = 3  # hunts without a catch after which the shard itself has failed
 class Divisible:
     """What a job's `open` answers with if it can do a part of an item."""
 
-    whole: Callable[[str], str]
+    whole: Callable[[str], Told]
     part: Callable[[str, int, int], int]
     """Do samples [start, stop) of the item as always, keep nothing, and return how many samples there are in all."""
 
-    def __call__(self, item: str) -> str:
+    def __call__(self, item: str) -> Told:
         return self.whole(item)
 
 

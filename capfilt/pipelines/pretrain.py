@@ -6,7 +6,7 @@ Fine-tuning a captioner or a filter is the same with another job.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,17 +20,19 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loader import Source
 from capfilt.errors import RecipeError
-from capfilt.models import Architecture, Blip2Config, verbs, weights
+from capfilt.models import Architecture, Blip2Config, files, verbs, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
+from capfilt.reports import metrics
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
 from capfilt.reports.places import Place, local
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
+from capfilt.training.features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
 ROWS = "rows.json"
@@ -95,6 +97,8 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
                 f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
                 f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
             )
+    if config.features and not isinstance(architecture, Blip2Config):
+        raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
     if said := without_use(architecture, config.objectives):
         raise RecipeError(f"{where}: {said}")
     if config.loader.batch_size % resources.workers:
@@ -111,6 +115,8 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
 def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
     settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer", "rows"})
+    settings["train"]["features"] = bool(job.train.features)  # not where they lie
+    settings["initial"] = {tower: known_by(source) for tower, source in settings["initial"].items()}
     start = [weights.fingerprint(job.start)] if job.start else []
     if job.start and (job.start / weights.MOMENTUM).is_file():
         start.append(sha256_file(job.start / weights.MOMENTUM))
@@ -120,6 +126,12 @@ def identity(job: TrainJob, made: Mapping[str, str]) -> str:
         for url in shards.expand(source.shards)
     ]
     return fingerprint(settings, start, inputs, job.load_tokenizer().vocab)
+
+
+def known_by(source: str | None) -> object:
+    """A checkpoint by its weights, wherever it lies; one of the hub by its name."""
+    file = files.weights_file(Path(source)) if source is not None else None
+    return source if file is None else [sha256_file(part) for part in files.parts(file)]
 
 
 def run_training(
@@ -141,13 +153,21 @@ def run_training(
     done = ledger.completion("model", wanted) is not None
     if not done:
         rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
-        job = job.model_copy(update={"rows": job.out / ROWS})
+        kept = job.train.features  # workers may start elsewhere
+        settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
+        job = job.model_copy(update={"rows": job.out / ROWS, "train": settings})
         write_json(job.out / ROWS, rows)
     with show.stage(label, job.train.steps) as line:
         if done:
             line.resume(job.train.steps)
             return job.model_folder
         begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
+        batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
+
+        def report(newest: dict[str, Any], steps: int) -> None:
+            session.report(metrics.of_steps(job.out.name, newest, steps, steps * batch, objectives))
+
+        tail = Tail(job.out / LOG, line, report)
         fit(
             session,
             train_here,
@@ -157,8 +177,9 @@ def run_training(
             gpus=resources.gpus,
             storage=job.out / "ray",
             name=label.replace(" ", "-"),
-            poll=Tail(job.out / LOG, line).poll,
+            poll=tail.poll,
         )
+        tail.poll()
     outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
     ledger.commit("model", wanted, outputs, Tally.zero())
     (job.out / ROWS).unlink()
@@ -171,21 +192,33 @@ def train_here(config: dict[str, Any]) -> None:
 
 
 class Tail:
-    """Follows a training's log and moves its progress line."""
+    """Follows a training's log: moves its progress line, and reports each newest line with the steps since the last."""
 
-    def __init__(self, path: Path, line: Line):
-        self.path, self.line = path, line
+    def __init__(self, path: Path, line: Line, report: Callable[[dict[str, Any], int], None]):
+        self.path, self.line, self.report = path, line, report
+        newest = self._newest()
+        self.step = newest["step"] if newest else 0
 
     def poll(self) -> None:
-        """Show the newest line of the log, if there is one."""
-        if not self.path.is_file():
+        """Show the newest line of the log, if there is a new one; before the first, how far the features are."""
+        if (before := self.path.with_name(PROGRESS)).is_file():
+            told = json.loads(before.read_bytes())
+            self.line.move(0, f"features of {told['done']} of {told['of']} shards")
+        newest = self._newest()
+        if newest is None:
             return
-        lines = self.path.read_bytes().splitlines()
-        if not lines or not lines[-1].endswith(b"}"):
-            return
-        newest = json.loads(lines[-1])
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
+        if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
+            self.report(newest, steps)
+            self.step = newest["step"]
+
+    def _newest(self) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        lines = self.path.read_bytes().splitlines()
+        newest: dict[str, Any] | None = json.loads(lines[-1]) if lines and lines[-1].endswith(b"}") else None
+        return newest
 
 
 def check(config: PretrainConfig) -> Architecture:
@@ -206,14 +239,21 @@ def check_start(start: Path, architecture: Architecture) -> Path:
     found = weights.architecture(path)
     if found.family != architecture.family:
         raise RecipeError(f"start: {path} is of the family {found.family}, and `model` of {architecture.family}.")
-    for tower in ("vision", "text"):
-        for name in ("width", "depth", "heads", "hidden"):
-            there, here = (getattr(getattr(config, tower), name) for config in (found, architecture))
-            if there != here:
-                raise RecipeError(
-                    f"start: {path} has {tower}.{name} {there}, and `model` {here}; give the architecture that it has."
-                )
+    check_shape(found, architecture, f"start: {path}", "`model`", ("vision", "text"))
     return path
+
+
+def check_shape(
+    found: Architecture, wanted: Architecture, there: str, here: str, towers: Sequence[str] = ("vision",)
+) -> None:
+    """Refuse a model whose towers are not shaped as those that are to begin with them."""
+    for tower in towers:
+        for name in ("width", "depth", "heads", "hidden"):
+            theirs, ours = (getattr(getattr(config, tower), name) for config in (found, wanted))
+            if theirs != ours:
+                raise RecipeError(
+                    f"{there} has {tower}.{name} {theirs}, and {here} {ours}; give the architecture that it has."
+                )
 
 
 def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dict[str, Any]:

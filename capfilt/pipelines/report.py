@@ -69,6 +69,7 @@ def gather(folder: Place) -> Gathered:
     notes: list[str] = []
     looks, images, words, rows = _looks(folder, command, opened.plan, rounds, notes)
     trainings = list(_trainings(folder))
+    notes += [line for entry in rounds for line in told_of_stages(entry)]
     if not (rounds or looks or trainings):
         raise RunError(f"{folder} holds nothing to show yet; give it a round, an annotated shard or a training.")
     facts = Facts(
@@ -90,7 +91,8 @@ def gather(folder: Place) -> Gathered:
 def next_steps(folder: Place, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What to do after a bootstrap, three commands at most: what it does, the command."""
     newest, home = summary["rounds"][-1]["round"], shlex.quote(str(folder))
-    model = shlex.quote(str(folder / f"round-{newest}/pretrain/checkpoint"))
+    made = [*summary["rounds"][-1].get("stages", {"pretrain": None})][-1]
+    model = shlex.quote(str(folder / f"round-{newest}/{made}/checkpoint"))
     steps = [("the newest model for transformers", f"capfilt export {model} --as hf --out {home}-hf")]
     if newest:
         (last,) = (found for found in _rounds(folder, "bootstrap", {}, summary["rounds"]) if found.number == newest)
@@ -101,6 +103,15 @@ def next_steps(folder: Place, summary: Mapping[str, Any]) -> list[tuple[str, str
             *steps,
         ]
     return steps
+
+
+def told_of_stages(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What a round that ended in stages has of each, a line a stage."""
+    places = {"TR@1": ("retrieval", "tr@1"), "IR@1": ("retrieval", "ir@1"), "CIDEr": ("captioning", "cider")}
+    for stage, own in entry.get("stages", {}).items():
+        found = [f"{word} {own[kind][key]:.1f}" for word, (kind, key) in places.items() if key in own.get(kind, {})]
+        told = ", ".join(found) or "not measured"
+        yield f"Round {entry['round']}, {stage.replace('-', ' ')} ({own['model']}): {told}."
 
 
 # ---- figures that lie in the run folder ----
@@ -124,7 +135,7 @@ def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple
 
 def _trainings(folder: Place) -> Iterator[Training]:
     """Every training's losses, kind by kind and round by round."""
-    for what in ("pretrain", "captioner", "filter"):
+    for what in ("pretrain", "captioner", "filter", "stage-1", "stage-2"):
         logs: list[Place] = list(folder.glob(f"round-*/{what}/log.jsonl"))
         for path in sorted(logs, key=lambda p: _number(p.parent.parent)):
             yield Training(what, _number(path.parent.parent), _losses(path))

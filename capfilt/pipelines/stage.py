@@ -12,8 +12,9 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources, spread
 from capfilt.errors import RunError, UsageError
 from capfilt.pipelines.hunt import TRIES, Hunt
-from capfilt.reports import lock, poison, stages
-from capfilt.reports.ledger import Ledger
+from capfilt.reports import lock, metrics, poison, stages
+from capfilt.reports.ledger import Ledger, sweep
+from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
@@ -31,8 +32,9 @@ class StageJob(Protocol):
     def identity(self, item: str) -> str:
         """The fingerprint of everything that decides the item's outcome."""
 
-    def open(self) -> Callable[[str], str]:
-        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line.
+    def open(self) -> Callable[[str], str | Told]:
+        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line,
+        or a `Told` that also says where the time went.
 
         With `divisible = True` in the job the answer is a `hunt.Divisible`, and a sample that kills is found.
         """
@@ -52,9 +54,10 @@ def run_stage(
     """
     ledger = Ledger(job.out, job.name)
     count = _Count(ledger, {name: job.identity(item) for name, item in items.items()})
-    todo = {item: name for name, item in items.items() if not count.done(name)}
+    todo = {item: name for name, item in items.items() if count.take(name) is None}
     if todo:
         stages.begin(ledger, stages.Plan(label, len(items), len(items) - len(todo)), count.identities)
+        session.report([metrics.queued(job.name, len(todo))])
     failures: dict[str, str] = {}
     hunt = Hunt(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
@@ -63,19 +66,24 @@ def run_stage(
         while pending:
             deadly: list[str] = []
             for end in spread(session, job, pending, resources, TRIES if hunt.divisible else 3):
-                name, error = todo[end.item], end.error
+                name, error, told = todo[end.item], end.error, Told.of(end.result)
                 if end.deaths and hunt.worthwhile(end.item):
                     deadly.append(end.item)
                     continue
-                if error is None and not count.done(name):
-                    error = f"{name} was done, but its outputs are not there any more"
-                if error is not None:
-                    failures[end.item] = error
-                    stages.failed(ledger, name, error)
-                line.move(count.num, end.result or "")
+                tally = count.take(name) if error is None else None
+                if tally is not None:
+                    session.report(metrics.of_shard(job.name, tally, told, end.seconds))
+                else:
+                    failures[end.item] = error or f"{name} was done, but its outputs are not there any more"
+                    stages.failed(ledger, name, failures[end.item])
+                    session.report([metrics.of_failure(job.name)])
+                session.report([metrics.queued(job.name, len(items) - count.num)])
+                line.move(count.num, told.words)
             for item in deadly:
                 hunt.find(item, todo[item], count.identities[todo[item]])
             pending = deadly
+    if todo and not session.local:
+        sweep(ledger.folder, over=True)  # a worker that was killed while writing left its file, and others did its work
     if failures:
         item, error = next(iter(failures.items()))
         which = f"{len(failures)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
@@ -90,16 +98,16 @@ class _Count:
         self.ledger, self.identities = ledger, identities
         self.num, self.total = 0, Tally.zero()
 
-    def done(self, name: str) -> bool:
-        """Whether an item is done; if so it is counted."""
+    def take(self, name: str) -> Tally | None:
+        """Count an item if it is done, and return its tally."""
         found = self.ledger.completion(name, self.identities[name])
         if found is None:
-            return False
+            return None
         if why := found.tally.imbalance():
             raise RunError(f"{self.ledger.stage}, shard {name}: {why}. `capfilt verify --mend` has it done again.")
         self.num += 1
         self.total += found.tally
-        return True
+        return found.tally
 
 
 def retry(out: Place, stage: str, what: str) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from capfilt.reports import lock, stages
 from capfilt.reports.places import Place, within
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Standing
+
+WORKING = "working"
 
 
 def run(folder: Place) -> dict[str, Any]:
@@ -18,10 +22,18 @@ def run(folder: Place) -> dict[str, Any]:
     return {"run": str(folder), "state": state(folder, complete), "stages": [row(folder, stand) for stand in found]}
 
 
+def follow(folder: Place, every: float) -> Iterator[dict[str, Any]]:
+    """Look again each `every` seconds while somebody works on the run; the last look is of how it ended."""
+    while (told := run(folder))["state"].startswith(WORKING):
+        yield told
+        time.sleep(every)
+    yield told
+
+
 def state(folder: Place, complete: bool) -> str:
     """working | died | stopped | done, and by whom. `complete`: whatever was begun is done."""
     if driver := lock.state(folder):
-        return f"working: {driver}"
+        return f"{WORKING}: {driver}"
     if (found := lock.find(folder)) is not None:
         return f"died: {found} is gone; the same command goes on"
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"

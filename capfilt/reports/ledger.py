@@ -88,10 +88,11 @@ def share(source: Place, target: Place) -> None:
         part.unlink(missing_ok=True)  # a link that replaces itself leaves both names
 
 
-def sweep(folder: Place) -> int:
+def sweep(folder: Place, over: bool = False) -> int:
     """Remove what killed writers left under `folder` and return how many files that were.
 
-    A file of this host goes when its process is gone, one of another host when it is a day old.
+    A file of this host goes when its process is gone, one of another host when it is a day old; at once where the
+    work is `over`: then a writer that is cut off may live there still, but nobody waits for what it writes.
     """
     if isinstance(folder, Remote):
         return folder.sweep()
@@ -99,7 +100,7 @@ def sweep(folder: Place) -> int:
     for parent, _, names in os.walk(folder):
         for part in (Path(parent, name) for name in names if name.startswith(PART)):
             host, pid, _ = part.name.removeprefix(PART).rsplit("-", 2)
-            if not _alive(int(pid)) if host == here else _old(part):
+            if not _alive(int(pid)) if host == here else over or _old(part):
                 part.unlink(missing_ok=True)
                 num_removed += 1
     return num_removed

@@ -44,6 +44,9 @@ FOLDER = "lock"
 _TRIES = 20  # rounds of a race for one lock; each round somebody wins
 
 
+JOB = "CAPFILT_JOB"
+"""The environment variable that tells a command which job of a cluster it is."""
+
 _tokens: set[str] = set()  # of the locks that this process holds; another of its own is an attempt that was cut short
 
 
@@ -57,14 +60,17 @@ class Owner:
     pid: int
     machine: str
     born: str
+    job: str = ""
+    """The job of a cluster that the process is, where it is one: `capfilt jobs` knows it."""
 
     @classmethod
     def me(cls) -> Owner:
         """This process."""
-        return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), machine(), _born(os.getpid()))
+        job = os.environ.get(JOB, "")
+        return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), machine(), _born(os.getpid()), job)
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {self.host}" + (f", job {self.job}" if self.job else "")
 
     def lives(self) -> bool | None:
         """Whether the process is there; None where it cannot be seen from here, or where machines have no names."""
@@ -161,7 +167,8 @@ def _names(home: Place) -> list[str]:
 def _owner(data: bytes) -> Owner | None:
     try:
         found = json.loads(data.split(b"\n")[0])
-        return Owner(**{name: type_(found[name]) for name, type_ in _FIELDS.items()})
+        job = str(found.get("job", ""))
+        return Owner(**{name: type_(found[name]) for name, type_ in _FIELDS.items()}, job=job)
     except (ValueError, KeyError, TypeError):
         return None
 

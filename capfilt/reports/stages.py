@@ -18,7 +18,10 @@ from capfilt.reports.ledger import Completion, Ledger, atomic
 from capfilt.reports.places import Place, Remote, append, listing, together
 from capfilt.reports.tally import Tally
 
-ORDER = ("world", "download", "captioner", "filter", "calibrate", "annotate", "select", "pretrain", "evaluate")
+ORDER = (
+    *("world", "download", "captioner", "filter", "calibrate", "annotate", "select"),
+    *("pretrain", "language", "stage-1", "stage-2", "evaluate"),
+)
 """How the stages of one round follow each other; others come after, by name."""
 PLAN, FAILED = ".plan.jsonl", ".failed.jsonl"
 

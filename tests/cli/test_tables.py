@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from capfilt.cli.tables import print_rounds, print_status, print_verified
+from capfilt.cli.tables import print_rounds, print_status, print_verified, watch_status
 
 
 def test_the_table_has_a_dash_for_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +54,21 @@ def test_verify_names_twenty_and_says_what_to_do(capsys: pytest.CaptureFixture[s
     assert "1 withdrawn: run the command that made them again" in capsys.readouterr().out
     print_verified({**told, "broken": []})
     assert "everything holds" in capsys.readouterr().out
+
+
+def test_without_a_terminal_what_goes_on_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"folder": ".", "stage": "annotate", "label": "annotate", "unit": "shards", "total": 90}
+    stage |= {"samples": {"failed": 4}, "failed": {}, "errors": {}, "per_second": 0.5, "seconds_left": 120}
+    looks = [
+        {"run": "runs/a", "state": state, "stages": [{**stage, "done": done}]}
+        for state, done in (("working", 30), ("working", 30), ("working", 31), ("stopped", 31))
+    ]
+    watch_status(looks, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "annotate                 30/90 shards  30.0 per minute  2 min left  4 samples failed",
+        "runs/a: working",
+        "annotate                 31/90 shards  30.0 per minute  2 min left  4 samples failed",
+        "runs/a: stopped",
+    ]
+    watch_status(looks[:2], as_json=True)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == looks[:2]

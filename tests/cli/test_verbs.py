@@ -14,7 +14,7 @@ from capfilt import cli
 VERBS = (
     *("bootstrap", "download", "pretrain", "annotate", "select"),
     *("evaluate", "export", "show", "bench"),
-    *("status", "verify", "explain", "report", "review"),
+    *("jobs", "status", "verify", "explain", "report", "review"),
 )
 
 

@@ -65,8 +65,9 @@ def test_t5_has_an_end_and_no_beginning(folder: Path) -> None:
     assert row[-1] == tokenizer.sep == 2
     assert tokenizer.decode(row) == TEXTS[1]
     assert tokenizer.opening("", 32) == [tokenizer.pad]
-    with pytest.raises(TextError, match="takes none when it writes"):
-        tokenizer.opening("a red", 32)
+    assert tokenizer.opening("a red", 32) == [tokenizer.pad], "a prompt is the encoder's"
+    assert [*tokenizer.question("a red "), tokenizer.sep] == tokenizer.encode(["a red"], 32)[0][0].tolist()
+    assert tokenizer.question("") == LanguageTokenizer.load(folder, "opt").question("a red") == []
 
 
 def test_it_is_saved_and_found_again(folder: Path, tmp_path: Path) -> None:

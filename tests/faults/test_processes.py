@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import time
 from typing import Any
 
 import pytest
+
+from capfilt.reports.ledger import PART
 
 PAUSE = ("--pause", "0.01")
 
@@ -50,9 +53,12 @@ def test_a_worker_ends(nodes: Any, driver: Any, survives: Any, seed: int, sent: 
     run.reach(chance.randrange(1, 30))
     victim = chance.choice(run.workers())
     os.kill(victim, sent)
+    for host in (socket.gethostname(), "elsewhere"):  # what one leaves that is killed while it writes
+        (run.out / "ledger/toy" / f"{PART}{host}-{victim}-0").touch()
     code, _, err = run.end()
     assert code == 0, err
     assert victim not in run.workers()
+    assert list(run.out.rglob(f"{PART}*")) == []
     survived(run)
 
 

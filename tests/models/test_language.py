@@ -33,7 +33,7 @@ def slow(model: LanguageModel, image: Tensor, ids: list[int], prompt: int) -> Te
             before = torch.cat([image, words(torch.tensor(ids[:t], dtype=torch.long))])[None]
             told.append(model.model(inputs_embeds=before).logits[0, -1])
         return torch.stack(told)
-    reads = torch.cat([image, words(torch.tensor(ids[:prompt], dtype=torch.long))])[None]
+    reads = torch.cat([image, words(torch.tensor([*ids[:prompt], 1]))])[None]  # </s> ends what the encoder reads
     for t in range(prompt, len(ids)):
         begun = torch.tensor([[0, *ids[prompt:t]]])
         told.append(model.model(inputs_embeds=reads, decoder_input_ids=begun).logits[0, -1])
@@ -78,6 +78,19 @@ def test_steps_go_on_from_images_that_several_rows_share(small_blip2: MakeBlip2,
     seen = [(keys[[0, 2]], values[[0, 2]]) for keys, values in seen]
     same(model.step(texts[kept, 3:4], seen, cache), kept.tolist(), 4)
     assert cache.start == 4
+
+
+def test_t5_reads_a_prompt_before_it_writes(small_blip2: MakeBlip2, case: tuple) -> None:
+    """Writing after a prompt is telling a text whose first tokens were the prompt."""
+    model, (image, ids, _) = small_blip2("t5").language, case
+    prompt = ids[0, :3].tolist()
+    begun = torch.cat([torch.zeros(3, 1, dtype=torch.long), ids[:, 3:5]], dim=1)
+    step = model.step(begun, model.read(image, prompt), small_blip2("t5").cache(3, 9, []))
+    for row in range(3):
+        told = slow(model, image[row], [*prompt, *ids[row, 3:5].tolist(), 9], 3)
+        torch.testing.assert_close(step[row], told[-1], atol=1e-4, rtol=1e-4)
+    other = model.step(begun, model.read(image), small_blip2("t5").cache(3, 9, []))
+    assert (other - step).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("tied", [True, False])

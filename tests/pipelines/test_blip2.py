@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -28,6 +27,7 @@ from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import ObjectivesConfig
 from capfilt.pipelines import export
 from capfilt.training import checkpoint
+from capfilt.training.language import TeachConfig, teach
 from capfilt.training.loop import TrainConfig, TrainJob, train
 
 FEW = {"train.steps": 3, "train.loader.batch_size": 8, "train.log_every": 1, "train.checkpoint_every": 2}
@@ -39,17 +39,12 @@ def sets(**more: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def language(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model that has read nothing, made by benchmarks/blip2.py."""
-    path = pytestconfig.rootpath / "benchmarks" / "blip2.py"
-    spec = importlib.util.spec_from_file_location("blip2_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model that has read nothing."""
     folder = tmp_path_factory.mktemp("language")
     config = read_architecture(presets.find("models", "blip2/tiny-opt")).language
-    module.make_language(folder, config, ["a red square above a blue circle", "the green star"] * 9, steps=0)
+    assert config is not None
+    teach(folder, config, [["a red square above a blue circle", "the green star"]] * 9, TeachConfig(steps=0), seed=0)
     return folder
 
 
@@ -268,6 +263,47 @@ def test_what_does_not_meet_is_said(
     given = {key: stages["first"] if value == "FIRST" else value for key, value in given.items()}
     done = capfilt("pretrain", recipe, "--out", tmp_path / "run", *sets(**given, resources__workers=1))
     assert done.code == code, done.err
+    assert said in done.line
+
+
+def test_what_the_tower_sees_is_kept_and_shared_by_both_stages(
+    capfilt: Any, small_world: Path, language: Path, stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """The log of both stages is that of trainings that look at every picture again, and the tower looked once."""
+    kept = tmp_path / "kept"
+    data = {"data": small_world / "human", "resources__workers": 1, "train__features": kept}
+    done = capfilt("pretrain", "blip2-tiny-stage1", "--out", tmp_path / "1", *sets(**data, initial__vision="null"))
+    assert done.code == 0, done.err
+    made = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(made) == 3
+    named = {"start": stages["first"], "tokenizer": language, "initial__language": language}
+    done = capfilt("pretrain", "blip2-tiny-stage2", "--out", tmp_path / "2", *sets(**data, **named))
+    assert done.code == 0, done.err
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == made
+    for stage, number in (("first", 1), ("second", 2)):
+        plain, cached = (
+            [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            for folder in (stages[stage].parent, tmp_path / str(number) / "pretrain")
+        )
+        for one, other in zip(plain, cached, strict=True):
+            losses = {"itc", "itm", "lm", "grad_norm"} & one.keys()
+            assert {name: other[name] for name in losses} == pytest.approx(
+                {name: one[name] for name in losses}, rel=1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "said"),
+    [
+        ("blip2-tiny-stage1", {"train__loader__augment": "{flip: true}"}, "features are kept of pictures as they are"),
+        ("blip-tiny", {}, "features are kept of a frozen tower, and this one is trained: set features=false"),
+    ],
+)
+def test_features_that_would_not_hold_are_refused(
+    capfilt: Any, tmp_path: Path, recipe: str, change: dict[str, Any], said: str
+) -> None:
+    done = capfilt("pretrain", recipe, "--out", tmp_path / "run", *sets(train__features="true", **change))
+    assert done.code == 2
     assert said in done.line
 
 

@@ -137,7 +137,8 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
 def test_the_log_moves_the_line(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
     line = Line("pretrain", 100, lambda line: told.append((line.done, line.note)))
-    tail = Tail(tmp_path / "log.jsonl", line)
+    reported: list[tuple[int, int]] = []
+    tail = Tail(tmp_path / "log.jsonl", line, lambda newest, steps: reported.append((newest["step"], steps)))
     tail.poll()
     assert told == []
     (tmp_path / "log.jsonl").write_text('{"step": 20, "lm": 3.14159, "samples_per_second": 99.6}\n{"step": 40, "l')
@@ -146,3 +147,7 @@ def test_the_log_moves_the_line(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 20, "itc": 1.0, "lm": 3.14159, "samples_per_second": 99.6}\n')
     tail.poll()
     assert told == [(20, "itc 1.000 lm 3.142  100 pairs/s")]
+    for step in (20, 10, 30):  # after a kill, steps are done again
+        (tmp_path / "log.jsonl").write_text(f'{{"step": {step}, "samples_per_second": 99.6}}\n')
+        tail.poll()
+    assert reported == [(20, 20), (30, 10)]

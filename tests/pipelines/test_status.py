@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +98,55 @@ def test_status_loads_neither_ray_nor_torch(story: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(story)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+WATCH = (sys.executable, "-m", "capfilt", "status", "--watch", "--every", "0.2")
+
+
+def until(stream: int, words: bytes) -> bytes:
+    """What comes up to these words."""
+    came = b""
+    while words not in came:
+        came += os.read(stream, 1)
+    return came
+
+
+def test_watching_ends_when_the_run_does(moved: Path) -> None:
+    lock.hold(moved)
+    (moved / "round-1/ledger/annotate/00002.json").rename(moved / "later")
+    watcher = subprocess.Popen([*WATCH, moved], stdout=subprocess.PIPE)
+    assert watcher.stdout is not None
+    assert b"round 1 annotate         2/3 shards" in until(watcher.stdout.fileno(), b"working")
+    (moved / "later").rename(moved / "round-1/ledger/annotate/00002.json")
+    assert until(watcher.stdout.fileno(), b"3/3 shards").count(b"shards") == 1, "only what went on is told"
+    lock.release_all()
+    said, _ = watcher.communicate(timeout=20)
+    assert said.endswith(b"done: every stage that was begun\n")
+    assert watcher.returncode == 0
+
+
+def test_on_a_terminal_the_table_is_drawn_again_in_its_place(moved: Path) -> None:
+    lock.hold(moved)
+    terminal, end = pty.openpty()
+    watcher = subprocess.Popen([*WATCH, moved], stdout=end)
+    os.close(end)
+    until(terminal, b"round 1 annotate")
+    assert b"\x1b[1A" in until(terminal, b"round 1 annotate"), "the cursor goes up"
+    watcher.send_signal(signal.SIGINT)
+    while watcher.poll() is None:  # a terminal holds what nobody reads
+        with contextlib.suppress(OSError):
+            os.read(terminal, 4096)
+    os.close(terminal)
+    assert watcher.returncode == 0, "leaving is no failure"
+    lock.release_all()
+
+
+def test_a_watcher_that_is_terminated_says_so(moved: Path) -> None:
+    lock.hold(moved)
+    watcher = subprocess.Popen([*WATCH, moved, "--json"], stdout=subprocess.PIPE)
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())["state"].startswith("working")
+    watcher.terminate()
+    watcher.communicate(timeout=20)
+    assert watcher.returncode == 143
+    lock.release_all()

@@ -95,6 +95,8 @@ def test_sweep_leaves_another_host_s_parts_for_a_day(tmp_path: Path) -> None:
     foreign = tmp_path / f"{ledger.PART}node-7.example-{dead_pid()}-0123abcd"
     foreign.touch()
     assert sweep(tmp_path) == 0
+    assert sweep(tmp_path, over=True) == 1
+    foreign.touch()
     day_ago = time.time() - 25 * 3600
     os.utime(foreign, (day_ago, day_ago))
     assert sweep(tmp_path) == 1

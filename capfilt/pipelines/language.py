@@ -1,0 +1,74 @@
+"""language: a small language model for BLIP-2's second stage, taught from the texts of shards (a step, not a verb)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.spread import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.sample import Sample
+from capfilt.data.tokens import clean_caption
+from capfilt.models.language import LanguageConfig
+from capfilt.pipelines.stage import run_stage
+from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.progress import Progress
+from capfilt.reports.tally import Tally
+from capfilt.training.language import TeachConfig, teach
+
+
+class LanguageJob(Config):
+    """Teaches one language model; its folder is `out/language`."""
+
+    out: Path
+    language: LanguageConfig
+    config: TeachConfig
+    shards: tuple[str, ...]
+    made: dict[str, str] = {}
+    """The sha256 of those shards that the run made itself; others are known by their size and time."""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "language"
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model and its tokenizer lie."""
+        return self.out / "language"
+
+    def identity(self, item: str) -> str:
+        """The architecture, the lessons and what is read."""
+        settings = self.model_dump(mode="json", exclude={"out", "shards", "made"})
+        return fingerprint(item, settings, [self.made.get(url) or shards.stat(url) for url in self.shards])
+
+    def open(self) -> Callable[[str], str]:
+        """Nothing to load."""
+
+        def work(item: str) -> str:
+            loss = teach(self.model_folder, self.language, [*documents(self.shards)], self.config, self.seed)
+            files = sorted(path for path in self.model_folder.iterdir() if path.is_file())
+            Ledger(self.out, self.name).commit(item, self.identity(item), files, Tally.zero())
+            return f"{loss:.3f} nats a token"
+
+        return work
+
+
+def documents(urls: Sequence[str]) -> Iterator[list[str]]:
+    """All texts of every image, cleaned as a training's are."""
+    for url in urls:
+        for item in shards.read(url):
+            if isinstance(item, Sample):
+                yield [text for caption in item.captions if (text := clean_caption(str(caption["text"])))]
+
+
+def teach_language(
+    session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str, made: Mapping[str, str]
+) -> Path:
+    """Teach it, unless the ledger has this very one; returns its folder."""
+    job = job.model_copy(update={"made": {url: made[url] for url in job.shards if url in made}})
+    run_stage(session, job, {"language": "language"}, resources, show, label)
+    return job.model_folder
