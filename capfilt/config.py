@@ -61,6 +61,11 @@ def build(kind: type[C], sets: Sequence[str] = ()) -> C:
     return _validated(kind, tree, "--set")
 
 
+def named(kind: type[C], name: str | None, sets: Sequence[str] = ()) -> C:
+    """The preset of this name, or the YAML at this path, as `read` reads it; without a name as `build` makes it."""
+    return build(kind, sets) if name is None else read(presets.find(kind.shelf, name, kind.folder), kind, sets)
+
+
 def to_yaml(config: Config) -> str:
     """Write every field, defaults too, so that `read` gives an equal config back."""
     tree = config.model_dump(mode="json")

@@ -7,8 +7,10 @@ import torch
 
 from capfilt import config as configs
 from capfilt import presets
+from capfilt.data.policy import PolicyConfig
 from capfilt.models import Architecture, build, read_architecture
-from capfilt.pipelines import bootstrap, pretrain
+from capfilt.pipelines import bootstrap, pretrain, show
+from capfilt.pipelines.annotate import AnnotateConfig
 from capfilt.training.optimizer import learning_rate
 
 COUNTS = {
@@ -43,6 +45,10 @@ def test_a_recipe_is_whole_and_says_how_it_is_run(name: str) -> None:
     if kind == "bootstrap":
         bootstrap.check(configs.read(path, bootstrap.BootstrapConfig))
         return
+    if kind in ("annotate", "select"):
+        assert f"#   capfilt {kind} SHARDS --recipe {stem} " in text
+        configs.named(show.KINDS[kind][0], stem)
+        return
     assert kind == "pretrain"
     assert f"#   capfilt pretrain {stem} " in text
     recipe = configs.read(path, pretrain.PretrainConfig)
@@ -59,7 +65,14 @@ def test_a_fine_tuned_model_is_as_large_as_transformers_counts_it(name: str, cou
 
 @pytest.mark.parametrize(
     ("name", "rows", "epochs"),
-    [("blip-14m", 24_700_000, 20), ("blip-coco-caption", 566_747, 5), ("blip-coco-retrieval", 566_747, 6)],
+    [
+        ("blip-14m", 24_700_000, 20),
+        ("blip-14m-8gpu", 24_700_000, 20),
+        ("blip-129m", 38_300_000, 20),
+        ("blip-129m-8gpu", 38_300_000, 20),
+        ("blip-coco-caption", 566_747, 5),
+        ("blip-coco-retrieval", 566_747, 6),
+    ],
 )
 def test_the_steps_are_the_epochs_of_the_paper(name: str, rows: int, epochs: int) -> None:
     train = read_pretrain(name).train
@@ -71,6 +84,23 @@ def test_the_steps_are_the_epochs_of_the_paper(name: str, rows: int, epochs: int
 def test_the_steps_of_blip2_on_8_gpus_are_those_of_the_log(name: str) -> None:
     train = read_pretrain(name).train
     assert train.steps == 4_606_464 // train.loader.batch_size * train.optimizer.epochs == 44_980
+
+
+@pytest.mark.parametrize("name", ["blip-14m", "blip-14m-8gpu", "blip-129m", "blip-129m-8gpu"])
+def test_blip_warms_up_for_3000_steps(name: str) -> None:
+    train = read_pretrain(name).train
+    assert train.optimizer.warmup * train.steps == pytest.approx(3000, rel=1e-3)
+    assert train.objectives.queue % train.loader.batch_size == 0
+
+
+def test_the_texts_of_blip2_are_the_same_in_every_recipe() -> None:
+    """Ten written, the two best of all by similarity kept, one drawn at each pass (BLIP-2, section 3.4)."""
+    config = configs.read(presets.find("pipelines", "bootstrap/blip2"), bootstrap.BootstrapConfig)
+    written, chosen = configs.named(AnnotateConfig, "blip2-ten"), configs.named(PolicyConfig, "blip2-two")
+    assert written.captions == config.annotate.captions == 10
+    assert chosen == config.select
+    assert str(chosen.rule(None)) == "the 2 best by itc"
+    assert {stage.train.loader.captions for stage in config.final} == {"one"}
 
 
 def test_trap_10_the_schedule_of_blip2_is_the_paper_s() -> None:

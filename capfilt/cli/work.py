@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capfilt import config as configs
 from capfilt.cli.execute import execute, forked, read_recipe
 from capfilt.cli.options import Address, Debug, Fork, Json, Out, Sets
 from capfilt.cli.tables import print_next, print_rounds
@@ -90,6 +91,9 @@ def annotate(
     captions: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Texts to write for each image [default: 1]; BLIP-2: 10.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     sets: Annotated[
         list[str] | None,
@@ -122,7 +126,8 @@ def annotate(
         if retry is not None:
             stage.retry(folder, "annotate", retry)
         own = [*(sets or []), *([] if captions is None else [f"captions={captions}"])]
-        return story.run(address, shards, (captioner, filter_), folder, seed, own, gpus, show, limit)
+        config = configs.named(story.AnnotateConfig, recipe, own)
+        return story.run(address, shards, (captioner, filter_), folder, seed, config, gpus, show, limit)
 
     execute(work, as_json, debug)
 
@@ -134,6 +139,9 @@ def select(
         typer.Option(help="What holds their annotations/: the --out of `capfilt annotate`, a round of a bootstrap."),
     ],
     out: Out,
+    recipe: Annotated[
+        str | None, typer.Option(help="A preset of pipelines/select/, or a YAML [default: itm >= 0.5, as CapFilt].")
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,6 +172,6 @@ def select(
         from capfilt.reports.places import place
 
         folder, labels = forked(out, fork), by is not None
-        return story.run(address, shards, place(annotations), folder, sets or [], (val, filter_), show, labels)
+        return story.run(address, shards, place(annotations), folder, sets or [], (val, filter_), show, labels, recipe)
 
     execute(work, as_json, debug)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -37,6 +37,8 @@ class RankConfig(Config):
 
 class PolicyConfig(RankConfig):
     """How texts are judged."""
+
+    folder: ClassVar[str] = "select"
 
     score: Score = "itm"
     """itm = P(match); itc = cosine."""

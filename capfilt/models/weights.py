@@ -199,13 +199,16 @@ def left_behind(path: Path) -> dict[str, int]:
     return {why: reasons.count(why) for why in layouts.IGNORED.values() if why in reasons}
 
 
-def save(model: Model, folder: Path) -> None:
-    """Write a model; the weights file appears only when it is whole, and last."""
+def save(model: Model, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model; the weights file appears only when it is whole, and last.
+
+    `state` has its tensors where the model itself does not hold them whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / ARCHITECTURE) as file:
         file.write(configs.to_yaml(model.config).encode())
     with atomic(folder / WEIGHTS) as file:
-        file.write(safetensors.torch.save(_tensors(model)))
+        file.write(safetensors.torch.save(_tensors(model, state)))
 
 
 def save_hf(model: Model, folder: Path, special: Mapping[str, int]) -> None:
@@ -237,8 +240,8 @@ def save_pth(model: Model, path: Path) -> None:
         torch.save({"model": layouts.give(_tensors(model), model.config, "pth")}, file)
 
 
-def _tensors(model: Model) -> Tensors:
-    every = model.state_dict()
+def _tensors(model: Model, state: Mapping[str, Tensor] | None = None) -> Tensors:
+    every = model.state_dict() if state is None else state
     return {name: every[name].detach().cpu().contiguous() for name in own_names(model)}
 
 

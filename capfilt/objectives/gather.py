@@ -69,3 +69,18 @@ def as_wide(x_BT: Tensor) -> Tensor:
     width = torch.tensor(x_BT.shape[1], device=x_BT.device)
     dist.all_reduce(width, dist.ReduceOp.MAX)
     return F.pad(x_BT, (0, int(width) - x_BT.shape[1]))
+
+
+@torch.no_grad()
+def share(count: Tensor) -> Tensor | float:
+    """What a rank's mean over `count` things weighs, so that the mean over ranks is the mean over the things of all."""
+    return 1.0 if ranks() == 1 else count * ranks() / summed(count)
+
+
+@torch.no_grad()
+def summed(x: Tensor) -> Tensor:
+    """The sum over ranks, as floats."""
+    total = x.float()
+    if ranks() > 1:
+        dist.all_reduce(total)
+    return total

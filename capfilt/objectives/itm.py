@@ -37,6 +37,11 @@ class Partners(NamedTuple):
     """False where the image drawn is of the pair's own group after all: there was no other."""
     text_is_wrong_B: Tensor
 
+    @property
+    def asked(self) -> Tensor:
+        """How many pairs `itm` is the mean of."""
+        return self.image_is_wrong_B.numel() + self.image_is_wrong_B.sum() + self.text_is_wrong_B.sum()
+
 
 @torch.no_grad()
 def hard_negatives(similarity_BN: Tensor, groups_B: Tensor, groups_N: Tensor) -> Tensor:

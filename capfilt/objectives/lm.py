@@ -17,11 +17,21 @@ def lm(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0, smo
     fine-tuning begins each text with "a picture of " and passes 4, so that the first word to be predicted is the one
     after "of". Pretraining has no prompt (0 and 1 both leave nothing out). BLIP section 3.2.
     """
+    labels = _labels(ids_BT, mask_BT, prompt)
+    logits = logits_BTV[:, :-1].flatten(0, 1).float()
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=-100, label_smoothing=smoothing)
+
+
+def asked(ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0) -> Tensor:
+    """How many tokens `lm` is the mean of."""
+    return (_labels(ids_BT, mask_BT, prompt) != -100).sum()
+
+
+def _labels(ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> Tensor:
     labels = ids_BT[:, 1:].masked_fill(mask_BT[:, 1:] == 0, -100)
     if prompt > 1:
         labels[:, : prompt - 1] = -100
-    logits = logits_BTV[:, :-1].flatten(0, 1).float()
-    return F.cross_entropy(logits, labels.flatten(), ignore_index=-100, label_smoothing=smoothing)
+    return labels
 
 
 def answered(logits_BTV: Tensor, labels_BT: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -17,13 +17,11 @@ from capfilt.models.blip2 import Blip2
 from capfilt.objectives.gather import gather, ranks
 from capfilt.objectives.itc_queries import hard_negatives_of_all, itc_queries
 from capfilt.objectives.itm import itm, partners_of_all
-from capfilt.objectives.lm import answered, lm
-from capfilt.objectives.step import Learner, ObjectivesConfig, Similarities, total
+from capfilt.objectives.lm import answered, asked, lm
+from capfilt.objectives.step import Asked, Learner, ObjectivesConfig, Similarities, share_of, total
 
 OF_MOMENTUM = ("momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "momentum_from")
 """What ObjectivesConfig says of BLIP's ITC and ITM and BLIP-2's have no use for."""
-
-Asked = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def leave_out_frozen(learner: nn.Module) -> None:
@@ -82,9 +80,11 @@ class FirstStage(nn.Module):
             )
             wrong = partners_of_all(self.model, tokens, ids_BT, mask_BT, groups_B, *drawn)
             losses["itm"], figures["itm_accuracy"] = itm(self.model, ids_BT, mask_BT, keys, wrong)
+            losses["itm"] = losses["itm"] * share_of(wrong.asked, self.config)
         if "lm" in self.config.losses:
             logits = self.model.decode(ids_BT, mask_BT, seen)
             losses["lm"] = lm(logits, ids_BT, mask_BT, self.prompt, smoothing=self.config.smoothing)
+            losses["lm"] = losses["lm"] * share_of(asked(ids_BT, mask_BT, self.prompt), self.config)
         return losses, figures
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -107,7 +107,8 @@ class SecondStage(nn.Module):
     def forward(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float) -> Asked:
         """Ask for the texts [B, T], in tokens of the language model."""
         logits, labels = self.model.predict(self.model.encode_image(images_B3SS), ids_BT, mask_BT, self.prompt)
-        return {"lm": answered(logits, labels, self.config.smoothing)}, {}
+        loss = answered(logits, labels, self.config.smoothing)
+        return {"lm": loss * share_of((labels != -100).sum(), self.config)}, {}
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from capfilt.config import Config
 from capfilt.models.blip import Blip
 from capfilt.models.layers import KeysValues
-from capfilt.objectives.gather import gather, rank, ranks
+from capfilt.objectives.gather import gather, rank, ranks, share
 from capfilt.objectives.itc import TEMPERATURE_RANGE, itc, ramp
 from capfilt.objectives.itm import Partners, hard_negatives, itm, own_partners, partners_of_all
-from capfilt.objectives.lm import SMOOTHING, lm
+from capfilt.objectives.lm import SMOOTHING, asked, lm
 from capfilt.objectives.momentum import Momentum
 
 Objective = Literal["itc", "itm", "lm"]
 
 Similarities = tuple[Tensor, Tensor]
 """Image to text and text to image, [B, N] each: this process's rows against those of all, over the temperature."""
+
+Asked = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Losses with gradients and figures without, by name."""
 
 NEEDS: dict[Objective, frozenset[str]] = {
     "itc": frozenset({"encode_image", "encode_text"}),
@@ -59,6 +62,9 @@ class ObjectivesConfig(Config):
     momentum_from: Literal["model", "start"] = "model"
     """What the momentum copy and the queues begin with: the model and noise, or what the training that the model
     starts from ended with (BLIP's retrieval fine-tuning); that training must have kept them (`keep_momentum`)."""
+    mean_over: Literal["rank", "all"] = "rank"
+    """Of what LM and ITM are the mean: of a process's own tokens and pairs, and then over processes (BLIP's code), or
+    of those of all processes, which does not depend on how many there are."""
     smoothing: float = Field(default=SMOOTHING, ge=0, lt=1)
 
 
@@ -78,53 +84,64 @@ class Learner(nn.Module):
         has_itc = "itc" in config.losses
         self.momentum = Momentum(model, config.momentum, config.queue, by_image) if has_itc else None
 
-    def forward(
-        self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float) -> Asked:
         """Ask every objective about B pairs, images [B, 3, S, S] and texts [B, T].
 
         `groups_B` numbers the images of the batch (equal numbers = the same image); `progress` is the share of
         training that is done.
         """
+        self.begin()
+        return self.ask(images_B3SS, ids_BT, mask_BT, groups_B, progress)
+
+    def ask(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float) -> Asked:
+        """`forward` after `begin`."""
         losses: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
         tokens = self.model.encode_image(images_B3SS)
         similar = None
         if self.momentum is not None:
-            losses["itc"], similar = self._itc(images_B3SS, tokens, ids_BT, mask_BT, groups_B, progress)
+            slow = self.momentum.features(images_B3SS, ids_BT, mask_BT)
+            image = self.model.project_image(tokens)
+            text = self.model.project_text(self.model.encode_text(ids_BT, mask_BT))
+            losses["itc"], similar = self.compare(image, text, slow, groups_B, progress)
         keys = None
         if "itm" in self.config.losses:
             keys = self.model.image_keys(tokens, "encoder")
-            wrong = self._partners(similar, tokens, keys, ids_BT, mask_BT, groups_B)
+            wrong = self._partners(self.draw(similar, groups_B), tokens, keys, ids_BT, mask_BT, groups_B)
             losses["itm"], figures["itm_accuracy"] = itm(self.model, ids_BT, mask_BT, keys, wrong)
+            losses["itm"] = losses["itm"] * share_of(wrong.asked, self.config)
         if "lm" in self.config.losses:
             if keys is None or not self.model.shares_image_keys:
                 keys = self.model.image_keys(tokens, "decoder")
             logits = self.model.decode(ids_BT, mask_BT, keys)
             losses["lm"] = lm(logits, ids_BT, mask_BT, self.prompt, smoothing=self.config.smoothing)
+            losses["lm"] = losses["lm"] * share_of(asked(ids_BT, mask_BT, self.prompt), self.config)
         return losses, figures
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""
         return total(losses, self.config)
 
-    def _itc(
-        self, images: Tensor, tokens: Tensor, ids: Tensor, mask: Tensor, groups: Tensor, progress: float
-    ) -> tuple[Tensor, Similarities]:
-        assert self.momentum is not None
+    def begin(self) -> None:
+        """What a step begins with, while no weight is in use: the temperature kept in its range, the momentum copy
+        moved towards the model."""
+        if self.momentum is None:
+            return
         with torch.no_grad():
             self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         if self.training:
             self.momentum.update(self.model)
-        momentum_image, momentum_text = self.momentum.features(images, ids, mask)
-        image = self.model.project_image(tokens)
-        text = self.model.project_text(self.model.encode_text(ids, mask))
+
+    def compare(
+        self, image: Tensor, text: Tensor, slow: tuple[Tensor, Tensor], groups: Tensor, progress: float
+    ) -> tuple[Tensor, Similarities]:
+        """ITC of online and momentum features [B, P], and what ITM draws by; then the momentum features are queued."""
+        assert self.momentum is not None
         queued = self.momentum.queue_groups
         pairs = itc(
             image,
             text,
-            momentum_image,
-            momentum_text,
+            *slow,
             self.momentum.queue_image.clone(),
             self.momentum.queue_text.clone(),
             self.model.temperature,
@@ -132,37 +149,46 @@ class Learner(nn.Module):
             None if queued is None else (groups, queued.clone()),
         )
         if self.training:
-            self.momentum.enqueue(momentum_image, momentum_text, groups)
+            self.momentum.enqueue(*slow, groups)
         if self.config.negatives_by == "online":
             with torch.no_grad():
                 temperature = self.model.temperature
                 return pairs.loss, (image @ gather(text).T / temperature, text @ gather(image).T / temperature)
         return pairs.loss, (pairs.image_to_text_BN, pairs.text_to_image_BN)
 
+    def draw(self, similar: Similarities | None, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """A wrong image for each text and a wrong text for each image, two of [B] indices."""
+        B = groups.shape[0]
+        if similar is None:  # without ITC there are no similarities: any other image is as good
+            even = groups.new_zeros(B, B * ranks(), dtype=torch.float32)
+            similar = even, even
+        to_text, to_image = similar
+        if self.config.negatives == "all":
+            every = gather(groups)
+            return hard_negatives(to_image, groups, every), hard_negatives(to_text, groups, every)
+        own = slice(rank() * B, rank() * B + B)
+        return hard_negatives(to_image[:, own], groups, groups), hard_negatives(to_text[:, own], groups, groups)
+
     def _partners(
         self,
-        similar: Similarities | None,
+        drawn: tuple[Tensor, Tensor],
         tokens: Tensor,
         keys: list[KeysValues],
         ids: Tensor,
         mask: Tensor,
         groups: Tensor,
     ) -> Partners:
-        """A wrong image for each text and a wrong text for each image."""
-        B = ids.shape[0]
-        if similar is None:  # without ITC there are no similarities: any other image is as good
-            even = tokens.new_zeros(B, B * ranks())
-            similar = even, even
-        to_text, to_image = similar
         if self.config.negatives == "all":
-            every = gather(groups)
-            drawn = hard_negatives(to_image, groups, every), hard_negatives(to_text, groups, every)
             return partners_of_all(self.model, tokens, ids, mask, groups, *drawn)
-        own = slice(rank() * B, rank() * B + B)
-        drawn = hard_negatives(to_image[:, own], groups, groups), hard_negatives(to_text[:, own], groups, groups)
         return own_partners(ids, mask, keys, groups, *drawn)
 
 
 def total(losses: dict[str, Tensor], config: ObjectivesConfig) -> Tensor:
-    """The weighted sum of losses."""
-    return torch.stack([losses[name] * weight for name, weight in config.losses.items()]).sum()
+    """The weighted sum of those losses that are there."""
+    weighted = [losses[name] * weight for name, weight in config.losses.items() if name in losses]
+    return torch.stack(weighted).sum()
+
+
+def share_of(count: Tensor, config: ObjectivesConfig) -> Tensor | float:
+    """What a mean over `count` things of this process weighs; 1 where processes count alike, however much they have."""
+    return share(count) if config.mean_over == "all" else 1.0

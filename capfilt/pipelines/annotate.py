@@ -49,6 +49,8 @@ from capfilt.reports.tally import Tally
 class AnnotateConfig(Config):
     """How texts are written and scored. CapFilt: one nucleus sample per image (BLIP section 4.1)."""
 
+    folder: ClassVar[str] = "annotate"
+
     captions: int = Field(default=1, ge=1, le=1000)
     """Synthetic texts per image; BLIP-2 takes 10."""
     decode: DecodeConfig = DecodeConfig()
@@ -271,7 +273,7 @@ def run(
     models: tuple[Path, Path],
     out: Place,
     seed: int,
-    sets: Sequence[str],
+    config: AnnotateConfig,
     gpus: float | None,
     show: Progress,
     limit: float = 0,
@@ -279,7 +281,6 @@ def run(
     """The verb: annotate shards with a captioner and a filter into a run folder of its own."""
     captioner, judge = (weights.find(str(model)) for model in models)
     check_roles(captioner, judge)
-    config = configs.build(AnnotateConfig, sets)
     urls = shards.expand(specs)
     job = AnnotateJob(
         out=out.absolute(),

@@ -22,6 +22,7 @@ from capfilt.data.loader import Source
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture, Blip2Config, files, verbs, weights
 from capfilt.models.initial import InitialConfig
+from capfilt.objectives.accumulate import cannot
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
@@ -34,13 +35,14 @@ from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
 from capfilt.training.features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
+from capfilt.training.parallel import ExecutionConfig
 
 ROWS = "rows.json"
 """How a training's processes are told what `count_rows` found; gone when it ends."""
 
 
-class TrainResources(Config):
-    """The processes that train together."""
+class TrainResources(ExecutionConfig):
+    """The processes that train together, and how each goes through a step."""
 
     workers: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, gt=0)
@@ -106,6 +108,14 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
             f"{where}: batch_size {config.loader.batch_size} cannot be split over {resources.workers} workers;"
             f" make it a multiple of {resources.workers}."
         )
+    pieces = resources.micro_batches
+    if config.loader.batch_size % (resources.workers * pieces):
+        raise RecipeError(
+            f"{where}: batch_size {config.loader.batch_size} cannot be split into {pieces} micro_batches of each of"
+            f" {resources.workers} workers; make it a multiple of {resources.workers * pieces}."
+        )
+    if pieces > 1 and (said := cannot(architecture.family, architecture.language_kind is not None, config.objectives)):
+        raise RecipeError(f"{where}: micro_batches is {pieces}, and {said}: set it to 1.")
     if config.recompute > architecture.vision.depth:
         raise RecipeError(
             f"{where}: recompute {config.recompute}, and the vision tower has {architecture.vision.depth} blocks."
@@ -114,7 +124,7 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
 
 def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
-    settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer", "rows"})
+    settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer", "rows", "execution"})
     settings["train"]["features"] = bool(job.train.features)  # not where they lie
     settings["initial"] = {tower: known_by(source) for tower, source in settings["initial"].items()}
     start = [weights.fingerprint(job.start)] if job.start else []
@@ -153,9 +163,10 @@ def run_training(
     done = ledger.completion("model", wanted) is not None
     if not done:
         rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
+        execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
         kept = job.train.features  # workers may start elsewhere
         settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
-        job = job.model_copy(update={"rows": job.out / ROWS, "train": settings})
+        job = job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
         write_json(job.out / ROWS, rows)
     with show.stage(label, job.train.steps) as line:
         if done:

@@ -206,9 +206,11 @@ def run(
     calibration: tuple[str | None, Path | None],
     show: Progress,
     by_labels: bool = False,
+    recipe: str | None = None,
 ) -> dict[str, Any]:
     """The verb: judge annotated shards by a policy and write the cleaned ones into a run folder of its own."""
-    policy = policy_by_labels(sets, calibration) if by_labels else configs.build(PolicyConfig, sets)
+    own = policy_by_labels(sets, calibration) if by_labels else sets
+    policy = configs.named(PolicyConfig, recipe, own)
     urls = shards.expand(specs)
     folder = source / "annotations"
     check_annotations(urls, folder)
@@ -234,11 +236,11 @@ def run(
     return found | ({"labels": said["labels"]} if said else {})
 
 
-def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, Path | None]) -> PolicyConfig:
-    """The policy of `--calibrate labels`; what would say another threshold beside it is refused."""
+def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, Path | None]) -> list[str]:
+    """What `--calibrate labels` sets; what would say another threshold beside it is refused."""
     if any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets) or any(calibration):
         raise UsageError("--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter.")
-    return configs.build(PolicyConfig, [*sets, "threshold=calibrated"])
+    return [*sets, "threshold=calibrated"]
 
 
 def check_annotations(urls: Sequence[str], folder: Place) -> None:

@@ -8,15 +8,19 @@ from pathlib import Path
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
+from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError, did_you_mean
 from capfilt.models import FAMILIES, read_architecture
 from capfilt.pipelines import bootstrap, pretrain
+from capfilt.pipelines.annotate import AnnotateConfig
 from capfilt.pipelines.bootstrap import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
 
 KINDS: dict[str, tuple[type[Config], ...]] = {
     "bootstrap": (BootstrapConfig,),
     "pretrain": (PretrainConfig,),
+    "annotate": (AnnotateConfig,),
+    "select": (PolicyConfig,),
     "models": tuple(FAMILIES.values()),
 }
 """What each folder of presets holds."""

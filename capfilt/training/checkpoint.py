@@ -1,69 +1,84 @@
-"""The states of a training on disk, so that a killed one goes on where it was.
+"""The states of a training, so that a killed one goes on where it was.
 
-A state is one file that appears whole or not at all: the learner (model, momentum copy, queues), the optimizer and the
-number of steps done. Nothing else is needed: the order of the data and every random draw of a step are functions of the
-seed and the step. The newest few are kept, and written while training goes on. A training that ended leaves the model
-alone (`models/weights.py`), and where it was asked to, what a fine-tuning may go on with: the momentum copy and its
-queues.
+A state has the learner (model, momentum copy, queues), the optimizer's moments and the number of steps done. Nothing
+else is needed: the order of the data and every random draw of a step are functions of the seed and the step. Tensors
+go by the names of the parameters that they belong to, so that a state of whole weights (DDP) is taken up by processes
+that share them (FSDP) and the other way round, by any number of processes. The newest few states are kept, and written
+while training goes on; with `keep_best` also the one before which the loss was lowest: the mean of the total training
+loss over the steps since the state before. There is no other measure within a training; and this one is of other soft
+targets while alpha grows. A training that ended leaves the model alone (`models/weights.py`), and where it was asked
+to, what a fine-tuning may go on with: the momentum copy and its queues.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
-import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from capfilt.errors import ModelError
 from capfilt.models import weights
+from capfilt.objectives.gather import rank, ranks
 from capfilt.objectives.momentum import Momentum
 from capfilt.reports.ledger import atomic
+from capfilt.training.state_files import DamagedState, StateFiles
 
 STATES = "states"
 """The folder of the states, each named by its step."""
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter."""
+
 
 class States:
-    """The states of one training; `identity` says which training they belong to, `keep` how many stay."""
+    """The states of one training.
 
-    def __init__(self, out: Path, identity: str, keep: int):
-        self.folder, self.identity, self.keep = out / STATES, identity, keep
+    `identity` says which training they belong to, part by part; `keep` how many stay, and `keep_best` the best one
+    beside them. With `shared` every process has its share of a state, and all of them must save and resume together.
+    """
+
+    def __init__(
+        self, out: Path, identity: Mapping[str, str], keep: int, keep_best: bool = False, shared: bool = False
+    ):
+        self.files = StateFiles(out / STATES)
+        self.identity, self.keep, self.keep_best = dict(identity), keep, keep_best
+        # A group of its own: the writer's words must not get between those of the training.
+        self._group = dist.new_group(backend="gloo") if shared and ranks() > 1 else None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, loss: float | None = None) -> None:
         """Take a copy of the state after `step` steps; it is written while the next steps are taken.
 
         Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on. What went
         wrong with the state before is raised here, too.
         """
-        spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(p).all())]
+        spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(own_part(p)).all())]
         if spoilt:
             raise ModelError(
                 f"{len(spoilt)} weights are not finite after step {step}, first {spoilt[0]}; "
                 "lower optimizer.lr or set optimizer.clip"
             )
+        if self._group is None and rank() > 0:
+            return
         self.settle()
-        state = {
-            "identity": self.identity,
-            "step": step,
-            "learner": copied(learner.state_dict()),
-            "optimizer": copied(optimizer.state_dict()),
-        }
-        self._writing = self._pool.submit(self._write, state, step)
+        written = self.files.write(step, tensors_of(learner, optimizer), self._group)
+        self._writing = self._pool.submit(self._finish, written, step, loss)
 
     def settle(self) -> None:
         """Wait until the last state is on disk, and raise what kept it from getting there."""
         if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def resume(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest state that can be read, if there is any, and return the number of steps done.
@@ -71,30 +86,34 @@ class States:
         One that is damaged is told in a warning, and the one before it is taken. Raises ModelError for the states of
         another training, and where none of them can be read.
         """
-        found = sorted(self.folder.glob("*.pt"), reverse=True)
-        for path in found:
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-                logging.getLogger(__name__).warning(
-                    "%s is damaged (%s): training goes on from the state before it", path, type(error).__name__
-                )
-                continue
-            if state["identity"] != self.identity:
-                raise ModelError(
-                    f"{path} belongs to another training (model, data or settings differ); use another folder"
-                )
-            learner.load_state_dict(state["learner"])
-            optimizer.load_state_dict(state["optimizer"])
-            return int(state["step"])
-        if found:
-            raise ModelError(f"all {len(found)} states in {self.folder} are damaged; delete them to begin again")
-        return 0
+        step = self._agreed()
+        if step:
+            self.load(learner, optimizer, step)
+        return step
+
+    def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Load the state after `step` steps."""
+        there = self.files.names(step)
+        for name, p in learner.named_parameters():
+            if f"optimizer.{name}.step" in there:
+                begun = [torch.zeros((), device=p.device if _fused(optimizer) else "cpu")]
+                begun += [torch.zeros_like(p, requires_grad=False) for _ in MOMENTS[1:]]
+                optimizer.state[p] = dict(zip(MOMENTS, begun, strict=True))
+        self.files.read(step, tensors_of(learner, optimizer))
+
+    def best(self) -> int | None:
+        """The step of the state before which the loss was lowest, of those that are there; None without any."""
+        known = {}
+        for step in self.files.steps():
+            with suppress(DamagedState):
+                known[step] = self.files.about(step)["loss"]
+        known = {step: loss for step, loss in known.items() if loss is not None}
+        return min(known, key=lambda step: known[step]) if known else None
 
     def discard(self) -> None:
         """Remove the states of a training that ended."""
         self.settle()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.files.remove_all()
 
     def close(self) -> None:
         """Let the state that is being written get to the disk, however the training ended."""
@@ -103,27 +122,75 @@ class States:
         finally:
             self._pool.shutdown()
 
-    def _write(self, state: dict[str, Any], step: int) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic(self.folder / f"{step:09d}.pt") as file:
-            file.write(buffer.getbuffer())
-        for old in sorted(self.folder.glob("*.pt"))[: -self.keep]:
-            old.unlink()
+    def _finish(self, written: Future[Any], step: int, loss: float | None) -> None:
+        written.result()
+        if rank() > 0:
+            return
+        self.files.commit(step, {"identity": self.identity, "loss": loss})
+        best = self.best() if self.keep_best else None
+        for old in self.files.steps()[: -self.keep]:
+            if old != best:
+                self.files.remove(old)
+
+    def _agreed(self) -> int:
+        """The step to go on from: the first rank looks, and all of them hear the same."""
+        if ranks() == 1:
+            return self._newest()
+        said: list[object] = [None]
+        if rank() == 0:
+            try:
+                said = [self._newest()]
+            except ModelError as error:
+                said = [str(error)]
+        dist.broadcast_object_list(said)
+        if isinstance(said[0], str):
+            raise ModelError(said[0])
+        assert isinstance(said[0], int)
+        return said[0]
+
+    def _newest(self) -> int:
+        self.files.sweep()
+        found = self.files.steps()
+        for step in reversed(found):
+            try:
+                identity = self.files.check(step)["identity"]
+            except DamagedState as damage:
+                logging.getLogger(__name__).warning(
+                    "%s is damaged (%s): training goes on from the state before it", self.files.path(step), damage
+                )
+                continue
+            other = sorted(part for part, own in self.identity.items() if identity.get(part) != own)
+            if other:
+                raise ModelError(
+                    f"{self.files.path(step)} belongs to another training: other {', '.join(other)}; use another folder"
+                )
+            return step
+        if found:
+            raise ModelError(f"all {len(found)} states in {self.files.folder} are damaged; delete them to begin again")
+        return 0
 
 
-def copied(state: Any) -> Any:
-    """A state that later steps do not change, on the CPU."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {name: copied(value) for name, value in state.items()}
-    return [copied(value) for value in state] if isinstance(state, list) else state
+def tensors_of(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of a state under one name each, not copied."""
+    found = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
+    for name, p in learner.named_parameters():
+        for moment, tensor in optimizer.state.get(p, {}).items():
+            found[f"optimizer.{name}.{moment}"] = tensor
+    return found
 
 
-def save_momentum(momentum: Momentum, folder: Path) -> None:
-    """Write the momentum copy and its queues beside a model, for `take_up_momentum`."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in momentum.state_dict().items()}
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.defaults.get("fused"))
+
+
+def save_momentum(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the state of a momentum copy, queues and all, beside a model, for `take_up_momentum`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     tensors.pop("queue_groups", None)
     with atomic(folder / weights.MOMENTUM) as file:
         file.write(safetensors.torch.save(tensors))

@@ -1,31 +1,109 @@
-"""Several processes that train one model: who this one is, and the wrapper that averages gradients."""
+"""Several processes that train one model: who this one is, and how a step's gradients become those of all its pairs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Literal
+
 import torch
 import torch.distributed as dist
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from capfilt.config import Config
+from capfilt.engine.device import autocast
+from capfilt.objectives.accumulate import Batch, learn_in_pieces
+from capfilt.objectives.gather import rank, ranks
+from capfilt.objectives.stages import AnyLearner
+from capfilt.objectives.step import Asked, Learner
+from capfilt.training import shard
 
-def rank() -> int:
-    """This process among those that train."""
-    return dist.get_rank() if dist.is_initialized() else 0
+__all__ = ["ExecutionConfig", "Gradients", "barrier", "rank", "ranks", "wrap"]
 
 
-def ranks() -> int:
-    """How many processes train."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+class ExecutionConfig(Config):
+    """How steps are computed. What is learned does not depend on it, so a training may go on with other settings."""
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether every process holds all weights, or each its share of weights, gradients and optimizer (FSDP2)."""
+    compile: bool = False
+    """Compile the blocks of the transformers with torch.compile; the first steps wait for the compiler."""
+    micro_batches: int = Field(default=1, ge=1)
+    """In how many pieces a process goes through its share of a batch: memory for time. The loss is that of the whole
+    batch all the same (`objectives/accumulate.py`)."""
+
+
+class Gradients:
+    """Gradients of a learner's loss over the pairs of all ranks. Made before the optimizer: FSDP puts other parameters
+    in the place of a model's own."""
+
+    def __init__(self, learner: AnyLearner, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype):
+        self.learner, self.pieces, self.device = learner, execution.micro_batches, device
+        self.sharded = execution.parallel == "fsdp" and ranks() > 1
+        self.autocast: Callable[[], AbstractContextManager[object]] = partial(autocast, device, dtype)
+        if execution.compile:
+            compile_blocks(learner)
+        if self.sharded:
+            shard.shard(learner, device, dtype, verb_by_verb=self.pieces > 1 and isinstance(learner, Learner))
+        # In pieces there are several backward passes to one average, and the averaging is ours.
+        plain = self.sharded or self.pieces > 1
+        wrapped = (learner if plain else wrap(learner, device)).train()
+        self.forward: Callable[..., Asked] = partial(shard.ask, learner) if self.sharded else wrapped
+
+    def of(self, batch: Batch, progress: float) -> Asked:
+        """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and figures."""
+        self.learner.zero_grad(set_to_none=True)
+        if self.pieces > 1:
+            found = learn_in_pieces(self.learner, batch, progress, self.pieces, self.autocast)
+            if ranks() > 1 and not self.sharded:
+                average([p.grad for p in self.learner.parameters() if p.grad is not None])
+        else:
+            with self.autocast():
+                found = self.forward(*batch, progress)
+                total = self.learner.total(found[0])
+            total.backward()
+        if self.sharded:
+            shard.settle(self.learner)
+        return found
+
+    def clip(self, most: float) -> Tensor:
+        """Scale the gradients down to this global norm, 0 = leave them; returns the norm that they had.
+
+        It is the same on all ranks, so that all of them leave out the same steps where it is not finite.
+        """
+        if self.sharded:
+            return shard.clip(self.learner, most or math.inf)
+        return torch.nn.utils.clip_grad_norm_(self.learner.model.parameters(), most or math.inf)
 
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
-    """Average gradients over ranks; as it is on one."""
+    """Average gradients over ranks while they are computed; as it is on one."""
     if ranks() == 1:
         return module
     # Queues and momentum copies are equal on every rank by construction: broadcasting them each step would only cost.
     # A static graph allows weights that no objective of this training reaches (ITC alone leaves out the match head).
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, static_graph=True)
+
+
+def average(gradients: list[Tensor]) -> None:
+    """Replace gradients by their means over ranks, in one exchange."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def compile_blocks(learner: AnyLearner) -> None:
+    """Compile each block of the towers by itself, those of the momentum copy too: equal blocks are compiled once."""
+    for module in learner.modules():
+        if isinstance(module, shard.BLOCKS):
+            module.compile()
 
 
 def barrier() -> None:

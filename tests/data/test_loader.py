@@ -162,6 +162,18 @@ class TestOrder:
             assert len(opened) == 1  # the third of the epoch that is one shard
             assert opened.total() <= 16
 
+    def test_more_ranks_than_shards_share_them(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        """Eight ranks on one shard: each has its own rows, together they are the batch of one."""
+        shard, counted = str(small_world / "human/00000.tar"), {str(small_world / "human/00000.tar"): 32}
+        config = LoaderConfig(batch_size=8, max_length=24, shuffle=32, lanes=8)
+
+        def of(rank: int, ranks: int) -> list[tuple[str, tuple[int, ...]]]:
+            batches = Loader([Source(shards=shard)], config, tokenizer, 16, 0, rank, ranks, counted).batches()
+            return [row for batch in islice(batches, 4) for row in rows([batch])]
+
+        apart, alone = [of(rank, 8) for rank in range(8)], of(0, 1)
+        assert [own[step] for step in range(4) for own in apart] == alone
+
     def test_one_text_of_an_image_is_drawn_anew_each_epoch(self, small_world: Path, tokenizer: Tokenizer) -> None:
         found = rows(take(loader(small_world / "human", tokenizer, captions="one").batches(), 6 * 40))
         by_epoch = [dict(found[i : i + 48]) for i in range(0, len(found), 48)]

@@ -181,6 +181,12 @@ class Driver:
         return {str(path.relative_to(self.out)): path.read_bytes() for path in files if path.is_file()}
 
 
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Of the drivers of trainings: they find this very capfilt, and do not wait long for a head that is gone."""
+    return {**os.environ, "PYTHONPATH": PATH, **IMPATIENT}
+
+
 @pytest.fixture
 def driver(web: Path, tmp_path: Path) -> Callable[..., Driver]:
     """Make a driver for the 40 shards, or for others."""
@@ -217,7 +223,8 @@ def undisturbed(web: Path, tmp_path_factory: pytest.TempPathFactory) -> Bytes:
 
 # ---- the table ----
 
-HEAD = """# Faults survived
+TITLE = "# Faults survived"
+RUNS = """## Runs of 40 shards
 
 Made by `make test-faults` on {day}, on {cores} CPU cores; not to be edited by hand. Each try hits a run of 40 shards,
 of processes on a Ray of three nodes on one machine, at a moment or place that its seed decides; where that ended the
@@ -228,6 +235,18 @@ happened; where a sample must fail, of a run in one process that knows it.
 | fault | tries | survived | bytes equal |
 |---|---|---|---|
 """
+TRAININGS = """## Trainings
+
+Made by `CAPFILT_FAULTS={seeds} pytest tests/faults/test_training.py` (part of `make test-faults`) on {day}, on {cores}
+CPU cores; not to be edited by hand. Each try hits a training of two ranks (60 steps, a state every 10, dropout,
+momentum copy) on a Ray of three nodes on one machine, at a moment that its seed decides. After the death of a rank or
+of its node it goes on by itself; after that of the driver the same command is given again. Weights equal: the model is
+byte for byte that of a training to which nothing happened. Steps lost: the newest in the log less those of the newest
+state on disk, at most; states are written while training goes on, so a kill during the writing costs an interval more.
+
+| fault | tries | survived | weights equal | steps lost |
+|---|---|---|---|---|
+"""
 
 
 @dataclass
@@ -235,30 +254,57 @@ class Row:
     tries: int = 0
     survived: int = 0
     equal: int = 0
+    most_lost: int | None = None
+
+    def cells(self) -> str:
+        figures = [self.tries, self.survived, self.equal] + ([] if self.most_lost is None else [self.most_lost])
+        return " | ".join(map(str, figures))
 
 
 class Record:
     """What became of each fault. A try that is not reported as survived was not."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: str, counts_steps: bool = False) -> None:
+        self.head, self.counts_steps = head, counts_steps
         self.rows: dict[str, Row] = {}
 
     def begin(self, fault: str) -> Row:
-        row = self.rows.setdefault(fault, Row())
+        row = self.rows.setdefault(fault, Row(most_lost=0 if self.counts_steps else None))
         row.tries += 1
         return row
 
     def text(self) -> str:
-        lines = (f"| {fault} | {row.tries} | {row.survived} | {row.equal} |" for fault, row in self.rows.items())
-        return f"{HEAD.format(day=datetime.now(UTC).date(), cores=os.cpu_count())}" + "\n".join(lines) + "\n"
+        lines = (f"| {fault} | {row.cells()} |" for fault, row in self.rows.items())
+        return (
+            f"{self.head.format(day=datetime.now(UTC).date(), cores=os.cpu_count(), seeds=SEEDS)}"
+            + "\n".join(lines)
+            + "\n"
+        )
+
+    def write(self) -> None:
+        """Put it in the place of its section of docs/faults.md; what was not tried keeps its own."""
+        if not SEEDS or not self.rows:
+            return
+        path, name = HERE.parent.parent / "docs/faults.md", self.head.splitlines()[0]
+        sections = {part.splitlines()[0]: part.rstrip("\n") for part in path.read_text().split("\n\n## ")[1:]}
+        sections[name.removeprefix("## ")] = self.text().removeprefix("## ").rstrip("\n")
+        order = [head.splitlines()[0].removeprefix("## ") for head in (RUNS, TRAININGS)]
+        kept = [f"## {sections[title]}" for title in order if title in sections]
+        path.write_text("\n\n".join([TITLE, *kept]).rstrip("\n") + "\n")
 
 
 @pytest.fixture(scope="session")
 def record() -> Iterator[Record]:
-    kept = Record()
+    kept = Record(RUNS)
     yield kept
-    if SEEDS:
-        (HERE.parent.parent / "docs/faults.md").write_text(kept.text())
+    kept.write()
+
+
+@pytest.fixture(scope="session")
+def trainings() -> Iterator[Record]:
+    kept = Record(TRAININGS, counts_steps=True)
+    yield kept
+    kept.write()
 
 
 @pytest.fixture

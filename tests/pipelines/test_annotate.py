@@ -36,7 +36,7 @@ def tables(run: Path) -> dict[str, bytes]:
 
 
 def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    tar, settings = story / "data/web/00001.tar", ("--captions", "10", "--set", "decode.max_length=12")
+    tar, settings = story / "data/web/00001.tar", ("--recipe", "blip2-ten", "--set", "decode.max_length=12")
     done = capfilt("annotate", tar, *models(story), "--out", tmp_path / "a", *settings, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
@@ -47,6 +47,17 @@ def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_pat
         ("web", 0): 20, **{("synthetic", i): 20 for i in range(10)},
     }  # fmt: skip
     assert len({row["text"] for row in rows if row["source"] == "synthetic"}) > 100, "every candidate draws anew"
+    words = ("--recipe", "blip2-two", "--annotations", tmp_path / "a", "--out", tmp_path / "b", "--json")
+    done = capfilt("select", tar, *words)
+    assert done.code == 0, done.err
+    assert sum(json.loads(done.out)["texts"]["kept"].values()) == 40, "of each image the two best"
+    best: dict[str, list[float]] = {}
+    for row in rows:
+        best.setdefault(row["key"], []).append(row["itc"])
+    judged = pq.read_table(tmp_path / "b/dataset/00001.parquet").to_pylist()
+    for key, scores in best.items():
+        kept = [row["itc"] for row in judged if row["key"] == key and row["verdict"] == "kept"]
+        assert max(kept) == max(scores)
 
 
 def test_the_seed_decides_the_texts_and_batches_do_not(story: Path, tmp_path: Path, capfilt: Any) -> None:

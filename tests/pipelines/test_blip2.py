@@ -29,6 +29,7 @@ from capfilt.pipelines import export
 from capfilt.training import checkpoint
 from capfilt.training.language import TeachConfig, teach
 from capfilt.training.loop import TrainConfig, TrainJob, train
+from capfilt.training.state_files import StateFiles
 
 FEW = {"train.steps": 3, "train.loader.batch_size": 8, "train.log_every": 1, "train.checkpoint_every": 2}
 
@@ -125,10 +126,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     with pytest.raises(Killed):
         train(job("run"))
     monkeypatch.undo()
-    (state,) = (tmp_path / "run/states").glob("*.pt")
-    kept = torch.load(state, weights_only=True)["learner"]
-    assert not any(name.startswith(("model.vision.", "model.language.")) for name in kept)
-    assert any(name.startswith("model.text.") for name in kept)
+    files = StateFiles(tmp_path / "run/states")
+    (step,) = files.steps()
+    kept = files.names(step)
+    assert not any(name.startswith(("learner.model.vision.", "learner.model.language.")) for name in kept)
+    assert any(name.startswith("learner.model.text.") for name in kept)
     train(job("run"))
     one, other = (weights.read(tmp_path / name / "checkpoint")[1] for name in ("whole", "run"))
     assert one.keys() == other.keys()

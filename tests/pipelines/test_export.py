@@ -253,7 +253,8 @@ class TestAnnotateWithTransformersModels:
         return made[0], made[1]
 
     def run(self, models: tuple[Path, Path], shards: Path, out: Path, *sets: str) -> dict[str, Any]:
-        return annotate.run("local", [str(shards / "human")], models, out, 0, sets, 0, Progress(quiet=True))
+        config = configs.build(annotate.AnnotateConfig, sets)
+        return annotate.run("local", [str(shards / "human")], models, out, 0, config, 0, Progress(quiet=True))
 
     def test_every_picture_gets_its_rows(
         self, hf: SimpleNamespace, folders: tuple[Path, Path], small_world: Path, tmp_path: Path

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 
 from capfilt.models import weights
@@ -73,6 +75,13 @@ def test_a_model_can_be_trained_further(story: Path, tmp_path: Path, capfilt: An
     [
         (["--set", "train.objectives.losses={}"], 2, "train.objectives.losses"),
         (["--set", "train.loader.batch_size=7", "--set", "resources.workers=2"], 2, "cannot be split over 2 workers"),
+        (["--set", "resources.micro_batches=3"], 2, "cannot be split into 3 micro_batches of each of 2 workers"),
+        (
+            ["--set", "resources.micro_batches=2", "--set", "train.objectives.negatives=all"],
+            2,
+            "micro_batches is 2, and objectives.negatives 'all' takes images of other processes",
+        ),
+        (["--set", "resources.parallel=zero"], 2, "resources.parallel"),
         (["--set", "train.image_size=40"], 2, "image_size 40 is not a multiple of patch_size"),
         (["--set", "model=blip/tny"], 2, "Did you mean 'blip/tiny'?"),
         (["--set", "tokenizer=nowhere.txt"], 1, "no vocabulary at 'nowhere.txt'"),
@@ -104,6 +113,29 @@ def test_an_objective_that_the_model_cannot_be_asked(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_training_of_shared_weights_leaves_what_one_of_whole_ones_does(
+    story: Path, tmp_path: Path, capfilt: Any, small: list[str]
+) -> None:
+    """Two ranks under Ray: the model, the best one, the momentum copy; nothing drawn at random."""
+    settings = {
+        "data": f"{story}/data/human", "train.steps": 6, "train.checkpoint_every": 2, "train.keep_best": "true",
+        "train.keep_momentum": "true", "train.objectives.losses": "{itc: 1.0}", "resources.workers": 2,
+        "train.objectives.queue": 16,
+    }  # fmt: skip
+    words = ["pretrain", "blip-tiny", *small] + [w for k, v in settings.items() for w in ("--set", f"{k}={v}")]
+    for parallel in ("ddp", "fsdp"):
+        done = capfilt(*words, "--set", f"resources.parallel={parallel}", "--out", tmp_path / parallel, address="start")
+        assert done.code == 0, done.err
+    for name in ("checkpoint/model.safetensors", "checkpoint/momentum.safetensors", "best/model.safetensors"):
+        one, other = (safetensors.torch.load_file(tmp_path / way / "pretrain" / name) for way in ("ddp", "fsdp"))
+        assert one.keys() == other.keys()
+        gaps = torch.cat([(one[key] - other[key]).abs().flatten() for key in one if ".key." not in key])
+        # AdamW makes whole steps of what is nothing but rounding.
+        assert float((gaps < 1e-5).float().mean()) > 0.98
+
+
 def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
     story: Path, tmp_path: Path, capfilt: Any, model_yaml: Path
 ) -> None:
@@ -116,7 +148,7 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((out / "pretrain/states").glob("*.pt")):
+    while not list((out / "pretrain/states").glob("*/state.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

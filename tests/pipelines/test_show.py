@@ -10,11 +10,19 @@ import yaml
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
+from capfilt.data.policy import PolicyConfig
 from capfilt.models import FAMILIES
+from capfilt.pipelines.annotate import AnnotateConfig
 from capfilt.pipelines.bootstrap import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
 
-KINDS: dict[str, type[Config]] = {"bootstrap": BootstrapConfig, "pretrain": PretrainConfig, **FAMILIES}
+KINDS: dict[str, type[Config]] = {
+    "bootstrap": BootstrapConfig,
+    "pretrain": PretrainConfig,
+    "annotate": AnnotateConfig,
+    "select": PolicyConfig,
+    **FAMILIES,
+}
 
 
 @pytest.mark.parametrize("name", [*presets.names("pipelines"), *presets.names("models")])

@@ -200,3 +200,12 @@ def test_a_process_that_ends_leaves_no_lock(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from capfilt.reports.lock import hold; hold(Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_owner_that_is_a_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(lock.JOB, "capfilt-bootstrap-a")
+    held = acquire(tmp_path)
+    try:
+        assert lock.state(tmp_path).endswith(", job capfilt-bootstrap-a")
+    finally:
+        held.release()

@@ -34,8 +34,8 @@ def flat(state: object) -> list[object]:
     return [state.tolist() if isinstance(state, torch.Tensor) else state]
 
 
-def states(folder: Path, identity: str = "me", keep: int = 2) -> States:
-    return States(folder, identity, keep)
+def states(folder: Path, identity: str = "me", keep: int = 2, **options: bool) -> States:
+    return States(folder, {"architecture": "a", "settings": identity}, keep, **options)
 
 
 def saved(folder: Path, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -74,7 +74,7 @@ def test_without_a_state_a_training_begins_at_0(tmp_path: Path) -> None:
     assert states(tmp_path).resume(*pair(0)) == 0
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, ["000000009.pt"]), (2, ["000000006.pt", "000000009.pt"])])
+@pytest.mark.parametrize(("keep", "left"), [(1, ["000000009"]), (2, ["000000006", "000000009"])])
 def test_the_newest_are_kept_and_no_scraps(tmp_path: Path, keep: int, left: list[str]) -> None:
     module, optimizer = saved(tmp_path, 3, 6, 9, keep=keep)
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == left
@@ -88,37 +88,65 @@ def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 7)
     module, optimizer = pair(1)
     before = flat(module.state_dict())
-    with pytest.raises(ModelError, match="belongs to another training"):
+    with pytest.raises(ModelError, match=r"000000007 belongs to another training: other settings; use another folder"):
         states(tmp_path, "you").resume(module, optimizer)
     assert flat(module.state_dict()) == before
 
 
-@pytest.mark.parametrize("left", [0, 100, 2000])
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    (module, optimizer), kept = pair(0), states(tmp_path, keep=1, keep_best=True)
+    for step, loss in ((3, 2.0), (6, 1.0), (9, 1.5), (12, 1.5)):
+        kept.save(module, optimizer, step, loss)
+        kept.settle()
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["000000006", "000000012"]
+    assert kept.best() == 6
+    assert states(tmp_path).resume(module, optimizer) == 12
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
 def test_a_damaged_state_gives_way_to_the_one_before(
-    tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, harm: Callable[[Path], None], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved(tmp_path, 3, 6)
-    newest = tmp_path / "states/000000006.pt"
-    newest.write_bytes(newest.read_bytes()[:left])
+    harm(tmp_path / "states/000000006" / name)
     with caplog.at_level(logging.WARNING):
         assert states(tmp_path).resume(*pair(0)) == 3
-    assert "000000006.pt is damaged" in caplog.text
-    older = tmp_path / "states/000000003.pt"
-    older.write_bytes(older.read_bytes()[:left])
+    assert "000000006 is damaged" in caplog.text
+    harm(tmp_path / "states/000000003" / name)
     with pytest.raises(ModelError, match=r"all 2 states in .* are damaged; delete them to begin again"):
         states(tmp_path).resume(*pair(0))
 
 
-def test_nothing_is_unpickled(tmp_path: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
+def test_a_marker_that_is_cut_is_a_damaged_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path, 3, 6)
+    cut(tmp_path / "states/000000006/state.json")
+    assert states(tmp_path).resume(*pair(0)) == 3
+    assert "state.json cannot be read" in caplog.text
 
-    (tmp_path / "states").mkdir()
-    torch.save({"identity": Trap()}, tmp_path / "states/000000001.pt")
-    with pytest.raises(ModelError, match="are damaged"):
-        states(tmp_path).resume(*pair(0))
-    assert not (tmp_path / "sprung").exists()
+
+def test_what_a_kill_left_half_written_does_not_count(tmp_path: Path) -> None:
+    saved(tmp_path, 3, 6)
+    (tmp_path / "states/000000006/state.json").unlink()
+    assert states(tmp_path).resume(*pair(0)) == 3
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["000000003"]
+
+
+def test_a_state_may_be_moved(tmp_path: Path) -> None:
+    saved(tmp_path / "here", 3)
+    (tmp_path / "here").rename(tmp_path / "there")
+    module, optimizer = pair(1)
+    assert states(tmp_path / "there").resume(module, optimizer) == 3
 
 
 def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tmp_path: Path) -> None:
@@ -133,8 +161,8 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tmp_path: Path
 def test_a_state_that_could_not_be_written_is_told_at_the_next(tmp_path: Path) -> None:
     (module, optimizer), kept = pair(0), states(tmp_path / "file")
     (tmp_path / "file").write_text("no folder")
-    kept.save(module, optimizer, 3)
     with pytest.raises(NotADirectoryError):
+        kept.save(module, optimizer, 3)
         kept.save(module, optimizer, 6)
 
 
@@ -157,7 +185,7 @@ class TestMomentum:
     ) -> None:
         kept = filled(small_blip())
         weights.save(small_blip(), tmp_path)
-        checkpoint.save_momentum(kept, tmp_path)
+        checkpoint.save_momentum(kept.state_dict(), tmp_path)
         taken = Momentum(small_blip(seed=1, roles=("encoder",)), 0.9, 6, groups=True)
         checkpoint.take_up_momentum(taken, tmp_path)
         assert flat(taken.model.state_dict()) == flat(kept.model.state_dict())
@@ -170,7 +198,7 @@ class TestMomentum:
     def test_to_pictures_of_another_size(self, tmp_path: Path, small_blip: MakeBlip) -> None:
         kept = filled(small_blip())
         weights.save(small_blip(), tmp_path)
-        checkpoint.save_momentum(kept, tmp_path)
+        checkpoint.save_momentum(kept.state_dict(), tmp_path)
         taken = Momentum(small_blip(image_size=32), 0.9, 6)
         checkpoint.take_up_momentum(taken, tmp_path)
         assert taken.model.vision.positions.shape[1] == 17
@@ -210,6 +238,6 @@ class TestMomentum:
 
     def test_queues_of_another_size_are_refused(self, tmp_path: Path, small_blip: MakeBlip) -> None:
         weights.save(small_blip(), tmp_path)
-        checkpoint.save_momentum(filled(small_blip()), tmp_path)
+        checkpoint.save_momentum(filled(small_blip()).state_dict(), tmp_path)
         with pytest.raises(ModelError, match=r"with a queue of 6; set objectives\.queue to it, not to 9"):
             checkpoint.take_up_momentum(Momentum(small_blip(), 0.9, 9), tmp_path)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +15,18 @@ from pydantic import ValidationError
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.data.loader import Batch, Loader, LoaderConfig
+from capfilt.data.loader import Batch, Loader, LoaderConfig, Source
 from capfilt.data.tokens import Tokenizer
-from capfilt.errors import ModelError
+from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
 from capfilt.objectives.step import Learner, ObjectivesConfig
 from capfilt.training import loop
 from capfilt.training.checkpoint import States
-from capfilt.training.loop import StepLog, TrainConfig, TrainJob, draw, initial_model, train
+from capfilt.training.log import StepLog
+from capfilt.training.loop import TrainConfig, TrainJob, draw, initial_model, train
 from capfilt.training.optimizer import OptimizerConfig
+from capfilt.training.parallel import ExecutionConfig, Gradients
 
 MakeJob = Callable[..., TrainJob]
 
@@ -245,76 +247,10 @@ class TestNotFinite:
         learner = Learner(initial_model(job, len(tokenizer)), job.train.objectives)
         batches = Loader(job.sources, job.train.loader, tokenizer, 16, 0).batches()
         optimizer = Noted([p for p in learner.parameters() if p.requires_grad])
-        loop.run_steps(job, learner, optimizer, batches, 0, torch.device("cpu"), States(tmp_path, "", 1))
+        gradients = Gradients(learner, job.execution, torch.device("cpu"), torch.float32)
+        log = StepLog(tmp_path / "log.jsonl", job.train)
+        loop.run_steps(job, gradients, optimizer, batches, 0, States(tmp_path, {}, 1), log)
         assert seen == pytest.approx([0.01] * 4, rel=1e-3)
-
-
-class TestLog:
-    def test_lines_are_means_of_the_steps_since_the_last(self, tmp_path: Path) -> None:
-        config = TrainConfig(
-            steps=5, log_every=2, loader=LoaderConfig(batch_size=8), objectives=ObjectivesConfig(queue=0)
-        )
-        log = StepLog(tmp_path / "log.jsonl", config)
-        for step in range(5):
-            with log.waiting():
-                pass
-            log.add(step, {"lm": torch.tensor(float(step))}, unreadable=step, lr=0.5)
-        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-        assert [(line["step"], line["lm"], line["unreadable"]) for line in lines] == [
-            (2, 0.5, 1),
-            (4, 2.5, 5),
-            (5, 4, 4),
-        ]
-        for line in lines:
-            assert (line["steps"], line["lr"]) == (5, 0.5)
-            assert line["samples_per_second"] > 0
-            assert 0 <= line["data_wait"] <= 1
-            assert "itm_stuck" not in line
-
-    def test_lines_of_undone_steps_go_when_it_is_taken_up(self, tmp_path: Path) -> None:
-        path = tmp_path / "log.jsonl"
-        config = TrainConfig(steps=9, log_every=1, objectives=ObjectivesConfig(queue=0))
-        log = StepLog(path, config)
-        for step in range(5):
-            log.add(step, {"lm": torch.tensor(float(step))}, 0, 0.5)
-        with path.open("a") as file:
-            file.write('{"step": 6, "lm":')  # cut by the kill
-        log = StepLog(path, config, done=3)
-        log.add(3, {"lm": torch.tensor(9.0)}, 0, 0.5)
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        assert [(line["step"], line["lm"]) for line in lines] == [(1, 0), (2, 1), (3, 2), (4, 9)]
-
-    def steps(self, path: Path, start: int, end: int, itm: float, done: int | None = None) -> None:
-        config = TrainConfig(steps=600, log_every=20, objectives=ObjectivesConfig(queue=0))
-        log = StepLog(path, config, start if done is None else done)
-        for step in range(start, end):
-            # To and fro around its mean, as a loss does.
-            log.add(step, {"itm": torch.tensor(itm + 0.02 * (-1) ** step)}, 0, 0.5)
-
-    def test_itm_at_the_trivial_answer_is_told_in_the_log_and_once_aloud(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        path = tmp_path / "log.jsonl"
-        with caplog.at_level(logging.WARNING):
-            self.steps(path, 0, 300, itm=0.6380)
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        assert [line["step"] for line in lines if line.get("itm_stuck")] == [200, 220, 240, 260, 280, 300]
-        (record,) = caplog.records
-        assert "step 200: itm has stood at 0.6365 since step 0, which is guessing" in record.getMessage()
-
-    def test_itm_that_learns_is_not(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        self.steps(tmp_path / "log.jsonl", 0, 600, itm=0.60)
-        assert "itm_stuck" not in (tmp_path / "log.jsonl").read_text()
-        assert not caplog.records
-
-    def test_the_alarm_outlives_a_kill(self, tmp_path: Path) -> None:
-        path = tmp_path / "log.jsonl"
-        self.steps(path, 0, 40, itm=0.70)
-        self.steps(path, 40, 160, itm=0.6350)
-        self.steps(path, 140, 260, itm=0.6350, done=140)
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        assert [line["step"] for line in lines] == list(range(20, 261, 20))
-        assert [line["step"] for line in lines if line.get("itm_stuck")] == [240, 260]
 
 
 def test_a_draw_is_a_function_of_all_its_names() -> None:
@@ -353,3 +289,99 @@ def test_a_prompt_in_the_texts_is_not_what_lm_is_asked_for(make_job: MakeJob, tm
     asked[:, :prompt] = False
     wanted = -logits.log_softmax(-1).gather(2, batch.ids[:, 1:, None])[..., 0][asked].mean()
     assert log_of(job)[0]["lm"] == pytest.approx(wanted.item(), abs=1e-4)
+
+
+class TestStates:
+    def test_a_training_cut_short_goes_on_where_its_folder_was_moved_to(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its tokenizer and its start lie in the folder that is moved, as those of a bootstrap's rounds do."""
+        (tmp_path / "run").mkdir()
+        Tokenizer.load("world").save(tmp_path / "run/tokenizer")
+        whole = make_job(tmp_path / "whole", steps=6, checkpoint_every=2)
+        train(whole)
+        here = {"out": tmp_path / "run/pretrain", "tokenizer": str(tmp_path / "run/tokenizer")}
+        killed_at(5, monkeypatch)
+        with pytest.raises(Killed):
+            train(whole.model_copy(update=here))
+        monkeypatch.undo()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        there = {"out": tmp_path / "moved/pretrain", "tokenizer": str(tmp_path / "moved/tokenizer")}
+        seen = []
+        resume = States.resume
+
+        def noted(self: States, *of: Any) -> int:
+            seen.append(resume(self, *of))
+            return seen[-1]
+
+        monkeypatch.setattr(States, "resume", noted)
+        moved = whole.model_copy(update=there)
+        train(moved)
+        assert seen == [4]
+        assert weights_of(moved) == weights_of(whole)
+
+    def test_how_steps_are_computed_is_no_part_of_the_identity(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = make_job(tmp_path, steps=6, checkpoint_every=2)
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(job)
+        monkeypatch.undo()
+        other = job.model_copy(update={"execution": ExecutionConfig(micro_batches=4, parallel="fsdp")})
+        train(other.model_copy(update={"train": job.train.model_copy(update={"checkpoint_every": 3, "recompute": 1})}))
+        assert [line["step"] for line in log_of(job)] == [1, 2, 3, 4, 5, 6]
+
+    def test_a_state_of_another_architecture_says_so(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(make_job(tmp_path, checkpoint_every=2))
+        monkeypatch.undo()
+        with pytest.raises(ModelError, match=r"000000002 belongs to another training: other architecture; use another"):
+            train(make_job(tmp_path, checkpoint_every=2, text={"dropout": 0.1, "hidden": 48}))
+
+    def test_the_best_model_is_left_beside_the_last(self, make_job: MakeJob, tmp_path: Path) -> None:
+        """A learning rate that ends in ruin: the best state is an early one."""
+        only_lm = ObjectivesConfig(losses={"lm": 1.0})
+        ruin = OptimizerConfig(lr=3e-3, decay="constant", warmup=0.9, warmup_lr=1e-3)
+        options = {"objectives": only_lm, "checkpoint_every": 3, "checkpoints": 1, "keep_best": True}
+        job = make_job(tmp_path, steps=15, optimizer=ruin, **options)
+        train(job)
+        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "best"}
+        losses = [line["lm"] for line in log_of(job)]
+        means = [sum(losses[i : i + 3]) / 3 for i in range(0, 12, 3)]
+        best = 3 * (means.index(min(means)) + 1)
+        cut = make_job(tmp_path / "cut", steps=15, optimizer=ruin, **options, log_every=1)
+        seen = {}
+        with pytest.MonkeyPatch.context() as patch:
+
+            def noted(self: States, learner: Any, optimizer: Any, step: int, loss: float | None = None) -> None:
+                seen[step] = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+                assert loss == pytest.approx(means[step // 3 - 1], abs=1e-4)
+
+            patch.setattr(States, "save", noted)
+            train(cut)
+        kept = weights.load(job.best_folder).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in seen[best].items())
+
+
+class TestWhatIsSaidInOneLine:
+    def test_a_shard_that_vanishes_while_it_trains(
+        self, make_job: MakeJob, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = shutil.copytree(small_world / "human", tmp_path / "data")
+        monkeypatch.setattr("capfilt.data.loader.KEPT_BYTES", 0)
+        job = make_job(
+            tmp_path / "out", steps=200, loader=LoaderConfig(batch_size=8, max_length=24, shuffle=8, lanes=1)
+        )
+        job = job.model_copy(update={"sources": (Source(shards=str(data)),)})
+
+        def gone(line: dict[str, Any]) -> None:
+            for path in data.glob("*.tar"):
+                path.unlink()
+
+        with pytest.raises(CapfiltError, match=r"0000\d\.tar") as caught:
+            train(job, gone)
+        assert "\n" not in str(caught.value)

@@ -111,3 +111,10 @@ def test_vectors_may_be_spared_and_frozen_towers_are_in_no_group(small_blip2: Ca
     for optimizer in (plain, spared):
         found = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(found) == sorted(map(id, trained))
+
+
+def test_fused_adamw_is_for_gpus() -> None:
+    """On a CPU its last bits are others: golden curves and figures would be, too."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 4)
+    assert not make_optimizer(module, OptimizerConfig()).defaults["fused"]

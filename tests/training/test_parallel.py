@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from capfilt.models import weights
 from capfilt.objectives.step import ObjectivesConfig
 from capfilt.training import parallel
 from capfilt.training.loop import TrainJob, initial_model, train
+from capfilt.training.parallel import ExecutionConfig
 
 pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
 
@@ -48,6 +50,10 @@ def ranks(jobs: tuple[TrainJob, TrainJob]) -> list[dict[str, Any]]:
             process.kill()
             process.wait()
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def lines_of(job: TrainJob) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
 
 
 def test_one_process_is_rank_0_of_1_and_wraps_nothing() -> None:
@@ -96,3 +102,18 @@ def test_one_rank_writes(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, 
     job, _ = jobs
     assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint"}
     assert [json.loads(line)["step"] for line in (job.out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)  # the compiler is a C++ one
+@pytest.mark.filterwarnings("ignore")  # what the compiler says to itself
+def test_compiled_blocks_learn_the_same(make_job: MakeJob, tmp_path: Path) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile has no C++ compiler here")
+    curves = []
+    for compiled in (False, True):
+        job = make_job(tmp_path / str(compiled), steps=4, text={"dropout": 0.0})
+        train(job.model_copy(update={"execution": ExecutionConfig(compile=compiled)}))
+        curves.append([[line[name] for name in ("itc", "itm", "lm", "grad_norm")] for line in lines_of(job)])
+    for plain, quick in zip(*curves, strict=True):
+        assert quick == pytest.approx(plain, rel=1e-4, abs=1e-4)

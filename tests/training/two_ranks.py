@@ -19,8 +19,10 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.objectives.step import Learner
 from capfilt.training import parallel
 from capfilt.training.checkpoint import States
+from capfilt.training.log import StepLog
 from capfilt.training.loop import TrainJob, initial_model, run_steps, train
 from capfilt.training.optimizer import make_optimizer
+from capfilt.training.parallel import Gradients
 
 
 def steps(job: TrainJob, folder: Path) -> None:
@@ -36,8 +38,10 @@ def steps(job: TrainJob, folder: Path) -> None:
             yield batch
 
     job.out.mkdir(exist_ok=True)
+    gradients = Gradients(learner, job.execution, torch.device("cpu"), torch.float32)
     optimizer = make_optimizer(learner, job.train.optimizer)
-    run_steps(job, learner, optimizer, noted(), 0, torch.device("cpu"), States(job.out, "", 1))
+    log = StepLog(job.out / "log.jsonl", job.train)
+    run_steps(job, gradients, optimizer, noted(), 0, States(job.out, {}, 1), log)
     torch.save({"seen": seen, "learned": learner.state_dict()}, folder / f"rank-{rank}.pt")
 
 

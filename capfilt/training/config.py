@@ -1,0 +1,101 @@
+"""What a training is told: how long and how, of which model, on which data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from capfilt.config import Config
+from capfilt.data.augment import AugmentConfig
+from capfilt.data.language_tokens import tokenizer_of
+from capfilt.data.loader import LoaderConfig, Source
+from capfilt.data.tokens import Tokenizer
+from capfilt.engine.device import Precision
+from capfilt.models import Architecture
+from capfilt.models.initial import InitialConfig
+from capfilt.objectives.step import ObjectivesConfig
+from capfilt.training.optimizer import OptimizerConfig
+from capfilt.training.parallel import ExecutionConfig
+
+
+class TrainConfig(Config):
+    """How long and how a model is trained."""
+
+    steps: int = Field(ge=1)
+    image_size: int | None = Field(default=None, ge=1)
+    """Picture size other than the architecture's: BLIP pretrains at 224 and fine-tunes at 384."""
+    loader: LoaderConfig = LoaderConfig()
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision = "auto"
+    recompute: int = Field(default=0, ge=0)
+    """The last vision blocks that compute their activations again instead of keeping them: memory for time."""
+    keep_momentum: bool = False
+    """Leave the momentum copy and the queues beside the model, for a fine-tuning that goes on with them."""
+    features: bool | Path = False
+    """BLIP-2: keep what the frozen tower sees of each image on disk, and look once only: true (in `features/` of the
+    run folder, or of the round) or a folder that several trainings share. An image takes N x D numbers in the format
+    `frozen` of the architecture: 724 kB of ViT-g at 224 px. Not with pictures that are changed at random."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two states on disk: what a kill costs at most."""
+    checkpoints: int = Field(default=2, ge=1)
+    """How many states are kept: should the newest be damaged, training goes on from the one before."""
+    keep_best: bool = False
+    """Keep the state before which the mean training loss was lowest beside the newest, and leave its model in `best/`.
+    Not a held-out measure: evaluate both models to choose."""
+    skips: int = Field(default=10, ge=0)
+    """Steps in a row whose gradients are not finite that are left out before training stops; 0: the first stops it."""
+    log_every: int = Field(default=20, ge=1)
+
+    @model_validator(mode="after")
+    def _queue(self) -> TrainConfig:
+        queue, rows = self.objectives.queue, self.loader.batch_size
+        itc = "itc" in self.objectives.losses
+        if itc and queue % rows:
+            near = queue - queue % rows
+            raise ValueError(f"objectives.queue {queue} is not a multiple of loader.batch_size {rows}; {near} is")
+        if not itc and (self.keep_momentum or self.objectives.momentum_from == "start"):
+            raise ValueError("without the objective itc there is no momentum copy to keep or to begin with")
+        if self.features and self.loader.augment != AugmentConfig():
+            raise ValueError("features are kept of pictures as they are; set loader.augment={} or features=false")
+        return self
+
+
+class TrainJob(Config):
+    """Everything that a training process needs to know."""
+
+    out: Path
+    """Its folder: `log.jsonl`, `states/` while it runs, and in the end the model in `checkpoint/`."""
+    architecture: Architecture
+    start: Path | None = None
+    """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
+    initial: InitialConfig = InitialConfig()
+    """What the towers of a model from scratch begin with."""
+    tokenizer: str
+    sources: tuple[Source, ...] = Field(min_length=1)
+    rows: Path | None = None
+    """A JSON that says how many rows each shard has; None: every process counts them before it begins."""
+    train: TrainConfig
+    execution: ExecutionConfig = ExecutionConfig()
+    seed: int = 0
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the finished model lies."""
+        return self.out / "checkpoint"
+
+    @property
+    def best_folder(self) -> Path:
+        """Where the best one lies, if it was kept."""
+        return self.out / "best"
+
+    @property
+    def features_folder(self) -> Path:
+        """Where features are kept, if they are."""
+        kept = self.train.features
+        return kept if isinstance(kept, Path) else self.out.parent / "features"
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer of its texts: the language model's, if the architecture has one."""
+        return tokenizer_of(self.tokenizer, self.architecture.language_kind)

@@ -1,0 +1,161 @@
+"""The log of a training: means of the losses and how fast it goes, a JSON line every `log_every` steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from capfilt.data.loader import Batch
+from capfilt.errors import ModelError
+from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
+from capfilt.reports.ledger import atomic, write_json
+from capfilt.training import parallel
+from capfilt.training.config import TrainConfig
+from capfilt.training.speed import Speed
+
+LOG, NOT_FINITE = "log.jsonl", "not_finite.json"
+
+Told = Callable[[dict[str, Any]], None]
+"""Gets each line of the log as it is written: where other meters connect."""
+
+
+class StepLog:
+    """Means of the losses, one JSON line every `log_every` steps, written by rank 0 and told to `on_line`.
+
+    Lines past step `done` tell of steps that a kill undid and that are done again: they are taken out.
+    """
+
+    def __init__(
+        self, path: Path, config: TrainConfig, done: int = 0, speed: Speed | None = None, on_line: Told | None = None
+    ):
+        self.path, self.config, self.speed, self.on_line = path, config, speed, on_line
+        self.alarm = Alarm(config.steps)
+        self.warned = False
+        self.sums: dict[str, Tensor] = {}
+        self.count = self.skipped = self.unreadable = 0
+        self.in_a_row = 0
+        self.since = time.perf_counter()
+        self.waited = 0.0
+        self.asked: dict[str, Tensor] = {}
+        self.taken = 0
+        if parallel.rank() == 0 and path.exists():
+            self._take_up(done)
+
+    def _take_up(self, done: int) -> None:
+        kept = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            entry = json.loads(line) if line.endswith(b"}\n") else {"step": done + 1}
+            if entry["step"] <= done:
+                kept.append(line)
+                self._stuck(entry)
+        with atomic(self.path) as file:
+            file.writelines(kept)
+
+    def _stuck(self, entry: dict[str, float]) -> bool:
+        return "itm" in entry and self.alarm.stuck(int(entry["step"]), entry["itm"])
+
+    @property
+    def _clock(self) -> float:
+        return time.perf_counter()
+
+    def mean_loss(self) -> float | None:
+        """The mean of the total loss since this was asked before, for `keep_best`; None where no step was taken."""
+        sums, taken = self.asked, self.taken
+        self.asked, self.taken = {}, 0
+        if not sums:
+            return None
+        return sum(float(sums[name]) * weight for name, weight in self.config.objectives.losses.items()) / taken
+
+    def waiting(self) -> _Wait:
+        """Time what happens inside as waiting for data."""
+        return _Wait(self)
+
+    def add(self, step: int, figures: dict[str, Tensor], unreadable: int, lr: float) -> None:
+        """Add one step; write a line when it is due. Figures stay on the device until then."""
+        for name, value in figures.items():
+            value = value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            if self.config.keep_best:
+                self.asked[name] = self.asked[name] + value if name in self.asked else value
+        self.count += 1
+        self.taken += 1
+        self.unreadable += unreadable
+        self.in_a_row = 0
+        self._write_if_due(step + 1, lr)
+
+    def leave_out(self, step: int, batch: Batch, lr: float) -> None:
+        """Count a step that was not taken because its gradients are not finite.
+
+        Raises:
+            ModelError: `skips` steps in a row were left out before; the images of this one are in `NOT_FINITE` then.
+        """
+        self.skipped += 1
+        self.unreadable += batch.unreadable
+        self.in_a_row += 1
+        if self.in_a_row > self.config.skips:
+            path = self.path.with_name(NOT_FINITE)
+            if parallel.rank() == 0:
+                write_json(path, {"step": step + 1, "uids": batch.uids})
+            raise ModelError(
+                f"the gradients of {self.in_a_row} steps in a row, up to step {step + 1}, are not finite; lower "
+                f"optimizer.lr or set optimizer.clip. The images of the last are in {path}."
+            )
+        self._write_if_due(step + 1, lr)
+
+    def _write_if_due(self, step: int, lr: float) -> None:
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self._write(step, lr)
+
+    def _write(self, step: int, lr: float) -> None:
+        seconds, steps = self._clock - self.since, self.count + self.skipped
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        line = {
+            "step": step,
+            "steps": self.config.steps,
+            **{name: round(value, 5) for name, value in means.items()},
+            "lr": lr,
+            "step_seconds": round(seconds / steps, 4),
+            "samples_per_second": round(steps * self.config.loader.batch_size / seconds, 1),
+            **(self.speed.figures(steps, seconds) if self.speed is not None else {}),
+            "data_wait": round(self.waited / seconds, 4),
+            "unreadable": self.unreadable,
+            "skipped": self.skipped,
+        }
+        if parallel.rank() == 0:
+            if self._stuck(line):
+                line["itm_stuck"] = True
+                self._warn(step)
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            if self.on_line is not None:
+                self.on_line(line)
+        self.sums, self.count, self.skipped, self.unreadable = {}, 0, 0, 0
+        self.since, self.waited = self._clock, 0.0
+
+    def _warn(self, step: int) -> None:
+        if not self.warned:
+            logging.getLogger(__name__).warning(
+                "step %d: itm has stood at %.4f since step %d, which is guessing: lower optimizer.lr, "
+                "raise loader.batch_size, or look whether the texts belong to the images",
+                step, TRIVIAL_LOSS, self.alarm.moved,
+            )  # fmt: skip
+        self.warned = True
+
+
+class _Wait:
+    """A stopwatch around the loader."""
+
+    def __init__(self, log: StepLog):
+        self.log = log
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.log.waited += time.perf_counter() - self.start

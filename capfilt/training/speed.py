@@ -1,0 +1,67 @@
+"""How fast a training is beside what its device could do: model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B).
+
+Counted are the products of the forward and the backward pass of the model and of the momentum copy's forward pass;
+what is computed a second time to spare memory is not. On a device whose peak is not known there is no utilisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from capfilt.engine.device import pick_dtype
+from capfilt.models import Architecture, build
+from capfilt.objectives.gather import ranks
+from capfilt.objectives.stages import learner_of
+from capfilt.objectives.step import ObjectivesConfig
+from capfilt.training.config import TrainJob
+
+PEAKS = {
+    "A100": {torch.bfloat16: 312e12, torch.float32: 19.5e12},
+    "H100 PCIe": {torch.bfloat16: 756e12, torch.float32: 51e12},
+    "H100": {torch.bfloat16: 989e12, torch.float32: 67e12},
+    "H200": {torch.bfloat16: 989e12, torch.float32: 67e12},
+    "L40S": {torch.bfloat16: 362e12, torch.float32: 91.6e12},
+    "A10": {torch.bfloat16: 125e12, torch.float32: 31.2e12},
+    "L4": {torch.bfloat16: 121e12, torch.float32: 30.3e12},
+    "RTX 4090": {torch.bfloat16: 165e12, torch.float32: 82.6e12},
+}
+"""Peak FLOP/s of dense products by what a GPU's name has in it, the first that fits (NVIDIA's data sheets, SXM where
+nothing else is said; bf16 with fp32 sums, fp32 without TF32)."""
+
+
+class Speed:
+    """What a training's figures say of the device."""
+
+    def __init__(self, job: TrainJob, device: torch.device):
+        self.peak = peak_flops(
+            torch.cuda.get_device_name(device) if device.type == "cuda" else "", pick_dtype(job.train.precision, device)
+        )
+        self.flops = 0
+        if self.peak:  # counting takes seconds
+            pairs = job.train.loader.batch_size // ranks()
+            self.flops = step_flops(job.architecture, job.train.objectives, pairs, job.train.loader.max_length)
+
+    def figures(self, steps: int, seconds: float) -> dict[str, float]:
+        """Utilisation of this process's device over `steps`; nothing where its peak is not known."""
+        return {"mfu": round(steps * self.flops / seconds / self.peak, 4)} if self.peak else {}
+
+
+def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a GPU of this name can do at most in this format; None where the table has it not."""
+    return next((peaks[dtype] for name, peaks in PEAKS.items() if name in gpu), None)
+
+
+def step_flops(architecture: Architecture, objectives: ObjectivesConfig, pairs: int, tokens: int) -> int:
+    """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
+    with torch.device("meta"):
+        learner = learner_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        learner.to_empty(device="cpu")
+        size = architecture.vision.image_size
+        ids = torch.ones(pairs, tokens, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            losses, _ = learner(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs), 0.0)
+            learner.total(losses).backward()
+    return int(counter.get_total_flops())

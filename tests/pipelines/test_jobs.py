@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.cluster.jobs import Job
+from capfilt.errors import UsageError
+from capfilt.pipelines import jobs, show
+from capfilt.pipelines.jobs import Order
+
+BEGUN = (
+    "2026 INFO job_manager.py: Runtime env is setting up.\nRunning entrypoint for job a: sh job.sh status --json /a\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "result"),
+    [
+        ([BEGUN, '{\n "a": {\n  "b": 1\n }\n}\n'], {"a": {"b": 1}}),
+        (["round 1\n{\n", ' "a": 1\n}', "\n(raylet) a late line\n"], {"a": 1}),
+        (['{\n "old": 1\n}\n', '{\n "new": 1\n}\n'], {"new": 1}),
+        ([BEGUN, "{}\n"], {}),
+        ([BEGUN, "error: no\n"], None),
+        (["{\n torn"], None),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_the_result_is_the_last_object_of_a_log(log: list[str], result: dict[str, Any] | None) -> None:
+    assert jobs.result_of(log) == result
+
+
+def test_ray_s_own_lines_are_left_out() -> None:
+    assert jobs.own_words([BEGUN[:30], BEGUN[30:], "one\n", "two\n"]) == "one\ntwo\n"
+    assert jobs.own_words(["no beginning\n"]) == "no beginning\n"
+
+
+def recipe(*sets: str) -> Any:
+    return configs.read(presets.find("pipelines", "demo", within="bootstrap"), show.KINDS["bootstrap"][0], sets)
+
+
+def test_an_order_is_known_by_what_it_asks() -> None:
+    one = Order("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe())
+    assert one.notes == Order("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe("seed=0")).notes
+    others = [
+        Order("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe("seed=1")),
+        Order("bootstrap", ("--out", "/a", "--json", "recipe.yaml"), "/a", recipe()),
+        Order("pretrain", ("--out", "/a", "recipe.yaml"), "/a", recipe()),
+    ]
+    assert len({order.notes["digest"] for order in (one, *others)}) == 4
+    assert (one.notes["verb"], one.notes["out"]) == ("bootstrap", "/a")
+
+
+def test_a_recipe_names_its_places() -> None:
+    shards = (
+        "data.world=null",
+        "data.human=/h",
+        'data.web=["/w", "s3://b/w"]',
+        "data.val=/v",
+        "tokenizer=/t/vocab.txt",
+    )
+    found = jobs.places(recipe(*shards, "model=/m/mine.yaml"))
+    assert found == {
+        "data.web": ["/w", "s3://b/w"], "data.human": "/h", "data.val": "/v", "tokenizer": "/t/vocab.txt",
+        "model": "/m/mine.yaml",
+    }  # fmt: skip
+    assert jobs.places(recipe()) == {}
+    jobs.check_places({**found, "SHARDS": ("/a::s3://b/{0..9}.tar", Path("/c"))})
+    with pytest.raises(UsageError, match="SHARDS is 'b'"):
+        jobs.check_places({"SHARDS": ("/a::b",)})
+
+
+def test_a_row_holds_what_is_known() -> None:
+    began = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
+    job = Job("capfilt-a", "running", "sh job.sh", {"verb": "annotate", "out": "/a"}, began, None, None, "")
+    assert jobs.row(job) == {
+        "id": "capfilt-a", "verb": "annotate", "out": "/a", "state": "running", "began": "2026-11-24T09:00:00+00:00",
+    }  # fmt: skip
+    assert not job.over

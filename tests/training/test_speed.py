@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from capfilt.models import Blip, Blip2
+from capfilt.objectives.stages import learner_of
+from capfilt.objectives.step import ObjectivesConfig
+from capfilt.training import speed
+from capfilt.training.loop import TrainJob, train
+from capfilt.training.speed import Speed, peak_flops, step_flops
+
+PAIRS, TOKENS = 6, 9
+
+
+@pytest.mark.parametrize("family", ["blip", "blip2", "opt"])
+def test_what_is_counted_is_what_a_real_step_does(
+    small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2], family: str
+) -> None:
+    model: Any = small_blip() if family == "blip" else small_blip2(family.removeprefix("blip2"))
+    config = ObjectivesConfig(
+        queue=12 if family == "blip" else 0, **({"losses": {"lm": 1.0}} if family == "opt" else {})
+    )
+    ids = torch.randint(4, 190, (PAIRS, TOKENS))
+    learner = learner_of(model, config).train()
+    with FlopCounterMode(display=False) as counter:
+        losses, _ = learner(torch.randn(PAIRS, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(PAIRS), 0.5)
+        learner.total(losses).backward()
+    assert step_flops(model.config, config, PAIRS, TOKENS) == counter.get_total_flops() > 0
+
+
+def test_a_step_is_three_forward_passes_of_what_learns(small_blip: Callable[..., Blip]) -> None:
+    """By hand: the products of the decoder's LM alone, forward once and backward twice."""
+    model = small_blip(roles=("decoder",))
+    found = step_flops(model.config, ObjectivesConfig(losses={"lm": 1.0}), PAIRS, TOKENS)
+    weights = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and name.startswith("text.layers") and "cross" not in name
+    )
+    text = 2 * PAIRS * TOKENS * (weights + 16 * 16 + 16 * model.config.text.vocab_size)
+    assert found > 3 * text  # and the vision tower, cross-attention and attention itself
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989e12),
+        ("NVIDIA H100 PCIe", torch.bfloat16, 756e12),
+        ("NVIDIA A100-SXM4-80GB", torch.float32, 19.5e12),
+        ("NVIDIA L40S", torch.bfloat16, 362e12),
+        ("NVIDIA L4", torch.bfloat16, 121e12),
+        ("NVIDIA A10G", torch.bfloat16, 125e12),
+        ("Some other card", torch.bfloat16, None),
+        ("", torch.float32, None),
+    ],
+)
+def test_peaks_go_by_the_name(gpu: str, dtype: torch.dtype, peak: float | None) -> None:
+    assert peak_flops(gpu, dtype) == peak
+
+
+def test_on_a_cpu_there_is_no_utilisation_and_not_a_zero(make_job: Callable[..., TrainJob], tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    job = make_job(tmp_path, steps=2)
+    train(job, told.append)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert told == lines
+    assert len(lines) == 2
+    assert "mfu" not in lines[0]
+
+
+def test_utilisation_is_flops_by_time_by_peak(
+    make_job: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "peak_flops", lambda gpu, dtype: 1e9)
+    job = make_job(tmp_path)
+    meter = Speed(job, torch.device("cpu"))
+    flops = step_flops(job.architecture, job.train.objectives, 8, 24)
+    assert meter.figures(steps=10, seconds=4.0) == {"mfu": pytest.approx(10 * flops / 4.0 / 1e9, abs=1e-4)}
