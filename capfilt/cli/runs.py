@@ -58,12 +58,15 @@ def verify(
     mend: Annotated[
         bool, typer.Option("--mend", help="Withdraw what does not hold: the command that made it does it again.")
     ] = False,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="Read the input shards again, too, and compare them with what was read.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Read again and hash everything that a run committed, check the balance, and name what does not hold.
 
-    Leaves with 1 where something does not hold, unless `--mend` withdrew it.
+    Leaves with 1 where something does not hold, unless `--mend` withdrew it, and where an input has changed.
 
     Example: `capfilt verify runs/demo --mend`
     """
@@ -73,14 +76,15 @@ def verify(
         from capfilt.pipelines import verify as story
         from capfilt.reports.places import place
 
-        told = story.run(place(run), mend, show)
-        broken.extend(told["broken"])
+        told = story.run(place(run), mend, show, inputs)
+        broken.extend([] if mend else told["broken"])
+        broken.extend(told.get("inputs", {}).get("changed", []))
         if not as_json:
             print_verified(told)
         return told
 
     execute(work, as_json, debug, show_result=False)
-    if broken and not mend:
+    if broken:
         raise typer.Exit(1)
 
 

@@ -163,6 +163,15 @@ def print_verified(told: dict[str, Any]) -> None:
         typer.echo(f"{len(told['broken'])} do not hold: `capfilt verify {told['run']} --mend`, then the same command")
     else:
         typer.echo("everything holds, and the balance too")
+    if "inputs" in told:
+        _print_inputs(told["inputs"])
+
+
+def _print_inputs(told: dict[str, Any]) -> None:
+    for piece in told["changed"][:_SHOWN]:
+        typer.echo(f"input of {piece['stage']}, shard {piece['shard']}: {piece['why']}")
+    unknown = f", of {told['unrecorded']} nothing was recorded" if told["unrecorded"] else ""
+    typer.echo(f"{told['compared']} inputs compared{unknown}, {len(told['changed'])} are not what was read")
 
 
 def _duration(seconds: float) -> str:

@@ -172,7 +172,6 @@ def select(
         from capfilt.reports.places import place
 
         folder, labels = forked(out, fork), by is not None
-        policy = (val, filter_), show, labels, recipe
-        return story.run(address, shards, place(annotations), folder, sets or [], *policy)
+        return story.run(address, shards, place(annotations), folder, sets or [], (val, filter_), show, labels, recipe)
 
     execute(work, as_json, debug)

@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, Protocol, cast
 
 from capfilt.data.sample import Fault, Sample
 
@@ -112,7 +112,13 @@ def key_problem(key: str, seen: set[str]) -> str:
     return "duplicate key" if key in seen else ""
 
 
-def members(stream: IO[bytes]) -> Iterator[Member]:
+class Readable(Protocol):
+    """As much of a file as a tar is read by."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+def members(stream: Readable) -> Iterator[Member]:
     """Stream the images, texts and jsons of a tar (plain, gzip, bzip2 or xz), each read under its limit.
 
     Folders, shard metadata and files that are no part of a sample are passed over without being read.
@@ -173,8 +179,9 @@ class _Header(tarfile.TarInfo):
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
-def _open(stream: IO[bytes]) -> tarfile.TarFile:
-    return tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
+def _open(stream: Readable) -> tarfile.TarFile:
+    file = cast(IO[bytes], stream)
+    return tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
 
 
 def _member(tar: tarfile.TarFile, header: tarfile.TarInfo, key: str, extension: str) -> Member | None:

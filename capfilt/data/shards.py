@@ -7,6 +7,7 @@ raised, as `ShardError`.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from braceexpand import braceexpand
@@ -24,8 +25,8 @@ from braceexpand import braceexpand
 from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Cut, Group, key_problem, members
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError
-from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Place, place
+from capfilt.reports.ledger import Input, atomic, write_json
+from capfilt.reports.places import Place, place, together
 
 _ALLOWED = "allowed are tars, folders of tars, braces, globs, a::b lists and fsspec URLs"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -72,11 +73,51 @@ def by_name(urls: Iterable[str]) -> dict[str, str]:
     return named
 
 
-def read(url: str) -> Iterator[Sample | Fault]:
+class Digest:
+    """The sha256 and the size of a shard, taken while `read` goes through it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self._whole = False
+
+    def taken(self) -> Input | None:
+        """What was read; None unless it was all of the shard."""
+        return Input(self._bytes, self._hash.hexdigest()) if self._whole else None
+
+    def of(self, stream: IO[bytes]) -> _Hashed:
+        """The same stream, hashed as it is read."""
+        return _Hashed(stream, self)
+
+    def add(self, data: bytes) -> bytes:
+        """Take up some bytes; returns them."""
+        self._hash.update(data)
+        self._bytes += len(data)
+        return data
+
+    def end(self, stream: IO[bytes]) -> None:
+        """Take up the rest: a tar ends before its file does."""
+        while self.add(stream.read(2**20)):
+            pass
+        self._whole = True
+
+
+class _Hashed:
+    """As much of a file as a tar is read by."""
+
+    def __init__(self, stream: IO[bytes], digest: Digest):
+        self._stream, self._digest = stream, digest
+
+    def read(self, size: int = -1) -> bytes:
+        return self._digest.add(self._stream.read(size))
+
+
+def read(url: str, digest: Digest | None = None) -> Iterator[Sample | Fault]:
     """Stream the samples of one shard in the tar's order; one sample, and the keys seen, are in memory.
 
     Keys follow webdataset's rule; members of a key must be adjacent. Every key yields one outcome, and a key
-    met again a Fault of its own. A tar cut in the middle yields what came before, then one Fault.
+    met again a Fault of its own. A tar cut in the middle yields what came before, then one Fault. A `digest` is given
+    every byte on its way, and what comes after the tar's end.
 
     Raises:
         ShardError: the shard does not exist, or its storage failed while it was read.
@@ -85,7 +126,7 @@ def read(url: str) -> Iterator[Sample | Fault]:
     group: Group | None = None
     with closing(_opened(url)) as stream:
         try:
-            for member in members(stream):
+            for member in members(digest.of(stream) if digest else stream):
                 if group is not None and not group.takes(member):
                     yield group.outcome(seen)
                     group = None
@@ -96,7 +137,25 @@ def read(url: str) -> Iterator[Sample | Fault]:
         except Cut as cut:
             yield from _after_cut(group, cut, name(url), seen)
         except OSError as error:
-            raise ShardError(f"reading {url} failed: {error}. The storage failed: run again.") from error
+            raise _storage_failed(url, error) from error
+        if digest:
+            try:
+                digest.end(stream)
+            except OSError as error:
+                raise _storage_failed(url, error) from error
+
+
+def input_now(url: str) -> Input:
+    """The sha256 and the size of a shard as it lies there now. ShardError where it cannot be read."""
+    digest = Digest()
+    with closing(_opened(url)) as stream:
+        try:
+            digest.end(stream)
+        except OSError as error:
+            raise _storage_failed(url, error) from error
+    found = digest.taken()
+    assert found is not None, "it was read to its end"
+    return found
 
 
 def stat(url: str) -> dict[str, Any]:
@@ -158,6 +217,10 @@ def write_sizes(folder: Place | str, counts: Mapping[str, int] | None = None) ->
     return path
 
 
+def _storage_failed(url: str, error: OSError) -> ShardError:
+    return ShardError(f"reading {url} failed: {error}. The storage failed: run again.")
+
+
 def _after_cut(group: Group | None, cut: Cut, shard: str, seen: set[str]) -> Iterator[Sample | Fault]:
     """What is left where the tar breaks off: the group before it if that is whole, then the one Fault."""
     key = cut.key
@@ -204,7 +267,8 @@ def _expand_braces(piece: str) -> list[str]:
         raise ShardError(f"braces in '{piece}': {error}; write {{00000..00010}} or {{a,b}}") from error
     if len(patterns) > MAX_SHARDS:
         raise ShardError(f"'{piece}' names more than {MAX_SHARDS} shards; split it")
-    return [url for pattern in patterns for url in _find(pattern)]
+    found = together(_find, patterns, "://" in piece and not piece.startswith(_WEB))
+    return [url for hits in found for url in hits]
 
 
 def _find(pattern: str, literal: bool = False) -> list[str]:

@@ -134,7 +134,8 @@ class Work:
         name, ledger, identity = shards.name(url), Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
-        for own in self._rows(leave_out(shards.read(url), poison.read(ledger, name, identity))):
+        digest = shards.Digest()
+        for own in self._rows(leave_out(shards.read(url, digest), poison.read(ledger, name, identity))):
             rows += own
             tally.samples["in"] += 1
             if own[0].status == "failed":
@@ -149,7 +150,7 @@ class Work:
         path.parent.mkdir(parents=True, exist_ok=True)
         with timed(self.clock, "write", on_device=False):
             tables.write(path, rows)
-            ledger.commit(name, identity, [path], tally)
+            ledger.commit(name, identity, [path], tally, digest.taken())
         smaller = self.annotator.pieces.limit
         at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
         spent = Counter(self.clock.seconds) - before if self.clock else Counter()

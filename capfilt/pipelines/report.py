@@ -17,7 +17,7 @@ from capfilt.data import shards
 from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
 from capfilt.evaluation.examine import Truth, truths
-from capfilt.pipelines import gallery
+from capfilt.pipelines import gallery, inputs
 from capfilt.pipelines.gallery import Counted, Round, Spot, Words
 from capfilt.pipelines.select import resolve_threshold
 from capfilt.reports import labels, places
@@ -62,7 +62,7 @@ def run(folder: Place, out: Place | None = None) -> dict[str, Any]:
 def gather(folder: Place) -> Gathered:
     """Everything that the page of a run folder shows."""
     opened = Run.load(folder)
-    command = _command(opened.plan)
+    command = inputs.verb(opened.plan)
     events = list(_lines(folder / "log.jsonl"))
     rounds, seconds = _summary(folder, command, events)
     worked = [str(event["ts"]) for event in events if event.get("event") == "worked"]
@@ -117,11 +117,6 @@ def told_of_stages(entry: Mapping[str, Any]) -> Iterator[str]:
 # ---- figures that lie in the run folder ----
 
 
-def _command(plan: Mapping[str, Any]) -> str:
-    """The verb that made a run folder; the plans of the two that have recipes are the recipes."""
-    return str(plan.get("verb", "bootstrap" if "captioner" in plan else "pretrain"))
-
-
 def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
     """The entries of summary.json, or of the rounds that an unfinished run has logged; and the seconds of it all."""
     if (folder / "summary.json").is_file():
@@ -174,7 +169,7 @@ def _rounds(folder: Place, command: str, plan: Mapping[str, Any], rounds: list[d
         entries = {entry["round"]: entry for entry in rounds}
         for place in sorted((p.parent for p in folder.glob("round-*/annotations")), key=_number):
             threshold = entries.get(_number(place), {}).get("filter", {}).get("threshold")
-            yield _round(_number(place), place, place, policy, threshold, folder, _web(folder, tree))
+            yield _round(_number(place), place, place, policy, threshold, folder, inputs.web(folder, tree))
     elif command == "annotate":
         yield _round(0, folder, None, PolicyConfig(), None, folder, _named(plan["shards"]))
     elif command == "select":
@@ -221,14 +216,6 @@ def _named(urls: list[str]) -> list[str]:
     return urls
 
 
-def _web(folder: Place, tree: Mapping[str, Any]) -> list[str]:
-    """The noisy shards of a bootstrap, as a person names them."""
-    named = tree.get("data", {}).get("web")
-    if named is None:
-        return [str(folder / "data" / "web")]
-    return [named] if isinstance(named, str) else list(named)
-
-
 def _looks(
     folder: Place, command: str, plan: Mapping[str, Any], entries: list[dict[str, Any]], notes: list[str]
 ) -> tuple[list[Look], list[tuple[str, str | None]], Words, list[list[tuple[str, str, str]]]]:
@@ -238,7 +225,7 @@ def _looks(
         return [], [], words, []
     names = sorted({path.stem for r in rounds for path in r.annotations.glob("*.parquet")})
     drawn = gallery.chosen_shards(names)
-    urls = _urls(folder, command, plan, notes)
+    urls = _urls(folder, plan, notes)
     counted = [Counted(r, gallery.MAX_TEXTS // len(rounds)) for r in rounds]
     known: dict[str, Truth] = {}
     for name in names:
@@ -260,11 +247,10 @@ def _looks(
     return looks, [(key, thumbs.get((shard, key))) for shard, key in places], words, rows
 
 
-def _urls(folder: Place, command: str, plan: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
+def _urls(folder: Place, plan: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
     """The web's shards by name; none, and a note, where they are not there any more."""
-    specs = _web(folder, configs.load(folder / "recipe.yaml")) if command == "bootstrap" else list(plan["shards"])
     try:
-        return shards.by_name(shards.expand(specs))
+        return shards.by_name(shards.expand(inputs.named(folder, plan)))
     except ShardError as error:
         notes.append(f"No pictures and no truth: {error}")
         return {}

@@ -78,16 +78,17 @@ class SelectJob(Config):
         folder = self.out / "dataset"
         folder.mkdir(parents=True, exist_ok=True)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        shards.write(tar, self._kept(url, judged))
+        digest = shards.Digest()
+        shards.write(tar, self._kept(url, judged, digest))
         with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
         tally = _tally(judged)
-        Ledger(self.out, self.name).commit(name, self.identity(url), [tar, table_path], tally)
+        Ledger(self.out, self.name).commit(name, self.identity(url), [tar, table_path], tally, digest.taken())
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
-    def _kept(self, url: str, judged: Outcomes) -> Iterator[Sample]:
+    def _kept(self, url: str, judged: Outcomes, digest: shards.Digest) -> Iterator[Sample]:
         """The samples with at least one kept text, in the shard's order, their captions replaced by the kept ones."""
-        for item in shards.read(url):
+        for item in shards.read(url, digest):
             if not isinstance(item, Sample):
                 continue
             own = judged.get((item.key, "ok"))

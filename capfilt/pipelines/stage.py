@@ -13,9 +13,9 @@ from capfilt.cluster.spread import Resources, spread
 from capfilt.errors import RunError, UsageError
 from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import lock, metrics, poison, stages
-from capfilt.reports.ledger import Ledger, sweep
+from capfilt.reports.ledger import Completion, Ledger, sweep
 from capfilt.reports.metrics import Told
-from capfilt.reports.places import Place
+from capfilt.reports.places import Place, Remote, together
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -53,8 +53,8 @@ def run_stage(
     Raises RunError naming an item that failed, after all others are done; running again redoes just those.
     """
     ledger = Ledger(job.out, job.name)
-    count = _Count(ledger, {name: job.identity(item) for name, item in items.items()})
-    todo = {item: name for name, item in items.items() if count.take(name) is None}
+    count = _Count(ledger, identities(job, items))
+    todo = {items[name]: name for name in count.missing()}
     if todo:
         stages.begin(ledger, stages.Plan(label, len(items), len(items) - len(todo)), count.identities)
         session.report([metrics.queued(job.name, len(todo))])
@@ -91,6 +91,12 @@ def run_stage(
     return count.total
 
 
+def identities(job: StageJob, items: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprint of every item by its name; of those on a store many are asked for at once."""
+    remote = isinstance(job.out, Remote) or any("://" in item for item in items.values())
+    return dict(zip(items, together(job.identity, items.values(), remote), strict=True))
+
+
 class _Count:
     """What is done of a stage, each completion read once, its balance checked again."""
 
@@ -98,9 +104,19 @@ class _Count:
         self.ledger, self.identities = ledger, identities
         self.num, self.total = 0, Tally.zero()
 
+    def missing(self) -> list[str]:
+        """Look for every item, count what is done, and return the others."""
+        looked = together(self._completion, self.identities, isinstance(self.ledger.path, Remote))
+        return [name for name, found in zip(self.identities, looked, strict=True) if self._add(name, found) is None]
+
     def take(self, name: str) -> Tally | None:
         """Count an item if it is done, and return its tally."""
-        found = self.ledger.completion(name, self.identities[name])
+        return self._add(name, self._completion(name))
+
+    def _completion(self, name: str) -> Completion | None:
+        return self.ledger.completion(name, self.identities[name])
+
+    def _add(self, name: str, found: Completion | None) -> Tally | None:
         if found is None:
             return None
         if why := found.tally.imbalance():

@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from capfilt.data import shards
+from capfilt.errors import ShardError
+from capfilt.pipelines import inputs
 from capfilt.reports import lock, stages
 from capfilt.reports.balance import between
-from capfilt.reports.ledger import Completion, Ledger
+from capfilt.reports.ledger import Completion, Input, Ledger
 from capfilt.reports.places import Place, within
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
+
+READERS = ("annotate", "select")
+"""The stages that read a shard to its end and record what it was."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,12 @@ class Checked:
     """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
 
 
-def run(folder: Place, mend: bool, show: Progress) -> dict[str, Any]:
-    """The verb: check every ledger of a run; `mend` needs the run to be at rest."""
-    Run.load(folder)
+def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False) -> dict[str, Any]:
+    """The verb: check every ledger of a run; `mend` needs the run to be at rest.
+
+    `read_inputs` reads again what the run has read, too.
+    """
+    opened = Run.load(folder)
     if mend:
         lock.hold(folder)
     checked, broken = Checked(), []
@@ -57,7 +66,8 @@ def run(folder: Place, mend: bool, show: Progress) -> dict[str, Any]:
         for b in broken
     ]
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0
-    return {"run": str(folder), **vars(checked), "broken": told, "withdrawn": withdrawn}
+    found = {"run": str(folder), **vars(checked), "broken": told, "withdrawn": withdrawn}
+    return found | ({"inputs": of_inputs(opened, ledgers, show)} if read_inputs else {})
 
 
 def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
@@ -97,3 +107,51 @@ def lost(ledgers: list[Ledger]) -> Iterator[Broken]:
         for done in stages.readable(selected):
             if done.shard in before and (why := between(before[done.shard], done)):
                 yield Broken(selected, done.shard, why)
+
+
+def of_inputs(run: Run, ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
+    """Whether the shards that a run read are still what it read: how many were compared, of how many nothing was
+    recorded, and which differ."""
+    recorded = [(ledger, done) for ledger in ledgers for done in stages.readable(ledger) if ledger.stage in READERS]
+    urls = {shards.name(url): url for url in _addresses(inputs.named(run.folder, run.plan))} if recorded else {}
+    now: dict[str, Input | str] = {}
+    changed, compared = [], 0
+    with show.stage("verify inputs", len(recorded)) as line:
+        for ledger, done in recorded:
+            if done.input is not None:
+                compared += 1
+                if done.shard not in now:
+                    now[done.shard] = _now(urls.get(done.shard))
+                if why := differs(done.input, now[done.shard]):
+                    changed.append({"stage": ledger.stage, "shard": done.shard, "why": why})
+            line.move(line.done + 1)
+    return {"compared": compared, "unrecorded": len(recorded) - compared, "changed": changed}
+
+
+def differs(read: Input, now: Input | str) -> str:
+    """Say how a shard differs from what was read of it, or ""."""
+    if isinstance(now, str):
+        return now
+    if now.bytes != read.bytes:
+        return f"it has {now.bytes} bytes, {read.bytes} were read"
+    return "" if now == read else "it does not have the bytes that were read"
+
+
+def _addresses(specs: list[str]) -> list[str]:
+    """Every shard that is named; one that is not there any more stays as it is written, to be found missing."""
+    found = []
+    for spec in specs:
+        try:
+            found += shards.expand(spec)
+        except ShardError:
+            found.append(spec)
+    return found
+
+
+def _now(url: str | None) -> Input | str:
+    if url is None:
+        return "the run does not name such a shard any more"
+    try:
+        return shards.input_now(url)
+    except ShardError as error:
+        return str(error)

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -155,6 +155,14 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Input:
+    """What a shard's job read, all of it: what lies there now may be compared. Where it lay the run's plan says."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Completion:
     """The record of one shard that is done."""
 
@@ -162,19 +170,24 @@ class Completion:
     fingerprint: str
     outputs: tuple[Output, ...]
     tally: Tally
+    input: Input | None = None
+    """None where nothing was read to its end, and in ledgers from before inputs were recorded."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, for json.dumps."""
         outputs = [{"path": o.path, "bytes": o.bytes, "sha256": o.sha256} for o in self.outputs]
         head = {"shard": self.shard, "fingerprint": self.fingerprint, "outputs": outputs}
-        return {**head, "tally": self.tally.to_json()}
+        read = {} if self.input is None else {"input": asdict(self.input)}
+        return {**head, **read, "tally": self.tally.to_json()}
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Completion:
         """Read what `to_json` wrote; RunError for anything else."""
         try:
             outputs = tuple(Output(str(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"])
-            return cls(str(obj["shard"]), str(obj["fingerprint"]), outputs, Tally.from_json(obj["tally"]))
+            tally, read = Tally.from_json(obj["tally"]), obj.get("input")
+            found = None if read is None else Input(int(read["bytes"]), str(read["sha256"]))
+            return cls(str(obj["shard"]), str(obj["fingerprint"]), outputs, tally, found)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"this is no completion ({error!r}); delete it and run the stage again.") from error
 
@@ -213,7 +226,9 @@ class Ledger:
         """Forget that a shard is done: a rerun does it again."""
         self._file(shard).unlink(missing_ok=True)
 
-    def commit(self, shard: str, fingerprint: str, outputs: Sequence[Place], tally: Tally) -> Completion:
+    def commit(
+        self, shard: str, fingerprint: str, outputs: Sequence[Place], tally: Tally, read: Input | None = None
+    ) -> Completion:
         """Record that the shard is done; `outputs` are in place already. Writing this one file is the commit.
 
         Raises RunError, naming the shard, for a tally that is not balanced or an output that is not there.
@@ -224,7 +239,7 @@ class Ledger:
                 " nothing was committed. This is a bug, please report it."
             )
         recorded = tuple(self._output(shard, path) for path in outputs)
-        done = Completion(shard, fingerprint, recorded, tally)
+        done = Completion(shard, fingerprint, recorded, tally, read)
         write_json(self._file(shard), done.to_json())
         return done
 

@@ -124,10 +124,7 @@ class Found:
             return self.path.read_bytes()
         if not self.path.is_file():
             raise FileNotFoundError(self.path)
-        try:
-            return self.beat.read_bytes()
-        except FileNotFoundError:  # it has not beaten yet
-            return b""
+        return self.beat.read_bytes() if self.beat.is_file() else b""  # it has not beaten yet
 
 
 def find(folder: Place) -> Found | None:
@@ -196,7 +193,6 @@ class Heart(Protocol):
     """What a lock is kept alive by."""
 
     def beat(self, count: int) -> None: ...
-
     def stop(self) -> None: ...
 
 

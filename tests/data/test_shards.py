@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -14,6 +16,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from capfilt.data import shards
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError
+from capfilt.reports.ledger import Input
 
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(str.isprintable)
 JSONS = st.recursive(
@@ -245,3 +248,19 @@ def test_reading_streams(tmp_path):
     found = shards.read(str(path))
     assert next(found) == some(1)[0]
     assert isinstance(list(found)[-1], Fault)
+
+
+def test_a_digest_is_of_all_bytes_and_only_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    shards.write(path, [Sample(f"{i}", b"x" * 5000, "jpg", "", {}) for i in range(9)])
+    for data in (path.read_bytes(), path.read_bytes() + b"more" * 10_000, path.read_bytes()[:20_000]):
+        path.write_bytes(data)
+        digest = shards.Digest()
+        plain = list(shards.read(str(path)))
+        assert digest.taken() is None
+        assert list(shards.read(str(path), digest)) == plain
+        taken = digest.taken()
+        assert taken == shards.input_now(str(path)) == Input(len(data), hashlib.sha256(data).hexdigest())
+    begun = shards.Digest()
+    next(iter(shards.read(str(path), begun)))
+    assert begun.taken() is None

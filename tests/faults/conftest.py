@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from capfilt.reports.places import Place, place, within
+
 SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
 NUM_SHARDS, PER_SHARD = 40, 5
 HERE = Path(__file__).parent
@@ -123,13 +125,10 @@ def nodes() -> Iterator[Nodes]:
 class Driver:
     """A run of the toy, in a process of its own."""
 
-    out: Path
+    out: Place
     words: list[str]
+    pids: Path
     process: subprocess.Popen[str] | None = None
-
-    @property
-    def pids(self) -> Path:
-        return self.out.parent / f"{self.out.name}-pids"
 
     def start(self, *more: object) -> Driver:
         """Begin, or begin again."""
@@ -178,7 +177,7 @@ class Driver:
     def outputs(self) -> Bytes:
         """What was made and what was recorded of it; not when."""
         files = [*self.out.glob("annotations/*"), *self.out.glob("ledger/toy/*")]
-        return {str(path.relative_to(self.out)): path.read_bytes() for path in files if path.is_file()}
+        return {str(within(path, self.out)): path.read_bytes() for path in files if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +191,8 @@ def driver(web: Path, tmp_path: Path) -> Callable[..., Driver]:
     """Make a driver for the 40 shards, or for others."""
 
     def make(*words: object, shards: object = None, out: str = "run") -> Driver:
-        return Driver(tmp_path / out, [str(shards or web), *map(str, words)])
+        where = place(out) if "://" in out else tmp_path / out
+        return Driver(where, [str(shards or web), *map(str, words)], tmp_path / f"{where.name}-pids")
 
     return make
 
@@ -214,7 +214,8 @@ def spoiled(web: Path, tmp_path: Path) -> Callable[[dict[int, dict[int, str]]], 
 @pytest.fixture(scope="session")
 def undisturbed(web: Path, tmp_path_factory: pytest.TempPathFactory) -> Bytes:
     """What the run makes when nothing happens to it, in one process."""
-    run = Driver(tmp_path_factory.mktemp("undisturbed") / "run", [str(web)])
+    home = tmp_path_factory.mktemp("undisturbed")
+    run = Driver(home / "run", [str(web)], home / "run-pids")
     run.run()
     made = run.outputs()
     assert len(made) == 2 * NUM_SHARDS

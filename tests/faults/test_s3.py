@@ -1,21 +1,29 @@
-"""Shards on S3, read from a real server on loopback, which may fail every tenth request."""
+"""Shards and run folders on S3: a real server on loopback, which may fail every tenth request."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from capfilt.cli import app
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.errors import ShardError
+from capfilt.errors import RunError, ShardError
+from capfilt.reports import lock, places
+from capfilt.reports.ledger import atomic, sweep
+from capfilt.reports.places import Remote, listing
 
 pytest.importorskip("moto", reason="moto[server] and s3fs are part of the dev extras")
 s3fs = pytest.importorskip("s3fs", reason="moto[server] and s3fs are part of the dev extras")
@@ -102,3 +110,122 @@ def test_a_run_on_shards_of_s3(
     row.equal += all(undisturbed[name] == data for name, data in made.items())
     assert len(run.outputs()) == 80
     assert all(undisturbed[name] == data for name, data in made.items())
+
+
+def look(*words: object) -> tuple[int, dict[str, Any]]:
+    """A verb that looks at a run: its exit code, and what it says as JSON."""
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def settled(out: Remote) -> None:
+    """Nothing half-written is left of a run: no lock, no upload that nobody ended."""
+    assert s3fs.S3FileSystem().list_multipart_uploads("capfilt") == []
+    assert listing(out / lock.FOLDER) == {}
+
+
+def test_a_run_folder_on_s3(bucket: str, driver: Callable[..., Any], record: Any, request: Any) -> None:
+    """Byte for byte what the same run leaves in a folder; and all who look see it."""
+    row = record.begin(f"a run folder on S3 ({request.node.callspec.id})")
+    there, here = driver(shards=f"{bucket}/web", out=f"{bucket}/run"), driver(shards=f"{bucket}/web")
+    here.run()
+    there.run()
+    row.survived += len(there.outputs()) == 80
+    row.equal += there.outputs() == here.outputs()
+    assert there.outputs() == here.outputs()
+    settled(there.out)
+    assert there.run() == here.run(), "what is done stays done"
+    code, told = look("status", there.out)
+    assert (code, told["stages"][0]["done"], told["state"]) == (0, 40, "done: every stage that was begun")
+    code, told = look("verify", there.out)
+    assert (code, told["files"], told["broken"]) == (0, 40, [])
+
+
+def test_the_driver_of_a_run_on_s3_is_killed(
+    bucket: str, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], seed: int
+) -> None:
+    row = record.begin("SIGKILL of the driver of a run on S3")
+    run = driver("--pause", "0.01", out=f"{bucket}/run-{seed}")
+    run.start()
+    run.reach(random.Random(seed).randrange(1, 30))
+    run.send(signal.SIGKILL)
+    run.end()
+    assert run.done() < 40, "it was over before"
+    assert look("status", run.out)[1]["state"].startswith("died")
+    run.run()
+    row.survived += len(run.outputs()) == 80
+    row.equal += run.outputs() == undisturbed
+    assert run.outputs() == undisturbed
+    settled(run.out)
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_run_on_s3_is_killed(
+    bucket: str, nodes: Any, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], seed: int
+) -> None:
+    """The nodes are started after the server, so that their workers know where it is."""
+    row = record.begin("SIGKILL of a worker of a run on S3")
+    nodes.stop()
+    chance = random.Random(seed)
+    run = driver("--address", nodes.address, "--pause", "0.01", out=f"{bucket}/run-{seed}")
+    try:
+        run.start()
+        run.reach(chance.randrange(1, 25))
+        os.kill(chance.choice(run.workers()), signal.SIGKILL)
+        code, _, err = run.end()
+    finally:
+        nodes.stop()
+    assert code == 0, err
+    row.survived += len(run.outputs()) == 80
+    row.equal += run.outputs() == undisturbed
+    assert run.outputs() == undisturbed
+    settled(run.out)
+
+
+def test_a_large_object_appears_with_its_last_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "PART_BYTES", 5 * 2**20)
+    path = Remote(f"{bucket}/run/dataset/00000.tar")
+    data = random.Random(0).randbytes(13 * 2**20)
+    with atomic(path) as file:
+        file.write(data)
+        assert not path.exists()
+    assert path.read_bytes() == data
+    assert "-" in shards.stat(str(path))["version"], "it went in parts"
+    with pytest.raises(ZeroDivisionError), atomic(path) as file:
+        file.write(b"half" * 2**22)
+        raise ZeroDivisionError
+    assert path.read_bytes() == data
+    assert s3fs.S3FileSystem().list_multipart_uploads("capfilt") == []
+
+
+def test_an_upload_that_a_kill_cut_short_is_unseen_and_swept(bucket: str) -> None:
+    """A process begins an upload in parts and dies of it."""
+    run = Remote(f"{bucket}/run")
+    code = (
+        "import os, s3fs; files = s3fs.S3FileSystem()\n"
+        "file = files.open('capfilt/run/dataset/00000.tar', 'wb', block_size=5 * 2**20)\n"
+        "file.write(bytes(12 * 2**20)); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    elsewhere = s3fs.S3FileSystem()
+    elsewhere.call_s3("create_multipart_upload", Bucket="capfilt", Key="run2/a")
+    begun = {upload["Key"] for upload in elsewhere.list_multipart_uploads("capfilt")}
+    assert begun == {"run/dataset/00000.tar", "run2/a"}
+    assert not (run / "dataset/00000.tar").exists()
+    assert sweep(run) == 1
+    assert [upload["Key"] for upload in elsewhere.list_multipart_uploads("capfilt")] == ["run2/a"]
+
+
+def test_the_lock_on_s3_is_a_conditional_put(bucket: str) -> None:
+    run = Remote(f"{bucket}/run")
+    assert (run / "a").create(b"first")
+    assert not (run / "a").create(b"second")
+    held = lock.acquire(run, beat=0.05)
+    time.sleep(0.3)
+    found = lock.find(run)
+    assert found is not None
+    assert int(found.pulse()) > 0
+    with pytest.raises(RunError, match=f"{run} is in use by process {os.getpid()}"):
+        lock.acquire(run)
+    held.release()
+    assert listing(run / lock.FOLDER) == {}

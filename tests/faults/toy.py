@@ -29,6 +29,7 @@ from capfilt.pipelines.hunt import Divisible
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.places import Place, place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -39,7 +40,7 @@ class Toy(Config):
 
     divisible: ClassVar[bool] = True
 
-    out: Path
+    out: Place
     pids: Path
     """Where each worker leaves a file with its process number."""
     pause: float = 0.0
@@ -58,15 +59,15 @@ class Toy(Config):
 
     def whole(self, url: str) -> str:
         name, ledger, identity = shards.name(url), Ledger(self.out, self.name), self.identity(url)
-        rows, tally = [], Tally.zero()
-        for row in self.rows(leave_out(shards.read(url), poison.read(ledger, name, identity))):
+        rows, tally, digest = [], Tally.zero(), shards.Digest()
+        for row in self.rows(leave_out(shards.read(url, digest), poison.read(ledger, name, identity))):
             rows.append(row)
             tally.samples.update(["in", "failed" if row.status == "failed" else "kept"])
             if row.status == "failed":
                 tally.failed[failure(row.reason)] += 1
         path = self.out / "annotations" / f"{name}.parquet"
         tables.write(path, rows)
-        ledger.commit(name, identity, [path], tally)
+        ledger.commit(name, identity, [path], tally, digest.taken())
         return ""
 
     def part(self, url: str, start: int, stop: int) -> int:
@@ -106,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("shards")
     for option, kind, default in (
-        ("out", Path, None), ("pids", Path, None), ("address", str, "local"),
+        ("out", place, None), ("pids", Path, None), ("address", str, "local"),
         ("pause", float, 0.0), ("limit", float, 0.0), ("workers", int, 0),
     ):  # fmt: skip
         parser.add_argument(f"--{option}", type=kind, default=default)

@@ -78,6 +78,8 @@ def test_the_middle_of_the_loop_on_a_store(
         done = capfilt("report", store / run, "--json")
         assert done.code == 0, done.err
         assert (store / run / "report.html").read_bytes().startswith(b"<!doctype html>")
+    told = json.loads(capfilt("verify", store / "c", "--inputs", "--json").out)
+    assert told["inputs"] == {"compared": 3, "unrecorded": 0, "changed": []}
     key = next(item.key for item in shards.read(f"{web}/00000.tar"))
     told = json.loads(capfilt("explain", store / "c", key, "--json").out)
     assert [chapter["table"] for chapter in told["found"]] == ["dataset/00000.parquet"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -109,3 +110,26 @@ def test_a_run_that_is_not_over_holds(moved: Path, capfilt: Any) -> None:
     done = capfilt("verify", moved)
     assert done.code == 0
     assert "1 shards are not done yet" in done.out
+
+
+def test_inputs_are_compared_with_what_was_read(moved: Path, capfilt: Any) -> None:
+    def inputs() -> tuple[int, dict[str, Any]]:
+        done = capfilt("verify", moved, "--inputs", "--json")
+        return done.code, json.loads(done.out)["inputs"]
+
+    assert inputs() == (0, {"compared": 6, "unrecorded": 0, "changed": []})
+    web = moved / "data/web/00001.tar"
+    recorded = json.loads((moved / "round-1/ledger/annotate/00001.json").read_bytes())
+    digest = hashlib.sha256(web.read_bytes()).hexdigest()
+    assert recorded["input"] == {"bytes": web.stat().st_size, "sha256": digest}
+    old = moved / "round-1/ledger/select/00002.json"
+    old.write_text(json.dumps({key: value for key, value in json.loads(old.read_bytes()).items() if key != "input"}))
+    assert inputs() == (0, {"compared": 5, "unrecorded": 1, "changed": []})
+    flip(web)
+    (moved / "data/web/00000.tar").unlink()
+    code, told = inputs()
+    assert code == 1
+    gone, other = "the run does not name such a shard any more", "it does not have the bytes that were read"
+    found = {(piece["stage"], piece["shard"]): piece["why"] for piece in told["changed"]}
+    stages = ("annotate", "select")
+    assert found == {(stage, shard): why for stage in stages for shard, why in (("00000", gone), ("00001", other))}
