@@ -279,10 +279,12 @@ def _find(pattern: str, literal: bool = False) -> list[str]:
         files, path = fsspec.core.url_to_fs(pattern)
         if not literal and re.search(r"[*?\[]", path):
             hits = [hit for hit in sorted(files.glob(path)) if hit.endswith(TARS)]
-        elif files.isdir(path):
+        elif files.info(path)["type"] == "directory":
             hits = [hit for hit in sorted(files.ls(path, detail=False)) if hit.endswith(TARS)]
         else:
-            hits = [path] if files.exists(path) else []
+            hits = [path]
+    except FileNotFoundError:
+        hits = []
     except (OSError, ValueError, ImportError) as error:
         raise ShardError(f"cannot look for shards at '{pattern}': {error}") from error
     if not hits:

@@ -106,8 +106,11 @@ class _Count:
 
     def missing(self) -> list[str]:
         """Look for every item, count what is done, and return the others."""
-        looked = together(self._completion, self.identities, isinstance(self.ledger.path, Remote))
-        return [name for name, found in zip(self.identities, looked, strict=True) if self._add(name, found) is None]
+        there = self.ledger.begun()
+        begun = [name for name in self.identities if name in there]
+        looked = together(self._completion, begun, isinstance(self.ledger.path, Remote))
+        done = {name for name, found in zip(begun, looked, strict=True) if self._add(name, found) is not None}
+        return [name for name in self.identities if name not in done]
 
     def take(self, name: str) -> Tally | None:
         """Count an item if it is done, and return its tally."""

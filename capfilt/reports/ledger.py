@@ -222,6 +222,12 @@ class Ledger:
         """The completion files, in the order of shard names."""
         return sorted(self.path.glob("*.json"))
 
+    def begun(self) -> set[str]:
+        """The shards that have a completion, here or in the run that was forked, whatever it is worth: by listing, so
+        that those that have none cost nothing."""
+        own = {path.stem for path in self.files()}
+        return own | self._origin.begun() if self._origin is not None else own
+
     def withdraw(self, shard: str) -> None:
         """Forget that a shard is done: a rerun does it again."""
         self._file(shard).unlink(missing_ok=True)
