@@ -107,7 +107,7 @@ _WORDS = ("world", "scratch", "continue")  # that are no paths
 
 
 def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if isinstance(sources := tree["data"], list):
+    if isinstance(sources := tree.get("data"), list):
         yield from ((f"data[{index}].shards", source["shards"]) for index, source in enumerate(sources))
     for key in _KEYS:
         value: Any = tree
