@@ -352,6 +352,8 @@ def together(function: Callable[[T], R], items: Iterable[T], remote: bool) -> It
         yield from map(function, items)
         return
     rest = iter(items)
+    for first in islice(rest, 1):  # alone: it opens the client that the others share, and of which each would make one
+        yield function(first)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="store") as pool:
         while batch := list(islice(rest, 8 * AT_ONCE)):
             yield from pool.map(function, batch)
