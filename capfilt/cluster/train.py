@@ -18,7 +18,8 @@ from capfilt.errors import CapfiltError, ClusterError
 Function = Callable[[dict[str, Any]], None]
 
 TRIES = 3
-"""How often a training is begun whose workers die. An exception of the function ends it at the first."""
+"""How often a training is begun whose workers die before it got any further: one of days may lose some every hour. An
+exception of the function ends it at the first."""
 
 START_TRIES = 10
 """How often Ray Train waits its minute for a cluster to find room, before that is an error."""
@@ -58,7 +59,7 @@ def fit(
     gpus: float,
     storage: Path,
     name: str,
-    poll: Callable[[], None] | None = None,
+    poll: Callable[[], float] | None = None,
 ) -> None:
     """Run `function(config)` in `workers` processes of `cpus` and `gpus` each, and wait for all of them.
 
@@ -66,7 +67,7 @@ def fit(
     local session there is one worker, this process, and no torch.distributed. Paths in `config` must be
     absolute: a worker may start in another folder. `storage`/`name` takes a few small files of Ray's; every
     node must see it. `poll` is called twice a second by the caller's own thread; once, at the end, in a local
-    session, where that thread is the one at work.
+    session, where that thread is the one at work. What it answers grows while the function gets on.
     A CapfiltError of the function is raised as it was, anything else as a ClusterError with the traceback in
     its notes.
     """
@@ -80,15 +81,16 @@ def fit(
     _check_room(session, workers, cpus, gpus, name)
     size = {"workers": workers, "cpus": cpus, "gpus": gpus}
     place = {"storage": str(Path(storage).absolute()), "name": name}
-    deaths: list[str] = []
-    while len(deaths) < TRIES:
-        trouble = _conducted(session, poll, (function, config, size, place))
-        if trouble is None:
-            return
+    deaths, reached = 0, 0.0
+    while (trouble := _conducted(session, poll, (function, config, size, place))) is not None:
         if not trouble.died:
             raise trouble.as_error(name)
-        deaths.append(trouble.line)
-    raise ClusterError(f"{name} was begun {TRIES} times and a worker died each time, last so: {deaths[-1]}")
+        now = poll() if poll is not None else 0.0
+        deaths, reached = (deaths + 1, reached) if now <= reached else (1, now)
+        if deaths == TRIES:
+            raise ClusterError(
+                f"{name} lost a worker {TRIES} times and got no further in between, last so: {trouble.line}"
+            )
 
 
 def _here(function: Function, config: dict[str, Any], workers: int, name: str) -> None:
@@ -116,7 +118,7 @@ def _check_room(session: Session, workers: int, cpus: float, gpus: float, name: 
 
 
 def _conducted(
-    session: Session, poll: Callable[[], None] | None, task: tuple[Function, dict[str, Any], Any, Any]
+    session: Session, poll: Callable[[], float] | None, task: tuple[Function, dict[str, Any], Any, Any]
 ) -> Trouble | None:
     import ray
 

@@ -210,19 +210,23 @@ class Tail:
         newest = self._newest()
         self.step = newest["step"] if newest else 0
 
-    def poll(self) -> None:
-        """Show the newest line of the log, if there is a new one; before the first, how far the features are."""
+    def poll(self) -> int:
+        """Show the newest line of the log, if there is a new one; before the first, how far the features are.
+
+        Returns: the last step that was seen.
+        """
         if (before := self.path.with_name(PROGRESS)).is_file():
             told = json.loads(before.read_bytes())
             self.line.move(0, f"features of {told['done']} of {told['of']} shards")
         newest = self._newest()
         if newest is None:
-            return
+            return self.step
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
         if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
             self.report(newest, steps)
             self.step = newest["step"]
+        return self.step
 
     def _newest(self) -> dict[str, Any] | None:
         if not self.path.is_file():

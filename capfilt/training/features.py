@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from capfilt.training import parallel
 PROGRESS = "features.json"
 """How many shards are done, beside a training's log."""
 BATCH = 64
+PATIENCE = timedelta(days=30)
+"""How long a rank waits for the slowest: a large tower looks for hours. Whoever started the ranks sees a dead one."""
 
 
 def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Path, device: torch.device) -> Features:
@@ -45,7 +48,7 @@ def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Path, d
         if parallel.rank() == 0:
             write_json(told / PROGRESS, {"done": done, "of": len(mine)})
         features.write(files[url], look(model, url, device))
-    parallel.barrier()
+    parallel.barrier(PATIENCE)
     if parallel.rank() == 0:
         (told / PROGRESS).unlink(missing_ok=True)
     if gone := [url for url in urls if not files[url].is_file()]:

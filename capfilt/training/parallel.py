@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from functools import partial
 from typing import Literal
 
@@ -106,7 +107,13 @@ def compile_blocks(learner: AnyLearner) -> None:
             module.compile()
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if ranks() > 1:
+def barrier(patience: timedelta | None = None) -> None:
+    """Wait for all ranks; for `patience` where that is more than the minutes after which torch takes one for lost."""
+    if ranks() == 1:
+        return
+    if patience is None:
         dist.barrier()
+        return
+    group = dist.new_group(backend="gloo", timeout=patience)
+    dist.barrier(group)
+    dist.destroy_process_group(group)

@@ -42,6 +42,12 @@ def reduces(config: dict[str, Any]) -> None:
     )
 
 
+def dies(config: dict[str, Any]) -> None:
+    with Path(config["out"], "calls").open("a") as calls:
+        calls.write("x")
+    os._exit(7)
+
+
 def refuses(config: dict[str, Any]) -> None:
     raise ModelError("width 7 has no 2 heads")
 
@@ -64,9 +70,14 @@ def notes(config: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_path: Path) -> None:
     polls: list[float] = []
+
+    def poll() -> float:
+        polls.append(time.monotonic())
+        return 0.0
+
     fit(
         ray_session, reduces, {"out": str(tmp_path)}, workers=2, cpus=1, gpus=0,
-        storage=tmp_path / "ray", name="round-0", poll=lambda: polls.append(time.monotonic()),
+        storage=tmp_path / "ray", name="round-0", poll=poll,
     )  # fmt: skip
     here = os.getcwd()
     for rank in range(2):
@@ -76,6 +87,19 @@ def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_p
     assert sorted(gaps)[len(gaps) // 2] == pytest.approx(0.5, abs=0.4)
     files = [path for path in (tmp_path / "ray").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_only_deaths_without_progress_in_between_end_a_training(ray_session: Session, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def poll() -> float:
+        return min(calls.stat().st_size, 3) if calls.exists() else 0
+
+    with pytest.raises(ClusterError, match="on lost a worker 3 times and got no further in between, last so: "):
+        fit(ray_session, dies, {"out": str(tmp_path)}, 1, 1, 0, tmp_path / "ray", "on", poll)
+    assert calls.read_text() == "xxxxx"  # further three times, and twice not
 
 
 class TestAnywhere:
@@ -99,9 +123,10 @@ class TestAnywhere:
 def test_an_interrupt_ends_the_training_at_once(ray_session: Session, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
 
-    def interrupt() -> None:
+    def interrupt() -> float:
         if pid.exists() and pid.read_text():
             raise KeyboardInterrupt
+        return 0.0
 
     with pytest.raises(KeyboardInterrupt):
         fit(ray_session, sleeps, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "sleeps", interrupt)
@@ -123,7 +148,12 @@ def test_more_workers_than_fit_are_refused(ray_session: Session, tmp_path: Path)
 
 def test_local_is_this_process_and_one(tmp_path: Path) -> None:
     polls: list[int] = []
-    fit(connect("local"), notes, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "here", lambda: polls.append(1))
+
+    def poll() -> float:
+        polls.append(1)
+        return 0.0
+
+    fit(connect("local"), notes, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "here", poll)
     assert (tmp_path / "pid").read_text() == str(os.getpid())
     assert polls == [1]
     with pytest.raises(ClusterError, match="a local session is one process"):

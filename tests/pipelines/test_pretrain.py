@@ -171,13 +171,13 @@ def test_the_log_moves_the_line(tmp_path: Path) -> None:
     line = Line("pretrain", 100, lambda line: told.append((line.done, line.note)))
     reported: list[tuple[int, int]] = []
     tail = Tail(tmp_path / "log.jsonl", line, lambda newest, steps: reported.append((newest["step"], steps)))
-    tail.poll()
+    assert tail.poll() == 0
     assert told == []
     (tmp_path / "log.jsonl").write_text('{"step": 20, "lm": 3.14159, "samples_per_second": 99.6}\n{"step": 40, "l')
     tail.poll()
     assert told == [], "a line that is being written is not read"
     (tmp_path / "log.jsonl").write_text('{"step": 20, "itc": 1.0, "lm": 3.14159, "samples_per_second": 99.6}\n')
-    tail.poll()
+    assert tail.poll() == 20
     assert told == [(20, "itc 1.000 lm 3.142  100 pairs/s")]
     for step in (20, 10, 30):  # after a kill, steps are done again
         (tmp_path / "log.jsonl").write_text(f'{{"step": {step}, "samples_per_second": 99.6}}\n')
