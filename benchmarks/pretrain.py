@@ -101,13 +101,14 @@ def figures(job: TrainJob) -> dict[str, float]:
     return {"samples_per_second": round(job.train.loader.batch_size / seconds, 3), "data_wait": waited}
 
 
-def cpu(pairs: int, steps: int, repeats: int) -> None:
+def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
     """Trials in turns; prints every one and a table of medians."""
     trials: dict[str, Callable[[TrainJob], None]] = {
         "1 rank, torchrun": lambda job: by_torchrun(job, 1),
         "2 ranks, torchrun": lambda job: by_torchrun(job, 2),
-        "2 ranks, Ray": lambda job: by_ray(job, 2),
     }
+    if ray:
+        trials["2 ranks, Ray"] = lambda job: by_ray(job, 2)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in trials}
     folder = Path(tempfile.mkdtemp(prefix="capfilt-bench-"))
     try:
@@ -131,7 +132,8 @@ def cpu(pairs: int, steps: int, repeats: int) -> None:
         print(f"| {name} | {own['samples_per_second']:.2f} | {100 * own['data_wait']:.1f} % |")
     rate = {name: own["samples_per_second"] for name, own in middle.items()}
     print(f"\n2 ranks / 1 rank: {rate['2 ranks, torchrun'] / rate['1 rank, torchrun']:.3f}")
-    print(f"Ray / torchrun: {rate['2 ranks, Ray'] / rate['2 ranks, torchrun']:.3f}")
+    if ray:
+        print(f"Ray / torchrun: {rate['2 ranks, Ray'] / rate['2 ranks, torchrun']:.3f}")
 
 
 def made_up(pairs: int, size: int, words: int, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -204,6 +206,7 @@ def main() -> None:
     on_cpu.add_argument("--pairs", type=int, default=12, help="global batch")
     on_cpu.add_argument("--steps", type=int, default=4)
     on_cpu.add_argument("--repeats", type=int, default=3)
+    on_cpu.add_argument("--without-ray", action="store_true")
     on_gpu = kinds.add_parser("gpu")
     on_gpu.add_argument("--model", default="blip/base")
     on_gpu.add_argument("--pairs", type=int, default=64)
@@ -214,7 +217,7 @@ def main() -> None:
     if asked.kind == "rank":
         as_rank(TrainJob.model_validate_json(asked.job.read_text()))
     elif asked.kind == "cpu":
-        cpu(asked.pairs, asked.steps, asked.repeats)
+        cpu(asked.pairs, asked.steps, asked.repeats, not asked.without_ray)
     else:
         gpu(asked.model, asked.pairs, asked.steps, asked.compile)
 

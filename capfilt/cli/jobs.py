@@ -138,16 +138,22 @@ def _order(context: typer.Context, verb: str) -> Order:
     given = context.params
     if "out" in given and given["out"] is None and verb == "bootstrap":
         raise UsageError("--out is needed: a job's paths are the cluster's. Give one that every machine there sees.")
+    if given.get("watch"):
+        raise UsageError(
+            "--watch looks at a folder that this machine sees. With an http address look once, or follow the job: "
+            "`capfilt jobs ID`."
+        )
     story.check_places({_PATHS[name]: given[name] for name in _PATHS if given.get(name)})
     recipe = None
-    if "recipe" in given:
+    if given.get("recipe") is not None:
         recipe = _recipe(verb, given)
         story.check_places(story.places(recipe))
     words = _words(context, {"address", "detach", *(("recipe", "sets", "rounds") if recipe else ())})
     if verb not in LOOKS:
         words = ["--address", "auto", *words]
     if recipe is not None:
-        words.append(story.RECIPE)
+        named = {parameter.name: parameter.param_type_name for parameter in context.command.params}["recipe"]
+        words = [*words, story.RECIPE] if named == "argument" else ["--recipe", story.RECIPE, *words]
     return story.Order(verb, tuple(words), str(given.get("out") or ""), recipe)
 
 

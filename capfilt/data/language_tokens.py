@@ -55,8 +55,11 @@ class LanguageTokenizer(Tokenizer):
         try:
             return cls(AutoTokenizer.from_pretrained(str(source)), kind)
         except (OSError, ValueError, KeyError) as error:
-            why = " ".join(str(error).split())[:160]
-            raise TextError(f"no tokenizer of a language model at '{source}' ({why}); {allowed}") from None
+            why = " ".join(str(error).split()).partition(". ")[0][:160]
+            raise TextError(
+                f"no tokenizer of a language model at '{source}' ({why}); {allowed}. Without a network: fetch all files"
+                " of the language model elsewhere and give their folder."
+            ) from None
 
     def save(self, folder: Path | str) -> Path:
         """Write it as transformers does; return the folder."""

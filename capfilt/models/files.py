@@ -94,6 +94,12 @@ def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     return {name: tensor for name, tensor in found.items() if only(name)}
 
 
+def refuse_missing(name: str) -> None:
+    """Raise ModelError for what is neither here nor can be on the hub, which is not asked."""
+    if not Path(name).exists() and not _HUB_NAME.fullmatch(name):
+        raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
+
+
 def download(name: str, language: bool = False) -> Path:
     """The folder of a hub repository in the hub's cache, fetched if it is not there yet; of a `language` model, which
     may lie in several files, with its tokenizer's.
@@ -101,8 +107,7 @@ def download(name: str, language: bool = False) -> Path:
     Raises:
         ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
     """
-    if not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
+    refuse_missing(name)
     # Imported here: of a hundred runs, ninety-nine have their models on disk.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -116,9 +121,10 @@ def download(name: str, language: bool = False) -> Path:
         if weights_file(folder) is None:  # older repositories have the pickle alone
             folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, BIN]))
     except (OSError, ValueError, HTTPError) as error:
-        why = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0].partition(". ")[0]
+        needed = "all of its files" if language else f"its config.json, vocab.txt and {SAFE}"
         raise ModelError(
             f"{name}: no such file or folder here, and the Hugging Face hub did not give it either ({why}). "
-            f"Without a network: fetch its config.json, vocab.txt and {SAFE} elsewhere and give their folder."
+            f"Without a network: fetch {needed} elsewhere and give their folder."
         ) from None
     return folder

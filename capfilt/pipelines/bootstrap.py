@@ -27,7 +27,7 @@ from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
-from capfilt.models import Architecture, weights
+from capfilt.models import Architecture, files, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.models.text import Role
 from capfilt.pipelines import report
@@ -330,6 +330,7 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
 def open_run(config: BootstrapConfig, out: Path) -> tuple[Architecture, tuple[Architecture, ...], Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture, final = check(config)
+    check_sources(config)
     manners = {"data": {"download": {"manners": True, "thread_count": True}}}
     plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners})
     plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs(config.data)}
@@ -364,6 +365,14 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
             " or set select.threshold to a number such as 0.5."
         )
     return architecture, check_final(config.final, architecture, config.model, config.cluster.train)
+
+
+def check_sources(config: BootstrapConfig) -> None:
+    """Refuse checkpoints that are not there, at once: the last of them is wanted when days have passed."""
+    stages = (source for stage in config.final for source in (stage.vision, stage.text, stage.language))
+    for source in (config.initial.vision, config.initial.text, *stages):
+        if isinstance(source, str):
+            files.refuse_missing(source)
 
 
 def check_momentum(config: BootstrapConfig) -> None:

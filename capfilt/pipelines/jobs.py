@@ -49,7 +49,12 @@ def run(address: str) -> dict[str, Any]:
 
 def row(job: Job) -> dict[str, Any]:
     """One job; a figure that there is not is absent."""
-    told: dict[str, Any] = {"id": job.id, "verb": job.notes["verb"], "out": job.notes["out"], "state": job.state}
+    told: dict[str, Any] = {
+        "id": job.id,
+        "verb": job.notes.get("verb", job.command),
+        "out": job.notes.get("out", ""),
+        "state": job.state,
+    }
     if job.began is not None:
         told["began"] = job.began.isoformat(timespec="seconds")
     if job.ended is not None:
@@ -102,7 +107,7 @@ _WORDS = ("world", "scratch", "continue")  # that are no paths
 
 
 def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if isinstance(sources := tree["data"], list):
+    if isinstance(sources := tree.get("data"), list):
         yield from ((f"data[{index}].shards", source["shards"]) for index, source in enumerate(sources))
     for key in _KEYS:
         value: Any = tree

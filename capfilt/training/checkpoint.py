@@ -52,7 +52,8 @@ class States:
         self.files = StateFiles(out / STATES)
         self.identity, self.keep, self.keep_best = dict(identity), keep, keep_best
         # A group of its own: the writer's words must not get between those of the training.
-        self._group = dist.new_group(backend="gloo") if shared and ranks() > 1 else None
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._shared = shared and ranks() > 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -68,10 +69,10 @@ class States:
                 f"{len(spoilt)} weights are not finite after step {step}, first {spoilt[0]}; "
                 "lower optimizer.lr or set optimizer.clip"
             )
-        if self._group is None and rank() > 0:
+        if not self._shared and rank() > 0:
             return
         self.settle()
-        written = self.files.write(step, tensors_of(learner, optimizer), self._group)
+        written = self.files.write(step, tensors_of(learner, optimizer), self._group, alone=not self._shared)
         self._writing = self._pool.submit(self._finish, written, step, loss)
 
     def settle(self) -> None:

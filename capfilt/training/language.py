@@ -28,7 +28,7 @@ OWN_TOKENS = ("<s>", "<pad>", "</s>")
 class TeachConfig(Config):
     """How long a language model reads."""
 
-    steps: int = Field(default=600, ge=0)
+    steps: int = Field(default=1000, ge=0)
     batch_size: int = Field(default=32, ge=1)
     """Rows a step, each as long as the model has positions."""
     lr: float = Field(default=3e-3, gt=0)

@@ -48,7 +48,7 @@ class Gradients:
         if execution.compile:
             compile_blocks(learner)
         if self.sharded:
-            shard.shard(learner, device, dtype, verb_by_verb=self.pieces > 1 and isinstance(learner, Learner))
+            shard.shard(learner, device, verb_by_verb=self.pieces > 1 and isinstance(learner, Learner))
         # In pieces there are several backward passes to one average, and the averaging is ours.
         plain = self.sharded or self.pieces > 1
         wrapped = (learner if plain else wrap(learner, device)).train()

@@ -29,6 +29,11 @@ from capfilt.objectives.step import Asked, Learner
 BLOCKS = (VisionBlock, TextLayer)
 """What is gathered, and compiled, one by one."""
 
+PRECISION = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+"""Weights are gathered and gradients summed as they are held, in fp32, and autocast computes in bf16 where it does
+without FSDP: the same numbers either way. Gathering in bf16 would halve the traffic, and the norms would get bf16
+weights beside fp32 states, which torch's CPU kernels refuse."""
+
 VERBS = (
     "encode_image", "image_keys", "encode_text", "project_image", "project_queries", "project_text",
     "fuse", "match", "decode", "predict",
@@ -36,8 +41,8 @@ VERBS = (
 """Ways into a model, besides `forward`, that its objectives take."""
 
 
-def shard(learner: AnyLearner, device: torch.device, dtype: torch.dtype, verb_by_verb: bool = False) -> None:
-    """Cut the learner's models. What the blocks compute in bf16 they gather in bf16; gradients are summed in fp32.
+def shard(learner: AnyLearner, device: torch.device, verb_by_verb: bool = False) -> None:
+    """Cut the learner's models.
 
     What lies between the blocks is gathered for a whole step, or `verb_by_verb`, where a step is no single forward
     pass: then it is gathered and its gradients are summed several times.
@@ -46,40 +51,32 @@ def shard(learner: AnyLearner, device: torch.device, dtype: torch.dtype, verb_by
     # warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device.type, (ranks(),))
-    policy = MixedPrecisionPolicy(
-        param_dtype=dtype if dtype != torch.float32 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    between = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     whole = {p for p in learner.model.parameters() if p.ndim == 0 or not p.requires_grad}
-    _cut_blocks(learner.model, mesh, policy, whole, keep=True)
+    _cut_blocks(learner.model, mesh, whole, keep=True)
     if learner.momentum is not None:
         copy = learner.momentum.model
         scalars = {p for p in copy.parameters() if p.ndim == 0}
-        _cut_blocks(copy, mesh, policy, scalars, keep=False)
-        _cut_rest(copy, VERBS, mesh, between, scalars)
+        _cut_blocks(copy, mesh, scalars, keep=False)
+        _cut_rest(copy, VERBS, mesh, scalars)
     if verb_by_verb:
-        _cut_rest(learner.model, VERBS, mesh, between, whole)
+        _cut_rest(learner.model, VERBS, mesh, whole)
     else:
-        _cut_rest(learner, ("ask",), mesh, between, whole)
+        _cut_rest(learner, ("ask",), mesh, whole)
 
 
-def _cut_blocks(
-    model: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, whole: set[nn.Parameter], keep: bool
-) -> None:
+def _cut_blocks(model: nn.Module, mesh: DeviceMesh, whole: set[nn.Parameter], keep: bool) -> None:
     for block in (module for module in model.modules() if isinstance(module, BLOCKS)):
         if all(p in whole for p in block.parameters()):
             continue
         # A text block is asked up to six times a step and, where it is to learn, keeps its weights in between.
         kept = keep and isinstance(block, TextLayer)
-        fully_shard(block, mesh=mesh, reshard_after_forward=not kept, mp_policy=policy, ignored_params=whole)
+        fully_shard(block, mesh=mesh, reshard_after_forward=not kept, mp_policy=PRECISION, ignored_params=whole)
         for name in ("image_keys", "own_keys") if isinstance(block, TextLayer) else ():
             register_fsdp_forward_method(block, name)
 
 
-def _cut_rest(
-    module: nn.Module, ways_in: Iterable[str], mesh: DeviceMesh, policy: MixedPrecisionPolicy, whole: set[nn.Parameter]
-) -> None:
-    fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=policy, ignored_params=whole)
+def _cut_rest(module: nn.Module, ways_in: Iterable[str], mesh: DeviceMesh, whole: set[nn.Parameter]) -> None:
+    fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=PRECISION, ignored_params=whole)
     for name in ways_in:
         if hasattr(module, name):
             register_fsdp_forward_method(module, name)

@@ -44,12 +44,15 @@ class StateFiles:
         """The states that were written to their end, oldest first."""
         return sorted(int(marker.parent.name) for marker in self.folder.glob(f"*/{MARKER}"))
 
-    def write(self, step: int, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> Future[Any]:
-        """Take a copy of the tensors and write it in a thread: together with the processes of `group`, or alone."""
+    def write(self, step: int, tensors: dict[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> Future[Any]:
+        """Take a copy of the tensors and write it in a thread: together with the processes of `group`, or alone.
+
+        torch wants a group of CPUs from one that writes alone, too, where there are processes at all.
+        """
         self.path(step).mkdir(parents=True, exist_ok=True)
         _alone_on_purpose()
         writer = FileSystemWriter(self.path(step))
-        written = async_save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        written = async_save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
         assert isinstance(written, Future)
         return written
 

@@ -65,6 +65,31 @@ def test_the_other_verbs_travel_as_they_were_typed(given: str, sent: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (
+            "annotate /s --recipe blip2-ten --captioner /m/c --filter /m/f --out /a --set batch_size=7",
+            "--recipe recipe.yaml --address auto --captioner /m/c --filter /m/f --out /a /s",
+        ),
+        (
+            "select /s --recipe blip2-two --annotations /a --out /b --set top_k=3",
+            "--recipe recipe.yaml --address auto --annotations /a --out /b /s",
+        ),
+    ],
+)
+def test_a_recipe_that_is_an_option_travels_resolved(given: str, sent: str) -> None:
+    made = order(*given.split())
+    assert sorted(made.words) == sorted(sent.split())
+    assert made.recipe is not None
+    assert made.recipe.model_dump().get("batch_size", made.recipe.model_dump().get("top_k")) in (7, 3)
+
+
+def test_a_watch_is_of_a_folder_that_is_seen() -> None:
+    with pytest.raises(UsageError, match=r"^--watch looks at a folder that this machine sees\."):
+        order("status", "/a", "--watch", "--address", "http://h:1")
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ("bootstrap", "--out is needed: a job's paths are the cluster's"),

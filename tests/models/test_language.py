@@ -113,10 +113,15 @@ def test_it_is_loaded_as_transformers_saved_it(small_blip2: MakeBlip2, tmp_path:
         load_language(str(tmp_path), config.model_copy(update={"tied": not tied}), "fp32")
 
 
-def test_what_is_not_there_or_another_is_said(small_blip2: MakeBlip2, tmp_path: Path) -> None:
+def test_what_is_not_there_or_another_is_said(
+    small_blip2: MakeBlip2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = small_blip2("opt").language
     with pytest.raises(ModelError, match="names on the Hugging Face hub look like OWNER/NAME"):
         load_language("nowhere", model.config, "fp32")
+    with pytest.raises(ModelError, match=r"not give it either .*Without a network: fetch all of its files elsewhere"):
+        load_language("capfilt/there-is-none", model.config, "fp32")
     with pytest.raises(ModelError, match="holds no language model that transformers can read"):
         load_language(str(tmp_path), model.config, "fp32")
     model.model.save_pretrained(tmp_path)

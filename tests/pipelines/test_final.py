@@ -167,6 +167,23 @@ def test_stages_that_do_not_meet_are_refused_when_they_are_read(
     assert said in done.line
 
 
+@pytest.mark.parametrize(
+    "change", [("final.0.vision", "eva_vit_g.pth"), ("final.1.language", "/models/opt"), ("initial.text", "bert")]
+)
+def test_a_checkpoint_that_is_wanted_at_the_end_is_looked_for_at_the_beginning(
+    tmp_path: Path, recipe: Any, stages: Any, capfilt: Any, change: tuple[str, str]
+) -> None:
+    key, _, last = change[0].rpartition(".")
+    tree = json.loads(json.dumps(stages))
+    given = {"final": tree} if key != "initial" else {"final": tree, "initial": {last: change[1]}}
+    if key != "initial":
+        tree[int(key[-1])][last] = change[1]
+    done = capfilt("bootstrap", recipe(tmp_path, **given), "--out", tmp_path / "run")
+    assert done.code == 1, done.err
+    assert done.line.startswith(f"error: {change[1]}: no such file or folder")
+    assert not (tmp_path / "run").exists()
+
+
 def test_of_each_kind_the_last_stage_s_figures_are_the_round_s() -> None:
     one, two = {"retrieval": {"tr@1": 1.0}, "captioning": {"cider": 2.0}}, {"captioning": {"cider": 3.0}}
     found = merged({"stage-1": one, "stage-2": two}, ["a", "b"])

@@ -32,6 +32,7 @@ class Case:
     learner: AnyLearner
     batch: list[Tensor]
     execution: ExecutionConfig
+    dtype: torch.dtype = torch.float32
 
 
 def hardest(similarity: Tensor, groups: Tensor, every: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def without_draws() -> None:
 
 def take(case: Case, rank: int, ranks: int, out: Path) -> dict[str, Any]:
     """Two steps of this rank's rows, AdamW between them, and a state after the second."""
-    gradients = Gradients(case.learner, case.execution, CPU, torch.float32)
+    gradients = Gradients(case.learner, case.execution, CPU, case.dtype)
     optimizer = make_optimizer(case.learner, OPTIMIZER)
     rows = case.batch[0].shape[0] // ranks
     images, ids, mask, groups = (x[rank * rows : (rank + 1) * rows].clone() for x in case.batch)
@@ -70,7 +71,7 @@ def take(case: Case, rank: int, ranks: int, out: Path) -> dict[str, Any]:
 
 def resumed(case: Case, out: Path) -> dict[str, Any]:
     """What the state of `out` makes of an untrained case."""
-    gradients = Gradients(case.learner, case.execution, CPU, torch.float32)
+    gradients = Gradients(case.learner, case.execution, CPU, case.dtype)
     optimizer = make_optimizer(case.learner, OPTIMIZER)
     states = States(out, WHO, 1, shared=gradients.sharded)
     done = states.resume(case.learner, optimizer)

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def together(
         return case
 
     task = {f"{objectives}, {execution}": of(objectives, execution) for objectives, execution in CASES}
+    for execution in ("ddp", "fsdp"):
+        task[f"in bf16, {execution}"] = replace(of("all three", execution), dtype=torch.bfloat16)
     resumed = {
         "fsdp from one process": (of("all three", "fsdp"), alone["folder"] / "all three"),
         "ddp from fsdp": (of("all three", "ddp"), folder / "all three, fsdp"),
@@ -143,6 +146,16 @@ def test_losses_and_gradients_are_those_of_one_process(
         assert found["clipped"] == pytest.approx(wanted["clipped"], rel=1e-5)
         queues = {name: t for name, t in found["after"].items() if "queue" in name or name.endswith("pointer")}
         close(queues, {name: wanted["after"][name] for name in queues})
+
+
+def test_autocast_computes_the_same_with_shared_weights(together: list[dict[str, Any]]) -> None:
+    for one in together:
+        whole, shared = (one["taken"][f"in bf16, {execution}"] for execution in ("ddp", "fsdp"))
+        close(shared["losses"], whole["losses"])
+        assert all(gradient.dtype == torch.float32 for gradient in shared["gradients"].values())
+        exact = one["taken"]["all three, fsdp"]
+        assert shared["losses"]["lm"] != exact["losses"]["lm"]
+        assert float(shared["norm"]) == pytest.approx(float(exact["norm"]), rel=0.05)
 
 
 @pytest.mark.parametrize("execution", ["ddp", "fsdp"])
