@@ -124,6 +124,7 @@ def settled(out: Remote) -> None:
     assert listing(out / lock.FOLDER) == {}
 
 
+@pytest.mark.slow
 def test_a_run_folder_on_s3(bucket: str, driver: Callable[..., Any], record: Any, request: Any) -> None:
     """Byte for byte what the same run leaves in a folder; and all who look see it."""
     row = record.begin(f"a run folder on S3 ({request.node.callspec.id})")
@@ -141,6 +142,7 @@ def test_a_run_folder_on_s3(bucket: str, driver: Callable[..., Any], record: Any
     assert (code, told["files"], told["broken"]) == (0, 40, [])
 
 
+@pytest.mark.slow
 def test_the_driver_of_a_run_on_s3_is_killed(
     bucket: str, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], seed: int
 ) -> None:
