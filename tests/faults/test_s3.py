@@ -125,6 +125,7 @@ def settled(out: Remote) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_folder_on_s3(bucket: str, driver: Callable[..., Any], record: Any, request: Any) -> None:
     """Byte for byte what the same run leaves in a folder; and all who look see it."""
     row = record.begin(f"a run folder on S3 ({request.node.callspec.id})")
@@ -143,6 +144,7 @@ def test_a_run_folder_on_s3(bucket: str, driver: Callable[..., Any], record: Any
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_driver_of_a_run_on_s3_is_killed(
     bucket: str, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], seed: int
 ) -> None:
@@ -162,6 +164,7 @@ def test_the_driver_of_a_run_on_s3_is_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_worker_of_a_run_on_s3_is_killed(
     bucket: str, nodes: Any, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], seed: int
 ) -> None:
