@@ -23,7 +23,7 @@ test: .venv/.stamp
 
 # What takes more than ten seconds each: clusters of several nodes, trainings beside each other, S3 that fails.
 test-slow: .venv/.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
 
 # Every fault with ten seeds, up to 15 minutes; writes docs/faults.md.
 test-faults: .venv/.stamp

@@ -58,6 +58,8 @@ class Act:
     def answer(self, item: str) -> dict[str, Any]:
         with (self.folder / f"{item}.calls").open("a") as calls:
             calls.write(f"{os.getpid()}\n")
+        if item == "die-later":
+            time.sleep(1)  # long enough for the answer to the item before it to leave the worker
         if item.startswith("die") and (item != "die-once" or once(self.folder / item)):
             os._exit(7)
         if item == "crash-late" and once(self.folder / item):
@@ -167,9 +169,9 @@ def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Se
 def test_where_no_other_worker_is_left_the_same_one_tries_again(ray_session: Session, tmp_path: Path) -> None:
     """The second worker dies of an item that is given up, and nothing is left for a new one, but for what crashed."""
     job = Act(tmp_path)
-    done = ends(spread(ray_session, job, ["crash-late", "die-always"], Resources(cpus=1, workers=2), tries=1))
+    done = ends(spread(ray_session, job, ["crash-late", "die-later"], Resources(cpus=1, workers=2), tries=1))
     assert done["crash-late"].error is None
-    assert done["die-always"].deaths == 1
+    assert done["die-later"].deaths == 1
     assert len(job.calls("crash-late")) == 2
 
 

@@ -36,6 +36,7 @@ def test_every_answer_is_the_same(parity: ModuleType, name: str, direction: str,
     assert max(far.values()) <= parity.LIMIT, far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_tensor_could_be_wrong_unseen(parity: ModuleType, name: str, tmp_path: Path) -> None:
     """What the comparisons are worth: each notices a change of any single tensor."""

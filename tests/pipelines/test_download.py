@@ -86,6 +86,7 @@ def test_a_list_becomes_shards_that_others_read(hostile: Any, hostile_kind: Any,
     assert not (out / "tmp").exists()
 
 
+@pytest.mark.slow
 def test_workers_on_ray_write_what_one_process_writes(hostile: Any, fetch: Any, tmp_path: Path) -> None:
     urls = [hostile.url(f"/ok?seed={i}") for i in range(6)]
     assert fetch(urls, "--shard-size", "2").code == 0

@@ -83,6 +83,7 @@ def download(served: str, shared_dir: Path, out: Path) -> dict[str, list[str]]:
 
 
 # The server's threads may still hold a socket that the downloader left open when the test ends.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_round_on_photographs(served: str, shared_dir: Path, tmp_path: Path) -> None:
     human_texts = download(served, shared_dir, tmp_path / "web")

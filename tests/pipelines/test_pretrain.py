@@ -136,6 +136,7 @@ def test_a_training_of_shared_weights_leaves_what_one_of_whole_ones_does(
         assert float((gaps < 1e-5).float().mean()) > 0.98
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
     story: Path, tmp_path: Path, capfilt: Any, model_yaml: Path
 ) -> None:

@@ -21,7 +21,7 @@ from capfilt.objectives.stages import learner_of
 from capfilt.objectives.step import ObjectivesConfig
 from capfilt.training.parallel import ExecutionConfig
 
-pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # two processes start, perhaps on a busy machine
 
 SCRIPT = Path(__file__).with_name("ranks_of_a_step.py")
 spec = importlib.util.spec_from_file_location("ranks_of_a_step", SCRIPT)
