@@ -48,7 +48,7 @@ def jobs(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The commands that a cluster was sent by `--address http://...`: which, since when, how far. Follow or end one.
+    """The commands that a cluster was sent by `--address http://...`: which, since when, how it ended.
 
     Leaves with the exit code of the job it followed. Ctrl-C leaves, and the job goes on; a second one ends the job.
 
@@ -136,7 +136,7 @@ def _order(context: typer.Context, verb: str) -> Order:
     from capfilt.pipelines import jobs as story
 
     given = context.params
-    if "out" in given and given["out"] is None and verb == "bootstrap":
+    if "out" in given and given["out"] is None:
         raise UsageError("--out is needed: a job's paths are the cluster's. Give one that every machine there sees.")
     if given.get("watch"):
         raise UsageError(
@@ -154,7 +154,7 @@ def _order(context: typer.Context, verb: str) -> Order:
     if recipe is not None:
         named = {parameter.name: parameter.param_type_name for parameter in context.command.params}["recipe"]
         words = [*words, story.RECIPE] if named == "argument" else ["--recipe", story.RECIPE, *words]
-    return story.Order(verb, tuple(words), str(given.get("out") or ""), recipe)
+    return story.Order(verb, tuple(words), str(given.get("fork") or given.get("out") or ""), recipe)
 
 
 def _recipe(verb: str, given: dict[str, Any]) -> Config:
@@ -214,7 +214,8 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
         codes.append(job.code if job.code >= 0 else 128 - job.code)
     result = story.result_of(log) if as_json else None
     if as_json and result is None:
-        raise typer.Exit(codes[0] or 1)
+        _say(story.own_words(log).strip() if quiet else f"{id} was sent without --json, or came to no result")
+        raise typer.Exit(codes[0])
     return result
 
 
@@ -223,6 +224,8 @@ def _stopped(cluster: Jobs, id: str) -> bool:
     _say(f"Ctrl-C again within {SECOND_THOUGHTS:.0f} s stops {id}; else it goes on without you")
     try:
         time.sleep(SECOND_THOUGHTS)
+    except Terminated:
+        return False
     except KeyboardInterrupt:
         _say(f"stopping {id}")
         _say(f"{id} {cluster.stop(id).state}: the same command goes on from what it committed")

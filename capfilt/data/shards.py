@@ -158,6 +158,13 @@ def input_now(url: str) -> Input:
     return found
 
 
+def known(url: str) -> dict[str, Any]:
+    """What tells a shard from all others: its `stat`, and where storage tells no version (a web server may not) the
+    address too. So shards may be moved, where that does not mix two of one name and size up."""
+    found = stat(url)
+    return found if found["version"] else {**found, "url": url}
+
+
 def stat(url: str) -> dict[str, Any]:
     """What tells one version of a shard from another without reading it: its name, size, and mtime or etag.
 

@@ -5,6 +5,8 @@ Without torch.distributed there is one rank, so that objectives read the same on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,15 +14,28 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+_by_itself = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """As if this process trained by itself: nothing is exchanged."""
+    global _by_itself
+    before, _by_itself = _by_itself, True
+    try:
+        yield
+    finally:
+        _by_itself = before
+
 
 def ranks() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
 
 
 def rank() -> int:
     """Which of them this is."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _by_itself else 0
 
 
 @torch.no_grad()

@@ -198,10 +198,10 @@ def pretrain_round(story: Story, r: int, web: list[Source], newest: Path | None)
 
 
 def evaluate_round(story: Story, r: int, models: dict[str, Path]) -> dict[str, Any]:
-    """Examine what a round pretrained on the held-out pairs; {} without such."""
+    """Examine what a round pretrained on the held-out pairs; no figures without such."""
+    alone, stages = models.keys() == {"pretrain"}, [stage.model for stage in story.config.final]
     if "test" not in story.splits:
-        return {}
-    alone = models.keys() == {"pretrain"}
+        return {} if alone else merged({name: {} for name in models}, stages)
     files = {name: "metrics" if alone else f"metrics-{name}" for name in models}
     job = EvaluateJob(
         out=story.folder(r),
@@ -211,7 +211,7 @@ def evaluate_round(story: Story, r: int, models: dict[str, Path]) -> dict[str, A
     )
     evaluate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} evaluate")
     found = {name: json.loads(story.folder(r, f"{file}.json").read_bytes()) for name, file in files.items()}
-    return found["pretrain"] if alone else merged(found, [stage.model for stage in story.config.final])
+    return found["pretrain"] if alone else merged(found, stages)
 
 
 def finetune(
@@ -364,6 +364,8 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
             'select.threshold is "calibrated", which needs validation pairs: give data.val,'
             " or set select.threshold to a number such as 0.5."
         )
+    if config.final and not config.rounds:
+        raise RecipeError("final is what the last round pretrains, and rounds is 0: set rounds to 1 or more.")
     return architecture, check_final(config.final, architecture, config.model, config.cluster.train)
 
 

@@ -97,15 +97,15 @@ def pretrain_final(story: Story, r: int, sources: tuple[Source, ...], newest: Pa
     done: dict[str, Path] = {}
     for number, (stage, architecture) in enumerate(zip(story.config.final, story.final, strict=True)):
         language = speaker(story, r, number, architecture, sources)
-        initial = InitialConfig(language=language)
+        initial = InitialConfig(language=language).located()
         if number == 0:
-            initial = InitialConfig(vision=stage.vision or str(newest), text=stage.text, language=language)
+            initial = InitialConfig(vision=stage.vision or str(newest), text=stage.text, language=language).located()
         job = TrainJob(
             out=story.folder(r, name(number)),
             architecture=architecture,
             start=done[name(number - 1)] if number else None,
-            initial=initial.located(),
-            tokenizer=language or story.config.tokenizer,
+            initial=initial,
+            tokenizer=initial.language or story.config.tokenizer,
             sources=sources,
             train=stage.train,
             seed=story.seed(r, name(number)),

@@ -103,6 +103,8 @@ def places(recipe: Config) -> dict[str, Any]:
 
 _KEYS = ("data.web", "data.human", "data.val", "data.test", "data.download.urls", "start", "tokenizer", "model")
 
+_FILES = (".yaml", ".yml", ".pth", ".pt", ".bin", ".npz", ".safetensors")
+
 _WORDS = ("world", "scratch", "continue")  # that are no paths
 
 
@@ -116,11 +118,34 @@ def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         preset = key == "model" and not str(value).endswith((".yaml", ".yml"))
         if value not in (None, *_WORDS) and not preset:
             yield key, value
+    for name in ("pretrain", "captioner", "filter", "train"):
+        yield from _features(name, tree.get(name))
+    yield from _weights("initial", tree.get("initial") or {})
+    for number, stage in enumerate(tree.get("final") or ()):
+        yield from _weights(f"final.{number}", stage)
+        yield from _features(f"final.{number}.train", stage["train"])
+
+
+def _features(name: str, train: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    if train is not None and isinstance(kept := train.get("features"), str):
+        yield f"{name}.features", kept
+
+
+def _weights(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What may also be a name on the hub, or of a preset: a path if it looks like a file, or if it is there."""
+    for key in ("model", "vision", "text", "language"):
+        value = tree.get(key)
+        if isinstance(value, str) and (value.endswith(_FILES) or Path(value).exists()):
+            yield f"{name}.{key}", value
+
+
+_RAYS_OWN = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\sINFO job_manager\.py:\d+ -- ")
 
 
 def own_words(log: Sequence[str]) -> str:
-    """What a command said, without the lines in which Ray tells that it begins."""
-    return re.sub(r"\A(.*\n)*?Running entrypoint for job .*\n", "", "".join(log))
+    """What a command said, without the lines in which Ray tells that it begins; the first may come between them."""
+    lines = "".join(log).splitlines(keepends=True)
+    return "".join(line for line in lines if not _RAYS_OWN.match(line))
 
 
 def result_of(log: Sequence[str]) -> dict[str, Any] | None:

@@ -6,7 +6,9 @@ Fine-tuning a captioner or a filter is the same with another job.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +35,7 @@ from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
+from capfilt.training.checkpoint import STATES
 from capfilt.training.features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 from capfilt.training.parallel import ExecutionConfig
@@ -194,6 +197,7 @@ def run_training(
     outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
     ledger.commit("model", wanted, outputs, Tally.zero())
     (job.out / ROWS).unlink()
+    shutil.rmtree(job.out / STATES, ignore_errors=True)
     return job.model_folder
 
 
@@ -215,8 +219,8 @@ class Tail:
 
         Returns: the last step that was seen.
         """
-        if (before := self.path.with_name(PROGRESS)).is_file():
-            told = json.loads(before.read_bytes())
+        with suppress(FileNotFoundError):  # there only while features are looked at
+            told = json.loads(self.path.with_name(PROGRESS).read_bytes())
             self.line.move(0, f"features of {told['done']} of {told['of']} shards")
         newest = self._newest()
         if newest is None:
@@ -263,7 +267,7 @@ def check_shape(
 ) -> None:
     """Refuse a model whose towers are not shaped as those that are to begin with them."""
     for tower in towers:
-        for name in ("width", "depth", "heads", "hidden"):
+        for name in ("width", "depth", "heads", "hidden", *(("patch_size",) if tower == "vision" else ())):
             theirs, ours = (getattr(getattr(config, tower), name) for config in (found, wanted))
             if theirs != ours:
                 raise RecipeError(

@@ -37,6 +37,8 @@ NOT_LOSSES = {
     "skipped",
     "grad_norm",
     "itm_stuck",
+    "step_seconds",
+    "mfu",
 }
 
 
@@ -130,10 +132,10 @@ def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple
 
 def _trainings(folder: Place) -> Iterator[Training]:
     """Every training's losses, kind by kind and round by round."""
-    for what in ("pretrain", "captioner", "filter", "stage-1", "stage-2"):
+    for what in ("pretrain", "captioner", "filter", "stage-*"):
         logs: list[Place] = list(folder.glob(f"round-*/{what}/log.jsonl"))
-        for path in sorted(logs, key=lambda p: _number(p.parent.parent)):
-            yield Training(what, _number(path.parent.parent), _losses(path))
+        for path in sorted(logs, key=lambda p: (p.parent.name, _number(p.parent.parent))):
+            yield Training(path.parent.name, _number(path.parent.parent), _losses(path))
     if found := _losses(folder / "pretrain" / "log.jsonl"):
         yield Training("pretrain", 0, found)
 

@@ -47,12 +47,8 @@ class RowsJob(Config):
 
 
 def entry(url: str) -> str:
-    """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved.
-
-    Where storage tells no version, as a web server may, only the address tells two shards of one size apart.
-    """
-    found = shards.stat(url)
-    return f"{shards.name(url)}-{fingerprint(found if found['version'] else {**found, 'url': url})[:16]}"
+    """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
+    return f"{shards.name(url)}-{fingerprint(shards.known(url))[:16]}"
 
 
 def count_rows(

@@ -13,7 +13,7 @@ from capfilt.cluster.spread import Resources, spread
 from capfilt.errors import RunError, UsageError
 from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import lock, metrics, poison, stages
-from capfilt.reports.ledger import Completion, Ledger, sweep
+from capfilt.reports.ledger import FORK, Completion, Ledger, sweep
 from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place, Remote, together
 from capfilt.reports.progress import Progress
@@ -138,6 +138,10 @@ def retry(out: Place, stage: str, what: str) -> int:
     if what != "failed":
         raise UsageError(f"--retry {what}: only failed samples can be retried; write --retry failed.")
     if not (out / "plan.json").is_file():
+        if (out / FORK).is_file():
+            raise UsageError(
+                f"--retry redoes what a run has: begin the fork first, then give --out {out} --retry failed."
+            )
         return 0
     lock.hold(out)
     again = [

@@ -17,9 +17,16 @@ WORKING = "working"
 def run(folder: Place) -> dict[str, Any]:
     """The verb: every stage that was begun, in the order in which they follow each other, and who drives the run."""
     Run.load(folder)
+    # The lock first: a driver that ends while stages are counted was at work, and the next look sees how it ended.
+    holder, driver = lock.find(folder), lock.state(folder)
+    died = holder if not driver and holder == lock.find(folder) else None
     found = [stages.standing(ledger) for ledger in stages.find(folder)]
     complete = all(stand.done >= stand.plan.total for stand in found)
-    return {"run": str(folder), "state": state(folder, complete), "stages": [row(folder, stand) for stand in found]}
+    return {
+        "run": str(folder),
+        "state": state(driver, died, complete),
+        "stages": [row(folder, stand) for stand in found],
+    }
 
 
 def follow(folder: Place, every: float) -> Iterator[dict[str, Any]]:
@@ -30,12 +37,12 @@ def follow(folder: Place, every: float) -> Iterator[dict[str, Any]]:
     yield told
 
 
-def state(folder: Place, complete: bool) -> str:
+def state(driver: str, died: lock.Found | None, complete: bool) -> str:
     """working | died | stopped | done, and by whom. `complete`: whatever was begun is done."""
-    if driver := lock.state(folder):
+    if driver:
         return f"{WORKING}: {driver}"
-    if (found := lock.find(folder)) is not None:
-        return f"died: {found} is gone; the same command goes on"
+    if died is not None:
+        return f"died: {died} is gone; the same command goes on"
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 

@@ -30,6 +30,9 @@ PART = ".capfilt-part-"
 FORK = "fork.json"
 """In the folder of a run that was forked: which run it came from."""
 
+WITHDRAWN = ".withdrawn"
+"""Ends the name of the mark that a shard of a fork is to be done again though the run it came from has it."""
+
 _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is taken for a dead one's
 
 
@@ -206,7 +209,7 @@ class Ledger:
         In a run that was forked, what is not here is taken over from the run that it forked, if it holds there.
         """
         found = self._trusted(shard, fingerprint)
-        if found is None and self._origin is not None:
+        if found is None and self._origin is not None and not self._withdrawn(shard).is_file():
             found = self._origin._trusted(shard, fingerprint)
             return found and self._adopt(found, self._origin)
         return found
@@ -226,10 +229,15 @@ class Ledger:
         """The shards that have a completion, here or in the run that was forked, whatever it is worth: by listing, so
         that those that have none cost nothing."""
         own = {path.stem for path in self.files()}
-        return own | self._origin.begun() if self._origin is not None else own
+        if self._origin is None:
+            return own
+        return own | self._origin.begun() - {path.stem for path in self.path.glob(f"*{WITHDRAWN}")}
 
     def withdraw(self, shard: str) -> None:
-        """Forget that a shard is done: a rerun does it again."""
+        """Forget that a shard is done: a rerun does it again, in a fork too, whose origin still has it."""
+        if self._origin is not None:
+            with atomic(self._withdrawn(shard)):
+                pass
         self._file(shard).unlink(missing_ok=True)
 
     def commit(
@@ -247,6 +255,8 @@ class Ledger:
         recorded = tuple(self._output(shard, path) for path in outputs)
         done = Completion(shard, fingerprint, recorded, tally, read)
         write_json(self._file(shard), done.to_json())
+        if self._origin is not None:
+            self._withdrawn(shard).unlink(missing_ok=True)
         return done
 
     def completions(self) -> Iterator[Completion]:
@@ -300,6 +310,9 @@ class Ledger:
             raise RunError(f"{self.stage}, shard {shard}: {path} was to be committed and is not there.") from None
         except ValueError:
             raise RunError(f"{self.stage}, shard {shard}: {path} lies outside {self.folder}.") from None
+
+    def _withdrawn(self, shard: str) -> Place:
+        return self.path / f"{shard}{WITHDRAWN}"
 
     def _file(self, shard: str) -> Place:
         if not shard or shard.startswith(".") or "/" in shard or "\0" in shard:

@@ -216,10 +216,12 @@ class Remote:
         """
         try:
             with self._asked() as (files, path):
+                if type(files).pipe_file is fsspec.AbstractFileSystem.pipe_file:  # it looks, then writes
+                    raise NotImplementedError("it has no conditional writes, so two drivers could not be kept apart")
                 files.pipe_file(path, data, mode="create")
-        except NotImplementedError:
-            raise
-        except OSError:
+        except OSError as error:
+            if isinstance(error.__cause__, NotImplementedError):
+                raise
             return self.read_bytes() == data  # and where there is nothing, that is the error
         return True
 
@@ -297,7 +299,7 @@ def place(where: str | Path | Remote) -> Path | Remote:
         fsspec.get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{where}: {error}. Give a folder, or a URL of a store that fsspec can open here.") from None
-    if not path.strip("/"):
+    if ("/" not in path.strip("/") and protocol != "memory") or not path.strip("/"):
         raise UsageError(f"{where} names no place on the store; write {protocol}://BUCKET/RUN.")
     return Remote(f"{protocol}://{path.strip('/')}")
 
@@ -336,9 +338,18 @@ def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:
     if isinstance(folder, Remote):
         return dict(folder.listing())
     try:
-        return {entry.name: None if entry.is_dir() else entry.stat() for entry in os.scandir(folder)}
+        entries = list(os.scandir(folder))
     except FileNotFoundError:
         return {}
+    return {entry.name: stat for entry in entries for stat in _stats(entry)}
+
+
+def _stats(entry: os.DirEntry[str]) -> list[os.stat_result | None]:
+    """What a folder says of one of its entries; nothing of one that has just gone. A link to nowhere is there."""
+    try:
+        return [None if entry.is_dir() else entry.stat(follow_symlinks=not entry.is_symlink() or entry.is_file())]
+    except FileNotFoundError:
+        return []
 
 
 def table_source(where: Path | Remote) -> Path | BinaryIO:

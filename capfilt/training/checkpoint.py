@@ -102,6 +102,18 @@ class States:
                 optimizer.state[p] = dict(zip(MOMENTS, begun, strict=True))
         self.files.read(step, tensors_of(learner, optimizer))
 
+    def better_than(self, last: float | None) -> int | None:
+        """The best state, if it is sound and its loss is lower than that of the last steps; else None."""
+        best = self.best()
+        if best is None:
+            return None
+        try:
+            loss = self.files.check(best)["loss"]
+        except DamagedState as damage:
+            logging.getLogger(__name__).warning("%s is damaged (%s): best/ is the end", self.files.path(best), damage)
+            return None
+        return best if last is None or loss < last else None
+
     def best(self) -> int | None:
         """The step of the state before which the loss was lowest, of those that are there; None without any."""
         known = {}
@@ -110,11 +122,6 @@ class States:
                 known[step] = self.files.about(step)["loss"]
         known = {step: loss for step, loss in known.items() if loss is not None}
         return min(known, key=lambda step: known[step]) if known else None
-
-    def discard(self) -> None:
-        """Remove the states of a training that ended."""
-        self.settle()
-        self.files.remove_all()
 
     def close(self) -> None:
         """Let the state that is being written get to the disk, however the training ended."""

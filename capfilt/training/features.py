@@ -40,7 +40,7 @@ def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Path, d
     urls = [url for source in sources for url in shards.expand(source.shards)]
     folder.mkdir(parents=True, exist_ok=True)
     tower = fingerprint_of(model)
-    files = {url: folder / f"{fingerprint(tower, shards.stat(url))[:32]}.safetensors" for url in urls}
+    files = {url: folder / f"{fingerprint(tower, shards.known(url))[:32]}.safetensors" for url in urls}
     share = sorted(files)[parallel.rank() :: parallel.ranks()]
     mine = [url for url in share if not files[url].is_file()]
     model.vision.to(device)

@@ -64,21 +64,29 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
     learner.to(device)
     gradients = Gradients(learner, job.execution, device, pick_dtype(job.train.precision, device))
     optimizer = make_optimizer(learner, job.train.optimizer)
-    own = identity(job, tokenizer, loader) if parallel.rank() == 0 else {}
+    own = identity(job, tokenizer, loader, learner.model) if parallel.rank() == 0 else {}
     with closing(States(job.out, own, job.train.checkpoints, job.train.keep_best, gradients.sharded)) as states:
         done = states.resume(learner, optimizer)
         log = StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line)
         run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
         states.settle()
         parallel.barrier()
-        leave(job, learner, optimizer, tokenizer, states)
+        leave(job, learner, optimizer, tokenizer, states, log.mean_loss())
     parallel.barrier()
 
 
 def leave(
-    job: TrainJob, learner: AnyLearner, optimizer: torch.optim.AdamW, tokenizer: Tokenizer, states: States
+    job: TrainJob,
+    learner: AnyLearner,
+    optimizer: torch.optim.AdamW,
+    tokenizer: Tokenizer,
+    states: States,
+    last: float | None,
 ) -> None:
-    """Leave the model in its folder, and the best one in another where it is kept; then the states go."""
+    """Leave the model in its folder, and the best one in another where it is kept. `last`: the loss of the last steps.
+
+    The states stay until the model is in the ledger: a process may be lost between the two.
+    """
     whole = shard.whole(learner.model)
     momentum = shard.whole(learner.momentum) if learner.momentum is not None and job.train.keep_momentum else None
     if parallel.rank() == 0:
@@ -86,31 +94,39 @@ def leave(
         if momentum is not None:
             checkpoint.save_momentum(momentum, job.model_folder)
         weights.save(learner.model, job.model_folder, whole)
-    if job.train.keep_best and (best := states.best()) is not None:
-        states.load(learner, optimizer, best)
-        whole = shard.whole(learner.model)
+    if job.train.keep_best:
+        if (best := parallel.of_first(states.better_than(last) if parallel.rank() == 0 else None)) is not None:
+            states.load(learner, optimizer, best)
+            whole = shard.whole(learner.model)
         if parallel.rank() == 0:
             tokenizer.save(job.best_folder)
             weights.save(learner.model, job.best_folder, whole)
         parallel.barrier()
-    if parallel.rank() == 0:
-        states.discard()
 
 
-def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader) -> dict[str, str]:
+def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) -> dict[str, str]:
     """What makes two trainings one and the same, part by part. No path is in it, so that a run folder can be moved,
     and nothing of how the steps are computed."""
     walked = [(shards.name(url), loader.order.rows[url]) for urls, _ in loader.order.sources for url in urls]
     settings = job.train.model_dump(mode="json", exclude=OF_NO_WEIGHT)
-    begun = {part: value and str(value).rsplit("/", 1)[-1] for part, value in job.initial.model_dump().items()}
     return {
         "architecture": digest(job.architecture),
         "settings": fingerprint({**settings, "features": bool(job.train.features)}),  # not where they lie
         "seed": str(job.seed),
         "data": fingerprint(walked, [source.repeat for source in job.sources]),
         "vocabulary": fingerprint(tokenizer.vocab),
-        "beginning": fingerprint(begun, weights.fingerprint(job.start) if job.start else None),
+        "beginning": weights.fingerprint(job.start) if job.start else "",
+        "frozen weights": frozen(model),
     }
+
+
+def frozen(model: Model) -> str:
+    """The sha256 of the weights that are not trained: states leave them out, so others could take their place."""
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        if not p.requires_grad:
+            digest.update(name.encode() + p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def initial_model(job: TrainJob, vocabulary: int) -> Model:

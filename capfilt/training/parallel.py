@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,9 @@ from capfilt.objectives.stages import AnyLearner
 from capfilt.objectives.step import Asked, Learner
 from capfilt.training import shard
 
-__all__ = ["ExecutionConfig", "Gradients", "barrier", "rank", "ranks", "wrap"]
+T = TypeVar("T")
+
+__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_first", "rank", "ranks", "wrap"]
 
 
 class ExecutionConfig(Config):
@@ -105,6 +107,14 @@ def compile_blocks(learner: AnyLearner) -> None:
     for module in learner.modules():
         if isinstance(module, shard.BLOCKS):
             module.compile()
+
+
+def of_first(value: T) -> T:
+    """What the first rank has, on every rank."""
+    said = [value]
+    if ranks() > 1:
+        dist.broadcast_object_list(said)
+    return said[0]
 
 
 def barrier(patience: timedelta | None = None) -> None:

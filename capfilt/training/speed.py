@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.engine.device import pick_dtype
 from capfilt.models import Architecture, build
-from capfilt.objectives.gather import ranks
+from capfilt.objectives.gather import alone, ranks
 from capfilt.objectives.stages import learner_of
 from capfilt.objectives.step import ObjectivesConfig
 from capfilt.training.config import TrainJob
@@ -27,17 +27,17 @@ PEAKS = {
     "L4": {torch.bfloat16: 121e12, torch.float32: 30.3e12},
     "RTX 4090": {torch.bfloat16: 165e12, torch.float32: 82.6e12},
 }
-"""Peak FLOP/s of dense products by what a GPU's name has in it, the first that fits (NVIDIA's data sheets, SXM where
-nothing else is said; bf16 with fp32 sums, fp32 without TF32)."""
+"""Peak FLOP/s of dense products by words of a GPU's name, the first that fits (NVIDIA's data sheets, SXM where nothing
+else is said; bf16 with fp32 sums, fp32 without TF32)."""
 
 
 class Speed:
     """What a training's figures say of the device."""
 
     def __init__(self, job: TrainJob, device: torch.device):
-        self.peak = peak_flops(
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "", pick_dtype(job.train.precision, device)
-        )
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        # With features on disk the frozen tower, most of what would be counted, is not run.
+        self.peak = None if job.train.features else peak_flops(gpu, pick_dtype(job.train.precision, device))
         self.flops = 0
         if self.peak:  # counting takes seconds
             pairs = job.train.loader.batch_size // ranks()
@@ -50,14 +50,17 @@ class Speed:
 
 def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
     """FLOP/s that a GPU of this name can do at most in this format; None where the table has it not."""
-    return next((peaks[dtype] for name, peaks in PEAKS.items() if name in gpu), None)
+    found = gpu.replace("-", " ").split()  # NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3
+    if "NVL" in found:
+        return None
+    return next((peaks[dtype] for name, peaks in PEAKS.items() if all(word in found for word in name.split())), None)
 
 
 def step_flops(architecture: Architecture, objectives: ObjectivesConfig, pairs: int, tokens: int) -> int:
     """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
     with torch.device("meta"):
         learner = learner_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), alone():
         learner.to_empty(device="cpu")
         size = architecture.vision.image_size
         ids = torch.ones(pairs, tokens, dtype=torch.long)

@@ -24,10 +24,12 @@ ip link add inner type veth peer name outer
 ip addr add 10.0.0.1/24 dev inner
 ip link set inner up
 mount -t tmpfs tmpfs /mnt
-mount -t tmpfs tmpfs /tmp
-mkdir /tmp/home /mnt/capfilt
-export HOME=/tmp/home RAY_USAGE_STATS_ENABLED=0
-cd /tmp/home
+mkdir /mnt/home /mnt/tmp /mnt/capfilt
+# Ray keeps its sessions in /tmp/ray. Not all of /tmp is hidden: this very checkout may lie in it.
+mkdir -p /tmp/ray
+mount -t tmpfs tmpfs /tmp/ray
+export HOME=/mnt/home TMPDIR=/mnt/tmp RAY_USAGE_STATS_ENABLED=0
+cd /mnt/home
 """
 # Of Slurm there are two stand-ins, for its list of machines and for running a command on each; Ray's part is real.
 AFTER = """
@@ -36,11 +38,11 @@ capfilt jobs $id --address http://$HEAD:8265
 capfilt verify /mnt/capfilt/runs/smoke
 capfilt verify /mnt/capfilt/runs/smoke-half
 ray stop > /dev/null 2>&1
-mkdir /tmp/bin
-printf '#!/bin/sh\nhostname\n' > /tmp/bin/scontrol
-printf '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n' > /tmp/bin/srun
-chmod +x /tmp/bin/*
-export PATH=/tmp/bin:$PATH SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here SLURM_CPUS_PER_TASK=2
+mkdir /mnt/bin
+printf '#!/bin/sh\nhostname\n' > /mnt/bin/scontrol
+printf '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n' > /mnt/bin/srun
+chmod +x /mnt/bin/*
+export PATH=/mnt/bin:$PATH SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here SLURM_CPUS_PER_TASK=2
 bash $ROOT/deploy/slurm.sh select /mnt/capfilt/runs/smoke/data/web --annotations /mnt/capfilt/runs/smoke/round-1 \
     --out /mnt/capfilt/runs/smoke-third --set threshold=keep-rate --set keep_rate=0.33 2> /dev/null
 capfilt verify /mnt/capfilt/runs/smoke-third

@@ -14,7 +14,8 @@ from capfilt.pipelines import jobs, show
 from capfilt.pipelines.jobs import Order
 
 BEGUN = (
-    "2026 INFO job_manager.py: Runtime env is setting up.\nRunning entrypoint for job a: sh job.sh status --json /a\n"
+    "2026-11-24 10:56:46,971\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+    "Running entrypoint for job a: sh job.sh status --json /a\n"
 )
 
 
@@ -37,6 +38,7 @@ def test_the_result_is_the_last_object_of_a_log(log: list[str], result: dict[str
 def test_ray_s_own_lines_are_left_out() -> None:
     assert jobs.own_words([BEGUN[:30], BEGUN[30:], "one\n", "two\n"]) == "one\ntwo\n"
     assert jobs.own_words(["no beginning\n"]) == "no beginning\n"
+    assert jobs.own_words(["an early word\n", BEGUN, "one\n"]) == "an early word\none\n"
 
 
 def recipe(*sets: str) -> Any:

@@ -165,6 +165,7 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
     assert capfilt("pretrain", "blip-tiny", "--out", tmp_path / "undisturbed", *sets).code == 0
     model = "pretrain/checkpoint/model.safetensors"
     assert (out / model).read_bytes() == (tmp_path / "undisturbed" / model).read_bytes()
+    assert not (out / "pretrain/states").exists(), "the model is in the ledger"
 
 
 def test_the_log_moves_the_line(tmp_path: Path) -> None:

@@ -283,3 +283,18 @@ def test_a_fork_takes_over_what_holds_and_only_what_is_asked_for(tmp_path: Path)
     assert os.listdir(new / "annotations") == ["00000"]
     assert [done.shard for done in fork.completions()] == ["00000"]
     assert Ledger(new, "select").completion("00000", "f") is None
+
+
+def test_what_a_fork_withdraws_is_not_taken_over_again(tmp_path: Path) -> None:
+    old, new = tmp_path / "old/round-1", tmp_path / "new/round-1"
+    for shard in ("00000", "00001"):
+        Ledger(old, "annotate").commit(shard, "f", [output(old / f"annotations/{shard}")], tally())
+    write_json(tmp_path / "new/fork.json", {"from": str(tmp_path / "old")})
+    fork = Ledger(new, "annotate")
+    assert fork.completion("00000", "f") is not None
+    fork.withdraw("00000")
+    assert fork.completion("00000", "f") is None, "the origin still has it"
+    assert fork.begun() == {"00001"}
+    fork.commit("00000", "f", [output(new / "annotations/00000")], tally())
+    assert fork.completion("00000", "f") is not None
+    assert os.listdir(fork.path) == ["00000.json"]

@@ -38,6 +38,14 @@ def put(path: Place, data: bytes = b"abc") -> Place:
     return path
 
 
+def test_a_link_to_nowhere_hides_nothing(tmp_path: Path) -> None:
+    put(tmp_path / "important")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "folder").mkdir()
+    assert listing(tmp_path).keys() == {"important", "link", "folder"}
+    assert listing(tmp_path / "gone") == {}
+
+
 # ---- names ----
 
 
@@ -50,7 +58,8 @@ def test_a_place_is_a_path_or_a_url(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"), [("s4://b/run", "s4"), ("s3://", "names no place"), ("s3:///", "s3://BUCKET")]
+    ("url", "said"),
+    [("s4://b/run", "s4"), ("s3://", "names no place"), ("s3:///", "s3://BUCKET"), ("s3://b", "no place")],
 )
 def test_what_is_no_place_is_refused(url: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -79,9 +79,6 @@ def test_the_newest_are_kept_and_no_scraps(tmp_path: Path, keep: int, left: list
     module, optimizer = saved(tmp_path, 3, 6, 9, keep=keep)
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == left
     assert states(tmp_path).resume(module, optimizer) == 9
-    states(tmp_path).discard()
-    states(tmp_path).discard()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
@@ -100,6 +97,10 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
         kept.settle()
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["000000006", "000000012"]
     assert kept.best() == 6
+    assert kept.better_than(None) == kept.better_than(1.1) == 6
+    assert kept.better_than(0.9) is None, "the end is better"
+    cut(next((tmp_path / "states/000000006").glob("*.distcp")))
+    assert kept.better_than(None) is None, "damaged"
     assert states(tmp_path).resume(module, optimizer) == 12
 
 

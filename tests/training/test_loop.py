@@ -111,7 +111,7 @@ class TestResume:
             assert not job.model_folder.exists()
         train(job)
         assert weights_of(job) == weights_of(whole)
-        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint"}
+        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "states"}
         told = ("step", "itc", "itm", "lm", "itm_accuracy", "lr", "unreadable")
         assert [[line[n] for n in told] for line in log_of(job)] == [[line[n] for n in told] for line in log_of(whole)]
 
@@ -345,13 +345,14 @@ class TestStates:
     def test_the_best_model_is_left_beside_the_last(self, make_job: MakeJob, tmp_path: Path) -> None:
         """A learning rate that ends in ruin: the best state is an early one."""
         only_lm = ObjectivesConfig(losses={"lm": 1.0})
-        ruin = OptimizerConfig(lr=3e-3, decay="constant", warmup=0.9, warmup_lr=1e-3)
+        ruin = OptimizerConfig(lr=0.1, decay="constant", warmup=0.9, warmup_lr=1e-3)
         options = {"objectives": only_lm, "checkpoint_every": 3, "checkpoints": 1, "keep_best": True}
         job = make_job(tmp_path, steps=15, optimizer=ruin, **options)
         train(job)
-        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "best"}
+        assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "best", "states"}
         losses = [line["lm"] for line in log_of(job)]
-        means = [sum(losses[i : i + 3]) / 3 for i in range(0, 12, 3)]
+        means = [sum(losses[i : i + 3]) / 3 for i in range(0, 15, 3)]
+        assert min(means) < means[-1], "it did not end in ruin"
         best = 3 * (means.index(min(means)) + 1)
         cut = make_job(tmp_path / "cut", steps=15, optimizer=ruin, **options, log_every=1)
         seen = {}

@@ -100,7 +100,7 @@ def test_two_ranks_learn_what_one_process_learns(
 
 def test_one_rank_writes(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]) -> None:
     job, _ = jobs
-    assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint"}
+    assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "states"}
     assert [json.loads(line)["step"] for line in (job.out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Blip, Blip2
@@ -35,6 +37,17 @@ def test_what_is_counted_is_what_a_real_step_does(
     assert step_flops(model.config, config, PAIRS, TOKENS) == counter.get_total_flops() > 0
 
 
+def test_counting_exchanges_nothing_with_other_ranks(small_blip2: Callable[..., Blip2]) -> None:
+    """NCCL has no way for the tensors of a CPU, which the count is made on."""
+    config, objectives = small_blip2("").config, ObjectivesConfig(queue=0)
+    wanted = step_flops(config, objectives, PAIRS, TOKENS)
+    dist.init_process_group("cuda:fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        assert step_flops(config, objectives, PAIRS, TOKENS) == wanted
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_step_is_three_forward_passes_of_what_learns(small_blip: Callable[..., Blip]) -> None:
     """By hand: the products of the decoder's LM alone, forward once and backward twice."""
     model = small_blip(roles=("decoder",))
@@ -56,7 +69,10 @@ def test_a_step_is_three_forward_passes_of_what_learns(small_blip: Callable[...,
         ("NVIDIA A100-SXM4-80GB", torch.float32, 19.5e12),
         ("NVIDIA L40S", torch.bfloat16, 362e12),
         ("NVIDIA L4", torch.bfloat16, 121e12),
-        ("NVIDIA A10G", torch.bfloat16, 125e12),
+        ("NVIDIA A10", torch.bfloat16, 125e12),
+        ("NVIDIA A10G", torch.bfloat16, None),
+        ("NVIDIA L40", torch.bfloat16, None),
+        ("NVIDIA H100 NVL", torch.bfloat16, None),
         ("Some other card", torch.bfloat16, None),
         ("", torch.float32, None),
     ],
