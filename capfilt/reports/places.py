@@ -216,7 +216,8 @@ class Remote:
         """
         try:
             with self._asked() as (files, path):
-                if type(files).pipe_file is fsspec.AbstractFileSystem.pipe_file:  # it looks, then writes
+                # What fsspec does for a store that does not do it itself: it looks, then writes.
+                if not files.async_impl and type(files).pipe_file is fsspec.AbstractFileSystem.pipe_file:
                     raise NotImplementedError("it has no conditional writes, so two drivers could not be kept apart")
                 files.pipe_file(path, data, mode="create")
         except OSError as error:
