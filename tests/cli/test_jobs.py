@@ -220,7 +220,9 @@ def test_one_ctrl_c_leaves_and_the_same_command_comes_back_and_two_stop_it(start
     assert again.stderr
     before = ""
     while "Ctrl-C again" not in before:
-        before += again.stderr.readline()
+        line = again.stderr.readline()
+        assert line, f"it left before: {before}"
+        before += line
     again.send_signal(signal.SIGINT)
     code, _, err = ended(again)
     err = before + err
