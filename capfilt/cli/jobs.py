@@ -221,8 +221,8 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
 
 def _stopped(cluster: Jobs, id: str) -> bool:
     """Whether a second Ctrl-C came, which stops the job."""
-    _say(f"Ctrl-C again within {SECOND_THOUGHTS:.0f} s stops {id}; else it goes on without you")
-    try:
+    try:  # the second may come while this is being said
+        _say(f"Ctrl-C again within {SECOND_THOUGHTS:.0f} s stops {id}; else it goes on without you")
         time.sleep(SECOND_THOUGHTS)
     except Terminated:
         return False

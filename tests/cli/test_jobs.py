@@ -199,7 +199,7 @@ def test_a_job_s_log_and_exit_code_are_the_command_s(start: Start) -> None:
 
 @pytest.mark.slow
 def test_one_ctrl_c_leaves_and_the_same_command_comes_back_and_two_stop_it(start: Start) -> None:
-    words = ("bootstrap", "--out", "/mnt/two", "--set", "seed=400")
+    words = ("bootstrap", "--out", "/mnt/two", "--set", "seed=4000")
     first = start(*words)
     wait_for(first, "line 1")
     first.send_signal(signal.SIGINT)
@@ -210,7 +210,7 @@ def test_one_ctrl_c_leaves_and_the_same_command_comes_back_and_two_stop_it(start
     assert f"{id} goes on; `capfilt jobs {id} --address http" in err
     assert states(start)[id] == "running"
 
-    code, _, err = ended(start("bootstrap", "--out", "/mnt/two", "--set", "seed=401"))
+    code, _, err = ended(start("bootstrap", "--out", "/mnt/two", "--set", "seed=4001"))
     assert code == 1
     assert err.startswith(f"error: {id} is at work on /mnt/two with other settings: wait for it, end it by")
 
@@ -234,7 +234,7 @@ def test_one_ctrl_c_leaves_and_the_same_command_comes_back_and_two_stop_it(start
 
 @pytest.mark.slow
 def test_a_detached_job_is_listed_followed_and_stopped(start: Start) -> None:
-    code, out, err = ended(start("bootstrap", "--out", "/mnt/three", "--set", "seed=400", "--detach"))
+    code, out, err = ended(start("bootstrap", "--out", "/mnt/three", "--set", "seed=4000", "--detach"))
     assert code == 0, err
     id = out.strip()
     assert id.startswith("capfilt-bootstrap-three-")
