@@ -198,6 +198,7 @@ def test_a_job_s_log_and_exit_code_are_the_command_s(start: Start) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_one_ctrl_c_leaves_and_the_same_command_comes_back_and_two_stop_it(start: Start) -> None:
     words = ("bootstrap", "--out", "/mnt/two", "--set", "seed=4000")
     first = start(*words)
