@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 import shlex
 import socket
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,11 +167,8 @@ class Jobs:
 
     def _tail(self, id: str, skip: int) -> Iterator[str]:
         """The log from character `skip` on, until the other side ends it: the job is over, or a head is restarted."""
-        with self._asking(id), asyncio.Runner() as runner:
-            # Of a connection that is left half-way, which is no news to anybody.
-            runner.get_loop().set_exception_handler(lambda *_: None)
-            stream = self._client.tail_job_logs(id)
-            while (text := runner.run(_next(stream))) is not None:
+        with self._asking(id), closing(_read(self._client.tail_job_logs(id))) as pieces:
+            for text in pieces:
                 yield text[skip:]
                 skip = max(0, skip - len(text))
 
@@ -214,15 +213,36 @@ class _Silent(Exception):
     """Nothing was said for `SILENCE` seconds."""
 
 
-async def _next(stream: Any) -> str | None:
-    """The next piece of a log; None at its end."""
+def _read(stream: AsyncIterator[str]) -> Generator[str, None, None]:
+    """Yield what an asynchronous stream yields; _Silent after `SILENCE` seconds of nothing.
+
+    A thread of its own reads it: a Ctrl-C that meets asyncio at work may be forgotten there, and comes to no thread.
+    """
+    found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    async def read() -> None:
+        async for text in stream:
+            found.put(text)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(read())
+    task.add_done_callback(lambda _: found.put(None))
+    threading.Thread(target=_finish, args=(loop, task), name="log", daemon=True).start()
     try:
-        text: str = await asyncio.wait_for(anext(stream), SILENCE)
-    except StopAsyncIteration:
-        return None
-    except TimeoutError:
+        while (text := found.get(timeout=SILENCE)) is not None:
+            yield text
+        task.result()  # raises what ended it, if that was not the stream's end
+    except queue.Empty:
         raise _Silent from None
-    return text
+    finally:
+        with suppress(RuntimeError):  # the loop is closed: it was the end
+            loop.call_soon_threadsafe(task.cancel)
+
+
+def _finish(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    loop.run_until_complete(asyncio.wait([task]))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 def _client(address: str) -> Any:

@@ -184,8 +184,8 @@ def _beats(found: Found, patience: float) -> bool:
             time.sleep(look)
             if found.pulse() != before:
                 return True
-    except FileNotFoundError:
-        pass
+    except FileNotFoundError:  # let go while we watched
+        return False
     return False
 
 
