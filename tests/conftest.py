@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +197,25 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         finally:
             running.terminate()
             running.wait(60)
+
+
+# ---- a store ----
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A place of its own on the store in memory, which needs no server; tests/faults/test_s3.py has a real one."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    from capfilt.reports import lock
+    from capfilt.reports.places import Remote
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where copies of what is there lie
+    folder = Remote(f"memory://{uuid.uuid4().hex}")
+    yield folder
+    lock.release_all()
+    for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{folder.name}")]:
+        del MemoryFileSystem.store[name]
 
 
 # ---- a browser, for what people look at ----

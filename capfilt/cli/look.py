@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    model: Annotated[str, typer.Argument(help="A model folder.")],
     shards: Annotated[
         list[str], typer.Argument(help="Held-out pairs (retrieval, captioning), or web texts of known truth (filter).")
     ],

@@ -85,8 +85,8 @@ def pretrain(
 
 def annotate(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
-    captioner: Annotated[Path, typer.Option(help="Model folder that writes the texts.")],
-    filter_: Annotated[Path, typer.Option("--filter", help="Model folder that scores them, and the web's.")],
+    captioner: Annotated[str, typer.Option(help="Model folder that writes the texts.")],
+    filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them, and the web's.")],
     out: Out,
     captions: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Texts to write for each image [default: 1]; BLIP-2: 10.")
@@ -152,7 +152,7 @@ def select(
         ),
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
-    filter_: Annotated[Path | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
+    filter_: Annotated[str | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
     by: Annotated[
         Calibration | None,
         typer.Option("--calibrate", help="labels: set the threshold on what people said under `capfilt review`."),

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from capfilt.cluster.session import Session, Trouble
 from capfilt.errors import CapfiltError, ClusterError
+from capfilt.reports.places import Place
 
 Function = Callable[[dict[str, Any]], None]
 
@@ -57,7 +57,7 @@ def fit(
     workers: int,
     cpus: float,
     gpus: float,
-    storage: Path,
+    storage: Place,
     name: str,
     poll: Callable[[], float] | None = None,
 ) -> None:
@@ -66,8 +66,9 @@ def fit(
     Inside, torch.distributed is initialised (gloo, or nccl with GPUs), with RANK and its kin set; in a
     local session there is one worker, this process, and no torch.distributed. Paths in `config` must be
     absolute: a worker may start in another folder. `storage`/`name` takes a few small files of Ray's; every
-    node must see it. `poll` is called twice a second by the caller's own thread; once, at the end, in a local
-    session, where that thread is the one at work. What it answers grows while the function gets on.
+    node must see it, so a store will do. `poll` is called twice a second by the caller's own thread; once, at
+    the end, in a local session, where that thread is the one at work. What it answers grows while the function
+    gets on.
     A CapfiltError of the function is raised as it was, anything else as a ClusterError with the traceback in
     its notes.
     """
@@ -80,7 +81,7 @@ def fit(
         return
     _check_room(session, workers, cpus, gpus, name)
     size = {"workers": workers, "cpus": cpus, "gpus": gpus}
-    place = {"storage": str(Path(storage).absolute()), "name": name}
+    place = {"storage": str(storage.absolute()), "name": name}
     deaths, reached = 0, 0.0
     while (trouble := _conducted(session, poll, (function, config, size, place))) is not None:
         if not trouble.died:
@@ -199,9 +200,20 @@ class Conductor:
                 use_gpu=size["gpus"] > 0,
                 resources_per_worker={"CPU": size["cpus"], "GPU": size["gpus"]},
             ),
-            run_config=RunConfig(name=place["name"], storage_path=place["storage"], failure_config=failure),
+            run_config=RunConfig(name=place["name"], failure_config=failure, **_storage(place["storage"])),
         )
         return _run(trainer)
+
+
+def _storage(where: str) -> dict[str, Any]:
+    """How Ray is told of a place. It knows fewer stores than fsspec, but takes a file system."""
+    if "://" not in where:
+        return {"storage_path": where}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    files, path = fsspec.core.url_to_fs(where)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
 
 
 def _trainer_kind(alone: bool) -> Any:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import TextError
+from capfilt.reports.ledger import filled
+from capfilt.reports.places import Place, at_hand, place
 
 Kind = Literal["opt", "t5"]
 
@@ -41,14 +42,18 @@ class LanguageTokenizer(Tokenizer):
         self._special = frozenset({*engine.all_special_ids, self.sep})
 
     @classmethod
-    def load(cls, source: str | Path, kind: Kind = "opt") -> LanguageTokenizer:
+    def load(cls, source: str | Place, kind: Kind = "opt") -> LanguageTokenizer:
         """Load the tokenizer in a folder of transformers, or under a name on the hub.
 
         Raises:
             TextError: nothing of the kind at `source`.
         """
         allowed = "allowed are a folder of transformers and a name on the Hugging Face hub, OWNER/NAME"
-        if not Path(source).is_dir() and not _HUB_NAME.fullmatch(str(source)):
+        try:
+            source = at_hand(source)
+        except OSError as error:
+            raise TextError(f"no tokenizer of a language model at '{source}' ({error}); {allowed}") from None
+        if not source.is_dir() and not _HUB_NAME.fullmatch(str(source)):
             raise TextError(f"no tokenizer of a language model at '{source}'; {allowed}")
         from transformers import AutoTokenizer  # here, not above: it takes seconds, and BLIP has no use for it
 
@@ -61,11 +66,11 @@ class LanguageTokenizer(Tokenizer):
                 " of the language model elsewhere and give their folder."
             ) from None
 
-    def save(self, folder: Path | str) -> Path:
+    def save(self, folder: Place | str) -> Place:
         """Write it as transformers does; return the folder."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._tokens.save_pretrained(str(folder))
-        return Path(folder)
+        with filled(place(folder)) as here:
+            self._tokens.save_pretrained(str(here))
+        return place(folder)
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encode texts, padded on the right to the longest of them.
@@ -101,6 +106,6 @@ class LanguageTokenizer(Tokenizer):
         return list(self._tokens(text[:MAX_CHARACTERS], add_special_tokens=False).input_ids)
 
 
-def tokenizer_of(source: str | Path, kind: Kind | None) -> Tokenizer:
+def tokenizer_of(source: str | Place, kind: Kind | None) -> Tokenizer:
     """The tokenizer of a model: of its language model, if it has one of that kind, else WordPiece."""
     return Tokenizer.load(source) if kind is None else LanguageTokenizer.load(source, kind)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from capfilt.errors import TextError, did_you_mean
 from capfilt.reports.ledger import atomic
+from capfilt.reports.places import Place, at_hand, place
 
 MAX_CHARACTERS = 10_000
 """Texts are cut here before anything else; no caption is this long, and hostile ones are much longer."""
@@ -59,8 +59,9 @@ class Tokenizer:
         self._engine.decoder = decoders.WordPiece(prefix="##", cleanup=True)
 
     @classmethod
-    def load(cls, source: str | Path) -> Tokenizer:
-        """Load "world" (the built-in corpus), or the vocab.txt or tokenizer.json in a folder, beside a .pth, or itself.
+    def load(cls, source: str | Place) -> Tokenizer:
+        """Load "world" (the built-in corpus), or the vocab.txt or tokenizer.json in a folder, beside a .pth, or itself;
+        on a store, too.
 
         Raises:
             TextError: nothing of the kind at `source`.
@@ -69,10 +70,11 @@ class Tokenizer:
             from capfilt.data import world  # here, not above: only this one vocabulary needs the corpus
 
             return cls(world.vocabulary())
-        path = Path(source).parent if Path(source).suffix == ".pth" else Path(source)
-        if path.is_dir():
-            path = next((path / name for name in ("vocab.txt", "tokenizer.json") if (path / name).is_file()), path)
         try:
+            path = at_hand(source)
+            path = path.parent if path.suffix == ".pth" else path
+            if path.is_dir():
+                path = next((path / name for name in ("vocab.txt", "tokenizer.json") if (path / name).is_file()), path)
             text = path.read_text(encoding="utf-8")
             return cls(_entries(json.loads(text)) if path.suffix == ".json" else text.removesuffix("\n").split("\n"))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -80,9 +82,9 @@ class Tokenizer:
             allowed = "allowed are 'world', a folder with BERT's vocab.txt or tokenizer.json, such a file"
             raise TextError(f"no vocabulary at '{source}'; {allowed}.{hint}") from error
 
-    def save(self, folder: Path | str) -> Path:
+    def save(self, folder: Place | str) -> Place:
         """Write `folder`/vocab.txt, the marks included; return its path."""
-        path = Path(folder) / "vocab.txt"
+        path = place(folder) / "vocab.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
             file.write("".join(f"{token}\n" for token in self.vocab).encode("utf-8"))

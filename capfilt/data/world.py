@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from capfilt.data import shards, world_texts
 from capfilt.data.sample import Sample
 from capfilt.data.world_texts import HELD_OUT, Scene, Thing, captions, pick, vocabulary
 from capfilt.errors import DataError, did_you_mean
+from capfilt.reports.places import Place
 
 __all__ = ["HELD_OUT", "KINDS", "SPLITS", "Scene", "Thing", "WorldConfig"]
 __all__ += ["captions", "count", "paint", "sample", "scene", "vocabulary", "write"]
@@ -274,17 +274,18 @@ def sample(config: WorldConfig, seed: int, split: str, index: int) -> Sample:
     return Sample(key=key, image=image, extension=extension, text=text, meta=meta)
 
 
-def write(config: WorldConfig, seed: int, folder: Path, split: str) -> list[Path]:
+def write(config: WorldConfig, seed: int, folder: Place, split: str) -> list[Place]:
     """Write `split` as folder/split/00000.tar ... with sizes.json, and return the tars in order.
 
     DataError if folder/split holds tars that this split would not overwrite: they would be read with it.
     """
     total, step = count(config, split), config.shard_size
-    home = Path(folder) / split
+    home = folder / split
     paths = [home / f"{number:05d}.tar" for number in range(-(-total // step))]
-    strangers = sorted(set(home.glob("*.tar")) - set(paths))
+    there: set[Place] = {*home.glob("*.tar")}
+    strangers = sorted(path.name for path in there - {*paths})
     if strangers:
-        raise DataError(f"{home} already holds {strangers[0].name}, not part of this world: use an empty folder.")
+        raise DataError(f"{home} already holds {strangers[0]}, not part of this world: use an empty folder.")
     home.mkdir(parents=True, exist_ok=True)
     counts = {}
     for number, path in enumerate(paths):

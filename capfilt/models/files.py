@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
+from capfilt.reports.places import place
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
@@ -95,8 +96,8 @@ def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
 
 
 def refuse_missing(name: str) -> None:
-    """Raise ModelError for what is neither here nor can be on the hub, which is not asked."""
-    if not Path(name).exists() and not _HUB_NAME.fullmatch(name):
+    """Raise ModelError for what is neither here, nor on a store, nor can be on the hub, which is not asked."""
+    if not place(name).exists() and not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
 
 

@@ -25,6 +25,7 @@ from capfilt.models.layouts import Table
 from capfilt.models.qformer import QFormerConfig
 from capfilt.models.text import TextConfig
 from capfilt.models.vision import resize_positions
+from capfilt.reports.places import at_hand
 
 VIT: Table = {
     "cls": "embeddings.cls_token",
@@ -54,7 +55,7 @@ class InitialConfig(Config):
     """Where the first weights of a new model come from; what is not given starts from random ones."""
 
     vision: str | None = None
-    """A ViT of timm, DeiT or transformers: a folder, a file, or a name on the Hugging Face hub. The paper:
+    """A ViT of timm, DeiT or transformers: a folder, a file, one on a store, or a name on the hub. The paper:
     facebook/deit-base-patch16-224; timm/vit_large_patch16_224.augreg_in21k for ViT-L."""
     text: str | None = None
     """A BERT of transformers, likewise. The paper: google-bert/bert-base-uncased."""
@@ -98,7 +99,8 @@ def initialise(
 
 def find(source: str) -> Tensors:
     """The tensors of a folder, a file or a hub name."""
-    path = Path(source) if Path(source).exists() else files.download(source)
+    path = at_hand(source)
+    path = path if path.exists() else files.download(source)
     file = files.weights_file(path)
     if file is None:
         raise ModelError(f"{source} has no weights; it needs {files.SAFE} or {files.BIN}, or to be such a file")

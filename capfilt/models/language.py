@@ -8,7 +8,6 @@ or before the prompt that its encoder reads (T5).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models import files
 from capfilt.models.layers import KeysValues
+from capfilt.reports.places import at_hand
 
 Kind = Literal["opt", "t5"]
 Format = Literal["fp32", "bf16", "fp16"]
@@ -192,7 +192,7 @@ def load_language(source: str, config: LanguageConfig, held_in: Format) -> Langu
     """
     import transformers
 
-    path = Path(source)
+    path = at_hand(source)
     if not path.is_dir():
         path = files.download(source, language=True)
     try:

@@ -25,6 +25,7 @@ from capfilt.models.initial import initialise as initialise  # one door to weigh
 from capfilt.models.vision import resize_positions
 from capfilt.reports.ledger import atomic, sha256_file, write_json
 from capfilt.reports.ledger import fingerprint as digest_of
+from capfilt.reports.places import Place, Remote, at_hand, place
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"
@@ -39,14 +40,15 @@ _TELLING = {
 """Of transformers' files, the tensors that say what is tied."""
 
 
-def find(name: str) -> Path:
-    """Where a model lies, in full: a folder, a file, or what the Hugging Face hub has under that name, fetched.
+def find(name: str) -> Place:
+    """Where a model lies, in full: a folder, a file, a folder on a store, or what the Hugging Face hub has under that
+    name, fetched.
 
     Raises:
         ModelError: nothing that can be read as a model, here or there.
     """
-    path = Path(name).absolute()
-    if path.exists():
+    path = place(name).absolute()
+    if isinstance(path, Remote) or path.exists():
         for candidate in (path, path / "checkpoint"):
             if layout(candidate) is not None:
                 return candidate
@@ -54,17 +56,18 @@ def find(name: str) -> Path:
     return files.download(name)
 
 
-def layout(path: Path) -> Layout | None:
-    """Which kind of model lies there; None for anything else."""
+def layout(path: Place) -> Layout | None:
+    """Which kind of model lies there; None for anything else. A model on a store is a folder."""
     if path.is_file():
-        return "pth" if path.suffix in files.PICKLES else None
+        return "pth" if isinstance(path, Path) and path.suffix in files.PICKLES else None
     if (path / ARCHITECTURE).is_file():
         return "capfilt"
     return "hf" if (path / hf.CONFIG).is_file() else None
 
 
-def architecture(path: Path) -> Architecture:
+def architecture(path: Place) -> Architecture:
     """The architecture of a saved model. Of the tensors only those are looked at that say what is tied."""
+    path = at_hand(path)
     match layout(path):
         case "capfilt":
             return read_architecture(path / ARCHITECTURE)
@@ -75,7 +78,7 @@ def architecture(path: Path) -> Architecture:
     raise ModelError(f"{path} holds no model; what can be read: {READABLE}")
 
 
-def load(path: Path, **changes: object) -> Model:
+def load(path: Place, **changes: object) -> Model:
     """Read a model. `changes` are fields of the architecture to set otherwise: roles, image_size, itm_token, dropout.
 
     Tensors that the changed architecture does not have (the encoder's, for a captioner) are left behind on purpose;
@@ -84,6 +87,7 @@ def load(path: Path, **changes: object) -> Model:
     Raises:
         ModelError: no model there, or keys that are missing, unexpected or of another shape.
     """
+    path = at_hand(path)
     own, tensors = read(path)
     model = blank(_changed(own, changes))
     if "vision.positions" in tensors:
@@ -94,7 +98,7 @@ def load(path: Path, **changes: object) -> Model:
     return model
 
 
-def grown(path: Path, config: Blip2Config) -> Blip2:
+def grown(path: Place, config: Blip2Config) -> Blip2:
     """A new model that goes on from a saved one: BLIP-2's second stage from its first.
 
     What only the new model has, the language model and the layer before it, starts fresh; what only the saved one has
@@ -103,7 +107,7 @@ def grown(path: Path, config: Blip2Config) -> Blip2:
     Raises:
         ModelError: no model there, or one that lacks more than that.
     """
-    model = Blip2(config)
+    path, model = at_hand(path), Blip2(config)
     own, tensors = model.state_dict(), read(path)[1]
     size, patch = config.vision.image_size, config.vision.patch_size
     if "vision.positions" in tensors:
@@ -132,13 +136,14 @@ def read(path: Path) -> tuple[Architecture, Tensors]:
     return config, layouts.take(files.tensors(path / WEIGHTS), own, path / WEIGHTS)
 
 
-def read_momentum(path: Path, config: BlipConfig) -> Tensors:
+def read_momentum(path: Place, config: BlipConfig) -> Tensors:
     """What a training kept beside its model, for a copy of architecture `config`: the momentum encoders by our names,
     and `queue_image` and `queue_text`, [size, projection] each. BLIP's pretrained `.pth` has them too.
 
     Raises:
         ModelError: nothing was kept there, or it does not fit.
     """
+    path = at_hand(path)
     if layout(path) == "pth":
         kept = layouts.take_momentum(files.tensors(path), config, path)
     elif (path / MOMENTUM).is_file():
@@ -183,8 +188,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> No
     module.load_state_dict({name: tensors[second.get(name, name)] for name in every})
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Place) -> str:
     """Which model this is: the family and the sha256 of its weights."""
+    path = at_hand(path)
     file = files.weights_file(path)
     if file is None:
         raise ModelError(f"no weights at {path}; a model has {WEIGHTS} there")
@@ -192,14 +198,14 @@ def fingerprint(path: Path) -> str:
     return f"{architecture(path).family}-{digests[0] if len(digests) == 1 else digest_of(digests)}"
 
 
-def left_behind(path: Path) -> dict[str, int]:
+def left_behind(path: Place) -> dict[str, int]:
     """How many keys of a model's file are left behind on purpose, by the reason."""
-    file = files.weights_file(path)
+    file = files.weights_file(at_hand(path))
     reasons = [layouts.why_ignored(name) for name in (files.tensors(file) if file else ())]
     return {why: reasons.count(why) for why in layouts.IGNORED.values() if why in reasons}
 
 
-def save(model: Model, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save(model: Model, folder: Place, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a model; the weights file appears only when it is whole, and last.
 
     `state` has its tensors where the model itself does not hold them whole.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -76,8 +75,8 @@ class AnnotateJob(Config):
 
     out: Place
     """The folder of `annotations/` and `ledger/`."""
-    captioner: Path
-    filter: Path
+    captioner: Place
+    filter: Place
     captioner_fingerprint: str
     filter_fingerprint: str
     config: AnnotateConfig
@@ -228,7 +227,7 @@ def web_texts(sample: Sample) -> list[str]:
     return [str(caption["text"]).encode("utf-8", "replace").decode() for caption in sample.captions]
 
 
-def check_role(role: str, folder: Path, needs: frozenset[str]) -> Architecture:
+def check_role(role: str, folder: Place, needs: frozenset[str]) -> Architecture:
     """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
     architecture = weights.architecture(folder)
     if missing := needs - verbs(architecture):
@@ -239,7 +238,7 @@ def check_role(role: str, folder: Path, needs: frozenset[str]) -> Architecture:
     return architecture
 
 
-def check_roles(captioner: Path, filter_: Path) -> None:
+def check_roles(captioner: Place, filter_: Place) -> None:
     """Refuse models that cannot play their roles, or that cannot look at the same pixels."""
     writer = check_role("captioner", captioner, captioners.NEEDS)
     judge = check_role("filter", filter_, filters.NEEDS)
@@ -271,7 +270,7 @@ def annotate(
 def run(
     address: str,
     specs: Sequence[str],
-    models: tuple[Path, Path],
+    models: tuple[str, str],
     out: Place,
     seed: int,
     config: AnnotateConfig,
@@ -280,7 +279,7 @@ def run(
     limit: float = 0,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own."""
-    captioner, judge = (weights.find(str(model)) for model in models)
+    captioner, judge = (weights.find(model) for model in models)
     check_roles(captioner, judge)
     urls = shards.expand(specs)
     job = AnnotateJob(

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -36,11 +35,11 @@ from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.corpus import DataConfig, gather, inputs
 from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
 from capfilt.pipelines.final import StageConfig, check_final, merged, pretrain_final
-from capfilt.pipelines.pretrain import TrainResources, check_training, read_architecture, run_training
+from capfilt.pipelines.pretrain import TrainResources, check_features, check_training, read_architecture, run_training
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
 from capfilt.pipelines.stage import digests
 from capfilt.reports.ledger import Ledger
-from capfilt.reports.places import Place, local
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -104,9 +103,9 @@ class Story:
     final: tuple[Architecture, ...] = ()
     """Those of `config.final`."""
 
-    def folder(self, r: int, *parts: str) -> Path:
+    def folder(self, r: int, *parts: str) -> Place:
         """A place in the folder of round `r`, in full: workers may start elsewhere."""
-        return local(self.run.round(r), "a training").absolute().joinpath(*parts)
+        return self.run.round(r).absolute().joinpath(*parts)
 
     def made(self, r: int) -> dict[str, str]:
         """The sha256 of the shards that the run made itself, those of round `r` among them."""
@@ -122,13 +121,13 @@ class Story:
 
 def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
     """The verb: what can be refused is refused before any cluster is asked."""
-    out = local(out, "a training")
+    check_features(out, *(stage.train for stage in config.final))
     open_run(config, out)
     with connect(address) as session:
         return bootstrap(session, config, out, show)
 
 
-def bootstrap(session: Session, config: BootstrapConfig, out: Path, show: Progress) -> dict[str, Any]:
+def bootstrap(session: Session, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
     """Run all rounds, from wherever they are; returns what `summary.json` says."""
     architecture, final, folder = open_run(config, out)
     folder.log("begin", rounds=config.rounds)
@@ -159,7 +158,7 @@ def round_zero(story: Story) -> dict[str, Any]:
     return summarise(story, 0, measured)
 
 
-def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
+def round_of_capfilt(story: Story, r: int, newest: Place) -> dict[str, Any]:
     """Caption, filter, pretrain: one round, from the newest model to the next."""
     with timed(story.run, story.show, r):
         captioner = finetune(story, r, "captioner", newest, ("decoder",), story.config.captioner)
@@ -175,7 +174,7 @@ def round_of_capfilt(story: Story, r: int, newest: Path) -> dict[str, Any]:
     return summarise(story, r, {**tally_figures(tally), "filter": {**number, **judged}, **measured})
 
 
-def pretrain_round(story: Story, r: int, web: list[Source], newest: Path | None) -> dict[str, Path]:
+def pretrain_round(story: Story, r: int, web: list[Source], newest: Place | None) -> dict[str, Place]:
     """Pretrain on these pairs and the human ones; returns the model, or in the last round the model of each stage."""
     config = story.config
     sources = (*web, Source(shards=tuple(story.splits["human"]), repeat=config.human_repeat))
@@ -197,7 +196,7 @@ def pretrain_round(story: Story, r: int, web: list[Source], newest: Path | None)
     return {"pretrain": model}
 
 
-def evaluate_round(story: Story, r: int, models: dict[str, Path]) -> dict[str, Any]:
+def evaluate_round(story: Story, r: int, models: dict[str, Place]) -> dict[str, Any]:
     """Examine what a round pretrained on the held-out pairs; no figures without such."""
     alone, stages = models.keys() == {"pretrain"}, [stage.model for stage in story.config.final]
     if "test" not in story.splits:
@@ -218,10 +217,10 @@ def finetune(
     story: Story,
     r: int,
     role: Literal["captioner", "filter"],
-    newest: Path,
+    newest: Place,
     parts: tuple[Role, ...],
     train: TrainConfig,
-) -> Path:
+) -> Place:
     """Fine-tune the newest model for one role on the human pairs; parts that the role does not use are left behind."""
     text = story.architecture.text.model_copy(update={"roles": parts})
     size = train.image_size or story.architecture.vision.image_size
@@ -240,7 +239,7 @@ def finetune(
     return run_training(story.session, job, story.config.cluster.finetune, story.show, label, made, counts)
 
 
-def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:
+def calibrate_filter(story: Story, r: int, judge: Place) -> float | None:
     """The threshold that the validation pairs give, when the policy asks for one."""
     policy = story.config.select
     if policy.threshold != "calibrated":
@@ -258,7 +257,7 @@ def calibrate_filter(story: Story, r: int, judge: Path) -> float | None:
     return calibrate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} calibrate")
 
 
-def annotate_web(story: Story, r: int, captioner: Path, judge: Path) -> None:
+def annotate_web(story: Story, r: int, captioner: Place, judge: Place) -> None:
     """Write and score texts for the whole web."""
     job = AnnotateJob(
         out=story.folder(r),
@@ -327,7 +326,7 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
     return round(sum(seconds), 1)
 
 
-def open_run(config: BootstrapConfig, out: Path) -> tuple[Architecture, tuple[Architecture, ...], Run]:
+def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[Architecture, ...], Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture, final = check(config)
     check_sources(config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import capfilt.data.annotations as tables
@@ -35,7 +34,7 @@ class CalibrateJob(Config):
     """A filter before human validation pairs; its outcome is `out/calibration.json`."""
 
     out: Place
-    model: Path
+    model: Place
     shards: tuple[str, ...]
     score: str
     recall: float

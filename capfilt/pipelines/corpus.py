@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -20,6 +19,7 @@ from capfilt.errors import DataError
 from capfilt.pipelines.download import DownloadConfig, download, list_identities
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
+from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 
@@ -67,7 +67,7 @@ class DataConfig(Config):
 class WorldJob(Config):
     """Writes splits of the world; an item is the name of a split."""
 
-    out: Path
+    out: Place
     world: WorldConfig
     seed: int
 
@@ -104,7 +104,7 @@ def inputs(config: DataConfig) -> dict[str, Any]:
 
 
 def gather(
-    session: Session, config: DataConfig, seed: int, folder: Path, resources: Resources, show: Progress
+    session: Session, config: DataConfig, seed: int, folder: Place, resources: Resources, show: Progress
 ) -> dict[str, list[str]]:
     """The shards of every split that there is. DataError for a split in which nothing can be read."""
     if config.world is None:
@@ -121,7 +121,7 @@ def gather(
     return {split: shards.expand(str(folder / split)) for split in written}
 
 
-def fetched(session: Session, config: DownloadConfig, out: Path, resources: Resources, show: Progress) -> list[str]:
+def fetched(session: Session, config: DownloadConfig, out: Place, resources: Resources, show: Progress) -> list[str]:
     """The shards of a download into `out`, which is begun, continued or found complete."""
     out.mkdir(parents=True, exist_ok=True)
     summary = download(session, config, out, resources, show)

@@ -31,7 +31,7 @@ class EvaluateJob(Config):
     """Models before one held-out set; the outcome of each is `out/NAME.json`."""
 
     out: Place
-    models: dict[str, Path]
+    models: dict[str, Place]
     """The folder of each one by its name."""
     shards: tuple[str, ...]
     config: EvaluateConfig
@@ -93,11 +93,11 @@ def filter_figures(urls: Sequence[str], folder: Place, score: str, threshold: fl
 
 
 def run(
-    address: str, model: Path, specs: Sequence[str], sets: Sequence[str], out: Place | None, show: Progress
+    address: str, model: str, specs: Sequence[str], sets: Sequence[str], out: Place | None, show: Progress
 ) -> dict[str, Any]:
     """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
     urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)
-    found = weights.find(str(model))
+    found = weights.find(model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (out or Path(scratch, "run")).absolute()
         settings = {**config.model_dump(mode="json"), "model": weights.fingerprint(found), "shards": urls}

@@ -18,6 +18,7 @@ from capfilt.models import Blip2Config, BlipConfig, Model, hf_blip2, weights
 from capfilt.models.hf import class_of
 from capfilt.models.text import Role
 from capfilt.reports.ledger import atomic, write_json
+from capfilt.reports.places import at_hand
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
 """What a pretrained model falls into, and the folder of each."""
@@ -85,7 +86,7 @@ def run(name: str, form: str, out: Path) -> dict[str, Any]:
         raise RunError(f"{out} holds something already; choose another --out")
     path = weights.find(name)
     tokenizer = tokenizer_of(path, weights.architecture(path).language_kind)
-    written = FORMS[form](path, tokenizer, out)
+    written = FORMS[form](at_hand(path), tokenizer, out)
     config = weights.architecture(path)
     here = hf_blip2.without_a_place(config) if form == "hf" and isinstance(config, Blip2Config) else {}
     return {

@@ -7,7 +7,6 @@ that led the rounds, unless another tower is given. All stages read the same pai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capfilt.config import Config
@@ -24,6 +23,7 @@ from capfilt.pipelines.pretrain import (
     read_architecture,
     run_training,
 )
+from capfilt.reports.places import Place
 from capfilt.training.language import TeachConfig
 from capfilt.training.loop import TrainConfig, TrainJob
 
@@ -92,9 +92,9 @@ def check_language(stage: StageConfig, own: Blip2Config, where: str) -> None:
         )
 
 
-def pretrain_final(story: Story, r: int, sources: tuple[Source, ...], newest: Path) -> dict[str, Path]:
+def pretrain_final(story: Story, r: int, sources: tuple[Source, ...], newest: Place) -> dict[str, Place]:
     """Train every stage; returns their models by the names of the stages."""
-    done: dict[str, Path] = {}
+    done: dict[str, Place] = {}
     for number, (stage, architecture) in enumerate(zip(story.config.final, story.final, strict=True)):
         language = speaker(story, r, number, architecture, sources)
         initial = InitialConfig(language=language).located()

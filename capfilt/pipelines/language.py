@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
@@ -13,7 +12,8 @@ from capfilt.data.sample import Sample
 from capfilt.data.tokens import clean_caption
 from capfilt.models.language import LanguageConfig
 from capfilt.pipelines.stage import run_stage
-from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.ledger import Ledger, filled, fingerprint
+from capfilt.reports.places import Place, listing
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
 from capfilt.training.language import TeachConfig, teach
@@ -22,7 +22,7 @@ from capfilt.training.language import TeachConfig, teach
 class LanguageJob(Config):
     """Teaches one language model; its folder is `out/language`."""
 
-    out: Path
+    out: Place
     language: LanguageConfig
     config: TeachConfig
     shards: tuple[str, ...]
@@ -36,7 +36,7 @@ class LanguageJob(Config):
         return "language"
 
     @property
-    def model_folder(self) -> Path:
+    def model_folder(self) -> Place:
         """Where the model and its tokenizer lie."""
         return self.out / "language"
 
@@ -49,8 +49,9 @@ class LanguageJob(Config):
         """Nothing to load."""
 
         def work(item: str) -> str:
-            loss = teach(self.model_folder, self.language, [*documents(self.shards)], self.config, self.seed)
-            files = sorted(path for path in self.model_folder.iterdir() if path.is_file())
+            with filled(self.model_folder) as folder:
+                loss = teach(folder, self.language, [*documents(self.shards)], self.config, self.seed)
+            files = [self.model_folder / name for name in sorted(listing(self.model_folder))]
             Ledger(self.out, self.name).commit(item, self.identity(item), files, Tally.zero())
             return f"{loss:.3f} nats a token"
 
@@ -67,7 +68,7 @@ def documents(urls: Sequence[str]) -> Iterator[list[str]]:
 
 def teach_language(
     session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str, made: Mapping[str, str]
-) -> Path:
+) -> Place:
     """Teach it, unless the ledger has this very one; returns its folder."""
     job = job.model_copy(update={"made": {url: made[url] for url in job.shards if url in made}})
     run_stage(session, job, {"language": "language"}, resources, show, label)

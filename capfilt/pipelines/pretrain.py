@@ -6,7 +6,7 @@ Fine-tuning a captioner or a filter is the same with another job.
 from __future__ import annotations
 
 import json
-import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +30,7 @@ from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
 from capfilt.reports import metrics
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
-from capfilt.reports.places import Place, local
+from capfilt.reports.places import Place, Remote, at_hand, listing, remove_all
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin
@@ -63,7 +63,7 @@ class PretrainConfig(Config):
     """A preset of `models/`, or a YAML."""
     tokenizer: str = "world"
     """"world", or a folder or file with a BERT vocabulary."""
-    start: Path | None = None
+    start: Place | None = None
     """A model folder to start from instead of fresh weights."""
     initial: InitialConfig = InitialConfig()
     """What the towers of a fresh model begin with; the paper: an ImageNet ViT and BERT (BLIP, section 4.1)."""
@@ -143,7 +143,7 @@ def identity(job: TrainJob, made: Mapping[str, str]) -> str:
 
 def known_by(source: str | None) -> object:
     """A checkpoint by its weights, wherever it lies; one of the hub by its name."""
-    file = files.weights_file(Path(source)) if source is not None else None
+    file = files.weights_file(at_hand(source)) if source is not None else None
     return source if file is None else [sha256_file(part) for part in files.parts(file)]
 
 
@@ -155,7 +155,7 @@ def run_training(
     label: str,
     made: Mapping[str, str] | None = None,
     counts: Place | None = None,
-) -> Path:
+) -> Place:
     """Train, unless the ledger has this very training; returns the folder of the model.
 
     The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`. `made` has the sha256 of the shards that
@@ -191,13 +191,13 @@ def run_training(
             gpus=resources.gpus,
             storage=job.out / "ray",
             name=label.replace(" ", "-"),
-            poll=tail.poll,
+            poll=tail.glance,
         )
         tail.poll()
-    outputs = [path for path in sorted(job.model_folder.iterdir()) if path.is_file()]
+    outputs = [job.model_folder / name for name, stat in sorted(listing(job.model_folder).items()) if stat is not None]
     ledger.commit("model", wanted, outputs, Tally.zero())
     (job.out / ROWS).unlink()
-    shutil.rmtree(job.out / STATES, ignore_errors=True)
+    remove_all(job.out / STATES)
     return job.model_folder
 
 
@@ -209,10 +209,21 @@ def train_here(config: dict[str, Any]) -> None:
 class Tail:
     """Follows a training's log: moves its progress line, and reports each newest line with the steps since the last."""
 
-    def __init__(self, path: Path, line: Line, report: Callable[[dict[str, Any], int], None]):
+    PAUSE = 10.0
+    """Seconds between two glances at a log that lies on a store: each is a request."""
+
+    def __init__(self, path: Place, line: Line, report: Callable[[dict[str, Any], int], None]):
         self.path, self.line, self.report = path, line, report
         newest = self._newest()
         self.step = newest["step"] if newest else 0
+        self._looked = 0.0
+
+    def glance(self) -> int:
+        """`poll`, as often as is decent."""
+        if isinstance(self.path, Remote) and time.monotonic() < self._looked + self.PAUSE:
+            return self.step
+        self._looked = time.monotonic()
+        return self.poll()
 
     def poll(self) -> int:
         """Show the newest line of the log, if there is a new one; before the first, how far the features are.
@@ -252,7 +263,16 @@ def check(config: PretrainConfig) -> Architecture:
     return architecture
 
 
-def check_start(start: Path, architecture: Architecture) -> Path:
+def check_features(out: Place, *trains: TrainConfig) -> None:
+    """Refuse features that would be kept in a run folder on a store: they are mapped into memory."""
+    if isinstance(out, Remote) and any(train.features is True for train in trains):
+        raise RecipeError(
+            f"features is true, which keeps them in the run folder, and {out} is on a store: give `features` a folder"
+            " that all workers see, or set it to false."
+        )
+
+
+def check_start(start: Place, architecture: Architecture) -> Place:
     """Refuse a start of another shape than `model`, which would be trained in its place without a word."""
     path = weights.find(str(start))
     found = weights.architecture(path)
@@ -277,8 +297,8 @@ def check_shape(
 
 def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dict[str, Any]:
     """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
-    out = local(out, "a training")
     architecture = check(config)
+    check_features(out, config.train)
     start = check_start(config.start, architecture) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources"})

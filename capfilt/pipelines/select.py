@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,7 +203,7 @@ def run(
     source: Place,
     out: Place,
     sets: Sequence[str],
-    calibration: tuple[str | None, Path | None],
+    calibration: tuple[str | None, str | None],
     show: Progress,
     by_labels: bool = False,
     recipe: str | None = None,
@@ -237,7 +236,7 @@ def run(
     return found | ({"labels": said["labels"]} if said else {})
 
 
-def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, Path | None]) -> list[str]:
+def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, str | None]) -> list[str]:
     """What `--calibrate labels` sets; what would say another threshold beside it is refused."""
     if any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets) or any(calibration):
         raise UsageError("--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter.")
@@ -257,7 +256,7 @@ def check_annotations(urls: Sequence[str], folder: Place) -> None:
 
 
 def plan_calibration(
-    policy: PolicyConfig, calibration: tuple[str | None, Path | None], annotated: Place, out: Place
+    policy: PolicyConfig, calibration: tuple[str | None, str | None], annotated: Place, out: Place
 ) -> CalibrateJob | None:
     """The calibration that a policy asks for. A threshold holds for the filter that it was measured with alone."""
     if policy.threshold != "calibrated":
@@ -265,7 +264,7 @@ def plan_calibration(
     val, judge = calibration
     if val is None or judge is None:
         raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number.")
-    model = weights.find(str(judge))
+    model = weights.find(judge)
     check_role("filter", model, NEEDS)
     used = {row.filter for row in tables.rows(tables.read(annotated)) if row.filter}
     if used - {weights.fingerprint(model)}:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,6 +90,21 @@ def share(source: Place, target: Place) -> None:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)  # a link that replaces itself leaves both names
+
+
+@contextmanager
+def filled(folder: Place) -> Iterator[Path]:
+    """A folder of this machine for what writes into paths only: `folder` itself, or for one on a store an empty one,
+    whose files are sent there when the block ends, and never where it raises.
+    """
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        for path in sorted(Path(scratch).iterdir()):
+            share(path, folder / path.name)
 
 
 def sweep(folder: Place, over: bool = False) -> int:

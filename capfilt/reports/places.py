@@ -8,13 +8,15 @@ request; until then nobody sees it. Nothing that a store has said is remembered:
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import io
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -43,6 +45,8 @@ class Stat:
     st_size: int
     st_mtime: float
     """Seconds since 1970 by the store's clock; 0 where it does not tell."""
+    version: str = ""
+    """What the store itself tells contents apart by; "" where it does not."""
 
 
 @dataclass(frozen=True, order=True)
@@ -250,6 +254,11 @@ class Remote:
             if not missing_ok:
                 raise
 
+    def remove_all(self) -> None:
+        """Remove everything below, where there is anything."""
+        with suppress(FileNotFoundError), self._asked() as (files, path):
+            files.rm(path, recursive=True)
+
     def sweep(self) -> int:
         """End the uploads that killed writers left unfinished below: nobody sees them, and they cost their room.
 
@@ -309,11 +318,54 @@ Place = Annotated[Path | Remote, BeforeValidator(place)]
 """A path or a place on a store; in a config, what `place` makes of a text."""
 
 
-def local(where: Path | Remote, what: str) -> Path:
-    """A place that must be a folder, for `what`. UsageError where it is on a store."""
-    if isinstance(where, Remote):
-        raise UsageError(f"{where} is on a store, and {what} needs a folder of this machine, or of a disk it shares.")
-    return where
+def at_hand(where: str | Path | Remote) -> Path:
+    """What lies at a place as a path of this machine: its own, or that of a copy of what a store has there.
+
+    Copied is an object, or the objects of a folder and none below; once a machine, as long as the store tells the same
+    of them. Copies lie with the temporary files, in a folder of the user's own.
+
+    Raises:
+        OSError: nothing lies there, or the store does not give it.
+    """
+    where = place(where)
+    if isinstance(where, Path):
+        return where
+    found = {where: where.stat()} if where.is_file() else {where / n: s for n, s in where.listing().items() if s}
+    if not found:
+        raise FileNotFoundError(f"{where}: nothing lies there")
+    told = repr([where.url, *sorted((path.name, repr(stat)) for path, stat in found.items())])
+    home = _copies() / hashlib.sha256(told.encode()).hexdigest()[:32]
+    if not home.is_dir():
+        with tempfile.TemporaryDirectory(dir=home.parent) as half:
+            whole = Path(half, "whole")
+            for path in found:
+                there = whole / (where.name if path == where else f"{where.name}/{path.name}")
+                there.parent.mkdir(parents=True, exist_ok=True)
+                with path.open() as read, there.open("wb") as file:
+                    shutil.copyfileobj(read, file, PART_BYTES)
+            try:
+                whole.rename(home)
+            except OSError:
+                if not home.is_dir():  # else another process was faster
+                    raise
+    return home / where.name
+
+
+def _copies() -> Path:
+    """Where copies lie. PermissionError where somebody else has made a folder of that name."""
+    home = Path(tempfile.gettempdir(), f"capfilt-{os.getuid()}")
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.getuid():
+        raise PermissionError(f"{home} belongs to somebody else; let TMPDIR name another folder.")
+    return home
+
+
+def remove_all(folder: Path | Remote) -> None:
+    """Remove a folder and what is in it, where there is one."""
+    if isinstance(folder, Remote):
+        folder.remove_all()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def within(inner: Path | Remote, outer: Path | Remote) -> PurePath:
@@ -332,6 +384,41 @@ def append(where: Path | Remote, line: bytes) -> None:
         return
     with where.open("ab", buffering=0) as file:
         file.write(line)
+
+
+class Journal:
+    """A log that one process writes. To a file each line is added at once. An object cannot be added to: it is written
+    anew, in a thread, with all lines that there are by then, and with the last ones when the journal is closed.
+    """
+
+    def __init__(self, where: Path | Remote, lines: bytes = b""):
+        """`lines` lie there already."""
+        self._where, self._lines = where, lines
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._writing: Future[None] | None = None
+
+    def add(self, line: bytes) -> None:
+        """Add a line. Raises what kept an earlier one from getting there."""
+        if isinstance(self._where, Path):
+            append(self._where, line)
+            return
+        self._lines += line
+        if self._writing is None or self._writing.done():
+            self._write(self._where)
+
+    def close(self) -> None:
+        """Wait until every line is there."""
+        try:
+            if self._writing is not None and isinstance(self._where, Remote):
+                self._write(self._where)
+                self._writing.result()
+        finally:
+            self._pool.shutdown()
+
+    def _write(self, where: Remote) -> None:
+        if self._writing is not None:
+            self._writing.result()
+        self._writing = self._pool.submit(where.write_bytes, self._lines)
 
 
 def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:
@@ -377,4 +464,5 @@ def _stat(info: dict[str, Any]) -> Stat:
     when = next((time for time in times if time), 0.0)
     if isinstance(when, str):
         when = datetime.fromisoformat(when)
-    return Stat(int(info["size"] or 0), when.timestamp() if isinstance(when, datetime) else float(when))
+    version = next((str(info[name]) for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), "")
+    return Stat(int(info["size"] or 0), when.timestamp() if isinstance(when, datetime) else float(when), version)

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -30,6 +29,7 @@ from capfilt.models import weights
 from capfilt.objectives.gather import rank, ranks
 from capfilt.objectives.momentum import Momentum
 from capfilt.reports.ledger import atomic
+from capfilt.reports.places import Place
 from capfilt.training.state_files import DamagedState, StateFiles
 
 STATES = "states"
@@ -47,7 +47,7 @@ class States:
     """
 
     def __init__(
-        self, out: Path, identity: Mapping[str, str], keep: int, keep_best: bool = False, shared: bool = False
+        self, out: Place, identity: Mapping[str, str], keep: int, keep_best: bool = False, shared: bool = False
     ):
         self.files = StateFiles(out / STATES)
         self.identity, self.keep, self.keep_best = dict(identity), keep, keep_best
@@ -196,7 +196,7 @@ def _fused(optimizer: torch.optim.Optimizer) -> bool:
     return bool(optimizer.defaults.get("fused"))
 
 
-def save_momentum(state: Mapping[str, Tensor], folder: Path) -> None:
+def save_momentum(state: Mapping[str, Tensor], folder: Place) -> None:
     """Write the state of a momentum copy, queues and all, beside a model, for `take_up_momentum`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     tensors.pop("queue_groups", None)
@@ -204,7 +204,7 @@ def save_momentum(state: Mapping[str, Tensor], folder: Path) -> None:
         file.write(safetensors.torch.save(tensors))
 
 
-def take_up_momentum(momentum: Momentum, start: Path) -> None:
+def take_up_momentum(momentum: Momentum, start: Place) -> None:
     """Begin with the momentum copy and the queues of the training that ended with the model `start`.
 
     As in BLIP's retrieval fine-tuning: the queues are those of another training, so their rows are of no image that

@@ -15,6 +15,7 @@ from capfilt.engine.device import Precision
 from capfilt.models import Architecture
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import ObjectivesConfig
+from capfilt.reports.places import Place
 from capfilt.training.optimizer import OptimizerConfig
 from capfilt.training.parallel import ExecutionConfig
 
@@ -65,36 +66,39 @@ class TrainConfig(Config):
 class TrainJob(Config):
     """Everything that a training process needs to know."""
 
-    out: Path
+    out: Place
     """Its folder: `log.jsonl`, `states/` while it runs, and in the end the model in `checkpoint/`."""
     architecture: Architecture
-    start: Path | None = None
+    start: Place | None = None
     """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
     initial: InitialConfig = InitialConfig()
     """What the towers of a model from scratch begin with."""
     tokenizer: str
     sources: tuple[Source, ...] = Field(min_length=1)
-    rows: Path | None = None
+    rows: Place | None = None
     """A JSON that says how many rows each shard has; None: every process counts them before it begins."""
     train: TrainConfig
     execution: ExecutionConfig = ExecutionConfig()
     seed: int = 0
 
     @property
-    def model_folder(self) -> Path:
+    def model_folder(self) -> Place:
         """Where the finished model lies."""
         return self.out / "checkpoint"
 
     @property
-    def best_folder(self) -> Path:
+    def best_folder(self) -> Place:
         """Where the best one lies, if it was kept."""
         return self.out / "best"
 
     @property
     def features_folder(self) -> Path:
-        """Where features are kept, if they are."""
+        """Where features are kept, if they are: never on a store, for they are mapped into memory."""
         kept = self.train.features
-        return kept if isinstance(kept, Path) else self.out.parent / "features"
+        if isinstance(kept, Path):
+            return kept
+        assert isinstance(self.out, Path), "whoever reads a recipe asks for a folder"
+        return self.out.parent / "features"
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer of its texts: the language model's, if the architecture has one."""

@@ -17,6 +17,7 @@ from capfilt.errors import DataError, ModelError
 from capfilt.models import Blip2, Model
 from capfilt.models.language import FORMATS
 from capfilt.reports.ledger import fingerprint, write_json
+from capfilt.reports.places import Place
 from capfilt.training import parallel
 
 PROGRESS = "features.json"
@@ -26,7 +27,7 @@ PATIENCE = timedelta(days=30)
 """How long a rank waits for the slowest: a large tower looks for hours. Whoever started the ranks sees a dead one."""
 
 
-def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Path, device: torch.device) -> Features:
+def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Place, device: torch.device) -> Features:
     """Keep in `folder` what the tower sees of these shards; every rank computes its share of what is missing.
 
     A file appears whole or not at all, so a training that was killed goes on with the next shard. Rank 0 tells in

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from capfilt.data.loader import Batch
 from capfilt.errors import ModelError
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
 from capfilt.reports.ledger import atomic, write_json
+from capfilt.reports.places import Journal, Place
 from capfilt.training import parallel
 from capfilt.training.config import TrainConfig
 from capfilt.training.speed import Speed
@@ -32,7 +32,7 @@ class StepLog:
     """
 
     def __init__(
-        self, path: Path, config: TrainConfig, done: int = 0, speed: Speed | None = None, on_line: Told | None = None
+        self, path: Place, config: TrainConfig, done: int = 0, speed: Speed | None = None, on_line: Told | None = None
     ):
         self.path, self.config, self.speed, self.on_line = path, config, speed, on_line
         self.alarm = Alarm(config.steps)
@@ -44,10 +44,10 @@ class StepLog:
         self.waited = 0.0
         self.asked: dict[str, Tensor] = {}
         self.taken = 0
-        if parallel.rank() == 0 and path.exists():
-            self._take_up(done)
+        there = parallel.rank() == 0 and path.exists()
+        self.journal = Journal(path, self._take_up(done) if there else b"")
 
-    def _take_up(self, done: int) -> None:
+    def _take_up(self, done: int) -> bytes:
         kept = []
         for line in self.path.read_bytes().splitlines(keepends=True):
             entry = json.loads(line) if line.endswith(b"}\n") else {"step": done + 1}
@@ -56,6 +56,11 @@ class StepLog:
                 self._stuck(entry)
         with atomic(self.path) as file:
             file.writelines(kept)
+        return b"".join(kept)
+
+    def close(self) -> None:
+        """Wait until every line is where it belongs."""
+        self.journal.close()
 
     def _stuck(self, entry: dict[str, float]) -> bool:
         return "itm" in entry and self.alarm.stuck(int(entry["step"]), entry["itm"])
@@ -131,8 +136,7 @@ class StepLog:
             if self._stuck(line):
                 line["itm_stuck"] = True
                 self._warn(step)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.journal.add(json.dumps(line).encode() + b"\n")
             if self.on_line is not None:
                 self.on_line(line)
         self.sums, self.count, self.skipped, self.unreadable = {}, 0, 0, 0

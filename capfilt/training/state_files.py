@@ -1,4 +1,4 @@
-"""The files of training states: the only place that knows how a state lies on disk.
+"""The files of training states: the only place that knows how a state lies on a disk or a store.
 
 A state is a folder named by its step, written by torch.distributed.checkpoint: every process its own share, or one
 process all of it. What counts is the marker in it, which is written last, whole or not at all, and has the size and
@@ -8,22 +8,25 @@ the sha256 of every other file: a folder without one is what a kill left, a fold
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from capfilt.reports.ledger import sha256_file, write_json
+from capfilt.reports.places import Place, Remote, listing, remove_all
 
 MARKER = "state.json"
 """In a state's folder: which training it is of, and what files it has."""
+
+
+_FRESH: dict[str, Any] = {"use_listings_cache": False}  # other processes write beside this one
 
 
 class DamagedState(Exception):
@@ -33,10 +36,10 @@ class DamagedState(Exception):
 class StateFiles:
     """The states in one folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder
 
-    def path(self, step: int) -> Path:
+    def path(self, step: int) -> Place:
         """The folder of the state after `step` steps."""
         return self.folder / f"{step:09d}"
 
@@ -51,14 +54,14 @@ class StateFiles:
         """
         self.path(step).mkdir(parents=True, exist_ok=True)
         _alone_on_purpose()
-        writer = FileSystemWriter(self.path(step))
-        written = async_save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
+        written = async_save(tensors, storage_writer=_writer(self.path(step)), process_group=group, no_dist=alone)
         assert isinstance(written, Future)
         return written
 
     def commit(self, step: int, about: dict[str, Any]) -> None:
         """Make a state count whose files are all there."""
-        files = {p.name: [p.stat().st_size, sha256_file(p)] for p in sorted(self.path(step).iterdir())}
+        there = sorted(listing(self.path(step)).items())
+        files = {name: [stat.st_size, sha256_file(self.path(step) / name)] for name, stat in there if stat is not None}
         write_json(self.path(step) / MARKER, {**about, "step": step, "files": files})
 
     def about(self, step: int) -> dict[str, Any]:
@@ -83,27 +86,37 @@ class StateFiles:
 
     def names(self, step: int) -> set[str]:
         """The names of its tensors."""
-        return set(FileSystemReader(self.path(step)).read_metadata().state_dict_metadata)
+        return set(_reader(self.path(step)).read_metadata().state_dict_metadata)
 
     def read(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Fill these tensors, each process those parts that it has of them."""
         _alone_on_purpose()
-        load(tensors, storage_reader=FileSystemReader(self.path(step)), no_dist=True)
+        load(tensors, storage_reader=_reader(self.path(step)), no_dist=True)
 
     def remove(self, step: int) -> None:
         """Remove a state; its marker goes first."""
         (self.path(step) / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(self.path(step), ignore_errors=True)
+        remove_all(self.path(step))
 
     def sweep(self) -> None:
         """Remove what a kill left half written."""
-        for path in self.folder.glob("*"):
-            if path.is_dir() and not (path / MARKER).is_file():
-                shutil.rmtree(path, ignore_errors=True)
+        for name, stat in listing(self.folder).items():
+            if stat is None and not (self.folder / name / MARKER).is_file():
+                remove_all(self.folder / name)
 
     def remove_all(self) -> None:
         """Remove every state."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_all(self.folder)
+
+
+def _writer(folder: Place) -> FileSystemWriter:
+    return (
+        FsspecWriter(folder.url, sync_files=False, **_FRESH) if isinstance(folder, Remote) else FileSystemWriter(folder)
+    )
+
+
+def _reader(folder: Place) -> FileSystemReader:
+    return FsspecReader(folder.url, **_FRESH) if isinstance(folder, Remote) else FileSystemReader(folder)
 
 
 def _alone_on_purpose() -> None:

@@ -7,6 +7,7 @@ form runs, with one seed, of the faults that cost seconds only.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from capfilt import config as configs
 from capfilt.reports.places import Place, place, within
 
 SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
@@ -220,6 +222,89 @@ def undisturbed(web: Path, tmp_path_factory: pytest.TempPathFactory) -> Bytes:
     made = run.outputs()
     assert len(made) == 2 * NUM_SHARDS
     return made
+
+
+# ---- trainings ----
+
+STEPS, EVERY = 60, 10
+PATIENCE = 400  # seconds for a driver, on a machine that does other things, too
+
+
+@dataclass
+class Training:
+    """A driver of `capfilt pretrain`, in a process of its own."""
+
+    out: Place
+    words: list[str]
+    environment: dict[str, str]
+    steps: int = STEPS
+    every: int = EVERY
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "capfilt", "pretrain", "blip-tiny", "--out", str(self.out), *self.words],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def end(self) -> tuple[int, str]:
+        """Wait for it; its exit code and what it said."""
+        assert self.process is not None
+        _, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, err
+
+    def finish(self) -> None:
+        """Run it to its end."""
+        self.start()
+        code, err = self.end()
+        assert code == 0, err
+
+    def step(self) -> int:
+        """The newest step in its log."""
+        log = self.out / "pretrain/log.jsonl"
+        written = log.read_bytes() if log.is_file() else b""
+        lines = [line for line in written.splitlines(keepends=True) if line.endswith(b"}\n")]
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def saved(self) -> int:
+        """The newest state on disk."""
+        states = (self.out / "pretrain/states").glob("*/state.json")
+        return max((int(path.parent.name) for path in states), default=0)
+
+    def reach(self, step: int) -> None:
+        """Wait until so many steps are logged."""
+        assert self.process is not None
+        give_up = time.monotonic() + PATIENCE
+        while self.step() < step:
+            assert self.process.poll() is None, f"it ended before: {self.process.communicate()}"
+            assert time.monotonic() < give_up, f"{self.step()} of {step} steps"
+            time.sleep(0.002 if isinstance(self.out, Path) else 0.1)
+
+    def weights(self) -> bytes:
+        return (self.out / "pretrain/checkpoint/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def recipe(small_blip: Callable[..., Any], small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What is trained: 60 steps of a small BLIP with dropout on the small world, a state every 10."""
+    model = tmp_path_factory.mktemp("model") / "small.yaml"
+    model.write_text(configs.to_yaml(small_blip(dropout=0.1, init_std=0.1).config))
+    settings = {
+        "model": model, "data": small_world / "human", "resources.workers": 2,
+        "train.steps": STEPS, "train.checkpoint_every": EVERY, "train.log_every": 1, "train.loader.batch_size": 32,
+    }  # fmt: skip
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="session")
+def training(recipe: list[str], environment: dict[str, str]) -> Callable[..., Training]:
+    """Make the driver of a training into a folder, or a place on a store."""
+
+    def make(out: Place, *words: str) -> Training:
+        return Training(out, [*recipe, *words], environment)
+
+    return make
 
 
 # ---- the table ----

@@ -187,6 +187,52 @@ def test_a_worker_of_a_run_on_s3_is_killed(
     settled(run.out)
 
 
+def test_a_training_onto_s3(bucket: str, recipe: list[str], tmp_path: Path) -> None:
+    """Byte for byte the model of a training into a folder, its states sent there on the way."""
+    made = []
+    short = ("--set", "train.steps=4", "--set", "train.checkpoint_every=2", "--set", "train.keep_best=true")
+    for out in (Remote(f"{bucket}/training"), tmp_path / "training"):
+        words = ["pretrain", "blip-tiny", "--out", str(out), *recipe, *short, "--address", "local"]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        folder = out / "pretrain"
+        assert len((folder / "log.jsonl").read_bytes().splitlines()) == 4
+        assert not (folder / "states").exists()
+        made.append([(folder / f"{name}/model.safetensors").read_bytes() for name in ("checkpoint", "best")])
+    assert made[0] == made[1]
+    settled(Remote(f"{bucket}/training"))
+    assert look("verify", f"{bucket}/training")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bucket", [SHAKY], indirect=True)
+def test_the_driver_of_a_training_onto_s3_is_killed(
+    bucket: str, nodes: Any, training: Callable[..., Any], trainings: Any, tmp_path: Path
+) -> None:
+    """Two ranks that share the weights, so that each writes a part of a state. The nodes are started after the server:
+    their workers know where it is."""
+    row = trainings.begin("SIGKILL of the driver, FSDP onto S3 of which every tenth request fails")
+    nodes.stop()
+    words = ("--set", "resources.parallel=fsdp", "--address", nodes.address)
+    run, calm = training(Remote(f"{bucket}/training"), *words), training(tmp_path / "calm", *words)
+    run.environment = calm.environment = {**run.environment, **os.environ}
+    try:
+        run.start()
+        run.reach(25)
+        run.process.kill()
+        run.end()
+        assert run.saved() >= run.every
+        run.finish()
+        calm.finish()
+    finally:
+        nodes.stop()
+    row.survived += 1
+    row.equal += run.weights() == calm.weights()
+    assert run.weights() == calm.weights()
+    settled(run.out)
+
+
 def test_a_large_object_appears_with_its_last_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "PART_BYTES", 5 * 2**20)
     path = Remote(f"{bucket}/run/dataset/00000.tar")

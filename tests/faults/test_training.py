@@ -2,79 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from capfilt import config as configs
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-STEPS, EVERY = 60, 10
-PATIENCE = 400  # seconds for a driver, on a machine that does other things, too
-
-
-@dataclass
-class Training:
-    """A driver of `capfilt pretrain`, in a process of its own."""
-
-    out: Path
-    words: list[str]
-    environment: dict[str, str]
-    process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        """Begin, or begin again."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "capfilt", "pretrain", "blip-tiny", "--out", str(self.out), *self.words],
-            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def end(self) -> tuple[int, str]:
-        """Wait for it; its exit code and what it said."""
-        assert self.process is not None
-        _, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, err
-
-    def finish(self) -> None:
-        """Run it to its end."""
-        self.start()
-        code, err = self.end()
-        assert code == 0, err
-
-    def step(self) -> int:
-        """The newest step in its log."""
-        log = self.out / "pretrain/log.jsonl"
-        written = log.read_bytes() if log.exists() else b""
-        lines = [line for line in written.splitlines(keepends=True) if line.endswith(b"}\n")]
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-
-    def saved(self) -> int:
-        """The newest state on disk."""
-        states = (self.out / "pretrain/states").glob("*/state.json")
-        return max((int(path.parent.name) for path in states), default=0)
-
-    def reach(self, step: int) -> None:
-        """Wait until so many steps are logged."""
-        assert self.process is not None
-        give_up = time.monotonic() + PATIENCE
-        while self.step() < step:
-            assert self.process.poll() is None, f"it ended before: {self.process.communicate()}"
-            assert time.monotonic() < give_up, f"{self.step()} of {step} steps"
-            time.sleep(0.002)
-
-    def weights(self) -> bytes:
-        return (self.out / "pretrain/checkpoint/model.safetensors").read_bytes()
 
 
 def parent(pid: int) -> int:
@@ -102,22 +40,9 @@ def ranks_of(nodes: Any) -> dict[int, Any]:
 
 
 @pytest.fixture(scope="session")
-def recipe(small_blip: Callable[..., Any], small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """60 steps of a small BLIP with dropout on the small world, a state every 10."""
-    model = tmp_path_factory.mktemp("model") / "small.yaml"
-    model.write_text(configs.to_yaml(small_blip(dropout=0.1, init_std=0.1).config))
-    settings = {
-        "model": model, "data": small_world / "human", "resources.workers": 2,
-        "train.steps": STEPS, "train.checkpoint_every": EVERY, "train.log_every": 1, "train.loader.batch_size": 32,
-    }  # fmt: skip
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture(scope="session")
-def calm(nodes: Any, recipe: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def calm(nodes: Any, training: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of a training that nothing happened to."""
-    words = [*recipe, "--address", nodes.address]
-    run = Training(tmp_path_factory.mktemp("calm") / "run", words, environment)
+    run = training(tmp_path_factory.mktemp("calm") / "run", "--address", nodes.address)
     run.finish()
     return run.weights()
 
@@ -125,8 +50,7 @@ def calm(nodes: Any, recipe: list[str], environment: dict[str, str], tmp_path_fa
 @pytest.mark.parametrize("hit", ["a rank", "the node of a rank", "the driver"])
 def test_a_training_ends_with_the_same_weights(
     nodes: Any,
-    recipe: list[str],
-    environment: dict[str, str],
+    training: Callable[..., Any],
     calm: bytes,
     trainings: Any,
     tmp_path: Path,
@@ -135,9 +59,9 @@ def test_a_training_ends_with_the_same_weights(
 ) -> None:
     row = trainings.begin(f"SIGKILL of {hit}")
     chance = random.Random(seed)
-    run = Training(tmp_path / "run", [*recipe, "--address", nodes.address], environment)
+    run = training(tmp_path / "run", "--address", nodes.address)
     run.start()
-    run.reach(chance.randrange(1, STEPS - 5))
+    run.reach(chance.randrange(1, run.steps - 5))
     time.sleep(chance.uniform(0, 0.1))
     assert run.process is not None
     if hit == "the driver":
@@ -162,4 +86,4 @@ def test_a_training_ends_with_the_same_weights(
     row.most_lost = max(row.most_lost, lost)
     row.equal += run.weights() == calm
     assert run.weights() == calm
-    assert lost <= 2 * EVERY
+    assert lost <= 2 * run.every

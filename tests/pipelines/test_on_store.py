@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from capfilt.data import shards
 from capfilt.data.tokens import Tokenizer
 from capfilt.models import weights
-from capfilt.reports import lock
 from capfilt.reports.places import Place, Remote, table_source, within
 
 Bytes = dict[str, bytes]
-
-
-@pytest.fixture
-def store() -> Iterator[Remote]:
-    folder = Remote(f"memory://{uuid.uuid4().hex}")
-    yield folder
-    lock.release_all()
-    for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{folder.name}")]:
-        del MemoryFileSystem.store[name]
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +128,66 @@ def test_a_download_onto_a_store(
     assert json.loads((store / "out/summary.json").read_bytes())["samples"]["in"] == 8
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "bootstrap"])
-def test_a_training_is_told_that_it_needs_a_folder(verb: str, capfilt: Any) -> None:
-    recipe = ("blip-tiny", "--set", "data=nowhere/") if verb == "pretrain" else ("demo",)
-    done = capfilt(verb, *recipe, "--out", "s3://bucket/run")
+MADE = ("data/*/*.tar", "round-*/*.json", "round-*/*/checkpoint/*", "round-*/annotations/*", "round-*/dataset/*")
+"""What a bootstrap makes, but for what counts seconds."""
+
+
+def test_a_bootstrap_on_a_store_is_that_of_a_folder(
+    store: Remote, story: Path, tmp_path: Path, recipe: Any, capfilt: Any
+) -> None:
+    words = ("bootstrap", recipe(tmp_path), "--out", store / "run")
+    done = capfilt(*words)
+    assert done.code == 0, done.err
+    made = files(store / "run", *MADE)
+    assert made == files(story, *MADE)
+    assert {name.split("/")[1] for name in made} >= {"pretrain", "captioner", "filter", "annotations", "metrics.json"}
+    before = {path: path.stat() for path in (store / "run").glob("round-*/*/checkpoint/*")}
+    assert capfilt(*words).code == 0
+    assert {path: path.stat() for path in (store / "run").glob("round-*/*/checkpoint/*")} == before
+    assert not list((store / "run").glob("round-*/*/states"))
+    told = json.loads(capfilt("status", store / "run", "--json").out)
+    assert told["state"].startswith("done")
+    assert capfilt("verify", store / "run").code == 0
+    assert (store / "run/report.html").read_bytes().startswith(b"<!doctype html>")
+
+
+def test_a_model_on_a_store_is_a_model(
+    store: Remote, tmp_path: Path, models: list[str], small_world: Path, capfilt: Any
+) -> None:
+    """It is written there by a pretraining, gone on from, examined, asked to caption; copies are made once."""
+    web, few = str(small_world / "human"), ("--set", "train.steps=2", "--set", "train.loader.batch_size=8")
+    start = models[1]
+    made = []
+    for home in (tmp_path / "here", store):
+        words = ("pretrain", "blip-tiny", "--set", f"data={web}", *few, "--set", f"model={start}/architecture.yaml")
+        one = capfilt(*words, "--set", f"start={start}", "--out", home / "one", "--json")
+        assert one.code == 0, one.err
+        model = json.loads(one.out)["model"]
+        assert model == str(home / "one/pretrain/checkpoint")
+        two = capfilt(*words, "--set", f"start={home}/one/pretrain", "--out", home / "two")
+        assert two.code == 0, two.err
+        roles = ("--captioner", model, "--filter", home / "two/pretrain")
+        settings = ("--set", "decode.max_length=8", "--set", "decode.min_length=2", "--set", "precision=fp32")
+        done = capfilt("annotate", web, *roles, "--out", home / "a", *settings)
+        assert done.code == 0, done.err
+        assert capfilt("evaluate", model, web, "--out", home / "e").code == 0
+        made.append(files(home, "*/pretrain/checkpoint/*", "a/annotations/*", "e/metrics.json"))
+    assert made[0] == made[1]
+    assert len(made[0]) == 3 + 3 + 3 + 1
+    assert len(list(tmp_path.glob("capfilt-*/*"))) == 2, "a copy of each model"
+
+
+def test_a_model_that_is_not_on_a_store_is_one_line(store: Remote, models: list[str], capfilt: Any) -> None:
+    done = capfilt("annotate", "x", "--captioner", store / "nowhere", *models[2:], "--out", store / "a")
+    assert done.code == 1
+    assert done.line.startswith(f"error: {store}/nowhere is no model; what can be read: ")
+
+
+def test_features_are_not_kept_on_a_store(store: Remote, small_world: Path, capfilt: Any) -> None:
+    words = ("--set", f"data={small_world}/human", "--set", "train.features=true", "--set", "train.loader.augment={}")
+    done = capfilt("pretrain", "blip2-tiny-stage1", *words, "--out", store / "run")
     assert done.code == 2
-    assert "s3://bucket/run is on a store, and a training needs a folder" in done.line
+    assert f"features is true, which keeps them in the run folder, and {store}/run is on a store" in done.line
 
 
 def test_a_store_that_nobody_knows_is_one_line(capfilt: Any) -> None:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import uuid
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,20 +14,22 @@ from capfilt.config import Config
 from capfilt.errors import RunError, UsageError
 from capfilt.reports import labels, lock, places, poison, stages
 from capfilt.reports.labels import Label
-from capfilt.reports.ledger import Ledger, atomic, share, write_json
-from capfilt.reports.places import Place, Remote, append, listing, place, table_source, together, within
+from capfilt.reports.ledger import Ledger, atomic, filled, share, write_json
+from capfilt.reports.places import (
+    Journal,
+    Place,
+    Remote,
+    append,
+    at_hand,
+    listing,
+    place,
+    remove_all,
+    table_source,
+    together,
+    within,
+)
 from capfilt.reports.run import Run, fork
 from capfilt.reports.tally import Tally
-
-
-@pytest.fixture
-def store() -> Iterator[Remote]:
-    """A folder of its own on the store in memory."""
-    folder = Remote(f"memory://{uuid.uuid4().hex}")
-    yield folder
-    lock.release_all()
-    for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{folder.name}")]:
-        del MemoryFileSystem.store[name]
 
 
 def put(path: Place, data: bytes = b"abc") -> Place:
@@ -174,6 +174,90 @@ def test_logs_grow_and_copies_are_copies(store: Remote, tmp_path: Path) -> None:
         share(*ends)
         assert ends[1].read_bytes() == ends[0].read_bytes()
     assert table_source(tmp_path / "d") == tmp_path / "d"
+
+
+def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> None:
+    model = store / "deep/model"
+    put(model / "a.bin", b"1")
+    put(model / "sub/b.bin", b"2")
+    here = at_hand(str(model))
+    assert here == at_hand(model)
+    assert here.name == "model"
+    assert [path.name for path in here.iterdir()] == ["a.bin"]
+    assert (here.parent.parent.stat().st_mode & 0o777, here.parents[2]) == (0o700, tmp_path)
+    put(model / "a.bin", b"3")
+    assert (at_hand(model) / "a.bin").read_bytes() == b"3"
+    assert (here / "a.bin").read_bytes() == b"1", "somebody may still read it"
+    assert at_hand(model / "a.bin").read_bytes() == b"3"
+    assert at_hand(model / "a.bin").name == "a.bin"
+    for own in (tmp_path, str(tmp_path)):
+        assert at_hand(own) == tmp_path
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{store}/nowhere: nothing lies there")):
+        at_hand(store / "nowhere")
+
+
+def test_of_two_that_copy_one_is_enough(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store / "model/a.bin", b"1")
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        target.mkdir(parents=True)
+        (target / "model").mkdir()
+        (target / "model/a.bin").write_bytes(b"theirs")
+        return rename(self, target)
+
+    home = places._copies()
+    monkeypatch.setattr(places, "_copies", lambda: home)
+    monkeypatch.setattr(Path, "rename", late)
+    assert (at_hand(store / "model") / "a.bin").read_bytes() == b"theirs"
+    assert [path.name for path in home.iterdir() if path.name.startswith("tmp")] == []
+
+
+def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path: Path) -> None:
+    put(store / "a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="belongs to somebody else; let TMPDIR"):
+        at_hand(store / "a")
+
+
+def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
+    for folder in (tmp_path / "run/model", store / "run/model"):
+        with filled(folder) as here:
+            (here / "a").write_bytes(b"1")
+            (here / "b").write_bytes(b"2")
+        assert {name: (folder / name).read_bytes() for name in listing(folder)} == {"a": b"1", "b": b"2"}
+        remove_all(folder)
+        remove_all(folder)
+        assert listing(folder) == {}
+    with pytest.raises(ZeroDivisionError), filled(store / "half") as here:
+        (here / "a").write_bytes(b"1")
+        raise ZeroDivisionError
+    assert listing(store / "half") == {}
+
+
+def test_a_journal_has_every_line_when_it_is_closed(store: Remote, tmp_path: Path) -> None:
+    for path in (tmp_path / "log", store / "log"):
+        put(path, b"0\n")
+        journal = Journal(path, b"0\n")
+        for number in range(1, 100):
+            journal.add(b"%d\n" % number)
+        journal.close()
+        assert [int(line) for line in path.read_bytes().split()] == list(range(100))
+    Journal(store / "none").close()
+    assert not (store / "none").exists()
+
+
+def test_a_journal_that_cannot_be_written_says_so(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no route")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", broken)
+    journal = Journal(store / "log")
+    journal.add(b"1\n")
+    with pytest.raises(OSError, match="no route"):
+        journal.close()
 
 
 def test_what_a_client_raises_becomes_an_error_of_the_place(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from capfilt.errors import ModelError
 from capfilt.models import Blip, weights
 from capfilt.objectives.momentum import NO_IMAGE, Momentum
+from capfilt.reports.places import Place, Remote
 from capfilt.training import checkpoint
 from capfilt.training.checkpoint import States
 
@@ -34,11 +35,11 @@ def flat(state: object) -> list[object]:
     return [state.tolist() if isinstance(state, torch.Tensor) else state]
 
 
-def states(folder: Path, identity: str = "me", keep: int = 2, **options: bool) -> States:
+def states(folder: Place, identity: str = "me", keep: int = 2, **options: bool) -> States:
     return States(folder, {"architecture": "a", "settings": identity}, keep, **options)
 
 
-def saved(folder: Path, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.optim.AdamW]:
+def saved(folder: Place, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.optim.AdamW]:
     """A training that has left states after these steps."""
     module, optimizer = pair(0)
     kept = states(folder, keep=keep)
@@ -48,10 +49,15 @@ def saved(folder: Path, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.op
     return module, optimizer
 
 
-def test_a_state_comes_back_whole(tmp_path: Path) -> None:
-    (module, optimizer), (other, its) = saved(tmp_path, 7), pair(1)
+@pytest.fixture(params=["folder", "store"])
+def home(request: pytest.FixtureRequest, tmp_path: Path, store: Remote) -> Place:
+    return tmp_path if request.param == "folder" else store
+
+
+def test_a_state_comes_back_whole(home: Place) -> None:
+    (module, optimizer), (other, its) = saved(home, 7), pair(1)
     assert flat(other.state_dict()) != flat(module.state_dict())
-    assert states(tmp_path).resume(other, its) == 7
+    assert states(home).resume(other, its) == 7
     assert flat(other.state_dict()) == flat(module.state_dict())
     assert flat(its.state_dict()) == flat(optimizer.state_dict())
 
@@ -75,10 +81,27 @@ def test_without_a_state_a_training_begins_at_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, ["000000009"]), (2, ["000000006", "000000009"])])
-def test_the_newest_are_kept_and_no_scraps(tmp_path: Path, keep: int, left: list[str]) -> None:
-    module, optimizer = saved(tmp_path, 3, 6, 9, keep=keep)
-    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == left
-    assert states(tmp_path).resume(module, optimizer) == 9
+def test_the_newest_are_kept_and_no_scraps(home: Place, keep: int, left: list[str]) -> None:
+    module, optimizer = saved(home, 3, 6, 9, keep=keep)
+    assert sorted(path.name for path in (home / "states").iterdir()) == left
+    assert states(home).resume(module, optimizer) == 9
+
+
+def test_what_a_kill_left_half_written_is_passed_over_and_swept(home: Place) -> None:
+    module, optimizer = saved(home, 3, 6)
+    (home / "states/000000006/state.json").unlink()
+    assert states(home).resume(module, optimizer) == 3
+    again = states(home)
+    again.save(module, optimizer, 9)
+    again.settle()
+    assert sorted(path.name for path in (home / "states").iterdir()) == ["000000003", "000000009"]
+
+
+def test_a_state_on_a_store_that_was_cut_gives_way_to_the_one_before(store: Remote) -> None:
+    module, optimizer = saved(store, 3, 6)
+    path = store / "states/000000006/__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:100])
+    assert states(store).resume(module, optimizer) == 3
 
 
 def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:

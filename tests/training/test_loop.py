@@ -21,6 +21,7 @@ from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
 from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.reports.places import Remote
 from capfilt.training import loop
 from capfilt.training.checkpoint import States
 from capfilt.training.log import StepLog
@@ -95,18 +96,25 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize("kills", [[5], [2, 4, 7]])
+    @pytest.mark.parametrize(("kills", "there"), [([5], False), ([2, 4, 7], False), ([2, 5], True)])
     def test_a_killed_training_ends_with_the_same_weights(
-        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: list[int]
+        self,
+        make_job: MakeJob,
+        tmp_path: Path,
+        store: Remote,
+        monkeypatch: pytest.MonkeyPatch,
+        kills: list[int],
+        there: bool,
     ) -> None:
+        """In a folder, and on a store."""
         whole = make_job(tmp_path / "whole", steps=8, checkpoint_every=2)
         train(whole)
-        job = whole.model_copy(update={"out": tmp_path / "killed"})
+        job = whole.model_copy(update={"out": (store if there else tmp_path) / "killed"})
         for step in kills:
             killed_at(step, monkeypatch)
             with pytest.raises(Killed):
                 train(job)
-            monkeypatch.undo()
+            monkeypatch.setattr(loop, "Loader", Loader)
             assert (job.out / "states").exists() == (step > 1)
             assert not job.model_folder.exists()
         train(job)
