@@ -24,8 +24,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import fsspec
-from pydantic import BeforeValidator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import PlainSerializer, PlainValidator
 
 from capfilt.errors import UsageError
 
@@ -291,10 +290,6 @@ class Remote:
         except Exception as error:
             raise OSError(f"{self}: {type(error).__name__}: {error}") from error
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
-        return core_schema.is_instance_schema(cls, serialization=core_schema.to_string_ser_schema())
-
 
 def place(where: str | Path | Remote) -> Path | Remote:
     """The place that a person names: a path, or a URL of a store. UsageError for a store that is not known here."""
@@ -314,7 +309,14 @@ def place(where: str | Path | Remote) -> Path | Remote:
     return Remote(f"{protocol}://{path.strip('/')}")
 
 
-Place = Annotated[Path | Remote, BeforeValidator(place)]
+def _told(value: object) -> Path | Remote:
+    if not isinstance(value, str | Path | Remote):
+        raise ValueError(f"a path or a URL is needed, and this is a {type(value).__name__}")
+    return place(value)
+
+
+# A plain validator: what comes before pydantic's own would have to be JSON again where a config is read from JSON.
+Place = Annotated[Path | Remote, PlainValidator(_told), PlainSerializer(str, when_used="json")]
 """A path or a place on a store; in a config, what `place` makes of a text."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import ValidationError
 
 from capfilt.config import Config
 from capfilt.errors import RunError, UsageError
@@ -96,6 +97,10 @@ def test_a_config_holds_a_place_and_says_it_as_text(tmp_path: Path) -> None:
     job = Job(out=Remote("s3://bucket/run"))
     assert job.model_dump(mode="json") == {"out": "s3://bucket/run"}
     assert Job.model_validate(job.model_dump(mode="json")) == job
+    for given in (job, Job(out=tmp_path)):
+        assert Job.model_validate_json(given.model_dump_json()) == given
+    with pytest.raises(ValidationError, match="a path or a URL is needed, and this is a int"):
+        Job.model_validate({"out": 1})
 
 
 # ---- objects ----
