@@ -6,8 +6,9 @@ transformers.
 
 `cpu`: BLIP with ViT-S/16 and BERT of 384 x 6, 224 px, fp32, one thread a rank, on JPEGs of 640 x 480 with the grain of
 photographs and texts of 4 to 16 words. The same global batch goes through one rank and through two, started by torchrun
-and by Ray Train; every trial is a training of its own of a few steps, trials take turns, and a trial's figure is the
-median over its steps without the first. `gpu`: BLIP-base at 224 px in bf16, the same made-up batch again and again.
+and by Ray Train; two trainings of half the batch that exchange nothing are what two cores of this machine can give at
+most. Every trial is a training of its own of a few steps, trials take turns, and a trial's figure is the median over
+its steps without the first. `gpu`: BLIP-base at 224 px in bf16, the same made-up batch again and again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from capfilt.training.speed import peak_flops, step_flops
 VIT_S = ["vision.depth=12"]
 """ViT-S/16 is 384 x 12 x 6; the preset has six blocks."""
 WORDS = 30524
+APART = "two of half the batch that exchange nothing"
 WARM = 1
 """Steps that are left out of a median."""
 
@@ -101,6 +104,15 @@ def figures(job: TrainJob) -> dict[str, float]:
     return {"samples_per_second": round(job.train.loader.batch_size / seconds, 3), "data_wait": waited}
 
 
+def apart(folder: Path, number: int, pairs: int, steps: int) -> dict[str, float]:
+    """Two trainings of one rank and half the batch at once: what the machine gives to two processes."""
+    jobs = [make_job(folder, f"apart-{number}-{which}", pairs // 2, steps) for which in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: by_torchrun(job, 1), jobs))
+    one, other = map(figures, jobs)
+    return {name: one[name] + other[name] for name in one}
+
+
 def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
     """Trials in turns; prints every one and a table of medians."""
     trials: dict[str, Callable[[TrainJob], None]] = {
@@ -109,7 +121,7 @@ def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
     }
     if ray:
         trials["2 ranks, Ray"] = lambda job: by_ray(job, 2)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in trials}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (*trials, APART)}
     folder = Path(tempfile.mkdtemp(prefix="capfilt-bench-"))
     try:
         for number in range(4):
@@ -121,6 +133,8 @@ def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
                 start(job)
                 found[name].append(figures(job))
                 print(name, found[name][-1], flush=True)
+            found[APART].append(apart(folder, number, pairs, steps))
+            print(APART, found[APART][-1], flush=True)
     finally:
         shutil.rmtree(folder)
     middle = {
@@ -132,6 +146,7 @@ def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
         print(f"| {name} | {own['samples_per_second']:.2f} | {100 * own['data_wait']:.1f} % |")
     rate = {name: own["samples_per_second"] for name, own in middle.items()}
     print(f"\n2 ranks / 1 rank: {rate['2 ranks, torchrun'] / rate['1 rank, torchrun']:.3f}")
+    print(f"2 ranks / two that exchange nothing: {rate['2 ranks, torchrun'] / rate[APART]:.3f}")
     if ray:
         print(f"Ray / torchrun: {rate['2 ranks, Ray'] / rate['2 ranks, torchrun']:.3f}")
 
