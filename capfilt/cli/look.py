@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +44,7 @@ def evaluate(
 
 def export(
     model: Annotated[str, typer.Argument(help="A model folder, a .pth of BLIP, or a name on the Hugging Face hub.")],
-    out: Annotated[Path, typer.Option("--out", help="A new folder for it.")],
+    out: Annotated[str, typer.Option("--out", help="A new folder of this machine for it.")],
     form: Annotated[
         str, typer.Option("--as", help="hf: for transformers; pth: BLIP's own names; capfilt: as trained here.")
     ] = "hf",

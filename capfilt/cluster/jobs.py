@@ -225,6 +225,8 @@ def _read(stream: AsyncIterator[str]) -> Generator[str, None, None]:
             found.put(text)
 
     loop = asyncio.new_event_loop()
+    # Of a connection that is left half-way, which is no news to anybody.
+    loop.set_exception_handler(lambda *_: None)
     task = loop.create_task(read())
     task.add_done_callback(lambda _: found.put(None))
     threading.Thread(target=_finish, args=(loop, task), name="log", daemon=True).start()

@@ -212,8 +212,14 @@ def _storage(where: str) -> dict[str, Any]:
     import fsspec
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    files, path = fsspec.core.url_to_fs(where)
-    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
+    class Handler(FSSpecHandler):
+        """A folder on a store is there when something is in it; s3fs would look for the bucket, or make it."""
+
+        def create_dir(self, path: str, recursive: bool) -> None:
+            """Nothing."""
+
+    files, path = fsspec.core.url_to_fs(where, use_listings_cache=False)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(Handler(files))}
 
 
 def _trainer_kind(alone: bool) -> Any:

@@ -71,8 +71,8 @@ class Tokenizer:
 
             return cls(world.vocabulary())
         try:
-            path = at_hand(source)
-            path = path.parent if path.suffix == ".pth" else path
+            where = place(source)
+            path = at_hand(where.parent if where.name.endswith(".pth") else where)
             if path.is_dir():
                 path = next((path / name for name in ("vocab.txt", "tokenizer.json") if (path / name).is_file()), path)
             text = path.read_text(encoding="utf-8")

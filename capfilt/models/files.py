@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
-from capfilt.reports.places import place
+from capfilt.reports.places import at_hand, place
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"
@@ -93,6 +93,18 @@ def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ModelError(f"{path} holds no table of tensors; a checkpoint is one, or has one under 'model'")
     return {name: tensor for name, tensor in found.items() if only(name)}
+
+
+def fetched(source: str) -> Path:
+    """A checkpoint's path on this machine, there or not; one on a store is copied here.
+
+    Raises:
+        ModelError: the store does not give it.
+    """
+    try:
+        return at_hand(source)
+    except OSError as error:
+        raise ModelError(f"{source}: {error}") from error
 
 
 def refuse_missing(name: str) -> None:

@@ -25,7 +25,6 @@ from capfilt.models.layouts import Table
 from capfilt.models.qformer import QFormerConfig
 from capfilt.models.text import TextConfig
 from capfilt.models.vision import resize_positions
-from capfilt.reports.places import at_hand
 
 VIT: Table = {
     "cls": "embeddings.cls_token",
@@ -99,7 +98,7 @@ def initialise(
 
 def find(source: str) -> Tensors:
     """The tensors of a folder, a file or a hub name."""
-    path = at_hand(source)
+    path = files.fetched(source)
     path = path if path.exists() else files.download(source)
     file = files.weights_file(path)
     if file is None:

@@ -18,7 +18,6 @@ from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models import files
 from capfilt.models.layers import KeysValues
-from capfilt.reports.places import at_hand
 
 Kind = Literal["opt", "t5"]
 Format = Literal["fp32", "bf16", "fp16"]
@@ -192,7 +191,7 @@ def load_language(source: str, config: LanguageConfig, held_in: Format) -> Langu
     """
     import transformers
 
-    path = at_hand(source)
+    path = files.fetched(source)
     if not path.is_dir():
         path = files.download(source, language=True)
     try:

@@ -48,12 +48,17 @@ def find(name: str) -> Place:
         ModelError: nothing that can be read as a model, here or there.
     """
     path = place(name).absolute()
-    if isinstance(path, Remote) or path.exists():
-        for candidate in (path, path / "checkpoint"):
-            if layout(candidate) is not None:
-                return candidate
-        raise ModelError(f"{name} is no model; what can be read: {READABLE}, a name on the Hugging Face hub")
-    return files.download(name)
+    there = isinstance(path, Remote)
+    if not there and not path.exists():
+        return files.download(name)
+    try:
+        found = [candidate for candidate in (path, path / "checkpoint") if layout(candidate) is not None]
+    except OSError as error:
+        raise ModelError(f"{name} cannot be looked at ({error}); are the store's keys in the environment?") from error
+    if not found:
+        only = "on a store a model is a folder; " if there else ""
+        raise ModelError(f"{name} is no model; {only}what can be read: {READABLE}, a name on the Hugging Face hub")
+    return found[0]
 
 
 def layout(path: Place) -> Layout | None:

@@ -121,7 +121,7 @@ class Story:
 
 def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
     """The verb: what can be refused is refused before any cluster is asked."""
-    check_features(out, *(stage.train for stage in config.final))
+    check_features(out, config.pretrain, config.captioner, config.filter, *(stage.train for stage in config.final))
     open_run(config, out)
     with connect(address) as session:
         return bootstrap(session, config, out, show)

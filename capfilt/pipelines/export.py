@@ -18,7 +18,7 @@ from capfilt.models import Blip2Config, BlipConfig, Model, hf_blip2, weights
 from capfilt.models.hf import class_of
 from capfilt.models.text import Role
 from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import at_hand
+from capfilt.reports.places import Remote, at_hand, place
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
 """What a pretrained model falls into, and the folder of each."""
@@ -72,16 +72,19 @@ README = {
 }
 
 
-def run(name: str, form: str, out: Path) -> dict[str, Any]:
+def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
     """The verb: read a model of any layout and write it in another; returns the folders and what was left behind.
 
     Raises:
-        UsageError: an unknown form.
+        UsageError: an unknown form, or an `out` that is no folder of this machine.
         RunError: `out` holds something already.
         ModelError: no model there, or one that does not fit.
     """
     if form not in FORMS:
         raise UsageError(f"--as {form}: there is {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+    out = place(where)
+    if isinstance(out, Remote):
+        raise UsageError(f"--out {where} is on a store; export into a folder of this machine and copy that there.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something already; choose another --out")
     path = weights.find(name)

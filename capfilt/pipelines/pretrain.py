@@ -174,6 +174,7 @@ def run_training(
     with show.stage(label, job.train.steps) as line:
         if done:
             line.resume(job.train.steps)
+            remove_all(job.out / STATES)  # a kill may have come before
             return job.model_folder
         begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
         batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
@@ -219,11 +220,14 @@ class Tail:
         self._looked = 0.0
 
     def glance(self) -> int:
-        """`poll`, as often as is decent."""
-        if isinstance(self.path, Remote) and time.monotonic() < self._looked + self.PAUSE:
-            return self.step
-        self._looked = time.monotonic()
-        return self.poll()
+        """`poll`, as often as is decent; the last step that was seen where a store does not answer."""
+        if not isinstance(self.path, Remote):
+            return self.poll()
+        if time.monotonic() >= self._looked + self.PAUSE:
+            self._looked = time.monotonic()
+            with suppress(OSError):  # it is a look at the log, and the training goes on without
+                return self.poll()
+        return self.step
 
     def poll(self) -> int:
         """Show the newest line of the log, if there is a new one; before the first, how far the features are.
@@ -246,7 +250,9 @@ class Tail:
     def _newest(self) -> dict[str, Any] | None:
         if not self.path.is_file():
             return None
-        lines = self.path.read_bytes().splitlines()
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - 65536))
+            lines = file.read().splitlines()
         newest: dict[str, Any] | None = json.loads(lines[-1]) if lines and lines[-1].endswith(b"}") else None
         return newest
 
@@ -256,6 +262,9 @@ def check(config: PretrainConfig) -> Architecture:
     architecture = read_architecture(config.model, config.train.image_size)
     check_training(architecture, config.train, config.resources, config.model)
     speaks = isinstance(architecture, Blip2Config) and architecture.language is not None
+    for source in (config.initial.vision, config.initial.text, config.initial.language):
+        if source is not None:
+            files.refuse_missing(source)
     if config.initial.language and not speaks:
         raise RecipeError(f"initial.language is given, and {config.model} has no language model: leave it out.")
     if speaks and not config.initial.language and config.start is None:

@@ -23,7 +23,7 @@ from capfilt.pipelines.select import resolve_threshold
 from capfilt.reports import labels, places
 from capfilt.reports.ledger import atomic
 from capfilt.reports.page import Facts, Look, Training, render
-from capfilt.reports.places import Place
+from capfilt.reports.places import Place, Remote
 from capfilt.reports.run import Run
 
 PAGE = "report.html"
@@ -95,7 +95,8 @@ def next_steps(folder: Place, summary: Mapping[str, Any]) -> list[tuple[str, str
     newest, home = summary["rounds"][-1]["round"], shlex.quote(str(folder))
     made = [*summary["rounds"][-1].get("stages", {"pretrain": None})][-1]
     model = shlex.quote(str(folder / f"round-{newest}/{made}/checkpoint"))
-    steps = [("the newest model for transformers", f"capfilt export {model} --as hf --out {home}-hf")]
+    exported = shlex.quote(f"{folder.name if isinstance(folder, Remote) else folder}-hf")
+    steps = [("the newest model for transformers", f"capfilt export {model} --as hf --out {exported}")]
     if newest:
         (last,) = (found for found in _rounds(folder, "bootstrap", {}, summary["rounds"]) if found.number == newest)
         other = f"{last.select} --out {last.out}-clean --set score={last.score} --set threshold={last.threshold:.3f}"

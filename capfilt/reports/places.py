@@ -7,13 +7,17 @@ request; until then nobody sees it. Nothing that a store has said is remembered:
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import hashlib
 import io
 import logging
+import math
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -285,8 +289,12 @@ class Remote:
             yield files, path
         except NotImplementedError as error:
             raise OSError(f"{self}: this store cannot do that ({error})") from error
-        except OSError:
-            raise
+        except OSError as error:
+            if self.url in str(error):
+                raise
+            kinds = (FileNotFoundError, FileExistsError, PermissionError)
+            kind = next((kind for kind in kinds if isinstance(error, kind)), OSError)
+            raise kind(f"{self}: {error}") from error
         except Exception as error:
             raise OSError(f"{self}: {type(error).__name__}: {error}") from error
 
@@ -323,8 +331,8 @@ Place = Annotated[Path | Remote, PlainValidator(_told), PlainSerializer(str, whe
 def at_hand(where: str | Path | Remote) -> Path:
     """What lies at a place as a path of this machine: its own, or that of a copy of what a store has there.
 
-    Copied is an object, or the objects of a folder and none below; once a machine, as long as the store tells the same
-    of them. Copies lie with the temporary files, in a folder of the user's own.
+    Copied is an object, or the objects of a folder and none below; once a machine, for as long as the store tells the
+    same of them. Copies lie in `capfilt-UID` with the temporary files, and go when nobody asked for them for a week.
 
     Raises:
         OSError: nothing lies there, or the store does not give it.
@@ -335,22 +343,28 @@ def at_hand(where: str | Path | Remote) -> Path:
     found = {where: where.stat()} if where.is_file() else {where / n: s for n, s in where.listing().items() if s}
     if not found:
         raise FileNotFoundError(f"{where}: nothing lies there")
-    told = repr([where.url, *sorted((path.name, repr(stat)) for path, stat in found.items())])
-    home = _copies() / hashlib.sha256(told.encode()).hexdigest()[:32]
-    if not home.is_dir():
-        with tempfile.TemporaryDirectory(dir=home.parent) as half:
-            whole = Path(half, "whole")
-            for path in found:
-                there = whole / (where.name if path == where else f"{where.name}/{path.name}")
-                there.parent.mkdir(parents=True, exist_ok=True)
-                with path.open() as read, there.open("wb") as file:
+    told = [where.url, *sorted((path.name, repr(stat)) for path, stat in found.items())]
+    if not all(stat.version or stat.st_mtime for stat in found.values()):
+        told.append(_THIS_PROCESS)  # the store does not say whether they changed
+    home = _copies() / hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+    names = {path: where.name if path == where else f"{where.name}/{path.name}" for path in found}
+    with home.with_suffix(".turn").open("w") as turn:  # a node's ranks all ask at once
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        sizes = {names[path]: stat.st_size for path, stat in found.items()}
+        if {name: (home / name).stat().st_size for name in sizes if (home / name).is_file()} != sizes:
+            shutil.rmtree(home, ignore_errors=True)
+            _forget_old(home.parent)
+            for path, name in names.items():
+                (home / name).parent.mkdir(parents=True, exist_ok=True)
+                with path.open() as read, (home / name).open("wb") as file:
                     shutil.copyfileobj(read, file, PART_BYTES)
-            try:
-                whole.rename(home)
-            except OSError:
-                if not home.is_dir():  # else another process was faster
-                    raise
+    os.utime(home)
     return home / where.name
+
+
+_THIS_PROCESS = uuid.uuid4().hex
+KEPT_DAYS = 7
+"""Days after which a copy that nobody asked for goes."""
 
 
 def _copies() -> Path:
@@ -362,12 +376,22 @@ def _copies() -> Path:
     return home
 
 
+def _forget_old(copies: Path) -> None:
+    for path in copies.iterdir():
+        with suppress(FileNotFoundError):
+            if path.is_dir() and time.time() - path.stat().st_mtime > KEPT_DAYS * 86400:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def remove_all(folder: Path | Remote) -> None:
-    """Remove a folder and what is in it, where there is one."""
-    if isinstance(folder, Remote):
-        folder.remove_all()
-    else:
+    """Remove a folder and what is in it, where there is one. It is tidying up: what cannot be removed stays."""
+    if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
+        return
+    try:
+        folder.remove_all()
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s stays, though it is of no use any more", error)
 
 
 def within(inner: Path | Remote, outer: Path | Remote) -> PurePath:
@@ -389,38 +413,45 @@ def append(where: Path | Remote, line: bytes) -> None:
 
 
 class Journal:
-    """A log that one process writes. To a file each line is added at once. An object cannot be added to: it is written
-    anew, in a thread, with all lines that there are by then, and with the last ones when the journal is closed.
+    """A log on a store that one process writes. An object cannot be added to: it is written anew with all its lines, in
+    a thread, every `PAUSE` seconds at most, and with the last of them when the block ends.
+
+    A write that fails loses nothing, since the next has all lines; only the last may raise.
     """
 
-    def __init__(self, where: Path | Remote, lines: bytes = b""):
+    PAUSE = 10.0
+
+    def __init__(self, where: Remote, lines: bytes = b""):
         """`lines` lie there already."""
         self._where, self._lines = where, lines
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._writing: Future[None] | None = None
+        self._written = -math.inf
+        self._changed = False
 
     def add(self, line: bytes) -> None:
-        """Add a line. Raises what kept an earlier one from getting there."""
-        if isinstance(self._where, Path):
-            append(self._where, line)
-            return
+        """Add a line."""
         self._lines += line
-        if self._writing is None or self._writing.done():
-            self._write(self._where)
+        self._changed = True
+        if (self._writing is None or self._writing.done()) and time.monotonic() - self._written >= self.PAUSE:
+            self._written = time.monotonic()
+            self._writing = self._pool.submit(self._try, self._lines)
 
-    def close(self) -> None:
-        """Wait until every line is there."""
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is not None:
+            self._try(self._lines)
+        elif self._changed:
+            self._where.write_bytes(self._lines)
+
+    def _try(self, lines: bytes) -> None:
         try:
-            if self._writing is not None and isinstance(self._where, Remote):
-                self._write(self._where)
-                self._writing.result()
-        finally:
-            self._pool.shutdown()
-
-    def _write(self, where: Remote) -> None:
-        if self._writing is not None:
-            self._writing.result()
-        self._writing = self._pool.submit(where.write_bytes, self._lines)
+            self._where.write_bytes(lines)
+        except OSError as error:
+            logging.getLogger(__name__).warning("%s: the newest lines of this log are not there yet", error)
 
 
 def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:
@@ -460,11 +491,15 @@ def together(function: Callable[[T], R], items: Iterable[T], remote: bool) -> It
             yield from pool.map(function, batch)
 
 
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modificationTime", "created")
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id")
+
+
 def _stat(info: dict[str, Any]) -> Stat:
     """Sizes are called the same everywhere; times are not."""
-    times = (info.get(name) for name in ("mtime", "LastModified", "last_modified", "updated", "created"))
+    times = (info.get(name) for name in _TIMES)
     when = next((time for time in times if time), 0.0)
     if isinstance(when, str):
         when = datetime.fromisoformat(when)
-    version = next((str(info[name]) for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), "")
+    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     return Stat(int(info["size"] or 0), when.timestamp() if isinstance(when, datetime) else float(when), version)

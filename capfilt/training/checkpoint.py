@@ -30,7 +30,7 @@ from capfilt.objectives.gather import rank, ranks
 from capfilt.objectives.momentum import Momentum
 from capfilt.reports.ledger import atomic
 from capfilt.reports.places import Place
-from capfilt.training.state_files import DamagedState, StateFiles
+from capfilt.training.state_files import DamagedState, StateFiles, plainly
 
 STATES = "states"
 """The folder of the states, each named by its step."""
@@ -131,7 +131,8 @@ class States:
             self._pool.shutdown()
 
     def _finish(self, written: Future[Any], step: int, loss: float | None) -> None:
-        written.result()
+        with plainly(self.files.path(step)):
+            written.result()
         if rank() > 0:
             return
         self.files.commit(step, {"identity": self.identity, "loss": loss})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from capfilt.config import Config
 from capfilt.data.augment import AugmentConfig
@@ -48,6 +48,13 @@ class TrainConfig(Config):
     skips: int = Field(default=10, ge=0)
     """Steps in a row whose gradients are not finite that are left out before training stops; 0: the first stops it."""
     log_every: int = Field(default=20, ge=1)
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _a_folder(cls, features: object) -> object:
+        if isinstance(features, str) and "://" in features:
+            raise ValueError(f"features are mapped into memory: give a folder that all workers see, not {features}")
+        return features
 
     @model_validator(mode="after")
     def _queue(self) -> TrainConfig:

@@ -14,7 +14,7 @@ from capfilt.data.loader import Batch
 from capfilt.errors import ModelError
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
 from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Journal, Place
+from capfilt.reports.places import Journal, Place, Remote, append
 from capfilt.training import parallel
 from capfilt.training.config import TrainConfig
 from capfilt.training.speed import Speed
@@ -44,8 +44,8 @@ class StepLog:
         self.waited = 0.0
         self.asked: dict[str, Tensor] = {}
         self.taken = 0
-        there = parallel.rank() == 0 and path.exists()
-        self.journal = Journal(path, self._take_up(done) if there else b"")
+        kept = self._take_up(done) if parallel.rank() == 0 and path.exists() else b""
+        self.journal = Journal(path, kept) if isinstance(path, Remote) and parallel.rank() == 0 else None
 
     def _take_up(self, done: int) -> bytes:
         kept = []
@@ -58,9 +58,12 @@ class StepLog:
             file.writelines(kept)
         return b"".join(kept)
 
-    def close(self) -> None:
-        """Wait until every line is where it belongs."""
-        self.journal.close()
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.journal is not None:
+            self.journal.__exit__(*raised)
 
     def _stuck(self, entry: dict[str, float]) -> bool:
         return "itm" in entry and self.alarm.stuck(int(entry["step"]), entry["itm"])
@@ -136,11 +139,17 @@ class StepLog:
             if self._stuck(line):
                 line["itm_stuck"] = True
                 self._warn(step)
-            self.journal.add(json.dumps(line).encode() + b"\n")
+            self._add(json.dumps(line).encode() + b"\n")
             if self.on_line is not None:
                 self.on_line(line)
         self.sums, self.count, self.skipped, self.unreadable = {}, 0, 0, 0
         self.since, self.waited = self._clock, 0.0
+
+    def _add(self, line: bytes) -> None:
+        if self.journal is None:
+            append(self.path, line)
+        else:
+            self.journal.add(line)
 
     def _warn(self, step: int) -> None:
         if not self.warned:

@@ -67,7 +67,7 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
     own = identity(job, tokenizer, loader, learner.model) if parallel.rank() == 0 else {}
     with closing(States(job.out, own, job.train.checkpoints, job.train.keep_best, gradients.sharded)) as states:
         done = states.resume(learner, optimizer)
-        with closing(StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line)) as log:
+        with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
             run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
         states.settle()
         parallel.barrier()

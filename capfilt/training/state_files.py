@@ -8,13 +8,18 @@ the sha256 of every other file: a folder without one is what a kill left, a fold
 from __future__ import annotations
 
 import json
+import logging
+import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -54,7 +59,8 @@ class StateFiles:
         """
         self.path(step).mkdir(parents=True, exist_ok=True)
         _alone_on_purpose()
-        written = async_save(tensors, storage_writer=_writer(self.path(step)), process_group=group, no_dist=alone)
+        with plainly(self.path(step)):
+            written = async_save(tensors, storage_writer=_writer(self.path(step)), process_group=group, no_dist=alone)
         assert isinstance(written, Future)
         return written
 
@@ -86,16 +92,22 @@ class StateFiles:
 
     def names(self, step: int) -> set[str]:
         """The names of its tensors."""
-        return set(_reader(self.path(step)).read_metadata().state_dict_metadata)
+        with plainly(self.path(step)):
+            return set(_reader(self.path(step)).read_metadata().state_dict_metadata)
 
     def read(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Fill these tensors, each process those parts that it has of them."""
         _alone_on_purpose()
-        load(tensors, storage_reader=_reader(self.path(step)), no_dist=True)
+        with plainly(self.path(step)):
+            load(tensors, storage_reader=_reader(self.path(step)), no_dist=True)
 
     def remove(self, step: int) -> None:
         """Remove a state; its marker goes first."""
-        (self.path(step) / MARKER).unlink(missing_ok=True)
+        try:
+            (self.path(step) / MARKER).unlink(missing_ok=True)
+        except OSError as error:
+            logging.getLogger(__name__).warning("%s: an old state stays", error)
+            return
         remove_all(self.path(step))
 
     def sweep(self) -> None:
@@ -109,10 +121,33 @@ class StateFiles:
         remove_all(self.folder)
 
 
+@contextmanager
+def plainly(where: Place) -> Iterator[None]:
+    """Make torch's error of several processes, which is no Exception, an OSError that says what the first one met."""
+    try:
+        yield
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        raise OSError(f"{where}: {type(first).__name__}: {' '.join(str(first).split())}") from error
+
+
+class _Store(FileSystem):
+    """A folder on a store is there when something is in it. A client that is asked to make one looks for the bucket,
+    and where it may not look tries to make that."""
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Nothing."""
+
+
+class _StoreWriter(FsspecWriter):
+    def __init__(self, url: str) -> None:
+        super().__init__(url, sync_files=False)
+        self.fs = _Store()  # type: ignore[assignment]  # as torch does, which is not checked there
+        self.path = self.fs.init_path(url, **_FRESH)
+
+
 def _writer(folder: Place) -> FileSystemWriter:
-    return (
-        FsspecWriter(folder.url, sync_files=False, **_FRESH) if isinstance(folder, Remote) else FileSystemWriter(folder)
-    )
+    return _StoreWriter(folder.url) if isinstance(folder, Remote) else FileSystemWriter(folder)
 
 
 def _reader(folder: Place) -> FileSystemReader:

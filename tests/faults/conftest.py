@@ -276,7 +276,7 @@ class Training:
         """Wait until so many steps are logged."""
         assert self.process is not None
         give_up = time.monotonic() + PATIENCE
-        while self.step() < step:
+        while max(self.step(), self.saved()) < step:
             assert self.process.poll() is None, f"it ended before: {self.process.communicate()}"
             assert time.monotonic() < give_up, f"{self.step()} of {step} steps"
             time.sleep(0.002 if isinstance(self.out, Path) else 0.1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from capfilt.data import shards
 from capfilt.data.tokens import Tokenizer
@@ -174,16 +175,40 @@ def test_a_model_on_a_store_is_a_model(
         made.append(files(home, "*/pretrain/checkpoint/*", "a/annotations/*", "e/metrics.json"))
     assert made[0] == made[1]
     assert len(made[0]) == 3 + 3 + 3 + 1
-    assert len(list(tmp_path.glob("capfilt-*/*"))) == 2, "a copy of each model"
+    assert len([path for path in tmp_path.glob("capfilt-*/*") if path.is_dir()]) == 2, "a copy of each model"
 
 
 def test_a_model_that_is_not_on_a_store_is_one_line(store: Remote, models: list[str], capfilt: Any) -> None:
     done = capfilt("annotate", "x", "--captioner", store / "nowhere", *models[2:], "--out", store / "a")
     assert done.code == 1
-    assert done.line.startswith(f"error: {store}/nowhere is no model; what can be read: ")
+    assert done.line.startswith(f"error: {store}/nowhere is no model; on a store a model is a folder; what can be read")
+
+
+def test_an_export_onto_a_store_is_refused(models: list[str], capfilt: Any) -> None:
+    done = capfilt("export", models[1], "--out", "s3://bucket/model")
+    assert done.code == 2
+    assert done.line.startswith("error: --out s3://bucket/model is on a store; export into a folder")
+
+
+def test_a_store_that_does_not_let_us_look_is_one_line(
+    store: Remote, small_world: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", refused)
+    done = capfilt("evaluate", store / "model", small_world / "human")
+    assert done.code == 1
+    assert done.line.startswith(f"error: {store}/model cannot be looked at ({store}/model: Forbidden)")
 
 
 def test_features_are_not_kept_on_a_store(store: Remote, small_world: Path, capfilt: Any) -> None:
+    done = capfilt("pretrain", "blip2-tiny-stage1", "--set", "data=x", "--set", "train.features=s3://b/f", "--out", "x")
+    assert done.code == 2
+    assert "give a folder that all workers see, not s3://b/f" in done.line
+    done = capfilt("bootstrap", "demo", "--set", "pretrain.features=true", "--out", store / "run")
+    assert done.code == 2
+    assert "features is true" in done.line
     words = ("--set", f"data={small_world}/human", "--set", "train.features=true", "--set", "train.loader.augment={}")
     done = capfilt("pretrain", "blip2-tiny-stage1", *words, "--out", store / "run")
     assert done.code == 2

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -201,22 +203,42 @@ def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> N
         at_hand(store / "nowhere")
 
 
-def test_of_two_that_copy_one_is_enough(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store / "model/a.bin", b"1" * 1000)
+    opened: list[str] = []
+    look = Remote.open
+
+    def counted(self: Remote, mode: str = "rb") -> Any:
+        opened.append(self.name)
+        time.sleep(0.05)
+        return look(self, mode)
+
+    monkeypatch.setattr(Remote, "open", counted)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: (at_hand(store / "model") / "a.bin").read_bytes(), range(8)))
+    assert found == [b"1" * 1000] * 8
+    assert opened == ["a.bin"]
+
+
+def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: Remote) -> None:
     put(store / "model/a.bin", b"1")
-    rename = Path.rename
+    put(store / "other/a.bin", b"2")
+    here, other = at_hand(store / "model"), at_hand(store / "other")
+    (here / "a.bin").unlink()  # as a machine tidies up
+    os.utime(other.parent, (0, 0))
+    assert (at_hand(store / "model") / "a.bin").read_bytes() == b"1"
+    assert not other.exists()
 
-    def late(self: Path, target: Path) -> Path:
-        monkeypatch.undo()
-        target.mkdir(parents=True)
-        (target / "model").mkdir()
-        (target / "model/a.bin").write_bytes(b"theirs")
-        return rename(self, target)
 
-    home = places._copies()
-    monkeypatch.setattr(places, "_copies", lambda: home)
-    monkeypatch.setattr(Path, "rename", late)
-    assert (at_hand(store / "model") / "a.bin").read_bytes() == b"theirs"
-    assert [path.name for path in home.iterdir() if path.name.startswith("tmp")] == []
+def test_a_store_that_tells_no_version_is_copied_by_each_process(
+    store: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store / "a.bin", b"1")
+    monkeypatch.setattr(Remote, "stat", lambda self: places.Stat(1, 0.0))
+    here = at_hand(store / "a.bin")
+    assert at_hand(store / "a.bin") == here
+    monkeypatch.setattr(places, "_THIS_PROCESS", "another")
+    assert at_hand(store / "a.bin") != here
 
 
 def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path: Path) -> None:
@@ -242,27 +264,63 @@ def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
     assert listing(store / "half") == {}
 
 
-def test_a_journal_has_every_line_when_it_is_closed(store: Remote, tmp_path: Path) -> None:
-    for path in (tmp_path / "log", store / "log"):
-        put(path, b"0\n")
-        journal = Journal(path, b"0\n")
-        for number in range(1, 100):
-            journal.add(b"%d\n" % number)
-        journal.close()
+def test_a_journal_has_every_line_in_the_end(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pause in (0.0, 1000.0):
+        monkeypatch.setattr(Journal, "PAUSE", pause)
+        path = put(store / f"log-{pause}", b"0\n")
+        with Journal(path, b"0\n") as journal:
+            for number in range(1, 100):
+                journal.add(b"%d\n" % number)
         assert [int(line) for line in path.read_bytes().split()] == list(range(100))
-    Journal(store / "none").close()
+    with Journal(store / "none"):
+        pass
     assert not (store / "none").exists()
 
 
-def test_a_journal_that_cannot_be_written_says_so(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_of_a_journal_that_fails_loses_nothing(
+    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, answers = MemoryFileSystem.pipe_file, iter([RuntimeError("no route"), None, RuntimeError("still none")])
+
+    def shaky(self: Any, path: str, value: bytes, **kwargs: Any) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+        write(self, path, value, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", shaky)
+    monkeypatch.setattr(Journal, "PAUSE", 1000.0)
+    with Journal(store / "log") as journal:
+        journal.add(b"1\n")
+        journal.add(b"2\n")
+    assert (store / "log").read_bytes() == b"1\n2\n"
+    assert "no route: the newest lines of this log are not there yet" in caplog.text
+    journal = Journal(store / "log")
+    journal._written = time.monotonic()
+    journal.add(b"3\n")
+    with pytest.raises(OSError, match="still none"):
+        journal.__exit__(None)
+
+
+def test_what_stopped_the_work_is_told_and_not_its_journal(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no route")
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", broken)
-    journal = Journal(store / "log")
-    journal.add(b"1\n")
-    with pytest.raises(OSError, match="no route"):
-        journal.close()
+    with pytest.raises(ZeroDivisionError), Journal(store / "log") as journal:
+        journal.add(b"1\n")
+        raise ZeroDivisionError
+
+
+def test_what_cannot_be_tidied_up_stays(
+    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError("Forbidden")
+
+    put(store / "a/b")
+    monkeypatch.setattr(MemoryFileSystem, "rm", refused)
+    remove_all(store / "a")
+    assert f"{store}/a: Forbidden stays" in caplog.text
 
 
 def test_what_a_client_raises_becomes_an_error_of_the_place(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:

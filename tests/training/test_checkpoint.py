@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 
 from capfilt.errors import ModelError
@@ -95,6 +96,35 @@ def test_what_a_kill_left_half_written_is_passed_over_and_swept(home: Place) -> 
     again.save(module, optimizer, 9)
     again.settle()
     assert sorted(path.name for path in (home / "states").iterdir()) == ["000000003", "000000009"]
+
+
+def test_a_state_that_cannot_be_written_says_where_and_why(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch tells of it by what is no Exception."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", refused)
+    (module, optimizer), kept = pair(0), states(store)
+    with pytest.raises(OSError, match=f"{store}/states/000000003: PermissionError: Access Denied"):
+        kept.save(module, optimizer, 3)
+        kept.settle()
+
+
+def test_an_old_state_that_cannot_be_removed_stays(
+    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remove = MemoryFileSystem.rm_file
+
+    def refused(self: MemoryFileSystem, path: str) -> None:
+        if path.endswith("state.json"):
+            raise PermissionError("Access Denied")
+        remove(self, path)
+
+    monkeypatch.setattr(MemoryFileSystem, "rm_file", refused)
+    saved(store, 3, 6, keep=1)
+    assert "Access Denied" in caplog.text
+    assert states(store).resume(*pair(1)) == 6
 
 
 def test_a_state_on_a_store_that_was_cut_gives_way_to_the_one_before(store: Remote) -> None:
