@@ -262,9 +262,6 @@ def check(config: PretrainConfig) -> Architecture:
     architecture = read_architecture(config.model, config.train.image_size)
     check_training(architecture, config.train, config.resources, config.model)
     speaks = isinstance(architecture, Blip2Config) and architecture.language is not None
-    for source in (config.initial.vision, config.initial.text, config.initial.language):
-        if source is not None:
-            files.refuse_missing(source)
     if config.initial.language and not speaks:
         raise RecipeError(f"initial.language is given, and {config.model} has no language model: leave it out.")
     if speaks and not config.initial.language and config.start is None:
@@ -308,6 +305,8 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
     """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
     architecture = check(config)
     check_features(out, config.train)
+    for source in config.initial.model_dump(exclude_none=True).values():
+        files.refuse_missing(source)
     start = check_start(config.start, architecture) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources"})
