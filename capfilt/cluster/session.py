@@ -170,10 +170,21 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     try:
         _knock(address)
         with environment(_QUIET), _own_sigterm():
-            ray.init(**options)
+            _begin(options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(_no_answer(address, error)) from error
     return Session(address, owned=address == "start", attached=address != "start")
+
+
+def _begin(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**options)
+    except ConnectionAbortedError:
+        # ray://: the head starts a server for each client, on a port that it has only looked at, and one that dies in
+        # its first moments ends the call. A second one gets another port.
+        ray.init(**options)
 
 
 @contextmanager

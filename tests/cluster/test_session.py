@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -66,6 +67,26 @@ def test_a_cluster_that_is_not_there_is_one_line_at_once(scheme: str) -> None:
     assert done.stdout.startswith(f"No Ray cluster answers at '{scheme}127.0.0.1:"), done.stderr
     assert "Connection refused" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_a_server_of_ray_client_that_dies_at_once_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which happens by chance alone, so it is said here that it did."""
+    import ray
+
+    answers = iter([ConnectionAbortedError("Initialization failure from server"), None])
+    asked = []
+
+    def init(**options: object) -> None:
+        asked.append(options["address"])
+        if (error := next(answers)) is not None:
+            raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        address = f"ray://127.0.0.1:{there.getsockname()[1]}"
+        connect(address)
+    assert asked == [address, address]
 
 
 def test_environment_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
