@@ -25,7 +25,7 @@ test: .venv/.stamp
 test-slow: .venv/.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
 
-# Every fault with ten seeds, up to 15 minutes; writes docs/faults.md.
+# Every fault with ten seeds: half an hour, and as much for trainings; writes docs/faults.md.
 test-faults: .venv/.stamp
 	@CAPFILT_FAULTS=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults
 
