@@ -14,8 +14,9 @@ import numpy as np
 
 from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import TextError
+from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import filled
-from capfilt.reports.places import Place, at_hand, place
+from capfilt.reports.places import Place, place
 
 Kind = Literal["opt", "t5"]
 

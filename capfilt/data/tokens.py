@@ -16,8 +16,9 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from capfilt.errors import TextError, did_you_mean
+from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import atomic
-from capfilt.reports.places import Place, at_hand, place
+from capfilt.reports.places import Place, place
 
 MAX_CHARACTERS = 10_000
 """Texts are cut here before anything else; no caption is this long, and hostile ones are much longer."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
-from capfilt.reports.places import at_hand, place
+from capfilt.reports.copies import at_hand
+from capfilt.reports.places import place
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 INDEX = "model.safetensors.index.json"

@@ -23,9 +23,10 @@ from capfilt.models.blip2 import Blip2, Blip2Config
 from capfilt.models.files import Tensors
 from capfilt.models.initial import initialise as initialise  # one door to weights
 from capfilt.models.vision import resize_positions
+from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import atomic, sha256_file, write_json
 from capfilt.reports.ledger import fingerprint as digest_of
-from capfilt.reports.places import Place, Remote, at_hand, place
+from capfilt.reports.places import Place, Remote, place
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"

@@ -17,8 +17,9 @@ from capfilt.errors import RunError, UsageError, did_you_mean
 from capfilt.models import Blip2Config, BlipConfig, Model, hf_blip2, weights
 from capfilt.models.hf import class_of
 from capfilt.models.text import Role
+from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Remote, at_hand, place
+from capfilt.reports.places import Remote, place
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
 """What a pretrained model falls into, and the folder of each."""

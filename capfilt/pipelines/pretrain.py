@@ -29,8 +29,9 @@ from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.rows import count_rows
 from capfilt.reports import metrics
+from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
-from capfilt.reports.places import Place, Remote, at_hand, listing, remove_all
+from capfilt.reports.places import Place, Remote, listing, remove_all
 from capfilt.reports.progress import Line, Progress
 from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin

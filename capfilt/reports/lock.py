@@ -178,14 +178,12 @@ def _beats(found: Found, patience: float) -> bool:
     if found.owner and (lives := found.owner.lives()) is not None:
         return lives
     look, end = min(0.25 if found.beat is None else 1.0, patience / 10), time.monotonic() + patience
-    try:
+    with suppress(FileNotFoundError):  # let go while we watched
         before = found.data if found.beat is None else found.pulse()
         while time.monotonic() < end:
             time.sleep(look)
             if found.pulse() != before:
                 return True
-    except FileNotFoundError:  # let go while we watched
-        return False
     return False
 
 

@@ -7,19 +7,14 @@ request; until then nobody sees it. Nothing that a store has said is remembered:
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
-import hashlib
 import io
 import logging
-import math
 import os
 import shutil
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -328,61 +323,6 @@ Place = Annotated[Path | Remote, PlainValidator(_told), PlainSerializer(str, whe
 """A path or a place on a store; in a config, what `place` makes of a text."""
 
 
-def at_hand(where: str | Path | Remote) -> Path:
-    """What lies at a place as a path of this machine: its own, or that of a copy of what a store has there.
-
-    Copied is an object, or the objects of a folder and none below; once a machine, for as long as the store tells the
-    same of them. Copies lie in `capfilt-UID` with the temporary files, and go when nobody asked for them for a week.
-
-    Raises:
-        OSError: nothing lies there, or the store does not give it.
-    """
-    where = place(where)
-    if isinstance(where, Path):
-        return where
-    found = {where: where.stat()} if where.is_file() else {where / n: s for n, s in where.listing().items() if s}
-    if not found:
-        raise FileNotFoundError(f"{where}: nothing lies there")
-    told = [where.url, *sorted((path.name, repr(stat)) for path, stat in found.items())]
-    if not all(stat.version or stat.st_mtime for stat in found.values()):
-        told.append(_THIS_PROCESS)  # the store does not say whether they changed
-    home = _copies() / hashlib.sha256(repr(told).encode()).hexdigest()[:32]
-    names = {path: where.name if path == where else f"{where.name}/{path.name}" for path in found}
-    with home.with_suffix(".turn").open("w") as turn:  # a node's ranks all ask at once
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        sizes = {names[path]: stat.st_size for path, stat in found.items()}
-        if {name: (home / name).stat().st_size for name in sizes if (home / name).is_file()} != sizes:
-            shutil.rmtree(home, ignore_errors=True)
-            _forget_old(home.parent)
-            for path, name in names.items():
-                (home / name).parent.mkdir(parents=True, exist_ok=True)
-                with path.open() as read, (home / name).open("wb") as file:
-                    shutil.copyfileobj(read, file, PART_BYTES)
-    os.utime(home)
-    return home / where.name
-
-
-_THIS_PROCESS = uuid.uuid4().hex
-KEPT_DAYS = 7
-"""Days after which a copy that nobody asked for goes."""
-
-
-def _copies() -> Path:
-    """Where copies lie. PermissionError where somebody else has made a folder of that name."""
-    home = Path(tempfile.gettempdir(), f"capfilt-{os.getuid()}")
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.is_symlink() or home.stat().st_uid != os.getuid():
-        raise PermissionError(f"{home} belongs to somebody else; let TMPDIR name another folder.")
-    return home
-
-
-def _forget_old(copies: Path) -> None:
-    for path in copies.iterdir():
-        with suppress(FileNotFoundError):
-            if path.is_dir() and time.time() - path.stat().st_mtime > KEPT_DAYS * 86400:
-                shutil.rmtree(path, ignore_errors=True)
-
-
 def remove_all(folder: Path | Remote) -> None:
     """Remove a folder and what is in it, where there is one. It is tidying up: what cannot be removed stays."""
     if isinstance(folder, Path):
@@ -410,48 +350,6 @@ def append(where: Path | Remote, line: bytes) -> None:
         return
     with where.open("ab", buffering=0) as file:
         file.write(line)
-
-
-class Journal:
-    """A log on a store that one process writes. An object cannot be added to: it is written anew with all its lines, in
-    a thread, every `PAUSE` seconds at most, and with the last of them when the block ends.
-
-    A write that fails loses nothing, since the next has all lines; only the last may raise.
-    """
-
-    PAUSE = 10.0
-
-    def __init__(self, where: Remote, lines: bytes = b""):
-        """`lines` lie there already."""
-        self._where, self._lines = where, lines
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._writing: Future[None] | None = None
-        self._written = -math.inf
-        self._changed = False
-
-    def add(self, line: bytes) -> None:
-        """Add a line."""
-        self._lines += line
-        self._changed = True
-        if (self._writing is None or self._writing.done()) and time.monotonic() - self._written >= self.PAUSE:
-            self._written = time.monotonic()
-            self._writing = self._pool.submit(self._try, self._lines)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
-        if kind is not None:
-            self._try(self._lines)
-        elif self._changed:
-            self._where.write_bytes(self._lines)
-
-    def _try(self, lines: bytes) -> None:
-        try:
-            self._where.write_bytes(lines)
-        except OSError as error:
-            logging.getLogger(__name__).warning("%s: the newest lines of this log are not there yet", error)
 
 
 def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:

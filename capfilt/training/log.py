@@ -13,8 +13,9 @@ from torch import Tensor
 from capfilt.data.loader import Batch
 from capfilt.errors import ModelError
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
+from capfilt.reports.journal import Journal
 from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Journal, Place, Remote, append
+from capfilt.reports.places import Place, Remote, append
 from capfilt.training import parallel
 from capfilt.training.config import TrainConfig
 from capfilt.training.speed import Speed

@@ -3,8 +3,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,11 +17,9 @@ from capfilt.reports import labels, lock, places, poison, stages
 from capfilt.reports.labels import Label
 from capfilt.reports.ledger import Ledger, atomic, filled, share, write_json
 from capfilt.reports.places import (
-    Journal,
     Place,
     Remote,
     append,
-    at_hand,
     listing,
     place,
     remove_all,
@@ -183,72 +179,6 @@ def test_logs_grow_and_copies_are_copies(store: Remote, tmp_path: Path) -> None:
     assert table_source(tmp_path / "d") == tmp_path / "d"
 
 
-def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> None:
-    model = store / "deep/model"
-    put(model / "a.bin", b"1")
-    put(model / "sub/b.bin", b"2")
-    here = at_hand(str(model))
-    assert here == at_hand(model)
-    assert here.name == "model"
-    assert [path.name for path in here.iterdir()] == ["a.bin"]
-    assert (here.parent.parent.stat().st_mode & 0o777, here.parents[2]) == (0o700, tmp_path)
-    put(model / "a.bin", b"3")
-    assert (at_hand(model) / "a.bin").read_bytes() == b"3"
-    assert (here / "a.bin").read_bytes() == b"1", "somebody may still read it"
-    assert at_hand(model / "a.bin").read_bytes() == b"3"
-    assert at_hand(model / "a.bin").name == "a.bin"
-    for own in (tmp_path, str(tmp_path)):
-        assert at_hand(own) == tmp_path
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{store}/nowhere: nothing lies there")):
-        at_hand(store / "nowhere")
-
-
-def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(store / "model/a.bin", b"1" * 1000)
-    opened: list[str] = []
-    look = Remote.open
-
-    def counted(self: Remote, mode: str = "rb") -> Any:
-        opened.append(self.name)
-        time.sleep(0.05)
-        return look(self, mode)
-
-    monkeypatch.setattr(Remote, "open", counted)
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: (at_hand(store / "model") / "a.bin").read_bytes(), range(8)))
-    assert found == [b"1" * 1000] * 8
-    assert opened == ["a.bin"]
-
-
-def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: Remote) -> None:
-    put(store / "model/a.bin", b"1")
-    put(store / "other/a.bin", b"2")
-    here, other = at_hand(store / "model"), at_hand(store / "other")
-    (here / "a.bin").unlink()  # as a machine tidies up
-    os.utime(other.parent, (0, 0))
-    assert (at_hand(store / "model") / "a.bin").read_bytes() == b"1"
-    assert not other.exists()
-
-
-def test_a_store_that_tells_no_version_is_copied_by_each_process(
-    store: Remote, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(store / "a.bin", b"1")
-    monkeypatch.setattr(Remote, "stat", lambda self: places.Stat(1, 0.0))
-    here = at_hand(store / "a.bin")
-    assert at_hand(store / "a.bin") == here
-    monkeypatch.setattr(places, "_THIS_PROCESS", "another")
-    assert at_hand(store / "a.bin") != here
-
-
-def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path: Path) -> None:
-    put(store / "a")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PermissionError, match="belongs to somebody else; let TMPDIR"):
-        at_hand(store / "a")
-
-
 def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
     for folder in (tmp_path / "run/model", store / "run/model"):
         with filled(folder) as here:
@@ -262,53 +192,6 @@ def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
         (here / "a").write_bytes(b"1")
         raise ZeroDivisionError
     assert listing(store / "half") == {}
-
-
-def test_a_journal_has_every_line_in_the_end(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    for pause in (0.0, 1000.0):
-        monkeypatch.setattr(Journal, "PAUSE", pause)
-        path = put(store / f"log-{pause}", b"0\n")
-        with Journal(path, b"0\n") as journal:
-            for number in range(1, 100):
-                journal.add(b"%d\n" % number)
-        assert [int(line) for line in path.read_bytes().split()] == list(range(100))
-    with Journal(store / "none"):
-        pass
-    assert not (store / "none").exists()
-
-
-def test_a_write_of_a_journal_that_fails_loses_nothing(
-    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    write, answers = MemoryFileSystem.pipe_file, iter([RuntimeError("no route"), None, RuntimeError("still none")])
-
-    def shaky(self: Any, path: str, value: bytes, **kwargs: Any) -> None:
-        if (error := next(answers)) is not None:
-            raise error
-        write(self, path, value, **kwargs)
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", shaky)
-    monkeypatch.setattr(Journal, "PAUSE", 1000.0)
-    with Journal(store / "log") as journal:
-        journal.add(b"1\n")
-        journal.add(b"2\n")
-    assert (store / "log").read_bytes() == b"1\n2\n"
-    assert "no route: the newest lines of this log are not there yet" in caplog.text
-    journal = Journal(store / "log")
-    journal._written = time.monotonic()
-    journal.add(b"3\n")
-    with pytest.raises(OSError, match="still none"):
-        journal.__exit__(None)
-
-
-def test_what_stopped_the_work_is_told_and_not_its_journal(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no route")
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", broken)
-    with pytest.raises(ZeroDivisionError), Journal(store / "log") as journal:
-        journal.add(b"1\n")
-        raise ZeroDivisionError
 
 
 def test_what_cannot_be_tidied_up_stays(

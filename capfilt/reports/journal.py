@@ -1,0 +1,52 @@
+"""A log on a store, where a file cannot be added to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from capfilt.reports.places import Remote
+
+
+class Journal:
+    """A log on a store that one process writes. An object cannot be added to: it is written anew with all its lines, in
+    a thread, every `PAUSE` seconds at most, and with the last of them when the block ends.
+
+    A write that fails loses nothing, since the next has all lines; only the last may raise.
+    """
+
+    PAUSE = 10.0
+
+    def __init__(self, where: Remote, lines: bytes = b""):
+        """`lines` lie there already."""
+        self._where, self._lines = where, lines
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._writing: Future[None] | None = None
+        self._written = -math.inf
+        self._changed = False
+
+    def add(self, line: bytes) -> None:
+        """Add a line."""
+        self._lines += line
+        self._changed = True
+        if (self._writing is None or self._writing.done()) and time.monotonic() - self._written >= self.PAUSE:
+            self._written = time.monotonic()
+            self._writing = self._pool.submit(self._try, self._lines)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is not None:
+            self._try(self._lines)
+        elif self._changed:
+            self._where.write_bytes(self._lines)
+
+    def _try(self, lines: bytes) -> None:
+        try:
+            self._where.write_bytes(lines)
+        except OSError as error:
+            logging.getLogger(__name__).warning("%s: the newest lines of this log are not there yet", error)
