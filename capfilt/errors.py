@@ -6,6 +6,7 @@
     ├── RunError            a run folder, ledger or balance that does not hold
     ├── DataError
     │   ├── ShardError      a shard that is not there or cannot be read
+    │   │   └── StorageError    what keeps it does not give it now, and may later
     │   ├── ImageError      bytes that are no usable picture
     │   └── TextError       a caption or vocabulary that cannot be used
     ├── ModelError          an architecture or checkpoint that does not fit
@@ -49,6 +50,10 @@ class DataError(CapfiltError):
 
 class ShardError(DataError):
     """A shard that is not there or cannot be read."""
+
+
+class StorageError(ShardError):
+    """A shard whose storage failed; asked again, it may not."""
 
 
 class ImageError(DataError):

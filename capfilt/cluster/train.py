@@ -8,6 +8,7 @@ training (Ctrl-C included) by killing that one actor; Ray takes down what it own
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +40,16 @@ _TRAIN_ALONE = {
 }
 
 
-class Fault(Exception):
-    """What the function raised, on its way from a training worker to the driver."""
+_NO_ANSWER = re.compile(r"closed by peer|reset by peer|[Cc]onnection refused|Broken pipe|NCCL|gloo|[Tt]imed out")
 
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble)
-        self.trouble = trouble
+
+class Fault(Exception):
+    """What the function raised, on its way from a training worker to the driver; `unanswered` where it was another
+    worker that did not answer."""
+
+    def __init__(self, trouble: Trouble, unanswered: bool = False) -> None:
+        super().__init__(trouble, unanswered)
+        self.trouble, self.unanswered = trouble, unanswered
 
     def __str__(self) -> str:
         return self.trouble.line
@@ -268,7 +273,10 @@ def _verdict(failures: list[Exception]) -> Trouble:
     for failure in failures:
         if not isinstance(failure, Fault):
             return Trouble.death(failure)
-    return troubles[0]
+    for failure in failures:
+        if isinstance(failure, Fault) and not failure.unanswered:
+            return failure.trouble
+    return Trouble.death(failures[0])  # of the worker that did not answer nothing is known yet
 
 
 def _guarded(function: Function, cpus: float) -> Function:
@@ -279,6 +287,13 @@ def _guarded(function: Function, cpus: float) -> Function:
         try:
             function(config)
         except Exception as error:
-            raise Fault(Trouble.of(error)) from error
+            raise Fault(Trouble.of(error), _unanswered(error)) from error
 
     return attempt
+
+
+def _unanswered(error: Exception) -> bool:
+    """Whether this is what torch.distributed raises where another process has gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_NO_ANSWER.search(str(error))))

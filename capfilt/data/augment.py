@@ -46,9 +46,10 @@ class AugmentConfig(Config):
         return self
 
 
-def generator(seed: int, row: int, uid: str) -> np.random.Generator:
-    """The draws of one row of a training, counted over all epochs: a function of these three and of nothing before."""
-    digest = hashlib.blake2b(f"{seed}|{row}|{uid}".encode(), digest_size=16).digest()
+def generator(seed: int, *place: int | str) -> np.random.Generator:
+    """The draws of one place in a training, such as a row counted over all epochs and its uid: a function of these and
+    of nothing before."""
+    digest = hashlib.blake2b("|".join(map(str, (seed, *place))).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
 

@@ -8,12 +8,16 @@ started there goes on with exactly the rows that come next (`order.py`).
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
 import math
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -29,8 +33,12 @@ from capfilt.data.features import Features
 from capfilt.data.order import Order, Span
 from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer, clean_caption
-from capfilt.errors import DataError, ImageError
+from capfilt.errors import DataError, ImageError, StorageError
 
+PAUSES = (1, 5, 30, 120, 300)
+"""Seconds between tries to go on with a shard whose storage failed."""
+STAND_INS = 1000
+"""Rows that are looked through for one that can be read, where none of a batch can."""
 KEPT_BYTES = 256 * 2**20
 """Bytes of shards that a loader keeps: all of a small data set, nothing that matters of a large one."""
 
@@ -61,8 +69,8 @@ class LoaderConfig(Config):
     """Whether each text of an image is a row, or each image, with one of its texts drawn in every epoch."""
     weights: dict[str, float] = {}
     """For captions "one": how likely a text is drawn by its source ("web", "synthetic", "human"); 1 where not given."""
-    decoders: int = Field(default=1, ge=1)
-    """Threads of each rank that decode pictures."""
+    decoders: int = Field(default=0, ge=0)
+    """Threads of each rank that decode pictures; 0 = as many as it computes with."""
     augment: AugmentConfig = AugmentConfig()
     """What happens to a picture at random; by default nothing."""
     prompt: str = ""
@@ -132,9 +140,13 @@ class Loader:
         self.seed = seed
         self.features = features
         self.rank, self.ranks = rank, ranks
-        walked = [(shards.expand(source.shards), source.repeat) for source in sources]
+        self.pinned = False
+        """Whether pictures are put where a GPU fetches them from while it computes."""
         if rows is None:
+            walked = [(shards.expand(source.shards), source.repeat) for source in sources]
             rows = {url: count(url).of(config.captions) for urls, _ in walked for url in urls}
+        else:
+            walked = [(listed(source.shards, rows), source.repeat) for source in sources]
         self.order = Order(walked, rows, math.gcd(config.lanes, config.batch_size), seed)
         self._kept: dict[str, list[Sample]] = {}
         self._room = KEPT_BYTES
@@ -147,7 +159,8 @@ class Loader:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Batches from global step `start` on, without end; decoding runs two batches ahead in a thread."""
-        return ahead(self._batches(start))
+        made = self._batches(start)
+        return ahead((replace(batch, images=batch.images.pin_memory()) for batch in made) if self.pinned else made)
 
     def _batches(self, start: int) -> Iterator[Batch]:
         size, lanes = self.config.batch_size, self.order.lanes
@@ -155,36 +168,64 @@ class Loader:
         mine = range(self.rank * own, self.rank * own + own)
         window = max(1, self.config.shuffle // lanes)
         walks = {
-            lane: self.order.walk(lane, start * each, window, self._read)
+            lane: Walk(self.order.walk(lane, start * each, window, self._read))
             for lane in range(mine.start // each, (mine.stop - 1) // each + 1)
         }
         step = start
-        with ThreadPoolExecutor(self.config.decoders, thread_name_prefix="decode") as pool:
-            each_row = pool.map if self.config.decoders > 1 else map
+        decoders = self.config.decoders or torch.get_num_threads()
+        with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
+            each_row = pool.map if decoders > 1 else map
             while True:
-                taken = {
-                    lane * each + i: row for lane, rows in walks.items() for i, row in enumerate(islice(rows, each))
-                }
+                taken = {lane * each + i: row for lane, walk in walks.items() for i, row in enumerate(walk.take(each))}
                 rows, first = [taken[i] for i in mine], step * size + mine.start
-                yield self._batch(rows, list(each_row(self._pixels, rows, range(first, first + own))))
+                views = list(each_row(self._pixels, rows, range(first, first + own)))
+                unreadable = sum(view is None for view in views)
+                if unreadable == own:
+                    rows, views = self._stand_in(next(iter(walks.values())), rows, first)
+                yield self._batch(rows, views, own, unreadable)
                 step += 1
 
+    def _stand_in(self, walk: Walk, rows: list[Row], place: int) -> tuple[list[Row], list[np.ndarray | Tensor | None]]:
+        """The next row that can be read, where none of `rows` can: the same one whenever the training is begun again.
+
+        Raises DataError where there is none near by: that is no accident.
+        """
+        for row in islice(walk.later(), STAND_INS):
+            if (view := self._pixels(row, place)) is not None:
+                return [row], [view]
+        raise DataError(
+            f"none of {len(rows) + STAND_INS} images in a row can be read, the first of them {rows[0].uid} in "
+            f"{rows[0].shard}"
+        )
+
     def _read(self, epoch: int, span: Span) -> Iterator[Row]:
-        """The rows of a span. DataError where the shard has fewer than were counted."""
-        found = 0
-        for row in islice(self._rows(span.url, epoch), span.first, span.first + span.count):
-            found += 1
-            yield row
+        """The rows of a span; where storage fails, it is asked again. DataError where the shard has fewer than were
+        counted."""
+        found, pauses = 0, iter(PAUSES)
+        while True:
+            rows = self._rows(span, epoch)
+            try:
+                for row in islice(rows, span.first + found, span.first + span.count):
+                    found += 1
+                    yield row
+                break
+            except StorageError as error:
+                if (pause := next(pauses, None)) is None:
+                    raise
+                logging.getLogger(__name__).warning("%s; again in %d s", error, pause)
+                time.sleep(pause)
         if found < span.count:
             raise DataError(
                 f"{span.url} has {span.first + found} rows, and {self.order.rows[span.url]} were counted: it changed."
                 " Training needs shards that stay as they are; begin again in another --out."
             )
 
-    def _rows(self, url: str, epoch: int) -> Iterator[Row]:
-        for sample in self._samples(url):
-            for caption in sample.captions if self.config.captions == "all" else [self._drawn(sample, epoch)]:
-                yield Row(url, sample.uid, sample.image, str(caption["text"]))
+    def _rows(self, span: Span, epoch: int) -> Iterator[Row]:
+        """All rows of the shard that a span is of."""
+        for sample in self._samples(span.url):
+            drawn = sample.captions if self.config.captions == "all" else [self._drawn(sample, epoch, span.place)]
+            for caption in drawn:
+                yield Row(span.url, sample.uid, sample.image, str(caption["text"]))
 
     def _samples(self, url: str) -> Iterable[Sample]:
         """The samples of a shard. The first small ones stay in memory: lanes that begin in the middle of a shard, and
@@ -195,25 +236,25 @@ class Loader:
         size = shards.stat(url)["size"]
         if size is None or size > self._room:
             return found
-        self._room -= size
         self._kept[url] = list(found)
+        self._room -= size
         return self._kept[url]
 
-    def _drawn(self, sample: Sample, epoch: int) -> dict[str, Any]:
-        """One of an image's texts, for this epoch."""
+    def _drawn(self, sample: Sample, epoch: int, turn: int) -> dict[str, Any]:
+        """One of an image's texts, for this epoch and this turn of its shard in it."""
         captions = sample.captions
         weights = np.array([self.config.weights.get(caption["source"], 1.0) for caption in captions])
-        place = generator(self.seed, epoch, sample.uid).random() * weights.sum()
+        place = generator(self.seed, epoch, turn, sample.uid).random() * weights.sum()
         return captions[min(int(np.searchsorted(weights.cumsum(), place, side="right")), len(captions) - 1)]
 
-    def _batch(self, rows: Sequence[Row], views: Sequence[np.ndarray | Tensor | None]) -> Batch:
-        """The batch of `rows`, as they are seen."""
+    def _batch(
+        self, rows: Sequence[Row], views: Sequence[np.ndarray | Tensor | None], size: int, unreadable: int
+    ) -> Batch:
+        """A batch of this size of `rows`, as they are seen."""
         kept = [row for row, view in zip(rows, views, strict=True) if view is not None]
         pixels = [view for view in views if view is not None]
-        if not kept:
-            raise DataError(f"none of the {len(rows)} images of a batch can be read, the first of them {rows[0].uid}")
         # The batch keeps its size, on which queues and ranks rely: readable rows stand in again for unreadable ones.
-        fill = [i % len(kept) for i in range(len(rows))]
+        fill = [i % len(kept) for i in range(size)]
         kept, pixels = [kept[i] for i in fill], [pixels[i] for i in fill]
         texts = [f"{self.config.prompt.strip()} {clean_caption(row.text)}".strip() for row in kept]
         ids, mask = self.tokenizer.encode(texts, self.config.max_length)
@@ -223,7 +264,7 @@ class Loader:
             mask=torch.from_numpy(mask),
             groups=torch.tensor([number(row.uid) for row in kept]),
             uids=tuple(row.uid for row in kept),
-            unreadable=len(rows) - len(set(fill)),
+            unreadable=unreadable,
         )
 
     def _pixels(self, row: Row, place: int) -> np.ndarray | Tensor | None:
@@ -236,6 +277,31 @@ class Loader:
         except ImageError:
             return None
         return augment(image, self.image_size, self.config.augment, generator(self.seed, place, row.uid))
+
+
+class Walk:
+    """The rows of a lane, of which the next may be looked at before they are taken."""
+
+    def __init__(self, rows: Iterator[Row]):
+        self._rows, self._seen = rows, deque[Row]()
+
+    def take(self, count: int) -> list[Row]:
+        """The next rows."""
+        return [self._seen.popleft() if self._seen else next(self._rows) for _ in range(count)]
+
+    def later(self) -> Iterator[Row]:
+        """The rows that will be taken next, which stay where they are."""
+        for i in itertools.count():
+            if i == len(self._seen):
+                self._seen.append(next(self._rows))
+            yield self._seen[i]
+
+
+def listed(spec: str | Sequence[str], rows: Mapping[str, int]) -> list[str]:
+    """The shards of `spec`, which are looked for only if they are not all named in `rows`: of 100,000 that a store has,
+    each rank would ask for each."""
+    urls = [spec] if isinstance(spec, str) else list(spec)
+    return urls if all(url in rows for url in urls) else shards.expand(spec)
 
 
 def stack(views: Sequence[np.ndarray | Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ what came before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TypeVar
 
@@ -28,6 +28,8 @@ class Span:
     url: str
     first: int
     count: int
+    place: int
+    """Of the shard in its epoch: one that is walked twice has two."""
 
 
 class Order:
@@ -67,7 +69,7 @@ class Order:
             if int(starts[i]) >= end:
                 break
             if first < last:
-                found.append(Span(urls[i], first - int(starts[i]), last - first))
+                found.append(Span(urls[i], first - int(starts[i]), last - first, i))
         return found
 
     def length(self, lane: int, epoch: int) -> int:
@@ -127,7 +129,7 @@ def after(spans: Iterable[Span], skip: int) -> Iterator[Span]:
     """What is left of spans without their first `skip` rows."""
     for span in spans:
         if skip < span.count:
-            yield Span(span.url, span.first + skip, span.count - skip)
+            yield replace(span, first=span.first + skip, count=span.count - skip)
         skip = max(0, skip - span.count)
 
 

@@ -24,7 +24,7 @@ from braceexpand import braceexpand
 
 from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Cut, Group, key_problem, members
 from capfilt.data.sample import Fault, Sample
-from capfilt.errors import ShardError
+from capfilt.errors import ShardError, StorageError
 from capfilt.reports.ledger import Input, atomic, write_json
 from capfilt.reports.places import Place, place, together
 
@@ -176,7 +176,9 @@ def stat(url: str) -> dict[str, Any]:
         info = files.info(path)
     except FileNotFoundError:
         raise ShardError(f"there is no shard {url}: check the path.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StorageError(f"{url} cannot be looked at: {error}") from error
+    except ValueError as error:
         raise ShardError(f"{url} cannot be looked at: {error}") from error
     version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
     return {"name": name(url), "size": info.get("size"), "version": version}
@@ -224,8 +226,8 @@ def write_sizes(folder: Place | str, counts: Mapping[str, int] | None = None) ->
     return path
 
 
-def _storage_failed(url: str, error: OSError) -> ShardError:
-    return ShardError(f"reading {url} failed: {error}. The storage failed: run again.")
+def _storage_failed(url: str, error: OSError) -> StorageError:
+    return StorageError(f"reading {url} failed: {error}. The storage failed: run again.")
 
 
 def _after_cut(group: Group | None, cut: Cut, shard: str, seen: set[str]) -> Iterator[Sample | Fault]:
@@ -262,7 +264,8 @@ def _opened(url: str) -> Any:
     except FileNotFoundError as error:
         raise ShardError(f"no shard at {url}; {_ALLOWED}") from error
     except (OSError, ValueError, ImportError) as error:
-        raise ShardError(f"cannot open shard {url}: {error}") from error
+        passing = isinstance(error, OSError) and not isinstance(error, PermissionError)
+        raise (StorageError if passing else ShardError)(f"cannot open shard {url}: {error}") from error
 
 
 def _expand_braces(piece: str) -> list[str]:

@@ -108,7 +108,11 @@ class Batch:
 def tiled(image: list[KeysValues], rows: int) -> tuple[list[KeysValues], int]:
     """So many copies of the images' keys that their `rows` rows become FEWEST or more; and how many copies that is."""
     copies = -(-FEWEST // rows)
-    return [(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1)) for keys, values in image], copies
+
+    def repeated(x: Tensor) -> Tensor:  # [I, heads, N, D], or what T5's encoder says: [I, N, D]
+        return x.repeat(copies, *[1] * (x.ndim - 1))
+
+    return [(repeated(keys), repeated(values)) for keys, values in image], copies
 
 
 def asks(device: torch.device, step: int) -> bool:

@@ -143,16 +143,11 @@ class FeedForward(nn.Module):
         return out
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole rows while training."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        return x * torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(keep).div_(keep)
+def stochastic_depth(x_BND: Tensor, rate: float) -> Tensor | None:
+    """Factors of a block's two residual branches, [2, B, 1, 1]: at this rate 0 for whole rows, and the larger for the
+    others, so that the mean stays. None at rate 0."""
+    if rate == 0.0:
+        return None
+    keep = 1.0 - rate
+    rows = [torch.empty(len(x_BND), 1, 1, device=x_BND.device, dtype=x_BND.dtype) for _ in range(2)]
+    return torch.stack([own.bernoulli_(keep).div_(keep) for own in rows])

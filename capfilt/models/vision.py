@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
-from capfilt.models.layers import DropPath, FeedForward, FusedSelfAttention
+from capfilt.models.layers import FeedForward, FusedSelfAttention, stochastic_depth
 
 
 class VisionConfig(Config):
@@ -53,19 +53,21 @@ class VisionConfig(Config):
 
 
 class VisionBlock(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block. `depth` is what `stochastic_depth` drew for its two branches; an argument, so
+    that blocks that differ in nothing but the rate are compiled once."""
 
-    def __init__(self, config: VisionConfig, drop_path: float):
+    def __init__(self, config: VisionConfig):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.attention = FusedSelfAttention(config.width, config.heads, config.key_bias)
         self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config.width, config.hidden)
-        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.drop_path(self.attention(self.attention_norm(x_BND)))
-        out: Tensor = x_BND + self.drop_path(self.feed_forward(self.feed_forward_norm(x_BND)))
+    def forward(self, x_BND: Tensor, depth_2B11: Tensor | None) -> Tensor:
+        branch = self.attention(self.attention_norm(x_BND))
+        x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
+        branch = self.feed_forward(self.feed_forward_norm(x_BND))
+        out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
         return out
 
 
@@ -78,8 +80,8 @@ class VisionTransformer(nn.Module):
         self.patches = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.cls = nn.Parameter(torch.zeros(1, 1, config.width))
         self.positions = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
         self.recompute = 0
         """How many of the last blocks keep no activations for the backward pass and compute them again: a matter of
@@ -97,11 +99,12 @@ class VisionTransformer(nn.Module):
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
         kept = len(self.blocks) - self.recompute
-        for i, block in enumerate(self.blocks):
+        for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
+            depth = stochastic_depth(x_BND, rate if self.training else 0.0)
             if i >= kept and torch.is_grad_enabled():
-                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, use_reentrant=False)
+                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, depth, use_reentrant=False)
             else:
-                x_BND = block(x_BND)
+                x_BND = block(x_BND, depth)
         tokens: Tensor = self.norm(x_BND)
         return tokens
 

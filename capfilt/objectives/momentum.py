@@ -60,7 +60,11 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, image: Tensor, text: Tensor, groups: Tensor | None = None) -> None:
-        """Put this step's features of all ranks into the queues, over the oldest; after the loss is taken."""
+        """Put this step's features of all ranks into the queues, over the oldest; after the loss is taken.
+
+        Features that are not finite stay outside: such a step is left out, and from the queue they would spoil the
+        steps of a whole turn. All ranks see the same ones, and so do the same.
+        """
         image, text = gather(image), gather(text)
         size, rows = self.queue_image.shape[0], image.shape[0]
         if size == 0:
@@ -69,6 +73,8 @@ class Momentum(nn.Module):
             raise RecipeError(
                 f"queue {size} is not a multiple of the global batch {rows}; change one of them (57600 = 20 x 2880)"
             )
+        if not bool(image.isfinite().all() & text.isfinite().all()):
+            return
         start = int(self.pointer)
         self.queue_image[start : start + rows] = image
         self.queue_text[start : start + rows] = text

@@ -43,6 +43,7 @@ from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
+from capfilt.training.config import OF_NO_WEIGHT
 from capfilt.training.loop import TrainConfig, TrainJob
 
 
@@ -331,7 +332,9 @@ def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[A
     architecture, final = check(config)
     check_sources(config)
     manners = {"data": {"download": {"manners": True, "thread_count": True}}}
-    plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners})
+    paces = {**dict.fromkeys(("pretrain", "captioner", "filter"), OF_NO_WEIGHT)}
+    paces["final"] = {"__all__": {"train": OF_NO_WEIGHT}}
+    plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners, **paces})
     plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs(config.data)}
     for stage, own in zip(plan["final"], final, strict=True):
         stage["architecture"] = own.model_dump(mode="json")

@@ -6,6 +6,8 @@ Fine-tuning a captioner or a filter is the same with another job.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +39,7 @@ from capfilt.reports.run import Run
 from capfilt.reports.stages import Plan, begin
 from capfilt.reports.tally import Tally
 from capfilt.training.checkpoint import STATES
+from capfilt.training.config import OF_NO_WEIGHT
 from capfilt.training.features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 from capfilt.training.parallel import ExecutionConfig
@@ -51,7 +54,8 @@ class TrainResources(ExecutionConfig):
     workers: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, gt=0)
     """CPUs of each; a process computes with as many threads."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0, le=1)
+    """GPUs of each: none, or one of its own."""
 
 
 class PretrainConfig(Config):
@@ -128,7 +132,8 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
 
 def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
-    settings = job.model_dump(mode="json", exclude={"out", "start", "sources", "tokenizer", "rows", "execution"})
+    elsewhere = dict.fromkeys(("out", "start", "sources", "tokenizer", "rows", "execution"), True)
+    settings = job.model_dump(mode="json", exclude={**elsewhere, "train": OF_NO_WEIGHT})
     settings["train"]["features"] = bool(job.train.features)  # not where they lie
     settings["initial"] = {tower: known_by(source) for tower, source in settings["initial"].items()}
     start = [weights.fingerprint(job.start)] if job.start else []
@@ -166,6 +171,7 @@ def run_training(
     ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, made or {})
     done = ledger.completion("model", wanted) is not None
     if not done:
+        warn_of_lanes(job, 1 if session.local else resources.workers)
         rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
         execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
         kept = job.train.features  # workers may start elsewhere
@@ -201,6 +207,17 @@ def run_training(
     (job.out / ROWS).unlink()
     remove_all(job.out / STATES)
     return job.model_folder
+
+
+def warn_of_lanes(job: TrainJob, workers: int) -> None:
+    """Tell of workers that read the same places of the data: twice the traffic where two share one."""
+    loader = job.train.loader
+    lanes = math.gcd(loader.lanes, loader.batch_size)
+    if workers > lanes:
+        logging.getLogger(__name__).warning(
+            "%d workers read the data in %d lanes, several of them the same: let %d divide loader.lanes (%d) and "
+            "loader.batch_size (%d)", workers, lanes, workers, loader.lanes, loader.batch_size,
+        )  # fmt: skip
 
 
 def train_here(config: dict[str, Any]) -> None:
@@ -310,7 +327,7 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
         files.refuse_missing(source)
     start = check_start(config.start, architecture) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
-    plan = config.model_dump(mode="json", exclude={"resources"})
+    plan = config.model_dump(mode="json", exclude={"resources": True, "train": OF_NO_WEIGHT})
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
     Run.open(out, configs.to_yaml(config), plan)
     job = TrainJob(

@@ -225,9 +225,9 @@ class Ledger:
         In a run that was forked, what is not here is taken over from the run that it forked, if it holds there.
         """
         found = self._trusted(shard, fingerprint)
-        if found is None and self._origin is not None and not self._withdrawn(shard).is_file():
-            found = self._origin._trusted(shard, fingerprint)
-            return found and self._adopt(found, self._origin)
+        if found is None and self.origin is not None and not self._withdrawn(shard).is_file():
+            found = self.origin._trusted(shard, fingerprint)
+            return found and self._adopt(found, self.origin)
         return found
 
     def read(self, path: Place) -> Completion | None:
@@ -245,13 +245,13 @@ class Ledger:
         """The shards that have a completion, here or in the run that was forked, whatever it is worth: by listing, so
         that those that have none cost nothing."""
         own = {path.stem for path in self.files()}
-        if self._origin is None:
+        if self.origin is None:
             return own
-        return own | self._origin.begun() - {path.stem for path in self.path.glob(f"*{WITHDRAWN}")}
+        return own | self.origin.begun() - {path.stem for path in self.path.glob(f"*{WITHDRAWN}")}
 
     def withdraw(self, shard: str) -> None:
         """Forget that a shard is done: a rerun does it again, in a fork too, whose origin still has it."""
-        if self._origin is not None:
+        if self.origin is not None:
             with atomic(self._withdrawn(shard)):
                 pass
         self._file(shard).unlink(missing_ok=True)
@@ -271,7 +271,7 @@ class Ledger:
         recorded = tuple(self._output(shard, path) for path in outputs)
         done = Completion(shard, fingerprint, recorded, tally, read)
         write_json(self._file(shard), done.to_json())
-        if self._origin is not None:
+        if self.origin is not None:
             self._withdrawn(shard).unlink(missing_ok=True)
         return done
 
@@ -304,7 +304,7 @@ class Ledger:
         return None if self.doubt(found) else found
 
     @cached_property
-    def _origin(self) -> Ledger | None:
+    def origin(self) -> Ledger | None:
         """The same stage of the run that this one was forked from."""
         for root in (self.folder, *self.folder.parents[:2]):
             if (root / FORK).is_file():

@@ -35,6 +35,12 @@ from capfilt.training.state_files import DamagedState, StateFiles, plainly
 STATES = "states"
 """The folder of the states, each named by its step."""
 
+FAILURES = 3
+"""States in a row that cannot be written before that ends a training: a store may be away for an hour."""
+
+PACE = "pace"
+"""The part of an identity that a fork may answer otherwise."""
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter."""
 
@@ -44,24 +50,35 @@ class States:
 
     `identity` says which training they belong to, part by part; `keep` how many stay, and `keep_best` the best one
     beside them. With `shared` every process has its share of a state, and all of them must save and resume together.
+    `origin` is the folder of the training that this one was forked from.
     """
 
     def __init__(
-        self, out: Place, identity: Mapping[str, str], keep: int, keep_best: bool = False, shared: bool = False
+        self,
+        out: Place,
+        identity: Mapping[str, str],
+        keep: int,
+        keep_best: bool = False,
+        shared: bool = False,
+        origin: Place | None = None,
     ):
         self.files = StateFiles(out / STATES)
+        self.origin = None if origin is None else StateFiles(origin / STATES)
+        self.failed = 0
+        """How many states in a row could not be written."""
         self.identity, self.keep, self.keep_best = dict(identity), keep, keep_best
         # A group of its own: the writer's words must not get between those of the training.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._shared = shared and ranks() > 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._step = 0
 
     def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, loss: float | None = None) -> None:
         """Take a copy of the state after `step` steps; it is written while the next steps are taken.
 
-        Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on. What went
-        wrong with the state before is raised here, too.
+        Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on. What keeps
+        going wrong with the states before is raised here, too.
         """
         spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(own_part(p)).all())]
         if spoilt:
@@ -73,42 +90,69 @@ class States:
             return
         self.settle()
         written = self.files.write(step, tensors_of(learner, optimizer), self._group, alone=not self._shared)
-        self._writing = self._pool.submit(self._finish, written, step, loss)
+        self._step, self._writing = step, self._pool.submit(self._finish, written, step, loss)
 
     def settle(self) -> None:
-        """Wait until the last state is on disk, and raise what kept it from getting there."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
+        """Wait until the last state is on disk.
+
+        One that did not get there leaves the one before it in its place, and is counted in `failed`; what kept the
+        last of `FAILURES` in a row is raised.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
             writing.result()
+            self.failed = 0
+        except OSError as error:
+            self.failed += 1
+            if self.failed == FAILURES:
+                raise
+            logging.getLogger(__name__).warning(
+                "the state after step %d is not on disk, and training goes on: %s", self._step, error
+            )
+            if rank() == 0:
+                self.files.remove(self._step)
 
     def resume(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest state that can be read, if there is any, and return the number of steps done.
 
-        One that is damaged is told in a warning, and the one before it is taken. Raises ModelError for the states of
-        another training, and where none of them can be read.
+        One that is damaged is told in a warning, and the one before it is taken. A fork without a state of its own
+        takes one of the training that it was forked from, whose pace may be another. Raises ModelError for the states
+        of another training, and where none of them can be read.
         """
-        step = self._agreed()
+        step, forked = self._agreed()
         if step:
-            self.load(learner, optimizer, step)
+            self.load(learner, optimizer, step, self.origin if forked else None)
         return step
 
-    def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Load the state after `step` steps."""
-        there = self.files.names(step)
+    def load(
+        self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, files: StateFiles | None = None
+    ) -> None:
+        """Load the state after `step` steps, of this training where no other `files` are given."""
+        files = files or self.files
+        there = files.names(step)
         for name, p in learner.named_parameters():
             if f"optimizer.{name}.step" in there:
                 begun = [torch.zeros((), device=p.device if _fused(optimizer) else "cpu")]
                 begun += [torch.zeros_like(p, requires_grad=False) for _ in MOMENTS[1:]]
                 optimizer.state[p] = dict(zip(MOMENTS, begun, strict=True))
-        self.files.read(step, tensors_of(learner, optimizer))
+        files.read(step, tensors_of(learner, optimizer))
 
-    def better_than(self, last: float | None) -> int | None:
-        """The best state, if it is sound and its loss is lower than that of the last steps; else None."""
+    def better_than(self, last: float | None, share: float = 1.0) -> int | None:
+        """The best state, if it is sound and its loss is lower than that of the last steps; else None.
+
+        The last steps may be a `share` of those between two states only; then the ones before them count with them,
+        for a few may be lucky.
+        """
         best = self.best()
         if best is None:
             return None
         try:
             loss = self.files.check(best)["loss"]
+            before = self.files.about(self.files.steps()[-1])["loss"]
+            if share < 1 and last is not None and before is not None:
+                last = (before + share * last) / (1 + share)
         except DamagedState as damage:
             logging.getLogger(__name__).warning("%s is damaged (%s): best/ is the end", self.files.path(best), damage)
             return None
@@ -141,41 +185,48 @@ class States:
             if old != best:
                 self.files.remove(old)
 
-    def _agreed(self) -> int:
-        """The step to go on from: the first rank looks, and all of them hear the same."""
+    def _agreed(self) -> tuple[int, bool]:
+        """The step to go on from, and whether it is the origin's: the first rank looks, all of them hear the same."""
         if ranks() == 1:
-            return self._newest()
+            return self._found()
         said: list[object] = [None]
         if rank() == 0:
             try:
-                said = [self._newest()]
+                said = [self._found()]
             except ModelError as error:
                 said = [str(error)]
         dist.broadcast_object_list(said)
         if isinstance(said[0], str):
             raise ModelError(said[0])
-        assert isinstance(said[0], int)
+        assert isinstance(said[0], tuple)
         return said[0]
 
-    def _newest(self) -> int:
+    def _found(self) -> tuple[int, bool]:
         self.files.sweep()
-        found = self.files.steps()
+        if (step := self._newest(self.files)) or self.origin is None:
+            return step, False
+        return self._newest(self.origin, other_pace=True), True
+
+    def _newest(self, files: StateFiles, other_pace: bool = False) -> int:
+        found = files.steps()
         for step in reversed(found):
             try:
-                identity = self.files.check(step)["identity"]
+                identity = files.check(step)["identity"]
             except DamagedState as damage:
                 logging.getLogger(__name__).warning(
-                    "%s is damaged (%s): training goes on from the state before it", self.files.path(step), damage
+                    "%s is damaged (%s): training goes on from the state before it", files.path(step), damage
                 )
                 continue
-            other = sorted(part for part, own in self.identity.items() if identity.get(part) != own)
+            other = {part for part, own in self.identity.items() if identity.get(part) != own}
+            other -= {PACE} if other_pace else set()
             if other:
                 raise ModelError(
-                    f"{self.files.path(step)} belongs to another training: other {', '.join(other)}; use another folder"
+                    f"{files.path(step)} belongs to another training: other {', '.join(sorted(other))}; "
+                    "use another folder"
                 )
             return step
         if found:
-            raise ModelError(f"all {len(found)} states in {self.files.folder} are damaged; delete them to begin again")
+            raise ModelError(f"all {len(found)} states in {files.folder} are damaged; delete them to begin again")
         return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +19,13 @@ from capfilt.objectives.step import ObjectivesConfig
 from capfilt.reports.places import Place
 from capfilt.training.optimizer import OptimizerConfig
 from capfilt.training.parallel import ExecutionConfig
+
+OF_NO_WEIGHT: dict[str, Any] = {
+    **dict.fromkeys(("recompute", "checkpoint_every", "checkpoints", "skips", "log_every"), True),
+    "loader": {"decoders": True},
+}
+"""What TrainConfig says of how a training goes and not of what it learns: it may go on with another answer. As what
+pydantic leaves out."""
 
 
 class TrainConfig(Config):

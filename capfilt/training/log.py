@@ -1,4 +1,8 @@
-"""The log of a training: means of the losses and how fast it goes, a JSON line every `log_every` steps."""
+"""The log of a training: means of the losses and how fast it goes, a JSON line every `log_every` steps.
+
+Figures are those of all ranks: losses their mean, unreadable pictures their sum, and of the waits for data the longest,
+since the others wait for that rank.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from capfilt.data.loader import Batch
 from capfilt.errors import ModelError
+from capfilt.objectives.gather import summed
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
 from capfilt.reports.journal import Journal
 from capfilt.reports.ledger import atomic, write_json
@@ -40,11 +46,13 @@ class StepLog:
         self.warned = False
         self.sums: dict[str, Tensor] = {}
         self.count = self.skipped = self.unreadable = 0
-        self.in_a_row = 0
+        self.spoilt: list[tuple[int, tuple[str, ...]]] = []
         self.since = time.perf_counter()
         self.waited = 0.0
         self.asked: dict[str, Tensor] = {}
         self.taken = 0
+        self.unsaved = 0
+        """States in a row that could not be written; in the lines where there are any."""
         kept = self._take_up(done) if parallel.rank() == 0 and path.exists() else b""
         self.journal = Journal(path, kept) if isinstance(path, Remote) and parallel.rank() == 0 else None
 
@@ -74,12 +82,17 @@ class StepLog:
         return time.perf_counter()
 
     def mean_loss(self) -> float | None:
-        """The mean of the total loss since this was asked before, for `keep_best`; None where no step was taken."""
+        """The mean of the total loss since this was asked before, for `keep_best`; None where no step was taken.
+
+        Every rank asks at the same step.
+        """
         sums, taken = self.asked, self.taken
         self.asked, self.taken = {}, 0
         if not sums:
             return None
-        return sum(float(sums[name]) * weight for name, weight in self.config.objectives.losses.items()) / taken
+        weights = self.config.objectives.losses
+        (total,) = mean([torch.stack([sums[name] * weight for name, weight in weights.items()]).sum()])
+        return total / taken
 
     def waiting(self) -> _Wait:
         """Time what happens inside as waiting for data."""
@@ -95,27 +108,36 @@ class StepLog:
         self.count += 1
         self.taken += 1
         self.unreadable += unreadable
-        self.in_a_row = 0
+        self.spoilt = []
         self._write_if_due(step + 1, lr)
 
     def leave_out(self, step: int, batch: Batch, lr: float) -> None:
         """Count a step that was not taken because its gradients are not finite.
 
         Raises:
-            ModelError: `skips` steps in a row were left out before; the images of this one are in `NOT_FINITE` then.
+            ModelError: `skips` steps in a row were left out before; the images of all are in `NOT_FINITE` then.
         """
         self.skipped += 1
         self.unreadable += batch.unreadable
-        self.in_a_row += 1
-        if self.in_a_row > self.config.skips:
-            path = self.path.with_name(NOT_FINITE)
-            if parallel.rank() == 0:
-                write_json(path, {"step": step + 1, "uids": batch.uids})
-            raise ModelError(
-                f"the gradients of {self.in_a_row} steps in a row, up to step {step + 1}, are not finite; lower "
-                f"optimizer.lr or set optimizer.clip. The images of the last are in {path}."
-            )
+        self.spoilt.append((step + 1, batch.uids))
+        if len(self.spoilt) > self.config.skips:
+            self._give_up(step + 1)
         self._write_if_due(step + 1, lr)
+
+    def _give_up(self, step: int) -> None:
+        path, every = self.path.with_name(NOT_FINITE), parallel.of_all(self.spoilt)
+        if parallel.rank() == 0:
+            batches = [
+                {"step": own[0][0], "uids": [uid for _, uids in own for uid in uids]}
+                for own in zip(*every, strict=True)
+            ]
+            write_json(path, {"step": step, "batches": batches})
+        parallel.barrier()  # the first rank to raise ends the others
+        raise ModelError(
+            f"the gradients of {len(self.spoilt)} steps in a row, up to step {step}, are not finite. Go on from the "
+            "newest state with a lower optimizer.lr, or with optimizer.clip, in another folder: --fork NEW_OUT. "
+            f"The images of those steps are in {path}."
+        )
 
     def _write_if_due(self, step: int, lr: float) -> None:
         if step % self.config.log_every == 0 or step == self.config.steps:
@@ -123,7 +145,9 @@ class StepLog:
 
     def _write(self, step: int, lr: float) -> None:
         seconds, steps = self._clock - self.since, self.count + self.skipped
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        sums = mean(list(self.sums.values()))
+        means = {name: value / self.count for name, value in zip(self.sums, sums, strict=True)}
+        waited, unreadable = zip(*parallel.of_all((self.waited, self.unreadable)), strict=True)
         line = {
             "step": step,
             "steps": self.config.steps,
@@ -132,9 +156,10 @@ class StepLog:
             "step_seconds": round(seconds / steps, 4),
             "samples_per_second": round(steps * self.config.loader.batch_size / seconds, 1),
             **(self.speed.figures(steps, seconds) if self.speed is not None else {}),
-            "data_wait": round(self.waited / seconds, 4),
-            "unreadable": self.unreadable,
+            "data_wait": round(max(waited) / seconds, 4),
+            "unreadable": sum(unreadable),
             "skipped": self.skipped,
+            **({"unsaved": self.unsaved} if self.unsaved else {}),
         }
         if parallel.rank() == 0:
             if self._stuck(line):
@@ -160,6 +185,13 @@ class StepLog:
                 step, TRIVIAL_LOSS, self.alarm.moved,
             )  # fmt: skip
         self.warned = True
+
+
+def mean(figures: list[Tensor]) -> list[float]:
+    """The means over ranks."""
+    if not figures:
+        return []
+    return (summed(torch.stack([figure.double() for figure in figures])) / parallel.ranks()).tolist()
 
 
 class _Wait:

@@ -21,10 +21,10 @@ from capfilt.engine.device import pick_device, pick_dtype
 from capfilt.errors import ModelError
 from capfilt.models import Blip2Config, Model, build, weights
 from capfilt.objectives.stages import AnyLearner, learner_of
-from capfilt.reports.ledger import fingerprint
+from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.training import checkpoint, features, parallel, shard
 from capfilt.training.checkpoint import States
-from capfilt.training.config import TrainConfig, TrainJob
+from capfilt.training.config import OF_NO_WEIGHT, TrainConfig, TrainJob
 from capfilt.training.log import LOG, StepLog, Told
 from capfilt.training.optimizer import learning_rate, make_optimizer
 from capfilt.training.parallel import Gradients
@@ -32,8 +32,10 @@ from capfilt.training.speed import Speed
 
 __all__ = ["LOG", "TrainConfig", "TrainJob", "train"]
 
-OF_NO_WEIGHT = {"recompute", "keep_momentum", "checkpoint_every", "checkpoints", "keep_best", "skips", "log_every"}
-"""What TrainConfig says of other things than the weights: a training may go on with another answer."""
+LEFT_BESIDE = {"keep_momentum": True, "keep_best": True}
+"""What TrainConfig says of what is left beside the model: of no weight either."""
+OF_PACE = {"steps": True, "optimizer": True}
+"""What a fork may answer otherwise, and nobody else: how far a training goes, and how its steps are taken."""
 
 
 def train(job: TrainJob, on_line: Told | None = None) -> None:
@@ -56,6 +58,7 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
         json.loads(job.rows.read_bytes()) if job.rows else None,
         features.prepare(model, job.sources, job.features_folder, job.out, device) if job.train.features else None,
     )
+    loader.pinned = device.type == "cuda"
     model.vision.recompute = job.train.recompute
     learner = learner_of(model, job.train.objectives, loader.prompt_tokens)
     if learner.momentum is not None and job.train.objectives.momentum_from == "start":
@@ -65,7 +68,10 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
     gradients = Gradients(learner, job.execution, device, pick_dtype(job.train.precision, device))
     optimizer = make_optimizer(learner, job.train.optimizer)
     own = identity(job, tokenizer, loader, learner.model) if parallel.rank() == 0 else {}
-    with closing(States(job.out, own, job.train.checkpoints, job.train.keep_best, gradients.sharded)) as states:
+    forked = Ledger(job.out.parent, job.out.name).origin
+    origin = forked.folder / job.out.name if forked else None
+    kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origin)
+    with closing(States(job.out, own, *kept)) as states:
         done = states.resume(learner, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
             run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
@@ -95,7 +101,9 @@ def leave(
             checkpoint.save_momentum(momentum, job.model_folder)
         weights.save(learner.model, job.model_folder, whole)
     if job.train.keep_best:
-        if (best := parallel.of_first(states.better_than(last) if parallel.rank() == 0 else None)) is not None:
+        every = job.train.checkpoint_every
+        share = (job.train.steps % every or every) / every
+        if (best := parallel.of_first(states.better_than(last, share) if parallel.rank() == 0 else None)) is not None:
             states.load(learner, optimizer, best)
             whole = shard.whole(learner.model)
         if parallel.rank() == 0:
@@ -108,10 +116,11 @@ def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) 
     """What makes two trainings one and the same, part by part. No path is in it, so that a run folder can be moved,
     and nothing of how the steps are computed."""
     walked = [(shards.name(url), loader.order.rows[url]) for urls, _ in loader.order.sources for url in urls]
-    settings = job.train.model_dump(mode="json", exclude=OF_NO_WEIGHT)
+    settings = job.train.model_dump(mode="json", exclude=OF_NO_WEIGHT | LEFT_BESIDE | OF_PACE)
     return {
         "architecture": digest(job.architecture),
         "settings": fingerprint({**settings, "features": bool(job.train.features)}),  # not where they lie
+        checkpoint.PACE: fingerprint(job.train.model_dump(mode="json", include=OF_PACE)),
         "seed": str(job.seed),
         "data": fingerprint(walked, [source.repeat for source in job.sources]),
         "vocabulary": fingerprint(tokenizer.vocab),
@@ -179,6 +188,7 @@ def run_steps(
             log.leave_out(step, batch, lr)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             states.save(gradients.learner, optimizer, step + 1, log.mean_loss())
+            log.unsaved = states.failed
 
 
 def draw(*parts: object) -> int:

@@ -25,7 +25,12 @@ from capfilt.training import shard
 
 T = TypeVar("T")
 
-__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_first", "rank", "ranks", "wrap"]
+__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_all", "of_first", "rank", "ranks", "wrap"]
+
+
+WAYS = 64
+"""In how many ways a block may be compiled; one more is an error, and a sign that something is compiled for each batch
+anew."""
 
 
 class ExecutionConfig(Config):
@@ -103,7 +108,13 @@ def average(gradients: list[Tensor]) -> None:
 
 
 def compile_blocks(learner: AnyLearner) -> None:
-    """Compile each block of the towers by itself, those of the momentum copy too: equal blocks are compiled once."""
+    """Compile each block of the towers by itself, those of the momentum copy too: equal blocks are compiled once.
+
+    A text layer is asked in some ten ways (both roles, with images and without, with gradients and without), more than
+    torch compiles by default; beyond that it would go on uncompiled without a word.
+    """
+    torch._dynamo.config.recompile_limit = WAYS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in learner.modules():
         if isinstance(module, shard.BLOCKS):
             module.compile()
@@ -115,6 +126,14 @@ def of_first(value: T) -> T:
     if ranks() > 1:
         dist.broadcast_object_list(said)
     return said[0]
+
+
+def of_all(value: T) -> list[T]:
+    """What each rank has, in their order, on every rank."""
+    said: list[T] = [value] * ranks()
+    if ranks() > 1:
+        dist.all_gather_object(said, value)
+    return said
 
 
 def barrier(patience: timedelta | None = None) -> None:

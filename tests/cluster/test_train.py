@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from capfilt.cluster.session import Session, connect
-from capfilt.cluster.train import Fault, Trouble, _verdict, fit
+from capfilt.cluster.train import Fault, Trouble, _unanswered, _verdict, fit
 from capfilt.errors import ClusterError, ModelError
 
 
@@ -162,8 +163,24 @@ def test_local_is_this_process_and_one(tmp_path: Path) -> None:
 
 def test_the_failure_that_explains_the_others_is_told() -> None:
     refusal = Fault(Trouble.of(ModelError("no")))
-    orphan = Fault(Trouble.of(RuntimeError("connection closed by peer")))
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:40513")
+    orphan, bug = Fault(Trouble.of(lost), _unanswered(lost)), Fault(Trouble.of(ValueError("no")))
     death = RuntimeError("the actor died")
     assert _verdict([orphan, refusal]).refusal is ModelError
     assert _verdict([orphan, death]).died
-    assert not _verdict([orphan, orphan]).died
+    assert not _verdict([orphan, bug]).died
+    assert "ValueError: no" in _verdict([orphan, bug]).line
+    assert _verdict([orphan, orphan]).died, "nothing is heard of the worker that they waited for: it is begun again"
+
+
+@pytest.mark.parametrize(
+    ("error", "unanswered"),
+    [
+        (torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("[enforce fail at inline_container.cc] ... disk full"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("timed out"), False),
+    ],
+)  # fmt: skip
+def test_what_torch_raises_for_want_of_an_answer(error: Exception, unanswered: bool) -> None:
+    assert _unanswered(error) == unanswered

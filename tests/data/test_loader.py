@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
 from collections import Counter
@@ -15,10 +16,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from capfilt.data import images, shards
+from capfilt.data import loader as module
 from capfilt.data.loader import KEPT_BYTES, Batch, Loader, LoaderConfig, Source, ahead, count
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
-from capfilt.errors import DataError, ShardError
+from capfilt.errors import DataError, ShardError, StorageError
 
 ROWS = 96  # of small_world: 48 pictures, two captions each
 
@@ -28,9 +30,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load("world")
 
 
-def loader(folder: Path, tokenizer: Tokenizer, seed: int = 0, rank: int = 0, ranks: int = 1, **config: Any) -> Loader:
+def loader(
+    folder: Path, tokenizer: Tokenizer, seed: int = 0, rank: int = 0, ranks: int = 1, repeat: float = 1, **config: Any
+) -> Loader:
     options = {"batch_size": 8, "max_length": 24, "shuffle": 32, **config}
-    sources = [Source(shards=str(folder))]
+    sources = [Source(shards=str(folder), repeat=repeat)]
     return Loader(sources, LoaderConfig(**options), tokenizer, 16, seed, rank, ranks)
 
 
@@ -184,6 +188,16 @@ class TestOrder:
         first = sum(max(texts.values()) for texts in several) / sum(texts.total() for texts in several)
         assert first < 0.75
 
+    def test_an_image_that_an_epoch_has_twice_has_a_text_drawn_for_each(
+        self, small_world: Path, tokenizer: Tokenizer
+    ) -> None:
+        found = rows(take(loader(small_world / "human", tokenizer, captions="one", repeat=2).batches(), 12))
+        texts: dict[str, set[tuple[int, ...]]] = {}
+        for uid, text in found:
+            texts.setdefault(uid, set()).add(text)
+        assert len(found) == 2 * len(texts) == 96
+        assert 10 < sum(len(own) == 2 for own in texts.values()) < 40  # half of them, of two texts each
+
     def test_texts_are_drawn_by_the_weight_of_their_source(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         captions = [{"text": "red", "source": "web"}, {"text": "blue", "source": "synthetic"}]
         image = next(s for s in shards.read(str(write_picture(tmp_path))) if isinstance(s, Sample))
@@ -262,8 +276,48 @@ class TestBadInput:
         self, tmp_path: Path, small_world: Path, tokenizer: Tokenizer
     ) -> None:
         self.write(tmp_path / "0.tar", small_world, set(range(16)))
-        with pytest.raises(DataError, match="none of the 8 images of a batch can be read"):
+        with pytest.raises(DataError, match="none of 1008 images in a row can be read, the first of them"):
             next(loader(tmp_path, tokenizer).batches())
+
+    def test_a_rank_none_of_whose_few_pictures_can_be_read_takes_one_that_comes_later(
+        self, tmp_path: Path, small_world: Path, tokenizer: Tokenizer
+    ) -> None:
+        wrong = {s.uid for s in self.write(tmp_path / "0.tar", small_world, set(range(0, 16, 2))) if s.image == b"no"}
+        ranks = [loader(tmp_path, tokenizer, rank=rank, ranks=8) for rank in range(8)]
+        seen = [take(rank.batches(), 12) for rank in ranks]
+        assert any(batch.unreadable == 1 for batches in seen for batch in batches)
+        assert not {uid for batches in seen for batch in batches for uid in batch.uids} & wrong
+        sound = [(b, i) for batches in seen for i, b in enumerate(batches) if not b.unreadable]
+        assert len(sound) == 48, "all others are what they would be"
+        for rank, batches in zip(ranks, seen, strict=True):  # and the same where it is begun again
+            again = take(rank.batches(start=5), 7)
+            assert [batch.uids for batch in again] == [batch.uids for batch in batches[5:]]
+
+    def test_a_shard_whose_storage_fails_for_a_while_is_gone_on_with(
+        self, small_world: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        wanted = rows(take(loader(small_world / "human", tokenizer).batches(), 6))
+        shaky = loader(small_world / "human", tokenizer)
+        read, reads = shards.read, itertools.count()
+
+        def sometimes(url: str) -> Iterator[Sample | Fault]:
+            for number, item in enumerate(read(url)):
+                if number == 3 and next(reads) % 2 == 0:
+                    raise StorageError("no route")
+                yield item
+
+        monkeypatch.setattr(shards, "read", sometimes)
+        monkeypatch.setattr(module, "PAUSES", (0, 0))
+        assert rows(take(shaky.batches(), 6)) == wanted
+        assert "no route; again in 0 s" in caplog.text
+        monkeypatch.setattr(module, "PAUSES", ())
+        with pytest.raises(StorageError, match="no route"):
+            take(
+                Loader(
+                    [Source(shards=tuple(shaky.order.rows))], shaky.config, tokenizer, 16, 0, rows=shaky.order.rows
+                ).batches(),
+                6,
+            )
 
     def test_an_empty_corpus_is_an_error(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         shards.write(tmp_path / "0.tar", [])

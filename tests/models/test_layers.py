@@ -8,12 +8,12 @@ from torch import Tensor
 
 from capfilt.models.layers import (
     Attention,
-    DropPath,
     FeedForward,
     FusedSelfAttention,
     Packing,
     merge_heads,
     split_heads,
+    stochastic_depth,
 )
 
 
@@ -92,22 +92,20 @@ def test_the_feed_forward_has_the_exact_gelu() -> None:
     torch.testing.assert_close(block(x), block.down(torch.tensor(inner, dtype=torch.double)))
 
 
-class TestDropPath:
+class TestStochasticDepth:
     def test_drops_whole_rows_and_keeps_the_mean(self) -> None:
         torch.manual_seed(0)
-        path = DropPath(0.25).train()
-        x = torch.ones(4000, 2, 3)
-        y = path(x)
-        rows = y.flatten(1)
-        assert torch.equal(rows.min(dim=1).values, rows.max(dim=1).values)
-        torch.testing.assert_close(rows[:, 0].unique(), torch.tensor([0.0, 1 / 0.75]))
-        dropped = float((rows[:, 0] == 0).float().mean())
-        assert dropped == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+        drawn = stochastic_depth(torch.ones(4000, 2, 3), 0.25)
+        assert drawn is not None
+        assert drawn.shape == (2, 4000, 1, 1)
+        torch.testing.assert_close(drawn.unique(), torch.tensor([0.0, 1 / 0.75]))
+        dropped = float((drawn == 0).float().mean())
+        assert dropped == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 8000))
+        assert not torch.equal(drawn[0], drawn[1])
 
-    @pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.9, False)])
-    def test_is_not_there_at_rate_0_or_outside_of_training(self, rate: float, training: bool) -> None:
+    def test_is_not_there_at_rate_0(self) -> None:
         x = torch.randn(8, 2, 3)
-        assert DropPath(rate).train(training)(x) is x
+        assert stochastic_depth(x, 0.0) is None
 
 
 class TestPacking:

@@ -60,7 +60,7 @@ def test_pictures_of_a_batch_do_not_see_each_other(tower: VisionTransformer) -> 
 
 def test_stochastic_depth_grows_linearly_to_its_rate() -> None:
     config = SMALL.model_copy(update={"depth": 5, "drop_path": 0.2})
-    rates = [block.drop_path.rate for block in VisionTransformer(config).blocks]
+    rates = VisionTransformer(config).rates
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -100,6 +100,13 @@ class TestResizePositions:
     def test_keeps_the_format(self) -> None:
         positions = torch.randn(1, 5, 4, dtype=torch.bfloat16)
         assert resize_positions(positions, 32, 8).dtype == torch.bfloat16
+
+
+def test_stochastic_depth_is_of_training_alone() -> None:
+    deep = VisionTransformer(SMALL.model_copy(update={"drop_path": 0.9}))
+    pictures = torch.randn(8, 3, 16, 16)
+    assert torch.equal(deep.eval()(pictures), deep(pictures))
+    assert not torch.equal(deep.train()(pictures), deep(pictures))
 
 
 class TestRecompute:

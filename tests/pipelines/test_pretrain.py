@@ -13,9 +13,13 @@ import safetensors.torch
 import torch
 import yaml
 
+from capfilt import config as configs
+from capfilt import presets
 from capfilt.models import weights
+from capfilt.pipelines import pretrain as story
 from capfilt.pipelines.pretrain import Tail
 from capfilt.reports.progress import Line
+from capfilt.training.config import TrainJob
 
 FEW = ["--set", "train.steps=3", "--set", "train.loader.batch_size=8"]
 
@@ -166,6 +170,22 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
     model = "pretrain/checkpoint/model.safetensors"
     assert (out / model).read_bytes() == (tmp_path / "undisturbed" / model).read_bytes()
     assert not (out / "pretrain/states").exists(), "the model is in the ledger"
+
+
+@pytest.mark.parametrize("name", [name for name in presets.names("pipelines") if name.startswith("pretrain/")])
+def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = configs.read(presets.find("pipelines", name), story.PretrainConfig)
+    job = TrainJob(
+        out=Path("a"),
+        architecture=story.read_architecture(config.model),
+        tokenizer="world",
+        sources=config.data,
+        train=config.train,
+    )
+    story.warn_of_lanes(job, config.resources.workers)
+    assert not caplog.records
+    story.warn_of_lanes(job, 1000)
+    assert "1000 workers read the data in" in caplog.text
 
 
 def test_the_log_moves_the_line(tmp_path: Path) -> None:

@@ -106,9 +106,34 @@ def test_a_state_that_cannot_be_written_says_where_and_why(store: Remote, monkey
 
     monkeypatch.setattr(MemoryFileSystem, "open", refused)
     (module, optimizer), kept = pair(0), states(store)
-    with pytest.raises(OSError, match=f"{store}/states/000000003: PermissionError: Access Denied"):
-        kept.save(module, optimizer, 3)
-        kept.settle()
+    with pytest.raises(OSError, match=f"{store}/states/000000009: PermissionError: Access Denied"):
+        for step in (3, 6, 9):
+            kept.save(module, optimizer, step)
+            kept.settle()
+    assert kept.failed == 3
+
+
+def test_a_training_outlives_a_store_that_is_away_for_a_while(
+    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    (module, optimizer), kept = pair(0), states(store)
+    kept.save(module, optimizer, 3)
+    kept.settle()
+    with monkeypatch.context() as away:
+        away.setattr(MemoryFileSystem, "open", refused)
+        for step in (6, 9):
+            kept.save(module, optimizer, step)
+            kept.settle()
+    assert kept.failed == 2
+    assert "the state after step 9 is not on disk, and training goes on" in caplog.text
+    assert states(store).files.steps() == [3]
+    kept.save(module, optimizer, 12)
+    kept.settle()
+    assert kept.failed == 0
+    assert states(store).resume(*pair(1)) == 12
 
 
 def test_an_old_state_that_cannot_be_removed_stays(
@@ -152,6 +177,8 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     assert kept.best() == 6
     assert kept.better_than(None) == kept.better_than(1.1) == 6
     assert kept.better_than(0.9) is None, "the end is better"
+    assert kept.better_than(0.9, 0.1) == 6, "a few steps at the end, of which those before them think otherwise"
+    assert kept.better_than(0.3, 0.9) is None
     cut(next((tmp_path / "states/000000006").glob("*.distcp")))
     assert kept.better_than(None) is None, "damaged"
     assert states(tmp_path).resume(module, optimizer) == 12

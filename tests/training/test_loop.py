@@ -21,6 +21,7 @@ from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
 from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.reports.ledger import FORK, write_json
 from capfilt.reports.places import Remote
 from capfilt.training import loop
 from capfilt.training.checkpoint import States
@@ -142,8 +143,31 @@ class TestResume:
             train(make_job(tmp_path, checkpoint_every=2))
         monkeypatch.undo()
         other = make_job(tmp_path, checkpoint_every=2, optimizer=OptimizerConfig(lr=2e-3))
-        with pytest.raises(ModelError, match="belongs to another training"):
+        with pytest.raises(ModelError, match="belongs to another training: other pace"):
             train(other)
+
+    def test_a_fork_goes_on_at_another_pace(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(make_job(tmp_path / "old/pretrain", checkpoint_every=2))
+        monkeypatch.undo()
+        (tmp_path / "old/plan.json").write_text("{}")
+        (tmp_path / "new").mkdir()
+        write_json(tmp_path / "new" / FORK, {"from": str(tmp_path / "old")})
+        before = sorted((tmp_path / "old").rglob("*"))
+        slower = make_job(tmp_path / "new/pretrain", checkpoint_every=2, steps=5, optimizer=OptimizerConfig(lr=1e-4))
+        with pytest.raises(ModelError, match="belongs to another training: other settings"):
+            train(with_train(slower, precision="bf16"))
+        train(slower)
+        assert [line["step"] for line in log_of(slower)] == [3, 4, 5]
+        assert max(line["lr"] for line in log_of(slower)) <= 1e-4
+        assert sorted((tmp_path / "old").rglob("*")) == before
+
+
+def with_train(job: TrainJob, **changes: Any) -> TrainJob:
+    return job.model_copy(update={"train": job.train.model_copy(update=changes)})
 
 
 def with_objectives(job: TrainJob, **changes: Any) -> TrainConfig:
@@ -220,12 +244,16 @@ class TestNotFinite:
         assert not job.model_folder.exists()
         told = json.loads((job.out / "not_finite.json").read_text())
         assert told["step"] == 4
-        assert len(told["uids"]) == 8
+        assert [batch["step"] for batch in told["batches"]] == [2, 3, 4]
+        assert [len(batch["uids"]) for batch in told["batches"]] == [8, 8, 8]
         assert [line["skipped"] for line in log_of(job)] == [0, 1, 1]
 
+    @pytest.mark.parametrize("losses", [{"lm": 1.0}, {"itc": 1.0, "itm": 1.0, "lm": 1.0}])
     def test_a_step_that_is_not_finite_is_left_out_and_counted(
-        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: dict[str, float]
     ) -> None:
+        """And its features do not stay in the queues, from where they would spoil the next steps."""
+
         class Dark(Loader):
             """One batch in the middle is a picture of nothing that can be counted with."""
 
@@ -233,7 +261,7 @@ class TestNotFinite:
                 for now, batch in enumerate(super().batches(start), start):
                     yield replace(batch, images=batch.images * torch.nan) if now == 2 else batch
 
-        job = make_job(tmp_path, steps=5, log_every=5, objectives=ObjectivesConfig(losses={"lm": 1.0}))
+        job = make_job(tmp_path, steps=5, log_every=5, objectives=ObjectivesConfig(losses=losses, queue=16))
         monkeypatch.setattr(loop, "Loader", Dark)
         train(job)
         (line,) = log_of(job)
