@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -61,15 +61,21 @@ class Seen:
         """The chosen ones of them."""
         return Seen(self.tokens[torch.tensor(chosen)], list(itertools.compress(self.samples, chosen)))
 
+    def aside(self) -> Seen:
+        """The same, off the accelerator."""
+        return replace(self, tokens=self.tokens.cpu())
+
 
 @dataclass(frozen=True)
 class HeldOut:
     """Images as a model sees them, with the human texts of each."""
 
     tokens: Tensor
-    """[I, N, D]"""
+    """[I, N, D], not on the accelerator: of COCO's 5,000 images they are 9 GB"""
     uids: list[str]
     texts: list[list[str]]
+    device: torch.device
+    """Where they are looked at."""
 
     @property
     def image_of_text(self) -> np.ndarray:
@@ -82,11 +88,19 @@ class HeldOut:
         return [text for own in self.texts for text in own]
 
     @classmethod
-    def of(cls, parts: Sequence[Seen]) -> HeldOut:
+    def of(cls, parts: Sequence[Seen], device: torch.device) -> HeldOut:
         """Batches in one."""
         samples = [sample for part in parts for sample in part.samples]
         texts = [[str(caption["text"]) for caption in sample.captions] for sample in samples]
-        return cls(torch.cat([part.tokens for part in parts]), [sample.uid for sample in samples], texts)
+        return cls(torch.cat([part.tokens for part in parts]), [sample.uid for sample in samples], texts, device)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """The tokens of `size` images at a time."""
+        return (part.to(self.device) for part in self.tokens.split(size))
+
+    def of_images(self, indices: np.ndarray) -> Tensor:
+        """The tokens of these images."""
+        return self.tokens[torch.from_numpy(indices)].to(self.device)
 
 
 @dataclass
@@ -133,10 +147,10 @@ def examine(
         if judge is not None and any(known):
             judged.ask(judge, config.score, batch.only(known))
         if not all(known):
-            human.append(batch.only([not is_known for is_known in known]))
+            human.append(batch.only([not is_known for is_known in known]).aside())
     figures: dict[str, Any] = {}
     if human:
-        held = HeldOut.of(human)
+        held = HeldOut.of(human, device)
         if judge is not None:
             figures["retrieval"] = retrieve(judge, held, config)
         if writer is not None:
@@ -162,16 +176,16 @@ def seen(model: Model, urls: Sequence[str], batch_size: int, device: torch.devic
 
 def look(model: Model, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
     """A held-out set as a model sees it, without the pictures that cannot be read."""
-    parts = [batch for batch in seen(model, urls, batch_size, device) if batch.samples]
+    parts = [batch.aside() for batch in seen(model, urls, batch_size, device) if batch.samples]
     if not parts:
         raise DataError(f"the held-out set {', '.join(urls) or '(no shard)'} has no picture that can be read")
-    return HeldOut.of(parts)
+    return HeldOut.of(parts, device)
 
 
 def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
     """TR and IR recalls, in percent; with `rerank` by BLIP's two-stage rule (ITM logit + cosine on the candidates)."""
     texts = held.flat_texts
-    image = np.concatenate([filter_.image_features(part) for part in held.tokens.split(config.batch_size)])
+    image = np.concatenate([filter_.image_features(part) for part in held.split(config.batch_size)])
     text = np.concatenate([filter_.text_features(part) for part in _parts(texts, config.batch_size)])
     itc = filter_.similarities(image, text)
     if not config.rerank:
@@ -180,9 +194,7 @@ def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
     def itm(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         step = 4 * config.batch_size
         logits = [
-            filter_.match_logits(
-                held.tokens[torch.from_numpy(images[i : i + step])], [texts[t] for t in chosen[i : i + step]]
-            )
+            filter_.match_logits(held.of_images(images[i : i + step]), [texts[t] for t in chosen[i : i + step]])
             for i in range(0, len(images), step)
         ]
         return np.concatenate(logits)
@@ -194,7 +206,7 @@ def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
 def caption(captioner: Captioner, held: HeldOut, batch_size: int) -> Figures:
     """CIDEr and BLEU-4 of one text per image against its human texts, in percent, and how varied the texts are."""
     written: list[str] = []
-    for tokens, uids in zip(held.tokens.split(batch_size), _parts(held.uids, batch_size), strict=True):
+    for tokens, uids in zip(held.split(batch_size), _parts(held.uids, batch_size), strict=True):
         written += [own[0] for own in captioner.write(tokens, uids, seed=0, round_=0)]
     return {
         **captioning.cider(written, held.texts),
@@ -215,7 +227,7 @@ def calibrate(filter_: Filter, held: HeldOut, score: str, recall: float, batch_s
     column = COLUMN[score]
 
     def scores(texts: list[list[str]]) -> list[float]:
-        parts = zip(held.tokens.split(batch_size), _parts(texts, batch_size), strict=True)
+        parts = zip(held.split(batch_size), _parts(texts, batch_size), strict=True)
         return [pair[column] for tokens, own in parts for row in filter_.score(tokens, own) for pair in row]
 
     return matching.calibrate(scores(held.texts), scores(wrong), recall)

@@ -60,6 +60,8 @@ class Blip2Config(Config):
             raise ValueError("with a language model the Q-Former has no part for texts: text.roles must be []")
         if self.language is None and not self.text.roles:
             raise ValueError("text.roles is empty, and there is no language model: nothing could be asked of it")
+        if self.frozen == "fp16" and self.language_kind == "t5":
+            raise ValueError("frozen is fp16, in which T5 overflows: set it to bf16")
         if self.vision.final_norm:
             raise ValueError("vision.final_norm must be false: the norm behind the frozen tower is the Q-Former's")
         return self

@@ -28,8 +28,13 @@ PICKLES = (".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ["config.json", "vocab.txt", "tokenizer.json", SAFE]
-_OF_LANGUAGE = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt", "spiece.model"]
+_OF_TOKENIZERS = [
+    *("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "spiece.model"),
+]
+_WANTED = ["config.json", *_OF_TOKENIZERS]
+_IN_PARTS = [INDEX, "model-*.safetensors"]
+_PICKLED = [BIN, f"{BIN}.index.json", "pytorch_model-*.bin"]
 
 
 def weights_file(path: Path) -> Path | None:
@@ -114,9 +119,9 @@ def refuse_missing(name: str) -> None:
         raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
 
 
-def download(name: str, language: bool = False) -> Path:
-    """The folder of a hub repository in the hub's cache, fetched if it is not there yet; of a `language` model, which
-    may lie in several files, with its tokenizer's.
+def download(name: str, weights: bool = True) -> Path:
+    """The folder of a hub repository in the hub's cache, fetched if it is not there yet: what describes a model, its
+    tokenizer, and with `weights` its tensors, in whichever form the repository has them.
 
     Raises:
         ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
@@ -127,18 +132,16 @@ def download(name: str, language: bool = False) -> Path:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, *(_OF_LANGUAGE if language else ())]))
-        if language:
-            return folder
-        if weights_file(folder) is None:  # large models lie in several files
-            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, INDEX, "model-*.safetensors"]))
-        if weights_file(folder) is None:  # older repositories have the pickle alone
-            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, BIN]))
+        # Large models lie in several files, and older repositories have pickles alone; many have two forms of all.
+        for form in ([SAFE], _IN_PARTS, _PICKLED) if weights else ([],):
+            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, *form]))
+            if weights_file(folder) is not None:
+                break
     except (OSError, ValueError, HTTPError) as error:
         why = str(error).partition("\n")[0].partition(". ")[0]
-        needed = "all of its files" if language else f"its config.json, vocab.txt and {SAFE}"
         raise ModelError(
             f"{name}: no such file or folder here, and the Hugging Face hub did not give it either ({why}). "
-            f"Without a network: fetch {needed} elsewhere and give their folder."
+            "Without a network: fetch its config.json, its weights and the files of its tokenizer elsewhere and give "
+            "their folder."
         ) from None
     return folder

@@ -157,6 +157,9 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
             f"{source}: use_qformer_text_input is {reads}; {JUDGE} reads texts in the Q-Former, {WRITER} does not"
         )
     held = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    language = None if judges else _language(config, tied, source)
+    if language is not None and language.kind == "t5" and held == "float16":
+        held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
     return Blip2Config(
         vision=eyes(vision, source, key_bias=False, final_norm=False),
         text=QFormerConfig(
@@ -174,7 +177,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
         ),
         projection=config.get("image_text_hidden_size", 256),
         temperature=config.get("itc_temperature", 0.07),
-        language=None if judges else _language(config, tied, source),
+        language=language,
         frozen=next((ours for ours, theirs in FORMATS.items() if theirs == held), "fp32"),
     )
 

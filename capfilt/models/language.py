@@ -8,6 +8,8 @@ or before the prompt that its encoder reads (T5).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -127,6 +129,10 @@ class LanguageModel(nn.Module):
         `prompt` tokens are given, not asked for; T5's encoder reads them, and the answer begins after them.
         Padding is not asked for. Without a prompt OPT is asked for its own first token too, as in the public code.
         """
+        with self._own_format(image_BQW):
+            return self._predict(image_BQW, ids_BT, mask_BT, prompt)
+
+    def _predict(self, image_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
         labels = ids_BT.masked_fill(mask_BT == 0, NO_LABEL)
         if self.config.kind == "t5":
             reads = self._asked(image_BQW, ids_BT[:, :prompt])
@@ -142,6 +148,10 @@ class LanguageModel(nn.Module):
     def read(self, image_BQW: Tensor, prompt: Sequence[int] = ()) -> list[KeysValues]:
         """Images -> what `step` goes on from, one row for each: the keys of OPT's layers, or what T5's encoder says of
         them and of a prompt. OPT has its prompt from `step`."""
+        with self._own_format(image_BQW):
+            return self._read(image_BQW, prompt)
+
+    def _read(self, image_BQW: Tensor, prompt: Sequence[int]) -> list[KeysValues]:
         if self.config.kind == "t5":
             ids = torch.tensor(prompt, dtype=torch.long, device=image_BQW.device).expand(image_BQW.shape[0], -1)
             states = self.model.get_encoder()(inputs_embeds=self._asked(image_BQW, ids)).last_hidden_state
@@ -152,6 +162,10 @@ class LanguageModel(nn.Module):
 
     def step(self, ids_BT: Tensor, image: list[KeysValues], cache: LanguageCache) -> Tensor:
         """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
+        with self._own_format(ids_BT):
+            return self._step(ids_BT, image, cache)
+
+    def _step(self, ids_BT: Tensor, image: list[KeysValues], cache: LanguageCache) -> Tensor:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
         times = ids_BT.shape[0] // image[0][0].shape[0]
@@ -173,6 +187,10 @@ class LanguageModel(nn.Module):
         states = self.model.model(input_ids=ids_BT, past_key_values=cache.past, use_cache=True).last_hidden_state
         return torch.as_tensor(self.model.lm_head(states[:, -1]))
 
+    def _own_format(self, like: Tensor) -> AbstractContextManager[object]:
+        """Products in the format that the model is held in, whatever the model around it computes in."""
+        return torch.autocast(like.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
     def _asked(self, image_BQW: Tensor, prompt_BT: Tensor) -> Tensor:
         """What T5's encoder reads: the image, the prompt, and the end that its tokenizer sets, also of no prompt."""
         end = prompt_BT.new_full((len(prompt_BT), 1), self.model.config.eos_token_id)
@@ -183,8 +201,9 @@ class LanguageModel(nn.Module):
         return torch.cat([image_BQW.to(words.dtype), words], dim=1)
 
 
-def load_language(source: str, config: LanguageConfig, held_in: Format) -> LanguageModel:
-    """A language model from a folder of transformers or a name on the hub; its settings must be those of `config`.
+def check_language(source: str, config: LanguageConfig, weights: bool = False) -> Path:
+    """The folder of a language model, fetched if it is on the hub, with its `weights` or without; its settings must be
+    those of `config`.
 
     Raises:
         ModelError: nothing there, or a model of another kind or shape.
@@ -193,26 +212,46 @@ def load_language(source: str, config: LanguageConfig, held_in: Format) -> Langu
 
     path = files.fetched(source)
     if not path.is_dir():
-        path = files.download(source, language=True)
+        path = files.download(source, weights)
     try:
         found = transformers.AutoConfig.from_pretrained(path)
-        if found.model_type != config.kind:
-            raise ModelError(f"{source} is a {found.model_type}, and language.kind is {config.kind}")
-        wanted = config.described().to_dict()
-        for name in config.settings:
-            if name in found.to_dict() and getattr(found, name) != wanted[name] and name != "dense_act_fn":
-                raise ModelError(
-                    f"{source} has {name} {getattr(found, name)}, and language.settings.{name} is {wanted[name]}"
-                )
-        made = LanguageModel(config, held_in)
+    except (OSError, ValueError) as error:
+        raise _none_there(source, error) from None
+    if found.model_type != config.kind:
+        raise ModelError(f"{source} is a {found.model_type}, and language.kind is {config.kind}")
+    wanted = config.described().to_dict()
+    for name in config.settings:
+        if name in found.to_dict() and getattr(found, name) != wanted[name] and name != "dense_act_fn":
+            raise ModelError(
+                f"{source} has {name} {getattr(found, name)}, and language.settings.{name} is {wanted[name]}"
+            )
+    return path
+
+
+def _none_there(source: str, error: Exception) -> ModelError:
+    why = " ".join(str(error).split())[:200]
+    return ModelError(f"{source} holds no language model that transformers can read: {why}")
+
+
+def load_language(source: str, config: LanguageConfig, held_in: Format) -> LanguageModel:
+    """A language model from a folder of transformers or a name on the hub; its settings must be those of `config`.
+
+    Raises:
+        ModelError: nothing there, or a model of another kind or shape.
+    """
+    import transformers
+
+    path = check_language(source, config, weights=True)
+    try:
+        with torch.device("meta"):  # what is loaded takes the place of what this made
+            made = LanguageModel(config, held_in)
         kind: Any = getattr(transformers, CLASSES[config.kind][1])
         transformers.utils.logging.disable_progress_bar()
         loaded, told = kind.from_pretrained(
             path, config=config.described(), dtype=FORMATS[held_in], output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{source} holds no language model that transformers can read: {why}") from None
+        raise _none_there(source, error) from None
     if bad := {what: sorted(names)[:5] for what, names in told.items() if names}:
         raise ModelError(f"{source} does not fit language.settings: {bad}")
     if (loaded.lm_head.weight is loaded.get_input_embeddings().weight) != config.tied:

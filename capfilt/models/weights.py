@@ -84,8 +84,11 @@ def architecture(path: Place) -> Architecture:
     raise ModelError(f"{path} holds no model; what can be read: {READABLE}")
 
 
-def load(path: Place, **changes: object) -> Model:
+def load(path: Place, computes_in: torch.dtype | None = None, **changes: object) -> Model:
     """Read a model. `changes` are fields of the architecture to set otherwise: roles, image_size, itm_token, dropout.
+
+    Frozen towers that are kept in fp32, as those of BLIP-2 on the hub, are held in bf16 where the model is to compute
+    in it (`computes_in`): they would go through it slowly, or be cast anew for every token that is written.
 
     Tensors that the changed architecture does not have (the encoder's, for a captioner) are left behind on purpose;
     everything that it has must be in the file. Positions are interpolated when the picture size changed.
@@ -95,6 +98,8 @@ def load(path: Place, **changes: object) -> Model:
     """
     path = at_hand(path)
     own, tensors = read(path)
+    if isinstance(own, Blip2Config) and own.frozen == "fp32" and computes_in == torch.bfloat16:
+        own = own.model_copy(update={"frozen": "bf16"})
     model = blank(_changed(own, changes))
     if "vision.positions" in tensors:
         size, patch = model.config.vision.image_size, model.config.vision.patch_size
@@ -107,18 +112,27 @@ def load(path: Place, **changes: object) -> Model:
 def grown(path: Place, config: Blip2Config) -> Blip2:
     """A new model that goes on from a saved one: BLIP-2's second stage from its first.
 
-    What only the new model has, the language model and the layer before it, starts fresh; what only the saved one has
-    is left behind.
+    What only the new model has, the layer before the language model, starts fresh; what only the saved one has is left
+    behind. A language model that the saved one lacks stays without weights, on the meta device, until it is put there.
 
     Raises:
         ModelError: no model there, or one that lacks more than that.
     """
-    path, model = at_hand(path), Blip2(config)
-    own, tensors = model.state_dict(), read(path)[1]
+    path, model = at_hand(path), blank(config)
+    assert isinstance(model, Blip2)
+    tensors = read(path)[1]
+    speaks = any(name.startswith("language.") for name in tensors)
+    nn.Module.to_empty(model, device="cpu", recurse=False)
+    for name, part in model.named_children():
+        if name != "language" or speaks:
+            part.to_empty(device="cpu")
+    if config.language is not None:
+        model.language.tie()
+        model.language_projection.reset_parameters()
     size, patch = config.vision.image_size, config.vision.patch_size
     if "vision.positions" in tensors:
         tensors["vision.positions"] = resize_positions(tensors["vision.positions"], size, patch)
-    fresh = {name: t for name, t in own.items() if name.startswith("language") and name not in tensors}
+    fresh = {n: t for n, t in model.state_dict().items() if n.startswith("language") and n not in tensors}
     fill(model, {**fresh, **tensors}, path)
     return model
 

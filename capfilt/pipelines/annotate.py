@@ -116,8 +116,9 @@ class Work:
     def __init__(self, job: AnnotateJob, device: torch.device, clock: Clock | None = None):
         self.job, self.device, self.clock = job, device, clock
         self.batches: list[int] = []  # of the shard at work
-        writer = weights.load(job.captioner).eval().to(device)
-        judge = weights.load(job.filter).eval().to(device)
+        dtype = pick_dtype(job.config.precision, device)
+        writer = weights.load(job.captioner, dtype).eval().to(device)
+        judge = weights.load(job.filter, dtype).eval().to(device)
         self.annotator = Annotator(
             Captioner(
                 writer, tokenizer_of(job.captioner, writer.config.language_kind), job.config.decode, job.config.captions

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -26,7 +26,7 @@ from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
-from capfilt.models import Architecture, files, weights
+from capfilt.models import Architecture, weights
 from capfilt.models.initial import InitialConfig
 from capfilt.models.text import Role
 from capfilt.pipelines import report
@@ -35,7 +35,14 @@ from capfilt.pipelines.calibrate import CalibrateJob, calibrate
 from capfilt.pipelines.corpus import DataConfig, gather, inputs
 from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
 from capfilt.pipelines.final import StageConfig, check_final, merged, pretrain_final
-from capfilt.pipelines.pretrain import TrainResources, check_features, check_training, read_architecture, run_training
+from capfilt.pipelines.pretrain import (
+    TrainResources,
+    check_features,
+    check_sources,
+    check_training,
+    read_architecture,
+    run_training,
+)
 from capfilt.pipelines.select import SelectJob, resolve_threshold, select
 from capfilt.pipelines.stage import digests
 from capfilt.reports.ledger import Ledger
@@ -330,7 +337,7 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
 def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[Architecture, ...], Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture, final = check(config)
-    check_sources(config)
+    check_all_sources(config, architecture, final)
     manners = {"data": {"download": {"manners": True, "thread_count": True}}}
     paces = {**dict.fromkeys(("pretrain", "captioner", "filter"), OF_NO_WEIGHT)}
     paces["final"] = {"__all__": {"train": OF_NO_WEIGHT}}
@@ -371,12 +378,12 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     return architecture, check_final(config.final, architecture, config.model, config.cluster.train)
 
 
-def check_sources(config: BootstrapConfig) -> None:
+def check_all_sources(config: BootstrapConfig, architecture: Architecture, final: Sequence[Architecture]) -> None:
     """Refuse checkpoints that are not there, at once: the last of them is wanted when days have passed."""
-    stages = (source for stage in config.final for source in (stage.vision, stage.text, stage.language))
-    for source in (config.initial.vision, config.initial.text, *stages):
-        if isinstance(source, str):
-            files.refuse_missing(source)
+    check_sources(config.initial, architecture)
+    for stage, own in zip(config.final, final, strict=True):
+        language = stage.language if isinstance(stage.language, str) else None
+        check_sources(InitialConfig(vision=stage.vision, text=stage.text, language=language), own)
 
 
 def check_momentum(config: BootstrapConfig) -> None:

@@ -60,8 +60,8 @@ class CalibrateJob(Config):
     def open(self) -> Callable[[str], str]:
         """Load the filter."""
         device = pick_device()
-        model = weights.load(self.model).eval().to(device)
         dtype = pick_dtype(self.precision, device)
+        model = weights.load(self.model, dtype).eval().to(device)
         judge = Filter(model, Tokenizer.load(self.model), self.max_length)
 
         def work(item: str) -> str:

@@ -106,8 +106,8 @@ def as_hf(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     config = weights.architecture(path)
     if isinstance(config, Blip2Config):
         # Of stage 1 transformers has the half that judges; the head that writes stays behind.
-        judges = {} if config.language else {"roles": ("encoder",)}
-        return [write_hf(weights.load(path, **judges), tokenizer, out)]
+        judge = weights.load(path, roles=("encoder",)) if config.language is None else weights.load(path)
+        return [write_hf(judge, tokenizer, out)]
     if len(config.text.roles) == 1 or config.answers:
         return [write_hf(weights.load(path), tokenizer, out)]
     return [write_hf(weights.load(path, roles=(role,)), tokenizer, out / part) for role, part in PARTS.items()]

@@ -101,9 +101,9 @@ def places(recipe: Config) -> dict[str, Any]:
     return dict(_places(recipe.model_dump(mode="json")))
 
 
-_KEYS = ("data.web", "data.human", "data.val", "data.test", "data.download.urls", "start", "tokenizer", "model")
+_KEYS = ("data.web", "data.human", "data.val", "data.test", "data.download.urls", "start", "model")
 
-_FILES = (".yaml", ".yml", ".pth", ".pt", ".bin", ".npz", ".safetensors")
+_FILES = (".yaml", ".yml", ".pth", ".pt", ".bin", ".npz", ".safetensors", ".txt", ".json")
 
 _WORDS = ("world", "scratch", "continue")  # that are no paths
 
@@ -121,6 +121,7 @@ def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in ("pretrain", "captioner", "filter", "train"):
         yield from _features(name, tree.get(name))
     yield from _weights("initial", tree.get("initial") or {})
+    yield from _weights("", {"tokenizer": tree.get("tokenizer")})
     for number, stage in enumerate(tree.get("final") or ()):
         yield from _weights(f"final.{number}", stage)
         yield from _features(f"final.{number}.train", stage["train"])
@@ -133,10 +134,10 @@ def _features(name: str, train: Mapping[str, Any] | None) -> Iterator[tuple[str,
 
 def _weights(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What may also be a name on the hub, or of a preset: a path if it looks like a file, or if it is there."""
-    for key in ("model", "vision", "text", "language"):
+    for key in ("model", "vision", "text", "language", "tokenizer"):
         value = tree.get(key)
         if isinstance(value, str) and (value.endswith(_FILES) or Path(value).exists()):
-            yield f"{name}.{key}", value
+            yield f"{name}.{key}".removeprefix("."), value
 
 
 _RAYS_OWN = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\sINFO job_manager\.py:\d+ -- ")

@@ -26,6 +26,7 @@ from capfilt.data.loader import Source
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture, Blip2Config, files, verbs, weights
 from capfilt.models.initial import InitialConfig
+from capfilt.models.language import check_language
 from capfilt.objectives.accumulate import cannot
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
@@ -107,6 +108,11 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
                 f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
                 f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
             )
+    if isinstance(architecture, Blip2Config) and architecture.language and architecture.frozen == "fp16":
+        raise RecipeError(
+            f"{where}: frozen is fp16, in which gradients that come through a language model vanish unless they are "
+            "scaled, and here they are not: set it to bf16."
+        )
     if config.features and not isinstance(architecture, Blip2Config):
         raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
     if said := without_use(architecture, config.objectives):
@@ -296,13 +302,25 @@ def check_features(out: Place, *trains: TrainConfig) -> None:
         )
 
 
-def check_start(start: Place, architecture: Architecture) -> Place:
-    """Refuse a start of another shape than `model`, which would be trained in its place without a word."""
+def check_sources(initial: InitialConfig, architecture: Architecture) -> None:
+    """Refuse checkpoints that are not there, and a language model that is not the one described, at once."""
+    for source in (initial.vision, initial.text):
+        if source is not None:
+            files.refuse_missing(source)
+    if initial.language is not None and isinstance(architecture, Blip2Config) and architecture.language is not None:
+        check_language(initial.language, architecture.language)
+
+
+def check_start(start: Place, architecture: Architecture, initial: InitialConfig) -> Place:
+    """Refuse a start of another shape than `model`, which would be trained in its place without a word, and one without
+    the language model that nobody else names."""
     path = weights.find(str(start))
     found = weights.architecture(path)
     if found.family != architecture.family:
         raise RecipeError(f"start: {path} is of the family {found.family}, and `model` of {architecture.family}.")
     check_shape(found, architecture, f"start: {path}", "`model`", ("vision", "text"))
+    if architecture.language_kind and not found.language_kind and initial.language is None:
+        raise RecipeError(f"start: {path} has no language model, and `model` has: say which with initial.language.")
     return path
 
 
@@ -323,9 +341,8 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
     """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
     architecture = check(config)
     check_features(out, config.train)
-    for source in config.initial.model_dump(exclude_none=True).values():
-        files.refuse_missing(source)
-    start = check_start(config.start, architecture) if config.start else None
+    check_sources(config.initial, architecture)
+    start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": OF_NO_WEIGHT})
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}

@@ -1,7 +1,8 @@
 """The training loop: the same for pretraining and for fine-tuning captioner and filter; only the job differs.
 
 A job is a frozen config that any process can be handed. Draws inside a step come from (seed, step, rank), so a
-resumed run ends with the same weights as an undisturbed one, and its log has no line twice.
+resumed run ends with the same weights as an undisturbed one (bit for bit in fp32 on CPUs; kernels of a GPU add in
+orders of their own), and its log has no line twice.
 """
 
 from __future__ import annotations

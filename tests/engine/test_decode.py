@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from capfilt.engine import decode
+from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, choose, generate, uniforms
-from capfilt.models import Blip
+from capfilt.models import Blip, Blip2
 
 MakeBlip = Callable[..., Blip]
 SEP = 3
@@ -181,6 +182,26 @@ class TestTextsThatEndedLeave:
         draws = torch.from_numpy(np.random.default_rng(0).random((12, 19)))
         generate(model, model.image_keys(images, "decoder"), [model.config.text.dec], SEP, self.CONFIG, draws)
         assert min(fed) >= decode.FEWEST
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam"])
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_a_language_model_writes_for_few_images_what_it_writes_for_many(
+    small_blip2: Callable[..., Blip2], kind: str, method: str
+) -> None:
+    model, config = small_blip2(kind), DecodeConfig(method=method, min_length=3, max_length=12, beams=2)
+    tokens = torch.randn(6, 5, 24, generator=torch.Generator().manual_seed(5))
+    draws = torch.from_numpy(np.random.default_rng(5).random((6, 11)))
+
+    def written(images: int) -> list[list[int]]:
+        keys = model.image_keys(tokens[:images], "decoder")
+        if method == "beam":
+            return beam_search(model, keys, [2], SEP, config, 1)
+        return generate(model, keys, [2], SEP, config, draws[:images])
+
+    every = written(6)
+    assert len(every) == 6
+    assert [written(images) for images in (1, 2, 3)] == [every[:1], every[:2], every[:3]]
 
 
 def rows_fed(model: Blip, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -142,10 +142,11 @@ class TestVerbs:
         ({"text": {"roles": ["decoder"]}, "language": {"kind": "opt", "settings": {"hidden_size": 8}}}, "text.roles"),
         ({"text": {"roles": []}}, "nothing could be asked"),
         ({"vision": {"final_norm": True}}, "final_norm must be false"),
+        ({"text": {"roles": []}, "language": {"kind": "t5", "settings": {"d_model": 8}}}, "in which T5 overflows"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(small_blip2: MakeBlip2, change: dict, said: str) -> None:
-    tree = small_blip2().config.model_dump()
+    tree = {**small_blip2().config.model_dump(), "frozen": "fp16"}
     tree = {**tree, **{k: {**(tree[k] or {}), **v} for k, v in change.items()}}
     with pytest.raises(ValidationError, match=said):
         Blip2Config(**tree)

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip2
-from capfilt.models.language import LanguageConfig, LanguageModel, load_language
+from capfilt.models.language import (
+    FORMATS,
+    Format,
+    LanguageCache,
+    LanguageConfig,
+    LanguageModel,
+    check_language,
+    load_language,
+)
+from capfilt.objectives.lm import answered
 
 MakeBlip2 = Callable[..., Blip2]
 KINDS = ["opt", "t5"]
@@ -113,6 +122,32 @@ def test_it_is_loaded_as_transformers_saved_it(small_blip2: MakeBlip2, tmp_path:
         load_language(str(tmp_path), config.model_copy(update={"tied": not tied}), "fp32")
 
 
+@pytest.mark.parametrize(("kind", "held_in"), [("opt", "fp16"), ("opt", "bf16"), ("t5", "bf16"), ("t5", "fp32")])
+@pytest.mark.parametrize("around", [torch.float32, torch.bfloat16])
+def test_it_computes_in_its_own_format_whatever_the_model_around_it_does(
+    small_blip2: MakeBlip2, case: tuple, kind: str, held_in: Format, around: torch.dtype
+) -> None:
+    exact, (image, ids, mask) = small_blip2(kind).language, case
+    model = LanguageModel(exact.config, held_in)
+    model.load_state_dict(exact.state_dict())
+    image.requires_grad_()
+    with torch.autocast("cpu", dtype=around, enabled=around != torch.float32):
+        told, labels = model.predict(image.to(around), ids, mask, 2)
+        keys = model.read(image.detach().to(around))
+        begun = ids[:, :1] if kind == "opt" else torch.zeros(3, 1, dtype=torch.long)
+        step = model.step(begun, keys, LanguageCache())
+    answered(told, labels).backward()
+    assert image.grad is not None
+    assert image.grad.isfinite().all()
+    assert told.dtype == step.dtype == FORMATS[held_in]
+    for rough, whole in (
+        (told, exact.predict(image, ids, mask, 2)[0]),
+        (step, exact.step(begun, exact.read(image.detach()), LanguageCache())),
+    ):
+        alike = torch.cosine_similarity(rough.detach().float().flatten(), whole.detach().flatten(), dim=0)
+        assert float(alike) > 0.999
+
+
 def test_what_is_not_there_or_another_is_said(
     small_blip2: MakeBlip2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +155,7 @@ def test_what_is_not_there_or_another_is_said(
     model = small_blip2("opt").language
     with pytest.raises(ModelError, match="names on the Hugging Face hub look like OWNER/NAME"):
         load_language("nowhere", model.config, "fp32")
-    with pytest.raises(ModelError, match=r"not give it either .*Without a network: fetch all of its files elsewhere"):
+    with pytest.raises(ModelError, match=r"not give it either .*Without a network: fetch its config.json, its weights"):
         load_language("capfilt/there-is-none", model.config, "fp32")
     with pytest.raises(ModelError, match="holds no language model that transformers can read"):
         load_language(str(tmp_path), model.config, "fp32")
@@ -128,6 +163,8 @@ def test_what_is_not_there_or_another_is_said(
     with pytest.raises(ModelError, match=r"is a opt, and language\.kind is t5"):
         load_language(str(tmp_path), small_blip2("t5").language.config, "fp32")
     wider = model.config.model_copy(update={"settings": {**model.config.settings, "ffn_dim": 48}})
+    (tmp_path / "model.safetensors").unlink()
+    assert check_language(str(tmp_path), model.config) == tmp_path, "what describes it is enough to refuse it by"
     with pytest.raises(ModelError, match=r"has ffn_dim 24, and language.settings.ffn_dim is 48"):
         load_language(str(tmp_path), wider, "fp32")
     with pytest.raises(ModelError, match="describe no OPT of transformers"):

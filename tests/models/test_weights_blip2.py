@@ -29,6 +29,17 @@ def same(one: Blip2, other: Blip2) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_frozen_towers_of_the_hub_are_held_in_what_is_computed_in(small_blip2: MakeBlip2, tmp_path: Path) -> None:
+    model = small_blip2("opt")
+    weights.save_hf(model, tmp_path, {})
+    quick = weights.load(tmp_path, torch.bfloat16)
+    assert isinstance(quick, Blip2)
+    assert quick.config.frozen == "bf16"
+    assert {p.dtype for p in quick.language.parameters()} == {torch.bfloat16}
+    assert quick.text.query_tokens.dtype == torch.float32
+    assert same(weights.load(tmp_path, torch.float32), model)
+
+
 @pytest.mark.parametrize("language", STAGES)
 def test_both_layouts_bring_everything_back(small_blip2: MakeBlip2, tmp_path: Path, language: str) -> None:
     model = make_stage(small_blip2, language)
@@ -202,6 +213,8 @@ class TestBeginnings:
         weights.save(first, tmp_path / "first")
         other.language.model.save_pretrained(tmp_path / "opt")
         second = weights.grown(tmp_path / "first", other.config)
+        assert {p.is_meta for p in second.language.parameters()} == {True}, "nobody has said which"
+        assert not any(p.is_meta for name, p in second.named_parameters() if not name.startswith("language."))
         weights.initialise(second, language=str(tmp_path / "opt"))
         for name, tensor in second.state_dict().items():
             if name.startswith("language."):

@@ -12,6 +12,7 @@ from capfilt.cluster.jobs import Job
 from capfilt.errors import UsageError
 from capfilt.pipelines import jobs, show
 from capfilt.pipelines.jobs import Order
+from capfilt.pipelines.pretrain import PretrainConfig
 
 BEGUN = (
     "2026-11-24 10:56:46,971\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
@@ -74,6 +75,16 @@ def test_a_recipe_names_its_places() -> None:
     jobs.check_places({**found, "SHARDS": ("/a::s3://b/{0..9}.tar", Path("/c"))})
     with pytest.raises(UsageError, match="SHARDS is 'b'"):
         jobs.check_places({"SHARDS": ("/a::b",)})
+
+
+def test_names_on_the_hub_are_no_places() -> None:
+    sets = ["start=/runs/stage1/checkpoint", "data=/shards"]
+    config = configs.read(presets.find("pipelines", "pretrain/blip2-stage2-opt-2.7b"), PretrainConfig, sets)
+    found = jobs.places(config)
+    jobs.check_places(found)
+    assert set(found) == {"start", "data[0].shards"}
+    with pytest.raises(UsageError, match=r"tokenizer is 'bert/vocab\.txt'"):
+        jobs.check_places(jobs.places(recipe("tokenizer=bert/vocab.txt")))
 
 
 def test_a_row_holds_what_is_known() -> None:
