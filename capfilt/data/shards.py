@@ -48,7 +48,18 @@ def expand(spec: str | Sequence[str]) -> list[str]:
     pieces = [piece for part in parts for piece in part.split("::") if piece]
     if not pieces:
         raise ShardError(f"no shards given; {_ALLOWED}")
-    return [url for piece in pieces for url in _expand_braces(piece)]
+    patterns = [pattern for piece in pieces for pattern in _expand_braces(piece)]
+    return [url for hits in together(_find, patterns, on_a_store(pattern for pattern, _ in patterns)) for url in hits]
+
+
+def on_a_store(urls: Iterable[str]) -> bool:
+    """Whether any of these lies where each question is a wait, so that many are asked at once."""
+    return any("://" in url and not url.startswith((*_WEB, "file://", "local://")) for url in urls)
+
+
+def stats(urls: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`stat` of each shard."""
+    return dict(zip(urls, together(stat, urls, on_a_store(urls)), strict=True))
 
 
 def name(url: str) -> str:
@@ -158,10 +169,10 @@ def input_now(url: str) -> Input:
     return found
 
 
-def known(url: str) -> dict[str, Any]:
+def known(url: str, found: dict[str, Any] | None = None) -> dict[str, Any]:
     """What tells a shard from all others: its `stat`, and where storage tells no version (a web server may not) the
     address too. So shards may be moved, where that does not mix two of one name and size up."""
-    found = stat(url)
+    found = found or stat(url)
     return found if found["version"] else {**found, "url": url}
 
 
@@ -268,21 +279,22 @@ def _opened(url: str) -> Any:
         raise (StorageError if passing else ShardError)(f"cannot open shard {url}: {error}") from error
 
 
-def _expand_braces(piece: str) -> list[str]:
+def _expand_braces(piece: str) -> list[tuple[str, bool]]:
+    """The patterns of a piece, each with whether it is to be taken letter by letter."""
     if os.path.exists(piece):
-        return _find(piece, literal=True)
+        return [(piece, True)]
     try:
         patterns = list(islice(braceexpand(piece, escape=False), MAX_SHARDS + 1))
     except ValueError as error:
         raise ShardError(f"braces in '{piece}': {error}; write {{00000..00010}} or {{a,b}}") from error
     if len(patterns) > MAX_SHARDS:
         raise ShardError(f"'{piece}' names more than {MAX_SHARDS} shards; split it")
-    found = together(_find, patterns, "://" in piece and not piece.startswith(_WEB))
-    return [url for hits in found for url in hits]
+    return [(pattern, False) for pattern in patterns]
 
 
-def _find(pattern: str, literal: bool = False) -> list[str]:
+def _find(asked: tuple[str, bool]) -> list[str]:
     """The shards behind one pattern without braces; web addresses are taken as they are, unlisted."""
+    pattern, literal = asked
     if pattern.startswith(_WEB):
         return [pattern]
     try:

@@ -145,11 +145,9 @@ def identity(job: TrainJob, made: Mapping[str, str]) -> str:
     start = [weights.fingerprint(job.start)] if job.start else []
     if job.start and (job.start / weights.MOMENTUM).is_file():
         start.append(sha256_file(job.start / weights.MOMENTUM))
-    inputs = [
-        (shards.name(url), made.get(url) or shards.stat(url), source.repeat)
-        for source in job.sources
-        for url in shards.expand(source.shards)
-    ]
+    walked = [(shards.expand(source.shards), source.repeat) for source in job.sources]
+    stats = shards.stats([url for urls, _ in walked for url in urls if url not in made])
+    inputs = [(shards.name(url), made.get(url) or stats[url], repeat) for urls, repeat in walked for url in urls]
     return fingerprint(settings, start, inputs, job.load_tokenizer().vocab)
 
 

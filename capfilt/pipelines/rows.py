@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
@@ -46,20 +46,22 @@ class RowsJob(Config):
         return work
 
 
-def entry(url: str) -> str:
+def entry(url: str, stat: dict[str, Any] | None = None) -> str:
     """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
-    return f"{shards.name(url)}-{fingerprint(shards.known(url))[:16]}"
+    return f"{shards.name(url)}-{fingerprint(shards.known(url, stat))[:16]}"
 
 
 def count_rows(
     session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Place, show: Progress
 ) -> dict[str, int]:
     """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
-    names = {url: entry(url) for source in sources for url in shards.expand(source.shards)}
+    # A store is asked once for all of them: 100,000 shards, one after the other, would take hours.
+    stats = shards.stats([url for source in sources for url in shards.expand(source.shards)])
+    names = {url: entry(url, stat) for url, stat in stats.items()}
     urls = {name: url for url, name in names.items()}
     job = RowsJob(out=folder)
     ledger = Ledger(folder, job.name)
-    todo = {name: url for name, url in urls.items() if ledger.completion(name, job.identity(url)) is None}
+    todo = {name: url for name, url in urls.items() if ledger.completion(name, fingerprint(stats[url])) is None}
     if todo:
         run_stage(session, job, todo, Resources(), show, "count pairs")
     tallies = {done.shard: done.tally for done in ledger.completions()}

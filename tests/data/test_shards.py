@@ -4,11 +4,14 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import webdataset
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
@@ -17,6 +20,7 @@ from capfilt.data import shards
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError
 from capfilt.reports.ledger import Input
+from capfilt.reports.places import Remote
 
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(str.isprintable)
 JSONS = st.recursive(
@@ -264,3 +268,27 @@ def test_a_digest_is_of_all_bytes_and_only_of_all(tmp_path: Path) -> None:
     begun = shards.Digest()
     next(iter(shards.read(str(path), begun)))
     assert begun.taken() is None
+
+
+def test_shards_on_a_store_are_asked_for_side_by_side(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, 100,000 of them would take hours."""
+    urls = [str(store / f"{number}.tar") for number in range(8)]
+    for url in urls:
+        shards.write(url, [])
+    info, asking, most = MemoryFileSystem.info, 0, 0
+
+    def slow(self: Any, path: str, **kwargs: Any) -> Any:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        time.sleep(0.02)
+        asking -= 1
+        return info(self, path, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", slow)
+    found = shards.expand(urls)
+    assert [shards.name(url) for url in found] == [str(number) for number in range(8)]
+    assert most > 2
+    most = 0
+    assert list(shards.stats(found)) == found
+    assert most > 2
