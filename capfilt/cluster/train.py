@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from capfilt.cluster.session import Session, Trouble
@@ -94,9 +95,12 @@ def fit(
         now = poll() if poll is not None else 0.0
         deaths, reached = (deaths + 1, reached) if now <= reached else (1, now)
         if deaths == TRIES:
-            raise ClusterError(
+            error = ClusterError(
                 f"{name} lost a worker {TRIES} times and got no further in between, last so: {trouble.line}"
             )
+            if trouble.trace:
+                error.add_note(trouble.trace)
+            raise error
 
 
 def _here(function: Function, config: dict[str, Any], workers: int, name: str) -> None:
@@ -276,7 +280,7 @@ def _verdict(failures: list[Exception]) -> Trouble:
     for failure in failures:
         if isinstance(failure, Fault) and not failure.unanswered:
             return failure.trouble
-    return Trouble.death(failures[0])  # of the worker that did not answer nothing is known yet
+    return replace(troubles[0], died=True)  # of the worker that did not answer nothing is known yet
 
 
 def _guarded(function: Function, cpus: float) -> Function:

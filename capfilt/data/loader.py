@@ -13,7 +13,6 @@ import logging
 import math
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +149,7 @@ class Loader:
         self.order = Order(walked, rows, math.gcd(config.lanes, config.batch_size), seed)
         self._kept: dict[str, list[Sample]] = {}
         self._room = KEPT_BYTES
+        self._closed = threading.Event()
 
     @property
     def prompt_tokens(self) -> int:
@@ -159,8 +159,10 @@ class Loader:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Batches from global step `start` on, without end; decoding runs two batches ahead in a thread."""
-        made = self._batches(start)
-        return ahead((replace(batch, images=batch.images.pin_memory()) for batch in made) if self.pinned else made)
+        made, self._closed = self._batches(start), threading.Event()
+        if self.pinned:
+            made = (replace(batch, images=batch.images.pin_memory()) for batch in made)
+        return ahead(made, self._closed)
 
     def _batches(self, start: int) -> Iterator[Batch]:
         size, lanes = self.config.batch_size, self.order.lanes
@@ -201,7 +203,7 @@ class Loader:
     def _read(self, epoch: int, span: Span) -> Iterator[Row]:
         """The rows of a span; where storage fails, it is asked again. DataError where the shard has fewer than were
         counted."""
-        found, pauses = 0, iter(PAUSES)
+        found, failed, pauses = 0, 0, iter(PAUSES)
         while True:
             rows = self._rows(span, epoch)
             try:
@@ -210,10 +212,12 @@ class Loader:
                     yield row
                 break
             except StorageError as error:
+                failed, pauses = found, (iter(PAUSES) if found > failed else pauses)
                 if (pause := next(pauses, None)) is None:
                     raise
                 logging.getLogger(__name__).warning("%s; again in %d s", error, pause)
-                time.sleep(pause)
+                if self._closed.wait(pause):  # nobody wants it any more
+                    raise
         if found < span.count:
             raise DataError(
                 f"{span.url} has {span.first + found} rows, and {self.order.rows[span.url]} were counted: it changed."
@@ -223,7 +227,7 @@ class Loader:
     def _rows(self, span: Span, epoch: int) -> Iterator[Row]:
         """All rows of the shard that a span is of."""
         for sample in self._samples(span.url):
-            drawn = sample.captions if self.config.captions == "all" else [self._drawn(sample, epoch, span.place)]
+            drawn = sample.captions if self.config.captions == "all" else [self._drawn(sample, epoch, span.turn)]
             for caption in drawn:
                 yield Row(span.url, sample.uid, sample.image, str(caption["text"]))
 
@@ -241,10 +245,11 @@ class Loader:
         return self._kept[url]
 
     def _drawn(self, sample: Sample, epoch: int, turn: int) -> dict[str, Any]:
-        """One of an image's texts, for this epoch and this turn of its shard in it."""
+        """One of an image's texts, for this epoch; another draw where it has the shard again."""
         captions = sample.captions
         weights = np.array([self.config.weights.get(caption["source"], 1.0) for caption in captions])
-        place = generator(self.seed, epoch, turn, sample.uid).random() * weights.sum()
+        again = (turn,) if turn else ()
+        place = generator(self.seed, epoch, *again, sample.uid).random() * weights.sum()
         return captions[min(int(np.searchsorted(weights.cumsum(), place, side="right")), len(captions) - 1)]
 
     def _batch(
@@ -334,14 +339,14 @@ def number(uid: str) -> int:
     return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
-    """Run an iterator in a thread, `depth` items ahead; its exceptions arrive where its items would have.
+def ahead(batches: Iterator[Batch], closed: threading.Event, depth: int = 2) -> Iterator[Batch]:
+    """Run an iterator in a thread, `depth` items ahead; its exceptions arrive where its items would have. `closed` is
+    set when nobody wants more.
 
     Closing it waits for the item that is being made: an interpreter that ends while a thread of it is inside torch
     aborts, and a training that succeeded would leave with 134.
     """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
 
     def put(item: Batch | BaseException | None) -> None:
         while not closed.is_set():

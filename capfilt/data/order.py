@@ -28,8 +28,8 @@ class Span:
     url: str
     first: int
     count: int
-    place: int
-    """Of the shard in its epoch: one that is walked twice has two."""
+    turn: int
+    """How often the epoch has walked the shard before."""
 
 
 class Order:
@@ -63,13 +63,14 @@ class Order:
         """The segment of a lane."""
         urls, starts = self._laid_out(epoch)
         begin, end = self._segment(lane, epoch)
-        found = []
+        found, walked = [], self._twice(urls)
         for i in range(int(starts.searchsorted(begin, side="right")) - 1, len(urls)):
             first, last = max(begin, int(starts[i])), min(end, int(starts[i + 1]))
             if int(starts[i]) >= end:
                 break
             if first < last:
-                found.append(Span(urls[i], first - int(starts[i]), last - first, i))
+                turn = walked[urls[i]].index(i) if urls[i] in walked else 0
+                found.append(Span(urls[i], first - int(starts[i]), last - first, turn))
         return found
 
     def length(self, lane: int, epoch: int) -> int:
@@ -103,6 +104,15 @@ class Order:
                 turn = self._draws(lane, epoch, number).permutation(len(block))
                 yield from (block[i] for i in turn[max(0, offset - begin) :])
             epoch, offset = epoch + 1, 0
+
+    def _twice(self, urls: Sequence[str]) -> dict[str, list[int]]:
+        """The places in an epoch of those shards that it walks more than once."""
+        if all(repeat <= 1 for _, repeat in self.sources):
+            return {}
+        places: dict[str, list[int]] = {}
+        for i, url in enumerate(urls):
+            places.setdefault(url, []).append(i)
+        return {url: own for url, own in places.items() if len(own) > 1}
 
     def _segment(self, lane: int, epoch: int) -> tuple[int, int]:
         if epoch not in self._totals:

@@ -7,6 +7,7 @@ raised, as `ShardError`.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -187,10 +188,8 @@ def stat(url: str) -> dict[str, Any]:
         info = files.info(path)
     except FileNotFoundError:
         raise ShardError(f"there is no shard {url}: check the path.") from None
-    except OSError as error:
-        raise StorageError(f"{url} cannot be looked at: {error}") from error
-    except ValueError as error:
-        raise ShardError(f"{url} cannot be looked at: {error}") from error
+    except (OSError, ValueError) as error:
+        raise _trouble(f"{url} cannot be looked at: {error}", error) from error
     version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
     return {"name": name(url), "size": info.get("size"), "version": version}
 
@@ -237,8 +236,17 @@ def write_sizes(folder: Place | str, counts: Mapping[str, int] | None = None) ->
     return path
 
 
-def _storage_failed(url: str, error: OSError) -> StorageError:
-    return StorageError(f"reading {url} failed: {error}. The storage failed: run again.")
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, gzip.BadGzipFile)
+"""What storage says no less when it is asked again."""
+
+
+def _trouble(said: str, error: Exception) -> ShardError:
+    passing = isinstance(error, OSError) and not isinstance(error, _LASTING)
+    return (StorageError if passing else ShardError)(said)
+
+
+def _storage_failed(url: str, error: OSError) -> ShardError:
+    return _trouble(f"reading {url} failed: {error}. The storage failed: run again.", error)
 
 
 def _after_cut(group: Group | None, cut: Cut, shard: str, seen: set[str]) -> Iterator[Sample | Fault]:
@@ -275,8 +283,7 @@ def _opened(url: str) -> Any:
     except FileNotFoundError as error:
         raise ShardError(f"no shard at {url}; {_ALLOWED}") from error
     except (OSError, ValueError, ImportError) as error:
-        passing = isinstance(error, OSError) and not isinstance(error, PermissionError)
-        raise (StorageError if passing else ShardError)(f"cannot open shard {url}: {error}") from error
+        raise _trouble(f"cannot open shard {url}: {error}", error) from error
 
 
 def _expand_braces(piece: str) -> list[tuple[str, bool]]:

@@ -238,7 +238,7 @@ class Tail:
     def __init__(self, path: Place, line: Line, report: Callable[[dict[str, Any], int], None]):
         self.path, self.line, self.report = path, line, report
         newest = self._newest()
-        self.step = newest["step"] if newest else 0
+        self.step: int | None = newest["step"] if newest else None
         self._looked = 0.0
 
     def glance(self) -> int:
@@ -249,7 +249,7 @@ class Tail:
             self._looked = time.monotonic()
             with suppress(OSError):  # it is a look at the log, and the training goes on without
                 return self.poll()
-        return self.step
+        return self.step or 0
 
     def poll(self) -> int:
         """Show the newest line of the log, if there is a new one; before the first, how far the features are.
@@ -261,13 +261,15 @@ class Tail:
             self.line.move(0, f"features of {told['done']} of {told['of']} shards")
         newest = self._newest()
         if newest is None:
-            return self.step
+            return self.step or 0
+        if self.step is None:  # a fork goes on from a step of another log
+            self.step = json.loads(self.path.read_bytes().splitlines()[0]).get("resumed", 0)
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
         if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
             self.report(newest, steps)
             self.step = newest["step"]
-        return self.step
+        return int(self.step)
 
     def _newest(self) -> dict[str, Any] | None:
         if not self.path.is_file():

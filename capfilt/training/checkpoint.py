@@ -13,7 +13,8 @@ to, what a fine-tuning may go on with: the momentum copy and its queues.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -50,7 +51,8 @@ class States:
 
     `identity` says which training they belong to, part by part; `keep` how many stay, and `keep_best` the best one
     beside them. With `shared` every process has its share of a state, and all of them must save and resume together.
-    `origin` is the folder of the training that this one was forked from.
+    `origins` are the folders of the training that this one was forked from, of the one which that was forked from, and
+    so on; `steps` is where this one ends.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class States:
         keep: int,
         keep_best: bool = False,
         shared: bool = False,
-        origin: Place | None = None,
+        origins: Sequence[Place] = (),
+        steps: int = sys.maxsize,
     ):
         self.files = StateFiles(out / STATES)
-        self.origin = None if origin is None else StateFiles(origin / STATES)
+        self.origins, self.steps = [StateFiles(origin / STATES) for origin in origins], steps
         self.failed = 0
         """How many states in a row could not be written."""
         self.identity, self.keep, self.keep_best = dict(identity), keep, keep_best
@@ -118,26 +121,23 @@ class States:
         """Load the newest state that can be read, if there is any, and return the number of steps done.
 
         One that is damaged is told in a warning, and the one before it is taken. A fork without a state of its own
-        takes one of the training that it was forked from, whose pace may be another. Raises ModelError for the states
-        of another training, and where none of them can be read.
+        makes one its own of the training that it was forked from, if but for the pace that is the same training. Raises
+        ModelError for the states of another training, and where none of them can be read.
         """
-        step, forked = self._agreed()
+        step = self._agreed()
         if step:
-            self.load(learner, optimizer, step, self.origin if forked else None)
+            self.load(learner, optimizer, step)
         return step
 
-    def load(
-        self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, files: StateFiles | None = None
-    ) -> None:
-        """Load the state after `step` steps, of this training where no other `files` are given."""
-        files = files or self.files
-        there = files.names(step)
+    def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Load the state after `step` steps."""
+        there = self.files.names(step)
         for name, p in learner.named_parameters():
             if f"optimizer.{name}.step" in there:
                 begun = [torch.zeros((), device=p.device if _fused(optimizer) else "cpu")]
                 begun += [torch.zeros_like(p, requires_grad=False) for _ in MOMENTS[1:]]
                 optimizer.state[p] = dict(zip(MOMENTS, begun, strict=True))
-        files.read(step, tensors_of(learner, optimizer))
+        self.files.read(step, tensors_of(learner, optimizer))
 
     def better_than(self, last: float | None, share: float = 1.0) -> int | None:
         """The best state, if it is sound and its loss is lower than that of the last steps; else None.
@@ -180,13 +180,19 @@ class States:
         if rank() > 0:
             return
         self.files.commit(step, {"identity": self.identity, "loss": loss})
+        try:
+            self._forget()
+        except OSError as error:  # the state is there: what it replaces may go another time
+            logging.getLogger(__name__).warning("%s: old states stay (%s)", self.files.folder, error)
+
+    def _forget(self) -> None:
         best = self.best() if self.keep_best else None
         for old in self.files.steps()[: -self.keep]:
             if old != best:
                 self.files.remove(old)
 
-    def _agreed(self) -> tuple[int, bool]:
-        """The step to go on from, and whether it is the origin's: the first rank looks, all of them hear the same."""
+    def _agreed(self) -> int:
+        """The step to go on from: the first rank looks, all of them hear the same."""
         if ranks() == 1:
             return self._found()
         said: list[object] = [None]
@@ -198,36 +204,57 @@ class States:
         dist.broadcast_object_list(said)
         if isinstance(said[0], str):
             raise ModelError(said[0])
-        assert isinstance(said[0], tuple)
+        assert isinstance(said[0], int)
         return said[0]
 
-    def _found(self) -> tuple[int, bool]:
+    def _found(self) -> int:
         self.files.sweep()
-        if (step := self._newest(self.files)) or self.origin is None:
-            return step, False
-        return self._newest(self.origin, other_pace=True), True
-
-    def _newest(self, files: StateFiles, other_pace: bool = False) -> int:
-        found = files.steps()
-        for step in reversed(found):
-            try:
-                identity = files.check(step)["identity"]
-            except DamagedState as damage:
+        if step := self._newest() or next(filter(None, map(self._made_own, self.origins)), 0):
+            return step
+        for origin in self.origins:
+            if origin.steps():
                 logging.getLogger(__name__).warning(
-                    "%s is damaged (%s): training goes on from the state before it", files.path(step), damage
+                    "%s has no state that this training can go on from: it begins at step 0", origin.folder
                 )
+        return 0
+
+    def _newest(self) -> int:
+        found = self.files.steps()
+        for step in reversed(found):
+            about = self._sound(self.files, step)
+            if about is None:
                 continue
-            other = {part for part, own in self.identity.items() if identity.get(part) != own}
-            other -= {PACE} if other_pace else set()
-            if other:
+            if other := self._other(about):
                 raise ModelError(
-                    f"{files.path(step)} belongs to another training: other {', '.join(sorted(other))}; "
+                    f"{self.files.path(step)} belongs to another training: other {', '.join(sorted(other))}; "
                     "use another folder"
                 )
             return step
         if found:
-            raise ModelError(f"all {len(found)} states in {files.folder} are damaged; delete them to begin again")
+            raise ModelError(f"all {len(found)} states in {self.files.folder} are damaged; delete them to begin again")
         return 0
+
+    def _made_own(self, origin: StateFiles) -> int:
+        """Copy the newest state of an origin that this training can go on from; the step that it is of, 0 for none."""
+        for step in reversed(origin.steps()):
+            about = self._sound(origin, step) if step < self.steps else None
+            if about is not None and not self._other(about) - {PACE}:
+                self.files.copy(origin, step, {"identity": self.identity, "loss": about["loss"]})
+                return step
+        return 0
+
+    def _sound(self, files: StateFiles, step: int) -> dict[str, Any] | None:
+        try:
+            return files.check(step)
+        except DamagedState as damage:
+            logging.getLogger(__name__).warning(
+                "%s is damaged (%s): training goes on from the state before it", files.path(step), damage
+            )
+            return None
+
+    def _other(self, about: Mapping[str, Any]) -> set[str]:
+        """The parts in which the training of a state is another."""
+        return {part for part, own in self.identity.items() if about["identity"].get(part) != own}
 
 
 def tensors_of(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

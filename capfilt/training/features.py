@@ -41,7 +41,8 @@ def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Place, 
     urls = [url for source in sources for url in shards.expand(source.shards)]
     folder.mkdir(parents=True, exist_ok=True)
     tower = fingerprint_of(model)
-    files = {url: folder / f"{fingerprint(tower, shards.known(url))[:32]}.safetensors" for url in urls}
+    stats = shards.stats(urls)
+    files = {url: folder / f"{fingerprint(tower, shards.known(url, stats[url]))[:32]}.safetensors" for url in urls}
     share = sorted(files)[parallel.rank() :: parallel.ranks()]
     mine = [url for url in share if not files[url].is_file()]
     model.vision.to(device)

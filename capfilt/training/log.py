@@ -51,6 +51,7 @@ class StepLog:
         self.waited = 0.0
         self.asked: dict[str, Tensor] = {}
         self.taken = 0
+        self.resumed = done
         self.unsaved = 0
         """States in a row that could not be written; in the lines where there are any."""
         kept = self._take_up(done) if parallel.rank() == 0 and path.exists() else b""
@@ -160,6 +161,7 @@ class StepLog:
             "unreadable": sum(unreadable),
             "skipped": self.skipped,
             **({"unsaved": self.unsaved} if self.unsaved else {}),
+            **({"resumed": self.resumed} if self.resumed else {}),
         }
         if parallel.rank() == 0:
             if self._stuck(line):
@@ -169,7 +171,7 @@ class StepLog:
             if self.on_line is not None:
                 self.on_line(line)
         self.sums, self.count, self.skipped, self.unreadable = {}, 0, 0, 0
-        self.since, self.waited = self._clock, 0.0
+        self.since, self.waited, self.resumed = self._clock, 0.0, 0
 
     def _add(self, line: bytes) -> None:
         if self.journal is None:

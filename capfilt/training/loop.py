@@ -23,6 +23,7 @@ from capfilt.errors import ModelError
 from capfilt.models import Blip2Config, Model, build, weights
 from capfilt.objectives.stages import AnyLearner, learner_of
 from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.places import Place
 from capfilt.training import checkpoint, features, parallel, shard
 from capfilt.training.checkpoint import States
 from capfilt.training.config import OF_NO_WEIGHT, TrainConfig, TrainJob
@@ -69,9 +70,7 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
     gradients = Gradients(learner, job.execution, device, pick_dtype(job.train.precision, device))
     optimizer = make_optimizer(learner, job.train.optimizer)
     own = identity(job, tokenizer, loader, learner.model) if parallel.rank() == 0 else {}
-    forked = Ledger(job.out.parent, job.out.name).origin
-    origin = forked.folder / job.out.name if forked else None
-    kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origin)
+    kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origins(job), job.train.steps)
     with closing(States(job.out, own, *kept)) as states:
         done = states.resume(learner, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
@@ -80,6 +79,16 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
         parallel.barrier()
         leave(job, learner, optimizer, tokenizer, states, log.mean_loss())
     parallel.barrier()
+
+
+def origins(job: TrainJob) -> list[Place]:
+    """The folders of the same training in the run that this one's was forked from, in that one's, and so on."""
+    found: list[Place] = []
+    ledger = Ledger(job.out.parent, job.out.name).origin
+    while ledger is not None:
+        found.append(ledger.folder / job.out.name)
+        ledger = ledger.origin
+    return found
 
 
 def leave(

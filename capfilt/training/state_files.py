@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -24,8 +25,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from capfilt.reports.ledger import sha256_file, write_json
-from capfilt.reports.places import Place, Remote, listing, remove_all
+from capfilt.reports.ledger import atomic, sha256_file, write_json
+from capfilt.reports.places import PART_BYTES, Place, Remote, listing, remove_all
 
 MARKER = "state.json"
 """In a state's folder: which training it is of, and what files it has."""
@@ -69,6 +70,14 @@ class StateFiles:
         there = sorted(listing(self.path(step)).items())
         files = {name: [stat.st_size, sha256_file(self.path(step) / name)] for name, stat in there if stat is not None}
         write_json(self.path(step) / MARKER, {**about, "step": step, "files": files})
+
+    def copy(self, other: StateFiles, step: int, about: dict[str, Any]) -> None:
+        """Have a state of another training's here too. Its bytes are copied, for a state may be written over."""
+        for name, stat in listing(other.path(step)).items():
+            if stat is not None and name != MARKER:
+                with (other.path(step) / name).open("rb") as read, atomic(self.path(step) / name) as file:
+                    shutil.copyfileobj(read, file, PART_BYTES)
+        self.commit(step, about)
 
     def about(self, step: int) -> dict[str, Any]:
         """What `commit` was told. Raises DamagedState."""

@@ -310,14 +310,15 @@ class TestBadInput:
         monkeypatch.setattr(module, "PAUSES", (0, 0))
         assert rows(take(shaky.batches(), 6)) == wanted
         assert "no route; again in 0 s" in caplog.text
+        sources = [Source(shards=tuple(shaky.order.rows))]
+        waiting = Loader(sources, shaky.config, tokenizer, 16, 0, rows=shaky.order.rows)
         monkeypatch.setattr(module, "PAUSES", ())
         with pytest.raises(StorageError, match="no route"):
-            take(
-                Loader(
-                    [Source(shards=tuple(shaky.order.rows))], shaky.config, tokenizer, 16, 0, rows=shaky.order.rows
-                ).batches(),
-                6,
-            )
+            take(waiting.batches(), 6)
+        monkeypatch.setattr(module, "PAUSES", (1000,))
+        waiting._closed.set()
+        with pytest.raises(StorageError, match="no route"):  # at once: a pause ends when nobody wants more
+            list(waiting._batches(0))
 
     def test_an_empty_corpus_is_an_error(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
         shards.write(tmp_path / "0.tar", [])
@@ -356,12 +357,12 @@ class TestAhead:
 
         found = []
         with pytest.raises(ValueError, match="third"):
-            for item in ahead(make()):  # type: ignore[arg-type]
+            for item in ahead(make(), threading.Event()):  # type: ignore[arg-type]
                 found.append(item)
         assert found == [1, 2]
 
     def test_ends_where_its_source_ends(self) -> None:
-        assert list(ahead(iter([1, 2, 3]))) == [1, 2, 3]  # type: ignore[arg-type, comparison-overlap]
+        assert list(ahead(iter([1, 2, 3]), threading.Event())) == [1, 2, 3]  # type: ignore[arg-type, comparison-overlap]
 
     def test_runs_no_further_than_its_depth_and_stops_when_closed(self) -> None:
         made: list[int] = []
@@ -372,7 +373,7 @@ class TestAhead:
                 yield made[-1]
 
         before = threading.active_count()
-        items = ahead(make(), depth=2)  # type: ignore[arg-type]
+        items = ahead(make(), threading.Event(), depth=2)  # type: ignore[arg-type]
         assert next(items) == 0  # type: ignore[comparison-overlap]
         deadline = time.monotonic() + 5
         while len(made) < 4 and time.monotonic() < deadline:
@@ -394,7 +395,7 @@ class TestAhead:
             ended.set()
             yield 1
 
-        items = ahead(make())  # type: ignore[arg-type]
+        items = ahead(make(), threading.Event())  # type: ignore[arg-type]
         assert next(items) == 0  # type: ignore[comparison-overlap]
         assert begun.wait(5)
         items.close()  # type: ignore[attr-defined]

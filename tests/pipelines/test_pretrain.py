@@ -205,3 +205,10 @@ def test_the_log_moves_the_line(tmp_path: Path) -> None:
         (tmp_path / "log.jsonl").write_text(f'{{"step": {step}, "samples_per_second": 99.6}}\n')
         tail.poll()
     assert reported == [(20, 20), (30, 10)]
+    reported.clear()
+    (tmp_path / "log.jsonl").unlink()
+    forked = Tail(tmp_path / "log.jsonl", line, lambda newest, steps: reported.append((newest["step"], steps)))
+    lines = ['{"step": 60, "samples_per_second": 1, "resumed": 50}', '{"step": 80, "samples_per_second": 1}']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert forked.poll() == 80
+    assert reported == [(80, 30)], "the first 50 are of the log of the run that it was forked from"

@@ -158,16 +158,48 @@ class TestResume:
         write_json(tmp_path / "new" / FORK, {"from": str(tmp_path / "old")})
         before = sorted((tmp_path / "old").rglob("*"))
         slower = make_job(tmp_path / "new/pretrain", checkpoint_every=2, steps=5, optimizer=OptimizerConfig(lr=1e-4))
-        with pytest.raises(ModelError, match="belongs to another training: other settings"):
-            train(with_train(slower, precision="bf16"))
+        killed_at(4, monkeypatch)
+        with pytest.raises(Killed):
+            train(slower)
+        monkeypatch.undo()
+        assert [(line["step"], line.get("resumed")) for line in log_of(slower)] == [(3, 2), (4, None)]
+        assert sorted((tmp_path / "old").rglob("*")) == before
+        shutil.rmtree(tmp_path / "old/pretrain")  # what it began with is its own
         train(slower)
         assert [line["step"] for line in log_of(slower)] == [3, 4, 5]
         assert max(line["lr"] for line in log_of(slower)) <= 1e-4
-        assert sorted((tmp_path / "old").rglob("*")) == before
 
+    def test_a_fork_begins_anew_where_the_origin_s_states_are_of_another_training(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A round of a bootstrap that was killed, forked with other pairs for it; or with fewer steps than it has."""
+        for changes in ({"precision": "bf16"}, {"steps": 2}):
+            home = tmp_path / "-".join(changes)
+            killed_at(3, monkeypatch)
+            with pytest.raises(Killed):
+                train(make_job(home / "old/pretrain", checkpoint_every=2))
+            monkeypatch.undo()
+            (home / "new").mkdir()
+            write_json(home / "new" / FORK, {"from": str(home / "old")})
+            other = make_job(home / "new/pretrain", **changes)
+            train(other)
+            assert log_of(other)[0]["step"] == 1
+            assert "old/pretrain/states has no state that this training can go on from" in caplog.text
+            caplog.clear()
 
-def with_train(job: TrainJob, **changes: Any) -> TrainJob:
-    return job.model_copy(update={"train": job.train.model_copy(update=changes)})
+    def test_a_fork_of_a_fork_finds_the_state_of_the_first(
+        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, monkeypatch)
+        with pytest.raises(Killed):
+            train(make_job(tmp_path / "a/pretrain", checkpoint_every=2))
+        monkeypatch.undo()
+        for old, new in ("ab", "bc"):
+            (tmp_path / new).mkdir()
+            write_json(tmp_path / new / FORK, {"from": str(tmp_path / old)})
+        third = make_job(tmp_path / "c/pretrain", optimizer=OptimizerConfig(lr=1e-4))
+        train(third)
+        assert [line["step"] for line in log_of(third)] == [3, 4]
 
 
 def with_objectives(job: TrainJob, **changes: Any) -> TrainConfig:
