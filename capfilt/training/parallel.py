@@ -96,8 +96,9 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     # A static graph allows weights that no objective of this training reaches (ITC alone leaves out the match head).
     ids = [device.index] if device.type == "cuda" else None
     # Gradients lie where they are exchanged from: a copy of all of them less in memory, and two less a step.
-    how = {"broadcast_buffers": False, "static_graph": True, "gradient_as_bucket_view": True}
-    return DistributedDataParallel(module, device_ids=ids, **how)
+    return DistributedDataParallel(
+        module, device_ids=ids, forward_sync_buffers=False, static_graph=True, gradient_as_bucket_view=True
+    )
 
 
 def average(gradients: list[Tensor]) -> None:
