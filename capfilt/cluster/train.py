@@ -42,6 +42,7 @@ _TRAIN_ALONE = {
 
 
 _NO_ANSWER = re.compile(r"closed by peer|reset by peer|[Cc]onnection refused|Broken pipe|NCCL|gloo|[Tt]imed out")
+"""What torch.distributed says, in a plain RuntimeError, of a process that has gone."""
 
 
 class Fault(Exception):

@@ -339,9 +339,9 @@ def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[A
     architecture, final = check(config)
     check_all_sources(config, architecture, final)
     manners = {"data": {"download": {"manners": True, "thread_count": True}}}
-    paces = {**dict.fromkeys(("pretrain", "captioner", "filter"), OF_NO_WEIGHT)}
-    paces["final"] = {"__all__": {"train": OF_NO_WEIGHT}}
-    plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners, **paces})
+    trains = dict.fromkeys(("pretrain", "captioner", "filter"), OF_NO_WEIGHT)
+    stages = {"final": {"__all__": {"train": OF_NO_WEIGHT}}}
+    plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners, **trains, **stages})
     plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs(config.data)}
     for stage, own in zip(plan["final"], final, strict=True):
         stage["architecture"] = own.model_dump(mode="json")

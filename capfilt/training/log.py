@@ -193,7 +193,7 @@ def mean(figures: list[Tensor]) -> list[float]:
     """The means over ranks."""
     if not figures:
         return []
-    return (summed(torch.stack([figure.double() for figure in figures])) / parallel.ranks()).tolist()
+    return (summed(torch.stack([figure.float() for figure in figures])) / parallel.ranks()).tolist()
 
 
 class _Wait:

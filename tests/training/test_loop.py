@@ -96,6 +96,20 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "Loader", Dying)
 
 
+def cut_short(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until the process dies in the fourth step."""
+    with monkeypatch.context() as dying:
+        killed_at(3, dying)
+        with pytest.raises(Killed):
+            train(job)
+
+
+def fork_of(old: Path, new: Path) -> None:
+    """A run folder that was forked, as `--fork` leaves it."""
+    new.mkdir()
+    write_json(new / FORK, {"from": str(old)})
+
+
 class TestResume:
     @pytest.mark.parametrize(("kills", "there"), [([5], False), ([2, 4, 7], False), ([2, 5], True)])
     def test_a_killed_training_ends_with_the_same_weights(
@@ -149,13 +163,8 @@ class TestResume:
     def test_a_fork_goes_on_at_another_pace(
         self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        killed_at(3, monkeypatch)
-        with pytest.raises(Killed):
-            train(make_job(tmp_path / "old/pretrain", checkpoint_every=2))
-        monkeypatch.undo()
-        (tmp_path / "old/plan.json").write_text("{}")
-        (tmp_path / "new").mkdir()
-        write_json(tmp_path / "new" / FORK, {"from": str(tmp_path / "old")})
+        cut_short(make_job(tmp_path / "old/pretrain", checkpoint_every=2), monkeypatch)
+        fork_of(tmp_path / "old", tmp_path / "new")
         before = sorted((tmp_path / "old").rglob("*"))
         slower = make_job(tmp_path / "new/pretrain", checkpoint_every=2, steps=5, optimizer=OptimizerConfig(lr=1e-4))
         killed_at(4, monkeypatch)
@@ -175,12 +184,8 @@ class TestResume:
         """A round of a bootstrap that was killed, forked with other pairs for it; or with fewer steps than it has."""
         for changes in ({"precision": "bf16"}, {"steps": 2}):
             home = tmp_path / "-".join(changes)
-            killed_at(3, monkeypatch)
-            with pytest.raises(Killed):
-                train(make_job(home / "old/pretrain", checkpoint_every=2))
-            monkeypatch.undo()
-            (home / "new").mkdir()
-            write_json(home / "new" / FORK, {"from": str(home / "old")})
+            cut_short(make_job(home / "old/pretrain", checkpoint_every=2), monkeypatch)
+            fork_of(home / "old", home / "new")
             other = make_job(home / "new/pretrain", **changes)
             train(other)
             assert log_of(other)[0]["step"] == 1
@@ -190,13 +195,9 @@ class TestResume:
     def test_a_fork_of_a_fork_finds_the_state_of_the_first(
         self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        killed_at(3, monkeypatch)
-        with pytest.raises(Killed):
-            train(make_job(tmp_path / "a/pretrain", checkpoint_every=2))
-        monkeypatch.undo()
+        cut_short(make_job(tmp_path / "a/pretrain", checkpoint_every=2), monkeypatch)
         for old, new in ("ab", "bc"):
-            (tmp_path / new).mkdir()
-            write_json(tmp_path / new / FORK, {"from": str(tmp_path / old)})
+            fork_of(tmp_path / old, tmp_path / new)
         third = make_job(tmp_path / "c/pretrain", optimizer=OptimizerConfig(lr=1e-4))
         train(third)
         assert [line["step"] for line in log_of(third)] == [3, 4]

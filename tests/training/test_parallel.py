@@ -98,6 +98,15 @@ def test_two_ranks_learn_what_one_process_learns(
     assert float((moved > 1e-4).float().mean()) > 0.5
 
 
+def test_what_is_told_is_of_all_ranks(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]) -> None:
+    folder = jobs[0].out.parent / "told"
+    first = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    assert (first["lm"], first["unreadable"]) == (2.0, 3)
+    assert first["data_wait"] > 0, "rank 0 itself did not wait"
+    batches = json.loads((folder / "not_finite.json").read_text())["batches"]
+    assert batches == [{"step": step, "uids": ["of rank 0", "of rank 1"]} for step in (2, 3)]
+
+
 def test_one_rank_writes(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]) -> None:
     job, _ = jobs
     assert {path.name for path in job.out.iterdir()} == {"log.jsonl", "checkpoint", "states"}

@@ -1,7 +1,8 @@
 """One of two processes that train one job together: `python two_ranks.py RANK FOLDER`.
 
 Trains FOLDER/job.json to its end; then takes the steps of FOLDER/all.json and leaves what each rank saw and has
-learned in FOLDER/rank-RANK.pt. test_parallel.py looks at both.
+learned in FOLDER/rank-RANK.pt; then tells a log in FOLDER/told of a step that was another on each rank, and of some that
+are not finite. test_parallel.py looks at all three.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from capfilt.data.loader import Batch, Loader
 from capfilt.data.tokens import Tokenizer
+from capfilt.errors import ModelError
 from capfilt.objectives.step import Learner
 from capfilt.training import parallel
 from capfilt.training.checkpoint import States
@@ -45,12 +48,25 @@ def steps(job: TrainJob, folder: Path) -> None:
     torch.save({"seen": seen, "learned": learner.state_dict()}, folder / f"rank-{rank}.pt")
 
 
+def tell(job: TrainJob, folder: Path) -> None:
+    rank = parallel.rank()
+    folder.mkdir(exist_ok=True)
+    log = StepLog(folder / "log.jsonl", job.train.model_copy(update={"log_every": 1, "skips": 1}))
+    log.waited = float(rank)
+    log.add(0, {"lm": torch.tensor(1.0 + 2 * rank)}, rank + 1, 0.1)
+    batch = Batch(*[torch.zeros(1)] * 4, uids=(f"of rank {rank}",), unreadable=0)
+    log.leave_out(1, batch, 0.1)
+    with pytest.raises(ModelError, match="2 steps in a row, up to step 3"):
+        log.leave_out(2, batch, 0.1)
+
+
 def main(rank: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=200)
     )
     train(TrainJob.model_validate_json((folder / "job.json").read_text()))
     steps(TrainJob.model_validate_json((folder / "all.json").read_text()), folder)
+    tell(TrainJob.model_validate_json((folder / "all.json").read_text()), folder / "told")
     dist.destroy_process_group()
 
 
