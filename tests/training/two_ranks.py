@@ -1,8 +1,8 @@
 """One of two processes that train one job together: `python two_ranks.py RANK FOLDER`.
 
 Trains FOLDER/job.json to its end; then takes the steps of FOLDER/all.json and leaves what each rank saw and has
-learned in FOLDER/rank-RANK.pt; then tells a log in FOLDER/told of a step that was another on each rank, and of some that
-are not finite. test_parallel.py looks at all three.
+learned in FOLDER/rank-RANK.pt; then tells a log in FOLDER/told of a step that was another on each rank, and of
+some that are not finite. test_parallel.py looks at all three.
 """
 
 from __future__ import annotations
