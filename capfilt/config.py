@@ -1,7 +1,8 @@
 """Reads a YAML into a frozen, checked Config: one-level `extends:`, `--set a.b=c`, errors to act on.
 
-`lr: 1e-4` is a number here. PyYAML follows YAML 1.1, where it is a string; and of a key that is written twice
-it takes the last one silently, which is refused here.
+PyYAML follows YAML 1.1, where `no` is false, 1:30 is 90, 010 is 8, 1e-4 is a text and 2026-11-24 a date. Here plain
+words mean what they mean in YAML 1.2: null, true and false, numbers, and everything else is text. Of a key that is
+written twice PyYAML takes the last one silently, which is refused here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
 
 _SHOWN = 3  # faults of one file told at once; the rest is counted
-_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+_PLAIN = {
+    # YAML 1.2's core schema, and "_" between digits as in Python: tag -> what is written so, and how that may begin.
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?\d[\d_]*|0o[0-7_]+|0x[\da-fA-F_]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
 
 
 class Config(pydantic.BaseModel):
@@ -92,7 +103,9 @@ def _validated(kind: type[C], tree: dict[str, Any], where: object) -> C:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and a key may be written once."""
+    """Safe YAML in which plain words mean what YAML 1.2 says, and a key may be written once."""
+
+    yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -102,13 +115,30 @@ class _Loader(yaml.SafeLoader):
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:  # `!!int cat`, or more digits than Python reads
+            why = f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, why, node.start_mark) from error
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """What is tagged as a number, by its form or by hand."""
+        text = str(self.construct_scalar(node)).replace("_", "").lower()
+        if node.tag.endswith(":float"):
+            return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text "1e-4", which _Loader would take for a number."""
+    """Quotes a text that YAML 1.1 or _Loader would take for something else."""
 
 
-for _resolver in (_Loader, _Dumper):
-    _resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+for _tag, (_form, _first) in _PLAIN.items():
+    for _resolver in (_Loader, _Dumper):
+        _resolver.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_form})$"), _first)
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.number)
 
 
 class Readable(Protocol):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -113,6 +115,64 @@ def test_set_overrides_with_yaml_values(tmp_path: Path) -> None:
     assert got == Recipe(name="a=b", threshold=None, **expected)  # type: ignore[arg-type]
 
 
+MEANT = {
+    **{word: word for word in ("no", "yes", "on", "off", "y", "N", "Off", "tRue", "1:30", "0b11", "2026-11-24", "=")},
+    "true": True,
+    "True": True,
+    "FALSE": False,
+    "null": None,
+    "~": None,
+    "": None,
+    "010": 10,
+    "00012": 12,
+    "08": 8,
+    "0o17": 15,
+    "0x1F": 31,
+    "-3": -3,
+    "+3": 3,
+    "1_000": 1000,
+    "1e5": 1e5,
+    "1e-4": 1e-4,
+    ".5": 0.5,
+    "5.": 5.0,
+    "1.5E+3": 1500.0,
+    "-.inf": -math.inf,
+    "1_0.5": 10.5,
+    "'no'": "no",
+    '"1e5"': "1e5",
+    "!!bool no": False,
+    "1.5.2": "1.5.2",
+    "-": [None],
+}
+
+
+def test_plain_words_mean_what_yaml_1_2_says_in_files_and_sets(tmp_path: Path) -> None:
+    class Anything(Config):
+        x: dict[str, Any]
+
+    lines = "".join(f"  {json.dumps(text)}: {text}\n" for text in MEANT if text != "-")
+    read = config.read(write(tmp_path / "r.yaml", f"x:\n{lines}  NO: off\n"), Anything).x
+    assert read == {text: value for text, value in MEANT.items() if text != "-"} | {"NO": "off"}
+    assert [type(read[text]) for text in read if text != "NO"] == [type(MEANT[text]) for text in read if text != "NO"]
+    for text, value in MEANT.items():
+        got = config.build(Anything, [f"x.a={text}"]).x["a"]
+        assert (got, type(got)) == (value, type(value)), text
+
+
+@pytest.mark.parametrize(("word", "meant"), [("no", False), ("off", False), ("yes", True), ("on", True), ("y", True)])
+def test_a_switch_may_still_be_said_in_words(word: str, meant: bool) -> None:
+    class Switch(Config):
+        on: bool
+        cache: bool | Path = False
+
+    assert config.build(Switch, [f"on={word}"]).on is meant
+
+
+@pytest.mark.parametrize("bad", ["!!int cat", "!!float x", "!!bool x", "!!timestamp x", "9" * 5000])
+def test_a_value_that_is_not_what_its_tag_says_is_one_line(tmp_path: Path, bad: str) -> None:
+    assert " is no " in refusal(write(tmp_path / "r.yaml", "name: a\n"), f"threshold={bad}")
+
+
 @pytest.mark.parametrize("bad", ["lr", "=3", "a..b=3", ".a=3", "optimizer.lr=[1", "name.first=x"])
 def test_a_set_that_cannot_be_meant_is_refused(tmp_path: Path, bad: str) -> None:
     assert "--set" in refusal(write(tmp_path / "r.yaml", "name: a\n"), bad)
@@ -182,7 +242,9 @@ NUMBER = st.floats(allow_nan=False)
 
 
 @example(name="\x85", lr=0.0, key="")  # PyYAML writes it raw and reads it as the end of a line
-@given(name=TEXT | st.sampled_from(["1e-4", "no", "null", "1_0e5", "~", "0x1"]), lr=NUMBER, key=TEXT)
+@given(
+    name=TEXT | st.sampled_from(["1e-4", "no", "null", "1_0e5", "~", "0x1", "08", "0o7", "1:30"]), lr=NUMBER, key=TEXT
+)
 def test_to_yaml_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, name: str, lr: float, key: str) -> None:
     recipe = Recipe(name="x" + name, optimizer=Optimizer(lr=lr), by_name={key: Optimizer(betas=(lr, 0))})
     again = config.read(write(tmp_path_factory.mktemp("y") / "r.yaml", config.to_yaml(recipe)), Recipe)
