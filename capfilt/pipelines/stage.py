@@ -17,6 +17,7 @@ from capfilt.reports.ledger import FORK, Completion, Ledger, sweep
 from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place, Remote, together
 from capfilt.reports.progress import Progress
+from capfilt.reports.run import Run, check_format
 from capfilt.reports.tally import Tally
 
 
@@ -143,6 +144,7 @@ def retry(out: Place, stage: str, what: str) -> int:
                 f"--retry redoes what a run has: begin the fork first, then give --out {out} --retry failed."
             )
         return 0
+    check_format(out, Run.load(out).plan)
     lock.hold(out)
     again = [
         (ledger, done.shard)

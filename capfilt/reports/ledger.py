@@ -34,6 +34,10 @@ FORK = "fork.json"
 WITHDRAWN = ".withdrawn"
 """Ends the name of the mark that a shard of a fork is to be done again though the run it came from has it."""
 
+FORMAT = 2
+"""The version of what plans and fingerprints hold. It goes up when either changes its contents: a run folder of another
+version is refused (`run.check_format`) instead of being done again piece by piece, unnoticed."""
+
 _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is taken for a dead one's
 
 
@@ -159,8 +163,8 @@ def sha256_file(path: Place) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return the sha256 of the parts' canonical JSON; a part is anything JSON can hold."""
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return the sha256 of FORMAT and the parts' canonical JSON; a part is anything JSON can hold."""
+    canonical = json.dumps([FORMAT, *parts], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

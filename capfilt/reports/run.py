@@ -18,7 +18,7 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.reports import lock
-from capfilt.reports.ledger import FORK, PART, atomic, sweep, write_json
+from capfilt.reports.ledger import FORK, FORMAT, PART, atomic, sweep, write_json
 from capfilt.reports.places import Place, Remote, append, listing, within
 
 MIN_FREE_BYTES = 100_000_000
@@ -39,10 +39,12 @@ class Run:
         """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
-        Raises RunError for another plan (naming what changed), for a folder that holds something else, where
-        less than `min_free_bytes` are free, and where another driver works. `lock.release_all` lets go of it.
+        plan.json also says of which version it is (`FORMAT`).
+        Raises RunError for another plan (naming what changed), for a folder of another version, for one that holds
+        something else, where less than `min_free_bytes` are free, and where another driver works.
+        `lock.release_all` lets go of it.
         """
-        wanted = json.loads(json.dumps(plan))
+        wanted = json.loads(json.dumps({**plan, "format": FORMAT}))
         try:
             _check_space(out, min_free_bytes)
             out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,9 @@ def fork(old: Place, new: Place) -> Place:
     """Make `new` the folder of a run that takes over from run `old` every piece of work that it asks for and that
     holds there; returns `new`. Nothing in `old` is touched, nothing is taken before it is asked for.
     """
-    source = Run.load(old).folder.resolve()
+    opened = Run.load(old)
+    check_format(old, opened.plan)
+    source = opened.folder.resolve()
     where = new.resolve()
     if _nested(where, source) or _nested(source, where):
         raise RunError(f"{new} lies in {old} or is it; a fork is a run of its own: choose another folder for --fork.")
@@ -151,8 +155,25 @@ def _check_empty(out: Place) -> None:
         )
 
 
+def check_format(folder: Place, plan: Mapping[str, Any]) -> None:
+    """Refuse to go on in a run folder, or from one, that was planned by a capfilt of another format.
+
+    Folders from before formats were counted are of the first. Looking at them (status, verify, explain, report, select
+    from their annotations) goes on working.
+    """
+    found = plan.get("format", 1)
+    if found != FORMAT:
+        which = "an earlier" if isinstance(found, int) and found < FORMAT else "a later"
+        raise RunError(
+            f"{folder} is the run of {which} capfilt (format {found}, this one has {FORMAT}), whose records cannot be"
+            " compared with today's: finish it with the version that began it, or begin anew in another --out."
+        )
+
+
 def _check_plan(out: Place, wanted: dict[str, Any]) -> None:
-    changes = list(islice(_changes(_read_plan(out), wanted), 1000))
+    old = _read_plan(out)
+    check_format(out, old)
+    changes = list(islice(_changes(old, wanted), 1000))
     if changes:
         more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
         raise RunError(

@@ -98,4 +98,9 @@ def test_retry_does_just_the_shards_with_failures(
     }  # fmt: skip
     assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*.parquet")} == bytes_
     assert capfilt(*words, "--retry", "all").code == 2
+    plan = json.loads((tmp_path / "a/plan.json").read_text())
+    (tmp_path / "a/plan.json").write_text(json.dumps({**plan, "format": 1}))
+    refused = capfilt(*words, "--retry", "failed")
+    assert (refused.code, "format 1" in refused.line) == (1, True)
+    assert snapshot(tmp_path / "a").keys() == after.keys(), "nothing was withdrawn"
     assert capfilt(*words[:-1], tmp_path / "new", "--retry", "failed").code == 0, "nothing to retry yet"

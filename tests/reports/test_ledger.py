@@ -128,6 +128,12 @@ def test_sha256_file(tmp_path: Path) -> None:
     assert sha256_file(output(tmp_path / "a")) == expected
 
 
+def test_a_fingerprint_is_of_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint("a")
+    monkeypatch.setattr("capfilt.reports.ledger.FORMAT", 0)
+    assert fingerprint("a") != before
+
+
 def test_fingerprint_depends_on_what_and_not_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}, "x") == fingerprint({"b": 2, "a": 1}, "x")
     different = [

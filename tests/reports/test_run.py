@@ -15,6 +15,7 @@ import pytest
 from capfilt.errors import RunError
 from capfilt.reports import ledger, lock
 from capfilt.reports import run as module
+from capfilt.reports.ledger import FORMAT
 from capfilt.reports.run import Run
 
 PLAN: dict[str, Any] = {"recipe": {"lr": 0.1, "rounds": 2}, "inputs": ["00000", "00001"], "fingerprint": "f"}
@@ -36,7 +37,7 @@ def test_open_creates_the_folder_with_plan_and_recipe(tmp_path: Path) -> None:
     assert sorted(os.listdir(run.folder)) == ["lock-1.json", "plan.json", "recipe.yaml"]
     lock.release_all()
     assert sorted(os.listdir(run.folder)) == ["plan.json", "recipe.yaml"]
-    assert json.loads(run.path("plan.json").read_text()) == PLAN
+    assert json.loads(run.path("plan.json").read_text()) == {**PLAN, "format": FORMAT}
     assert run.path("recipe.yaml").read_text() == "rounds: 2\n"
 
 
@@ -59,7 +60,27 @@ def test_another_plan_is_refused_naming_what_changed(tmp_path: Path) -> None:
     )
     assert "fingerprint" not in said
     assert "Use another --out" in said
-    assert json.loads((tmp_path / "run/plan.json").read_text()) == PLAN
+    assert json.loads((tmp_path / "run/plan.json").read_text()) == {**PLAN, "format": FORMAT}
+
+
+@pytest.mark.parametrize(("found", "said"), [(None, "an earlier capfilt (format 1"), (FORMAT + 1, "a later capfilt")])
+def test_a_run_of_another_format_is_refused_in_one_line_and_stays_as_it_is(
+    tmp_path: Path, found: int | None, said: str
+) -> None:
+    opened(tmp_path / "run")
+    lock.release_all()
+    plan = PLAN if found is None else {**PLAN, "format": found}
+    (tmp_path / "run/plan.json").write_text(json.dumps(plan))
+    for attempt in (lambda: opened(tmp_path / "run"), lambda: module.fork(tmp_path / "run", tmp_path / "new")):
+        with pytest.raises(RunError) as caught:
+            attempt()
+        assert said in str(caught.value)
+        assert "begin anew in another --out" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert json.loads((tmp_path / "run/plan.json").read_text()) == plan
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["plan.json", "recipe.yaml"]
+    assert Run.load(tmp_path / "run").plan == plan, "it may be looked at"
 
 
 def test_only_the_first_five_changes_are_named(tmp_path: Path) -> None:
@@ -131,7 +152,7 @@ def test_a_kill_at_any_write_leaves_a_folder_that_opens(
             died = False
     assert died
     run = opened(tmp_path / "run")
-    assert json.loads(run.path("plan.json").read_text()) == PLAN
+    assert json.loads(run.path("plan.json").read_text()) == {**PLAN, "format": FORMAT}
     assert run.path("recipe.yaml").read_text() == "rounds: 2\n"
 
 
@@ -200,7 +221,7 @@ def test_rounds_and_summary(tmp_path: Path) -> None:
 
 def test_load_looks_and_does_not_touch(tmp_path: Path) -> None:
     opened(tmp_path / "run")
-    assert Run.load(tmp_path / "run").plan == PLAN
+    assert Run.load(tmp_path / "run").plan == {**PLAN, "format": FORMAT}
     with pytest.raises(RunError, match=r"no run folder: it holds no plan\.json"):
         Run.load(tmp_path)
 
