@@ -69,7 +69,8 @@ def own_partners(
 ) -> Partners:
     """Partners from this process's own rows, whose image keys are there already (BLIP's pretraining)."""
     return Partners(
-        image_keys=[(k[wrong_images_B], v[wrong_images_B]) for k, v in image_keys],
+        # Not k[wrong_images_B]: its backward adds rows from several threads, in an order of its own each time.
+        image_keys=[(k.index_select(0, wrong_images_B), v.index_select(0, wrong_images_B)) for k, v in image_keys],
         ids_BT=ids_BT[wrong_texts_B],
         mask_BT=mask_BT[wrong_texts_B],
         image_is_wrong_B=groups_B[wrong_images_B] != groups_B,
@@ -92,7 +93,7 @@ def partners_of_all(
     """
     groups_N = gather(groups_B)
     return Partners(
-        image_keys=model.image_keys(gather_with_gradient(tokens_BLD)[wrong_images_B], "encoder"),
+        image_keys=model.image_keys(gather_with_gradient(tokens_BLD).index_select(0, wrong_images_B), "encoder"),
         ids_BT=gather(as_wide(ids_BT))[wrong_texts_B],
         mask_BT=gather(as_wide(mask_BT))[wrong_texts_B],
         image_is_wrong_B=groups_N[wrong_images_B] != groups_B,

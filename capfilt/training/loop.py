@@ -1,8 +1,9 @@
 """The training loop: the same for pretraining and for fine-tuning captioner and filter; only the job differs.
 
 A job is a frozen config that any process can be handed. Draws inside a step come from (seed, step, rank), so a
-resumed run ends with the same weights as an undisturbed one (bit for bit in fp32 on CPUs; kernels of a GPU add in
-orders of their own), and its log has no line twice.
+resumed run ends with the same weights as an undisturbed one (bit for bit in fp32 on CPUs with the same number of
+threads; kernels of a GPU add in orders of their own unless `resources.deterministic` asks for others), and its log has
+no line twice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from capfilt.reports.places import Place
 from capfilt.training import checkpoint, features, parallel, shard
 from capfilt.training.checkpoint import States
 from capfilt.training.config import OF_NO_WEIGHT, TrainConfig, TrainJob
+from capfilt.training.deterministic import deterministic
 from capfilt.training.log import LOG, StepLog, Told
 from capfilt.training.optimizer import learning_rate, make_optimizer
 from capfilt.training.parallel import Gradients
@@ -46,6 +48,11 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
     `on_line` gets each line of the log, in the process that writes it.
     """
     device = pick_device()
+    with deterministic(job.execution.deterministic, device):
+        _train(job, device, on_line)
+
+
+def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
     tokenizer = job.load_tokenizer()
     model = initial_model(job, len(tokenizer))
     job.out.mkdir(parents=True, exist_ok=True)

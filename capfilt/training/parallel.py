@@ -43,6 +43,9 @@ class ExecutionConfig(Config):
     micro_batches: int = Field(default=1, ge=1)
     """In how many pieces a process goes through its share of a batch: memory for time. The loss is that of the whole
     batch all the same (`objectives/accumulate.py`)."""
+    deterministic: bool = False
+    """Take kernels only that give the same bits each time, and refuse where there are none. On CPUs trainings are
+    reproducible without it; on GPUs it costs speed (`training/deterministic.py`)."""
 
 
 class Gradients:

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,28 @@ def test_a_training_ends_with_the_same_weights(
     row.equal += run.weights() == calm
     assert run.weights() == calm
     assert lost <= 2 * run.every
+
+
+def test_a_training_of_two_threads_ends_with_the_same_weights(
+    training: Callable[..., Any], environment: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    """One process without Ray, killed at a moment that the seed decides; two undisturbed ones beside it, since
+    trainings that differ each time may agree once."""
+    settings = {
+        "model": "blip/tiny", "resources.workers": 1, "resources.deterministic": "true", "train.loader.batch_size": 64,
+        "train.objectives.queue": 0, "train.steps": 20, "train.checkpoint_every": 5,
+    }  # fmt: skip
+    words = ["--address", "local", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+    threads = {**environment, "OMP_NUM_THREADS": "2"}
+    one, two, killed = (
+        replace(training(tmp_path / name, *words), environment=threads, steps=20, every=5)
+        for name in ("one", "two", "killed")
+    )
+    one.finish()
+    two.finish()
+    killed.start()
+    killed.reach(random.Random(seed).randrange(1, 15))
+    killed.process.kill()
+    assert killed.end()[0] == -signal.SIGKILL
+    killed.finish()
+    assert one.weights() == two.weights() == killed.weights()

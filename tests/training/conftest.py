@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from capfilt.data.loader import LoaderConfig, Source
 from capfilt.models import Blip
@@ -37,3 +38,11 @@ def make_job(small_blip: Callable[..., Blip], small_world: Path) -> Callable[...
         )
 
     return make
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
