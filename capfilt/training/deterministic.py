@@ -29,14 +29,13 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
     with ExitStack() as stack:
         if device.type == "cuda":
             for name, value in _CUBLAS.items():
                 os.environ.setdefault(name, value)
             stack.enter_context(sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]))
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a check for other bugs, and it costs
         try:
             yield
         except RuntimeError as error:
@@ -47,5 +46,4 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
                 " Set it to false, or leave out what needs that operation."
             ) from error
         finally:
-            torch.use_deterministic_algorithms(before[0])
-            torch.utils.deterministic.fill_uninitialized_memory = before[1]
+            torch.use_deterministic_algorithms(before)
