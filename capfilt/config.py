@@ -13,13 +13,20 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import IO, Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
 
 from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
+from capfilt.printable import printable, short_repr
+
+MAX_BYTES = 2 * 2**20
+"""Bytes of a YAML, and of the tree in it when every alias is written out (NODE for each value besides its text)."""
+NODE = 32
+MAX_DEPTH = 50
+"""Sections within sections."""
 
 _SHOWN = 3  # faults of one file told at once; the rest is counted
 _PLAIN = {
@@ -94,9 +101,10 @@ def _validated(kind: type[C], tree: dict[str, Any], where: object) -> C:
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
-        faults = [_explain(kind, tree, fault) for fault in error.errors(include_url=False)]
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise RecipeError(f"{where}: {' '.join(faults[:_SHOWN])}{more}") from None
+        found = error.errors(include_url=False)
+        faults = [_explain(kind, tree, fault) for fault in found[:_SHOWN]]
+        more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
+        raise RecipeError(f"{where}: {' '.join(faults)}{more}") from None
 
 
 # ---- YAML ----
@@ -107,12 +115,43 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth, self._size = 0, 0
+        self._sizes: dict[int, int] = {}
+        """Of the nodes that are complete, by their ids: what an alias of one adds to the tree."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Bounds the tree while it is built: nine lists of nine aliases each are half a kilobyte of YAML, and a
+        billion values for whoever writes them out.
+        """
+        event = self.peek_event()
+        self._depth += 1
+        self._check(self._depth <= MAX_DEPTH, f"it is nested more than {MAX_DEPTH} deep", event)
+        before = self._size
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._check(id(node) in self._sizes, f"alias {event.anchor!r} stands in what it names", event)
+            self._size += self._sizes[id(node)]
+        else:
+            self._size += NODE + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+            self._sizes[id(node)] = self._size - before
+        self._check(self._size <= MAX_BYTES, f"with its aliases written out it is larger than {_MIB}", event)
+        self._depth -= 1
+        return node
+
+    def _check(self, holds: bool, problem: str, event: yaml.Event) -> None:
+        if not holds:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue  # a key that is a list is refused by PyYAML, since nothing can be found by it
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
-            seen.add(str(key.value))
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -141,19 +180,26 @@ for _tag in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.number)
 
 
+_MIB = f"{MAX_BYTES // 2**20} MiB"
+
+
 class Readable(Protocol):
     """A file, wherever it lies."""
 
-    def read_text(self, *, encoding: str) -> str: ...
+    def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
 
 
 def load(file: Readable) -> dict[str, Any]:
     """Read a YAML as it is written, unchecked. Raises RecipeError for what is no YAML mapping."""
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise RecipeError(f"{file} is larger than {_MIB}; name shards by folders, globs or braces, not one by one.")
+        tree = yaml.load(data.decode(), _Loader)
     except FileNotFoundError:
         raise RecipeError(f"there is no file {file}; give a YAML file that exists or a preset name.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a ValueError is of the encoding, or of a NUL in the path
         raise RecipeError(f"{file} cannot be read: {error}; give a readable YAML file in UTF-8.") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{file} is no YAML: {_one_line(error)}.") from None
@@ -164,10 +210,10 @@ def load(file: Readable) -> dict[str, Any]:
     return tree
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _one_line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{getattr(error, 'problem', None) or ' '.join(str(error).split())}{where}"
+    return f"{printable(getattr(error, 'problem', None) or error)}{where}"
 
 
 # ---- extends and --set ----
@@ -175,14 +221,14 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 def _parent(file: Path, name: object, kind: type[Config]) -> dict[str, Any]:
     if not isinstance(name, str):
-        raise RecipeError(f"{file}: 'extends' is {name!r}; it takes one preset name or the path of one .yaml file.")
+        raise RecipeError(f"{file}: 'extends' is {short_repr(name)}; it takes one preset name or the path of one .yaml file.")
     relative = name.endswith((".yaml", ".yml"))
     parent = file.parent / name if relative else presets.find(kind.shelf, name, within=kind.folder or file.parent.name)
     tree = load(parent)
     if "extends" in tree:
         raise RecipeError(
-            f"{file} extends {name!r}, which itself extends {tree['extends']!r}; one level is allowed."
-            f" Extend {tree['extends']!r}, or write the keys of {name!r} out."
+            f"{file} extends {name!r}, which itself extends {short_repr(tree['extends'])}; one level is allowed."
+            f" Extend {short_repr(tree['extends'])}, or write the keys of {name!r} out."
         )
     return tree
 
@@ -198,12 +244,13 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _set(tree: dict[str, Any], assignment: str) -> None:
     dotted, equals, text = assignment.partition("=")
     *parents, last = dotted.strip().split(".")
-    if not equals or not all([*parents, last]):
-        raise RecipeError(f"--set {assignment!r} is no assignment; write it as --set a.b=c.")
+    shown = short_repr(assignment, 200)
+    if not equals or not all([*parents, last]) or len(parents) >= MAX_DEPTH:
+        raise RecipeError(f"--set {shown} is no assignment; write it as --set a.b=c.")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment!r}: the value is no YAML: {_one_line(error)}.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"--set {shown}: the value is no YAML: {_one_line(error)}.") from None
     node = tree
     for depth, key in enumerate(parents):
         if node.get(key) is None:
@@ -211,7 +258,7 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         node = node[key]
         if not isinstance(node, dict):
             inner = ".".join(parents[: depth + 1])
-            raise RecipeError(f"--set {assignment!r}: {inner!r} is {node!r} and has no keys; set {inner!r} itself.")
+            raise RecipeError(f"--set {shown}: {inner!r} is {short_repr(node)} and has no keys; set {inner!r} itself.")
     node[last] = value
 
 
@@ -232,10 +279,9 @@ def _explain(kind: type[Config], tree: Any, fault: Any) -> str:
     expected = str(context.get("expected") or context.get("expected_tags") or "")
     said = context.get("tag", found)
     near = did_you_mean(said, re.findall(r"'([^']*)'", expected)) if isinstance(said, str) else ""
-    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
     # A validator of a whole section has its own sentence; repeating the section to it helps nobody.
     subject = f"{key!r}" if key else "the recipe"
-    subject += "" if isinstance(found, dict | pydantic.BaseModel) else f" is {shown}"
+    subject += "" if isinstance(found, dict | pydantic.BaseModel) else f" is {short_repr(found)}"
     return f"{subject}: {message.rstrip('.')}.{near}"
 
 

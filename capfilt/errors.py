@@ -12,8 +12,8 @@
     ├── ModelError          an architecture or checkpoint that does not fit
     └── ClusterError        work that could not be placed or finished
 
-Every message says what was found, what is allowed and what to do. The classes carry the exit code, so that
-the command line needs one `except` and no table.
+Every message says what was found, what is allowed and what to do, on one line of bounded length, whatever the names
+in it hold. The classes carry the exit code, so that the command line needs one `except` and no table.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from capfilt.printable import MAX_MESSAGE, MAX_NAME, printable
+
 
 class CapfiltError(Exception):
     """What a person can put right; printed without a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message, MAX_MESSAGE))
 
 
 class RecipeError(CapfiltError):
@@ -77,6 +82,8 @@ def did_you_mean(found: str, allowed: Iterable[str]) -> str:
 
     "demo" is taken to be near "bootstrap/demo" and "lr" near "optimizer.lr": people forget the first part.
     """
+    if len(found) > MAX_NAME:
+        return ""
     names = list(allowed)
     tails = [name for name in names if found and name.replace(".", "/").endswith("/" + found)]
     folded = {name.lower(): name for name in names}

@@ -6,6 +6,7 @@ standard library is imported here, so that a wheel can be asked for its presets 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,7 +26,7 @@ def find(shelf: Shelf, name: str | Path, within: str = "") -> Path:
     """
     text = str(name)
     if text.endswith((".yaml", ".yml")):
-        if not Path(text).is_file():
+        if not os.path.isfile(text):  # Path.is_file raises for a name that is too long
             raise RecipeError(f"there is no file {text}; give a YAML file that exists or a preset name.")
         return Path(text)
     known = names(shelf)

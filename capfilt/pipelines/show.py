@@ -44,9 +44,11 @@ def kind_of(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
         return folder_of(name)
     keys = configs.load(Path(name))
-    parent = keys.get("extends")
-    if isinstance(parent, str):
-        return kind_of(str(Path(name).parent / parent) if parent.endswith((".yaml", ".yml")) else parent)
+    if isinstance(parent := keys.get("extends"), str):
+        if not parent.endswith((".yaml", ".yml")):
+            return folder_of(parent)
+        # One level, as `configs.read` allows: what the parent extends is not asked.
+        keys = {**configs.load(Path(name).parent / parent), **keys}
     known = {kind: max(len(keys.keys() & one.model_fields.keys()) for one in of) for kind, of in KINDS.items()}
     return max(known, key=lambda kind: known[kind])
 
