@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def _check(self, holds: bool, problem: str, event: yaml.Event) -> None:
+    def _check(self, holds: bool, problem: str, event: Any) -> None:
         if not holds:
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
@@ -165,8 +166,14 @@ class _Loader(yaml.SafeLoader):
         """What is tagged as a number, by its form or by hand."""
         text = str(self.construct_scalar(node)).replace("_", "").lower()
         if node.tag.endswith(":float"):
-            return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+            value = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+            if math.isinf(value) and "inf" not in text:
+                raise ValueError("more than a float holds")
+            return value
+        number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        if not -(2**63) <= number < 2**63:
+            raise ValueError("more than 64 bits hold")
+        return number
 
 
 class _Dumper(yaml.SafeDumper):
@@ -221,7 +228,9 @@ def _one_line(error: Exception) -> str:
 
 def _parent(file: Path, name: object, kind: type[Config]) -> dict[str, Any]:
     if not isinstance(name, str):
-        raise RecipeError(f"{file}: 'extends' is {short_repr(name)}; it takes one preset name or the path of one .yaml file.")
+        raise RecipeError(
+            f"{file}: 'extends' is {short_repr(name)}; it takes one preset name or the path of one .yaml file."
+        )
     relative = name.endswith((".yaml", ".yml"))
     parent = file.parent / name if relative else presets.find(kind.shelf, name, within=kind.folder or file.parent.name)
     tree = load(parent)

@@ -73,4 +73,8 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: Any) -> str:
         """One line, whatever the names in it hold; a traceback is another matter."""
-        return printable_lines(super().format(record)) if record.exc_info else printable(super().format(record), MAX_MESSAGE)
+        return (
+            printable_lines(super().format(record))
+            if record.exc_info
+            else printable(super().format(record), MAX_MESSAGE)
+        )
