@@ -4,6 +4,7 @@
     ├── RecipeError         exit code 2; an unknown key or preset, roles that do not meet
     ├── UsageError          exit code 2; a command line that cannot be meant
     ├── RunError            a run folder, ledger or balance that does not hold
+    │   └── LockLostError   another driver took the run folder over, or its lock was removed
     ├── DataError
     │   ├── ShardError      a shard that is not there or cannot be read
     │   │   └── StorageError    what keeps it does not give it now, and may later
@@ -47,6 +48,10 @@ class UsageError(CapfiltError):
 
 class RunError(CapfiltError):
     """A run folder, ledger or balance that does not hold."""
+
+
+class LockLostError(RunError):
+    """A run folder that is not this command's any more."""
 
 
 class DataError(CapfiltError):

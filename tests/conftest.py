@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -129,6 +130,18 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     world.write(world.WorldConfig(human=48, shard_size=16, captions=2), 0, folder, "human")
     return folder
+
+
+@pytest.fixture(scope="session")
+def deaf() -> Callable[[], None]:
+    """For `preexec_fn`: the child ignores and blocks what stops a command, as CI runners and Ray jobs may start it."""
+
+    def start() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGURG):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGURG))
+
+    return start
 
 
 # ---- a Ray head that is somebody else's, with a dashboard ----

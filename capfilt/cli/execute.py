@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,27 +22,41 @@ if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
 
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it some seconds before it kills: leave as on Ctrl-C."""
 
 
 def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
     """Run a verb and print its result; what a person can put right becomes one line and an exit code."""
+    came: list[int] = []
+    with _signals(came):
+        result = _answer(work, as_json, debug, came)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    elif show_result:
+        for name, value in leaves(result):
+            typer.echo(f"{name:<28} {value}")
+
+
+def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> Any:
     from capfilt.reports import lock
     from capfilt.reports.progress import Progress
 
-    before = signal.signal(signal.SIGTERM, _terminate)
     # Ray tells of dead workers on stdout, which is the result's alone.
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         with aside:
-            result = work(Progress(quiet=as_json))
-    except KeyboardInterrupt as interrupt:
+            return work(Progress(quiet=as_json))
+    except KeyboardInterrupt:
         if why := lock.lost():
             typer.echo(f"error: {why}; this command stops, what it committed stays", err=True)
             raise typer.Exit(1) from None
         typer.echo("interrupted: run the same command again to go on", err=True)
-        raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
+        raise typer.Exit(143 if came[:1] == [signal.SIGTERM] else 130) from None
     except CapfiltError as error:
         if debug:
             raise
@@ -55,16 +69,29 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
         raise typer.Exit(1) from None
     finally:
         lock.release_all()
-        signal.signal(signal.SIGTERM, before)
-    if as_json:
-        typer.echo(json.dumps(result, indent=1))
-    elif show_result:
-        for name, value in leaves(result):
-            typer.echo(f"{name:<28} {value}")
 
 
-def _terminate(_signal: int, _frame: object) -> None:
-    raise Terminated
+@contextmanager
+def _signals(came: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM interrupt, even where this process was started to ignore or to block them, as CI runners,
+    a shell's `&` and Ray's jobs do. `came` gets their numbers: Ray makes a plain KeyboardInterrupt of what was raised.
+    """
+
+    def interrupt(number: int, _frame: object) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if came.count(number) == 1:  # `timeout` and batch systems send it to the process and then to its group
+            raise Terminated
+
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from pydantic import Field
 from capfilt.cluster.session import Session, Trouble
 from capfilt.config import Config
 from capfilt.errors import ClusterError
+from capfilt.reports import fence
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -142,8 +143,10 @@ class Worker:
     Exceptions go back as a Trouble, so that Ray's own errors can only mean that a worker is gone.
     """
 
-    def __init__(self, name: str, threads: int | None = None) -> None:
+    def __init__(self, name: str, threads: int | None = None, fences: Sequence[fence.Fence] = ()) -> None:
+        """`fences`: of the driver, where that is another process."""
         self._name = name
+        fence.raise_fences(fences)
         if threads is not None:
             _set_threads(threads)
 
@@ -281,7 +284,7 @@ class _Pool(Generic[R]):
     def _hire(self) -> None:
         name = f"{self._job.name}-{self._hired}"
         self._hired += 1
-        actor = self._kind.options(name=name, namespace=self._namespace).remote(name, self._threads)
+        actor = self._kind.options(name=name, namespace=self._namespace).remote(name, self._threads, fence.raised())
         seat = _Seat(name, actor)
         self._seats.append(seat)
         self._call(seat, actor.open.options(name=f"{self._job.name} opens").remote(self._job), None)

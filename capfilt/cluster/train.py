@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from capfilt.cluster.session import Session, Trouble
 from capfilt.errors import CapfiltError, ClusterError
+from capfilt.reports import fence
 from capfilt.reports.places import Place
 
 Function = Callable[[dict[str, Any]], None]
@@ -89,6 +90,7 @@ def fit(
     _check_room(session, workers, cpus, gpus, name)
     size = {"workers": workers, "cpus": cpus, "gpus": gpus}
     place = {"storage": str(storage.absolute()), "name": name}
+    function = _fenced(function, fence.raised())
     deaths, reached = 0, 0.0
     while (trouble := _conducted(session, poll, (function, config, size, place))) is not None:
         if not trouble.died:
@@ -282,6 +284,16 @@ def _verdict(failures: list[Exception]) -> Trouble:
         if isinstance(failure, Fault) and not failure.unanswered:
             return failure.trouble
     return replace(troubles[0], died=True)  # of the worker that did not answer nothing is known yet
+
+
+def _fenced(function: Function, fences: Sequence[fence.Fence]) -> Function:
+    """The function, checked by the driver's fences wherever it runs."""
+
+    def attempt(config: dict[str, Any]) -> None:
+        fence.raise_fences(fences)
+        function(config)
+
+    return attempt
 
 
 def _guarded(function: Function, cpus: float) -> Function:

@@ -12,7 +12,7 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources, spread
 from capfilt.errors import RunError, UsageError
 from capfilt.pipelines.hunt import TRIES, Hunt
-from capfilt.reports import lock, metrics, poison, stages
+from capfilt.reports import fence, lock, metrics, poison, stages
 from capfilt.reports.ledger import FORK, Completion, Ledger, sweep
 from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place, Remote, together
@@ -67,6 +67,7 @@ def run_stage(
         while pending:
             deadly: list[str] = []
             for end in spread(session, job, pending, resources, TRIES if hunt.divisible else 3):
+                fence.confirm(ledger.path)
                 name, error, told = todo[end.item], end.error, Told.of(end.result)
                 if end.deaths and hunt.worthwhile(end.item):
                     deadly.append(end.item)
@@ -84,6 +85,7 @@ def run_stage(
                 hunt.find(item, todo[item], count.identities[todo[item]])
             pending = deadly
     if todo and not session.local:
+        fence.confirm(ledger.path)
         sweep(ledger.folder, over=True)  # a worker that was killed while writing left its file, and others did its work
     if failures:
         item, error = next(iter(failures.items()))

@@ -7,6 +7,7 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from capfilt.reports import fence
 from capfilt.reports.places import Remote
 
 
@@ -43,10 +44,14 @@ class Journal:
         if kind is not None:
             self._try(self._lines)
         elif self._changed:
-            self._where.write_bytes(self._lines)
+            self._write(self._lines)
+
+    def _write(self, lines: bytes) -> None:
+        fence.confirm(self._where)
+        self._where.write_bytes(lines)
 
     def _try(self, lines: bytes) -> None:
         try:
-            self._where.write_bytes(lines)
+            self._write(lines)
         except OSError as error:
             logging.getLogger(__name__).warning("%s: the newest lines of this log are not there yet", error)

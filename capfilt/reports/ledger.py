@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capfilt.errors import RunError
+from capfilt.reports import fence
 from capfilt.reports.places import Place, Remote, place, together, within
 from capfilt.reports.tally import Tally
 
@@ -47,11 +48,13 @@ def atomic(path: Place) -> Iterator[BinaryIO]:
 
     The bytes go to a sibling with a name of its own, so two workers on one shard cannot mix theirs. Leave the
     file open: it is then flushed, synced, renamed and its folder synced, or removed if the block raises. On a store
-    it becomes an object (`Remote.replaced`).
+    it becomes an object (`Remote.replaced`). In a run folder that another driver took over nothing is replaced:
+    LockLostError.
     """
     if isinstance(path, Remote):
         with path.replaced() as file:
             yield file
+            fence.confirm(path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -60,6 +63,7 @@ def atomic(path: Place) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        fence.confirm(path)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -77,6 +81,7 @@ def share(source: Place, target: Place) -> None:
     No file of a run is ever written in place, so the two cannot change each other. What goes to a store or comes from
     one is copied, within one store by the store.
     """
+    fence.confirm(target)
     if isinstance(source, Remote) and isinstance(target, Remote):
         target.copy_from(source)
         return
@@ -255,6 +260,7 @@ class Ledger:
 
     def withdraw(self, shard: str) -> None:
         """Forget that a shard is done: a rerun does it again, in a fork too, whose origin still has it."""
+        fence.confirm(self.path)
         if self.origin is not None:
             with atomic(self._withdrawn(shard)):
                 pass

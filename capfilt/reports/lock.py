@@ -10,6 +10,7 @@ found out by trying, and such a store refused. A heartbeat there is an object of
 nobody else ever writes: were it the lock itself, written anew, then a driver that slept, was taken over, and wakes
 when all is over could write over the lock-1.json of a third. So the number may be used again. What is left is the
 moment between a driver's last look at its lock and its removing it: removed is then the lock of a third, who stops.
+Whoever loses its lock writes nothing more (fence.py) and is stopped at its next heartbeat (interrupt.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Protocol
 
 from capfilt.errors import RunError
+from capfilt.reports import fence, interrupt
 from capfilt.reports.ledger import PART
 from capfilt.reports.places import Place, Remote
 
@@ -39,11 +40,9 @@ STALE = 60.0
 """Seconds of watching without a heartbeat after which an owner elsewhere is taken for dead."""
 PATTERN = re.compile(r"lock-(\d+)\.json")
 _OURS = re.compile(r"lock-(\d+)(\.json|-\w+\.beat)")
-FOLDER = "lock"
-"""Where the locks of a run on a store are: to list them must not be to list all of the run."""
+FOLDER = "lock"  # where the locks of a run on a store are: to list them must not be to list all of the run
 
 _TRIES = 20  # rounds of a race for one lock; each round somebody wins
-
 
 JOB = "CAPFILT_JOB"
 """The environment variable that tells a command which job of a cluster it is."""
@@ -156,10 +155,9 @@ def _home(folder: Place) -> Place:
 def _names(home: Place) -> list[str]:
     if isinstance(home, Remote):
         return list(home.listing())
-    try:
+    with suppress(FileNotFoundError):
         return os.listdir(home)
-    except FileNotFoundError:
-        return []
+    return []
 
 
 def _owner(data: bytes) -> Owner | None:
@@ -237,6 +235,10 @@ class Lock:
         self._owner = found.owner
         _tokens.add(self._owner.token)
         self._heart = heart
+        after, (home, path) = f"lock-{found.number + 1}.json", (folder.absolute(), found.path.absolute())
+        self._fence = fence.Fence(home, path, path.with_name(after), found.data)
+        fence.raise_fences([self._fence])
+        interrupt.arm()
         self._pid = os.getpid()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, args=(beat,), name="capfilt-lock", daemon=True)
@@ -248,6 +250,7 @@ class Lock:
             return
         self._over.set()
         self._thread.join()
+        fence.lower(self._fence)
         _tokens.discard(self._owner.token)
         try:
             if not self.lost and not self._taken():
@@ -268,9 +271,7 @@ class Lock:
             except OSError:  # the file system does not answer; what it says when it is back decides
                 continue
             if self.lost:
-                # A signal, because it also wakes what waits: a sleep, a read, Ray.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
+                return interrupt.stop(self.lost, self._over)
 
     def _taken(self) -> str:
         found = find(self.folder)
@@ -320,10 +321,9 @@ def _create(folder: Place, old: Found | None, beat: float) -> Lock | None:
 
 def _reused(old: Found) -> bool:
     """Whether somebody else's lock lies where a dead one was judged."""
-    try:
+    with suppress(FileNotFoundError):
         return _owner(old.path.read_bytes()) != old.owner
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _exclusive(found: Found) -> Heart | None:
@@ -380,6 +380,8 @@ def hold(folder: Place) -> Lock:
     where = folder.resolve()
     lock = _held.get(where)
     if lock is None or lock.lost or not lock.path.is_file():
+        if lock is not None:
+            lock.release()
         _held[where] = lock = acquire(where)
     return lock
 

@@ -26,6 +26,7 @@ import fsspec
 from pydantic import PlainSerializer, PlainValidator
 
 from capfilt.errors import UsageError
+from capfilt.reports import fence
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -345,6 +346,7 @@ def within(inner: Path | Remote, outer: Path | Remote) -> PurePath:
 
 def append(where: Path | Remote, line: bytes) -> None:
     """Add a line to a log. Locally it is one write to a file opened for appending: lines of processes do not mix."""
+    fence.confirm(where)
     if isinstance(where, Remote):
         where.append(line)
         return

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -68,6 +71,50 @@ def test_a_preemption_leaves_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
     assert os.listdir(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+WAITS = (
+    "import sys, time, typer; from capfilt.cli.execute import execute\n"
+    "def work(_):\n print('at work', flush=True); time.sleep(60)\n"
+    "try: execute(work, as_json=False, debug=False)\n"
+    "except typer.Exit as end: sys.exit(end.exit_code)"
+)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_whatever_it_was_started_to_ignore(deaf: Any, sent: signal.Signals, code: int) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": deaf}
+    with subprocess.Popen([sys.executable, "-c", WAITS], **pipes) as child:  # type: ignore[call-overload]
+        assert child.stdout.readline() == "at work\n"
+        child.send_signal(sent)
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (code, "interrupted: run the same command again to go on\n")
+
+
+def test_a_second_sigterm_disturbs_nobody_who_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    left = []
+
+    def work(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            left.append("in order")
+
+    with pytest.raises(typer.Exit):
+        execute(work, as_json=False, debug=False)
+    assert left == ["in order"]
+
+
+def test_what_others_do_on_signals_is_theirs_again_afterwards() -> None:
+    mine = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        execute(lambda _: {}, as_json=False, debug=False)
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == mine
 
 
 def test_a_run_that_lost_its_lock_says_so(

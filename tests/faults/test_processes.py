@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import socket
 import time
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capfilt.reports import lock
 from capfilt.reports.ledger import PART
 
 PAUSE = ("--pause", "0.01")
@@ -61,6 +65,32 @@ def test_a_worker_ends(nodes: Any, driver: Any, survives: Any, seed: int, sent: 
     assert victim not in run.workers()
     assert list(run.out.rglob(f"{PART}*")) == []
     survived(run)
+
+
+def test_another_driver_takes_over(nodes: Any, driver: Any, survives: Any, seed: int) -> None:
+    """The loser was started to ignore and block every signal; it and its workers write nothing more."""
+    survived = survives("another driver that takes the lock over")
+    run = driver("--address", nodes.address, *PAUSE)
+    run.start()
+    run.reach(random.Random(seed).randrange(1, 30))
+    found = lock.find(run.out)
+    assert found is not None
+    assert found.owner is not None
+    winner = replace(found.owner, token="winner", pid=2**30, born="1")
+    (run.out / f"lock-{found.number + 1}.json").write_text(f"{json.dumps(asdict(winner))}\n")
+    time.sleep(0.05)  # what was between its look at the lock and its rename
+    before = snapshot(run.out)
+    code, _, err = run.end()
+    assert code == 1, err
+    assert "taken over" in err.splitlines()[-1]
+    assert snapshot(run.out) == before
+    survived(run)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file that is whole, without locks, whose heartbeat goes on."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((PART, "lock-"))]
+    return {str(path): path.read_bytes() for path in files}
 
 
 def test_a_node_is_lost(nodes: Any, driver: Any, survives: Any, seed: int) -> None:

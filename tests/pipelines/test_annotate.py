@@ -260,21 +260,23 @@ def undisturbed(story: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: 
     return tables(out)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_may_be_ended_at_any_instant_and_run_again(
-    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any, undisturbed: dict[str, bytes], sent: signal.Signals
+    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any, undisturbed: Any, deaf: Any, sent: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     words = [*words_of_a_long_stage(story, out), "--address", "local"]
-    process = subprocess.Popen([sys.executable, "-m", "capfilt", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capfilt", *words], stderr=subprocess.PIPE, text=True, preexec_fn=deaf
+    )
     first = out / "ledger/annotate/00000.json"
     while not first.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(sent)
     _, said = process.communicate()
-    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
-    if sent == signal.SIGINT:
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(sent, -sent)
+    if sent != signal.SIGKILL:
         assert said.splitlines()[-1] == "interrupted: run the same command again to go on"
         assert "Traceback" not in said
     before = snapshot(out)

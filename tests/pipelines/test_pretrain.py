@@ -142,7 +142,7 @@ def test_a_training_of_shared_weights_leaves_what_one_of_whole_ones_does(
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
-    story: Path, tmp_path: Path, capfilt: Any, model_yaml: Path
+    story: Path, tmp_path: Path, capfilt: Any, model_yaml: Path, deaf: Any
 ) -> None:
     settings = {"train.steps": 80, "train.checkpoint_every": 10, "train.log_every": 5, "train.loader.batch_size": 16}
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -152,6 +152,7 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
         [sys.executable, "-m", "capfilt", "pretrain", "blip-tiny", "--out", out, *sets, "--address", "local"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=deaf,
     )
     while not list((out / "pretrain/states").glob("*/state.json")):
         assert process.poll() is None, process.communicate()

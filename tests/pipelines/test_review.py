@@ -141,9 +141,11 @@ def test_a_run_without_annotations_has_nothing_to_review(moved: Path, capfilt: A
     assert "has no annotations yet" in done.line
 
 
-def test_ctrl_c_ends_a_review_and_says_what_the_labels_say(moved: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_review_and_says_what_the_labels_say(moved: Path, deaf: Any, sent: signal.Signals) -> None:
     words = (sys.executable, "-m", "capfilt", "review", str(moved), "--json")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, preexec_fn=deaf, **pipes) as running:  # type: ignore[call-overload]
         assert running.stdout is not None
         url = urlsplit(json.loads(running.stdout.readline())["url"])
         connection = http.client.HTTPConnection(url.netloc, timeout=10)
@@ -151,7 +153,7 @@ def test_ctrl_c_ends_a_review_and_says_what_the_labels_say(moved: Path) -> None:
         connection.request("POST", f"/labels?{url.query}", body, headers)
         assert connection.getresponse().status == 200
         connection.close()
-        running.send_signal(signal.SIGINT)
+        running.send_signal(sent)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, err) == (0, "")
     assert json.loads(out)["labels"] == 1

@@ -125,10 +125,10 @@ def test_watching_ends_when_the_run_does(moved: Path) -> None:
     assert watcher.returncode == 0
 
 
-def test_on_a_terminal_the_table_is_drawn_again_in_its_place(moved: Path) -> None:
+def test_on_a_terminal_the_table_is_drawn_again_in_its_place(moved: Path, deaf: Any) -> None:
     lock.hold(moved)
     terminal, end = pty.openpty()
-    watcher = subprocess.Popen([*WATCH, moved], stdout=end)
+    watcher = subprocess.Popen([*WATCH, moved], stdout=end, preexec_fn=deaf)
     os.close(end)
     until(terminal, b"round 1 annotate")
     assert b"\x1b[1A" in until(terminal, b"round 1 annotate"), "the cursor goes up"
@@ -141,9 +141,9 @@ def test_on_a_terminal_the_table_is_drawn_again_in_its_place(moved: Path) -> Non
     lock.release_all()
 
 
-def test_a_watcher_that_is_terminated_says_so(moved: Path) -> None:
+def test_a_watcher_that_is_terminated_says_so(moved: Path, deaf: Any) -> None:
     lock.hold(moved)
-    watcher = subprocess.Popen([*WATCH, moved, "--json"], stdout=subprocess.PIPE)
+    watcher = subprocess.Popen([*WATCH, moved, "--json"], stdout=subprocess.PIPE, preexec_fn=deaf)
     assert watcher.stdout is not None
     assert json.loads(watcher.stdout.readline())["state"].startswith("working")
     watcher.terminate()

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from capfilt.errors import RunError
+from capfilt.errors import LockLostError, RunError
 from capfilt.reports import lock
+from capfilt.reports.ledger import write_json
 from capfilt.reports.lock import Owner, acquire, find, hold, release_all
 
 HOLD = (
@@ -28,9 +30,10 @@ HOLD = (
 
 
 @contextmanager
-def driver(folder: Path, code: str = HOLD) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock of `folder`."""
-    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as child:
+def driver(folder: Path, code: str = HOLD, start: Any = None) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock of `folder`; `start` is what it does before it begins."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": start}
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], **pipes) as child:
         assert child.stdout is not None
         assert child.stdout.readline().startswith("lock-")
         try:
@@ -124,13 +127,33 @@ def test_a_torn_lock_is_watched_like_one_from_elsewhere(tmp_path: Path) -> None:
     assert acquire(tmp_path, stale=0.2).number == 8
 
 
-def test_a_driver_that_was_taken_over_stops(tmp_path: Path) -> None:
-    with driver(tmp_path) as first:
+def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, deaf: Any) -> None:
+    with driver(tmp_path, start=deaf) as first:
         foreign(tmp_path, 2)
         assert first.stdout is not None
         assert "was taken over by process" in first.stdout.readline()
         assert first.wait(20) == 0
     assert (tmp_path / "lock-2.json").is_file(), "a lock that was lost is not removed"
+
+
+def test_a_driver_that_cannot_be_interrupted_is_ended(tmp_path: Path, deaf: Any) -> None:
+    stubborn = HOLD.partition("try:")[0].replace("acquire\n", "acquire, interrupt\ninterrupt.GRACE = 0.3\n") + (
+        "while True:\n try: time.sleep(60)\n except BaseException: print('no', flush=True)"
+    )
+    with driver(tmp_path, stubborn, deaf) as first:
+        foreign(tmp_path, 2)
+        out, err = first.communicate(timeout=30)
+    assert (first.returncode, out) == (1, "no\n")
+    assert err.startswith(f"error: {tmp_path} was taken over by process ")
+    assert err.endswith("this command did not leave within 0 s and is ended\n")
+
+
+def test_a_lock_that_was_lost_and_is_taken_again_is_a_lock_again(tmp_path: Path) -> None:
+    hold(tmp_path).path.unlink()
+    with pytest.raises(LockLostError):
+        write_json(tmp_path / "plan.json", {})
+    hold(tmp_path)
+    write_json(tmp_path / "plan.json", {})
 
 
 def test_a_lock_that_is_removed_stops_its_driver(tmp_path: Path) -> None:
