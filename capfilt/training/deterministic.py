@@ -29,13 +29,17 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled()
+    fill = (
+        torch.utils.deterministic
+    )  # also fills every new tensor, which finds other bugs and costs a quarter of a step
+    before = torch.are_deterministic_algorithms_enabled(), fill.fill_uninitialized_memory  # type: ignore[attr-defined]
     with ExitStack() as stack:
         if device.type == "cuda":
             for name, value in _CUBLAS.items():
                 os.environ.setdefault(name, value)
             stack.enter_context(sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]))
         torch.use_deterministic_algorithms(True)
+        fill.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         except RuntimeError as error:
@@ -46,4 +50,5 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
                 " Set it to false, or leave out what needs that operation."
             ) from error
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before[0])
+            fill.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
