@@ -112,7 +112,9 @@ def failed_rows(
 ) -> pa.Table:
     """The rows of one shard that are to be tried again, counted in `retried` by kind."""
     since = [later for later in before if later.first > shard]
-    table = pq.read_table(table_source(shards / f"{name(shard, digits)}.parquet"), columns=[*names, "error_message"])
+    table = pq.read_table(table_source(shards / f"{name(shard, digits)}.parquet"), partitioning=None)
+    if "captions" not in names and "captions" in table.column_names:  # all texts of images that came with several
+        names = [*names[:-1], "captions", names[-1]]
     told = [kind_of(message or "") for message in table["error_message"].to_pylist()]
     wanted = [_names(kinds, kind) and not any(_names(later.kinds, kind) for later in since) for kind in told]
     retried.update(kind for kind, take in zip(told, wanted, strict=True) if take)

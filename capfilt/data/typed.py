@@ -6,7 +6,7 @@ Dates, times and decimals become text: json.dumps cannot write them, and img2dat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,8 @@ from capfilt.errors import DataError
 Types = dict[str, pa.DataType]
 TEXTS = ("url", "caption")
 """Columns that are text whatever they look like."""
+CAPTIONS = pa.list_(pa.struct([("text", pa.string()), ("source", pa.string())]))
+"""Several texts of one image, as `captions` of a sample's json has them."""
 
 # Words for "nothing" where a number is expected: pyarrow's own list for csv.
 _NOTHING = pa.array(
@@ -35,24 +37,52 @@ class Clash(Exception):
         self.wider = wider
 
 
-def fit_text(table: pa.Table, types: Types) -> pa.Table:
-    """Give the columns of a csv, all text, the types they have: integers, booleans, floats, else text."""
-    made = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if name not in types:
-            types[name] = pa.string() if name in TEXTS else _narrowest(column)
-        made[name] = _read(name, column, types[name])
+def fit(columns: Mapping[str, Any], types: Types, spelled: Collection[str] = ()) -> pa.Table:
+    """Make a table of Python lists or Arrow columns, each in the type of its column.
+
+    `spelled`: columns that are text whatever they mean, those of a csv; they get the types they have: integers,
+    booleans, floats, else text. Where the captions are lists, `captions` follows with all of them.
+    """
+    made: dict[str, Any] = {}
+    first = "url" not in types
+    for name, values in columns.items():
+        if name == "caption":
+            made |= _captions(values, types, first, taken="captions" in columns)
+        elif name in spelled:
+            made[name] = _spelled(name, pa.array(values, pa.string()), types)
+        else:
+            made[name] = _fitted(name, values, types)
     return pa.table(made)
 
 
-def fit(columns: Mapping[str, Any], types: Types) -> pa.Table:
-    """Make a table of Python lists or Arrow columns, each in the type of its column."""
-    return pa.table({name: _fitted(name, values, types) for name, values in columns.items()})
+def _captions(values: Any, types: Types, first: bool, taken: bool) -> dict[str, Any]:
+    """An image's text, and where any image has a list of them, all of them beside it.
+
+    Only what follows tells whether a list of URLs has such lists: Clash where it was not known from the first table.
+    """
+    rows = values.to_pylist() if isinstance(values, pa.ChunkedArray) and pa.types.is_nested(values.type) else values
+    if not isinstance(rows, pa.ChunkedArray) and any(isinstance(row, list) for row in rows):
+        if taken:
+            raise DataError("the captions are lists, which `captions` will hold; rename the column `captions`")
+        if not first and "captions" not in types:
+            raise Clash("captions", CAPTIONS)
+        types["captions"] = CAPTIONS
+    if taken or "captions" not in types:
+        return {"caption": _fitted("caption", rows, types)}
+    rows = rows.to_pylist() if isinstance(rows, pa.ChunkedArray) else rows
+    texts = [[text for text in (row if isinstance(row, list) else [row]) if text not in (None, "")] for row in rows]
+    if odd := next((text for row in texts for text in row if not isinstance(text, str | int | float)), None):
+        raise DataError(f"a caption is {json.dumps(odd, default=str)[:80]}; allowed are a text and a list of texts")
+    plain = [[_utf8(str(text)) for text in row] for row in texts]
+    captions = [[{"text": text, "source": "web"} for text in row] or None for row in plain]
+    return {
+        "caption": _fitted("caption", [row[0] if row else None for row in plain], types),
+        "captions": pa.chunked_array([captions], CAPTIONS),
+    }
 
 
 def _narrowest(column: pa.Array) -> pa.DataType:
-    if pc.all(pc.is_in(column, _NOTHING)).as_py():
+    if pc.all(pc.or_(pc.is_null(column), pc.is_in(column, _NOTHING))).as_py():
         return pa.string()
     for kind in _LADDER:
         try:
@@ -63,7 +93,10 @@ def _narrowest(column: pa.Array) -> pa.DataType:
     return pa.string()
 
 
-def _read(name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
+def _spelled(name: str, column: pa.Array, types: Types) -> pa.Array:
+    if name not in types:
+        types[name] = pa.string() if name in TEXTS else _narrowest(column)
+    kind = types[name]
     if kind == pa.string():
         return column
     try:
@@ -79,6 +112,9 @@ def _numbers(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def _fitted(name: str, values: Any, types: Types) -> Any:
     kind = types.get(name)
     if name in TEXTS or kind == pa.string():
+        if name in TEXTS and (odd := _nested(values)) is not None:
+            allowed = "a text" if name == "url" else "a text and a list of texts"
+            raise DataError(f"a {name} is {json.dumps(odd, default=str)[:80]}; allowed is {allowed}")
         types[name] = pa.string()
         return _as_text(values)
     try:
@@ -122,5 +158,16 @@ def _as_text(values: Any) -> pa.ChunkedArray:
         value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for value in values
     ]
-    # Half a character, which json can spell and UTF-8 cannot, becomes a question mark.
-    return pa.chunked_array([[t if t is None else t.encode("utf-8", "replace").decode() for t in texts]], pa.string())
+    return pa.chunked_array([[text if text is None else _utf8(text) for text in texts]], pa.string())
+
+
+def _utf8(text: str) -> str:
+    """Half a character, which json can spell and UTF-8 cannot, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _nested(values: Any) -> Any:
+    """The first value that is no single one; None where all are."""
+    if isinstance(values, pa.ChunkedArray):
+        return next(iter(values.drop_null().to_pylist()), None) if pa.types.is_nested(values.type) else None
+    return next((value for value in values if isinstance(value, list | dict)), None)

@@ -154,7 +154,7 @@ def plan_of(config: DownloadConfig) -> dict[str, Any]:
 def list_identities(config: DownloadConfig) -> list[dict[str, Any]]:
     """What tells the lists from others, all of them found."""
     sources = lists.find(config.urls, config.input_format)
-    return [{"format": source.form, **lists.identity(source)} for source in sources]
+    return [{"format": source.form, **lists.identity(source, config)} for source in sources]
 
 
 def download(

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from capfilt.data import fetch
+from capfilt.data import fetch, plans, shards
 from capfilt.data.fetch import Gate, Layout, PictureConfig, installed, load_img2dataset
 from capfilt.data.guard import Fence, Limits
+from capfilt.data.lists import Columns, find
+from capfilt.data.sample import Sample
 from capfilt.data.settle import settle
 from capfilt.data.visitor import Manners, Visitor
 from capfilt.reports.tally import Tally
@@ -166,6 +168,30 @@ def test_columns_of_a_list_without_uid_or_texts(server: Any, tmp_path: Path) -> 
     assert json.loads(told)["uid"] == table["uid"][0].as_py()
     assert told == json.dumps(json.loads(told), indent=4).encode(), "as img2dataset would have written it"
     assert tally.texts["in"] == {}
+
+
+def test_several_texts_of_a_row_are_captions_of_its_json(server: Any, tmp_path: Path) -> None:
+    """From a list with lists of texts to what `annotate` reads, and once more for what failed."""
+    rows = [{"url": server.url(path), "caption": texts} for path, texts in
+            (("/ok", ["one", "two"]), ("/status/404", ["three", "four"]), ("/ok?seed=1", None))]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
+    columns = Columns(caption_col="caption")
+    first = plans.plan_list(tmp_path / "plan", find([str(tmp_path / "list.parquet")]), columns, 10, 5)
+    run(plans.read(tmp_path / "plan", "00000"), tmp_path, PictureConfig())
+    found = {item.key: item for item in shards.read(str(tmp_path / "00000.tar")) if isinstance(item, Sample)}
+    assert [(item.text, item.meta["captions"]) for item in found.values()] == [
+        ("one", [{"text": "one", "source": "web"}, {"text": "two", "source": "web"}]),
+        ("", None),
+    ]
+    assert found["000000"].captions == [{"text": "one", "source": "web"}, {"text": "two", "source": "web"}]
+    again = plans.plan_retry(tmp_path / "plan", [first], tmp_path, columns, ["failed"], 10, 5)
+    assert again is not None
+    [row] = plans.read(tmp_path / "plan", "00001").to_pylist()
+    assert row == {
+        "caption": "three",
+        "captions": [{"text": "three", "source": "web"}, {"text": "four", "source": "web"}],
+        "url": server.url("/status/404"),
+    }
 
 
 def test_the_same_rows_give_the_same_tar_in_the_order_of_keys(server: Any, tmp_path: Path) -> None:
