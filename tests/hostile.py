@@ -186,6 +186,11 @@ class Hostile:
         every = b"HTTP/1.1 100 Continue\r\n\r\n"
         yield from self._slowly(itertools.repeat(every)) if "slowly" in asked else self._endlessly(every * 100)
 
+    def _hints(self, rest: list[str], asked: dict[str, str]) -> Iterator[bytes]:
+        """What comes before the answer, with headers of its own."""
+        yield b"HTTP/1.1 103 Early Hints\r\nLink: </x.css>; rel=preload\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+        yield from answer(200, jpeg(7))
+
     def _endless(self, rest: list[str], asked: dict[str, str]) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n\xff\xd8\xff"
         yield from self._endlessly(bytes(65536))

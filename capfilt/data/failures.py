@@ -18,19 +18,20 @@ KINDS = {
     "cut": "the connection ended before the picture did",
     "bad-answer": "what came is not HTTP, or has absurd headers",
     "redirects": "more redirects than allowed, or one that leads nowhere",
-    "paused": "the host has asked for a pause longer than a sample may take",
+    "long-pause": "the host answered 429 or 503 and asked for a longer pause than one URL may cause it",
+    "paused": "the host has asked again and again for a pause longer than a sample may take",
     "robots": "robots.txt does not allow it",
     "opt-out": "X-Robots-Tag does not allow it",
     "too-big": "more bytes than allowed, as sent or unpacked",
     "encoding": "a content encoding that was not asked for",
     "not-an-image": "not a JPEG, PNG, WebP, GIF or BMP",
     "truncated": "a picture without its end",
-    "too-many-pixels": "larger than allowed, by its header",
+    "too-many-pixels": "larger than allowed, by its header, or once it is resized",
     "too-small": "smaller than --min-image-size",
     "too-narrow": "longer than --max-aspect-ratio allows",
     "broken-image": "it begins as a picture and cannot be decoded",
     "placeholder": "the same bytes under many URLs",
-    "lost": "img2dataset gave no answer for this row",
+    "lost": "img2dataset gave no answer for this row, or something else than its host failed",
 }
 """Beside these there is http-NNN for every status that is not 2xx."""
 
@@ -38,7 +39,6 @@ TRANSIENT = frozenset({"dns", "refused", "unreachable", "timeout", "cut", "http-
 """Kinds that another try a moment later may mend. 429 and 503 are not among them: they ask for a pause."""
 
 _STATUS = re.compile(r"http-\d{3}")
-_UNFETCHABLE = ("unknown url type", "'NoneType'", "expected string")  # urllib's words, before the fence is asked
 
 
 class Failure(Exception):
@@ -58,9 +58,8 @@ def classified(status: str, message: str | None) -> str:
         return text
     if status == "failed_to_resize":
         return f"broken-image: {text}"
-    if text.startswith(_UNFETCHABLE):
-        return f"bad-url: {text}"
-    return f"lost: {text}"
+    # Before it asks the visitor, img2dataset takes the URL apart, in urllib's way and words.
+    return f"bad-url: {text}" if text and status == "failed_to_download" else f"lost: {text}"
 
 
 def kind_of(message: str) -> str:

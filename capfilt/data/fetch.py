@@ -51,9 +51,21 @@ class PictureConfig(Config):
     """img2dataset's max_image_area, asked of the header before a pixel is decoded."""
     extract_exif: bool = True
 
+    def resized(self, width: int, height: int) -> tuple[int, int] | None:
+        """The largest picture that resizing makes of one of this size; None where it stays as it is."""
+        shorter, longer = sorted((width, height))
+        by_shorter = self.resize_mode in ("keep_ratio", "center_crop")
+        side = shorter if by_shorter else longer
+        if self.resize_mode == "no" or (self.resize_only_if_bigger and side <= self.image_size):
+            return None
+        if self.resize_mode == "border":
+            return self.image_size, self.image_size
+        scale = self.image_size / side
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
-_KINDS = {"not": "not-an-image", "too": "too-many-pixels"}
-"""By the first word of what `images.inspect` says."""
+
+_MAX_SIDE = {"jpg": 65_500, "webp": 16_383, "png": 1_000_000}
+"""Pixels that an encoder takes, at most."""
 
 
 class Gate:
@@ -69,6 +81,7 @@ class Gate:
             header = self._looked(data)
             if self._config.resize_mode == "no":
                 return data, header.width, header.height, header.width, header.height, None
+            self._check_resized(header)
             if not header.plain:
                 stream = self._mended(data)
         except Failure as failure:
@@ -97,6 +110,22 @@ class Gate:
             raise Failure("truncated", f"{len(data)} bytes of a {header.form}")
         return header
 
+    def _check_resized(self, header: images.Header) -> None:
+        """Refuse what resizing would blow up: a picture of 1 x 50,000 pixels, whose shorter side becomes 256, say."""
+        config = self._config
+        made = config.resized(header.width, header.height)
+        if made is None and config.skip_reencode:
+            return
+        width, height = made or (header.width, header.height)
+        told = f"{header.width} x {header.height} would become {width} x {height}"
+        # A limit that was set low is about what comes; images of a small area may be asked for at a larger size.
+        allowed = max(config.max_pixels, images.MAX_PIXELS)
+        if width * height > allowed:
+            raise Failure("too-many-pixels", f"{told}, limit {allowed}")
+        side = _MAX_SIDE[config.encode_format]
+        if config.resize_mode != "center_crop" and max(width, height) > side:
+            raise Failure("too-many-pixels", f"{told}, a {config.encode_format} has {side} a side at most")
+
     def _mended(self, data: bytes) -> io.BytesIO:
         """The picture upright and with 8 bits, without loss: OpenCV would leave it on its side, or clip it to white."""
         try:
@@ -117,7 +146,12 @@ class Opener:
 
     def open(self, request: urllib.request.Request | str, data: object = None, timeout: object = None) -> Response:
         """Visit the request's URL; of the request nothing else is used."""
-        answer = self._visitor.get(request if isinstance(request, str) else request.full_url)
+        try:
+            answer = self._visitor.get(request if isinstance(request, str) else request.full_url)
+        except Failure:
+            raise
+        except Exception as error:  # img2dataset hands on the text alone: one without a kind is its own
+            raise Failure("lost", f"{type(error).__name__}: {error}") from error
         return Response(answer.headers, answer.body)
 
 

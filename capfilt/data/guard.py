@@ -228,7 +228,8 @@ class Fence:
             pinned = self._resolver.addresses(goal.host, clock.wait())[0]
             spelled = f"[{pinned}]" if pinned.version == 6 else str(pinned)
             sock.sendall(f"CONNECT {spelled}:{goal.port} HTTP/1.1\r\nHost: {spelled}:{goal.port}\r\n\r\n".encode())
-            answer = HTTPResponse(_Watched(sock, clock, MAX_HEAD, buffer=1), method="CONNECT")  # type: ignore[arg-type]
+            watched = _Watched(sock, clock, MAX_HEAD, buffer=1)
+            answer = _FinalResponse(watched, method="CONNECT")  # type: ignore[arg-type]
             answer.begin()
             if answer.status != 200:
                 raise Failure("unreachable", f"the proxy answered {answer.status}")
@@ -252,7 +253,7 @@ class Fence:
         sock.settimeout(clock.wait())
         sock.sendall("\r\n".join((*lines, "", "")).encode())
         watched = _Watched(sock, clock, MAX_HEAD)
-        response = HTTPResponse(watched, method="GET")  # type: ignore[arg-type]
+        response = _FinalResponse(watched, method="GET")  # type: ignore[arg-type]
         with closing(response):
             response.begin()
             headers = response.headers
@@ -305,6 +306,19 @@ def _unpacker(encoding: str) -> Any:
     if name in ("gzip", "x-gzip", "deflate"):
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
     raise Failure("encoding", f"{name[:40]!r} was not asked for")
+
+
+class _FinalResponse(HTTPResponse):
+    """A response whose status is final: http.client itself passes over `100 Continue` alone."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200:
+                return version, status, reason
+            if status == 101:
+                raise Failure("bad-answer", "101: another protocol, which was not asked for")
+            http.client.parse_headers(self.fp)
 
 
 class _Watched(io.RawIOBase):

@@ -26,9 +26,11 @@ MAX_ORIGINS = 20_000
 KEPT = 24 * 3600.0
 """Seconds for which a robots.txt is remembered: the RFC's most."""
 KEPT_FAILURE = 60.0
-MAX_PAUSE = 24 * 3600.0
+MAX_PAUSE = 3600.0
+"""Seconds of a pause, at most: after that a host is asked again, whatever it said."""
 PATIENT = 3
-"""How often one URL waits for a busy host."""
+"""How often one URL waits for a busy host, and how many pauses in a row a host is given in short before it is given
+them in full."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 503)
 
@@ -78,6 +80,8 @@ class Visitor:
         self._refused = refused
         self._agents = ("capfilt", token.lower())
         self._origins: OrderedDict[str, _Origin] = OrderedDict()
+        self._long_pauses: dict[str, tuple[int, float]] = {}
+        """Of hosts that asked for long ones: how many in a row, and when the last ends."""
         self._lock = threading.Lock()
 
     def get(self, url: str) -> Answer:
@@ -99,7 +103,7 @@ class Visitor:
             answer = self._visit(goal, clock)
             if answer.status < 400:
                 self._check_tag(answer)
-            if answer.status < 300:
+            if 200 <= answer.status < 300:
                 return answer
             url = _redirect(answer)
         raise Failure("redirects", f"more than {self._fence.limits.max_redirects}")
@@ -110,12 +114,34 @@ class Visitor:
             self._await_turn(goal.host, clock)
             answer = self._fence.request(goal, clock, keep)
             if answer.status not in _BUSY:
+                with self._lock:
+                    self._long_pauses.pop(goal.host, None)
                 return answer
             seconds = _retry_after(answer.headers, 2.0**tries)
-            self._turns.pause(goal.host, seconds)
             if seconds >= clock.left():
-                break
-        raise Failure(f"http-{answer.status}", f"{goal.host} asks for a pause of {seconds:.0f} s")
+                given = self._shorten(goal.host, seconds)
+                self._turns.pause(goal.host, given)
+                told = f"answered {answer.status} and asks for a pause of {seconds:.0f} s; it is given {given:g} s"
+                raise Failure("long-pause", f"{goal.host} {told}")
+            self._turns.pause(goal.host, seconds)
+        raise Failure(f"http-{answer.status}", f"{goal.host} is busy, after {PATIENT} pauses too")
+
+    def _shorten(self, host: str, seconds: float) -> float:
+        """The pause that a host is given which asks for more than a sample can wait.
+
+        One answer is not the word of the whole host, which may serve a million others: the pause is one that other
+        samples outlast. A host that says so time after time, with no other answer in between, is given it in full.
+        """
+        now = time.monotonic()
+        with self._lock:
+            count, until = self._long_pauses.get(host, (0, now))
+            if now >= until:  # and not the answer to what was asked before the last pause began
+                count += 1
+            given = min(seconds, MAX_PAUSE if count > PATIENT else self._manners.deadline / 2)
+            if len(self._long_pauses) >= MAX_ORIGINS:
+                self._long_pauses.clear()
+            self._long_pauses[host] = count, max(until, now + given)
+        return given
 
     def _await_turn(self, host: str, clock: Clock) -> None:
         while True:
@@ -217,4 +243,4 @@ def _retry_after(headers: HTTPMessage, default: float) -> float:
             seconds = (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             seconds = default
-    return min(max(seconds, 0.0), MAX_PAUSE)
+    return max(seconds, 0.0)

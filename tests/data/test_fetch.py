@@ -274,6 +274,45 @@ class TestGate:
         assert error(picture, max_aspect_ratio=4.9).startswith("too-narrow: 100 x 20")
         assert Gate(PictureConfig(min_image_size=20, max_aspect_ratio=5))(picture)[5] is None
 
+    @pytest.mark.parametrize(
+        ("size", "config", "said"),
+        [
+            ((1, 50_000), {"resize_mode": "keep_ratio"}, "1 x 50000 would become 256 x 12800000, limit 64000000"),
+            ((50_000, 1), {"resize_mode": "center_crop"}, "50000 x 1 would become 12800000 x 256, limit"),
+            ((2, 1000), {"resize_mode": "keep_ratio"}, "2 x 1000 would become 256 x 128000, a jpg has 65500 a side"),
+            ((9, 1000), {"resize_mode": "keep_ratio", "encode_format": "webp"}, "a webp has 16383 a side at most"),
+            ((40, 40), {"resize_mode": "border", "image_size": 9000}, "40 x 40 would become 9000 x 9000, limit"),
+            ((40, 30), {"resize_mode": "keep_ratio_largest", "image_size": 90_000}, "would become 90000 x 67500"),
+            ((20_000, 1), {"resize_mode": "border", "image_size": 30_000, "resize_only_if_bigger": True,
+                           "encode_format": "webp"}, "a webp has 16383 a side at most"),
+        ],
+    )  # fmt: skip
+    def test_what_resizing_would_blow_up_never_reaches_the_resizer(
+        self, size: tuple[int, int], config: dict[str, Any], said: str
+    ) -> None:
+        said_of_it = error(encoded(Image.new("RGB", size), "PNG"), **config)
+        assert said_of_it.startswith("too-many-pixels: ")
+        assert said in said_of_it
+
+    @pytest.mark.parametrize("mode", ["no", "border", "keep_ratio_largest", "keep_ratio", "center_crop"])
+    @pytest.mark.parametrize("larger", [False, True])
+    def test_what_it_makes_is_known_beforehand(self, mode: Any, larger: bool) -> None:
+        load_img2dataset()
+        config = PictureConfig(resize_mode=mode, image_size=24, resize_only_if_bigger=larger)
+        for size in ((1, 300), (300, 2), (20, 20), (25, 24), (40, 31)):
+            gate = Gate(config, None if mode == "no" else fetch._resizer(config))
+            _, width, height, *_, trouble = gate(encoded(Image.new("RGB", size), "PNG"))
+            assert trouble is None
+            assert width is not None
+            assert height is not None
+            expected = config.resized(*size) or size
+            if mode == "center_crop" and (not larger or min(size) > 24):
+                assert (width, height) == (24, 24)
+                assert min(expected) == 24
+            else:
+                assert abs(width - expected[0]) <= 1
+                assert abs(height - expected[1]) <= 1
+
     def test_a_rotated_photograph_and_16_bit_grey_are_mended_before_they_are_resized(self) -> None:
         """img2dataset leaves the one on its side and clips the other to white."""
         load_img2dataset()

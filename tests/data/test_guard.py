@@ -53,6 +53,7 @@ def test_a_picture_comes_as_it_was_served(hostile: Any, hostile_kind: Any) -> No
         ("/slow?s=2", "timeout"),
         ("/continue?slowly", "timeout"),
         ("/continue", "bad-answer"),
+        ("/status/101", "bad-answer"),
         ("/header", "bad-answer"),
         ("/headers", "bad-answer"),
         ("/garbage", "bad-answer"),
@@ -66,6 +67,12 @@ def test_a_picture_comes_as_it_was_served(hostile: Any, hostile_kind: Any) -> No
 )
 def test_a_hostile_answer_ends_with_its_kind_and_in_time(hostile: Any, path: str, expected: str) -> None:
     assert kind(hostile.url(path), 0.5 if expected == "timeout" else 5.0) == expected
+
+
+def test_an_interim_status_is_no_answer(hostile: Any, hostile_kind: Any) -> None:
+    answer = ask(hostile.url("/hints"))
+    assert (answer.status, answer.body) == (200, hostile_kind.jpeg(7))
+    assert "Link" not in answer.headers
 
 
 def test_the_deadline_is_of_the_whole_and_not_of_a_read(hostile: Any) -> None:

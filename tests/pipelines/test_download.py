@@ -105,8 +105,8 @@ ENDS = {
     "/endless": "too-big", "/bomb": "too-big", "/wrong?by=99": "cut", "/wrong?by=-99": "truncated",
     "/wide": "too-many-pixels", "/loop": "redirects", "/hops/6": "redirects", "/to?u=/ok": "",
     "/to?u=file:///etc/passwd": "bad-url", "/status/404": "http-404", "/status/500": "http-500",
-    "/busy?after=900": "http-429", "/html": "not-an-image", "/svg": "not-an-image", "/nothing": "not-an-image",
-    "/brotli": "encoding", "/ok?tag=noai": "opt-out", "/secret/1": "robots",
+    "/busy?after=900": "long-pause", "/html": "not-an-image", "/svg": "not-an-image", "/nothing": "not-an-image",
+    "/brotli": "encoding", "/hints": "", "/status/101": "bad-answer", "/ok?tag=noai": "opt-out", "/secret/1": "robots",
 }  # fmt: skip
 
 
@@ -116,7 +116,16 @@ def test_every_hostile_url_is_one_row_with_its_kind_and_the_rest_is_unharmed(
     hostile.robots = "User-agent: *\nDisallow: /secret"
     paths = sorted(ENDS, key=lambda path: path.startswith("/busy"))  # its pause would be everyone's
     cuts = [f"/cut/{at}" for at in range(1000, 9001, 1000)] + [f"/cut/{at}?untold" for at in range(1000, 9001, 1000)]
-    others = ["file:///etc/passwd", "ftp://127.0.0.1/x", "not a url", "", "http://127.0.0.1:9/"]
+    malformed = [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "not a url",
+        "",
+        "http://[::1",
+        "http://[]/x",
+        "http://℀.com/",
+    ]
+    others = [*malformed, "http://127.0.0.1:9/"]
     urls = [*(hostile.url(path) for path in [*cuts, *paths[:-1]]), *others, hostile.url(paths[-1])]
     done = fetch(urls, "--deadline", "4", "--timeout", "2", "--max-bytes", "1000000", "--thread-count", "4")
     assert done.code == 0, done.err
@@ -126,10 +135,10 @@ def test_every_hostile_url_is_one_row_with_its_kind_and_the_rest_is_unharmed(
     assert {path: kinds[hostile.url(path)] for path in ENDS} == ENDS
     assert {kinds[hostile.url(path)] for path in cuts if "untold" not in path} == {"cut"}
     assert {kinds[hostile.url(path)] for path in cuts if "untold" in path} == {"truncated"}
-    assert [kinds[url] for url in others] == ["bad-url"] * 4 + ["refused"]
+    assert [kinds[url] for url in others] == ["bad-url"] * len(malformed) + ["refused"]
     told = json.loads(done.out)
     assert told["failed"] == Counter(kind for kind in kinds.values() if kind)
-    assert told["samples"]["kept"] == 5 == len(list(shards.read(str(tmp_path / "out/00000.tar"))))
+    assert told["samples"]["kept"] == 6 == len(list(shards.read(str(tmp_path / "out/00000.tar"))))
     assert hostile.paths().count("/secret/1") == 0
 
 
