@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
 from capfilt.reports.ledger import atomic
 from capfilt.reports.places import Place, place, table_source
 
-SOURCES = ("web", "synthetic")
 STATUSES = ("ok", "failed")
 
 SCHEMA = pa.schema(
@@ -48,7 +48,7 @@ class Annotation:
     uid: str
     sha256: str
     source: str
-    """web | synthetic"""
+    """web | synthetic | human"""
     candidate: int
     """0.. per source"""
     text: str
@@ -57,15 +57,16 @@ class Annotation:
     itc: float | None
     """cosine of the two embeddings, in [-1, 1]; None where it was not scored"""
     captioner: str
-    """fingerprint of the model that wrote the text; "" for web texts"""
+    """fingerprint of the model that wrote the text; "" for a text that came with the image"""
     filter: str
     """fingerprint of the model that scored it; "" where none did"""
     seed: int
     round: int
+    """the round that scored it; of a synthetic text that came with the image, the round that wrote it"""
     status: str = "ok"
     """ok | failed"""
     reason: str = ""
-    """why it failed; of an ok row "", or a remark on its scores: of no text, of the beginning of a long one"""
+    """why it failed; of an ok row "", or a remark on its scores: there are none, or of a long text's beginning"""
 
 
 def write(path: Place | str, rows: Iterable[Annotation]) -> int:

@@ -232,11 +232,11 @@ class Loader:
                 yield Row(span.url, sample.uid, sample.image, str(caption["text"]))
 
     def _samples(self, url: str) -> Iterable[Sample]:
-        """The samples of a shard. The first small ones stay in memory: lanes that begin in the middle of a shard, and
-        all later epochs, would read it again from its start."""
+        """The samples of a shard that have a text. The first small shards stay in memory: lanes that begin in the
+        middle of a shard, and all later epochs, would read it again from its start."""
         if url in self._kept:
             return self._kept[url]
-        found = (item for item in shards.read(url) if isinstance(item, Sample))
+        found = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
         size = shards.stat(url)["size"]
         if size is None or size > self._room:
             return found
@@ -322,6 +322,8 @@ class Count:
 
     images: int
     texts: int
+    without_text: int = 0
+    """Images beside these that have no text (`sample.is_text`): there is nothing to train on."""
 
     def of(self, captions: Literal["all", "one"]) -> int:
         """Rows, where each text is one or each image is."""
@@ -331,7 +333,7 @@ class Count:
 def count(url: str) -> Count:
     """Read a shard to its end and count. Pictures are not decoded."""
     texts = [len(item.captions) for item in shards.read(url) if isinstance(item, Sample)]
-    return Count(len(texts), sum(texts))
+    return Count(sum(map(bool, texts)), sum(texts), texts.count(0))
 
 
 def number(uid: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import re
 import tarfile
 import zlib
@@ -212,7 +213,7 @@ def _split(path: str) -> tuple[str, str]:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        meta = json.loads(data.decode("utf-8"))
+        meta = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("json nested too deep") from error
     except ValueError as error:
@@ -222,6 +223,15 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not _shallow(meta, MAX_DEPTH):
         raise ValueError("json nested too deep")
     return meta
+
+
+def _no_number(name: str) -> None:
+    """NaN and Infinity are no JSON, though Python writes them: null takes their place."""
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)  # 1e999 is JSON, and infinite here
+    return number if math.isfinite(number) else None
 
 
 def _shallow(value: object, levels: int) -> bool:

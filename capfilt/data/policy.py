@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 
 from capfilt.config import Config
 from capfilt.data.annotations import Annotation
+from capfilt.data.sample import is_text
 from capfilt.errors import DataError
+from capfilt.reports.tally import NO_TEXT
 
 Score = Literal["itm", "itc"]
 
@@ -32,7 +34,7 @@ class RankConfig(Config):
     rank: Score = "itc"
     """The score by which texts are better than one another."""
     keep: Literal["all", "best-of"] = "all"
-    """best-of: one text an image, the web's if it passes, else the best synthetic one that does."""
+    """best-of: one text an image, the best that came with it if one passes, else the best synthetic one that does."""
 
 
 class PolicyConfig(RankConfig):
@@ -98,10 +100,9 @@ def judge(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     if not rule.top_k and rule.keep == "all":
         return whys
     passed = [i for i, why in enumerate(whys) if not why]
-    # Better ones first; of equals the web's own, then the first written.
-    passed.sort(key=lambda i: (-_score(rows[i], rule.rank), rows[i].source != "web", rows[i].candidate))
+    passed.sort(key=lambda i: _place(rows[i], rule.rank))
     if rule.keep == "best-of":
-        passed.sort(key=lambda i: rows[i].source != "web")
+        passed.sort(key=lambda i: rows[i].source == "synthetic")
     taken: set[str] = set()
     for i in passed:
         if rows[i].text.strip() in taken:
@@ -115,12 +116,24 @@ def judge(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     return whys
 
 
+def best(kept: Iterable[Annotation], rule: Rule) -> Annotation:
+    """The best of an image's kept texts, by `rank` where the policy ranks (`top_k`, no threshold), else by `score`."""
+    by = rule.rank if rule.top_k or rule.threshold is None else rule.score
+    return min(kept, key=lambda row: _place(row, by))
+
+
+def _place(row: Annotation, score: Score) -> tuple[float, bool, bool, int]:
+    """Sorts better texts first; of equals those that came from the web, then people's, then the first written."""
+    order = (row.source == "synthetic", row.source != "web", row.candidate)
+    return (-_score(row, score), *order)
+
+
 def _alone(row: Annotation, rule: Rule) -> str:
     """Why a text is dropped whatever the image's other texts are."""
     if row.status == "failed":
         return row.reason
-    if not row.text.strip():
-        return "empty text"
+    if not is_text(row.text):
+        return NO_TEXT
     if rule.threshold is None:
         return f"no {rule.rank} score" if _missing(row, rule.rank) else ""
     one = _below(row, rule.score, rule.threshold)

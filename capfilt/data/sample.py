@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 _UID = re.compile(r"[0-9a-fA-F]{32}")
+
+SOURCES = ("web", "synthetic", "human")
+"""Where a text may come from: the crawl, a captioner, an annotator."""
+
+
+def is_text(text: str) -> bool:
+    """Whether there is something to read: a letter, a digit or other number, or a pictorial symbol such as an emoji.
+
+    In Unicode's categories: one character at least of L*, N* or So. White space, control characters, punctuation and
+    the signs of mathematics, currency and typewriters ("...", "---", "|", "$") are no text on their own.
+    """
+    return any((category := unicodedata.category(c))[0] in "LN" or category == "So" for c in text)
 
 
 @dataclass(frozen=True)
@@ -39,17 +52,28 @@ class Sample:
             return found.lower()
         return self.sha256[:32]
 
-    @property
-    def captions(self) -> list[dict[str, Any]]:
-        """The texts of this image as `{"text", "source", ...}`.
+    @cached_property
+    def all_captions(self) -> list[dict[str, Any]]:
+        """What came in as a text of this image, as `{"text", "source", ...}`, also what is no text (`is_text`).
 
-        Other people's `captions` (a list of strings, say) are not ours to interpret: the web text stands
-        alone then.
+        `captions` of the json are the image's texts where each names its source (`SOURCES`), which is how `select`
+        writes them. Other people's, strings or `{"text": ...}` or `{"caption": ...}` (COCO), count as web texts and
+        stand after the txt, which they do not replace.
         """
-        found = self.meta.get("captions")
-        if isinstance(found, list) and found and all(_is_caption(entry) for entry in found):
+        listed = self.meta.get("captions")
+        entries = listed if isinstance(listed, list) else [listed]
+        found = [caption for entry in entries if (caption := _caption(entry)) is not None]
+        own: dict[str, Any] = {"text": self.text, "source": "web"}
+        if not found:
+            return [own]
+        if all(map(_names_its_source, entries)) or self.text in ("", *(caption["text"] for caption in found)):
             return found
-        return [{"text": self.text, "source": "web"}]
+        return [own, *found]
+
+    @cached_property
+    def captions(self) -> list[dict[str, Any]]:
+        """The texts of this image, as `{"text", "source", ...}`; none where there is nothing to read."""
+        return [caption for caption in self.all_captions if is_text(caption["text"])]
 
 
 @dataclass(frozen=True)
@@ -66,5 +90,14 @@ def leave_out(items: Iterable[Sample | Fault], places: Mapping[int, str]) -> Ite
         yield Fault(item.key, places[place]) if place in places else item
 
 
-def _is_caption(entry: object) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("text"), str) and isinstance(entry.get("source"), str)
+def _names_its_source(entry: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(entry, dict) and isinstance(entry.get("text"), str) and entry.get("source") in SOURCES
+
+
+def _caption(entry: object) -> dict[str, Any] | None:
+    """One entry of a json's `captions` as `{"text", "source", ...}`; None for what holds no text."""
+    if _names_its_source(entry):
+        return entry
+    if isinstance(entry, dict):
+        entry = next((entry[name] for name in ("text", "caption") if isinstance(entry.get(name), str)), None)
+    return {"text": entry, "source": "web"} if isinstance(entry, str) else None

@@ -266,7 +266,7 @@ def _encode(sample: Sample) -> Iterator[tuple[str, bytes]]:
         text = sample.text.encode("utf-8")
         # A lone surrogate (json can spell one, UTF-8 cannot) becomes \udXXX: in a json string, exactly its
         # escape.
-        canonical = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"))
+        canonical = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         meta = canonical.encode("utf-8", "backslashreplace")
     except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(f"{sample.key}: its text or json cannot be written: {error}") from error

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capfilt.data.sample import is_text
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.clock import Clock, timed
 from capfilt.engine.filter import Filter
 from capfilt.engine.pieces import Pieces
 from capfilt.models import Blip, Model
+from capfilt.models.layers import KeysValues
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Text:
     candidate: int
     """0.. per source"""
     text: str
-    itm: float
-    itc: float
+    itm: float | None
+    itc: float | None
+    """None where there is nothing to read (`sample.is_text`): such a text is not scored."""
     whole: bool
     """Whether the filter read all of it; a longer one is judged by its beginning."""
 
@@ -65,7 +68,7 @@ class Annotator:
             written = self.captioner.write_beside(keys, uids, seed, round_)
         with timed(self.clock, "score"):
             texts = [[*came, *own] for came, own in zip(web, written, strict=True)]
-            scores = self.judge.score(seen, texts, keys if self.shared_keys else None)
+            scores = self._score(seen, texts, keys if self.shared_keys else None)
             whole = {text: self.judge.reads_all(text) for text in {text for own in texts for text in own}}
         return [
             [
@@ -79,6 +82,17 @@ class Annotator:
                 for i, (text, score) in enumerate(zip(own, scored, strict=True))
             ]
             for came, own, scored in zip(web, texts, scores, strict=True)
+        ]
+
+    def _score(
+        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], keys: list[KeysValues] | None
+    ) -> list[list[tuple[float | None, float | None]]]:
+        """The scores of each text, none for what is no text."""
+        real = [[text for text in own if is_text(text)] for own in texts]
+        scored = (iter(own) for own in self.judge.score(tokens_BND, real, keys))
+        return [
+            [next(scores) if is_text(text) else (None, None) for text in own]
+            for own, scores in zip(texts, scored, strict=True)
         ]
 
 

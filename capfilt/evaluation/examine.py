@@ -68,7 +68,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images as a model sees them, with the human texts of each."""
+    """Images as a model sees them, each once, with the human texts of each: one at least."""
 
     tokens: Tensor
     """[I, N, D], not on the accelerator: of COCO's 5,000 images they are 9 GB"""
@@ -76,6 +76,8 @@ class HeldOut:
     texts: list[list[str]]
     device: torch.device
     """Where they are looked at."""
+    without_text: int = 0
+    """Pictures that were left out since they came without a text."""
 
     @property
     def image_of_text(self) -> np.ndarray:
@@ -87,13 +89,6 @@ class HeldOut:
         """All texts, image after image."""
         return [text for own in self.texts for text in own]
 
-    @classmethod
-    def of(cls, parts: Sequence[Seen], device: torch.device) -> HeldOut:
-        """Batches in one."""
-        samples = [sample for part in parts for sample in part.samples]
-        texts = [[str(caption["text"]) for caption in sample.captions] for sample in samples]
-        return cls(torch.cat([part.tokens for part in parts]), [sample.uid for sample in samples], texts, device)
-
     def split(self, size: int) -> Iterator[Tensor]:
         """The tokens of `size` images at a time."""
         return (part.to(self.device) for part in self.tokens.split(size))
@@ -101,6 +96,63 @@ class HeldOut:
     def of_images(self, indices: np.ndarray) -> Tensor:
         """The tokens of these images."""
         return self.tokens[torch.from_numpy(indices)].to(self.device)
+
+
+class UniqueImages:
+    """Gathers a held-out set: a picture that stands under several keys is one image, with the texts of all of them.
+
+    Pictures are the same where their uids are equal or their bytes are, and so are two that are the same as a third.
+    """
+
+    def __init__(self) -> None:
+        self.without_text = 0
+        self._tokens: list[Tensor] = []
+        self._uids: list[str] = []
+        self._texts: list[list[str]] = []
+        self._same: list[int] = []
+        """For each image the number of one before it that it turned out to be, else its own."""
+        self._known: dict[str, int] = {}
+        """The image by its uid and by its sha256 (32 and 64 digits)."""
+
+    def add(self, batch: Seen) -> None:
+        """Take up a batch; pictures that are known already give only their texts, so they need no memory twice."""
+        new = [self._add(sample) for sample in batch.samples]
+        if any(new):
+            self._tokens.append(batch.only(new).aside().tokens)
+
+    def _add(self, sample: Sample) -> bool:
+        if not sample.captions:
+            self.without_text += 1
+            return False
+        names = (sample.uid, sample.sha256)
+        found = sorted({self._first(self._known[name]) for name in names if name in self._known})
+        if not found:
+            self._uids.append(sample.uid)
+            self._texts.append([])
+            self._same.append(len(self._same))
+        image, *others = found or [len(self._same) - 1]
+        for other in others:
+            self._same[other] = image
+            self._texts[image] += self._texts[other]
+        self._known |= dict.fromkeys(names, image)
+        self._texts[image] += [caption["text"] for caption in sample.captions]
+        return not found
+
+    def _first(self, image: int) -> int:
+        while self._same[image] != image:
+            image = self._same[image]
+        return image
+
+    def held_out(self, device: torch.device) -> HeldOut | None:
+        """All of them, in the order in which they came; None where no picture with a text did."""
+        if not self._tokens:
+            return None
+        images = [image for image, first in enumerate(self._same) if image == first]
+        tokens = torch.cat(self._tokens)
+        if len(images) < len(tokens):
+            tokens = tokens[torch.tensor(images)]
+        uids, texts = [self._uids[i] for i in images], [self._texts[i] for i in images]
+        return HeldOut(tokens, uids, texts, device, self.without_text)
 
 
 @dataclass
@@ -136,21 +188,20 @@ def examine(
 ) -> dict[str, Any]:
     """Everything that can be measured: retrieval, captioning, filter, each where model and shards allow it.
 
-    Web texts of known truth are put before the filter; all other texts are taken for human ones. `unreadable` counts
-    pictures that are in no figure. DataError when nothing can be measured.
+    Web texts of known truth are put before the filter; all other texts are taken for human ones. `unreadable` and
+    `without_text` count pictures that are in no figure. DataError when nothing can be measured.
     """
     judge, writer = roles(model, tokenizer, config)
-    judged, human, unreadable = Judged(), [], 0
+    judged, human, unreadable = Judged(), UniqueImages(), 0
     for batch in seen(model, urls, config.batch_size, device):
         unreadable += batch.unreadable
         known = [truth(sample) is not None for sample in batch.samples]
         if judge is not None and any(known):
             judged.ask(judge, config.score, batch.only(known))
         if not all(known):
-            human.append(batch.only([not is_known for is_known in known]).aside())
+            human.add(batch.only([not is_known for is_known in known]))
     figures: dict[str, Any] = {}
-    if human:
-        held = HeldOut.of(human, device)
+    if (held := human.held_out(device)) is not None:
         if judge is not None:
             figures["retrieval"] = retrieve(judge, held, config)
         if writer is not None:
@@ -159,10 +210,11 @@ def examine(
         figures["filter"] = found
     if not figures:
         raise DataError(
-            f"nothing can be measured on {', '.join(urls)}: no pair that can be read ({unreadable} unreadable)"
-            " and that this model can be asked about."
+            f"nothing can be measured on {', '.join(urls)}: no pair that can be read ({unreadable} unreadable,"
+            f" {human.without_text} without a text) and that this model can be asked about."
         )
-    return figures | ({"unreadable": unreadable} if unreadable else {})
+    left_out = {"unreadable": unreadable, "without_text": human.without_text}
+    return figures | {why: count for why, count in left_out.items() if count}
 
 
 @torch.inference_mode()
@@ -175,11 +227,14 @@ def seen(model: Model, urls: Sequence[str], batch_size: int, device: torch.devic
 
 
 def look(model: Model, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
-    """A held-out set as a model sees it, without the pictures that cannot be read."""
-    parts = [batch.aside() for batch in seen(model, urls, batch_size, device) if batch.samples]
-    if not parts:
-        raise DataError(f"the held-out set {', '.join(urls) or '(no shard)'} has no picture that can be read")
-    return HeldOut.of(parts, device)
+    """A held-out set as a model sees it, without the pictures that cannot be read or have no text."""
+    found = UniqueImages()
+    for batch in seen(model, urls, batch_size, device):
+        found.add(batch)
+    if (held := found.held_out(device)) is None:
+        where = ", ".join(urls) or "(no shard)"
+        raise DataError(f"the held-out set {where} has no picture that can be read and has a text")
+    return held
 
 
 def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:

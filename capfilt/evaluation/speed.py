@@ -89,8 +89,7 @@ def agreement(annotator: Annotator, load: Load, dtype: torch.dtype, batch_size: 
     web = [(a, b) for a, b in pairs if a.source == "web"]
     return {
         "equal_tokens": same / most,
-        "itm_error": max(abs(a.itm - b.itm) for a, b in web),
-        "itc_error": max(abs(a.itc - b.itc) for a, b in web),
+        **{f"{s}_error": max(abs(getattr(a, s) - getattr(b, s)) for a, b in web) for s in ("itm", "itc")},
     }
 
 

@@ -6,9 +6,9 @@ One shard in, one Parquet out (design 4.2): a row for every text, and one for ev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, zip_longest
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from pydantic import Field, model_validator
@@ -22,7 +22,7 @@ from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.language_tokens import tokenizer_of
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample, leave_out
+from capfilt.data.sample import Fault, Sample, is_text, leave_out
 from capfilt.engine import captioner as captioners
 from capfilt.engine import filter as filters
 from capfilt.engine.annotator import Annotator, Text
@@ -42,7 +42,7 @@ from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
-from capfilt.reports.tally import Tally
+from capfilt.reports.tally import NO_TEXT, Tally
 
 
 class AnnotateConfig(Config):
@@ -145,7 +145,10 @@ class Work:
             tally.samples["kept"] += 1
             for row in own:
                 tally.texts["in"][row.source] += 1
-                tally.texts["kept"][row.source] += 1
+                if row.reason == NO_TEXT:
+                    tally.texts["dropped"][f"{row.source}: {NO_TEXT}"] += 1
+                else:
+                    tally.texts["kept"][row.source] += 1
         path = self.job.out / "annotations" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         with timed(self.clock, "write", on_device=False):
@@ -174,26 +177,40 @@ class Work:
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
         with timed(self.clock, "copy"):
             pixels = batch.on(self.device)
-        uids, web = [sample.uid for sample in batch.samples], [web_texts(sample) for sample in batch.samples]
-        found = self.annotator.annotate(pixels, uids, web, self.job.seed, self.job.round)
+        uids, came = [sample.uid for sample in batch.samples], [texts_of(sample) for sample in batch.samples]
+        found = self.annotator.annotate(pixels, uids, came, self.job.seed, self.job.round)
         self.batches.append(min(len(uids), self.annotator.pieces.limit or len(uids)))
         for sample, own in zip(batch.samples, found, strict=True):
-            yield [self._row(sample, text) for text in own]
+            yield list(self._texts(sample, own))
 
-    def _row(self, sample: Sample, text: Text) -> Annotation:
+    def _texts(self, sample: Sample, texts: Sequence[Text]) -> Iterator[Annotation]:
+        """The rows of one image: what came with it, under the source that it came with, then what was written now.
+
+        Candidates count on from those of the same source that came.
+        """
+        candidates = Counter[str]()
+        for text, caption in zip_longest(texts, sample.all_captions):
+            source = caption["source"] if caption else text.source
+            yield self._row(sample, text, source, candidates[source], caption)
+            candidates[source] += 1
+
+    def _row(
+        self, sample: Sample, text: Text, source: str, candidate: int, caption: Mapping[str, Any] | None
+    ) -> Annotation:
+        written = (caption or {}).get("round") if source == "synthetic" else None
         return Annotation(
             key=sample.key,
             uid=sample.uid,
             sha256=sample.sha256,
-            source=text.source,
-            candidate=text.candidate,
+            source=source,
+            candidate=candidate,
             text=text.text,
             itm=text.itm,
             itc=text.itc,
-            captioner=self.job.captioner_fingerprint if text.source == "synthetic" else "",
+            captioner="" if caption else self.job.captioner_fingerprint,
             filter=self.job.filter_fingerprint,
             seed=self.job.seed,
-            round=self.job.round,
+            round=written if is_round(written) else self.job.round,
             reason=remark(text, self.job.config.max_length),
         )
 
@@ -217,15 +234,20 @@ class Work:
 
 
 def remark(text: Text, max_length: int) -> str:
-    """What there is to say of a text that was scored: the scores of some are not of what it looks like."""
-    if not text.text.strip():
-        return "no text"
+    """What there is to say of a text's scores: some have none, and those of some are not of what it looks like."""
+    if not is_text(text.text):
+        return NO_TEXT
     return "" if text.whole else f"scored by its beginning ({max_length} tokens)"
 
 
-def web_texts(sample: Sample) -> list[str]:
+def is_round(value: object) -> TypeGuard[int]:
+    """Whether a caption's `round` can be one; other people's json may have anything there."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**15
+
+
+def texts_of(sample: Sample) -> list[str]:
     """The texts that came with an image; half a character, which json can spell and Parquet cannot, becomes "?"."""
-    return [str(caption["text"]).encode("utf-8", "replace").decode() for caption in sample.captions]
+    return [caption["text"].encode("utf-8", "replace").decode() for caption in sample.all_captions]
 
 
 def check_role(role: str, folder: Place, needs: frozenset[str]) -> Architecture:

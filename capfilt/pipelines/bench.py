@@ -34,7 +34,7 @@ from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.text import Role
-from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, Work, web_texts
+from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, Work, texts_of
 from capfilt.reports.progress import Progress
 
 STAGES = ("annotate",)
@@ -90,7 +90,7 @@ def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, 
     clock = Clock(device)
     work = Work(make_job(config, roles, folder / "run"), device, clock)
     (load,) = [
-        Load(batch.on(device), [sample.uid for sample in batch.samples], [web_texts(s) for s in batch.samples])
+        Load(batch.on(device), [sample.uid for sample in batch.samples], [texts_of(s) for s in batch.samples])
         for batch in pictures(shards.read(url), config.images, architecture.vision.image_size)
     ]
     stage, bare, shares = [], [], []

@@ -297,7 +297,8 @@ def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float | 
 
 
 def tally_figures(tally: Tally) -> dict[str, Any]:
-    """A tally as `summary.json` has it; the noise ratio is the share of a source's texts that were dropped."""
+    """A tally as `summary.json` has it; the noise ratio is the share of a source's texts that were dropped, of those in
+    which there is something to read."""
     came, kept = tally.texts["in"], tally.texts["kept"]
     return {
         "samples_in": tally.samples["in"],
@@ -305,7 +306,7 @@ def tally_figures(tally: Tally) -> dict[str, Any]:
         "kept": {source: kept[source] for source in came},
         "dropped": dict(tally.texts["dropped"]),
         "failed": dict(tally.failed),
-        "noise_ratio": {source: round(1 - kept[source] / came[source], 4) for source in came},
+        "noise_ratio": {source: round(1 - kept[source] / num, 4) for source, num in tally.judged().items() if num},
     }
 
 

@@ -21,7 +21,7 @@ from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
-from capfilt.reports.tally import Tally
+from capfilt.reports.tally import NO_TEXT, Tally
 
 Shards = str | tuple[str, ...]
 
@@ -132,11 +132,12 @@ def fetched(session: Session, config: DownloadConfig, out: Place, resources: Res
 
 
 def refuse_empty(split: str, urls: Sequence[str]) -> None:
-    """Raise DataError unless one sample at least can be read, before anything is trained on the other splits."""
+    """Raise DataError unless one sample at least can be used, before anything is trained on the other splits. Pictures
+    of the web alone may do without a text: they are captioned."""
     fault: Fault | None = None
     for item in itertools.chain.from_iterable(shards.read(url) for url in urls):
-        if isinstance(item, Sample):
+        if isinstance(item, Sample) and (split == "web" or item.captions):
             return
-        fault = fault or item
+        fault = fault or (Fault(item.key, NO_TEXT) if isinstance(item, Sample) else item)
     found = f"the first fault: {fault.key}: {fault.reason}" if fault else "no sample is in it"
     raise DataError(f"data.{split} is empty: none of its {len(urls)} shards (first {urls[0]}) can be used; {found}.")

@@ -22,9 +22,9 @@ from PIL import Image
 
 import capfilt.data.annotations as tables
 from capfilt.data import images, shards
-from capfilt.data.annotations import SOURCES, Annotation
+from capfilt.data.annotations import Annotation
 from capfilt.data.policy import Rule, failure
-from capfilt.data.sample import Sample
+from capfilt.data.sample import SOURCES, Sample
 from capfilt.errors import ImageError
 from capfilt.evaluation.captioning import diversity
 from capfilt.evaluation.examine import Truth
@@ -33,6 +33,7 @@ from capfilt.reports.charts import Histogram
 from capfilt.reports.labels import Label
 from capfilt.reports.page import COLUMNS, MAX_WORDS, Look, embedded
 from capfilt.reports.places import Place, table_source
+from capfilt.reports.tally import NO_TEXT
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
@@ -118,7 +119,8 @@ class Counted:
                 self._draw(image)
 
     def _count(self, table: pa.Table, known: Mapping[str, Truth]) -> None:
-        ok = table.filter(pc.equal(table.column("status"), "ok"))
+        is_text = pc.not_equal(table.column("reason"), NO_TEXT)
+        ok = table.filter(pc.and_(pc.equal(table.column("status"), "ok"), is_text))
         trimmed = pc.utf8_trim_whitespace(ok.column("text"))
         split = pc.list_value_length(pc.utf8_split_whitespace(trimmed)).to_numpy()
         words = np.where(pc.equal(trimmed, "").to_numpy(), 0, split)  # "" splits into one part
@@ -150,6 +152,8 @@ class Counted:
         found: dict[str, Drawn] = {}
         for values, why in zip(table.to_pylist(), whys, strict=True):
             row = Annotation(**values)
+            if row.status == "ok" and row.reason == NO_TEXT:
+                continue  # counted when annotated; there is nothing to show
             own = found.setdefault(row.key, Drawn((shard, row.key), row.uid))
             own.rows.append((row, "" if why in by_score else why))
         for image in found.values():  # the web's text first, as in the paper's figures
@@ -272,7 +276,7 @@ def look(
         threshold=round_.threshold,
         select=round_.select,
         out=round_.out,
-        totals=counted.totals,
+        totals={source: count for source, count in counted.totals.items() if count},
         histograms=counted.histograms(),
         lengths={source: counts.tolist() for source, counts in counted.lengths.items()},
         diversity=_diversity(counted.images),

@@ -30,7 +30,7 @@ from capfilt.models.language import check_language
 from capfilt.objectives.accumulate import cannot
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
-from capfilt.pipelines.rows import count_rows
+from capfilt.pipelines.rows import count_rows, without_text
 from capfilt.reports import metrics
 from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
@@ -359,4 +359,5 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
     )
     with connect(address) as session:
         model = run_training(session, job, config.resources, show, "pretrain")
-    return {"model": str(model)}
+    bare = without_text(job.out.parent)
+    return {"model": str(model)} | ({"without_text": bare} if bare else {})

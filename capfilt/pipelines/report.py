@@ -19,6 +19,7 @@ from capfilt.errors import RunError, ShardError
 from capfilt.evaluation.examine import Truth, truths
 from capfilt.pipelines import gallery, inputs
 from capfilt.pipelines.gallery import Counted, Round, Spot, Words
+from capfilt.pipelines.rows import without_text
 from capfilt.pipelines.select import resolve_threshold
 from capfilt.reports import labels, places
 from capfilt.reports.ledger import atomic
@@ -72,6 +73,8 @@ def gather(folder: Place) -> Gathered:
     looks, images, words, rows = _looks(folder, command, opened.plan, rounds, notes)
     trainings = list(_trainings(folder))
     notes += [line for entry in rounds for line in told_of_stages(entry)]
+    if bare := without_text(folder):
+        notes.append(f"{bare:,} pictures have no text: they were not trained on.")
     if not (rounds or looks or trainings):
         raise RunError(f"{folder} holds nothing to show yet; give it a round, an annotated shard or a training.")
     facts = Facts(

@@ -37,13 +37,19 @@ class RowsJob(Config):
 
         def work(url: str) -> str:
             found = count(url)
-            samples = Counter({"in": found.images, "kept": found.images})
+            came = found.images + found.without_text
+            samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
             texts = Counter({"all": found.texts})
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()})
             Ledger(self.out, self.name).commit(entry(url), self.identity(url), [], tally)
-            return ""
+            return f"{found.without_text} images without a text" if found.without_text else ""
 
         return work
+
+
+def without_text(folder: Place) -> int:
+    """How many pictures a run left out of its trainings since they have no text; each shard counts once."""
+    return sum(done.tally.samples["dropped"] for done in Ledger(folder, "rows").completions())
 
 
 def entry(url: str, stat: dict[str, Any] | None = None) -> str:
@@ -64,6 +70,8 @@ def count_rows(
     todo = {name: url for name, url in urls.items() if ledger.completion(name, fingerprint(stats[url])) is None}
     if todo:
         run_stage(session, job, todo, Resources(), show, "count pairs")
+        if bare := sum(done.tally.samples["dropped"] for done in ledger.completions() if done.shard in todo):
+            show.say(f"{bare} pictures have no text: they are not trained on")
     tallies = {done.shard: done.tally for done in ledger.completions()}
     kind = {"all": lambda tally: tally.texts["kept"]["all"], "one": lambda tally: tally.samples["kept"]}[captions]
     return {url: kind(tallies[name]) for url, name in names.items()}

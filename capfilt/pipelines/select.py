@@ -22,7 +22,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, failure, judge, keep_rate_threshold
+from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
 from capfilt.engine.filter import NEEDS
 from capfilt.errors import DataError, RunError, UsageError
@@ -78,11 +78,17 @@ class SelectJob(Config):
         folder.mkdir(parents=True, exist_ok=True)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
         digest = shards.Digest()
-        shards.write(tar, self._kept(url, judged, digest))
+        kept, tally = self._kept(url, judged, digest), _tally(judged)
+        if tally.samples["kept"]:
+            shards.write(tar, kept)
+        else:  # an empty tar is one that other people's loaders stop at
+            written = sum(1 for _ in kept)
+            assert not written, "the tally says that nothing is kept"
+            tar.unlink(missing_ok=True)
         with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
-        tally = _tally(judged)
-        Ledger(self.out, self.name).commit(name, self.identity(url), [tar, table_path], tally, digest.taken())
+        outputs = [tar, table_path] if tally.samples["kept"] else [table_path]
+        Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.taken())
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
     def _kept(self, url: str, judged: Outcomes, digest: shards.Digest) -> Iterator[Sample]:
@@ -103,7 +109,7 @@ class SelectJob(Config):
                 for row in kept
             ]
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": captions}
-            yield Sample(item.key, item.image, item.extension, kept[0].text, meta)
+            yield Sample(item.key, item.image, item.extension, best(kept, self.rule).text, meta)
 
 
 def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
@@ -181,10 +187,11 @@ def select(
     total = run_stage(session, job, named, resources, show, label)
     balance.check(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
     done = Ledger(job.out, job.name).completions()
-    write_sizes(job.out / "dataset", {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named})
+    kept = {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named}
+    write_sizes(job.out / "dataset", {tar: samples for tar, samples in kept.items() if samples})
     if not total.samples["kept"]:
         raise RunError(
-            f"{label}: the policy kept none of {total.texts['in'].total()} texts at {job.rule};"
+            f"{label}: the policy kept none of {sum(total.judged().values())} texts at {job.rule};"
             " ask for less, in another --out."
         )
     return total

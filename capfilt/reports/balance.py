@@ -16,8 +16,8 @@ def between(scored: Completion, judged: Completion) -> str:
         return f"{before.samples['in']} samples were annotated, {after.samples['in']} have a verdict"
     if before.samples["failed"] != after.samples["failed"]:
         return f"{before.samples['failed']} samples failed, {after.samples['failed']} of them have a verdict"
-    for source in sorted({*before.texts["kept"], *after.texts["in"]}):
-        came, went = before.texts["kept"][source], after.texts["in"][source]
+    for source in sorted({*before.texts["in"], *after.texts["in"]}):
+        came, went = before.texts["in"][source], after.texts["in"][source]
         if came != went:
             return f"{came} {source} texts were annotated, {went} have a verdict"
     return ""

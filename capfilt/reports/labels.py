@@ -30,7 +30,7 @@ class Label:
     """of the picture"""
     text: str
     source: str
-    """web | synthetic"""
+    """web | synthetic | human"""
     verdict: str
     """right | wrong | none"""
     at_random: bool

@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   if (!data.looks.length) return;
   const $ = (id) => document.getElementById(id);
-  const SOURCES = ["web", "synthetic"], MARKS = { kept: "✓", dropped: "✗", failed: "!" }, CARDS = 24;
+  const SOURCES = ["web", "synthetic", "human"], MARKS = { kept: "✓", dropped: "✗", failed: "!" }, CARDS = 24;
   const filters = ["verdict", "source", "reason", "truth", "labelled", "words"].filter((id) => $(id));
   const state = { look: data.looks.length - 1, shown: CARDS, current: null };
   const look = () => data.looks[state.look], texts = () => look().texts;
@@ -35,7 +35,7 @@
 
   /* ---- what would be kept ---- */
   function tally() {
-    const found = { in: [0, 0], kept: [0, 0], truth: counts(), labels: counts(), all: 0 };
+    const found = { in: SOURCES.map(() => 0), kept: SOURCES.map(() => 0), truth: counts(), labels: counts(), all: 0 };
     texts().image.forEach((_, i) => {
       const given = verdict(i), kept = given === "kept", source = texts().source[i];
       if (given === "failed") return;
@@ -150,7 +150,7 @@
     // Who is asked must not be led: at random, a verdict is shown once the person has given theirs.
     const blind = data.review && given !== "failed" && texts().label[i] < 0 && $("sort").value === "random";
     const row = element("li", blind ? "text" : `text ${given}`,
-      element("div", "meta", blind ? "" : element("b", "mark-word", `${MARKS[given]} ${given}`), element("span", "", "T", element("sub", "", texts().source[i] ? "s" : "w"), ` ${SOURCES[texts().source[i]]}`)),
+      element("div", "meta", blind ? "" : element("b", "mark-word", `${MARKS[given]} ${given}`), element("span", "", "T", element("sub", "", SOURCES[texts().source[i]][0]), ` ${SOURCES[texts().source[i]]}`)),
       element("p", "said", said, cut ? ` … (${count(cut)} characters)` : ""),
       blind ? "" : element("div", "meta", figure("itm"), figure("itc"), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i)));
     row.dataset.row = i;

@@ -25,7 +25,7 @@ PARTS = Path(__file__).parent
 COLUMNS = ("image", "source", "candidate", "text", "itm", "itc", "fixed", "truth", "kind", "label")
 """Of the texts in the page. image, source, fixed and kind are places in lists, -1 for none; truth and label are 1 for
 right, 0 for wrong, -1 unknown, a label that was not given at random 2 more; itm and itc are null without a score."""
-SOURCES = ("web", "synthetic")
+SOURCES = ("web", "synthetic", "human")
 MAX_WORDS = 30
 """Texts of as many words or more share the last bin of the lengths."""
 

@@ -14,6 +14,8 @@ from capfilt.errors import RunError
 
 SAMPLES = ("in", "kept", "dropped", "failed")
 TEXTS = ("in", "kept", "dropped")
+NO_TEXT = "no text"
+"""The reason why a text is dropped in which there is nothing to read (`data.sample.is_text`); it has no scores."""
 
 
 def _no_texts() -> dict[str, Counter[str]]:
@@ -71,6 +73,10 @@ class Tally:
             if came != kept + gone:
                 return f"{source} texts: {came} in, but {kept} kept + {gone} dropped"
         return ""
+
+    def judged(self) -> dict[str, int]:
+        """By source, the texts that came in and in which there is something to read: what shares are shares of."""
+        return {source: n - self.texts["dropped"][f"{source}: {NO_TEXT}"] for source, n in self.texts["in"].items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, for json.dumps."""

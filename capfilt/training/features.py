@@ -12,6 +12,7 @@ import torch
 from capfilt.data import features, shards
 from capfilt.data.features import Features
 from capfilt.data.loader import Source
+from capfilt.data.sample import Sample
 from capfilt.engine.batches import pictures
 from capfilt.errors import DataError, ModelError
 from capfilt.models import Blip2, Model
@@ -70,7 +71,8 @@ def fingerprint_of(model: Blip2) -> str:
 
 def look(model: Blip2, url: str, device: torch.device) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Uids of a shard and what the tower sees of them [B, N, D], in the format that frozen towers compute in."""
-    for batch in pictures(shards.read(url), BATCH, model.config.vision.image_size):
+    with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
+    for batch in pictures(with_text, BATCH, model.config.vision.image_size):
         if batch.samples:
             seen = model.see(batch.on(device)).to(FORMATS[model.config.frozen])
             yield [sample.uid for sample in batch.samples], seen

@@ -70,7 +70,7 @@ def test_the_columns_are_the_fields_in_the_contracts_types(tmp_path):
         ({"itm": math.nan}, "itm nan"),
         ({"itc": -1.1}, r"allowed is \[-1, 1\]"),
         ({"itc": math.inf}, "itc inf"),
-        ({"source": "human"}, "allowed are web, synthetic"),
+        ({"source": "flickr"}, "allowed are web, synthetic, human"),
         ({"status": "done"}, "allowed are ok, failed"),
         ({"status": "failed"}, "without a reason"),
         ({"candidate": -1}, "count from 0"),

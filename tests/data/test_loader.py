@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from capfilt.data import images, shards
 from capfilt.data import loader as module
-from capfilt.data.loader import KEPT_BYTES, Batch, Loader, LoaderConfig, Source, ahead, count
+from capfilt.data.loader import KEPT_BYTES, Batch, Count, Loader, LoaderConfig, Source, ahead, count
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
 from capfilt.errors import DataError, ShardError, StorageError
@@ -209,6 +209,23 @@ class TestOrder:
         texts = Counter(tokenizer.decode(ids) for _, ids in rows(take(weighed.batches(), 50)))
         assert texts.total() == 400
         assert 0.68 < texts["blue"] / 400 < 0.82
+
+    @pytest.mark.parametrize("captions", ["all", "one"])
+    def test_pictures_without_a_text_are_no_rows(
+        self, tmp_path: Path, tokenizer: Tokenizer, captions: Literal["all", "one"]
+    ) -> None:
+        image = next(s for s in shards.read(str(write_picture(tmp_path))) if isinstance(s, Sample))
+        texts = ["red", "", "...", "blue"]
+        made = [Sample(f"{i:03d}", image.image, "png", texts[i % 4], {"uid": f"{i:032x}"}) for i in range(32)]
+        made[0].meta["captions"] = ["red", "a red square", "!"]
+        shards.write(tmp_path / "b" / "0.tar", made)
+        counted = count(str(tmp_path / "b" / "0.tar"))
+        assert counted == Count(images=16, texts=17, without_text=16)
+        num = counted.of(captions)
+        found = rows(take(loader(tmp_path / "b", tokenizer, captions=captions, batch_size=num).batches(), 1))
+        assert len(found) == num
+        assert {uid for uid, _ in found} == {f"{i:032x}" for i in range(32) if i % 4 in (0, 3)}
+        assert {tokenizer.decode(ids) for _, ids in found} <= {"red", "blue", "a red square"}
 
     def test_a_shard_that_has_become_shorter_is_an_error(self, small_world: Path, tokenizer: Tokenizer) -> None:
         url = str(small_world / "human" / "00000.tar")

@@ -97,6 +97,26 @@ def test_text_comes_from_txt_then_caption_then_nowhere(outcomes):
     assert found[1].meta == {"caption": "from json"}
 
 
+def test_a_json_with_a_byte_order_mark_is_read(outcomes):
+    (found,) = outcomes(tar_of(("a.jpg", b""), ("a.json", b'\xef\xbb\xbf{"caption": "from json"}')))
+    assert (found.text, found.meta) == ("from json", {"caption": "from json"})
+
+
+def test_numbers_that_json_does_not_have_are_null(outcomes, tmp_path):
+    data = b'{"a": NaN, "b": [Infinity, {"c": -Infinity}], "d": 1e999, "e": -1e999, "f": 1e3, "g": 0.1, "NaN": "NaN"}'
+    (found,) = outcomes(tar_of(("a.jpg", b""), ("a.json", data)))
+    wanted = {"a": None, "b": [None, {"c": None}], "d": None, "e": None, "f": 1000.0, "g": 0.1, "NaN": "NaN"}
+    assert found.meta == wanted
+    shards.write(tmp_path / "1.tar", [found])
+    with tarfile.open(tmp_path / "1.tar") as tar:
+        written = tar.extractfile("a.json").read()
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    assert json.loads(written, parse_constant=refuse) == wanted
+
+
 def test_a_key_met_again_is_a_fault(outcomes):
     again = Fault("a", "duplicate key")
     assert outcomes(tar_of(*whole("a"), *whole("a"), *whole("b"))) == [good("a"), again, good("b")]

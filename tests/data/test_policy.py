@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, failure, judge, keep_rate_threshold
+from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
 from capfilt.errors import DataError
 
 
@@ -32,12 +32,41 @@ def why(one: Annotation, **rule: Any) -> str:
         ({"itc": -0.4}, "itc", -0.5, ""),
         ({"itm": None}, "itm", 0.0, "no itm score"),
         ({"itm": None}, "itc", 0.0, ""),
-        ({"text": " \n"}, "itm", 0.0, "empty text"),
+        ({"text": " \n"}, "itm", 0.0, "no text"),
+        ({"text": "...", "itm": None}, "itm", 0.0, "no text"),
         ({"status": "failed", "reason": "not an image", "itm": None}, "itm", 0.0, "not an image"),
     ],
 )
 def test_why_a_text_is_dropped(fields: dict[str, Any], score: str, threshold: float, expected: str) -> None:
     assert why(row(**fields), score=score, threshold=threshold) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        ({"threshold": 0.1}, "human"),  # the policy's score
+        ({"threshold": 0.1, "score": "itc"}, "second"),
+        ({"threshold": None}, "second"),  # nothing but a rank
+        ({"threshold": 0.1, "top_k": 2}, "second"),
+        ({"threshold": 0.1, "top_k": 2, "rank": "itm"}, "human"),
+    ],
+)
+def test_the_best_text_of_an_image(policy: dict[str, Any], text: str) -> None:
+    kept = [
+        row("synthetic", 0, text="first", itm=0.9, itc=0.1),
+        row("synthetic", 1, text="second", itm=0.5, itc=0.9),
+        row("human", 0, text="human", itm=0.9, itc=0.9),
+        row("human", 1, text="human too", itm=0.9, itc=0.1),
+        row("web", 0, text="web", itm=None, itc=0.1),
+    ]
+    config = PolicyConfig(**policy)
+    assert not isinstance(config.threshold, str)
+    rule = config.rule(config.threshold)
+    if text == "second":  # of equals the one that people wrote, of these the web's
+        kept[2] = row("human", 0, text="human", itm=0.9, itc=0.8)
+    assert best(kept, rule).text == best(kept[::-1], rule).text == text
+    equal = row("web", 7, text="equal", itm=best(kept, rule).itm, itc=best(kept, rule).itc)
+    assert best([*kept, equal], rule) == equal
 
 
 def test_a_score_is_judged_in_the_precision_it_was_kept_in() -> None:
@@ -80,24 +109,24 @@ TEXTS = [
         # BLIP-2: the two best by itc, wherever they come from; of equals the web's.
         (
             {"top_k": 2},
-            ["not among the 2 best by itc", "", "not among the 2 best by itc", "empty text", ""],
+            ["not among the 2 best by itc", "", "not among the 2 best by itc", "no text", ""],
         ),
-        ({"top_k": 3}, ["", "", "same text as a better one", "empty text", ""]),
+        ({"top_k": 3}, ["", "", "same text as a better one", "no text", ""]),
         ({"top_k": 1, "rank": "itm", "threshold": 0.5}, [
-            "", "itm below threshold", "same text as a better one", "empty text", "not among the 1 best by itm",
+            "", "itm below threshold", "same text as a better one", "no text", "not among the 1 best by itm",
         ]),
         ({"top_k": 9, "threshold": 0.7}, [
-            "", "itm below threshold", "same text as a better one", "empty text", "itm below threshold",
+            "", "itm below threshold", "same text as a better one", "no text", "itm below threshold",
         ]),
         ({"keep": "best-of"}, [
             "another text of the image is better", "itm below threshold", "another text of the image is better",
-            "empty text", "",
+            "no text", "",
         ]),
         ({"keep": "best-of", "threshold": 0.8}, [
-            "", "itm below threshold", "same text as a better one", "empty text", "itm below threshold",
+            "", "itm below threshold", "same text as a better one", "no text", "itm below threshold",
         ]),
         ({"keep": "best-of", "score": "itc", "threshold": 0.35}, [
-            "itc below threshold", "", "itc below threshold", "empty text", "itc below threshold",
+            "itc below threshold", "", "itc below threshold", "no text", "itc below threshold",
         ]),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from capfilt.data.sample import Fault, Sample, leave_out
+from capfilt.data.sample import Fault, Sample, is_text, leave_out
 
 
 def sample(**meta):
@@ -35,10 +35,49 @@ def test_our_own_captions_come_back_whole():
 
 
 @pytest.mark.parametrize(
-    "foreign", [[], ["a", "b"], "a", {"text": "a"}, [{"text": 1, "source": "web"}], [{"text": "a"}]]
+    ("foreign", "texts"),
+    [
+        (["a", "b"], ["a dog", "a", "b"]),
+        (["a", "a dog"], ["a", "a dog"]),  # the txt is one of them
+        ([{"caption": "a"}, {"text": "b"}], ["a dog", "a", "b"]),
+        ([{"text": "a", "source": "coco"}], ["a dog", "a"]),
+        ([{"text": "a", "source": "human"}, "b"], ["a dog", "a", "b"]),
+        ("a", ["a dog", "a"]),
+        ({"text": "a"}, ["a dog", "a"]),
+        ([], ["a dog"]),
+        ([None, 7, {"text": 1, "source": "web"}, {"url": "a"}, ["a"]], ["a dog"]),
+    ],
 )
-def test_captions_of_another_shape_are_not_ours_to_interpret(foreign):
-    assert sample(captions=foreign).captions == [{"text": "a dog", "source": "web"}]
+def test_other_people_s_captions_stand_beside_the_txt(foreign, texts):
+    assert [caption["text"] for caption in sample(captions=foreign).captions] == texts
+
+
+def test_other_people_s_captions_count_as_the_web_s_unless_they_say_otherwise():
+    found = sample(captions=["a", {"text": "b", "source": "human"}, {"text": "c", "source": ["coco"]}]).captions
+    assert [caption["source"] for caption in found] == ["web", "web", "human", "web"]
+
+
+def test_captions_without_a_txt_are_all_there_is():
+    assert dataclasses.replace(sample(captions=["a", "b"]), text="").captions == [
+        {"text": "a", "source": "web"},
+        {"text": "b", "source": "web"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["a", "7", "ⅷ", "犬", "कु", "👍", "☺", "#1", "... a"])
+def test_a_letter_a_number_or_a_pictogram_makes_a_text(text):
+    assert is_text(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \t\n", "...", "-—_", "|", "$ + = < > ^ ` ~", "\x00\x7f", "\ufeff\u200d\u00a0", "\ud800"]
+)
+def test_white_space_punctuation_and_signs_alone_are_no_text(text):
+    assert not is_text(text)
+    assert dataclasses.replace(sample(), text=text).captions == []
+    found = dataclasses.replace(sample(captions=["a", text]), text="")
+    assert [caption["text"] for caption in found.captions] == ["a"]
+    assert [caption["text"] for caption in found.all_captions] == ["a", text]
 
 
 def test_samples_and_faults_are_frozen():

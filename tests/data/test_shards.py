@@ -24,7 +24,7 @@ from capfilt.reports.places import Remote
 
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(str.isprintable)
 JSONS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
@@ -242,6 +242,13 @@ def test_two_shards_of_one_name_do_not_go_together():
     assert shards.by_name(["a/0.tar", "a/1.tar"]) == {"0": "a/0.tar", "1": "a/1.tar"}
     with pytest.raises(ShardError, match=r"a/0\.tar and b/0\.tar"):
         shards.by_name(["a/0.tar", "b/0.tar"])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_json_cannot_say_is_not_written(tmp_path, number):
+    with pytest.raises(ShardError, match="00000: its text or json cannot be written"):
+        shards.write(tmp_path / "0.tar", [Sample("00000", b"", "jpg", "", {"a": [number]})])
+    assert not list(tmp_path.iterdir())
 
 
 def test_reading_streams(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from capfilt.data.sample import is_text
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.annotator import Annotator, Text, same_keys, same_vision
 from capfilt.engine.captioner import Captioner
@@ -71,9 +72,13 @@ def one_by_one(writer: Blip, judge: Blip, pixels: Tensor) -> list[list[Text]]:
         (written,) = one.captioner.write(writer.encode_image(image), [uid], 5, 1)
         texts = [("web", n, text) for n, text in enumerate(WEB[i])]
         texts += [("synthetic", n, text) for n, text in enumerate(written)]
-        seen = judge.encode_image(image)
-        own = [(*text, *one.judge.score(seen, [[text[2]]])[0][0], one.judge.reads_all(text[2])) for text in texts]
-        found.append([Text(*fields) for fields in own])
+        seen, own = judge.encode_image(image), []
+        for source, number, text in texts:
+            scores = (
+                one.judge.score(seen, [[text]])[0][0] if is_text(text) else (None, None)
+            )  # nothing to read, no score
+            own.append(Text(source, number, text, *scores, one.judge.reads_all(text)))
+        found.append(own)
     return found
 
 

@@ -186,6 +186,60 @@ def test_pictures_that_cannot_be_read_are_counted_and_stop_nothing(model: Blip, 
         examine.look(model, [str(tmp_path / "1.tar")], 4, CPU)
 
 
+def test_one_picture_under_many_keys_is_one_image_with_all_their_texts(model: Blip, data: Path, tmp_path: Path) -> None:
+    """Equal by its uid or by its bytes, in another shard too, and through a third one."""
+    a, b, c, *_ = read(data / "test")
+    again = [
+        Sample("a2", a.image, "png", "one", {}),  # the same bytes, without the uid
+        Sample("a3", b.image, "png", "two", {"uid": a.uid}),  # the same uid, other bytes: those of b
+        Sample("c2", c.image, "png", "", {"captions": ["three", "four"]}),
+        Sample("c3", c.image, "png", "...", {}),
+    ]
+    shards.write(tmp_path / "0.tar", [a, c])
+    shards.write(tmp_path / "1.tar", [b, *again])
+    urls = [str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]
+    texts = [[caption["text"] for caption in sample.captions] for sample in (a, b, c)]
+    held = examine.look(model, urls, 2, CPU)
+    assert held.uids == [a.uid, c.uid]
+    assert held.texts[0][:2] == texts[0]
+    assert sorted(held.texts[0]) == sorted([*texts[0], *texts[1], "one", "two"])
+    assert held.texts[1] == [*texts[2], "three", "four"]
+    assert held.without_text == 1
+    whole = look(model, data)
+    torch.testing.assert_close(held.tokens, whole.tokens[[0, 2]])
+    found = examine.examine(model, TOKENIZER, urls, EvaluateConfig(batch_size=3), CPU)
+    assert found["without_text"] == 1
+    assert found["retrieval"] == examine.retrieve(Filter(model, TOKENIZER), held, EvaluateConfig(batch_size=3))
+
+
+def test_a_model_that_is_always_right_finds_a_picture_under_five_keys(
+    model: Blip, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = list(read(data / "test"))[:4]
+    made = [Sample(f"{i}-{n}", s.image, "png", f"{i} {n}", {}) for n in range(5) for i, s in enumerate(pictures)]
+    shards.write(tmp_path / "0.tar", made)
+    held = examine.look(model, [str(tmp_path / "0.tar")], 3, CPU)
+    assert held.texts == [[f"{i} {n}" for n in range(5)] for i in range(4)]
+    judge = Filter(model, TOKENIZER)
+    right = np.eye(4)[held.image_of_text].T
+    monkeypatch.setattr(judge, "similarities", lambda image, text: right)
+    assert set(examine.retrieve(judge, held, EvaluateConfig()).values()) == {100.0}
+
+
+def test_pictures_without_a_text_are_in_no_figure(model: Blip, data: Path, tmp_path: Path) -> None:
+    whole = list(read(data / "test"))
+    web = list(read(data / "web"))
+    bare = [Sample("bare0", web[0].image, "png", "", {}), Sample("bare1", web[1].image, "png", "?!", {})]
+    shards.write(tmp_path / "0.tar", [bare[0], *whole, bare[1]])
+    told = examine.examine(model, TOKENIZER, [str(tmp_path / "0.tar")], EvaluateConfig(), CPU)
+    assert told.pop("without_text") == 2
+    alone = examine.examine(model, TOKENIZER, shards.expand(str(data / "test")), EvaluateConfig(), CPU)
+    assert told == {kind: pytest.approx(figures, abs=1e-6) for kind, figures in alone.items()}
+    shards.write(tmp_path / "1.tar", bare)
+    with pytest.raises(DataError, match=r"0 unreadable, 2 without a text"):
+        examine.examine(model, TOKENIZER, [str(tmp_path / "1.tar")], EvaluateConfig(), CPU)
+
+
 def test_the_truth_of_a_shard_is_asked_once(data: Path, tmp_path: Path) -> None:
     web, test = (shards.expand(str(data / split))[0] for split in ("web", "test"))
     told = {sample.uid: sample.meta["truth"] for sample in list(read(data / "web"))[:20]}

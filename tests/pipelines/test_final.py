@@ -101,7 +101,7 @@ def test_no_image_has_more_than_its_two_best_texts(ended: Path) -> None:
     assert set(last["dropped"]) <= {
         f"{source}: {why}"
         for source in ("web", "synthetic")
-        for why in ("not among the 2 best by itc", "same text as a better one", "empty text")
+        for why in ("not among the 2 best by itc", "same text as a better one", "no text")
     }
 
 

@@ -14,10 +14,11 @@ import capfilt.data.annotations as tables
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
-from capfilt.data.sample import Sample
+from capfilt.data.sample import SOURCES, Sample
 from capfilt.pipelines import gallery
 from capfilt.pipelines.gallery import Counted, Round, Words
 from capfilt.reports.labels import Label
+from capfilt.reports.tally import NO_TEXT
 
 RULE = PolicyConfig().rule(0.5)
 
@@ -48,7 +49,7 @@ def counted(round_: Round, max_texts: int = 1000, known: dict[str, tuple[bool, s
 
 def test_counts_are_of_all_texts_the_page_holds_a_sample(round_: Round) -> None:
     whole, sampled = counted(round_), counted(round_, max_texts=40)
-    assert whole.totals == sampled.totals == {"web": 90, "synthetic": 90}
+    assert whole.totals == sampled.totals == {"web": 90, "synthetic": 90, "human": 0}
     assert whole.histograms() == sampled.histograms()
     assert sum(whole.histograms()["itm"]["web"].layers["unknown"]) == 90
     assert (len(whole.images), whole.num_rows) == (100, 190)
@@ -57,6 +58,19 @@ def test_counts_are_of_all_texts_the_page_holds_a_sample(round_: Round) -> None:
     places = [image.place for image in whole.images]
     assert [image.place for image in sampled.images] == places[: len(sampled.images)]
     assert {place[0] for place in places[:40]} > {"00001", "00005"}, "from all shards"
+
+
+def test_what_is_no_text_is_neither_counted_nor_shown(tmp_path: Path) -> None:
+    bare = row("0", itm=None, text="...", reason=NO_TEXT)
+    rows = [bare, row("0", "synthetic"), row("1", "human", itm=0.7), row("1", "synthetic")]
+    tables.write(tmp_path / "annotations/00000.parquet", rows)
+    found = Counted(Round(1, tmp_path / "annotations", None, RULE, "itm", 0.5, "", ""), 10)
+    found.add("00000", {}, drawn=True)
+    assert found.totals == {"web": 0, "synthetic": 2, "human": 1}
+    assert found.histograms().keys() == {"itm", "itc"}
+    assert found.num_rows == 3
+    told = gallery.look(found, {image.place: i for i, image in enumerate(found.images)}, {}, {}, Words())
+    assert sorted(SOURCES[code] for code in told.texts["source"]) == ["human", "synthetic", "synthetic"]
 
 
 def test_a_histogram_has_equal_bins_where_the_texts_are(round_: Round) -> None:
@@ -105,7 +119,7 @@ def test_long_texts_are_cut_and_labels_found(tmp_path: Path) -> None:
     assert look.cut == {place: 10_000}
     assert look.texts["label"][place] == 2
     assert sorted(look.texts["label"]) == [-1, -1, 2]
-    assert list(words.reasons) == [("empty text", "empty text", False)]
+    assert list(words.reasons) == [("no text", "no text", False)]
     assert look.lengths["web"][:4] == [1, 1, 0, 1]
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from capfilt.data.sample import SOURCES
 from capfilt.pipelines import report
+from capfilt.reports import page
 
 
 def data_of(path: Path) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def test_the_page_decides_as_the_policy_did(colours: Path) -> None:
     scores = [float(np.float32(score)) for score in texts[look["score"]]]
     keys = [data["images"][image][0] for image in texts["image"]]
     page = {
-        (key, ("web", "synthetic")[source], text): score >= look["threshold"] and fixed < 0
+        (key, SOURCES[source], text): score >= look["threshold"] and fixed < 0
         for key, source, text, score, fixed in zip(
             keys, texts["source"], texts["text"], scores, texts["fixed"], strict=True
         )
@@ -149,3 +151,8 @@ def test_what_has_no_page(tmp_path: Path, capfilt: Any, held: bool, said: str) -
     assert done.code == 1
     assert said in done.line
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_page_knows_every_source() -> None:
+    assert page.SOURCES == SOURCES
+    assert f"const SOURCES = {json.dumps(SOURCES)}" in (Path(page.__file__).with_name("page.js")).read_text()

@@ -129,7 +129,7 @@ def test_why_each_text_went_stays_known(annotated: Path, capfilt: Any) -> None:
         ("c", "web"): ("dropped", "itm below threshold"),
         ("c", "synthetic"): ("kept", ""),
         ("d", "web"): ("dropped", "no itm score"),
-        ("d", "synthetic"): ("dropped", "empty text"),
+        ("d", "synthetic"): ("dropped", "no text"),
         ("e", "web"): ("failed", "truncated image"),
     }
     assert found[0].keys() == {*tables.SCHEMA.names, "verdict", "why"}

@@ -36,7 +36,7 @@ ROUNDS: list[dict[str, Any]] = [
         "samples_in": 4000,
         "kept": {"web": 1357, "synthetic": 1958},
         "noise_ratio": {"web": 0.6608, "synthetic": 0.5105},
-        "dropped": {"web: itm below threshold": 2600, "web: empty text": 43},
+        "dropped": {"web: itm below threshold": 2600, "web: no text": 43},
         "failed": {"truncated image": 3},
         "filter": {"auc": 0.945, "precision": 0.879, "recall": 0.738, "threshold": 0.5},
         "retrieval": {"tr@1": 21.6, "ir@1": 19.0},
