@@ -30,7 +30,7 @@ from capfilt.models import weights
 from capfilt.pipelines.annotate import AnnotateConfig, check_role
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.pipelines.stage import model_worker, run_stage
-from capfilt.reports import balance
+from capfilt.reports import balance, fence
 from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file, write_json
 from capfilt.reports.places import Place, listing
 from capfilt.reports.progress import Progress
@@ -84,6 +84,7 @@ class SelectJob(Config):
         else:  # an empty tar is one that other people's loaders stop at
             written = sum(1 for _ in kept)
             assert not written, "the tally says that nothing is kept"
+            fence.confirm(tar)
             tar.unlink(missing_ok=True)
         with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
