@@ -12,6 +12,7 @@ import typer
 
 from capfilt import __version__
 from capfilt.cli import fetch, jobs, look, runs, work
+from capfilt.printable import MAX_MESSAGE, printable
 
 app = typer.Typer(
     name="capfilt",
@@ -62,6 +63,8 @@ def main() -> None:
     except Exception as error:  # usage errors of the argument parser know how they are shown
         if not hasattr(error, "show"):
             raise
+        quoted = getattr(error, "message", "")  # it quotes the command line
+        error.message = printable(quoted, MAX_MESSAGE)  # type: ignore[attr-defined]
         error.show()
         code = getattr(error, "exit_code", 2)
     sys.exit(code or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -12,7 +12,9 @@ import typer
 
 from capfilt import config as configs
 from capfilt import presets
+from capfilt.cli.terminal import say, say_json
 from capfilt.errors import CapfiltError
+from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,14 +33,16 @@ class Terminated(KeyboardInterrupt):
 
 def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
     """Run a verb and print its result; what a person can put right becomes one line and an exit code."""
+    if logging.lastResort is not None:  # through which warnings go to stderr
+        logging.lastResort.setFormatter(PrintableFormatter())
     came: list[int] = []
     with _signals(came):
         result = _answer(work, as_json, debug, came)
     if as_json:
-        typer.echo(json.dumps(result, indent=1))
+        say_json(result, indent=1)
     elif show_result:
         for name, value in leaves(result):
-            typer.echo(f"{name:<28} {value}")
+            say(f"{printable(name, MAX_NAME):<28} {printable(value, MAX_MESSAGE - MAX_NAME - 1)}")
 
 
 def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> Any:
@@ -53,19 +57,19 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
             return work(Progress(quiet=as_json))
     except KeyboardInterrupt:
         if why := lock.lost():
-            typer.echo(f"error: {why}; this command stops, what it committed stays", err=True)
+            say(f"error: {why}; this command stops, what it committed stays", err=True)
             raise typer.Exit(1) from None
-        typer.echo("interrupted: run the same command again to go on", err=True)
+        say("interrupted: run the same command again to go on", err=True)
         raise typer.Exit(143 if came[:1] == [signal.SIGTERM] else 130) from None
     except CapfiltError as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:  # a full disk, a folder that may not be written: the machine's fault, still one line
         if debug:
             raise
-        typer.echo(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
+        say(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
         raise typer.Exit(1) from None
     finally:
         lock.release_all()

@@ -10,6 +10,7 @@ import typer
 from capfilt import config as configs
 from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Debug, Json
+from capfilt.cli.terminal import say
 from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def download(
 
     execute(work, as_json, debug)
     if short:
-        typer.echo(f"error: {short[0]}; see `failed`.", err=True)
+        say(f"error: {short[0]}; see `failed`.", err=True)
         raise typer.Exit(1)
 
 

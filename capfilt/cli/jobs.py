@@ -13,7 +13,9 @@ import typer
 from capfilt.cli.execute import Terminated, execute, read_recipe
 from capfilt.cli.options import Debug, Json
 from capfilt.cli.tables import print_jobs
+from capfilt.cli.terminal import pass_on, say
 from capfilt.errors import ClusterError, UsageError
+from capfilt.printable import printable_lines
 
 if TYPE_CHECKING:
     from capfilt.cluster.jobs import Jobs
@@ -121,7 +123,7 @@ def _send(context: typer.Context, verb: str, address: str) -> None:
         id, new = story.send(cluster, order)
         if given.get("detach"):
             if not as_json:
-                typer.echo(id)
+                say(id)
             return {"job": id, "address": cluster.address}
         if verb not in LOOKS:
             _say(f"job {id} {'is sent' if new else 'is at work already'}; from anywhere: {_again(cluster, id)}")
@@ -196,14 +198,14 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
         for text in cluster.follow(id, _say):
             log.append(text)
             if not quiet:
-                typer.echo(text, nl=False)
+                pass_on(text)
     except KeyboardInterrupt as interrupt:
         codes.append(143 if isinstance(interrupt, Terminated) else 130)
         if isinstance(interrupt, Terminated) or not _stopped(cluster, id):
             _say(f"{id} goes on; {_again(cluster, id)} follows it again")
         raise typer.Exit(codes[0]) from None
     if quiet and not as_json:
-        typer.echo(story.own_words(log), nl=False)
+        pass_on(story.own_words(log))
     job = cluster.get(id)
     if job.state == "stopped":
         _say(f"{id} was stopped: the same command goes on from what it committed")
@@ -214,7 +216,10 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
         codes.append(job.code if job.code >= 0 else 128 - job.code)
     result = story.result_of(log) if as_json else None
     if as_json and result is None:
-        _say(story.own_words(log).strip() if quiet else f"{id} was sent without --json, or came to no result")
+        if quiet:
+            typer.echo(printable_lines(story.own_words(log)).strip(), err=True)
+        else:
+            _say(f"{id} was sent without --json, or came to no result")
         raise typer.Exit(codes[0])
     return result
 
@@ -238,7 +243,7 @@ def _again(cluster: Jobs, id: str) -> str:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    say(text, err=True)
 
 
 def _leave(codes: Iterable[int]) -> None:

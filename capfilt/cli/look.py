@@ -9,6 +9,7 @@ import typer
 from capfilt import config as configs
 from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Debug, Json, Sets
+from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
@@ -61,7 +62,8 @@ def export(
 
         result = story.run(model, form, out)
         if not as_json:
-            typer.echo("\n".join(result["written"]))
+            for line in result["written"]:
+                say(line)
         return result
 
     execute(work, as_json, debug, show_result=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from capfilt.cli.execute import Terminated, execute
 from capfilt.cli.options import Debug, Json
 from capfilt.cli.tables import print_status, print_verified, watch_status
+from capfilt.cli.terminal import say, say_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,8 @@ def explain(
 
         told = story.run(place(run), image)
         if not as_json:
-            typer.echo("\n".join(story.story(told)))
+            for line in story.story(told):
+                say(line)
         return told
 
     execute(work, as_json, debug, show_result=False)
@@ -150,12 +151,16 @@ def review(
         from capfilt.pipelines import review as story
         from capfilt.reports.places import place
 
-        told = "{}" if as_json else "open {}\nCtrl-C ends the review; every click is kept at once"
-        result = story.run(
-            place(run), port, lambda url: typer.echo(json.dumps({"url": url}) if as_json else told.format(url))
-        )
+        def announce(url: str) -> None:
+            if as_json:
+                say_json({"url": url})
+                return
+            say(f"open {url}")
+            say("Ctrl-C ends the review; every click is kept at once")
+
+        result = story.run(place(run), port, announce)
         if as_json:
-            typer.echo(json.dumps(result))
+            say_json(result)
         return result
 
     execute(work, False, debug, show_result=not as_json)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import typer
+from capfilt.cli.terminal import cell, say, say_json, show_table, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,8 +19,6 @@ _SHOWN = 20  # broken pieces that are named one by one
 
 def print_rounds(summary: dict[str, Any]) -> None:
     """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
-    from rich.table import Table
-
     from capfilt.pipelines.report import told_of_stages
 
     columns = {
@@ -36,22 +33,21 @@ def print_rounds(summary: dict[str, Any]) -> None:
         "CIDEr": lambda r: _figure(r.get("captioning", {}).get("cider"), 1),
         "seconds": lambda r: _figure(r["seconds"], 0),
     }
-    table = Table(*columns, title="CapFilt by round")
-    for entry in summary["rounds"]:
-        table.add_row(*(column(entry) for column in columns.values()))
-    _print(table)
+    rows = [[column(entry) for column in columns.values()] for entry in summary["rounds"]]
+    show_table(table(list(columns), rows, "CapFilt by round"))
     for entry in summary["rounds"]:
         for line in told_of_stages(entry):
-            typer.echo(line)
+            say(line)
 
 
 def print_next(folder: Place, summary: dict[str, Any]) -> None:
     """The page of the run, and what to do next."""
     from capfilt.pipelines import report
 
-    typer.echo(f"report      {folder / report.PAGE}")
+    say(f"report      {folder / report.PAGE}")
     for what, command in report.next_steps(folder, summary):
-        typer.echo(f"\n{what}:\n  {command}")
+        for line in ("", f"{what}:", f"  {command}"):
+            say(line)
 
 
 def _share(entry: dict[str, Any], source: str) -> str:
@@ -65,25 +61,24 @@ def _figure(value: float | None, digits: int) -> str:
 
 def print_status(told: dict[str, Any]) -> None:
     """One row per stage, then why shards and samples failed."""
-    _print(_status(told))
+    show_table(_status(told))
     for line in _failures(told):
-        typer.echo(line)
+        say(line)
 
 
 def watch_status(looks: Iterable[dict[str, Any]], as_json: bool) -> None:
     """The same, drawn anew at each look; where there is no terminal a line for each stage that went on."""
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.text import Text
 
     console = Console()
     if as_json:
         for told in looks:
-            typer.echo(json.dumps(told))
+            say_json(told)
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             for told in looks:
-                live.update(Group(_status(told), *map(Text, _failures(told))), refresh=True)
+                live.update(Group(_status(told), *map(cell, _failures(told))), refresh=True)
     else:
         _tell_changes(looks)
 
@@ -95,20 +90,16 @@ def _tell_changes(looks: Iterable[dict[str, Any]]) -> None:
             name = f"{stage['folder']}/{stage['stage']}"
             if before.get(name) != stage["done"]:
                 label, done, rate, left, failed = _cells(stage)
-                typer.echo(f"{label:<24} {done}  {rate} per minute  {left} left  {failed} samples failed")
+                say(f"{label:<24} {done}  {rate} per minute  {left} left  {failed} samples failed")
             before[name] = stage["done"]
         if before.get("") != told["state"]:
-            typer.echo(f"{told['run']}: {told['state']}")
+            say(f"{told['run']}: {told['state']}")
         before[""] = told["state"]
 
 
 def _status(told: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table("stage", "done", "per minute", "left", "samples failed", title=f"{told['run']}: {told['state']}")
-    for stage in told["stages"]:
-        table.add_row(*_cells(stage))
-    return table
+    columns = ("stage", "done", "per minute", "left", "samples failed")
+    return table(columns, [_cells(stage) for stage in told["stages"]], f"{told['run']}: {told['state']}")
 
 
 def _cells(stage: dict[str, Any]) -> tuple[str, ...]:
@@ -133,9 +124,7 @@ def _failures(told: dict[str, Any]) -> list[str]:
 
 def print_jobs(told: dict[str, Any]) -> None:
     """One row per job, the newest last."""
-    from rich.table import Table
-
-    table = Table("job", "verb", "out", "state", "began (UTC)", "took", title=f"jobs of {told['address']}")
+    rows = []
     for job in told["jobs"]:
         state = job["state"] if job.get("exit_code") in (None, 0) else f"{job['state']} ({job['exit_code']})"
         began, ended = job.get("began"), job.get("ended")
@@ -144,43 +133,37 @@ def print_jobs(told: dict[str, Any]) -> None:
             until = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
             took = _duration((until - datetime.fromisoformat(began)).total_seconds())
         began = began[:16].replace("T", " ") if began else "-"
-        table.add_row(job["id"], job["verb"], job["out"] or "-", state, began, took)
-    _print(table)
+        rows.append((job["id"], job["verb"], job["out"] or "-", state, began, took))
+    columns = ("job", "verb", "out", "state", "began (UTC)", "took")
+    show_table(table(columns, rows, f"jobs of {told['address']}"))
 
 
 def print_verified(told: dict[str, Any]) -> None:
     """What was read, what does not hold, and what to do about it."""
-    typer.echo(f"{told['shards']} pieces of work, {told['files']} files, {told['bytes']} bytes hold or are named below")
+    say(f"{told['shards']} pieces of work, {told['files']} files, {told['bytes']} bytes hold or are named below")
     if told["undone"]:
-        typer.echo(f"{told['undone']} shards are not done yet: the same command goes on")
+        say(f"{told['undone']} shards are not done yet: the same command goes on")
     for piece in told["broken"][:_SHOWN]:
-        typer.echo(f"{piece['folder']}: {piece['stage']}, shard {piece['shard']}: {piece['why']}")
+        say(f"{piece['folder']}: {piece['stage']}, shard {piece['shard']}: {piece['why']}")
     if (more := len(told["broken"]) - _SHOWN) > 0:
-        typer.echo(f"and {more} more; --json names all")
+        say(f"and {more} more; --json names all")
     if told["withdrawn"]:
-        typer.echo(f"{told['withdrawn']} withdrawn: run the command that made them again, it does just these")
+        say(f"{told['withdrawn']} withdrawn: run the command that made them again, it does just these")
     elif told["broken"]:
-        typer.echo(f"{len(told['broken'])} do not hold: `capfilt verify {told['run']} --mend`, then the same command")
+        say(f"{len(told['broken'])} do not hold: `capfilt verify {told['run']} --mend`, then the same command")
     else:
-        typer.echo("everything holds, and the balance too")
+        say("everything holds, and the balance too")
     if "inputs" in told:
         _print_inputs(told["inputs"])
 
 
 def _print_inputs(told: dict[str, Any]) -> None:
     for piece in told["changed"][:_SHOWN]:
-        typer.echo(f"input of {piece['stage']}, shard {piece['shard']}: {piece['why']}")
+        say(f"input of {piece['stage']}, shard {piece['shard']}: {piece['why']}")
     unknown = f", of {told['unrecorded']} nothing was recorded" if told["unrecorded"] else ""
-    typer.echo(f"{told['compared']} inputs compared{unknown}, {len(told['changed'])} are not what was read")
+    say(f"{told['compared']} inputs compared{unknown}, {len(told['changed'])} are not what was read")
 
 
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)  # a pipe has no width to keep to

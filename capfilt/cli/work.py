@@ -12,6 +12,7 @@ from capfilt import config as configs
 from capfilt.cli.execute import execute, forked, read_recipe
 from capfilt.cli.options import Address, Debug, Fork, Json, Out, Sets
 from capfilt.cli.tables import print_next, print_rounds
+from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
     from capfilt.reports.progress import Progress
@@ -53,7 +54,8 @@ def bootstrap(
         summary = story.run(address, config, folder, show)
         if not as_json:
             print_rounds(summary)
-            typer.echo(f"summary     {folder / 'summary.json'}\nrun folder  {folder}")
+            say(f"summary     {folder / 'summary.json'}")
+            say(f"run folder  {folder}")
             print_next(folder, summary)
         return summary
 

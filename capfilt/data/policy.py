@@ -17,6 +17,7 @@ from capfilt.config import Config
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import is_text
 from capfilt.errors import DataError
+from capfilt.printable import printable
 from capfilt.reports.tally import NO_TEXT
 
 Score = Literal["itm", "itc"]
@@ -162,7 +163,7 @@ def _score(row: Annotation, score: Score) -> float:
 
 def failure(reason: str) -> str:
     """The class of a failure, as it is counted: its reason without the particulars (a place, a size, a message)."""
-    return re.split(r":| \(| at byte", reason, maxsplit=1)[0]
+    return printable(re.split(r":| \(| at byte", reason, maxsplit=1)[0])
 
 
 def keep_rate_threshold(scores: Iterable[np.ndarray], keep_rate: float) -> float:

@@ -19,6 +19,8 @@ from capfilt.reports.run import Run
 
 NAMES = ("key", "uid", "sha256")
 """The columns by which an image may be asked for."""
+MAX_SHOWN = 1000
+"""Characters of a text that a person is shown; --json has it whole."""
 
 _IMAGE = {"jpg", "jpeg", "png", "webp"}  # columns with the bytes of pictures, which nobody wants to read
 
@@ -90,7 +92,8 @@ def _text(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
     scores = "  ".join(f"{score} {row[score]:.4f}" for score in ("itm", "itc") if row[score] is not None)
     verdict = row.get("verdict", "no verdict yet")
     yield f"  {row['source']} {row['candidate']}  {verdict}{': ' + row['why'] if row.get('why') else ''}  {scores}"
-    yield f"      {row['text']!r}"
+    more = f"… ({len(row['text'])} characters)" if len(row["text"]) > MAX_SHOWN else ""
+    yield f"      {row['text'][:MAX_SHOWN]!r}{more}"
     for role, verb in (("captioner", "written"), ("filter", "judged")):
         if model := row[role]:
             yield f"      {verb} by {models.get(model, 'a model from elsewhere')} ({model[:20]}…), seed {row['seed']}"

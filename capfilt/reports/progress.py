@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from capfilt.printable import MAX_MESSAGE, printable
+
 PLAIN_EVERY = 15.0
 """Seconds between two lines of one stage where there is no terminal."""
 
@@ -22,7 +24,7 @@ class Line:
     """The line of one stage: how much of `total` is done, and the newest figures in a few words."""
 
     def __init__(self, label: str, total: int, changed: Callable[[Line], None]):
-        self.label, self.total = label, total
+        self.label, self.total = printable(label), total
         self.found = self.done = 0
         self.note = ""
         self._changed = changed
@@ -34,7 +36,7 @@ class Line:
 
     def move(self, done: int, note: str = "") -> None:
         """Say how much is done now."""
-        self.done, self.note = done, note or self.note
+        self.done, self.note = done, printable(note) or self.note
         self._changed(self)
 
 
@@ -59,14 +61,16 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line between stages."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text, MAX_MESSAGE), markup=False, soft_wrap=True)
 
 
 @contextmanager
 def _bar(progress: Progress, label: str, total: int) -> Iterator[Line]:
-    figures = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[note]}"))
-    with Bars(TextColumn("{task.description:<24}"), BarColumn(24), *figures, console=progress.console) as bars:
-        task = bars.add_task(label, total=total, note="")
+    name = TextColumn("{task.description:<24}", markup=False)
+    note = TextColumn("{task.fields[note]}", style="dim", markup=False)
+    columns = (name, BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), note)
+    with Bars(*columns, console=progress.console) as bars:
+        task = bars.add_task(printable(label), total=total, note="")
         yield Line(label, total, lambda line: bars.update(task, completed=line.done, note=line.note))
 
 

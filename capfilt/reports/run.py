@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from capfilt.errors import RunError
+from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.reports import lock
 from capfilt.reports.ledger import FORK, FORMAT, PART, atomic, sweep, write_json
 from capfilt.reports.places import Place, Remote, append, listing, within
@@ -83,7 +84,8 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl: when, what, and the fields.
 
-        A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf".
+        A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf". Texts are printable and
+        of MAX_MESSAGE characters at most.
         """
         line = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         data = json.dumps(_plain(line), allow_nan=False, ensure_ascii=False).encode() + b"\n"
@@ -230,9 +232,9 @@ def _mend_log(log: Place) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {printable(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, str | int | float | None) else str(value)
+    return value if isinstance(value, int | float | None) else printable(value, MAX_MESSAGE)

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from capfilt.errors import RunError
+from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.reports.ledger import Completion, Ledger, atomic
 from capfilt.reports.places import Place, Remote, append, listing, together
-from capfilt.reports.tally import Tally
+from capfilt.reports.tally import Tally, bounded
 
 ORDER = (
     *("world", "download", "captioner", "filter", "calibrate", "annotate", "select"),
@@ -65,7 +66,7 @@ def planned(ledger: Ledger) -> tuple[Plan | None, dict[str, str]]:
 def failed(ledger: Ledger, shard: str, error: str) -> None:
     """Write down that a shard failed as a whole, and of what."""
     ledger.path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"shard": shard, "error": error}, ensure_ascii=False).encode() + b"\n"
+    line = json.dumps({"shard": shard, "error": printable(error, MAX_MESSAGE)}, ensure_ascii=False).encode() + b"\n"
     append(ledger.path.with_name(f"{ledger.stage}{FAILED}"), line)
 
 
@@ -132,7 +133,7 @@ def standing(ledger: Ledger) -> Standing:
         stand.plan = Plan(ledger.stage, count, count)
     elif plan.log:
         stand.done, newest = (plan.total, newest) if count else _steps(ledger.folder / plan.log)
-    stand.errors.update(reason(error) for error in failures(ledger).values())
+    stand.errors = bounded(Counter(reason(error) for error in failures(ledger).values()))
     new = stand.done - stand.plan.found
     if plan is not None and new > 0:
         # Both times are the file server's: the rate does not ask what this machine's clock says.
@@ -143,7 +144,7 @@ def standing(ledger: Ledger) -> Standing:
 
 def reason(error: str) -> str:
     """What an error of a shard has in common with others: itself without names and numbers, kept short."""
-    return re.sub(r"\S*[/\d]\S*", "…", error)[:120]
+    return re.sub(r"\S*[/\d]\S*", "…", printable(error, MAX_MESSAGE))[:120]
 
 
 def readable(ledger: Ledger) -> Iterator[Completion]:

@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capfilt.errors import RunError
+from capfilt.printable import printable, short_repr
 
 SAMPLES = ("in", "kept", "dropped", "failed")
 TEXTS = ("in", "kept", "dropped")
 NO_TEXT = "no text"
 """The reason why a text is dropped in which there is nothing to read (`data.sample.is_text`); it has no scores."""
+MAX_REASONS = 256
+"""Reasons that are counted apart; ours are a few dozen, so more of them are somebody's data."""
+MAX_SOURCES = 16
+OTHER = "other"
+"""What the rarer reasons count as."""
 
 
 def _no_texts() -> dict[str, Counter[str]]:
@@ -27,7 +33,7 @@ class Tally:
     """What became of a set of samples and of their texts.
 
     `texts["in"]` and `texts["kept"]` count by source, `texts["dropped"]` by "source: reason", `failed` by
-    reason. The texts of a failed sample are not counted. Reasons come from a small set: they are keys.
+    reason. The texts of a failed sample are not counted. Reasons are keys: `bounded` keeps them few and short.
     """
 
     samples: Counter[str] = field(default_factory=Counter)
@@ -82,32 +88,52 @@ class Tally:
         """Return plain dicts, for json.dumps."""
         return {
             "samples": {key: self.samples[key] for key in SAMPLES},
-            "texts": {key: dict(self.texts[key]) for key in TEXTS},
-            "failed": dict(self.failed),
+            "texts": {key: dict(bounded(self.texts[key])) for key in TEXTS},
+            "failed": dict(bounded(self.failed)),
         }
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Tally:
         """Read what `to_json` wrote; RunError for anything else."""
         try:
-            return cls(
+            found = cls(
                 samples=_counter(obj["samples"]),
                 texts={key: _counter(obj["texts"][key]) for key in TEXTS},
                 failed=_counter(obj["failed"]),
             )
+            if len(found.texts["in"]) > MAX_SOURCES:
+                raise TypeError(f"{len(found.texts['in'])} sources of texts")
+            return found
         except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"this is no tally ({error!r}): {str(obj)[:80]}; run the stage again.") from error
+            raise RunError(f"this is no tally ({error!r}): {short_repr(obj)}; run the stage again.") from error
 
 
 def _add(a: Counter[str], b: Counter[str]) -> Counter[str]:
     # Counter's own + drops what is not positive, which would hide a miscount.
     total = Counter(a)
     total.update(b)
-    return total
+    return total if len(total) <= MAX_REASONS else bounded(total)
+
+
+def bounded(counts: Counter[str]) -> Counter[str]:
+    """The same total under at most MAX_REASONS names, each printable and short.
+
+    The rarest count as "other" (a text as "source: other"), so that sources still balance.
+    """
+    found: Counter[str] = Counter()
+    for name, count in counts.items():
+        found[printable(name)] += count
+    if len(found) <= MAX_REASONS:
+        return found
+    for name, _ in found.most_common()[MAX_REASONS - MAX_SOURCES :]:
+        source, colon, _ = name.partition(": ")
+        count = found.pop(name)
+        found[f"{source}: {OTHER}" if colon else OTHER] += count
+    return found
 
 
 def _counter(counts: Mapping[str, Any]) -> Counter[str]:
     for name, count in counts.items():
         if type(count) is not int:
             raise TypeError(f"{name} is {count!r}")
-    return Counter(dict(counts))
+    return bounded(Counter(dict(counts)))
