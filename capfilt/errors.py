@@ -4,6 +4,7 @@
     ├── RecipeError         exit code 2; an unknown key or preset, roles that do not meet
     ├── UsageError          exit code 2; a command line that cannot be meant
     ├── RunError            a run folder, ledger or balance that does not hold
+    │   ├── ShortfallError  all is done, and too little of it came to something; carries the result
     │   └── LockLostError   another driver took the run folder over, or its lock was removed
     ├── DataError
     │   ├── ShardError      a shard that is not there or cannot be read
@@ -19,8 +20,9 @@ in it hold. The classes carry the exit code, so that the command line needs one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, printable
 
@@ -48,6 +50,14 @@ class UsageError(CapfiltError):
 
 class RunError(CapfiltError):
     """A run folder, ledger or balance that does not hold."""
+
+
+class ShortfallError(RunError):
+    """Work that is done and committed, of which nothing, or less than was asked for, succeeded; `result` is printed."""
+
+    def __init__(self, message: str, result: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.result = None if result is None else dict(result)
 
 
 class LockLostError(RunError):

@@ -12,6 +12,7 @@ import typer
 
 from capfilt import __version__
 from capfilt.cli import fetch, jobs, look, runs, work
+from capfilt.cli.terminal import say
 from capfilt.printable import MAX_MESSAGE, printable
 
 app = typer.Typer(
@@ -60,11 +61,15 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
         code = app(standalone_mode=False)
-    except Exception as error:  # usage errors of the argument parser know how they are shown
-        if not hasattr(error, "show"):
+    except Exception as error:  # what the argument parser refuses is one line; where no verb was given, the help
+        if not hasattr(error, "format_message") or not hasattr(error, "show"):
             raise
-        quoted = getattr(error, "message", "")  # it quotes the command line
-        error.message = printable(quoted, MAX_MESSAGE)  # type: ignore[attr-defined]
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            context = getattr(error, "ctx", None)
+            message = printable(error.format_message(), MAX_MESSAGE // 2).rstrip(".?")
+            where = context.command_path if context else app.info.name
+            say(f"error: {message}. `{where} --help` lists what is allowed.", err=True)
         code = getattr(error, "exit_code", 2)
     sys.exit(code or 0)

@@ -13,7 +13,7 @@ import typer
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.cli.terminal import say, say_json
-from capfilt.errors import CapfiltError
+from capfilt.errors import CapfiltError, ShortfallError
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printable
 
 if TYPE_CHECKING:
@@ -37,15 +37,19 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
         logging.lastResort.setFormatter(PrintableFormatter())
     came: list[int] = []
     with _signals(came):
-        result = _answer(work, as_json, debug, came)
+        result, short = _answer(work, as_json, debug, came)
     if as_json:
         say_json(result, indent=1)
     elif show_result:
         for name, value in leaves(result):
             say(f"{printable(name, MAX_NAME):<28} {printable(value, MAX_MESSAGE - MAX_NAME - 1)}")
+    if short:
+        say(f"error: {short}", err=True)
+        raise typer.Exit(ShortfallError.exit_code)
 
 
-def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> Any:
+def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> tuple[Any, str]:
+    """The result of a verb, and what it falls short of."""
     from capfilt.reports import lock
     from capfilt.reports.progress import Progress
 
@@ -54,7 +58,7 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         with aside:
-            return work(Progress(quiet=as_json))
+            return work(Progress(quiet=as_json)), ""
     except KeyboardInterrupt:
         if why := lock.lost():
             say(f"error: {why}; this command stops, what it committed stays", err=True)
@@ -62,6 +66,8 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
         say("interrupted: run the same command again to go on", err=True)
         raise typer.Exit(143 if came[:1] == [signal.SIGTERM] else 130) from None
     except CapfiltError as error:
+        if isinstance(error, ShortfallError) and error.result is not None:
+            return error.result, str(error)
         if debug:
             raise
         say(f"error: {error}", err=True)

@@ -10,7 +10,6 @@ import typer
 from capfilt import config as configs
 from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Debug, Json
-from capfilt.cli.terminal import say
 from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ MaxBytes = Annotated[int | None, _option("Bytes of a picture [default: 32 MiB]."
 Private = Annotated[list[str] | None, _option("A block (CIDR) to allow though it is private.", panel=_HOST)]
 Proxies = Annotated[bool, _option("Go through the environment's proxies.", "--use-proxies", panel=_HOST)]
 Threads = Annotated[int | None, _option("Connections of a worker [default: 64].", panel=_RUN)]
-Workers = Annotated[int, _option("0 = as many as fit.", "--workers", "--processes-count", panel=_RUN)]
+Workers = Annotated[int, _option("0 = as many as fit.", "--workers", "--processes-count", panel=_RUN, min=0)]
 Retry = Annotated[list[str] | None, _option("failed, or kinds of it (timeout,http-429): try these again.", panel=_RUN)]
 MinSuccess = Annotated[float, _option("Leave with 1 if a smaller share came through.", panel=_RUN, min=0, max=1)]
 Drop = Annotated[int, _option("Fail pictures whose bytes came under N URLs.", panel=_RUN, min=0, metavar="N")]
@@ -123,24 +122,17 @@ def download(
     Example: `capfilt download urls.parquet --out shards --caption-col text --contact me@example.org`
     """
     given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
-    short: list[str] = []
 
     def work(show: Progress) -> Any:
-        from capfilt.cluster.spread import Resources
         from capfilt.pipelines import download as story
+        from capfilt.pipelines.stage import CommandOptions
         from capfilt.reports.places import place
 
         config = configs.build(story.DownloadConfig, [*_assignments(given), *(sets or [])])
         wishes = story.Wishes(retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders)
-        result = story.run(address, config, wishes, place(out), Resources(workers=workers), show)
-        if not result["enough"]:
-            short.append(f"{result['success_rate']:.2%} of the pictures came, --min-success asks for {min_success:.2%}")
-        return result
+        return story.run(address, config, wishes, place(out), CommandOptions(workers=workers), show)
 
     execute(work, as_json, debug)
-    if short:
-        say(f"error: {short[0]}; see `failed`.", err=True)
-        raise typer.Exit(1)
 
 
 _LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private")

@@ -8,7 +8,7 @@ import typer
 
 from capfilt import config as configs
 from capfilt.cli.execute import execute
-from capfilt.cli.options import Address, Debug, Json, Sets
+from capfilt.cli.options import Address, Cpus, Debug, Json, Sets, Workers
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def evaluate(
         typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, threshold=0.3, decode.method=greedy."),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
+    workers: Workers = 0,
+    cpus: Cpus = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -36,9 +38,11 @@ def evaluate(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import evaluate as story
+        from capfilt.pipelines.stage import CommandOptions
         from capfilt.reports.places import place
 
-        return story.run(address, model, shards, sets or [], place(out) if out else None, show)
+        options = CommandOptions(workers=workers, cpus=cpus, gpus=None)
+        return story.run(address, model, shards, sets or [], place(out) if out else None, show, options)
 
     execute(work, as_json, debug)
 

@@ -24,5 +24,15 @@ Address = Annotated[
         " http://HEAD:8265: there, as a job that outlives this command."
     ),
 ]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="How many work side by side; 0: as many as fit.")]
+Cpus = Annotated[
+    float | None, typer.Option("--cpus", min=0.01, help="CPUs of each worker [default: 1; with local, all there are].")
+]
+MinSuccess = Annotated[
+    float,
+    typer.Option(
+        "--min-success", min=0, max=1, help="Leave with 1 if a smaller share of the samples succeeds, or if none does."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

@@ -10,7 +10,7 @@ import typer
 
 from capfilt import config as configs
 from capfilt.cli.execute import execute, forked, read_recipe
-from capfilt.cli.options import Address, Debug, Fork, Json, Out, Sets
+from capfilt.cli.options import Address, Cpus, Debug, Fork, Json, MinSuccess, Out, Sets, Workers
 from capfilt.cli.tables import print_next, print_rounds
 from capfilt.cli.terminal import say
 
@@ -104,12 +104,15 @@ def annotate(
     gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
     ] = None,
+    workers: Workers = 0,
+    cpus: Cpus = None,
     limit: Annotated[
         float, typer.Option(min=0, help="Seconds that a shard may take on Ray, before it is tried elsewhere; 0: any.")
     ] = 0,
     retry: Annotated[
         str | None, typer.Option(metavar="failed", help="failed: do the shards again in which samples failed.")
     ] = None,
+    min_success: MinSuccess = 0,
     fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
@@ -127,9 +130,10 @@ def annotate(
         folder = forked(out, fork)
         if retry is not None:
             stage.retry(folder, "annotate", retry)
+        options = stage.CommandOptions(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         own = [*(sets or []), *([] if captions is None else [f"captions={captions}"])]
         config = configs.named(story.AnnotateConfig, recipe, own)
-        return story.run(address, shards, (captioner, filter_), folder, seed, config, gpus, show, limit)
+        return story.run(address, shards, (captioner, filter_), folder, seed, config, options, show)
 
     execute(work, as_json, debug)
 
@@ -159,6 +163,9 @@ def select(
         Calibration | None,
         typer.Option("--calibrate", help="labels: set the threshold on what people said under `capfilt review`."),
     ] = None,
+    workers: Workers = 0,
+    cpus: Cpus = None,
+    min_success: MinSuccess = 0,
     fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
@@ -171,9 +178,12 @@ def select(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import select as story
+        from capfilt.pipelines.stage import CommandOptions
         from capfilt.reports.places import place
 
-        folder, labels = forked(out, fork), by is not None
-        return story.run(address, shards, place(annotations), folder, sets or [], (val, filter_), show, labels, recipe)
+        folder, source = forked(out, fork), place(annotations)
+        options = CommandOptions(workers=workers, cpus=cpus, min_success=min_success)
+        calibration = story.ThresholdSource(val, filter_, by is not None)
+        return story.run(address, shards, source, folder, sets or [], calibration, show, recipe, options)
 
     execute(work, as_json, debug)

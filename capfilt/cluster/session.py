@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from capfilt import cpus as machine
 from capfilt.cluster.metrics import FarMeters, Meters, open_meters
 from capfilt.errors import CapfiltError, ClusterError
 from capfilt.reports.metrics import Reading
@@ -147,7 +149,8 @@ class Session:
 
 
 def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool = False) -> Session:
-    """Open the place that `address` names; `cpus` bounds a Ray that is started here (all cores if None).
+    """Open the place that `address` names; `cpus` bounds a Ray that is started here (all that this process may
+    use if None).
 
     `dashboard` holds for "start" only, and is off because it makes the start slower.
     Raises ClusterError for an address of another kind, and for a cluster that does not answer.
@@ -157,6 +160,7 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     for key, value in SAME_ANSWERS.items():
         os.environ.setdefault(key, value)
     if address == "local":
+        _bound_threads()
         return Session("local")
     import ray
 
@@ -164,7 +168,7 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
         return Session(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "start":
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": dashboard}
+        options |= {"address": "local", "num_cpus": cpus or machine.available(), "include_dashboard": dashboard}
     else:
         options |= {"address": address, "runtime_env": {"env_vars": SAME_ANSWERS}}
     try:
@@ -174,6 +178,20 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(_no_answer(address, error)) from error
     return Session(address, owned=address == "start", attached=address != "start")
+
+
+def set_threads(threads: int) -> None:
+    """With how many threads this process computes."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:  # the variable comes too late for it
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _bound_threads() -> None:
+    """torch takes the machine's cores and knows of no quota."""
+    torch = sys.modules.get("torch")
+    if torch is not None and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > machine.available():
+        torch.set_num_threads(machine.available())
 
 
 def _begin(options: dict[str, Any]) -> None:

@@ -6,8 +6,6 @@ What crosses the border is the job, an item's name and a small result; models ar
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 import uuid
 from collections import deque
@@ -17,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
-from capfilt.cluster.session import Session, Trouble
+from capfilt.cluster.session import Session, Trouble, set_threads
 from capfilt.config import Config
 from capfilt.errors import ClusterError
 from capfilt.reports import fence
@@ -148,7 +146,7 @@ class Worker:
         self._name = name
         fence.raise_fences(fences)
         if threads is not None:
-            _set_threads(threads)
+            set_threads(threads)
 
     def __repr__(self) -> str:
         return self._name  # what Ray's dashboard and logs show
@@ -168,12 +166,6 @@ class Worker:
             return self._answer(item), None, time.perf_counter() - begun
         except Exception as error:  # noqa: BLE001 (it becomes the item's Done)
             return None, Trouble.of(error), time.perf_counter() - begun
-
-
-def _set_threads(threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:  # Ray gave us a used process, where the variable comes too late
-        sys.modules["torch"].set_num_threads(threads)
 
 
 @dataclass

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capfilt import cpus
 from capfilt.engine.annotator import Annotator, Text
 from capfilt.engine.device import autocast
 from capfilt.models.vision import VisionConfig
@@ -108,6 +109,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
+        "cores_allowed": cpus.available(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

@@ -35,7 +35,7 @@ from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture, verbs, weights
 from capfilt.pipelines.hunt import Divisible
-from capfilt.pipelines.stage import model_worker, run_stage
+from capfilt.pipelines.stage import CommandOptions, check_success, run_stage
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.metrics import Told
@@ -297,11 +297,13 @@ def run(
     out: Place,
     seed: int,
     config: AnnotateConfig,
-    gpus: float | None,
+    options: CommandOptions,
     show: Progress,
-    limit: float = 0,
 ) -> dict[str, Any]:
-    """The verb: annotate shards with a captioner and a filter into a run folder of its own."""
+    """The verb: annotate shards with a captioner and a filter into a run folder of its own.
+
+    ShortfallError where no image, or too few, could be annotated.
+    """
     captioner, judge = (weights.find(model) for model in models)
     check_roles(captioner, judge)
     urls = shards.expand(specs)
@@ -318,6 +320,7 @@ def run(
     settings = job.model_dump(mode="json", exclude={"out", "captioner", "filter"})
     Run.open(out, configs.to_yaml(config), {"verb": "annotate", **settings, "shards": urls})
     with connect(address) as session:
-        worker = model_worker(session, gpus).model_copy(update={"limit": limit})
-        tally = annotate(session, urls, job, worker, show)
-    return {"annotations": str(out / "annotations"), **tally.to_json()}
+        tally = annotate(session, urls, job, options.resources(session), show)
+    result = {"annotations": str(out / "annotations"), **tally.to_json()}
+    check_success("annotate", tally, options.min_success, result)
+    return result

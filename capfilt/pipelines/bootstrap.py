@@ -43,8 +43,8 @@ from capfilt.pipelines.pretrain import (
     read_architecture,
     run_training,
 )
-from capfilt.pipelines.select import SelectJob, resolve_threshold, select
-from capfilt.pipelines.stage import digests
+from capfilt.pipelines.select import SelectJob, check_selected, resolve_threshold, select
+from capfilt.pipelines.stage import check_success, digests
 from capfilt.reports.ledger import Ledger
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
@@ -277,14 +277,8 @@ def annotate_web(story: Story, r: int, captioner: Place, judge: Place) -> None:
         seed=story.config.seed,
         round=r,
     )
-    annotate(
-        story.session,
-        story.splits["web"],
-        job,
-        story.config.cluster.annotate,
-        story.show,
-        f"round {r} annotate",
-    )
+    worker, label = story.config.cluster.annotate, f"round {r} annotate"
+    check_success(label, annotate(story.session, story.splits["web"], job, worker, story.show, label))
 
 
 def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float | None, Tally]:
@@ -292,7 +286,9 @@ def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float | 
     policy, folder, urls = story.config.select, story.folder(r, "annotations"), story.splits["web"]
     threshold = resolve_threshold(policy, folder, urls, calibrated)
     job = SelectJob(out=story.folder(r), annotations=folder, rule=policy.rule(threshold))
-    tally = select(story.session, urls, job, story.config.cluster.select, story.show, f"round {r} select")
+    label = f"round {r} select"
+    tally = select(story.session, urls, job, story.config.cluster.select, story.show, label)
+    check_selected(label, tally, job.rule)
     return threshold, tally
 
 

@@ -16,7 +16,7 @@ from capfilt.data import shards, world
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.world import WorldConfig
 from capfilt.errors import DataError
-from capfilt.pipelines.download import DownloadConfig, download, list_identities
+from capfilt.pipelines.download import DownloadConfig, check_enough, download, list_identities
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.places import Place
@@ -128,6 +128,7 @@ def fetched(session: Session, config: DownloadConfig, out: Place, resources: Res
     path = out / "summary.json"
     if not path.is_file() or json.loads(path.read_bytes()) != summary:
         write_json(path, summary)
+    check_enough("data.download", summary)
     return shards.expand(str(out))
 
 

@@ -32,8 +32,8 @@ from capfilt.data.lists import Columns
 from capfilt.data.plans import Pass
 from capfilt.data.settle import settle
 from capfilt.data.visitor import Manners, Visitor, agent
-from capfilt.errors import RunError, UsageError, did_you_mean
-from capfilt.pipelines.stage import run_stage
+from capfilt.errors import RunError, ShortfallError, UsageError, did_you_mean
+from capfilt.pipelines.stage import CommandOptions, run_stage
 from capfilt.reports.ledger import Completion, Ledger, fingerprint, sha256_file
 from capfilt.reports.places import Place, Remote
 from capfilt.reports.progress import Progress
@@ -133,17 +133,38 @@ class DownloadJob(Config):
         return f"{tally.samples['kept']} of {tally.samples['in']} pictures"
 
 
-def run(address: str, config: DownloadConfig, wishes: Wishes, out: Place, resources: Resources, show: Progress) -> Any:
-    """The verb: fetch a list into a run folder. RunError where a shard is missing; `enough` says what else to say."""
+def run(
+    address: str, config: DownloadConfig, wishes: Wishes, out: Place, options: CommandOptions, show: Progress
+) -> Any:
+    """The verb: fetch a list into a run folder. RunError where a shard is missing, ShortfallError where
+    too little came.
+    """
     check_kinds(wishes.retry)
     folder = Run.open(out, configs.to_yaml(config), plan_of(config))
     begun = time.monotonic()
     with connect(address) as session:
-        summary = download(session, config, out, resources, show, wishes)
+        summary = download(session, config, out, options.resources(session), show, wishes)
     summary["seconds"] = round(time.monotonic() - begun, 1)
     folder.write_summary(summary)
     folder.log("end", **{key: summary[key] for key in ("samples", "failed", "seconds")})
+    check_enough(STAGE, summary, wishes.min_success)
     return summary
+
+
+def check_enough(label: str, summary: dict[str, Any], least: float = 0) -> None:
+    """Raise ShortfallError, with the commonest reason, where no picture came, or a smaller share than `least`."""
+    if summary["enough"]:
+        return
+    came, kept = summary["samples"]["in"], summary["samples"]["kept"]
+    if not came:
+        raise ShortfallError(f"{label}: the lists have no row; give others, in another --out.", summary)
+    [(reason, count), *_] = summary["failed"].items()
+    wanted = f" ({summary['success_rate']:.2%}, and --min-success asks for {least:.2%})" if kept else ""
+    raise ShortfallError(
+        f"{label}: {kept} of {came} pictures came{wanted}; {count} failed by: {reason}. What came stays."
+        " `--retry failed`, or a kind of it, tries these again.",
+        summary,
+    )
 
 
 def plan_of(config: DownloadConfig) -> dict[str, Any]:
@@ -282,8 +303,8 @@ def summarise(
         "command": "download",
         "shards": str(out),
         "samples": {"in": came, "kept": kept, "failed": failed.total()},
-        "success_rate": round(kept / came, 4),
-        "enough": kept >= wishes.min_success * came,
+        **({"success_rate": round(kept / came, 4)} if came else {}),
+        "enough": kept > 0 and kept >= wishes.min_success * came,
         "failed": {kind: count for kind, count in failed.most_common() if count},
         "repeated": dict(repeats.most_common(SHOWN)),
     }

@@ -19,7 +19,7 @@ from capfilt.engine.device import pick_device
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig, Judged, examine, truths
 from capfilt.models import verbs, weights
-from capfilt.pipelines.stage import model_worker, run_stage
+from capfilt.pipelines.stage import CommandOptions, run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
@@ -93,7 +93,13 @@ def filter_figures(urls: Sequence[str], folder: Place, score: str, threshold: fl
 
 
 def run(
-    address: str, model: str, specs: Sequence[str], sets: Sequence[str], out: Place | None, show: Progress
+    address: str,
+    model: str,
+    specs: Sequence[str],
+    sets: Sequence[str],
+    out: Place | None,
+    show: Progress,
+    options: CommandOptions | None = None,
 ) -> dict[str, Any]:
     """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
     urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)
@@ -104,6 +110,6 @@ def run(
         Run.open(folder, configs.to_yaml(config), {"verb": "evaluate", **settings})
         with connect(address) as session:
             job = EvaluateJob(out=folder, models={"metrics": found}, shards=tuple(urls), config=config)
-            evaluate(session, job, model_worker(session), show)
+            evaluate(session, job, (options or CommandOptions(gpus=None)).resources(session), show)
         figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return figures

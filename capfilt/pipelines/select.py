@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -25,11 +26,11 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
 from capfilt.engine.filter import NEEDS
-from capfilt.errors import DataError, RunError, UsageError
+from capfilt.errors import DataError, ShortfallError, UsageError
 from capfilt.models import weights
 from capfilt.pipelines.annotate import AnnotateConfig, check_role
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_labels
-from capfilt.pipelines.stage import model_worker, run_stage
+from capfilt.pipelines.stage import CommandOptions, check_success, run_stage
 from capfilt.reports import balance, fence
 from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file, write_json
 from capfilt.reports.places import Place, listing
@@ -39,6 +40,16 @@ from capfilt.reports.tally import Tally
 
 VERDICTS = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
 """The annotations' columns, then kept | dropped | failed, and the reason."""
+
+
+@dataclass(frozen=True)
+class ThresholdSource:
+    """What a threshold may be set on: validation pairs and the filter, or what people said under `capfilt review`."""
+
+    val: str | None = None
+    filter: str | None = None
+    labels: bool = False
+
 
 Outcomes = dict[tuple[str, str], list[tuple[Annotation, str]]]
 """Rows with why they go, by (key, status): of a key that a shard has twice the first may be a sample, the second a
@@ -190,12 +201,20 @@ def select(
     done = Ledger(job.out, job.name).completions()
     kept = {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named}
     write_sizes(job.out / "dataset", {tar: samples for tar, samples in kept.items() if samples})
-    if not total.samples["kept"]:
-        raise RunError(
-            f"{label}: the policy kept none of {sum(total.judged().values())} texts at {job.rule};"
-            " ask for less, in another --out."
-        )
     return total
+
+
+def check_selected(
+    label: str, tally: Tally, rule: Rule, least: float = 0, result: dict[str, Any] | None = None
+) -> None:
+    """Raise ShortfallError where a policy kept nothing, or where too few of the samples could be judged at all."""
+    check_success(label, tally, least, result)
+    if not tally.samples["kept"]:
+        raise ShortfallError(
+            f"{label}: the policy kept none of {sum(tally.judged().values())} texts at {rule};"
+            " ask for less, in another --out.",
+            result,
+        )
 
 
 def write_sizes(folder: Place, counts: dict[str, int]) -> None:
@@ -211,18 +230,19 @@ def run(
     source: Place,
     out: Place,
     sets: Sequence[str],
-    calibration: tuple[str | None, str | None],
+    calibration: ThresholdSource,
     show: Progress,
-    by_labels: bool = False,
     recipe: str | None = None,
+    options: CommandOptions | None = None,
 ) -> dict[str, Any]:
     """The verb: judge annotated shards by a policy and write the cleaned ones into a run folder of its own."""
-    own = policy_by_labels(sets, calibration) if by_labels else sets
+    options = options or CommandOptions()
+    own = policy_by_labels(sets, calibration) if calibration.labels else sets
     policy = configs.named(PolicyConfig, recipe, own)
     urls = shards.expand(specs)
     folder = source / "annotations"
     check_annotations(urls, folder)
-    said = calibrate_on_labels(source, urls, policy) if by_labels else None
+    said = calibrate_on_labels(source, urls, policy) if calibration.labels else None
     job = None if said else plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet", out)
     plan = {
         "verb": "select",
@@ -235,18 +255,25 @@ def run(
     if said:
         write_json(opened.path("calibration.json"), said)
     with connect(address) as session:
-        calibrated = calibrate(session, job, model_worker(session), show) if job else (said or {}).get("threshold")
+        holds_a_model = options.model_copy(update={"gpus": None}).resources(session)
+        calibrated = calibrate(session, job, holds_a_model, show) if job else (said or {}).get("threshold")
         threshold = resolve_threshold(policy, folder, urls, calibrated)
         work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=policy.rule(threshold))
-        tally = select(session, urls, work, Resources(), show)
+        tally = select(session, urls, work, options.resources(session), show)
     number = {} if threshold is None else {"threshold": threshold}
     found = {"dataset": str(out / "dataset"), **number, **tally.to_json()}
-    return found | ({"labels": said["labels"]} if said else {})
+    result = found | ({"labels": said["labels"]} if said else {})
+    check_selected("select", tally, work.rule, options.min_success, result)
+    return result
 
 
-def policy_by_labels(sets: Sequence[str], calibration: tuple[str | None, str | None]) -> list[str]:
+def policy_by_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[str]:
     """What `--calibrate labels` sets; what would say another threshold beside it is refused."""
-    if any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets) or any(calibration):
+    if (
+        any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets)
+        or calibration.val
+        or calibration.filter
+    ):
         raise UsageError("--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter.")
     return [*sets, "threshold=calibrated"]
 
@@ -264,12 +291,12 @@ def check_annotations(urls: Sequence[str], folder: Place) -> None:
 
 
 def plan_calibration(
-    policy: PolicyConfig, calibration: tuple[str | None, str | None], annotated: Place, out: Place
+    policy: PolicyConfig, calibration: ThresholdSource, annotated: Place, out: Place
 ) -> CalibrateJob | None:
     """The calibration that a policy asks for. A threshold holds for the filter that it was measured with alone."""
     if policy.threshold != "calibrated":
         return None
-    val, judge = calibration
+    val, judge = calibration.val, calibration.filter
     if val is None or judge is None:
         raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number.")
     model = weights.find(judge)

@@ -6,11 +6,14 @@ A job commits each item itself, where it worked; the driver sees names, fingerpr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
-from capfilt.cluster.session import Session
+from pydantic import Field
+
+from capfilt.cluster.session import Session, set_threads
 from capfilt.cluster.spread import Resources, spread
-from capfilt.errors import RunError, UsageError
+from capfilt.config import Config
+from capfilt.errors import RunError, ShortfallError, UsageError
 from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import fence, lock, metrics, poison, stages
 from capfilt.reports.ledger import FORK, Completion, Ledger, sweep
@@ -160,11 +163,55 @@ def retry(out: Place, stage: str, what: str) -> int:
     return len(again)
 
 
-def model_worker(session: Session, gpus: float | None = None) -> Resources:
-    """What a worker that holds models gets where no recipe says it: a GPU if there are any, else a core."""
-    if gpus is None:
-        gpus = 0 if session.local else float(session.fits(0, 1) > 0)
-    return Resources(gpus=gpus)
+class CommandOptions(Config):
+    """What is asked of one command; nothing of it decides what is written, and none of it is remembered."""
+
+    workers: int = Field(default=0, ge=0)
+    """How many; 0 = as many as fit."""
+    cpus: float | None = Field(default=None, gt=0)
+    """Of each; None = 1, or in this process alone all that it may use."""
+    gpus: float | None = Field(default=0, ge=0)
+    """Of each; None = 1 where the cluster has any."""
+    limit: float = Field(default=0, ge=0)
+    """Seconds that an item may take; 0 = any."""
+    min_success: float = Field(default=0, ge=0, le=1)
+    """The share of samples that must succeed; one must in any case."""
+
+    def resources(self, session: Session) -> Resources:
+        """What is asked of a session. UsageError for several workers in one process."""
+        if session.local and self.workers > 1:
+            raise UsageError(
+                f"--workers {self.workers}: --address local is this process alone; leave one of them out, or take"
+                " --address start."
+            )
+        if session.local and self.cpus is not None:
+            set_threads(max(1, int(self.cpus)))
+        gpus = self.gpus
+        if gpus is None:
+            gpus = 0 if session.local else float(session.fits(0, 1) > 0)
+        return Resources(cpus=self.cpus or 1, gpus=gpus, workers=self.workers, limit=self.limit)
+
+
+def check_success(label: str, tally: Tally, least: float = 0, result: Mapping[str, Any] | None = None) -> None:
+    """Raise ShortfallError, with the commonest reason, unless a share of at least `least` of the samples succeeded, and
+    one in any case. `result` is what the command prints all the same.
+    """
+    came, failed = tally.samples["in"], tally.samples["failed"]
+    good = came - failed
+    if good and good >= least * came:
+        return
+    if not came:
+        raise ShortfallError(
+            f"{label}: no sample came in. Give tars of images with their texts (KEY.jpg and KEY.txt, side by side).",
+            result,
+        )
+    reason, count = max(tally.failed.items(), key=lambda each: each[1])
+    wanted = f", and --min-success asks for {least:.2%}" if good else ""
+    raise ShortfallError(
+        f"{label}: {good} of {came} samples succeeded{wanted}; {count} failed by: {reason}. What is committed stays."
+        " Look at the shards (`capfilt explain RUN KEY`), then give others or redo these (`--retry failed`).",
+        result,
+    )
 
 
 def digests(ledger: Ledger) -> dict[str, str]:

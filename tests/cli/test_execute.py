@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from capfilt.cli.execute import execute
-from capfilt.errors import ClusterError, RecipeError
+from capfilt.errors import ClusterError, RecipeError, ShortfallError
 from capfilt.reports import lock
 
 
@@ -56,6 +56,19 @@ def test_a_result_is_lines_for_people_and_json_for_machines(capsys: pytest.Captu
     assert capsys.readouterr().out.split() == ["model", "a/b", "figures.auc", "0.1235", "figures.texts.web", "3"]
     execute(lambda _: result, as_json=True, debug=False)
     assert json.loads(capsys.readouterr().out) == result
+
+
+@pytest.mark.parametrize(("as_json", "said"), [(True, '{\n "kept": 0\n}\n'), (False, f"{'kept':<28} 0\n")])
+def test_a_command_that_falls_short_prints_its_result_and_leaves_with_1(
+    as_json: bool, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(_: object) -> None:
+        raise ShortfallError("none of 3 samples", {"kept": 0})
+
+    with pytest.raises(typer.Exit) as left:
+        execute(work, as_json=as_json, debug=False)
+    assert left.value.exit_code == 1
+    assert capsys.readouterr() == (said, "error: none of 3 samples\n")
 
 
 def test_a_preemption_leaves_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

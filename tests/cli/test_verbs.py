@@ -92,7 +92,34 @@ def test_a_process_leaves_with_the_code_and_one_line() -> None:
     done = real("pretrain", "--no-such-option")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: No such option: --no-such-option")
+    said = "error: No such option: --no-such-option. `python -m capfilt pretrain --help` lists what is allowed.\n"
+    assert done.stderr == said
+
+
+SPREAD = {
+    "annotate": ("s", "--captioner", "c", "--filter", "f"),
+    "select": ("s", "--annotations", "a"),
+    "evaluate": ("m", "s"),
+    "download": ("l",),
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value"),
+    [
+        *((verb, "--workers", "-2") for verb in SPREAD),
+        *((verb, "--cpus", "0") for verb in SPREAD if verb != "download"),
+    ],
+)
+def test_workers_that_cannot_be_are_one_line(
+    verb: str, option: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["capfilt", verb, *SPREAD[verb], "--out", "o", option, value])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"error: Invalid value for '{option}': [^\n]*capfilt {verb} --help` lists [^\n]*\n", said)
 
 
 def test_debug_shows_the_traceback() -> None:

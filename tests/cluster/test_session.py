@@ -27,6 +27,39 @@ def test_cores_are_only_given_to_a_ray_that_is_started() -> None:
         connect("start", cpus=0)
 
 
+def test_a_ray_of_our_own_has_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    began: list[dict[str, object]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: began.append(options))
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        connect("start")
+    finally:
+        os.sched_setaffinity(0, allowed)
+    connect("start", cpus=3)
+    assert [options["num_cpus"] for options in began] == [1, 3]
+
+
+def test_a_quota_bounds_the_threads_of_a_local_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        for environment, allowed, then in (({}, 2, 2), ({}, 8, 4), ({"OMP_NUM_THREADS": "4"}, 2, 4)):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setattr("capfilt.cpus.available", lambda allowed=allowed: allowed)
+            torch.set_num_threads(4)
+            connect("local")
+            assert torch.get_num_threads() == then
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_local_session_has_no_ray() -> None:
     code = (
         "import sys; from capfilt.cluster.session import connect; import capfilt.cluster.train\n"

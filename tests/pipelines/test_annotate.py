@@ -161,6 +161,69 @@ def test_every_kind_of_bad_input_is_a_row_and_the_rest_is_untouched(
     assert synthetic == {key for key, _ in fine}
 
 
+def broken_inputs(folder: Path) -> None:
+    """Shards of which nothing can be used."""
+    (folder / "text.tar").write_text("this is no tar\n" * 100)
+    (folder / "zeros.tar").write_bytes(bytes(10240))  # a tar that ends at once
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("a.jpg", "b.jpg", "c.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 50
+            tar.addfile(info, io.BytesIO(b"x" * 50))
+    (folder / "pictures.tar").write_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("name", "came", "said"),
+    [
+        ("text.tar", 1, "annotate: 0 of 1 samples succeeded; 1 failed by: "),
+        ("zeros.tar", 0, "annotate: no sample came in. Give tars of images with their texts"),
+        ("pictures.tar", 3, "annotate: 0 of 3 samples succeeded; 3 failed by: "),
+    ],
+)
+def test_nothing_that_could_be_annotated_is_a_failure_and_a_result(
+    story: Path, tmp_path: Path, capfilt: Any, name: str, came: int, said: str
+) -> None:
+    broken_inputs(tmp_path)
+    words = ("annotate", tmp_path / name, *models(story), "--out", tmp_path / "run", "--json")
+    for _ in range(2):  # what is committed says the same again
+        done = capfilt(*words)
+        assert done.code == 1
+        assert done.line.startswith(f"error: {said}")
+        told = json.loads(done.out)
+        assert told["samples"] == {"in": came, "kept": 0, "dropped": 0, "failed": came}
+    assert (tmp_path / "run/annotations" / f"{Path(name).stem}.parquet").is_file()
+    done = capfilt("select", tmp_path / name, "--annotations", tmp_path / "run", "--out", tmp_path / "b", "--json")
+    assert done.code == 1
+    assert done.line.startswith(f"error: {said.replace('annotate', 'select')}")
+    assert json.loads(done.out)["samples"]["in"] == came
+    done = capfilt("evaluate", story / "round-1/captioner", tmp_path / name)
+    assert done.code == 1
+    assert "nothing can be measured" in done.line
+
+
+@pytest.mark.parametrize(("least", "code"), [(0.86, 0), (0.88, 1)])
+def test_a_share_may_be_asked_for(story: Path, tmp_path: Path, capfilt: Any, least: float, code: int) -> None:
+    """20 good samples and 3 bad ones: 86.96 %."""
+    broken_inputs(tmp_path)
+    shards_ = (story / "data/web/00001.tar", tmp_path / "pictures.tar")
+    words = (*shards_, "--json", "--min-success", least)
+    done = capfilt("annotate", *words, *models(story), "--out", tmp_path / "a")
+    assert (done.code, json.loads(done.out)["samples"]["kept"]) == (code, 20)
+    if code:
+        assert "annotate: 20 of 23 samples succeeded, and --min-success asks for 88.00%; 3 failed by: " in done.line
+    done = capfilt("select", *words, "--annotations", tmp_path / "a", "--out", tmp_path / "b", "--set", "threshold=0")
+    assert (done.code, json.loads(done.out)["samples"]["kept"]) == (code, 20)
+
+
+def test_several_workers_in_one_process_are_refused(story: Path, tmp_path: Path, capfilt: Any) -> None:
+    tar = story / "data/web/00001.tar"
+    done = capfilt("annotate", tar, *models(story), "--out", tmp_path / "a", "--workers", "2")
+    assert done.code == 2
+    assert done.line.startswith("error: --workers 2: --address local is this process alone;")
+
+
 def test_out_of_memory_is_told_and_changes_nothing(
     story: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

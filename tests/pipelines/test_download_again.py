@@ -80,7 +80,7 @@ def test_too_little_success_is_exit_one_with_the_result_all_the_same(hostile: An
     assert fetch(urls, "--min-success", "0.5").code == 0
     done = fetch(urls, "--min-success", "0.51")
     assert done.code == 1
-    assert "50.00% of the pictures came, --min-success asks for 51.00%" in done.line
+    assert "came (50.00%, and --min-success asks for 51.00%)" in done.line
     assert json.loads(done.out)["failed"] == {"http-404": 1}
 
 

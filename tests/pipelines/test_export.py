@@ -28,6 +28,7 @@ from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError, RunError, UsageError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.pipelines import annotate, evaluate, export
+from capfilt.pipelines.stage import CommandOptions
 from capfilt.reports.progress import Progress
 from capfilt.training.loop import TrainConfig, TrainJob, train
 
@@ -254,7 +255,9 @@ class TestAnnotateWithTransformersModels:
 
     def run(self, models: tuple[Path, Path], shards: Path, out: Path, *sets: str) -> dict[str, Any]:
         config = configs.build(annotate.AnnotateConfig, sets)
-        return annotate.run("local", [str(shards / "human")], models, out, 0, config, 0, Progress(quiet=True))
+        return annotate.run(
+            "local", [str(shards / "human")], models, out, 0, config, CommandOptions(), Progress(quiet=True)
+        )
 
     def test_every_picture_gets_its_rows(
         self, hf: SimpleNamespace, folders: tuple[Path, Path], small_world: Path, tmp_path: Path

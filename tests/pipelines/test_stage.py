@@ -9,7 +9,7 @@ from capfilt.cluster.session import connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.errors import DataError, RunError
-from capfilt.pipelines.stage import digests, model_worker, run_stage
+from capfilt.pipelines.stage import CommandOptions, digests, run_stage
 from capfilt.reports import stages
 from capfilt.reports.ledger import Ledger, sha256_file
 from capfilt.reports.progress import Progress
@@ -144,5 +144,5 @@ def test_models_get_a_gpu_where_there_is_one() -> None:
             return int(self.gpus // gpus)
 
     for place, asked, given in ((Place(2), None, 1), (Place(0), None, 0), (Place(2), 0.25, 0.25), (Place(2), 0, 0)):
-        assert model_worker(place, asked).gpus == given  # type: ignore[arg-type]
-    assert model_worker(connect("local")).gpus == 0
+        assert CommandOptions(gpus=asked).resources(place).gpus == given  # type: ignore[arg-type]
+    assert CommandOptions(gpus=None).resources(connect("local")).gpus == 0
