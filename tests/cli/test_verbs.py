@@ -119,7 +119,7 @@ def test_workers_that_cannot_be_are_one_line(
         cli.main()
     assert left.value.code == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(rf"error: Invalid value for '{option}': [^\n]*capfilt {verb} --help` lists [^\n]*\n", said)
+    assert re.fullmatch(rf"error: Invalid value for '{option}'[^:]*: [^\n]*capfilt {verb} --help` lists [^\n]*\n", said)
 
 
 def test_debug_shows_the_traceback() -> None:
