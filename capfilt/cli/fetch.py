@@ -70,6 +70,8 @@ Deadline = Annotated[float | None, _option("Seconds for one URL in all [default:
 Retries = Annotated[int | None, _option("Tries after a passing failure [default: 0].", panel=_HOST)]
 MaxBytes = Annotated[int | None, _option("Bytes of a picture [default: 32 MiB].", panel=_HOST)]
 Private = Annotated[list[str] | None, _option("A block (CIDR) to allow though it is private.", panel=_HOST)]
+Deny = Annotated[list[str] | None, _option("A block (CIDR) to refuse though it is public.", panel=_HOST)]
+Nat64 = Annotated[list[str] | None, _option("A NAT64 prefix of your network [default: its own word].", panel=_HOST)]
 Proxies = Annotated[bool, _option("Go through the environment's proxies.", "--use-proxies", panel=_HOST)]
 Threads = Annotated[int | None, _option("Connections of a worker [default: 64].", panel=_RUN)]
 Workers = Annotated[int, _option("0 = as many as fit.", "--workers", "--processes-count", panel=_RUN, min=0)]
@@ -106,6 +108,8 @@ def download(
     retries: Retries = None,
     max_bytes: MaxBytes = None,
     allow_private: Private = None,
+    deny: Deny = None,
+    nat64: Nat64 = None,
     use_proxies: Proxies = False,
     thread_count: Threads = None,
     workers: Workers = 0,
@@ -135,9 +139,9 @@ def download(
     execute(work, as_json, debug)
 
 
-_LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private")
+_LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private", "deny", "nat64")
 _SECTIONS = {
-    **dict.fromkeys(("max_bytes", "allow_private", "use_proxies"), "limits."),
+    **dict.fromkeys(("max_bytes", "allow_private", "deny", "nat64", "use_proxies"), "limits."),
     **dict.fromkeys(("contact", "host_rate", "timeout", "deadline", "retries"), "manners."),
 }
 _COMMAND = (

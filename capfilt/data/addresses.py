@@ -1,7 +1,9 @@
 """Where a name leads: every address of a host, and whether it is on the public internet.
 
 The lists are IANA's special-purpose registries (2026-10), written out because Python's `is_global` changed with its
-patch releases. An IPv6 address that carries an IPv4 address is judged by what it carries.
+patch releases, and 168.63.129.16, which looks public and is the host of every Azure machine. An IPv6 address that
+carries an IPv4 address is judged by what it carries: mapped, 6to4, Teredo, ISATAP, and NAT64 with the well-known
+prefix, with those that the user names, and with that of this network, which its name server tells (RFC 7050).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from capfilt.data.failures import Failure
@@ -31,7 +34,7 @@ _PRIVATE_4 = tuple(
     for block in (
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
         "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
-        "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "168.63.129.16/32", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
         "224.0.0.0/4", "240.0.0.0/4",
     )
 )  # fmt: skip
@@ -42,6 +45,10 @@ _PRIVATE_6 = tuple(
     for block in ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")  # documentation, protocols, AS112
 )
 _NAT64 = IPv6Network("64:ff9b::/96")
+_NAT64_LENGTHS = (96, 64, 56, 48, 40, 32)
+_NAT64_NAME = "ipv4only.arpa"
+_NAT64_ANSWERS = (IPv4Address("192.0.0.170"), IPv4Address("192.0.0.171"))
+_ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe", b"\x01\x00\x5e\xfe", b"\x03\x00\x5e\xfe")
 _NUMBERS = re.compile(r"(0[xX][0-9a-fA-F]*|\d+)(\.(0[xX][0-9a-fA-F]*|\d+)){0,3}\.?")
 
 
@@ -62,25 +69,58 @@ def literal(host: str) -> Address | None:
         raise Failure("bad-url", f"{host} is no address") from None
 
 
-def carried(address: Address) -> Iterator[Address]:
+def nat64_prefixes(blocks: Sequence[str]) -> tuple[IPv6Network, ...]:
+    """Read NAT64 prefixes such as 2001:db8:64::/96; ValueError for what is none (RFC 6052 has six lengths)."""
+    found = tuple(IPv6Network(block, strict=False) for block in blocks)
+    if odd := next((block for block in found if block.prefixlen not in _NAT64_LENGTHS), None):
+        raise ValueError(f"{odd} is no NAT64 prefix; their lengths are {', '.join(map(str, sorted(_NAT64_LENGTHS)))}")
+    return found
+
+
+def carried(address: Address, nat64: Sequence[IPv6Network] = ()) -> Iterator[Address]:
     """The addresses that a packet to this one may end at: itself, or those that it carries."""
     if isinstance(address, IPv4Address):
         yield address
     elif address.ipv4_mapped is not None:
         yield address.ipv4_mapped
-    elif address in _NAT64:
-        yield IPv4Address(int(address) & 0xFFFFFFFF)
+    elif prefix := next((block for block in (_NAT64, *nat64) if address in block), None):
+        yield _embedded(address, prefix.prefixlen)
     elif address.sixtofour is not None:
         yield address.sixtofour
     elif address.teredo is not None:
         yield from address.teredo
     else:
         yield address
+        if address.packed[8:12] in _ISATAP:
+            yield IPv4Address(address.packed[12:])
 
 
-def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
-    """Whether this address may be talked to: public, or in a block that the user allows."""
-    return all(_is_public(end) or any(end in block for block in allowed) for end in carried(address))
+def _embedded(address: IPv6Address, length: int) -> IPv4Address:
+    """The IPv4 address behind a NAT64 prefix of this length: byte 8 is left out (RFC 6052, section 2.2)."""
+    data = address.packed
+    return IPv4Address(data[12:] if length == 96 else (data[length // 8 : 8] + data[9:])[:4])
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which addresses may be talked to: public ones, and what the user says otherwise."""
+
+    allowed: tuple[Network, ...] = ()
+    """Blocks that may be talked to although they are not public."""
+    denied: tuple[Network, ...] = ()
+    """Blocks that may not, whatever else is said of them."""
+    nat64: tuple[IPv6Network, ...] = ()
+    """Prefixes that lead to IPv4 addresses in this network."""
+
+    def allows(self, address: Address) -> bool:
+        """Whether this address may be talked to, and every one that it carries."""
+        ends = list(carried(address, self.nat64))
+        if any(end in block for end in (address, *ends) for block in self.denied):
+            return False
+        return all(_is_public(end) or any(end in block for block in self.allowed) for end in ends)
+
+
+PUBLIC = Policy()
 
 
 def _is_public(address: Address) -> bool:
@@ -98,8 +138,8 @@ def system_lookup(name: str) -> list[str]:
 class Resolver:
     """Addresses of hosts, all of them checked; safe to call from many threads."""
 
-    def __init__(self, allowed: Sequence[Network] = (), lookup: Lookup = system_lookup) -> None:
-        self._allowed = tuple(allowed)
+    def __init__(self, policy: Policy = PUBLIC, lookup: Lookup = system_lookup) -> None:
+        self._policy = policy
         self._lookup = lookup
         self._known: dict[str, tuple[float, list[Address]]] = {}
 
@@ -110,10 +150,32 @@ class Resolver:
         """
         own = literal(host)
         found = [own] if own is not None else self._named(host, seconds)
+        policy = self._policy
+        if any(isinstance(address, IPv6Address) and address.ipv4_mapped is None for address in found):
+            policy = replace(policy, nat64=(*policy.nat64, *self._network_nat64(seconds)))
         for address in found:
-            if not is_allowed(address, self._allowed):
-                raise Failure("private-address", f"{host} is {address}, which is not on the public internet")
+            if not policy.allows(address):
+                denied = any(address in block for block in policy.denied)
+                why = "in a block that --deny names" if denied else "not on the public internet"
+                raise Failure("private-address", f"{host} is {address}, which is {why}")
         return found
+
+    def _network_nat64(self, seconds: float) -> tuple[IPv6Network, ...]:
+        """The prefixes with which this network's name server makes IPv6 addresses of IPv4 ones (RFC 7050)."""
+        try:
+            answers = self._named(_NAT64_NAME, seconds)
+        except Failure as failure:
+            if failure.kind == "timeout":
+                raise
+            # No such name server, the usual case: it is asked again when what is known of the name is old.
+            self._known[_NAT64_NAME] = (time.monotonic() + KEPT, [])
+            return ()
+        return tuple(
+            IPv6Network((address, length), strict=False)
+            for address in answers
+            for length in _NAT64_LENGTHS
+            if isinstance(address, IPv6Address) and _embedded(address, length) in _NAT64_ANSWERS
+        )
 
     def _named(self, name: str, seconds: float) -> list[Address]:
         until, found = self._known.get(name, (0.0, []))

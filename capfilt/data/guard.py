@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, field_validator
 
 from capfilt.config import Config
-from capfilt.data.addresses import Address, Resolver, networks
+from capfilt.data.addresses import Address, Policy, Resolver, nat64_prefixes, networks
 from capfilt.data.failures import Failure
 
 MAX_HEAD = 256 * 2**10
@@ -44,14 +44,28 @@ class Limits(Config):
     max_redirects: int = Field(default=5, ge=0)
     allow_private: tuple[str, ...] = ()
     """Blocks (CIDR) that may be talked to although they are not public."""
+    deny: tuple[str, ...] = ()
+    """Blocks (CIDR) that may not be talked to, whatever they are: an operator's own public addresses, say."""
+    nat64: tuple[str, ...] = ()
+    """Prefixes behind which IPv4 addresses lie, where the network's name server does not tell: 2001:db8:64::/96."""
     use_proxies: bool = False
     """Go through the proxies of the environment. Of plain http a proxy resolves the name once more, by itself."""
 
-    @field_validator("allow_private")
+    @field_validator("allow_private", "deny")
     @classmethod
     def _blocks(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
         networks(blocks)
         return blocks
+
+    @field_validator("nat64")
+    @classmethod
+    def _prefixes(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        nat64_prefixes(blocks)
+        return blocks
+
+    def policy(self) -> Policy:
+        """Which addresses may be talked to."""
+        return Policy(networks(self.allow_private), networks(self.deny), nat64_prefixes(self.nat64))
 
 
 class Clock:
@@ -150,7 +164,7 @@ class Fence:
     ) -> None:
         self.limits = limits
         self.agent = agent
-        self._resolver = resolver or Resolver(networks(limits.allow_private))
+        self._resolver = resolver or Resolver(limits.policy())
         self._context = context or ssl.create_default_context()
         self._proxies: Mapping[str, str] = urllib.request.getproxies() if limits.use_proxies else {}
 

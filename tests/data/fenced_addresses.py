@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.data.addresses import Resolver, networks
+from capfilt.data.addresses import Resolver
 from capfilt.data.failures import Failure
 from capfilt.data.guard import Clock, Fence, Limits, target
 from capfilt.data.visitor import Manners, Visitor
@@ -49,6 +49,9 @@ def kind_of(fence: Fence, url: str) -> str:
         "①②⑦.⓪.⓪.①", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[2002:7f00:1::]",
         "[64:ff9b::127.0.0.1]", "[fe80::1]", "[fe80::1%25lo]", "[fc00::1]", "[ff02::1]",
         "169.254.169.254", "2852039166", "0xA9FEA9FE", "[::ffff:169.254.169.254]", "[fd00:ec2::254]",
+        "168.63.129.16", "0xa83f8110", "[::ffff:168.63.129.16]", "[64:ff9b::a83f:8110]", "100.100.100.200",
+        "192.0.0.192",
+        "[2a00:1450::5efe:169.254.169.254]", "[2a00:1450::200:5efe:a83f:8110]", "[64:ff9b:1::10.0.0.1]",
         "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1",
         "255.255.255.255",
     ],
@@ -78,7 +81,7 @@ def test_no_redirect_leads_inside(hostile: Any, place: str, expected: str) -> No
     """The server's own name is allowed by its block; where it sends one is judged anew."""
     names = {"server.test": ["127.0.0.1"], "inside.test": ["10.0.0.7"]}
     limits = Limits(allow_private=("127.0.0.1/32",))
-    fence = Fence(limits, "t", Resolver(networks(limits.allow_private), names.__getitem__))
+    fence = Fence(limits, "t", Resolver(limits.policy(), names.__getitem__))
     assert kind_of(fence, f"http://server.test:{hostile.port}/to?u={place}") == expected
     assert len(hostile.seen) == 1
 

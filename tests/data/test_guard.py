@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from capfilt.data.addresses import Resolver, networks
+from capfilt.data.addresses import Policy, Resolver, networks
 from capfilt.data.failures import Failure
 from capfilt.data.guard import Answer, Clock, Fence, Limits, target
 
@@ -147,7 +147,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(hostile: Any) -> No
         asked.append(name)
         return next(answers)
 
-    resolver = Resolver(networks(["127.0.0.1/32"]), lookup)
+    resolver = Resolver(Policy(networks(["127.0.0.1/32"])), lookup)
     fence = Fence(Limits(), "tester/1", resolver)
     goal = target(f"http://changes.test:{hostile.port}/ok")
     assert fence.request(goal, Clock(1, 1)).status == 200
@@ -201,7 +201,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
         assert ask(server.url("/ok")).status == 200
         assert kind(server.url("/drip"), 0.4) == "timeout"
         # Vouched for, but for another host.
-        fence = Fence(Limits(), "tester/1", Resolver(networks(LOOPBACK), lambda _: ["127.0.0.1"]))
+        fence = Fence(Limits(), "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
         with pytest.raises(Failure, match=r"^tls: "):
             fence.request(target(f"https://other.test:{server.port}/ok"), Clock(1, 1))
     finally:
@@ -219,11 +219,11 @@ def test_a_proxy_is_told_the_address_that_was_checked(
         assert ask(server.url("/ok?seed=4"), 3, use_proxies=True).body == hostile_kind.jpeg(4)
         assert hostile.paths() == [f"127.0.0.1:{server.port}"]
         limits = Limits(allow_private=LOOPBACK, use_proxies=True)
-        fence = Fence(limits, "tester/1", Resolver(networks(LOOPBACK), lambda _: ["127.0.0.1"]))
+        fence = Fence(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
         with pytest.raises(Failure, match=r"^tls: "):  # the certificate is another host's; the address was ours
             fence.request(target(f"https://other.test:{server.port}/ok"), Clock(3, 3))
         assert hostile.paths()[1:] == [f"127.0.0.1:{server.port}"]
-        fence = Fence(limits, "tester/1", Resolver(networks(LOOPBACK), lambda _: ["10.0.0.1"]))
+        fence = Fence(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["10.0.0.1"]))
         with pytest.raises(Failure, match=r"^private-address: "):
             fence.request(target(f"https://inside.test:{server.port}/ok"), Clock(3, 3))
         assert len(hostile.paths()) == 2
