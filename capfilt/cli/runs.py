@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from capfilt.reports.progress import Progress
 
+FetchInputs = Annotated[
+    bool,
+    typer.Option("--fetch-inputs", help="Fetch shards that the run's plan names from elsewhere, too: do you trust it?"),
+]
 RunFolder = Annotated[str, typer.Argument(help="A run folder: what was an --out.")]
 
 
@@ -61,6 +65,7 @@ def verify(
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Read the input shards again, too, and compare them with what was read.")
     ] = False,
+    fetch_inputs: FetchInputs = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -76,7 +81,7 @@ def verify(
         from capfilt.pipelines import verify as story
         from capfilt.reports.places import place
 
-        told = story.run(place(run), mend, show, inputs)
+        told = story.run(place(run), mend, show, inputs, fetch_inputs)
         broken.extend([] if mend else told["broken"])
         broken.extend(told.get("inputs", {}).get("changed", []))
         if not as_json:
@@ -115,6 +120,7 @@ def explain(
 def report(
     run: Annotated[str, typer.Argument(help="A run folder: of a bootstrap, finished or not, or of another verb.")],
     out: Annotated[str | None, typer.Option("--out", help="The page [default: report.html in the run folder].")] = None,
+    fetch_inputs: FetchInputs = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -127,7 +133,7 @@ def report(
         from capfilt.pipelines import report as story
         from capfilt.reports.places import place
 
-        return story.run(place(run), place(out) if out else None)
+        return story.run(place(run), place(out) if out else None, fetch_inputs)
 
     execute(work, as_json, debug)
 
@@ -135,6 +141,7 @@ def report(
 def review(
     run: Annotated[str, typer.Argument(help="A run folder with annotations.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 [default: any that is free].")] = 0,
+    fetch_inputs: FetchInputs = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print two lines of JSON: the address, and in the end the result.")
     ] = False,
@@ -158,7 +165,7 @@ def review(
             say(f"open {url}")
             say("Ctrl-C ends the review; every click is kept at once")
 
-        result = story.run(place(run), port, announce)
+        result = story.run(place(run), port, announce, fetch_inputs)
         if as_json:
             say_json(result)
         return result

@@ -45,12 +45,17 @@ def expand(spec: str | Sequence[str]) -> list[str]:
     Raises:
         ShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
     """
+    asked = patterns(spec)
+    return [url for hits in together(_find, asked, on_a_store(pattern for pattern, _ in asked)) for url in hits]
+
+
+def patterns(spec: str | Sequence[str]) -> list[tuple[str, bool]]:
+    """The paths, globs and URLs that `spec` is made of, nothing looked up; True: it is to be taken letter by letter."""
     parts = [spec] if isinstance(spec, str) else list(spec)
     pieces = [piece for part in parts for piece in part.split("::") if piece]
     if not pieces:
         raise ShardError(f"no shards given; {_ALLOWED}")
-    patterns = [pattern for piece in pieces for pattern in _expand_braces(piece)]
-    return [url for hits in together(_find, patterns, on_a_store(pattern for pattern, _ in patterns)) for url in hits]
+    return [pattern for piece in pieces for pattern in _expand_braces(piece)]
 
 
 def on_a_store(urls: Iterable[str]) -> bool:

@@ -154,7 +154,7 @@ def bootstrap(session: Session, config: BootstrapConfig, out: Place, show: Progr
         folder.write_summary(summary)
     folder.log("end", seconds=seconds)
     if show.worked or not folder.path(report.PAGE).is_file():  # a rerun of what is done touches nothing
-        report.run(out)
+        report.run(out, web=splits["web"])
     return summary
 
 

@@ -1,12 +1,23 @@
-"""The shards that a run read, as its plan or recipe names them."""
+"""The shards that a run read, as its plan or recipe names them.
+
+A run folder may be somebody else's, and its plan name anything: the address at which a cloud hands out this machine's
+keys, say. So where nobody asked for more, only what lies on this machine is read, or on the very store that the run
+folder is on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.reports.places import Place
+from capfilt.data import shards
+from capfilt.errors import RunError
+from capfilt.printable import short_repr
+from capfilt.reports.places import Place, Remote
+
+_HERE = ("file", "local", "memory")
+"""Protocols that ask nobody but this machine."""
 
 
 def verb(plan: Mapping[str, Any]) -> str:
@@ -26,4 +37,25 @@ def named(folder: Place, plan: Mapping[str, Any]) -> list[str]:
     """The shards that were annotated or selected from, for `shards.expand`."""
     if verb(plan) == "bootstrap":
         return web(folder, configs.load(folder / "recipe.yaml"))
-    return list(plan["shards"])
+    found = plan.get("shards", [])
+    if not isinstance(found, list) or not all(isinstance(spec, str) for spec in found):
+        raise RunError(f"the plan of {folder} is to name its shards, a list of texts, and names {short_repr(found)}.")
+    return found
+
+
+def check_reachable(folder: Place, specs: Sequence[str], fetch: bool) -> None:
+    """Raise RunError where a run's plan names what would be fetched from elsewhere and that was not asked for."""
+    for spec in () if fetch else specs:
+        for address, _ in shards.patterns(spec):
+            if not _is_near(folder, address):
+                raise RunError(
+                    f"the plan of {folder} names {address}, which is elsewhere. Whoever made the run folder chose that"
+                    " address; if you trust it, say --fetch-inputs."
+                )
+
+
+def _is_near(folder: Place, address: str) -> bool:
+    protocol, separator, _ = address.partition("://")
+    if not separator or protocol in _HERE:
+        return True
+    return isinstance(folder, Remote) and Remote(address).parts[0] == folder.parts[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,16 @@ class Gathered:
     rows: list[list[tuple[str, str, str]]]
 
 
-def run(folder: Place, out: Place | None = None) -> dict[str, Any]:
-    """The verb: write the page of a run; `out` instead of report.html in the run folder."""
+def run(
+    folder: Place, out: Place | None = None, fetch: bool = False, web: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The verb: write the page of a run; `out` instead of report.html in the run folder.
+
+    `fetch`: shards that its plan names are fetched from elsewhere, too; `web`: where they lie, for who knows it better
+    than the plan, which holds no secrets of an address.
+    """
     path = out or folder / PAGE
-    gathered = gather(folder)
+    gathered = gather(folder, fetch, web)
     page = render(gathered.facts).encode("utf-8", "replace")
     with atomic(path) as file:
         file.write(page)
@@ -62,15 +68,19 @@ def run(folder: Place, out: Place | None = None) -> dict[str, Any]:
     return {"report": str(path), "bytes": len(page), "rounds": len(gathered.facts.rounds), "texts": texts}
 
 
-def gather(folder: Place) -> Gathered:
-    """Everything that the page of a run folder shows."""
+def gather(folder: Place, fetch: bool = False, web: Sequence[str] | None = None) -> Gathered:
+    """Everything that the page of a run folder shows; `fetch` and `web` as in `run`."""
     opened = Run.load(folder)
     command = inputs.verb(opened.plan)
     events = list(_lines(folder / "log.jsonl"))
     rounds, seconds = _summary(folder, command, events)
     worked = [str(event["ts"]) for event in events if event.get("event") == "worked"]
     notes: list[str] = []
-    looks, images, words, rows = _looks(folder, command, opened.plan, rounds, notes)
+    if command == "select":
+        inputs.check_reachable(folder, [opened.plan["annotations"]], fetch)
+    found = [r for r in _rounds(folder, command, opened.plan, rounds) if any(r.annotations.glob("*.parquet"))]
+    urls = _urls(folder, opened.plan, fetch, web, notes) if found else {}
+    looks, images, words, rows = _looks(found, urls, folder, notes)
     trainings = list(_trainings(folder))
     notes += [line for entry in rounds for line in told_of_stages(entry)]
     if bare := without_text(folder):
@@ -215,7 +225,7 @@ def _round(
 def _named(urls: list[str]) -> list[str]:
     """Shards as a person names them: by their folder, where they are all that is in it."""
     folders = {url.rpartition("/")[0] for url in urls}
-    if len(folders) == 1:
+    if len(folders) == 1 and not any("://" in url for url in urls):  # what lies elsewhere is not asked
         (only,) = folders
         if places.place(only).is_dir() and shards.expand(only) == sorted(urls):
             return [only]
@@ -223,15 +233,13 @@ def _named(urls: list[str]) -> list[str]:
 
 
 def _looks(
-    folder: Place, command: str, plan: Mapping[str, Any], entries: list[dict[str, Any]], notes: list[str]
+    rounds: list[Round], urls: Mapping[str, str], folder: Place, notes: list[str]
 ) -> tuple[list[Look], list[tuple[str, str | None]], Words, list[list[tuple[str, str, str]]]]:
-    rounds = [r for r in _rounds(folder, command, plan, entries) if any(r.annotations.glob("*.parquet"))]
     words = Words()
     if not rounds:
         return [], [], words, []
     names = sorted({path.stem for r in rounds for path in r.annotations.glob("*.parquet")})
     drawn = gallery.chosen_shards(names)
-    urls = _urls(folder, plan, notes)
     counted = [Counted(r, gallery.MAX_TEXTS // len(rounds)) for r in rounds]
     known: dict[str, Truth] = {}
     for name in names:
@@ -253,11 +261,16 @@ def _looks(
     return looks, [(key, thumbs.get((shard, key))) for shard, key in places], words, rows
 
 
-def _urls(folder: Place, plan: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
-    """The web's shards by name; none, and a note, where they are not there any more."""
+def _urls(
+    folder: Place, plan: Mapping[str, Any], fetch: bool, web: Sequence[str] | None, notes: list[str]
+) -> dict[str, str]:
+    """The web's shards by name; none, and a note, where they are not there any more, or not to be fetched."""
     try:
-        return shards.by_name(shards.expand(inputs.named(folder, plan)))
-    except ShardError as error:
+        if web is None:
+            web = inputs.named(folder, plan)
+            inputs.check_reachable(folder, web, fetch)
+        return shards.by_name(shards.expand(web))
+    except (ShardError, RunError) as error:
         notes.append(f"No pictures and no truth: {error}")
         return {}
 

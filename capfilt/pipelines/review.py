@@ -269,9 +269,9 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the terminal shows the address, and labels are in the run folder."""
 
 
-def open_server(folder: Place, port: int = 0) -> Server:
+def open_server(folder: Place, port: int = 0, fetch: bool = False) -> Server:
     """A server for a run's page, not serving yet. RunError where there is nothing to review or the port is taken."""
-    gathered = gather(folder)
+    gathered = gather(folder, fetch)
     if not gathered.facts.looks:
         raise RunError(f"{folder} has no annotations yet, so there is no text to review.")
     try:
@@ -280,9 +280,9 @@ def open_server(folder: Place, port: int = 0) -> Server:
         raise RunError(f"port {port} cannot be had ({error}); choose another --port, or none.") from error
 
 
-def run(folder: Place, port: int, announce: Callable[[str], None]) -> dict[str, Any]:
+def run(folder: Place, port: int, announce: Callable[[str], None], fetch: bool = False) -> dict[str, Any]:
     """The verb: serve until Ctrl-C, which is how a review ends; then say what the labels say."""
-    server = open_server(folder, port)
+    server = open_server(folder, port, fetch)
     with server:
         announce(server.url)
         with contextlib.suppress(KeyboardInterrupt):

@@ -44,12 +44,14 @@ class Checked:
     """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
 
 
-def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False) -> dict[str, Any]:
+def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False, fetch: bool = False) -> dict[str, Any]:
     """The verb: check every ledger of a run; `mend` needs the run to be at rest.
 
-    `read_inputs` reads again what the run has read, too.
+    `read_inputs` reads again what the run has read, too; from elsewhere only with `fetch`.
     """
     opened = Run.load(folder)
+    specs = inputs.named(folder, opened.plan) if read_inputs else []
+    inputs.check_reachable(folder, specs, fetch)
     if mend:
         lock.hold(folder)
     checked, broken = Checked(), []
@@ -67,7 +69,7 @@ def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False) ->
     ]
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0
     found = {"run": str(folder), **vars(checked), "broken": told, "withdrawn": withdrawn}
-    return found | ({"inputs": of_inputs(opened, ledgers, show)} if read_inputs else {})
+    return found | ({"inputs": of_inputs(specs, ledgers, show)} if read_inputs else {})
 
 
 def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
@@ -109,11 +111,11 @@ def lost(ledgers: list[Ledger]) -> Iterator[Broken]:
                 yield Broken(selected, done.shard, why)
 
 
-def of_inputs(run: Run, ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
+def of_inputs(specs: list[str], ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
     """Whether the shards that a run read are still what it read: how many were compared, of how many nothing was
     recorded, and which differ."""
     recorded = [(ledger, done) for ledger in ledgers for done in stages.readable(ledger) if ledger.stage in READERS]
-    urls = {shards.name(url): url for url in _addresses(inputs.named(run.folder, run.plan))} if recorded else {}
+    urls = {shards.name(url): url for url in _addresses(specs)} if recorded else {}
     now: dict[str, Input | str] = {}
     changed, compared = [], 0
     with show.stage("verify inputs", len(recorded)) as line:

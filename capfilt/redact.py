@@ -1,0 +1,75 @@
+"""Secrets in addresses: a user's password before a host, a signature or a token in a query string.
+
+Whoever may read a run folder, a page, a log or a cluster's list of jobs could use them, so they stay in memory: what is
+stored or shown of an address goes through `redact`. What is left names the same thing, so a command that is given anew
+with a fresh signature is the same command. Redacting twice does no harm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^\s\"'<>`\\]*)")
+_WEB = ("http", "https", "ftp", "ftps", "sftp", "ssh", "webdav", "webdavs")
+# Names of parameters by which clouds, CDNs and APIs pass what proves who is asking.
+_SECRET = re.compile(
+    r"x-(amz|goog|oss|cos|obs|ms|tos|bce)-.*|(.*[-_.])?(sig|sign|signature|hmac|token|secret|password|passwd|passphrase"
+    r"|pass|pwd|auth|authorization|credentials?|session|sessionid|jwt|policy|key|apikey)|.*(token|secret|password"
+    r"|signature|apikey|accesskeyid|accessid|key-pair-id)",
+    re.IGNORECASE,
+)
+_SIGNATURE = re.compile(r"(.*[-_.])?(sig|sign|signature|hmac|policy)|.*signature", re.IGNORECASE)
+# What a signature is made of, new with each: times, and Azure's terms.
+_SIGNED = re.compile(
+    r"(x-)?expir(es|y|ation)|e|exp|date|timestamp|nonce|sv|ss|srt|sr|sp|st|se|sip|spr|si|sdd|ses|sk[a-z]{1,3}|rsc[a-z]"
+    r"|algorithm",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """The text with *** for every secret in the addresses that it holds."""
+    return _URL.sub(_redacted, text) if "://" in text else text
+
+
+def redact_tree(value: Any) -> Any:
+    """The same of all texts in what JSON can hold, keys too."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact_tree(key): redact_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_tree(inner) for inner in value]
+    return value
+
+
+def _redacted(match: re.Match[str]) -> str:
+    protocol, rest = match.groups()
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    authority, path = rest[:end], rest[end:]
+    user, at, host = authority.rpartition("@")
+    # `abfs://container@account` and `git://user@host` name a place; before a web server's host stands a credential.
+    if at and user != HIDDEN and (":" in user or protocol.lower() in _WEB):
+        authority = f"{HIDDEN}@{host}"
+    path, hash_, fragment = path.partition("#")
+    path, mark, query = path.partition("?")
+    return f"{protocol}://{authority}{path}{mark}{_parameters(query)}{hash_}{_parameters(fragment)}"
+
+
+def _parameters(text: str) -> str:
+    """A query without its secrets: those that are none stay, in their order."""
+    if "=" not in text:
+        return text
+    pieces = text.split("&")
+    names = [piece.partition("=")[0].replace("%2D", "-").replace("%2d", "-") for piece in pieces]
+    signed = any(_SIGNATURE.fullmatch(name) for name in names)
+    kept = [
+        piece
+        for name, piece in zip(names, pieces, strict=True)
+        if not _SECRET.fullmatch(name) and not (signed and _SIGNED.fullmatch(name))
+    ]
+    return text if len(kept) == len(pieces) else "&".join([*kept, HIDDEN])
