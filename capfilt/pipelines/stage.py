@@ -63,6 +63,7 @@ def run_stage(
         stages.begin(ledger, stages.Plan(label, len(items), len(items) - len(todo)), count.identities)
         session.report([metrics.queued(job.name, len(todo))])
     failures: dict[str, str] = {}
+    pace = stages.Pace(ledger)
     hunt = Hunt(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
         line.resume(count.num)
@@ -77,6 +78,7 @@ def run_stage(
                     continue
                 tally = count.take(name) if error is None else None
                 if tally is not None:
+                    pace.add()
                     session.report(metrics.of_shard(job.name, tally, told, end.seconds))
                 else:
                     failures[end.item] = error or f"{name} was done, but its outputs are not there any more"
@@ -87,14 +89,18 @@ def run_stage(
             for item in deadly:
                 hunt.find(item, todo[item], count.identities[todo[item]])
             pending = deadly
+    pace.keep()
     if todo and not session.local:
         fence.confirm(ledger.path)
         sweep(ledger.folder, over=True)  # a worker that was killed while writing left its file, and others did its work
-    if failures:
-        item, error = next(iter(failures.items()))
-        which = f"{len(failures)} of {len(items)} failed, first {item}: " if len(items) > 1 else ""
-        raise RunError(f"{label}: {which}{error.rstrip('.')}. What is done stays done: the same command goes on here.")
+    _raise_failed(label, failures, len(items))
     return count.total
+
+
+def _raise_failed(label: str, failures: Mapping[str, str], total: int) -> None:
+    for item, error in failures.items():
+        which = f"{len(failures)} of {total} failed, first {item}: " if total > 1 else ""
+        raise RunError(f"{label}: {which}{error.rstrip('.')}. What is done stays done: the same command goes on here.")
 
 
 def identities(job: StageJob, items: Mapping[str, str]) -> dict[str, str]:

@@ -1,13 +1,16 @@
 """The stages of a run folder, read from its files alone: what each was to do, what is done, what failed.
 
 Beside a stage's completions lie `ledger/STAGE.plan.jsonl` (a head, then a line for each shard) and, where shards failed
-as a whole, `ledger/STAGE.failed.jsonl`. Nothing here knows which stages there are: it finds them.
+as a whole, `ledger/STAGE.failed.jsonl`; `ledger/STAGE.pace.json` says how much the newest command has done in how many
+seconds of its own stopwatch, and a copy of the folder says the same. Nothing here knows which stages there are: it
+finds them.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +18,7 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
-from capfilt.reports.ledger import Completion, Ledger, atomic
+from capfilt.reports.ledger import Completion, Ledger, atomic, write_json
 from capfilt.reports.places import Place, Remote, append, listing, together
 from capfilt.reports.tally import Tally, bounded
 
@@ -24,7 +27,10 @@ ORDER = (
     *("pretrain", "language", "stage-1", "stage-2", "evaluate"),
 )
 """How the stages of one round follow each other; others come after, by name."""
-PLAN, FAILED = ".plan.jsonl", ".failed.jsonl"
+PLAN, FAILED, PACE = ".plan.jsonl", ".failed.jsonl", ".pace.json"
+
+PACE_SECONDS = 2.0
+"""How old what `STAGE.pace.json` says may be while its driver works."""
 
 _DEPTH = ("ledger", "*/ledger", "*/*/ledger")  # where ledgers lie in a run folder
 
@@ -48,7 +54,31 @@ def begin(ledger: Ledger, plan: Plan, identities: Mapping[str, str] | None = Non
         file.write(json.dumps(asdict(plan), ensure_ascii=False).encode() + b"\n")
         for shard, identity in (identities or {}).items():
             file.write(json.dumps([shard, identity], ensure_ascii=False).encode() + b"\n")
-    ledger.path.with_name(f"{ledger.stage}{FAILED}").unlink(missing_ok=True)
+    for ending in (FAILED, PACE):
+        ledger.path.with_name(f"{ledger.stage}{ending}").unlink(missing_ok=True)
+
+
+class Pace:
+    """Counts what a command has done of a stage since now, and keeps the count and the seconds where `standing` looks:
+    at once, then every `PACE_SECONDS`, and at the end."""
+
+    def __init__(self, ledger: Ledger):
+        self._path = ledger.path.with_name(f"{ledger.stage}{PACE}")
+        self._began = time.monotonic()
+        self._done, self._kept, self._due = 0, 0, self._began
+
+    def add(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if time.monotonic() >= self._due:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write it down."""
+        now = time.monotonic()
+        if self._done > self._kept:
+            write_json(self._path, {"done": self._done, "seconds": round(now - self._began, 3)})
+        self._kept, self._due = self._done, now + PACE_SECONDS
 
 
 def planned(ledger: Ledger) -> tuple[Plan | None, dict[str, str]]:
@@ -107,7 +137,7 @@ class Standing:
     errors: Counter[str] = field(default_factory=Counter)
     """Shards that failed as a whole, by reason."""
     rate: float | None = None
-    """Units a second since the newest command began; None where it has done nothing yet."""
+    """Units a second since the newest command began, as it recorded them itself; None where it recorded none."""
 
     @property
     def left(self) -> float | None:
@@ -118,27 +148,23 @@ class Standing:
 def standing(ledger: Ledger) -> Standing:
     """Count what a stage has done; a completion of an earlier plan is none of it."""
     plan, identities = planned(ledger)
-    newest, count = 0.0, 0
+    count = 0
     stand = Standing(ledger, plan or Plan(ledger.stage, 0))
     stats = listing(ledger.path)
     for done in readable(ledger):
-        stat = stats.get(f"{done.shard}.json")
-        if stat is None or (identities and identities.get(done.shard) != done.fingerprint):
+        if stats.get(f"{done.shard}.json") is None or (identities and identities.get(done.shard) != done.fingerprint):
             continue
         count += 1
         stand.tally += done.tally
-        newest = max(newest, stat.st_mtime)
     stand.done = count
     if plan is None:
         stand.plan = Plan(ledger.stage, count, count)
     elif plan.log:
-        stand.done, newest = (plan.total, newest) if count else _steps(ledger.folder / plan.log)
+        steps, stand.rate = _steps(ledger.folder / plan.log)
+        stand.done = plan.total if count else steps
+    else:
+        stand.rate = _rate(ledger)
     stand.errors = bounded(Counter(reason(error) for error in failures(ledger).values()))
-    new = stand.done - stand.plan.found
-    if plan is not None and new > 0:
-        # Both times are the file server's: the rate does not ask what this machine's clock says.
-        began = ledger.path.with_name(f"{ledger.stage}{PLAN}").stat().st_mtime
-        stand.rate = new / max(newest - began, 1e-3)
     return stand
 
 
@@ -154,10 +180,27 @@ def readable(ledger: Ledger) -> Iterator[Completion]:
             yield done
 
 
-def _steps(log: Place) -> tuple[int, float]:
+def _rate(ledger: Ledger) -> float | None:
+    try:
+        pace = json.loads(ledger.path.with_name(f"{ledger.stage}{PACE}").read_bytes())
+        return float(pace["done"] / pace["seconds"])
+    except (
+        FileNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ZeroDivisionError,
+    ):  # not written yet, or not by us
+        return None
+
+
+def _steps(log: Place) -> tuple[int, float | None]:
+    """The newest step of a training, and its steps a second over the last lines of its log."""
     if not log.is_file():
-        return 0, 0.0
+        return 0, None
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 65536))
         lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
-    return (int(json.loads(lines[-1])["step"]) if lines else 0), log.stat().st_mtime
+    told = [json.loads(line) for line in lines]
+    seconds = [float(line["step_seconds"]) for line in told if line.get("step_seconds")]
+    return (int(told[-1]["step"]) if told else 0), (len(seconds) / sum(seconds) if seconds else None)

@@ -124,7 +124,7 @@ def snapshot() -> Callable[[Path], Snapshot]:
     """What tells whether a file was written again: inode, time and size of every file but the run's log and plans."""
 
     def take(folder: Path) -> Snapshot:
-        told = ("log.jsonl", "plan.jsonl")  # what happened, and what was begun
+        told = ("log.jsonl", "plan.jsonl", "pace.json")  # what happened, what was begun, and how fast it went
         files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(told))
         stats = {str(path.relative_to(folder)): path.stat() for path in files}
         return {name: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()}

@@ -14,11 +14,11 @@ Bytes = dict[str, bytes]
 
 def outputs(run: Path) -> Bytes:
     """What a run is for: everything but its logs and Ray's own files."""
-    skip = ("log.jsonl", "summary.json", "report.html")
+    skip = ("log.jsonl", "summary.json", "report.html", ".plan.jsonl", ".pace.json")
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in sorted(run.rglob("*"))
-        if path.is_file() and path.name not in skip and "/ray/" not in str(path) and ".plan." not in path.name
+        if path.is_file() and not path.name.endswith(skip) and "/ray/" not in str(path)
     }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -45,20 +46,56 @@ def test_a_plan_reads_back(tmp_path: Path) -> None:
         stages.planned(ledger)
 
 
-def test_the_rate_is_of_the_newest_command_and_asks_no_clock_of_ours(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, "annotate")
+def test_the_rate_is_what_the_newest_command_wrote_down_and_no_time_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now)
+    ledger = Ledger(tmp_path / "run", "annotate")
     commit(ledger, "00000")
-    os.utime(ledger.path / "00000.json", (50, 50))
     stages.begin(ledger, Plan("annotate", 8, 1), {f"0000{i}": "f" for i in range(8)})
-    os.utime(tmp_path / "ledger/annotate.plan.jsonl", (100, 100))
-    assert stages.standing(ledger).rate is None
-    for i, at in ((1, 110), (2, 120)):
+    pace = stages.Pace(ledger)
+    assert stages.standing(ledger).rate is None, "nothing is done yet"
+    for i in (1, 2):
+        now += 10
         commit(ledger, f"0000{i}", failed=1)
-        os.utime(ledger.path / f"0000{i}.json", (at, at))
+        pace.add()
     commit(ledger, "00003", fingerprint="of another plan")
+    for path in (tmp_path / "run").rglob("*"):
+        os.utime(path, (50, 50))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=shutil.copyfile)
+    for folder in ("run", "copy"):
+        stand = stages.standing(Ledger(tmp_path / folder, "annotate"))
+        assert (stand.done, stand.rate, stand.left) == (3, 0.1, 50)
+        assert stand.tally.failed == {"no image": 2}
+    stages.begin(ledger, Plan("annotate", 8, 3))
+    assert stages.standing(ledger).rate is None, "another command has done nothing yet"
+
+
+def test_the_pace_is_written_down_at_once_then_now_and_then_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, kept = 0.0, []
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now)
+    monkeypatch.setattr(stages, "write_json", lambda _, pace: kept.append((pace["done"], pace["seconds"])))
+    pace = stages.Pace(Ledger(tmp_path, "annotate"))
+    for _ in range(10):
+        now += 0.5
+        pace.add()
+    pace.keep()
+    pace.keep()
+    assert kept == [(1, 0.5), (5, 2.5), (9, 4.5), (10, 5.0)]
+
+
+def test_a_training_s_rate_is_that_of_its_log(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "pretrain")
+    stages.begin(ledger, Plan("pretrain", 100, unit="steps", log="log.jsonl"), {"model": "f"})
+    assert stages.standing(ledger).rate is None
+    lines = [{"step": step, "step_seconds": seconds} for step, seconds in ((10, 0.25), (20, 0.75))]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 3')
+    os.utime(tmp_path / "log.jsonl", (10**9, 10**9))
     stand = stages.standing(ledger)
-    assert (stand.done, stand.rate, stand.left) == (3, 0.1, 50)
-    assert stand.tally.failed == {"no image": 2}
+    assert (stand.done, stand.rate, stand.left) == (20, 2.0, 40)
 
 
 def test_failures_are_told_until_the_stage_begins_again(tmp_path: Path) -> None:
