@@ -34,6 +34,7 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.data import shards
 from capfilt.data.sample import Sample
+from capfilt.engine.device import Compute
 from capfilt.evaluation import speed
 from capfilt.models import BlipConfig
 from capfilt.pipelines import export
@@ -101,7 +102,7 @@ def main() -> None:
         folder = Path(scratch)
         roles = make_models(architecture, folder, shared=False)
         url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
-        work = Work(make_job(config, roles, folder / "run"), CPU)
+        work = Work(make_job(config, Compute(device="cpu", precision="fp32"), roles, folder / "run"), CPU)
         peer = DataJuicer(roles, url, config, folder / "peer")
         write_as_much(config.tokens)
         for turn in range(options.repeats + 1):

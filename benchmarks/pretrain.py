@@ -32,6 +32,7 @@ import torch.distributed as dist
 
 from capfilt import presets
 from capfilt.data.loader import LoaderConfig, Source
+from capfilt.engine.device import Compute
 from capfilt.models import Architecture, build, read_architecture
 from capfilt.objectives.stages import learner_of
 from capfilt.objectives.step import ObjectivesConfig
@@ -63,6 +64,7 @@ def make_job(folder: Path, out: str, pairs: int, steps: int) -> TrainJob:
             precision="fp32",
             log_every=1,
         ),
+        compute=Compute(device="cpu", precision="fp32"),
     )
 
 

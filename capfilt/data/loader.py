@@ -330,9 +330,9 @@ class Count:
         return self.texts if captions == "all" else self.images
 
 
-def count(url: str) -> Count:
+def count(url: str, digest: shards.Digest | None = None) -> Count:
     """Read a shard to its end and count. Pictures are not decoded."""
-    texts = [len(item.captions) for item in shards.read(url) if isinstance(item, Sample)]
+    texts = [len(item.captions) for item in shards.read(url, digest) if isinstance(item, Sample)]
     return Count(sum(map(bool, texts)), sum(texts), texts.count(0))
 
 

@@ -91,16 +91,20 @@ def by_name(urls: Iterable[str]) -> dict[str, str]:
 
 
 class Digest:
-    """The sha256 and the size of a shard, taken while `read` goes through it."""
+    """The sha256 and the size of a shard, taken while `read` goes through it.
 
-    def __init__(self) -> None:
+    `version` is what `stat` said before: should the shard change while it is read, it is another version afterwards.
+    """
+
+    def __init__(self, version: str = "") -> None:
+        self._version = version
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._whole = False
 
     def taken(self) -> Input | None:
         """What was read; None unless it was all of the shard."""
-        return Input(self._bytes, self._hash.hexdigest()) if self._whole else None
+        return Input(self._bytes, self._hash.hexdigest(), self._version) if self._whole else None
 
     def of(self, stream: IO[bytes]) -> _Hashed:
         """The same stream, hashed as it is read."""

@@ -1,26 +1,99 @@
-"""Where computation runs and in which number format."""
+"""Where a command computes and in which number format: chosen once, from what its workers have, and handed to all.
+
+"auto" is fp32 on a CPU, whatever its instruction set, and bf16 on GPUs that multiply it in hardware, all of them.
+A worker never chooses: it opens what was chosen or refuses.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from capfilt.config import Config
+from capfilt.errors import ClusterError
+
+Format = Literal["fp32", "bf16"]
 Precision = Literal["auto", "fp32", "bf16"]
+DeviceKind = Literal["cpu", "cuda"]
 
 
-def pick_device() -> torch.device:
-    """The accelerator of this process, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+class Compute(Config):
+    """The kind of device and the format of matrix products that all workers of a stage use."""
+
+    device: DeviceKind
+    precision: Format
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format, as torch calls it."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def open(self) -> torch.device:
+        """This process's device. ClusterError where it has none of the kind, or none that computes in the format."""
+        if self.device == "cpu":
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise ClusterError(
+                f"the worker on {socket.gethostname()} has no CUDA device that torch can use, and this was to be"
+                " computed on GPUs: give each worker one (gpus=1), or install a torch with CUDA there."
+            )
+        if self.precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ClusterError(
+                f"the worker on {socket.gethostname()} cannot compute in bf16 ({torch.cuda.get_device_name()}):"
+                " leave that node out, or set precision=fp32."
+            )
+        return torch.device("cuda", torch.cuda.current_device())
 
 
-def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The format of matrix products: "auto" is bf16 where the device multiplies it fast, else fp32."""
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+@dataclass(frozen=True)
+class Ability:
+    """What a process can compute with."""
+
+    device: DeviceKind
+    name: str
+    """The host, and the GPU's name."""
+    bf16: bool
+    """Whether a GPU multiplies it in hardware. torch also emulates it (V100, T4), slower than fp32."""
+
+
+def local_device() -> DeviceKind:
+    """The kind of device that this process computes on where no cluster hands any out: a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def ability() -> Ability:
+    """What this process can compute with."""
+    if local_device() == "cpu":
+        return Ability("cpu", socket.gethostname(), bf16=False)
+    name = f"{torch.cuda.get_device_name()} on {socket.gethostname()}"
+    return Ability("cuda", name, torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def choose(precision: Precision, device: DeviceKind, found: Sequence[Ability] = ()) -> tuple[Compute, str]:
+    """What all workers compute with, and a line for people where that is not what each alone would take, or "".
+
+    `found` is what the workers' nodes can do; of CPUs nothing need be known. ClusterError where GPUs are wanted and a
+    node's process has none.
+    """
+    if device == "cpu" or precision != "auto":
+        return Compute(device=device, precision="bf16" if precision == "bf16" else "fp32"), ""
+    if without := [one.name for one in found if one.device == "cpu"]:
+        raise ClusterError(
+            f"a worker that was given a GPU on {without[0]} finds none: torch there is for CPUs, or the driver is"
+            " missing. Install a torch with CUDA, or set gpus=0."
+        )
+    slow = [one.name for one in found if not one.bf16]
+    if found and not slow:
+        return Compute(device=device, precision="bf16"), ""
+    if len(slow) == len(found):
+        return Compute(device=device, precision="fp32"), "" if found else "fp32: no node with a GPU answered"
+    which = f"{len(slow)} of {len(found)} nodes (first {slow[0]})"
+    return Compute(device=device, precision="fp32"), f"fp32, since {which} have no bf16 units and all take the same"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

@@ -49,6 +49,10 @@ class EvaluateConfig(Config):
     """From which score on such a text counts as kept."""
 
 
+EXECUTION_FIELDS = {"batch_size": True}
+"""What EvaluateConfig says of how figures are computed, and not of which: no part of plan and fingerprint."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """Some images with their tokens [B, N, D], and how many beside them could not be read."""

@@ -30,11 +30,12 @@ from capfilt.engine.batches import Pictures, pictures
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.clock import Clock, timed
 from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
+from capfilt.engine.device import Compute, Precision, autocast
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture, verbs, weights
-from capfilt.pipelines.hunt import Divisible
+from capfilt.pipelines.compute import Wanted, decide
+from capfilt.pipelines.hunt import Divisible, version_of
 from capfilt.pipelines.stage import CommandOptions, check_success, run_stage
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
@@ -54,10 +55,11 @@ class AnnotateConfig(Config):
     """Synthetic texts per image; BLIP-2 takes 10."""
     decode: DecodeConfig = DecodeConfig()
     batch_size: int = Field(default=64, ge=1)
-    """Images at a time."""
+    """Images at a time. A run may go on with another number; docs/promises.md says what that changes."""
     max_length: int = Field(default=35, ge=4)
     """Tokens of a text that is scored; BLIP scores with 35."""
     precision: Precision = "auto"
+    """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
 
     @model_validator(mode="after")
     def _enough(self) -> AnnotateConfig:
@@ -68,10 +70,16 @@ class AnnotateConfig(Config):
         return self
 
 
+EXECUTION_FIELDS = {"batch_size": True, "precision": True}
+"""What AnnotateConfig says of how texts are computed and not of which: no part of plan and fingerprint. In their place
+stands the format that was chosen, in `AnnotateJob.compute`. As what pydantic leaves out."""
+
+
 class AnnotateJob(Config):
     """What an annotating worker needs to know."""
 
     divisible: ClassVar[bool] = True
+    by_content: ClassVar[bool] = True
 
     out: Place
     """The folder of `annotations/` and `ledger/`."""
@@ -80,6 +88,7 @@ class AnnotateJob(Config):
     captioner_fingerprint: str
     filter_fingerprint: str
     config: AnnotateConfig
+    compute: Compute
     seed: int
     round: int
 
@@ -90,13 +99,14 @@ class AnnotateJob(Config):
 
     def identity(self, item: str) -> str:
         """Models by their weights, not by where they lie: a run folder may be moved."""
-        settings = self.model_dump(mode="json", exclude={"out", "captioner", "filter"})
-        return fingerprint(settings, shards.stat(item))
+        where = dict.fromkeys(("out", "captioner", "filter"), True)
+        return fingerprint(
+            self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS}), shards.name(item)
+        )
 
     def open(self) -> Divisible:
         """Load the two models."""
-        device = pick_device()
-        dtype = pick_dtype(self.config.precision, device)
+        device, dtype = self.compute.open(), self.compute.dtype
         work = Work(self, device, Clock(device))
 
         def shard(url: str) -> Told:
@@ -116,7 +126,7 @@ class Work:
     def __init__(self, job: AnnotateJob, device: torch.device, clock: Clock | None = None):
         self.job, self.device, self.clock = job, device, clock
         self.batches: list[int] = []  # of the shard at work
-        dtype = pick_dtype(job.config.precision, device)
+        dtype = job.compute.dtype
         writer = weights.load(job.captioner, dtype).eval().to(device)
         judge = weights.load(job.filter, dtype).eval().to(device)
         self.annotator = Annotator(
@@ -134,8 +144,9 @@ class Work:
         name, ledger, identity = shards.name(url), Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
-        digest = shards.Digest()
-        for own in self._rows(leave_out(shards.read(url, digest), poison.read(ledger, name, identity))):
+        stat = shards.stat(url)
+        digest, deadly = shards.Digest(stat["version"]), poison.read(ledger, name, version_of(identity, stat))
+        for own in self._rows(leave_out(shards.read(url, digest), deadly)):
             rows += own
             tally.samples["in"] += 1
             if own[0].status == "failed":
@@ -307,20 +318,23 @@ def run(
     captioner, judge = (weights.find(model) for model in models)
     check_roles(captioner, judge)
     urls = shards.expand(specs)
-    job = AnnotateJob(
-        out=out.absolute(),
-        captioner=captioner,
-        filter=judge,
-        captioner_fingerprint=weights.fingerprint(captioner),
-        filter_fingerprint=weights.fingerprint(judge),
-        config=config,
-        seed=seed,
-        round=0,
-    )
-    settings = job.model_dump(mode="json", exclude={"out", "captioner", "filter"})
-    Run.open(out, configs.to_yaml(config), {"verb": "annotate", **settings, "shards": urls})
+    writes, scores = weights.fingerprint(captioner), weights.fingerprint(judge)
+    fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
+    settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
+    run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
     with connect(address) as session:
-        tally = annotate(session, urls, job, options.resources(session), show)
+        worker = options.resources(session)
+        job = AnnotateJob(
+            out=out.absolute(),
+            captioner=captioner,
+            filter=judge,
+            **fingerprints,
+            config=config,
+            compute=decide(session, run, {"annotate": Wanted(config.precision, worker)}, show)["annotate"],
+            seed=seed,
+            round=0,
+        )
+        tally = annotate(session, urls, job, worker, show)
     result = {"annotations": str(out / "annotations"), **tally.to_json()}
     check_success("annotate", tally, options.min_success, result)
     return result

@@ -28,7 +28,7 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.engine.batches import pictures
 from capfilt.engine.clock import Clock
 from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
+from capfilt.engine.device import Compute, Precision, ability, autocast, choose, local_device
 from capfilt.errors import UsageError
 from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
@@ -83,12 +83,12 @@ def run(stage: str, sets: Sequence[str], show: Progress) -> dict[str, Any]:
 
 def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, show: Progress) -> dict[str, Any]:
     """Measure the stage and the bare engine in turns."""
-    device = pick_device()
-    dtype = pick_dtype(config.precision, device)
+    compute, _ = choose(config.precision, local_device(), [ability()])
+    device, dtype = compute.open(), compute.dtype
     roles = make_models(architecture, folder, config.shared)
     url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
     clock = Clock(device)
-    work = Work(make_job(config, roles, folder / "run"), device, clock)
+    work = Work(make_job(config, compute, roles, folder / "run"), device, clock)
     (load,) = [
         Load(batch.on(device), [sample.uid for sample in batch.samples], [texts_of(s) for s in batch.samples])
         for batch in pictures(shards.read(url), config.images, architecture.vision.image_size)
@@ -190,7 +190,7 @@ def _photo(width: int, random: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def make_job(config: BenchConfig, roles: tuple[Path, Path], out: Path) -> AnnotateJob:
+def make_job(config: BenchConfig, compute: Compute, roles: tuple[Path, Path], out: Path) -> AnnotateJob:
     """The job of the stage."""
     return AnnotateJob(
         out=out,
@@ -199,6 +199,7 @@ def make_job(config: BenchConfig, roles: tuple[Path, Path], out: Path) -> Annota
         captioner_fingerprint=weights.fingerprint(roles[0]),
         filter_fingerprint=weights.fingerprint(roles[1]),
         config=config.annotate(),
+        compute=compute,
         seed=0,
         round=0,
     )

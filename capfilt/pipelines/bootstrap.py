@@ -24,6 +24,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
+from capfilt.engine.device import Compute
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EvaluateConfig
 from capfilt.models import Architecture, weights
@@ -31,8 +32,10 @@ from capfilt.models.initial import InitialConfig
 from capfilt.models.text import Role
 from capfilt.pipelines import report
 from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, annotate, check_same_size
+from capfilt.pipelines.bootstrap_plan import check_momentum, plan_of, wanted
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate
-from capfilt.pipelines.corpus import DataConfig, gather, inputs
+from capfilt.pipelines.compute import decide
+from capfilt.pipelines.corpus import DataConfig, gather
 from capfilt.pipelines.evaluate import EvaluateJob, evaluate, filter_figures
 from capfilt.pipelines.final import StageConfig, check_final, merged, pretrain_final
 from capfilt.pipelines.pretrain import (
@@ -43,6 +46,7 @@ from capfilt.pipelines.pretrain import (
     read_architecture,
     run_training,
 )
+from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.select import SelectJob, check_selected, resolve_threshold, select
 from capfilt.pipelines.stage import check_success, digests
 from capfilt.reports.ledger import Ledger
@@ -50,7 +54,6 @@ from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
-from capfilt.training.config import OF_NO_WEIGHT
 from capfilt.training.loop import TrainConfig, TrainJob
 
 
@@ -108,6 +111,8 @@ class Story:
     run: Run
     show: Progress
     splits: dict[str, list[str]]
+    compute: dict[str, Compute]
+    """What each stage computes with."""
     final: tuple[Architecture, ...] = ()
     """Those of `config.final`."""
 
@@ -120,6 +125,10 @@ class Story:
         came = (("data",), "world"), (("data", "web"), "download")
         known = (digests(Ledger(self.run.path(*parts), stage)) for parts, stage in came)
         return {path: sha for own in (*known, digests(Ledger(self.folder(r), "select"))) for path, sha in own.items()}
+
+    def contents(self, r: int, urls: Sequence[str]) -> dict[str, str]:
+        """The sha256 of shards that round `r` reads."""
+        return contents_of(self.session, urls, self.made(r), self.run.folder.absolute(), self.show)
 
     def seed(self, r: int, purpose: str) -> int:
         """A seed of its own for each training: the rounds must not see the same noise."""
@@ -138,11 +147,12 @@ def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> di
 def bootstrap(session: Session, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
     """Run all rounds, from wherever they are; returns what `summary.json` says."""
     architecture, final, folder = open_run(config, out)
+    compute = decide(session, folder, wanted(config), show)
     folder.log("begin", rounds=config.rounds)
     with timed(folder, show):
         data = out.absolute() / "data"
         splits = gather(session, config.data, config.seed, data, config.cluster.select, show)
-    story = Story(session, config, architecture, folder, show, splits, final)
+    story = Story(session, config, architecture, folder, show, splits, compute, final)
     rounds = [round_zero(story)]
     newest = story.folder(0, "pretrain", "checkpoint")
     for r in range(1, config.rounds + 1):
@@ -195,6 +205,7 @@ def pretrain_round(story: Story, r: int, web: list[Source], newest: Place | None
         tokenizer=config.tokenizer,
         sources=sources,
         train=config.pretrain,
+        compute=story.compute["pretrain"],
         seed=story.seed(r, "pretrain"),
     )
     if job.start is None:
@@ -214,7 +225,9 @@ def evaluate_round(story: Story, r: int, models: dict[str, Place]) -> dict[str, 
         out=story.folder(r),
         models={files[name]: model for name, model in models.items()},
         shards=tuple(story.splits["test"]),
+        contents=story.contents(r, story.splits["test"]),
         config=story.config.evaluate,
+        compute=story.compute["evaluate"],
     )
     evaluate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} evaluate")
     found = {name: json.loads(story.folder(r, f"{file}.json").read_bytes()) for name, file in files.items()}
@@ -240,6 +253,7 @@ def finetune(
         tokenizer=story.config.tokenizer,
         sources=(Source(shards=tuple(story.splits["human"])),),
         train=train,
+        compute=story.compute[role],
         seed=story.seed(r, role),
     )
     made = digests(Ledger(story.run.path("data"), "world"))
@@ -256,11 +270,12 @@ def calibrate_filter(story: Story, r: int, judge: Place) -> float | None:
         out=story.folder(r),
         model=judge,
         shards=tuple(story.splits["val"]),
+        contents=story.contents(r, story.splits["val"]),
         score=policy.score,
         recall=policy.recall,
         batch_size=story.config.annotate.batch_size,
         max_length=story.config.annotate.max_length,
-        precision=story.config.annotate.precision,
+        compute=story.compute["annotate"],
     )
     return calibrate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} calibrate")
 
@@ -274,6 +289,7 @@ def annotate_web(story: Story, r: int, captioner: Place, judge: Place) -> None:
         captioner_fingerprint=weights.fingerprint(captioner),
         filter_fingerprint=weights.fingerprint(judge),
         config=story.config.annotate,
+        compute=story.compute["annotate"],
         seed=story.config.seed,
         round=r,
     )
@@ -335,13 +351,7 @@ def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[A
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture, final = check(config)
     check_all_sources(config, architecture, final)
-    manners = {"data": {"download": {"manners": True, "thread_count": True}}}
-    trains = dict.fromkeys(("pretrain", "captioner", "filter"), OF_NO_WEIGHT)
-    stages = {"final": {"__all__": {"train": OF_NO_WEIGHT}}}
-    plan = config.model_dump(mode="json", exclude={"rounds": True, "cluster": True, **manners, **trains, **stages})
-    plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": inputs(config.data)}
-    for stage, own in zip(plan["final"], final, strict=True):
-        stage["architecture"] = own.model_dump(mode="json")
+    plan = plan_of(config, architecture, final)
     return architecture, final, Run.open(out, configs.to_yaml(config), plan)
 
 
@@ -381,15 +391,3 @@ def check_all_sources(config: BootstrapConfig, architecture: Architecture, final
     for stage, own in zip(config.final, final, strict=True):
         language = stage.language if isinstance(stage.language, str) else None
         check_sources(InitialConfig(vision=stage.vision, text=stage.text, language=language), own)
-
-
-def check_momentum(config: BootstrapConfig) -> None:
-    """Refuse a training that would go on with a momentum copy that nobody kept."""
-    if config.pretrain.objectives.momentum_from == "start":
-        raise RecipeError(
-            "pretrain.objectives.momentum_from is 'start', and round 0 starts from nothing: take 'model'."
-        )
-    if config.filter.objectives.momentum_from == "start" and not config.pretrain.keep_momentum:
-        raise RecipeError(
-            "filter.objectives.momentum_from is 'start': set pretrain.keep_momentum=true, or take 'model'."
-        )

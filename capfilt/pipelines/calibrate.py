@@ -17,7 +17,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.policy import PolicyConfig
 from capfilt.data.tokens import Tokenizer
-from capfilt.engine.device import Precision, autocast, pick_device, pick_dtype
+from capfilt.engine.device import Compute, autocast
 from capfilt.engine.filter import Filter
 from capfilt.errors import DataError
 from capfilt.evaluation import examine, matching
@@ -36,12 +36,14 @@ class CalibrateJob(Config):
     out: Place
     model: Place
     shards: tuple[str, ...]
+    contents: dict[str, str]
+    """The sha256 of each shard, by its url."""
     score: str
     recall: float
     batch_size: int = 64
     max_length: int = 35
     """Tokens of a text; as when annotating, since the threshold is for those scores."""
-    precision: Precision = "auto"
+    compute: Compute
 
     @property
     def name(self) -> str:
@@ -53,14 +55,13 @@ class CalibrateJob(Config):
         return fingerprint(
             item,
             weights.fingerprint(self.model),
-            [shards.stat(url) for url in self.shards],
-            self.model_dump(mode="json", exclude={"out", "model", "shards"}),
+            [(shards.name(url), self.contents[url]) for url in self.shards],
+            self.model_dump(mode="json", exclude={"out", "model", "shards", "contents", "batch_size"}),
         )
 
     def open(self) -> Callable[[str], str]:
         """Load the filter."""
-        device = pick_device()
-        dtype = pick_dtype(self.precision, device)
+        device, dtype = self.compute.open(), self.compute.dtype
         model = weights.load(self.model, dtype).eval().to(device)
         judge = Filter(model, Tokenizer.load(self.model), self.max_length)
 

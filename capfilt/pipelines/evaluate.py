@@ -15,10 +15,12 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.language_tokens import tokenizer_of
-from capfilt.engine.device import pick_device
+from capfilt.engine.device import Compute
 from capfilt.errors import RecipeError
-from capfilt.evaluation.examine import EvaluateConfig, Judged, examine, truths
+from capfilt.evaluation.examine import EXECUTION_FIELDS, EvaluateConfig, Judged, examine, truths
 from capfilt.models import verbs, weights
+from capfilt.pipelines.compute import Wanted, decide
+from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.stage import CommandOptions, run_stage
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.places import Place
@@ -34,7 +36,11 @@ class EvaluateJob(Config):
     models: dict[str, Place]
     """The folder of each one by its name."""
     shards: tuple[str, ...]
+    contents: dict[str, str]
+    """The sha256 of each shard, by its url."""
     config: EvaluateConfig
+    compute: Compute
+    """Figures are taken in fp32."""
 
     @property
     def name(self) -> str:
@@ -46,13 +52,14 @@ class EvaluateJob(Config):
         return fingerprint(
             item,
             weights.fingerprint(self.models[item]),
-            [shards.stat(url) for url in self.shards],
-            self.config.model_dump(mode="json"),
+            [(shards.name(url), self.contents[url]) for url in self.shards],
+            self.config.model_dump(mode="json", exclude=EXECUTION_FIELDS),
+            self.compute.model_dump(mode="json"),
         )
 
     def open(self) -> Callable[[str], str]:
         """Nothing to load: an item is a model."""
-        device = pick_device()
+        device = self.compute.open()
 
         def work(item: str) -> str:
             model = weights.load(self.models[item]).eval().to(device)
@@ -106,10 +113,20 @@ def run(
     found = weights.find(model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (out or Path(scratch, "run")).absolute()
-        settings = {**config.model_dump(mode="json"), "model": weights.fingerprint(found), "shards": urls}
-        Run.open(folder, configs.to_yaml(config), {"verb": "evaluate", **settings})
+        asked = config.model_dump(mode="json", exclude=EXECUTION_FIELDS)
+        plan = {"verb": "evaluate", **asked, "model": weights.fingerprint(found), "shards": urls}
+        opened = Run.open(folder, configs.to_yaml(config), plan)
         with connect(address) as session:
-            job = EvaluateJob(out=folder, models={"metrics": found}, shards=tuple(urls), config=config)
-            evaluate(session, job, (options or CommandOptions(gpus=None)).resources(session), show)
+            worker = (options or CommandOptions(gpus=None)).resources(session)
+            compute = decide(session, opened, {"evaluate": Wanted("fp32", worker)}, show)["evaluate"]
+            job = EvaluateJob(
+                out=folder,
+                models={"metrics": found},
+                shards=tuple(urls),
+                contents=contents_of(session, urls, {}, folder, show),
+                config=config,
+                compute=compute,
+            )
+            evaluate(session, job, worker, show)
         figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return figures

@@ -108,6 +108,7 @@ def pretrain_final(story: Story, r: int, sources: tuple[Source, ...], newest: Pl
             tokenizer=initial.language or story.config.tokenizer,
             sources=sources,
             train=stage.train,
+            compute=story.compute[name(number)],
             seed=story.seed(r, name(number)),
         )
         label, counts = f"round {r} {name(number).replace('-', ' ')}", story.run.folder.absolute()
@@ -123,15 +124,17 @@ def speaker(story: Story, r: int, number: int, architecture: Architecture, sourc
         return asked
     assert isinstance(architecture, Blip2Config)
     assert architecture.language is not None
+    urls = tuple(url for source in sources for url in shards.expand(source.shards))
     job = LanguageJob(
         out=story.folder(r),
         language=architecture.language,
         config=asked,
-        shards=tuple(url for source in sources for url in shards.expand(source.shards)),
+        shards=urls,
+        contents=story.contents(r, urls),
         seed=story.seed(r, "language"),
     )
     resources = story.config.cluster.select  # a core: the language model is a small one
-    return str(teach_language(story.session, job, resources, story.show, f"round {r} language", story.made(r)))
+    return str(teach_language(story.session, job, resources, story.show, f"round {r} language"))
 
 
 def merged(figures: Mapping[str, dict[str, object]], models: Sequence[str]) -> dict[str, object]:

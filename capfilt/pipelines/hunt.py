@@ -7,14 +7,15 @@ that is short of memory, say: so a sample is left out only after it has killed t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Job, Resources, spread
+from capfilt.data import shards
 from capfilt.reports import poison
-from capfilt.reports.ledger import Ledger
+from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.metrics import Told
 
 TRIES = 2
@@ -55,6 +56,11 @@ class Probe:
         return work
 
 
+def version_of(identity: str, stat: Mapping[str, Any]) -> str:
+    """The fingerprint under which deadly samples are known: their places are those of one version of a shard."""
+    return fingerprint(identity, stat)
+
+
 class Hunt:
     """What is known of the deadly items of one stage."""
 
@@ -68,7 +74,7 @@ class Hunt:
         """Whether to look into an item that killed its workers, rather than to give it up."""
         return self.divisible and self._fruitless[item] < _FRUITLESS
 
-    def find(self, item: str, shard: str, fingerprint: str) -> None:
+    def find(self, item: str, shard: str, identity: str) -> None:
         """Find the sample that kills, and have it left out; where none does on its own, the shard has another try."""
         num = self._try(item, 0, 0)
         low, high = 0, num or 0
@@ -79,7 +85,9 @@ class Hunt:
             else:
                 low = middle
         if num and all(self._try(item, low, high) is None for _ in range(TRIES)):
-            poison.mark(self.ledger, shard, fingerprint, low, f"{TRIES} times when it was alone")
+            poison.mark(
+                self.ledger, shard, version_of(identity, shards.stat(item)), low, f"{TRIES} times when it was alone"
+            )
         else:
             self._fruitless[item] += 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.spread import Resources
@@ -26,8 +26,8 @@ class LanguageJob(Config):
     language: LanguageConfig
     config: TeachConfig
     shards: tuple[str, ...]
-    made: dict[str, str] = {}
-    """The sha256 of those shards that the run made itself; others are known by their size and time."""
+    contents: dict[str, str]
+    """The sha256 of each shard, by its url."""
     seed: int = 0
 
     @property
@@ -42,8 +42,8 @@ class LanguageJob(Config):
 
     def identity(self, item: str) -> str:
         """The architecture, the lessons and what is read."""
-        settings = self.model_dump(mode="json", exclude={"out", "shards", "made"})
-        return fingerprint(item, settings, [self.made.get(url) or shards.stat(url) for url in self.shards])
+        settings = self.model_dump(mode="json", exclude={"out", "shards", "contents"})
+        return fingerprint(item, settings, [self.contents[url] for url in self.shards])
 
     def open(self) -> Callable[[str], str]:
         """Nothing to load."""
@@ -66,10 +66,7 @@ def documents(urls: Sequence[str]) -> Iterator[list[str]]:
                 yield [text for caption in item.captions if (text := clean_caption(str(caption["text"])))]
 
 
-def teach_language(
-    session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str, made: Mapping[str, str]
-) -> Place:
+def teach_language(session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str) -> Place:
     """Teach it, unless the ledger has this very one; returns its folder."""
-    job = job.model_copy(update={"made": {url: made[url] for url in job.shards if url in made}})
     run_stage(session, job, {"language": "language"}, resources, show, label)
     return job.model_folder

@@ -30,7 +30,8 @@ from capfilt.models.language import check_language
 from capfilt.objectives.accumulate import cannot
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
-from capfilt.pipelines.rows import count_rows, without_text
+from capfilt.pipelines.compute import Wanted, decide
+from capfilt.pipelines.rows import contents_of, count_rows, without_text
 from capfilt.reports import metrics
 from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
@@ -46,7 +47,7 @@ from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 from capfilt.training.parallel import ExecutionConfig
 
 ROWS = "rows.json"
-"""How a training's processes are told what `count_rows` found; gone when it ends."""
+"""How a training's processes are told how many rows each shard has, and its sha256; gone when it ends."""
 
 
 class TrainResources(ExecutionConfig):
@@ -136,18 +137,19 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
         )
 
 
-def identity(job: TrainJob, made: Mapping[str, str]) -> str:
-    """The fingerprint of what a training ends with: its settings, what it starts from and what it reads."""
-    elsewhere = dict.fromkeys(("out", "start", "sources", "tokenizer", "rows", "execution"), True)
+def identity(job: TrainJob, contents: Mapping[str, str]) -> str:
+    """The fingerprint of what a training ends with: its settings, what it starts from and what it reads, of which
+    `contents` has the sha256 by the shards' urls."""
+    elsewhere = dict.fromkeys(("out", "start", "sources", "tokenizer", "rows", "execution", "compute"), True)
     settings = job.model_dump(mode="json", exclude={**elsewhere, "train": OF_NO_WEIGHT})
     settings["train"]["features"] = bool(job.train.features)  # not where they lie
+    settings["train"]["precision"] = job.compute.precision  # a training may go on on another kind of device
     settings["initial"] = {tower: known_by(source) for tower, source in settings["initial"].items()}
     start = [weights.fingerprint(job.start)] if job.start else []
     if job.start and (job.start / weights.MOMENTUM).is_file():
         start.append(sha256_file(job.start / weights.MOMENTUM))
     walked = [(shards.expand(source.shards), source.repeat) for source in job.sources]
-    stats = shards.stats([url for urls, _ in walked for url in urls if url not in made])
-    inputs = [(shards.name(url), made.get(url) or stats[url], repeat) for urls, repeat in walked for url in urls]
+    inputs = [(shards.name(url), contents[url], repeat) for urls, repeat in walked for url in urls]
     return fingerprint(settings, start, inputs, job.load_tokenizer().vocab)
 
 
@@ -169,19 +171,21 @@ def run_training(
     """Train, unless the ledger has this very training; returns the folder of the model.
 
     The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`. `made` has the sha256 of the shards that
-    the run made itself (`stage.digests`); others are known by their size and time. How many rows the shards have is
-    counted in the folder `counts` (by default beside the job's), where it stays known.
+    the run made itself (`stage.digests`); others are read once. That and how many rows the shards have stays known in
+    the folder `counts` (by default beside the job's).
     """
-    ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, made or {})
+    counts, urls = counts or job.out.parent, [url for source in job.sources for url in shards.expand(source.shards)]
+    contents = contents_of(session, urls, made or {}, counts, show)
+    ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, contents)
     done = ledger.completion("model", wanted) is not None
     if not done:
         warn_of_lanes(job, 1 if session.local else resources.workers)
-        rows = count_rows(session, job.sources, job.train.loader.captions, counts or job.out.parent, show)
+        rows = count_rows(session, job.sources, job.train.loader.captions, counts, show)
         execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
         kept = job.train.features  # workers may start elsewhere
         settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
         job = job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
-        write_json(job.out / ROWS, rows)
+        write_json(job.out / ROWS, {"rows": rows, "contents": contents})
     with show.stage(label, job.train.steps) as line:
         if done:
             line.resume(job.train.steps)
@@ -345,19 +349,22 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
     start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": OF_NO_WEIGHT})
+    plan["train"]["features"] = bool(config.train.features)  # not where they lie
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
-    Run.open(out, configs.to_yaml(config), plan)
-    job = TrainJob(
-        out=out.absolute() / "pretrain",
-        architecture=architecture,
-        start=start,
-        initial=config.initial.located(),
-        tokenizer=config.tokenizer,
-        sources=sources,
-        train=config.train,
-        seed=config.seed,
-    )
+    opened = Run.open(out, configs.to_yaml(config), plan)
     with connect(address) as session:
+        wanted = Wanted(config.train.precision, config.resources, training=True)
+        job = TrainJob(
+            out=out.absolute() / "pretrain",
+            architecture=architecture,
+            start=start,
+            initial=config.initial.located(),
+            tokenizer=config.tokenizer,
+            sources=sources,
+            train=config.train,
+            compute=decide(session, opened, {"pretrain": wanted}, show)["pretrain"],
+            seed=config.seed,
+        )
         model = run_training(session, job, config.resources, show, "pretrain")
     bare = without_text(job.out.parent)
     return {"model": str(model)} | ({"without_text": bare} if bare else {})

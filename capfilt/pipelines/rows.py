@@ -1,9 +1,11 @@
-"""rows: how many rows of a training each shard has, counted once (a step of every training, not a verb)."""
+"""rows: how many rows of a training each shard has and the sha256 of its bytes, for which it is read once (a step of
+every training and of whatever reads a set of shards as a whole, not a verb).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from capfilt.cluster.session import Session
@@ -12,7 +14,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loader import Source, count
 from capfilt.pipelines.stage import run_stage
-from capfilt.reports.ledger import Ledger, fingerprint
+from capfilt.reports.ledger import Completion, Ledger, fingerprint
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
 from capfilt.reports.tally import Tally
@@ -36,12 +38,13 @@ class RowsJob(Config):
         """Nothing to load."""
 
         def work(url: str) -> str:
-            found = count(url)
+            digest = shards.Digest(shards.stat(url)["version"])
+            found = count(url, digest)
             came = found.images + found.without_text
             samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
             texts = Counter({"all": found.texts})
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()})
-            Ledger(self.out, self.name).commit(entry(url), self.identity(url), [], tally)
+            Ledger(self.out, self.name).commit(entry(url), self.identity(url), [], tally, digest.taken())
             return f"{found.without_text} images without a text" if found.without_text else ""
 
         return work
@@ -61,17 +64,35 @@ def count_rows(
     session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Place, show: Progress
 ) -> dict[str, int]:
     """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
+    found = read_once(session, [url for source in sources for url in shards.expand(source.shards)], folder, show)
+    if bare := sum(done.tally.samples["dropped"] for done in found.values()):
+        show.say(f"{bare} pictures have no text: they are not trained on")
+    kind = {"all": lambda tally: tally.texts["kept"]["all"], "one": lambda tally: tally.samples["kept"]}[captions]
+    return {url: kind(done.tally) for url, done in found.items()}
+
+
+def contents_of(
+    session: Session, urls: Iterable[str], made: Mapping[str, str], folder: Place, show: Progress
+) -> dict[str, str]:
+    """The sha256 of each shard, by its url: those that the run `made` itself are known, others are read once.
+
+    A shard that has the same bytes under another time of writing is the same.
+    """
+    known = {url: made[url] for url in urls if url in made}
+    found = read_once(session, [url for url in urls if url not in made], folder, show)
+    return known | {url: done.input.sha256 for url, done in found.items() if done.input is not None}
+
+
+def read_once(session: Session, urls: Sequence[str], folder: Place, show: Progress) -> dict[str, Completion]:
+    """What is known of shards that were read to their end, by their urls; those of which nothing is are read now."""
     # A store is asked once for all of them: 100,000 shards, one after the other, would take hours.
-    stats = shards.stats([url for source in sources for url in shards.expand(source.shards)])
+    stats = shards.stats(urls)
     names = {url: entry(url, stat) for url, stat in stats.items()}
-    urls = {name: url for url, name in names.items()}
+    items = {name: url for url, name in names.items()}
     job = RowsJob(out=folder)
     ledger = Ledger(folder, job.name)
-    todo = {name: url for name, url in urls.items() if ledger.completion(name, fingerprint(stats[url])) is None}
+    todo = {name: url for name, url in items.items() if ledger.completion(name, fingerprint(stats[url])) is None}
     if todo:
         run_stage(session, job, todo, Resources(), show, "count pairs")
-        if bare := sum(done.tally.samples["dropped"] for done in ledger.completions() if done.shard in todo):
-            show.say(f"{bare} pictures have no text: they are not trained on")
-    tallies = {done.shard: done.tally for done in ledger.completions()}
-    kind = {"all": lambda tally: tally.texts["kept"]["all"], "one": lambda tally: tally.samples["kept"]}[captions]
-    return {url: kind(tallies[name]) for url, name in names.items()}
+    found = {done.shard: done for done in ledger.completions()}
+    return {url: found[name] for url, name in names.items()}

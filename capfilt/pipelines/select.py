@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,14 @@ from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
+from capfilt.engine.device import Precision
 from capfilt.engine.filter import NEEDS
 from capfilt.errors import DataError, ShortfallError, UsageError
 from capfilt.models import weights
 from capfilt.pipelines.annotate import AnnotateConfig, check_role
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_labels
+from capfilt.pipelines.compute import Wanted, decide
+from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.stage import CommandOptions, check_success, run_stage
 from capfilt.reports import balance, fence
 from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file, write_json
@@ -59,6 +62,8 @@ failure."""
 class SelectJob(Config):
     """What a selecting worker needs to know."""
 
+    by_content: ClassVar[bool] = True
+
     out: Place
     """The folder of `annotations/`, `dataset/` and `ledger/`."""
     annotations: Place
@@ -72,7 +77,7 @@ class SelectJob(Config):
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
         scores = annotated(self.annotations, shards.name(item))
-        return fingerprint(self.rule.model_dump(mode="json"), shards.stat(item), scores)
+        return fingerprint(self.rule.model_dump(mode="json"), shards.name(item), scores)
 
     def open(self) -> Callable[[str], str]:
         """Nothing to load."""
@@ -88,7 +93,7 @@ class SelectJob(Config):
         folder = self.out / "dataset"
         folder.mkdir(parents=True, exist_ok=True)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        digest = shards.Digest()
+        digest = shards.Digest(shards.stat(url)["version"])
         kept, tally = self._kept(url, judged, digest), _tally(judged)
         if tally.samples["kept"]:
             shards.write(tar, kept)
@@ -243,20 +248,26 @@ def run(
     folder = source / "annotations"
     check_annotations(urls, folder)
     said = calibrate_on_labels(source, urls, policy) if calibration.labels else None
-    job = None if said else plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet", out)
+    asked = None if said else plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet")
     plan = {
         "verb": "select",
         **policy.model_dump(mode="json"),
         "shards": urls,
         "annotations": str(source.absolute()),
-        "calibration": job.model_dump(mode="json", exclude={"out"}) if job else said,
+        "calibration": said if asked is None else {**asked, "model": str(asked["model"])},
     }
     opened = Run.open(out, configs.to_yaml(policy), plan)
     if said:
         write_json(opened.path("calibration.json"), said)
     with connect(address) as session:
-        holds_a_model = options.model_copy(update={"gpus": None}).resources(session)
-        calibrated = calibrate(session, job, holds_a_model, show) if job else (said or {}).get("threshold")
+        calibrated = (said or {}).get("threshold")
+        if asked is not None:
+            worker = options.model_copy(update={"gpus": None}).resources(session)
+            batch_size, precision = scored_with(source)
+            compute = decide(session, opened, {"calibrate": Wanted(precision, worker)}, show)["calibrate"]
+            known = contents_of(session, asked["shards"], {}, out.absolute(), show)
+            job = CalibrateJob(out=out.absolute(), **asked, contents=known, batch_size=batch_size, compute=compute)
+            calibrated = calibrate(session, job, worker, show)
         threshold = resolve_threshold(policy, folder, urls, calibrated)
         work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=policy.rule(threshold))
         tally = select(session, urls, work, options.resources(session), show)
@@ -290,10 +301,9 @@ def check_annotations(urls: Sequence[str], folder: Place) -> None:
             raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
 
 
-def plan_calibration(
-    policy: PolicyConfig, calibration: ThresholdSource, annotated: Place, out: Place
-) -> CalibrateJob | None:
-    """The calibration that a policy asks for. A threshold holds for the filter that it was measured with alone."""
+def plan_calibration(policy: PolicyConfig, calibration: ThresholdSource, annotated: Place) -> dict[str, Any] | None:
+    """The calibration that a policy asks for, as fields of its job. A threshold holds for the filter that it was
+    measured with alone."""
     if policy.threshold != "calibrated":
         return None
     val, judge = calibration.val, calibration.filter
@@ -304,17 +314,13 @@ def plan_calibration(
     used = {row.filter for row in tables.rows(tables.read(annotated)) if row.filter}
     if used - {weights.fingerprint(model)}:
         raise UsageError(f"{annotated} was scored by another filter than {judge}; give the one that scored it.")
-    scored = scoring(annotated.parent.parent)
-    return CalibrateJob(
-        out=out.absolute(),
-        model=model,
-        shards=tuple(shards.expand(val)),
-        score=policy.score,
-        recall=policy.recall,
-        batch_size=scored.batch_size,
-        max_length=scored.max_length,
-        precision=scored.precision,
-    )
+    return {
+        "model": model,
+        "shards": tuple(shards.expand(val)),
+        "score": policy.score,
+        "recall": policy.recall,
+        "max_length": scoring(annotated.parent.parent).max_length,
+    }
 
 
 def scoring(source: Place) -> AnnotateConfig:
@@ -324,3 +330,12 @@ def scoring(source: Place) -> AnnotateConfig:
             tree = configs.load(file)
             return AnnotateConfig.model_validate(tree.get(section, {}) if section else tree)
     return AnnotateConfig()
+
+
+def scored_with(source: Place) -> tuple[int, Precision]:
+    """The batch size of annotations, and the format in which they were scored: as their run chose it, if it says so."""
+    config = scoring(source)
+    for folder in (source, source.parent):
+        if (folder / "plan.json").is_file() and (record := Run.load(folder).decided("annotate")) is not None:
+            return config.batch_size, "bf16" if record["precision"] == "bf16" else "fp32"
+    return config.batch_size, config.precision

@@ -14,6 +14,7 @@ from capfilt.cluster.session import Session, set_threads
 from capfilt.cluster.spread import Resources, spread
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
+from capfilt.pipelines import contents
 from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import fence, lock, metrics, poison, stages
 from capfilt.reports.ledger import FORK, Completion, Ledger, sweep
@@ -34,7 +35,11 @@ class StageJob(Protocol):
     def out(self) -> Place: ...
 
     def identity(self, item: str) -> str:
-        """The fingerprint of everything that decides the item's outcome."""
+        """The fingerprint of everything that decides the item's outcome.
+
+        With `by_content = True` in the job an item is the URL of a shard, and what lies there is no part of it: the
+        job commits what it read (`shards.Digest`), and the item is done as long as the same bytes lie there.
+        """
 
     def open(self) -> Callable[[str], str | Told]:
         """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line,
@@ -58,7 +63,8 @@ def run_stage(
     """
     ledger = Ledger(job.out, job.name)
     count = _Count(ledger, identities(job, items))
-    todo = {items[name]: name for name in count.missing()}
+    inputs = items if getattr(job, "by_content", False) else {}
+    todo = {items[name]: name for name in count.missing(inputs, show, label)}
     if todo:
         stages.begin(ledger, stages.Plan(label, len(items), len(items) - len(todo)), count.identities)
         session.report([metrics.queued(job.name, len(todo))])
@@ -116,12 +122,20 @@ class _Count:
         self.ledger, self.identities = ledger, identities
         self.num, self.total = 0, Tally.zero()
 
-    def missing(self) -> list[str]:
-        """Look for every item, count what is done, and return the others."""
+    def missing(self, inputs: Mapping[str, str], show: Progress, label: str) -> list[str]:
+        """Look for every item, count what is done, and return the others. Those of other `inputs` (name -> URL) than
+        they were done from are forgotten.
+        """
         there = self.ledger.begun()
         begun = [name for name in self.identities if name in there]
         looked = together(self._completion, begun, isinstance(self.ledger.path, Remote))
-        done = {name for name, found in zip(begun, looked, strict=True) if self._add(name, found) is not None}
+        done = {name: found for name, found in zip(begun, looked, strict=True) if found is not None}
+        if inputs:
+            for name in contents.changed(self.ledger, done, inputs, show, label):
+                self.ledger.withdraw(name)
+                del done[name]
+        for name, found in done.items():
+            self._add(name, found)
         return [name for name in self.identities if name not in done]
 
     def take(self, name: str) -> Tally | None:

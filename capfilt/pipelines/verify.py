@@ -13,6 +13,7 @@ from typing import Any
 from capfilt.data import shards
 from capfilt.errors import ShardError
 from capfilt.pipelines import inputs
+from capfilt.pipelines.contents import same
 from capfilt.reports import lock, stages
 from capfilt.reports.balance import between
 from capfilt.reports.ledger import Completion, Input, Ledger
@@ -136,7 +137,7 @@ def differs(read: Input, now: Input | str) -> str:
         return now
     if now.bytes != read.bytes:
         return f"it has {now.bytes} bytes, {read.bytes} were read"
-    return "" if now == read else "it does not have the bytes that were read"
+    return "" if same(read, now) else "it does not have the bytes that were read"
 
 
 def _addresses(specs: list[str]) -> list[str]:

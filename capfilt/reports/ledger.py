@@ -188,6 +188,9 @@ class Input:
 
     bytes: int
     sha256: str
+    version: str = ""
+    """What storage said of it before it was read: its time of writing or etag. While that stands, nothing need be read
+    to know that it is the same."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,9 @@ class Completion:
         try:
             outputs = tuple(Output(str(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"])
             tally, read = Tally.from_json(obj["tally"]), obj.get("input")
-            found = None if read is None else Input(int(read["bytes"]), str(read["sha256"]))
+            found = (
+                None if read is None else Input(int(read["bytes"]), str(read["sha256"]), str(read.get("version", "")))
+            )
             return cls(str(obj["shard"]), str(obj["fingerprint"]), outputs, tally, found)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"this is no completion ({error!r}); delete it and run the stage again.") from error
@@ -284,6 +289,10 @@ class Ledger:
         if self.origin is not None:
             self._withdrawn(shard).unlink(missing_ok=True)
         return done
+
+    def renew(self, done: Completion) -> None:
+        """Write a completion anew whose work stands: the same input was found under another version."""
+        write_json(self._file(done.shard), done.to_json())
 
     def completions(self) -> Iterator[Completion]:
         """Yield every completion in the order of shard names; RunError for a file that cannot be read."""

@@ -20,7 +20,10 @@ from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.reports import lock
 from capfilt.reports.ledger import FORK, FORMAT, PART, atomic, sweep, write_json
-from capfilt.reports.places import Place, Remote, append, listing, within
+from capfilt.reports.places import Place, Remote, append, listing, place, within
+
+DECIDED = "decided"
+"""The key of plan.json under which stands what a run's first command chose (`Run.decide`)."""
 
 MIN_FREE_BYTES = 100_000_000
 _EARLY = ("recipe.yaml", FORK)  # what may lie there before the plan does
@@ -54,6 +57,7 @@ class Run:
             sweep(out)
             if not (resumed := _check(out, wanted)):
                 write_json(out / "plan.json", wanted)
+            plan_now = _read_plan(out)
             recipe = out / "recipe.yaml"
             # Compared, not assumed: a kill may have fallen between the two files.
             if not recipe.is_file() or recipe.read_bytes() != recipe_yaml.encode():
@@ -62,7 +66,7 @@ class Run:
             _mend_log(out / "log.jsonl")
         except OSError as error:
             raise RunError(f"the run folder {out} cannot be used: {error}; choose another --out.") from error
-        return cls(out, wanted, resumed)
+        return cls(out, plan_now, resumed)
 
     @classmethod
     def load(cls, folder: Place) -> Run:
@@ -70,6 +74,26 @@ class Run:
         if not (folder / "plan.json").is_file():
             raise RunError(f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out.")
         return cls(folder, _read_plan(folder), resumed=True)
+
+    def decided(self, stage: str) -> dict[str, str] | None:
+        """What was chosen when a stage began (`decide`); None where nothing was."""
+        found: dict[str, str] | None = self.plan.get(DECIDED, {}).get(stage)
+        return found
+
+    def decided_at_origin(self, stage: str) -> dict[str, str] | None:
+        """The same of the run that this one was forked from."""
+        if not (self.folder / FORK).is_file():
+            return None
+        return Run.load(place(json.loads((self.folder / FORK).read_bytes())["from"])).decided(stage)
+
+    def decide(self, stage: str, choice: Mapping[str, str]) -> None:
+        """Write into plan.json what a recipe left open and this run's first command chose, and keep to it from then on.
+
+        No part of what `open` compares: whether a choice may stand is for whoever chooses to say.
+        """
+        if self.decided(stage) != choice:
+            self.plan[DECIDED] = {**self.plan.get(DECIDED, {}), stage: dict(choice)}
+            write_json(self.folder / "plan.json", self.plan)
 
     def path(self, *parts: str) -> Place:
         """Return the path of something in the run folder, there or not."""
@@ -175,7 +199,8 @@ def check_format(folder: Place, plan: Mapping[str, Any]) -> None:
 def _check_plan(out: Place, wanted: dict[str, Any]) -> None:
     old = _read_plan(out)
     check_format(out, old)
-    changes = list(islice(_changes(old, wanted), 1000))
+    asked = {key: value for key, value in old.items() if key != DECIDED}
+    changes = list(islice(_changes(asked, wanted), 1000))
     if changes:
         more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
         raise RunError(

@@ -12,7 +12,7 @@ from capfilt.data.augment import AugmentConfig
 from capfilt.data.language_tokens import tokenizer_of
 from capfilt.data.loader import LoaderConfig, Source
 from capfilt.data.tokens import Tokenizer
-from capfilt.engine.device import Precision
+from capfilt.engine.device import Compute, Precision
 from capfilt.models import Architecture
 from capfilt.models.initial import InitialConfig
 from capfilt.objectives.step import ObjectivesConfig
@@ -21,11 +21,11 @@ from capfilt.training.optimizer import OptimizerConfig
 from capfilt.training.parallel import ExecutionConfig
 
 OF_NO_WEIGHT: dict[str, Any] = {
-    **dict.fromkeys(("recompute", "checkpoint_every", "checkpoints", "skips", "log_every"), True),
+    **dict.fromkeys(("precision", "recompute", "checkpoint_every", "checkpoints", "skips", "log_every"), True),
     "loader": {"decoders": True},
 }
-"""What TrainConfig says of how a training goes and not of what it learns: it may go on with another answer. As what
-pydantic leaves out."""
+"""What TrainConfig says of how a training goes and not of what it learns: it may go on with another answer. In the
+place of `precision` stands the format that was chosen (`TrainJob.compute`). As what pydantic leaves out."""
 
 
 class TrainConfig(Config):
@@ -38,6 +38,7 @@ class TrainConfig(Config):
     objectives: ObjectivesConfig = ObjectivesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "auto"
+    """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
     recompute: int = Field(default=0, ge=0)
     """The last vision blocks that compute their activations again instead of keeping them: memory for time."""
     keep_momentum: bool = False
@@ -91,8 +92,10 @@ class TrainJob(Config):
     tokenizer: str
     sources: tuple[Source, ...] = Field(min_length=1)
     rows: Place | None = None
-    """A JSON that says how many rows each shard has; None: every process counts them before it begins."""
+    """A JSON that says how many `rows` each shard has, and its sha256 (`contents`); None: every process counts the rows
+    before it begins."""
     train: TrainConfig
+    compute: Compute
     execution: ExecutionConfig = ExecutionConfig()
     seed: int = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,9 +28,17 @@ PATIENCE = timedelta(days=30)
 """How long a rank waits for the slowest: a large tower looks for hours. Whoever started the ranks sees a dead one."""
 
 
-def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Place, device: torch.device) -> Features:
+def prepare(
+    model: Model,
+    sources: Sequence[Source],
+    folder: Path,
+    told: Place,
+    device: torch.device,
+    contents: Mapping[str, str] | None = None,
+) -> Features:
     """Keep in `folder` what the tower sees of these shards; every rank computes its share of what is missing.
 
+    Shards are known by their sha256 where `contents` has it by their urls, else by size and time.
     A file appears whole or not at all, so a training that was killed goes on with the next shard. Rank 0 tells in
     `told` how far it is.
 
@@ -42,8 +50,9 @@ def prepare(model: Model, sources: Sequence[Source], folder: Path, told: Place, 
     urls = [url for source in sources for url in shards.expand(source.shards)]
     folder.mkdir(parents=True, exist_ok=True)
     tower = fingerprint_of(model)
-    stats = shards.stats(urls)
-    files = {url: folder / f"{fingerprint(tower, shards.known(url, stats[url]))[:32]}.safetensors" for url in urls}
+    stats = {} if contents else shards.stats(urls)
+    known = {url: contents[url] if contents else shards.known(url, stats[url]) for url in urls}
+    files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
     share = sorted(files)[parallel.rank() :: parallel.ranks()]
     mine = [url for url in share if not files[url].is_file()]
     model.vision.to(device)

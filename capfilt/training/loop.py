@@ -19,7 +19,6 @@ from capfilt.config import digest
 from capfilt.data import shards
 from capfilt.data.loader import Batch, Loader
 from capfilt.data.tokens import Tokenizer
-from capfilt.engine.device import pick_device, pick_dtype
 from capfilt.errors import ModelError
 from capfilt.models import Blip2Config, Model, build, weights
 from capfilt.objectives.stages import AnyLearner, learner_of
@@ -47,7 +46,7 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
 
     `on_line` gets each line of the log, in the process that writes it.
     """
-    device = pick_device()
+    device = job.compute.open()
     with deterministic(job.execution.deterministic, device):
         _train(job, device, on_line)
 
@@ -56,6 +55,7 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
     tokenizer = job.load_tokenizer()
     model = initial_model(job, len(tokenizer))
     job.out.mkdir(parents=True, exist_ok=True)
+    counted = json.loads(job.rows.read_bytes()) if job.rows else {}
     loader = Loader(
         job.sources,
         job.train.loader,
@@ -64,8 +64,10 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
         job.seed,
         parallel.rank(),
         parallel.ranks(),
-        json.loads(job.rows.read_bytes()) if job.rows else None,
-        features.prepare(model, job.sources, job.features_folder, job.out, device) if job.train.features else None,
+        counted.get("rows"),
+        features.prepare(model, job.sources, job.features_folder, job.out, device, counted.get("contents"))
+        if job.train.features
+        else None,
     )
     loader.pinned = device.type == "cuda"
     model.vision.recompute = job.train.recompute
@@ -74,7 +76,7 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
         assert job.start is not None, "whoever reads a recipe asks for a start"
         checkpoint.take_up_momentum(learner.momentum, job.start)
     learner.to(device)
-    gradients = Gradients(learner, job.execution, device, pick_dtype(job.train.precision, device))
+    gradients = Gradients(learner, job.execution, device, job.compute.dtype)
     optimizer = make_optimizer(learner, job.train.optimizer)
     own = identity(job, tokenizer, loader, learner.model) if parallel.rank() == 0 else {}
     kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origins(job), job.train.steps)
@@ -136,7 +138,8 @@ def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) 
     settings = job.train.model_dump(mode="json", exclude=OF_NO_WEIGHT | LEFT_BESIDE | OF_PACE)
     return {
         "architecture": digest(job.architecture),
-        "settings": fingerprint({**settings, "features": bool(job.train.features)}),  # not where they lie
+        # Not where features lie, and the format that was chosen.
+        "settings": fingerprint({**settings, "features": bool(job.train.features), "precision": job.compute.precision}),
         checkpoint.PACE: fingerprint(job.train.model_dump(mode="json", include=OF_PACE)),
         "seed": str(job.seed),
         "data": fingerprint(walked, [source.repeat for source in job.sources]),

@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from capfilt.engine.device import pick_dtype
 from capfilt.models import Architecture, build
 from capfilt.objectives.gather import alone, ranks
 from capfilt.objectives.stages import learner_of
@@ -38,7 +37,7 @@ class Speed:
     def __init__(self, job: TrainJob, device: torch.device):
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         # With features on disk the frozen tower, most of what would be counted, is not run.
-        self.peak = None if job.train.features else peak_flops(gpu, pick_dtype(job.train.precision, device))
+        self.peak = None if job.train.features else peak_flops(gpu, job.compute.dtype)
         self.flops = 0
         if self.peak:  # counting takes seconds
             pairs = job.train.loader.batch_size // ranks()

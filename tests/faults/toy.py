@@ -25,7 +25,7 @@ from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
 from capfilt.data.sample import Fault, Sample, leave_out
-from capfilt.pipelines.hunt import Divisible
+from capfilt.pipelines.hunt import Divisible, version_of
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports import poison
 from capfilt.reports.ledger import Ledger, fingerprint
@@ -60,7 +60,9 @@ class Toy(Config):
     def whole(self, url: str) -> str:
         name, ledger, identity = shards.name(url), Ledger(self.out, self.name), self.identity(url)
         rows, tally, digest = [], Tally.zero(), shards.Digest()
-        for row in self.rows(leave_out(shards.read(url, digest), poison.read(ledger, name, identity))):
+        for row in self.rows(
+            leave_out(shards.read(url, digest), poison.read(ledger, name, version_of(identity, shards.stat(url))))
+        ):
             rows.append(row)
             tally.samples.update(["in", "failed" if row.status == "failed" else "kept"])
             if row.status == "failed":

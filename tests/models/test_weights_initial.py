@@ -238,6 +238,7 @@ class TestTraining:
         self, hf: SimpleNamespace, small_blip: MakeBlip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from capfilt.data.loader import Source
+        from capfilt.engine.device import Compute
         from capfilt.training.loop import TrainConfig, TrainJob, initial_model
 
         scrambled(hf.vit.ViTModel(vit_config(hf.ViTConfig)), tmp_path / "vit")
@@ -248,6 +249,7 @@ class TestTraining:
         job = TrainJob(
             out=tmp_path, architecture=small_blip().config, initial=initial, tokenizer="world",
             sources=(Source(shards="x"),), train=TrainConfig(steps=1, objectives={"losses": {"lm": 1.0}}),
+            compute=Compute(device="cpu", precision="fp32"),
         )  # fmt: skip
         told = small_blip()
         weights.initialise(told, str(initial.vision), str(initial.text))

@@ -72,6 +72,69 @@ def test_the_seed_decides_the_texts_and_batches_do_not(story: Path, tmp_path: Pa
     assert texts("three", "--seed", "6") != first
 
 
+def test_a_run_goes_on_with_a_smaller_batch_in_the_format_that_it_began_with(
+    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any
+) -> None:
+    """As after an out-of-memory: of two shards one is done, and stays so; in a fork, too."""
+    words = ["annotate", f"{story}/data/web/{{00000,00001}}.tar", *models(story), "--seed", "5"]
+    assert capfilt(*words, "--out", tmp_path / "a").code == 0
+    plan = json.loads((tmp_path / "a/plan.json").read_bytes())
+    assert plan["decided"] == {"annotate": {"device": "cpu", "precision": "fp32"}}
+    assert not {"batch_size", "precision"} & plan["config"].keys()
+    texts = pq.read_table(tmp_path / "a/annotations/00001.parquet").column("text")
+    (tmp_path / "a/annotations/00001.parquet").unlink()
+    before = snapshot(tmp_path / "a")
+    smaller = ("--set", "batch_size=7", "--set", "precision=fp32")
+    assert capfilt(*words, "--out", tmp_path / "a", *smaller).code == 0
+    assert pq.read_table(tmp_path / "a/annotations/00001.parquet").column("text").equals(texts)
+    after = snapshot(tmp_path / "a")
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "annotations/00001.parquet", "ledger/annotate/00001.json", "recipe.yaml",
+    }  # fmt: skip
+    done = capfilt(*words, "--out", tmp_path / "a", "--fork", tmp_path / "b", "--set", "batch_size=5")
+    assert (done.code, "2/2" in done.err, "resumed" in done.err) == (0, True, True), done.err
+    refused = capfilt(*words, "--out", tmp_path / "a", "--set", "precision=bf16")
+    assert refused.code == 1
+    assert "annotate began in fp32 on cpu, and is now wanted in bf16 on cpu" in refused.line
+
+
+def test_a_touched_shard_is_compared_once_and_not_done_again(
+    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A touch, or an upload of the same bytes; other bytes of the same size are another shard."""
+    web = Path(shutil.copytree(story / "data/web", tmp_path / "web"))
+    (web / "00002.tar").unlink()
+    compared: list[str] = []
+    look = shards.input_now
+    monkeypatch.setattr(shards, "input_now", lambda url: (compared.append(Path(url).name), look(url))[1])
+
+    def runs() -> tuple[str, str]:
+        one = capfilt("annotate", web, *models(story), "--out", tmp_path / "a")
+        two = capfilt("select", web, "--annotations", tmp_path / "a", "--out", tmp_path / "b", "--set", "threshold=0")
+        assert (one.code, two.code) == (0, 0), one.err + two.err
+        return one.err, two.err
+
+    runs()
+    before = snapshot(tmp_path)
+    os.utime(web / "00000.tar", (1e9, 1e9))
+    assert all("2/2" in said and "resumed" in said for said in runs())
+    after = snapshot(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {
+        "web/00000.tar", "a/ledger/annotate/00000.json", "b/ledger/select/00000.json",
+    }  # fmt: skip
+    runs()
+    assert compared == ["00000.tar"] * 2, "once for each stage, and then known"
+    data = (web / "00000.tar").read_bytes()
+    rows = pq.read_table(tmp_path / "a/annotations/00000.parquet").to_pylist()
+    text = next(row["text"].encode() for row in rows if row["source"] == "web")
+    (web / "00000.tar").write_bytes(data.replace(text, text[::-1]))
+    assert all("resumed" not in said for said in runs())
+    assert {name for name, stat in snapshot(tmp_path / "a").items() if stat != after[f"a/{name}"]} == {
+        "annotations/00000.parquet", "ledger/annotate/00000.json",
+    }  # fmt: skip
+    assert not list((tmp_path / "a").rglob("*.withdrawn"))
+
+
 def test_a_person_sees_what_became_of_the_texts(story: Path, tmp_path: Path, capfilt: Any) -> None:
     done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path / "a")
     assert done.code == 0

@@ -20,6 +20,7 @@ from capfilt.data.loader import LoaderConfig, Source
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.decode import DecodeConfig
+from capfilt.engine.device import Compute
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError
 from capfilt.models import Blip2, read_architecture, weights
@@ -118,6 +119,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
                 objectives=ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=0.0),
                 precision="fp32",
             ),
+            compute=Compute(device="cpu", precision="fp32"),
         )
 
     train(job("whole"))

@@ -24,6 +24,7 @@ from capfilt.data.loader import Source
 from capfilt.data.tokens import Tokenizer
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.decode import DecodeConfig
+from capfilt.engine.device import Compute
 from capfilt.engine.filter import Filter
 from capfilt.errors import RecipeError, RunError, UsageError
 from capfilt.models import Blip, BlipConfig, weights
@@ -62,6 +63,7 @@ def trained(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         tokenizer="world",
         sources=(Source(shards=str(small_world / "human")),),
         train=config,
+        compute=Compute(device="cpu", precision="fp32"),
     )
     train(job)
     return job.model_folder

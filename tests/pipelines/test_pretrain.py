@@ -15,6 +15,7 @@ import yaml
 
 from capfilt import config as configs
 from capfilt import presets
+from capfilt.engine.device import Compute
 from capfilt.models import weights
 from capfilt.pipelines import pretrain as story
 from capfilt.pipelines.pretrain import Tail
@@ -182,6 +183,7 @@ def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogC
         tokenizer="world",
         sources=config.data,
         train=config.train,
+        compute=Compute(device="cpu", precision="fp32"),
     )
     story.warn_of_lanes(job, config.resources.workers)
     assert not caplog.records

@@ -121,7 +121,9 @@ def test_inputs_are_compared_with_what_was_read(moved: Path, capfilt: Any) -> No
     web = moved / "data/web/00001.tar"
     recorded = json.loads((moved / "round-1/ledger/annotate/00001.json").read_bytes())
     digest = hashlib.sha256(web.read_bytes()).hexdigest()
-    assert recorded["input"] == {"bytes": web.stat().st_size, "sha256": digest}
+    assert recorded["input"] == {
+        "bytes": web.stat().st_size, "sha256": digest, "version": str(web.stat().st_mtime),
+    }  # fmt: skip
     old = moved / "round-1/ledger/select/00002.json"
     old.write_text(json.dumps({key: value for key, value in json.loads(old.read_bytes()).items() if key != "input"}))
     assert inputs() == (0, {"compared": 5, "unrecorded": 1, "changed": []})

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from capfilt.data.loader import LoaderConfig, Source
+from capfilt.engine.device import Compute
 from capfilt.models import Blip
 from capfilt.objectives.step import ObjectivesConfig
 from capfilt.training.loop import TrainConfig, TrainJob
@@ -34,7 +35,8 @@ def make_job(small_blip: Callable[..., Blip], small_world: Path) -> Callable[...
             architecture=architecture.model_copy(update={"vision": deep}),
             tokenizer="world",
             sources=(Source(shards=str(small_world / "human")),),
-            train=TrainConfig(**{**options, **train}),
+            train=(settings := TrainConfig(**{**options, **train})),
+            compute=Compute(device="cpu", precision="bf16" if settings.precision == "bf16" else "fp32"),
         )
 
     return make
