@@ -5,17 +5,22 @@ A Ray that the caller initialised is used and left running; `close` ends only wh
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
+import secrets
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +47,10 @@ SAME_ANSWERS = {
 }
 """Environment of every process that computes: the answer must not depend on where it was found."""
 
+
+MAX_TEMPORARY = 107 - len("/ray/session_2026-11-29_01-10-55_099199_4194304/sockets/plasma_store")
+"""Bytes of the folder in which Ray makes its own: a Unix socket's name has 107 at most."""
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 # What Ray says of a worker whose node died, and of one that was asked to go.
 _MACHINE = ("its node has died", "node was terminated", "The process receives a SIGTERM")
@@ -91,13 +100,16 @@ class Trouble:
 class Session:
     """A place to work, made by `connect`. A context manager; `close` may be called twice."""
 
-    def __init__(self, address: str, *, owned: bool = False, attached: bool = False) -> None:
+    def __init__(
+        self, address: str, *, owned: bool = False, attached: bool = False, scratch: str | None = None
+    ) -> None:
         self.address = address
         self.local = address == "local"
         self.owned = owned
         """This session started the Ray it uses, and shuts it down."""
         self.conductor: Any = None
         """The actor that runs trainings (train.py), kept between them because it takes seconds to start."""
+        self._scratch = scratch  # a folder made for Ray's files
         self._meters: Meters | FarMeters | None = None
         self._attached = attached  # this session connected the process to a cluster, and disconnects it
         self._open = True
@@ -138,6 +150,8 @@ class Session:
         elif self.conductor is not None and ray.is_initialized():
             ray.kill(self.conductor)
         self.conductor = None
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __enter__(self) -> Session:
         return self
@@ -167,8 +181,12 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     if ray.is_initialized():
         return Session(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    scratch = None
     if address == "start":
+        scratch = _scratch()
         options |= {"address": "local", "num_cpus": cpus or machine.available(), "include_dashboard": dashboard}
+        options |= {} if scratch is None else {"_temp_dir": scratch}
+        _ensure_token()
     else:
         options |= {"address": address, "runtime_env": {"env_vars": SAME_ANSWERS}}
     try:
@@ -177,7 +195,43 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
             _begin(options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(_no_answer(address, error)) from error
-    return Session(address, owned=address == "start", attached=address != "start")
+    return Session(address, owned=address == "start", attached=address != "start", scratch=scratch)
+
+
+def _scratch() -> str | None:
+    """A new folder with a short name for a Ray of our own, where Ray's choice is too long for the names of its sockets,
+    as the TMPDIRs of some batch systems are.
+    """
+    chosen = os.path.abspath(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    if len(os.fsencode(chosen)) <= MAX_TEMPORARY:
+        return None
+    for folder in _SHORT:
+        with suppress(OSError):
+            made = tempfile.mkdtemp(prefix="ray-", dir=folder)
+            logging.getLogger(__name__).warning(
+                "%s is too long for Ray's sockets (%d bytes, and at most %d will do): Ray's files lie in %s; set"
+                " RAY_TMPDIR to choose another folder",
+                *(chosen, len(os.fsencode(chosen)), MAX_TEMPORARY, made),
+            )
+            return made
+    raise ClusterError(
+        f"{chosen} is too long for Ray's sockets (at most {MAX_TEMPORARY} bytes will do), and nothing can be written in"
+        f' {", ".join(_SHORT)}: set RAY_TMPDIR to a short folder of this machine, or use the address "local".'
+    )
+
+
+def _ensure_token() -> None:
+    """Give a Ray of our own its token by the environment, where it could not keep one in the home folder."""
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder / "auth_token", os.R_OK) or os.access(folder, os.W_OK):
+            return
+    except (OSError, RuntimeError):  # no home at all, as users of containers have it, or one that may not be written
+        pass
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def set_threads(threads: int) -> None:

@@ -5,9 +5,11 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from capfilt.cluster import session
 from capfilt.cluster.session import Session, Trouble, connect, environment
 from capfilt.errors import ClusterError, DataError
 
@@ -41,6 +43,46 @@ def test_a_ray_of_our_own_has_the_cores_that_this_process_may_use(monkeypatch: p
         os.sched_setaffinity(0, allowed)
     connect("start", cpus=3)
     assert [options["num_cpus"] for options in began] == [1, 3]
+
+
+BATCH = (
+    "import logging, os; from capfilt.cluster.session import connect; import ray\n"
+    "with connect('start', cpus=1) as session:\n"
+    "    lies = ray._private.worker._global_node.get_temp_dir_path()\n"
+    "    print(lies, session.fits(1), os.listdir(lies) != [], len(os.environ['RAY_AUTH_TOKEN']))\n"
+    "print(os.path.exists(lies))"
+)
+
+
+def test_a_long_tmpdir_and_a_home_that_may_not_be_written_do_no_harm(tmp_path: Path) -> None:
+    """As batch systems have them. Ray begins, in a short folder that goes with it, and asks for a token."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"TMPDIR": str(long), "HOME": "/proc/no-such-home"}
+    done = subprocess.run([sys.executable, "-c", BATCH], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"/tmp/ray-\w+ 1 True 64\nFalse\n", done.stdout)
+    said = (
+        rf"{re.escape(str(long))} is too long for Ray's sockets \(\d+ bytes, and at most 39 will do\): Ray's files lie"
+    )
+    assert re.search(said + r" in /tmp/ray-\w+; set RAY_TMPDIR", done.stderr)
+
+
+@pytest.mark.parametrize(("extra", "moved"), [(0, False), (1, True)])
+def test_a_tmpdir_is_too_long_from_one_byte_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int, moved: bool
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + "x" * (session.MAX_TEMPORARY - 1 + extra))
+    monkeypatch.setattr(session, "_SHORT", (str(tmp_path / "not there"), str(tmp_path)))
+    made = session._scratch()
+    assert (made is not None) is moved
+    if moved:
+        assert Path(str(made)).parent == tmp_path
+        monkeypatch.setattr(session, "_SHORT", (str(tmp_path / "not there"),))
+        with pytest.raises(ClusterError, match=r"set RAY_TMPDIR to a short folder of this machine, or use .*local"):
+            session._scratch()
 
 
 def test_a_quota_bounds_the_threads_of_a_local_session(monkeypatch: pytest.MonkeyPatch) -> None:
