@@ -26,11 +26,17 @@ from capfilt.engine.filter import Filter
 from capfilt.errors import DataError
 from capfilt.evaluation import captioning, matching, retrieval
 from capfilt.models import Model
+from capfilt.printable import printable, short_repr
+from capfilt.reports.tally import OTHER
 
 T = TypeVar("T")
 Figures = dict[str, float]
 Truth = tuple[bool, str]
 """Whether a web text matches its image, and what kind of text it is: "right", or the way in which it is wrong."""
+MAX_KIND = 64
+"""Characters of a kind; the shard that names it is anybody's."""
+MAX_KINDS = 64
+"""Kinds that have a figure of their own; what comes after them is "other"."""
 
 COLUMN = {"itm": 0, "itc": 1}
 """The place of each score in what a filter answers."""
@@ -166,12 +172,15 @@ class Judged:
     scores: list[float] = field(default_factory=list)
     matches: list[bool] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    counted_kinds: set[str] = field(default_factory=set)
 
     def add(self, score: float, told: Truth) -> None:
         """One more text."""
         self.scores.append(score)
         self.matches.append(told[0])
-        self.kinds.append(told[1])
+        if len(self.counted_kinds) < MAX_KINDS:
+            self.counted_kinds.add(told[1])
+        self.kinds.append(told[1] if told[1] in self.counted_kinds else OTHER)
 
     def ask(self, judge: Filter, score: str, seen: Seen) -> None:
         """Have a filter score the web texts of some images; one whose web text was dropped has none."""
@@ -296,7 +305,8 @@ def truth(sample: Sample) -> Truth | None:
     """Whether the web text of a sample matches, and its kind, where the sample says so."""
     told = sample.meta.get("truth")
     if isinstance(told, dict) and {"matches", "kind"} <= told.keys():
-        return bool(told["matches"]), str(told["kind"])
+        kind = told["kind"]
+        return bool(told["matches"]), printable(kind if isinstance(kind, str) else short_repr(kind), MAX_KIND)
     return None
 
 

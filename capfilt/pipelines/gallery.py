@@ -11,7 +11,8 @@ import hashlib
 import heapq
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,19 @@ from PIL import Image
 import capfilt.data.annotations as tables
 from capfilt.data import images, shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.members import MAX_KEY
 from capfilt.data.policy import Rule, failure
 from capfilt.data.sample import SOURCES, Sample
 from capfilt.errors import ImageError
 from capfilt.evaluation.captioning import diversity
-from capfilt.evaluation.examine import Truth
+from capfilt.evaluation.examine import MAX_KINDS, Truth
 from capfilt.pipelines.select import verdicts as judged
+from capfilt.printable import printable
 from capfilt.reports.charts import Histogram
 from capfilt.reports.labels import Label
 from capfilt.reports.page import COLUMNS, MAX_WORDS, Look, embedded
 from capfilt.reports.places import Place, table_source
-from capfilt.reports.tally import NO_TEXT
+from capfilt.reports.tally import MAX_REASONS, NO_TEXT, OTHER
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
@@ -46,8 +49,10 @@ THUMB = 128
 """Pixels of a thumbnail's longer side."""
 MAX_TEXT = 400
 """Characters of a text in the page."""
+MAX_HELD = 20_000
+"""Characters of a text that are held in memory; a longer one cannot be labelled."""
 MAX_PAGE = 24_000_000
-"""Bytes of the page; where texts are long, fewer pictures are in it."""
+"""Bytes of the page without charts and tables; where texts are long, fewer pictures are in it, then fewer texts."""
 ROW = 90
 """Bytes of a text's scores and places in the page, roughly."""
 MAX_DIVERSITY = 2_000
@@ -84,13 +89,25 @@ class Drawn:
     place: Spot
     uid: str
     rows: list[tuple[Annotation, str]] = field(default_factory=list)
+    cut: dict[tuple[str, int], int] = field(default_factory=dict)
+    """By source and candidate, the full number of characters of a text that is held cut short."""
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes in the page, or a quarter of the characters in memory if those are more."""
+        texts = (max(_written(row.text[:MAX_TEXT]), len(row.text) // 4) for row, _ in self.rows)
+        return _written(printable(self.place[1])) + sum(ROW + text for text in texts)
+
+
+def _written(text: str) -> int:
+    return len(embedded(text).encode())
 
 
 class Counted:
     """The annotations of one round, added shard by shard in bounded memory."""
 
-    def __init__(self, round_: Round, max_texts: int):
-        self.round, self.max_texts = round_, max_texts
+    def __init__(self, round_: Round, max_texts: int, max_bytes: int = MAX_PAGE):
+        self.round, self.max_texts, self.max_bytes = round_, max_texts, max_bytes
         self.scores = {
             (score, source): {layer: np.zeros(FINE, np.int64) for layer in LAYERS}
             for score in SPANS
@@ -99,7 +116,7 @@ class Counted:
         self.lengths = {source: np.zeros(MAX_WORDS + 1, np.int64) for source in SOURCES}
         self.totals = dict.fromkeys(SOURCES, 0)
         self.heap: list[tuple[int, Spot, Drawn]] = []
-        self.num_rows = 0
+        self.num_rows = self.num_bytes = 0
         self.full = 1 << 64
         """The smallest hash that there was no room for; none above it comes in later, or the sample has gaps."""
 
@@ -150,11 +167,14 @@ class Counted:
         moved = SPANS if self.round.rule.other_threshold is None else (self.round.score,)
         by_score = {f"{score} below threshold" for score in moved} | {f"no {score} score" for score in moved}
         found: dict[str, Drawn] = {}
-        for values, why in zip(table.to_pylist(), whys, strict=True):
-            row = Annotation(**values)
+        for row, why in zip(tables.rows(table), whys, strict=True):
             if row.status == "ok" and row.reason == NO_TEXT:
                 continue  # counted when annotated; there is nothing to show
-            own = found.setdefault(row.key, Drawn((shard, row.key), row.uid))
+            key = printable(row.key, MAX_KEY)  # another than the row's only where no picture has it
+            own = found.setdefault(key, Drawn((shard, key), row.uid))
+            if len(row.text) > MAX_HELD:
+                own.cut[row.source, row.candidate] = len(row.text)
+                row = replace(row, text=row.text[:MAX_HELD])
             own.rows.append((row, "" if why in by_score else why))
         for image in found.values():  # the web's text first, as in the paper's figures
             image.rows.sort(key=lambda entry: (SOURCES.index(entry[0].source), entry[0].candidate))
@@ -167,9 +187,11 @@ class Counted:
             return
         heapq.heappush(self.heap, (-place, image.place, image))
         self.num_rows += len(image.rows)
-        while self.num_rows > self.max_texts and len(self.heap) > 1:
+        self.num_bytes += image.size
+        while (self.num_rows > self.max_texts or self.num_bytes > self.max_bytes) and len(self.heap) > 1:
             largest, _, left_out = heapq.heappop(self.heap)
             self.num_rows -= len(left_out.rows)
+            self.num_bytes -= left_out.size
             self.full = -largest
 
     @property
@@ -201,12 +223,14 @@ class Counted:
 def chance(image: Drawn) -> int:
     """Where an image stands in the random order: a hash of its uid, or of its place where it could not be read."""
     name = image.uid or "/".join(image.place)
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def chosen_shards(names: Iterable[str], limit: int = MAX_SHARDS) -> set[str]:
     """The shards whose images may be in the page: all of a few, else so many at random."""
-    return set(heapq.nsmallest(limit, names, key=lambda name: hashlib.blake2b(name.encode()).digest()))
+    return set(
+        heapq.nsmallest(limit, names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
+    )
 
 
 def _merged(layers: Mapping[str, np.ndarray], part: slice, size: int) -> dict[str, list[int]]:
@@ -231,12 +255,17 @@ class Words:
         """The place of a reason that holds whatever the threshold, -1 for none."""
         if not fixed:
             return -1
-        told = (fixed[:200], failure(fixed), row.status == "failed")
+        told = (printable(fixed), failure(fixed), row.status == "failed")
+        if told not in self.reasons and len(self.reasons) >= MAX_REASONS:
+            told = (OTHER, OTHER, row.status == "failed")
         return self.reasons.setdefault(told, len(self.reasons))
 
     def kind(self, truth: Truth | None) -> int:
         """The place of a kind of wrong text, -1 for none."""
-        return -1 if truth is None or truth[0] else self.kinds.setdefault(truth[1], len(self.kinds))
+        if truth is None or truth[0]:
+            return -1
+        kind = truth[1] if truth[1] in self.kinds or len(self.kinds) < MAX_KINDS else OTHER
+        return self.kinds.setdefault(kind, len(self.kinds))
 
 
 def look(
@@ -254,7 +283,7 @@ def look(
             truth = known.get(row.uid) if row.source == "web" and row.candidate == 0 else None
             label = labels.get((row.uid, row.text))
             if len(row.text) > MAX_TEXT:
-                cut[len(columns["text"])] = len(row.text)
+                cut[len(columns["text"])] = image.cut.get((row.source, row.candidate), len(row.text))
             values = (
                 places[image.place],
                 SOURCES.index(row.source),
@@ -332,8 +361,7 @@ def _closeness(image: Drawn, round_: Round) -> float:
 
 def room(rounds: Sequence[Counted]) -> int:
     """Bytes that thumbnails may have beside the texts of the page."""
-    rows = (row for counted in rounds for image in counted.images for row, _ in image.rows)
-    texts = sum(ROW + len(embedded(row.text[:MAX_TEXT]).encode("utf-8", "replace")) for row in rows)
+    texts = sum(counted.num_bytes for counted in rounds)
     return max(0, min(MAX_THUMB_BYTES, (MAX_PAGE - texts) * 3 // 4))
 
 

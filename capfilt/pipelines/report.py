@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from capfilt.pipelines.rows import without_text
 from capfilt.pipelines.select import resolve_threshold
 from capfilt.reports import labels, places
 from capfilt.reports.ledger import atomic
-from capfilt.reports.page import Facts, Look, Training, render
+from capfilt.reports.page import MAX_ROUNDS, Facts, Look, Training, render
 from capfilt.reports.places import Place, Remote
 from capfilt.reports.run import Run
 
@@ -43,9 +44,16 @@ NOT_LOSSES = {
 }
 
 
+MAX_COMMAND = 1000
+"""Characters of the shards that a command in the page names one by one."""
+
+
 @dataclass(frozen=True)
 class Gathered:
-    """What the page shows, and the rows behind its texts: [look][row] -> (uid, source, text in full)."""
+    """What the page shows, and the rows behind its texts: [look][row] -> (uid, source, text in full).
+
+    The uid is "" where a picture could not be read, or the text is too long to be held in full.
+    """
 
     facts: Facts
     rows: list[list[tuple[str, str, str]]]
@@ -147,7 +155,7 @@ def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple
 def _trainings(folder: Place) -> Iterator[Training]:
     """Every training's losses, kind by kind and round by round."""
     for what in ("pretrain", "captioner", "filter", "stage-*"):
-        logs: list[Place] = list(folder.glob(f"round-*/{what}/log.jsonl"))
+        logs = [path for path in folder.glob(f"round-*/{what}/log.jsonl") if _is_round(path.parent.parent)]
         for path in sorted(logs, key=lambda p: (p.parent.name, _number(p.parent.parent))):
             yield Training(path.parent.name, _number(path.parent.parent), _losses(path))
     if found := _losses(folder / "pretrain" / "log.jsonl"):
@@ -170,6 +178,10 @@ def _lines(path: Place) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def _is_round(folder: Place) -> bool:
+    return re.fullmatch("round-[0-9]{1,9}", folder.name) is not None
+
+
 def _number(folder: Place) -> int:
     return int(folder.name.removeprefix("round-"))
 
@@ -183,7 +195,8 @@ def _rounds(folder: Place, command: str, plan: Mapping[str, Any], rounds: list[d
     if command == "bootstrap":
         policy = PolicyConfig.model_validate(tree.get("select", {}))
         entries = {entry["round"]: entry for entry in rounds}
-        for place in sorted((p.parent for p in folder.glob("round-*/annotations")), key=_number):
+        found = (p.parent for p in folder.glob("round-*/annotations") if _is_round(p.parent))
+        for place in sorted(found, key=_number)[-MAX_ROUNDS:]:
             threshold = entries.get(_number(place), {}).get("filter", {}).get("threshold")
             yield _round(_number(place), place, place, policy, threshold, folder, inputs.web(folder, tree))
     elif command == "annotate":
@@ -209,6 +222,8 @@ def _round(
         calibrated = json.loads(calibration.read_bytes())["threshold"] if calibration.is_file() else 0.5
         names = sorted(path.stem for path in annotations.glob("*.parquet"))
         threshold = resolve_threshold(policy, annotations, names, calibrated)
+    if sum(map(len, web)) > MAX_COMMAND:
+        web = [f"the {len(web)} shards of the run"]
     words = " ".join(shlex.quote(str(word)) for word in (*web, "--annotations", source))
     suffix = f"-round-{number}" if number else ""
     dataset = judged / "dataset" if judged is not None and (judged / "dataset").is_dir() else None
@@ -240,7 +255,7 @@ def _looks(
         return [], [], words, []
     names = sorted({path.stem for r in rounds for path in r.annotations.glob("*.parquet")})
     drawn = gallery.chosen_shards(names)
-    counted = [Counted(r, gallery.MAX_TEXTS // len(rounds)) for r in rounds]
+    counted = [Counted(r, gallery.MAX_TEXTS // len(rounds), gallery.MAX_PAGE // len(rounds)) for r in rounds]
     known: dict[str, Truth] = {}
     for name in names:
         told = truths(urls[name]) if name in urls else {}
@@ -256,7 +271,14 @@ def _looks(
     thumbs = gallery.thumbnails(urls, gallery.wanted(counted), gallery.room(counted))
     said = labels.read(labels.home(folder))
     looks = [gallery.look(own, places, known, said, words) for own in counted]
-    rows = [[(r.uid, r.source, r.text) for image in own.images for r, _ in image.rows] for own in counted]
+    rows = [
+        [
+            ("" if (row.source, row.candidate) in image.cut else row.uid, row.source, row.text)
+            for image in own.images
+            for row, _ in image.rows
+        ]
+        for own in counted
+    ]
     _tell(counted, len(names), len(drawn), (len(thumbs), len(places)), notes)
     return looks, [(key, thumbs.get((shard, key))) for shard, key in places], words, rows
 

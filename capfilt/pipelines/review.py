@@ -76,7 +76,7 @@ class Desk:
         if verdict not in labels.VERDICTS or not 0 <= number < len(self.gathered.rows):
             raise UsageError(f"a verdict is one of {', '.join(labels.VERDICTS)}, and the text must be in this page.")
         if not 0 <= row < len(self.gathered.rows[number]) or not self.gathered.rows[number][row][0]:
-            raise UsageError("there is no such text in this page, or its picture could not be read.")
+            raise UsageError("there is no such text in this page, its picture could not be read, or it is too long.")
         uid, source, text = self.gathered.rows[number][row]
         label = Label(uid, text, source, verdict, at_random)
         with self.lock:

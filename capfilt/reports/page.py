@@ -11,13 +11,15 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.reports import charts
 from capfilt.reports.charts import Chart, Histogram, Line
 
@@ -28,6 +30,12 @@ right, 0 for wrong, -1 unknown, a label that was not given at random 2 more; itm
 SOURCES = ("web", "synthetic", "human")
 MAX_WORDS = 30
 """Texts of as many words or more share the last bin of the lengths."""
+MAX_ROUNDS = 100
+"""Rounds in the page: the newest."""
+MAX_TRAININGS = 20
+"""Trainings of one kind, a line each in the charts of losses: the newest."""
+MAX_LINES = 64
+"""Notes, charts of losses, and reasons of a round."""
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -90,6 +98,7 @@ class Facts:
 
 def render(facts: Facts, review: bool = False) -> str:
     """The page as HTML; with `review` it asks for labels, and posts them to where it came from."""
+    facts = fitted(facts)
     style, script = ((PARTS / name).read_text("utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
         loader=FileSystemLoader(PARTS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -107,9 +116,34 @@ def render(facts: Facts, review: bool = False) -> str:
         ends=list(ends(facts.rounds)),
         progress=list(progress(facts)),
         captions=list(captions(facts.looks)),
-        losses=list(losses(facts.trainings)),
+        losses=list(islice(losses(facts.trainings), MAX_LINES)),
         histograms=[_histograms(look) for look in facts.looks],
     )
+
+
+def fitted(facts: Facts) -> Facts:
+    """The same with few enough entries and with names that are printable and short; a run folder may be anybody's.
+
+    The texts of a look are shown as they came, in elements of their own; whoever drew them has bounded them.
+    """
+    kinds = list(dict.fromkeys(training.what for training in facts.trainings))[:MAX_LINES]
+    trainings = [own for what in kinds for own in [t for t in facts.trainings if t.what == what][-MAX_TRAININGS:]]
+    return replace(
+        facts,
+        name=printable(facts.name),
+        command=printable(facts.command),
+        finished=printable(facts.finished),
+        rounds=list(facts.rounds)[-MAX_ROUNDS:],
+        trainings=[Training(printable(own.what), own.round, _few_losses(own.losses)) for own in trainings],
+        images=[(printable(key), thumb) for key, thumb in facts.images],
+        reasons=[(printable(full), printable(kind), failed) for full, kind, failed in facts.reasons],
+        kinds=[printable(kind) for kind in facts.kinds],
+        notes=[printable(note, MAX_MESSAGE) for note in facts.notes[:MAX_LINES]],
+    )
+
+
+def _few_losses(losses: Series) -> Series:
+    return {printable(name): losses[name] for name in list(losses)[:MAX_LINES]}
 
 
 def policy(review: bool) -> str:
@@ -233,8 +267,10 @@ def ends(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, f
     for entry in rounds:
         samples = entry.get("samples_in", 0)
         for counts in (entry.get("dropped", {}), {f"image: {why}": n for why, n in entry.get("failed", {}).items()}):
-            for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
-                yield str(entry["round"]), reason, count, count / samples if samples else 0.0
+            ordered = sorted(counts.items(), key=lambda item: -item[1])
+            rest = sum(count for _, count in ordered[MAX_LINES:])
+            for reason, count in [*ordered[:MAX_LINES], *([("other reasons", rest)] if rest else [])]:
+                yield str(entry["round"]), printable(reason), count, count / samples if samples else 0.0
 
 
 def _at(entry: Mapping[str, Any], place: Sequence[str]) -> float | None:

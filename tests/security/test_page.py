@@ -1,0 +1,200 @@
+"""Run folders and shards of strangers that want the report to become a hundred megabytes, or its maker to."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import capfilt.data.annotations as tables
+from capfilt.data import shards
+from capfilt.data.annotations import Annotation
+from capfilt.data.policy import PolicyConfig
+from capfilt.data.sample import Sample
+from capfilt.errors import UsageError
+from capfilt.evaluation.examine import MAX_KIND, MAX_KINDS, Judged, truth
+from capfilt.pipelines import gallery, report, review
+from capfilt.pipelines.gallery import Counted, Round
+from capfilt.printable import MAX_NAME
+from capfilt.reports import page
+from capfilt.reports.charts import Histogram
+from capfilt.reports.page import COLUMNS, Facts, Look, Training
+
+Make = Callable[..., Path]
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(number: int, text: str = "a dog", **more: Any) -> Annotation:
+    known: dict[str, Any] = {"key": f"{number:05d}", "uid": f"{number:032x}", "sha256": "", "source": "web"}
+    scores: dict[str, Any] = {"candidate": 0, "itm": number % 100 / 100, "itc": 0.1, "captioner": "", "filter": ""}
+    return Annotation(text=text, **{**known, **scores, "seed": 0, "round": 0, **more})
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Make:
+    """A run folder of `annotate` with these rows, and its shard with this truth for each sample."""
+
+    def make(rows: list[Annotation], truths: list[Any] | None = None) -> Path:
+        image = picture()
+        told = truths or [{"matches": True, "kind": "right"}] * len(rows)
+        meta = [{"uid": f"{n:032x}", "truth": each} for n, each in enumerate(told)]
+        samples = [Sample(f"{n:05d}", image, "png", "a dog", each) for n, each in enumerate(meta)]
+        shards.write(tmp_path / "00000.tar", samples)
+        folder = tmp_path / "run"
+        tables.write(folder / "annotations" / "00000.parquet", rows)
+        plan = {"verb": "annotate", "shards": [str(tmp_path / "00000.tar")]}
+        (folder / "plan.json").write_text(json.dumps(plan))
+        (folder / "recipe.yaml").write_text("{}")
+        return folder
+
+    return make
+
+
+def reported(folder: Path, max_bytes: int, max_memory: int) -> dict[str, Any]:
+    """What the page's script reads; the page is that small and was made in that little memory."""
+    tracemalloc.start()
+    try:
+        report.run(folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    html = (folder / report.PAGE).read_text("utf-8")
+    assert len(html.encode()) < max_bytes
+    assert peak < max_memory
+    (island,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html)
+    found: dict[str, Any] = json.loads(island)
+    return found
+
+
+def test_kinds_of_truth_are_short(annotated: Make) -> None:
+    """24 MB of kinds made a page of 24 MB and more, each time a round told of them, and took six times as much."""
+    truths = [{"matches": False, "kind": f"{n}{'k' * 400_000}\x1b[2J"} for n in range(60)]
+    data = reported(annotated([row(n) for n in range(60)], truths), 150_000, 12_000_000)
+    assert len(data["kinds"]) == 60
+    assert {len(kind) for kind in data["kinds"]} == {MAX_KIND}
+    assert all(kind.isprintable() for kind in data["kinds"])
+    assert set(data["looks"][0]["texts"]["truth"]) == {0}
+
+
+def test_kinds_of_truth_are_few(annotated: Make) -> None:
+    count = MAX_KINDS + 30
+    truths = [{"matches": False, "kind": f"kind {n}"} for n in range(count)]
+    data = reported(annotated([row(n) for n in range(count)], truths), 200_000, 20_000_000)
+    assert len(data["kinds"]) == MAX_KINDS + 1
+    assert data["kinds"][-1] == "other"
+
+
+def test_a_kind_that_is_a_tree_is_not_written_out() -> None:
+    tree: Any = {"a": list(range(10**6))}
+    sample = Sample("k", b"", "png", "", {"truth": {"matches": False, "kind": tree}})
+    assert truth(sample) == (False, "{'a': [0, 1, 2, 3, 4, 5, ...]}")
+
+
+def test_figures_by_kind_are_few() -> None:
+    judged = Judged()
+    judged.add(1.0, (True, "right"))
+    for n in range(5000):
+        judged.add(n / 5000, (False, f"kind {n}"))
+    by_kind = judged.figures(0.5)["auc_by_kind"]
+    assert len(by_kind) == MAX_KINDS
+    assert "other" in by_kind
+
+
+def test_keys_texts_and_reasons_are_short(annotated: Make) -> None:
+    long = {"itm": None, "itc": None, "status": "failed", "uid": ""}
+    rows = [row(n, "t" * 10**6) for n in range(10)]
+    rows += [row(n, "", key=str(n) + "\x1b" * 10**6, reason=f"{n} {'r' * 10**6}", **long) for n in range(10, 20)]
+    folder = annotated(rows)
+    data = reported(folder, 150_000, 150_000_000)
+    assert all(key.isprintable() and len(key) <= MAX_NAME for key, _ in data["images"])
+    assert all(len(text) <= MAX_NAME for reason in data["reasons"] for text in reason[:2])
+    texts = data["looks"][0]["texts"]
+    assert {len(text) for text in texts["text"]} == {0, gallery.MAX_TEXT}
+    assert set(data["looks"][0]["cut"].values()) == {10**6}
+    desk = review.Desk(folder, report.gather(folder))
+    assert sum(len(text) for rows in desk.gathered.rows for _, _, text in rows) == 10 * gallery.MAX_HELD
+    with pytest.raises(UsageError, match="too long"):
+        desk.give({"look": 0, "row": texts["text"].index("t" * 400), "verdict": "right", "at_random": True})
+
+
+def test_reasons_in_the_page_are_few() -> None:
+    words = gallery.Words()
+    for n in range(5000):
+        words.reason(row(0, status="failed"), f"reason {n}")
+    assert len(words.reasons) == 257
+    assert words.reasons["other", "other", True] == 256
+
+
+def test_texts_that_are_long_on_the_page_are_fewer(tmp_path: Path) -> None:
+    rows = [row(n, "<" * 400) for n in range(100)]  # six bytes each where they may not end an element
+    tables.write(tmp_path / "annotations" / "00000.parquet", rows)
+    found = Counted(
+        Round(0, tmp_path / "annotations", None, PolicyConfig().rule(0.5), "itm", 0.5, "", ""), 100, 100_000
+    )
+    found.add("00000", {}, drawn=True)
+    assert 90_000 < found.num_bytes <= 100_000
+    assert len(found.images) == 100_000 // (gallery.ROW + 2402 + 7)
+    assert found.totals["web"] == 100
+    chances = sorted(gallery.chance(gallery.Drawn(("00000", r.key), r.uid)) for r in rows)
+    assert [gallery.chance(image) for image in found.images] == chances[: len(found.images)]
+
+
+def test_a_command_names_shards_one_by_one_up_to_a_length(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    web = [f"s3://bucket/{n:09d}.tar" for n in range(100_000)]
+    found = report._round(0, tmp_path, None, PolicyConfig(), 0.5, tmp_path, web)
+    assert found.select == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
+
+
+def test_a_shard_s_name_may_be_no_text() -> None:
+    name = b"\xff\xfe".decode("utf-8", "surrogateescape")
+    assert gallery.chosen_shards([name]) == {name}
+    assert gallery.chance(gallery.Drawn((name, "k"), "")) >= 0
+
+
+def test_folders_that_are_no_rounds_are_passed_over(annotated: Make) -> None:
+    folder = annotated([row(0)])
+    for name in ("round-x", f"round-{'9' * 200}", "round-"):
+        (folder / name / "pretrain").mkdir(parents=True)
+        (folder / name / "pretrain" / "log.jsonl").write_text('{"step": 1, "lm": 2.0}\n')
+    assert report.gather(folder).facts.trainings == []
+
+
+def test_a_page_of_everything_large_is_small() -> None:
+    long = "\x1b[2J" + "x" * 10**6
+    entry = {"round": 1, "samples_in": 5, "dropped": {f"{n}{'y' * 10_000}": 1 for n in range(300)}, "noise_ratio": {}}
+    points = [(float(n), 1.0) for n in range(1000)]
+    losses = [Training(f"stage-{n}", n, {f"{m}{'z' * 1000}": points for m in range(30)}) for n in range(40)]
+    texts = {name: [0] for name in COLUMNS} | {"text": ["a dog"], "itm": [0.5], "itc": [None]}
+    bars = Histogram(0.0, 1.0, {"unknown": [1]})
+    look = Look(0, "itm", 0.5, "select", "out", {"web": 1}, {"itm": {"web": bars}}, {"web": [0, 1]}, {}, texts)
+    facts = Facts(
+        name=long,
+        command=long,
+        rounds=[{**entry, "round": n} for n in range(1000)],
+        seconds=1.0,
+        finished=long,
+        trainings=losses,
+        looks=[look],
+        images=[(long, None)],
+        reasons=[(long, long, True)],
+        kinds=[long],
+        notes=[long] * 1000,
+    )
+    html = page.render(facts)
+    assert len(html.encode()) < 6_000_000
+    assert "\x1b" not in html
+    assert html.count('<td class="words">other reasons</td><td>236</td>') == page.MAX_ROUNDS
+    assert html.count("<p>\\x1b[2Jxxx") == page.MAX_LINES
