@@ -13,6 +13,7 @@
     │   └── TextError       a caption or vocabulary that cannot be used
     ├── ModelError          an architecture or checkpoint that does not fit
     └── ClusterError        work that could not be placed or finished
+        └── TimeLimitError  a piece of work that takes longer than it may
 
 Every message says what was found, what is allowed and what to do, on one line of bounded length, whatever the names
 in it hold. The classes carry the exit code, so that the command line needs one `except` and no table.
@@ -90,6 +91,10 @@ class ModelError(CapfiltError):
 
 class ClusterError(CapfiltError):
     """Work that could not be placed or finished."""
+
+
+class TimeLimitError(ClusterError):
+    """A piece of work that takes longer than it may."""
 
 
 def did_you_mean(found: str, allowed: Iterable[str]) -> str:

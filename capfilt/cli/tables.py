@@ -141,6 +141,8 @@ def print_jobs(told: dict[str, Any]) -> None:
 def print_verified(told: dict[str, Any]) -> None:
     """What was read, what does not hold, and what to do about it."""
     say(f"{told['shards']} pieces of work, {told['files']} files, {told['bytes']} bytes hold or are named below")
+    for stage, members in told["members"].items():
+        say(_of_members(stage, members))
     if told["undone"]:
         say(f"{told['undone']} shards are not done yet: the same command goes on")
     for piece in told["broken"][:_SHOWN]:
@@ -155,6 +157,17 @@ def print_verified(told: dict[str, Any]) -> None:
         say("everything holds, and the balance too")
     if "inputs" in told:
         _print_inputs(told["inputs"])
+
+
+def _of_members(stage: str, members: dict[str, int]) -> str:
+    """`annotate: 9 members of its shards = 6 used + 1 carried + 2 passed over (2 a folder)`."""
+    passed = {why: num for why, num in sorted(members.items()) if num and why not in ("in", "used", "carried")}
+    why = f" ({', '.join(f'{num} {why}' for why, num in passed.items())})" if passed else ""
+    used, carried = members.get("used", 0), members.get("carried", 0)
+    return (
+        f"{stage}: {members['in']} members of its shards = {used} used + {carried} carried"
+        f" + {sum(passed.values())} passed over{why}"
+    )
 
 
 def _print_inputs(told: dict[str, Any]) -> None:

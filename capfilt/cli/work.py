@@ -107,7 +107,10 @@ def annotate(
     workers: Workers = 0,
     cpus: Cpus = None,
     limit: Annotated[
-        float, typer.Option(min=0, help="Seconds that a shard may take on Ray, before it is tried elsewhere; 0: any.")
+        float,
+        typer.Option(
+            min=0, help="Seconds that a shard may take (on Ray it is then tried once more, elsewhere); 0: any."
+        ),
     ] = 0,
     retry: Annotated[
         str | None, typer.Option(metavar="failed", help="failed: do the shards again in which samples failed.")

@@ -18,7 +18,7 @@ from pydantic import Field
 from capfilt.cluster.session import Session, Trouble, set_threads
 from capfilt.config import Config
 from capfilt.errors import ClusterError
-from capfilt.reports import fence
+from capfilt.reports import deadline, fence
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -51,7 +51,8 @@ class Resources(Config):
     workers: int = Field(default=0, ge=0)
     """How many workers; 0 = as many as fit."""
     limit: float = Field(default=0, ge=0)
-    """Seconds that an item may take; 0 = as long as it likes. Held on Ray only: nobody watches a lone process."""
+    """Seconds that an item may take; 0 = as long as it likes. On Ray its worker is ended; in this process it is ended
+    by itself, where it reads on (`reports/deadline.py`)."""
 
 
 class Job(Protocol[R_co]):
@@ -92,7 +93,7 @@ def spread(
     Raises ClusterError where the job cannot be opened or placed.
     """
     if session.local:
-        yield from _here(job, items)
+        yield from _here(job, items, resources.limit if resources else 0)
         return
     todo = list(items)
     if not todo:
@@ -105,14 +106,15 @@ def spread(
         pool.close()
 
 
-def _here(job: Job[R], items: Iterable[str]) -> Iterator[Done[R]]:
+def _here(job: Job[R], items: Iterable[str], limit: float) -> Iterator[Done[R]]:
     worker = Worker(job.name)
     _raise_unopened(job, worker.open(job))
     for item in items:
-        result, trouble, seconds = worker.work(item)
-        for _ in range(CRASHES - 1):
-            if trouble is not None and trouble.refusal is None:
-                result, trouble, seconds = worker.work(item)
+        with deadline.within(limit):
+            result, trouble, seconds = worker.work(item)
+            for _ in range(CRASHES - 1):
+                if trouble is not None and trouble.refusal is None:
+                    result, trouble, seconds = worker.work(item)
         yield Done(item, result, trouble.line if trouble else None, seconds=seconds)
 
 

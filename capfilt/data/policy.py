@@ -52,6 +52,8 @@ class PolicyConfig(RankConfig):
     """For "calibrated": the share of human validation pairs that must pass."""
     keep_rate: float = Field(default=0.5, gt=0, lt=1)
     """For "keep-rate": the share of all texts to keep."""
+    carry: bool = True
+    """Whether a kept sample takes along, byte for byte, what else lay under its key (`KEY.npy`, `KEY.mask.png`)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,8 @@ class Sample:
     extension: str
     text: str
     meta: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, bytes] = field(default_factory=dict)
+    """What else lay under its key, by extension, where that was asked for."""
 
     @cached_property
     def sha256(self) -> str:

@@ -23,7 +23,8 @@ from typing import IO, Any
 import fsspec
 from braceexpand import braceexpand
 
-from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Cut, Group, key_problem, members
+from capfilt.data import gather
+from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Members, key_problem, written
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError, StorageError
 from capfilt.reports.ledger import Input, atomic, write_json
@@ -133,37 +134,28 @@ class _Hashed:
         return self._digest.add(self._stream.read(size))
 
 
-def read(url: str, digest: Digest | None = None) -> Iterator[Sample | Fault]:
+def read(
+    url: str, digest: Digest | None = None, members: Members | None = None, extras: bool = False
+) -> Iterator[Sample | Fault]:
     """Stream the samples of one shard in the tar's order; one sample, and the keys seen, are in memory.
 
-    Keys follow webdataset's rule; members of a key must be adjacent. Every key yields one outcome, and a key
-    met again a Fault of its own. A tar cut in the middle yields what came before, then one Fault. A `digest` is given
-    every byte on its way, and what comes after the tar's end.
+    Keys follow webdataset's rule where that gives images with texts, and `gather.py` says what else. Every key yields
+    one outcome, and a key met again a Fault of its own. A tar cut in the middle yields what came before, then one
+    Fault. A `digest` is given every byte on its way, and what comes after the tar's end. `members` are counted, each
+    once. With `extras` samples have all of what lies under their key.
 
     Raises:
         ShardError: the shard does not exist, or its storage failed while it was read.
     """
-    seen: set[str] = set()
-    group: Group | None = None
+    counted = Members() if members is None else members
     with closing(_opened(url)) as stream:
         try:
-            for member in members(digest.of(stream) if digest else stream):
-                if group is not None and not group.takes(member):
-                    yield group.outcome(seen)
-                    group = None
-                group = group or Group(member.key)
-                group.add(member)
-            if group is not None:
-                yield group.outcome(seen)
-        except Cut as cut:
-            yield from _after_cut(group, cut, name(url), seen)
+            source = digest.of(stream) if digest else stream
+            yield from gather.samples(source, lambda: closing(_opened(url)), name(url), counted, extras)
+            if digest:
+                digest.end(stream)
         except OSError as error:
             raise _storage_failed(url, error) from error
-        if digest:
-            try:
-                digest.end(stream)
-            except OSError as error:
-                raise _storage_failed(url, error) from error
 
 
 def input_now(url: str) -> Input:
@@ -212,7 +204,8 @@ def write(path: Place | str, samples: Iterable[Sample]) -> int:
     """Write `samples` as a GNU tar, in the order given, under a temporary name until it is whole; return how
     many.
 
-    The same samples give the same bytes: no times, no owners, json in the order it came.
+    A key with dots is written without (`written`), and the json says it as `original_key`. The same samples give the
+    same bytes: no times, no owners, json in the order it came.
 
     Raises:
         ShardError: a key that readers would cut elsewhere or skip, a key given twice, an extension that is no
@@ -223,9 +216,10 @@ def write(path: Place | str, samples: Iterable[Sample]) -> int:
         for sample in samples:
             if problem := key_problem(sample.key, seen):
                 raise ShardError(f"{path}: cannot write key {sample.key!r}: {problem}")
-            seen.add(sample.key)
-            for extension, data in _encode(sample):
-                header = tarfile.TarInfo(f"{sample.key}.{extension}")
+            key = written(sample.key)
+            seen.add(key)
+            for extension, data in _encode(sample, {} if key == sample.key else {"original_key": sample.key}):
+                header = tarfile.TarInfo(f"{key}.{extension}")
                 header.size = len(data)
                 tar.addfile(header, io.BytesIO(data))
     return len(seen)
@@ -238,7 +232,7 @@ def write_sizes(folder: Place | str, counts: Mapping[str, int] | None = None) ->
         counts: the number of samples by file name where the caller knows it, else every tar is read once.
     """
     if counts is None:
-        tars: list[Place] = sorted(place(folder).glob("*.tar"))
+        tars: list[Place] = sorted(tar for tar in place(folder).glob("*.tar") if _is_tar(tar.name))
         counts = {tar.name: sum(isinstance(found, Sample) for found in read(str(tar))) for tar in tars}
     path = place(folder) / "sizes.json"
     write_json(path, dict(counts))
@@ -258,24 +252,16 @@ def _storage_failed(url: str, error: OSError) -> ShardError:
     return _trouble(f"reading {url} failed: {error}. The storage failed: run again.", error)
 
 
-def _after_cut(group: Group | None, cut: Cut, shard: str, seen: set[str]) -> Iterator[Sample | Fault]:
-    """What is left where the tar breaks off: the group before it if that is whole, then the one Fault."""
-    key = cut.key
-    if group is not None and (group.complete if key is None else key != group.key):
-        yield group.outcome(seen)
-    elif group is not None:
-        key = group.key
-    yield Fault(shard if key is None else key, cut.reason)
-
-
-def _encode(sample: Sample) -> Iterator[tuple[str, bytes]]:
+def _encode(sample: Sample, more: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """The members of a sample by extension; its json says `more`."""
     if sample.extension not in IMAGES:
         raise ShardError(f"{sample.key}: extension '{sample.extension}'; allowed are {', '.join(IMAGES)}")
     try:
         text = sample.text.encode("utf-8")
         # A lone surrogate (json can spell one, UTF-8 cannot) becomes \udXXX: in a json string, exactly its
         # escape.
-        canonical = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        whole = {**sample.meta, **more}
+        canonical = json.dumps(whole, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         meta = canonical.encode("utf-8", "backslashreplace")
     except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(f"{sample.key}: its text or json cannot be written: {error}") from error
@@ -284,6 +270,7 @@ def _encode(sample: Sample) -> Iterator[tuple[str, bytes]]:
     yield sample.extension, sample.image
     yield "txt", text
     yield "json", meta
+    yield from sample.extras.items()
 
 
 def _opened(url: str) -> Any:
@@ -293,6 +280,11 @@ def _opened(url: str) -> Any:
         raise ShardError(f"no shard at {url}; {_ALLOWED}") from error
     except (OSError, ValueError, ImportError) as error:
         raise _trouble(f"cannot open shard {url}: {error}", error) from error
+
+
+def _is_tar(path: str) -> bool:
+    """By its name; what a Mac writes beside each file (`._00000.tar`) is none."""
+    return path.endswith(TARS) and not path.rpartition("/")[2].startswith("._")
 
 
 def _expand_braces(piece: str) -> list[tuple[str, bool]]:
@@ -316,9 +308,9 @@ def _find(asked: tuple[str, bool]) -> list[str]:
     try:
         files, path = fsspec.core.url_to_fs(pattern)
         if not literal and re.search(r"[*?\[]", path):
-            hits = [hit for hit in sorted(files.glob(path)) if hit.endswith(TARS)]
+            hits = [hit for hit in sorted(files.glob(path)) if _is_tar(hit)]
         elif files.info(path)["type"] == "directory":
-            hits = [hit for hit in sorted(files.ls(path, detail=False)) if hit.endswith(TARS)]
+            hits = [hit for hit in sorted(files.ls(path, detail=False)) if _is_tar(hit)]
         else:
             hits = [path]
     except FileNotFoundError:

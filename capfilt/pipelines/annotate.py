@@ -21,6 +21,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.language_tokens import tokenizer_of
+from capfilt.data.members import Members
 from capfilt.data.policy import failure
 from capfilt.data.sample import Fault, Sample, is_text, leave_out
 from capfilt.engine import captioner as captioners
@@ -144,9 +145,9 @@ class Work:
         name, ledger, identity = shards.name(url), Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
-        stat = shards.stat(url)
+        stat, members = shards.stat(url), Members()
         digest, deadly = shards.Digest(stat["version"]), poison.read(ledger, name, version_of(identity, stat))
-        for own in self._rows(leave_out(shards.read(url, digest), deadly)):
+        for own in self._rows(leave_out(shards.read(url, digest, members), deadly)):
             rows += own
             tally.samples["in"] += 1
             if own[0].status == "failed":
@@ -160,6 +161,7 @@ class Work:
                     tally.texts["dropped"][f"{row.source}: {NO_TEXT}"] += 1
                 else:
                     tally.texts["kept"][row.source] += 1
+        tally.members.update(members)
         path = self.job.out / "annotations" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         with timed(self.clock, "write", on_device=False):

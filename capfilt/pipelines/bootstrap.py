@@ -301,7 +301,7 @@ def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float | 
     """Drop what the filter doubts, web and synthetic texts alike; human pairs are not touched."""
     policy, folder, urls = story.config.select, story.folder(r, "annotations"), story.splits["web"]
     threshold = resolve_threshold(policy, folder, urls, calibrated)
-    job = SelectJob(out=story.folder(r), annotations=folder, rule=policy.rule(threshold))
+    job = SelectJob(out=story.folder(r), annotations=folder, rule=policy.rule(threshold), carry=policy.carry)
     label = f"round {r} select"
     tally = select(story.session, urls, job, story.config.cluster.select, story.show, label)
     check_selected(label, tally, job.rule)

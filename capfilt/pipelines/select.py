@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.members import CARRIED, Members
 from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
 from capfilt.engine.device import Precision
@@ -68,6 +69,8 @@ class SelectJob(Config):
     """The folder of `annotations/`, `dataset/` and `ledger/`."""
     annotations: Place
     rule: Rule
+    carry: bool = True
+    """Whether kept samples take along what else lay under their key."""
 
     @property
     def name(self) -> str:
@@ -77,7 +80,8 @@ class SelectJob(Config):
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
         scores = annotated(self.annotations, shards.name(item))
-        return fingerprint(self.rule.model_dump(mode="json"), shards.name(item), scores)
+        settings = {**self.rule.model_dump(mode="json"), "carry": self.carry}
+        return fingerprint(settings, shards.name(item), scores)
 
     def open(self) -> Callable[[str], str]:
         """Nothing to load."""
@@ -93,8 +97,8 @@ class SelectJob(Config):
         folder = self.out / "dataset"
         folder.mkdir(parents=True, exist_ok=True)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        digest = shards.Digest(shards.stat(url)["version"])
-        kept, tally = self._kept(url, judged, digest), _tally(judged)
+        digest, members = shards.Digest(shards.stat(url)["version"]), Members()
+        kept, tally = self._kept(url, judged, digest, members), _tally(judged)
         if tally.samples["kept"]:
             shards.write(tar, kept)
         else:  # an empty tar is one that other people's loaders stop at
@@ -104,13 +108,16 @@ class SelectJob(Config):
             tar.unlink(missing_ok=True)
         with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
+        if not self.carry:
+            members["not carried"] += members.pop(CARRIED, 0)
+        tally.members.update(members)
         outputs = [tar, table_path] if tally.samples["kept"] else [table_path]
         Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.taken())
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
-    def _kept(self, url: str, judged: Outcomes, digest: shards.Digest) -> Iterator[Sample]:
+    def _kept(self, url: str, judged: Outcomes, digest: shards.Digest, members: Members) -> Iterator[Sample]:
         """The samples with at least one kept text, in the shard's order, their captions replaced by the kept ones."""
-        for item in shards.read(url, digest):
+        for item in shards.read(url, digest, members, extras=self.carry):
             if not isinstance(item, Sample):
                 continue
             own = judged.get((item.key, "ok"))
@@ -126,7 +133,7 @@ class SelectJob(Config):
                 for row in kept
             ]
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": captions}
-            yield Sample(item.key, item.image, item.extension, best(kept, self.rule).text, meta)
+            yield replace(item, text=best(kept, self.rule).text, meta=meta)
 
 
 def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
@@ -269,7 +276,8 @@ def run(
             job = CalibrateJob(out=out.absolute(), **asked, contents=known, batch_size=batch_size, compute=compute)
             calibrated = calibrate(session, job, worker, show)
         threshold = resolve_threshold(policy, folder, urls, calibrated)
-        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=policy.rule(threshold))
+        rule = policy.rule(threshold)
+        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry)
         tally = select(session, urls, work, options.resources(session), show)
     number = {} if threshold is None else {"threshold": threshold}
     found = {"dataset": str(out / "dataset"), **number, **tally.to_json()}

@@ -6,8 +6,9 @@ do not hold, so that the same command as before does just those pieces again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from capfilt.data import shards
@@ -41,6 +42,8 @@ class Checked:
     shards: int = 0
     files: int = 0
     bytes: int = 0
+    members: dict[str, Counter[str]] = field(default_factory=dict)
+    """By stage, what became of the members of the shards that it read."""
     undone: int = 0
     """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
 
@@ -69,7 +72,8 @@ def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False, fe
         for b in broken
     ]
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0
-    found = {"run": str(folder), **vars(checked), "broken": told, "withdrawn": withdrawn}
+    members = {stage: dict(counted) for stage, counted in checked.members.items() if counted}
+    found = {"run": str(folder), **vars(checked), "members": members, "broken": told, "withdrawn": withdrawn}
     return found | ({"inputs": of_inputs(specs, ledgers, show)} if read_inputs else {})
 
 
@@ -84,6 +88,7 @@ def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
             yield Broken(ledger, path.stem, why)
         elif done is not None:
             current += not identities or identities.get(done.shard) == done.fingerprint
+            checked.members.setdefault(ledger.stage, Counter()).update(done.tally.members)
             checked.files += len(done.outputs)
             checked.bytes += sum(output.bytes for output in done.outputs)
         checked.shards += 1

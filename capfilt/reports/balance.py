@@ -16,6 +16,8 @@ def between(scored: Completion, judged: Completion) -> str:
         return f"{before.samples['in']} samples were annotated, {after.samples['in']} have a verdict"
     if before.samples["failed"] != after.samples["failed"]:
         return f"{before.samples['failed']} samples failed, {after.samples['failed']} of them have a verdict"
+    if (came := before.members["in"]) and (went := after.members["in"]) and came != went:
+        return f"{came} members of the shard were read for annotations, {went} for verdicts"
     for source in sorted({*before.texts["in"], *after.texts["in"]}):
         came, went = before.texts["in"][source], after.texts["in"][source]
         if came != went:

@@ -39,6 +39,9 @@ class Tally:
     samples: Counter[str] = field(default_factory=Counter)
     texts: dict[str, Counter[str]] = field(default_factory=_no_texts)
     failed: Counter[str] = field(default_factory=Counter)
+    members: Counter[str] = field(default_factory=Counter)
+    """Of a stage that reads shards: how many members they had, "in", and what became of each: "used" by a sample,
+    "carried" beside one, or passed over, by the reason. Empty where nothing was counted."""
 
     @classmethod
     def zero(cls) -> Tally:
@@ -50,6 +53,7 @@ class Tally:
             samples=_add(self.samples, other.samples),
             texts={key: _add(self.texts[key], other.texts[key]) for key in TEXTS},
             failed=_add(self.failed, other.failed),
+            members=_add(self.members, other.members),
         )
 
     def balanced(self) -> bool:
@@ -61,7 +65,7 @@ class Tally:
 
         Texts balance for each source on its own: a synthetic text cannot make up for a lost web text.
         """
-        counters = {"samples": self.samples, "failed": self.failed, **self.texts}
+        counters = {"samples": self.samples, "failed": self.failed, "members": self.members, **self.texts}
         if unknown := [*(set(self.samples) - set(SAMPLES)), *(set(self.texts) - set(TEXTS))]:
             return f"unknown counters {sorted(unknown)}"
         if negative := [name for name, counter in counters.items() if min(counter.values(), default=0) < 0]:
@@ -71,6 +75,8 @@ class Tally:
             return "samples: {in} in, but {kept} kept + {dropped} dropped + {failed} failed".format(**num)
         if num["failed"] != self.failed.total():
             return f"samples: {num['failed']} failed, but {self.failed.total()} reasons"
+        if (came := self.members["in"]) != (gone := self.members.total() - came):
+            return f"members: {came} in, but {gone} used, carried or passed over"
         dropped: Counter[str] = Counter()
         for key, count in self.texts["dropped"].items():
             dropped[key.partition(": ")[0]] += count
@@ -90,6 +96,7 @@ class Tally:
             "samples": {key: self.samples[key] for key in SAMPLES},
             "texts": {key: dict(bounded(self.texts[key])) for key in TEXTS},
             "failed": dict(bounded(self.failed)),
+            **({"members": dict(bounded(self.members))} if self.members else {}),
         }
 
     @classmethod
@@ -100,6 +107,7 @@ class Tally:
                 samples=_counter(obj["samples"]),
                 texts={key: _counter(obj["texts"][key]) for key in TEXTS},
                 failed=_counter(obj["failed"]),
+                members=_counter(obj.get("members", {})),
             )
             if len(found.texts["in"]) > MAX_SOURCES:
                 raise TypeError(f"{len(found.texts['in'])} sources of texts")

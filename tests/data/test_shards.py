@@ -116,7 +116,7 @@ def test_compressed_tars_and_upper_case_extensions_are_read(tmp_path, mode):
 
 @pytest.mark.parametrize(
     "key",
-    ["a.b", "/a", "../a", "a/../b", "./a", "a//b", "", "a/", "a\n", "a\0", "k" * 1025, "__m__/a", "\ud800"],
+    ["/a", "../a", "a/../b", "./a", "a//b", "", "a/", "a\n", "a\0", "k" * 1025, "__m__/a", "\ud800"],
 )
 def test_a_key_that_readers_would_take_for_another_is_not_written(tmp_path, key):
     with pytest.raises(ShardError, match="unsafe key"):
