@@ -251,8 +251,10 @@ class _Gathered:
 
     def _put(self, member: Member, key: str) -> _Planned:
         name = _extension(member, key)
-        group = self.groups.setdefault((key, self._times[key, name]), _Planned(key))
+        times = self._times[key, name]
         self._times[key, name] += 1
+        again = "duplicate key" if times or key in self._settled else ""
+        group = self.groups.setdefault((key, times), _Planned(key, problem=again))
         group.parts[name] = member
         return group
 

@@ -131,7 +131,8 @@ class Group:
     def outcome(self, seen: set[str], members: Members) -> Sample | Fault:
         """Turn the group into its Sample, or the first Fault found; remembers the key in `seen`, and counts."""
         problem = key_problem(self.key, seen) or self._problem()
-        seen.add(written(self.key))
+        if not self.problem:
+            seen.add(written(self.key))
         found: Sample | Fault = Fault(self.key, problem)
         if not problem:
             try:

@@ -16,6 +16,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -151,7 +152,9 @@ def read(
     with closing(_opened(url)) as stream:
         try:
             source = digest.of(stream) if digest else stream
-            yield from gather.samples(source, lambda: closing(_opened(url)), name(url), counted, extras)
+            for item in gather.samples(source, lambda: closing(_opened(url)), name(url), counted, extras):
+                as_it_is = extras or isinstance(item, Fault) or not item.extras
+                yield item if as_it_is else replace(item, extras={})
             if digest:
                 digest.end(stream)
         except OSError as error:

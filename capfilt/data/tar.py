@@ -155,6 +155,8 @@ class Tar:
         return size
 
     def _parsed(self, block: bytes) -> tarfile.TarInfo:
+        if (ordinary := _ordinary(block)) is not None:
+            return ordinary
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
@@ -190,6 +192,27 @@ class Tar:
         if not self._num:
             return Cut(f"unreadable shard: {why or 'it ends in its first member'}")
         return Cut(f"shard cut at byte {self._at}" + (f": {why}" if why else ""))
+
+
+def _ordinary(block: bytes) -> tarfile.TarInfo | None:
+    """The header of a file as nearly all are, in a quarter of the time; None where it may be anything else."""
+    name, size, prefix = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0"), block[345:500].rstrip(b"\0")
+    said = block[148:156].rstrip(b" \0")
+    if not (
+        block[156:157] in (b"0", b"\0")
+        and (block[257:265] == b"ustar  \0" or (block[257:263] == b"ustar\0" and not prefix))
+        and name.isascii()
+        and b"\0" not in name
+        and not name.endswith(b"/")
+        and size.isdigit()
+        and said.isdigit()
+        and not {b"8"[0], b"9"[0]} & {*size, *said}
+        and sum(block) - sum(block[148:156]) + 8 * 32 == int(said, 8)
+    ):
+        return None
+    info = tarfile.TarInfo(name.decode("ascii"))
+    info.size = int(size, 8)
+    return info
 
 
 def _padded(size: int) -> int:
