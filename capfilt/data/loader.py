@@ -29,6 +29,7 @@ from capfilt.config import Config
 from capfilt.data import images, shards
 from capfilt.data.augment import AugmentConfig, augment, generator
 from capfilt.data.features import Features
+from capfilt.data.members import Members
 from capfilt.data.order import Order, Span
 from capfilt.data.sample import Sample
 from capfilt.data.tokens import Tokenizer, clean_caption
@@ -330,9 +331,9 @@ class Count:
         return self.texts if captions == "all" else self.images
 
 
-def count(url: str, digest: shards.Digest | None = None) -> Count:
-    """Read a shard to its end and count. Pictures are not decoded."""
-    texts = [len(item.captions) for item in shards.read(url, digest) if isinstance(item, Sample)]
+def count(url: str, digest: shards.Digest | None = None, members: Members | None = None) -> Count:
+    """Read a shard to its end and count, also its `members`. Pictures are not decoded."""
+    texts = [len(item.captions) for item in shards.read(url, digest, members) if isinstance(item, Sample)]
     return Count(sum(map(bool, texts)), sum(texts), texts.count(0))
 
 

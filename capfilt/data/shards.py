@@ -153,8 +153,8 @@ def read(
         try:
             source = digest.of(stream) if digest else stream
             for item in gather.samples(source, lambda: closing(_opened(url)), name(url), counted, extras):
-                as_it_is = extras or isinstance(item, Fault) or not item.extras
-                yield item if as_it_is else replace(item, extras={})
+                # Masks and further jsons were read before it was known what they are.
+                yield replace(item, extras={}) if isinstance(item, Sample) and item.extras and not extras else item
             if digest:
                 digest.end(stream)
         except OSError as error:

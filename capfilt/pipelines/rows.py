@@ -13,6 +13,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loader import Source, count
+from capfilt.data.members import Members
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports.ledger import Completion, Ledger, fingerprint
 from capfilt.reports.places import Place
@@ -38,12 +39,12 @@ class RowsJob(Config):
         """Nothing to load."""
 
         def work(url: str) -> str:
-            digest = shards.Digest(shards.stat(url)["version"])
-            found = count(url, digest)
+            digest, members = shards.Digest(shards.stat(url)["version"]), Members()
+            found = count(url, digest, members)
             came = found.images + found.without_text
             samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
             texts = Counter({"all": found.texts})
-            tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()})
+            tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()}, members=members)
             Ledger(self.out, self.name).commit(entry(url), self.identity(url), [], tally, digest.taken())
             return f"{found.without_text} images without a text" if found.without_text else ""
 

@@ -16,6 +16,7 @@ from capfilt.cluster import spread as spreading
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Done, Resources, spread
 from capfilt.errors import ClusterError, DataError, ModelError
+from capfilt.reports import deadline
 
 HALF = Resources(cpus=0.5)
 
@@ -240,3 +241,29 @@ def test_no_items_need_no_worker(ray_session: Session) -> None:
 def test_local_runs_in_this_process(tmp_path: Path) -> None:
     done = ends(spread(connect("local"), Act(tmp_path), ["a"]))
     assert done["a"].result["pid"] == os.getpid()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A job that reads for so many seconds."""
+
+    name: str = "read"
+
+    def open(self) -> Callable[[str], str]:
+        def read(seconds: str) -> str:
+            until = time.monotonic() + float(seconds)
+            while time.monotonic() < until:
+                deadline.check()
+            return "read"
+
+        return read
+
+
+def test_in_this_process_an_item_ends_where_it_reads_on() -> None:
+    begun = time.monotonic()
+    with connect("local") as session:
+        done = list(spread(session, Reading(), ["0", "600", "0"], Resources(limit=0.3)))
+        assert [end.result for end in done] == ["read", None, "read"]
+        assert done[1].error == "took longer than 0.3 s; give it more time with --limit, or leave it out"
+        assert list(spread(session, Reading(), ["0.1"])) == [Done("0.1", "read")]
+    assert time.monotonic() - begun < 60

@@ -6,8 +6,10 @@ import gzip
 import io
 import json
 import random
+import re
 import tarfile
 import tempfile
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -352,3 +354,52 @@ def test_what_others_read_of_what_we_write(of, tmp_path: Path) -> None:  # type:
     assert [one["txt"] for one in theirs] == [b"22.05 track 1", b"a/b.c/k", b""]
     assert json.loads(theirs[0]["json"]) == {"original_key": "22.05 track 1"}
     assert [item.key for item in shards.read(str(tmp_path / "0.tar"))] == ["22%2E05 track 1", "a/b.c/k", "k"]
+
+
+def test_a_bomb_ends_its_shard_at_once_and_says_so(tmp_path: Path) -> None:
+    for name, member in (("read.tar.gz", "000.jpg"), ("skipped.tar.gz", "000.bin")):
+        with gzip.open(tmp_path / name, "wb", 1) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
+            for key in ("a.jpg", "a.txt"):
+                header = tarfile.TarInfo(key)
+                header.size = 1
+                tar.addfile(header, io.BytesIO(b"a"))
+            header = tarfile.TarInfo(member)
+            header.size = 2**28 - 2**20
+            tar.addfile(header, io.BufferedReader(Zeros(), 2**20))  # type: ignore[type-var]
+        begun = time.monotonic()
+        found, _ = read(tmp_path / name, extras=False)
+        assert time.monotonic() - begun < 10  # a tenth of a second on a quiet machine
+        assert found[0] == sample("a", "a", "a")
+        assert [item.key for item in found[1:]] == ["000"]
+        assert isinstance(found[1], Fault)
+        assert re.match(r"shard cut at byte \d+: a bomb: \d+ packed bytes unpack to \d+ and more", found[1].reason)
+
+
+class Zeros(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
+
+
+def test_a_member_that_cannot_be_read_takes_its_own_sample_only(tmp_path: Path) -> None:
+    sparse = tarfile.TarInfo("b.jpg")
+    sparse.size, sparse.pax_headers = 700, {"GNU.sparse.map": "0,1"}
+    large = tarfile.TarInfo("c.npy")
+    large.pax_headers = {"comment": "c" * 2_000_000}
+    broken = [header.tobuf(tarfile.PAX_FORMAT) + bytes(-(-header.size // 512) * 512) for header in (sparse, large)]
+    parts = [tar_of(*pair("a")), broken[0], tar_of(("b.txt", b"t"), ("c.jpg", b"i"), ("c.txt", b"c")), broken[1]]
+    (tmp_path / "0.tar").write_bytes(b"".join([*parts, tar_of(*pair("d"))]))
+    found, members = read(tmp_path / "0.tar")
+    why = "a sparse file (write it whole: tar without --sparse)"
+    assert found == [sample("a", "a"), Fault("b", why), sample("c", "c", "i"), sample("d", "d")]
+    assert members == {"in": 9, "used": 6, "of a sample that failed": 2, "too large a header": 1}
+
+
+def test_apple_double_beside_a_shard_is_no_shard(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(tar_of(*pair("a")))
+    (tmp_path / "._00000.tar").write_bytes(b"Mac OS X")
+    assert shards.expand(str(tmp_path)) == shards.expand(f"{tmp_path}/*") == [str(tmp_path / "00000.tar")]
+    assert json.loads(shards.write_sizes(tmp_path).read_text()) == {"00000.tar": 1}

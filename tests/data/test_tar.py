@@ -137,7 +137,7 @@ def test_a_cut_anywhere_is_a_cut(seekable: bool) -> None:
 @given(data=st.data(), kind=st.sampled_from([tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT]))
 def test_ordinary_headers_are_read_as_tarfile_reads_them(data: st.DataObject, kind: int) -> None:
     made = tarfile.TarInfo(data.draw(st.text(st.sampled_from("ab/.é 0"), min_size=1, max_size=30)))
-    made.size = data.draw(st.integers(0, 2**34))
+    made.size = data.draw(st.integers(0, 8**11 - 1))
     made.type = data.draw(st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE]))
     block = bytearray(made.tobuf(kind)[-512:])
     for position in data.draw(

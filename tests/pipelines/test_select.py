@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -266,3 +268,58 @@ def test_shards_and_annotations_must_belong_together(annotated: Path, capfilt: A
     assert "1 of 2 failed" in done.line
     assert (annotated / "clean/ledger/select/00000.json").exists(), "the other shard is done and stays done"
     assert not (annotated / "clean/dataset/00001.tar").exists()
+
+
+def tar_of(path: Path, files: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in files:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+
+
+def test_what_lies_under_a_key_comes_along_and_names_with_dots_too(tmp_path: Path, capfilt: Any) -> None:
+    """As it lay there, byte for byte; `carry=false` leaves it, and `verify` counts every member either way."""
+    keys = {"k": "k", "22.05 track 1": "22%2E05 track 1"}
+    beside = {"npy": b"\x93NUMPY", "cls": b"3", "mask.png": b"mask", "syn.json": b"{}"}
+    files = [file for key in keys for file in ((f"{key}.jpg", key.encode()), (f"{key}.txt", b"t"))]
+    files = files[:2] + [(f"k.{name}", data) for name, data in beside.items()] + files[2:]
+    tar_of(tmp_path / "web/00000.tar", [*files, ("._k.jpg", b"Mac OS X"), ("README", b"")])
+    images = {key: Sample(key, key.encode(), "jpg", "t") for key in keys}
+    rows = [replace(row(key, "web", 0.9, 0.9), uid=own.uid, sha256=own.sha256) for key, own in images.items()]
+    tables.write(tmp_path / "a/annotations/00000.parquet", rows)
+    for carry, more, counted in (("true", beside, {"carried": 4}), ("false", {}, {"not carried": 4})):
+        out = tmp_path / carry
+        words = ["--annotations", tmp_path / "a", "--out", out, "--set", f"carry={carry}", "--json"]
+        done = capfilt("select", tmp_path / "web", *words)
+        assert done.code == 0, done.err
+        members = {"in": 10, "used": 4, **counted, "AppleDouble": 1, "a name without key or extension": 1}
+        assert json.loads(done.out)["members"] == members
+        with tarfile.open(out / "dataset/00000.tar") as tar:
+            found = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+        texts = {f"{key}.{kind}" for key in keys.values() for kind in ("txt", "json")}
+        assert found.keys() - texts == {"k.jpg", "22%2E05 track 1.jpg", *(f"k.{name}" for name in more)}
+        assert {name: found[f"k.{name}"] for name in more} == more
+        assert json.loads(found["22%2E05 track 1.json"])["original_key"] == "22.05 track 1"
+        passed = "1 AppleDouble, 1 a name without key or extension" + (", 4 not carried" if carry == "false" else "")
+        said = (
+            f"select: 10 members of its shards = 4 used + {4 if more else 0} carried + {2 if more else 6} passed over"
+        )
+        checked = capfilt("verify", out)
+        assert checked.code == 0, checked.out
+        assert f"{said} ({passed})" in checked.out.replace("\n", " ")
+        assert json.loads(capfilt("verify", out, "--json").out)["members"] == {"select": members}
+
+
+def test_members_that_do_not_add_up_are_found(annotated: Path, capfilt: Any) -> None:
+    out = annotated / "clean"
+    capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", out)
+    path = out / "ledger/select/00000.json"
+    said = json.loads(path.read_text())
+    assert said["tally"]["members"] == {"in": 6, "used": 6}
+    said["tally"]["members"]["used"] = 5
+    path.write_text(json.dumps(said))
+    done = capfilt("verify", out)
+    assert done.code == 1
+    assert "members: 6 in, but 5 used, carried or passed over" in done.out

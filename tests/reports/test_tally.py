@@ -55,6 +55,17 @@ def test_a_synthetic_text_does_not_make_up_for_a_web_text() -> None:
     assert tally.imbalance() == "synthetic texts: 9 in, but 8 kept + 2 dropped"
 
 
+def test_members_balance_where_they_were_counted() -> None:
+    tally = good()
+    assert "members" not in tally.to_json()
+    tally.members.update({"in": 9, "used": 6, "carried": 2, "a folder": 1})
+    assert tally.balanced()
+    assert (tally + tally).members == {"in": 18, "used": 12, "carried": 4, "a folder": 2}
+    assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
+    tally.members["used"] -= 1
+    assert tally.imbalance() == "members: 9 in, but 8 used, carried or passed over"
+
+
 def test_negative_and_unknown_counters_are_noticed() -> None:
     assert "negative" in Tally(samples=Counter({"kept": 1, "dropped": -1})).imbalance()
     assert "unknown" in Tally(samples=Counter({"inn": 1})).imbalance()
