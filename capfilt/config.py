@@ -22,6 +22,7 @@ import yaml
 from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
 from capfilt.printable import printable, short_repr
+from capfilt.redact import redact_tree
 
 MAX_BYTES = 2 * 2**20
 """Bytes of a YAML, and of the tree in it when every alias is written out (NODE for each value besides its text)."""
@@ -86,8 +87,8 @@ def named(kind: type[C], name: str | None, sets: Sequence[str] = ()) -> C:
 
 
 def to_yaml(config: Config) -> str:
-    """Write every field, defaults too, so that `read` gives an equal config back."""
-    tree = config.model_dump(mode="json")
+    """Write every field, defaults too, so that `read` gives an equal config back; but for secrets of its addresses."""
+    tree = redact_tree(config.model_dump(mode="json"))
     # Escapes, not raw Unicode: PyYAML writes U+0085 as it is and reads it back as the end of a line.
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=110)
 

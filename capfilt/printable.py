@@ -13,6 +13,8 @@ import re
 import reprlib
 from typing import Any
 
+from capfilt.redact import redact
+
 MAX_NAME = 200
 """Characters of a name: a key, shard, label, source, model, host, or a reason that is counted."""
 MAX_MESSAGE = 2000
@@ -26,9 +28,13 @@ def printable(value: object, limit: int = MAX_NAME) -> str:
     """The text on one line of at most `limit` characters; of a longer one the beginning and the end.
 
     Line ends and other white space become a space, what else cannot be seen becomes its escape: "\\x1b", "\\u202e".
-    What is printable already stays as it is, so it does no harm to do this twice.
+    Secrets of addresses are left out (`redact`). What is printable already stays as it is, so it does no harm to do
+    this twice.
     """
     text = value if isinstance(value, str) else str(value)
+    if len(text) > 8 * limit:  # its ends are enough to tell where an address begins
+        text = f"{text[: 4 * limit]}…{text[-4 * limit :]}"
+    text = redact(text)
     if len(text) <= limit and text.isprintable():
         return text
     cut = len(text) > 2 * limit
@@ -43,7 +49,7 @@ def printable(value: object, limit: int = MAX_NAME) -> str:
 
 def printable_lines(text: str) -> str:
     """The same of a piece of another program's output, of any length: its lines stay, its colours go."""
-    lines = _COLOURS.sub("", text).replace("\r\n", "\n").split("\n")
+    lines = redact(_COLOURS.sub("", text)).replace("\r\n", "\n").split("\n")
     return "\n".join("".join(c if c.isprintable() or c == "\t" else _escaped(c) for c in line) for line in lines)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 HIDDEN = "***"
 
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^\s\"'<>`\\]*)")
+# As far as white space or the next of a list `a::b`; of a longer scheme the end is one.
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,30})://((?:(?!::[\w+.-]+://|::/)[^\s\"<>`])*)")
+_LEFT_OUT = re.compile(r"://\*\*\*@|://\S*[?&#]\*\*\*$")
 _WEB = ("http", "https", "ftp", "ftps", "sftp", "ssh", "webdav", "webdavs")
 # Names of parameters by which clouds, CDNs and APIs pass what proves who is asking.
 _SECRET = re.compile(
@@ -22,6 +24,7 @@ _SECRET = re.compile(
     r"|signature|apikey|accesskeyid|accessid|key-pair-id)",
     re.IGNORECASE,
 )
+_PASSWORD = re.compile(r"[^@\[:]*:(?!\d*$)[^@]*$")  # what follows the colon is no port, and there is no "@" yet
 _SIGNATURE = re.compile(r"(.*[-_.])?(sig|sign|signature|hmac|policy)|.*signature", re.IGNORECASE)
 # What a signature is made of, new with each: times, and Azure's terms.
 _SIGNED = re.compile(
@@ -34,6 +37,11 @@ _SIGNED = re.compile(
 def redact(text: str) -> str:
     """The text with *** for every secret in the addresses that it holds."""
     return _URL.sub(_redacted, text) if "://" in text else text
+
+
+def is_redacted(address: str) -> bool:
+    """Whether an address lacks a secret that it had."""
+    return _LEFT_OUT.search(address) is not None
 
 
 def redact_tree(value: Any) -> Any:
@@ -50,6 +58,9 @@ def redact_tree(value: Any) -> Any:
 def _redacted(match: re.Match[str]) -> str:
     protocol, rest = match.groups()
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    if _PASSWORD.match(rest[:end]):  # a password may hold a slash, though it should not
+        end = rest.find("@", end) + 1 or end
+        end = min((at for at in (rest.find(sign, end) for sign in "/?#") if at >= 0), default=len(rest))
     authority, path = rest[:end], rest[end:]
     user, at, host = authority.rpartition("@")
     # `abfs://container@account` and `git://user@host` name a place; before a web server's host stands a credential.

@@ -26,6 +26,7 @@ from capfilt.config import Config
 from capfilt.data.list_formats import BATCH, Source, read
 from capfilt.data.typed import Clash, Types, fit
 from capfilt.errors import DataError, did_you_mean
+from capfilt.redact import is_redacted, redact
 
 FORMATS = ("csv", "tsv", "txt", "json", "jsonl", "parquet")
 MAX_FILES = 1_000_000
@@ -103,7 +104,7 @@ def identity(source: Source, columns: Columns) -> dict[str, Any]:
         raise DataError(f"the list {source.url} cannot be read: {error}") from error
     outside = {name: value for name, value in source.partitions if name in columns.wanted.values()}
     told = {"partitions": outside} if outside else {}
-    return {"name": path.rpartition("/")[2], "size": info.get("size"), "version": tag, **told}
+    return {"name": redact(path).rpartition("/")[2], "size": info.get("size"), "version": tag, **told}
 
 
 def tables(source: Source, columns: Columns, types: Types, bad: list[str]) -> Iterator[pa.Table]:
@@ -141,6 +142,8 @@ def _patterns(spec: str) -> list[str]:
 
 
 def _found(spec: str, form: str | None) -> Iterator[Source]:
+    if is_redacted(spec):
+        raise DataError(f"{spec} lacks a secret, which run folders do not keep; give the address in full")
     files, path = fsspec.core.url_to_fs(spec)
     try:
         # What exists is taken letter by letter: `[2]` is no pattern where a file is called so, nor a web server's `?`.

@@ -28,6 +28,7 @@ from capfilt.data import gather
 from capfilt.data.members import IMAGES, MAX_IMAGE, MAX_TEXT, Members, key_problem, written
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ShardError, StorageError
+from capfilt.redact import is_redacted
 from capfilt.reports.ledger import Input, atomic, write_json
 from capfilt.reports.places import Place, place, together
 
@@ -57,6 +58,8 @@ def patterns(spec: str | Sequence[str]) -> list[tuple[str, bool]]:
     pieces = [piece for part in parts for piece in part.split("::") if piece]
     if not pieces:
         raise ShardError(f"no shards given; {_ALLOWED}")
+    if lacking := next((piece for piece in pieces if is_redacted(piece)), None):
+        raise ShardError(f"{lacking} lacks a secret, which run folders do not keep; give the address in full")
     return [pattern for piece in pieces for pattern in _expand_braces(piece)]
 
 

@@ -44,10 +44,13 @@ def named(folder: Place, plan: Mapping[str, Any]) -> list[str]:
 
 
 def check_reachable(folder: Place, specs: Sequence[str], fetch: bool) -> None:
-    """Raise RunError where a run's plan names what would be fetched from elsewhere and that was not asked for."""
-    for spec in () if fetch else specs:
+    """Raise RunError where a run's plan names what would be fetched from elsewhere and that was not asked for.
+
+    Raises ShardError for an address that lacks its secret, and leads nowhere.
+    """
+    for spec in specs:
         for address, _ in shards.patterns(spec):
-            if not _is_near(folder, address):
+            if not fetch and not _is_near(folder, address):
                 raise RunError(
                     f"the plan of {folder} names {address}, which is elsewhere. Whoever made the run folder chose that"
                     " address; if you trust it, say --fetch-inputs."

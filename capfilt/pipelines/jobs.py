@@ -18,6 +18,7 @@ from capfilt import config as configs
 from capfilt.cluster.jobs import Command, Job, Jobs
 from capfilt.config import Config
 from capfilt.errors import RunError, UsageError
+from capfilt.redact import redact_tree
 
 RECIPE = "recipe.yaml"
 """The resolved recipe, in the folder in which the job's command starts."""
@@ -69,6 +70,7 @@ def send(cluster: Jobs, order: Order) -> tuple[str, bool]:
 
     Raises RunError where another order is at work on the same run folder.
     """
+    check_secrets(order)
     notes = order.notes
     at_work = [job for job in cluster.list() if order.out and job.notes.get("out") == order.out and not job.over]
     for job in at_work:
@@ -82,6 +84,17 @@ def send(cluster: Jobs, order: Order) -> tuple[str, bool]:
     name = re.sub(r"[^a-zA-Z0-9]+", "-", order.out.rstrip("/").rpartition("/")[2]).strip("-").lower()
     prefix = "-".join(filter(None, ("capfilt", order.verb, name)))
     return cluster.submit(Command((order.verb, *order.words), __version__, files, notes), prefix), True
+
+
+def check_secrets(order: Order) -> None:
+    """Raise UsageError for a secret in what would be sent: a cluster keeps its jobs' commands for everyone to read."""
+    recipe = order.recipe.model_dump(mode="json") if order.recipe is not None else {}
+    for what, sent in (("the command", list(order.words)), ("the recipe", recipe)):
+        if redact_tree(sent) != sent:
+            raise UsageError(
+                f"{what} holds an address with a password or a signature in it, and a cluster keeps jobs for everyone"
+                " to read. Name a place that its workers read by keys of their environment, or run the command there."
+            )
 
 
 def check_places(named: Mapping[str, Any]) -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capfilt.errors import RunError
+from capfilt.redact import redact_tree
 from capfilt.reports import fence
-from capfilt.reports.places import Place, Remote, place, together, within
+from capfilt.reports.places import PRIVATE, Place, Remote, place, together, within
 from capfilt.reports.tally import Tally
 
 PART = ".capfilt-part-"
@@ -43,13 +44,13 @@ _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is t
 
 
 @contextmanager
-def atomic(path: Place) -> Iterator[BinaryIO]:
+def atomic(path: Place, private: bool = False) -> Iterator[BinaryIO]:
     """Open a file that appears at `path` whole or not at all, whatever kills the process; two fsyncs.
 
     The bytes go to a sibling with a name of its own, so two workers on one shard cannot mix theirs. Leave the
     file open: it is then flushed, synced, renamed and its folder synced, or removed if the block raises. On a store
-    it becomes an object (`Remote.replaced`). In a run folder that another driver took over nothing is replaced:
-    LockLostError.
+    it becomes an object (`Remote.replaced`). `private`: nobody but its owner may read it. In a run folder that another
+    driver took over nothing is replaced: LockLostError.
     """
     if isinstance(path, Remote):
         with path.replaced() as file:
@@ -59,7 +60,9 @@ def atomic(path: Place) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        with part.open("xb") as file:
+        with os.fdopen(
+            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE if private else 0o666), "wb"
+        ) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -151,13 +154,13 @@ def _old(part: Path) -> bool:
         return False
 
 
-def write_json(path: Place, obj: Any) -> None:
+def write_json(path: Place, obj: Any, private: bool = False) -> None:
     """Write `obj` atomically, keys sorted, indent 1; RunError for NaN and infinity, which JSON lacks."""
     try:
         text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise RunError(f"{path} would hold a figure that is no number ({error}); leave such figures out.") from error
-    with atomic(path) as file:
+    with atomic(path, private) as file:
         file.write(text.encode() + b"\n")
 
 
@@ -168,8 +171,11 @@ def sha256_file(path: Place) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return the sha256 of FORMAT and the parts' canonical JSON; a part is anything JSON can hold."""
-    canonical = json.dumps([FORMAT, *parts], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return the sha256 of FORMAT and the parts' canonical JSON; a part is anything JSON can hold.
+
+    An address counts without its secrets: with a fresh signature it leads to the same thing.
+    """
+    canonical = json.dumps(redact_tree([FORMAT, *parts]), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

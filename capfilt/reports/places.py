@@ -26,6 +26,7 @@ import fsspec
 from pydantic import PlainSerializer, PlainValidator
 
 from capfilt.errors import UsageError
+from capfilt.redact import HIDDEN, redact
 from capfilt.reports import fence
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ R = TypeVar("R")
 
 PART_BYTES = 16 * 2**20
 """Bytes of one part of an upload; twice as much goes in one request."""
+PRIVATE = 0o600
+"""The mode of files that may hold a secret whose kind nobody knew: plans, recipes, logs."""
 AT_ONCE = 32
 """Questions that one process has open at a store: each is a wait, and no work."""
 
@@ -304,6 +307,11 @@ def place(where: str | Path | Remote) -> Path | Remote:
     protocol, _, path = where.partition("://")
     if protocol in ("file", "local"):
         return Path(path)
+    if redact(where).startswith(f"{protocol}://{HIDDEN}@"):
+        raise UsageError(
+            f"{where} has a password in it, and the name of a place is written down wherever it is used. Leave it out:"
+            " stores take keys from the environment, or from files of their own."
+        )
     try:
         fsspec.get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:
@@ -350,7 +358,7 @@ def append(where: Path | Remote, line: bytes) -> None:
     if isinstance(where, Remote):
         where.append(line)
         return
-    with where.open("ab", buffering=0) as file:
+    with open(where, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, PRIVATE)) as file:
         file.write(line)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
+from capfilt.redact import redact_tree
 from capfilt.reports import lock
 from capfilt.reports.ledger import FORK, FORMAT, PART, atomic, sweep, write_json
 from capfilt.reports.places import Place, Remote, append, listing, place, within
@@ -43,12 +44,12 @@ class Run:
         """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
-        plan.json also says of which version it is (`FORMAT`).
+        plan.json also says of which version it is (`FORMAT`). Secrets of addresses stay out of it (`redact`).
         Raises RunError for another plan (naming what changed), for a folder of another version, for one that holds
         something else, where less than `min_free_bytes` are free, and where another driver works.
         `lock.release_all` lets go of it.
         """
-        wanted = json.loads(json.dumps({**plan, "format": FORMAT}))
+        wanted = json.loads(json.dumps(redact_tree({**plan, "format": FORMAT})))
         try:
             _check_space(out, min_free_bytes)
             out.mkdir(parents=True, exist_ok=True)
@@ -56,12 +57,12 @@ class Run:
             lock.hold(out)
             sweep(out)
             if not (resumed := _check(out, wanted)):
-                write_json(out / "plan.json", wanted)
+                write_json(out / "plan.json", wanted, private=True)
             plan_now = _read_plan(out)
             recipe = out / "recipe.yaml"
             # Compared, not assumed: a kill may have fallen between the two files.
             if not recipe.is_file() or recipe.read_bytes() != recipe_yaml.encode():
-                with atomic(recipe) as file:
+                with atomic(recipe, private=True) as file:
                     file.write(recipe_yaml.encode())
             _mend_log(out / "log.jsonl")
         except OSError as error:
@@ -93,7 +94,7 @@ class Run:
         """
         if self.decided(stage) != choice:
             self.plan[DECIDED] = {**self.plan.get(DECIDED, {}), stage: dict(choice)}
-            write_json(self.folder / "plan.json", self.plan)
+            write_json(self.folder / "plan.json", redact_tree(self.plan), private=True)
 
     def path(self, *parts: str) -> Place:
         """Return the path of something in the run folder, there or not."""
@@ -108,8 +109,8 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl: when, what, and the fields.
 
-        A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf". Texts are printable and
-        of MAX_MESSAGE characters at most.
+        A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf". Texts are `printable`, of
+        MAX_MESSAGE characters at most.
         """
         line = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         data = json.dumps(_plain(line), allow_nan=False, ensure_ascii=False).encode() + b"\n"
@@ -117,7 +118,7 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; a figure that was not measured is left out by the caller, never 0."""
-        write_json(self.folder / "summary.json", dict(summary))
+        write_json(self.folder / "summary.json", redact_tree(dict(summary)))
 
 
 def fork(old: Place, new: Place) -> Place:
