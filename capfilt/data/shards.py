@@ -14,7 +14,8 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -35,7 +36,10 @@ from capfilt.reports.places import Place, place, together
 _ALLOWED = "allowed are tars, folders of tars, braces, globs, a::b lists and fsspec URLs"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_SHARDS = 1_000_000
+MAX_NAME = 100
+"""Characters of a shard's name that its folders are part of; four bytes each at most, and file systems take 255."""
 _WEB = ("http://", "https://")
+_UNSAFE = re.compile(r"[^\w.-]")
 
 
 def expand(spec: str | Sequence[str]) -> list[str]:
@@ -83,16 +87,46 @@ def name(url: str) -> str:
 
 
 def by_name(urls: Iterable[str]) -> dict[str, str]:
-    """Map shard names to urls, refusing two shards of one name: their records would overwrite each other."""
-    named: dict[str, str] = {}
+    """Map the names by which a run's records know shards to their urls, in the order given.
+
+    A name is that of the file. Where several files share one, as in two folders with a `00000.tar` each, so many of the
+    folders above stand before it as tell them apart, `p0-00000` and `p1-00000`; where these do not, a hash of the url
+    stands behind it. What else is in the set decides, not its order.
+
+    Raises:
+        ShardError: a shard is given twice.
+    """
+    urls = list(urls)
+    same: dict[str, list[str]] = {}
     for url in urls:
-        if name(url) in named:
-            raise ShardError(
-                f"two shards are called '{name(url)}': {named[name(url)]} and {url}. "
-                "A shard's name must be unique within a run; rename one, or run them apart."
-            )
-        named[name(url)] = url
-    return named
+        same.setdefault(name(url), []).append(url)
+    for own in same.values():
+        if twice := [url for url in own if own.count(url) > 1]:
+            raise ShardError(f"the shard {twice[0]} is given twice; give each shard once.")
+    taken = {found.casefold() for found, own in same.items() if len(own) == 1}
+    names = {own[0]: found for found, own in same.items() if len(own) == 1}
+    for found, own in sorted(same.items()):
+        if len(own) > 1:
+            names |= zip(own, _told_apart(found, own, taken), strict=True)
+            taken |= {names[url].casefold() for url in own}
+    return {names[url]: url for url in urls}
+
+
+def renamed(named: Mapping[str, str]) -> dict[str, str]:
+    """By their urls, those of `by_name` that are not called as their file is."""
+    return {url: given for given, url in named.items() if given != name(url)}
+
+
+def _told_apart(shared: str, urls: Sequence[str], taken: Set[str]) -> list[str]:
+    """Names for shards whose files are called alike."""
+    paths = [(url.split("?")[0] if url.startswith(_WEB) else url).rpartition("://")[2] for url in urls]
+    folders = [[_UNSAFE.sub("_", part) for part in path.split("/")[:-1] if part] for path in paths]
+    for depth in range(1, max(map(len, folders)) + 1):
+        names = ["-".join((*own[-depth:], shared)).lstrip(".-") for own in folders]
+        distinct = {given.casefold() for given in names}
+        if len(distinct) == len(urls) and not distinct & taken and max(map(len, names)) <= MAX_NAME:
+            return names
+    return [f"{shared}-{hashlib.sha256(url.encode()).hexdigest()[:12]}" for url in urls]
 
 
 class Digest:
@@ -182,6 +216,13 @@ def known(url: str, found: dict[str, Any] | None = None) -> dict[str, Any]:
     address too. So shards may be moved, where that does not mix two of one name and size up."""
     found = found or stat(url)
     return found if found["version"] else {**found, "url": url}
+
+
+def known_apart(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`known` of many shards, given their `stats`; with the address also where all else is the same of two of them."""
+    told = {url: known(url, stat) for url, stat in found.items()}
+    times = Counter(map(repr, told.values()))
+    return {url: own if times[repr(own)] == 1 else {**own, "url": url} for url, own in told.items()}
 
 
 def stat(url: str) -> dict[str, Any]:

@@ -92,6 +92,8 @@ class AnnotateJob(Config):
     compute: Compute
     seed: int
     round: int
+    names: dict[str, str] = {}
+    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
 
     @property
     def name(self) -> str:
@@ -100,7 +102,7 @@ class AnnotateJob(Config):
 
     def identity(self, item: str) -> str:
         """Models by their weights, not by where they lie: a run folder may be moved."""
-        where = dict.fromkeys(("out", "captioner", "filter"), True)
+        where = dict.fromkeys(("out", "captioner", "filter", "names"), True)
         return fingerprint(
             self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS}), shards.name(item)
         )
@@ -142,7 +144,8 @@ class Work:
         """Annotate one shard and commit it."""
         before = Counter(self.clock.seconds) if self.clock else Counter()
         self.batches = []
-        name, ledger, identity = shards.name(url), Ledger(self.job.out, self.job.name), self.job.identity(url)
+        name = self.job.names.get(url) or shards.name(url)
+        ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
         stat, members = shards.stat(url), Members()
@@ -300,7 +303,9 @@ def annotate(
 ) -> Tally:
     """Annotate shards; returns what became of their samples and texts."""
     check_roles(job.captioner, job.filter)
-    return run_stage(session, job, shards.by_name(urls), resources, show, label)
+    named = shards.by_name(urls)
+    job = job.model_copy(update={"names": shards.renamed(named)})
+    return run_stage(session, job, named, resources, show, label)
 
 
 def run(

@@ -22,6 +22,7 @@ from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
+from capfilt.data import shards
 from capfilt.data.loader import Source
 from capfilt.data.policy import PolicyConfig
 from capfilt.engine.device import Compute
@@ -187,7 +188,7 @@ def round_of_capfilt(story: Story, r: int, newest: Place) -> dict[str, Any]:
         models = pretrain_round(story, r, [Source(shards=str(story.folder(r, "dataset")))], newest)
         measured = evaluate_round(story, r, models)
     score = story.config.select.score
-    judged = filter_figures(story.splits["web"], story.folder(r, "annotations"), score, threshold)
+    judged = filter_figures(shards.by_name(story.splits["web"]), story.folder(r, "annotations"), score, threshold)
     number = {} if threshold is None else {"threshold": threshold}
     return summarise(story, r, {**tally_figures(tally), "filter": {**number, **judged}, **measured})
 
@@ -299,11 +300,11 @@ def annotate_web(story: Story, r: int, captioner: Place, judge: Place) -> None:
 
 def select_web(story: Story, r: int, calibrated: float | None) -> tuple[float | None, Tally]:
     """Drop what the filter doubts, web and synthetic texts alike; human pairs are not touched."""
-    policy, folder, urls = story.config.select, story.folder(r, "annotations"), story.splits["web"]
-    threshold = resolve_threshold(policy, folder, urls, calibrated)
+    policy, folder, named = story.config.select, story.folder(r, "annotations"), shards.by_name(story.splits["web"])
+    threshold = resolve_threshold(policy, folder, named, calibrated)
     job = SelectJob(out=story.folder(r), annotations=folder, rule=policy.rule(threshold), carry=policy.carry)
     label = f"round {r} select"
-    tally = select(story.session, urls, job, story.config.cluster.select, story.show, label)
+    tally = select(story.session, named, job, story.config.cluster.select, story.show, label)
     check_selected(label, tally, job.rule)
     return threshold, tally
 

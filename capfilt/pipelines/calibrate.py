@@ -6,7 +6,7 @@ A step of bootstrap and of select, not a verb.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -89,15 +89,15 @@ MIN_RIGHT = 20
 """Labels "right" without which no threshold is set: with 20, a recall of 0.8 has an interval of 0.58 to 0.92."""
 
 
-def calibrate_on_labels(source: Place, urls: Sequence[str], policy: PolicyConfig) -> dict[str, Any]:
+def calibrate_on_labels(source: Place, names: Iterable[str], policy: PolicyConfig) -> dict[str, Any]:
     """The threshold that keeps `policy.recall` of the texts that people called right; for calibration.json.
 
     Only labels given at random count: close calls alone would set it too high. DataError where there are too few.
     """
     given = {key: label for key, label in labels.read(labels.home(source)).items() if label.at_random}
     judged: list[tuple[float, bool]] = []
-    for url in urls:
-        for row in tables.rows(tables.read(source / "annotations" / f"{shards.name(url)}.parquet")):
+    for name in names:
+        for row in tables.rows(tables.read(source / "annotations" / f"{name}.parquet")):
             value, label = (row.itm if policy.score == "itm" else row.itc), given.get((row.uid, row.text))
             if label is not None and value is not None:
                 judged.append((float(value), label.verdict == "right"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,18 @@ def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Pro
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
 
 
-def filter_figures(urls: Sequence[str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
-    """How well annotations tell right web texts from wrong ones, by kind; {} where no truth is known.
+def filter_figures(named: Mapping[str, str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
+    """How well annotations of shards, given by their names, tell right web texts from wrong ones, by kind; {} where no
+    truth is known.
 
     Without a threshold (a policy that ranks only) there is nothing to say of what it keeps.
     """
     judged = Judged()
-    for url in urls:
+    for name, url in named.items():
         known = truths(url)
         if not known:
             continue
-        for row in tables.rows(tables.read(folder / f"{shards.name(url)}.parquet")):
+        for row in tables.rows(tables.read(folder / f"{name}.parquet")):
             value = row.itm if score == "itm" else row.itc
             if row.source == "web" and row.candidate == 0 and value is not None and row.uid in known:
                 judged.add(value, known[row.uid])

@@ -1,4 +1,4 @@
-"""The shards that a run read, as its plan or recipe names them.
+"""The shards that a run read, as its plan or recipe names them, and the names by which its records know them.
 
 A run folder may be somebody else's, and its plan name anything: the address at which a cloud hands out this machine's
 keys, say. So where nobody asked for more, only what lies on this machine is read, or on the very store that the run
@@ -12,9 +12,11 @@ from typing import Any
 
 from capfilt import config as configs
 from capfilt.data import shards
-from capfilt.errors import RunError
+from capfilt.errors import RunError, ShardError
 from capfilt.printable import short_repr
+from capfilt.reports import labels
 from capfilt.reports.places import Place, Remote
+from capfilt.reports.run import Run
 
 _HERE = ("file", "local", "memory")
 """Protocols that ask nobody but this machine."""
@@ -62,3 +64,36 @@ def _is_near(folder: Place, address: str) -> bool:
     if not separator or protocol in _HERE:
         return True
     return isinstance(folder, Remote) and Remote(address).parts[0] == folder.parts[0]
+
+
+def by_name(plan: Mapping[str, Any], urls: Sequence[str]) -> dict[str, str]:
+    """All shards of a run by the names that its records have for them."""
+    renamed = plan.get("names", {})
+    if not isinstance(renamed, dict) or not all(isinstance(name, str) for name in renamed.values()):
+        raise RunError(f"the plan is to have names of shards by their addresses, and has {short_repr(renamed)}.")
+    return {renamed.get(url) or shards.name(url): url for url in urls} if renamed else shards.by_name(urls)
+
+
+def as_annotated(source: Place, urls: Sequence[str]) -> dict[str, str]:
+    """Some of the shards whose annotations are in the folder `source`, by the names that these have.
+
+    A file's own name is not enough where several that were annotated together have it (`shards.by_name`).
+    """
+    home = labels.home(source)
+    if not (home / "plan.json").is_file():
+        return shards.by_name(urls)
+    try:
+        whole = shards.by_name(_annotated(home))
+    except (ShardError, RunError):  # of a bootstrap: its recipe names shards that are gone, or elsewhere
+        return shards.by_name(urls)
+    names = {url: name for name, url in whole.items()}
+    return {names[url]: url for url in urls} if names.keys() >= set(urls) else shards.by_name(urls)
+
+
+def _annotated(home: Place) -> list[str]:
+    plan = Run.load(home).plan
+    specs = named(home, plan)
+    if verb(plan) == "annotate":
+        return specs
+    check_reachable(home, specs, fetch=False)
+    return shards.expand(specs)

@@ -291,7 +291,7 @@ def _urls(
         if web is None:
             web = inputs.named(folder, plan)
             inputs.check_reachable(folder, web, fetch)
-        return shards.by_name(shards.expand(web))
+        return inputs.by_name(plan, shards.expand(web))
     except (ShardError, RunError) as error:
         notes.append(f"No pictures and no truth: {error}")
         return {}

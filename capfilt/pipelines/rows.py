@@ -25,6 +25,8 @@ class RowsJob(Config):
     """Reads shards to their end and counts; the outcome is the tally in the ledger."""
 
     out: Place
+    names: dict[str, str] = {}
+    """By its url, the ledger's name of a shard that `entry` alone does not tell from another."""
 
     @property
     def name(self) -> str:
@@ -45,7 +47,9 @@ class RowsJob(Config):
             samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
             texts = Counter({"all": found.texts})
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()}, members=members)
-            Ledger(self.out, self.name).commit(entry(url), self.identity(url), [], tally, digest.taken())
+            Ledger(self.out, self.name).commit(
+                self.names.get(url) or entry(url), self.identity(url), [], tally, digest.taken()
+            )
             return f"{found.without_text} images without a text" if found.without_text else ""
 
         return work
@@ -56,9 +60,9 @@ def without_text(folder: Place) -> int:
     return sum(done.tally.samples["dropped"] for done in Ledger(folder, "rows").completions())
 
 
-def entry(url: str, stat: dict[str, Any] | None = None) -> str:
+def entry(url: str, known: dict[str, Any] | None = None) -> str:
     """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
-    return f"{shards.name(url)}-{fingerprint(shards.known(url, stat))[:16]}"
+    return f"{shards.name(url)}-{fingerprint(known or shards.known(url))[:16]}"
 
 
 def count_rows(
@@ -88,9 +92,10 @@ def read_once(session: Session, urls: Sequence[str], folder: Place, show: Progre
     """What is known of shards that were read to their end, by their urls; those of which nothing is are read now."""
     # A store is asked once for all of them: 100,000 shards, one after the other, would take hours.
     stats = shards.stats(urls)
-    names = {url: entry(url, stat) for url, stat in stats.items()}
+    known = shards.known_apart(stats)
+    names = {url: entry(url, known[url]) for url in stats}
     items = {name: url for url, name in names.items()}
-    job = RowsJob(out=folder)
+    job = RowsJob(out=folder, names={url: name for url, name in names.items() if "url" in known[url]})
     ledger = Ledger(folder, job.name)
     todo = {name: url for name, url in items.items() if ledger.completion(name, fingerprint(stats[url])) is None}
     if todo:

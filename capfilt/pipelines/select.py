@@ -7,7 +7,7 @@ Parquet has a row for every text that came in, so what was dropped, and why, sta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from capfilt.engine.device import Precision
 from capfilt.engine.filter import NEEDS
 from capfilt.errors import DataError, ShortfallError, UsageError
 from capfilt.models import weights
+from capfilt.pipelines import inputs
 from capfilt.pipelines.annotate import AnnotateConfig, check_role
 from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.pipelines.compute import Wanted, decide
@@ -71,6 +72,8 @@ class SelectJob(Config):
     rule: Rule
     carry: bool = True
     """Whether kept samples take along what else lay under their key."""
+    names: dict[str, str] = {}
+    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
 
     @property
     def name(self) -> str:
@@ -79,7 +82,7 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard, and the annotations by which it is judged."""
-        scores = annotated(self.annotations, shards.name(item))
+        scores = annotated(self.annotations, self._called(item))
         settings = {**self.rule.model_dump(mode="json"), "carry": self.carry}
         return fingerprint(settings, shards.name(item), scores)
 
@@ -89,7 +92,7 @@ class SelectJob(Config):
 
     def shard(self, url: str) -> str:
         """Judge one shard, write what is kept, and commit it."""
-        name = shards.name(url)
+        name = self._called(url)
         table = tables.read(self.annotations / f"{name}.parquet")
         rows = list(tables.rows(table))
         whys = verdicts(rows, self.rule)
@@ -114,6 +117,9 @@ class SelectJob(Config):
         outputs = [tar, table_path] if tally.samples["kept"] else [table_path]
         Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.taken())
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
+
+    def _called(self, url: str) -> str:
+        return self.names.get(url) or shards.name(url)
 
     def _kept(self, url: str, judged: Outcomes, digest: shards.Digest, members: Members) -> Iterator[Sample]:
         """The samples with at least one kept text, in the shard's order, their captions replaced by the kept ones."""
@@ -183,13 +189,12 @@ def _tally(judged: Outcomes) -> Tally:
 
 
 def resolve_threshold(
-    policy: PolicyConfig, folder: Place, urls: Sequence[str], calibrated: float | None
+    policy: PolicyConfig, folder: Place, names: Iterable[str], calibrated: float | None
 ) -> float | None:
     """The number that a policy stands for, here and now, or none; `folder` has the annotations of the shards."""
     if policy.threshold == "keep-rate":
         columns = (
-            tables.read(folder / f"{shards.name(url)}.parquet").column(policy.score).drop_null().to_numpy()
-            for url in urls
+            tables.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
         )
         return keep_rate_threshold((column.astype(np.float64) for column in columns), policy.keep_rate)
     if policy.threshold == "calibrated":
@@ -200,14 +205,14 @@ def resolve_threshold(
 
 def select(
     session: Session,
-    urls: Sequence[str],
+    named: Mapping[str, str],
     job: SelectJob,
     resources: Resources,
     show: Progress,
     label: str = "select",
 ) -> Tally:
-    """Write the cleaned shards; returns what was kept, dropped and failed."""
-    named = shards.by_name(urls)
+    """Write the cleaned shards, given by their names; returns what was kept, dropped and failed."""
+    job = job.model_copy(update={"names": shards.renamed(named)})
     total = run_stage(session, job, named, resources, show, label)
     balance.check(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
     done = Ledger(job.out, job.name).completions()
@@ -252,10 +257,10 @@ def run(
     own = policy_by_labels(sets, calibration) if calibration.labels else sets
     policy = configs.named(PolicyConfig, recipe, own)
     urls = shards.expand(specs)
-    folder = source / "annotations"
-    check_annotations(urls, folder)
-    said = calibrate_on_labels(source, urls, policy) if calibration.labels else None
-    asked = None if said else plan_calibration(policy, calibration, folder / f"{shards.name(urls[0])}.parquet")
+    folder, named = source / "annotations", inputs.as_annotated(source, urls)
+    check_annotations(named, folder)
+    said = calibrate_on_labels(source, named, policy) if calibration.labels else None
+    asked = None if said else plan_calibration(policy, calibration, folder / f"{next(iter(named))}.parquet")
     plan = {
         "verb": "select",
         **policy.model_dump(mode="json"),
@@ -263,6 +268,8 @@ def run(
         "annotations": str(source.absolute()),
         "calibration": said if asked is None else {**asked, "model": str(asked["model"])},
     }
+    if renamed := shards.renamed(named):
+        plan["names"] = renamed
     opened = Run.open(out, configs.to_yaml(policy), plan)
     if said:
         write_json(opened.path("calibration.json"), said)
@@ -275,10 +282,10 @@ def run(
             known = contents_of(session, asked["shards"], {}, out.absolute(), show)
             job = CalibrateJob(out=out.absolute(), **asked, contents=known, batch_size=batch_size, compute=compute)
             calibrated = calibrate(session, job, worker, show)
-        threshold = resolve_threshold(policy, folder, urls, calibrated)
+        threshold = resolve_threshold(policy, folder, named, calibrated)
         rule = policy.rule(threshold)
         work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry)
-        tally = select(session, urls, work, options.resources(session), show)
+        tally = select(session, named, work, options.resources(session), show)
     number = {} if threshold is None else {"threshold": threshold}
     found = {"dataset": str(out / "dataset"), **number, **tally.to_json()}
     result = found | ({"labels": said["labels"]} if said else {})
@@ -297,14 +304,14 @@ def policy_by_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[
     return [*sets, "threshold=calibrated"]
 
 
-def check_annotations(urls: Sequence[str], folder: Place) -> None:
+def check_annotations(names: Iterable[str], folder: Place) -> None:
     """Refuse shards that were not annotated."""
     if not folder.is_dir():
         raise DataError(
             f"{folder.parent} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap."
         )
     there = listing(folder)
-    for name in shards.by_name(urls):
+    for name in names:
         if f"{name}.parquet" not in there:
             raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
 

@@ -7,7 +7,7 @@ do not hold, so that the same command as before does just those pieces again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,7 @@ def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False, fe
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0
     members = {stage: dict(counted) for stage, counted in checked.members.items() if counted}
     found = {"run": str(folder), **vars(checked), "members": members, "broken": told, "withdrawn": withdrawn}
-    return found | ({"inputs": of_inputs(specs, ledgers, show)} if read_inputs else {})
+    return found | ({"inputs": of_inputs(opened.plan, specs, ledgers, show)} if read_inputs else {})
 
 
 def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
@@ -117,11 +117,11 @@ def lost(ledgers: list[Ledger]) -> Iterator[Broken]:
                 yield Broken(selected, done.shard, why)
 
 
-def of_inputs(specs: list[str], ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
+def of_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
     """Whether the shards that a run read are still what it read: how many were compared, of how many nothing was
     recorded, and which differ."""
     recorded = [(ledger, done) for ledger in ledgers for done in stages.readable(ledger) if ledger.stage in READERS]
-    urls = {shards.name(url): url for url in _addresses(specs)} if recorded else {}
+    urls = inputs.by_name(plan, _addresses(specs)) if recorded else {}
     now: dict[str, Input | str] = {}
     changed, compared = [], 0
     with show.stage("verify inputs", len(recorded)) as line:

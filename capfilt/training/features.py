@@ -50,8 +50,7 @@ def prepare(
     urls = [url for source in sources for url in shards.expand(source.shards)]
     folder.mkdir(parents=True, exist_ok=True)
     tower = fingerprint_of(model)
-    stats = {} if contents else shards.stats(urls)
-    known = {url: contents[url] if contents else shards.known(url, stats[url]) for url in urls}
+    known = contents or shards.known_apart(shards.stats(urls))
     files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
     share = sorted(files)[parallel.rank() :: parallel.ranks()]
     mine = [url for url in share if not files[url].is_file()]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -238,10 +239,38 @@ def test_name(url, name):
     assert shards.name(url) == name
 
 
-def test_two_shards_of_one_name_do_not_go_together():
-    assert shards.by_name(["a/0.tar", "a/1.tar"]) == {"0": "a/0.tar", "1": "a/1.tar"}
-    with pytest.raises(ShardError, match=r"a/0\.tar and b/0\.tar"):
-        shards.by_name(["a/0.tar", "b/0.tar"])
+@pytest.mark.parametrize(
+    ("urls", "names"),
+    [
+        (["/x/a/0.tar", "/x/a/1.tar"], ["0", "1"]),
+        (["/x/a/0.tar", "/x/b/0.tar", "/x/b/1.tar"], ["a-0", "b-0", "1"]),
+        (["/x/a/0.tar", "/y/a/0.tar", "/z/b/0.tar"], ["x-a-0", "y-a-0", "z-b-0"]),
+        (["s3://x/0.tar", "/x/a/0.tar"], ["x-0", "a-0"]),
+        (["https://x/a%20b/0.tar?v=1", "https://x/.c/0.tar"], ["a_20b-0", "c-0"]),
+        # Where folders do not tell them apart, or a shard is called so already: also on a disk without upper case.
+        (["/x/0.tar", "/x/0.tar.gz"], None),
+        (["/X/0.tar", "/x/0.tar"], None),
+        (["/x/a/0.tar", "/x/b/0.tar", "/x/A-0.tar"], ["x-a-0", "x-b-0", "A-0"]),
+        (["https://x/0.tar?v=1", "https://x/0.tar?v=2"], None),
+        ([f"/{'a' * 120}/{i}/0.tar" for i in range(2)], ["0-0", "1-0"]),
+        ([f"/{'a' * 120}{i}/0.tar" for i in range(2)], None),
+    ],
+)
+def test_shards_of_one_name_are_told_apart_by_their_folders(urls: list[str], names: list[str] | None) -> None:
+    found = shards.by_name(urls)
+    assert list(found.values()) == urls
+    assert len({name.casefold() for name in found}) == len(urls)
+    assert all(re.fullmatch(r"[\w-][\w.-]{0,99}", name) for name in found)
+    if names is None:  # by a hash of the url
+        names = [f"0-{hashlib.sha256(url.encode()).hexdigest()[:12]}" for url in urls]
+    assert list(found) == names
+    assert shards.by_name(urls[::-1]) == found, "their order says nothing"
+    assert shards.renamed(found) == {url: name for name, url in found.items() if name not in ("0", "1", "A-0")}
+
+
+def test_a_shard_is_given_once() -> None:
+    with pytest.raises(ShardError, match=r"the shard /x/0\.tar is given twice"):
+        shards.by_name(["/x/0.tar", "/y/0.tar", "/x/0.tar"])
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -92,6 +92,24 @@ def test_texts_are_kept_that_reach_the_threshold(
 
 
 @pytest.mark.parametrize(
+    ("policy", "texts"),
+    [
+        (["threshold=0.4", "score=itc"], {"a": "synthetic a", "b": "synthetic b", "c": "web c"}),
+        (["threshold=0.39"], {"a": "web a", "b": "web b", "c": "synthetic c"}),
+        (["threshold=0.39", "top_k=2"], {"a": "web a", "b": "synthetic b", "c": "web c"}),
+        (["threshold=0.39", "top_k=2", "rank=itm"], {"a": "web a", "b": "web b", "c": "synthetic c"}),
+    ],
+)
+def test_the_txt_is_the_best_kept_text(annotated: Path, capfilt: Any, policy: list[str], texts: dict[str, str]) -> None:
+    words = [word for assignment in policy for word in ("--set", assignment)]
+    done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean", *words)
+    assert done.code == 0, done.err
+    urls = shards.expand(str(annotated / "clean/dataset"))
+    found = [item for url in urls for item in shards.read(url) if isinstance(item, Sample)]
+    assert {sample.key: sample.text for sample in found} == texts
+
+
+@pytest.mark.parametrize(
     ("policy", "expected"),
     [
         # BLIP-2's: the best texts by itc, no threshold.
