@@ -32,7 +32,7 @@ from capfilt.data.features import Features
 from capfilt.data.members import Members
 from capfilt.data.order import Order, Span
 from capfilt.data.sample import Sample
-from capfilt.data.tokens import Tokenizer, clean_caption
+from capfilt.data.tokens import Tokenizer
 from capfilt.errors import DataError, ImageError, StorageError
 
 PAUSES = (1, 5, 30, 120, 300)
@@ -262,7 +262,7 @@ class Loader:
         # The batch keeps its size, on which queues and ranks rely: readable rows stand in again for unreadable ones.
         fill = [i % len(kept) for i in range(size)]
         kept, pixels = [kept[i] for i in fill], [pixels[i] for i in fill]
-        texts = [f"{self.config.prompt.strip()} {clean_caption(row.text)}".strip() for row in kept]
+        texts = [f"{self.config.prompt.strip()} {self.tokenizer.clean(row.text)}".strip() for row in kept]
         ids, mask = self.tokenizer.encode(texts, self.config.max_length)
         return Batch(
             images=stack(pixels),

@@ -44,31 +44,48 @@ class Annotator:
 
     @torch.inference_mode()
     def annotate(
-        self, pixels_B3SS: Tensor, uids: Sequence[str], web: Sequence[Sequence[str]], seed: int, round_: int
+        self,
+        pixels_B3SS: Tensor,
+        uids: Sequence[str],
+        web: Sequence[Sequence[str]],
+        seed: int,
+        round_: int,
+        for_filter_B3SS: Tensor | None = None,
     ) -> list[list[Text]]:
         """The texts of each image: those that came with it, then those that are written.
+
+        `for_filter_B3SS` are the same pictures as the filter reads them, where it normalises otherwise.
 
         Out of memory is not the end: the batch goes on in halves. RunError when a single image does not fit.
         """
 
         def some(start: int, stop: int) -> list[list[Text]]:
             part = slice(start, stop)
-            return self._annotate(pixels_B3SS[part], uids[part], web[part], seed, round_)
+            other = None if for_filter_B3SS is None else for_filter_B3SS[part]
+            return self._annotate(pixels_B3SS[part], other, uids[part], web[part], seed, round_)
 
         return self.pieces.run(some, len(uids))
 
     def _annotate(
-        self, pixels_B3SS: Tensor, uids: Sequence[str], web: Sequence[Sequence[str]], seed: int, round_: int
+        self,
+        pixels_B3SS: Tensor,
+        for_filter_B3SS: Tensor | None,
+        uids: Sequence[str],
+        web: Sequence[Sequence[str]],
+        seed: int,
+        round_: int,
     ) -> list[list[Text]]:
+        same = for_filter_B3SS is None
         with timed(self.clock, "vision"):
             tokens = self.captioner.model.encode_image(pixels_B3SS)
-            seen = tokens if self.shared_vision else self.judge.model.encode_image(pixels_B3SS)
+            for_filter = pixels_B3SS if for_filter_B3SS is None else for_filter_B3SS
+            seen = tokens if self.shared_vision and same else self.judge.model.encode_image(for_filter)
         with timed(self.clock, "caption"):
             keys = self.captioner.keys(tokens)
             written = self.captioner.write_beside(keys, uids, seed, round_)
         with timed(self.clock, "score"):
             texts = [[*came, *own] for came, own in zip(web, written, strict=True)]
-            scores = self._score(seen, texts, keys if self.shared_keys else None)
+            scores = self._score(seen, texts, keys if self.shared_keys and same else None)
             whole = {text: self.judge.reads_all(text) for text in {text for own in texts for text in own}}
         return [
             [

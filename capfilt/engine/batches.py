@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from capfilt.data import images
+from capfilt.data.preprocess import Preprocess
 from capfilt.data.sample import Fault, Sample
 from capfilt.engine.clock import Clock, timed
 from capfilt.errors import ImageError
 
+BLIP = Preprocess()
 Decoded = tuple[Sample, np.ndarray] | Fault
 
 
@@ -28,23 +30,26 @@ class Pictures:
     """uint8 [B, S, S, 3], one row per sample; bytes travel to a device four times as fast as floats."""
     faults: list[Fault]
 
-    def on(self, device: torch.device) -> Tensor:
+    def on(self, device: torch.device, preprocess: Preprocess = BLIP) -> Tensor:
         """The pixels as a model reads them, [B, 3, S, S] normalised floats."""
         pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
-        scaled = pixels.to(device, non_blocking=True).float() / 255
-        mean, std = (torch.tensor(constants, device=device) for constants in (images.MEAN, images.STD))
-        return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
+        return preprocess.normalise(pixels.to(device, non_blocking=True))
 
 
 def pictures(
-    read: Iterable[Sample | Fault], batch_size: int, image_size: int, threads: int = 2, clock: Clock | None = None
+    read: Iterable[Sample | Fault],
+    batch_size: int,
+    image_size: int,
+    threads: int = 2,
+    clock: Clock | None = None,
+    preprocess: Preprocess = BLIP,
 ) -> Iterator[Pictures]:
     """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault."""
     waiting: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         taken: list[Decoded] = []
         for item in _read(read, clock):
-            waiting.append(pool.submit(_decode, item, image_size, clock))
+            waiting.append(pool.submit(_decode, item, image_size, clock, preprocess))
             if len(waiting) > 3 * batch_size:
                 taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
@@ -69,12 +74,12 @@ def _read(read: Iterable[Sample | Fault], clock: Clock | None) -> Iterator[Sampl
         yield item
 
 
-def _decode(item: Sample | Fault, image_size: int, clock: Clock | None) -> Decoded:
+def _decode(item: Sample | Fault, image_size: int, clock: Clock | None, preprocess: Preprocess) -> Decoded:
     if isinstance(item, Fault):
         return item
     try:
         with timed(clock, "decode", on_device=False):
-            return item, images.to_pixels(images.decode(item.image), image_size)
+            return item, preprocess.to_pixels(images.decode(item.image), image_size)
     except ImageError as error:
         return Fault(item.key, str(error))
 

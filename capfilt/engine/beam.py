@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capfilt.engine.decode import FEWEST, DecodeConfig, asks, tiled
+from capfilt.engine.decode import FEWEST, DecodeConfig, Finite, asks, tiled
 from capfilt.engine.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.blip import Head
@@ -92,8 +92,9 @@ def beam_search(
     state = _begin(model, image, config, steps, end)
     answer_IWS = state.written_IWS.clone()
     prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)
+    finite = Finite.on(device)
     for step in range(steps):
-        logits = model.decode_step(newest, state.image, state.cache, head).float().log_softmax(dim=1)
+        logits = finite.see(model.decode_step(newest, state.image, state.cache, head).float()).log_softmax(dim=1)
         if config.repetition_penalty != 1.0:
             so_far = torch.cat([prompt[: len(logits)], state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
             logits = penalise(logits, so_far, config.repetition_penalty)
@@ -102,6 +103,8 @@ def beam_search(
         beam_IW = _grow(state, logits, step, end, config.length_penalty)
         if step == steps - 1:
             break
+        if asks(device, step):
+            finite.check()
         # Asking an accelerator whether all are closed makes it wait: ask now and then only.
         if asks(device, step) and not bool(state.finished.open_I.any()):
             break
@@ -109,6 +112,7 @@ def beam_search(
         if asks(device, step):
             state.leave(answer_IWS)
         newest = state.written_IWS[:, :, step].flatten()[:, None]
+    finite.check()
     answer_IWS[state.place_I] = state.finished.texts_IWS
     written = answer_IWS[:, :texts].flatten(0, 1).tolist()
     return [row[: row.index(end)] if end in row else row for row in written]

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data.tokens import Tokenizer
+from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer
 from capfilt.engine.beam import beam_search
 from capfilt.engine.decode import DecodeConfig, generate, uniforms
 from capfilt.engine.head import blocked_head
+from capfilt.errors import RecipeError
 from capfilt.models import Blip2, Model
 from capfilt.models.layers import KeysValues
 
@@ -23,13 +24,29 @@ MOST = 1024
 """Texts that are written at a time."""
 
 
+def check_prompt(tokenizer: Tokenizer, config: DecodeConfig) -> None:
+    """Refuse a prompt that leaves no room for a text; RecipeError."""
+    prompt = tokenizer.opening(config.prompt, MAX_CHARACTERS)
+    if len(prompt) >= config.max_length:
+        raise RecipeError(
+            f"decode.prompt has {len(prompt)} tokens with the one that a text begins with, and decode.max_length "
+            f"{config.max_length} leaves none for the text: shorten the prompt, or set "
+            f"decode.max_length={len(prompt) + 20} or more"
+        )
+
+
 class Captioner:
     """Writes `captions` texts per image."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: DecodeConfig, captions: int = 1):
         self.model, self.tokenizer, self.config, self.captions = model, tokenizer, config, captions
         self.head = blocked_head(model)
+        check_prompt(tokenizer, config)
         self.prompt = tokenizer.opening(config.prompt, config.max_length)
+        if model.config.language_kind is None:
+            self.prompt[0] = (
+                model.config.text.dec
+            )  # what the model was trained to write behind, whatever the tokenizer says
         self.question = tokenizer.question(config.prompt)
 
     def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.engine.sampling import nucleus, penalise
+from capfilt.errors import ModelError
 from capfilt.models import Model
 from capfilt.models.blip import Head
 from capfilt.models.language import LanguageCache
@@ -115,6 +116,36 @@ def tiled(image: list[KeysValues], rows: int) -> tuple[list[KeysValues], int]:
     return [(repeated(keys), repeated(values)) for keys, values in image], copies
 
 
+@dataclass
+class Finite:
+    """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token."""
+
+    fine: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> Finite:
+        """Nothing has been seen yet."""
+        return cls(torch.ones((), dtype=torch.bool, device=device))
+
+    def see(self, logits_RV: Tensor) -> Tensor:
+        """Look at the logits of a step, and return them. An accelerator is not made to wait: there they are made finite
+        until somebody asks (`check`), for a NaN would lead to an index that ends the process."""
+        low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
+        self.fine = self.fine & low.isfinite() & high.isfinite()
+        if logits_RV.device.type != "cpu":
+            return logits_RV.nan_to_num_()
+        self.check()
+        return logits_RV
+
+    def check(self) -> None:
+        """Raise ModelError where logits were not finite."""
+        if not bool(self.fine):
+            raise ModelError(
+                "the captioner's logits are NaN or infinite; allowed are numbers. Check the checkpoint, or compute "
+                "in fp32 (precision=fp32) where it was trained so"
+            )
+
+
 def asks(device: torch.device, step: int) -> bool:
     """Whether to look, after this step, for texts that have ended."""
     return device.type == "cpu" or step % EVERY == EVERY - 1
@@ -146,9 +177,9 @@ def generate(
         torch.arange(rows, device=device),
         torch.zeros(rows, dtype=torch.bool, device=device),
     )
-    newest = prompt
+    newest, finite = prompt, Finite.on(device)
     for step in range(steps):
-        logits = model.decode_step(newest, batch.image, batch.cache, head).float()
+        logits = finite.see(model.decode_step(newest, batch.image, batch.cache, head).float())
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
         if config.repetition_penalty != 1.0:
@@ -159,10 +190,12 @@ def generate(
         batch.ended_R |= token == end
         newest = token[:, None]
         if step < steps - 1 and asks(device, step):
+            finite.check()
             if bool(batch.ended_R.all()):
                 break
             kept = batch.shrink()
             newest = newest if kept is None else newest[kept]
+    finite.check()
     return [row[: row.index(end)] if end in row else row for row in written.tolist()]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer, clean_caption
+from capfilt.data.tokens import MAX_CHARACTERS, Tokenizer
 from capfilt.models import Model
 from capfilt.models.layers import KeysValues
 
@@ -42,7 +42,7 @@ class Filter:
                 for part in (slice(half), slice(half, None))
             )
             return first + second
-        cleaned = [[clean_caption(text) for text in own] for own in texts]
+        cleaned = [[self.tokenizer.clean(text) for text in own] for own in texts]
         pairs = [list(dict.fromkeys(own)) for own in cleaned]
         words = {text: i for i, text in enumerate(dict.fromkeys(text for own in pairs for text in own))}
         if not words:
@@ -71,8 +71,8 @@ class Filter:
 
     def reads_all(self, text: str) -> bool:
         """Whether a text is judged by all of it, not by its first words or tokens only."""
-        words = clean_caption(text, max_words=MAX_CHARACTERS)
-        if len(text) > MAX_CHARACTERS or words != clean_caption(text):
+        words = self.tokenizer.clean(text, max_words=MAX_CHARACTERS)
+        if len(text) > MAX_CHARACTERS or words != self.tokenizer.clean(text):
             return False
         ids, _ = self.tokenizer.encode([words], self.max_length + 1)
         return len(ids[0]) <= self.max_length
@@ -86,7 +86,7 @@ class Filter:
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> unit vectors [B, projection]."""
-        ids, lengths = self._ids([clean_caption(text) for text in texts], self._device)
+        ids, lengths = self._ids([self.tokenizer.clean(text) for text in texts], self._device)
         features: np.ndarray = self.model.project_text(self.model.encode_firsts(ids, lengths)).float().cpu().numpy()
         return features
 
@@ -99,7 +99,7 @@ class Filter:
     @torch.inference_mode()
     def match_logits(self, tokens_BND: Tensor, texts: Sequence[str]) -> np.ndarray:
         """One text per image -> the logit of "matches" [B], BLIP's retrieval score without the cosine."""
-        ids, lengths = self._ids([clean_caption(text) for text in texts], tokens_BND.device)
+        ids, lengths = self._ids([self.tokenizer.clean(text) for text in texts], tokens_BND.device)
         image = self.model.image_keys(tokens_BND, "encoder")
         states = self.model.fuse_firsts(ids, lengths, image, [1] * len(lengths))
         logits: np.ndarray = self.model.match(states)[:, 1].float().cpu().numpy()

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.data import shards
+from capfilt.data.preprocess import Preprocess
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
-from capfilt.engine.batches import pictures
+from capfilt.engine.batches import BLIP, pictures
 from capfilt.engine.captioner import Captioner
 from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.filter import Filter
@@ -197,7 +198,12 @@ class Judged:
 
 
 def examine(
-    model: Model, tokenizer: Tokenizer, urls: Sequence[str], config: EvaluateConfig, device: torch.device
+    model: Model,
+    tokenizer: Tokenizer,
+    urls: Sequence[str],
+    config: EvaluateConfig,
+    device: torch.device,
+    preprocess: Preprocess = BLIP,
 ) -> dict[str, Any]:
     """Everything that can be measured: retrieval, captioning, filter, each where model and shards allow it.
 
@@ -206,7 +212,7 @@ def examine(
     """
     judge, writer = roles(model, tokenizer, config)
     judged, human, unreadable = Judged(), UniqueImages(), 0
-    for batch in seen(model, urls, config.batch_size, device):
+    for batch in seen(model, urls, config.batch_size, device, preprocess):
         unreadable += batch.unreadable
         known = [truth(sample) is not None for sample in batch.samples]
         if judge is not None and any(known):
@@ -231,18 +237,22 @@ def examine(
 
 
 @torch.inference_mode()
-def seen(model: Model, urls: Sequence[str], batch_size: int, device: torch.device) -> Iterator[Seen]:
+def seen(
+    model: Model, urls: Sequence[str], batch_size: int, device: torch.device, preprocess: Preprocess = BLIP
+) -> Iterator[Seen]:
     """Read shards and encode their images."""
     for url in urls:
-        for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size):
-            tokens = model.encode_image(batch.on(device)) if batch.samples else torch.empty(0)
+        for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size, preprocess=preprocess):
+            tokens = model.encode_image(batch.on(device, preprocess)) if batch.samples else torch.empty(0)
             yield Seen(tokens, batch.samples, len(batch.faults))
 
 
-def look(model: Model, urls: Sequence[str], batch_size: int, device: torch.device) -> HeldOut:
+def look(
+    model: Model, urls: Sequence[str], batch_size: int, device: torch.device, preprocess: Preprocess = BLIP
+) -> HeldOut:
     """A held-out set as a model sees it, without the pictures that cannot be read or have no text."""
     found = UniqueImages()
-    for batch in seen(model, urls, batch_size, device):
+    for batch in seen(model, urls, batch_size, device, preprocess):
         found.add(batch)
     if (held := found.held_out(device)) is None:
         where = ", ".join(urls) or "(no shard)"

@@ -28,11 +28,13 @@ PICKLES = (".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_OF_TOKENIZERS = [
-    *("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "spiece.model"),
-]
-_WANTED = ["config.json", *_OF_TOKENIZERS]
+VOCABULARY = "vocab.txt"
+BESIDE = (
+    *(VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "spiece.model", "preprocessor_config.json", "processor_config.json"),
+)
+"""What lies beside the weights and decides how a model reads: the files of tokenizers and of image processors."""
+_WANTED = ["config.json", *BESIDE]
 _IN_PARTS = [INDEX, "model-*.safetensors"]
 _PICKLED = [BIN, f"{BIN}.index.json", "pytorch_model-*.bin"]
 

@@ -209,12 +209,21 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> No
 
 
 def fingerprint(path: Place) -> str:
-    """Which model this is: the family and the sha256 of its weights."""
+    """Which model this is: the family and the sha256 of its weights, and of the files that say how it cuts texts and
+    wants its pictures: another mean is another model.
+
+    Of our own folders that is no more than the weights where a `vocab.txt` is all that lies beside them: the training
+    that left both has the vocabulary in its own fingerprint.
+    """
     path = at_hand(path)
     file = files.weights_file(path)
     if file is None:
         raise ModelError(f"no weights at {path}; a model has {WEIGHTS} there")
     digests = [sha256_file(part) for part in files.parts(file)]
+    folder = path if path.is_dir() else path.parent
+    beside = [folder / name for name in files.BESIDE if (folder / name).is_file()]
+    if layout(path) != "capfilt" or [one.name for one in beside] != [files.VOCABULARY]:
+        digests += [f"{one.name} {sha256_file(one)}" for one in beside]
     return f"{architecture(path).family}-{digests[0] if len(digests) == 1 else digest_of(digests)}"
 
 

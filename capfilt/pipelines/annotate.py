@@ -20,7 +20,6 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.language_tokens import tokenizer_of
 from capfilt.data.members import Members
 from capfilt.data.policy import failure
 from capfilt.data.sample import Fault, Sample, is_text, leave_out
@@ -33,6 +32,7 @@ from capfilt.engine.clock import Clock, timed
 from capfilt.engine.decode import DecodeConfig
 from capfilt.engine.device import Compute, Precision, autocast
 from capfilt.engine.filter import Filter
+from capfilt.engine.roles import preprocess_for, tokenizer_for
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture, verbs, weights
 from capfilt.pipelines.compute import Wanted, decide
@@ -133,12 +133,12 @@ class Work:
         writer = weights.load(job.captioner, dtype).eval().to(device)
         judge = weights.load(job.filter, dtype).eval().to(device)
         self.annotator = Annotator(
-            Captioner(
-                writer, tokenizer_of(job.captioner, writer.config.language_kind), job.config.decode, job.config.captions
-            ),
-            Filter(judge, tokenizer_of(job.filter, None), job.config.max_length),
+            Captioner(writer, tokenizer_for(job.captioner, writer.config), job.config.decode, job.config.captions),
+            Filter(judge, tokenizer_for(job.filter, judge.config), job.config.max_length),
             clock,
         )
+        self.captioner_preprocess = preprocess_for(job.captioner, writer.config)
+        self.filter_preprocess = preprocess_for(job.filter, judge.config)
 
     def shard(self, url: str) -> Told:
         """Annotate one shard and commit it."""
@@ -184,7 +184,9 @@ class Work:
     def _rows(self, read: Iterable[Sample | Fault]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
         size = self.annotator.captioner.model.config.vision.image_size
-        for batch in pictures(read, self.job.config.batch_size, size, clock=self.clock):
+        for batch in pictures(
+            read, self.job.config.batch_size, size, clock=self.clock, preprocess=self.captioner_preprocess
+        ):
             for fault in batch.faults:
                 yield [self._failed(fault)]
             if batch.samples:
@@ -192,9 +194,11 @@ class Work:
 
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
         with timed(self.clock, "copy"):
-            pixels = batch.on(self.device)
+            pixels = batch.on(self.device, self.captioner_preprocess)
+            alike = self.filter_preprocess == self.captioner_preprocess
+            for_filter = None if alike else batch.on(self.device, self.filter_preprocess)
         uids, came = [sample.uid for sample in batch.samples], [texts_of(sample) for sample in batch.samples]
-        found = self.annotator.annotate(pixels, uids, came, self.job.seed, self.job.round)
+        found = self.annotator.annotate(pixels, uids, came, self.job.seed, self.job.round, for_filter)
         self.batches.append(min(len(uids), self.annotator.pieces.limit or len(uids)))
         for sample, own in zip(batch.samples, found, strict=True):
             yield list(self._texts(sample, own))
@@ -277,11 +281,18 @@ def check_role(role: str, folder: Place, needs: frozenset[str]) -> Architecture:
     return architecture
 
 
-def check_roles(captioner: Place, filter_: Place) -> None:
-    """Refuse models that cannot play their roles, or that cannot look at the same pixels."""
+def check_roles(captioner: Place, filter_: Place, decode: DecodeConfig) -> None:
+    """Refuse models that cannot play their roles or cannot look at the same pixels, and a prompt that is too long."""
     writer = check_role("captioner", captioner, captioners.NEEDS)
     judge = check_role("filter", filter_, filters.NEEDS)
     check_same_size(f"{captioner}", writer.vision.image_size, f"{filter_}", judge.vision.image_size)
+    captioners.check_prompt(tokenizer_for(captioner, writer), decode)
+    tokenizer_for(filter_, judge)
+    if not preprocess_for(captioner, writer).same_pixels(preprocess_for(filter_, judge)):
+        raise RecipeError(
+            f"{captioner} and {filter_} resize pictures by different rules (preprocessor_config.json: size, resample, "
+            "crop); both must look at the same pixels. Their mean and std may differ."
+        )
 
 
 def check_same_size(captioner: str, captioner_size: int, filter_: str, filter_size: int) -> None:
@@ -302,7 +313,7 @@ def annotate(
     label: str = "annotate",
 ) -> Tally:
     """Annotate shards; returns what became of their samples and texts."""
-    check_roles(job.captioner, job.filter)
+    check_roles(job.captioner, job.filter, job.config.decode)
     named = shards.by_name(urls)
     job = job.model_copy(update={"names": shards.renamed(named)})
     return run_stage(session, job, named, resources, show, label)
@@ -323,7 +334,7 @@ def run(
     ShortfallError where no image, or too few, could be annotated.
     """
     captioner, judge = (weights.find(model) for model in models)
-    check_roles(captioner, judge)
+    check_roles(captioner, judge, config.decode)
     urls = shards.expand(specs)
     writes, scores = weights.fingerprint(captioner), weights.fingerprint(judge)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}

@@ -47,6 +47,7 @@ from capfilt.pipelines.pretrain import (
     read_architecture,
     run_training,
 )
+from capfilt.pipelines.prompts import check_prompts
 from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.select import SelectJob, check_selected, resolve_threshold, select
 from capfilt.pipelines.stage import check_success, digests
@@ -352,6 +353,8 @@ def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[A
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture, final = check(config)
     check_all_sources(config, architecture, final)
+    loaders = {part: getattr(config, part).loader for part in ("pretrain", "captioner", "filter")}
+    check_prompts(config.tokenizer, architecture, loaders, (config.annotate.decode, config.evaluate.decode))
     plan = plan_of(config, architecture, final)
     return architecture, final, Run.open(out, configs.to_yaml(config), plan)
 

@@ -16,9 +16,9 @@ from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.policy import PolicyConfig
-from capfilt.data.tokens import Tokenizer
 from capfilt.engine.device import Compute, autocast
 from capfilt.engine.filter import Filter
+from capfilt.engine.roles import preprocess_for, tokenizer_for
 from capfilt.errors import DataError
 from capfilt.evaluation import examine, matching
 from capfilt.models import weights
@@ -63,11 +63,12 @@ class CalibrateJob(Config):
         """Load the filter."""
         device, dtype = self.compute.open(), self.compute.dtype
         model = weights.load(self.model, dtype).eval().to(device)
-        judge = Filter(model, Tokenizer.load(self.model), self.max_length)
+        judge = Filter(model, tokenizer_for(self.model, model.config), self.max_length)
+        preprocess = preprocess_for(self.model, model.config)
 
         def work(item: str) -> str:
             with autocast(device, dtype):
-                held = examine.look(model, self.shards, self.batch_size, device)
+                held = examine.look(model, self.shards, self.batch_size, device, preprocess)
                 found = examine.calibrate(judge, held, self.score, self.recall, self.batch_size)
             path = self.out / "calibration.json"
             write_json(path, {"score": self.score, **asdict(found)})

@@ -14,8 +14,9 @@ from capfilt.cluster.session import Session, connect
 from capfilt.cluster.spread import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.language_tokens import tokenizer_of
+from capfilt.engine.captioner import check_prompt
 from capfilt.engine.device import Compute
+from capfilt.engine.roles import preprocess_for, tokenizer_for
 from capfilt.errors import RecipeError
 from capfilt.evaluation.examine import EXECUTION_FIELDS, EvaluateConfig, Judged, examine, truths
 from capfilt.models import verbs, weights
@@ -63,9 +64,10 @@ class EvaluateJob(Config):
 
         def work(item: str) -> str:
             model = weights.load(self.models[item]).eval().to(device)
-            tokenizer = tokenizer_of(self.models[item], model.config.language_kind)
+            tokenizer = tokenizer_for(self.models[item], model.config)
+            preprocess = preprocess_for(self.models[item], model.config)
             path = self.out / f"{item}.json"
-            write_json(path, examine(model, tokenizer, self.shards, self.config, device))
+            write_json(path, examine(model, tokenizer, self.shards, self.config, device, preprocess))
             Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
             return ""
 
@@ -75,9 +77,20 @@ class EvaluateJob(Config):
 def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
     """Examine models; the figures of each are in `job.out/NAME.json`."""
     for model in job.models.values():
-        if not verbs(weights.architecture(model)) & {"decode", "fuse"}:
-            raise RecipeError(f"{model} can neither judge nor write; there is nothing to evaluate")
+        check_model(model, job.config)
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
+
+
+def check_model(model: Place, config: EvaluateConfig) -> None:
+    """Refuse a model of which nothing can be measured, before anything is loaded."""
+    architecture = weights.architecture(model)
+    able = verbs(architecture)
+    if not able & {"decode", "fuse"}:
+        raise RecipeError(f"{model} can neither judge nor write; there is nothing to evaluate")
+    tokenizer = tokenizer_for(model, architecture)
+    preprocess_for(model, architecture)
+    if "decode" in able:
+        check_prompt(tokenizer, config.decode)
 
 
 def filter_figures(named: Mapping[str, str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
@@ -112,6 +125,7 @@ def run(
     """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
     urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)
     found = weights.find(model)
+    check_model(found, config)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (out or Path(scratch, "run")).absolute()
         asked = config.model_dump(mode="json", exclude=EXECUTION_FIELDS)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from capfilt.data.images import MEAN, STD
-from capfilt.data.language_tokens import tokenizer_of
+from capfilt.data.preprocess import ALONE, Preprocess
 from capfilt.data.tokens import Tokenizer
+from capfilt.engine.roles import preprocess_for, tokenizer_for
 from capfilt.errors import RunError, UsageError, did_you_mean
 from capfilt.models import Blip2Config, BlipConfig, Model, hf_blip2, weights
 from capfilt.models.hf import class_of
@@ -89,7 +89,7 @@ def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something already; choose another --out")
     path = weights.find(name)
-    tokenizer = tokenizer_of(path, weights.architecture(path).language_kind)
+    tokenizer = tokenizer_for(path, weights.architecture(path))
     written = FORMS[form](at_hand(path), tokenizer, out)
     config = weights.architecture(path)
     here = hf_blip2.without_a_place(config) if form == "hf" and isinstance(config, Blip2Config) else {}
@@ -104,24 +104,24 @@ def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
 def as_hf(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """One folder for `from_pretrained`, or two of a pretrained model."""
     config = weights.architecture(path)
+    picture = preprocess_for(path, config)
     if isinstance(config, Blip2Config):
         # Of stage 1 transformers has the half that judges; the head that writes stays behind.
         judge = weights.load(path, roles=("encoder",)) if config.language is None else weights.load(path)
-        return [write_hf(judge, tokenizer, out)]
+        return [write_hf(judge, tokenizer, picture, out)]
     if len(config.text.roles) == 1 or config.answers:
-        return [write_hf(weights.load(path), tokenizer, out)]
-    return [write_hf(weights.load(path, roles=(role,)), tokenizer, out / part) for role, part in PARTS.items()]
+        return [write_hf(weights.load(path), tokenizer, picture, out)]
+    return [write_hf(weights.load(path, roles=(role,)), tokenizer, picture, out / part) for role, part in PARTS.items()]
 
 
-def write_hf(model: Model, tokenizer: Tokenizer, folder: Path) -> Path:
+def write_hf(model: Model, tokenizer: Tokenizer, picture: Preprocess, folder: Path) -> Path:
     """A folder of transformers: the processor's files and the model's; the weights come last."""
-    config, size = model.config, model.config.vision.image_size
+    config = model.config
     tokenizer.save(folder)
     of_blip = {"processor_class": "BlipProcessor"} if isinstance(config, BlipConfig) else {}
     marks: dict[str, Any] = {"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]} if of_blip else {}
     settings = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
+        **tokenizer.settings,
         "model_max_length": config.text.max_positions,
         "model_input_names": ["input_ids", "attention_mask"],
         **of_blip,
@@ -129,20 +129,7 @@ def write_hf(model: Model, tokenizer: Tokenizer, folder: Path) -> Path:
     }
     if config.language_kind is None:  # a language model's tokenizer has written its own
         write_json(folder / "tokenizer_config.json", settings)
-    picture = {
-        "image_processor_type": "BlipImageProcessor",
-        **of_blip,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [float(x) for x in MEAN],
-        "image_std": [float(x) for x in STD],
-    }
-    write_json(folder / "preprocessor_config.json", picture)
+    write_json(folder / ALONE, picture.described(config.vision.image_size) | of_blip)
     usage = README[class_of(config) if isinstance(config, BlipConfig) else hf_blip2.class_of(config)]
     usage = usage.replace("FOLDER", f'"{folder.name}"').replace("END)  #", f"{tokenizer.sep})  #")
     if isinstance(config, BlipConfig):
@@ -156,14 +143,18 @@ def write_hf(model: Model, tokenizer: Tokenizer, folder: Path) -> Path:
 def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """`model.pth` with the names of BLIP's own code, all of the model in one."""
     tokenizer.save(out)
-    weights.save_pth(weights.load(path), out / "model.pth")
+    model = weights.load(path)
+    preprocess_for(path, model.config).save(out, model.config.vision.image_size)
+    weights.save_pth(model, out / "model.pth")
     return [out / "model.pth"]
 
 
 def as_capfilt(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """A folder of our own; from outside models, the one place where `itm_token` can be set by hand."""
     tokenizer.save(out)
-    weights.save(weights.load(path), out)
+    model = weights.load(path)
+    preprocess_for(path, model.config).save(out, model.config.vision.image_size)
+    weights.save(model, out)
     return [out]
 
 

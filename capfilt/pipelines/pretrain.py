@@ -23,6 +23,8 @@ from capfilt.cluster.train import fit
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loader import Source
+from capfilt.data.preprocess import Preprocess
+from capfilt.engine.roles import preprocess_for
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture, Blip2Config, files, verbs, weights
 from capfilt.models.initial import InitialConfig
@@ -31,6 +33,7 @@ from capfilt.objectives.accumulate import cannot
 from capfilt.objectives.stages import without_use
 from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.compute import Wanted, decide
+from capfilt.pipelines.prompts import check_prompts
 from capfilt.pipelines.rows import contents_of, count_rows, without_text
 from capfilt.reports import metrics
 from capfilt.reports.copies import at_hand
@@ -150,7 +153,7 @@ def identity(job: TrainJob, contents: Mapping[str, str]) -> str:
         start.append(sha256_file(job.start / weights.MOMENTUM))
     walked = [(shards.expand(source.shards), source.repeat) for source in job.sources]
     inputs = [(shards.name(url), contents[url], repeat) for urls, repeat in walked for url in urls]
-    return fingerprint(settings, start, inputs, job.load_tokenizer().vocab)
+    return fingerprint(settings, start, inputs, job.load_tokenizer().identity)
 
 
 def known_by(source: str | None) -> object:
@@ -323,6 +326,11 @@ def check_start(start: Place, architecture: Architecture, initial: InitialConfig
     if found.family != architecture.family:
         raise RecipeError(f"start: {path} is of the family {found.family}, and `model` of {architecture.family}.")
     check_shape(found, architecture, f"start: {path}", "`model`", ("vision", "text"))
+    if preprocess_for(path, found) != Preprocess():
+        raise RecipeError(
+            f"start: {path} wants its pictures otherwise than BLIP (its preprocessor_config.json: mean, std, size), "
+            "and trainings give them as BLIP does; start from a model of BLIP's."
+        )
     if architecture.language_kind and not found.language_kind and initial.language is None:
         raise RecipeError(f"start: {path} has no language model, and `model` has: say which with initial.language.")
     return path
@@ -346,6 +354,7 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
     architecture = check(config)
     check_features(out, config.train)
     check_sources(config.initial, architecture)
+    check_prompts(config.tokenizer, architecture, {"train": config.train.loader})
     start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": OF_NO_WEIGHT})

@@ -143,7 +143,7 @@ def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) 
         checkpoint.PACE: fingerprint(job.train.model_dump(mode="json", include=OF_PACE)),
         "seed": str(job.seed),
         "data": fingerprint(walked, [source.repeat for source in job.sources]),
-        "vocabulary": fingerprint(tokenizer.vocab),
+        "vocabulary": fingerprint(tokenizer.identity),
         "beginning": weights.fingerprint(job.start) if job.start else "",
         "frozen weights": frozen(model),
     }

@@ -82,7 +82,23 @@ def assert_parity(pair, texts, max_length):
     assert np.array_equal(ids, theirs["input_ids"])
     assert np.array_equal(mask, theirs["attention_mask"])
     for row in ids:
-        assert ours.decode(row) == bert.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        said = bert.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        assert ours.decode(row) == without_cjk_spaces(said)
+
+
+def without_cjk_spaces(text):
+    """BERT's decoding without the spaces that stand between two Chinese or Japanese characters."""
+    kept = []
+    for place, letter in enumerate(text):
+        around = text[max(0, place - 1) : place] + text[place + 1 : place + 2]
+        if letter != " " or len(around) < 2 or not all(unspaced(other) for other in around):
+            kept.append(letter)
+    return "".join(kept)
+
+
+def unspaced(letter):
+    name = unicodedata.name(letter, "")
+    return any(word in name for word in ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "FULLWIDTH", "HALFWIDTH"))
 
 
 @settings(max_examples=200, deadline=None)
@@ -237,5 +253,7 @@ def test_the_vocabulary_of_a_pth_lies_beside_it(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}', "{}"])
 def test_another_tokenizer_json_is_refused(text, tmp_path):
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(TextError, match=r"no vocabulary at .* BERT's vocab\.txt or tokenizer\.json"):
+    with pytest.raises(
+        TextError, match=r"the tokenizer at .* cannot be used: .* BERT's vocab\.txt and tokenizer\.json"
+    ):
         Tokenizer.load(tmp_path)
