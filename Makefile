@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo test test-slow test-faults check format clean
+.PHONY: .venv demo test test-slow test-faults check audit format clean
 
 .venv: .venv/.stamp
 
@@ -34,6 +34,10 @@ check: .venv/.stamp
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo --no-cache
+
+# Known vulnerabilities of what constraints.txt pins; without network: make audit ADVISORIES=all.zip
+audit: .venv/.stamp
+	@$(BIN)/python deploy/audit.py $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 format: .venv/.stamp
 	@$(BIN)/ruff check -q --fix-only .

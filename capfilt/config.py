@@ -70,7 +70,7 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
         tree = _merge(_parent(file, tree.pop("extends"), kind), tree)
     for assignment in sets:
         _set(tree, assignment)
-    return _validated(kind, tree, file)
+    return validated(kind, tree, file)
 
 
 def build(kind: type[C], sets: Sequence[str] = ()) -> C:
@@ -78,7 +78,7 @@ def build(kind: type[C], sets: Sequence[str] = ()) -> C:
     tree: dict[str, Any] = {}
     for assignment in sets:
         _set(tree, assignment)
-    return _validated(kind, tree, "--set")
+    return validated(kind, tree, "--set")
 
 
 def named(kind: type[C], name: str | None, sets: Sequence[str] = ()) -> C:
@@ -99,7 +99,8 @@ def digest(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _validated(kind: type[C], tree: dict[str, Any], where: object) -> C:
+def validated(kind: type[C], tree: Any, where: object) -> C:
+    """A config from a tree; `where` it came from. RecipeError for what does not fit."""
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:

@@ -6,21 +6,22 @@ of a pass is written after its shards, so a plan that was cut short counts as no
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capfilt.config import Config
+from capfilt.config import Config, validated
 from capfilt.data import lists
 from capfilt.data.failures import kind_of
 from capfilt.data.lists import Columns, Source
 from capfilt.data.typed import Clash, Types
 from capfilt.errors import DataError
+from capfilt.reports import documents
 from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Place, table_source
+from capfilt.reports.places import Place, listing, table_source
 
 Told = Callable[[int], None]
 """Is told how many rows are planned so far."""
@@ -48,9 +49,9 @@ class Pass(Config):
 
 def passes(folder: Place) -> list[Pass]:
     """The passes that are planned in `folder`, in order."""
-    found: list[Place] = list(folder.glob("pass-*.json"))
-    found.sort(key=lambda path: int(path.stem.removeprefix("pass-")))
-    return [Pass.model_validate(json.loads(path.read_bytes())) for path in found]
+    found = (re.fullmatch(r"pass-(\d{1,9})\.json", name) for name in listing(folder))
+    paths = [folder / f"pass-{number}.json" for number in sorted(int(match[1]) for match in found if match)]
+    return [validated(Pass, documents.read_json(path), path) for path in paths]
 
 
 def name(shard: int, digits: int) -> str:
@@ -128,7 +129,7 @@ def _names(kinds: Sequence[str], kind: str) -> bool:
 def remove(folder: Place) -> None:
     """Forget a plan that was never finished."""
     for path in folder.glob("*.parquet"):
-        path.unlink()
+        documents.unlink(path)
 
 
 def _cut(source: Source, columns: Columns, types: Types, bad: list[str], size: int) -> Iterator[pa.Table]:

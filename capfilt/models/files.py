@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
+from capfilt.reports import safe_paths
 from capfilt.reports.copies import at_hand
 from capfilt.reports.places import place
 
@@ -58,7 +59,8 @@ def parts(path: Path) -> list[Path]:
     if path.name != INDEX:
         return [path]
     try:
-        return [path.parent / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
+        names = set(json.loads(path.read_text())["weight_map"].values())
+        return [path.parent / safe_paths.plain_name(name) for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is no index of weights ({error})") from None
 

@@ -23,6 +23,7 @@ from capfilt.models.blip2 import Blip2, Blip2Config
 from capfilt.models.files import Tensors
 from capfilt.models.initial import initialise as initialise  # one door to weights
 from capfilt.models.vision import resize_positions
+from capfilt.reports import safe_paths
 from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import atomic, sha256_file, write_json
 from capfilt.reports.ledger import fingerprint as digest_of
@@ -59,6 +60,8 @@ def find(name: str) -> Place:
     if not found:
         only = "on a store a model is a folder; " if there else ""
         raise ModelError(f"{name} is no model; {only}what can be read: {READABLE}, a name on the Hugging Face hub")
+    if isinstance(found[0], Path):
+        safe_paths.check_model(found[0])
     return found[0]
 
 
@@ -239,7 +242,6 @@ def save(model: Model, folder: Place, state: Mapping[str, Tensor] | None = None)
 
     `state` has its tensors where the model itself does not hold them whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / ARCHITECTURE) as file:
         file.write(configs.to_yaml(model.config).encode())
     with atomic(folder / WEIGHTS) as file:

@@ -166,7 +166,6 @@ class Work:
                     tally.texts["kept"][row.source] += 1
         tally.members.update(members)
         path = self.job.out / "annotations" / f"{name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
         with timed(self.clock, "write", on_device=False):
             tables.write(path, rows)
             ledger.commit(name, identity, [path], tally, digest.taken())

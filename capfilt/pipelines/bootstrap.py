@@ -9,7 +9,6 @@ round pretrains may be a BLIP-2 in its stages (`final`).
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +50,7 @@ from capfilt.pipelines.prompts import check_prompts
 from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.select import SelectJob, check_selected, resolve_threshold, select
 from capfilt.pipelines.stage import check_success, digests
+from capfilt.reports import documents
 from capfilt.reports.ledger import Ledger
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
@@ -162,7 +162,7 @@ def bootstrap(session: Session, config: BootstrapConfig, out: Place, show: Progr
         newest = story.folder(r, "pretrain", "checkpoint")
     seconds = spent(folder, (None, *range(config.rounds + 1)))
     summary = {"command": "bootstrap", "recipe": "recipe.yaml", "seconds": seconds, "rounds": rounds}
-    if not folder.path("summary.json").is_file() or json.loads(folder.path("summary.json").read_bytes()) != summary:
+    if not folder.path("summary.json").is_file() or documents.read_json(folder.path("summary.json")) != summary:
         folder.write_summary(summary)
     folder.log("end", seconds=seconds)
     if show.worked or not folder.path(report.PAGE).is_file():  # a rerun of what is done touches nothing
@@ -232,7 +232,7 @@ def evaluate_round(story: Story, r: int, models: dict[str, Place]) -> dict[str, 
         compute=story.compute["evaluate"],
     )
     evaluate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} evaluate")
-    found = {name: json.loads(story.folder(r, f"{file}.json").read_bytes()) for name, file in files.items()}
+    found = {name: documents.read_object(story.folder(r, f"{file}.json")) for name, file in files.items()}
     return found["pretrain"] if alone else merged(found, stages)
 
 
@@ -344,7 +344,7 @@ def timed(run: Run, show: Progress, r: int | None = None) -> Iterator[None]:
 
 def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
     """The seconds that all commands on this run folder worked on some rounds; a rerun of what is done adds none."""
-    lines = [json.loads(line) for line in run.path("log.jsonl").read_bytes().splitlines() if line.endswith(b"}")]
+    lines = documents.objects(run.path("log.jsonl"))
     seconds = (float(line["seconds"]) for line in lines if line["event"] == "worked" and line["round"] in rounds)
     return round(sum(seconds), 1)
 

@@ -5,7 +5,6 @@ A step of bootstrap and of select, not a verb.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +21,7 @@ from capfilt.engine.roles import preprocess_for, tokenizer_for
 from capfilt.errors import DataError
 from capfilt.evaluation import examine, matching
 from capfilt.models import weights
+from capfilt.pipelines import figures
 from capfilt.pipelines.stage import run_stage
 from capfilt.reports import labels
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
@@ -83,7 +83,7 @@ def calibrate(
 ) -> float:
     """The threshold that the validation pairs give."""
     run_stage(session, job, {"calibration": "calibration"}, resources, show, label)
-    return float(json.loads((job.out / "calibration.json").read_text())["threshold"])
+    return figures.calibrated(job.out / "calibration.json")
 
 
 MIN_RIGHT = 20

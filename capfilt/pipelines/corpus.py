@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from capfilt.data.world import WorldConfig
 from capfilt.errors import DataError
 from capfilt.pipelines.download import DownloadConfig, check_enough, download, list_identities
 from capfilt.pipelines.stage import run_stage
+from capfilt.reports import documents
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
@@ -116,17 +116,17 @@ def gather(
         return splits
     written = [split for split in world.SPLITS if world.count(config.world, split)]
     job = WorldJob(out=folder, world=config.world, seed=seed)
-    folder.mkdir(exist_ok=True)
+    documents.make_folder(folder)
     run_stage(session, job, {split: split for split in written}, resources, show, "write the world")
     return {split: shards.expand(str(folder / split)) for split in written}
 
 
 def fetched(session: Session, config: DownloadConfig, out: Place, resources: Resources, show: Progress) -> list[str]:
     """The shards of a download into `out`, which is begun, continued or found complete."""
-    out.mkdir(parents=True, exist_ok=True)
+    documents.make_folder(out)
     summary = download(session, config, out, resources, show)
     path = out / "summary.json"
-    if not path.is_file() or json.loads(path.read_bytes()) != summary:
+    if not path.is_file() or documents.read_json(path) != summary:
         write_json(path, summary)
     check_enough("data.download", summary)
     return shards.expand(str(out))

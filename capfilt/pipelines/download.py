@@ -6,10 +6,8 @@ img2dataset's output folder: tars, Parquets, stats and sizes.json lie at its top
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -34,8 +32,9 @@ from capfilt.data.settle import settle
 from capfilt.data.visitor import Manners, Visitor, agent
 from capfilt.errors import RunError, ShortfallError, UsageError, did_you_mean
 from capfilt.pipelines.stage import CommandOptions, run_stage
+from capfilt.reports import documents
 from capfilt.reports.ledger import Completion, Ledger, fingerprint, sha256_file
-from capfilt.reports.places import Place, Remote
+from capfilt.reports.places import Place, Remote, remove_all
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
@@ -124,7 +123,7 @@ class DownloadJob(Config):
         # Beside the shards, where there is room for them; of a run on a store, wherever this machine has its own.
         home = None if isinstance(self.out, Remote) else self.out / TMP
         if home is not None:
-            home.mkdir(exist_ok=True)
+            documents.make_folder(home)
         with tempfile.TemporaryDirectory(dir=home, prefix=f"capfilt-{shard}-{os.getpid()}-") as folder:
             pictures = PictureConfig.model_validate(config.model_dump(include=set(PictureConfig.model_fields)))
             written = fetch.fetch(rows, int(shard), Path(folder), pictures, visitor, config.thread_count, layout)
@@ -254,7 +253,7 @@ def fetch_all(
 def remove_tmp(out: Place) -> None:
     """Remove the shards that were not fetched to their end."""
     if not isinstance(out, Remote):
-        shutil.rmtree(out / TMP, ignore_errors=True)
+        remove_all(out / TMP)
 
 
 def repeated_pictures(
@@ -313,7 +312,7 @@ def summarise(
 def write_sizes(out: Place, counts: dict[str, int]) -> None:
     """Write sizes.json, unless it says so already: a rerun touches nothing."""
     path = out / "sizes.json"
-    if not path.is_file() or json.loads(path.read_bytes()) != counts:
+    if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:
         shards.write_sizes(out, counts)
 
 

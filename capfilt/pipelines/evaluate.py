@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from capfilt.models import verbs, weights
 from capfilt.pipelines.compute import Wanted, decide
 from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.stage import CommandOptions, run_stage
+from capfilt.reports import documents
 from capfilt.reports.ledger import Ledger, fingerprint, write_json
 from capfilt.reports.places import Place
 from capfilt.reports.progress import Progress
@@ -143,5 +143,5 @@ def run(
                 compute=compute,
             )
             evaluate(session, job, worker, show)
-        figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        figures: dict[str, Any] = documents.read_object(folder / "metrics.json")
     return figures

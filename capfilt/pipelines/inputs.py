@@ -14,8 +14,8 @@ from capfilt import config as configs
 from capfilt.data import shards
 from capfilt.errors import RunError, ShardError
 from capfilt.printable import short_repr
-from capfilt.reports import labels
-from capfilt.reports.places import Place, Remote
+from capfilt.reports import documents, labels
+from capfilt.reports.places import Place, Remote, place
 from capfilt.reports.run import Run
 
 _HERE = ("file", "local", "memory")
@@ -29,19 +29,29 @@ def verb(plan: Mapping[str, Any]) -> str:
 
 def web(folder: Place, tree: Mapping[str, Any]) -> list[str]:
     """The noisy shards of a bootstrap, as a person names them; `tree` is its recipe."""
-    named = tree.get("data", {}).get("web")
+    data = tree.get("data")
+    named = data.get("web") if isinstance(data, dict) else None
     if named is None:
         return [str(folder / "data" / "web")]
-    return [named] if isinstance(named, str) else list(named)
+    return [named] if isinstance(named, str) else _texts(named, f"the recipe of {folder}", "data.web")
 
 
 def named(folder: Place, plan: Mapping[str, Any]) -> list[str]:
     """The shards that were annotated or selected from, for `shards.expand`."""
     if verb(plan) == "bootstrap":
-        return web(folder, configs.load(folder / "recipe.yaml"))
-    found = plan.get("shards", [])
-    if not isinstance(found, list) or not all(isinstance(spec, str) for spec in found):
-        raise RunError(f"the plan of {folder} is to name its shards, a list of texts, and names {short_repr(found)}.")
+        return web(folder, configs.load(documents.checked(folder / "recipe.yaml")))
+    return _texts(plan.get("shards", []), f"the plan of {folder}", "shards")
+
+
+def annotated(folder: Place, plan: Mapping[str, Any]) -> Place:
+    """What a `select` chose from."""
+    (found,) = _texts([plan.get("annotations")], f"the plan of {folder}", "annotations")
+    return place(found)
+
+
+def _texts(found: Any, whose: str, key: str) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(text, str) and "\0" not in text for text in found):
+        raise RunError(f"{whose} is to name its {key}, texts, and names {short_repr(found)}.")
     return found
 
 
@@ -69,7 +79,7 @@ def _is_near(folder: Place, address: str) -> bool:
 def by_name(plan: Mapping[str, Any], urls: Sequence[str]) -> dict[str, str]:
     """All shards of a run by the names that its records have for them."""
     renamed = plan.get("names", {})
-    if not isinstance(renamed, dict) or not all(isinstance(name, str) for name in renamed.values()):
+    if not isinstance(renamed, dict) or not all(isinstance(x, str) and not {*x} & {*"/\0"} for x in renamed.values()):
         raise RunError(f"the plan is to have names of shards by their addresses, and has {short_repr(renamed)}.")
     return {renamed.get(url) or shards.name(url): url for url in urls} if renamed else shards.by_name(urls)
 

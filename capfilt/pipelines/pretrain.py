@@ -5,7 +5,6 @@ Fine-tuning a captioner or a filter is the same with another job.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -35,7 +34,7 @@ from capfilt.objectives.step import NEEDS
 from capfilt.pipelines.compute import Wanted, decide
 from capfilt.pipelines.prompts import check_prompts
 from capfilt.pipelines.rows import contents_of, count_rows, without_text
-from capfilt.reports import metrics
+from capfilt.reports import documents, metrics
 from capfilt.reports.copies import at_hand
 from capfilt.reports.ledger import Ledger, fingerprint, sha256_file, write_json
 from capfilt.reports.places import Place, Remote, listing, remove_all
@@ -215,7 +214,7 @@ def run_training(
         tail.poll()
     outputs = [job.model_folder / name for name, stat in sorted(listing(job.model_folder).items()) if stat is not None]
     ledger.commit("model", wanted, outputs, Tally.zero())
-    (job.out / ROWS).unlink()
+    documents.unlink(job.out / ROWS)
     remove_all(job.out / STATES)
     return job.model_folder
 
@@ -264,13 +263,13 @@ class Tail:
         Returns: the last step that was seen.
         """
         with suppress(FileNotFoundError):  # there only while features are looked at
-            told = json.loads(self.path.with_name(PROGRESS).read_bytes())
+            told = documents.read_object(self.path.with_name(PROGRESS))
             self.line.move(0, f"features of {told['done']} of {told['of']} shards")
         newest = self._newest()
         if newest is None:
             return self.step or 0
         if self.step is None:  # a fork goes on from a step of another log
-            self.step = json.loads(self.path.read_bytes().splitlines()[0]).get("resumed", 0)
+            self.step = next(documents.objects(self.path), {}).get("resumed", 0)
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
         if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
@@ -279,13 +278,9 @@ class Tail:
         return int(self.step)
 
     def _newest(self) -> dict[str, Any] | None:
-        if not self.path.is_file():
-            return None
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - 65536))
-            lines = file.read().splitlines()
-        newest: dict[str, Any] | None = json.loads(lines[-1]) if lines and lines[-1].endswith(b"}") else None
-        return newest
+        lines = list(documents.newest_lines(self.path, 65536))
+        newest = documents.parse(lines[-1]) if lines and lines[-1].endswith(b"}") else None
+        return newest if isinstance(newest, dict) and isinstance(newest.get("step"), int) else None
 
 
 def check(config: PretrainConfig) -> Architecture:

@@ -5,8 +5,6 @@ Reads a bootstrap, finished or not, an annotate, a select, a pretrain or an eval
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +16,12 @@ from capfilt.data import shards
 from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
 from capfilt.evaluation.examine import Truth, truths
-from capfilt.pipelines import gallery, inputs
+from capfilt.pipelines import figures, gallery, inputs
+from capfilt.pipelines.figures import is_number
 from capfilt.pipelines.gallery import Counted, Round, Spot, Words
 from capfilt.pipelines.rows import without_text
 from capfilt.pipelines.select import resolve_threshold
-from capfilt.reports import labels, places
+from capfilt.reports import documents, labels, places
 from capfilt.reports.ledger import atomic
 from capfilt.reports.page import MAX_ROUNDS, Facts, Look, Training, render
 from capfilt.reports.places import Place, Remote
@@ -82,10 +81,10 @@ def gather(folder: Place, fetch: bool = False, web: Sequence[str] | None = None)
     command = inputs.verb(opened.plan)
     events = list(_lines(folder / "log.jsonl"))
     rounds, seconds = _summary(folder, command, events)
-    worked = [str(event["ts"]) for event in events if event.get("event") == "worked"]
+    worked = [str(event.get("ts", "")) for event in events if event.get("event") == "worked"]
     notes: list[str] = []
     if command == "select":
-        inputs.check_reachable(folder, [opened.plan["annotations"]], fetch)
+        inputs.check_reachable(folder, [str(inputs.annotated(folder, opened.plan))], fetch)
     found = [r for r in _rounds(folder, command, opened.plan, rounds) if any(r.annotations.glob("*.parquet"))]
     urls = _urls(folder, opened.plan, fetch, web, notes) if found else {}
     looks, images, words, rows = _looks(found, urls, folder, notes)
@@ -144,12 +143,10 @@ def told_of_stages(entry: Mapping[str, Any]) -> Iterator[str]:
 def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
     """The entries of summary.json, or of the rounds that an unfinished run has logged; and the seconds of it all."""
     if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_bytes())
-        return list(summary["rounds"]), float(summary["seconds"])
-    if command == "evaluate" and (folder / "metrics.json").is_file():
-        return [{"round": 0, **json.loads((folder / "metrics.json").read_bytes())}], None
-    found = {event["round"]: event for event in events if event.get("event") == "round"}
-    return [{k: v for k, v in found[r].items() if k not in ("ts", "event")} for r in sorted(found)], None
+        return figures.summary(folder / "summary.json")
+    if command == "evaluate" and (path := folder / "metrics.json").is_file():
+        return [figures.entry({"round": 0, **documents.read_object(path)}, path)], None
+    return figures.logged(events, folder / "log.jsonl"), None
 
 
 def _trainings(folder: Place) -> Iterator[Training]:
@@ -166,16 +163,14 @@ def _losses(path: Place) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, dict[float, float]] = {}
     for line in _lines(path):
         for name, value in line.items():
-            if "step" in line and name not in NOT_LOSSES and isinstance(value, int | float) and math.isfinite(value):
+            if name not in NOT_LOSSES and is_number(value) and is_number(line.get("step")):
                 found.setdefault(name, {})[float(line["step"])] = float(value)
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def _lines(path: Place) -> Iterator[dict[str, Any]]:
-    """The lines of a log; one that a kill cut short is none."""
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        if line.startswith(b"{") and line.endswith(b"}"):
-            yield json.loads(line)
+    """The lines of a log, the newest ones of a very long one; one that a kill cut short is none."""
+    return documents.objects(path)
 
 
 def _is_round(folder: Place) -> bool:
@@ -191,19 +186,20 @@ def _number(folder: Place) -> int:
 
 def _rounds(folder: Place, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Round]:
     """Every round of a run that has annotations."""
-    tree = configs.load(folder / "recipe.yaml")
+    tree = configs.load(documents.checked(folder / "recipe.yaml"))
     if command == "bootstrap":
-        policy = PolicyConfig.model_validate(tree.get("select", {}))
+        policy = configs.validated(PolicyConfig, tree.get("select", {}), folder / "recipe.yaml")
         entries = {entry["round"]: entry for entry in rounds}
         found = (p.parent for p in folder.glob("round-*/annotations") if _is_round(p.parent))
         for place in sorted(found, key=_number)[-MAX_ROUNDS:]:
             threshold = entries.get(_number(place), {}).get("filter", {}).get("threshold")
             yield _round(_number(place), place, place, policy, threshold, folder, inputs.web(folder, tree))
     elif command == "annotate":
-        yield _round(0, folder, None, PolicyConfig(), None, folder, _named(plan["shards"]))
+        yield _round(0, folder, None, PolicyConfig(), None, folder, _named(inputs.named(folder, plan)))
     elif command == "select":
-        policy = PolicyConfig.model_validate(tree)
-        yield _round(0, places.place(plan["annotations"]), folder, policy, None, folder, _named(plan["shards"]))
+        policy = configs.validated(PolicyConfig, tree, folder / "recipe.yaml")
+        source, web = inputs.annotated(folder, plan), _named(inputs.named(folder, plan))
+        yield _round(0, source, folder, policy, None, folder, web)
 
 
 def _round(
@@ -219,7 +215,7 @@ def _round(
     annotations = source / "annotations"
     if threshold is None:
         calibration = (judged or source) / "calibration.json"
-        calibrated = json.loads(calibration.read_bytes())["threshold"] if calibration.is_file() else 0.5
+        calibrated = figures.calibrated(calibration) if calibration.is_file() else 0.5
         names = sorted(path.stem for path in annotations.glob("*.parquet"))
         threshold = resolve_threshold(policy, annotations, names, calibrated)
     if sum(map(len, web)) > MAX_COMMAND:

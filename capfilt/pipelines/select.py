@@ -6,7 +6,6 @@ Parquet has a row for every text that came in, so what was dropped, and why, sta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -36,7 +35,7 @@ from capfilt.pipelines.calibrate import CalibrateJob, calibrate, calibrate_on_la
 from capfilt.pipelines.compute import Wanted, decide
 from capfilt.pipelines.rows import contents_of
 from capfilt.pipelines.stage import CommandOptions, check_success, run_stage
-from capfilt.reports import balance, fence
+from capfilt.reports import balance, documents, fence, labels
 from capfilt.reports.ledger import Ledger, atomic, fingerprint, sha256_file, write_json
 from capfilt.reports.places import Place, listing
 from capfilt.reports.progress import Progress
@@ -98,7 +97,7 @@ class SelectJob(Config):
         whys = verdicts(rows, self.rule)
         judged = _by_outcome(rows, whys)
         folder = self.out / "dataset"
-        folder.mkdir(parents=True, exist_ok=True)
+        documents.make_folder(folder)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
         digest, members = shards.Digest(shards.stat(url)["version"]), Members()
         kept, tally = self._kept(url, judged, digest, members), _tally(judged)
@@ -108,7 +107,7 @@ class SelectJob(Config):
             written = sum(1 for _ in kept)
             assert not written, "the tally says that nothing is kept"
             fence.confirm(tar)
-            tar.unlink(missing_ok=True)
+            documents.unlink(tar)
         with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
         if not self.carry:
@@ -237,7 +236,7 @@ def check_selected(
 def write_sizes(folder: Place, counts: dict[str, int]) -> None:
     """Write sizes.json beside the tars, unless it says so already: a rerun touches nothing."""
     path = folder / "sizes.json"
-    if not path.is_file() or json.loads(path.read_bytes()) != counts:
+    if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:
         shards.write_sizes(folder, counts)
 
 
@@ -257,6 +256,8 @@ def run(
     own = policy_by_labels(sets, calibration) if calibration.labels else sets
     policy = configs.named(PolicyConfig, recipe, own)
     urls = shards.expand(specs)
+    if (home := labels.home(source) / "plan.json").is_file():
+        Run.load(home.parent)  # refuses what leads out of it
     folder, named = source / "annotations", inputs.as_annotated(source, urls)
     check_annotations(named, folder)
     said = calibrate_on_labels(source, named, policy) if calibration.labels else None
@@ -342,8 +343,8 @@ def scoring(source: Place) -> AnnotateConfig:
     """How annotations were scored: by the recipe of `capfilt annotate`, or of the bootstrap whose round they are."""
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():
-            tree = configs.load(file)
-            return AnnotateConfig.model_validate(tree.get(section, {}) if section else tree)
+            tree = configs.load(documents.checked(file))
+            return configs.validated(AnnotateConfig, tree.get(section, {}) if section else tree, file)
     return AnnotateConfig()
 
 

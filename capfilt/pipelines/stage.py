@@ -17,7 +17,8 @@ from capfilt.errors import RunError, ShortfallError, UsageError
 from capfilt.pipelines import contents
 from capfilt.pipelines.hunt import TRIES, Hunt
 from capfilt.reports import fence, lock, metrics, poison, stages
-from capfilt.reports.ledger import FORK, Completion, Ledger, sweep
+from capfilt.reports.forks import FORK
+from capfilt.reports.ledger import Completion, Ledger, sweep
 from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place, Remote, together
 from capfilt.reports.progress import Progress

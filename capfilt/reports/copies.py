@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -58,16 +59,20 @@ def at_hand(where: str | Path | Remote) -> Path:
 
 
 def _copies() -> Path:
-    """Where copies lie. PermissionError where somebody else has made a folder of that name."""
+    """Where copies lie. PermissionError where somebody else has made a folder of that name, or may write into it."""
     home = Path(tempfile.gettempdir(), f"capfilt-{os.getuid()}")
     home.mkdir(mode=0o700, exist_ok=True)
-    if home.is_symlink() or home.stat().st_uid != os.getuid():
+    known = home.lstat()
+    if not stat.S_ISDIR(known.st_mode) or known.st_uid != os.getuid():
         raise PermissionError(f"{home} belongs to somebody else; let TMPDIR name another folder.")
+    if known.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"others may write into {home}: remove it, or let TMPDIR name another folder.")
     return home
 
 
 def _forget_old(copies: Path) -> None:
     for path in copies.iterdir():
         with suppress(FileNotFoundError):
-            if path.is_dir() and time.time() - path.stat().st_mtime > KEPT_DAYS * 86400:
+            known = path.lstat()
+            if stat.S_ISDIR(known.st_mode) and time.time() - known.st_mtime > KEPT_DAYS * 86400:
                 shutil.rmtree(path, ignore_errors=True)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from capfilt.errors import RunError
+from capfilt.reports import documents, safe_paths
 from capfilt.reports.places import Place, Remote
 
 FILE = "labels.jsonl"
@@ -56,7 +57,7 @@ def append(folder: Place, label: Label) -> None:
     if isinstance(folder, Remote):
         (folder / FILE).append(line)
         return
-    file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    file = safe_paths.open_log(folder / FILE)
     try:
         size = os.fstat(file).st_size
         torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
@@ -72,11 +73,7 @@ def read(folder: Place) -> dict[tuple[str, str], Label]:
     """The labels of a run folder by (uid, text), those taken back left out; {} where there are none."""
     path = folder / FILE
     found: dict[tuple[str, str], Label] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(documents.newest_lines(path, documents.LOG_BYTES), 1):
         label = _parsed(line)
         if label is not None:
             found[label.uid, label.text] = label
@@ -88,11 +85,12 @@ def read(folder: Place) -> dict[tuple[str, str], Label]:
 def _parsed(line: bytes) -> Label | None:
     """A line as a label; None for what a kill cut short, or for what is none."""
     try:
-        tree: dict[str, Any] = json.loads(line)
+        tree: dict[str, Any] = documents.parse(line)
         label = Label(**{name: tree[name] for name in Label.__dataclass_fields__})
     except (ValueError, KeyError, TypeError):
         return None
-    return label if label.verdict in VERDICTS else None
+    typed = all(isinstance(value, bool if name == "at_random" else str) for name, value in asdict(label).items())
+    return label if typed and label.verdict in VERDICTS else None
 
 
 def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +25,13 @@ from typing import Any, BinaryIO
 
 from capfilt.errors import RunError
 from capfilt.redact import redact_tree
-from capfilt.reports import fence
-from capfilt.reports.places import PRIVATE, Place, Remote, place, together, within
+from capfilt.reports import documents, fence, forks, safe_paths
+from capfilt.reports.documents import unlink
+from capfilt.reports.places import PRIVATE, Place, Remote, together, within
 from capfilt.reports.tally import Tally
 
 PART = ".capfilt-part-"
 """How the name of every temporary file begins; a folder with only such files counts as empty."""
-
-FORK = "fork.json"
-"""In the folder of a run that was forked: which run it came from."""
 
 WITHDRAWN = ".withdrawn"
 """Ends the name of the mark that a shard of a fork is to be done again though the run it came from has it."""
@@ -40,6 +40,7 @@ FORMAT = 2
 """The version of what plans and fingerprints hold. It goes up when either changes its contents: a run folder of another
 version is refused (`run.check_format`) instead of being done again piece by piece, unnoticed."""
 
+_PART = re.compile(rf"{re.escape(PART)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,9}})-\w+")
 _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is taken for a dead one's
 
 
@@ -57,32 +58,32 @@ def atomic(path: Place, private: bool = False) -> Iterator[BinaryIO]:
             yield file
             fence.confirm(path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        with os.fdopen(
-            os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE if private else 0o666), "wb"
-        ) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        fence.confirm(path)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
+    with safe_paths.opened_folder(path.parent, make=True) as folder:
+        part = _part()
+        try:
+            with safe_paths.open_part(folder, path.parent / part, PRIVATE if private else 0o666) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            fence.confirm(path)
+            os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
+            raise
         os.fsync(folder)
-    finally:
-        os.close(folder)
+
+
+def _part() -> str:
+    """The name of a temporary file: of whom it is and, for one writer, of its own."""
+    return f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def share(source: Place, target: Place) -> None:
     """Make `target` the same file as `source` by a link, or where links do not reach a copy with its times.
 
-    No file of a run is ever written in place, so the two cannot change each other. What goes to a store or comes from
-    one is copied, within one store by the store.
+    No file of a run is ever written in place, so the two cannot change each other. A file of another user is copied:
+    its owner could write into it later. What goes to a store or comes from one is copied, in one store by the store.
     """
     fence.confirm(target)
     if isinstance(source, Remote) and isinstance(target, Remote):
@@ -92,16 +93,35 @@ def share(source: Place, target: Place) -> None:
         with source.open("rb") as read, atomic(target) as file:
             shutil.copyfileobj(read, file)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
+    with safe_paths.open_file(source) as read:
+        known = os.fstat(read.fileno())
+        if known.st_uid == os.geteuid() and _linked(source, target, known):
+            return
+        with atomic(target) as file:
+            shutil.copyfileobj(read, file)
+            file.flush()
+            os.utime(file.fileno(), ns=(known.st_atime_ns, known.st_mtime_ns))
+
+
+def _linked(source: Path, target: Path, known: os.stat_result) -> bool:
+    """Whether `target` could be made another name of the file `source`, which is the one that is `known`."""
+    with (
+        safe_paths.opened_folder(source.parent) as there,
+        safe_paths.opened_folder(target.parent, make=True) as folder,
+    ):
+        part = _part()
         try:
-            os.link(source, part)
+            os.link(source.name, part, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
         except OSError:
-            shutil.copy2(source, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)  # a link that replaces itself leaves both names
+            return False
+        try:
+            same = os.path.samestat(os.lstat(part, dir_fd=folder), known)
+            if same:
+                os.replace(part, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            return same
+        finally:
+            with suppress(FileNotFoundError):  # a link that replaces itself leaves both names
+                os.unlink(part, dir_fd=folder)
 
 
 @contextmanager
@@ -110,7 +130,7 @@ def filled(folder: Place) -> Iterator[Path]:
     whose files are sent there when the block ends, and never where it raises.
     """
     if isinstance(folder, Path):
-        folder.mkdir(parents=True, exist_ok=True)
+        safe_paths.make_folder(folder)
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,33 +143,35 @@ def sweep(folder: Place, over: bool = False) -> int:
     """Remove what killed writers left under `folder` and return how many files that were.
 
     A file of this host goes when its process is gone, one of another host when it is a day old; at once where the
-    work is `over`: then a writer that is cut off may live there still, but nobody waits for what it writes.
+    work is `over`: then a writer that is cut off may live there still, but nobody waits for what it writes. Through a
+    link nothing is looked for, and a name that no writer of ours gives stays.
     """
     if isinstance(folder, Remote):
         return folder.sweep()
     here, num_removed = socket.gethostname(), 0
-    for parent, _, names in os.walk(folder):
-        for part in (Path(parent, name) for name in names if name.startswith(PART)):
-            host, pid, _ = part.name.removeprefix(PART).rsplit("-", 2)
-            if not _alive(int(pid)) if host == here else over or _old(part):
-                part.unlink(missing_ok=True)
-                num_removed += 1
+    with safe_paths.opened_folder(folder) as top:
+        for _, _, names, handle in os.fwalk(".", dir_fd=top):
+            for found in filter(None, map(_PART.fullmatch, (name for name in names if name.startswith(PART)))):
+                if not _alive(int(found["pid"])) if found["host"] == here else over or _old(found[0], handle):
+                    with suppress(FileNotFoundError):
+                        os.unlink(found[0], dir_fd=handle)
+                    num_removed += 1
     return num_removed
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)  # signal 0 asks and does nothing
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no machine has numbers as large as the second
         return False
     except PermissionError:  # somebody else's process
         return True
     return True
 
 
-def _old(part: Path) -> bool:
+def _old(part: str, folder: int) -> bool:
     try:
-        return time.time() - part.stat().st_mtime > _ABANDONED
+        return time.time() - os.lstat(part, dir_fd=folder).st_mtime > _ABANDONED
     except FileNotFoundError:  # its writer has just renamed it
         return False
 
@@ -165,8 +187,8 @@ def write_json(path: Place, obj: Any, private: bool = False) -> None:
 
 
 def sha256_file(path: Place) -> str:
-    """Return the sha256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
+    """Return the sha256 of a file's bytes, read in pieces. RunError for a device, which would never end."""
+    with safe_paths.open_file(path, follow=True) if isinstance(path, Path) else path.open() as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -219,15 +241,17 @@ class Completion:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Completion:
-        """Read what `to_json` wrote; RunError for anything else."""
+        """Read what `to_json` wrote; RunError for anything else, a path that leads out of the folder among it."""
         try:
-            outputs = tuple(Output(str(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"])
+            outputs = tuple(
+                Output(safe_paths.relative(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"]
+            )
             tally, read = Tally.from_json(obj["tally"]), obj.get("input")
             found = (
                 None if read is None else Input(int(read["bytes"]), str(read["sha256"]), str(read.get("version", "")))
             )
-            return cls(str(obj["shard"]), str(obj["fingerprint"]), outputs, tally, found)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(safe_paths.plain_name(obj["shard"]), str(obj["fingerprint"]), outputs, tally, found)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunError(f"this is no completion ({error!r}); delete it and run the stage again.") from error
 
 
@@ -258,8 +282,11 @@ class Ledger:
             return None
 
     def files(self) -> list[Place]:
-        """The completion files, in the order of shard names."""
-        return sorted(self.path.glob("*.json"))
+        """The completion files, in the order of shard names. RunError where the folder is reached by a link."""
+        return [self.path / name for name in sorted(self._names()) if name.endswith(".json")]
+
+    def _names(self) -> list[str]:
+        return safe_paths.entries(self.path) if isinstance(self.path, Path) else list(self.path.listing())
 
     def begun(self) -> set[str]:
         """The shards that have a completion, here or in the run that was forked, whatever it is worth: by listing, so
@@ -267,7 +294,8 @@ class Ledger:
         own = {path.stem for path in self.files()}
         if self.origin is None:
             return own
-        return own | self.origin.begun() - {path.stem for path in self.path.glob(f"*{WITHDRAWN}")}
+        withdrawn = {name.removesuffix(WITHDRAWN) for name in self._names() if name.endswith(WITHDRAWN)}
+        return own | self.origin.begun() - withdrawn
 
     def withdraw(self, shard: str) -> None:
         """Forget that a shard is done: a rerun does it again, in a fork too, whose origin still has it."""
@@ -275,7 +303,7 @@ class Ledger:
         if self.origin is not None:
             with atomic(self._withdrawn(shard)):
                 pass
-        self._file(shard).unlink(missing_ok=True)
+        unlink(self._file(shard))
 
     def commit(
         self, shard: str, fingerprint: str, outputs: Sequence[Place], tally: Tally, read: Input | None = None
@@ -293,7 +321,7 @@ class Ledger:
         done = Completion(shard, fingerprint, recorded, tally, read)
         write_json(self._file(shard), done.to_json())
         if self.origin is not None:
-            self._withdrawn(shard).unlink(missing_ok=True)
+            unlink(self._withdrawn(shard))
         return done
 
     def renew(self, done: Completion) -> None:
@@ -313,11 +341,13 @@ class Ledger:
         for output in done.outputs:
             path = self.folder / output.path
             try:
-                size = path.stat().st_size
+                found = path.stat() if isinstance(path, Remote) else os.lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 return f"{path} is not there"
-            if size != output.bytes:
-                return f"{path} has {size} bytes, {output.bytes} were committed"
+            if isinstance(found, os.stat_result) and not stat.S_ISREG(found.st_mode):
+                return f"{path} is no regular file"
+            if found.st_size != output.bytes:
+                return f"{path} has {found.st_size} bytes, {output.bytes} were committed"
             if hashes and sha256_file(path) != output.sha256:
                 return f"{path} does not have the bytes that were committed"
         return ""
@@ -330,12 +360,12 @@ class Ledger:
 
     @cached_property
     def origin(self) -> Ledger | None:
-        """The same stage of the run that this one was forked from."""
-        for root in (self.folder, *self.folder.parents[:2]):
-            if (root / FORK).is_file():
-                forked = place(json.loads((root / FORK).read_bytes())["from"])
-                return Ledger(forked / str(within(self.folder, root)), self.stage)
-        return None
+        """The same stage of the run that this one was forked from, as `fork.json` at the root of the run says."""
+        root = forks.run_of(self.folder)
+        forked = None if root is None else forks.origin(root)
+        if root is None or forked is None:
+            return None
+        return Ledger(forked / str(within(self.folder, root)), self.stage)
 
     def _adopt(self, found: Completion, origin: Ledger) -> Completion:
         for output in found.outputs:
@@ -363,6 +393,6 @@ class Ledger:
 
 def _read(path: Place) -> Completion:
     try:
-        return Completion.from_json(json.loads(path.read_bytes()))
-    except (json.JSONDecodeError, UnicodeDecodeError, RunError) as error:
+        return Completion.from_json(documents.parse(documents.read_bytes(path)))
+    except (ValueError, RunError) as error:
         raise RunError(f"{path} cannot be read ({error}); delete it and run the stage again.") from error

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Protocol
 
 from capfilt.errors import RunError
-from capfilt.reports import fence, interrupt
+from capfilt.reports import documents, fence, interrupt
 from capfilt.reports.ledger import PART
 from capfilt.reports.places import Place, Remote
 
@@ -134,7 +134,7 @@ def find(folder: Place) -> Found | None:
     while numbered:
         number, name = max(numbered)
         try:
-            data = (home / name).read_bytes()
+            data = documents.read_bytes(home / name, 2**16)
         except FileNotFoundError:  # let go this moment
             numbered.remove((number, name))
             continue
@@ -162,10 +162,10 @@ def _names(home: Place) -> list[str]:
 
 def _owner(data: bytes) -> Owner | None:
     try:
-        found = json.loads(data.split(b"\n")[0])
+        found = documents.parse(data.split(b"\n")[0])
         job = str(found.get("job", ""))
         return Owner(**{name: type_(found[name]) for name, type_ in _FIELDS.items()}, job=job)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

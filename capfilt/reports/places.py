@@ -11,7 +11,6 @@ import fnmatch
 import io
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from pydantic import PlainSerializer, PlainValidator
 
 from capfilt.errors import UsageError
 from capfilt.redact import HIDDEN, redact
-from capfilt.reports import fence
+from capfilt.reports import fence, safe_paths
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -335,7 +334,7 @@ Place = Annotated[Path | Remote, PlainValidator(_told), PlainSerializer(str, whe
 def remove_all(folder: Path | Remote) -> None:
     """Remove a folder and what is in it, where there is one. It is tidying up: what cannot be removed stays."""
     if isinstance(folder, Path):
-        shutil.rmtree(folder, ignore_errors=True)
+        safe_paths.remove_tree(folder)
         return
     try:
         folder.remove_all()
@@ -358,8 +357,11 @@ def append(where: Path | Remote, line: bytes) -> None:
     if isinstance(where, Remote):
         where.append(line)
         return
-    with open(where, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, PRIVATE)) as file:
-        file.write(line)
+    file = safe_paths.open_log(where, PRIVATE)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
 
 
 def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:
@@ -382,8 +384,8 @@ def _stats(entry: os.DirEntry[str]) -> list[os.stat_result | None]:
 
 
 def table_source(where: Path | Remote) -> Path | BinaryIO:
-    """What libraries read tables from: the path itself, or the object's bytes in memory."""
-    return io.BytesIO(where.read_bytes()) if isinstance(where, Remote) else where
+    """What libraries read tables from: the path itself, or the object's bytes in memory. RunError for a device."""
+    return io.BytesIO(where.read_bytes()) if isinstance(where, Remote) else safe_paths.check_file(where)
 
 
 def together(function: Callable[[T], R], items: Iterable[T], remote: bool) -> Iterator[R]:

@@ -6,9 +6,8 @@ samples named there are recorded as failed, with the reason, and nothing else of
 
 from __future__ import annotations
 
-import json
-
 from capfilt.errors import RunError
+from capfilt.reports import documents
 from capfilt.reports.ledger import Ledger, write_json
 from capfilt.reports.places import Place
 
@@ -20,7 +19,7 @@ def read(ledger: Ledger, shard: str, fingerprint: str) -> dict[int, str]:
     """The places of a shard's samples that are left out, and why."""
     path = _file(ledger, shard)
     try:
-        found = json.loads(path.read_bytes())
+        found = documents.parse(documents.read_bytes(path))
         if found["fingerprint"] != fingerprint:
             return {}
         return {int(place): str(why) for place, why in found["samples"].items()}
@@ -39,7 +38,7 @@ def mark(ledger: Ledger, shard: str, fingerprint: str, place: int, why: str) -> 
 
 def forget(ledger: Ledger, shard: str) -> None:
     """Give the samples of a shard another chance."""
-    _file(ledger, shard).unlink(missing_ok=True)
+    documents.unlink(_file(ledger, shard))
 
 
 def _file(ledger: Ledger, shard: str) -> Place:

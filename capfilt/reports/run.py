@@ -14,14 +14,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.redact import redact_tree
-from capfilt.reports import lock
-from capfilt.reports.ledger import FORK, FORMAT, PART, atomic, sweep, write_json
-from capfilt.reports.places import Place, Remote, append, listing, place, within
+from capfilt.reports import documents, forks, lock, safe_paths
+from capfilt.reports.forks import FORK
+from capfilt.reports.ledger import FORMAT, PART, atomic, sweep, write_json
+from capfilt.reports.places import Place, Remote, append, listing, within
 
 DECIDED = "decided"
 """The key of plan.json under which stands what a run's first command chose (`Run.decide`)."""
@@ -54,6 +56,7 @@ class Run:
             _check_space(out, min_free_bytes)
             out.mkdir(parents=True, exist_ok=True)
             _check(out, wanted)  # before the lock: a folder that is not ours stays as it is
+            _check_tree(out)
             lock.hold(out)
             sweep(out)
             if not (resumed := _check(out, wanted)):
@@ -61,7 +64,7 @@ class Run:
             plan_now = _read_plan(out)
             recipe = out / "recipe.yaml"
             # Compared, not assumed: a kill may have fallen between the two files.
-            if not recipe.is_file() or recipe.read_bytes() != recipe_yaml.encode():
+            if not recipe.is_file() or documents.read_bytes(recipe) != recipe_yaml.encode():
                 with atomic(recipe, private=True) as file:
                     file.write(recipe_yaml.encode())
             _mend_log(out / "log.jsonl")
@@ -71,21 +74,27 @@ class Run:
 
     @classmethod
     def load(cls, folder: Place) -> Run:
-        """Take up an existing run folder to look at it; nothing in it is touched."""
+        """Take up an existing run folder to look at it; nothing in it is touched.
+
+        RunError for one that holds a link out of it, a device or a pipe: its files lie where somebody else put them.
+        """
         if not (folder / "plan.json").is_file():
             raise RunError(f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out.")
+        _check_tree(folder)
         return cls(folder, _read_plan(folder), resumed=True)
 
     def decided(self, stage: str) -> dict[str, str] | None:
         """What was chosen when a stage began (`decide`); None where nothing was."""
-        found: dict[str, str] | None = self.plan.get(DECIDED, {}).get(stage)
+        every = self.plan.get(DECIDED, {})
+        found = every.get(stage) if isinstance(every, dict) else every
+        if found is not None and not (isinstance(found, dict) and all(isinstance(x, str) for x in found.values())):
+            raise RunError(f"the plan of {self.folder} does not say what {stage} computes with; use another --out.")
         return found
 
     def decided_at_origin(self, stage: str) -> dict[str, str] | None:
         """The same of the run that this one was forked from."""
-        if not (self.folder / FORK).is_file():
-            return None
-        return Run.load(place(json.loads((self.folder / FORK).read_bytes())["from"])).decided(stage)
+        origin = forks.origin(self.folder)
+        return None if origin is None else Run.load(origin).decided(stage)
 
     def decide(self, stage: str, choice: Mapping[str, str]) -> None:
         """Write into plan.json what a recipe left open and this run's first command chose, and keep to it from then on.
@@ -103,7 +112,7 @@ class Run:
     def round(self, r: int) -> Place:
         """Return the folder of round `r`, created."""
         folder = self.folder / f"round-{r}"
-        folder.mkdir(exist_ok=True)
+        documents.make_folder(folder)
         return folder
 
     def log(self, event: str, **fields: Any) -> None:
@@ -136,9 +145,11 @@ def fork(old: Place, new: Place) -> Place:
         _check_empty(new)
         lock.hold(new)
         write_json(new / FORK, {"from": str(source)})
-    found = json.loads((new / FORK).read_bytes())["from"] if (new / FORK).is_file() else "no other run"
-    if found != str(source):
-        raise RunError(f"{new} is a run already, forked from {found}; choose another folder for --fork.")
+    found = forks.origin(new)
+    if found is None or str(found) != str(source):
+        raise RunError(
+            f"{new} is a run already, forked from {found or 'no other run'}; choose another folder for --fork."
+        )
     return new
 
 
@@ -212,13 +223,17 @@ def _check_plan(out: Place, wanted: dict[str, Any]) -> None:
 
 
 def _read_plan(folder: Place) -> dict[str, Any]:
-    try:
-        plan = json.loads((folder / "plan.json").read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{folder / 'plan.json'} cannot be read ({error}); use another --out.") from error
+    path = folder / "plan.json"
+    plan = documents.read_json(path, documents.PLAN_BYTES)
     if not isinstance(plan, dict):
-        raise RunError(f"{folder / 'plan.json'} is no plan but a {type(plan).__name__}; use another --out.")
+        raise RunError(f"{path} is no plan but a {type(plan).__name__}; use another --out.")
     return plan
+
+
+def _check_tree(folder: Place) -> None:
+    """Refuse links that lead out of the folder, devices and pipes: on a store there are none."""
+    if isinstance(folder, Path):
+        safe_paths.check_tree(folder)
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -248,12 +263,15 @@ def _short(value: Any) -> str:
 
 def _mend_log(log: Place) -> None:
     """End a line that a kill cut short, or the next one would be lost with it."""
-    if isinstance(log, Remote) or not log.is_file() or log.stat().st_size == 0:
+    if isinstance(log, Remote) or not log.is_file():
         return
-    with log.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
+    file = safe_paths.open_log(log)
+    try:
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            os.write(file, b"\n")
+    finally:
+        os.close(file)
 
 
 def _plain(value: Any) -> Any:

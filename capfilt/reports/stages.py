@@ -18,6 +18,8 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
+from capfilt.reports import documents, safe_paths
+from capfilt.reports.documents import PLAN_BYTES
 from capfilt.reports.ledger import Completion, Ledger, atomic, write_json
 from capfilt.reports.places import Place, Remote, append, listing, together
 from capfilt.reports.tally import Tally, bounded
@@ -55,7 +57,7 @@ def begin(ledger: Ledger, plan: Plan, identities: Mapping[str, str] | None = Non
         for shard, identity in (identities or {}).items():
             file.write(json.dumps([shard, identity], ensure_ascii=False).encode() + b"\n")
     for ending in (FAILED, PACE):
-        ledger.path.with_name(f"{ledger.stage}{ending}").unlink(missing_ok=True)
+        documents.unlink(ledger.path.with_name(f"{ledger.stage}{ending}"))
 
 
 class Pace:
@@ -85,27 +87,41 @@ def planned(ledger: Ledger) -> tuple[Plan | None, dict[str, str]]:
     """What a stage was to do, and the fingerprint of each shard; None where it never was begun."""
     path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
     try:
-        first, *lines = path.read_bytes().splitlines() or [b""]
-        return Plan(**json.loads(first)), dict(json.loads(line) for line in lines)
+        first, *lines = documents.read_bytes(path, PLAN_BYTES).split(b"\n")
+        identities = [documents.parse(line) for line in lines if line]
+        if not all(isinstance(shard, str) and isinstance(identity, str) for shard, identity in identities):
+            raise TypeError("a line must be a shard and its fingerprint")
+        return _plan(documents.parse(first)), dict(identities)
     except FileNotFoundError:
         return None, {}
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} cannot be read ({error}); run the same command again, it is written anew.") from error
 
 
+def _plan(tree: Any) -> Plan:
+    """The head of a plan. ValueError or TypeError for what is none."""
+    plan = Plan(**tree)
+    if not all(type(getattr(plan, name)) is type_ for name, type_ in _TYPES.items()) or plan.total < 0:
+        raise TypeError("it holds values of other types than a plan")
+    if plan.log:
+        safe_paths.relative(plan.log)
+    return plan
+
+
+_TYPES = {"label": str, "total": int, "found": int, "unit": str, "log": str}
+
+
 def failed(ledger: Ledger, shard: str, error: str) -> None:
     """Write down that a shard failed as a whole, and of what."""
-    ledger.path.parent.mkdir(parents=True, exist_ok=True)
+    documents.make_folder(ledger.path.parent)
     line = json.dumps({"shard": shard, "error": printable(error, MAX_MESSAGE)}, ensure_ascii=False).encode() + b"\n"
     append(ledger.path.with_name(f"{ledger.stage}{FAILED}"), line)
 
 
 def failures(ledger: Ledger) -> dict[str, str]:
     """The shards that failed as a whole when the stage last ran, and why."""
-    path = ledger.path.with_name(f"{ledger.stage}{FAILED}")
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    found = (json.loads(line) for line in lines if line.endswith(b"}"))  # a kill may have cut the last
-    return {line["shard"]: line["error"] for line in found}
+    lines = documents.objects(ledger.path.with_name(f"{ledger.stage}{FAILED}"))  # a kill may have cut the last
+    return {str(line.get("shard")): str(line.get("error")) for line in lines}
 
 
 def find(folder: Place) -> list[Ledger]:
@@ -182,25 +198,17 @@ def readable(ledger: Ledger) -> Iterator[Completion]:
 
 def _rate(ledger: Ledger) -> float | None:
     try:
-        pace = json.loads(ledger.path.with_name(f"{ledger.stage}{PACE}").read_bytes())
+        pace = documents.parse(documents.read_bytes(ledger.path.with_name(f"{ledger.stage}{PACE}")))
         return float(pace["done"] / pace["seconds"])
-    except (
-        FileNotFoundError,
-        ValueError,
-        KeyError,
-        TypeError,
-        ZeroDivisionError,
-    ):  # not written yet, or not by us
+    except (FileNotFoundError, ValueError, LookupError, TypeError, ArithmeticError):  # not written yet, or not by us
         return None
 
 
 def _steps(log: Place) -> tuple[int, float | None]:
     """The newest step of a training, and its steps a second over the last lines of its log."""
-    if not log.is_file():
-        return 0, None
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 65536))
-        lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
-    told = [json.loads(line) for line in lines]
-    seconds = [float(line["step_seconds"]) for line in told if line.get("step_seconds")]
-    return (int(told[-1]["step"]) if told else 0), (len(seconds) / sum(seconds) if seconds else None)
+    told = list(documents.objects(log, 65536))
+    try:
+        seconds = [float(line["step_seconds"]) for line in told if line.get("step_seconds")]
+        return (int(told[-1]["step"]) if told else 0), (len(seconds) / sum(seconds) if seconds else None)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise RunError(f"{log} cannot be read ({error!r}): its lines must say `step` and `step_seconds`.") from error

@@ -17,6 +17,7 @@ from capfilt.engine.batches import pictures
 from capfilt.errors import DataError, ModelError
 from capfilt.models import Blip2, Model
 from capfilt.models.language import FORMATS
+from capfilt.reports import documents
 from capfilt.reports.ledger import fingerprint, write_json
 from capfilt.reports.places import Place
 from capfilt.training import parallel
@@ -48,7 +49,7 @@ def prepare(
     if not isinstance(model, Blip2):
         raise ModelError("train.features: only BLIP-2's tower is frozen; what another one sees changes with each step")
     urls = [url for source in sources for url in shards.expand(source.shards)]
-    folder.mkdir(parents=True, exist_ok=True)
+    documents.make_folder(folder)
     tower = fingerprint_of(model)
     known = contents or shards.known_apart(shards.stats(urls))
     files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
@@ -61,7 +62,7 @@ def prepare(
         features.write(files[url], look(model, url, device))
     parallel.barrier(PATIENCE)
     if parallel.rank() == 0:
-        (told / PROGRESS).unlink(missing_ok=True)
+        documents.unlink(told / PROGRESS)
     if gone := [url for url in urls if not files[url].is_file()]:
         raise DataError(f"{folder} lacks the features of {gone[0]}: it must be a folder that all processes see")
     return Features(files)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from capfilt.data.loader import Batch
 from capfilt.errors import ModelError
 from capfilt.objectives.gather import summed
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
+from capfilt.reports import documents
 from capfilt.reports.journal import Journal
 from capfilt.reports.ledger import atomic, write_json
 from capfilt.reports.places import Place, Remote, append
@@ -59,10 +61,9 @@ class StepLog:
 
     def _take_up(self, done: int) -> bytes:
         kept = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            entry = json.loads(line) if line.endswith(b"}\n") else {"step": done + 1}
-            if entry["step"] <= done:
-                kept.append(line)
+        for entry in documents.objects(self.path, sys.maxsize - 1):
+            if isinstance(step := entry.get("step"), int) and step <= done:
+                kept.append(json.dumps(entry).encode() + b"\n")
                 self._stuck(entry)
         with atomic(self.path) as file:
             file.writelines(kept)
@@ -76,7 +77,7 @@ class StepLog:
             self.journal.__exit__(*raised)
 
     def _stuck(self, entry: dict[str, float]) -> bool:
-        return "itm" in entry and self.alarm.stuck(int(entry["step"]), entry["itm"])
+        return isinstance(entry.get("itm"), int | float) and self.alarm.stuck(int(entry["step"]), entry["itm"])
 
     @property
     def _clock(self) -> float:

@@ -9,7 +9,6 @@ no line twice.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -22,6 +21,7 @@ from capfilt.data.tokens import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Blip2Config, Model, build, weights
 from capfilt.objectives.stages import AnyLearner, learner_of
+from capfilt.reports import documents
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.places import Place
 from capfilt.training import checkpoint, features, parallel, shard
@@ -54,8 +54,8 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
 def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
     tokenizer = job.load_tokenizer()
     model = initial_model(job, len(tokenizer))
-    job.out.mkdir(parents=True, exist_ok=True)
-    counted = json.loads(job.rows.read_bytes()) if job.rows else {}
+    documents.make_folder(job.out)
+    counted = documents.read_object(job.rows, documents.PLAN_BYTES) if job.rows else {}
     loader = Loader(
         job.sources,
         job.train.loader,

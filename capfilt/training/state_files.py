@@ -7,24 +7,29 @@ the sha256 of every other file: a folder without one is what a kill left, a fold
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from capfilt.reports import documents, safe_paths
 from capfilt.reports.ledger import atomic, sha256_file, write_json
 from capfilt.reports.places import PART_BYTES, Place, Remote, listing, remove_all
 
@@ -51,14 +56,15 @@ class StateFiles:
 
     def steps(self) -> list[int]:
         """The states that were written to their end, oldest first."""
-        return sorted(int(marker.parent.name) for marker in self.folder.glob(f"*/{MARKER}"))
+        found = (name for name, stat in listing(self.folder).items() if stat is None and re.fullmatch(r"\d{9}", name))
+        return sorted(int(name) for name in found if (self.folder / name / MARKER).is_file())
 
     def write(self, step: int, tensors: dict[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> Future[Any]:
         """Take a copy of the tensors and write it in a thread: together with the processes of `group`, or alone.
 
         torch wants a group of CPUs from one that writes alone, too, where there are processes at all.
         """
-        self.path(step).mkdir(parents=True, exist_ok=True)
+        documents.make_folder(self.path(step))
         _alone_on_purpose()
         with plainly(self.path(step)):
             written = async_save(tensors, storage_writer=_writer(self.path(step)), process_group=group, no_dist=alone)
@@ -83,9 +89,14 @@ class StateFiles:
         """What `commit` was told. Raises DamagedState."""
         path = self.path(step) / MARKER
         try:
-            found = json.loads(path.read_bytes())
-            return {**found, "files": dict(found["files"])}
-        except (ValueError, KeyError, TypeError) as error:
+            found = documents.parse(documents.read_bytes(path))
+            files = {
+                safe_paths.plain_name(name): (int(size), str(digest)) for name, (size, digest) in found["files"].items()
+            }
+            if not isinstance(found["identity"], dict) or not isinstance(found["loss"], int | float | None):
+                raise TypeError("identity or loss")
+            return {**found, "files": files}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DamagedState(f"{path} cannot be read ({type(error).__name__})") from error
 
     def check(self, step: int) -> dict[str, Any]:
@@ -93,16 +104,20 @@ class StateFiles:
         about = self.about(step)
         for name, (size, digest) in about["files"].items():
             path = self.path(step) / name
-            if not path.is_file():
+            if not path.is_file() or (isinstance(path, Path) and path.is_symlink()):
                 raise DamagedState(f"{path} is not there")
             if path.stat().st_size != size or sha256_file(path) != digest:
                 raise DamagedState(f"{path} does not have the bytes that were written")
+        self.names(step)
         return about
 
     def names(self, step: int) -> set[str]:
-        """The names of its tensors."""
-        with plainly(self.path(step)):
-            return set(_reader(self.path(step)).read_metadata().state_dict_metadata)
+        """The names of its tensors. Raises DamagedState for a state that has anything else in it."""
+        try:
+            with plainly(self.path(step)):
+                return set(_reader(self.path(step)).read_metadata().state_dict_metadata)
+        except (pickle.PickleError, ValueError, TypeError, AttributeError, EOFError, LookupError) as error:
+            raise DamagedState(f"{self.path(step)} is not a state of tensors alone ({error})") from error
 
     def read(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Fill these tensors, each process those parts that it has of them."""
@@ -113,7 +128,7 @@ class StateFiles:
     def remove(self, step: int) -> None:
         """Remove a state; its marker goes first."""
         try:
-            (self.path(step) / MARKER).unlink(missing_ok=True)
+            documents.unlink(self.path(step) / MARKER)
         except OSError as error:
             logging.getLogger(__name__).warning("%s: an old state stays", error)
             return
@@ -155,12 +170,63 @@ class _StoreWriter(FsspecWriter):
         self.path = self.fs.init_path(url, **_FRESH)
 
 
+METADATA = {
+    ("torch.distributed.checkpoint.metadata", "Metadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+}
+"""What the pickle that describes a state is made of. torch opens it as any pickle, and any pickle can run code."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of `METADATA` and torch's number formats, and no other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class by its name. UnpicklingError for any other."""
+        if (module, name) in METADATA or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a state")
+
+
+class _TensorsAlone(FileSystemReader):
+    """A reader of states that have tensors and nothing that would be unpickled, in files of the state's own folder."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """As torch does it. UnpicklingError, ValueError or TypeError for anything but tensors."""
+        with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+            found = _Unpickler(file).load()
+        if not isinstance(found, Metadata):
+            raise TypeError(f"it describes a {type(found).__name__}")
+        for name, tensor in found.state_dict_metadata.items():
+            if not isinstance(tensor, TensorStorageMetadata):  # of bytes torch makes an object, by pickle
+                raise TypeError(f"{name} is no tensor")
+        for part in found.storage_data.values():
+            if safe_paths.plain_name(part.relative_path) and part.transform_descriptors:
+                raise TypeError(f"{part.relative_path} is written in another way")
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _StoreReader(_TensorsAlone, FsspecReader):
+    """The same on a store."""
+
+
 def _writer(folder: Place) -> FileSystemWriter:
     return _StoreWriter(folder.url) if isinstance(folder, Remote) else FileSystemWriter(folder)
 
 
 def _reader(folder: Place) -> FileSystemReader:
-    return FsspecReader(folder.url, **_FRESH) if isinstance(folder, Remote) else FileSystemReader(folder)
+    return _StoreReader(folder.url, **_FRESH) if isinstance(folder, Remote) else _TensorsAlone(folder)
 
 
 def _alone_on_purpose() -> None:

@@ -85,3 +85,14 @@ def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path:
     (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError, match="belongs to somebody else; let TMPDIR"):
         at_hand(store / "a")
+
+
+def test_copies_do_not_lie_where_others_may_write(store: Remote, tmp_path: Path) -> None:
+    put(store / "a")
+    home = tmp_path / f"capfilt-{os.getuid()}"
+    home.mkdir()
+    home.chmod(0o777)
+    with pytest.raises(PermissionError, match="others may write into"):
+        at_hand(store / "a")
+    home.chmod(0o700)
+    assert at_hand(store / "a").is_file()

@@ -65,9 +65,9 @@ def test_atomic_syncs_the_file_before_the_rename_and_the_folder_after(
         steps.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
         fsync(fd)
 
-    def watched_replace(src: Path, dst: Path) -> None:
+    def watched_replace(src: str, dst: str, **folders: int) -> None:
         steps.append("rename")
-        replace(src, dst)
+        replace(src, dst, **folders)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
@@ -263,7 +263,7 @@ def test_share_links_and_replaces_what_was_there(tmp_path: Path) -> None:
 
 
 def test_where_links_do_not_reach_it_is_a_copy_of_the_same_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def elsewhere(*_: object) -> None:
+    def elsewhere(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", elsewhere)
@@ -281,6 +281,7 @@ def test_a_fork_takes_over_what_holds_and_only_what_is_asked_for(tmp_path: Path)
     for shard in ("00000", "00001", "00002"):
         book.commit(shard, "f", [output(old / f"annotations/{shard}")], tally())
     (old / "annotations/00001").write_bytes(b"ab")  # does not hold any more
+    write_json(tmp_path / "new/plan.json", {})
     write_json(tmp_path / "new/fork.json", {"from": str(tmp_path / "old")})
     fork = Ledger(new, "annotate")
     assert fork.completion("00000", "f") == book.completion("00000", "f")
@@ -295,6 +296,7 @@ def test_what_a_fork_withdraws_is_not_taken_over_again(tmp_path: Path) -> None:
     old, new = tmp_path / "old/round-1", tmp_path / "new/round-1"
     for shard in ("00000", "00001"):
         Ledger(old, "annotate").commit(shard, "f", [output(old / f"annotations/{shard}")], tally())
+    write_json(tmp_path / "new/plan.json", {})
     write_json(tmp_path / "new/fork.json", {"from": str(tmp_path / "old")})
     fork = Ledger(new, "annotate")
     assert fork.completion("00000", "f") is not None

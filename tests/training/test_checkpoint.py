@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip, weights
@@ -15,6 +19,7 @@ from capfilt.objectives.momentum import NO_IMAGE, Momentum
 from capfilt.reports.places import Place, Remote
 from capfilt.training import checkpoint
 from capfilt.training.checkpoint import States
+from capfilt.training.state_files import StateFiles
 
 
 def pair(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
@@ -214,6 +219,42 @@ def test_a_marker_that_is_cut_is_a_damaged_state(tmp_path: Path, caplog: pytest.
     cut(tmp_path / "states/000000006/state.json")
     assert states(tmp_path).resume(*pair(0)) == 3
     assert "state.json cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["", "storage_data", "state_dict_metadata"])
+def test_a_state_that_somebody_else_made_runs_no_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    """torch reads the description of a state as any pickle, and makes objects of bytes in it by another."""
+    saved(tmp_path, 3, 6)
+    folder, ran = tmp_path / "states/000000006", tmp_path / "ran"
+
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (ran,)
+
+    found = pickle.loads((folder / ".metadata").read_bytes())
+    if place == "state_dict_metadata":
+        found.state_dict_metadata["learner.weight"] = BytesStorageMetadata()
+    elif place == "storage_data":
+        for part in found.storage_data.values():
+            part.relative_path = "../../../outside"
+    (folder / ".metadata").write_bytes(pickle.dumps(found if place else Code()))
+    about = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").unlink()
+    StateFiles(tmp_path / "states").commit(6, about)
+    assert states(tmp_path).resume(*pair(0)) == 3
+    assert "is not a state of tensors alone" in caplog.text
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "a/b"])
+def test_a_state_has_no_files_elsewhere(tmp_path: Path, name: str) -> None:
+    saved(tmp_path, 3, 6)
+    marker = tmp_path / "states/000000006/state.json"
+    tree = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**tree, "files": {**tree["files"], name: [1, "0"]}}))
+    assert states(tmp_path).resume(*pair(0)) == 3
 
 
 def test_what_a_kill_left_half_written_does_not_count(tmp_path: Path) -> None:

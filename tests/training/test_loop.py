@@ -21,7 +21,8 @@ from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig, weights
 from capfilt.models.vision import resize_positions
 from capfilt.objectives.step import Learner, ObjectivesConfig
-from capfilt.reports.ledger import FORK, write_json
+from capfilt.reports.forks import FORK
+from capfilt.reports.ledger import write_json
 from capfilt.reports.places import Remote
 from capfilt.training import loop
 from capfilt.training.checkpoint import States
@@ -107,6 +108,7 @@ def cut_short(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
 def fork_of(old: Path, new: Path) -> None:
     """A run folder that was forked, as `--fork` leaves it."""
     new.mkdir()
+    write_json(new / "plan.json", {})
     write_json(new / FORK, {"from": str(old)})
 
 
