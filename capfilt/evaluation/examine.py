@@ -6,6 +6,7 @@ The figures' formulas are in the modules beside this one. Nothing that trains or
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.data import shards
+from capfilt.data.policy import failure
 from capfilt.data.preprocess import Preprocess
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.tokens import Tokenizer
@@ -62,11 +64,11 @@ EXECUTION_FIELDS = {"batch_size": True}
 
 @dataclass(frozen=True)
 class Seen:
-    """Some images with their tokens [B, N, D], and how many beside them could not be read."""
+    """Some images with their tokens [B, N, D], and why others beside them could not be read."""
 
     tokens: Tensor
     samples: list[Sample]
-    unreadable: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
 
     def only(self, chosen: Sequence[bool]) -> Seen:
         """The chosen ones of them."""
@@ -211,9 +213,9 @@ def examine(
     `without_text` count pictures that are in no figure. DataError when nothing can be measured.
     """
     judge, writer = roles(model, tokenizer, config)
-    judged, human, unreadable = Judged(), UniqueImages(), 0
+    judged, human, unreadable = Judged(), UniqueImages(), Counter[str]()
     for batch in seen(model, urls, config.batch_size, device, preprocess):
-        unreadable += batch.unreadable
+        unreadable.update(batch.unreadable)
         known = [truth(sample) is not None for sample in batch.samples]
         if judge is not None and any(known):
             judged.ask(judge, config.score, batch.only(known))
@@ -228,11 +230,13 @@ def examine(
     if found := judged.figures(config.threshold):
         figures["filter"] = found
     if not figures:
+        why = "".join(f", mostly {reason}" for reason, _ in unreadable.most_common(1))
+        where = ", ".join(urls)
         raise DataError(
-            f"nothing can be measured on {', '.join(urls)}: no pair that can be read ({unreadable} unreadable,"
-            f" {human.without_text} without a text) and that this model can be asked about."
+            f"nothing can be measured on {where}: no pair that can be read ({unreadable.total()} unreadable{why},"
+            f" {human.without_text} without a text) and that this model can be asked about; give other shards."
         )
-    left_out = {"unreadable": unreadable, "without_text": human.without_text}
+    left_out = {"unreadable": unreadable.total(), "without_text": human.without_text}
     return figures | {why: count for why, count in left_out.items() if count}
 
 
@@ -244,7 +248,7 @@ def seen(
     for url in urls:
         for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size, preprocess=preprocess):
             tokens = model.encode_image(batch.on(device, preprocess)) if batch.samples else torch.empty(0)
-            yield Seen(tokens, batch.samples, len(batch.faults))
+            yield Seen(tokens, batch.samples, Counter(failure(fault.reason) for fault in batch.faults))
 
 
 def look(

@@ -155,8 +155,6 @@ def check_enough(label: str, summary: dict[str, Any], least: float = 0) -> None:
     if summary["enough"]:
         return
     came, kept = summary["samples"]["in"], summary["samples"]["kept"]
-    if not came:
-        raise ShortfallError(f"{label}: the lists have no row; give others, in another --out.", summary)
     [(reason, count), *_] = summary["failed"].items()
     wanted = f" ({summary['success_rate']:.2%}, and --min-success asks for {least:.2%})" if kept else ""
     raise ShortfallError(
@@ -302,7 +300,7 @@ def summarise(
         "command": "download",
         "shards": str(out),
         "samples": {"in": came, "kept": kept, "failed": failed.total()},
-        **({"success_rate": round(kept / came, 4)} if came else {}),
+        "success_rate": round(kept / came, 4),
         "enough": kept > 0 and kept >= wishes.min_success * came,
         "failed": {kind: count for kind, count in failed.most_common() if count},
         "repeated": dict(repeats.most_common(SHOWN)),

@@ -263,7 +263,8 @@ def test_nothing_that_could_be_annotated_is_a_failure_and_a_result(
     assert json.loads(done.out)["samples"]["in"] == came
     done = capfilt("evaluate", story / "round-1/captioner", tmp_path / name)
     assert done.code == 1
-    assert "nothing can be measured" in done.line
+    assert f"no pair that can be read ({came} unreadable" in done.line
+    assert ("unreadable, mostly " in done.line) is bool(came)
 
 
 @pytest.mark.parametrize(("least", "code"), [(0.86, 0), (0.88, 1)])

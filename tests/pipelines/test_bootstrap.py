@@ -355,6 +355,20 @@ def test_odd_and_broken_inputs_are_accounted_for(
     assert "half a ? face" in [caption["text"] for caption in clean["half"].meta["captions"]]
 
 
+def test_a_web_of_which_no_picture_can_be_decoded_ends_a_bootstrap_there(
+    tmp_path: Path, story: Path, recipe: Any, capfilt: Any
+) -> None:
+    shards.write(tmp_path / "web/00000.tar", [Sample(f"{i}", b"this is no picture", "jpg", "a text") for i in range(3)])
+    mine = recipe(tmp_path, data={"web": str(tmp_path / "web"), "human": str(story / "data/human")})
+    done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
+    assert done.code == 1
+    assert (
+        "round 1 annotate: 0 of 3 samples succeeded; 3 failed by: not an image. What is committed stays." in done.line
+    )
+    assert (tmp_path / "run/round-1/annotations/00000.parquet").is_file()
+    assert not (tmp_path / "run/round-1/dataset").exists()
+
+
 @pytest.mark.parametrize(
     ("web", "said"),
     [

@@ -12,7 +12,7 @@ from capfilt.cluster.spread import Resources
 from capfilt.data import shards, world
 from capfilt.data.sample import Sample
 from capfilt.data.world import WorldConfig
-from capfilt.errors import ShardError
+from capfilt.errors import ShardError, ShortfallError
 from capfilt.pipelines.corpus import DataConfig, gather, inputs, named_shards
 from capfilt.reports.progress import Progress
 
@@ -79,6 +79,15 @@ class TestDownload:
         asked = len(hostile.seen)
         assert collect(data, tmp_path / "data") == found
         assert len(hostile.seen) == asked
+
+    def test_a_list_of_which_nothing_comes_is_no_web(self, hostile: Any, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text(f"{hostile.url('/status/404')}\n")
+        human = collect(DataConfig(world=SMALL), tmp_path / "world")["human"][0]
+        web = {"urls": [str(tmp_path / "list.txt")], "limits": {"allow_private": ("127.0.0.0/8",)}}
+        data = DataConfig.model_validate({"download": web, "human": human})
+        with pytest.raises(ShortfallError, match=r"data\.download: 0 of 1 pictures came; 1 failed by: http-404"):
+            collect(data, tmp_path / "data")
+        assert json.loads((tmp_path / "data/web/summary.json").read_text())["enough"] is False
 
     def test_a_plan_knows_the_list_by_its_contents(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("http://127.0.0.1:9/1\n")

@@ -84,6 +84,16 @@ def test_too_little_success_is_exit_one_with_the_result_all_the_same(hostile: An
     assert json.loads(done.out)["failed"] == {"http-404": 1}
 
 
+def test_a_list_of_which_nothing_comes_is_exit_one_with_the_commonest_reason(hostile: Any, fetch: Any) -> None:
+    urls = [hostile.url("/status/404?a"), hostile.url("/status/404?b"), hostile.url("/status/500")]
+    for _ in range(2):
+        done = fetch(urls)
+        assert done.code == 1
+        assert done.line.startswith("error: download: 0 of 3 pictures came; 2 failed by: http-404. What came stays.")
+        told = json.loads(done.out)
+        assert (told["enough"], told["samples"]) == (False, {"in": 3, "kept": 0, "failed": 3})
+
+
 def test_rows_that_are_none_are_counted(hostile: Any, fetch: Any, tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text(f"url,text\n{hostile.url('/ok')},a\nhttp://h/,b,c,d\n")
