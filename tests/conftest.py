@@ -23,6 +23,8 @@ from capfilt.cluster.session import SAME_ANSWERS
 
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
 os.environ.update(SAME_ANSWERS)
+# Threads that wait for each other give their core away: on a busy machine those that spin take it from those that work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A busy machine must not fail a property: time limits are pytest's. In CI the examples are the same each time, so that
 # a change is judged by what it changed; at home they are new ones.

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from capfilt.data.loader import LoaderConfig, Source
 from capfilt.engine.device import Compute
@@ -40,11 +39,3 @@ def make_job(small_blip: Callable[..., Blip], small_world: Path) -> Callable[...
         )
 
     return make
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)

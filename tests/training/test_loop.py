@@ -113,22 +113,6 @@ def fork_of(old: Path, new: Path) -> None:
 
 
 class TestResume:
-    @pytest.mark.usefixtures("two_threads")
-    def test_two_threads_end_with_the_same_weights_as_well(
-        self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """With as many rows as torch shares out between threads."""
-        tiny = configs.read(presets.find("models", "blip/tiny"), BlipConfig)
-        loader = LoaderConfig(batch_size=64, max_length=24, shuffle=96)
-        objectives = ObjectivesConfig(queue=0)
-        small = make_job(tmp_path / "whole", steps=5, checkpoint_every=2, loader=loader, objectives=objectives)
-        whole = small.model_copy(update={"architecture": tiny})
-        train(whole)
-        job = whole.model_copy(update={"out": tmp_path / "killed"})
-        cut_short(job, monkeypatch)
-        train(job)
-        assert weights_of(job) == weights_of(whole)
-
     @pytest.mark.parametrize(("kills", "there"), [([5], False), ([2, 4, 7], False), ([2, 5], True)])
     def test_a_killed_training_ends_with_the_same_weights(
         self,
