@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from capfilt.errors import DataError
@@ -126,10 +127,32 @@ def _txt(source: Source, needed: Needed, _bad: list[str]) -> Iterator[Piece]:
 # ---- csv and tsv ----
 
 
-def _separated(source: Source, needed: Needed, bad: list[str]) -> Iterator[Piece]:
-    rows = _tsv_rows(source) if source.form == "tsv" else _csv_rows(source)
+def _tsv(source: Source, needed: Needed, bad: list[str]) -> Iterator[Piece]:
+    """A line is a row and a tab ends a field, whatever quotes there are: the convention of captioning data sets."""
+
+    def skip(row: Any) -> str:
+        bad.append(str(row.text)[:200])
+        return "skip"
+
+    def opened(file: Any, **settings: Any) -> Any:
+        parse = pa.csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=skip)
+        return pa.csv.open_csv(file, read_options=pa.csv.ReadOptions(block_size=BLOCK), parse_options=parse, **settings)
+
+    with _opened(source) as file, opened(file) as head:
+        names = needed(head.schema.names)
+    bad.clear()  # what the look at the header has met is met again
+    wanted = list(names.values())
+    convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
+    with _opened(source) as file:
+        for batch in opened(file, convert_options=convert):
+            table = pa.Table.from_batches([batch])
+            yield {new: table[old] for new, old in names.items()}
+
+
+def _csv(source: Source, needed: Needed, bad: list[str]) -> Iterator[Piece]:
+    rows = _csv_rows(source)
     header = next(rows, [])
-    if source.form == "csv" and len(header) == 1 and header[0].count("\t") > 0:
+    if len(header) == 1 and "\t" in header[0]:
         raise DataError("its first line has tabs and no commas; say --input-format tsv")
     places = {new: header.index(old) for new, old in needed(header).items()}
 
@@ -143,14 +166,6 @@ def _separated(source: Source, needed: Needed, bad: list[str]) -> Iterator[Piece
     kept = whole()
     while piece := list(islice(kept, BATCH)):
         yield {new: [row[place] for row in piece] for new, place in places.items()}
-
-
-def _tsv_rows(source: Source) -> Iterator[list[str]]:
-    """A line is a row and a tab ends a field, whatever quotes there are: the convention of captioning data sets."""
-    with _text(source, errors="strict") as text:
-        for line in _lines(text):
-            if cells := line.rstrip("\r\n"):
-                yield cells.split("\t")
 
 
 def _csv_rows(source: Source) -> Iterator[list[str]]:
@@ -343,5 +358,5 @@ def _parquet(source: Source, needed: Needed, _bad: list[str]) -> Iterator[Piece]
 
 
 _READERS: Mapping[str, Callable[[Source, Needed, list[str]], Iterator[Piece]]] = {
-    "csv": _separated, "tsv": _separated, "txt": _txt, "parquet": _parquet,
+    "csv": _csv, "tsv": _tsv, "txt": _txt, "parquet": _parquet,
 }  # fmt: skip

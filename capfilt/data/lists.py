@@ -202,8 +202,8 @@ def _source(url: str, path: str, form: str | None, quiet: bool = False) -> Sourc
 def _choose(source: Source, columns: Columns, there: Sequence[str]) -> dict[str, str]:
     """Which columns are taken from a file, new name -> name there; the others are said by its folders' names."""
     outside = dict(source.partitions)
-    for name in columns.wanted.values():
-        if name not in there and name not in outside:
+    for new, name in columns.wanted.items():
+        if name not in there and (new == "url" or name not in outside):
             known = [*there, *outside]
             shown = ", ".join(known[:20]) or "none"
             raise DataError(

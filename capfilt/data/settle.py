@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capfilt.data.failures import classified, kind_of
+from capfilt.data.typed import CAPTIONS
 from capfilt.reports.ledger import atomic, write_json
 from capfilt.reports.places import Place
 from capfilt.reports.tally import Tally
@@ -119,7 +120,11 @@ def tally_of(table: pa.Table) -> Tally:
         if not kept:
             tally.failed[kind_of(message)] += 1
     if "caption" in table.column_names:
-        tally.texts["in"][SOURCE] = tally.texts["kept"][SOURCE] = tally.samples["kept"]
+        texts = tally.samples["kept"]
+        if "captions" in table.column_names and table.schema.field("captions").type == CAPTIONS:  # several of an image
+            came = table.filter(pa.compute.equal(table["status"], "success"))
+            texts = pa.compute.sum(pa.compute.list_value_length(came["captions"]), min_count=0).as_py()
+        tally.texts["in"][SOURCE] = tally.texts["kept"][SOURCE] = texts
     return tally
 
 

@@ -49,7 +49,7 @@ def fit(columns: Mapping[str, Any], types: Types, spelled: Collection[str] = ())
         if name == "caption":
             made |= _captions(values, types, first, taken="captions" in columns)
         elif name in spelled:
-            made[name] = _spelled(name, pa.array(values, pa.string()), types)
+            made[name] = _spelled(name, values, types)
         else:
             made[name] = _fitted(name, values, types)
     return pa.table(made)
@@ -93,7 +93,8 @@ def _narrowest(column: pa.Array) -> pa.DataType:
     return pa.string()
 
 
-def _spelled(name: str, column: pa.Array, types: Types) -> pa.Array:
+def _spelled(name: str, values: Any, types: Types) -> pa.Array:
+    column = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string())
     if name not in types:
         types[name] = pa.string() if name in TEXTS else _narrowest(column)
     kind = types[name]

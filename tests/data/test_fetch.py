@@ -177,7 +177,8 @@ def test_several_texts_of_a_row_are_captions_of_its_json(server: Any, tmp_path: 
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
     columns = Columns(caption_col="caption")
     first = plans.plan_list(tmp_path / "plan", find([str(tmp_path / "list.parquet")]), columns, 10, 5)
-    run(plans.read(tmp_path / "plan", "00000"), tmp_path, PictureConfig())
+    _, tally = run(plans.read(tmp_path / "plan", "00000"), tmp_path, PictureConfig())
+    assert tally.texts["kept"] == {"web": 2}, "of two pictures, one of them without a text"
     found = {item.key: item for item in shards.read(str(tmp_path / "00000.tar")) if isinstance(item, Sample)}
     assert [(item.text, item.meta["captions"]) for item in found.values()] == [
         ("one", [{"text": "one", "source": "web"}, {"text": "two", "source": "web"}]),
