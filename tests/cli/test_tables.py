@@ -43,7 +43,7 @@ def test_status_tells_the_rate_and_why_things_failed(capsys: pytest.CaptureFixtu
 
 def test_verify_names_twenty_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     piece = {"folder": ".", "stage": "annotate", "shard": "00000", "why": "it is gone"}
-    told = {"run": "runs/a", "shards": 30, "files": 40, "bytes": 50, "undone": 2, "withdrawn": 0}
+    told = {"run": "runs/a", "shards": 30, "files": 40, "bytes": 50, "undone": 2, "withdrawn": 0, "members": {}}
     print_verified({**told, "broken": [piece] * 23})
     out = capsys.readouterr().out
     assert out.count("annotate, shard 00000: it is gone") == 20

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from capfilt.data import shards
+from capfilt.data.sample import is_text
 from capfilt.models import weights
 from capfilt.models.vision import VisionTransformer
 
@@ -41,8 +42,10 @@ def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_pat
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["samples"] == {"in": 20, "kept": 20, "dropped": 0, "failed": 0}
-    assert told["texts"]["kept"] == {"web": 20, "synthetic": 200}
     rows = pq.read_table(tmp_path / "a/annotations/00001.parquet").to_pylist()
+    said = [row for row in rows if is_text(row["text"])]  # a model without training may write a full stop
+    assert told["texts"]["kept"] == Counter(row["source"] for row in said)
+    assert len(said) > 210
     assert Counter((row["source"], row["candidate"]) for row in rows) == {
         ("web", 0): 20, **{("synthetic", i): 20 for i in range(10)},
     }  # fmt: skip
@@ -52,7 +55,7 @@ def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_pat
     assert done.code == 0, done.err
     assert sum(json.loads(done.out)["texts"]["kept"].values()) == 40, "of each image the two best"
     best: dict[str, list[float]] = {}
-    for row in rows:
+    for row in said:
         best.setdefault(row["key"], []).append(row["itc"])
     judged = pq.read_table(tmp_path / "b/dataset/00001.parquet").to_pylist()
     for key, scores in best.items():
