@@ -155,7 +155,7 @@ def test_a_plan_that_names_no_shards_is_told(planted: Make, named: Any) -> None:
     run = planted(shards=named)
     code, said = capfilt("verify", run, "--inputs")
     assert code == 1
-    assert "is to name its shards, a list of texts" in " ".join(said.split())
+    assert "is to name its shards, texts, and names" in " ".join(said.split())
 
 
 def test_a_plan_without_shards_has_no_inputs(planted: Make) -> None:
