@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from capfilt import config as configs
@@ -17,6 +18,7 @@ from capfilt.errors import RecipeError, did_you_mean
 from capfilt.models import blip, blip2
 from capfilt.models.blip import Blip, BlipConfig
 from capfilt.models.blip2 import Blip2, Blip2Config
+from capfilt.models.bounds import refuse_too_large
 
 Architecture = Annotated[BlipConfig | Blip2Config, Field(discriminator="family")]
 """The architecture of a model of any family."""
@@ -39,7 +41,9 @@ def verbs(config: BlipConfig | Blip2Config) -> frozenset[str]:
 
 
 def build(config: BlipConfig | Blip2Config) -> Model:
-    """A model with fresh weights."""
+    """A model with fresh weights. ModelError for one that this machine has no memory for."""
+    if torch.get_default_device().type != "meta":
+        refuse_too_large(config.vision.weights + config.text.weights)
     return MODELS[config.family](config)
 
 

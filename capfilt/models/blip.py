@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
+from capfilt.models.bounds import Temperature, Width
 from capfilt.models.language import LanguageCache
 from capfilt.models.layers import KeysValues
 from capfilt.models.text import APART, Cache, Role, TextConfig, TextTransformer
@@ -31,9 +32,9 @@ class BlipConfig(Config):
     family: Literal["blip"] = "blip"
     vision: VisionConfig
     text: TextConfig
-    projection: int = 256
+    projection: Width = 256
     """Width of the space where images and texts are compared."""
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
     """Initial temperature of ITC; learned."""
     itm_token: Literal["enc", "cls"] = "enc"
     """What ITM reads a text behind. Training puts [ENC] there; BLIP's own ITM script and transformers leave [CLS],

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.models.blip import Head, replace_first
+from capfilt.models.bounds import Temperature, Width
 from capfilt.models.language import FORMATS, Format, Kind, LanguageCache, LanguageConfig, LanguageModel
 from capfilt.models.layers import KeysValues
 from capfilt.models.qformer import QFormer, QFormerConfig
@@ -33,9 +34,9 @@ class Blip2Config(Config):
     """Frozen. Its own final norm is left out: a trained one takes its place (`vision_norm`)."""
     text: QFormerConfig
     """The Q-Former."""
-    projection: int = 256
+    projection: Width = 256
     """Width of the space where images and texts are compared."""
-    temperature: float = 0.07
+    temperature: Temperature = 0.07
     """Initial temperature of ITC; learned, and never clamped."""
     language: LanguageConfig | None = None
     """Stage 2: what writes."""

@@ -5,7 +5,6 @@ A `.pth` or `.bin` is a pickle, which can run code; only tensors and plain conta
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
-from capfilt.reports import safe_paths
 from capfilt.reports.copies import at_hand
+from capfilt.reports.json_files import read_table
 from capfilt.reports.places import place
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
-INDEX = "model.safetensors.index.json"
-"""What a large model has in place of SAFE: which of several files has which tensor."""
+INDEX, BIN_INDEX = f"{SAFE}.index.json", f"{BIN}.index.json"
+"""What a large model has in place of SAFE or BIN: which of several files has which tensor."""
 PICKLES = (".pth", ".pt", ".bin")
 Tensors = dict[str, Tensor]
 
@@ -37,7 +36,7 @@ BESIDE = (
 """What lies beside the weights and decides how a model reads: the files of tokenizers and of image processors."""
 _WANTED = ["config.json", *BESIDE]
 _IN_PARTS = [INDEX, "model-*.safetensors"]
-_PICKLED = [BIN, f"{BIN}.index.json", "pytorch_model-*.bin"]
+_PICKLED = [BIN, BIN_INDEX, "pytorch_model-*.bin"]
 
 
 def weights_file(path: Path) -> Path | None:
@@ -46,23 +45,36 @@ def weights_file(path: Path) -> Path | None:
     safetensors come before pickles: hub folders often have both.
     """
     if path.is_file():
-        return path if path.suffix in (*PICKLES, ".safetensors") or path.name == INDEX else None
-    return next((path / name for name in (SAFE, INDEX, BIN) if (path / name).is_file()), None)
+        return path if path.suffix in (*PICKLES, ".safetensors") or path.name in (INDEX, BIN_INDEX) else None
+    return next((path / name for name in (SAFE, INDEX, BIN, BIN_INDEX) if (path / name).is_file()), None)
 
 
 def parts(path: Path) -> list[Path]:
     """The files in which a weights file's tensors are: itself, or those of an index.
 
     Raises:
-        ModelError: an index that is none.
+        ModelError: an index that is none, or that names a file which is not there.
     """
-    if path.name != INDEX:
-        return [path]
+    return [path] if path.name not in (INDEX, BIN_INDEX) else sorted({*_weight_map(path).values()})
+
+
+def _weight_map(index: Path) -> dict[str, Path]:
+    """Which file has which tensor; only files beside the index are meant, of the index's own kind."""
     try:
-        names = set(json.loads(path.read_text())["weight_map"].values())
-        return [path.parent / safe_paths.plain_name(name) for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no index of weights ({error})") from None
+        table = read_table(index).get("weight_map")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{index} is no index of weights ({error})") from None
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise ModelError(f"{index} is no index of weights: it has no weight_map of file names")
+    suffix = ".safetensors" if index.name == INDEX else ".bin"
+    for name in sorted(set(table.values())):
+        if not re.fullmatch(r"[\w-][\w.-]*", name) or not name.endswith(suffix):
+            raise ModelError(
+                f"{index} names the file {name[:100]!r}; allowed are files beside it that end with {suffix}"
+            )
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index} names {name}, which is not beside it; fetch all files of the model")
+    return {tensor: index.parent / name for tensor, name in table.items()}
 
 
 def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tensors:
@@ -73,9 +85,22 @@ def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tens
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}")
-    if path.suffix in PICKLES:
-        return _unpickled(path, only)
-    return {name: tensor for part in parts(path) for name, tensor in _safe(part, only).items()}
+    if path.name in (INDEX, BIN_INDEX):
+        return _in_parts(path, only)
+    return _unpickled(path, only) if path.suffix in PICKLES else _safe(path, only)
+
+
+def _in_parts(index: Path, only: Callable[[str], bool]) -> Tensors:
+    """The tensors of several files, each where the index says, and none in two."""
+    where, found = _weight_map(index), Tensors()
+    for part in parts(index):
+        tensors = _unpickled(part, only) if part.suffix in PICKLES else _safe(part, only)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise ModelError(f"{index}: {twice[0]} is in {part.name} and in another of its files; it must be in one")
+        found |= tensors
+        if missing := sorted(name for name in where if where[name] == part and only(name) and name not in tensors):
+            raise ModelError(f"{part} lacks {missing[0]} ({len(missing)} in all), which {index.name} says it has")
+    return found
 
 
 def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:

@@ -6,9 +6,9 @@ LayerNorm eps of 1e-5, not 1e-6; no dropout. None of its classes is a pretrained
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from capfilt.errors import ModelError
 from capfilt.models.blip import BlipConfig
 from capfilt.models.text import Role, TextConfig
 from capfilt.models.vision import VisionConfig
+from capfilt.reports.json_files import read_table
 
 CONFIG = "config.json"
 
@@ -60,10 +61,14 @@ def read(folder: Path) -> dict[str, Any]:
     """The `config.json` of a folder; ModelError unless it is one of the classes in ROLES or BLIP2."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = read_table(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
-    found = (config.get("architectures") or ["none"])[0] if isinstance(config, dict) else "none"
+    named = config.get("architectures")
+    found = str(named[0])[:100] if isinstance(named, list) and named else "none"
+    for part in ("vision_config", "text_config", "qformer_config"):
+        if not isinstance(config.get(part) or {}, dict):
+            raise ModelError(f"{path}: {part} is a {type(config[part]).__name__}, and not an object")
     if found not in (*ROLES, *BLIP2):
         known = ", ".join((*ROLES, *BLIP2))
         raise ModelError(f"{path} describes the class {found}; of transformers' classes these can be read: {known}")
@@ -77,12 +82,22 @@ def declares_tied(config: Mapping[str, Any]) -> bool:
 
 def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     """What a `config.json` describes; `tied` is what the tensors say of the LM head."""
-    try:
+    with possible(source):
         return _architecture(config, tied, source)
+
+
+@contextmanager
+def possible(source: Path) -> Iterator[None]:
+    """Tell of a description that no model can have in one line: ModelError."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
         raise ModelError(f"{source}: its {CONFIG} describes no possible model: {where}{first['msg']}") from None
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {why}") from None
 
 
 def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:

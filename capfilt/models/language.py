@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models import files
+from capfilt.models.bounds import MAX_DEPTH, MAX_ENTRIES
 from capfilt.models.layers import KeysValues
 
 Kind = Literal["opt", "t5"]
@@ -46,6 +47,15 @@ class LanguageConfig(Config):
     image_token: int | None = None
     """The id that stands for an image in the texts of transformers' BLIP-2; none of ours. Default: the vocabulary's
     last entry, which OPT and T5 have for padding alone."""
+
+    @field_validator("settings")
+    @classmethod
+    def _bounded(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for name, value in settings.items():
+            most = MAX_DEPTH if "layers" in name else MAX_ENTRIES
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"{name} is too large; allowed are {most} at most")
+        return settings
 
     @property
     def width(self) -> int:

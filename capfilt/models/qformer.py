@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.errors import ModelError
+from capfilt.models.bounds import Depth, Positions
 from capfilt.models.layers import Attention, FeedForward, KeysValues
 from capfilt.models.text import BertConfig, Cache, LanguageHead, Residual, self_attention_mask
 
@@ -28,8 +29,8 @@ class QFormerConfig(BertConfig):
     is no part for texts; the output matrix is always the word embeddings."""
 
     tie_lm_head: Literal[True] = True
-    queries: int = 32
-    cross_every: int = 2
+    queries: Positions = 32
+    cross_every: Depth = 2
     """Layers 0, `cross_every`, 2 `cross_every`, ... look at the image."""
 
     @property

@@ -18,6 +18,18 @@ from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.errors import ModelError
+from capfilt.models.bounds import (
+    Depth,
+    Deviation,
+    Entries,
+    Epsilon,
+    Heads,
+    Hidden,
+    Positions,
+    Rate,
+    Width,
+    refuse_too_many,
+)
 from capfilt.models.layers import Attention, FeedForward, KeysValues, Packing
 
 Role = Literal["encoder", "decoder"]
@@ -35,15 +47,15 @@ APART: dict[Share, frozenset[str]] = {
 class BertConfig(Config):
     """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
 
-    vocab_size: int
-    width: int
-    depth: int
-    heads: int
-    hidden: int
-    max_positions: int = 512
-    dropout: float = 0.1
-    layer_norm_eps: float = 1e-12
-    init_std: float = 0.02
+    vocab_size: Entries
+    width: Width
+    depth: Depth
+    heads: Heads
+    hidden: Hidden
+    max_positions: Positions = 512
+    dropout: Rate = 0.1
+    layer_norm_eps: Epsilon = 1e-12
+    init_std: Deviation = 0.02
     """Standard deviation of fresh weights; see VisionConfig."""
     roles: tuple[Role, ...] = ("encoder", "decoder")
     """A pretrained model has both; a captioner needs only the decoder, a filter only the encoder."""
@@ -54,7 +66,14 @@ class BertConfig(Config):
     def _divisible(self) -> BertConfig:
         if self.width % self.heads:
             raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
+        refuse_too_many("text", self.weights)
         return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns, of one role; norms and biases are not counted."""
+        layer = 8 * self.width**2 + 2 * self.width * self.hidden
+        return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
 
 
 class TextConfig(BertConfig):

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from capfilt import config as configs
@@ -107,6 +106,7 @@ def load(path: Place, computes_in: torch.dtype | None = None, **changes: object)
     if "vision.positions" in tensors:
         size, patch = model.config.vision.image_size, model.config.vision.patch_size
         tensors["vision.positions"] = resize_positions(tensors["vision.positions"], size, patch)
+    refuse_misfit(model, tensors, path)
     model.to_empty(device="cpu")
     fill(model, tensors, path)
     return model
@@ -154,9 +154,11 @@ def read(path: Path) -> tuple[Architecture, Tensors]:
             config, found = _read_pth(path)
             assert isinstance(config, BlipConfig)
             return config, layouts.take(found, layouts.names(config, "pth"), path)
-    config = architecture(path)
+    config, found = architecture(path), files.tensors(path / WEIGHTS)
+    if (layers := config.vision.depth + config.text.depth) > len(found):
+        raise ModelError(f"{path}: {ARCHITECTURE} describes {layers} layers, and {WEIGHTS} has {len(found)} tensors")
     own = layouts.once((name, name) for name in own_names(blank(config)))
-    return config, layouts.take(files.tensors(path / WEIGHTS), own, path / WEIGHTS)
+    return config, layouts.take(found, own, path / WEIGHTS)
 
 
 def read_momentum(path: Place, config: BlipConfig) -> Tensors:
@@ -198,6 +200,14 @@ def own_names(module: nn.Module) -> list[str]:
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Copy tensors into a module that may need fewer of them, or say exactly what does not fit."""
+    refuse_misfit(module, tensors, source)
+    second = module.tied() if isinstance(module, Blip2) else {}
+    module.load_state_dict({name: tensors[second.get(name, name)] for name in module.state_dict()})
+
+
+def refuse_misfit(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Say exactly which tensors do not fit a module, which may still be without weights (`blank`): what a file holds
+    bounds what is allocated for it."""
     every = module.state_dict()
     wanted = {name: every[name] for name in own_names(module)}
     missing = sorted(wanted.keys() - tensors.keys())
@@ -207,8 +217,6 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> No
         if wanted[name].shape != tensors[name].shape
     )
     layouts.refuse(source, [("missing", missing), ("of another shape", misshapen)])
-    second = module.tied() if isinstance(module, Blip2) else {}
-    module.load_state_dict({name: tensors[second.get(name, name)] for name in every})
 
 
 def fingerprint(path: Place) -> str:
@@ -308,10 +316,8 @@ def _read_hf(folder: Path, only: set[str] | None = None) -> tuple[Architecture, 
 
 
 def _read_blip2(config: Mapping[str, Any], tensors: Tensors, folder: Path) -> tuple[Blip2Config, Tensors]:
-    try:
+    with hf.possible(folder):
         own = hf_blip2.architecture(config, True, folder)
-    except ValidationError as error:
-        raise ModelError(f"{folder}: its {hf.CONFIG} describes no possible model: {error.errors()[0]['msg']}") from None
     if own.language is None:
         return own, tensors
     model = blank(own)
