@@ -396,10 +396,3 @@ def test_a_member_that_cannot_be_read_takes_its_own_sample_only(tmp_path: Path) 
     why = "a sparse file (write it whole: tar without --sparse)"
     assert found == [sample("a", "a"), Fault("b", why), sample("c", "c", "i"), sample("d", "d")]
     assert members == {"in": 9, "used": 6, "of a sample that failed": 2, "too large a header": 1}
-
-
-def test_apple_double_beside_a_shard_is_no_shard(tmp_path: Path) -> None:
-    (tmp_path / "00000.tar").write_bytes(tar_of(*pair("a")))
-    (tmp_path / "._00000.tar").write_bytes(b"Mac OS X")
-    assert shards.expand(str(tmp_path)) == shards.expand(f"{tmp_path}/*") == [str(tmp_path / "00000.tar")]
-    assert json.loads(shards.write_sizes(tmp_path).read_text()) == {"00000.tar": 1}

@@ -328,3 +328,10 @@ def test_shards_on_a_store_are_asked_for_side_by_side(store: Remote, monkeypatch
     most = 0
     assert list(shards.stats(found)) == found
     assert most > 2
+
+
+def test_what_a_mac_writes_beside_a_shard_is_no_shard(tmp_path: Path) -> None:
+    shards.write(tmp_path / "00000.tar", some(1))
+    (tmp_path / "._00000.tar").write_bytes(b"Mac OS X")
+    assert shards.expand(str(tmp_path)) == shards.expand(f"{tmp_path}/*") == [str(tmp_path / "00000.tar")]
+    assert json.loads(shards.write_sizes(tmp_path).read_text()) == {"00000.tar": 1}
