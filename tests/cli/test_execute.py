@@ -100,7 +100,7 @@ def test_a_signal_ends_a_command_whatever_it_was_started_to_ignore(deaf: Any, se
     with subprocess.Popen([sys.executable, "-c", WAITS], **pipes) as child:  # type: ignore[call-overload]
         assert child.stdout.readline() == "at work\n"
         child.send_signal(sent)
-        _, err = child.communicate(timeout=30)
+        _, err = child.communicate(timeout=100)
     assert (child.returncode, err) == (code, "interrupted: run the same command again to go on\n")
 
 

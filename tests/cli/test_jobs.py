@@ -139,7 +139,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="module")
 def head(ray_head: Any) -> Any:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 100
     while here("jobs", "--address", ray_head.url).returncode and time.monotonic() < end:
         time.sleep(0.5)
     return ray_head

@@ -235,7 +235,7 @@ def test_forbidden_addresses_in_a_network_of_their_own(pytestconfig: pytest.Conf
     """Runs fenced_addresses.py where there is nothing but loopback, so that a hole in the fence reaches nothing."""
     alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     try:
-        able = subprocess.run([*alone, "true"], capture_output=True, timeout=30).returncode == 0
+        able = subprocess.run([*alone, "true"], capture_output=True, timeout=100).returncode == 0
     except FileNotFoundError:
         able = False
     if not able:

@@ -392,7 +392,7 @@ class TestAhead:
         before = threading.active_count()
         items = ahead(make(), threading.Event(), depth=2)  # type: ignore[arg-type]
         assert next(items) == 0  # type: ignore[comparison-overlap]
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while len(made) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.05)
@@ -414,7 +414,7 @@ class TestAhead:
 
         items = ahead(make(), threading.Event())  # type: ignore[arg-type]
         assert next(items) == 0  # type: ignore[comparison-overlap]
-        assert begun.wait(5)
+        assert begun.wait(60)
         items.close()  # type: ignore[attr-defined]
         assert ended.is_set()
 

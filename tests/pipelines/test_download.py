@@ -204,7 +204,7 @@ def killed(hostile: Any, url_list: Any, tmp_path: Path) -> Path:
     words = map(str, [path, "--out", out, "--caption-col", "text", "--shard-size", "2", *where, *patient])
     process = subprocess.Popen([sys.executable, "-m", "capfilt", "download", *words], stderr=subprocess.DEVNULL)
     try:
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 100
         while "/hang" not in hostile.paths():
             assert process.poll() is None
             assert time.monotonic() < give_up

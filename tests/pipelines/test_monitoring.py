@@ -109,7 +109,7 @@ def head() -> Iterator[Head]:
             yield Head(f"{host}:{port}", f"ray://{host}:{client}", f"http://{HOME}:{dashboard}", discovery)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(100)
     shutil.rmtree(folder)
 
 
@@ -132,7 +132,7 @@ def prometheus(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield address
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(100)
 
 
 @pytest.fixture(scope="module")

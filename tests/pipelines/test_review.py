@@ -34,7 +34,7 @@ def desk(moved: Path) -> Iterator[review.Server]:
 
 def ask(server: review.Server, method: str = "POST", path: str | None = None, body: Any = None, **headers: str) -> Any:
     """(status, headers, body) of one request; without `headers` it is what the page would send."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     own = {"Origin": f"http://127.0.0.1:{server.server_port}", "Content-Type": "application/json"}
     sent = {name.replace("_", "-"): value for name, value in {**own, **headers}.items()}
     target = path if path is not None else f"/labels?token={server.token}"
@@ -148,13 +148,13 @@ def test_a_signal_ends_a_review_and_says_what_the_labels_say(moved: Path, deaf: 
     with subprocess.Popen(words, preexec_fn=deaf, **pipes) as running:  # type: ignore[call-overload]
         assert running.stdout is not None
         url = urlsplit(json.loads(running.stdout.readline())["url"])
-        connection = http.client.HTTPConnection(url.netloc, timeout=10)
+        connection = http.client.HTTPConnection(url.netloc, timeout=60)
         body, headers = json.dumps(CLICK), {"Origin": f"http://{url.netloc}", "Content-Type": "application/json"}
         connection.request("POST", f"/labels?{url.query}", body, headers)
         assert connection.getresponse().status == 200
         connection.close()
         running.send_signal(sent)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=100)
     assert (running.returncode, err) == (0, "")
     assert json.loads(out)["labels"] == 1
 

@@ -120,7 +120,7 @@ def test_watching_ends_when_the_run_does(moved: Path) -> None:
     (moved / "later").rename(moved / "round-1/ledger/annotate/00002.json")
     assert until(watcher.stdout.fileno(), b"3/3 shards").count(b"shards") == 1, "only what went on is told"
     lock.release_all()
-    said, _ = watcher.communicate(timeout=20)
+    said, _ = watcher.communicate(timeout=100)
     assert said.endswith(b"done: every stage that was begun\n")
     assert watcher.returncode == 0
 
@@ -147,6 +147,6 @@ def test_a_watcher_that_is_terminated_says_so(moved: Path, deaf: Any) -> None:
     assert watcher.stdout is not None
     assert json.loads(watcher.stdout.readline())["state"].startswith("working")
     watcher.terminate()
-    watcher.communicate(timeout=20)
+    watcher.communicate(timeout=100)
     assert watcher.returncode == 143
     lock.release_all()

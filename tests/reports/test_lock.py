@@ -132,7 +132,7 @@ def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, 
         foreign(tmp_path, 2)
         assert first.stdout is not None
         assert "was taken over by process" in first.stdout.readline()
-        assert first.wait(20) == 0
+        assert first.wait(100) == 0
     assert (tmp_path / "lock-2.json").is_file(), "a lock that was lost is not removed"
 
 
@@ -142,7 +142,7 @@ def test_a_driver_that_cannot_be_interrupted_is_ended(tmp_path: Path, deaf: Any)
     )
     with driver(tmp_path, stubborn, deaf) as first:
         foreign(tmp_path, 2)
-        out, err = first.communicate(timeout=30)
+        out, err = first.communicate(timeout=100)
     assert (first.returncode, out) == (1, "no\n")
     assert err.startswith(f"error: {tmp_path} was taken over by process ")
     assert err.endswith("this command did not leave within 0 s and is ended\n")

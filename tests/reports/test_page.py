@@ -89,7 +89,7 @@ def facts(look: Look | None = None, **more: Any) -> Facts:
 
 def await_text(opened: Any, selector: str, text: str) -> None:
     """Wait until the first such element says so; nothing is evaluated in the page, whose policy forbids it."""
-    opened.locator(f"{selector} >> nth=0").filter(has_text=text).wait_for(state="attached", timeout=5000)
+    opened.locator(f"{selector} >> nth=0").filter(has_text=text).wait_for(state="attached", timeout=60_000)
 
 
 def written(folder: Path, own: Facts) -> str:

@@ -342,8 +342,8 @@ def test_a_driver_on_a_store_that_was_taken_over_stops(store: Remote) -> None:
     with pytest.raises(KeyboardInterrupt):
         held = lock.acquire(store, beat=0.02)
         elsewhere(store, 2, "abc")
-        held._thread.join(10)
-        held._over.wait(10)
+        held._thread.join(60)
+        held._over.wait(60)
     assert "was taken over by process 1 on node-7" in held.lost
     held.release()
     assert list(listing(store / lock.FOLDER)) == ["lock-1.json", "lock-2.json"], "its heartbeat is gone"
