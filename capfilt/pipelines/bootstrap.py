@@ -62,8 +62,8 @@ from capfilt.training.loop import TrainConfig, TrainJob
 class ClusterConfig(Config):
     """What the stages ask of the cluster; a resumed run may ask otherwise.
 
-    Annotations do not depend on it. A training's numbers do a little: ITM draws its negatives within a process, as
-    BLIP does.
+    Annotations do not depend on it, but for the kind of device (docs/promises.md). A training's numbers do a little:
+    ITM draws its negatives within a process, as BLIP does.
     """
 
     train: TrainResources = TrainResources()

@@ -1,9 +1,9 @@
 """The training loop: the same for pretraining and for fine-tuning captioner and filter; only the job differs.
 
 A job is a frozen config that any process can be handed. Draws inside a step come from (seed, step, rank), so a
-resumed run ends with the same weights as an undisturbed one (bit for bit in fp32 on CPUs with the same number of
-threads; kernels of a GPU add in orders of their own unless `resources.deterministic` asks for others), and its log has
-no line twice.
+resumed run ends with the same weights as an undisturbed one (bit for bit in fp32 on CPUs of one kind with the same
+number of threads; kernels of a GPU add in orders of their own unless `resources.deterministic` asks for others), and
+its log has no line twice.
 """
 
 from __future__ import annotations
