@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -19,12 +20,34 @@ MAX_ORDER = 4
 CIDER_SIGMA = 6.0
 """Width, in words, of the Gaussian that punishes a length unlike the reference's."""
 
+# Scripts without spaces between words: Han, kana and bopomofo; and the letters of Thai, Lao, Myanmar and Khmer.
+_HAN_AND_KANA = (
+    "\u3005-\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_SOUTH_EAST_ASIA = ((0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0xA9E0, 0xAA00), (0xAA60, 0xAA80))
+_UNSPACED = _HAN_AND_KANA + "".join(
+    letter for start, stop in _SOUTH_EAST_ASIA for letter in map(chr, range(start, stop)) if letter.isalpha()
+)
+# Vowel signs and tones, which are written onto the letter before them and which `\w` leaves out: of Hebrew and all that
+# follows it in Unicode.
+_MARKS = "".join(sign for sign in map(chr, range(0x0591, 0x1DC0)) if unicodedata.category(sign) in ("Mn", "Mc"))
+_LETTER = rf"(?:[^\W{_UNSPACED}][{_MARKS}]*)"
+
 _CLITIC = r"'(?:s|m|d|re|ve|ll)\b"
 _TOKEN = re.compile(
-    rf"\w+?(?=n't\b)|n't\b|{_CLITIC}|\w+(?:[-/]\w+|(?<=\d)[.,:]\d\w*|(?!{_CLITIC})'\w+)*|\S",
+    rf"[{_UNSPACED}][{_MARKS}]*"
+    rf"|{_LETTER}+?(?=n't\b)|n't\b|{_CLITIC}"
+    rf"|{_LETTER}+(?:[-/]{_LETTER}+|(?<=\d)[.,:]\d{_LETTER}*|(?!{_CLITIC})'{_LETTER}+)*|\S",
 )
-_DROPPED = frozenset("'\"`.?!,:-;(){}\u2018\u2019\u201c\u201d\u2013\u2014\u2026")
-"""pycocoevalcap's list of what is not a word, character by character, and its typographic forms."""
+_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_DROPPED = frozenset(
+    "'\"`.?!,:-;(){}\u2018\u2019\u201c\u201d\u2013\u2014\u2026"
+    "、。，．！？：；（）「」『』《》〈〉【】〔〕・～､｡｢｣､･"
+    "ฯ၊။។៕،؛؟।॥"
+)
+"""pycocoevalcap's list of what is not a word, character by character, its typographic forms, and those of other
+scripts."""
 
 Ngram = tuple[str, ...]
 
@@ -38,14 +61,24 @@ class _Vector(NamedTuple):
 
 
 def words(text: str) -> list[str]:
-    """Split a caption into lower-case words, punctuation dropped.
+    """Split a caption into lower-case words, punctuation dropped; in scripts without spaces every character is a word.
 
     The rule: hyphens and slashes stay inside a word (t-shirt), points, commas and colons inside a number
     (3.5), 's 'm 'd 're 've 'll and n't are words of their own (dog 's, is n't), any other symbol is a word
     ($, &, %), and quotes, round and curly brackets and . ? ! , : ; - are dropped, as in pycocoevalcap's list.
     What the Penn Treebank does by lists of words is left out: U.S. loses its points, cannot stays one word.
+    A character of Chinese, Japanese, Thai, Lao, Khmer or Myanmar stands alone, with the vowel signs and tones that are
+    written onto it, as is reported of Chinese captions.
     """
     return [token for token in _TOKEN.findall(text.lower().replace("\u2019", "'")) if token not in _DROPPED]
+
+
+def tokenisation(texts: Iterable[str]) -> str:
+    """By what texts were scored: "words", "characters" (of scripts without spaces), or "words and characters"."""
+    kinds = {bool(_CHARACTER.match(token)) for text in texts for token in words(text)}
+    return {frozenset({True}): "characters", frozenset({True, False}): "words and characters"}.get(
+        frozenset(kinds), "words"
+    )
 
 
 def bleu4(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -285,8 +285,9 @@ def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
     return dict(retrieval.recalls(i2t, held.image_of_text, t2i))
 
 
-def caption(captioner: Captioner, held: HeldOut, batch_size: int) -> Figures:
-    """CIDEr and BLEU-4 of one text per image against its human texts, in percent, and how varied the texts are."""
+def caption(captioner: Captioner, held: HeldOut, batch_size: int) -> dict[str, float | str]:
+    """CIDEr and BLEU-4 of one text per image against its human texts, in percent, and how varied the texts are; and by
+    what they were scored (`tokenisation`)."""
     written: list[str] = []
     for tokens, uids in zip(held.split(batch_size), _parts(held.uids, batch_size), strict=True):
         written += [own[0] for own in captioner.write(tokens, uids, seed=0, round_=0)]
@@ -294,6 +295,7 @@ def caption(captioner: Captioner, held: HeldOut, batch_size: int) -> Figures:
         **captioning.cider(written, held.texts),
         **captioning.bleu4(written, held.texts),
         **captioning.diversity(written),
+        "tokenisation": captioning.tokenisation(text for own in held.texts for text in own),
     }
 
 

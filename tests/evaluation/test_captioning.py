@@ -233,3 +233,55 @@ def test_diversity() -> None:
         "distinct2": pytest.approx(2 / 4),
         "repeated": pytest.approx(2 / 3),
     }
+
+
+class TestScriptsWithoutSpaces:
+    """Their captions are scored by character: a perfect one as a perfect one of as many English words."""
+
+    ENGLISH = ("a dog sits on the bench", "two red cars drive by now", "she reads one old thick book")
+    OTHERS = {
+        "Chinese": ("一只狗坐着。", "两辆红车开过", "她读一本旧书"),
+        "Japanese": ("犬がベンチに", "赤い車が二台", "彼女は本を読"),
+        "Thai": ("แมวอยู่บน", "รถแดงคั", "เธออ่าน"),
+        "Lao": ("ໝານັ່ງເທ", "ລົດແດງສອ", "ນາງອ່ານປ"),
+        "Khmer": ("ឆ្កែអង្គុយ", "រថយន្តក្រ", "នាងអានសៀវ"),
+        "Myanmar": ("ခွေးထိုင်နေ", "ကားနီနှစ်", "သူမစာဖတ်"),
+    }
+
+    @pytest.mark.parametrize("script", OTHERS)
+    def test_a_perfect_caption_is_perfect(self, script: str) -> None:
+        texts = self.OTHERS[script]
+        assert captioning.bleu4(texts, [[text] for text in texts])["bleu4"] == pytest.approx(100)
+        assert captioning.cider(texts, [[text] for text in texts])["cider"] > 900
+        assert captioning.tokenisation(texts) == "characters"
+        one_off = [text[:-1] for text in texts]
+        assert 50 < captioning.bleu4(one_off, [[text] for text in texts])["bleu4"] < 100
+
+    def test_as_a_perfect_english_one_of_as_many_words(self) -> None:
+        figures = [
+            captioning.cider(texts, [[text] for text in texts])["cider"]
+            for texts in (self.ENGLISH, self.OTHERS["Chinese"])
+        ]
+        english, chinese = figures
+        assert chinese == pytest.approx(english, rel=0.15)
+        assert captioning.tokenisation(self.ENGLISH) == "words"
+
+    @pytest.mark.parametrize(
+        ("text", "tokens"),
+        [
+            ("一只狗，2只猫。", "一 只 狗 2 只 猫"),
+            ("ベンチのTシャツ", "ベ ン チ の t シ ャ ツ"),
+            ("「ラーメン」を", "ラ ー メ ン を"),
+            ("อยู่บนเก้าอี้", "อ ยู่ บ น เ ก้ า อี้"),
+            ("벤치에 앉은 여자", "벤치에 앉은 여자"),
+            ("लाल गाड़ी।", "लाल गाड़ी"),
+            ("قطة على كرسيّ،", "قطة على كرسيّ"),
+            ("một người phụ nữ", "một người phụ nữ"),
+        ],
+    )
+    def test_by_example(self, text: str, tokens: str) -> None:
+        assert captioning.words(text) == tokens.split()
+
+    def test_mixed_texts_are_said_to_be(self) -> None:
+        assert captioning.tokenisation(["a dog", "一只狗"]) == "words and characters"
+        assert captioning.tokenisation([]) == "words"

@@ -125,6 +125,7 @@ def test_everything_is_measured_where_it_can_be(model: Blip, data: Path, small_b
     both = [*shards.expand(str(data / "web")), *shards.expand(str(data / "test"))]
     told = examine.examine(model, TOKENIZER, both, config, CPU)
     assert told.keys() == {"retrieval", "captioning", "filter"}
+    assert told["captioning"]["tokenisation"] == "words"
     alone = examine.examine(model, TOKENIZER, shards.expand(str(data / "test")), config, CPU)
     assert alone.keys() == {"retrieval", "captioning"}
     assert told["retrieval"] == pytest.approx(alone["retrieval"])
