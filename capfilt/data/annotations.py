@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from capfilt.data import parquet
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
 from capfilt.reports.ledger import atomic
-from capfilt.reports.places import Place, place, table_source
+from capfilt.reports.places import Place, place
 
 STATUSES = ("ok", "failed")
 
@@ -77,7 +79,8 @@ def write(path: Place | str, rows: Iterable[Annotation]) -> int:
 
     Raises:
         DataError: a row that breaks the contract (a score out of range or NaN, an unknown source or status, a
-            failed row without its reason, a text that is not UTF-8); the message names the key.
+            failed row without its reason, a text that is not UTF-8); the message names the key. More rows or bytes than
+            `read` reads.
     """
     ordered = sorted(rows, key=lambda row: (row.key, row.source, row.candidate))
     for row in ordered:
@@ -86,6 +89,8 @@ def write(path: Place | str, rows: Iterable[Annotation]) -> int:
     try:
         columns = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
         table = pa.Table.from_pydict(columns, schema=SCHEMA)
+        if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # nobody could read it
+            raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
         with atomic(place(path)) as file:
             pq.write_table(table, file, compression="zstd")
     except (ValueError, TypeError, OverflowError) as error:  # which pyarrow's errors are
@@ -93,20 +98,30 @@ def write(path: Place | str, rows: Iterable[Annotation]) -> int:
     return len(ordered)
 
 
-def read(path: Place | str) -> pa.Table:
-    """Read one shard's annotations.
+def read(path: Place | str, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Read one shard's annotations, in bounded memory (`parquet.read`); `schema`: with columns of verdicts behind.
 
     Raises:
-        DataError: no such file, not Parquet, or other columns than `SCHEMA`.
+        DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that breaks the contract.
     """
-    try:
-        table = pq.read_table(table_source(place(path)), partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read annotations {path}: {error}") from error
-    if not table.schema.equals(SCHEMA):
-        found = ", ".join(f"{column.name} {column.type}" for column in table.schema)
+    where = place(path)
+    columns = parquet.schema(where)
+    if not columns.equals(schema):
+        found = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]
         raise DataError(f"{path} holds other columns than annotations do: {found}. Annotate the shard again.")
+    table = parquet.read(where)
+    if broken := next((name for name, holds in _contract(table) if not pc.all(holds, min_count=0).as_py()), None):
+        raise DataError(f"{path} has a row whose {broken} no annotation has. Annotate the shard again.")
     return table
+
+
+def _contract(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """What `write` sees to, by column; nothing is said of a null."""
+    for name, allowed in (("source", SOURCES), ("status", STATUSES)):
+        yield name, pc.is_in(table[name], pa.array(allowed, pa.string()))
+    for name, low in (("itm", 0), ("itc", -1)):
+        yield name, pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], 1))  # not so NaN
+    yield "candidate", pc.greater_equal(table["candidate"], 0)
 
 
 def rows(table: pa.Table) -> Iterator[Annotation]:

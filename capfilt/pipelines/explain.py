@@ -6,21 +6,26 @@ It reads the tables that the ledgers of a run name, whichever stages made them: 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
+from capfilt.data import parquet
 from capfilt.errors import DataError, RunError
 from capfilt.reports import stages
 from capfilt.reports.ledger import Ledger
-from capfilt.reports.places import Place, table_source, within
+from capfilt.reports.places import Place, within
 from capfilt.reports.run import Run
 
 NAMES = ("key", "uid", "sha256")
 """The columns by which an image may be asked for."""
 MAX_SHOWN = 1000
 """Characters of a text that a person is shown; --json has it whole."""
+
+MAX_TEXTS = 10_000
+"""Rows of one image that are looked at, of each table."""
 
 _IMAGE = {"jpg", "jpeg", "png", "webp"}  # columns with the bytes of pictures, which nobody wants to read
 
@@ -55,20 +60,22 @@ def run(folder: Place, name: str) -> dict[str, Any]:
 
 
 def read(path: Place, name: str) -> list[dict[str, Any]]:
-    """The rows of one table that are about an image."""
+    """The rows of one table that are about an image. DataError for a table that cannot be read, or is too large."""
     try:
-        table = table_source(path)
-        columns = pq.read_schema(table).names
+        columns = [c.name for c in parquet.schema(path) if c.name not in _IMAGE and parquet.is_bounded(c.type)]
         by = [column for column in NAMES if column in columns]
         if not by:
             return []
-        wanted = [column for column in columns if column not in _IMAGE]
-        filters = [[(column, "==", name if column == "key" else name.lower())] for column in by]
-        found = pq.read_table(table, columns=wanted, filters=filters, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read ({error}); `capfilt verify` tells what else does not hold.") from error
-    rows: list[dict[str, Any]] = found.to_pylist()
+        asked = {column: pa.scalar(name if column == "key" else name.lower(), pa.string()) for column in by}
+        found = parquet.read(path, columns, lambda batch: _any(pc.equal(batch[c], asked[c]) for c in by))
+    except DataError as error:
+        raise DataError(f"{error}; `capfilt verify` tells what else does not hold.") from error
+    rows: list[dict[str, Any]] = found.slice(0, MAX_TEXTS).to_pylist()
     return rows
+
+
+def _any(masks: Iterator[pa.Array]) -> pa.Array:
+    return reduce(pc.or_kleene, masks)
 
 
 def story(told: dict[str, Any]) -> Iterator[str]:

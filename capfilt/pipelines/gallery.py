@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 import capfilt.data.annotations as tables
@@ -30,12 +29,13 @@ from capfilt.data.sample import SOURCES, Sample
 from capfilt.errors import ImageError
 from capfilt.evaluation.captioning import diversity
 from capfilt.evaluation.examine import MAX_KINDS, Truth
+from capfilt.pipelines.select import VERDICTS
 from capfilt.pipelines.select import verdicts as judged
 from capfilt.printable import printable
 from capfilt.reports.charts import Histogram
 from capfilt.reports.labels import Label
 from capfilt.reports.page import COLUMNS, MAX_WORDS, Look, embedded
-from capfilt.reports.places import Place, table_source
+from capfilt.reports.places import Place
 from capfilt.reports.tally import MAX_REASONS, NO_TEXT, OTHER
 
 MAX_TEXTS = 20_000
@@ -124,7 +124,7 @@ class Counted:
         """Count a shard; `drawn`: its images may be in the page."""
         verdicts = self.round.dataset / f"{shard}.parquet" if self.round.dataset else None
         if verdicts is not None and verdicts.is_file():
-            table = pq.read_table(table_source(verdicts), partitioning=None)
+            table = tables.read(verdicts, VERDICTS)
             whys = table.column("why").to_pylist()
             table = table.select(tables.SCHEMA.names)
         else:

@@ -98,10 +98,10 @@ def test_an_ok_row_may_carry_a_remark(tmp_path):
 
 
 def test_reading_what_is_no_annotation_is_one_readable_error(tmp_path):
-    with pytest.raises(DataError, match="cannot read annotations"):
+    with pytest.raises(DataError, match="cannot read"):
         annotations.read(tmp_path / "none.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(DataError, match="cannot read annotations"):
+    with pytest.raises(DataError, match="cannot read"):
         annotations.read(tmp_path / "bad.parquet")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match=r"holds other columns .* key string"):

@@ -1,0 +1,120 @@
+"""Parquet tables that somebody else may have written, read in bounded memory.
+
+A file of a few kilobytes can hold gigabytes: pages that are packed, one long text that a million rows refer to, rows
+that are counted and not stored. So what a file says of its own size is checked first, and then it is read a batch of
+rows at a time, its texts as references until it is known how much they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from capfilt.errors import DataError
+from capfilt.reports.places import Place, table_source
+
+MAX_ROWS = 300_000
+"""Of what is read of a table; a shard of 10,000 images with 11 texts each has 110,000."""
+MAX_BYTES = 192 * 2**20
+"""Of the same in memory, and of the pages that it is read from. With both, `select` takes some 800 MB for a table."""
+MAX_VALUES = 10_000_000
+"""Of one column of lists."""
+
+TOO_LARGE = f"has more than {MAX_ROWS:,} rows or {MAX_BYTES >> 20} MiB, and no table may: make smaller shards"
+
+_BATCH = 8192  # rows
+
+Chosen = Callable[[pa.RecordBatch], pa.Array]
+"""Says which rows of a batch are wanted. Texts are dictionary-encoded there, as `pyarrow.compute` takes them too."""
+
+
+def schema(path: Place) -> pa.Schema:
+    """The columns of a table. DataError for what is no Parquet."""
+    try:
+        return pq.read_schema(table_source(path))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def read(path: Place, columns: Sequence[str] | None = None, chosen: Chosen | None = None) -> pa.Table:
+    """The rows of a table, all of its columns or some.
+
+    Raises:
+        DataError: no such file, not Parquet, a column whose values have no bound, or more than MAX_ROWS or MAX_BYTES.
+    """
+    try:
+        source = table_source(path)
+        own = pq.read_schema(source)
+        names = own.names if columns is None else list(columns)
+        wanted = pa.schema([own.field(name) for name in names])
+        if unbounded := [field.name for field in wanted if not is_bounded(field.type)]:
+            raise DataError(f"{path} has a column that no table here has: {unbounded[0]!r}; remove the file.")
+        table = pa.Table.from_batches(list(_batches(path, source, wanted, chosen)), wanted)
+        table.validate(full=True)  # texts that are no UTF-8
+        return table
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def is_bounded(kind: pa.DataType) -> bool:
+    """Whether a value of a type takes no more memory than it takes in a page of the file."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_struct(kind):
+        return all(is_bounded(kind.field(i).type) for i in range(kind.num_fields))
+    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return any(is_kind(kind) for is_kind in (types.is_primitive, types.is_decimal, types.is_null, *texts))
+
+
+def _batches(
+    path: Place, source: Path | BinaryIO, wanted: pa.Schema, chosen: Chosen | None
+) -> Iterator[pa.RecordBatch]:
+    plain = pq.ParquetFile(source)
+    at = [i for i in range(plain.metadata.num_columns) if _first(plain.schema.column(i).path) in wanted.names]
+    _check_pages(path, plain.metadata, at)
+    texts = [plain.schema.column(i).path for i in at if plain.schema.column(i).physical_type == "BYTE_ARRAY"]
+    num_rows = num_bytes = 0
+    file = pq.ParquetFile(source, read_dictionary=texts)
+    for batch in file.iter_batches(_BATCH, columns=wanted.names, use_threads=False):
+        found = batch.select(wanted.names)
+        if chosen is not None:
+            found = found.filter(chosen(found))
+        num_rows += found.num_rows
+        num_bytes += sum(map(_size, found.columns))
+        if num_rows > MAX_ROWS or num_bytes > MAX_BYTES:
+            raise _too_large(path)
+        if found.num_rows:
+            yield found.cast(wanted)
+
+
+def _first(path: str) -> str:
+    return path.partition(".")[0]
+
+
+def _check_pages(path: Place, metadata: pq.FileMetaData, at: Sequence[int]) -> None:
+    """Raise DataError for columns that say that they are too large: unpacked, as they are, or by their lists."""
+    chunks = [metadata.row_group(g).column(i) for g in range(metadata.num_row_groups) for i in at]
+    pages = sum(max(chunk.total_uncompressed_size, chunk.total_compressed_size) for chunk in chunks)
+    if pages > MAX_BYTES or any(chunk.num_values > MAX_VALUES for chunk in chunks):
+        raise _too_large(path)
+
+
+def _too_large(path: Place) -> DataError:
+    return DataError(f"{path} {TOO_LARGE}, or remove it")
+
+
+def _size(values: pa.Array) -> int:
+    """Bytes of the values when texts are no references any more."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(values.dictionary).cast(pa.int64())
+        return 4 * len(values) + int(pc.sum(lengths.take(values.indices)).as_py() or 0)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return 4 * len(values) + _size(values.flatten())
+    if pa.types.is_struct(kind):
+        return sum(map(_size, values.flatten()))
+    return int(values.nbytes)
