@@ -196,11 +196,12 @@ class Tar:
 
 def _ordinary(block: bytes) -> tarfile.TarInfo | None:
     """The header of a file as nearly all are, in a quarter of the time; None where it may be anything else."""
-    name, size, prefix = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0"), block[345:500].rstrip(b"\0")
+    name, size = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0")
     said = block[148:156].rstrip(b" \0")
     if not (
         block[156:157] in (b"0", b"\0")
-        and (block[257:265] == b"ustar  \0" or (block[257:263] == b"ustar\0" and not prefix))
+        and (block[257:265] == b"ustar  \0" or block[257:263] == b"ustar\0")
+        and not block[345:500].strip(b"\0")  # a prefix of the name
         and name.isascii()
         and b"\0" not in name
         and not name.endswith(b"/")
