@@ -224,13 +224,12 @@ def _ensure_token() -> None:
     """Give a Ray of our own its token by the environment, where it could not keep one in the home folder."""
     if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
-    try:
+    # RuntimeError: no home at all, as users of containers have it; OSError: one that may not be written.
+    with suppress(OSError, RuntimeError):
         folder = Path.home() / ".ray"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder / "auth_token", os.R_OK) or os.access(folder, os.W_OK):
             return
-    except (OSError, RuntimeError):  # no home at all, as users of containers have it, or one that may not be written
-        pass
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 

@@ -1,4 +1,7 @@
-"""JSON that others wrote, read with bounds: a file of any size, depth or kind costs a message, not the machine."""
+"""JSON of model folders, which others wrote: a file of any size, depth or kind costs a message, not the machine.
+
+Other bounds than a run's records have (documents.py): a vocabulary is large, and transformers writes 1e30 as an integer.
+"""
 
 from __future__ import annotations
 
