@@ -1,6 +1,6 @@
 """JSON of model folders, which others wrote: a file of any size, depth or kind costs a message, not the machine.
 
-Other bounds than a run's records have (documents.py): a vocabulary is large, and transformers writes 1e30 as an integer.
+Other bounds than those of documents.py: vocabularies are large, and transformers writes integers of 31 digits.
 """
 
 from __future__ import annotations
