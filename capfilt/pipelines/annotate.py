@@ -38,7 +38,7 @@ from capfilt.models import Architecture, verbs, weights
 from capfilt.pipelines.compute import Wanted, decide
 from capfilt.pipelines.hunt import Divisible, version_of
 from capfilt.pipelines.stage import CommandOptions, check_success, run_stage
-from capfilt.reports import poison
+from capfilt.reports import deadline, poison
 from capfilt.reports.ledger import Ledger, fingerprint
 from capfilt.reports.metrics import Told
 from capfilt.reports.places import Place
@@ -186,6 +186,7 @@ class Work:
         for batch in pictures(
             read, self.job.config.batch_size, size, clock=self.clock, preprocess=self.captioner_preprocess
         ):
+            deadline.check()  # a small shard is read to its end before anything is computed
             for fault in batch.faults:
                 yield [self._failed(fault)]
             if batch.samples:

@@ -230,7 +230,7 @@ def check_success(label: str, tally: Tally, least: float = 0, result: Mapping[st
     wanted = f", and --min-success asks for {least:.2%}" if good else ""
     raise ShortfallError(
         f"{label}: {good} of {came} samples succeeded{wanted}; {count} failed by: {reason}. What is committed stays."
-        " Look at the shards (`capfilt explain RUN KEY`), then give others or redo these (`--retry failed`).",
+        " `capfilt explain RUN KEY` says more of each; give other shards, or mend these and run again.",
         result,
     )
 
