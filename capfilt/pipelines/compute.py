@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from capfilt.cluster.nodes import ask_nodes
 from capfilt.cluster.session import Session
 from capfilt.engine.device import Ability, Compute, DeviceKind, Precision, ability, choose, local_device
 from capfilt.errors import RunError
+from capfilt.printable import short_repr
 from capfilt.reports.progress import Progress
 from capfilt.reports.run import Run
 
@@ -58,6 +61,7 @@ def _decide(run: Run, name: str, wanted: Wanted, survey: _Survey, show: Progress
     for inherited, record in ((False, run.decided(name)), (True, run.decided_at_origin(name))):
         if record is None:
             continue
+        _check(run, name, record, wanted.training)
         same_kind = wanted.training or record["device"] == kind
         if same_kind and wanted.precision in ("auto", record["precision"]):
             compute, said = Compute(device=kind, precision=record["precision"]), ""
@@ -75,6 +79,17 @@ def _decide(run: Run, name: str, wanted: Wanted, survey: _Survey, show: Progress
         show.say(f"{name}: {said}")
     run.decide(name, {"precision": compute.precision} | ({} if wanted.training else {"device": compute.device}))
     return compute
+
+
+def _check(run: Run, name: str, record: Mapping[str, str], training: bool) -> None:
+    """Raise RunError for a record that is none of ours: a plan may be somebody else's."""
+    try:
+        Compute.model_validate({**record, "device": "cpu"} if training else dict(record))
+    except ValidationError:
+        raise RunError(
+            f"the plan of {run.folder} does not say what {name} computes with, but {short_repr(dict(record))};"
+            " use another --out."
+        ) from None
 
 
 class _Survey:

@@ -38,7 +38,7 @@ def run(folder: Place, name: str) -> dict[str, Any]:
     looked = 0
     for ledger in stages.find(folder):
         for done in stages.readable(ledger):
-            for output in done.outputs:
+            for output in dict.fromkeys(done.outputs):  # a forged record may name one a million times
                 if output.path.endswith((".safetensors", ".bin", ".pth")):
                     models[output.sha256] = str(within((ledger.folder / output.path).parent, folder))
                 if not output.path.endswith(".parquet"):
@@ -62,7 +62,7 @@ def run(folder: Place, name: str) -> dict[str, Any]:
 def read(path: Place, name: str) -> list[dict[str, Any]]:
     """The rows of one table that are about an image. DataError for a table that cannot be read, or is too large."""
     try:
-        columns = [c.name for c in parquet.schema(path) if c.name not in _IMAGE and parquet.is_bounded(c.type)]
+        columns = [c.name for c in parquet.schema(path) if parquet.is_bounded(c.type) and not _is_bytes(c)]
         by = [column for column in NAMES if column in columns]
         if not by:
             return []
@@ -70,8 +70,20 @@ def read(path: Place, name: str) -> list[dict[str, Any]]:
         found = parquet.read(path, columns, lambda batch: _any(pc.equal(batch[c], asked[c]) for c in by))
     except DataError as error:
         raise DataError(f"{error}; `capfilt verify` tells what else does not hold.") from error
-    rows: list[dict[str, Any]] = found.slice(0, MAX_TEXTS).to_pylist()
-    return rows
+    return [{name: _plain(value) for name, value in row.items()} for row in found.slice(0, MAX_TEXTS).to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: times, decimals and bytes as text."""
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _is_bytes(column: pa.Field) -> bool:
+    return column.name in _IMAGE or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
 
 
 def _any(masks: Iterator[pa.Array]) -> pa.Array:

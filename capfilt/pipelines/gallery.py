@@ -40,6 +40,8 @@ from capfilt.reports.tally import MAX_REASONS, NO_TEXT, OTHER
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
+MAX_OF_IMAGE = 500
+"""Texts of one image in the page; the rest is counted."""
 MAX_SHARDS = 16
 """Shards from which images of the page are drawn: each is read once more for its pictures."""
 MAX_THUMBS = 2_400
@@ -172,6 +174,8 @@ class Counted:
                 continue  # counted when annotated; there is nothing to show
             key = printable(row.key, MAX_KEY)  # another than the row's only where no picture has it
             own = found.setdefault(key, Drawn((shard, key), row.uid))
+            if len(own.rows) == MAX_OF_IMAGE:
+                continue
             if len(row.text) > MAX_HELD:
                 own.cut[row.source, row.candidate] = len(row.text)
                 row = replace(row, text=row.text[:MAX_HELD])

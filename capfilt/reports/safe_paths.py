@@ -32,6 +32,7 @@ def relative(name: object) -> str:
     """A path that was read from a file, checked to lead nowhere but down. ValueError for any other."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"a relative path is needed, not {str(name)[:80]!r}")
+    os.fsencode(name)  # a half of a pair that makes one character is in no name: UnicodeEncodeError, a ValueError
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "://" in name:
         raise ValueError(f"the path {name[:80]!r} leads out of the folder that it is in")

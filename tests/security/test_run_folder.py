@@ -158,6 +158,12 @@ RECORDS: dict[str, tuple[Attack, tuple[str, ...], str]] = {
         ("status", "verify", "mend"),
         "leads out of the folder",
     ),
+    "an output of half a character": (output("a\ud800"), ("verify",), ""),
+    "a record of no device": (
+        change("plan.json", decided={"annotate": {"precision": "x"}}),
+        ("resume", "fork"),
+        "does not say what annotate computes with",
+    ),
     "a part of no writer": (write(".capfilt-part-foo", ""), (), ""),
     "a part of a large number": (write(f".capfilt-part-{os.uname().nodename}-9999999999-0", ""), (), ""),
     "a deep plan": (write("plan.json", DEEP), ("status", "report", "resume", "mend", "fork"), "nested too deeply"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from capfilt.data import annotations, parquet
+from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError
-from capfilt.pipelines import explain
+from capfilt.pipelines import explain, gallery
 
 ROW = {
     "key": "00000", "uid": "0" * 32, "sha256": "0" * 64, "source": "web", "candidate": 0, "text": "a dog", "itm": 0.5,
@@ -113,13 +116,16 @@ def test_all_scores_may_be_missing_and_a_table_empty(tmp_path: Path) -> None:
 def test_columns_of_every_kind_are_read_as_they_are(tmp_path: Path) -> None:
     captions = pa.list_(pa.struct([("text", pa.string()), ("source", pa.string())]))
     table = pa.table({
-        "key": ["a", "b"], "large": pa.array(["x", None], pa.large_string()), "data": [b"1", b"\xff"], "a.b": [1, None],
+        "key": ["a", "b"], "day": [date(2026, 1, 1), None], "data": [b"1", b"\xff"],
+        "large": pa.array(["x", None], pa.large_string()), "a.b": [1, None],
         "captions": pa.array([[{"text": "q", "source": "web"}] * 3, None], captions), "flag": [True, None],
         "floats": pa.array([[1.0, 2.0], None], pa.list_(pa.float32())), "nothing": pa.nulls(2),
     })  # fmt: skip
     pq.write_table(table, tmp_path / "a.parquet")
     assert parquet.read(tmp_path / "a.parquet").equals(table)
-    assert explain.read(tmp_path / "a.parquet", "b")[0]["large"] is None
+    (found,) = explain.read(tmp_path / "a.parquet", "a")
+    assert list(found) == [name for name in table.column_names if name != "data"]
+    assert json.loads(json.dumps(found))["day"] == "2026-01-01"
 
 
 def test_a_column_whose_values_have_no_bound_is_refused(tmp_path: Path) -> None:
@@ -128,6 +134,15 @@ def test_a_column_whose_values_have_no_bound_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a column that no table here has: 'wide'"):
         parquet.read(tmp_path / "a.parquet")
     assert explain.read(tmp_path / "a.parquet", "a") == [{"key": "a"}]
+
+
+def test_an_image_of_too_many_texts_makes_no_page_of_them(tmp_path: Path) -> None:
+    rows = [annotations.Annotation(**{**ROW, "candidate": i}) for i in range(gallery.MAX_OF_IMAGE + 50)]
+    annotations.write(tmp_path / "annotations/00000.parquet", rows)
+    rule = PolicyConfig().rule(0.5)
+    counted = gallery.Counted(gallery.Round(0, tmp_path / "annotations", None, rule, "itm", 0.5, "", ""), 20_000)
+    counted.add("00000", {}, drawn=True)
+    assert (counted.num_rows, counted.totals["web"]) == (gallery.MAX_OF_IMAGE, gallery.MAX_OF_IMAGE + 50)
 
 
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
