@@ -47,9 +47,15 @@ def plain_name(name: object) -> str:
     return found
 
 
+def _absolute(path: str | Path) -> str:
+    """A path from the root down, as it is otherwise: `..` behind a link is not what lies above the link."""
+    # A working directory that was removed, as a job's may be, matters to relative paths alone.
+    return os.fspath(path) if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+
+
 def run_root(path: str) -> str | None:
     """The nearest folder above a path that is a run; None where there is none."""
-    folder = os.path.join(os.getcwd(), path)
+    folder = _absolute(path)
     for _ in range(_LEVELS):
         folder, _, name = folder.rpartition("/")
         if not folder or name == "..":
@@ -66,7 +72,7 @@ def opened_folder(path: Path, make: bool = False) -> Iterator[int]:
     Raises:
         RunError: below the root of a run, a link stands on the way.
     """
-    full = os.path.join(os.getcwd(), path)
+    full = _absolute(path)
     root = run_root(f"{full}/.")
     if root is None:
         if make:

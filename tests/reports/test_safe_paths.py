@@ -90,6 +90,19 @@ def test_a_run_folder_may_itself_be_a_link_and_lie_below_one(run: Path) -> None:
     assert (run / "log.jsonl").read_bytes() == b"{}\n" * 2
 
 
+def test_a_working_directory_that_was_removed_is_no_fault_of_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with atomic(run / "new/file") as file:
+        file.write(b"x")
+    assert sweep(run) == 0
+    assert (run / "new/file").read_bytes() == b"x"
+
+
 def test_a_link_within_the_run_is_no_fault_of_the_run(run: Path) -> None:
     (run / "newest").symlink_to("round-1")
     Run.load(run)
