@@ -71,6 +71,12 @@ class Annotation:
     """why it failed; of an ok row "", or a remark on its scores: there are none, or of a long text's beginning"""
 
 
+def check_size(num_rows: int, shard: str) -> None:
+    """Raise DataError for more rows of a shard than a table of annotations may have."""
+    if num_rows > parquet.MAX_ROWS:
+        raise DataError(f"the shard {shard} {parquet.TOO_LARGE}.")
+
+
 def write(path: Place | str, rows: Iterable[Annotation]) -> int:
     """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; return how many.
 

@@ -152,6 +152,7 @@ class Work:
         digest, deadly = shards.Digest(stat["version"]), poison.read(ledger, name, version_of(identity, stat))
         for own in self._rows(leave_out(shards.read(url, digest, members), deadly)):
             rows += own
+            tables.check_size(len(rows), name)  # now, and not when all of it was computed
             tally.samples["in"] += 1
             if own[0].status == "failed":
                 tally.samples["failed"] += 1

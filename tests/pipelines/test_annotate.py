@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from capfilt.data import shards
+from capfilt.data import parquet, shards
 from capfilt.data.sample import is_text
 from capfilt.engine.annotator import Annotator
 from capfilt.models import weights
@@ -80,6 +80,18 @@ def test_a_limit_holds_while_models_compute(story: Path, tmp_path: Path, capfilt
     assert "took longer than 0.5 s; give it more time with --limit, or leave it out" in done.line
     assert len(batches) < 3
     assert not (tmp_path / "run/annotations/00000.parquet").exists()
+
+
+def test_a_shard_of_more_texts_than_a_table_may_have_ends_at_that_text(
+    story: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MAX_ROWS", 5)
+    work = ("--out", tmp_path / "a", "--set", "batch_size=1", "--address", "local")
+    done = capfilt("annotate", story / "data/web/00000.tar", *models(story), *work)
+    assert done.code == 1
+    assert "the shard 00000 has more than" in done.err
+    assert "make smaller shards" in done.err
+    assert not (tmp_path / "a/annotations").exists()
 
 
 def test_the_seed_decides_the_texts_and_batches_do_not(story: Path, tmp_path: Path, capfilt: Any) -> None:
