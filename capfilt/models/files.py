@@ -113,14 +113,26 @@ def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:
         raise ModelError(f"{path} is not a whole safetensors file: {error}") from None
 
 
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError)
+"""What torch's restricted unpickler raises of bytes that are no tensors."""
+
+
+def _why_unreadable(error: Exception) -> str:
+    """What was found, in our words: torch's advise to load the file without restrictions."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    if found:
+        return f"it holds {found[1].rstrip('.')}"
+    return "it is damaged, or no checkpoint"
+
+
 def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     try:
         # Checkpoints from before torch 1.6 are no zip files and cannot be mapped into memory.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        why = str(error).partition("\n")[0]
+    except _UNREADABLE as error:
         raise ModelError(
-            f"{path} cannot be read as tensors alone ({why}); other pickles are not opened, they can run code"
+            f"{path} cannot be read as tensors alone ({_why_unreadable(error)}); other pickles are not opened, they can"
+            " run code: save its state_dict alone, as safetensors or with torch.save, where you trust it."
         ) from None
     for wrapper in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):

@@ -351,11 +351,17 @@ class TestPth:
                 return Path.touch, (ran,)
 
         torch.save({"model": Trap()}, tmp_path / "a.pth")
-        with pytest.raises(ModelError, match=r"cannot be read as tensors alone .* they can run code"):
+        with pytest.raises(ModelError, match=r"as tensors alone \(it holds \S+\); .* they can run code") as refused:
             weights.load(tmp_path / "a.pth")
         assert not ran.exists()
-        (tmp_path / "b.pth").write_bytes(b"<html>404</html>")
-        with pytest.raises(ModelError, match="cannot be read as tensors alone"):
+        assert "weights_only" not in str(refused.value), "torch advises to switch that off"
+
+    @pytest.mark.parametrize(
+        "data", [b"<html>404</html>", b"hello world", b"\x80\x02e.", b"(dp0\n.", b"\x80\x02N.", b""]
+    )
+    def test_bytes_that_are_no_checkpoint_are_one_line(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "b.pth").write_bytes(data)
+        with pytest.raises(ModelError, match=r"cannot be read as tensors alone|holds no table of tensors"):
             weights.load(tmp_path / "b.pth")
 
 
