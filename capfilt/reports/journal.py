@@ -1,14 +1,30 @@
-"""A log on a store, where a file cannot be added to."""
+"""Logs: lines are added to a file; on a store, where a file cannot be added to, it is written anew."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
-from capfilt.reports import fence
+from capfilt.reports import fence, safe_paths
 from capfilt.reports.places import Remote
+
+
+def append(where: Path | Remote, line: bytes) -> None:
+    """Add a line to a log. Locally it is one write to a file opened for appending: lines of processes do not mix."""
+    fence.confirm(where)
+    if isinstance(where, Remote):
+        where.append(line)
+        return
+    file = safe_paths.open_log(where, safe_paths.PRIVATE)
+    try:
+        while line:  # a disk that is nearly full takes a part of it, and then says so
+            line = line[os.write(file, line) :]
+    finally:
+        os.close(file)
 
 
 class Journal:

@@ -27,7 +27,7 @@ from capfilt.errors import RunError
 from capfilt.redact import redact_tree
 from capfilt.reports import documents, fence, forks, safe_paths
 from capfilt.reports.documents import unlink
-from capfilt.reports.places import PRIVATE, Place, Remote, together, within
+from capfilt.reports.places import Place, Remote, together, within
 from capfilt.reports.tally import Tally
 
 PART = ".capfilt-part-"
@@ -61,7 +61,7 @@ def atomic(path: Place, private: bool = False) -> Iterator[BinaryIO]:
     with safe_paths.opened_folder(path.parent, make=True) as folder:
         part = _part()
         try:
-            with safe_paths.open_part(folder, path.parent / part, PRIVATE if private else 0o666) as file:
+            with safe_paths.open_part(folder, path.parent / part, safe_paths.PRIVATE if private else 0o666) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -26,15 +26,13 @@ from pydantic import PlainSerializer, PlainValidator
 
 from capfilt.errors import UsageError
 from capfilt.redact import HIDDEN, redact
-from capfilt.reports import fence, safe_paths
+from capfilt.reports import safe_paths
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 PART_BYTES = 16 * 2**20
 """Bytes of one part of an upload; twice as much goes in one request."""
-PRIVATE = 0o600
-"""The mode of files that may hold a secret whose kind nobody knew: plans, recipes, logs."""
 AT_ONCE = 32
 """Questions that one process has open at a store: each is a wait, and no work."""
 
@@ -349,19 +347,6 @@ def within(inner: Path | Remote, outer: Path | Remote) -> PurePath:
     if isinstance(outer, Remote):
         raise ValueError(f"{inner} does not lie in {outer}")
     return inner.relative_to(outer)
-
-
-def append(where: Path | Remote, line: bytes) -> None:
-    """Add a line to a log. Locally it is one write to a file opened for appending: lines of processes do not mix."""
-    fence.confirm(where)
-    if isinstance(where, Remote):
-        where.append(line)
-        return
-    file = safe_paths.open_log(where, PRIVATE)
-    try:
-        os.write(file, line)
-    finally:
-        os.close(file)
 
 
 def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:

@@ -22,8 +22,9 @@ from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.redact import redact_tree
 from capfilt.reports import documents, forks, lock, safe_paths
 from capfilt.reports.forks import FORK
+from capfilt.reports.journal import append
 from capfilt.reports.ledger import FORMAT, PART, atomic, sweep, write_json
-from capfilt.reports.places import Place, Remote, append, listing, within
+from capfilt.reports.places import Place, Remote, listing, within
 
 DECIDED = "decided"
 """The key of plan.json under which stands what a run's first command chose (`Run.decide`)."""

@@ -23,6 +23,9 @@ from capfilt.errors import RunError
 PLAN = "plan.json"
 """What makes a folder a run."""
 
+PRIVATE = 0o600
+"""The mode of files that may hold a secret whose kind nobody knew: plans, recipes, logs."""
+
 _LEVELS = 8  # folders above a file in which the root of its run is looked for; the deepest file has five
 _PASSED = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO without a writer must not stop anybody

@@ -20,8 +20,9 @@ from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.reports import documents, safe_paths
 from capfilt.reports.documents import PLAN_BYTES
+from capfilt.reports.journal import append
 from capfilt.reports.ledger import Completion, Ledger, atomic, write_json
-from capfilt.reports.places import Place, Remote, append, listing, together
+from capfilt.reports.places import Place, Remote, listing, together
 from capfilt.reports.tally import Tally, bounded
 
 ORDER = (

@@ -21,9 +21,9 @@ from capfilt.errors import ModelError
 from capfilt.objectives.gather import summed
 from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
 from capfilt.reports import documents
-from capfilt.reports.journal import Journal
+from capfilt.reports.journal import Journal, append
 from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Place, Remote, append
+from capfilt.reports.places import Place, Remote
 from capfilt.training import parallel
 from capfilt.training.config import TrainConfig
 from capfilt.training.speed import Speed

@@ -10,9 +10,9 @@ import pytest
 
 from capfilt.errors import LockLostError
 from capfilt.reports import fence, lock
-from capfilt.reports.journal import Journal
+from capfilt.reports.journal import Journal, append
 from capfilt.reports.ledger import Ledger, atomic, share, write_json
-from capfilt.reports.places import Place, append, listing, place
+from capfilt.reports.places import Place, listing, place
 from capfilt.reports.run import Run
 from capfilt.reports.tally import Tally
 

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from capfilt.config import Config
 from capfilt.errors import RunError, UsageError
 from capfilt.reports import labels, lock, places, poison, stages
+from capfilt.reports.journal import append
 from capfilt.reports.labels import Label
 from capfilt.reports.ledger import Ledger, atomic, filled, share, write_json
 from capfilt.reports.places import (
     Place,
     Remote,
-    append,
     listing,
     place,
     remove_all,

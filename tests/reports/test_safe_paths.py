@@ -9,8 +9,9 @@ import pytest
 
 from capfilt.errors import RunError
 from capfilt.reports import documents, labels, poison, safe_paths, stages
+from capfilt.reports.journal import append
 from capfilt.reports.ledger import PART, Ledger, atomic, share, sweep
-from capfilt.reports.places import append, remove_all
+from capfilt.reports.places import remove_all
 from capfilt.reports.run import Run
 
 LABEL = labels.Label("0" * 32, "a text", "web", "right", True)
