@@ -14,13 +14,14 @@ from http.client import HTTPMessage
 from typing import Protocol
 from urllib.parse import urljoin
 
+from protego import Protego
 from pydantic import Field
 
 from capfilt import __version__
 from capfilt.config import Config
 from capfilt.data.failures import TRANSIENT, Failure
 from capfilt.data.guard import Answer, Clock, Fence, Target, target
-from capfilt.data.robots import MAX_ROBOTS, Rule, permits, refused_directive, rules
+from capfilt.data.robots import MAX_ROBOTS, parse, permits, refused_directive
 
 MAX_ORIGINS = 20_000
 KEPT = 24 * 3600.0
@@ -172,7 +173,7 @@ class Visitor:
             origin.lock.release()
         if origin.failure is not None:
             raise Failure(origin.failure.kind, f"robots.txt: {origin.failure.detail}")
-        if not permits(origin.rules, goal.path):
+        if origin.rules is not None and not permits(origin.rules, goal.path):
             raise Failure("robots", f"{goal.origin}/robots.txt")
 
     def _origin(self, name: str) -> _Origin:
@@ -183,22 +184,22 @@ class Visitor:
                 self._origins.popitem(last=False)
             return origin
 
-    def _read_robots(self, goal: Target, clock: Clock) -> tuple[tuple[Rule, ...], Failure | None]:
+    def _read_robots(self, goal: Target, clock: Clock) -> tuple[Protego | None, Failure | None]:
         """The rules of a host. Without a robots.txt (4xx) all is allowed; where the host fails, nothing is."""
         url = f"{goal.origin}/robots.txt"
         try:
             for _ in range(self._fence.limits.max_redirects + 1):
                 answer = self._visit(target(url), clock, keep=MAX_ROBOTS)
                 if answer.status < 300:
-                    return rules(answer.body.decode("utf-8", "replace"), self._agents), None
+                    return parse(answer.body.decode("utf-8", "replace"), self._agents), None
                 if 400 <= answer.status < 500:
-                    return (), None
+                    return None, None
                 if answer.status >= 500:
-                    return (), Failure("robots", f"it answered {answer.status}, so nothing is allowed")
+                    return None, Failure("robots", f"it answered {answer.status}, so nothing is allowed")
                 url = _redirect(answer)
         except Failure as failure:
-            return (), failure
-        return (), None  # the RFC: more redirects than one follows count as no robots.txt
+            return None, failure
+        return None, None  # the RFC: more redirects than one follows count as no robots.txt
 
 
 class _Origin:
@@ -206,7 +207,8 @@ class _Origin:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.rules: tuple[Rule, ...] = ()
+        self.rules: Protego | None = None
+        """None: everything is allowed."""
         self.failure: Failure | None = None
         self._until = 0.0
 
@@ -214,7 +216,7 @@ class _Origin:
         """Whether it is to be read (again)."""
         return time.monotonic() >= self._until
 
-    def learn(self, found: tuple[Rule, ...], failure: Failure | None) -> None:
+    def learn(self, found: Protego | None, failure: Failure | None) -> None:
         """Remember what was found, a failure not for long."""
         self.rules, self.failure = found, failure
         self._until = time.monotonic() + (KEPT if failure is None else KEPT_FAILURE)
