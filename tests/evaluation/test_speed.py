@@ -54,6 +54,15 @@ def test_flops_are_those_of_vit_b() -> None:
     assert speed.vision_flops(config) / 2 == pytest.approx(17.6e9, rel=0.01)
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+def test_flops_are_those_on_paper(heads: int) -> None:
+    """Patches; in each block q, k, v, o, the two products of attention, the two of the feed-forward layer."""
+    config = VisionConfig(image_size=32, patch_size=8, width=24, depth=3, heads=heads, hidden=80, final_norm=False)
+    tokens, width = 17, 24
+    block = tokens * width * (4 * width + 2 * 80) + 2 * tokens * tokens * width
+    assert speed.vision_flops(config) == 2 * (16 * 3 * 8 * 8 * width + 3 * block)
+
+
 def test_the_machine_multiplies_and_says_what_it_is() -> None:
     config = VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2, hidden=32)
     assert speed.matmul_rate(CPU, torch.float32, config, 4) > 0
