@@ -35,13 +35,14 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.data.tokens import Tokenizer, clean_caption
-from capfilt.engine.annotator import Annotator
-from capfilt.engine.captioner import Captioner
-from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.filter import Filter
+from capfilt.data.text.tokenizer import Tokenizer, clean_caption
 from capfilt.evaluation import speed
-from capfilt.models import Blip, BlipConfig, weights
+from capfilt.inference.annotator import Annotator
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.models import Blip, BlipConfig
+from capfilt.models.checkpoints import store
 from capfilt.pipelines.bench import made_up_words
 
 CPU = torch.device("cpu")
@@ -180,7 +181,7 @@ def competitors(
     theirs: list[Any] = []
     for model, kind in ((writer, BlipForConditionalGeneration), (judge, BlipForImageTextRetrieval)):
         with tempfile.TemporaryDirectory() as folder:
-            weights.save_hf(model, Path(folder), special)
+            store.save_hf(model, Path(folder), special)
             theirs.append(kind.from_pretrained(folder).eval())
     engine = Annotator(Captioner(writer, tokenizer, decode, captions), Filter(judge, tokenizer))
     assert engine.shared_keys == shared

@@ -34,12 +34,12 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.engine.device import Compute
 from capfilt.evaluation import speed
+from capfilt.inference.device import Compute
 from capfilt.models import BlipConfig
 from capfilt.pipelines import export
-from capfilt.pipelines.annotate import Work
 from capfilt.pipelines.bench import BenchConfig, make_job, make_models, make_shard
+from capfilt.stages.annotate import Work
 
 CPU = torch.device("cpu")
 

@@ -21,16 +21,18 @@ from pathlib import Path
 import torch
 
 from capfilt import presets
-from capfilt.data import shards, world
-from capfilt.data.language_tokens import LanguageTokenizer
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.captioner import Captioner
-from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.filter import Filter
-from capfilt.evaluation.examine import EvaluateConfig, HeldOut, caption, look, retrieve
-from capfilt.models import Model, read_architecture, weights
-from capfilt.pipelines.language import documents
-from capfilt.training.language import TeachConfig, teach
+from capfilt.data import shards
+from capfilt.data.synthetic import world
+from capfilt.data.text.language_tokenizer import LanguageTokenizer
+from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.evaluation.evaluate import EvaluateConfig, HeldOut, caption, look, retrieve
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.models import Model, read_architecture
+from capfilt.models.checkpoints import store
+from capfilt.pipelines.bootstrap.language_model import documents
+from capfilt.training.language_model import TeachConfig, teach
 
 IMAGES = 250
 
@@ -71,7 +73,7 @@ def main() -> None:
     print(f"language model: {loss:.3f} nats a token")
     common = {"data": human, "train__steps": asked.steps, "resources__workers": 1, "train__features": out / "features"}
     first = pretrain("blip2-tiny-stage1", out / "stage1", initial__vision=asked.tower, **common)
-    model = weights.load(first).eval()
+    model = store.load(first).eval()
     found = {"stage 1": retrieve(Filter(model, Tokenizer.load(first)), seen_by(model, test), EvaluateConfig())}
     second = pretrain(
         "blip2-tiny-stage2",
@@ -81,7 +83,7 @@ def main() -> None:
         initial__language=out / "language",
         **common,
     )
-    model = weights.load(second).eval()
+    model = store.load(second).eval()
     held = seen_by(model, test)
     writer = Captioner(
         model, LanguageTokenizer.load(second), DecodeConfig(method="greedy", min_length=3, max_length=40)

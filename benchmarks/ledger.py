@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from capfilt.cluster.session import Session, connect
-from capfilt.cluster.spread import Resources
+from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.pipelines import stage
-from capfilt.pipelines import status as statuses
-from capfilt.reports import stages
-from capfilt.reports.ledger import Ledger, fingerprint
-from capfilt.reports.progress import Progress
-from capfilt.reports.run import Run
-from capfilt.reports.tally import Tally
+from capfilt.pipelines.inspect import status as statuses
+from capfilt.runs import stage_status
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Progress
+from capfilt.runs.run import Run
+from capfilt.runs.tally import Tally
+from capfilt.stages import runner
 
 COLUMNS = ("shards", "plan s", "driver ms a shard", "shards/s", "find all done s", "status s", "peak MB")
 
@@ -78,7 +78,7 @@ def make(folder: Path, num: int) -> None:
 
 def watched(clock: Clock, spent: list[float]) -> Callable[..., Iterator[object]]:
     """`spread`, noting when the planning before it ended."""
-    real = stage.spread
+    real = runner.spread
 
     def spread(*words: object, **more: object) -> Iterator[object]:
         spent.append(clock.lap()[0])
@@ -97,15 +97,15 @@ def measure(out: Path, num: int) -> list[str]:
         urls = shards.expand(str(web))
         Run.open(run, "", {"verb": "empty", "shards": urls})
         job, show = Empty(out=run.absolute()), Progress(quiet=True)
-        stage.spread = watched(clock, spent)  # type: ignore[assignment]
-        assert stage.run_stage(session, job, shards.by_name(urls), Resources(), show, "empty").samples["kept"] == num
+        runner.spread = watched(clock, spent)  # type: ignore[assignment]
+        assert runner.run_stage(session, job, shards.by_name(urls), Resources(), show, "empty").samples["kept"] == num
         wall, cpu = clock.lap()
-        assert stage.run_stage(session, job, shards.by_name(urls), Resources(), show, "empty").samples["kept"] == num
+        assert runner.run_stage(session, job, shards.by_name(urls), Resources(), show, "empty").samples["kept"] == num
         again = spent[1] if len(spent) > 1 else clock.lap()[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     clock.lap()
     assert statuses.run(run)["stages"][0]["done"] == num
-    assert len(stages.find(run)) == 1
+    assert len(stage_status.find(run)) == 1
     ms, rate, asked = 1000 * cpu / num, num / wall, clock.lap()[0]
     return [str(num), f"{spent[0]:.1f}", f"{ms:.2f}", f"{rate:.0f}", f"{again:.1f}", f"{asked:.1f}", f"{peak:.0f}"]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/parity.py
 
-The same comparisons are the tests of tests/models/test_parity.py; this prints what they measure.
+The same comparisons are the tests of tests/models/blip/test_parity.py; this prints what they measure.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from transformers.models.blip.modeling_blip import (
     BlipForQuestionAnswering,
 )
 
-from capfilt.engine.beam import beam_search
-from capfilt.engine.decode import DecodeConfig, generate
-from capfilt.models import Blip, BlipConfig, weights
-from capfilt.models.hf import ROLES
-from capfilt.models.text import TextConfig
-from capfilt.models.vision import VisionConfig
+from capfilt.inference.generation.beam import beam_search
+from capfilt.inference.generation.decode import DecodeConfig, generate
+from capfilt.models import Blip, BlipConfig
+from capfilt.models.blip.transformers_config import ROLES
+from capfilt.models.checkpoints import store
+from capfilt.models.layers.bert import TextConfig
+from capfilt.models.layers.vit import VisionConfig
 
 LIMIT = 1e-5
 PAD, CLS, SEP = 0, 2, 3
@@ -83,7 +84,7 @@ class Pair:
 
     def at(self, image_size: int, folder: Path) -> Pair:
         """The same for another picture size: ours is loaded for it, theirs interpolates while it runs."""
-        return replace(self, ours=weights.load(folder, image_size=image_size).eval())
+        return replace(self, ours=store.load(folder, image_size=image_size).eval())
 
 
 def architecture(name: str, size: Size) -> BlipConfig:
@@ -111,21 +112,21 @@ def scramble(model: nn.Module, seed: int) -> None:
 
 def theirs_to_ours(name: str, size: Size, folder: Path, seed: int = 0) -> Pair:
     """A model of transformers, saved by it and loaded here."""
-    from capfilt.models.hf import describe
+    from capfilt.models.blip.transformers_config import describe
 
     torch.manual_seed(seed)
     described = describe(architecture(name, size), 0.07, SPECIAL)
     theirs = CLASSES[name](HfConfig(**{key: value for key, value in described.items() if key != "architectures"}))
     scramble(theirs, seed)
     theirs.eval().save_pretrained(folder)
-    return Pair(theirs, weights.load(weights.find(str(folder))).eval())
+    return Pair(theirs, store.load(store.find(str(folder))).eval())
 
 
 def ours_to_theirs(name: str, size: Size, folder: Path, seed: int = 0) -> Pair:
     """A model of ours, written here and opened by transformers, which must find every tensor and no other."""
     ours = Blip(architecture(name, size))
     scramble(ours, seed)
-    weights.save_hf(ours.eval(), folder, SPECIAL)
+    store.save_hf(ours.eval(), folder, SPECIAL)
     theirs, told = CLASSES[name].from_pretrained(folder, output_loading_info=True)
     assert not any(told.values()), told
     return Pair(theirs.eval(), ours)
@@ -251,7 +252,7 @@ def eager_captioner(folder: Path) -> Pair:
     pair = theirs_to_ours(name, size, folder)
     pair.theirs.text_decoder.cls.predictions.decoder.bias.data[SEP] += 2.0
     pair.theirs.save_pretrained(folder)
-    return Pair(pair.theirs, weights.load(folder).eval())
+    return Pair(pair.theirs, store.load(folder).eval())
 
 
 @torch.no_grad()
@@ -311,7 +312,7 @@ def page() -> str:
 Our BLIP and transformers', the same random weights in both, fp32 on a CPU: the largest difference of any element over
 three sizes of model, each at two sizes of picture ({sizes} px), with padded texts, LM heads tied and
 not; and the texts of {IMAGES} random pictures. The tests ask for {LIMIT:g} and for equal texts:
-`tests/models/test_parity.py`.
+`tests/models/blip/test_parity.py`.
 
 Measured {datetime.now(UTC):%Y-%m-%d} with {versions}:
 

@@ -2,7 +2,7 @@
 
     python benchmarks/parity_blip2.py
 
-The same comparisons are the tests of tests/models/test_parity_blip2.py; this prints what they measure.
+The same comparisons are the tests of tests/models/blip2/test_parity.py; this prints what they measure.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from torch.nn.functional import normalize
 from transformers import Blip2Config as HfConfig
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
-from capfilt.models import Blip2, Blip2Config, weights
-from capfilt.models.hf_blip2 import describe
-from capfilt.models.language import LanguageConfig
-from capfilt.models.qformer import QFormerConfig
-from capfilt.models.vision import VisionConfig
+from capfilt.models import Blip2, Blip2Config
+from capfilt.models.blip2.language_model import LanguageConfig
+from capfilt.models.blip2.qformer import QFormerConfig
+from capfilt.models.blip2.transformers_config import describe
+from capfilt.models.checkpoints import store
+from capfilt.models.layers.vit import VisionConfig
 
 LIMIT = 1e-4
 HEADING = "## BLIP-2"
@@ -124,7 +125,7 @@ def theirs_to_ours(name: str, shape: int, folder: Path) -> Pair:
     theirs = CLASSES[name](HfConfig(**{key: value for key, value in described.items() if key != "architectures"}))
     scramble(theirs, shape)
     theirs.eval().save_pretrained(folder)
-    return Pair(theirs, weights.load(weights.find(str(folder))).eval())
+    return Pair(theirs, store.load(store.find(str(folder))).eval())
 
 
 def ours_to_theirs(name: str, shape: int, folder: Path) -> Pair:
@@ -132,7 +133,7 @@ def ours_to_theirs(name: str, shape: int, folder: Path) -> Pair:
     torch.manual_seed(shape)
     ours = Blip2(architecture(name, shape))
     scramble(ours, shape)
-    weights.save_hf(ours.eval(), folder, {})
+    store.save_hf(ours.eval(), folder, {})
     theirs, told = CLASSES[name].from_pretrained(folder, output_loading_info=True)
     assert not any(told.values()), told
     return Pair(theirs.eval(), ours)
@@ -233,7 +234,7 @@ def section() -> str:
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return f"""{HEADING}
 
-As above, two sizes of model, padded texts; the tests ask for {LIMIT:g}: `tests/models/test_parity_blip2.py`.
+As above, two sizes of model, padded texts; the tests ask for {LIMIT:g}: `tests/models/blip2/test_parity.py`.
 
 Measured {datetime.now(UTC):%Y-%m-%d} with {versions}:
 

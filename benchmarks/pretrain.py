@@ -31,16 +31,16 @@ import torch
 import torch.distributed as dist
 
 from capfilt import presets
-from capfilt.data.loader import LoaderConfig, Source
-from capfilt.engine.device import Compute
+from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.inference.device import Compute
 from capfilt.models import Architecture, build, read_architecture
-from capfilt.objectives.stages import learner_of
-from capfilt.objectives.step import ObjectivesConfig
+from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.tasks.blip2 import learner_of
 from capfilt.pipelines.bench import BenchConfig, made_up_words, make_shard
+from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
+from capfilt.training.flops import peak_flops, step_flops
 from capfilt.training.loop import TrainConfig, TrainJob, train
 from capfilt.training.optimizer import OptimizerConfig, make_optimizer
-from capfilt.training.parallel import ExecutionConfig, Gradients
-from capfilt.training.speed import peak_flops, step_flops
 
 VIT_S = ["vision.depth=12"]
 """ViT-S/16 is 384 x 12 x 6; the preset has six blocks."""
@@ -91,9 +91,9 @@ def by_torchrun(job: TrainJob, ranks: int) -> None:
 
 def by_ray(job: TrainJob, ranks: int) -> None:
     """Train with `ranks` workers of Ray Train, as `capfilt pretrain` does."""
+    from capfilt.cluster.ray_train import fit
     from capfilt.cluster.session import connect
-    from capfilt.cluster.train import fit
-    from capfilt.pipelines.pretrain import train_here
+    from capfilt.stages.train import train_here
 
     with connect("start") as session:
         fit(session, train_here, {"job": job.model_dump(mode="json")}, ranks, 1, 0, job.out / "ray", "bench")

@@ -26,9 +26,9 @@ import s3fs
 
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.reports import places
-from capfilt.reports.ledger import Ledger
-from capfilt.reports.places import Remote, together
+from capfilt.runs.ledger import Ledger
+from capfilt.storage import paths
+from capfilt.storage.paths import Remote, together
 
 SERVER = Path(__file__).parent.parent / "tests/faults/s3_server.py"
 NUM_SAMPLES, PICTURE = 500, 100_000
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.02)
     words = parser.parse_args()
     with server(words.wait):
-        print(f"{words.shards} shards, {places.AT_ONCE} questions at once, answers {words.wait * 1000:.0f} ms late\n")
+        print(f"{words.shards} shards, {paths.AT_ONCE} questions at once, answers {words.wait * 1000:.0f} ms late\n")
         print("| step | asked | requests a shard | seconds |\n|---|---|---|---|")
         plan(words.shards)
     with tempfile.TemporaryDirectory() as folder:

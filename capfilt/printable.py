@@ -3,7 +3,7 @@
 A caption, a key, a shard's or a host's name may hold anything: sequences that a terminal obeys, line ends that forge a
 line of a log, signs that turn the direction of reading, or a hundred megabytes. What is shown of such a text, on a
 terminal, in a log, in an error or as a reason that is counted, goes through `printable`. JSON output has its own
-escapes, and pages have theirs (reports/page.py).
+escapes, and pages have theirs (report/page.py).
 """
 
 from __future__ import annotations

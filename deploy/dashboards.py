@@ -1,4 +1,4 @@
-"""Writes what Prometheus and Grafana read, and the table in docs/monitoring.md, from `capfilt/reports/metrics.py`:
+"""Writes what Prometheus and Grafana read, and the table in docs/monitoring.md, from `capfilt/runs/metrics.py`:
 
     python deploy/dashboards.py
 
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from capfilt.reports.metrics import METRICS, PREFIX, TABLE, Metric
+from capfilt.runs.metrics import METRICS, PREFIX, TABLE, Metric
 
 ROOT = Path(__file__).parent.parent
 DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"

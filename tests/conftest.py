@@ -21,6 +21,8 @@ import pytest
 
 from capfilt.cluster.session import SAME_ANSWERS
 
+pytest_plugins = ["story"]
+
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
 os.environ.update(SAME_ANSWERS)
 # Threads that wait for each other give their core away: on a busy machine those that spin take it from those that work.
@@ -46,10 +48,10 @@ def small_blip() -> Callable[..., Any]:
     """Makes a BLIP of a few thousand weights that speaks the embedded world's language; text options by keyword."""
     import torch
 
-    from capfilt.data.tokens import Tokenizer
+    from capfilt.data.text.tokenizer import Tokenizer
     from capfilt.models import Blip, BlipConfig
-    from capfilt.models.text import TextConfig
-    from capfilt.models.vision import VisionConfig
+    from capfilt.models.layers.bert import TextConfig
+    from capfilt.models.layers.vit import VisionConfig
 
     words = len(Tokenizer.load("world"))
 
@@ -95,11 +97,11 @@ def small_blip2() -> Callable[..., Any]:
     """Makes a BLIP-2 of a few thousand weights: stage 1, or with `language` ("opt", "t5") stage 2."""
     import torch
 
-    from capfilt.data.tokens import Tokenizer
+    from capfilt.data.text.tokenizer import Tokenizer
     from capfilt.models import Blip2, Blip2Config
-    from capfilt.models.language import LanguageConfig
-    from capfilt.models.qformer import QFormerConfig
-    from capfilt.models.vision import VisionConfig
+    from capfilt.models.blip2.language_model import LanguageConfig
+    from capfilt.models.blip2.qformer import QFormerConfig
+    from capfilt.models.layers.vit import VisionConfig
 
     words = len(Tokenizer.load("world")) - 1  # there is no [ENC]
 
@@ -127,7 +129,7 @@ def small_blip2() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the embedded world's `human` split: three shards of 16 pictures, two captions each."""
-    from capfilt.data import world
+    from capfilt.data.synthetic import world
 
     folder = tmp_path_factory.mktemp("world")
     world.write(world.WorldConfig(human=48, shard_size=16, captions=2), 0, folder, "human")
@@ -222,8 +224,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A place of its own on the store in memory, which needs no server; tests/faults/test_s3.py has a real one."""
     from fsspec.implementations.memory import MemoryFileSystem
 
-    from capfilt.reports import lock
-    from capfilt.reports.places import Remote
+    from capfilt.runs import lock
+    from capfilt.storage.paths import Remote
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where copies of what is there lie
     folder = Remote(f"memory://{uuid.uuid4().hex}")
@@ -290,15 +292,10 @@ def browser(chromium: Any) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def hostile_kind() -> Any:
-    """The module of the hostile web server, which stands beside this file."""
-    import importlib.util
+    """The module of the hostile web server, `tests/fixtures/hostile.py`."""
+    import hostile
 
-    found = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return hostile
 
 
 @pytest.fixture

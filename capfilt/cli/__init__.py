@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import fetch, jobs, look, runs, work
+from capfilt.cli import download, jobs, models, run_folder, work
 from capfilt.cli.terminal import say
 from capfilt.printable import MAX_MESSAGE, printable
 
@@ -26,20 +26,20 @@ app = typer.Typer(
 
 VERBS = (
     work.bootstrap,
-    fetch.download,
+    download.download,
     work.pretrain,
     work.annotate,
     work.select,
-    look.evaluate,
-    look.show,
-    runs.report,
-    runs.review,
-    look.export,
-    look.bench,
+    models.evaluate,
+    models.show,
+    run_folder.report,
+    run_folder.review,
+    models.export,
+    models.bench,
     jobs.jobs,
-    runs.status,
-    runs.verify,
-    runs.explain,
+    run_folder.status,
+    run_folder.verify,
+    run_folder.explain,
 )
 """In the order in which `--help` lists them."""
 

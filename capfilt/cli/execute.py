@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from capfilt.config import C
-    from capfilt.reports.places import Place
-    from capfilt.reports.progress import Progress
+    from capfilt.runs.progress import Progress
+    from capfilt.storage.paths import Place
 
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -50,8 +50,8 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
 
 def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> tuple[Any, str]:
     """The result of a verb, and what it falls short of."""
-    from capfilt.reports import lock
-    from capfilt.reports.progress import Progress
+    from capfilt.runs import lock
+    from capfilt.runs.progress import Progress
 
     # Ray tells of dead workers on stdout, which is the result's alone.
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
@@ -115,8 +115,8 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
 
 def forked(out: str, fork: str | None) -> Place:
     """The run folder to work in: `out`, or the fork of it that `--fork` asks for."""
-    from capfilt.reports import run
-    from capfilt.reports.places import place
+    from capfilt.runs import run
+    from capfilt.storage.paths import place
 
     return run.fork(place(out), place(fork)) if fork else place(out)
 

@@ -18,7 +18,7 @@ from capfilt.errors import ClusterError, UsageError
 from capfilt.printable import printable_lines
 
 if TYPE_CHECKING:
-    from capfilt.cluster.jobs import Jobs
+    from capfilt.cluster.ray_jobs import Jobs
     from capfilt.config import Config
     from capfilt.pipelines.jobs import Order
 
@@ -59,19 +59,19 @@ def jobs(
     codes: list[int] = []
 
     def work(_show: object) -> Any:
-        from capfilt.cluster.jobs import Jobs
-        from capfilt.pipelines import jobs as story
+        from capfilt.cluster.ray_jobs import Jobs
+        from capfilt.pipelines import jobs as pipeline
 
         if job is None:
             if stop:
                 raise UsageError("--stop ends one job: name it. `capfilt jobs` lists them.")
-            told = story.run(address)
+            told = pipeline.run(address)
             if not as_json:
                 print_jobs(told)
             return told
         cluster = Jobs(address)
         if stop:
-            return story.row(cluster.stop(job))
+            return pipeline.row(cluster.stop(job))
         return _watch(cluster, job, as_json, codes)
 
     execute(work, as_json, debug, show_result=stop)
@@ -115,12 +115,12 @@ def _send(context: typer.Context, verb: str, address: str) -> None:
     codes: list[int] = []
 
     def work(_show: object) -> Any:
-        from capfilt.cluster.jobs import Jobs
-        from capfilt.pipelines import jobs as story
+        from capfilt.cluster.ray_jobs import Jobs
+        from capfilt.pipelines import jobs as pipeline
 
         order = _order(context, verb)
         cluster = Jobs(address)
-        id, new = story.send(cluster, order)
+        id, new = pipeline.send(cluster, order)
         if given.get("detach"):
             if not as_json:
                 say(id)
@@ -135,7 +135,7 @@ def _send(context: typer.Context, verb: str, address: str) -> None:
 
 def _order(context: typer.Context, verb: str) -> Order:
     """What the command line asks for, with every path checked and the recipe resolved on this machine."""
-    from capfilt.pipelines import jobs as story
+    from capfilt.pipelines import jobs as pipeline
 
     given = context.params
     if "out" in given and given["out"] is None:
@@ -145,22 +145,22 @@ def _order(context: typer.Context, verb: str) -> Order:
             "--watch looks at a folder that this machine sees. With an http address look once, or follow the job: "
             "`capfilt jobs ID`."
         )
-    story.check_places({_PATHS[name]: given[name] for name in _PATHS if given.get(name)})
+    pipeline.check_places({_PATHS[name]: given[name] for name in _PATHS if given.get(name)})
     recipe = None
     if given.get("recipe") is not None:
         recipe = _recipe(verb, given)
-        story.check_places(story.places(recipe))
+        pipeline.check_places(pipeline.places(recipe))
     words = _words(context, {"address", "detach", *(("recipe", "sets", "rounds") if recipe else ())})
     if verb not in LOOKS:
         words = ["--address", "auto", *words]
     if recipe is not None:
         named = {parameter.name: parameter.param_type_name for parameter in context.command.params}["recipe"]
-        words = [*words, story.RECIPE] if named == "argument" else ["--recipe", story.RECIPE, *words]
-    return story.Order(verb, tuple(words), str(given.get("fork") or given.get("out") or ""), recipe)
+        words = [*words, pipeline.RECIPE] if named == "argument" else ["--recipe", pipeline.RECIPE, *words]
+    return pipeline.Order(verb, tuple(words), str(given.get("fork") or given.get("out") or ""), recipe)
 
 
 def _recipe(verb: str, given: dict[str, Any]) -> Config:
-    from capfilt.pipelines import show
+    from capfilt.pipelines.inspect import show
 
     own = [] if given.get("rounds") is None else [f"rounds={given['rounds']}"]
     return read_recipe(verb, given["recipe"], show.KINDS[verb][0], [*(given["sets"] or ()), *own])
@@ -191,7 +191,7 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
 
     `quiet`: only what the command itself said, in the end.
     """
-    from capfilt.pipelines import jobs as story
+    from capfilt.pipelines import jobs as pipeline
 
     log: list[str] = []
     try:
@@ -205,7 +205,7 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
             _say(f"{id} goes on; {_again(cluster, id)} follows it again")
         raise typer.Exit(codes[0]) from None
     if quiet and not as_json:
-        pass_on(story.own_words(log))
+        pass_on(pipeline.own_words(log))
     job = cluster.get(id)
     if job.state == "stopped":
         _say(f"{id} was stopped: the same command goes on from what it committed")
@@ -214,10 +214,10 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
         raise ClusterError(f"{id} {job.state}: {job.message} The same command goes on from what it committed.")
     else:
         codes.append(job.code if job.code >= 0 else 128 - job.code)
-    result = story.result_of(log) if as_json else None
+    result = pipeline.result_of(log) if as_json else None
     if as_json and result is None:
         if quiet:
-            typer.echo(printable_lines(story.own_words(log)).strip(), err=True)
+            typer.echo(printable_lines(pipeline.own_words(log)).strip(), err=True)
         else:
             _say(f"{id} was sent without --json, or came to no result")
         raise typer.Exit(codes[0])

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from capfilt.reports.places import Place
+    from capfilt.storage.paths import Place
 
 _SHOWN = 20  # broken pieces that are named one by one
 
 
 def print_rounds(summary: dict[str, Any]) -> None:
     """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
-    from capfilt.pipelines.report import told_of_stages
+    from capfilt.report.collect import told_of_stages
 
     columns = {
         "round": lambda r: str(r["round"]),
@@ -42,10 +42,10 @@ def print_rounds(summary: dict[str, Any]) -> None:
 
 def print_next(folder: Place, summary: dict[str, Any]) -> None:
     """The page of the run, and what to do next."""
-    from capfilt.pipelines import report
+    from capfilt.report import collect
 
-    say(f"report      {folder / report.PAGE}")
-    for what, command in report.next_steps(folder, summary):
+    say(f"report      {folder / collect.PAGE}")
+    for what, command in collect.next_steps(folder, summary):
         for line in ("", f"{what}:", f"  {command}"):
             say(line)
 

@@ -15,7 +15,7 @@ from capfilt.cli.tables import print_next, print_rounds
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
-    from capfilt.reports.progress import Progress
+    from capfilt.runs.progress import Progress
 
 
 class Calibration(StrEnum):
@@ -46,12 +46,12 @@ def bootstrap(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import bootstrap as story
+        from capfilt.pipelines.bootstrap import rounds as pipeline
 
         own = [] if rounds is None else [f"rounds={rounds}"]
-        config = read_recipe("bootstrap", recipe, story.BootstrapConfig, [*(sets or []), *own])
+        config = read_recipe("bootstrap", recipe, pipeline.BootstrapConfig, [*(sets or []), *own])
         folder = forked(out or f"runs/{Path(recipe).stem}", fork)
-        summary = story.run(address, config, folder, show)
+        summary = pipeline.run(address, config, folder, show)
         if not as_json:
             print_rounds(summary)
             say(f"summary     {folder / 'summary.json'}")
@@ -77,10 +77,10 @@ def pretrain(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import pretrain as story
+        from capfilt.pipelines import pretrain as pipeline
 
-        config = read_recipe("pretrain", recipe, story.PretrainConfig, sets or [])
-        return story.run(address, config, forked(out, fork), show)
+        config = read_recipe("pretrain", recipe, pipeline.PretrainConfig, sets or [])
+        return pipeline.run(address, config, forked(out, fork), show)
 
     execute(work, as_json, debug)
 
@@ -127,16 +127,17 @@ def annotate(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import annotate as story
-        from capfilt.pipelines import stage
+        from capfilt.pipelines import annotate as pipeline
+        from capfilt.stages import runner
+        from capfilt.stages.annotate import AnnotateConfig
 
         folder = forked(out, fork)
         if retry is not None:
-            stage.retry(folder, "annotate", retry)
-        options = stage.CommandOptions(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
+            runner.retry(folder, "annotate", retry)
+        options = runner.CommandOptions(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         own = [*(sets or []), *([] if captions is None else [f"captions={captions}"])]
-        config = configs.named(story.AnnotateConfig, recipe, own)
-        return story.run(address, shards, (captioner, filter_), folder, seed, config, options, show)
+        config = configs.named(AnnotateConfig, recipe, own)
+        return pipeline.run(address, shards, (captioner, filter_), folder, seed, config, options, show)
 
     execute(work, as_json, debug)
 
@@ -180,13 +181,13 @@ def select(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import select as story
-        from capfilt.pipelines.stage import CommandOptions
-        from capfilt.reports.places import place
+        from capfilt.pipelines import select as pipeline
+        from capfilt.stages.runner import CommandOptions
+        from capfilt.storage.paths import place
 
         folder, source = forked(out, fork), place(annotations)
         options = CommandOptions(workers=workers, cpus=cpus, min_success=min_success)
-        calibration = story.ThresholdSource(val, filter_, by is not None)
-        return story.run(address, shards, source, folder, sets or [], calibration, show, recipe, options)
+        calibration = pipeline.ThresholdSource(val, filter_, by is not None)
+        return pipeline.run(address, shards, source, folder, sets or [], calibration, show, recipe, options)
 
     execute(work, as_json, debug)

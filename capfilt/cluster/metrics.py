@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capfilt.reports.metrics import METRICS, Metric, Reading
+from capfilt.runs.metrics import METRICS, Metric, Reading
 
 MOST = 64
 """Values of one label of one metric; what comes after them is counted as "other". Reasons come from small sets, and

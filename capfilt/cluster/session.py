@@ -27,7 +27,7 @@ from typing import Any
 from capfilt import cpus as machine
 from capfilt.cluster.metrics import FarMeters, Meters, open_meters
 from capfilt.errors import CapfiltError, ClusterError
-from capfilt.reports.metrics import Reading
+from capfilt.runs.metrics import Reading
 
 ALLOWED = '"local" (this process), "start" (a Ray of its own), "auto", "HOST:PORT" or "ray://HOST:PORT"'
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from capfilt.data import parquet
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
-from capfilt.reports.ledger import atomic
-from capfilt.reports.places import Place, place
+from capfilt.storage.atomic import atomic
+from capfilt.storage.paths import Place, place
 
 STATUSES = ("ok", "failed")
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capfilt.errors import DataError
-from capfilt.reports.places import Place, table_source
+from capfilt.storage.paths import Place, table_source
 
 MAX_ROWS = 300_000
 """Of what is read of a table; a shard of 10,000 images with 11 texts each has 110,000."""

@@ -18,7 +18,7 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.sample import is_text
 from capfilt.errors import DataError
 from capfilt.printable import printable
-from capfilt.reports.tally import NO_TEXT
+from capfilt.runs.tally import NO_TEXT
 
 Score = Literal["itm", "itc"]
 

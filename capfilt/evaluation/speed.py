@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt import cpus
-from capfilt.engine.annotator import Annotator, Text
-from capfilt.engine.device import autocast
-from capfilt.models.vision import VisionConfig, VisionTransformer
+from capfilt.inference.annotator import Annotator, Text
+from capfilt.inference.device import autocast
+from capfilt.models.layers.vit import VisionConfig, VisionTransformer
 
 PACKAGES = ("capfilt", "torch", "numpy", "pillow", "pyarrow", "tokenizers")
 

@@ -15,10 +15,11 @@ from pydantic import Field
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
-from capfilt.models import blip, blip2
-from capfilt.models.blip import Blip, BlipConfig
-from capfilt.models.blip2 import Blip2, Blip2Config
-from capfilt.models.bounds import refuse_too_large
+from capfilt.models.blip.model import Blip, BlipConfig
+from capfilt.models.blip.model import verbs as blip_verbs
+from capfilt.models.blip2.model import Blip2, Blip2Config
+from capfilt.models.blip2.model import verbs as blip2_verbs
+from capfilt.models.limits import refuse_too_large
 
 Architecture = Annotated[BlipConfig | Blip2Config, Field(discriminator="family")]
 """The architecture of a model of any family."""
@@ -31,7 +32,7 @@ FAMILIES: dict[str, type[BlipConfig] | type[Blip2Config]] = {"blip": BlipConfig,
 MODELS: dict[str, Callable[[Any], Model]] = {"blip": Blip, "blip2": Blip2}
 """What builds a model from its architecture."""
 
-VERBS: dict[str, Callable[[Any], frozenset[str]]] = {"blip": blip.verbs, "blip2": blip2.verbs}
+VERBS: dict[str, Callable[[Any], frozenset[str]]] = {"blip": blip_verbs, "blip2": blip2_verbs}
 """What a model of an architecture can be asked to do."""
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.errors import RecipeError
-from capfilt.models.blip import Blip
-from capfilt.objectives.gather import gather
+from capfilt.models.blip.model import Blip
+from capfilt.objectives.collectives import gather
 
 NO_IMAGE = -100
 """The group of a queue's random first rows, which no image has."""

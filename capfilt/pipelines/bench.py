@@ -24,18 +24,19 @@ from capfilt import presets
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.batches import pictures
-from capfilt.engine.clock import Clock
-from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.device import Compute, Precision, ability, autocast, choose, local_device
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import UsageError
 from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
-from capfilt.models import Blip, BlipConfig, weights
-from capfilt.models.text import Role
-from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob, Work, texts_of
-from capfilt.reports.progress import Progress
+from capfilt.inference.batches import pictures
+from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.timer import Clock
+from capfilt.models import Blip, BlipConfig
+from capfilt.models.checkpoints import store
+from capfilt.models.layers.bert import Role
+from capfilt.runs.progress import Progress
+from capfilt.stages.annotate import AnnotateConfig, AnnotateJob, Work, texts_of
 
 STAGES = ("annotate",)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -157,7 +158,7 @@ def make_models(architecture: BlipConfig, folder: Path, shared: bool) -> tuple[P
     for seed, (name, roles) in enumerate(parts.items()):
         torch.manual_seed(seed)
         text = architecture.text.model_copy(update={"roles": roles})
-        weights.save(Blip(architecture.model_copy(update={"text": text})), folder / name)
+        store.save(Blip(architecture.model_copy(update={"text": text})), folder / name)
         tokenizer.save(folder / name)
     names = list(parts)
     return folder / names[0], folder / names[-1]
@@ -196,8 +197,8 @@ def make_job(config: BenchConfig, compute: Compute, roles: tuple[Path, Path], ou
         out=out,
         captioner=roles[0],
         filter=roles[1],
-        captioner_fingerprint=weights.fingerprint(roles[0]),
-        filter_fingerprint=weights.fingerprint(roles[1]),
+        captioner_fingerprint=store.fingerprint(roles[0]),
+        filter_fingerprint=store.fingerprint(roles[1]),
         config=config.annotate(),
         compute=compute,
         seed=0,

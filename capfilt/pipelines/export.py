@@ -10,16 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from capfilt.data.preprocess import ALONE, Preprocess
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.roles import preprocess_for, tokenizer_for
+from capfilt.data.images.preprocess import ALONE, Preprocess
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError, UsageError, did_you_mean
-from capfilt.models import Blip2Config, BlipConfig, Model, hf_blip2, weights
-from capfilt.models.hf import class_of
-from capfilt.models.text import Role
-from capfilt.reports.copies import at_hand
-from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Remote, place
+from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.models import Blip2Config, BlipConfig, Model
+from capfilt.models.blip.transformers_config import class_of
+from capfilt.models.blip2 import transformers_config
+from capfilt.models.checkpoints import store
+from capfilt.models.layers.bert import Role
+from capfilt.storage.atomic import atomic, write_json
+from capfilt.storage.local_copies import at_hand
+from capfilt.storage.paths import Remote, place
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
 """What a pretrained model falls into, and the folder of each."""
@@ -88,30 +90,30 @@ def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
         raise UsageError(f"--out {where} is on a store; export into a folder of this machine and copy that there.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something already; choose another --out")
-    path = weights.find(name)
-    tokenizer = tokenizer_for(path, weights.architecture(path))
+    path = store.find(name)
+    tokenizer = tokenizer_for(path, store.architecture(path))
     written = FORMS[form](at_hand(path), tokenizer, out)
-    config = weights.architecture(path)
-    here = hf_blip2.without_a_place(config) if form == "hf" and isinstance(config, Blip2Config) else {}
+    config = store.architecture(path)
+    here = transformers_config.without_a_place(config) if form == "hf" and isinstance(config, Blip2Config) else {}
     return {
         "model": str(path),
         "as": form,
         "written": [str(x) for x in written],
-        "left_behind": weights.left_behind(path) | here,
+        "left_behind": store.left_behind(path) | here,
     }
 
 
 def as_hf(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """One folder for `from_pretrained`, or two of a pretrained model."""
-    config = weights.architecture(path)
+    config = store.architecture(path)
     picture = preprocess_for(path, config)
     if isinstance(config, Blip2Config):
         # Of stage 1 transformers has the half that judges; the head that writes stays behind.
-        judge = weights.load(path, roles=("encoder",)) if config.language is None else weights.load(path)
+        judge = store.load(path, roles=("encoder",)) if config.language is None else store.load(path)
         return [write_hf(judge, tokenizer, picture, out)]
     if len(config.text.roles) == 1 or config.answers:
-        return [write_hf(weights.load(path), tokenizer, picture, out)]
-    return [write_hf(weights.load(path, roles=(role,)), tokenizer, picture, out / part) for role, part in PARTS.items()]
+        return [write_hf(store.load(path), tokenizer, picture, out)]
+    return [write_hf(store.load(path, roles=(role,)), tokenizer, picture, out / part) for role, part in PARTS.items()]
 
 
 def write_hf(model: Model, tokenizer: Tokenizer, picture: Preprocess, folder: Path) -> Path:
@@ -130,31 +132,31 @@ def write_hf(model: Model, tokenizer: Tokenizer, picture: Preprocess, folder: Pa
     if config.language_kind is None:  # a language model's tokenizer has written its own
         write_json(folder / "tokenizer_config.json", settings)
     write_json(folder / ALONE, picture.described(config.vision.image_size) | of_blip)
-    usage = README[class_of(config) if isinstance(config, BlipConfig) else hf_blip2.class_of(config)]
+    usage = README[class_of(config) if isinstance(config, BlipConfig) else transformers_config.class_of(config)]
     usage = usage.replace("FOLDER", f'"{folder.name}"').replace("END)  #", f"{tokenizer.sep})  #")
     if isinstance(config, BlipConfig):
         usage = usage.replace("ENC  #", f"{config.text.enc}  #")
     with atomic(folder / "README.md") as file:
         file.write(f"# {folder.name}\n\nWritten by `capfilt export`, for transformers:\n{usage}".encode())
-    weights.save_hf(model, folder, {"pad": tokenizer.pad, "sep": tokenizer.sep})
+    store.save_hf(model, folder, {"pad": tokenizer.pad, "sep": tokenizer.sep})
     return folder
 
 
 def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """`model.pth` with the names of BLIP's own code, all of the model in one."""
     tokenizer.save(out)
-    model = weights.load(path)
+    model = store.load(path)
     preprocess_for(path, model.config).save(out, model.config.vision.image_size)
-    weights.save_pth(model, out / "model.pth")
+    store.save_pth(model, out / "model.pth")
     return [out / "model.pth"]
 
 
 def as_capfilt(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """A folder of our own; from outside models, the one place where `itm_token` can be set by hand."""
     tokenizer.save(out)
-    model = weights.load(path)
+    model = store.load(path)
     preprocess_for(path, model.config).save(out, model.config.vision.image_size)
-    weights.save(model, out)
+    store.save(model, out)
     return [out]
 
 

@@ -1,4 +1,4 @@
-"""jobs: the commands that a cluster was sent, and how one is sent; `cluster/jobs.py` speaks with the cluster.
+"""jobs: the commands that a cluster was sent, and how one is sent; `cluster/ray_jobs.py` speaks with the cluster.
 
 Paths in a command are the cluster's. A run folder has one job at work: the same command sent again is the same job.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from capfilt import __version__
 from capfilt import config as configs
-from capfilt.cluster.jobs import Command, Job, Jobs
+from capfilt.cluster.ray_jobs import Command, Job, Jobs
 from capfilt.config import Config
 from capfilt.errors import RunError, UsageError
 from capfilt.redact import redact_tree

@@ -8,17 +8,17 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from capfilt.config import Config
-from capfilt.data.augment import AugmentConfig
-from capfilt.data.language_tokens import tokenizer_of
-from capfilt.data.loader import LoaderConfig, Source
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.device import Compute, Precision
+from capfilt.data.images.augment import AugmentConfig
+from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.data.text.language_tokenizer import tokenizer_of
+from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.inference.device import Compute, Precision
 from capfilt.models import Architecture
-from capfilt.models.initial import InitialConfig
-from capfilt.objectives.step import ObjectivesConfig
-from capfilt.reports.places import Place
+from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.storage.paths import Place
+from capfilt.training.distributed.data_parallel import ExecutionConfig
 from capfilt.training.optimizer import OptimizerConfig
-from capfilt.training.parallel import ExecutionConfig
 
 OF_NO_WEIGHT: dict[str, Any] = {
     **dict.fromkeys(("precision", "recompute", "checkpoint_every", "checkpoints", "skips", "log_every"), True),

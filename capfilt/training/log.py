@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capfilt.data.loader import Batch
+from capfilt.data.loading.loader import Batch
 from capfilt.errors import ModelError
-from capfilt.objectives.gather import summed
-from capfilt.objectives.itm import TRIVIAL_LOSS, Alarm
-from capfilt.reports import documents
-from capfilt.reports.journal import Journal, append
-from capfilt.reports.ledger import atomic, write_json
-from capfilt.reports.places import Place, Remote
-from capfilt.training import parallel
+from capfilt.objectives.collectives import summed
+from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm
+from capfilt.storage import documents
+from capfilt.storage.append_log import Journal, append
+from capfilt.storage.atomic import atomic, write_json
+from capfilt.storage.paths import Place, Remote
 from capfilt.training.config import TrainConfig
-from capfilt.training.speed import Speed
+from capfilt.training.distributed import data_parallel
+from capfilt.training.flops import Speed
 
 LOG, NOT_FINITE = "log.jsonl", "not_finite.json"
 
@@ -56,8 +56,8 @@ class StepLog:
         self.resumed = done
         self.unsaved = 0
         """States in a row that could not be written; in the lines where there are any."""
-        kept = self._take_up(done) if parallel.rank() == 0 and path.exists() else b""
-        self.journal = Journal(path, kept) if isinstance(path, Remote) and parallel.rank() == 0 else None
+        kept = self._take_up(done) if data_parallel.rank() == 0 and path.exists() else b""
+        self.journal = Journal(path, kept) if isinstance(path, Remote) and data_parallel.rank() == 0 else None
 
     def _take_up(self, done: int) -> bytes:
         kept = []
@@ -127,14 +127,14 @@ class StepLog:
         self._write_if_due(step + 1, lr)
 
     def _give_up(self, step: int) -> None:
-        path, every = self.path.with_name(NOT_FINITE), parallel.of_all(self.spoilt)
-        if parallel.rank() == 0:
+        path, every = self.path.with_name(NOT_FINITE), data_parallel.of_all(self.spoilt)
+        if data_parallel.rank() == 0:
             batches = [
                 {"step": own[0][0], "uids": [uid for _, uids in own for uid in uids]}
                 for own in zip(*every, strict=True)
             ]
             write_json(path, {"step": step, "batches": batches})
-        parallel.barrier()  # the first rank to raise ends the others
+        data_parallel.barrier()  # the first rank to raise ends the others
         raise ModelError(
             f"the gradients of {len(self.spoilt)} steps in a row, up to step {step}, are not finite. Go on from the "
             "newest state with a lower optimizer.lr, or with optimizer.clip, in another folder: --fork NEW_OUT. "
@@ -149,7 +149,7 @@ class StepLog:
         seconds, steps = self._clock - self.since, self.count + self.skipped
         sums = mean(list(self.sums.values()))
         means = {name: value / self.count for name, value in zip(self.sums, sums, strict=True)}
-        waited, unreadable = zip(*parallel.of_all((self.waited, self.unreadable)), strict=True)
+        waited, unreadable = zip(*data_parallel.of_all((self.waited, self.unreadable)), strict=True)
         line = {
             "step": step,
             "steps": self.config.steps,
@@ -164,7 +164,7 @@ class StepLog:
             **({"unsaved": self.unsaved} if self.unsaved else {}),
             **({"resumed": self.resumed} if self.resumed else {}),
         }
-        if parallel.rank() == 0:
+        if data_parallel.rank() == 0:
             if self._stuck(line):
                 line["itm_stuck"] = True
                 self._warn(step)
@@ -194,7 +194,7 @@ def mean(figures: list[Tensor]) -> list[float]:
     """The means over ranks."""
     if not figures:
         return []
-    return (summed(torch.stack([figure.float() for figure in figures])) / parallel.ranks()).tolist()
+    return (summed(torch.stack([figure.float() for figure in figures])) / data_parallel.ranks()).tolist()
 
 
 class _Wait:

@@ -16,22 +16,26 @@ import torch
 
 from capfilt.config import digest
 from capfilt.data import shards
-from capfilt.data.loader import Batch, Loader
-from capfilt.data.tokens import Tokenizer
+from capfilt.data.loading.loader import Batch, Loader
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
-from capfilt.models import Blip2Config, Model, build, weights
-from capfilt.objectives.stages import AnyLearner, learner_of
-from capfilt.reports import documents
-from capfilt.reports.ledger import Ledger, fingerprint
-from capfilt.reports.places import Place
-from capfilt.training import checkpoint, features, parallel, shard
-from capfilt.training.checkpoint import States
+from capfilt.models import Blip2Config, Model, build
+from capfilt.models.checkpoints import store
+from capfilt.models.checkpoints.initial_weights import initialise
+from capfilt.objectives.tasks.blip2 import AnyLearner, learner_of
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.storage import documents
+from capfilt.storage.paths import Place
+from capfilt.training import frozen_features
+from capfilt.training.checkpoints import states as checkpoint
+from capfilt.training.checkpoints.states import States
 from capfilt.training.config import OF_NO_WEIGHT, TrainConfig, TrainJob
 from capfilt.training.deterministic import deterministic
+from capfilt.training.distributed import data_parallel, fsdp
+from capfilt.training.distributed.data_parallel import Gradients
+from capfilt.training.flops import Speed
 from capfilt.training.log import LOG, StepLog, Told
 from capfilt.training.optimizer import learning_rate, make_optimizer
-from capfilt.training.parallel import Gradients
-from capfilt.training.speed import Speed
 
 __all__ = ["LOG", "TrainConfig", "TrainJob", "train"]
 
@@ -62,10 +66,10 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
         tokenizer,
         job.architecture.vision.image_size,
         job.seed,
-        parallel.rank(),
-        parallel.ranks(),
+        data_parallel.rank(),
+        data_parallel.ranks(),
         counted.get("rows"),
-        features.prepare(model, job.sources, job.features_folder, job.out, device, counted.get("contents"))
+        frozen_features.prepare(model, job.sources, job.features_folder, job.out, device, counted.get("contents"))
         if job.train.features
         else None,
     )
@@ -78,16 +82,16 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
     learner.to(device)
     gradients = Gradients(learner, job.execution, device, job.compute.dtype)
     optimizer = make_optimizer(learner, job.train.optimizer)
-    own = identity(job, tokenizer, loader, learner.model) if parallel.rank() == 0 else {}
+    own = identity(job, tokenizer, loader, learner.model) if data_parallel.rank() == 0 else {}
     kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origins(job), job.train.steps)
     with closing(States(job.out, own, *kept)) as states:
         done = states.resume(learner, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
             run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
         states.settle()
-        parallel.barrier()
+        data_parallel.barrier()
         leave(job, learner, optimizer, tokenizer, states, log.mean_loss())
-    parallel.barrier()
+    data_parallel.barrier()
 
 
 def origins(job: TrainJob) -> list[Place]:
@@ -112,23 +116,25 @@ def leave(
 
     The states stay until the model is in the ledger: a process may be lost between the two.
     """
-    whole = shard.whole(learner.model)
-    momentum = shard.whole(learner.momentum) if learner.momentum is not None and job.train.keep_momentum else None
-    if parallel.rank() == 0:
+    whole = fsdp.whole(learner.model)
+    momentum = fsdp.whole(learner.momentum) if learner.momentum is not None and job.train.keep_momentum else None
+    if data_parallel.rank() == 0:
         tokenizer.save(job.model_folder)
         if momentum is not None:
             checkpoint.save_momentum(momentum, job.model_folder)
-        weights.save(learner.model, job.model_folder, whole)
+        store.save(learner.model, job.model_folder, whole)
     if job.train.keep_best:
         every = job.train.checkpoint_every
         share = (job.train.steps % every or every) / every
-        if (best := parallel.of_first(states.better_than(last, share) if parallel.rank() == 0 else None)) is not None:
+        if (
+            best := data_parallel.of_first(states.better_than(last, share) if data_parallel.rank() == 0 else None)
+        ) is not None:
             states.load(learner, optimizer, best)
-            whole = shard.whole(learner.model)
-        if parallel.rank() == 0:
+            whole = fsdp.whole(learner.model)
+        if data_parallel.rank() == 0:
             tokenizer.save(job.best_folder)
-            weights.save(learner.model, job.best_folder, whole)
-        parallel.barrier()
+            store.save(learner.model, job.best_folder, whole)
+        data_parallel.barrier()
 
 
 def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) -> dict[str, str]:
@@ -144,7 +150,7 @@ def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) 
         "seed": str(job.seed),
         "data": fingerprint(walked, [source.repeat for source in job.sources]),
         "vocabulary": fingerprint(tokenizer.identity),
-        "beginning": weights.fingerprint(job.start) if job.start else "",
+        "beginning": store.fingerprint(job.start) if job.start else "",
         "frozen weights": frozen(model),
     }
 
@@ -169,13 +175,13 @@ def initial_model(job: TrainJob, vocabulary: int) -> Model:
     torch.manual_seed(draw(job.seed, "weights"))
     if job.start is None:
         model = build(job.architecture)
-        weights.initialise(model, job.initial.vision, job.initial.text, job.initial.language)
+        initialise(model, job.initial.vision, job.initial.text, job.initial.language)
         return model
     if isinstance(job.architecture, Blip2Config):
-        model = weights.grown(job.start, job.architecture)
-        weights.initialise(model, language=job.initial.language)
+        model = store.grown(job.start, job.architecture)
+        initialise(model, language=job.initial.language)
         return model
-    return weights.load(job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size)
+    return store.load(job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size)
 
 
 def run_steps(
@@ -192,7 +198,7 @@ def run_steps(
     for step in range(done, config.steps):
         with log.waiting():
             batch = next(batches)
-        torch.manual_seed(draw(job.seed, "step", step, parallel.rank()))
+        torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
         lr = learning_rate(config.optimizer, step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr

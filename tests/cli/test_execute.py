@@ -14,7 +14,7 @@ import typer
 
 from capfilt.cli.execute import execute
 from capfilt.errors import ClusterError, RecipeError, ShortfallError
-from capfilt.reports import lock
+from capfilt.runs import lock
 
 
 @pytest.mark.parametrize(

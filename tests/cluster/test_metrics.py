@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from capfilt.cluster.session import Session, connect
-from capfilt.reports import metrics
-from capfilt.reports.metrics import TABLE, Reading
+from capfilt.runs import metrics
+from capfilt.runs.metrics import TABLE, Reading
 
 
 def test_in_one_process_nothing_is_even_counted() -> None:

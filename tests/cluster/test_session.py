@@ -104,7 +104,7 @@ def test_a_quota_bounds_the_threads_of_a_local_session(monkeypatch: pytest.Monke
 
 def test_a_local_session_has_no_ray() -> None:
     code = (
-        "import sys; from capfilt.cluster.session import connect; import capfilt.cluster.train\n"
+        "import sys; from capfilt.cluster.session import connect; import capfilt.cluster.ray_train\n"
         "with connect('local') as session: assert session.local and session.fits(8) == 1\n"
         "sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.reports.metrics import TABLE
+from capfilt.runs.metrics import TABLE
 from deploy import dashboards
 
 

@@ -19,7 +19,7 @@ import yaml
 
 import capfilt
 from capfilt import cli
-from capfilt.cluster import jobs as cluster_jobs
+from capfilt.cluster import ray_jobs as cluster_jobs
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.annotator import Annotator
-from capfilt.engine.captioner import Captioner
-from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.filter import Filter
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
+from capfilt.inference.annotator import Annotator
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.models import Blip
-from capfilt.models.vision import VisionConfig
+from capfilt.models.layers.vit import VisionConfig
 
 CPU = torch.device("cpu")
 

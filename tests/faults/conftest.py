@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from capfilt import config as configs
-from capfilt.reports.places import Place, place, within
+from capfilt.storage.paths import Place, place, within
 
 SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
 NUM_SHARDS, PER_SHARD = 40, 5

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from capfilt.reports import lock
-from capfilt.reports.ledger import PART
+from capfilt.runs import lock
+from capfilt.storage.atomic import PART
 
 PAUSE = ("--pause", "0.01")
 

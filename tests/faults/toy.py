@@ -19,20 +19,20 @@ import typer
 import capfilt.data.annotations as tables
 from capfilt.cli.execute import execute
 from capfilt.cluster.session import connect
-from capfilt.cluster.spread import Resources
+from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
 from capfilt.data.sample import Fault, Sample, leave_out
-from capfilt.pipelines.hunt import Divisible, version_of
-from capfilt.pipelines.stage import run_stage
-from capfilt.reports import poison
-from capfilt.reports.ledger import Ledger, fingerprint
-from capfilt.reports.places import Place, place
-from capfilt.reports.progress import Progress
-from capfilt.reports.run import Run
-from capfilt.reports.tally import Tally
+from capfilt.runs import quarantine
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Progress
+from capfilt.runs.run import Run
+from capfilt.runs.tally import Tally
+from capfilt.stages.bisect import Divisible, version_of
+from capfilt.stages.runner import run_stage
+from capfilt.storage.paths import Place, place
 
 
 class Toy(Config):
@@ -61,7 +61,7 @@ class Toy(Config):
         name, ledger, identity = shards.name(url), Ledger(self.out, self.name), self.identity(url)
         rows, tally, digest = [], Tally.zero(), shards.Digest()
         for row in self.rows(
-            leave_out(shards.read(url, digest), poison.read(ledger, name, version_of(identity, shards.stat(url))))
+            leave_out(shards.read(url, digest), quarantine.read(ledger, name, version_of(identity, shards.stat(url))))
         ):
             rows.append(row)
             tally.samples.update(["in", "failed" if row.status == "failed" else "kept"])

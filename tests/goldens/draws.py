@@ -25,8 +25,8 @@ def drawn() -> str:
 
 
 def _text_draws() -> dict[str, Any]:
-    from capfilt.engine.decode import uniforms
-    from capfilt.pipelines.gallery import chosen_shards
+    from capfilt.inference.generation.decode import uniforms
+    from capfilt.report.gallery import chosen_shards
 
     places = [(0, 0, UIDS[0], 0), (0, 1, UIDS[0], 0), (0, 0, UIDS[0], 1), (7, 2, UIDS[1], 3)]
     found: dict[str, Any] = {f"text {place}": uniforms(*place, 4).tolist() for place in places}
@@ -36,8 +36,8 @@ def _text_draws() -> dict[str, Any]:
 def _training_draws() -> dict[str, Any]:
     import torch
 
-    from capfilt.objectives.itm import hard_negatives
-    from capfilt.pipelines.bootstrap import Story
+    from capfilt.objectives.losses.itm import hard_negatives
+    from capfilt.pipelines.bootstrap.rounds import Story
     from capfilt.training.loop import draw
 
     places = [(0, "weights"), (0, "step", 0, 0), (0, "step", 0, 1), (0, "step", 1, 0), (12345, "step", 499, 3)]
@@ -55,7 +55,7 @@ def _training_draws() -> dict[str, Any]:
 
 
 def _order_draws() -> dict[str, Any]:
-    from capfilt.data.order import Order
+    from capfilt.data.loading.order import Order
 
     rows = {"a": 7, "b": 5, "c": 9, "d": 4, "e": 6}
     order = Order([(["a", "b", "c"], 1), (["d", "e"], 1.5)], rows, 4, 3)
@@ -72,9 +72,10 @@ def _order_draws() -> dict[str, Any]:
 
 
 def _picture_draws() -> dict[str, Any]:
-    from capfilt.data import images, world
-    from capfilt.data.augment import AugmentConfig, augment, crop_box, generator
-    from capfilt.data.loader import number
+    from capfilt.data.images import decode as images
+    from capfilt.data.images.augment import AugmentConfig, augment, crop_box, generator
+    from capfilt.data.loading.loader import number
+    from capfilt.data.synthetic import world
 
     config = AugmentConfig(crop=(0.5, 1.0), flip=True, randaugment=(2, 5))
     picture = images.decode(world.sample(world.WorldConfig(image_size=64), 0, "web", 0).image)
@@ -89,7 +90,8 @@ def _picture_draws() -> dict[str, Any]:
 
 
 def _world_draws() -> dict[str, Any]:
-    from capfilt.data import images, world
+    from capfilt.data.images import decode as images
+    from capfilt.data.synthetic import world
 
     config, found = world.WorldConfig(), dict[str, Any]()
     for seed, split, index in [(0, "web", 0), (0, "web", 1), (0, "web", 3999), (1, "web", 0), (0, "human", 0),
@@ -106,9 +108,9 @@ def _world_draws() -> dict[str, Any]:
 
 
 def _batch_draws() -> dict[str, Any]:
-    from capfilt.data import world
-    from capfilt.data.loader import Loader, LoaderConfig, Source
-    from capfilt.data.tokens import Tokenizer
+    from capfilt.data.loading.loader import Loader, LoaderConfig, Source
+    from capfilt.data.synthetic import world
+    from capfilt.data.text.tokenizer import Tokenizer
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -49,8 +49,8 @@ def help_pages() -> str:
 def names() -> str:
     """Presets and their files, stages, metrics."""
     from capfilt import presets
-    from capfilt.reports.metrics import TABLE
-    from capfilt.reports.stages import ORDER
+    from capfilt.runs.metrics import TABLE
+    from capfilt.runs.stage_status import ORDER
 
     lines = [f"preset {shelf}: {name}" for shelf in ("models", "pipelines") for name in presets.names(shelf)]
     lines += [
@@ -124,26 +124,26 @@ def fields() -> str:
 
 
 def _configs() -> dict[str, type]:
-    from capfilt.cluster.spread import Resources
-    from capfilt.data.guard import Limits
-    from capfilt.data.plans import Pass
+    from capfilt.cluster.worker_pool import Resources
+    from capfilt.data.images.preprocess import Preprocess
     from capfilt.data.policy import PolicyConfig, Rule
-    from capfilt.data.preprocess import Preprocess
-    from capfilt.data.visitor import Manners
-    from capfilt.evaluation.examine import EvaluateConfig
+    from capfilt.download.http.client import Limits
+    from capfilt.download.http.politeness import Manners
+    from capfilt.download.plans import Pass
+    from capfilt.evaluation.evaluate import EvaluateConfig
     from capfilt.models import Blip2Config, BlipConfig
-    from capfilt.pipelines.annotate import AnnotateConfig, AnnotateJob
     from capfilt.pipelines.bench import BenchConfig
-    from capfilt.pipelines.bootstrap import BootstrapConfig
-    from capfilt.pipelines.calibrate import CalibrateJob
-    from capfilt.pipelines.corpus import WorldJob
-    from capfilt.pipelines.download import DownloadJob, Wishes
-    from capfilt.pipelines.evaluate import EvaluateJob
-    from capfilt.pipelines.language import LanguageJob
+    from capfilt.pipelines.bootstrap.data import WorldJob
+    from capfilt.pipelines.bootstrap.language_model import LanguageJob
+    from capfilt.pipelines.bootstrap.rounds import BootstrapConfig
     from capfilt.pipelines.pretrain import PretrainConfig
-    from capfilt.pipelines.rows import RowsJob
-    from capfilt.pipelines.select import SelectJob
-    from capfilt.pipelines.stage import CommandOptions
+    from capfilt.stages.annotate import AnnotateConfig, AnnotateJob
+    from capfilt.stages.calibrate import CalibrateJob
+    from capfilt.stages.count_pairs import RowsJob
+    from capfilt.stages.download import DownloadJob, Wishes
+    from capfilt.stages.evaluate import EvaluateJob
+    from capfilt.stages.runner import CommandOptions
+    from capfilt.stages.select import SelectJob
     from capfilt.training.config import TrainJob
 
     return {
@@ -214,7 +214,7 @@ def state_dicts() -> str:
 
     from capfilt import presets
     from capfilt.models import build, read_architecture
-    from capfilt.objectives.step import ObjectivesConfig
+    from capfilt.objectives.tasks.blip import ObjectivesConfig
     from capfilt.training.loop import learner_of
 
     parts = []

@@ -19,9 +19,14 @@ SETS = {
 }
 """By torch's name of an instruction set, what keeps torch, oneDNN and MKL to it."""
 
-QUICK = ("tests/models/test_text.py::TestFirsts", "tests/engine/test_filter.py", "tests/objectives/test_lm.py")
+QUICK = (
+    "tests/models/layers/test_bert.py::TestFirsts",
+    "tests/inference/filters/test_fusion.py",
+    "tests/objectives/losses/test_lm.py",
+)
 WHOLE = (
-    "tests/engine", "tests/models", "tests/objectives", "tests/evaluation", "tests/training/test_step_of_ranks.py",
+    "tests/inference", "tests/models", "tests/objectives", "tests/evaluation",
+    "tests/training/distributed/test_step_of_ranks.py",
     "tests/training/test_deterministic.py",
     "tests/pipelines/test_annotate.py::test_the_seed_decides_the_texts_and_batches_do_not",
     "tests/pipelines/test_annotate.py::test_out_of_memory_is_told_and_changes_nothing",

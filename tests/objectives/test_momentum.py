@@ -8,10 +8,10 @@ from torch import Tensor
 
 from capfilt.errors import RecipeError
 from capfilt.models import Blip
-from capfilt.models.text import Share
-from capfilt.objectives.itc import itc
+from capfilt.models.layers.bert import Share
+from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.momentum import Momentum
-from capfilt.objectives.step import Learner, ObjectivesConfig
+from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
 
 MakeBlip = Callable[..., Blip]
 ITC = ObjectivesConfig(losses={"itc": 1.0}, queue=8, momentum=0.75, alpha=0.4, alpha_ramp=0.5)

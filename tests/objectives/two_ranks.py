@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from capfilt.objectives.gather import gather, rank, ranks
-from capfilt.objectives.itc import itc
-from capfilt.objectives.itc_queries import itc_queries
-from capfilt.objectives.itm import itm, partners_of_all
-from capfilt.training import parallel
+from capfilt.objectives.collectives import gather, rank, ranks
+from capfilt.objectives.losses.itc import itc
+from capfilt.objectives.losses.itc_queries import itc_queries
+from capfilt.objectives.losses.itm import itm, partners_of_all
+from capfilt.training.distributed import data_parallel
 
 
 def half(x: torch.Tensor, of: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def loss_of_features(task: dict[str, Any], of: int) -> dict[str, Any]:
 def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
     """Two steps of the whole learner, its gradients averaged."""
     learner = task["learner"]
-    wrapped = parallel.wrap(learner, torch.device("cpu")).train()
+    wrapped = data_parallel.wrap(learner, torch.device("cpu")).train()
     for progress in (0.02, 0.05):
         learner.zero_grad()
         losses, _ = wrapped(*(half(x, of) for x in task["batch"]), progress=progress)
@@ -65,7 +65,7 @@ def loss_of_queries(task: dict[str, Any], of: int) -> dict[str, Any]:
 def step_of_first_stage(task: dict[str, Any], of: int) -> dict[str, Any]:
     """One step of BLIP-2's first stage without ITM, whose draws are each process's own; its gradients averaged."""
     learner = task["first_stage"]
-    wrapped = parallel.wrap(learner, torch.device("cpu")).train()
+    wrapped = data_parallel.wrap(learner, torch.device("cpu")).train()
     images, *texts = (half(x, of) for x in task["batch"])
     losses, _ = wrapped(images.double(), *texts, progress=0.0)
     learner.total(losses).backward()

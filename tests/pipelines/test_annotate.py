@@ -24,9 +24,9 @@ from PIL import Image
 
 from capfilt.data import parquet, shards
 from capfilt.data.sample import is_text
-from capfilt.engine.annotator import Annotator
-from capfilt.models import weights
-from capfilt.models.vision import VisionTransformer
+from capfilt.inference.annotator import Annotator
+from capfilt.models.checkpoints import store
+from capfilt.models.layers.vit import VisionTransformer
 
 
 def models(story: Path) -> list[str]:
@@ -375,7 +375,7 @@ class TestRefusals:
 
     def test_models_for_pictures_of_different_sizes(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
         bigger = tmp_path / "bigger"
-        weights.save(weights.load(story / "round-1/filter/checkpoint", image_size=64), bigger)
+        store.save(store.load(story / "round-1/filter/checkpoint", image_size=64), bigger)
         both = ["--captioner", story / "round-1/captioner", "--filter", bigger]
         done = capfilt("annotate", story / "data/web", *both, "--out", tmp_path / "a")
         assert done.code == 2

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from capfilt.cli import app
 from capfilt.data import shards
-from capfilt.data.tokens import clean_caption
+from capfilt.data.text.tokenizer import clean_caption
 from capfilt.pipelines import bench
 
 TINY = ("model=blip/tiny", "images=6", "width=40", "batch_size=4", "tokens=5", "repeats=2", "compared=4")

@@ -14,23 +14,24 @@ from PIL import Image
 
 import capfilt.data.annotations as tables
 from capfilt import presets
-from capfilt.data import images
-from capfilt.data.language_tokens import LanguageTokenizer
-from capfilt.data.loader import LoaderConfig, Source
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.captioner import Captioner
-from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.device import Compute
-from capfilt.engine.filter import Filter
+from capfilt.data.images import decode
+from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.data.text.language_tokenizer import LanguageTokenizer
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError
-from capfilt.models import Blip2, read_architecture, weights
-from capfilt.models.initial import InitialConfig
-from capfilt.objectives.step import ObjectivesConfig
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.device import Compute
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.models import Blip2, read_architecture
+from capfilt.models.checkpoints import store
+from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.objectives.tasks.blip import ObjectivesConfig
 from capfilt.pipelines import export
-from capfilt.training import checkpoint
-from capfilt.training.language import TeachConfig, teach
+from capfilt.training.checkpoints import states
+from capfilt.training.checkpoints.files import StateFiles
+from capfilt.training.language_model import TeachConfig, teach
 from capfilt.training.loop import TrainConfig, TrainJob, train
-from capfilt.training.state_files import StateFiles
 
 FEW = {"train.steps": 3, "train.loader.batch_size": 8, "train.log_every": 1, "train.checkpoint_every": 2}
 
@@ -68,7 +69,7 @@ def stages(
 
 
 def test_the_first_stage_learns_beside_frozen_eyes(stages: dict[str, Path]) -> None:
-    model = weights.load(stages["first"])
+    model = store.load(stages["first"])
     assert isinstance(model, Blip2)
     assert model.verbs == {"encode_image", "encode_text", "fuse", "decode"}
     log = (stages["first"].parent / "log.jsonl").read_text().splitlines()
@@ -76,7 +77,7 @@ def test_the_first_stage_learns_beside_frozen_eyes(stages: dict[str, Path]) -> N
 
 
 def test_the_second_stage_keeps_what_is_frozen_to_the_bit(stages: dict[str, Path], language: Path) -> None:
-    first, second = (weights.read(stages[name])[1] for name in ("first", "second"))
+    first, second = (store.read(stages[name])[1] for name in ("first", "second"))
     from safetensors.torch import load_file
 
     spoken = load_file(language / "model.safetensors")
@@ -99,7 +100,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     class Killed(Exception):
         pass
 
-    def kill(self: checkpoint.States, *state: Any) -> None:
+    def kill(self: states.States, *state: Any) -> None:
         saved(self, *state)
         self.settle()
         raise Killed
@@ -123,8 +124,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
         )
 
     train(job("whole"))
-    saved = checkpoint.States.save
-    monkeypatch.setattr(checkpoint.States, "save", kill)
+    saved = states.States.save
+    monkeypatch.setattr(states.States, "save", kill)
     with pytest.raises(Killed):
         train(job("run"))
     monkeypatch.undo()
@@ -134,7 +135,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     assert not any(name.startswith(("learner.model.vision.", "learner.model.language.")) for name in kept)
     assert any(name.startswith("learner.model.text.") for name in kept)
     train(job("run"))
-    one, other = (weights.read(tmp_path / name / "checkpoint")[1] for name in ("whole", "run"))
+    one, other = (store.read(tmp_path / name / "checkpoint")[1] for name in ("whole", "run"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -192,8 +193,8 @@ def test_the_usage_beside_it_runs_and_says_what_we_say(
     image, text = Image.new("RGB", (40, 30), "red"), "a red square"
     scope: dict[str, Any] = {"image": image, "text": text}
     exec(code, scope)
-    model = weights.load(stages[stage]).eval()
-    pixels = torch.from_numpy(images.normalise(images.to_pixels(image, 32)[None]))
+    model = store.load(stages[stage]).eval()
+    pixels = torch.from_numpy(decode.normalise(decode.to_pixels(image, 32)[None]))
     with torch.no_grad():
         tokens = model.encode_image(pixels)
     if stage == "first":
@@ -217,7 +218,7 @@ def test_transformers_opens_what_is_exported(stages: dict[str, Path], tmp_path: 
     name = {"first": "Blip2ForImageTextRetrieval", "second": "Blip2ForConditionalGeneration"}[stage]
     model, loading = getattr(transformers, name).from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(loading.values()), loading
-    again = weights.load(tmp_path / "hf")
+    again = store.load(tmp_path / "hf")
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         theirs = model.eval().vision_model(pixels).last_hidden_state
@@ -326,4 +327,4 @@ def test_a_folder_says_of_which_family_it_is(stages: dict[str, Path], tmp_path: 
     tree = yaml.safe_load((folder / "architecture.yaml").read_text())
     (folder / "architecture.yaml").write_text(yaml.safe_dump({**tree, "family": "blip3"}))
     with pytest.raises(RecipeError, match="there is no family 'blip3'"):
-        weights.architecture(folder)
+        store.architecture(folder)

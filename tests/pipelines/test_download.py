@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from capfilt.data import shards, world
+from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.pipelines.download import DownloadConfig
-from capfilt.reports.ledger import Ledger
+from capfilt.data.synthetic import world
+from capfilt.runs.ledger import Ledger
+from capfilt.stages.download import DownloadConfig
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -19,18 +19,21 @@ from typer.testing import CliRunner
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.cli import app
-from capfilt.data import annotations, images
-from capfilt.data.loader import Source
-from capfilt.data.tokens import Tokenizer
-from capfilt.engine.captioner import Captioner
-from capfilt.engine.decode import DecodeConfig
-from capfilt.engine.device import Compute
-from capfilt.engine.filter import Filter
+from capfilt.data import annotations
+from capfilt.data.images import decode
+from capfilt.data.loading.loader import Source
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError, RunError, UsageError
-from capfilt.models import Blip, BlipConfig, weights
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.device import Compute
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.models import Blip, BlipConfig
+from capfilt.models.checkpoints import store
 from capfilt.pipelines import annotate, evaluate, export
-from capfilt.pipelines.stage import CommandOptions
-from capfilt.reports.progress import Progress
+from capfilt.runs.progress import Progress
+from capfilt.stages.annotate import AnnotateConfig
+from capfilt.stages.runner import CommandOptions
 from capfilt.training.loop import TrainConfig, TrainJob, train
 
 MakeBlip = Callable[..., Blip]
@@ -72,7 +75,7 @@ def trained(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def save(model: Blip, folder: Path) -> Path:
     """A model folder of ours."""
     TOKENIZER.save(folder)
-    weights.save(model, folder)
+    store.save(model, folder)
     return folder
 
 
@@ -106,7 +109,7 @@ class TestToTransformers:
         told = export.run(str(trained), "hf", tmp_path / "out")
         captioner, judge = (tmp_path / "out" / part for part in ("captioner", "filter"))
         assert told["written"] == [str(captioner), str(judge)]
-        ours = weights.load(trained).eval()
+        ours = store.load(trained).eval()
         pixels, ids, mask = asked(32)
         tokens = ours.encode_image(pixels)
         logits = ours.decode(ids, mask, ours.image_keys(tokens, "decoder"))
@@ -119,9 +122,9 @@ class TestToTransformers:
         close(theirs(behind(TOKENIZER.enc, ids), pixels, attention_mask=mask).itm_score, match)
         close(theirs(ids, pixels, attention_mask=mask, use_itm_head=False).itm_score, cosines)
 
-        back = weights.load(weights.find(str(captioner))).eval()
+        back = store.load(store.find(str(captioner))).eval()
         assert torch.equal(back.decode(ids, mask, back.image_keys(tokens, "decoder")), logits)
-        back = weights.load(weights.find(str(judge))).eval()
+        back = store.load(store.find(str(judge))).eval()
         assert torch.equal(back.match(back.fuse(ids, mask, back.image_keys(tokens, "encoder"))), match)
         torch.testing.assert_close(back.temperature, ours.temperature)
 
@@ -136,7 +139,7 @@ class TestToTransformers:
             Image.fromarray(np.random.default_rng(i).integers(0, 256, (20 + 9 * i, 31, 3), np.uint8)) for i in range(4)
         ]
         seen = processor(images=pictures, return_tensors="pt")["pixel_values"]
-        mine = torch.from_numpy(images.normalise(np.stack([images.to_pixels(picture, 16) for picture in pictures])))
+        mine = torch.from_numpy(decode.normalise(np.stack([decode.to_pixels(picture, 16) for picture in pictures])))
         close(mine, seen)
         assert processor(text=TEXTS, padding=True, return_tensors="pt")["input_ids"].tolist() == asked(16)[1].tolist()
         written = opened(hf.Captioner, tmp_path / "out").generate(
@@ -171,7 +174,7 @@ class TestToTransformers:
             exec(code, scope)
             if name == "filter":
                 judge = Filter(model.eval(), TOKENIZER)
-                pixels = torch.from_numpy(images.normalise(images.to_pixels(image, 16)[None]))
+                pixels = torch.from_numpy(decode.normalise(decode.to_pixels(image, 16)[None]))
                 ((itm, itc),) = judge.score(model.encode_image(pixels), [[text]])[0:1][0]
                 assert scope["p_match"].item() == pytest.approx(itm, abs=1e-5)
                 assert scope["cosine"].item() == pytest.approx(itc, abs=1e-5)
@@ -195,10 +198,10 @@ class TestOtherForms:
         model = small_blip()
         export.run(str(save(model, tmp_path / "model")), form, tmp_path / "out")
         assert (tmp_path / "out" / file).is_file()
-        found = weights.find(str(tmp_path / "out" / file if form == "pth" else tmp_path / "out"))
+        found = store.find(str(tmp_path / "out" / file if form == "pth" else tmp_path / "out"))
         assert Tokenizer.load(found).vocab == TOKENIZER.vocab
-        assert weights.load(found).config == model.config
-        state = weights.load(found).state_dict()
+        assert store.load(found).config == model.config
+        state = store.load(found).state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -256,7 +259,7 @@ class TestAnnotateWithTransformersModels:
         return made[0], made[1]
 
     def run(self, models: tuple[Path, Path], shards: Path, out: Path, *sets: str) -> dict[str, Any]:
-        config = configs.build(annotate.AnnotateConfig, sets)
+        config = configs.build(AnnotateConfig, sets)
         return annotate.run(
             "local", [str(shards / "human")], models, out, 0, config, CommandOptions(), Progress(quiet=True)
         )

@@ -20,12 +20,16 @@ from PIL import Image
 from capfilt import config as configs
 from capfilt.data import annotations, shards
 from capfilt.data.sample import Sample
-from capfilt.data.tokens import Tokenizer
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError, ModelError, RecipeError, TextError
-from capfilt.models import files, weights
-from capfilt.pipelines import annotate, evaluate, export, pretrain
-from capfilt.pipelines.stage import CommandOptions
-from capfilt.reports.progress import Progress
+from capfilt.inference.roles import preprocess_for
+from capfilt.models.checkpoints import files, store
+from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.pipelines import annotate, evaluate, export
+from capfilt.runs.progress import Progress
+from capfilt.stages import train
+from capfilt.stages.annotate import AnnotateConfig
+from capfilt.stages.runner import CommandOptions
 
 TEXTS = [
     "벤치에 앉은 여자",
@@ -90,7 +94,7 @@ def copied(home: Path, tmp_path: Path) -> Path:
 
 
 def run(home: Path, out: Path, *sets: str) -> list[dict[str, Any]]:
-    config = configs.build(annotate.AnnotateConfig, ("precision=fp32", "decode.max_length=16", *sets))
+    config = configs.build(AnnotateConfig, ("precision=fp32", "decode.max_length=16", *sets))
     models = (str(home / "captioner"), str(home / "filter"))
     annotate.run("local", [str(home / "0.tar")], models, out, 0, config, CommandOptions(), Progress(quiet=True))
     found: list[dict[str, Any]] = annotations.read(out / "annotations" / "0.parquet").to_pylist()
@@ -139,12 +143,12 @@ def test_captions_are_those_of_transformers_with_its_own_processor(
 
 
 def test_another_mean_is_another_model(home: Path, copied: Path) -> None:
-    one = weights.fingerprint(home / "filter")
-    assert weights.fingerprint(copied / "filter") == one, "wherever it lies"
+    one = store.fingerprint(home / "filter")
+    assert store.fingerprint(copied / "filter") == one, "wherever it lies"
     seen = {one}
     for name in ("preprocessor_config.json", "tokenizer_config.json"):
         (copied / "filter" / name).write_text((copied / "filter" / name).read_text() + "\n")
-        seen.add(weights.fingerprint(copied / "filter"))
+        seen.add(store.fingerprint(copied / "filter"))
     assert len(seen) == 3
 
 
@@ -157,7 +161,7 @@ def test_it_leaves_for_every_form_and_reads_as_before(home: Path, hf: SimpleName
         assert not ours.lower_case
         for text in TEXTS:
             assert ours.encode([text], 64)[0][0].tolist() == theirs(text).input_ids
-        assert annotate.preprocess_for(found, weights.architecture(found)).mean == tuple(MEANS["captioner"])
+        assert preprocess_for(found, store.architecture(found)).mean == tuple(MEANS["captioner"])
     from transformers import AutoTokenizer
 
     again = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -211,8 +215,8 @@ class TestRefused:
 
     def test_a_training_from_a_model_that_normalises_its_own_way(self, home: Path) -> None:
         with pytest.raises(RecipeError, match=r"preprocessor_config\.json"):
-            architecture = weights.architecture(home / "filter")
-            pretrain.check_start(home / "filter", architecture, pretrain.InitialConfig())
+            architecture = store.architecture(home / "filter")
+            train.check_start(home / "filter", architecture, InitialConfig())
 
 
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), float("-inf")], ids=str)

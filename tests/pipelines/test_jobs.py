@@ -8,9 +8,10 @@ import pytest
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.cluster.jobs import Job
+from capfilt.cluster.ray_jobs import Job
 from capfilt.errors import UsageError
-from capfilt.pipelines import jobs, show
+from capfilt.pipelines import jobs
+from capfilt.pipelines.inspect import show
 from capfilt.pipelines.jobs import Order
 from capfilt.pipelines.pretrain import PretrainConfig
 

@@ -25,7 +25,7 @@ import yaml
 from capfilt.cluster.metrics import MOST
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.reports.metrics import TABLE
+from capfilt.runs.metrics import TABLE
 from deploy import dashboards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -240,7 +240,7 @@ def test_the_dashboard_says_shard_and_stage(head: Head, run: tuple[Path, float])
 def test_a_driver_outside_the_cluster_loses_no_number(head: Head, prometheus: str) -> None:
     """And of reasons without end, most are counted as one."""
     code = (
-        "import sys; from capfilt.cluster.session import connect; from capfilt.reports import metrics as m\n"
+        "import sys; from capfilt.cluster.session import connect; from capfilt.runs import metrics as m\n"
         "with connect(sys.argv[1]) as session:\n"
         "    for i in range(100):\n"
         "        session.report([m.of_failure('outside')])\n"

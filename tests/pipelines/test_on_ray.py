@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.models import weights
+from capfilt.models.checkpoints import store
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_round_on_ray_writes_what_it_wrote_in_one_process(moved: Path, story: 
     assert {"round 0 pretrain", "round 1 captioner", "round 1 filter"} <= resumed
     assert not {"round 1 annotate", "round 1 select", "round 1 pretrain"} & resumed
     # Two ranks choose their hard negatives apart, so the weights are others; the steps are as many.
-    assert weights.load(moved / "round-1/pretrain/checkpoint").verbs >= {"fuse", "decode"}
+    assert store.load(moved / "round-1/pretrain/checkpoint").verbs >= {"fuse", "decode"}
     log = [json.loads(line) for line in (moved / "round-1/pretrain/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     told = json.loads((moved / "summary.json").read_text())["rounds"][1]

@@ -12,9 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from capfilt.data import shards
-from capfilt.data.tokens import Tokenizer
-from capfilt.models import weights
-from capfilt.reports.places import Place, Remote, table_source, within
+from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.models.checkpoints import store as weights
+from capfilt.storage.paths import Place, Remote, table_source, within
 
 Bytes = dict[str, bytes]
 

@@ -15,11 +15,12 @@ import yaml
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.engine.device import Compute
-from capfilt.models import weights
-from capfilt.pipelines import pretrain as story
-from capfilt.pipelines.pretrain import Tail
-from capfilt.reports.progress import Line
+from capfilt.inference.device import Compute
+from capfilt.models.checkpoints import store
+from capfilt.pipelines.pretrain import PretrainConfig
+from capfilt.runs.progress import Line
+from capfilt.stages import train as story
+from capfilt.stages.train import Tail
 from capfilt.training.config import TrainJob
 
 FEW = ["--set", "train.steps=3", "--set", "train.loader.batch_size=8"]
@@ -39,7 +40,7 @@ def test_the_preset_trains_on_shards_that_are_named(
     assert done.code == 0, done.err
     folder = Path(json.loads(done.out)["model"])
     assert folder == tmp_path / "run/pretrain/checkpoint"
-    assert weights.load(folder).verbs >= {"fuse", "decode"}
+    assert store.load(folder).verbs >= {"fuse", "decode"}
     log = [json.loads(line) for line in (tmp_path / "run/pretrain/log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 3
     assert {"itc", "itm", "lm"} <= set(log[-1])
@@ -67,8 +68,8 @@ def test_a_model_can_be_trained_further(story: Path, tmp_path: Path, capfilt: An
     words = ["pretrain", "blip-tiny", *small, "--set", f"data={story}/data/human", "--set", f"start={start}"]
     still = ["--set", "train.optimizer.lr=1e-12", "--set", "train.optimizer.min_lr=0"]
     assert capfilt(*words, *still, "--out", tmp_path / "run").code == 0
-    found = weights.read(tmp_path / "run/pretrain/checkpoint")[1]
-    own = weights.read(start / "checkpoint")[1]
+    found = store.read(tmp_path / "run/pretrain/checkpoint")[1]
+    own = store.read(start / "checkpoint")[1]
     assert all(found[name].allclose(own[name], atol=1e-6) for name in own)
     done = capfilt(*words, "--set", "model=blip/tiny", "--out", tmp_path / "other")
     assert done.code == 2
@@ -176,7 +177,7 @@ def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
 
 @pytest.mark.parametrize("name", [name for name in presets.names("pipelines") if name.startswith("pretrain/")])
 def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    config = configs.read(presets.find("pipelines", name), story.PretrainConfig)
+    config = configs.read(presets.find("pipelines", name), PretrainConfig)
     job = TrainJob(
         out=Path("a"),
         architecture=story.read_architecture(config.model),

@@ -16,7 +16,7 @@ import capfilt.data.annotations as tables
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import Sample
-from capfilt.models import weights
+from capfilt.models.checkpoints import store
 
 SCORES = {"a": (0.9, 0.1), "b": (0.5, 0.4), "c": (0.4999, 0.9), "d": (0.2, -0.3)}
 """(itm, itc) of each key's web text; its synthetic text has them the other way round, folded into range."""
@@ -247,7 +247,7 @@ class TestCalibrated:
 
     def test_a_captioner_cannot_judge(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
         captioner = story / "round-1/captioner"
-        assert "encoder" not in weights.architecture(weights.find(str(captioner))).text.roles
+        assert "encoder" not in store.architecture(store.find(str(captioner))).text.roles
         done = capfilt(
             "select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "clean",
             "--set", "threshold=calibrated", "--val", story / "data/val", "--filter", captioner,

@@ -21,16 +21,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from capfilt.cli import app
-from capfilt.data import shards
+from capfilt.data import labels, shards
 from capfilt.data.sample import Sample
-from capfilt.data.tokens import Tokenizer
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError
-from capfilt.models import weights
-from capfilt.pipelines import review
-from capfilt.reports import fence, labels, lock
-from capfilt.reports.ledger import Ledger
-from capfilt.reports.run import Run
-from capfilt.reports.tally import Tally
+from capfilt.models.checkpoints import store
+from capfilt.report import review
+from capfilt.runs import lock
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.run import Run
+from capfilt.runs.tally import Tally
+from capfilt.storage import write_guard
 
 SECRET = "the-victim-s-own-words"
 THEIRS = json.dumps({"secret": SECRET, "step": 1}).encode() + b"\n"
@@ -108,7 +109,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_blip: Any) -> Home:
     pairs = [Sample(f"{i:05d}", picture.getvalue() + bytes([i]), "png", f"a red thing {i}", {}) for i in range(2)]
     (home.folder / "shards").mkdir()
     shards.write(home.folder / "shards/00000.tar", pairs)
-    weights.save(small_blip(), home.folder / "model")
+    store.save(small_blip(), home.folder / "model")
     Tokenizer.load("world").save(home.folder / "model")
     done = call(*home.annotate, "--out", home.run)
     assert done.code == 0, done.err
@@ -222,7 +223,7 @@ def reviewed(run: Path) -> Outcome:
 
 def all_verbs(home: Home, victim: Victim, without: tuple[str, ...] = ()) -> dict[str, Outcome]:
     """Run every verb; each answers in a line, and the victim is neither read nor touched."""
-    answers, raised = {}, fence.raised()  # of locks that other tests left as those of the dead
+    answers, raised = {}, write_guard.raised()  # of locks that other tests left as those of the dead
     for name, verb in verbs(home).items():
         if name in without:
             continue
@@ -230,7 +231,7 @@ def all_verbs(home: Home, victim: Victim, without: tuple[str, ...] = ()) -> dict
             answers[name] = done = verb()
         finally:
             lock.release_all()
-        assert fence.raised() == raised, name
+        assert write_guard.raised() == raised, name
         assert done.code in (0, 1, 2), (name, done)
         told = [line for line in done.err.splitlines() if line.startswith("error:")]
         broken = name == "verify" and not told  # it then lists what does not hold

@@ -20,11 +20,12 @@ from capfilt.data import annotations, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
 from capfilt.data.sample import Sample
-from capfilt.pipelines import inputs
-from capfilt.reports.ledger import Input, Ledger, write_json
-from capfilt.reports.places import Remote
-from capfilt.reports.run import Run
-from capfilt.reports.tally import Tally
+from capfilt.runs.ledger import Input, Ledger
+from capfilt.runs.run import Run
+from capfilt.runs.tally import Tally
+from capfilt.stages import inputs
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import Remote
 
 Make = Callable[..., Path]
 

@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 
 from capfilt.cli import app
 from capfilt.errors import CapfiltError, ModelError, RecipeError
-from capfilt.models import Blip, BlipConfig, build, files, hf, read_architecture, weights
-from capfilt.models.bounds import MAX_WEIGHTS
-from capfilt.models.language import LanguageConfig
-from capfilt.models.vision import VisionConfig
+from capfilt.models import Blip, BlipConfig, build, read_architecture
+from capfilt.models.blip import transformers_config
+from capfilt.models.blip2.language_model import LanguageConfig
+from capfilt.models.checkpoints import files, store
+from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.limits import MAX_WEIGHTS
 
 MakeBlip = Callable[..., Blip]
 HUGE = [10**9, 10**12, 10**300, -1, 0]
@@ -84,14 +86,14 @@ def test_a_model_of_more_weights_than_this_machine_has_memory_for() -> None:
 
 @pytest.fixture
 def folder(small_blip: MakeBlip, tmp_path: Path) -> Path:
-    weights.save_hf(small_blip(roles=("decoder",)), tmp_path, {"pad": 0, "sep": 3})
+    store.save_hf(small_blip(roles=("decoder",)), tmp_path, {"pad": 0, "sep": 3})
     return tmp_path
 
 
 def edited(folder: Path, section: str, **keys: Any) -> Path:
-    tree = json.loads((folder / hf.CONFIG).read_text())
+    tree = json.loads((folder / transformers_config.CONFIG).read_text())
     (tree[section] if section else tree).update(keys)
-    (folder / hf.CONFIG).write_text(json.dumps(tree))
+    (folder / transformers_config.CONFIG).write_text(json.dumps(tree))
     return folder
 
 
@@ -113,14 +115,14 @@ NO_NUMBERS = ["x", [1], None, 1e400, float("nan")]
 def test_a_config_json(folder: Path, section: str, key: str, number: object) -> None:
     edited(folder, section, **{key: number})
     with pytest.raises(ModelError) as told:
-        weights.load(folder)
+        store.load(folder)
     one_line(told)
 
 
 @pytest.mark.parametrize(("key", "number"), [("logit_scale_init_value", -1e5), ("logit_scale_init_value", "x")])
 def test_a_temperature_that_is_none(folder: Path, key: str, number: object) -> None:
     with pytest.raises(ModelError, match="describes no possible model") as told:
-        weights.load(edited(folder, "", **{key: number}))
+        store.load(edited(folder, "", **{key: number}))
     one_line(told)
 
 
@@ -138,36 +140,36 @@ def test_a_temperature_that_is_none(folder: Path, key: str, number: object) -> N
 )
 def test_a_model_larger_than_its_file(folder: Path, section: str, keys: dict[str, int]) -> None:
     with pytest.raises(ModelError, match=r"missing|of another shape") as told:
-        weights.load(edited(folder, section, **keys))
+        store.load(edited(folder, section, **keys))
     one_line(told)
 
 
 @pytest.mark.parametrize("key", ["vision.depth", "text.depth", "text.vocab_size", "text.hidden", "vision.hidden"])
 def test_a_folder_of_ours_larger_than_its_file(small_blip: MakeBlip, key: str, tmp_path: Path) -> None:
-    weights.save(small_blip(), tmp_path)
-    tree = yaml.safe_load((tmp_path / weights.ARCHITECTURE).read_text())
+    store.save(small_blip(), tmp_path)
+    tree = yaml.safe_load((tmp_path / store.ARCHITECTURE).read_text())
     section, _, name = key.partition(".")
     tree[section][name] = 256 if name == "depth" else 200_000
-    (tmp_path / weights.ARCHITECTURE).write_text(yaml.safe_dump(tree))
+    (tmp_path / store.ARCHITECTURE).write_text(yaml.safe_dump(tree))
     with pytest.raises(ModelError, match=r"layers, and .* tensors|of another shape"):
-        weights.load(tmp_path)
+        store.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 200_000, '{"a": ' + "9" * 6000 + "}", "[]", "7", '{"architectures": {}}', "\xff"]
 )
 def test_a_config_json_that_is_none(folder: Path, text: str) -> None:
-    (folder / hf.CONFIG).write_text(text, encoding="latin-1")
+    (folder / transformers_config.CONFIG).write_text(text, encoding="latin-1")
     with pytest.raises(ModelError) as told:
-        weights.load(folder)
+        store.load(folder)
     one_line(told)
 
 
 def test_an_endless_config_json(folder: Path) -> None:
-    (folder / hf.CONFIG).unlink()
-    (folder / hf.CONFIG).symlink_to("/dev/zero")
+    (folder / transformers_config.CONFIG).unlink()
+    (folder / transformers_config.CONFIG).symlink_to("/dev/zero")
     with pytest.raises(ModelError):
-        weights.load(folder)
+        store.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_language_model(settings: dict[str, Any]) -> None:
 def test_a_pth_of_impossible_shapes(tmp_path: Path) -> None:
     torch.save({"visual_encoder.pos_embed": torch.zeros(3)}, tmp_path / "model.pth")
     with pytest.raises(ModelError):
-        weights.load(tmp_path / "model.pth")
+        store.load(tmp_path / "model.pth")
 
 
 def test_the_command_says_it_in_a_line_and_ends_with_2() -> None:
@@ -199,5 +201,5 @@ def test_the_command_says_it_in_a_line_and_ends_with_2() -> None:
 
 
 def test_ordinary_models_are_read(folder: Path) -> None:
-    assert weights.load(folder).config.vision.depth == 2
+    assert store.load(folder).config.vision.depth == 2
     assert safetensors.torch.load_file(folder / files.SAFE)

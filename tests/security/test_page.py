@@ -19,13 +19,13 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
 from capfilt.data.sample import Sample
 from capfilt.errors import UsageError
-from capfilt.evaluation.examine import MAX_KIND, MAX_KINDS, Judged, truth
-from capfilt.pipelines import gallery, report, review
-from capfilt.pipelines.gallery import Counted, Round
+from capfilt.evaluation.evaluate import MAX_KIND, MAX_KINDS, Judged, truth
+from capfilt.pipelines import report
 from capfilt.printable import MAX_NAME
-from capfilt.reports import page
-from capfilt.reports.charts import Histogram
-from capfilt.reports.page import COLUMNS, Facts, Look, Training
+from capfilt.report import collect, gallery, page, review
+from capfilt.report.charts import Histogram
+from capfilt.report.gallery import Counted, Round
+from capfilt.report.page import COLUMNS, Facts, Look, Training
 
 Make = Callable[..., Path]
 
@@ -70,7 +70,7 @@ def reported(folder: Path, max_bytes: int, max_memory: int) -> dict[str, Any]:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    html = (folder / report.PAGE).read_text("utf-8")
+    html = (folder / collect.PAGE).read_text("utf-8")
     assert len(html.encode()) < max_bytes
     assert peak < max_memory
     (island,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html)
@@ -123,7 +123,7 @@ def test_keys_texts_and_reasons_are_short(annotated: Make) -> None:
     texts = data["looks"][0]["texts"]
     assert {len(text) for text in texts["text"]} == {0, gallery.MAX_TEXT}
     assert set(data["looks"][0]["cut"].values()) == {10**6}
-    desk = review.Desk(folder, report.gather(folder))
+    desk = review.Desk(folder, collect.gather(folder))
     assert sum(len(text) for rows in desk.gathered.rows for _, _, text in rows) == 10 * gallery.MAX_HELD
     with pytest.raises(UsageError, match="too long"):
         desk.give({"look": 0, "row": texts["text"].index("t" * 400), "verdict": "right", "at_random": True})
@@ -154,7 +154,7 @@ def test_texts_that_are_long_on_the_page_are_fewer(tmp_path: Path) -> None:
 def test_a_command_names_shards_one_by_one_up_to_a_length(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     web = [f"s3://bucket/{n:09d}.tar" for n in range(100_000)]
-    found = report._round(0, tmp_path, None, PolicyConfig(), 0.5, tmp_path, web)
+    found = collect._round(0, tmp_path, None, PolicyConfig(), 0.5, tmp_path, web)
     assert found.select == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
 
 
@@ -169,7 +169,7 @@ def test_folders_that_are_no_rounds_are_passed_over(annotated: Make) -> None:
     for name in ("round-x", f"round-{'9' * 200}", "round-"):
         (folder / name / "pretrain").mkdir(parents=True)
         (folder / name / "pretrain" / "log.jsonl").write_text('{"step": 1, "lm": 2.0}\n')
-    assert report.gather(folder).facts.trainings == []
+    assert collect.gather(folder).facts.trainings == []
 
 
 def test_a_page_of_everything_large_is_small() -> None:

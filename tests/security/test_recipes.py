@@ -15,8 +15,8 @@ from capfilt import config
 from capfilt.cli import app
 from capfilt.errors import RecipeError
 from capfilt.models import read_architecture
-from capfilt.pipelines.select import PolicyConfig
 from capfilt.printable import MAX_MESSAGE
+from capfilt.stages.select import PolicyConfig
 
 
 def laughs(levels: int = 9) -> str:

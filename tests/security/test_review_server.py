@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from capfilt.pipelines import review
-from capfilt.pipelines.report import Gathered
-from capfilt.reports import labels
-from capfilt.reports.page import COLUMNS, Facts, Look
+from capfilt.data import labels
+from capfilt.report import review
+from capfilt.report.collect import Gathered
+from capfilt.report.page import COLUMNS, Facts, Look
 
 Ask = Callable[..., bytes]
 

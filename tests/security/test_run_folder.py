@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.reports import lock
+from capfilt.runs import lock
 
 Attack = Callable[[Path, Path], None]
 """What is done to a run folder, given a folder of its victim."""

@@ -21,18 +21,20 @@ from typer.testing import CliRunner
 
 from capfilt import config as configs
 from capfilt.cli import app
-from capfilt.data import annotations, lists, shards
+from capfilt.data import annotations, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import Sample
+from capfilt.download import url_lists
 from capfilt.errors import CapfiltError, DataError, RunError, ShardError, UsageError
-from capfilt.pipelines.download import DownloadConfig, plan_of
+from capfilt.pipelines.download import plan_of
 from capfilt.pipelines.jobs import Order, check_secrets
 from capfilt.printable import printable, printable_lines
 from capfilt.redact import is_redacted, redact
-from capfilt.reports import lock, stages
-from capfilt.reports.ledger import Ledger, fingerprint
-from capfilt.reports.places import place
-from capfilt.reports.run import Run
+from capfilt.runs import lock, stage_status
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.run import Run
+from capfilt.stages.download import DownloadConfig
+from capfilt.storage.paths import place
 
 SECRET = "hunter2"
 AMZ = "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F2026&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature=hunter2{0}"
@@ -93,7 +95,7 @@ def test_an_address_without_its_secret_is_not_asked_for(address: str) -> None:
     with pytest.raises(ShardError, match="lacks a secret, which run folders do not keep"):
         shards.expand(pieces)
     with pytest.raises(DataError, match="lacks a secret"):
-        lists.find([pieces[0].replace("{00..09}", "0")])
+        url_lists.find([pieces[0].replace("{00..09}", "0")])
 
 
 def held(folder: Path) -> str:
@@ -127,16 +129,16 @@ class TestRunFolder:
         run = self.open(tmp_path / "run", {"verb": "x"})
         run.log("begin", shards=[CASES[0][0]], why={"what": OSError(f"403 of {CASES[6][0]}")})
         run.write_summary({"from": CASES[0][0]})
-        stages.failed(Ledger(run.folder, "annotate"), "00000", f"403, message='Forbidden', url='{CASES[6][0]}'")
+        stage_status.failed(Ledger(run.folder, "annotate"), "00000", f"403, message='Forbidden', url='{CASES[6][0]}'")
         assert SECRET not in held(tmp_path / "run")
-        assert stages.failures(Ledger(run.folder, "annotate"))["00000"].startswith(
+        assert stage_status.failures(Ledger(run.folder, "annotate"))["00000"].startswith(
             "403, message='Forbidden', url='https"
         )
 
     def test_what_may_hold_one_of_an_unknown_kind_is_its_owner_s(self, tmp_path: Path) -> None:
         run = self.open(tmp_path / "run", {"verb": "x"})
         run.log("begin")
-        stages.failed(Ledger(run.folder, "annotate"), "00000", "why")
+        stage_status.failed(Ledger(run.folder, "annotate"), "00000", "why")
         for name in ("plan.json", "recipe.yaml", "log.jsonl", "ledger/annotate.failed.jsonl"):
             assert stat.S_IMODE((tmp_path / "run" / name).stat().st_mode) == 0o600, name
 
@@ -149,8 +151,8 @@ class TestRunFolder:
             def info(self, path: str) -> dict[str, Any]:
                 return {"size": 3, "ETag": "abc"}
 
-        monkeypatch.setattr(lists, "find", lambda specs, form: [lists.Source(specs[0], "csv")])
-        monkeypatch.setattr(lists.fsspec.core, "url_to_fs", lambda url: (Files(), url))
+        monkeypatch.setattr(url_lists, "find", lambda specs, form: [url_lists.Source(specs[0], "csv")])
+        monkeypatch.setattr(url_lists.fsspec.core, "url_to_fs", lambda url: (Files(), url))
         plans = [plan_of(DownloadConfig(urls=(f"https://h/l.csv?{AMZ.format(i)}",))) for i in (1, 2)]
         assert plans[0] == plans[1]
         assert SECRET not in json.dumps(plans)

@@ -18,13 +18,14 @@ from capfilt.cli import app, main, terminal
 from capfilt.cli import tables as printed
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
-from capfilt.pipelines import explain
+from capfilt.pipelines.inspect import explain
 from capfilt.printable import MAX_MESSAGE, MAX_NAME
-from capfilt.reports import stages
-from capfilt.reports.ledger import Ledger, write_json
-from capfilt.reports.progress import Progress
-from capfilt.reports.run import Run
-from capfilt.reports.tally import MAX_REASONS, Tally
+from capfilt.runs import stage_status
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.progress import Progress
+from capfilt.runs.run import Run
+from capfilt.runs.tally import MAX_REASONS, Tally
+from capfilt.storage.atomic import write_json
 
 # A title, the clipboard, a cleared screen in two spellings, a turned direction, a forged line, rich's markup, DEL.
 EVIL = "\x1b]0;owned\x07\x1b]52;c;aGk=\x07\x1b[2J\x9b2J\u202e\r\nerror: forged [x] [bold]b\x7f"
@@ -50,9 +51,9 @@ def run(tmp_path: Path) -> Path:
     tables.write(table, [row("k", EVIL), row(EVIL, "", status="failed", reason=EVIL, itm=None, itc=None)])
     tally = Tally(Counter({"in": 2, "kept": 1, "failed": 1}), failed=Counter({EVIL: 1}))
     tally.texts["in"]["web"] = tally.texts["kept"]["web"] = 1
-    stages.begin(ledger, stages.Plan(f"[/x] {EVIL}", 3, unit=EVIL), {NAMED: "f"})
+    stage_status.begin(ledger, stage_status.Plan(f"[/x] {EVIL}", 3, unit=EVIL), {NAMED: "f"})
     ledger.commit(NAMED, "f", [table], tally)
-    stages.failed(ledger, EVIL, f"{EVIL} {'x' * 10**6}")
+    stage_status.failed(ledger, EVIL, f"{EVIL} {'x' * 10**6}")
     owner = {"token": "t", "host": EVIL, "pid": 1, "machine": "elsewhere", "born": "1", "job": EVIL}
     (folder / "lock-1.json").write_text(json.dumps(owner) + "\n0\n")
     return folder
@@ -72,7 +73,7 @@ def call(*words: object, code: int = 0) -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner elsewhere is watched for a moment only."""
-    monkeypatch.setattr("capfilt.reports.lock._beats", lambda *_: False)
+    monkeypatch.setattr("capfilt.runs.lock._beats", lambda *_: False)
 
 
 def test_status_shows_a_label_as_it_is(run: Path) -> None:
@@ -184,11 +185,11 @@ def test_a_log_s_texts_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_failed_shard_s_error_is_bounded(run: Path) -> None:
-    ((shard, error),) = stages.failures(Ledger(run, "annotate")).items()
+    ((shard, error),) = stage_status.failures(Ledger(run, "annotate")).items()
     assert shard == EVIL
     assert error.isprintable()
     assert len(error) <= MAX_MESSAGE
-    assert len(stages.reason(EVIL * 10**5)) <= 120
+    assert len(stage_status.reason(EVIL * 10**5)) <= 120
 
 
 def test_reasons_are_few_and_short_and_still_balance() -> None:

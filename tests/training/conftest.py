@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from capfilt.data.loader import LoaderConfig, Source
-from capfilt.engine.device import Compute
+from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.inference.device import Compute
 from capfilt.models import Blip
-from capfilt.objectives.step import ObjectivesConfig
+from capfilt.objectives.tasks.blip import ObjectivesConfig
 from capfilt.training.loop import TrainConfig, TrainJob
 from capfilt.training.optimizer import OptimizerConfig
 

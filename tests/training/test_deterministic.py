@@ -10,10 +10,10 @@ import torch
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.stages import learner_of
-from capfilt.objectives.step import ObjectivesConfig
+from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.tasks.blip2 import learner_of
 from capfilt.training.deterministic import deterministic
-from capfilt.training.parallel import ExecutionConfig, Gradients
+from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
 
 CPU = torch.device("cpu")
 ROWS = 192

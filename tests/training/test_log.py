@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from capfilt.data.loader import LoaderConfig
-from capfilt.objectives.step import ObjectivesConfig
+from capfilt.data.loading.loader import LoaderConfig
+from capfilt.objectives.tasks.blip import ObjectivesConfig
 from capfilt.training.config import TrainConfig
 from capfilt.training.log import StepLog
 

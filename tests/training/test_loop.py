@@ -15,21 +15,22 @@ from pydantic import ValidationError
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.data.loader import Batch, Loader, LoaderConfig, Source
-from capfilt.data.tokens import Tokenizer
+from capfilt.data.loading.loader import Batch, Loader, LoaderConfig, Source
+from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError, ModelError
-from capfilt.models import Blip, BlipConfig, weights
-from capfilt.models.vision import resize_positions
-from capfilt.objectives.step import Learner, ObjectivesConfig
-from capfilt.reports.forks import FORK
-from capfilt.reports.ledger import write_json
-from capfilt.reports.places import Remote
+from capfilt.models import Blip, BlipConfig
+from capfilt.models.checkpoints import store as weights
+from capfilt.models.layers.vit import resize_positions
+from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
+from capfilt.runs.forks import FORK
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import Remote
 from capfilt.training import loop
-from capfilt.training.checkpoint import States
+from capfilt.training.checkpoints.states import States
+from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
 from capfilt.training.log import StepLog
 from capfilt.training.loop import TrainConfig, TrainJob, draw, initial_model, train
 from capfilt.training.optimizer import OptimizerConfig
-from capfilt.training.parallel import ExecutionConfig, Gradients
 
 MakeJob = Callable[..., TrainJob]
 
@@ -444,7 +445,7 @@ class TestWhatIsSaidInOneLine:
         self, make_job: MakeJob, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = shutil.copytree(small_world / "human", tmp_path / "data")
-        monkeypatch.setattr("capfilt.data.loader.KEPT_BYTES", 0)
+        monkeypatch.setattr("capfilt.data.loading.loader.KEPT_BYTES", 0)
         job = make_job(
             tmp_path / "out", steps=200, loader=LoaderConfig(batch_size=8, max_length=24, shuffle=8, lanes=1)
         )

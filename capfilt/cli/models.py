@@ -1,0 +1,120 @@
+"""The verbs that look at a model, a recipe or a machine; they change nothing that was made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capfilt import config as configs
+from capfilt.cli.execute import execute
+from capfilt.cli.options import Address, Cpus, Debug, Json, Sets, Workers
+from capfilt.cli.terminal import say
+
+if TYPE_CHECKING:
+    from capfilt.runs.progress import Progress
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder.")],
+    shards: Annotated[
+        list[str], typer.Argument(help="Held-out pairs (retrieval, captioning), or web texts of known truth (filter).")
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, threshold=0.3, decode.method=greedy."),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
+    workers: Workers = 0,
+    cpus: Cpus = None,
+    address: Address = "start",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Retrieval, captioning and filter figures of a model.
+
+    Example: `capfilt evaluate runs/demo/round-2/pretrain/checkpoint runs/demo/data/test`
+    """
+
+    def work(show: Progress) -> Any:
+        from capfilt.pipelines import evaluate as pipeline
+        from capfilt.stages.runner import CommandOptions
+        from capfilt.storage.paths import place
+
+        options = CommandOptions(workers=workers, cpus=cpus, gpus=None)
+        return pipeline.run(address, model, shards, sets or [], place(out) if out else None, show, options)
+
+    execute(work, as_json, debug)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A model folder, a .pth of BLIP, or a name on the Hugging Face hub.")],
+    out: Annotated[str, typer.Option("--out", help="A new folder of this machine for it.")],
+    form: Annotated[
+        str, typer.Option("--as", help="hf: for transformers; pth: BLIP's own names; capfilt: as trained here.")
+    ] = "hf",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as transformers' `from_pretrained`, or BLIP's own code, reads it.
+
+    Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines import export as pipeline
+
+        result = pipeline.run(model, form, out)
+        if not as_json:
+            for line in result["written"]:
+                say(line)
+        return result
+
+    execute(work, as_json, debug, show_result=False)
+
+
+def show(
+    recipe: Annotated[str, typer.Argument(help="A preset of pipelines/ or models/, or the path of such a YAML.")],
+    sets: Sets = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print a recipe in full, every default spelled out, after checking that its parts meet.
+
+    Example: `capfilt show demo --set seed=1`; `capfilt show blip/base`
+    """
+
+    def work(_show: Progress) -> Any:
+        from capfilt.pipelines.inspect import show as pipeline
+
+        config = pipeline.resolved(recipe, sets or [])
+        if not as_json:
+            typer.echo(configs.to_yaml(config), nl=False)
+        return config.model_dump(mode="json")
+
+    execute(work, as_json, debug, show_result=False)
+
+
+def bench(
+    stage: Annotated[str, typer.Argument(help="What to measure: annotate.")] = "annotate",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a=b", help="E.g. model=blip/base, captions=10, shared=true, batch_size=64."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How fast a stage is on this machine, and where its time goes; models and pictures are made up.
+
+    Example: `capfilt bench annotate --set captions=10 --json`
+    """
+
+    def work(show: Progress) -> Any:
+        from capfilt.pipelines import bench as pipeline
+
+        result = pipeline.run(stage, sets or [], show)
+        if as_json:
+            return result
+        return {name: part for name, part in result.items() if name not in ("setup", "runs", "versions")}
+
+    execute(work, as_json, debug)

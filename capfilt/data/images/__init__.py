@@ -1,0 +1,1 @@
+"""Pictures: decoded, resized as a model wants them, augmented."""

@@ -1,0 +1,172 @@
+"""Random views of training pictures: crop, mirror and the ten operations of RandAugment that BLIP keeps.
+
+BLIP leaves the colours alone, so that "a red bus" stays true, and at its magnitude of 5 two of the ten operations,
+Brightness and Sharpness, change nothing: their factor is 5 / 10 x 1.8 + 0.1 = 1. The public code draws with OpenCV;
+these are Pillow's operations of the same meaning, bilinear too, equal up to rounding and half a pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+from pydantic import model_validator
+
+from capfilt.config import Config
+from capfilt.data.images import decode
+
+FILL = (128, 128, 128)
+"""What shows where a picture was moved away."""
+ASPECT = (3 / 4, 4 / 3)
+"""Width to height of a crop."""
+APPLIED = 0.5
+"""How often an operation that was drawn is applied."""
+_TRIES = 10
+
+
+class AugmentConfig(Config):
+    """What happens to a training picture before the model sees it; the default is nothing but the squash."""
+
+    crop: tuple[float, float] | None = None
+    """Share of the area that a random crop keeps, at least and at most. BLIP: 0.2 to 1, in fine-tuning 0.5 to 1."""
+    flip: bool = False
+    """Mirror every other picture."""
+    randaugment: tuple[int, int] | None = None
+    """How many operations are drawn, and their magnitude from 0 to 10. BLIP: 2 and 5."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> AugmentConfig:
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop {list(self.crop)}: two shares of the area, 0 < least <= most <= 1")
+        if self.randaugment is not None and not (self.randaugment[0] > 0 and 0 <= self.randaugment[1] <= 10):
+            raise ValueError(f"randaugment {list(self.randaugment)}: how many (from 1), and a magnitude from 0 to 10")
+        return self
+
+
+def generator(seed: int, *place: int | str) -> np.random.Generator:
+    """The draws of one place in a training, such as a row counted over all epochs and its uid: a function of these and
+    of nothing before."""
+    digest = hashlib.blake2b("|".join(map(str, (seed, *place))).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+
+def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """An RGB picture as uint8 [size, size, 3], changed at random: crop, then mirror, then RandAugment.
+
+    With the default config it is `images.to_pixels`, bit for bit, and nothing is drawn.
+    """
+    if config.crop is not None:
+        image = image.crop(crop_box(*image.size, config.crop, rng))
+    pixels = decode.to_pixels(image, size)
+    if config.flip and rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    if config.randaugment is None:
+        return pixels
+    count, magnitude = config.randaugment
+    picture = Image.fromarray(pixels)
+    for name in rng.choice(list(OPERATIONS), count):  # with replacement
+        if rng.random() < APPLIED:
+            picture = OPERATIONS[name](picture, magnitude, 1 if rng.random() < 0.5 else -1)
+    return np.array(picture, dtype=np.uint8)
+
+
+def crop_box(
+    width: int, height: int, share: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random box of `share` of the area and an aspect within `ASPECT`, even in its logarithm, as torchvision draws.
+
+    A picture so long that none of ten draws fits into it gives its middle, cut to the nearest aspect.
+    """
+    for _ in range(_TRIES):
+        area = width * height * rng.uniform(*share)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * ASPECT[1]))), min(height, max(1, round(width / ASPECT[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+# ---- the operations: (picture, magnitude 0..10, sign 1 or -1) -> picture of the same size ----
+
+Operation = Callable[[Image.Image, int, int], Image.Image]
+
+
+def enhancement(magnitude: int) -> float:
+    """The factor of Brightness and Sharpness: 1, which is no change, at BLIP's magnitude of 5."""
+    return magnitude / 10 * 1.8 + 0.1
+
+
+def identity(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """The picture itself."""
+    return image
+
+
+def autocontrast(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Each channel stretched to 0..255."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Each channel with a flat histogram."""
+    return ImageOps.equalize(image)
+
+
+def brightness(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Towards black or beyond the picture."""
+    return ImageEnhance.Brightness(image).enhance(enhancement(magnitude))
+
+
+def sharpness(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Towards a blurred copy or beyond the picture."""
+    return ImageEnhance.Sharpness(image).enhance(enhancement(magnitude))
+
+
+def shear_x(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Rows shifted by 0.03 x magnitude of their height in the picture."""
+    return affine(image, 1, sign * magnitude / 10 * 0.3, 0, 0, 1, 0)
+
+
+def shear_y(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Columns shifted likewise."""
+    return affine(image, 1, 0, 0, sign * magnitude / 10 * 0.3, 1, 0)
+
+
+def translate_x(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Moved sideways by `magnitude` pixels, whatever the picture's size."""
+    return affine(image, 1, 0, sign * magnitude, 0, 1, 0)
+
+
+def translate_y(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Moved up or down likewise."""
+    return affine(image, 1, 0, 0, 0, 1, sign * magnitude)
+
+
+def rotate(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
+    """Turned about the middle by 3 x magnitude degrees."""
+    return image.rotate(sign * magnitude * 3, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def affine(image: Image.Image, *matrix: float) -> Image.Image:
+    """The pixel at (x, y) comes from (a x + b y + c, d x + e y + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Identity": identity,
+    "AutoContrast": autocontrast,
+    "Brightness": brightness,
+    "Sharpness": sharpness,
+    "Equalize": equalize,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+    "Rotate": rotate,
+}
+"""The ten that BLIP pretrains with (public code); of RandAugment's fourteen, those that change hues are left out."""

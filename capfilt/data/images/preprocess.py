@@ -1,0 +1,193 @@
+"""How a model wants its pictures: resized by which rule, with which mean and standard deviation.
+
+A folder of transformers says so in `preprocessor_config.json`, or in `processor_config.json` under `image_processor`,
+which comes first where both are there, as in transformers. A folder without either is BLIP's: squashed with the bicubic
+filter, CLIP's mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from capfilt.config import Config
+from capfilt.data.images import decode
+from capfilt.errors import ImageError, ModelError
+from capfilt.storage.atomic import write_json
+from capfilt.storage.json_files import read_table
+from capfilt.storage.local_copies import at_hand
+from capfilt.storage.paths import Place, place
+
+ALONE, NESTED = "preprocessor_config.json", "processor_config.json"
+FILES = (NESTED, ALONE)
+"""The files that say how pictures become what a model reads."""
+
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Pillow's filters, by the number that it and transformers give them."""
+# The processors of transformers whose defaults are known here; of others everything must be written down.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Blip": {"size": None, "do_center_crop": False},
+    "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224},
+}
+_DONE = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
+
+
+class Preprocess(Config):
+    """From an upright RGB picture to what a model reads. The defaults are BLIP's."""
+
+    mean: tuple[float, float, float] = decode.MEAN
+    std: tuple[float, float, float] = decode.STD
+    divisor: float = Field(default=255.0, gt=0, allow_inf_nan=False)
+    """What values of 0 to 255 are divided by, before the mean is taken off."""
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bicubic"
+    shape: Literal["squash", "shortest edge"] = "squash"
+    """Whether a picture is squashed to a square, or keeps its shape and loses what is outside the middle."""
+    resized: int = Field(default=0, ge=0)
+    """Side, or shortest side, after resizing; the middle of it is what the model reads. 0: that size itself."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Preprocess:
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: they must be finite, and std above 0")
+        return self
+
+    @classmethod
+    def read(cls, model: Place, size: int) -> Preprocess:
+        """What the folder of a model that reads pictures of `size` pixels says, or the folder of a .pth.
+
+        Raises:
+            ModelError: what cannot be done.
+        """
+        where = place(model)
+        folder = at_hand(where.parent if where.name.endswith(".pth") else where)
+        try:
+            said = _described(Path(folder))
+            return cls() if said is None else _preprocess(said, size)
+        except (OSError, ValueError, TypeError, ArithmeticError) as error:  # pydantic's errors are ValueErrors
+            why = " ".join(str(error).split())[:300]
+            raise ModelError(f"{model}: how it wants its pictures ({ALONE}) cannot be done: {why}") from None
+
+    def to_pixels(self, image: Image.Image, size: int) -> np.ndarray:
+        """An RGB picture -> uint8 [size, size, 3].
+
+        Raises:
+            ImageError: a picture so long and thin that resizing it would make too many pixels.
+        """
+        side, filter_ = self.resized or size, Image.Resampling(_FILTERS.index(self.resample))
+        width, height = side, side
+        if self.shape == "shortest edge":
+            short, long = min(image.size), side * max(image.size) // min(image.size)
+            width, height = (side, long) if image.width == short else (long, side)
+            if width * height > decode.MAX_PIXELS:
+                raise ImageError(f"too many pixels ({width} x {height} when resized, limit {decode.MAX_PIXELS})")
+        left, top = (width - size) // 2, (height - size) // 2
+        return np.array(image.resize((width, height), filter_), dtype=np.uint8)[top : top + size, left : left + size]
+
+    def normalise(self, pixels_BSS3: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] -> what the model reads, float32 [B, 3, S, S]."""
+        scaled = pixels_BSS3.float() / self.divisor
+        mean, std = (torch.tensor(constants, device=scaled.device) for constants in (self.mean, self.std))
+        return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+    def same_pixels(self, other: Preprocess) -> bool:
+        """Whether both read the same bytes of a picture, normalised alike or not."""
+        parts = ("resample", "shape", "resized")
+        return all(getattr(self, part) == getattr(other, part) for part in parts)
+
+    def described(self, size: int) -> dict[str, Any]:
+        """It as transformers writes it, for a model that reads pictures of `size` pixels."""
+        side = self.resized or size
+        squash = self.shape == "squash"
+        crop = {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
+        return {
+            "image_processor_type": "BlipImageProcessor" if squash and side == size else "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
+            "resample": _FILTERS.index(self.resample),
+            "do_rescale": True,
+            "rescale_factor": 1 / self.divisor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            **({} if squash and side == size else crop),
+        }
+
+    def save(self, folder: Place, size: int) -> None:
+        """Write it into a model's folder, unless it is BLIP's, which goes without saying."""
+        if self != Preprocess():
+            write_json(folder / ALONE, self.described(size))
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    if (folder / NESTED).is_file():
+        nested = read_table(folder / NESTED).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+    return read_table(folder / ALONE) if (folder / ALONE).is_file() else None
+
+
+def _preprocess(said: dict[str, Any], size: int) -> Preprocess:
+    name = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "Blip")
+    family = next((family for family in _DEFAULTS if name.startswith(family)), None)
+    if family is None and (
+        missing := [key for key in ("size", "image_mean", "image_std", "resample") if key not in said]
+    ):
+        raise ValueError(f"it is a {name}, whose own {', '.join(missing)} are not known here; write them down")
+    usual: dict[str, Any] = {
+        "image_mean": decode.MEAN,
+        "image_std": decode.STD,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    said = usual | _DEFAULTS.get(family or "", {}) | said
+    if unknown := [key for key, value in said.items() if key.startswith("do_") and key not in _DONE and value]:
+        raise ValueError(f"{unknown[0]} is {said[unknown[0]]!r}; what can be done: {', '.join(_DONE)}")
+    if not said.get("do_resize", True):
+        raise ValueError("do_resize is false; pictures of any size do not fit into a batch")
+    resample = said["resample"]
+    if not isinstance(resample, int) or not 0 <= resample < len(_FILTERS):
+        raise ValueError(f"resample is {resample!r}; it is a number of Pillow's, 0 to {len(_FILTERS) - 1}")
+    normalises = said.get("do_normalize", True)
+    divisor = round(1 / float(said["rescale_factor"]), 9) if said.get("do_rescale", True) else 1.0
+    shape, resized = _geometry(said, size, square=family != "CLIP")
+    return Preprocess(
+        mean=said["image_mean"] if normalises else (0.0, 0.0, 0.0),
+        std=said["image_std"] if normalises else (1.0, 1.0, 1.0),
+        divisor=divisor,
+        resample=_FILTERS[resample],
+        shape=shape,
+        resized=0 if resized == size else resized,
+    )
+
+
+def _geometry(said: dict[str, Any], size: int, square: bool) -> tuple[Literal["squash", "shortest edge"], int]:
+    """By which rule and to how many pixels; what is cropped of that must be what the model reads."""
+    given = said["size"] if said["size"] is not None else size
+    if isinstance(given, int):
+        given = {"height": given, "width": given} if square else {"shortest_edge": given}
+    if not isinstance(given, dict) or not all(isinstance(side, int) and side > 0 for side in given.values()):
+        raise ValueError(f"size is {given!r}; it is a number of pixels, or height and width, or shortest_edge")
+    if given.keys() == {"height", "width"} and given["height"] == given["width"]:
+        shape, resized = "squash", given["height"]
+    elif given.keys() == {"shortest_edge"} and said.get("do_center_crop"):
+        shape, resized = "shortest edge", given["shortest_edge"]
+    else:
+        raise ValueError(f"size is {given!r}; what can be done: equal height and width, or shortest_edge and a crop")
+    kept = resized
+    if said.get("do_center_crop"):
+        crop = said.get("crop_size", resized)
+        sides = set(crop.values()) if isinstance(crop, dict) else {crop}
+        kept = sides.pop() if len(sides) == 1 else 0
+        if not isinstance(kept, int) or not 0 < kept <= resized:
+            raise ValueError(f"crop_size is {crop!r}; it is square, and not above the {resized} px it is cut from")
+    if kept != size:
+        raise ValueError(f"it makes pictures of {kept} px, and the model reads {size} px")
+    return ("squash" if shape == "squash" else "shortest edge"), resized

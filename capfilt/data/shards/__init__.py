@@ -1,0 +1,44 @@
+"""Shards: tars of samples in img2dataset's layout, found (`expand`), streamed (`read`) and written (`write`).
+
+Nothing is ever extracted to disk, and a broken shard is not an exception: `read` yields what can be read and
+one `Fault` for each key that cannot. Only what the user can mend (a missing file, a dead connection) is
+raised, as `ShardError`.
+"""
+
+from __future__ import annotations
+
+from capfilt.data.shards.files import (
+    Digest,
+    content,
+    input_now,
+    known,
+    known_apart,
+    read,
+    stat,
+    stats,
+    write,
+    write_sizes,
+)
+from capfilt.data.shards.urls import MAX_NAME, MAX_SHARDS, TARS, by_name, expand, name, on_a_store, patterns, renamed
+
+__all__ = [
+    "MAX_NAME",
+    "MAX_SHARDS",
+    "TARS",
+    "Digest",
+    "by_name",
+    "content",
+    "expand",
+    "input_now",
+    "known",
+    "known_apart",
+    "name",
+    "on_a_store",
+    "patterns",
+    "read",
+    "renamed",
+    "stat",
+    "stats",
+    "write",
+    "write_sizes",
+]

@@ -1,0 +1,112 @@
+"""Texts in the tokens of a language model of transformers, with the interface of `Tokenizer`.
+
+As BLIP-2's second stage trained: for OPT a text begins with its own first token and ends with a line break, which is
+also where a text that is written ends; for T5 it has an end and no beginning. A text that is cut has no end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
+from capfilt.errors import TextError
+from capfilt.storage.atomic import filled
+from capfilt.storage.local_copies import at_hand
+from capfilt.storage.paths import Place, place
+
+Kind = Literal["opt", "t5"]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class LanguageTokenizer(Tokenizer):
+    """The tokenizer of a language model."""
+
+    def __init__(self, engine: Any, kind: Kind) -> None:
+        """Args:
+            engine: a tokenizer of transformers.
+
+        Raises:
+            TextError: it lacks the tokens that a text of this kind of model begins, ends or is padded with.
+        """
+        self._tokens, self.kind = engine, kind
+        self.vocab = tuple(engine.convert_ids_to_tokens(list(range(len(engine)))))
+        end = engine("\n", add_special_tokens=False).input_ids[-1:] if kind == "opt" else [engine.eos_token_id]
+        begin = engine.bos_token_id if kind == "opt" else engine.pad_token_id
+        if None in (engine.pad_token_id, begin, *end) or not end:
+            raise TextError(f"the tokenizer has no padding, beginning or end; a tokenizer of {kind} has all three")
+        self.pad, self.cls, self.sep = int(engine.pad_token_id), int(begin), int(end[0])
+        self._special = frozenset({*engine.all_special_ids, self.sep})
+
+    @classmethod
+    def load(cls, source: str | Place, kind: Kind = "opt") -> LanguageTokenizer:
+        """Load the tokenizer in a folder of transformers, or under a name on the hub.
+
+        Raises:
+            TextError: nothing of the kind at `source`.
+        """
+        allowed = "allowed are a folder of transformers and a name on the Hugging Face hub, OWNER/NAME"
+        try:
+            source = at_hand(source)
+        except OSError as error:
+            raise TextError(f"no tokenizer of a language model at '{source}' ({error}); {allowed}") from None
+        if not source.is_dir() and not _HUB_NAME.fullmatch(str(source)):
+            raise TextError(f"no tokenizer of a language model at '{source}'; {allowed}")
+        from transformers import AutoTokenizer  # here, not above: it takes seconds, and BLIP has no use for it
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(source)), kind)
+        except (OSError, ValueError, KeyError) as error:
+            why = " ".join(str(error).split()).partition(". ")[0][:160]
+            raise TextError(
+                f"no tokenizer of a language model at '{source}' ({why}); {allowed}. Without a network: fetch all files"
+                " of the language model elsewhere and give their folder."
+            ) from None
+
+    def save(self, folder: Place | str) -> Place:
+        """Write it as transformers does; return the folder."""
+        with filled(place(folder)) as here:
+            self._tokens.save_pretrained(str(here))
+        return place(folder)
+
+    def encode(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts, padded on the right to the longest of them.
+
+        Returns: ids and mask, int64 [B, T], T <= `max_length`; what is too long is cut, its end with it.
+        """
+        begin = [self.cls] if self.kind == "opt" else []
+        rows = [[*begin, *self._pieces(text.strip()), self.sep][:max_length] for text in texts]
+        length = max(map(len, rows), default=0)
+        ids = np.full((len(rows), length), self.pad, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return ids, mask
+
+    def opening(self, prompt: str, max_length: int) -> list[int]:
+        """What a text that is written begins with; of T5 no prompt, which its encoder reads (`question`)."""
+        if self.kind == "t5":
+            return [self.cls]
+        return [self.cls, *self._pieces(prompt.strip())][:max_length]
+
+    def question(self, prompt: str) -> list[int]:
+        """What a T5 reads beside the image before it writes, without the end that comes after; OPT reads nothing."""
+        return self._pieces(prompt.strip()) if self.kind == "t5" else []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn one row of ids into text: specials and the end dropped."""
+        kept = [int(index) for index in ids if int(index) not in self._special]
+        return str(self._tokens.decode(kept)).strip()
+
+    def _pieces(self, text: str) -> list[int]:
+        return list(self._tokens(text[:MAX_CHARACTERS], add_special_tokens=False).input_ids)
+
+
+def tokenizer_of(source: str | Place, kind: Kind | None) -> Tokenizer:
+    """The tokenizer of a model: of its language model, if it has one of that kind, else WordPiece."""
+    return Tokenizer.load(source) if kind is None else LanguageTokenizer.load(source, kind)

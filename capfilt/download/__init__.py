@@ -1,0 +1,1 @@
+"""Pairs from URL lists: img2dataset's downloader behind a fence, one shard at a time."""

@@ -1,0 +1,1 @@
+"""The captioner's role, played by a local model."""

@@ -1,0 +1,1 @@
+"""The filter's role, played by a local model."""

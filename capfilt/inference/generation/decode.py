@@ -1,0 +1,206 @@
+"""Writing texts token by token, with the image's keys projected once and the self-attention cached.
+
+A text's random draws are its own: they come from (seed, round, uid, candidate), never from a generator that a batch
+shares, so a caption does not depend on its neighbours, on the worker or on a retry. Texts that have ended leave the
+batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from capfilt.config import Config
+from capfilt.errors import ModelError
+from capfilt.inference.generation.sampling import nucleus, penalise
+from capfilt.models import Model
+from capfilt.models.blip.model import Head
+from capfilt.models.blip2.language_model import LanguageCache
+from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.bert import Cache
+
+
+class DecodeConfig(Config):
+    """How a captioner writes. CapFilt: nucleus sampling with p = 0.9 (BLIP section 4.2)."""
+
+    method: Literal["nucleus", "greedy", "beam"] = "nucleus"
+    """Nucleus draws, and writes other texts for other seeds; greedy and beam search give each image its one answer.
+    BLIP's figures for captioning are of beam search (section 5.2)."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus: draw from the smallest set of tokens whose probabilities reach this."""
+    top_k: int = Field(default=0, ge=0)
+    """Nucleus: at most so many tokens; 0 = no limit. (The public BLIP script has 50 here without saying so.)"""
+    temperature: float = Field(default=1.0, gt=0)
+    beams: int = Field(default=3, ge=1)
+    """Beam search: how many texts of an image grow at a time, and how many it can be asked for at most."""
+    length_penalty: float = 1.0
+    """Beam search: a text's log-probability is divided by its length to this power; above 0, longer texts gain."""
+    repetition_penalty: float = Field(default=1.0, ge=1)
+    """Divides the positive logits of tokens already there (the prompt's too), multiplies the negative ones; 1 = none.
+    (The public BLIP script has 1.1 here when it draws.)"""
+    min_length: int = Field(default=5, ge=1)
+    """Tokens of prompt and text before the text may end."""
+    max_length: int = Field(default=30, ge=3)
+    """Tokens of prompt and text at most, with [DEC]."""
+    prompt: str = ""
+    """What the text begins with; not part of what is returned. Public captioners were fine-tuned with "a picture of
+    "."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> DecodeConfig:
+        if self.min_length >= self.max_length:
+            raise ValueError(f"min_length {self.min_length} is not below max_length {self.max_length}")
+        return self
+
+
+def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np.ndarray:
+    """The draws of one text, float64 [steps] in [0, 1): a pure function of its arguments."""
+    name = f"{seed}|{round_}|{uid}|{candidate}".encode()
+    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "big")
+    return np.random.Generator(np.random.Philox(key=key)).random(steps)
+
+
+FEWEST = 4
+"""Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
+
+EVERY = 8
+"""An accelerator is asked so seldom, in steps, whether texts have ended: asking makes it wait."""
+
+
+@dataclass
+class Batch:
+    """The texts that are being written; their images' keys, their cache, and where each belongs in the answer.
+
+    Rows of one image are adjacent, equally many for each image.
+    """
+
+    image: list[KeysValues]
+    cache: Cache | LanguageCache
+    place_R: Tensor
+    ended_R: Tensor
+
+    def shrink(self) -> Tensor | None:
+        """Let ended texts go, if that makes the batch smaller by a quarter; the rows that stay, None for all.
+
+        An image keeps as many rows as the one with the most unfinished texts needs, and goes with its last.
+        """
+        rows, images = len(self.place_R), self.image[0][0].shape[0]
+        live = (~self.ended_R).view(images, -1)
+        count = live.sum(dim=1)
+        staying = count.nonzero().squeeze(1)
+        most = int(count.max())
+        if not FEWEST <= len(staying) * most <= 0.75 * rows:
+            return None
+        first = live[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        kept = (staying[:, None] * live.shape[1] + first.sort(dim=1).values).flatten()
+        if len(staying) < images:
+            self.image = [(keys[staying], values[staying]) for keys, values in self.image]
+        self.cache.keep(kept)
+        self.place_R, self.ended_R = self.place_R[kept], self.ended_R[kept]
+        return kept
+
+
+def tiled(image: list[KeysValues], rows: int) -> tuple[list[KeysValues], int]:
+    """So many copies of the images' keys that their `rows` rows become FEWEST or more; and how many copies that is."""
+    copies = -(-FEWEST // rows)
+
+    def repeated(x: Tensor) -> Tensor:  # [I, heads, N, D], or what T5's encoder says: [I, N, D]
+        return x.repeat(copies, *[1] * (x.ndim - 1))
+
+    return [(repeated(keys), repeated(values)) for keys, values in image], copies
+
+
+@dataclass
+class Finite:
+    """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token."""
+
+    fine: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> Finite:
+        """Nothing has been seen yet."""
+        return cls(torch.ones((), dtype=torch.bool, device=device))
+
+    def see(self, logits_RV: Tensor) -> Tensor:
+        """Look at the logits of a step, and return them. An accelerator is not made to wait: there they are made finite
+        until somebody asks (`check`), for a NaN would lead to an index that ends the process."""
+        low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
+        self.fine = self.fine & low.isfinite() & high.isfinite()
+        if logits_RV.device.type != "cpu":
+            return logits_RV.nan_to_num_()
+        self.check()
+        return logits_RV
+
+    def check(self) -> None:
+        """Raise ModelError where logits were not finite."""
+        if not bool(self.fine):
+            raise ModelError(
+                "the captioner's logits are NaN or infinite; allowed are numbers. Check the checkpoint, or compute "
+                "in fp32 (precision=fp32) where it was trained so"
+            )
+
+
+def asks(device: torch.device, step: int) -> bool:
+    """Whether to look, after this step, for texts that have ended."""
+    return device.type == "cpu" or step % EVERY == EVERY - 1
+
+
+@torch.inference_mode()
+def generate(
+    model: Model,
+    image: list[KeysValues],
+    prompt_P: list[int],
+    end: int,
+    config: DecodeConfig,
+    draws_RS: Tensor,
+    head: Head | None = None,
+) -> list[list[int]]:
+    """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
+
+    `image` has R / candidates rows, `prompt_P` begins with [DEC], `draws_RS` has one number per row and step.
+    """
+    rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
+    if 0 < rows < FEWEST:
+        image, copies = tiled(image, rows)
+        return generate(model, image, prompt_P, end, config, draws_RS.repeat(copies, 1), head)[:rows]
+    prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
+    written = torch.full((rows, steps), end, dtype=torch.long, device=device)
+    batch = Batch(
+        image,
+        model.cache(rows, config.max_length, image),
+        torch.arange(rows, device=device),
+        torch.zeros(rows, dtype=torch.bool, device=device),
+    )
+    newest, finite = prompt, Finite.on(device)
+    for step in range(steps):
+        logits = finite.see(model.decode_step(newest, batch.image, batch.cache, head).float())
+        if len(prompt_P) + step < config.min_length:
+            logits[:, end] = -torch.inf
+        if config.repetition_penalty != 1.0:
+            before = torch.cat([prompt[: len(logits)], written[batch.place_R, :step]], dim=1)
+            logits = penalise(logits, before, config.repetition_penalty)
+        token = choose(logits, config, draws_RS[batch.place_R, step]).where(~batch.ended_R, end)
+        written[batch.place_R, step] = token
+        batch.ended_R |= token == end
+        newest = token[:, None]
+        if step < steps - 1 and asks(device, step):
+            finite.check()
+            if bool(batch.ended_R.all()):
+                break
+            kept = batch.shrink()
+            newest = newest if kept is None else newest[kept]
+    finite.check()
+    return [row[: row.index(end)] if end in row else row for row in written.tolist()]
+
+
+def choose(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
+    """The next token of each row, [R]: the likeliest, or by inverting the distribution at `draw`."""
+    if config.method == "greedy":
+        return logits_RV.argmax(dim=1)
+    return nucleus(logits_RV, draw_R, config.top_p, config.top_k, config.temperature)

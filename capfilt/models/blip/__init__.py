@@ -1,0 +1,1 @@
+"""BLIP: its model, transformers' config of it, and the key maps of its public checkpoints."""

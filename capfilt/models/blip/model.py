@@ -1,0 +1,177 @@
+"""BLIP's MED: a mixture of encoder and decoder (BLIP, section 3.1), with the heads that its three objectives need.
+
+Its verbs: encode_image, encode_text, fuse ([ENC]), decode ([DEC]), and the two projections into the space where
+cosines are taken. The model replaces the first token of a text itself, so that no caller can forget it ([ENC] for
+matching is what training used; several public inference scripts leave [CLS] there and score differently).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.models.blip2.language_model import LanguageCache
+from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.bert import APART, Cache, Role, TextConfig, TextTransformer
+from capfilt.models.layers.vit import VisionConfig, VisionTransformer
+from capfilt.models.limits import Temperature, Width
+
+Head = Callable[[Tensor], Tensor]
+"""States [B, D] -> logits [B, V]."""
+
+
+class BlipConfig(Config):
+    """An architecture of the family: what a YAML of `models/blip/` says."""
+
+    family: Literal["blip"] = "blip"
+    vision: VisionConfig
+    text: TextConfig
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned."""
+    itm_token: Literal["enc", "cls"] = "enc"
+    """What ITM reads a text behind. Training puts [ENC] there; BLIP's own ITM script and transformers leave [CLS],
+    which a checkpoint has never seen in that place and scores differently."""
+    answers: bool = False
+    """A question-answering model: its decoder looks at the question as the encoder fused it with the image, not at the
+    image, and it has no heads that compare."""
+
+    @property
+    def language_kind(self) -> None:
+        """A BLIP has no language model: its texts are WordPiece."""
+        return None
+
+    @property
+    def words(self) -> int:
+        """How many entries a tokenizer may have, [DEC] and [ENC] included."""
+        return self.text.vocab_size
+
+    @model_validator(mode="after")
+    def _askable(self) -> BlipConfig:
+        if self.answers and self.vision.width != self.text.width:
+            raise ValueError(
+                f"a model that answers looks at images and at questions through one width, not {self.vision.width} "
+                f"and {self.text.width}"
+            )
+        return self
+
+
+class Blip(nn.Module):
+    """MED. With both roles it is the pretrained model; with one it is a captioner (decoder) or a filter (encoder)."""
+
+    def __init__(self, config: BlipConfig):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision)
+        self.text = TextTransformer(config.text, config.vision.width)
+        if "encoder" in config.text.roles and not config.answers:
+            self.image_projection = nn.Linear(config.vision.width, config.projection)
+            self.text_projection = nn.Linear(config.text.width, config.projection)
+            self.match_head = nn.Linear(config.text.width, 2)
+            self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        """What this model can be asked to do."""
+        return verbs(self.config)
+
+    @property
+    def eyes(self) -> list[nn.Module]:
+        """What image tokens are made with."""
+        return [self.vision]
+
+    @property
+    def shares_image_keys(self) -> bool:
+        """Whether encoder and decoder look at an image through the same projections."""
+        return "cross_attention" not in APART[self.config.text.share]
+
+    def encode_image(self, images_B3SS: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] -> tokens [B, N, vision width]; token 0 is [CLS]."""
+        tokens: Tensor = self.vision(images_B3SS)
+        return tokens
+
+    def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
+        """Image tokens -> what `fuse` (role "encoder") or `decode` (role "decoder") attend to, one pair per layer."""
+        return self.text.image_keys(tokens_BND, role)
+
+    def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Texts -> states [B, T, D], without looking at any image."""
+        states: Tensor = self.text(ids_BT, "encoder", mask_BT)
+        return states
+
+    def project_image(self, tokens_BND: Tensor) -> Tensor:
+        """Image tokens -> unit vectors [B, projection], fp32 under autocast too."""
+        return F.normalize(self.image_projection(tokens_BND[:, 0]).float(), dim=-1)
+
+    def project_text(self, states_BTD: Tensor) -> Tensor:
+        """Text states -> unit vectors [B, projection], fp32 under autocast too."""
+        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+
+    def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
+        """Vectors of images and of texts -> cosines [I, T]."""
+        return image_IP @ text_TP.T
+
+    def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+        """Texts read beside images -> states [B, T, D]; rows that share an image are adjacent."""
+        if self.config.itm_token == "enc":
+            ids_BT = replace_first(ids_BT, self.config.text.enc)
+        states: Tensor = self.text(ids_BT, "encoder", mask_BT, image)
+        return states
+
+    def encode_firsts(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """`encode_text` of texts of these lengths, first states alone: [B, 1, D]."""
+        return self.text.firsts(ids_BT, lengths)
+
+    def fuse_firsts(
+        self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
+    ) -> Tensor:
+        """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
+        if self.config.itm_token == "enc":
+            ids_BT = replace_first(ids_BT, self.config.text.enc)
+        return self.text.firsts(ids_BT, lengths, image, counts)
+
+    def match(self, states_BTD: Tensor) -> Tensor:
+        """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
+        logits: Tensor = self.match_head(states_BTD[:, 0])
+        return logits
+
+    def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: list[KeysValues]) -> Tensor:
+        """Texts -> next-token logits [B, T, V], left to right."""
+        ids_BT = replace_first(ids_BT, self.config.text.dec)
+        return self.text.logits(self.text(ids_BT, "decoder", mask_BT, image))
+
+    def cache(self, rows: int, length: int, image: list[KeysValues]) -> Cache:
+        """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
+        return Cache(self.config.text, rows, length, image[0][0])
+
+    def decode_step(
+        self, ids_BT: Tensor, image: list[KeysValues], cache: Cache | LanguageCache, head: Head | None = None
+    ) -> Tensor:
+        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V].
+
+        `head` computes these from states [B, D] in place of the model's own.
+        """
+        assert isinstance(cache, Cache), "the cache of another model"
+        states = self.text(ids_BT, "decoder", None, image, cache)
+        return self.text.logits(states[:, -1:])[:, 0] if head is None else head(states[:, -1])
+
+
+def verbs(config: BlipConfig) -> frozenset[str]:
+    """What a model of this architecture can be asked to do; known before anything is built."""
+    if config.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
+        return frozenset({"encode_image", "answer"})
+    encoder = {"encode_text", "fuse"} if "encoder" in config.text.roles else set()
+    decoder = {"decode"} if "decoder" in config.text.roles else set()
+    return frozenset({"encode_image"} | encoder | decoder)
+
+
+def replace_first(ids_BT: Tensor, token: int) -> Tensor:
+    """A copy of the ids with `token` in place of the first, which is [CLS] as texts arrive."""
+    return torch.cat([torch.full_like(ids_BT[:, :1], token), ids_BT[:, 1:]], dim=1)

@@ -1,0 +1,217 @@
+"""The `config.json` of transformers' BLIP classes, read into an architecture of ours and written from one.
+
+What such a file does not say has transformers' defaults, and these are not BLIP's: 8 text heads, not 12; a vision
+LayerNorm eps of 1e-5, not 1e-6; no dropout. None of its classes is a pretrained model, with all that BLIP pretrains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from capfilt.errors import ModelError
+from capfilt.models.blip.model import BlipConfig
+from capfilt.models.layers.bert import Role, TextConfig
+from capfilt.models.layers.vit import VisionConfig
+from capfilt.storage.json_files import read_table
+
+CONFIG = "config.json"
+
+HfClass = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering"]
+ROLES: dict[HfClass, tuple[Role, ...]] = {
+    "BlipForConditionalGeneration": ("decoder",),
+    "BlipForImageTextRetrieval": ("encoder",),
+    "BlipForQuestionAnswering": ("encoder", "decoder"),
+}
+"""The classes of transformers that are models of ours."""
+BLIP2 = ("Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration")
+"""Those of BLIP-2; `hf_blip2.py` knows them."""
+
+# The defaults of transformers 5.23.0.
+_VISION: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 384,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+}
+_TEXT: dict[str, Any] = {
+    "vocab_size": 30524,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 512,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.0,
+    "bos_token_id": 30522,
+}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder; ModelError unless it is one of the classes in ROLES or BLIP2."""
+    path = folder / CONFIG
+    try:
+        config = read_table(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from None
+    named = config.get("architectures")
+    found = str(named[0])[:100] if isinstance(named, list) and named else "none"
+    for part in ("vision_config", "text_config", "qformer_config"):
+        if not isinstance(config.get(part) or {}, dict):
+            raise ModelError(f"{path}: {part} is a {type(config[part]).__name__}, and not an object")
+    if found not in (*ROLES, *BLIP2):
+        known = ", ".join((*ROLES, *BLIP2))
+        raise ModelError(f"{path} describes the class {found}; of transformers' classes these can be read: {known}")
+    return dict(config)
+
+
+def declares_tied(config: Mapping[str, Any]) -> bool:
+    """Whether transformers would tie the LM head where the file has no output matrix: either of two flags does."""
+    return any(part.get("tie_word_embeddings", True) for part in (config, config.get("text_config") or {}))
+
+
+def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
+    """What a `config.json` describes; `tied` is what the tensors say of the LM head."""
+    with possible(source):
+        return _architecture(config, tied, source)
+
+
+@contextmanager
+def possible(source: Path) -> Iterator[None]:
+    """Tell of a description that no model can have in one line: ModelError."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {where}{first['msg']}") from None
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {why}") from None
+
+
+def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
+    roles = ROLES[config["architectures"][0]]
+    vision = _VISION | (config.get("vision_config") or {})
+    text = _TEXT | (config.get("text_config") or {})
+    for section, part in (("vision_config", vision), ("text_config", text)):
+        if part["hidden_act"] != "gelu":
+            raise ModelError(
+                f"{source}: {section}.hidden_act is {part['hidden_act']}; BLIP has gelu, and so has this code"
+            )
+    if "decoder" in roles and text["bos_token_id"] != text["vocab_size"] - 2:
+        raise ModelError(
+            f"{source}: text_config.bos_token_id is {text['bos_token_id']}; [DEC] and [ENC] must be the last two of "
+            f"the {text['vocab_size']} entries"
+        )
+    return BlipConfig(
+        vision=eyes(vision, source),
+        text=TextConfig(
+            vocab_size=text["vocab_size"],
+            width=text["hidden_size"],
+            depth=text["num_hidden_layers"],
+            heads=text["num_attention_heads"],
+            hidden=text["intermediate_size"],
+            max_positions=text["max_position_embeddings"],
+            dropout=text["hidden_dropout_prob"],
+            layer_norm_eps=text["layer_norm_eps"],
+            share="none" if len(roles) == 2 else "all_but_self_attention",
+            roles=roles,
+            tie_lm_head=tied,
+        ),
+        projection=config.get("image_text_hidden_size", 256),
+        temperature=math.exp(-config.get("logit_scale_init_value", 2.6592)),
+        itm_token=config.get("itm_token", "enc"),
+        answers=len(roles) == 2,
+    )
+
+
+def class_of(config: BlipConfig) -> HfClass:
+    """The class of transformers that a model of ours can be; ModelError where there is none."""
+    if len(config.text.roles) == 2 and not config.answers:
+        raise ModelError(
+            "transformers has no class for a model of both roles: give it the captioner and the filter apart"
+        )
+    return next(name for name, roles in ROLES.items() if set(roles) == set(config.text.roles))
+
+
+def describe(config: BlipConfig, temperature: float, special: Mapping[str, int]) -> dict[str, Any]:
+    """The `config.json` of a model of ours.
+
+    Args:
+        temperature: of ITC; transformers' classes have no place for it but `logit_scale_init_value`.
+        special: the ids of "pad" and "sep".
+    """
+    vision, text = config.vision, config.text
+    return {
+        "architectures": [class_of(config)],
+        "model_type": "blip",
+        "dtype": "float32",
+        "image_text_hidden_size": config.projection,
+        "logit_scale_init_value": -math.log(temperature),
+        "tie_word_embeddings": text.tie_lm_head,
+        "itm_token": config.itm_token,
+        "vision_config": {
+            "model_type": "blip_vision_model",
+            "hidden_size": vision.width,
+            "intermediate_size": vision.hidden,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": "gelu",
+            "layer_norm_eps": vision.layer_norm_eps,
+        },
+        "text_config": {
+            "model_type": "blip_text_model",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "encoder_hidden_size": vision.width,
+            "intermediate_size": text.hidden,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.max_positions,
+            "hidden_act": "gelu",
+            "layer_norm_eps": text.layer_norm_eps,
+            "hidden_dropout_prob": text.dropout,
+            "attention_probs_dropout_prob": text.dropout,
+            "is_decoder": True,
+            "tie_word_embeddings": text.tie_lm_head,
+            "bos_token_id": text.dec,
+            "eos_token_id": special["sep"],
+            "sep_token_id": special["sep"],
+            "pad_token_id": special["pad"],
+        },
+    }
+
+
+def eyes(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:
+    """The vision tower that a `vision_config` describes; `more` is what the family's towers have in common."""
+    return VisionConfig(
+        image_size=square(vision, "image_size", source),
+        patch_size=square(vision, "patch_size", source),
+        width=vision["hidden_size"],
+        depth=vision["num_hidden_layers"],
+        heads=vision["num_attention_heads"],
+        hidden=vision["intermediate_size"],
+        layer_norm_eps=vision["layer_norm_eps"],
+        **more,
+    )
+
+
+def square(part: Mapping[str, Any], name: str, source: Path) -> int:
+    """A size that may be written as a number or as two equal ones."""
+    sides = part[name] if isinstance(part[name], list) else [part[name]]
+    if len(set(sides)) != 1:
+        raise ModelError(f"{source}: {name} is {sides}; pictures and patches must be square")
+    return int(sides[0])

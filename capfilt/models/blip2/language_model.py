@@ -1,0 +1,272 @@
+"""The frozen language model of BLIP-2's second stage: transformers' own OPT or T5, and the questions asked of it.
+
+It is never trained: its weights take no gradient and it stays in eval mode, whatever the model around it does. It is
+held in a low precision and computes in it. Images reach it as vectors of its own width that stand before the text (OPT)
+or before the prompt that its encoder reads (T5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.errors import ModelError
+from capfilt.models.checkpoints import files
+from capfilt.models.layers.attention import KeysValues
+from capfilt.models.limits import MAX_DEPTH, MAX_ENTRIES
+
+Kind = Literal["opt", "t5"]
+Format = Literal["fp32", "bf16", "fp16"]
+
+FORMATS: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLASSES: dict[Kind, tuple[str, str]] = {
+    "opt": ("OPTConfig", "OPTForCausalLM"),
+    "t5": ("T5Config", "T5ForConditionalGeneration"),
+}
+"""The classes of transformers."""
+
+NO_LABEL = -100
+"""The label of a position that is not asked about."""
+
+
+class LanguageConfig(Config):
+    """A language model of transformers. BLIP-2 section 3.3: OPT, whose decoder goes on after the image, or Flan-T5."""
+
+    kind: Kind
+    settings: dict[str, bool | int | float | str | None] = Field(min_length=1)
+    """The keys of its `config.json` that are not the defaults of transformers."""
+    tied: bool = True
+    """Whether its output matrix is its word embeddings; Flan-T5's is not."""
+    image_token: int | None = None
+    """The id that stands for an image in the texts of transformers' BLIP-2; none of ours. Default: the vocabulary's
+    last entry, which OPT and T5 have for padding alone."""
+
+    @field_validator("settings")
+    @classmethod
+    def _bounded(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for name, value in settings.items():
+            most = MAX_DEPTH if "layers" in name else MAX_ENTRIES
+            if isinstance(value, int) and value > most:
+                raise ValueError(f"{name} is too large; allowed are {most} at most")
+        return settings
+
+    @property
+    def width(self) -> int:
+        """Width of the vectors that it reads."""
+        return int(self.settings["hidden_size" if self.kind == "opt" else "d_model"] or 0)
+
+    @property
+    def for_images(self) -> int:
+        """The id that stands for an image in the texts of transformers' BLIP-2."""
+        return self.described().vocab_size - 1 if self.image_token is None else self.image_token
+
+    def described(self) -> Any:
+        """Its configuration as an object of transformers.
+
+        Raises:
+            ModelError: settings that transformers does not take.
+        """
+        import transformers
+        from huggingface_hub.errors import StrictDataclassError
+
+        try:
+            return getattr(transformers, CLASSES[self.kind][0])(**self.settings)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            why = " ".join(str(error).split())
+            raise ModelError(f"language.settings describe no {self.kind.upper()} of transformers: {why}") from None
+
+
+class LanguageCache:
+    """What a language model has read so far, for each row; made by its first step."""
+
+    def __init__(self) -> None:
+        self.past: Any = None
+        self.start = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (indices or a boolean mask), in this order."""
+        index = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
+        if self.past is not None:
+            self.past.batch_select_indices(index)
+
+
+class LanguageModel(nn.Module):
+    """A language model that is asked and never taught."""
+
+    def __init__(self, config: LanguageConfig, held_in: Format):
+        super().__init__()
+        import transformers  # here, not above: stage 1 and BLIP have no use for it, and it takes seconds
+
+        self.config = config
+        self.dtype = FORMATS[held_in]
+        self.model: Any = getattr(transformers, CLASSES[config.kind][1])(config.described())
+        if not config.tied:  # transformers ties it whatever its configuration says
+            self.model.lm_head.weight = nn.Parameter(torch.empty_like(self.model.lm_head.weight))
+            nn.init.normal_(self.model.lm_head.weight, std=0.02)
+        self.model.to(self.dtype)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def tie(self) -> None:
+        """Let tensors of two names be one again, after they were made anew."""
+        output = self.model.lm_head.weight
+        self.model.tie_weights()
+        if not self.config.tied:
+            self.model.lm_head.weight = output
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Stay in eval mode."""
+        super().train(False)
+        return self
+
+    def tied(self) -> dict[str, str]:
+        """Second names of its tensors -> the first: the output matrix is often the word embeddings."""
+        first: dict[int, str] = {}
+        own = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        return {name: first[id(p)] for name, p in own if first.setdefault(id(p), name) != name}
+
+    def predict(self, image_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+        """Texts after images -> logits [B, T, V] and the tokens that they should tell [B, T], `NO_LABEL` for none.
+
+        The logits at t are for token t itself, of which the model has seen the image and the tokens before. The first
+        `prompt` tokens are given, not asked for; T5's encoder reads them, and the answer begins after them.
+        Padding is not asked for. Without a prompt OPT is asked for its own first token too, as in the public code.
+        """
+        with self._own_format(image_BQW):
+            return self._predict(image_BQW, ids_BT, mask_BT, prompt)
+
+    def _predict(self, image_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+        labels = ids_BT.masked_fill(mask_BT == 0, NO_LABEL)
+        if self.config.kind == "t5":
+            reads = self._asked(image_BQW, ids_BT[:, :prompt])
+            answer = ids_BT[:, prompt:]
+            begin = torch.full_like(answer[:, :1], self.model.config.decoder_start_token_id)
+            out = self.model(inputs_embeds=reads, decoder_input_ids=torch.cat([begin, answer[:, :-1]], dim=1))
+            return out.logits, labels[:, prompt:]
+        reads, first = self._beside(image_BQW, ids_BT[:, :-1]), image_BQW.shape[1] - 1
+        # Padding is on the right: no word sees it, and what comes of it has no label.
+        states = self.model.model(inputs_embeds=reads).last_hidden_state[:, first:]
+        return self.model.lm_head(states), labels.index_fill(1, torch.arange(prompt, device=labels.device), NO_LABEL)
+
+    def read(self, image_BQW: Tensor, prompt: Sequence[int] = ()) -> list[KeysValues]:
+        """Images -> what `step` goes on from, one row for each: the keys of OPT's layers, or what T5's encoder says of
+        them and of a prompt. OPT has its prompt from `step`."""
+        with self._own_format(image_BQW):
+            return self._read(image_BQW, prompt)
+
+    def _read(self, image_BQW: Tensor, prompt: Sequence[int]) -> list[KeysValues]:
+        if self.config.kind == "t5":
+            ids = torch.tensor(prompt, dtype=torch.long, device=image_BQW.device).expand(image_BQW.shape[0], -1)
+            states = self.model.get_encoder()(inputs_embeds=self._asked(image_BQW, ids)).last_hidden_state
+            return [(states, states)]
+        assert not prompt, "OPT's prompt is the beginning of what it writes"
+        out = self.model.model(inputs_embeds=image_BQW.to(self.dtype), use_cache=True)
+        return [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
+    def step(self, ids_BT: Tensor, image: list[KeysValues], cache: LanguageCache) -> Tensor:
+        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
+        with self._own_format(ids_BT):
+            return self._step(ids_BT, image, cache)
+
+    def _step(self, ids_BT: Tensor, image: list[KeysValues], cache: LanguageCache) -> Tensor:
+        from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+        times = ids_BT.shape[0] // image[0][0].shape[0]
+        if cache.past is None:
+            cache.past = DynamicCache(config=self.model.config)
+            if self.config.kind == "t5":
+                cache.past = EncoderDecoderCache(cache.past, DynamicCache(config=self.model.config))
+            else:
+                for layer, (keys, values) in enumerate(image):
+                    rows = keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=0)
+                    cache.past.update(*rows, layer)
+        cache.start += ids_BT.shape[1]
+        if self.config.kind == "t5":
+            states = image[0][0].repeat_interleave(times, dim=0)
+            out = self.model(
+                decoder_input_ids=ids_BT, encoder_outputs=(states,), past_key_values=cache.past, use_cache=True
+            )
+            return torch.as_tensor(out.logits[:, -1])
+        states = self.model.model(input_ids=ids_BT, past_key_values=cache.past, use_cache=True).last_hidden_state
+        return torch.as_tensor(self.model.lm_head(states[:, -1]))
+
+    def _own_format(self, like: Tensor) -> AbstractContextManager[object]:
+        """Products in the format that the model is held in, whatever the model around it computes in."""
+        return torch.autocast(like.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def _asked(self, image_BQW: Tensor, prompt_BT: Tensor) -> Tensor:
+        """What T5's encoder reads: the image, the prompt, and the end that its tokenizer sets, also of no prompt."""
+        end = prompt_BT.new_full((len(prompt_BT), 1), self.model.config.eos_token_id)
+        return self._beside(image_BQW, torch.cat([prompt_BT, end], dim=1))
+
+    def _beside(self, image_BQW: Tensor, ids_BT: Tensor) -> Tensor:
+        words = self.model.get_input_embeddings()(ids_BT)
+        return torch.cat([image_BQW.to(words.dtype), words], dim=1)
+
+
+def check_language(source: str, config: LanguageConfig, weights: bool = False) -> Path:
+    """The folder of a language model, fetched if it is on the hub, with its `weights` or without; its settings must be
+    those of `config`.
+
+    Raises:
+        ModelError: nothing there, or a model of another kind or shape.
+    """
+    import transformers
+
+    path = files.fetched(source)
+    if not path.is_dir():
+        path = files.download(source, weights)
+    try:
+        found = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _none_there(source, error) from None
+    if found.model_type != config.kind:
+        raise ModelError(f"{source} is a {found.model_type}, and language.kind is {config.kind}")
+    wanted = config.described().to_dict()
+    for name in config.settings:
+        if name in found.to_dict() and getattr(found, name) != wanted[name] and name != "dense_act_fn":
+            raise ModelError(
+                f"{source} has {name} {getattr(found, name)}, and language.settings.{name} is {wanted[name]}"
+            )
+    return path
+
+
+def _none_there(source: str, error: Exception) -> ModelError:
+    why = " ".join(str(error).split())[:200]
+    return ModelError(f"{source} holds no language model that transformers can read: {why}")
+
+
+def load_language(source: str, config: LanguageConfig, held_in: Format) -> LanguageModel:
+    """A language model from a folder of transformers or a name on the hub; its settings must be those of `config`.
+
+    Raises:
+        ModelError: nothing there, or a model of another kind or shape.
+    """
+    import transformers
+
+    path = check_language(source, config, weights=True)
+    try:
+        with torch.device("meta"):  # what is loaded takes the place of what this made
+            made = LanguageModel(config, held_in)
+        kind: Any = getattr(transformers, CLASSES[config.kind][1])
+        transformers.utils.logging.disable_progress_bar()
+        loaded, told = kind.from_pretrained(
+            path, config=config.described(), dtype=FORMATS[held_in], output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise _none_there(source, error) from None
+    if bad := {what: sorted(names)[:5] for what, names in told.items() if names}:
+        raise ModelError(f"{source} does not fit language.settings: {bad}")
+    if (loaded.lm_head.weight is loaded.get_input_embeddings().weight) != config.tied:
+        raise ModelError(f"{source}: set language.tied={str(not config.tied).lower()}, as it is there")
+    made.model = loaded
+    made.requires_grad_(False)
+    made.train(False)
+    return made

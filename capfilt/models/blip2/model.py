@@ -1,0 +1,243 @@
+"""BLIP-2: a Q-Former between a frozen vision transformer and, in its second stage, a frozen language model.
+
+After stage 1 (section 3.2) it compares, matches and writes by itself; its verbs are those of BLIP, with one difference:
+an image is as many vectors as there are queries, and `similarity` takes the one nearest to the text. In stage 2
+(section 3.3) the Q-Former has no part for texts any more: its queries pass through one linear layer into the language
+model, which writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.models.blip.model import Head, replace_first
+from capfilt.models.blip2.language_model import FORMATS, Format, Kind, LanguageCache, LanguageConfig, LanguageModel
+from capfilt.models.blip2.qformer import QFormer, QFormerConfig
+from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.bert import Cache, Role
+from capfilt.models.layers.vit import VisionConfig, VisionTransformer
+from capfilt.models.limits import Temperature, Width
+
+
+class Blip2Config(Config):
+    """An architecture of the family: what a YAML of `models/blip2/` says."""
+
+    family: Literal["blip2"] = "blip2"
+    vision: VisionConfig
+    """Frozen. Its own final norm is left out: a trained one takes its place (`vision_norm`)."""
+    text: QFormerConfig
+    """The Q-Former."""
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned, and never clamped."""
+    language: LanguageConfig | None = None
+    """Stage 2: what writes."""
+    frozen: Format = "bf16"
+    """The number format in which the frozen towers are held and compute."""
+
+    @property
+    def language_kind(self) -> Kind | None:
+        """In whose tokens its texts are: the language model's, or None for WordPiece."""
+        return self.language.kind if self.language is not None else None
+
+    @property
+    def words(self) -> int:
+        """How many entries a tokenizer may have: the language model's own, or those of the Q-Former and [ENC]."""
+        if self.language is not None:
+            return int(self.language.described().vocab_size)
+        return self.text.vocab_size + 1
+
+    @model_validator(mode="after")
+    def _one_writer(self) -> Blip2Config:
+        if self.language is not None and self.text.roles:
+            raise ValueError("with a language model the Q-Former has no part for texts: text.roles must be []")
+        if self.language is None and not self.text.roles:
+            raise ValueError("text.roles is empty, and there is no language model: nothing could be asked of it")
+        if self.frozen == "fp16" and self.language_kind == "t5":
+            raise ValueError("frozen is fp16, in which T5 overflows: set it to bf16")
+        if self.vision.final_norm:
+            raise ValueError("vision.final_norm must be false: the norm behind the frozen tower is the Q-Former's")
+        return self
+
+
+class Blip2(nn.Module):
+    """Stage 1 with both roles, a filter with the encoder's, a captioner with the decoder's or a language model."""
+
+    def __init__(self, config: Blip2Config):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision)
+        self.vision_norm = nn.LayerNorm(config.vision.width, eps=config.vision.layer_norm_eps)
+        self.text = QFormer(config.text, config.vision.width)
+        if "encoder" in config.text.roles:
+            self.image_projection = nn.Linear(config.text.width, config.projection)
+            self.text_projection = nn.Linear(config.text.width, config.projection)
+            self.match_head = nn.Linear(config.text.width, 2)
+            self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        if config.language is not None:
+            self.language = LanguageModel(config.language, config.frozen)
+            self.language_projection = nn.Linear(config.text.width, config.language.width)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Take the vision tower out of training, and hold its matrices in the format of frozen towers."""
+        self.vision.requires_grad_(False)
+        self.vision.train(False)
+        for module in self.vision.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(FORMATS[self.config.frozen])
+
+    def train(self, mode: bool = True) -> Blip2:
+        """Train all but the frozen towers."""
+        super().train(mode)
+        self.vision.train(False)
+        return self
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> Blip2:
+        """As torch's, and what the language model ties stays tied."""
+        super().to_empty(device=device, recurse=recurse)
+        if self.config.language is not None:
+            self.language.tie()
+        return self
+
+    def tied(self) -> dict[str, str]:
+        """Second names of tensors -> the first."""
+        if self.config.language is None:
+            return {}
+        return {f"language.{name}": f"language.{first}" for name, first in self.language.tied().items()}
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        """What this model can be asked to do."""
+        return verbs(self.config)
+
+    @property
+    def eyes(self) -> list[nn.Module]:
+        """What image tokens are made with."""
+        return [self.vision, self.vision_norm]
+
+    @property
+    def shares_image_keys(self) -> bool:
+        """A judge looks at an image beside the text, a writer at what the queries saw of it."""
+        return False
+
+    # ---- the verbs of BLIP ----
+
+    def see(self, images_B3SS: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] -> what the frozen tower makes of them [B, N, vision width]; no gradients."""
+        kind, dtype = images_B3SS.device.type, FORMATS[self.config.frozen]
+        with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
+            seen: Tensor = self.vision(images_B3SS)
+        return seen
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S], or what `see` made of them [B, N, vision width] -> tokens [B, N, vision width].
+
+        The norm behind the tower alone takes gradients.
+        """
+        seen = images if images.ndim == 3 else self.see(images)
+        normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
+        return normed
+
+    def image_keys(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> list[KeysValues]:
+        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
+
+        `prompt` are tokens that a T5 reads beside the image, before it writes.
+        """
+        keys = self.text.image_keys(tokens_BND)
+        if role == "encoder":
+            return keys
+        states, seen = self.text.look(keys)
+        return seen if self.config.language is None else self.language.read(self.language_projection(states), prompt)
+
+    def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Texts -> states [B, T, D], without looking at any image."""
+        return self.text.read(ids_BT, mask_BT)
+
+    def encode_firsts(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Texts of these lengths -> the state of each one's first token [B, 1, D]."""
+        return self.encode_text(ids_BT, as_mask(lengths, ids_BT))[:, :1]
+
+    def project_image(self, tokens_BND: Tensor) -> Tensor:
+        """Image tokens -> unit vectors [B, Q, projection], one for each query, fp32 under autocast too."""
+        return self.project_queries(self.text.look(self.text.image_keys(tokens_BND))[0])
+
+    def project_queries(self, states_BQD: Tensor) -> Tensor:
+        """States of the queries -> unit vectors [B, Q, projection]."""
+        return F.normalize(self.image_projection(states_BQD).float(), dim=-1)
+
+    def project_text(self, states_BTD: Tensor) -> Tensor:
+        """Text states -> unit vectors [B, projection], fp32 under autocast too."""
+        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+
+    def similarity(self, image_IQP: Tensor, text_TP: Tensor) -> Tensor:
+        """Vectors of images and of texts -> cosines [I, T]: of an image's queries the one nearest to the text."""
+        return (image_IQP @ text_TP.T).amax(dim=1)
+
+    def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+        """Texts read beside images -> the queries' states [B, Q, D]; rows that share an image are adjacent."""
+        return self.text.read_beside(ids_BT, mask_BT, image)
+
+    def fuse_firsts(
+        self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
+    ) -> Tensor:
+        """`fuse` for texts of these lengths, `counts` of them for each image."""
+        if len(set(counts)) > 1:  # as many rows as texts: nothing to share
+            times = torch.tensor(counts, device=ids_BT.device)
+            image = [(k.repeat_interleave(times, dim=0), v.repeat_interleave(times, dim=0)) for k, v in image]
+        return self.fuse(ids_BT, as_mask(lengths, ids_BT), image)
+
+    def match(self, states_BQD: Tensor) -> Tensor:
+        """Fused states -> ITM logits [B, 2], the mean over queries; column 1 is "matches"."""
+        logits: Tensor = self.match_head(states_BQD).mean(dim=1)
+        return logits
+
+    def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: list[KeysValues]) -> Tensor:
+        """Texts -> next-token logits [B, T, V] of the Q-Former, left to right."""
+        ids_BT = replace_first(ids_BT, self.config.text.dec)
+        return self.text.logits(self.text.write(ids_BT, mask_BT, image))
+
+    def cache(self, rows: int, length: int, image: list[KeysValues]) -> Cache | LanguageCache:
+        """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
+        if self.config.language is not None:
+            return LanguageCache()
+        return Cache(self.config.text, rows, length, image[0][0])
+
+    def decode_step(
+        self, ids_BT: Tensor, image: list[KeysValues], cache: Cache | LanguageCache, head: Head | None = None
+    ) -> Tensor:
+        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
+        assert head is None, "a head of another family"
+        if isinstance(cache, LanguageCache):
+            return self.language.step(ids_BT, image, cache)
+        return self.text.logits(self.text.write(ids_BT, None, image, cache)[:, -1:])[:, 0]
+
+    # ---- stage 2 ----
+
+    def predict(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
+        """Image tokens and texts of the language model -> its logits [B, T, V] and what they should tell [B, T]."""
+        states, _ = self.text.look(self.text.image_keys(tokens_BND))
+        return self.language.predict(self.language_projection(states), ids_BT, mask_BT, prompt)
+
+
+def verbs(config: Blip2Config) -> frozenset[str]:
+    """What a model of this architecture can be asked to do; known before anything is built."""
+    if config.language is not None:
+        return frozenset({"encode_image", "decode"})
+    encoder = {"encode_text", "fuse"} if "encoder" in config.text.roles else set()
+    decoder = {"decode"} if "decoder" in config.text.roles else set()
+    return frozenset({"encode_image"} | encoder | decoder)
+
+
+def as_mask(lengths: Sequence[int], like_BT: Tensor) -> Tensor:
+    """[B, T]: 1 for the tokens that each text has."""
+    count = torch.tensor(lengths, device=like_BT.device)
+    return (torch.arange(like_BT.shape[1], device=like_BT.device) < count[:, None]).long()

@@ -1,0 +1,199 @@
+"""The Q-Former of BLIP-2 (section 3.1): learned queries that look at an image, in one BERT with the texts.
+
+Queries and texts share self-attention; only the queries look at the image, in every second layer, and they have
+feed-forward layers of their own. Who sees whom is the caller's choice: queries alone (`look`), a text alone (`read`),
+both together (`read_beside`), or a text that is written left to right after the queries (`write`).
+
+The keys and values that queries leave in self-attention are all that a writer needs of an image: queries never see a
+text that is written, so they are computed once for all texts and all steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capfilt.errors import ModelError
+from capfilt.models.layers.attention import Attention, FeedForward, KeysValues
+from capfilt.models.layers.bert import BertConfig, Cache, LanguageHead, Residual, self_attention_mask
+from capfilt.models.limits import Depth, Positions
+
+
+class QFormerConfig(BertConfig):
+    """BERT with queries (BLIP-2 section 3.1: BERT-base, 32 queries). Of `vocab_size` entries the last is [DEC], 30522
+    after BERT's own. There is no [ENC]: matching reads a text behind [CLS]. With no role at all, as in stage 2, there
+    is no part for texts; the output matrix is always the word embeddings."""
+
+    tie_lm_head: Literal[True] = True
+    queries: Positions = 32
+    cross_every: Depth = 2
+    """Layers 0, `cross_every`, 2 `cross_every`, ... look at the image."""
+
+    @property
+    def dec(self) -> int:
+        """Id of [DEC], which stands in place of [CLS] when the stack writes; also how many words there are beside."""
+        return self.vocab_size - 1
+
+
+class QFormerLayer(nn.Module):
+    """Self-attention for all, cross-attention and a feed-forward for queries, another feed-forward for texts."""
+
+    def __init__(self, config: QFormerConfig, image_width: int, looks: bool):
+        super().__init__()
+
+        def attention(source_width: int) -> Residual:
+            return Residual(Attention(config.width, config.heads, source_width, config.dropout), config)
+
+        def feed_forward() -> Residual:
+            return Residual(FeedForward(config.width, config.hidden), config)
+
+        self.self_attention = attention(config.width)
+        self.cross_attention = attention(image_width) if looks else None
+        self.query_feed_forward = feed_forward()
+        self.feed_forward = feed_forward() if config.roles else None
+
+    def own_keys(self, x_BTD: Tensor) -> KeysValues:
+        """Keys and values of queries or words, for self-attention."""
+        keys_values: KeysValues = self.self_attention.block.keys_values(x_BTD)  # type: ignore[operator]
+        return keys_values
+
+    def queries(self, x_BQD: Tensor, seen: KeysValues, image: KeysValues | None, mask: Tensor | None = None) -> Tensor:
+        """Queries that attend to `seen`, and to the image in a layer that looks."""
+        x_BQD = self.self_attention(x_BQD, seen, mask)
+        if self.cross_attention is not None:
+            x_BQD = self.cross_attention(x_BQD, image)
+        out: Tensor = self.query_feed_forward(x_BQD)
+        return out
+
+    def words(self, x_BTD: Tensor, seen: KeysValues, mask: Tensor | None) -> Tensor:
+        """Words that attend to `seen`."""
+        assert self.feed_forward is not None, "a Q-Former without texts was given one"
+        out: Tensor = self.feed_forward(self.self_attention(x_BTD, seen, mask))
+        return out
+
+
+class QFormer(nn.Module):
+    """The stack. `image` are always the projections of `image_keys`, one pair for each layer that looks."""
+
+    def __init__(self, config: QFormerConfig, image_width: int):
+        super().__init__()
+        self.config = config
+        self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width))
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            QFormerLayer(config, image_width, n % config.cross_every == 0) for n in range(config.depth)
+        )
+        self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0) if config.roles else None
+        self.positions = nn.Embedding(config.max_positions, config.width) if config.roles else None
+        self.head = LanguageHead(config) if "decoder" in config.roles else None
+        self.apply(self._initialise)
+        nn.init.normal_(self.query_tokens, std=0.02)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def image_keys(self, tokens_BND: Tensor) -> list[KeysValues]:
+        """Project image tokens for every layer that looks."""
+        looking = (layer.cross_attention for layer in self.layers if layer.cross_attention is not None)
+        return [attention.block.keys_values(tokens_BND) for attention in looking]  # type: ignore[operator, union-attr]
+
+    def look(self, image: list[KeysValues]) -> tuple[Tensor, list[KeysValues]]:
+        """Queries beside images -> their states [B, Q, D], and what a text may see of them, one pair per layer."""
+        x_BQD = self._queries(image[0][0].shape[0])
+        looked, seen = iter(image), []
+        for layer in self.layers:
+            own = layer.own_keys(x_BQD)  # type: ignore[operator]
+            seen.append(own)
+            x_BQD = layer.queries(x_BQD, own, _next(layer, looked))  # type: ignore[operator]
+        return x_BQD, seen
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Texts alone, both ways -> states [B, T, D]."""
+        x_BTD, mask = self._embed(ids_BT), mask_BT.bool()[:, None, None, :]
+        for layer in self.layers:
+            x_BTD = layer.words(x_BTD, layer.own_keys(x_BTD), mask)  # type: ignore[operator]
+        return x_BTD
+
+    def read_beside(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+        """Queries and texts that see each other, both ways -> the queries' states [B, Q, D].
+
+        There may be several texts for each image: rows that share one are adjacent.
+        """
+        x_BTD, x_BQD = self._embed(ids_BT), self._queries(ids_BT.shape[0])
+        mask = F.pad(mask_BT.bool(), (self.config.queries, 0), value=True)[:, None, None, :]
+        looked = iter(image)
+        for n, layer in enumerate(self.layers):
+            seen = _join(layer.own_keys(x_BQD), layer.own_keys(x_BTD))  # type: ignore[operator]
+            x_BQD = layer.queries(x_BQD, seen, _next(layer, looked), mask)  # type: ignore[operator]
+            if n + 1 < self.config.depth:  # of the last layer nobody asks what the words become
+                x_BTD = layer.words(x_BTD, seen, mask)  # type: ignore[operator]
+        return x_BQD
+
+    def write(
+        self, ids_BT: Tensor, mask_BT: Tensor | None, seen: list[KeysValues], cache: Cache | None = None
+    ) -> Tensor:
+        """Texts left to right after the queries -> states [B, T, D]; `seen` is what `look` left.
+
+        With `cache`, `ids_BT` are the newest positions only, as in TextTransformer. Rows that share an image are
+        adjacent.
+        """
+        start = cache.start if cache is not None else 0
+        x_BTD = self._embed(ids_BT, start)
+        mask = self_attention_mask(ids_BT, mask_BT, causal=True, start=start)
+        if mask is not None:
+            mask = F.pad(mask, (self.config.queries, 0), value=True)
+        for n, layer in enumerate(self.layers):
+            own = layer.own_keys(x_BTD)  # type: ignore[operator]
+            own = cache.extend(n, own) if cache is not None else own
+            x_BTD = layer.words(x_BTD, _join(_for_rows(seen[n], ids_BT.shape[0]), own), mask)  # type: ignore[operator]
+        if cache is not None:
+            cache.start += ids_BT.shape[1]
+        return x_BTD
+
+    def logits(self, states_BTD: Tensor) -> Tensor:
+        """States of `write` [B, T, D] -> next-token logits [B, T, V]; the output matrix is the word embeddings."""
+        assert self.head is not None, "a Q-Former without the decoder role was asked to write"
+        assert self.words is not None
+        logits: Tensor = self.head(states_BTD, self.words.weight)
+        return logits
+
+    def _queries(self, rows: int) -> Tensor:
+        queries: Tensor = self.dropout(self.norm(self.query_tokens.expand(rows, -1, -1)))
+        return queries
+
+    def _embed(self, ids_BT: Tensor, start: int = 0) -> Tensor:
+        """Words plus positions, which begin at 0 whatever the queries; the norm is the queries' too."""
+        assert self.words is not None, "a Q-Former without texts was given one"
+        assert self.positions is not None
+        end, most = start + ids_BT.shape[1], self.config.max_positions
+        if end > most:
+            raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
+        out: Tensor = self.dropout(self.norm(self.words(ids_BT) + self.positions.weight[start:end]))
+        return out
+
+
+def _next(layer: nn.Module, looked: Iterator[KeysValues]) -> KeysValues | None:
+    return next(looked) if layer.cross_attention is not None else None
+
+
+def _join(first: KeysValues, second: KeysValues) -> KeysValues:
+    """Keys and values of two sequences as of one."""
+    one, other = (torch.cat(pair, dim=2) for pair in zip(first, second, strict=True))
+    return one, other
+
+
+def _for_rows(keys_values: KeysValues, rows: int) -> KeysValues:
+    """Those of each image for every one of its rows."""
+    times = rows // keys_values[0].shape[0]
+    if times == 1:
+        return keys_values
+    return keys_values[0].repeat_interleave(times, dim=0), keys_values[1].repeat_interleave(times, dim=0)

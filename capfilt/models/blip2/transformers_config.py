@@ -1,0 +1,266 @@
+"""transformers' BLIP-2 classes: their `config.json` read into an architecture of ours and written from one; names.
+
+`Blip2ForImageTextRetrieval` is a model that judges, without the head that wrote in stage 1 and without a place for the
+temperature of ITC; `Blip2ForConditionalGeneration` is one of stage 2, its language model included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capfilt.errors import ModelError
+from capfilt.models.blip.key_maps import HF_VISION, LM_HEAD, Names, Table, expand, once
+from capfilt.models.blip.transformers_config import eyes
+from capfilt.models.blip2.language_model import Format, Kind, LanguageConfig
+from capfilt.models.blip2.model import Blip2Config
+from capfilt.models.blip2.qformer import QFormerConfig
+
+JUDGE, WRITER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
+
+# The defaults of transformers 5.23.0.
+_VISION: dict[str, Any] = {
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+}
+_QFORMER: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-12,
+    "cross_attention_frequency": 2,
+}
+FORMATS: dict[Format, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_NOT_SETTINGS = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", "_name_or_path")
+
+
+def _attention(ours: str, theirs: str) -> Table:
+    layer = f"qformer.encoder.layer.{{n}}.{theirs}"
+    inner = {f"{ours}.block.{part}.*": f"{layer}.attention.{part}.*" for part in ("query", "key", "value")}
+    return {**inner, f"{ours}.block.out.*": f"{layer}.output.dense.*", f"{ours}.norm.*": f"{layer}.output.LayerNorm.*"}
+
+
+def _feed_forward(ours: str, ending: str) -> Table:
+    layer = "qformer.encoder.layer.{n}"
+    return {
+        f"{ours}.block.up.*": f"{layer}.intermediate{ending}.dense.*",
+        f"{ours}.block.down.*": f"{layer}.output{ending}.dense.*",
+        f"{ours}.norm.*": f"{layer}.output{ending}.LayerNorm.*",
+    }
+
+
+SELF, CROSS = _attention("self_attention", "attention"), _attention("cross_attention", "crossattention")
+OF_QUERIES, OF_TEXTS = _feed_forward("query_feed_forward", "_query"), _feed_forward("feed_forward", "")
+WORDS: Table = {
+    "words.weight": "embeddings.word_embeddings.weight",
+    "positions.weight": "embeddings.position_embeddings.weight",
+}
+COMPARING: Table = {
+    "image_projection.*": "vision_projection.*",
+    "text_projection.*": "text_projection.*",
+    "match_head.*": "itm_head.*",
+}
+
+
+def names(config: Blip2Config, language: Iterable[str]) -> Names:
+    """What transformers calls the tensors of a model of ours; `language` are the language model's own names.
+
+    The head that writes in stage 1 (`LM_HEAD`) and the temperature have no place there.
+    """
+    vision = {ours: theirs for ours, theirs in HF_VISION.items() if ours != "norm.*"}
+    lines = [
+        *expand(vision, config.vision.depth, "vision.", "vision_model."),
+        *expand({"vision_norm.*": "vision_model.post_layernorm.*", "text.norm.*": "qformer.layernorm.*"}, 1, "", ""),
+        ("text.query_tokens", "query_tokens"),
+        *_layers(config.text),
+    ]
+    if config.text.roles:
+        lines += expand(WORDS, 1, "text.", "")
+    if "encoder" in config.text.roles:
+        lines += expand(COMPARING, 1, "", "")
+    if config.language is not None:
+        lines += expand({"language_projection.*": "language_projection.*"}, 1, "", "")
+        lines += [(f"language.{name}", renamed(f"language.{name}")) for name in language]
+    return once(lines)
+
+
+def renamed(ours: str) -> str:
+    """What transformers calls a tensor of the language model."""
+    return ours.replace("language.model.", "language_model.", 1)
+
+
+def _layers(config: QFormerConfig) -> Iterator[tuple[str, str]]:
+    for table in (SELF, OF_QUERIES, *([OF_TEXTS] if config.roles else [])):
+        yield from expand(table, config.depth, "text.layers.{n}.", "")
+    for ours, theirs in expand(CROSS, config.depth, "text.layers.{n}.", ""):
+        if int(ours.split(".")[2]) % config.cross_every == 0:
+            yield ours, theirs
+
+
+NO_PLACE = "the head that writes in stage 1, for which transformers has no place"
+
+
+def without_a_place(config: Blip2Config) -> dict[str, int]:
+    """How many tensors of a model of ours are left behind in transformers' layout, by the reason."""
+    own = [*expand(LM_HEAD, 1, "text.head.", "")] if "decoder" in config.text.roles else []
+    return {NO_PLACE: len(own)} if own else {}
+
+
+def settle_language(tensors: dict[str, Tensor], second: Mapping[str, str]) -> bool:
+    """Bring a language model's tensors to one name each, in place; say whether its output matrix is its words.
+
+    `second` are the second names in such a file, of a model that is tied, and the first ones. Files may have both.
+    """
+    output = "language_model.lm_head.weight"
+    words = tensors.get(second.get(output, ""))
+    tied = output not in tensors or (words is not None and torch.equal(tensors[output], words))
+    for name, first in second.items():
+        if name != output and name in tensors and first not in tensors:
+            tensors[first] = tensors[name]
+        if (name != output or tied) and name in tensors and torch.equal(tensors[name], tensors[first]):
+            del tensors[name]
+    return tied
+
+
+def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Config:
+    """What a `config.json` describes; `tied` is what the tensors say of the language model."""
+    vision = _VISION | (config.get("vision_config") or {})
+    text = _QFORMER | (config.get("qformer_config") or {})
+    for section, part in (("vision_config", vision), ("qformer_config", text)):
+        if part["hidden_act"] != "gelu":
+            raise ModelError(
+                f"{source}: {section}.hidden_act is {part['hidden_act']}; BLIP-2 has gelu, and so has this code"
+            )
+    if not vision.get("qkv_bias", True):
+        raise ModelError(
+            f"{source}: vision_config.qkv_bias is false; BLIP-2's towers have biases, and so has this code"
+        )
+    judges = config["architectures"][0] == JUDGE
+    reads = text.get("use_qformer_text_input", text.get("qformer_text_input", judges))  # older files: the second
+    if reads != judges:
+        raise ModelError(
+            f"{source}: use_qformer_text_input is {reads}; {JUDGE} reads texts in the Q-Former, {WRITER} does not"
+        )
+    held = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    language = None if judges else _language(config, tied, source)
+    if language is not None and language.kind == "t5" and held == "float16":
+        held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
+    return Blip2Config(
+        vision=eyes(vision, source, key_bias=False, final_norm=False),
+        text=QFormerConfig(
+            vocab_size=text["vocab_size"],
+            width=text["hidden_size"],
+            depth=text["num_hidden_layers"],
+            heads=text["num_attention_heads"],
+            hidden=text["intermediate_size"],
+            max_positions=text["max_position_embeddings"],
+            dropout=text["hidden_dropout_prob"],
+            layer_norm_eps=text["layer_norm_eps"],
+            queries=config.get("num_query_tokens", 32),
+            cross_every=text["cross_attention_frequency"],
+            roles=("encoder",) if judges else (),
+        ),
+        projection=config.get("image_text_hidden_size", 256),
+        temperature=config.get("itc_temperature", 0.07),
+        language=language,
+        frozen=next((ours for ours, theirs in FORMATS.items() if theirs == held), "fp32"),
+    )
+
+
+def _language(config: Mapping[str, Any], tied: bool, source: Path) -> LanguageConfig:
+    text = dict(config.get("text_config") or {"model_type": "opt"})
+    kind: Kind
+    width: tuple[str, ...]
+    match text.get("model_type"):
+        case "opt":
+            kind, width = "opt", ("hidden_size", "word_embed_proj_dim")
+        case "t5":
+            kind, width = "t5", ("d_model",)
+        case found:
+            raise ModelError(f"{source}: its language model is a {found}; there are opt and t5")
+    given = {name: value for name, value in text.items() if name not in _NOT_SETTINGS}
+    full = LanguageConfig(kind=kind, settings={k: v for k, v in given.items() if _plain(v)}).described().to_dict()
+    default = LanguageConfig(kind=kind, settings={"use_cache": True}).described().to_dict()
+    wanted = {name: full[name] for name in given if name in full and _plain(full[name])}
+    settings = {name: value for name, value in wanted.items() if value != default.get(name, full) or name in width}
+    return LanguageConfig(
+        kind=kind,
+        settings=settings | {name: full[name] for name in width},
+        tied=tied,
+        image_token=config.get("image_token_index"),
+    )
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def class_of(config: Blip2Config) -> str:
+    """The class of transformers that a model of ours can be; ModelError where there is none."""
+    if config.language is not None:
+        return WRITER
+    if config.text.roles == ("encoder",):
+        return JUDGE
+    raise ModelError(
+        f"transformers has no class for a Q-Former that writes: leave that out (text.roles=[encoder]) for {JUDGE}"
+    )
+
+
+def describe(config: Blip2Config, temperature: float) -> dict[str, Any]:
+    """The `config.json` of a model of ours."""
+    vision, text, language = config.vision, config.text, config.language
+    described: dict[str, Any] = {
+        "architectures": [class_of(config)],
+        "model_type": "blip-2",
+        "dtype": FORMATS[config.frozen],  # transformers keeps the Q-Former in float32 whatever stands here
+        "image_text_hidden_size": config.projection,
+        "num_query_tokens": text.queries,
+        "itc_temperature": temperature,
+        "vision_config": {
+            "model_type": "blip_2_vision_model",
+            "hidden_size": vision.width,
+            "intermediate_size": vision.hidden,
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": "gelu",
+            "layer_norm_eps": vision.layer_norm_eps,
+            "qkv_bias": True,
+        },
+        "qformer_config": {
+            "model_type": "blip_2_qformer",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.hidden,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": text.dropout,
+            "attention_probs_dropout_prob": text.dropout,
+            "max_position_embeddings": text.max_positions,
+            "layer_norm_eps": text.layer_norm_eps,
+            "cross_attention_frequency": text.cross_every,
+            "encoder_hidden_size": vision.width,
+            "use_qformer_text_input": bool(text.roles),
+        },
+    }
+    if language is not None:
+        described["text_config"] = {"model_type": language.kind, **language.settings}
+        described["image_token_index"] = language.for_images
+    return described

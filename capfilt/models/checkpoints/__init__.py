@@ -1,0 +1,1 @@
+"""Checkpoints: where they lie, how they are read and written, what a pretraining starts from."""

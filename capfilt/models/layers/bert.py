@@ -1,0 +1,333 @@
+"""BLIP's text transformer: one stack that is text encoder, image-grounded encoder and image-grounded decoder.
+
+What the encoder and the decoder share is an option (BLIP, Table 3). The paper's choice shares all but self-attention:
+reading both ways and writing left to right want different self-attention, everything else is the same task. Sharing
+is by reference: a shared part exists once, so it is trained, averaged and saved once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.errors import ModelError
+from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
+from capfilt.models.limits import (
+    Depth,
+    Deviation,
+    Entries,
+    Epsilon,
+    Heads,
+    Hidden,
+    Positions,
+    Rate,
+    Width,
+    refuse_too_many,
+)
+
+Role = Literal["encoder", "decoder"]
+Share = Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"]
+
+APART: dict[Share, frozenset[str]] = {
+    "all": frozenset(),
+    "all_but_cross_attention": frozenset({"cross_attention"}),
+    "all_but_self_attention": frozenset({"self_attention"}),
+    "none": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
+}
+"""For each way of sharing, the parts that the two roles own apart (BLIP, Table 3)."""
+
+
+class BertConfig(Config):
+    """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
+
+    vocab_size: Entries
+    width: Width
+    depth: Depth
+    heads: Heads
+    hidden: Hidden
+    max_positions: Positions = 512
+    dropout: Rate = 0.1
+    layer_norm_eps: Epsilon = 1e-12
+    init_std: Deviation = 0.02
+    """Standard deviation of fresh weights; see VisionConfig."""
+    roles: tuple[Role, ...] = ("encoder", "decoder")
+    """A pretrained model has both; a captioner needs only the decoder, a filter only the encoder."""
+    tie_lm_head: bool = True
+    """Whether the output matrix is the word embeddings."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> BertConfig:
+        if self.width % self.heads:
+            raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
+        refuse_too_many("text", self.weights)
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns, of one role; norms and biases are not counted."""
+        layer = 8 * self.width**2 + 2 * self.width * self.hidden
+        return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
+
+
+class TextConfig(BertConfig):
+    """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
+    [ENC]: 30522 and 30523 after BERT's own."""
+
+    share: Share = "all_but_self_attention"
+
+    @property
+    def dec(self) -> int:
+        """Id of [DEC], which stands in place of [CLS] when the stack writes."""
+        return self.vocab_size - 2
+
+    @property
+    def enc(self) -> int:
+        """Id of [ENC], which stands in place of [CLS] when the stack judges a pair."""
+        return self.vocab_size - 1
+
+
+class PerRole(nn.ModuleDict):
+    """One module for both roles, or one each."""
+
+    def __init__(self, config: TextConfig, part: str, make: Callable[[], nn.Module]):
+        apart = part in APART[config.share]
+        super().__init__({role: make() for role in (config.roles if apart else ("shared",))})
+
+    def of(self, role: Role) -> nn.Module:
+        """The module that `role` uses."""
+        return self["shared"] if "shared" in self else self[role]
+
+
+class Embeddings(nn.Module):
+    """Words plus positions, normalised; BLIP has no token types."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
+        self.positions = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids_BT: Tensor, start: int = 0) -> Tensor:
+        end, most = start + ids_BT.shape[1], self.positions.num_embeddings
+        if end > most:  # slicing would give fewer positions, which may even broadcast
+            raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
+        positions = self.positions.weight[start:end]
+        out: Tensor = self.dropout(self.norm(self.words(ids_BT) + positions))
+        return out
+
+
+class Residual(nn.Module):
+    """A sub-block with BERT's ending: dropout, add, then norm (post-norm)."""
+
+    def __init__(self, block: nn.Module, config: BertConfig):
+        super().__init__()
+        self.block = block
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, *args: object) -> Tensor:
+        out: Tensor = self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
+        return out
+
+
+class Cache:
+    """Keys and values of the self-attention of every layer, allocated once for a whole generation.
+
+    Shapes [layers, B, H, length, d]. `start` is how many positions are filled.
+    """
+
+    def __init__(self, config: BertConfig, rows: int, length: int, like: Tensor):
+        shape = (config.depth, rows, config.heads, length, config.width // config.heads)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+        self.start = 0
+
+    def extend(self, layer: int, keys_values: KeysValues) -> KeysValues:
+        """Append this step's keys and values [B, H, T, d] and return all so far."""
+        keys, values = keys_values
+        end = self.start + keys.shape[2]
+        self.keys[layer, :, :, self.start : end] = keys
+        self.values[layer, :, :, self.start : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (indices or a boolean mask), in this order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class TextLayer(nn.Module):
+    """Self-attention, cross-attention to an image (skipped without one), feed-forward."""
+
+    def __init__(self, config: TextConfig, image_width: int):
+        super().__init__()
+
+        def attention(source_width: int) -> Residual:
+            return Residual(Attention(config.width, config.heads, source_width, config.dropout), config)
+
+        self.self_attention = PerRole(config, "self_attention", lambda: attention(config.width))
+        self.cross_attention = PerRole(config, "cross_attention", lambda: attention(image_width))
+        self.feed_forward = PerRole(
+            config, "feed_forward", lambda: Residual(FeedForward(config.width, config.hidden), config)
+        )
+
+    def image_keys(self, tokens_BND: Tensor, role: Role) -> KeysValues:
+        """What the cross-attention of `role` sees of the images."""
+        keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
+        return keys_values
+
+    def key_projections(self, role: Role) -> tuple[nn.Module, nn.Module]:
+        """What `image_keys` projects with."""
+        block = self.cross_attention.of(role).block
+        return block.key, block.value  # type: ignore[union-attr, return-value]
+
+    def own_keys(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
+        """Keys and values of the layer's own input, for self-attention."""
+        keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
+        return keys_values
+
+    def forward(
+        self, x_BTD: Tensor, role: Role, own: KeysValues, mask: Tensor | None, image: KeysValues | None
+    ) -> Tensor:
+        x_BTD = self.self_attention.of(role)(x_BTD, own, mask)
+        if image is not None:
+            x_BTD = self.cross_attention.of(role)(x_BTD, image)
+        out: Tensor = self.feed_forward.of(role)(x_BTD)
+        return out
+
+    def packed(
+        self, x_PD: Tensor, own: KeysValues, mask: Tensor, texts: Packing, image: KeysValues | None, images: Packing
+    ) -> Tensor:
+        """`forward` of the encoder on packed texts; `images` packs the same tokens by the image that they look at."""
+        x_PD = self.self_attention.of("encoder")(x_PD, own, mask, texts)
+        if image is not None:
+            x_PD = self.cross_attention.of("encoder")(x_PD, image, None, images)
+        out: Tensor = self.feed_forward.of("encoder")(x_PD)
+        return out
+
+
+class LanguageHead(nn.Module):
+    """BERT's head: a transform, then the output matrix (tied to the word embeddings, or not) and a bias."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.transform = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.weight = None if config.tie_lm_head else nn.Parameter(torch.empty(config.vocab_size, config.width))
+
+    def forward(self, x_BTD: Tensor, words_VD: Tensor) -> Tensor:
+        """States [B, T, D] -> logits [B, T, V]."""
+        weight = words_VD if self.weight is None else self.weight
+        return F.linear(self.norm(F.gelu(self.transform(x_BTD))), weight, self.bias)
+
+
+class TextTransformer(nn.Module):
+    """The stack. Every call names the role; with `image` it is grounded, with role "decoder" it is causal."""
+
+    def __init__(self, config: TextConfig, image_width: int):
+        super().__init__()
+        self.config = config
+        self.embeddings = PerRole(config, "embeddings", lambda: Embeddings(config))
+        self.layers = nn.ModuleList(TextLayer(config, image_width) for _ in range(config.depth))
+        self.head = LanguageHead(config) if "decoder" in config.roles else None
+        self.apply(self._initialise)
+        if self.head is not None and self.head.weight is not None:
+            nn.init.normal_(self.head.weight, std=0.02)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
+        """Project image tokens once for all texts, samples and steps that will look at them; one pair per layer."""
+        return [layer.image_keys(tokens_BND, role) for layer in self.layers]  # type: ignore[operator]
+
+    def key_projections(self, role: Role) -> list[nn.Module]:
+        """The modules that `image_keys` projects with, two of each layer."""
+        return [module for layer in self.layers for module in layer.key_projections(role)]  # type: ignore[operator]
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        role: Role,
+        mask_BT: Tensor | None = None,
+        image: list[KeysValues] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Ids [B, T] -> states [B, T, D].
+
+        `mask_BT` is 1 for text and 0 for padding. With `cache`, `ids_BT` are the newest positions only and all of
+        the rows are as long as the cache says (generation starts from prompts of one length).
+        """
+        start = cache.start if cache is not None else 0
+        x_BTD: Tensor = self.embeddings.of(role)(ids_BT, start)
+        mask = self_attention_mask(ids_BT, mask_BT, causal=role == "decoder", start=start)
+        for i, layer in enumerate(self.layers):
+            own = layer.own_keys(x_BTD, role)  # type: ignore[operator]
+            own = cache.extend(i, own) if cache is not None else own
+            x_BTD = layer(x_BTD, role, own, mask, image[i] if image is not None else None)
+        if cache is not None:
+            cache.start += ids_BT.shape[1]
+        return x_BTD
+
+    def firsts(
+        self,
+        ids_BT: Tensor,
+        lengths: Sequence[int],
+        image: list[KeysValues] | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Texts of unequal lengths -> the encoder's state of each one's first token [B, 1, D]: all that scoring needs.
+
+        The same numbers as `forward` gives there, at the cost of the tokens that there are: padding passes through no
+        linear layer, and the last layer computes the first tokens alone. `counts` says how many texts each image has,
+        one after the other; every image has at least one.
+        """
+        texts = Packing(lengths, ids_BT.device)
+        mask = texts.mask_BT[:, None, None, :]
+        x_PD = texts.pack(self.embeddings.of("encoder")(ids_BT))
+        images, last = _by_image(lengths, counts, ids_BT.device), len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            own = layer.own_keys(x_PD, "encoder", texts)  # type: ignore[operator]
+            if i == last:
+                x_PD, one = x_PD[texts.firsts], [1] * len(lengths)
+                texts, images = Packing(one, ids_BT.device), _by_image(one, counts, ids_BT.device)
+            x_PD = layer.packed(x_PD, own, mask, texts, image[i] if image is not None else None, images)  # type: ignore[operator]
+        return x_PD[:, None]
+
+    def logits(self, states_BTD: Tensor) -> Tensor:
+        """Decoder states [B, T, D] -> next-token logits [B, T, V]."""
+        assert self.head is not None, "a model without the decoder role was asked to write"
+        words: Tensor = self.embeddings.of("decoder").words.weight  # type: ignore[assignment, union-attr]
+        logits: Tensor = self.head(states_BTD, words)
+        return logits
+
+
+def _by_image(lengths: Sequence[int], counts: Sequence[int] | None, device: torch.device) -> Packing:
+    """Packed texts by image: the tokens of an image's texts are one sequence of queries."""
+    if counts is None:
+        return Packing(lengths, device)
+    ends = list(itertools.accumulate(counts))
+    assert ends[-1] == len(lengths), "every text belongs to an image"
+    return Packing([sum(lengths[end - count : end]) for end, count in zip(ends, counts, strict=True)], device)
+
+
+def self_attention_mask(ids_BT: Tensor, mask_BT: Tensor | None, causal: bool, start: int = 0) -> Tensor | None:
+    """Boolean mask, True = may be seen, [B or 1, 1, T, start + T]; None where everything may be."""
+    T = ids_BT.shape[1]
+    mask = None if mask_BT is None else mask_BT.bool()[:, None, None, :]
+    if causal and T > 1:
+        triangle = torch.ones(T, start + T, dtype=torch.bool, device=ids_BT.device).tril(start)[None, None]
+        mask = triangle if mask is None else mask & triangle
+    return mask

@@ -1,0 +1,139 @@
+"""The vision transformer (ViT): a picture in, one token per patch and a [CLS] token out.
+
+As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm with
+eps 1e-6, final norm. EVA's ViT-g, which BLIP-2 looks through, has no bias of keys and is used before its final norm.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.models.layers.attention import FeedForward, FusedSelfAttention, stochastic_depth
+from capfilt.models.limits import Depth, Deviation, Epsilon, Heads, Hidden, Rate, Side, Width, refuse_too_many
+
+MAX_TOKENS = 256**2 + 1
+"""Of a picture: 4096 px in patches of 16. The public models have up to 1,025."""
+
+
+class VisionConfig(Config):
+    """A ViT. BLIP section 3.1: B/16 is 768 x 12 x 12, L/16 is 1024 x 24 x 16. BLIP-2: EVA's g/14 without the last of
+    its 40 blocks, 1408 x 39 x 16, hidden 6144."""
+
+    image_size: Side
+    """Side of the square picture, pixels."""
+    patch_size: Side
+    width: Width
+    depth: Depth
+    heads: Heads
+    hidden: Hidden
+    """Inner width of the feed-forward layers; 4 x width in the public models."""
+    drop_path: Rate = 0.0
+    """Stochastic depth at the last block; grows linearly from 0."""
+    layer_norm_eps: Epsilon = 1e-6
+    key_bias: bool = True
+    final_norm: bool = True
+    """Without it the tokens come as the last block leaves them; BLIP-2 has a norm of its own behind."""
+    init_std: Deviation = 0.02
+    """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from
+    1 / sqrt(width)."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> VisionConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"vision width {self.width} is not a multiple of heads {self.heads}")
+        if self.num_tokens > MAX_TOKENS:
+            raise ValueError(
+                f"a picture of {self.image_size} px would be {self.num_tokens} tokens in patches of {self.patch_size}; "
+                f"allowed are {MAX_TOKENS}"
+            )
+        refuse_too_many("vision", self.weights)
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns; norms and biases are not counted."""
+        block = 4 * self.width**2 + 2 * self.width * self.hidden
+        return self.depth * block + (self.num_tokens + 3 * self.patch_size**2) * self.width
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches plus [CLS]."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+class VisionBlock(nn.Module):
+    """One pre-norm transformer block. `depth` is what `stochastic_depth` drew for its two branches; an argument, so
+    that blocks that differ in nothing but the rate are compiled once."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attention = FusedSelfAttention(config.width, config.heads, config.key_bias)
+        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config.width, config.hidden)
+
+    def forward(self, x_BND: Tensor, depth_2B11: Tensor | None) -> Tensor:
+        branch = self.attention(self.attention_norm(x_BND))
+        x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
+        branch = self.feed_forward(self.feed_forward_norm(x_BND))
+        out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """Pictures [B, 3, S, S] (normalised floats) -> tokens [B, 1 + patches, width]; token 0 is [CLS]."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        self.patches = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.cls = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.positions = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
+        self.recompute = 0
+        """How many of the last blocks keep no activations for the backward pass and compute them again: a matter of
+        memory, not of the architecture. BLIP fine-tunes so: the last 4 of ViT-B for retrieval, 12 of ViT-L."""
+        self.apply(self._initialise)
+        nn.init.trunc_normal_(self.cls, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=self.config.init_std)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
+        x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
+        kept = len(self.blocks) - self.recompute
+        for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
+            depth = stochastic_depth(x_BND, rate if self.training else 0.0)
+            if i >= kept and torch.is_grad_enabled():
+                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, depth, use_reentrant=False)
+            else:
+                x_BND = block(x_BND, depth)
+        tokens: Tensor = self.norm(x_BND)
+        return tokens
+
+
+def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int) -> Tensor:
+    """Interpolate position embeddings to another picture size: bicubic over the patch grid, [CLS] kept as it is.
+
+    BLIP does so whenever pretraining (224) goes over to fine-tuning (384, 480).
+    """
+    old, new = round((positions_1ND.shape[1] - 1) ** 0.5), image_size // patch_size
+    if old == new:
+        return positions_1ND
+    cls, grid = positions_1ND[:, :1], positions_1ND[:, 1:]
+    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(positions_1ND.dtype)
+    return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

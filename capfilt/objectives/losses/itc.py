@@ -1,0 +1,74 @@
+"""Image-text contrastive loss with momentum keys and soft targets (BLIP section 3.2, after ALBEF section 3.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from capfilt.objectives.collectives import gather, rank, ranks
+
+TEMPERATURE_RANGE = (0.001, 0.5)
+"""The learned temperature is clamped in place to this at every step (public pretraining code)."""
+
+
+class Itc(NamedTuple):
+    """The loss, and similarities to this step's keys of all N rows on all ranks: hard negatives are drawn by them."""
+
+    loss: Tensor
+    image_to_text_BN: Tensor
+    text_to_image_BN: Tensor
+
+
+def itc(
+    image_BP: Tensor,
+    text_BP: Tensor,
+    momentum_image_BP: Tensor,
+    momentum_text_BP: Tensor,
+    queue_image_QP: Tensor,
+    queue_text_QP: Tensor,
+    temperature: Tensor,
+    alpha: float,
+    groups: tuple[Tensor, Tensor] | None = None,
+) -> Itc:
+    """L = (CE(y_i2t, s_i2t / t) + CE(y_t2i, s_t2i / t)) / 2 with y = alpha softmax(s_m / t) + (1 - alpha) onehot.
+
+    Queries [B, P] are online features, keys are momentum features of all ranks and then the queue [Q, P]; all unit
+    vectors. The keys carry no gradient, so the mean over ranks that data-parallel training takes is the gradient of
+    the global loss. BLIP section 3.2, ALBEF equations 1 and 6; the target is the pair's own column, not its image.
+
+    With `groups`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the onehot
+    becomes even over all columns of the pair's group, as in BLIP's retrieval fine-tuning.
+    """
+    keys_text = torch.cat([gather(momentum_text_BP), queue_text_QP])
+    keys_image = torch.cat([gather(momentum_image_BP), queue_image_QP])
+    B = image_BP.shape[0]
+    own = slice(rank() * B, rank() * B + B)
+    # A cosine in bf16 is off by up to 0.004, and that is divided by a temperature of 0.07.
+    with torch.autocast(image_BP.device.type, enabled=False):
+        with torch.no_grad():
+            if groups is None:
+                onehot = image_BP.new_zeros(B, keys_text.shape[0])
+                onehot[:, own].fill_diagonal_(1.0)
+            else:
+                same = groups[0][:, None] == torch.cat([gather(groups[0]), groups[1]])[None, :]
+                onehot = same / same.sum(dim=1, keepdim=True).to(image_BP.dtype)
+            soft_i2t = F.softmax(momentum_image_BP @ keys_text.T / temperature, dim=1)
+            soft_t2i = F.softmax(momentum_text_BP @ keys_image.T / temperature, dim=1)
+            target_i2t = alpha * soft_i2t + (1 - alpha) * onehot
+            target_t2i = alpha * soft_t2i + (1 - alpha) * onehot
+        logits_i2t = image_BP @ keys_text.T / temperature
+        logits_t2i = text_BP @ keys_image.T / temperature
+        loss = (F.cross_entropy(logits_i2t, target_i2t) + F.cross_entropy(logits_t2i, target_t2i)) / 2
+    N = B * ranks()
+    return Itc(loss, logits_i2t[:, :N].detach(), logits_t2i[:, :N].detach())
+
+
+def ramp(progress: float, alpha: float, length: float) -> float:
+    """The weight of the soft targets: linear from 0 to `alpha` over the first `length` of training, then flat.
+
+    `progress` and `length` are shares of training. BLIP: alpha 0.4, over 2 of 20 epochs.
+    """
+    return alpha * min(1.0, progress / length) if length > 0 else alpha

@@ -1,0 +1,141 @@
+"""Image-text matching with hard negatives drawn by ITC similarity (BLIP section 3.2, after ALBEF section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from capfilt.models import Model
+from capfilt.models.layers.attention import KeysValues
+from capfilt.objectives.collectives import as_wide, gather, gather_with_gradient
+
+TRIVIAL_LOSS = 0.6365
+"""Entropy of the 1 : 2 mix of right and wrong pairs: a loss that stays here has learned nothing (BLIP issues 51, 152,
+200)."""
+
+LEFT_OUT = -100
+"""The label of a pair that is not asked about."""
+
+STUCK_WITHIN = 0.005
+"""How near to the trivial loss a mean must be to count as trivial."""
+STUCK_STEPS, STUCK_SHARE = 200, 0.3
+"""How long it must stay there for an alarm: so many steps, and this share of the training."""
+
+
+class Partners(NamedTuple):
+    """A wrong image and a wrong text for each of B pairs."""
+
+    image_keys: list[KeysValues]
+    """Of the wrong images, B rows each."""
+    ids_BT: Tensor
+    mask_BT: Tensor
+    image_is_wrong_B: Tensor
+    """False where the image drawn is of the pair's own group after all: there was no other."""
+    text_is_wrong_B: Tensor
+
+    @property
+    def asked(self) -> Tensor:
+        """How many pairs `itm` is the mean of."""
+        return self.image_is_wrong_B.numel() + self.image_is_wrong_B.sum() + self.text_is_wrong_B.sum()
+
+
+@torch.no_grad()
+def hard_negatives(similarity_BN: Tensor, groups_B: Tensor, groups_N: Tensor) -> Tensor:
+    """For each row draw one column that is another image, by softmax of its similarity; [B] indices of columns.
+
+    1e-4 is added after the softmax, as in the public BLIP: without it a confident row can underflow to all zeros.
+    Rows and columns of the same group (the same image, written about twice) are no negatives of each other. Where all
+    columns are of the row's own group, nothing can be wrong, and the column drawn is one that `itm` leaves out.
+    Similarities that are not finite are no crash here: the loss, not finite either, is what tells of them.
+    """
+    weights = F.softmax(similarity_BN.float(), dim=1).nan_to_num() + 1e-4
+    same = groups_B[:, None] == groups_N[None, :]
+    weights = weights.masked_fill(same, 0.0)
+    weights[weights.sum(dim=1) == 0] = 1.0  # multinomial wants something to draw
+    return torch.multinomial(weights, 1).squeeze(1)
+
+
+def own_partners(
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    image_keys: list[KeysValues],
+    groups_B: Tensor,
+    wrong_images_B: Tensor,
+    wrong_texts_B: Tensor,
+) -> Partners:
+    """Partners from this process's own rows, whose image keys are there already (BLIP's pretraining)."""
+    return Partners(
+        # Not k[wrong_images_B]: its backward adds rows from several threads, in an order of its own each time.
+        image_keys=[(k.index_select(0, wrong_images_B), v.index_select(0, wrong_images_B)) for k, v in image_keys],
+        ids_BT=ids_BT[wrong_texts_B],
+        mask_BT=mask_BT[wrong_texts_B],
+        image_is_wrong_B=groups_B[wrong_images_B] != groups_B,
+        text_is_wrong_B=groups_B[wrong_texts_B] != groups_B,
+    )
+
+
+def partners_of_all(
+    model: Model,
+    tokens_BLD: Tensor,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    groups_B: Tensor,
+    wrong_images_B: Tensor,
+    wrong_texts_B: Tensor,
+) -> Partners:
+    """Partners from the N rows of all ranks, image tokens with their gradients (BLIP's fine-tuning on COCO).
+
+    The indices count rows in rank order. Texts come back as wide as the longest of any rank.
+    """
+    groups_N = gather(groups_B)
+    return Partners(
+        image_keys=model.image_keys(gather_with_gradient(tokens_BLD).index_select(0, wrong_images_B), "encoder"),
+        ids_BT=gather(as_wide(ids_BT))[wrong_texts_B],
+        mask_BT=gather(as_wide(mask_BT))[wrong_texts_B],
+        image_is_wrong_B=groups_N[wrong_images_B] != groups_B,
+        text_is_wrong_B=groups_N[wrong_texts_B] != groups_B,
+    )
+
+
+def itm(
+    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_keys: list[KeysValues], wrong: Partners
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of B right pairs, B texts beside wrong images and B images beside wrong texts; label 1 = match.
+
+    Returns the loss and the share of the pairs that were judged right. A partner that is not wrong (a batch of one
+    image) leaves its pair out.
+    """
+    wider = wrong.ids_BT.shape[1] - ids_BT.shape[1]
+    own_ids, own_mask = F.pad(ids_BT, (0, wider)), F.pad(mask_BT, (0, wider))
+    # Rows that share an image are adjacent: each image with its own text, then with a wrong one.
+    with_own = torch.stack([own_ids, wrong.ids_BT], dim=1).flatten(0, 1)
+    with_own_mask = torch.stack([own_mask, wrong.mask_BT], dim=1).flatten(0, 1)
+    paired = model.match(model.fuse(with_own, with_own_mask, image_keys))
+    logits = torch.cat([paired, model.match(model.fuse(ids_BT, mask_BT, wrong.image_keys))])
+    B = ids_BT.shape[0]
+    labels = torch.zeros(3 * B, dtype=torch.long, device=ids_BT.device)
+    labels[0 : 2 * B : 2] = 1
+    labels[1 : 2 * B : 2].masked_fill_(~wrong.text_is_wrong_B, LEFT_OUT)
+    labels[2 * B :].masked_fill_(~wrong.image_is_wrong_B, LEFT_OUT)
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=LEFT_OUT)
+    right = (logits.detach().argmax(dim=1) == labels).sum()
+    return loss, right / (labels != LEFT_OUT).sum()
+
+
+class Alarm:
+    """Tells when ITM has stood at the trivial answer for long: `STUCK_STEPS` and `STUCK_SHARE` of `steps`."""
+
+    def __init__(self, steps: int, start: int = 0):
+        self.patience = max(STUCK_STEPS, math.ceil(STUCK_SHARE * steps))
+        self.moved = start
+        """The last step at which the loss was seen elsewhere."""
+
+    def stuck(self, step: int, loss: float) -> bool:
+        """Take note of the mean loss of the steps up to `step`, and say whether it has not moved for long."""
+        if abs(loss - TRIVIAL_LOSS) > STUCK_WITHIN:
+            self.moved = step
+        return step - self.moved >= self.patience

@@ -1,0 +1,1 @@
+"""What a family is pretrained with: one file a family."""

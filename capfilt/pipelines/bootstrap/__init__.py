@@ -1,0 +1,1 @@
+"""bootstrap: rounds of annotate, select, pretrain and evaluate."""

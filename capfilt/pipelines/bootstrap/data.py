@@ -1,0 +1,146 @@
+"""The data of a bootstrap: shards that the user names or URLs that are fetched, or the embedded world."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import model_validator
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.sample import Fault, Sample
+from capfilt.data.synthetic import world
+from capfilt.data.synthetic.world import WorldConfig
+from capfilt.errors import DataError
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Progress
+from capfilt.runs.tally import NO_TEXT, Tally
+from capfilt.stages.download import DownloadConfig, check_enough, download, list_identities
+from capfilt.stages.runner import run_stage
+from capfilt.storage import documents
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import Place
+
+Shards = str | tuple[str, ...]
+
+
+class DataConfig(Config):
+    """Where the pairs come from: `world` alone, or shards by name. `data/shards.py` says what a name may be."""
+
+    world: WorldConfig | None = None
+    web: Shards | None = None
+    """Noisy pairs, to be cleaned."""
+    download: DownloadConfig | None = None
+    """Lists of URLs to begin with, in place of `web`; stages/download.py has the keys."""
+    human: Shards | None = None
+    """Clean pairs, on which captioner and filter are fine-tuned; they join every pretraining as they are."""
+    val: Shards | None = None
+    """Clean pairs that calibrate the filter's threshold."""
+    test: Shards | None = None
+    """Held-out pairs on which every round is evaluated; without them no figures."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        named = [split for split in world.SPLITS if self._given(split)]
+        if self.download is not None and self.web is not None:
+            raise ValueError("data has both `web` shards and a `download` of them; leave one out")
+        if self.world is not None and named:
+            raise ValueError(f"data has both the embedded world and shards ({', '.join(named)}); leave one out")
+        if self.world is None and not {"web", "human"} <= set(named):
+            raise ValueError(
+                "data needs `world`, or `human` shards and `web` shards (or a `download`); `val` and `test` are free"
+            )
+        if self.world is not None and not (self.world.web and self.world.human):
+            raise ValueError("data.world needs at least one image in `web` and one in `human`")
+        return self
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split."""
+        return self._given(split) if self.world is None else world.count(self.world, split) > 0
+
+    def _given(self, split: str) -> bool:
+        return getattr(self, split) is not None or (split == "web" and self.download is not None)
+
+
+class WorldJob(Config):
+    """Writes splits of the world; an item is the name of a split."""
+
+    out: Place
+    world: WorldConfig
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "world"
+
+    def identity(self, item: str) -> str:
+        """The world's settings and its seed."""
+        return fingerprint(item, self.world.model_dump(mode="json"), self.seed)
+
+    def open(self) -> Callable[[str], str]:
+        """Nothing to load."""
+
+        def work(split: str) -> str:
+            paths = world.write(self.world, self.seed, self.out, split)
+            Ledger(self.out, self.name).commit(split, self.identity(split), paths, Tally.zero())
+            return split
+
+        return work
+
+
+def named_shards(config: DataConfig) -> dict[str, list[str]]:
+    """The shards that the user named, split by split, all of them found; {} where the world is the data."""
+    named = {split: getattr(config, split) for split in world.SPLITS}
+    return {split: shards.expand(spec) for split, spec in named.items() if spec is not None}
+
+
+def inputs(config: DataConfig) -> dict[str, Any]:
+    """What a run's plan says of its data: the shards' names, and the contents of lists."""
+    named: dict[str, Any] = {split: [shards.name(url) for url in urls] for split, urls in named_shards(config).items()}
+    return named if config.download is None else {**named, "lists": list_identities(config.download)}
+
+
+def gather(
+    session: Session, config: DataConfig, seed: int, folder: Place, resources: Resources, show: Progress
+) -> dict[str, list[str]]:
+    """The shards of every split that there is. DataError for a split in which nothing can be read."""
+    if config.world is None:
+        splits = named_shards(config)
+        if config.download is not None:
+            splits = {"web": fetched(session, config.download, folder / "web", resources, show), **splits}
+        for split, urls in splits.items():
+            refuse_empty(split, urls)
+        return splits
+    written = [split for split in world.SPLITS if world.count(config.world, split)]
+    job = WorldJob(out=folder, world=config.world, seed=seed)
+    documents.make_folder(folder)
+    run_stage(session, job, {split: split for split in written}, resources, show, "write the world")
+    return {split: shards.expand(str(folder / split)) for split in written}
+
+
+def fetched(session: Session, config: DownloadConfig, out: Place, resources: Resources, show: Progress) -> list[str]:
+    """The shards of a download into `out`, which is begun, continued or found complete."""
+    documents.make_folder(out)
+    summary = download(session, config, out, resources, show)
+    path = out / "summary.json"
+    if not path.is_file() or documents.read_json(path) != summary:
+        write_json(path, summary)
+    check_enough("data.download", summary)
+    return shards.expand(str(out))
+
+
+def refuse_empty(split: str, urls: Sequence[str]) -> None:
+    """Raise DataError unless one sample at least can be used, before anything is trained on the other splits. Pictures
+    of the web alone may do without a text: they are captioned."""
+    fault: Fault | None = None
+    for item in itertools.chain.from_iterable(shards.read(url) for url in urls):
+        if isinstance(item, Sample) and (split == "web" or item.captions):
+            return
+        fault = fault or (Fault(item.key, NO_TEXT) if isinstance(item, Sample) else item)
+    found = f"the first fault: {fault.key}: {fault.reason}" if fault else "no sample is in it"
+    raise DataError(f"data.{split} is empty: none of its {len(urls)} shards (first {urls[0]}) can be used; {found}.")

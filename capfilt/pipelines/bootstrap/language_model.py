@@ -1,0 +1,73 @@
+"""language: a small language model for BLIP-2's second stage, taught from the texts of shards (a step, not a verb)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.sample import Sample
+from capfilt.data.text.tokenizer import clean_caption
+from capfilt.models.blip2.language_model import LanguageConfig
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Progress
+from capfilt.runs.tally import Tally
+from capfilt.stages.runner import run_stage
+from capfilt.storage.atomic import filled
+from capfilt.storage.paths import Place, listing
+from capfilt.training.language_model import TeachConfig, teach
+
+
+class LanguageJob(Config):
+    """Teaches one language model; its folder is `out/language`."""
+
+    out: Place
+    language: LanguageConfig
+    config: TeachConfig
+    shards: tuple[str, ...]
+    contents: dict[str, str]
+    """The sha256 of each shard, by its url."""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "language"
+
+    @property
+    def model_folder(self) -> Place:
+        """Where the model and its tokenizer lie."""
+        return self.out / "language"
+
+    def identity(self, item: str) -> str:
+        """The architecture, the lessons and what is read."""
+        settings = self.model_dump(mode="json", exclude={"out", "shards", "contents"})
+        return fingerprint(item, settings, [self.contents[url] for url in self.shards])
+
+    def open(self) -> Callable[[str], str]:
+        """Nothing to load."""
+
+        def work(item: str) -> str:
+            with filled(self.model_folder) as folder:
+                loss = teach(folder, self.language, [*documents(self.shards)], self.config, self.seed)
+            files = [self.model_folder / name for name in sorted(listing(self.model_folder))]
+            Ledger(self.out, self.name).commit(item, self.identity(item), files, Tally.zero())
+            return f"{loss:.3f} nats a token"
+
+        return work
+
+
+def documents(urls: Sequence[str]) -> Iterator[list[str]]:
+    """All texts of every image, cleaned as a training's are."""
+    for url in urls:
+        for item in shards.read(url):
+            if isinstance(item, Sample):
+                yield [text for caption in item.captions if (text := clean_caption(str(caption["text"])))]
+
+
+def teach_language(session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str) -> Place:
+    """Teach it, unless the ledger has this very one; returns its folder."""
+    run_stage(session, job, {"language": "language"}, resources, show, label)
+    return job.model_folder

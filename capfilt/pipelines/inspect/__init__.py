@@ -1,0 +1,1 @@
+"""Verbs that read a recipe or a run folder and change nothing."""

@@ -1,0 +1,167 @@
+"""verify: read again everything that a run committed, and say what does not hold.
+
+A rerun trusts a completion by the sizes of its outputs; this reads every byte. `mend` withdraws the completions that
+do not hold, so that the same command as before does just those pieces again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from capfilt.data import shards
+from capfilt.errors import ShardError
+from capfilt.runs import lock, stage_status
+from capfilt.runs.balance import between
+from capfilt.runs.ledger import Completion, Input, Ledger
+from capfilt.runs.progress import Line, Progress
+from capfilt.runs.run import Run
+from capfilt.stages import inputs
+from capfilt.stages.contents import same
+from capfilt.storage.paths import Place, within
+
+READERS = ("annotate", "select")
+"""The stages that read a shard to its end and record what it was."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A piece of work whose record does not hold, and why."""
+
+    ledger: Ledger
+    shard: str
+    why: str
+
+
+@dataclass
+class Checked:
+    """What was read."""
+
+    shards: int = 0
+    files: int = 0
+    bytes: int = 0
+    members: dict[str, Counter[str]] = field(default_factory=dict)
+    """By stage, what became of the members of the shards that it read."""
+    undone: int = 0
+    """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
+
+
+def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False, fetch: bool = False) -> dict[str, Any]:
+    """The verb: check every ledger of a run; `mend` needs the run to be at rest.
+
+    `read_inputs` reads again what the run has read, too; from elsewhere only with `fetch`.
+    """
+    opened = Run.load(folder)
+    specs = inputs.named(folder, opened.plan) if read_inputs else []
+    inputs.check_reachable(folder, specs, fetch)
+    if mend:
+        lock.hold(folder)
+    checked, broken = Checked(), []
+    ledgers = stage_status.find(folder)
+    with show.stage("verify", sum(len(ledger.files()) for ledger in ledgers)) as line:
+        for ledger in ledgers:
+            broken += list(check(ledger, checked, line))
+    broken += list(lost(ledgers))
+    if mend:
+        for piece in broken:
+            piece.ledger.withdraw(piece.shard)
+    told = [
+        {"stage": b.ledger.stage, "folder": str(within(b.ledger.folder, folder)), "shard": b.shard, "why": b.why}
+        for b in broken
+    ]
+    withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0
+    members = {stage: dict(counted) for stage, counted in checked.members.items() if counted}
+    found = {"run": str(folder), **vars(checked), "members": members, "broken": told, "withdrawn": withdrawn}
+    return found | ({"inputs": of_inputs(opened.plan, specs, ledgers, show)} if read_inputs else {})
+
+
+def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
+    """What does not hold in one ledger."""
+    plan, identities = stage_status.planned(ledger)
+    current = 0
+    for path in ledger.files():
+        done = ledger.read(path)
+        why = "its completion cannot be read" if done is None else doubt(ledger, done, path.stem)
+        if why:
+            yield Broken(ledger, path.stem, why)
+        elif done is not None:
+            current += not identities or identities.get(done.shard) == done.fingerprint
+            checked.members.setdefault(ledger.stage, Counter()).update(done.tally.members)
+            checked.files += len(done.outputs)
+            checked.bytes += sum(output.bytes for output in done.outputs)
+        checked.shards += 1
+        line.move(line.done + 1)
+    if plan is not None and plan.unit == "shards":
+        checked.undone += max(0, plan.total - current)
+
+
+def doubt(ledger: Ledger, done: Completion, shard: str) -> str:
+    """Say why a completion does not hold, or ""."""
+    if done.shard != shard:
+        return f"its completion is that of shard {done.shard}"
+    return done.tally.imbalance() or ledger.doubt(done, hashes=True)
+
+
+def lost(ledgers: list[Ledger]) -> Iterator[Broken]:
+    """What got lost between the annotations of a folder and their verdicts."""
+    found = {(ledger.folder, ledger.stage): ledger for ledger in ledgers}
+    for (folder, stage), selected in found.items():
+        annotated = found.get((folder, "annotate"))
+        if stage != "select" or annotated is None:
+            continue
+        before = {done.shard: done for done in stage_status.readable(annotated)}
+        for done in stage_status.readable(selected):
+            if done.shard in before and (why := between(before[done.shard], done)):
+                yield Broken(selected, done.shard, why)
+
+
+def of_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
+    """Whether the shards that a run read are still what it read: how many were compared, of how many nothing was
+    recorded, and which differ."""
+    recorded = [
+        (ledger, done) for ledger in ledgers for done in stage_status.readable(ledger) if ledger.stage in READERS
+    ]
+    urls = inputs.by_name(plan, _addresses(specs)) if recorded else {}
+    now: dict[str, Input | str] = {}
+    changed, compared = [], 0
+    with show.stage("verify inputs", len(recorded)) as line:
+        for ledger, done in recorded:
+            if done.input is not None:
+                compared += 1
+                if done.shard not in now:
+                    now[done.shard] = _now(urls.get(done.shard))
+                if why := differs(done.input, now[done.shard]):
+                    changed.append({"stage": ledger.stage, "shard": done.shard, "why": why})
+            line.move(line.done + 1)
+    return {"compared": compared, "unrecorded": len(recorded) - compared, "changed": changed}
+
+
+def differs(read: Input, now: Input | str) -> str:
+    """Say how a shard differs from what was read of it, or ""."""
+    if isinstance(now, str):
+        return now
+    if now.bytes != read.bytes:
+        return f"it has {now.bytes} bytes, {read.bytes} were read"
+    return "" if same(read, now) else "it does not have the bytes that were read"
+
+
+def _addresses(specs: list[str]) -> list[str]:
+    """Every shard that is named; one that is not there any more stays as it is written, to be found missing."""
+    found = []
+    for spec in specs:
+        try:
+            found += shards.expand(spec)
+        except ShardError:
+            found.append(spec)
+    return found
+
+
+def _now(url: str | None) -> Input | str:
+    if url is None:
+        return "the run does not name such a shard any more"
+    try:
+        return shards.input_now(url)
+    except ShardError as error:
+        return str(error)

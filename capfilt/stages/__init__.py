@@ -1,0 +1,1 @@
+"""Jobs over shards: one shard in, one committed result out."""

@@ -1,0 +1,318 @@
+"""annotate: a captioner writes texts for every image of the shards, a filter scores them and the web's; all is kept.
+
+One shard in, one Parquet out (design 4.2): a row for every text, and one for every key that could not be read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, zip_longest
+from typing import Any, ClassVar, TypeGuard
+
+import torch
+from pydantic import Field, model_validator
+
+import capfilt.data.annotations as tables
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.data.annotations import Annotation
+from capfilt.data.policy import failure
+from capfilt.data.sample import Fault, Sample, is_text, leave_out
+from capfilt.data.shards.members import Members
+from capfilt.errors import RecipeError
+from capfilt.inference.annotator import Annotator, Text
+from capfilt.inference.batches import Pictures, pictures
+from capfilt.inference.captioners import local as captioners
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.device import Compute, Precision, autocast
+from capfilt.inference.filters import fusion as filters
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.timer import Clock, timed
+from capfilt.models import Architecture, verbs
+from capfilt.models.checkpoints import store
+from capfilt.runs import deadline, quarantine
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.metrics import Told
+from capfilt.runs.progress import Progress
+from capfilt.runs.tally import NO_TEXT, Tally
+from capfilt.stages.bisect import Divisible, version_of
+from capfilt.stages.runner import run_stage
+from capfilt.storage.paths import Place
+
+
+class AnnotateConfig(Config):
+    """How texts are written and scored. CapFilt: one nucleus sample per image (BLIP section 4.1)."""
+
+    folder: ClassVar[str] = "annotate"
+
+    captions: int = Field(default=1, ge=1, le=1000)
+    """Synthetic texts per image; BLIP-2 takes 10."""
+    decode: DecodeConfig = DecodeConfig()
+    batch_size: int = Field(default=64, ge=1)
+    """Images at a time. A run may go on with another number; docs/promises.md says what that changes."""
+    max_length: int = Field(default=35, ge=4)
+    """Tokens of a text that is scored; BLIP scores with 35."""
+    precision: Precision = "auto"
+    """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> AnnotateConfig:
+        if self.decode.method == "beam" and self.captions > self.decode.beams:
+            raise ValueError(
+                f"captions {self.captions} of {self.decode.beams} beams: decode.beams must be at least as many"
+            )
+        return self
+
+
+EXECUTION_FIELDS = {"batch_size": True, "precision": True}
+"""What AnnotateConfig says of how texts are computed and not of which: no part of plan and fingerprint. In their place
+stands the format that was chosen, in `AnnotateJob.compute`. As what pydantic leaves out."""
+
+
+class AnnotateJob(Config):
+    """What an annotating worker needs to know."""
+
+    divisible: ClassVar[bool] = True
+    by_content: ClassVar[bool] = True
+
+    out: Place
+    """The folder of `annotations/` and `ledger/`."""
+    captioner: Place
+    filter: Place
+    captioner_fingerprint: str
+    filter_fingerprint: str
+    config: AnnotateConfig
+    compute: Compute
+    seed: int
+    round: int
+    names: dict[str, str] = {}
+    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "annotate"
+
+    def identity(self, item: str) -> str:
+        """Models by their weights, not by where they lie: a run folder may be moved."""
+        where = dict.fromkeys(("out", "captioner", "filter", "names"), True)
+        return fingerprint(
+            self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS}), shards.name(item)
+        )
+
+    def open(self) -> Divisible:
+        """Load the two models."""
+        device, dtype = self.compute.open(), self.compute.dtype
+        work = Work(self, device, Clock(device))
+
+        def shard(url: str) -> Told:
+            with autocast(device, dtype):
+                return work.shard(url)
+
+        def part(url: str, start: int, stop: int) -> int:
+            with autocast(device, dtype):
+                return work.part(url, start, stop)
+
+        return Divisible(shard, part)
+
+
+class Work:
+    """What a worker does to a shard: two models on a device, rows, a commit."""
+
+    def __init__(self, job: AnnotateJob, device: torch.device, clock: Clock | None = None):
+        self.job, self.device, self.clock = job, device, clock
+        self.batches: list[int] = []  # of the shard at work
+        dtype = job.compute.dtype
+        writer = store.load(job.captioner, dtype).eval().to(device)
+        judge = store.load(job.filter, dtype).eval().to(device)
+        self.annotator = Annotator(
+            Captioner(writer, tokenizer_for(job.captioner, writer.config), job.config.decode, job.config.captions),
+            Filter(judge, tokenizer_for(job.filter, judge.config), job.config.max_length),
+            clock,
+        )
+        self.captioner_preprocess = preprocess_for(job.captioner, writer.config)
+        self.filter_preprocess = preprocess_for(job.filter, judge.config)
+
+    def shard(self, url: str) -> Told:
+        """Annotate one shard and commit it."""
+        before = Counter(self.clock.seconds) if self.clock else Counter()
+        self.batches = []
+        name = self.job.names.get(url) or shards.name(url)
+        ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
+        rows: list[Annotation] = []
+        tally = Tally.zero()
+        stat, members = shards.stat(url), Members()
+        digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
+        for own in self._rows(leave_out(shards.read(url, digest, members), deadly)):
+            rows += own
+            tables.check_size(len(rows), name)  # now, and not when all of it was computed
+            tally.samples["in"] += 1
+            if own[0].status == "failed":
+                tally.samples["failed"] += 1
+                tally.failed[failure(own[0].reason)] += 1
+                continue
+            tally.samples["kept"] += 1
+            for row in own:
+                tally.texts["in"][row.source] += 1
+                if row.reason == NO_TEXT:
+                    tally.texts["dropped"][f"{row.source}: {NO_TEXT}"] += 1
+                else:
+                    tally.texts["kept"][row.source] += 1
+        tally.members.update(members)
+        path = self.job.out / "annotations" / f"{name}.parquet"
+        with timed(self.clock, "write", on_device=False):
+            tables.write(path, rows)
+            ledger.commit(name, identity, [path], tally, digest.taken())
+        smaller = self.annotator.pieces.limit
+        at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
+        spent = Counter(self.clock.seconds) - before if self.clock else Counter()
+        return Told(f"{tally.samples['kept']} images{at_a_time}", spent, tuple(self.batches))
+
+    def part(self, url: str, start: int, stop: int) -> int:
+        """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
+        for _ in self._rows(islice(shards.read(url), start, stop)):
+            pass
+        return sum(1 for _ in shards.read(url))
+
+    def _rows(self, read: Iterable[Sample | Fault]) -> Iterator[list[Annotation]]:
+        """The rows of each key of a shard, or of a part of one."""
+        size = self.annotator.captioner.model.config.vision.image_size
+        for batch in pictures(
+            read, self.job.config.batch_size, size, clock=self.clock, preprocess=self.captioner_preprocess
+        ):
+            deadline.check()  # a small shard is read to its end before anything is computed
+            for fault in batch.faults:
+                yield [self._failed(fault)]
+            if batch.samples:
+                yield from self._annotated(batch)
+
+    def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
+        with timed(self.clock, "copy"):
+            pixels = batch.on(self.device, self.captioner_preprocess)
+            alike = self.filter_preprocess == self.captioner_preprocess
+            for_filter = None if alike else batch.on(self.device, self.filter_preprocess)
+        uids, came = [sample.uid for sample in batch.samples], [texts_of(sample) for sample in batch.samples]
+        found = self.annotator.annotate(pixels, uids, came, self.job.seed, self.job.round, for_filter)
+        self.batches.append(min(len(uids), self.annotator.pieces.limit or len(uids)))
+        for sample, own in zip(batch.samples, found, strict=True):
+            yield list(self._texts(sample, own))
+
+    def _texts(self, sample: Sample, texts: Sequence[Text]) -> Iterator[Annotation]:
+        """The rows of one image: what came with it, under the source that it came with, then what was written now.
+
+        Candidates count on from those of the same source that came.
+        """
+        candidates = Counter[str]()
+        for text, caption in zip_longest(texts, sample.all_captions):
+            source = caption["source"] if caption else text.source
+            yield self._row(sample, text, source, candidates[source], caption)
+            candidates[source] += 1
+
+    def _row(
+        self, sample: Sample, text: Text, source: str, candidate: int, caption: Mapping[str, Any] | None
+    ) -> Annotation:
+        written = (caption or {}).get("round") if source == "synthetic" else None
+        return Annotation(
+            key=sample.key,
+            uid=sample.uid,
+            sha256=sample.sha256,
+            source=source,
+            candidate=candidate,
+            text=text.text,
+            itm=text.itm,
+            itc=text.itc,
+            captioner="" if caption else self.job.captioner_fingerprint,
+            filter=self.job.filter_fingerprint,
+            seed=self.job.seed,
+            round=written if is_round(written) else self.job.round,
+            reason=remark(text, self.job.config.max_length),
+        )
+
+    def _failed(self, fault: Fault) -> Annotation:
+        return Annotation(
+            key=fault.key,
+            uid="",
+            sha256="",
+            source="web",
+            candidate=0,
+            text="",
+            itm=None,
+            itc=None,
+            captioner="",
+            filter="",
+            seed=self.job.seed,
+            round=self.job.round,
+            status="failed",
+            reason=fault.reason,
+        )
+
+
+def remark(text: Text, max_length: int) -> str:
+    """What there is to say of a text's scores: some have none, and those of some are not of what it looks like."""
+    if not is_text(text.text):
+        return NO_TEXT
+    return "" if text.whole else f"scored by its beginning ({max_length} tokens)"
+
+
+def is_round(value: object) -> TypeGuard[int]:
+    """Whether a caption's `round` can be one; other people's json may have anything there."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**15
+
+
+def texts_of(sample: Sample) -> list[str]:
+    """The texts that came with an image; half a character, which json can spell and Parquet cannot, becomes "?"."""
+    return [caption["text"].encode("utf-8", "replace").decode() for caption in sample.all_captions]
+
+
+def check_role(role: str, folder: Place, needs: frozenset[str]) -> Architecture:
+    """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
+    architecture = store.architecture(folder)
+    if missing := needs - verbs(architecture):
+        raise RecipeError(
+            f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}."
+            f" A {role} must be able to {', '.join(sorted(needs))}."
+        )
+    return architecture
+
+
+def check_roles(captioner: Place, filter_: Place, decode: DecodeConfig) -> None:
+    """Refuse models that cannot play their roles or cannot look at the same pixels, and a prompt that is too long."""
+    writer = check_role("captioner", captioner, captioners.NEEDS)
+    judge = check_role("filter", filter_, filters.NEEDS)
+    check_same_size(f"{captioner}", writer.vision.image_size, f"{filter_}", judge.vision.image_size)
+    captioners.check_prompt(tokenizer_for(captioner, writer), decode)
+    tokenizer_for(filter_, judge)
+    if not preprocess_for(captioner, writer).same_pixels(preprocess_for(filter_, judge)):
+        raise RecipeError(
+            f"{captioner} and {filter_} resize pictures by different rules (preprocessor_config.json: size, resample, "
+            "crop); both must look at the same pixels. Their mean and std may differ."
+        )
+
+
+def check_same_size(captioner: str, captioner_size: int, filter_: str, filter_size: int) -> None:
+    """Refuse a captioner and a filter for pictures of different sizes: a picture is decoded and resized once."""
+    if captioner_size != filter_size:
+        raise RecipeError(
+            f"{captioner} looks at pictures of {captioner_size} px and {filter_} of {filter_size};"
+            " both must look at the same."
+        )
+
+
+def annotate(
+    session: Session,
+    urls: Sequence[str],
+    job: AnnotateJob,
+    resources: Resources,
+    show: Progress,
+    label: str = "annotate",
+) -> Tally:
+    """Annotate shards; returns what became of their samples and texts."""
+    check_roles(job.captioner, job.filter, job.config.decode)
+    named = shards.by_name(urls)
+    job = job.model_copy(update={"names": shards.renamed(named)})
+    return run_stage(session, job, named, resources, show, label)

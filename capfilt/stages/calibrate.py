@@ -1,0 +1,115 @@
+"""calibrate: set a filter's threshold on human validation pairs, or on labels that people gave to the texts themselves.
+
+A step of bootstrap and of select, not a verb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import capfilt.data.annotations as tables
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config
+from capfilt.data import labels, shards
+from capfilt.data.policy import PolicyConfig
+from capfilt.errors import DataError
+from capfilt.evaluation import evaluate
+from capfilt.evaluation.metrics import matching
+from capfilt.inference.device import Compute, autocast
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.models.checkpoints import store
+from capfilt.runs import figures
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Progress
+from capfilt.runs.tally import Tally
+from capfilt.stages.runner import run_stage
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import Place
+
+
+class CalibrateJob(Config):
+    """A filter before human validation pairs; its outcome is `out/calibration.json`."""
+
+    out: Place
+    model: Place
+    shards: tuple[str, ...]
+    contents: dict[str, str]
+    """The sha256 of each shard, by its url."""
+    score: str
+    recall: float
+    batch_size: int = 64
+    max_length: int = 35
+    """Tokens of a text; as when annotating, since the threshold is for those scores."""
+    compute: Compute
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "calibrate"
+
+    def identity(self, item: str) -> str:
+        """The filter's weights, the validation shards and the settings."""
+        return fingerprint(
+            item,
+            store.fingerprint(self.model),
+            [(shards.name(url), self.contents[url]) for url in self.shards],
+            self.model_dump(mode="json", exclude={"out", "model", "shards", "contents", "batch_size"}),
+        )
+
+    def open(self) -> Callable[[str], str]:
+        """Load the filter."""
+        device, dtype = self.compute.open(), self.compute.dtype
+        model = store.load(self.model, dtype).eval().to(device)
+        judge = Filter(model, tokenizer_for(self.model, model.config), self.max_length)
+        preprocess = preprocess_for(self.model, model.config)
+
+        def work(item: str) -> str:
+            with autocast(device, dtype):
+                held = evaluate.look(model, self.shards, self.batch_size, device, preprocess)
+                found = evaluate.calibrate(judge, held, self.score, self.recall, self.batch_size)
+            path = self.out / "calibration.json"
+            write_json(path, {"score": self.score, **asdict(found)})
+            Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
+            return f"{self.score} >= {found.threshold:.3f}"
+
+        return work
+
+
+def calibrate(
+    session: Session, job: CalibrateJob, resources: Resources, show: Progress, label: str = "calibrate"
+) -> float:
+    """The threshold that the validation pairs give."""
+    run_stage(session, job, {"calibration": "calibration"}, resources, show, label)
+    return figures.calibrated(job.out / "calibration.json")
+
+
+MIN_RIGHT = 20
+"""Labels "right" without which no threshold is set: with 20, a recall of 0.8 has an interval of 0.58 to 0.92."""
+
+
+def calibrate_on_labels(source: Place, names: Iterable[str], policy: PolicyConfig) -> dict[str, Any]:
+    """The threshold that keeps `policy.recall` of the texts that people called right; for calibration.json.
+
+    Only labels given at random count: close calls alone would set it too high. DataError where there are too few.
+    """
+    given = {key: label for key, label in labels.read(labels.home(source)).items() if label.at_random}
+    judged: list[tuple[float, bool]] = []
+    for name in names:
+        for row in tables.rows(tables.read(source / "annotations" / f"{name}.parquet")):
+            value, label = (row.itm if policy.score == "itm" else row.itc), given.get((row.uid, row.text))
+            if label is not None and value is not None:
+                judged.append((float(value), label.verdict == "right"))
+    right = [score for score, is_right in judged if is_right]
+    wrong = [score for score, is_right in judged if not is_right]
+    if len(right) < MIN_RIGHT or not wrong:
+        raise DataError(
+            f"{len(right)} texts of these shards are labelled right and {len(wrong)} wrong, in random order;"
+            f" at least {MIN_RIGHT} right and 1 wrong are needed. Give more: capfilt review {labels.home(source)}"
+        )
+    found = matching.calibrate(right, wrong, policy.recall)
+    said = labels.figures(judged, found.threshold)
+    return {"score": policy.score, **asdict(found), "labels": said}

@@ -1,0 +1,108 @@
+"""evaluate: figures of a model on held-out shards, and of a filter where the truth of web texts is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import capfilt.data.annotations as tables
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.errors import RecipeError
+from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, Judged, examine, truths
+from capfilt.inference.captioners.local import check_prompt
+from capfilt.inference.device import Compute
+from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.models import verbs
+from capfilt.models.checkpoints import store
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Progress
+from capfilt.runs.tally import Tally
+from capfilt.stages.runner import run_stage
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import Place
+
+
+class EvaluateJob(Config):
+    """Models before one held-out set; the outcome of each is `out/NAME.json`."""
+
+    out: Place
+    models: dict[str, Place]
+    """The folder of each one by its name."""
+    shards: tuple[str, ...]
+    contents: dict[str, str]
+    """The sha256 of each shard, by its url."""
+    config: EvaluateConfig
+    compute: Compute
+    """Figures are taken in fp32."""
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "evaluate"
+
+    def identity(self, item: str) -> str:
+        """The model's weights, the held-out shards and the settings."""
+        return fingerprint(
+            item,
+            store.fingerprint(self.models[item]),
+            [(shards.name(url), self.contents[url]) for url in self.shards],
+            self.config.model_dump(mode="json", exclude=EXECUTION_FIELDS),
+            self.compute.model_dump(mode="json"),
+        )
+
+    def open(self) -> Callable[[str], str]:
+        """Nothing to load: an item is a model."""
+        device = self.compute.open()
+
+        def work(item: str) -> str:
+            model = store.load(self.models[item]).eval().to(device)
+            tokenizer = tokenizer_for(self.models[item], model.config)
+            preprocess = preprocess_for(self.models[item], model.config)
+            path = self.out / f"{item}.json"
+            write_json(path, examine(model, tokenizer, self.shards, self.config, device, preprocess))
+            Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
+            return ""
+
+        return work
+
+
+def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
+    """Examine models; the figures of each are in `job.out/NAME.json`."""
+    for model in job.models.values():
+        check_model(model, job.config)
+    run_stage(session, job, {name: name for name in job.models}, resources, show, label)
+
+
+def check_model(model: Place, config: EvaluateConfig) -> None:
+    """Refuse a model of which nothing can be measured, before anything is loaded."""
+    architecture = store.architecture(model)
+    able = verbs(architecture)
+    if not able & {"decode", "fuse"}:
+        raise RecipeError(f"{model} can neither judge nor write; there is nothing to evaluate")
+    tokenizer = tokenizer_for(model, architecture)
+    preprocess_for(model, architecture)
+    if "decode" in able:
+        check_prompt(tokenizer, config.decode)
+
+
+def filter_figures(named: Mapping[str, str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
+    """How well annotations of shards, given by their names, tell right web texts from wrong ones, by kind; {} where no
+    truth is known.
+
+    Without a threshold (a policy that ranks only) there is nothing to say of what it keeps.
+    """
+    judged = Judged()
+    for name, url in named.items():
+        known = truths(url)
+        if not known:
+            continue
+        for row in tables.rows(tables.read(folder / f"{name}.parquet")):
+            value = row.itm if score == "itm" else row.itc
+            if row.source == "web" and row.candidate == 0 and value is not None and row.uid in known:
+                judged.add(value, known[row.uid])
+    if threshold is None:
+        return {name: figure for name, figure in judged.figures(0.0).items() if name.startswith("auc")}
+    return judged.figures(threshold)

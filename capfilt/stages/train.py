@@ -1,0 +1,296 @@
+"""pretrain: train one model on shards, under Ray Train.
+
+Fine-tuning a captioner or a filter is the same with another job.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from capfilt import models, presets
+from capfilt.cluster.ray_train import fit
+from capfilt.cluster.session import Session
+from capfilt.data import shards
+from capfilt.data.images.preprocess import Preprocess
+from capfilt.errors import RecipeError
+from capfilt.inference.roles import preprocess_for
+from capfilt.models import Architecture, Blip2Config, verbs
+from capfilt.models.blip2.language_model import check_language
+from capfilt.models.checkpoints import files, store
+from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.objectives.grad_cache import cannot
+from capfilt.objectives.tasks.blip import NEEDS
+from capfilt.objectives.tasks.blip2 import without_use
+from capfilt.runs import metrics
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.progress import Line, Progress
+from capfilt.runs.stage_status import Plan, begin
+from capfilt.runs.tally import Tally
+from capfilt.stages.count_pairs import contents_of, count_rows
+from capfilt.storage import documents
+from capfilt.storage.atomic import sha256_file, write_json
+from capfilt.storage.local_copies import at_hand
+from capfilt.storage.paths import Place, Remote, listing, remove_all
+from capfilt.training.checkpoints.states import STATES
+from capfilt.training.config import OF_NO_WEIGHT
+from capfilt.training.distributed.data_parallel import ExecutionConfig
+from capfilt.training.frozen_features import PROGRESS
+from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
+
+ROWS = "rows.json"
+"""How a training's processes are told how many rows each shard has, and its sha256; gone when it ends."""
+
+
+class TrainResources(ExecutionConfig):
+    """The processes that train together, and how each goes through a step."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    """CPUs of each; a process computes with as many threads."""
+    gpus: int = Field(default=0, ge=0, le=1)
+    """GPUs of each: none, or one of its own."""
+
+
+def read_architecture(name: str, image_size: int | None = None) -> Architecture:
+    """The architecture that a preset or a YAML describes, with another picture size if one is given."""
+    sets = [f"vision.image_size={image_size}"] if image_size else []
+    return models.read_architecture(presets.find("models", name), sets)
+
+
+def check_training(architecture: Architecture, config: TrainConfig, resources: TrainResources, where: str) -> None:
+    """Refuse a training whose objectives ask for what the model cannot do, or whose batch cannot be split."""
+    can = verbs(architecture)
+    for name in config.objectives.losses:
+        if missing := NEEDS[name] - can:
+            possible = [o for o, needs in NEEDS.items() if needs <= can]
+            raise RecipeError(
+                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
+                f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
+            )
+    if isinstance(architecture, Blip2Config) and architecture.language and architecture.frozen == "fp16":
+        raise RecipeError(
+            f"{where}: frozen is fp16, in which gradients that come through a language model vanish unless they are "
+            "scaled, and here they are not: set it to bf16."
+        )
+    if config.features and not isinstance(architecture, Blip2Config):
+        raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
+    if said := without_use(architecture, config.objectives):
+        raise RecipeError(f"{where}: {said}")
+    if config.loader.batch_size % resources.workers:
+        raise RecipeError(
+            f"{where}: batch_size {config.loader.batch_size} cannot be split over {resources.workers} workers;"
+            f" make it a multiple of {resources.workers}."
+        )
+    pieces = resources.micro_batches
+    if config.loader.batch_size % (resources.workers * pieces):
+        raise RecipeError(
+            f"{where}: batch_size {config.loader.batch_size} cannot be split into {pieces} micro_batches of each of"
+            f" {resources.workers} workers; make it a multiple of {resources.workers * pieces}."
+        )
+    if pieces > 1 and (said := cannot(architecture.family, architecture.language_kind is not None, config.objectives)):
+        raise RecipeError(f"{where}: micro_batches is {pieces}, and {said}: set it to 1.")
+    if config.recompute > architecture.vision.depth:
+        raise RecipeError(
+            f"{where}: recompute {config.recompute}, and the vision tower has {architecture.vision.depth} blocks."
+        )
+
+
+def identity(job: TrainJob, contents: Mapping[str, str]) -> str:
+    """The fingerprint of what a training ends with: its settings, what it starts from and what it reads, of which
+    `contents` has the sha256 by the shards' urls."""
+    elsewhere = dict.fromkeys(("out", "start", "sources", "tokenizer", "rows", "execution", "compute"), True)
+    settings = job.model_dump(mode="json", exclude={**elsewhere, "train": OF_NO_WEIGHT})
+    settings["train"]["features"] = bool(job.train.features)  # not where they lie
+    settings["train"]["precision"] = job.compute.precision  # a training may go on on another kind of device
+    settings["initial"] = {tower: known_by(source) for tower, source in settings["initial"].items()}
+    start = [store.fingerprint(job.start)] if job.start else []
+    if job.start and (job.start / store.MOMENTUM).is_file():
+        start.append(sha256_file(job.start / store.MOMENTUM))
+    walked = [(shards.expand(source.shards), source.repeat) for source in job.sources]
+    inputs = [(shards.name(url), contents[url], repeat) for urls, repeat in walked for url in urls]
+    return fingerprint(settings, start, inputs, job.load_tokenizer().identity)
+
+
+def known_by(source: str | None) -> object:
+    """A checkpoint by its weights, wherever it lies; one of the hub by its name."""
+    file = files.weights_file(at_hand(source)) if source is not None else None
+    return source if file is None else [sha256_file(part) for part in files.parts(file)]
+
+
+def run_training(
+    session: Session,
+    job: TrainJob,
+    resources: TrainResources,
+    show: Progress,
+    label: str,
+    made: Mapping[str, str] | None = None,
+    counts: Place | None = None,
+) -> Place:
+    """Train, unless the ledger has this very training; returns the folder of the model.
+
+    The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`. `made` has the sha256 of the shards that
+    the run made itself (`stage.digests`); others are read once. That and how many rows the shards have stays known in
+    the folder `counts` (by default beside the job's).
+    """
+    counts, urls = counts or job.out.parent, [url for source in job.sources for url in shards.expand(source.shards)]
+    contents = contents_of(session, urls, made or {}, counts, show)
+    ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, contents)
+    done = ledger.completion("model", wanted) is not None
+    if not done:
+        warn_of_lanes(job, 1 if session.local else resources.workers)
+        rows = count_rows(session, job.sources, job.train.loader.captions, counts, show)
+        execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
+        kept = job.train.features  # workers may start elsewhere
+        settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
+        job = job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
+        write_json(job.out / ROWS, {"rows": rows, "contents": contents})
+    with show.stage(label, job.train.steps) as line:
+        if done:
+            line.resume(job.train.steps)
+            remove_all(job.out / STATES)  # a kill may have come before
+            return job.model_folder
+        begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
+        batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
+
+        def report(newest: dict[str, Any], steps: int) -> None:
+            session.report(metrics.of_steps(job.out.name, newest, steps, steps * batch, objectives))
+
+        tail = Tail(job.out / LOG, line, report)
+        fit(
+            session,
+            train_here,
+            {"job": job.model_dump(mode="json")},
+            workers=1 if session.local else resources.workers,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            storage=job.out / "ray",
+            name=label.replace(" ", "-"),
+            poll=tail.glance,
+        )
+        tail.poll()
+    outputs = [job.model_folder / name for name, stat in sorted(listing(job.model_folder).items()) if stat is not None]
+    ledger.commit("model", wanted, outputs, Tally.zero())
+    documents.unlink(job.out / ROWS)
+    remove_all(job.out / STATES)
+    return job.model_folder
+
+
+def warn_of_lanes(job: TrainJob, workers: int) -> None:
+    """Tell of workers that read the same places of the data: twice the traffic where two share one."""
+    loader = job.train.loader
+    lanes = math.gcd(loader.lanes, loader.batch_size)
+    if workers > lanes:
+        logging.getLogger(__name__).warning(
+            "%d workers read the data in %d lanes, several of them the same: let %d divide loader.lanes (%d) and "
+            "loader.batch_size (%d)", workers, lanes, workers, loader.lanes, loader.batch_size,
+        )  # fmt: skip
+
+
+def train_here(config: dict[str, Any]) -> None:
+    """What a training process runs."""
+    train(TrainJob.model_validate(config["job"]))
+
+
+class Tail:
+    """Follows a training's log: moves its progress line, and reports each newest line with the steps since the last."""
+
+    PAUSE = 10.0
+    """Seconds between two glances at a log that lies on a store: each is a request."""
+
+    def __init__(self, path: Place, line: Line, report: Callable[[dict[str, Any], int], None]):
+        self.path, self.line, self.report = path, line, report
+        newest = self._newest()
+        self.step: int | None = newest["step"] if newest else None
+        self._looked = 0.0
+
+    def glance(self) -> int:
+        """`poll`, as often as is decent; the last step that was seen where a store does not answer."""
+        if not isinstance(self.path, Remote):
+            return self.poll()
+        if time.monotonic() >= self._looked + self.PAUSE:
+            self._looked = time.monotonic()
+            with suppress(OSError):  # it is a look at the log, and the training goes on without
+                return self.poll()
+        return self.step or 0
+
+    def poll(self) -> int:
+        """Show the newest line of the log, if there is a new one; before the first, how far the features are.
+
+        Returns: the last step that was seen.
+        """
+        with suppress(FileNotFoundError):  # there only while features are looked at
+            told = documents.read_object(self.path.with_name(PROGRESS))
+            self.line.move(0, f"features of {told['done']} of {told['of']} shards")
+        newest = self._newest()
+        if newest is None:
+            return self.step or 0
+        if self.step is None:  # a fork goes on from a step of another log
+            self.step = next(documents.objects(self.path), {}).get("resumed", 0)
+        losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
+        self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
+        if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
+            self.report(newest, steps)
+            self.step = newest["step"]
+        return int(self.step)
+
+    def _newest(self) -> dict[str, Any] | None:
+        lines = list(documents.newest_lines(self.path, 65536))
+        newest = documents.parse(lines[-1]) if lines and lines[-1].endswith(b"}") else None
+        return newest if isinstance(newest, dict) and isinstance(newest.get("step"), int) else None
+
+
+def check_features(out: Place, *trains: TrainConfig) -> None:
+    """Refuse features that would be kept in a run folder on a store: they are mapped into memory."""
+    if isinstance(out, Remote) and any(train.features is True for train in trains):
+        raise RecipeError(
+            f"features is true, which keeps them in the run folder, and {out} is on a store: give `features` a folder"
+            " that all workers see, or set it to false."
+        )
+
+
+def check_sources(initial: InitialConfig, architecture: Architecture) -> None:
+    """Refuse checkpoints that are not there, and a language model that is not the one described, at once."""
+    for source in (initial.vision, initial.text):
+        if source is not None:
+            files.refuse_missing(source)
+    if initial.language is not None and isinstance(architecture, Blip2Config) and architecture.language is not None:
+        check_language(initial.language, architecture.language)
+
+
+def check_start(start: Place, architecture: Architecture, initial: InitialConfig) -> Place:
+    """Refuse a start of another shape than `model`, which would be trained in its place without a word, and one without
+    the language model that nobody else names."""
+    path = store.find(str(start))
+    found = store.architecture(path)
+    if found.family != architecture.family:
+        raise RecipeError(f"start: {path} is of the family {found.family}, and `model` of {architecture.family}.")
+    check_shape(found, architecture, f"start: {path}", "`model`", ("vision", "text"))
+    if preprocess_for(path, found) != Preprocess():
+        raise RecipeError(
+            f"start: {path} wants its pictures otherwise than BLIP (its preprocessor_config.json: mean, std, size), "
+            "and trainings give them as BLIP does; start from a model of BLIP's."
+        )
+    if architecture.language_kind and not found.language_kind and initial.language is None:
+        raise RecipeError(f"start: {path} has no language model, and `model` has: say which with initial.language.")
+    return path
+
+
+def check_shape(
+    found: Architecture, wanted: Architecture, there: str, here: str, towers: Sequence[str] = ("vision",)
+) -> None:
+    """Refuse a model whose towers are not shaped as those that are to begin with them."""
+    for tower in towers:
+        for name in ("width", "depth", "heads", "hidden", *(("patch_size",) if tower == "vision" else ())):
+            theirs, ours = (getattr(getattr(config, tower), name) for config in (found, wanted))
+            if theirs != ours:
+                raise RecipeError(
+                    f"{there} has {tower}.{name} {theirs}, and {here} {ours}; give the architecture that it has."
+                )

@@ -1,0 +1,1 @@
+"""States of a training: what they hold, and how they lie on disk or a store."""

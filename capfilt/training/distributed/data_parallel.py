@@ -1,0 +1,154 @@
+"""Several processes that train one model: who this one is, and how a step's gradients become those of all its pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from capfilt.config import Config
+from capfilt.inference.device import autocast
+from capfilt.objectives.collectives import rank, ranks
+from capfilt.objectives.grad_cache import Batch, learn_in_pieces
+from capfilt.objectives.tasks.blip import Asked, Learner
+from capfilt.objectives.tasks.blip2 import AnyLearner
+from capfilt.training.distributed import fsdp
+
+T = TypeVar("T")
+
+__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_all", "of_first", "rank", "ranks", "wrap"]
+
+
+WAYS = 64
+"""In how many ways a block may be compiled; one more is an error, and a sign that something is compiled for each batch
+anew."""
+
+
+class ExecutionConfig(Config):
+    """How steps are computed. What is learned does not depend on it, so a training may go on with other settings."""
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether every process holds all weights, or each its share of weights, gradients and optimizer (FSDP2)."""
+    compile: bool = False
+    """Compile the blocks of the transformers with torch.compile; the first steps wait for the compiler."""
+    micro_batches: int = Field(default=1, ge=1)
+    """In how many pieces a process goes through its share of a batch: memory for time. The loss is that of the whole
+    batch all the same (`objectives/grad_cache.py`)."""
+    deterministic: bool = False
+    """Take kernels only that give the same bits each time, and refuse where there are none. On CPUs trainings are
+    reproducible without it; on GPUs it costs speed (`training/deterministic.py`)."""
+
+
+class Gradients:
+    """Gradients of a learner's loss over the pairs of all ranks. Made before the optimizer: FSDP puts other parameters
+    in the place of a model's own."""
+
+    def __init__(self, learner: AnyLearner, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype):
+        self.learner, self.pieces, self.device = learner, execution.micro_batches, device
+        self.sharded = execution.parallel == "fsdp" and ranks() > 1
+        self.autocast: Callable[[], AbstractContextManager[object]] = partial(autocast, device, dtype)
+        if execution.compile:
+            compile_blocks(learner)
+        if self.sharded:
+            fsdp.shard(learner, device, verb_by_verb=self.pieces > 1 and isinstance(learner, Learner))
+        # In pieces there are several backward passes to one average, and the averaging is ours.
+        plain = self.sharded or self.pieces > 1
+        wrapped = (learner if plain else wrap(learner, device)).train()
+        self.forward: Callable[..., Asked] = partial(fsdp.ask, learner) if self.sharded else wrapped
+
+    def of(self, batch: Batch, progress: float) -> Asked:
+        """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and figures."""
+        self.learner.zero_grad(set_to_none=True)
+        if self.pieces > 1:
+            found = learn_in_pieces(self.learner, batch, progress, self.pieces, self.autocast)
+            if ranks() > 1 and not self.sharded:
+                average([p.grad for p in self.learner.parameters() if p.grad is not None])
+        else:
+            with self.autocast():
+                found = self.forward(*batch, progress)
+                total = self.learner.total(found[0])
+            total.backward()
+        if self.sharded:
+            fsdp.settle(self.learner)
+        return found
+
+    def clip(self, most: float) -> Tensor:
+        """Scale the gradients down to this global norm, 0 = leave them; returns the norm that they had.
+
+        It is the same on all ranks, so that all of them leave out the same steps where it is not finite.
+        """
+        if self.sharded:
+            return fsdp.clip(self.learner, most or math.inf)
+        return torch.nn.utils.clip_grad_norm_(self.learner.model.parameters(), most or math.inf)
+
+
+def wrap(module: nn.Module, device: torch.device) -> nn.Module:
+    """Average gradients over ranks while they are computed; as it is on one."""
+    if ranks() == 1:
+        return module
+    # Queues and momentum copies are equal on every rank by construction: broadcasting them each step would only cost.
+    # A static graph allows weights that no objective of this training reaches (ITC alone leaves out the match head).
+    ids = [device.index] if device.type == "cuda" else None
+    # Gradients lie where they are exchanged from: a copy of all of them less in memory, and two less a step.
+    return DistributedDataParallel(
+        module, device_ids=ids, forward_sync_buffers=False, static_graph=True, gradient_as_bucket_view=True
+    )
+
+
+def average(gradients: list[Tensor]) -> None:
+    """Replace gradients by their means over ranks, in one exchange."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def compile_blocks(learner: AnyLearner) -> None:
+    """Compile each block of the towers by itself, those of the momentum copy too: equal blocks are compiled once.
+
+    A text layer is asked in some ten ways (both roles, with images and without, with gradients and without), more than
+    torch compiles by default; beyond that it would go on uncompiled without a word.
+    """
+    torch._dynamo.config.recompile_limit = WAYS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for module in learner.modules():
+        if isinstance(module, fsdp.BLOCKS):
+            module.compile()
+
+
+def of_first(value: T) -> T:
+    """What the first rank has, on every rank."""
+    said = [value]
+    if ranks() > 1:
+        dist.broadcast_object_list(said)
+    return said[0]
+
+
+def of_all(value: T) -> list[T]:
+    """What each rank has, in their order, on every rank."""
+    said: list[T] = [value] * ranks()
+    if ranks() > 1:
+        dist.all_gather_object(said, value)
+    return said
+
+
+def barrier(patience: timedelta | None = None) -> None:
+    """Wait for all ranks; for `patience` where that is more than the minutes after which torch takes one for lost."""
+    if ranks() == 1:
+        return
+    if patience is None:
+        dist.barrier()
+        return
+    group = dist.new_group(backend="gloo", timeout=patience)
+    dist.barrier(group)
+    dist.destroy_process_group(group)

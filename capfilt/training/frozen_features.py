@@ -1,0 +1,89 @@
+"""Before the first step: what the frozen tower sees of every image of a training, computed where it is not kept yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from capfilt.data import shards
+from capfilt.data.loading import features
+from capfilt.data.loading.features import Features
+from capfilt.data.loading.loader import Source
+from capfilt.data.sample import Sample
+from capfilt.errors import DataError, ModelError
+from capfilt.inference.batches import pictures
+from capfilt.models import Blip2, Model
+from capfilt.models.blip2.language_model import FORMATS
+from capfilt.runs.ledger import fingerprint
+from capfilt.storage import documents
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import Place
+from capfilt.training.distributed import data_parallel
+
+PROGRESS = "features.json"
+"""How many shards are done, beside a training's log."""
+BATCH = 64
+PATIENCE = timedelta(days=30)
+"""How long a rank waits for the slowest: a large tower looks for hours. Whoever started the ranks sees a dead one."""
+
+
+def prepare(
+    model: Model,
+    sources: Sequence[Source],
+    folder: Path,
+    told: Place,
+    device: torch.device,
+    contents: Mapping[str, str] | None = None,
+) -> Features:
+    """Keep in `folder` what the tower sees of these shards; every rank computes its share of what is missing.
+
+    Shards are known by their sha256 where `contents` has it by their urls, else by size and time.
+    A file appears whole or not at all, so a training that was killed goes on with the next shard. Rank 0 tells in
+    `told` how far it is.
+
+    Raises:
+        ModelError: a model whose tower is trained.
+    """
+    if not isinstance(model, Blip2):
+        raise ModelError("train.features: only BLIP-2's tower is frozen; what another one sees changes with each step")
+    urls = [url for source in sources for url in shards.expand(source.shards)]
+    documents.make_folder(folder)
+    tower = fingerprint_of(model)
+    known = contents or shards.known_apart(shards.stats(urls))
+    files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
+    share = sorted(files)[data_parallel.rank() :: data_parallel.ranks()]
+    mine = [url for url in share if not files[url].is_file()]
+    model.vision.to(device)
+    for done, url in enumerate(mine):
+        if data_parallel.rank() == 0:
+            write_json(told / PROGRESS, {"done": done, "of": len(mine)})
+        features.write(files[url], look(model, url, device))
+    data_parallel.barrier(PATIENCE)
+    if data_parallel.rank() == 0:
+        documents.unlink(told / PROGRESS)
+    if gone := [url for url in urls if not files[url].is_file()]:
+        raise DataError(f"{folder} lacks the features of {gone[0]}: it must be a folder that all processes see")
+    return Features(files)
+
+
+def fingerprint_of(model: Blip2) -> str:
+    """What decides the features of a picture: the tower's shape, its weights and the format that it computes in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.vision.state_dict().items()):
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return fingerprint(model.config.vision.model_dump(mode="json"), model.config.frozen, digest.hexdigest())
+
+
+def look(model: Blip2, url: str, device: torch.device) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Uids of a shard and what the tower sees of them [B, N, D], in the format that frozen towers compute in."""
+    with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
+    for batch in pictures(with_text, BATCH, model.config.vision.image_size):
+        if batch.samples:
+            seen = model.see(batch.on(device)).to(FORMATS[model.config.frozen])
+            yield [sample.uid for sample in batch.samples], seen

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capfilt.cluster.ray_train import Fault, Trouble, _unanswered, _verdict, fit
+from capfilt.cluster.session import Session, connect
+from capfilt.errors import ClusterError, ModelError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def travels() -> Iterator[None]:
+    """Workers cannot import a test module: send its functions whole."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def reduces(config: dict[str, Any]) -> None:
+    """Die at the first call, then write what all ranks sum to."""
+    import torch
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    first = Path(config["out"], f"first-{rank}")
+    if rank == 1 and not first.exists():
+        first.touch()
+        os._exit(7)
+    total = torch.tensor([rank + 1.0])
+    dist.all_reduce(total)
+    Path(config["out"], f"rank-{rank}").write_text(
+        f"{dist.get_backend()} {dist.get_world_size()} {total.item()} {torch.get_num_threads()} {os.getcwd()}"
+    )
+
+
+def dies(config: dict[str, Any]) -> None:
+    with Path(config["out"], "calls").open("a") as calls:
+        calls.write("x")
+    os._exit(7)
+
+
+def refuses(config: dict[str, Any]) -> None:
+    raise ModelError("width 7 has no 2 heads")
+
+
+def stumbles(config: dict[str, Any]) -> None:
+    with Path(config["out"], "calls").open("a") as calls:
+        calls.write("x")
+    raise KeyError("lr")
+
+
+def sleeps(config: dict[str, Any]) -> None:
+    Path(config["out"], "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def notes(config: dict[str, Any]) -> None:
+    Path(config["out"], "pid").write_text(str(os.getpid()))
+
+
+@pytest.mark.slow
+def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_path: Path) -> None:
+    polls: list[float] = []
+
+    def poll() -> float:
+        polls.append(time.monotonic())
+        return 0.0
+
+    fit(
+        ray_session, reduces, {"out": str(tmp_path)}, workers=2, cpus=1, gpus=0,
+        storage=tmp_path / "ray", name="round-0", poll=poll,
+    )  # fmt: skip
+    here = os.getcwd()
+    for rank in range(2):
+        assert (tmp_path / f"rank-{rank}").read_text() == f"gloo 2 3.0 1 {here}"
+    gaps = [after - before for before, after in pairwise(polls)]
+    assert len(gaps) > 3
+    assert sorted(gaps)[len(gaps) // 2] == pytest.approx(0.5, abs=0.4)
+    files = [path for path in (tmp_path / "ray").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_only_deaths_without_progress_in_between_end_a_training(ray_session: Session, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def poll() -> float:
+        return min(calls.stat().st_size, 3) if calls.exists() else 0
+
+    with pytest.raises(ClusterError, match="on lost a worker 3 times and got no further in between, last so: "):
+        fit(ray_session, dies, {"out": str(tmp_path)}, 1, 1, 0, tmp_path / "ray", "on", poll)
+    assert calls.read_text() == "xxxxx"  # further three times, and twice not
+
+
+class TestAnywhere:
+    def test_a_refusal_stays_what_it_was(self, session: Session, tmp_path: Path) -> None:
+        with pytest.raises(ModelError) as caught:
+            fit(session, refuses, {}, 1, 1, 0, tmp_path, "refuses")
+        assert str(caught.value) == "width 7 has no 2 heads"
+
+    def test_an_accident_is_a_cluster_error_with_its_traceback(self, session: Session, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError) as caught:
+            fit(session, stumbles, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "stumbles")
+        assert str(caught.value) == "stumbles: KeyError: 'lr'"
+        assert 'raise KeyError("lr")' in caught.value.__notes__[0]
+        assert (tmp_path / "calls").read_text() == "x"  # what was raised is not tried again
+
+    def test_no_worker_is_refused(self, session: Session, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError, match="workers=0"):
+            fit(session, notes, {}, 0, 1, 0, tmp_path, "none")
+
+
+def test_an_interrupt_ends_the_training_at_once(ray_session: Session, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+
+    def interrupt() -> float:
+        if pid.exists() and pid.read_text():
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(ray_session, sleeps, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "sleeps", interrupt)
+    give_up = time.monotonic() + 60
+    while Path(f"/proc/{pid.read_text()}").exists():
+        assert time.monotonic() < give_up, "the training lives on"
+        time.sleep(0.05)
+    import ray
+
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < give_up, "the training keeps its cores"
+        time.sleep(0.05)
+
+
+def test_more_workers_than_fit_are_refused(ray_session: Session, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="asks for 3 workers of 1 CPUs and 0 GPUs, and 2 fit here"):
+        fit(ray_session, notes, {}, 3, 1, 0, tmp_path, "wide")
+
+
+def test_local_is_this_process_and_one(tmp_path: Path) -> None:
+    polls: list[int] = []
+
+    def poll() -> float:
+        polls.append(1)
+        return 0.0
+
+    fit(connect("local"), notes, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "here", poll)
+    assert (tmp_path / "pid").read_text() == str(os.getpid())
+    assert polls == [1]
+    with pytest.raises(ClusterError, match="a local session is one process"):
+        fit(connect("local"), notes, {}, 2, 1, 0, tmp_path, "here")
+
+
+def test_the_failure_that_explains_the_others_is_told() -> None:
+    refusal = Fault(Trouble.of(ModelError("no")))
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:40513")
+    orphan, bug = Fault(Trouble.of(lost), _unanswered(lost)), Fault(Trouble.of(ValueError("no")))
+    death = RuntimeError("the actor died")
+    assert _verdict([orphan, refusal]).refusal is ModelError
+    assert _verdict([orphan, death]).died
+    assert not _verdict([orphan, bug]).died
+    assert "ValueError: no" in _verdict([orphan, bug]).line
+    assert _verdict([orphan, orphan]).died, "nothing is heard of the worker that they waited for: it is begun again"
+
+
+@pytest.mark.parametrize(
+    ("error", "unanswered"),
+    [
+        (torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("[enforce fail at inline_container.cc] ... disk full"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("timed out"), False),
+    ],
+)  # fmt: skip
+def test_what_torch_raises_for_want_of_an_answer(error: Exception, unanswered: bool) -> None:
+    assert _unanswered(error) == unanswered

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from capfilt.cluster import worker_pool as spreading
+from capfilt.cluster.session import Session, connect
+from capfilt.cluster.worker_pool import Done, Resources, spread
+from capfilt.errors import ClusterError, DataError, ModelError
+from capfilt.runs import deadline
+
+HALF = Resources(cpus=0.5)
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spreading, "ELSEWHERE", 2.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def travels() -> Iterator[None]:
+    """Workers cannot import a test module: send its classes whole."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def once(marker: Path) -> bool:
+    """True for the first caller in any process."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Act:
+    """A job whose items say what happens: "die", "crash-once", "refuse", ... anything else is answered."""
+
+    folder: Path
+    name: str = "act"
+
+    def open(self) -> Callable[[str], dict[str, Any]]:
+        (self.folder / f"opened-{os.getpid()}").touch()
+        return self.answer
+
+    def answer(self, item: str) -> dict[str, Any]:
+        with (self.folder / f"{item}.calls").open("a") as calls:
+            calls.write(f"{os.getpid()}\n")
+        if item == "die-later":
+            time.sleep(1)  # long enough for the answer to the item before it to leave the worker
+        if item.startswith("die") and (item != "die-once" or once(self.folder / item)):
+            os._exit(7)
+        if item == "crash-late" and once(self.folder / item):
+            time.sleep(4)
+            raise ValueError("tripped late")
+        if item.startswith("crash") and item != "crash-late" and (item != "crash-once" or once(self.folder / item)):
+            raise ValueError(f"tripped over {item}")
+        if item == "refuse":
+            raise DataError("refuse: a torn tar")
+        if item == "slow" or (item == "slow-once" and once(self.folder / item)):
+            time.sleep(30)
+        if item == "preempted" and once(self.folder / item):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return {"item": item, "pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+    def calls(self, item: str) -> list[str]:
+        return (self.folder / f"{item}.calls").read_text().split()
+
+
+@dataclass(frozen=True)
+class Unopenable:
+    error: Exception | None
+    name: str = "unopenable"
+
+    def open(self) -> Callable[[str], str]:
+        if self.error is None:
+            os._exit(7)
+        raise self.error
+
+
+def ends(done: Iterator[Done[dict[str, Any]]]) -> dict[str, Done[dict[str, Any]]]:
+    """By item; an item that ends twice is an error."""
+    all_done = list(done)
+    assert len({d.item for d in all_done}) == len(all_done)
+    return {d.item: d for d in all_done}
+
+
+class TestAnywhere:
+    """What holds in this process and on Ray."""
+
+    def test_every_item_ends_once_and_the_job_is_opened_once_a_worker(self, session: Session, tmp_path: Path) -> None:
+        items = [f"{i:05d}" for i in range(20)]
+        done = ends(spread(session, Act(tmp_path), items, HALF))
+        assert sorted(done) == items
+        assert [done[item].result["item"] for item in items] == items
+        assert not any(d.error for d in done.values())
+        opened = {path.name.removeprefix("opened-") for path in tmp_path.glob("opened-*")}
+        assert 1 <= len(opened) <= (1 if session.local else 4)
+        assert {str(d.result["pid"]) for d in done.values()} <= opened
+
+    def test_a_refusal_is_the_answer_and_is_not_tried_again(self, session: Session, tmp_path: Path) -> None:
+        job = Act(tmp_path)
+        done = ends(spread(session, job, ["a", "refuse", "b"], HALF))
+        assert done["refuse"] == Done("refuse", None, "refuse: a torn tar")
+        assert len(job.calls("refuse")) == 1
+        assert done["a"].result
+        assert done["b"].result
+
+    def test_an_accident_is_tried_once_more(self, session: Session, tmp_path: Path) -> None:
+        job = Act(tmp_path)
+        done = ends(spread(session, job, ["crash-once", "crash-always", "a"], HALF))
+        assert done["crash-once"].error is None
+        assert done["crash-always"].error == "ValueError: tripped over crash-always"
+        assert len(job.calls("crash-once")) == len(job.calls("crash-always")) == 2
+        if not session.local:
+            assert len(set(job.calls("crash-always"))) == 2  # elsewhere
+
+    @pytest.mark.parametrize("error", [ModelError("no such weights"), KeyError("weights")])
+    def test_a_job_that_cannot_be_opened_is_one_error(self, session: Session, error: Exception) -> None:
+        cause = str(error) if isinstance(error, ModelError) else "KeyError: 'weights'"
+        with pytest.raises(ClusterError) as caught:
+            list(spread(session, Unopenable(error), ["a", "b", "c"], HALF))
+        assert str(caught.value) == f"unopenable could not be opened: {cause}"
+        assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_death_is_survived(ray_session: Session, tmp_path: Path) -> None:
+    job = Act(tmp_path)
+    items = ["a", "die-once", *(f"{i:05d}" for i in range(6))]
+    done = ends(spread(ray_session, job, items, Resources(cpus=1, workers=2)))
+    assert sorted(done) == sorted(items)
+    assert all(d.error is None for d in done.values())
+    assert len(job.calls("die-once")) == 2
+
+
+def test_an_item_that_always_kills_is_given_up_and_alone(ray_session: Session, tmp_path: Path) -> None:
+    job = Act(tmp_path)
+    items = ["die-always", *(f"{i:05d}" for i in range(4))]
+    done = ends(spread(ray_session, job, items, Resources(cpus=1, workers=1), tries=2))
+    assert sorted(done) == sorted(items)
+    assert (done["die-always"].error or "").startswith("killed its worker 2 times, the last so: ")
+    assert len(job.calls("die-always")) == 2
+    assert [d.item for d in done.values() if d.error] == ["die-always"]
+    assert {d.item: d.deaths for d in done.values() if d.deaths} == {"die-always": 2}
+
+
+def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Session, tmp_path: Path) -> None:
+    job, items = Act(tmp_path), ["slow", "slow-once", *(f"{i:05d}" for i in range(4))]
+    done = ends(spread(ray_session, job, items, Resources(cpus=1, limit=1.5)))
+    assert sorted(done) == sorted(items)
+    assert done["slow"] == Done("slow", None, "took longer than 1.5 s, twice")
+    assert [d.item for d in done.values() if d.error] == ["slow"]
+    assert len(set(job.calls("slow"))) == len(set(job.calls("slow-once"))) == 2
+
+
+def test_where_no_other_worker_is_left_the_same_one_tries_again(ray_session: Session, tmp_path: Path) -> None:
+    """The second worker dies of an item that is given up, and nothing is left for a new one, but for what crashed."""
+    job = Act(tmp_path)
+    done = ends(spread(ray_session, job, ["crash-late", "die-later"], Resources(cpus=1, workers=2), tries=1))
+    assert done["crash-late"].error is None
+    assert done["die-later"].deaths == 1
+    assert len(job.calls("crash-late")) == 2
+
+
+def test_a_preemption_is_not_the_item_s_fault(ray_session: Session, tmp_path: Path) -> None:
+    job = Act(tmp_path)
+    done = ends(spread(ray_session, job, ["preempted", "a"], Resources(cpus=1, workers=1), tries=1))
+    assert not any(d.error for d in done.values())
+    assert len(job.calls("preempted")) == 2
+
+
+def test_a_worker_for_which_there_is_no_place_is_not_waited_for(ray_session: Session, tmp_path: Path) -> None:
+    """As after a node was lost: the new worker has nowhere to go, and the others do its work."""
+    ray_session.owned = False  # another's cluster might grow
+    try:
+        done = ends(spread(ray_session, Act(tmp_path), ["a", "b", "c", "d"], Resources(cpus=1, workers=3)))
+    finally:
+        ray_session.owned = True
+    assert len(done) == 4
+
+
+def test_a_job_that_kills_its_workers_when_opened_is_one_error(ray_session: Session) -> None:
+    with pytest.raises(ClusterError, match="2 workers in a row died of it"):
+        list(spread(ray_session, Unopenable(None), ["a"], HALF, tries=2))
+
+
+def test_closing_early_kills_the_workers(ray_session: Session, tmp_path: Path) -> None:
+    done = spread(ray_session, Act(tmp_path), ["a", "slow", "slow", "b"], Resources(cpus=1))
+    next(done)
+    pids = [int(path.name.removeprefix("opened-")) for path in tmp_path.glob("opened-*")]
+    assert pids
+    done.close()  # type: ignore[attr-defined]
+    give_up = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < give_up, "a worker lives on"
+        time.sleep(0.05)
+
+
+def test_workers_have_the_threads_of_their_cpus(ray_session: Session, tmp_path: Path) -> None:
+    done = ends(spread(ray_session, Act(tmp_path), ["a"], Resources(cpus=2)))
+    assert done["a"].result["threads"] == "2"
+
+
+def test_a_worker_that_fits_nowhere_is_refused(ray_session: Session, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"act fits: it needs 3 CPUs and 0 GPUs on a node"):
+        list(spread(ray_session, Act(tmp_path), ["a"], Resources(cpus=3, workers=1)))
+
+
+def test_the_driver_spends_little_on_an_item(ray_session: Session, tmp_path: Path) -> None:
+    done = spread(ray_session, Act(tmp_path), [f"{i:05d}" for i in range(300)], Resources(cpus=1))
+    next(done)
+    before = time.process_time()
+    assert len(list(done)) == 299
+    assert (time.process_time() - before) / 299 < 0.005
+
+
+@pytest.mark.parametrize("needs", [{"cpus": 0}, {"gpus": -1}, {"workers": -1}, {"cores": 1}])
+def test_resources_refuse_what_cannot_be(needs: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Resources(**needs)
+
+
+def test_no_items_need_no_worker(ray_session: Session) -> None:
+    assert list(spread(ray_session, Unopenable(None), [])) == []
+
+
+def test_local_runs_in_this_process(tmp_path: Path) -> None:
+    done = ends(spread(connect("local"), Act(tmp_path), ["a"]))
+    assert done["a"].result["pid"] == os.getpid()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A job that reads for so many seconds."""
+
+    name: str = "read"
+
+    def open(self) -> Callable[[str], str]:
+        def read(seconds: str) -> str:
+            until = time.monotonic() + float(seconds)
+            while time.monotonic() < until:
+                deadline.check()
+            return "read"
+
+        return read
+
+
+def test_in_this_process_an_item_ends_where_it_reads_on() -> None:
+    begun = time.monotonic()
+    with connect("local") as session:
+        done = list(spread(session, Reading(), ["0", "600", "0"], Resources(limit=0.3)))
+        assert [end.result for end in done] == ["read", None, "read"]
+        assert done[1].error == "took longer than 0.3 s; give it more time with --limit, or leave it out"
+        assert list(spread(session, Reading(), ["0.1"])) == [Done("0.1", "read")]
+    assert time.monotonic() - begun < 60

@@ -1,0 +1,132 @@
+"""How a model wants its pictures: as transformers' processors do it, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from capfilt.data.images import decode
+from capfilt.data.images.preprocess import Preprocess
+from capfilt.errors import ImageError, ModelError
+
+ODD = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 2}
+SQUARE = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+
+
+def picture(width: int = 50, height: int = 37) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def written(folder: Path, said: Any, name: str = "preprocessor_config.json") -> Path:
+    (folder / name).write_text(json.dumps(said))
+    return folder
+
+
+def ours(preprocess: Preprocess, image: Image.Image, size: int) -> torch.Tensor:
+    return preprocess.normalise(torch.from_numpy(preprocess.to_pixels(image, size))[None])
+
+
+def test_without_a_file_it_is_blip_s(tmp_path: Path) -> None:
+    found = Preprocess.read(tmp_path, 16)
+    assert found == Preprocess()
+    pixels = decode.to_pixels(picture(), 16)
+    assert np.array_equal(found.to_pixels(picture(), 16), pixels)
+    torch.testing.assert_close(ours(found, picture(), 16), torch.from_numpy(decode.normalise(pixels[None])))
+    found.save(tmp_path, 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        SQUARE,
+        {**SQUARE, **ODD},
+        {**SQUARE, "do_normalize": False},
+        {**SQUARE, "rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]},
+        {**SQUARE, "do_rescale": False},
+        {**SQUARE, "resample": 1},
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32},
+        {"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": {"height": 32, "width": 32}, **ODD},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(50, 37), (21, 64), (33, 32)])
+def test_pixels_are_those_of_transformers(said: dict[str, Any], shape: tuple[int, int], tmp_path: Path) -> None:
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    cls = BlipImageProcessorPil if said["image_processor_type"].startswith("Blip") else CLIPImageProcessorPil
+    theirs = torch.from_numpy(np.stack(cls(**said)(picture(*shape))["pixel_values"]))
+    found = Preprocess.read(written(tmp_path, said), 32)
+    torch.testing.assert_close(ours(found, picture(*shape), 32), theirs, rtol=0, atol=2e-5)
+    found.save(tmp_path, 32)
+    again = Preprocess.read(tmp_path, 32)
+    torch.testing.assert_close(ours(again, picture(*shape), 32), theirs, rtol=0, atol=2e-5)
+
+
+def test_of_two_files_the_processor_s_own_wins(tmp_path: Path) -> None:
+    written(tmp_path, {**SQUARE, "image_mean": [0.1, 0.1, 0.1]})
+    written(tmp_path, {"processor_class": "BlipProcessor"}, "processor_config.json")
+    assert Preprocess.read(tmp_path, 32).mean == (0.1, 0.1, 0.1)
+    written(tmp_path, {"image_processor": {**SQUARE, "image_mean": [0.2, 0.2, 0.2]}}, "processor_config.json")
+    assert Preprocess.read(tmp_path, 32).mean == (0.2, 0.2, 0.2)
+    assert Preprocess.read(tmp_path / "model.pth", 32).mean == (0.2, 0.2, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({**SQUARE, "size": {"height": 32, "width": 48}}, "size is {'height': 32, 'width': 48}"),
+        ({**SQUARE, "size": {"shortest_edge": 32}}, "shortest_edge and a crop"),
+        ({**SQUARE, "size": {"longest_edge": 32}}, "what can be done"),
+        ({**SQUARE, "size": {"height": 64, "width": 64}}, "it makes pictures of 64 px, and the model reads 32 px"),
+        ({**SQUARE, "size": "32"}, "size is '32'"),
+        ({**SQUARE, "size": {"height": 10**12, "width": 10**12}}, "the model reads 32 px"),
+        ({**SQUARE, "do_resize": False}, "do_resize is false"),
+        ({**SQUARE, "do_pad": True}, "do_pad is True"),
+        ({**SQUARE, "do_flip_channel_order": True}, "do_flip_channel_order"),
+        ({**SQUARE, "do_center_crop": True, "crop_size": 48}, "crop_size is 48"),
+        ({**SQUARE, "do_center_crop": True, "crop_size": {"height": 8, "width": 9}}, "crop_size is"),
+        ({**SQUARE, "resample": 9}, "resample is 9"),
+        ({**SQUARE, "resample": "bicubic"}, "resample is 'bicubic'"),
+        ({**SQUARE, "image_mean": [0.5]}, "mean"),
+        ({**SQUARE, "image_mean": 0.5}, "mean"),
+        ({**SQUARE, "image_std": [0.5, 0.0, 0.5]}, "std above 0"),
+        ({**SQUARE, "image_std": [0.5, float("nan"), 0.5]}, "must be finite"),
+        ({**SQUARE, "rescale_factor": 0}, "cannot be done"),
+        ({**SQUARE, "rescale_factor": -1}, "cannot be done"),
+        ({**SQUARE, "image_processor_type": "ViTImageProcessor"}, "whose own image_mean, image_std, resample are not"),
+        ([], "holds a list"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_one_line(said: Any, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=re.escape(why)) as told:
+        Preprocess.read(written(tmp_path, said), 32)
+    assert str(told.value).startswith(f"{tmp_path}: how it wants its pictures")
+    assert "\n" not in str(told.value)
+
+
+def test_all_is_written_down_of_a_processor_that_is_not_known(tmp_path: Path) -> None:
+    said = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, **ODD}
+    found = Preprocess.read(written(tmp_path, said), 32)
+    assert (found.mean, found.std, found.resample) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear")
+
+
+def test_a_thin_picture_does_not_grow_without_bounds(tmp_path: Path) -> None:
+    said = {"image_processor_type": "CLIPImageProcessor", "size": 224, "crop_size": 224}
+    found = Preprocess.read(written(tmp_path, said), 224)
+    with pytest.raises(ImageError, match="too many pixels"):
+        found.to_pixels(picture(100_000, 1), 224)
+
+
+def test_roles_may_normalise_apart_and_must_resize_alike() -> None:
+    assert Preprocess().same_pixels(Preprocess(mean=(0.5, 0.5, 0.5)))
+    assert not Preprocess().same_pixels(Preprocess(resample="bilinear"))

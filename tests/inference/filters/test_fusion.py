@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from capfilt.data.text.tokenizer import Tokenizer, clean_caption
+from capfilt.inference.filters.fusion import NEEDS, Filter
+from capfilt.models import Blip
+from capfilt.models.layers.bert import TextTransformer
+
+MakeBlip = Callable[..., Blip]
+TEXTS = [
+    ["a red circle"],
+    ["a large striped green square", "photo", "", "two blue crosses on a gray background, and a ring above a star"],
+    ["A Red CIRCLE!!", "ring"],
+    ["x" * 10_000, "small tan ring", "nothing of the kind"],
+]
+
+
+@pytest.fixture(scope="module")
+def judge(small_blip: MakeBlip) -> Filter:
+    return Filter(small_blip(roles=("encoder",)), Tokenizer.load("world"), max_length=16)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(4))
+
+
+def by_hand(judge: Filter, image: Tensor, text: str, first: int | None = None) -> tuple[float, float]:
+    """One image, one text, nothing beside them."""
+    model = judge.model
+    ids = torch.from_numpy(judge.tokenizer.encode([clean_caption(text)], 16)[0])
+    alone = ids.clone()
+    alone[:, 0] = model.config.text.enc if first is None else first
+    states = model.text(alone, "encoder", None, model.image_keys(image[None], "encoder"))
+    odds = model.match_head(states[:, 0])[0].double()
+    one = model.image_projection(image[0]).double()
+    other = model.text_projection(model.text(ids, "encoder", None)[0, 0]).double()
+    itm = odds.exp()[1] / odds.exp().sum()
+    return itm.item(), F.cosine_similarity(one, other, dim=0).item()
+
+
+def test_many_are_scored_as_one_by_one(judge: Filter, images: Tensor) -> None:
+    found = judge.score(images, TEXTS)
+    assert [len(own) for own in found] == [1, 4, 2, 3]
+    for image, texts, own in zip(images, TEXTS, found, strict=True):
+        for text, (itm, itc) in zip(texts, own, strict=True):
+            assert (itm, itc) == pytest.approx(by_hand(judge, image, text), abs=1e-6)
+            assert judge.score(image[None], [[text]])[0][0] == pytest.approx((itm, itc), abs=1e-6)
+    assert len({round(itm, 4) for own in found for itm, _ in own}) > 6
+
+
+def test_an_image_without_texts_beside_others_has_no_scores(judge: Filter, images: Tensor) -> None:
+    found = judge.score(images[:2], [[], ["a red circle"]])
+    assert found[0] == []
+    assert found[1][0] == pytest.approx(by_hand(judge, images[1], "a red circle"), abs=1e-6)
+
+
+def test_an_image_is_scored_alike_in_any_batch_and_order(judge: Filter, images: Tensor) -> None:
+    found = judge.score(images, TEXTS)
+    for order in ([3, 1, 0, 2], [2, 0], [1]):
+        some = [i for i in order if i < len(TEXTS)]
+        again = judge.score(images[some], [TEXTS[i][::-1] for i in some])
+        for i, own in zip(some, again, strict=True):
+            np.testing.assert_allclose(own[::-1], found[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_many_texts_are_read_some_at_a_time(
+    judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    wanted = judge.score(images, TEXTS)
+    monkeypatch.setattr("capfilt.inference.filters.fusion.MOST", most)
+    for keys in (None, judge.model.image_keys(images, "encoder")):
+        for own, other in zip(judge.score(images, TEXTS, keys), wanted, strict=True):
+            np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten alike captions of an image are read beside it once; a text that images share is read alone once."""
+    read: list[tuple[int, bool]] = []
+    firsts = TextTransformer.firsts
+
+    def noted(self: TextTransformer, ids: Tensor, lengths: list[int], *image: object) -> Tensor:
+        read.append((sum(lengths), bool(image)))
+        return firsts(self, ids, lengths, *image)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TextTransformer, "firsts", noted)
+    found = judge.score(images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
+    red, photo = (int(judge.tokenizer.encode([text], 16)[1].sum()) for text in ("a red circle", "photo"))
+    assert sorted(read) == [(red + photo, False), (2 * (red + photo), True)], "padding is no work either"
+    assert len(set(found[0])) == 2
+    assert found[0][0] == found[0][9]
+
+
+def test_keys_that_are_there_are_not_projected_again(
+    judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = judge.model.image_keys(images, "encoder")
+    wanted = judge.score(images, TEXTS)
+    monkeypatch.delattr(Blip, "image_keys")
+    assert judge.score(images, TEXTS, keys) == wanted
+
+
+def test_trap_1_pairs_are_judged_at_enc(judge: Filter, images: Tensor) -> None:
+    cls = judge.tokenizer.cls
+    gaps = [
+        abs(judge.score(image[None], [[text]])[0][0][0] - by_hand(judge, image, text, first=cls)[0])
+        for image, (text, *_) in zip(images, TEXTS, strict=True)
+    ]
+    assert max(gaps) > 0.01
+
+
+def test_texts_are_cleaned_first(judge: Filter, images: Tensor) -> None:
+    same = judge.score(images[:1], [["a red circle", "A Red CIRCLE!!"]])[0]
+    assert same[0] == same[1]
+
+
+def test_features_are_what_the_cosine_is_of(judge: Filter, images: Tensor) -> None:
+    texts = [own[-1] for own in TEXTS]
+    image, text = judge.image_features(images), judge.text_features(texts)
+    assert image.shape == text.shape == (4, 8)
+    wanted = [own[0][1] for own in judge.score(images, [[t] for t in texts])]
+    np.testing.assert_allclose((image * text).sum(axis=1), wanted, atol=1e-6)
+
+
+def test_the_match_logit_is_the_positive_column(judge: Filter, images: Tensor) -> None:
+    texts = [own[0] for own in TEXTS]
+    found = judge.match_logits(images, texts)
+    ids, mask = (torch.from_numpy(x) for x in judge.tokenizer.encode([clean_caption(t) for t in texts], 16))
+    model = judge.model
+    logits = model.match(model.fuse(ids, mask, model.image_keys(images, "encoder"))).detach()
+    np.testing.assert_allclose(found, logits[:, 1].numpy(), atol=1e-6)
+    itm = [own[0][0] for own in judge.score(images, [[t] for t in texts])]
+    np.testing.assert_allclose(logits.softmax(dim=1)[:, 1].numpy(), itm, atol=1e-6)
+
+
+def test_it_asks_for_the_encoder(small_blip: MakeBlip) -> None:
+    assert small_blip(roles=("encoder",)).verbs >= NEEDS
+    assert not small_blip(roles=("decoder",)).verbs >= NEEDS

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from capfilt.data import shards
+from capfilt.data.images import decode
+from capfilt.data.sample import Sample
+from capfilt.errors import ShardError
+from capfilt.inference.batches import Pictures, pictures
+
+WRONG = {3: b"not a picture", 4: b"", 11: b"\xff\xd8\xff\xe0 broken"}
+
+
+def png(i: int, side: int = 9) -> bytes:
+    pixels = np.random.default_rng(i).integers(0, 256, (side, side + 3, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, count: int, wrong: dict[int, bytes]) -> list[str]:
+    keys = [f"{i:05}" for i in range(count)]
+    shards.write(path, (Sample(key, wrong.get(i, png(i)), "png", f"text {i}") for i, key in enumerate(keys)))
+    return keys
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])
+def test_every_key_comes_once_and_in_order(tmp_path: Path, batch_size: int) -> None:
+    keys = write(tmp_path / "0.tar", 13, WRONG)
+    batches = list(pictures(shards.read(str(tmp_path / "0.tar")), batch_size, 8))
+    sizes = [len(batch.samples) + len(batch.faults) for batch in batches]
+    assert sizes == [batch_size] * (13 // batch_size) + ([13 % batch_size] if 13 % batch_size else [])
+    assert [sample.key for batch in batches for sample in batch.samples] == [
+        k for i, k in enumerate(keys) if i not in WRONG
+    ]
+    faults = {fault.key: fault.reason for batch in batches for fault in batch.faults}
+    assert set(faults) == {keys[i] for i in WRONG}
+    assert set(faults.values()) <= {"not an image", "broken image", "truncated image"}
+
+
+def test_pixels_are_those_of_their_samples(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", 13, WRONG)
+    for batch in pictures(shards.read(str(tmp_path / "0.tar")), 4, 8):
+        assert batch.pixels.shape[0] == len(batch.samples)
+        for sample, found in zip(batch.samples, batch.on(torch.device("cpu")), strict=True):
+            wanted = decode.normalise(decode.to_pixels(decode.decode(sample.image), 8))
+            assert torch.equal(found, torch.from_numpy(wanted))
+
+
+def test_a_batch_of_faults_alone_has_no_pixels(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", 3, dict.fromkeys(range(3), b"no"))
+    (batch,) = pictures(shards.read(str(tmp_path / "0.tar")), 4, 8)
+    assert (len(batch.samples), len(batch.faults), batch.pixels.shape[0]) == (0, 3, 0)
+
+
+def test_an_empty_shard_has_no_batches(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", 0, {})
+    assert list(pictures(shards.read(str(tmp_path / "0.tar")), 4, 8)) == []
+
+
+def test_a_cut_shard_gives_what_came_before_and_a_fault(tmp_path: Path) -> None:
+    write(tmp_path / "0.tar", 13, {})
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[: len(whole) // 2])
+    batches = list(pictures(shards.read(str(tmp_path / "1.tar")), 4, 8))
+    read = [sample.key for batch in batches for sample in batch.samples]
+    assert read == [f"{i:05}" for i in range(len(read))]
+    assert 3 < len(read) < 10
+    assert [fault.key for batch in batches for fault in batch.faults] == [f"{len(read):05}"]
+
+
+def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no shard at"):
+        next(pictures(shards.read(str(tmp_path / "none.tar")), 4, 8))
+
+
+def test_decoding_runs_a_few_batches_ahead_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "0.tar", 60, {})
+    begun: list[str] = []
+    read = shards.read
+
+    def noted(url: str) -> Iterator[Sample]:
+        for item in read(url):
+            begun.append(item.key)
+            yield item  # type: ignore[misc]
+
+    monkeypatch.setattr(shards, "read", noted)
+    batches = pictures(shards.read(str(tmp_path / "0.tar")), 4, 8)
+    first: Pictures = next(batches)
+    assert len(first.samples) == 4
+    assert len(begun) == 3 * 4 + 4  # a shard never lies in memory whole
+    batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from capfilt.errors import RunError
+from capfilt.inference.oom_backoff import Pieces
+
+CPU_SAYS = "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+
+
+class Device:
+    """Memory for so many items at a time."""
+
+    def __init__(self, room: int, error: RuntimeError):
+        self.room, self.error = room, error
+        self.asked: list[int] = []
+
+    def __call__(self, start: int, stop: int) -> list[int]:
+        self.asked.append(stop - start)
+        if stop - start > self.room:
+            raise self.error
+        return list(range(start, stop))
+
+
+@pytest.fixture(
+    params=[torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB"), RuntimeError(CPU_SAYS)], ids=["cuda", "cpu"]
+)
+def error(request: pytest.FixtureRequest) -> RuntimeError:
+    found: RuntimeError = request.param
+    return found
+
+
+@pytest.mark.parametrize("room", [1, 3, 4, 7, 64])
+def test_every_item_is_done_once_and_in_order(room: int, error: RuntimeError) -> None:
+    assert Pieces().run(Device(room, error), 37) == list(range(37))
+
+
+def test_the_size_that_fitted_is_remembered_and_logged(error: RuntimeError, caplog: pytest.LogCaptureFixture) -> None:
+    device, pieces = Device(5, error), Pieces()
+    with caplog.at_level(logging.WARNING):
+        pieces.run(device, 16)
+    assert device.asked == [16, 8, 4, 4, 4, 4]
+    assert pieces.limit == 4
+    assert caplog.messages == [
+        "out of memory with 16 pictures, going on with 8",
+        "out of memory with 8 pictures, going on with 4",
+    ]
+    device.asked.clear()
+    assert pieces.run(device, 10) == list(range(10))
+    assert device.asked == [4, 4, 2], "it must not run out of memory once more"
+
+
+def test_one_that_does_not_fit_alone_is_said(error: RuntimeError) -> None:
+    with pytest.raises(RunError, match=r"one picture at a time .*take fewer captions"):
+        Pieces().run(Device(0, error), 3)
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Pieces().run(Device(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 3)
+
+
+def test_nothing_to_do_asks_for_nothing() -> None:
+    device = Device(1, RuntimeError(CPU_SAYS))
+    assert Pieces().run(device, 0) == []
+    assert device.asked == []

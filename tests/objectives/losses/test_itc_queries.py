@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
+
+B, Q, P = 5, 3, 4
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, dtype=torch.double), dim=-1)
+
+
+def slow(image: Tensor, text: Tensor, temperature: Tensor, smoothing: float, groups: list[int] | None) -> Tensor:
+    """Pair by pair, in the words of the paper."""
+    total = torch.zeros((), dtype=torch.double)
+    near = [[torch.stack([image[i, q] @ text[t] for q in range(Q)]).max() for t in range(B)] for i in range(B)]
+    for own in range(B):
+        right = [c for c in range(B) if (groups is None and c == own) or (groups and groups[c] == groups[own])]
+        for scores in ([near[own][t] for t in range(B)], [near[i][own] for i in range(B)]):
+            odds = [torch.exp(score / temperature) for score in scores]
+            told = [torch.log(one / sum(odds)) for one in odds]
+            for c in range(B):
+                wanted = (1 - smoothing) * (1 / len(right) if c in right else 0.0) + smoothing / B
+                total = total - wanted * told[c]
+    return total / (2 * B)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 1]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("heat", [0.07, 0.9])
+def test_is_the_loss_written_out(heat: float, smoothing: float, groups: list[int] | None) -> None:
+    torch.manual_seed(0)
+    image, text, temperature = unit(B, Q, P), unit(B, P), torch.tensor(heat, dtype=torch.double)
+    fast = [x.clone().requires_grad_() for x in (image, text, temperature)]
+    own = [x.clone().requires_grad_() for x in (image, text, temperature)]
+    found = itc_queries(*fast, smoothing, None if groups is None else torch.tensor(groups))
+    wanted = slow(*own, smoothing, groups)
+    torch.testing.assert_close(found.loss, wanted)
+    found.loss.backward()
+    wanted.backward()
+    for x, y in zip(fast, own, strict=True):
+        torch.testing.assert_close(x.grad, y.grad)
+    nearest = torch.einsum("iqp,tp->iqt", image, text).amax(dim=1) / heat
+    torch.testing.assert_close(found.image_to_text_BN, nearest)
+    torch.testing.assert_close(found.text_to_image_BN, nearest.T)
+    assert not found.image_to_text_BN.requires_grad
+
+
+class TestHardNegatives:
+    def test_are_drawn_by_softmax_over_other_images(self) -> None:
+        torch.manual_seed(0)
+        groups, draws = torch.tensor([0, 1, 2, 0, 3, 4]), 3000
+        similarity = torch.randn(6, 6) * 2
+        similarity.fill_diagonal_(500.0)  # so sure of the own pair that all else underflows beside it
+        counts = torch.zeros(6, 6)
+        for _ in range(draws):
+            counts[torch.arange(6), hard_negatives_of_all(similarity, groups, groups)] += 1
+        for row in range(6):
+            others = [c for c in range(6) if groups[c] != groups[row]]
+            assert counts[row].sum() == counts[row, others].sum()
+            odds = [math.exp(float(similarity[row, c])) for c in others]
+            expected = torch.tensor([draws * o / sum(odds) for o in odds])
+            far = ((counts[row, others] - expected).square() / expected).sum()
+            freedom = torch.tensor((len(others) - 1) / 2)
+            assert torch.special.gammaincc(freedom, far / 2) > 1e-3
+
+    @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+    def test_neither_one_image_nor_what_is_not_finite_is_a_crash(self, wrong: float) -> None:
+        similarity = torch.full((3, 3), wrong)
+        for groups in (torch.zeros(3, dtype=torch.long), torch.arange(3)):
+            drawn = hard_negatives_of_all(similarity, groups, groups)
+            assert ((drawn >= 0) & (drawn < 3)).all()

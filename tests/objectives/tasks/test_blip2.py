@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from capfilt.models import Blip, Blip2
+from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
+from capfilt.objectives.losses.itm import itm, own_partners
+from capfilt.objectives.losses.lm import answered, lm
+from capfilt.objectives.tasks import blip2 as stages
+from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
+from capfilt.objectives.tasks.blip2 import FirstStage, SecondStage, learner_of, without_use
+
+MakeBlip2 = Callable[..., Blip2]
+B = 5
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 190, (B, 6), generator=generator)
+    ids[2, 4:] = 0
+    return torch.randn(B, 3, 16, 16, generator=generator), ids, (ids != 0).long(), torch.arange(B)
+
+
+def config(**losses: float) -> ObjectivesConfig:
+    return ObjectivesConfig(losses=losses, queue=0)
+
+
+def test_the_first_stage_asks_all_three_as_they_are_alone(
+    small_blip2: MakeBlip2, batch: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, ids, mask, groups = batch
+    drawn: list[tuple[Tensor, Tensor]] = []
+
+    def noted(similarity: Tensor, of: Tensor, among: Tensor) -> Tensor:
+        drawn.append((similarity, hard_negatives_of_all(similarity, of, among)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(stages, "hard_negatives_of_all", noted)
+    learner = FirstStage(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
+    losses, figures = learner(*batch, progress=0.5)
+    model = learner.model
+    tokens = model.encode_image(images)
+    image, text = model.project_image(tokens), model.project_text(model.encode_text(ids, mask))
+    pairs = itc_queries(image, text, model.temperature)
+    torch.testing.assert_close(losses["itc"], pairs.loss)
+    # A text looks for its wrong image first, then an image for its text.
+    torch.testing.assert_close([drawn[0][0], drawn[1][0]], [pairs.text_to_image_BN, pairs.image_to_text_BN])
+    keys = model.image_keys(tokens, "encoder")
+    wanted, accuracy = itm(model, ids, mask, keys, own_partners(ids, mask, keys, groups, drawn[0][1], drawn[1][1]))
+    torch.testing.assert_close([losses["itm"], figures["itm_accuracy"]], [wanted, accuracy])
+    written = model.decode(ids, mask, model.image_keys(tokens, "decoder"))
+    torch.testing.assert_close(losses["lm"], lm(written, ids, mask))
+    torch.testing.assert_close(learner.total(losses), losses["itc"] + losses["itm"] + losses["lm"])
+
+
+def test_every_weight_that_is_trained_learns_and_no_other(small_blip2: MakeBlip2, batch: tuple[Tensor, ...]) -> None:
+    learner = FirstStage(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
+    learner.total(learner(*batch, progress=0.0)[0]).backward()
+    learned = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learned == {name for name, p in learner.named_parameters() if p.requires_grad}
+    assert not any(name.startswith("model.vision.") for name in learned)
+    assert not learner.model.vision.training
+
+
+@pytest.mark.parametrize("heat", [0.9, 1e-5])
+def test_the_temperature_is_not_clamped(small_blip2: MakeBlip2, batch: tuple[Tensor, ...], heat: float) -> None:
+    learner = FirstStage(small_blip2(), config(itc=1.0)).train()
+    with torch.no_grad():
+        learner.model.temperature.fill_(heat)
+    learner(*batch, progress=0.0)[0]["itc"].backward()
+    assert learner.model.temperature.item() == pytest.approx(heat)
+
+
+@pytest.mark.parametrize("roles", [("encoder",), ("decoder",)])
+def test_half_a_model_is_asked_for_half(
+    small_blip2: MakeBlip2, batch: tuple[Tensor, ...], roles: tuple[str, ...]
+) -> None:
+    names = {"encoder": {"itc": 1.0, "itm": 1.0}, "decoder": {"lm": 1.0}}[roles[0]]
+    losses, _ = FirstStage(small_blip2(roles=roles), config(**names))(*batch, progress=0.0)
+    assert set(losses) == set(names)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("language", ["opt", "t5"])
+@pytest.mark.parametrize("prompt", [0, 2])
+def test_the_second_stage_asks_the_language_model(
+    small_blip2: MakeBlip2, batch: tuple[Tensor, ...], language: str, prompt: int
+) -> None:
+    images, ids, mask, _ = batch
+    learner = SecondStage(
+        small_blip2(language), ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=0.0), prompt
+    ).train()
+    losses, _ = learner(*batch, progress=0.0)
+    logits, labels = learner.model.predict(learner.model.encode_image(images), ids, mask, prompt)
+    told = logits.double().log_softmax(dim=-1)
+    rows = [(b, t) for b in range(B) for t in range(labels.shape[1]) if labels[b, t] != -100]
+    assert len(rows) == int(mask[:, prompt:].sum())
+    wanted = -sum(told[b, t, labels[b, t]] for b, t in rows) / len(rows)
+    torch.testing.assert_close(losses["lm"].double(), wanted, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(answered(logits, labels), losses["lm"])
+    losses["lm"].backward()
+    learned = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learned == {name for name, p in learner.named_parameters() if p.requires_grad}
+
+
+def test_each_family_and_stage_has_its_own(small_blip2: MakeBlip2, small_blip: Callable[..., Blip]) -> None:
+    assert type(learner_of(small_blip(), config(itc=1.0))) is Learner
+    assert type(learner_of(small_blip2(), config(itc=1.0))) is FirstStage
+    assert type(learner_of(small_blip2("opt"), config(lm=1.0))) is SecondStage
+
+
+def test_what_would_be_passed_over_is_named(small_blip2: MakeBlip2, small_blip: Callable[..., Blip]) -> None:
+    blip2 = small_blip2().config
+    assert without_use(blip2, config(itc=1.0)) == ""
+    assert "objectives.queue is 57600" in without_use(blip2, ObjectivesConfig())
+    assert "objectives.alpha " in without_use(blip2, ObjectivesConfig(queue=0, alpha=0.1))
+    assert "objectives.negatives " in without_use(blip2, ObjectivesConfig(queue=0, negatives="all"))
+    assert without_use(small_blip().config, ObjectivesConfig(alpha=0.1)) == ""

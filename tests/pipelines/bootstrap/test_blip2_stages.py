@@ -1,0 +1,192 @@
+"""A bootstrap whose last round pretrains a BLIP-2 in its two stages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from capfilt.models.checkpoints import store
+from capfilt.pipelines.bootstrap.blip2_stages import merged
+
+WIDTH = {"width": 16, "depth": 1, "heads": 2, "hidden": 32, "init_std": 0.25}
+OPT = {
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+}
+
+
+def training(model: Path, losses: dict[str, float], **more: Any) -> dict[str, Any]:
+    train = {
+        "steps": 4,
+        "features": True,
+        "loader": {"batch_size": 16, "max_length": 24, "shuffle": 64, "captions": "one"},
+        "objectives": {"queue": 0, "losses": losses},
+        "optimizer": {"lr": 1e-3, "warmup": 0.1},
+        "precision": "fp32",
+        "log_every": 1,
+    }
+    return {"model": str(model), "train": train, **more}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The smallest BLIP-2 there can be before the eyes of the smallest BLIP."""
+    home = tmp_path_factory.mktemp("blip2")
+    vision = {**WIDTH, "image_size": 32, "patch_size": 16, "final_norm": False}
+    text = {**WIDTH, "vocab_size": 196, "queries": 2, "max_positions": 64, "dropout": 0.0}
+    tree = {"family": "blip2", "vision": vision, "text": text, "projection": 16, "frozen": "fp32"}
+    (home / "one.yaml").write_text(yaml.safe_dump(tree))
+    language = {"kind": "opt", "settings": OPT}
+    (home / "two.yaml").write_text(yaml.safe_dump({**tree, "text": {**text, "roles": []}, "language": language}))
+    return [
+        training(home / "one.yaml", {"itc": 1.0, "itm": 1.0, "lm": 1.0}),
+        training(home / "two.yaml", {"lm": 1.0}, language={"steps": 3, "batch_size": 4}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, recipe: Any, stages: Any, capfilt: Any) -> Path:
+    """A finished run, its recipe beside it; with BLIP-2's choice of texts."""
+    home = tmp_path_factory.mktemp("final")
+    chosen = {"annotate": {"captions": 3, "decode": {"max_length": 12}, "precision": "fp32"}, "select": {"top_k": 2}}
+    done = capfilt("bootstrap", recipe(home, final=stages, **chosen), "--out", home / "run")
+    assert done.code == 0, done.err
+    (home / "told.txt").write_text(done.out)
+    return home / "run"
+
+
+def summary(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return found
+
+
+def test_the_last_round_is_a_blip2_before_the_eyes_of_the_blip_that_led(ended: Path) -> None:
+    assert not (ended / "round-1/pretrain").exists()
+    led = store.read(ended / "round-0/pretrain/checkpoint")[1]
+    for stage in ("stage-1", "stage-2"):
+        own, tensors = store.read(ended / "round-1" / stage / "checkpoint")
+        assert own.family == "blip2"
+        assert (own.language is not None) == (stage == "stage-2")
+        eyes = [name for name in tensors if name.startswith("vision.")]
+        assert len(eyes) > 10
+        assert all(tensors[name].equal(led[name]) for name in eyes)
+
+
+def test_its_figures_are_of_both_stages(ended: Path) -> None:
+    first, last = summary(ended)["rounds"]
+    assert "stages" not in first
+    one, two = last["stages"]["stage-1"], last["stages"]["stage-2"]
+    assert last["retrieval"] == one["retrieval"]
+    assert "retrieval" not in two
+    assert last["captioning"] == two["captioning"]
+    assert "cider" in one["captioning"]
+    assert two["model"].endswith("two.yaml")
+
+
+def test_no_image_has_more_than_its_two_best_texts(ended: Path) -> None:
+    last = summary(ended)["rounds"][1]
+    assert last["samples_in"] == 60
+    assert 60 < sum(last["kept"].values()) <= 120
+    assert last["kept"]["synthetic"] + last["kept"]["web"] + sum(last["dropped"].values()) == 4 * 60
+    assert set(last["dropped"]) <= {
+        f"{source}: {why}"
+        for source in ("web", "synthetic")
+        for why in ("not among the 2 best by itc", "same text as a better one", "no text")
+    }
+
+
+def test_a_person_is_told_of_both_stages(ended: Path, capfilt: Any) -> None:
+    told = (ended.parent / "told.txt").read_text()
+    assert "Round 1, stage 1 (" in told
+    assert "Round 1, stage 2 (" in told
+    assert "round-1/stage-2/checkpoint --as hf" in told
+    status = capfilt("status", ended, "--json")
+    labels = [stage["label"] for stage in json.loads(status.out)["stages"]]
+    wanted = ["round 1 select", "round 1 language", "round 1 stage 1", "round 1 stage 2", "round 1 evaluate"]
+    assert [label for label in labels if label in wanted] == wanted
+    page = (ended / "report.html").read_text()
+    assert "Round 1, stage 2 (" in page
+    assert "stage-2: lm" in page
+
+
+def test_a_rerun_touches_nothing_even_where_the_folder_was_moved(
+    ended: Path, tmp_path: Path, capfilt: Any, snapshot: Any
+) -> None:
+    moved = Path(shutil.copytree(ended, tmp_path / "run"))
+    before = snapshot(moved)
+    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", moved, "--json")
+    assert done.code == 0, done.err
+    assert snapshot(moved) == before
+    assert done.err == ""
+
+
+def test_one_more_round_is_led_by_a_blip_again(ended: Path, tmp_path: Path, capfilt: Any) -> None:
+    moved = Path(shutil.copytree(ended, tmp_path / "run"))
+    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", moved, "--rounds", 2)
+    assert done.code == 0, done.err
+    _, second, third = summary(moved)["rounds"]
+    assert "stages" not in second
+    assert set(third["stages"]) == {"stage-1", "stage-2"}
+    assert store.architecture(moved / "round-1/pretrain/checkpoint").family == "blip"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("final.1.language", "null"), "has a frozen language model: say which with `language`"),
+        (("final.0.language", "facebook/opt-125m"), "`language` is given, and the model has none"),
+        (("final.1.vision", "eva_vit_g.pth"), "vision and text are of final.0"),
+        (("final.0.model", "blip/tiny"), "a stage is a BLIP-2, and this is of the family blip"),
+        (("final.0.model", "blip2/pretrain"), "whose eyes it takes unless `vision` is given, has vision.width 16"),
+        (("final.1.model", "blip2/tiny-opt"), "final.0 has vision.width 16, and final.1 (blip2/tiny-opt) 64"),
+        (("final.1.model", "blip2/flan-t5-xl"), "a language model that is taught is an OPT, and this is a T5"),
+        (("final.0.train.objectives.queue", "64"), "BLIP-2 has no queue"),
+    ],
+)
+def test_stages_that_do_not_meet_are_refused_when_they_are_read(
+    tmp_path: Path, recipe: Any, stages: Any, capfilt: Any, change: tuple[str, str], said: str
+) -> None:
+    tree = json.loads(json.dumps(stages))
+    _, number, *keys = change[0].split(".")
+    place = tree[int(number)]
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = yaml.safe_load(change[1])
+    done = capfilt("bootstrap", recipe(tmp_path, final=tree), "--out", tmp_path / "run")
+    assert done.code == 2, done.err
+    assert said in done.line
+
+
+@pytest.mark.parametrize(
+    "change", [("final.0.vision", "eva_vit_g.pth"), ("final.1.language", "/models/opt"), ("initial.text", "bert")]
+)
+def test_a_checkpoint_that_is_wanted_at_the_end_is_looked_for_at_the_beginning(
+    tmp_path: Path, recipe: Any, stages: Any, capfilt: Any, change: tuple[str, str]
+) -> None:
+    key, _, last = change[0].rpartition(".")
+    tree = json.loads(json.dumps(stages))
+    given = {"final": tree} if key != "initial" else {"final": tree, "initial": {last: change[1]}}
+    if key != "initial":
+        tree[int(key[-1])][last] = change[1]
+    done = capfilt("bootstrap", recipe(tmp_path, **given), "--out", tmp_path / "run")
+    assert done.code == 1, done.err
+    assert done.line.startswith(f"error: {change[1]}: no such file or folder")
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_each_kind_the_last_stage_s_figures_are_the_round_s() -> None:
+    one, two = {"retrieval": {"tr@1": 1.0}, "captioning": {"cider": 2.0}}, {"captioning": {"cider": 3.0}}
+    found = merged({"stage-1": one, "stage-2": two}, ["a", "b"])
+    assert found["retrieval"] == one["retrieval"]
+    assert found["captioning"] == two["captioning"]
+    assert found["stages"] == {"stage-1": {"model": "a", **one}, "stage-2": {"model": "b", **two}}

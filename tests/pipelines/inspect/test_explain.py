@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.tally import Tally
+
+
+def first_row(story: Path) -> dict[str, Any]:
+    row: dict[str, Any] = pq.read_table(story / "round-1/dataset/00001.parquet").to_pylist()[0]
+    return row
+
+
+@pytest.mark.parametrize("column", ["key", "uid", "sha256"])
+def test_every_text_with_scores_models_and_verdict(story: Path, capfilt: Any, column: str) -> None:
+    row = first_row(story)
+    done = capfilt("explain", story, row[column], "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    [chapter] = told["found"]
+    assert (chapter["folder"], chapter["stage"], chapter["shard"]) == ("round-1", "select", "00001")
+    assert [(r["source"], r["candidate"]) for r in chapter["rows"]] == [("synthetic", 0), ("web", 0)]
+    assert chapter["rows"][0] == row
+    assert {r["verdict"] for r in chapter["rows"]} <= {"kept", "dropped"}
+    assert all((r["verdict"] == "dropped") == bool(r["why"]) for r in chapter["rows"])
+    assert told["models"] == {
+        chapter["rows"][0]["captioner"]: "round-1/captioner/checkpoint",
+        chapter["rows"][0]["filter"]: "round-1/filter/checkpoint",
+    }
+
+
+def test_a_person_reads_it(story: Path, capfilt: Any) -> None:
+    row = first_row(story)
+    done = capfilt("explain", story, row["key"])
+    assert done.out.splitlines()[0] == "round-1  shard 00001  (select: dataset/00001.parquet)"
+    assert f"key {row['key']}  uid {row['uid']}  sha256 {row['sha256']}  round 1" in done.out
+    assert "written by round-1/captioner/checkpoint (blip-" in done.out
+    assert "judged by round-1/filter/checkpoint (blip-" in done.out
+    assert f"itm {row['itm']:.4f}  itc {row['itc']:.4f}" in done.out
+    assert repr(row["text"]) in done.out
+
+
+def test_before_there_is_a_verdict(moved: Path, capfilt: Any) -> None:
+    shutil.rmtree(moved / "round-1/ledger/select")
+    done = capfilt("explain", moved, first_row(moved)["key"])
+    assert done.code == 0, done.err
+    assert "(annotate: annotations/00001.parquet)" in done.out
+    assert "no verdict yet" in done.out
+
+
+def test_tables_of_stages_that_it_does_not_know(moved: Path, capfilt: Any) -> None:
+    """What a downloader would leave, say."""
+    row = first_row(moved)
+    table = moved / "shards/00001.parquet"
+    table.parent.mkdir()
+    pq.write_table(pa.table({"key": [row["key"], "x"], "url": ["http://a/1.jpg", ""], "jpg": [b"1", b""]}), table)
+    Ledger(moved, "download").commit("00001", "f", [table], Tally.zero())
+    told = json.loads(capfilt("explain", moved, row["key"], "--json").out)
+    assert [chapter["stage"] for chapter in told["found"]] == ["download", "select"]
+    assert told["found"][0]["rows"] == [{"key": row["key"], "url": "http://a/1.jpg"}]
+    assert "  url: http://a/1.jpg\n" in capfilt("explain", moved, row["key"]).out
+
+
+def test_an_image_that_is_not_there(story: Path, capfilt: Any) -> None:
+    done = capfilt("explain", story, "nobody")
+    assert done.code == 1
+    assert "no image is called 'nobody'" in done.line
+    assert "6 tables were looked at" in done.line

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfilt.cluster.session import connect
+from capfilt.data import shards
+from capfilt.data.loading.loader import Source
+from capfilt.data.shards import files
+from capfilt.runs.progress import Progress
+from capfilt.stages.count_pairs import count_rows, entry
+
+
+def test_every_shard_is_counted_once_and_stays_known(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sources with a shard 00000 each, one of them a copy to the last byte and second."""
+    (tmp_path / "copy").mkdir()
+    shutil.copy2(small_world / "human/00000.tar", tmp_path / "copy/00000.tar")
+    sources = [Source(shards=str(small_world / "human")), Source(shards=str(tmp_path / "copy"))]
+    quiet = Progress(quiet=True)
+    with connect("local") as session:
+        found = count_rows(session, sources, "all", tmp_path, quiet)
+        read: list[Any] = []
+        monkeypatch.setattr(shards, "read", read.append)
+        assert count_rows(session, sources, "all", tmp_path, quiet) == found
+        images = count_rows(session, sources, "one", tmp_path, quiet)
+    assert read == []
+    assert found == {str(path): 32 for path in [*(small_world / "human").glob("*.tar"), tmp_path / "copy/00000.tar"]}
+    assert images == dict.fromkeys(found, 16)
+
+
+def test_shards_without_a_version_are_told_apart_by_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "stat", lambda url: {"name": "00000", "size": 20480, "version": ""})
+    one, other = "https://a.example/00000.tar", "https://b.example/00000.tar"
+    assert entry(one) != entry(other)
+    assert entry(one) == entry(one)

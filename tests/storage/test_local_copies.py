@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfilt.storage import local_copies
+from capfilt.storage.atomic import atomic
+from capfilt.storage.local_copies import at_hand
+from capfilt.storage.paths import Place, Remote, Stat
+
+
+def put(path: Place, data: bytes = b"abc") -> Place:
+    with atomic(path) as file:
+        file.write(data)
+    return path
+
+
+def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> None:
+    model = store / "deep/model"
+    put(model / "a.bin", b"1")
+    put(model / "sub/b.bin", b"2")
+    here = at_hand(str(model))
+    assert here == at_hand(model)
+    assert here.name == "model"
+    assert [path.name for path in here.iterdir()] == ["a.bin"]
+    assert (here.parent.parent.stat().st_mode & 0o777, here.parents[2]) == (0o700, tmp_path)
+    put(model / "a.bin", b"3")
+    assert (at_hand(model) / "a.bin").read_bytes() == b"3"
+    assert (here / "a.bin").read_bytes() == b"1", "somebody may still read it"
+    assert at_hand(model / "a.bin").read_bytes() == b"3"
+    assert at_hand(model / "a.bin").name == "a.bin"
+    for own in (tmp_path, str(tmp_path)):
+        assert at_hand(own) == tmp_path
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{store}/nowhere: nothing lies there")):
+        at_hand(store / "nowhere")
+
+
+def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store / "model/a.bin", b"1" * 1000)
+    opened: list[str] = []
+    look = Remote.open
+
+    def counted(self: Remote, mode: str = "rb") -> Any:
+        opened.append(self.name)
+        time.sleep(0.05)
+        return look(self, mode)
+
+    monkeypatch.setattr(Remote, "open", counted)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: (at_hand(store / "model") / "a.bin").read_bytes(), range(8)))
+    assert found == [b"1" * 1000] * 8
+    assert opened == ["a.bin"]
+
+
+def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: Remote) -> None:
+    put(store / "model/a.bin", b"1")
+    put(store / "other/a.bin", b"2")
+    here, other = at_hand(store / "model"), at_hand(store / "other")
+    (here / "a.bin").unlink()  # as a machine tidies up
+    os.utime(other.parent, (0, 0))
+    assert (at_hand(store / "model") / "a.bin").read_bytes() == b"1"
+    assert not other.exists()
+
+
+def test_a_store_that_tells_no_version_is_copied_by_each_process(
+    store: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store / "a.bin", b"1")
+    monkeypatch.setattr(Remote, "stat", lambda self: Stat(1, 0.0))
+    here = at_hand(store / "a.bin")
+    assert at_hand(store / "a.bin") == here
+    monkeypatch.setattr(local_copies, "_THIS_PROCESS", "another")
+    assert at_hand(store / "a.bin") != here
+
+
+def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path: Path) -> None:
+    put(store / "a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionError, match="belongs to somebody else; let TMPDIR"):
+        at_hand(store / "a")
+
+
+def test_copies_do_not_lie_where_others_may_write(store: Remote, tmp_path: Path) -> None:
+    put(store / "a")
+    home = tmp_path / f"capfilt-{os.getuid()}"
+    home.mkdir()
+    home.chmod(0o777)
+    with pytest.raises(PermissionError, match="others may write into"):
+        at_hand(store / "a")
+    home.chmod(0o700)
+    assert at_hand(store / "a").is_file()

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfilt.errors import LockLostError
+from capfilt.runs import lock
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.run import Run
+from capfilt.runs.tally import Tally
+from capfilt.storage import write_guard
+from capfilt.storage.append_log import Journal, append
+from capfilt.storage.atomic import atomic, share, write_json
+from capfilt.storage.paths import Place, listing, place
+
+
+@pytest.fixture(autouse=True)
+def let_go() -> Iterator[None]:
+    yield
+    lock.release_all()
+
+
+@pytest.fixture(params=["folder", "store"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """An opened run folder, and a file in it."""
+    monkeypatch.setattr(write_guard, "STORE_SECONDS", 0.0)
+    out: Place = tmp_path / "run" if request.param == "folder" else request.getfixturevalue("store")
+    Run.open(out, "", {"verb": "toy"}, min_free_bytes=0)
+    write_json(out / "there.json", {})
+    return out
+
+
+def taken_over(out: Place) -> None:
+    """What the next driver does first."""
+    found = lock.find(out)
+    assert found is not None
+    assert found.owner is not None
+    owner = {**vars(found.owner), "token": "another"}
+    successor = found.path.with_name(f"lock-{found.number + 1}.json")
+    if isinstance(successor, Path):
+        successor.write_text(json.dumps(owner) + "\n")
+    else:
+        assert successor.create(json.dumps(owner).encode() + b"\n")
+
+
+def removed(out: Place) -> None:
+    """What a person does who thinks that the driver is dead."""
+    found = lock.find(out)
+    assert found is not None
+    found.path.unlink()
+
+
+def journal(out: Place) -> None:
+    with Journal(out / "j.jsonl") as log:  # type: ignore[arg-type]
+        log.add(b"{}")
+
+
+WRITES: dict[str, Callable[[Place], Any]] = {
+    "commit": lambda out: Ledger(out, "toy").commit("a", "f", [], Tally.zero()),
+    "withdraw": lambda out: Ledger(out, "toy").withdraw("a"),
+    "output": lambda out: write_json(out / "round-1" / "dataset" / "x.json", {}),
+    "log": lambda out: append(out / "log.jsonl", b"{}\n"),
+    "link": lambda out: share(out / "there.json", out / "too.json"),
+}
+
+
+@pytest.mark.parametrize("lose", [taken_over, removed])
+def test_who_lost_the_lock_writes_nothing(run: Place, lose: Callable[[Place], None]) -> None:
+    for write in WRITES.values():
+        write(run)
+    before = {name: (run / name).read_bytes() for name, stat in listing(run).items() if stat is not None}
+    lose(run)
+    for write in WRITES.values():
+        with pytest.raises(LockLostError, match=r"was removed or taken over: another driver may be at work on "):
+            write(run)
+    after = {name: (run / name).read_bytes() for name, stat in listing(run).items() if stat is not None}
+    locks = {name for name in {*before, *after} if lock.PATTERN.fullmatch(name)}
+    assert {name: data for name, data in after.items() if name not in locks} == {
+        name: data for name, data in before.items() if name not in locks
+    }, "nothing new, nothing half-written"
+
+
+def test_a_journal_of_who_lost_the_lock_stays_as_it_is(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_guard, "STORE_SECONDS", 0.0)
+    Run.open(store, "", {"verb": "toy"})
+    journal(store)
+    taken_over(store)
+    with pytest.raises(LockLostError):
+        journal(store)
+
+
+def test_a_worker_gets_the_fence_of_its_driver_as_bytes(run: Place) -> None:
+    [sent] = pickle.loads(pickle.dumps(write_guard.raised()))
+    assert sent.holds()
+    assert sent.covers(run / "round-1/ledger/toy/a.json")
+    assert not sent.covers(place(f"{run}-too"))
+    assert not sent.covers(Path("/elsewhere"))
+    removed(run)
+    assert not sent.holds()
+
+
+def test_other_folders_and_locks_that_were_let_go_are_nobody_s_business(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    lock.hold(tmp_path / "a").path.unlink()
+    write_json(tmp_path / "b" / "x.json", {})
+    with pytest.raises(LockLostError):
+        write_json(tmp_path / "a" / "x.json", {})
+    lock.release_all()
+    write_json(tmp_path / "a" / "x.json", {})
+
+
+def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    lock.hold(tmp_path / "link").path.unlink()
+    for name in ("real", "link"):
+        with pytest.raises(LockLostError), atomic(tmp_path / name / "x"):
+            pass

@@ -1,0 +1,103 @@
+"""One of two processes that take the same steps together as one takes alone: `python ranks_of_a_step.py RANK FOLDER`.
+
+Reads FOLDER/task.pt, {case: Case}, and writes FOLDER/steps-RANK.pt; test_step_of_ranks.py takes the steps alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from capfilt.objectives.tasks import blip, blip2
+from capfilt.objectives.tasks.blip2 import AnyLearner
+from capfilt.training.checkpoints.states import States
+from capfilt.training.distributed import fsdp
+from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
+from capfilt.training.optimizer import OptimizerConfig, make_optimizer
+
+CPU = torch.device("cpu")
+OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.01, decay_vectors=False)
+WHO = {"settings": "of this test"}
+
+
+@dataclass
+class Case:
+    learner: AnyLearner
+    batch: list[Tensor]
+    execution: ExecutionConfig
+    dtype: torch.dtype = torch.float32
+
+
+def hardest(similarity: Tensor, groups: Tensor, every: Tensor) -> Tensor:
+    """The hardest negative, not one that is drawn: a draw of two processes is not one of one."""
+    return similarity.masked_fill(groups[:, None] == every[None, :], -torch.inf).argmax(dim=1)
+
+
+def without_draws() -> None:
+    blip.hard_negatives = blip2.hard_negatives_of_all = hardest
+
+
+def take(case: Case, rank: int, ranks: int, out: Path) -> dict[str, Any]:
+    """Two steps of this rank's rows, AdamW between them, and a state after the second."""
+    gradients = Gradients(case.learner, case.execution, CPU, case.dtype)
+    optimizer = make_optimizer(case.learner, OPTIMIZER)
+    rows = case.batch[0].shape[0] // ranks
+    images, ids, mask, groups = (x[rank * rows : (rank + 1) * rows].clone() for x in case.batch)
+    for number in range(2):
+        losses, figures = gradients.of((images, ids, mask, groups), 0.02)
+        found = {name: whole(p.grad) for name, p in case.learner.named_parameters() if p.grad is not None}
+        norm = gradients.clip(0.0)
+        if number == 0:
+            clipped = float(gradients.clip(0.5)), float(gradients.clip(0.0))
+        optimizer.step()
+    states = States(out, WHO, 1, shared=gradients.sharded)
+    states.save(case.learner, optimizer, 2)
+    states.close()
+    return {
+        "losses": {name: loss.detach() for name, loss in (losses | figures).items()},
+        "gradients": {name: g for name, g in found.items() if g.any()},
+        "norm": norm,
+        "clipped": clipped,
+        "after": fsdp.whole(case.learner),
+    }
+
+
+def resumed(case: Case, out: Path) -> dict[str, Any]:
+    """What the state of `out` makes of an untrained case."""
+    gradients = Gradients(case.learner, case.execution, CPU, case.dtype)
+    optimizer = make_optimizer(case.learner, OPTIMIZER)
+    states = States(out, WHO, 1, shared=gradients.sharded)
+    done = states.resume(case.learner, optimizer)
+    states.close()
+    names = {p: name for name, p in case.learner.named_parameters()}
+    moments = {names[p]: {k: whole(v) for k, v in own.items()} for p, own in optimizer.state.items()}
+    return {"done": done, "learner": fsdp.whole(case.learner), "moments": moments}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.clone()
+
+
+def main(rank: int, folder: Path) -> None:
+    without_draws()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=200)
+    )
+    task = torch.load(folder / "task.pt", weights_only=False)
+    taken = {name: take(case, rank, 2, folder / name) for name, case in task["cases"].items()}
+    back = {name: resumed(case, folder / source) for name, (case, source) in task["resumed"].items()}
+    torch.save({"taken": taken, "resumed": back}, folder / f"steps-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), Path(sys.argv[2]))
