@@ -28,8 +28,6 @@ from capfilt.cluster.session import one_line
 from capfilt.errors import ClusterError, UsageError
 from capfilt.runs.lock import JOB
 
-ADDRESS = "http://127.0.0.1:8265"
-"""Where a head's dashboard is, seen from the head."""
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL of a job that is stopped; Ray's own default is 3."""
 TIMEOUT = 20.0

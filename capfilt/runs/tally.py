@@ -56,10 +56,6 @@ class Tally:
             members=_add(self.members, other.members),
         )
 
-    def balanced(self) -> bool:
-        """Tell whether every sample and every text that came in is accounted for."""
-        return not self.imbalance()
-
     def imbalance(self) -> str:
         """Say what does not add up, or "" where all of it does.
 

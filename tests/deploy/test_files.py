@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import yaml
 
 import capfilt
 from capfilt import cli
+from capfilt.cli import jobs as cli_jobs
 from capfilt.cluster import ray_jobs as cluster_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -285,4 +287,5 @@ def test_the_probes_ask_where_ray_answers(pods: dict[str, dict[str, Any]]) -> No
         path, port = asked(pod)
         assert f'"{path}"' in agent
         assert port == ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
-    assert cluster_jobs.ADDRESS.endswith(str(ray_constants.DEFAULT_DASHBOARD_PORT))
+    dashboard = inspect.signature(cli_jobs.jobs).parameters["address"].default
+    assert dashboard.endswith(f":{ray_constants.DEFAULT_DASHBOARD_PORT}")

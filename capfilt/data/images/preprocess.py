@@ -26,8 +26,6 @@ from capfilt.storage.local_copies import at_hand
 from capfilt.storage.paths import Place, place
 
 ALONE, NESTED = "preprocessor_config.json", "processor_config.json"
-FILES = (NESTED, ALONE)
-"""The files that say how pictures become what a model reads."""
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters, by the number that it and transformers give them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from capfilt.data.shards.files import (
     Digest,
-    content,
     input_now,
     known,
     known_apart,
@@ -27,7 +26,6 @@ __all__ = [
     "TARS",
     "Digest",
     "by_name",
-    "content",
     "expand",
     "input_now",
     "known",

@@ -148,11 +148,6 @@ def stat(url: str) -> dict[str, Any]:
     return {"name": name(url), "size": info.get("size"), "version": version}
 
 
-def content(url: str) -> dict[str, Any]:
-    """As `stat`, for files that a run makes itself and may make again: without the time of writing."""
-    return {key: value for key, value in stat(url).items() if key != "version"}
-
-
 def write(path: Place | str, samples: Iterable[Sample]) -> int:
     """Write `samples` as a GNU tar, in the order given, under a temporary name until it is whole; return how
     many.

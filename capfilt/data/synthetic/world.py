@@ -49,7 +49,6 @@ _GROUNDS = {"gray": (72, 72, 72), "black": (14, 14, 16), "brown": (74, 46, 26), 
 _DIAMETERS = {"large": 0.46, "small": 0.32}  # of the side
 _WANDER = 0.02  # how far a thing strays from the middle of its cell, of the side
 _SUPERSAMPLING = 4
-_STAR_WAIST = 0.45  # of the radius
 _SHADE = 0.3  # what is left of a colour under a stripe or dot: dark, yet not the black of a background
 
 

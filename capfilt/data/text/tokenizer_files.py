@@ -20,8 +20,6 @@ from capfilt.storage.json_files import MAX_BYTES, read_table
 
 FULL, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
-FILES = (FULL, VOCABULARY, CONFIG, SPECIAL, ADDED)
-"""All files that say how a text becomes tokens of BERT's kind."""
 
 NAMES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """The special tokens that are needed, by BERT's names."""
