@@ -56,6 +56,11 @@ def test_the_tree_has_the_order_of_the_imports() -> None:
     assert [depth[name] for name in package] == sorted(depth[name] for name in package)
 
 
+def test_contributing_has_the_order_of_the_imports() -> None:
+    (order,) = re.findall(r"^`cli` →.*?`redact`$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert [set(re.findall(r"\w+", layer)) for layer in order.split("→")] == layers()[1:]
+
+
 def test_every_verb_is_in_the_table() -> None:
     verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     listed = re.findall(r"^\| `(\w+)` \|", README.read_text(), re.MULTILINE)
