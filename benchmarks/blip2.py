@@ -25,7 +25,7 @@ from capfilt.data import shards
 from capfilt.data.synthetic import world
 from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.evaluation.evaluate import EvaluateConfig, HeldOut, caption, look, retrieve
+from capfilt.evaluation.evaluate import EvalSet, EvaluateConfig, caption, look, retrieve
 from capfilt.inference.captioners.local import Captioner
 from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.generation.decode import DecodeConfig
@@ -37,7 +37,7 @@ from capfilt.training.language_model import TeachConfig, teach
 IMAGES = 250
 
 
-def seen_by(model: Model, folder: Path) -> HeldOut:
+def seen_by(model: Model, folder: Path) -> EvalSet:
     """The images of a folder as the model sees them, with their texts."""
     return look(model, shards.expand(str(folder)), 64, torch.device("cpu"))
 

@@ -56,7 +56,7 @@ class Empty(Config):
         return work
 
 
-class Clock:
+class StageTimer:
     """Wall and CPU seconds of this process between two looks."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def make(folder: Path, num: int) -> None:
         (folder / f"{i:06d}.tar").touch()
 
 
-def watched(clock: Clock, spent: list[float]) -> Callable[..., Iterator[object]]:
+def watched(clock: StageTimer, spent: list[float]) -> Callable[..., Iterator[object]]:
     """`spread`, noting when the planning before it ended."""
     real = runner.spread
 
@@ -93,7 +93,7 @@ def measure(out: Path, num: int) -> list[str]:
     make(web, num)
     spent: list[float] = []
     with connect("start", cpus=2) as session:
-        clock = Clock()
+        clock = StageTimer()
         urls = shards.expand(str(web))
         Run.open(run, "", {"verb": "empty", "shards": urls})
         job, show = Empty(out=run.absolute()), Progress(quiet=True)

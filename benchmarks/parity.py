@@ -186,7 +186,7 @@ def captioner(theirs: Any, ours: Blip, asked: Batch, seen: Tensor, tokens: Tenso
         input_ids=ids, attention_mask=asked.mask, encoder_hidden_states=seen, is_decoder=True
     ).last_hidden_state
     logits = theirs(asked.pixels, ids, attention_mask=asked.mask, interpolate_pos_encoding=True).logits
-    keys = ours.image_keys(tokens, "decoder")
+    keys = ours.image_context(tokens, "decoder")
     return {
         "decoder states": (states, ours.text(ids, "decoder", asked.mask, keys)),
         "LM logits": (logits, ours.decode(asked.ids, asked.mask, keys)),
@@ -199,7 +199,7 @@ def judge(theirs: Any, ours: Blip, asked: Batch, seen: Tensor, tokens: Tensor) -
     cosines = theirs(
         asked.ids, asked.pixels, use_itm_head=False, attention_mask=asked.mask, interpolate_pos_encoding=True
     )
-    keys, states = ours.image_keys(tokens, "encoder"), ours.encode_text(asked.ids, asked.mask)
+    keys, states = ours.image_context(tokens, "encoder"), ours.encode_text(asked.ids, asked.mask)
     image_to, text_to = ours.project_image(tokens), ours.project_text(states)
     found = {
         "text states": (text, states),
@@ -228,10 +228,10 @@ def answerer(theirs: Any, ours: Blip, asked: Batch, seen: Tensor, tokens: Tensor
         encoder_hidden_states=states.last_hidden_state,
         encoder_attention_mask=asked.mask,
     ).logits
-    fused = ours.fuse(asked.ids, asked.mask, ours.image_keys(tokens, "encoder"))
+    fused = ours.fuse(asked.ids, asked.mask, ours.image_context(tokens, "encoder"))
     return {
         "question states": (states.last_hidden_state, fused),
-        "answer logits": (logits, ours.decode(answer, mask, ours.image_keys(fused, "decoder"))),
+        "answer logits": (logits, ours.decode(answer, mask, ours.image_context(fused, "decoder"))),
     }
 
 
@@ -272,7 +272,7 @@ def texts(pair: Pair, how: str, prompt: tuple[int, ...] = (), lengths: tuple[int
         min_length=lengths[0],
         max_length=lengths[1],
     )
-    image = ours.image_keys(ours.encode_image(pixels), "decoder")
+    image = ours.image_context(ours.encode_image(pixels), "decoder")
     if config.method == "beam":
         written = beam_search(ours, image, begin, SEP, config, settings.get("num_return_sequences", 1))
     else:

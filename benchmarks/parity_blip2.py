@@ -155,7 +155,7 @@ def compare(pair: Pair) -> dict[str, float]:
     seen = theirs.vision_model(pixels).last_hidden_state
     queries = theirs.qformer(query_embeds=theirs.query_tokens.expand(3, -1, -1), encoder_hidden_states=seen)
     tokens = ours.encode_image(pixels)
-    states, _ = ours.text.look(ours.text.image_keys(tokens))
+    states, _ = ours.text.run_queries(ours.text.image_context(tokens))
     answers: Answers = {"image tokens": (seen, tokens), "query states": (queries.last_hidden_state, states)}
     ids = ids.masked_fill(mask == 0, 1 if ours.config.language and ours.config.language.kind == "opt" else 0)
     told = writer if ours.config.language else judge
@@ -170,7 +170,7 @@ def judge(
     compared = theirs(pixels, ids, mask, use_image_text_matching_head=False)
     matched = theirs(pixels, ids, mask, use_image_text_matching_head=True)
     image, text = ours.project_image(tokens), ours.project_text(ours.encode_text(ids, mask))
-    fused = ours.fuse(ids, mask, ours.image_keys(tokens, "encoder"))
+    fused = ours.fuse(ids, mask, ours.image_context(tokens, "encoder"))
     width = ours.config.text.queries
     return {
         "text states": (compared.text_model_output.last_hidden_state, ours.encode_text(ids, mask)),
@@ -191,7 +191,7 @@ def writer(
     places = torch.full((3, ours.config.text.queries), language.for_images)
     prompt = 2 if language.kind == "t5" else 0
     end = torch.ones_like(ids[:, :1])  # T5's tokenizer sets it behind a prompt
-    seen = ours.image_keys(tokens, "decoder", () if language.kind == "opt" else ids[0, :prompt].tolist())
+    seen = ours.image_context(tokens, "decoder", () if language.kind == "opt" else ids[0, :prompt].tolist())
     logits, _ = ours.predict(tokens, ids, mask, prompt)
     if language.kind == "opt":
         every = theirs(

@@ -35,7 +35,7 @@ from capfilt.data.loading.loader import LoaderConfig, Source
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture, build, read_architecture
 from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import learner_of
+from capfilt.objectives.tasks.blip2 import pretraining_of
 from capfilt.pipelines.bench import BenchConfig, made_up_words, make_shard
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
 from capfilt.training.flops import peak_flops, step_flops
@@ -76,11 +76,11 @@ def as_rank(job: TrainJob) -> None:
     dist.destroy_process_group()
 
 
-def by_torchrun(job: TrainJob, ranks: int) -> None:
-    """Train with `ranks` processes of torchrun's."""
+def by_torchrun(job: TrainJob, world_size: int) -> None:
+    """Train with `world_size` processes of torchrun's."""
     path = job.out.with_suffix(".json")
     path.write_text(job.model_dump_json())
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     # Ray gives its workers a lower priority than the machine's others; so that the two are alike, these have it, too.
     subprocess.run(
         ["nice", "-n", "15", sys.executable, *start, __file__, "rank", str(path)],
@@ -89,14 +89,14 @@ def by_torchrun(job: TrainJob, ranks: int) -> None:
     )
 
 
-def by_ray(job: TrainJob, ranks: int) -> None:
-    """Train with `ranks` workers of Ray Train, as `capfilt pretrain` does."""
+def by_ray(job: TrainJob, world_size: int) -> None:
+    """Train with `world_size` workers of Ray Train, as `capfilt pretrain` does."""
     from capfilt.cluster.ray_train import fit
     from capfilt.cluster.session import connect
     from capfilt.stages.train import train_here
 
     with connect("start") as session:
-        fit(session, train_here, {"job": job.model_dump(mode="json")}, ranks, 1, 0, job.out / "ray", "bench")
+        fit(session, train_here, {"job": job.model_dump(mode="json")}, world_size, 1, 0, job.out / "ray", "bench")
 
 
 def figures(job: TrainJob) -> dict[str, float]:
@@ -178,7 +178,7 @@ def own_step(
 ) -> Callable[[], None]:
     """capfilt's step, as its loop takes it."""
     device = batch[0].device
-    learner = learner_of(build(architecture), objectives).to(device)
+    learner = pretraining_of(build(architecture), objectives).to(device)
     gradients = Gradients(learner, execution, device, dtype)
     optimizer = make_optimizer(learner, OptimizerConfig())
 
@@ -230,13 +230,13 @@ def main() -> None:
     on_gpu.add_argument("--steps", type=int, default=20)
     on_gpu.add_argument("--compile", action="store_true")
     kinds.add_parser("rank").add_argument("job", type=Path)
-    asked = parser.parse_args()
-    if asked.kind == "rank":
-        as_rank(TrainJob.model_validate_json(asked.job.read_text()))
-    elif asked.kind == "cpu":
-        cpu(asked.pairs, asked.steps, asked.repeats, not asked.without_ray)
+    num_targets = parser.parse_args()
+    if num_targets.kind == "rank":
+        as_rank(TrainJob.model_validate_json(num_targets.job.read_text()))
+    elif num_targets.kind == "cpu":
+        cpu(num_targets.pairs, num_targets.steps, num_targets.repeats, not num_targets.without_ray)
     else:
-        gpu(asked.model, asked.pairs, asked.steps, asked.compile)
+        gpu(num_targets.model, num_targets.pairs, num_targets.steps, num_targets.compile)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ import s3fs
 
 from capfilt.data import shards
 from capfilt.data.sample import Sample
+from capfilt.data.shards import files, urls
 from capfilt.runs.ledger import Ledger
 from capfilt.storage import paths
-from capfilt.storage.paths import Remote, together
+from capfilt.storage.paths import Remote, map_concurrent
 
 SERVER = Path(__file__).parent.parent / "tests/faults/s3_server.py"
 NUM_SAMPLES, PICTURE = 500, 100_000
@@ -72,9 +73,10 @@ def plan(num: int) -> None:
 
 def steps(num: int, how: str, remote: bool, asked: list[str]) -> None:
     """Print what each step of a plan takes."""
-    shards.together = lambda function, items, _: together(function, items, remote)  # type: ignore[attr-defined]
+    for module in (files, urls):
+        module.map_concurrent = lambda function, items, _: map_concurrent(function, items, remote)  # type: ignore[attr-defined]
     ledger = Ledger(Remote("s3://capfilt/run"), "annotate")
-    urls = [f"s3://capfilt/web/{i:05d}.tar" for i in range(num)]
+    shard_urls = [f"s3://capfilt/web/{i:05d}.tar" for i in range(num)]
 
     def timed(name: str, step: Callable[[], object]) -> None:
         s3fs.S3FileSystem.clear_instance_cache()
@@ -84,12 +86,12 @@ def steps(num: int, how: str, remote: bool, asked: list[str]) -> None:
         print(f"| {name} | {how} | {len(asked) / num:.2f} | {time.monotonic() - began:.1f} |", flush=True)
 
     timed("find", lambda: shards.expand(f"s3://capfilt/web/{{00000..{num - 1:05d}}}.tar"))
-    timed("fingerprint", lambda: list(together(shards.stat, urls, remote)))
+    timed("fingerprint", lambda: list(map_concurrent(shards.stat, shard_urls, remote)))
 
     def look() -> None:
         """As it was, each name was asked for; now only those that a listing has are."""
-        names = ledger.begun() if remote else [shards.name(url) for url in urls]
-        list(together(lambda name: ledger.completion(name, "f"), names, remote))
+        names = ledger.begun() if remote else [shards.name(url) for url in shard_urls]
+        list(map_concurrent(lambda name: ledger.completion(name, "f"), names, remote))
 
     timed("look for completions", look)
 

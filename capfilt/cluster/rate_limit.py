@@ -65,7 +65,7 @@ class Buckets:
         return max(0.0, due - now - self._ahead), 0.0
 
 
-class Turns:
+class RateLimiter:
     """Buckets as a worker's threads see them: here, or behind an actor."""
 
     def __init__(self, here: Buckets | None = None, actor: Any = None) -> None:
@@ -136,13 +136,13 @@ class Ticket(Config):
     actor: str = ""
     """The actor's name, "" for buckets of the worker's own process."""
 
-    def connect(self) -> Turns:
+    def connect(self) -> RateLimiter:
         """Find the buckets from within a worker."""
         if not self.actor:
-            return Turns(here=Buckets(self.rate, self.burst))
+            return RateLimiter(here=Buckets(self.rate, self.burst))
         import ray
 
-        return Turns(actor=ray.get_actor(self.actor, namespace=self.actor))
+        return RateLimiter(actor=ray.get_actor(self.actor, namespace=self.actor))
 
 
 @contextmanager

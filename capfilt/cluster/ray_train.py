@@ -286,7 +286,7 @@ def _verdict(failures: list[Exception]) -> Trouble:
     return replace(troubles[0], died=True)  # of the worker that did not answer nothing is known yet
 
 
-def _fenced(function: Function, fences: Sequence[write_guard.Fence]) -> Function:
+def _fenced(function: Function, fences: Sequence[write_guard.WriteGuard]) -> Function:
     """The function, checked by the driver's fences wherever it runs."""
 
     def attempt(config: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ class Worker:
     Exceptions go back as a Trouble, so that Ray's own errors can only mean that a worker is gone.
     """
 
-    def __init__(self, name: str, threads: int | None = None, fences: Sequence[write_guard.Fence] = ()) -> None:
+    def __init__(self, name: str, threads: int | None = None, fences: Sequence[write_guard.WriteGuard] = ()) -> None:
         """`fences`: of the driver, where that is another process."""
         self._name = name
         write_guard.raise_fences(fences)

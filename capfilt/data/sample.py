@@ -86,7 +86,7 @@ class Fault:
     reason: str
 
 
-def leave_out(items: Iterable[Sample | Fault], places: Mapping[int, str]) -> Iterator[Sample | Fault]:
+def skip_positions(items: Iterable[Sample | Fault], places: Mapping[int, str]) -> Iterator[Sample | Fault]:
     """Walk what was read of a shard; at each of these places stands a Fault with the reason given."""
     for place, item in enumerate(items):
         yield Fault(item.key, places[place]) if place in places else item

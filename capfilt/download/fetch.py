@@ -68,7 +68,7 @@ _MAX_SIDE = {"jpg": 65_500, "webp": 16_383, "png": 1_000_000}
 """Pixels that an encoder takes, at most."""
 
 
-class Gate:
+class ImageCheck:
     """Looks at a picture before img2dataset's resizer may decode it."""
 
     def __init__(self, config: PictureConfig, resizer: Any = None) -> None:
@@ -218,7 +218,7 @@ def fetch(
         ipc.write_table(rows)
     downloader = Downloader(
         sample_writer_class=Writer,
-        resizer=Gate(config, _resizer(config)),
+        resizer=ImageCheck(config, _resizer(config)),
         thread_count=threads,
         save_caption="caption" in rows.column_names,
         extract_exif=config.extract_exif,

@@ -23,7 +23,7 @@ from capfilt.storage import documents
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.paths import Place, listing, table_source
 
-Told = Callable[[int], None]
+OnProgress = Callable[[int], None]
 """Is told how many rows are planned so far."""
 
 
@@ -60,7 +60,12 @@ def name(shard: int, digits: int) -> str:
 
 
 def plan_list(
-    folder: Place, sources: Sequence[Source], columns: Columns, size: int, digits: int, told: Told = lambda _: None
+    folder: Place,
+    sources: Sequence[Source],
+    columns: Columns,
+    size: int,
+    digits: int,
+    told: OnProgress = lambda _: None,
 ) -> Pass:
     """Split a list into shards of `size` rows; every file of it begins a new one, as in img2dataset.
 
@@ -153,7 +158,7 @@ def _rebatched(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _write(folder: Place, pieces: Iterator[pa.Table], first: int, digits: int, told: Told) -> tuple[int, int]:
+def _write(folder: Place, pieces: Iterator[pa.Table], first: int, digits: int, told: OnProgress) -> tuple[int, int]:
     shards = rows = 0
     for piece in pieces:
         if len(str(first + shards)) > digits:

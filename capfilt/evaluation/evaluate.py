@@ -63,24 +63,24 @@ EXECUTION_FIELDS = {"batch_size": True}
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedBatch:
     """Some images with their tokens [B, N, D], and why others beside them could not be read."""
 
     tokens: Tensor
     samples: list[Sample]
     unreadable: Counter[str] = field(default_factory=Counter)
 
-    def only(self, chosen: Sequence[bool]) -> Seen:
+    def only(self, chosen: Sequence[bool]) -> EncodedBatch:
         """The chosen ones of them."""
-        return Seen(self.tokens[torch.tensor(chosen)], list(itertools.compress(self.samples, chosen)))
+        return EncodedBatch(self.tokens[torch.tensor(chosen)], list(itertools.compress(self.samples, chosen)))
 
-    def aside(self) -> Seen:
+    def aside(self) -> EncodedBatch:
         """The same, off the accelerator."""
         return replace(self, tokens=self.tokens.cpu())
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalSet:
     """Images as a model sees them, each once, with the human texts of each: one at least."""
 
     tokens: Tensor
@@ -127,7 +127,7 @@ class UniqueImages:
         self._known: dict[str, int] = {}
         """The image by its uid and by its sha256 (32 and 64 digits)."""
 
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Take up a batch; pictures that are known already give only their texts, so they need no memory twice."""
         new = [self._add(sample) for sample in batch.samples]
         if any(new):
@@ -156,7 +156,7 @@ class UniqueImages:
             image = self._same[image]
         return image
 
-    def held_out(self, device: torch.device) -> HeldOut | None:
+    def held_out(self, device: torch.device) -> EvalSet | None:
         """All of them, in the order in which they came; None where no picture with a text did."""
         if not self._tokens:
             return None
@@ -165,11 +165,11 @@ class UniqueImages:
         if len(images) < len(tokens):
             tokens = tokens[torch.tensor(images)]
         uids, texts = [self._uids[i] for i in images], [self._texts[i] for i in images]
-        return HeldOut(tokens, uids, texts, device, self.without_text)
+        return EvalSet(tokens, uids, texts, device, self.without_text)
 
 
 @dataclass
-class Judged:
+class ScoredTexts:
     """Web texts of known truth, with a filter's scores."""
 
     scores: list[float] = field(default_factory=list)
@@ -185,7 +185,7 @@ class Judged:
             self.counted_kinds.add(told[1])
         self.kinds.append(told[1] if told[1] in self.counted_kinds else OTHER)
 
-    def ask(self, judge: Filter, score: str, seen: Seen) -> None:
+    def ask(self, judge: Filter, score: str, seen: EncodedBatch) -> None:
         """Have a filter score the web texts of some images; one whose web text was dropped has none."""
         texts = [[str(c["text"]) for c in sample.captions if c["source"] == "web"][:1] for sample in seen.samples]
         for sample, scores in zip(seen.samples, judge.score(seen.tokens, texts), strict=True):
@@ -213,7 +213,7 @@ def examine(
     `without_text` count pictures that are in no figure. DataError when nothing can be measured.
     """
     judge, writer = roles(model, tokenizer, config)
-    judged, human, unreadable = Judged(), UniqueImages(), Counter[str]()
+    judged, human, unreadable = ScoredTexts(), UniqueImages(), Counter[str]()
     for batch in seen(model, urls, config.batch_size, device, preprocess):
         unreadable.update(batch.unreadable)
         known = [truth(sample) is not None for sample in batch.samples]
@@ -243,17 +243,17 @@ def examine(
 @torch.inference_mode()
 def seen(
     model: Model, urls: Sequence[str], batch_size: int, device: torch.device, preprocess: Preprocess = BLIP
-) -> Iterator[Seen]:
+) -> Iterator[EncodedBatch]:
     """Read shards and encode their images."""
     for url in urls:
         for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size, preprocess=preprocess):
             tokens = model.encode_image(batch.on(device, preprocess)) if batch.samples else torch.empty(0)
-            yield Seen(tokens, batch.samples, Counter(failure(fault.reason) for fault in batch.faults))
+            yield EncodedBatch(tokens, batch.samples, Counter(failure(fault.reason) for fault in batch.faults))
 
 
 def look(
     model: Model, urls: Sequence[str], batch_size: int, device: torch.device, preprocess: Preprocess = BLIP
-) -> HeldOut:
+) -> EvalSet:
     """A held-out set as a model sees it, without the pictures that cannot be read or have no text."""
     found = UniqueImages()
     for batch in seen(model, urls, batch_size, device, preprocess):
@@ -264,7 +264,7 @@ def look(
     return held
 
 
-def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
+def retrieve(filter_: Filter, held: EvalSet, config: EvaluateConfig) -> Figures:
     """TR and IR recalls, in percent; with `rerank` by BLIP's two-stage rule (ITM logit + cosine on the candidates)."""
     texts = held.flat_texts
     image = np.concatenate([filter_.image_features(part) for part in held.split(config.batch_size)])
@@ -285,7 +285,7 @@ def retrieve(filter_: Filter, held: HeldOut, config: EvaluateConfig) -> Figures:
     return dict(retrieval.recalls(i2t, held.image_of_text, t2i))
 
 
-def caption(captioner: Captioner, held: HeldOut, batch_size: int) -> dict[str, float | str]:
+def caption(captioner: Captioner, held: EvalSet, batch_size: int) -> dict[str, float | str]:
     """CIDEr and BLEU-4 of one text per image against its human texts, in percent, and how varied the texts are; and by
     what they were scored (`tokenisation`)."""
     written: list[str] = []
@@ -299,7 +299,7 @@ def caption(captioner: Captioner, held: HeldOut, batch_size: int) -> dict[str, f
     }
 
 
-def calibrate(filter_: Filter, held: HeldOut, score: str, recall: float, batch_size: int) -> matching.Calibration:
+def calibrate(filter_: Filter, held: EvalSet, score: str, recall: float, batch_size: int) -> matching.Calibration:
     """Set a threshold on human pairs: the highest that lets `recall` of them pass, checked against shuffled pairs.
 
     Each image keeps its own texts (right) and is given those of the next image in a fixed shuffle (wrong).

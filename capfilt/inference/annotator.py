@@ -11,8 +11,8 @@ from torch import Tensor
 from capfilt.data.sample import is_text
 from capfilt.inference.captioners.local import Captioner
 from capfilt.inference.filters.fusion import Filter
-from capfilt.inference.oom_backoff import Pieces
-from capfilt.inference.timer import Clock, timed
+from capfilt.inference.oom_backoff import OomBackoff
+from capfilt.inference.timer import StageTimer, timed
 from capfilt.models import Blip, Model
 from capfilt.models.layers.attention import KeysValues
 
@@ -36,11 +36,11 @@ class Text:
 class Annotator:
     """Two roles on one device."""
 
-    def __init__(self, captioner: Captioner, judge: Filter, clock: Clock | None = None):
+    def __init__(self, captioner: Captioner, judge: Filter, clock: StageTimer | None = None):
         self.captioner, self.judge, self.clock = captioner, judge, clock
         self.shared_vision = same_vision(captioner.model, judge.model)
         self.shared_keys = self.shared_vision and same_keys(captioner.model, judge.model)
-        self.pieces = Pieces()
+        self.pieces = OomBackoff()
 
     @torch.inference_mode()
     def annotate(
@@ -115,7 +115,7 @@ class Annotator:
 
 def same_vision(a: Model, b: Model) -> bool:
     """Whether two models look through the very same eyes, so that an image need be encoded once only."""
-    one, two = a.eyes, b.eyes
+    one, two = a.vision_modules, b.vision_modules
     return len(one) == len(two) and all(_same(x, y) for x, y in zip(one, two, strict=True))
 
 

@@ -15,7 +15,7 @@ from capfilt.data.images import decode
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.data.sample import Fault, Sample
 from capfilt.errors import ImageError
-from capfilt.inference.timer import Clock, timed
+from capfilt.inference.timer import StageTimer, timed
 
 BLIP = Preprocess()
 Decoded = tuple[Sample, np.ndarray] | Fault
@@ -41,7 +41,7 @@ def pictures(
     batch_size: int,
     image_size: int,
     threads: int = 2,
-    clock: Clock | None = None,
+    clock: StageTimer | None = None,
     preprocess: Preprocess = BLIP,
 ) -> Iterator[Pictures]:
     """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault."""
@@ -64,7 +64,7 @@ def pictures(
             yield _stack(taken)
 
 
-def _read(read: Iterable[Sample | Fault], clock: Clock | None) -> Iterator[Sample | Fault]:
+def _read(read: Iterable[Sample | Fault], clock: StageTimer | None) -> Iterator[Sample | Fault]:
     items = iter(read)
     while True:
         with timed(clock, "read", on_device=False):
@@ -74,7 +74,7 @@ def _read(read: Iterable[Sample | Fault], clock: Clock | None) -> Iterator[Sampl
         yield item
 
 
-def _decode(item: Sample | Fault, image_size: int, clock: Clock | None, preprocess: Preprocess) -> Decoded:
+def _decode(item: Sample | Fault, image_size: int, clock: StageTimer | None, preprocess: Preprocess) -> Decoded:
     if isinstance(item, Fault):
         return item
     try:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 
-class Pieces:
+class OomBackoff:
     """Does batches in pieces of at most `limit` items; None until memory has run out."""
 
     def __init__(self, limit: int | None = None):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 
-class Clock:
+class StageTimer:
     """Adds up seconds by stage, from several threads."""
 
     def __init__(self, device: torch.device):
@@ -36,6 +36,6 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
 
-def timed(clock: Clock | None, name: str, on_device: bool = True) -> contextlib.AbstractContextManager[None]:
+def timed(clock: StageTimer | None, name: str, on_device: bool = True) -> contextlib.AbstractContextManager[None]:
     """A stage of the clock, if there is one."""
     return contextlib.nullcontext() if clock is None else clock.stage(name, on_device)

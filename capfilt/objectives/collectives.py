@@ -28,7 +28,7 @@ def alone() -> Iterator[None]:
         _by_itself = before
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
 
@@ -41,9 +41,9 @@ def rank() -> int:
 @torch.no_grad()
 def gather(x: Tensor) -> Tensor:
     """Concatenate [B, ...] of every rank in rank order, [ranks * B, ...], without gradient."""
-    if ranks() == 1:
+    if world_size() == 1:
         return x.detach()
-    parts = [torch.empty_like(x) for _ in range(ranks())]
+    parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
 
@@ -54,7 +54,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     Data-parallel training then takes the mean over ranks, so a loss that is a mean over a rank's own rows ends with
     the gradient of the mean over all rows.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return x
     gathered: Tensor = _Gather.apply(x)
     return gathered
@@ -79,7 +79,7 @@ class _Gather(torch.autograd.Function):
 @torch.no_grad()
 def as_wide(x_BT: Tensor) -> Tensor:
     """Pad texts [B, T] with zeros to the longest T of all ranks, so that they can be gathered."""
-    if ranks() == 1:
+    if world_size() == 1:
         return x_BT
     width = torch.tensor(x_BT.shape[1], device=x_BT.device)
     dist.all_reduce(width, dist.ReduceOp.MAX)
@@ -87,15 +87,15 @@ def as_wide(x_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def share(count: Tensor) -> Tensor | float:
+def share_of_total(count: Tensor) -> Tensor | float:
     """What a rank's mean over `count` things weighs, so that the mean over ranks is the mean over the things of all."""
-    return 1.0 if ranks() == 1 else count * ranks() / summed(count)
+    return 1.0 if world_size() == 1 else count * world_size() / all_reduce_sum(count)
 
 
 @torch.no_grad()
-def summed(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over ranks, as floats."""
     total = x.float()
-    if ranks() > 1:
+    if world_size() > 1:
         dist.all_reduce(total)
     return total

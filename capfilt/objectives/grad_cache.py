@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import RecipeError
-from capfilt.objectives.collectives import summed
-from capfilt.objectives.losses.itm import Partners, itm
-from capfilt.objectives.losses.lm import asked, lm
-from capfilt.objectives.tasks.blip import Asked, Learner, ObjectivesConfig, share_of
-from capfilt.objectives.tasks.blip2 import AnyLearner, FirstStage, SecondStage
+from capfilt.objectives.collectives import all_reduce_sum
+from capfilt.objectives.losses.itm import Negatives, itm
+from capfilt.objectives.losses.lm import lm, num_targets
+from capfilt.objectives.tasks.blip import BlipPretraining, LossesAndMetrics, ObjectivesConfig, share_of
+from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2, Pretraining
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images [B, 3, S, S], ids and mask [B, T], groups [B]."""
@@ -38,7 +38,9 @@ def cannot(family: str, language: bool, config: ObjectivesConfig) -> str:
     return ""
 
 
-def learn_in_pieces(learner: AnyLearner, batch: Batch, progress: float, pieces: int, precision: Precision) -> Asked:
+def backward_in_chunks(
+    learner: Pretraining, batch: Batch, progress: float, pieces: int, precision: Precision
+) -> LossesAndMetrics:
     """Add the gradients of the learner's loss over the whole batch to its weights; losses and figures as `forward`.
 
     Draws (dropout) are those of a piece in its own turn, so with them the batch as a whole would have seen others.
@@ -50,40 +52,42 @@ def learn_in_pieces(learner: AnyLearner, batch: Batch, progress: float, pieces: 
     if B % pieces:
         raise RecipeError(f"a process has {B} pairs of a batch, which micro_batches {pieces} does not divide")
     rows = [slice(start, start + B // pieces) for start in range(0, B, B // pieces)]
-    if isinstance(learner, SecondStage):
+    if isinstance(learner, Blip2Stage2):
         return _means(learner, batch, progress, rows, precision)
-    if isinstance(learner, FirstStage) or learner.config.negatives == "all":
+    if isinstance(learner, Blip2Stage1) or learner.config.negatives == "all":
         raise RecipeError("this training cannot go through a batch in pieces: set micro_batches to 1")
     return _Cached(learner, batch, rows, precision).learn(progress)
 
 
-def _means(learner: SecondStage, batch: Batch, progress: float, rows: list[slice], precision: Precision) -> Asked:
+def _means(
+    learner: Blip2Stage2, batch: Batch, progress: float, rows: list[slice], precision: Precision
+) -> LossesAndMetrics:
     """LM alone is a mean over tokens: pieces weigh as many as they have, here or on all processes."""
     counts = torch.stack([batch[2][own, learner.prompt :].sum() for own in rows])
     if learner.config.mean_over == "all":
-        counts = summed(counts)
+        counts = all_reduce_sum(counts)
     whole = torch.zeros((), device=batch[0].device)
     for own, count in zip(rows, counts.unbind(), strict=True):
         with precision():
             losses, _ = learner(*(x[own] for x in batch), progress)
-            share = count / counts.sum()
-            loss = learner.total({"lm": losses["lm"] * share})
+            share_of_total = count / counts.sum()
+            loss = learner.total({"lm": losses["lm"] * share_of_total})
         loss.backward()
-        whole += losses["lm"].detach() * share
+        whole += losses["lm"].detach() * share_of_total
     return {"lm": whole}, {}
 
 
 class _Cached:
     """One step of BLIP's learner in pieces."""
 
-    def __init__(self, learner: Learner, batch: Batch, rows: list[slice], precision: Precision):
+    def __init__(self, learner: BlipPretraining, batch: Batch, rows: list[slice], precision: Precision):
         self.learner, self.model, self.rows, self.precision = learner, learner.model, rows, precision
-        self.images, self.ids, self.mask, self.groups = batch
+        self.images, self.ids, self.mask, self.image_ids = batch
         self.before: list[Draws] = []
         self.losses: dict[str, Tensor] = {}
         self.figures: dict[str, Tensor] = {}
 
-    def learn(self, progress: float) -> Asked:
+    def learn(self, progress: float) -> LossesAndMetrics:
         """Embed, compare, look and write, carry back."""
         self.learner.begin()
         tokens, text = self._embed()
@@ -127,7 +131,7 @@ class _Cached:
             ]
             slow_image, slow_text = (torch.cat(parts) for parts in zip(*slow, strict=True))
             image = self.model.project_image(cls)
-            loss, similar = self.learner.compare(image, text, (slow_image, slow_text), self.groups, progress)
+            loss, similar = self.learner.compare(image, text, (slow_image, slow_text), self.image_ids, progress)
             weighted = loss * self.learner.config.losses["itc"]
         weighted.backward()
         self.losses["itc"] = loss.detach()
@@ -139,9 +143,9 @@ class _Cached:
     def _ground(self, tokens: Tensor, similar: tuple[Tensor, Tensor] | None, token_gradients: Tensor) -> None:
         """ITM and LM, piece by piece, on the cached tokens."""
         losses, config = self.learner.config.losses, self.learner.config
-        drawn = self.learner.draw(similar, self.groups) if "itm" in losses else None
+        drawn = self.learner.draw(similar, self.image_ids) if "itm" in losses else None
         pairs = self._pairs_asked(drawn) if drawn else None
-        words = asked(self.ids, self.mask, self.learner.prompt)
+        words = num_targets(self.ids, self.mask, self.learner.prompt)
         for own in self.rows:
             mine = tokens[own].clone().requires_grad_()
             theirs = tokens[drawn[0][own]].requires_grad_() if drawn else None
@@ -149,11 +153,11 @@ class _Cached:
                 parts: dict[str, Tensor] = {}
                 keys = None
                 if drawn and theirs is not None and pairs is not None:
-                    keys = self.model.image_keys(mine, "encoder")
+                    keys = self.model.image_context(mine, "encoder")
                     wrong = self._wrong(own, theirs, drawn)
                     loss, right = itm(self.model, self.ids[own], self.mask[own], keys, wrong)
-                    parts["itm"] = loss * (wrong.asked / pairs) * share_of(pairs, config)
-                    self._add("itm_accuracy", right * (wrong.asked / pairs), self.figures)
+                    parts["itm"] = loss * (wrong.num_targets / pairs) * share_of(pairs, config)
+                    self._add("itm_accuracy", right * (wrong.num_targets / pairs), self.figures)
                 if "lm" in losses:
                     parts["lm"] = self._written(own, mine, keys) * (share_of(words, config) / words)
                 total = self.learner.total(parts)
@@ -168,26 +172,26 @@ class _Cached:
 
     def _pairs_asked(self, drawn: tuple[Tensor, Tensor]) -> Tensor:
         """How many of all pairs, right and wrong ones, ITM is the mean of."""
-        wrong = [(self.groups[indices] != self.groups).sum() for indices in drawn]
-        return self.groups.numel() + wrong[0] + wrong[1]
+        wrong = [(self.image_ids[indices] != self.image_ids).sum() for indices in drawn]
+        return self.image_ids.numel() + wrong[0] + wrong[1]
 
-    def _wrong(self, own: slice, theirs: Tensor, drawn: tuple[Tensor, Tensor]) -> Partners:
+    def _wrong(self, own: slice, theirs: Tensor, drawn: tuple[Tensor, Tensor]) -> Negatives:
         images, texts = (indices[own] for indices in drawn)
-        return Partners(
-            image_keys=self.model.image_keys(theirs, "encoder"),
+        return Negatives(
+            image_context=self.model.image_context(theirs, "encoder"),
             ids_BT=self.ids[texts],
             mask_BT=self.mask[texts],
-            image_is_wrong_B=self.groups[images] != self.groups[own],
-            text_is_wrong_B=self.groups[texts] != self.groups[own],
+            image_is_wrong_B=self.image_ids[images] != self.image_ids[own],
+            text_is_wrong_B=self.image_ids[texts] != self.image_ids[own],
         )
 
     def _written(self, own: slice, mine: Tensor, keys: list[tuple[Tensor, Tensor]] | None) -> Tensor:
         """The sum of LM over the tokens of a piece."""
         ids, mask, learner = self.ids[own], self.mask[own], self.learner
         if keys is None or not self.model.shares_image_keys:
-            keys = self.model.image_keys(mine, "decoder")
+            keys = self.model.image_context(mine, "decoder")
         loss = lm(self.model.decode(ids, mask, keys), ids, mask, learner.prompt, smoothing=learner.config.smoothing)
-        return loss * asked(ids, mask, learner.prompt)
+        return loss * num_targets(ids, mask, learner.prompt)
 
     def _carry_back(self, token_gradients: Tensor, text_gradients: Tensor | None) -> None:
         """The towers again, each piece with the draws that it had, and its gradients back through them."""

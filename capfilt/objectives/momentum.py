@@ -22,7 +22,7 @@ NO_IMAGE = -100
 class Momentum(nn.Module):
     """Exponential moving average of the encoders, and first-in-first-out queues of their features.
 
-    Queues are [size, projection], unit rows, random at the start as in the public code. `groups` keeps beside
+    Queues are [size, projection], unit rows, random at the start as in the public code. `image_ids` keeps beside
     them of which images they are, [size], -100 where they are of none yet.
     """
 
@@ -31,7 +31,7 @@ class Momentum(nn.Module):
     queue_groups: Tensor | None
     pointer: Tensor
 
-    def __init__(self, model: Blip, decay: float, queue: int, groups: bool = False):
+    def __init__(self, model: Blip, decay: float, queue: int, image_ids: bool = False):
         super().__init__()
         self.decay = decay
         text = model.config.text.model_copy(update={"roles": ("encoder",)})
@@ -41,7 +41,7 @@ class Momentum(nn.Module):
         self.model.requires_grad_(False)
         for name in ("queue_image", "queue_text"):
             self.register_buffer(name, F.normalize(torch.randn(queue, model.config.projection), dim=-1))
-        self.register_buffer("queue_groups", torch.full((queue,), NO_IMAGE) if groups else None)
+        self.register_buffer("queue_groups", torch.full((queue,), NO_IMAGE) if image_ids else None)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class Momentum(nn.Module):
         return image, text
 
     @torch.no_grad()
-    def enqueue(self, image: Tensor, text: Tensor, groups: Tensor | None = None) -> None:
+    def enqueue(self, image: Tensor, text: Tensor, image_ids: Tensor | None = None) -> None:
         """Put this step's features of all ranks into the queues, over the oldest; after the loss is taken.
 
         Features that are not finite stay outside: such a step is left out, and from the queue they would spoil the
@@ -78,6 +78,6 @@ class Momentum(nn.Module):
         start = int(self.pointer)
         self.queue_image[start : start + rows] = image
         self.queue_text[start : start + rows] = text
-        if self.queue_groups is not None and groups is not None:
-            self.queue_groups[start : start + rows] = gather(groups)
+        if self.queue_groups is not None and image_ids is not None:
+            self.queue_groups[start : start + rows] = gather(image_ids)
         self.pointer.fill_((start + rows) % size)

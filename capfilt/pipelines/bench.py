@@ -31,7 +31,7 @@ from capfilt.evaluation.speed import Load
 from capfilt.inference.batches import pictures
 from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
 from capfilt.inference.generation.decode import DecodeConfig
-from capfilt.inference.timer import Clock
+from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.models.layers.bert import Role
@@ -88,7 +88,7 @@ def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, 
     device, dtype = compute.open(), compute.dtype
     roles = make_models(architecture, folder, config.shared)
     url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
-    clock = Clock(device)
+    clock = StageTimer(device)
     work = Work(make_job(config, compute, roles, folder / "run"), device, clock)
     (load,) = [
         Load(batch.on(device), [sample.uid for sample in batch.samples], [texts_of(s) for s in batch.samples])

@@ -20,7 +20,7 @@ from capfilt.models.blip2 import transformers_config
 from capfilt.models.checkpoints import store
 from capfilt.models.layers.bert import Role
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Remote, place
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
@@ -92,7 +92,7 @@ def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
         raise RunError(f"{out} holds something already; choose another --out")
     path = store.find(name)
     tokenizer = tokenizer_for(path, store.architecture(path))
-    written = FORMS[form](at_hand(path), tokenizer, out)
+    written = FORMS[form](local_copy(path), tokenizer, out)
     config = store.architecture(path)
     here = transformers_config.without_a_place(config) if form == "hf" and isinstance(config, Blip2Config) else {}
     return {

@@ -29,7 +29,7 @@ from capfilt.stages.train import (
     run_training,
 )
 from capfilt.storage.paths import Place
-from capfilt.training.config import OF_NO_WEIGHT
+from capfilt.training.config import EXECUTION_FIELDS
 from capfilt.training.loop import TrainConfig, TrainJob
 
 
@@ -86,7 +86,7 @@ def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dic
     check_prompts(config.tokenizer, architecture, {"train": config.train.loader})
     start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
-    plan = config.model_dump(mode="json", exclude={"resources": True, "train": OF_NO_WEIGHT})
+    plan = config.model_dump(mode="json", exclude={"resources": True, "train": EXECUTION_FIELDS})
     plan["train"]["features"] = bool(config.train.features)  # not where they lie
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
     opened = Run.open(out, configs.to_yaml(config), plan)

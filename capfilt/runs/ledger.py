@@ -21,9 +21,9 @@ from capfilt.redact import redact_tree
 from capfilt.runs import forks
 from capfilt.runs.tally import Tally
 from capfilt.storage import documents, safe_paths, write_guard
-from capfilt.storage.atomic import atomic, sha256_file, share, write_json
+from capfilt.storage.atomic import atomic, link_or_copy, sha256_file, write_json
 from capfilt.storage.documents import unlink
-from capfilt.storage.paths import Place, Remote, together, within
+from capfilt.storage.paths import Place, Remote, map_concurrent, within
 
 WITHDRAWN = ".withdrawn"
 """Ends the name of the mark that a shard of a fork is to be done again though the run it came from has it."""
@@ -171,7 +171,7 @@ class Ledger:
 
     def completions(self) -> Iterator[Completion]:
         """Yield every completion in the order of shard names; RunError for a file that cannot be read."""
-        yield from together(_read, self.files(), isinstance(self.path, Remote))
+        yield from map_concurrent(_read, self.files(), isinstance(self.path, Remote))
 
     def total(self) -> Tally:
         """Add up the tallies of all completions."""
@@ -210,7 +210,7 @@ class Ledger:
 
     def _adopt(self, found: Completion, origin: Ledger) -> Completion:
         for output in found.outputs:
-            share(origin.folder / output.path, self.folder / output.path)
+            link_or_copy(origin.folder / output.path, self.folder / output.path)
         write_json(self._file(found.shard), found.to_json())
         return found
 

@@ -237,7 +237,7 @@ class Lock:
         _tokens.add(self._owner.token)
         self._heart = heart
         after, (home, path) = f"lock-{found.number + 1}.json", (folder.absolute(), found.path.absolute())
-        self._fence = write_guard.Fence(home, path, path.with_name(after), found.data)
+        self._fence = write_guard.WriteGuard(home, path, path.with_name(after), found.data)
         write_guard.raise_fences([self._fence])
         interrupt.arm()
         self._pid = os.getpid()

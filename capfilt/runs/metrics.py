@@ -47,7 +47,7 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Told:
+class ShardReport:
     """What a worker says of an item that it committed: words for a person, and where its time went."""
 
     words: str
@@ -57,9 +57,9 @@ class Told:
     """Samples in each batch that a model looked at."""
 
     @classmethod
-    def of(cls, result: Told | str | None) -> Told:
+    def of(cls, result: ShardReport | str | None) -> ShardReport:
         """What a worker said, if that was only words or nothing."""
-        return result if isinstance(result, Told) else cls(result or "")
+        return result if isinstance(result, ShardReport) else cls(result or "")
 
 
 SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
@@ -113,7 +113,7 @@ def of_failure(stage: str) -> Reading:
     return Reading("capfilt_shards", 1, {"stage": stage, "outcome": "failed"})
 
 
-def of_shard(stage: str, tally: Tally, told: Told, seconds: float) -> Iterator[Reading]:
+def of_shard(stage: str, tally: Tally, told: ShardReport, seconds: float) -> Iterator[Reading]:
     """What became of one shard that is done, and how long it took."""
     yield Reading("capfilt_shards", 1, {"stage": stage, "outcome": "done"})
     yield Reading("capfilt_shard_seconds", seconds, {"stage": stage})

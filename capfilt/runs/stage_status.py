@@ -24,7 +24,7 @@ from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.documents import PLAN_BYTES
-from capfilt.storage.paths import Place, Remote, listing, together
+from capfilt.storage.paths import Place, Remote, listing, map_concurrent
 
 ORDER = (
     *("world", "download", "captioner", "filter", "calibrate", "annotate", "select"),
@@ -193,7 +193,7 @@ def reason(error: str) -> str:
 
 def readable(ledger: Ledger) -> Iterator[Completion]:
     """The completions that can be read, in the order of shard names; a torn one counts as not there."""
-    for done in together(ledger.read, ledger.files(), isinstance(ledger.path, Remote)):
+    for done in map_concurrent(ledger.read, ledger.files(), isinstance(ledger.path, Remote)):
         if done is not None:
             yield done
 

@@ -20,7 +20,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample, is_text, leave_out
+from capfilt.data.sample import Fault, Sample, is_text, skip_positions
 from capfilt.data.shards.members import Members
 from capfilt.errors import RecipeError
 from capfilt.inference.annotator import Annotator, Text
@@ -32,15 +32,15 @@ from capfilt.inference.filters import fusion as filters
 from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.roles import preprocess_for, tokenizer_for
-from capfilt.inference.timer import Clock, timed
+from capfilt.inference.timer import StageTimer, timed
 from capfilt.models import Architecture, verbs
 from capfilt.models.checkpoints import store
 from capfilt.runs import deadline, quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
-from capfilt.runs.metrics import Told
+from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import NO_TEXT, Tally
-from capfilt.stages.bisect import Divisible, version_of
+from capfilt.stages.bisect import Splittable, version_of
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import Place
 
@@ -105,12 +105,12 @@ class AnnotateJob(Config):
             self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS}), shards.name(item)
         )
 
-    def open(self) -> Divisible:
+    def open(self) -> Splittable:
         """Load the two models."""
         device, dtype = self.compute.open(), self.compute.dtype
-        work = Work(self, device, Clock(device))
+        work = Work(self, device, StageTimer(device))
 
-        def shard(url: str) -> Told:
+        def shard(url: str) -> ShardReport:
             with autocast(device, dtype):
                 return work.shard(url)
 
@@ -118,13 +118,13 @@ class AnnotateJob(Config):
             with autocast(device, dtype):
                 return work.part(url, start, stop)
 
-        return Divisible(shard, part)
+        return Splittable(shard, part)
 
 
 class Work:
     """What a worker does to a shard: two models on a device, rows, a commit."""
 
-    def __init__(self, job: AnnotateJob, device: torch.device, clock: Clock | None = None):
+    def __init__(self, job: AnnotateJob, device: torch.device, clock: StageTimer | None = None):
         self.job, self.device, self.clock = job, device, clock
         self.batches: list[int] = []  # of the shard at work
         dtype = job.compute.dtype
@@ -138,7 +138,7 @@ class Work:
         self.captioner_preprocess = preprocess_for(job.captioner, writer.config)
         self.filter_preprocess = preprocess_for(job.filter, judge.config)
 
-    def shard(self, url: str) -> Told:
+    def shard(self, url: str) -> ShardReport:
         """Annotate one shard and commit it."""
         before = Counter(self.clock.seconds) if self.clock else Counter()
         self.batches = []
@@ -148,7 +148,7 @@ class Work:
         tally = Tally.zero()
         stat, members = shards.stat(url), Members()
         digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        for own in self._rows(leave_out(shards.read(url, digest, members), deadly)):
+        for own in self._rows(skip_positions(shards.read(url, digest, members), deadly)):
             rows += own
             tables.check_size(len(rows), name)  # now, and not when all of it was computed
             tally.samples["in"] += 1
@@ -171,7 +171,7 @@ class Work:
         smaller = self.annotator.pieces.limit
         at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
         spent = Counter(self.clock.seconds) - before if self.clock else Counter()
-        return Told(f"{tally.samples['kept']} images{at_a_time}", spent, tuple(self.batches))
+        return ShardReport(f"{tally.samples['kept']} images{at_a_time}", spent, tuple(self.batches))
 
     def part(self, url: str, start: int, stop: int) -> int:
         """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""

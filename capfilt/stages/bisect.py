@@ -1,6 +1,6 @@
 """The hunt for the sample that kills its worker: its shard is halved until the sample is alone.
 
-A job joins in by `divisible = True` and an `open` that answers with a `Divisible`. A kill may be chance, by a machine
+A job joins in by `divisible = True` and an `open` that answers with a `Splittable`. A kill may be chance, by a machine
 that is short of memory, say: so a sample is left out only after it has killed twice when it was alone.
 """
 
@@ -16,7 +16,7 @@ from capfilt.cluster.worker_pool import Job, Resources, spread
 from capfilt.data import shards
 from capfilt.runs import quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
-from capfilt.runs.metrics import Told
+from capfilt.runs.metrics import ShardReport
 
 TRIES = 2
 """How often a shard of such a job may kill its worker before the hunt begins, and a sample when it is alone."""
@@ -25,14 +25,14 @@ _FRUITLESS = 3  # hunts without a catch after which the shard itself has failed
 
 
 @dataclass(frozen=True)
-class Divisible:
+class Splittable:
     """What a job's `open` answers with if it can do a part of an item."""
 
-    whole: Callable[[str], Told]
+    whole: Callable[[str], ShardReport]
     part: Callable[[str, int, int], int]
     """Do samples [start, stop) of the item as always, keep nothing, and return how many samples there are in all."""
 
-    def __call__(self, item: str) -> Told:
+    def __call__(self, item: str) -> ShardReport:
         return self.whole(item)
 
 
@@ -61,7 +61,7 @@ def version_of(identity: str, stat: Mapping[str, Any]) -> str:
     return fingerprint(identity, stat)
 
 
-class Hunt:
+class Bisection:
     """What is known of the deadly items of one stage."""
 
     def __init__(self, session: Session, job: Any, ledger: Ledger, resources: Resources):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from capfilt.data import shards
 from capfilt.runs.ledger import Completion, Input, Ledger
 from capfilt.runs.progress import Progress
-from capfilt.storage.paths import together
+from capfilt.storage.paths import map_concurrent
 
 
 def changed(
@@ -33,7 +33,7 @@ def changed(
         return gone
     show.say(f"{label}: {len(moved)} shards have another time of writing and the same size; reading them to compare")
     places = [urls[name] for name in moved]
-    for name, now in zip(moved, together(shards.input_now, places, shards.on_a_store(places)), strict=True):
+    for name, now in zip(moved, map_concurrent(shards.input_now, places, shards.on_a_store(places)), strict=True):
         if same(done[name].input, now):
             ledger.renew(replace(done[name], input=replace(now, version=stats[urls[name]]["version"])))
         else:

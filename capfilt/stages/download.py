@@ -23,8 +23,8 @@ from capfilt.data import shards
 from capfilt.download import fetch, placeholders, plans, url_lists
 from capfilt.download.fetch import Layout, PictureConfig
 from capfilt.download.finalize import settle
-from capfilt.download.http.client import Fence, Limits
-from capfilt.download.http.politeness import Manners, Visitor, agent
+from capfilt.download.http.client import Limits, SafeHttpClient
+from capfilt.download.http.politeness import Politeness, Visitor, agent
 from capfilt.download.plans import Pass
 from capfilt.download.url_lists import Columns
 from capfilt.errors import RunError, ShortfallError
@@ -62,7 +62,7 @@ class DownloadConfig(Columns, PictureConfig):
     user_agent_token: str = Field(default="capfilt", pattern=r"^[A-Za-z_-]+$")
     """A name to which robots.txt and X-Robots-Tag may speak, beside `capfilt`."""
     limits: Limits = Limits()
-    manners: Manners = Manners()
+    manners: Politeness = Politeness()
     thread_count: int = Field(default=64, ge=1, le=1024)
     """Connections that one worker has open at once."""
 
@@ -107,7 +107,7 @@ class DownloadJob(Config):
         fetch.load_img2dataset()
         config = self.config
         token = config.user_agent_token
-        fence = Fence(config.limits, agent(config.manners.contact, token))
+        fence = SafeHttpClient(config.limits, agent(config.manners.contact, token))
         refused = frozenset(directive.strip().lower() for directive in config.disallowed_header_directives)
         visitor = Visitor(fence, self.ticket.connect(), config.manners, config.robots, refused, token)
         return lambda shard: self.shard(shard, visitor)

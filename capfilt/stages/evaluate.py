@@ -11,7 +11,7 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.errors import RecipeError
-from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, Judged, examine, truths
+from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, ScoredTexts, examine, truths
 from capfilt.inference.captioners.local import check_prompt
 from capfilt.inference.device import Compute
 from capfilt.inference.roles import preprocess_for, tokenizer_for
@@ -94,7 +94,7 @@ def filter_figures(named: Mapping[str, str], folder: Place, score: str, threshol
 
     Without a threshold (a policy that ranks only) there is nothing to say of what it keeps.
     """
-    judged = Judged()
+    judged = ScoredTexts()
     for name, url in named.items():
         known = truths(url)
         if not known:

@@ -17,15 +17,15 @@ from capfilt.errors import RunError, ShortfallError, UsageError
 from capfilt.runs import lock, metrics, quarantine, stage_status
 from capfilt.runs.forks import FORK
 from capfilt.runs.ledger import Completion, Ledger
-from capfilt.runs.metrics import Told
+from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
 from capfilt.stages import contents
-from capfilt.stages.bisect import TRIES, Hunt
+from capfilt.stages.bisect import TRIES, Bisection
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
-from capfilt.storage.paths import Place, Remote, together
+from capfilt.storage.paths import Place, Remote, map_concurrent
 
 
 class StageJob(Protocol):
@@ -44,11 +44,11 @@ class StageJob(Protocol):
         job commits what it read (`shards.Digest`), and the item is done as long as the same bytes lie there.
         """
 
-    def open(self) -> Callable[[str], str | Told]:
+    def open(self) -> Callable[[str], str | ShardReport]:
         """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line,
-        or a `Told` that also says where the time went.
+        or a `ShardReport` that also says where the time went.
 
-        With `divisible = True` in the job the answer is a `hunt.Divisible`, and a sample that kills is found.
+        With `divisible = True` in the job the answer is a `hunt.Splittable`, and a sample that kills is found.
         """
 
 
@@ -73,7 +73,7 @@ def run_stage(
         session.report([metrics.queued(job.name, len(todo))])
     failures: dict[str, str] = {}
     pace = stage_status.Pace(ledger)
-    hunt = Hunt(session, job, ledger, resources)
+    hunt = Bisection(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
         line.resume(count.num)
         pending = list(todo)
@@ -81,7 +81,7 @@ def run_stage(
             deadly: list[str] = []
             for end in spread(session, job, pending, resources, TRIES if hunt.divisible else 3):
                 write_guard.confirm(ledger.path)
-                name, error, told = todo[end.item], end.error, Told.of(end.result)
+                name, error, told = todo[end.item], end.error, ShardReport.of(end.result)
                 if end.deaths and hunt.worthwhile(end.item):
                     deadly.append(end.item)
                     continue
@@ -115,7 +115,7 @@ def _raise_failed(label: str, failures: Mapping[str, str], total: int) -> None:
 def identities(job: StageJob, items: Mapping[str, str]) -> dict[str, str]:
     """The fingerprint of every item by its name; of those on a store many are asked for at once."""
     remote = isinstance(job.out, Remote) or any("://" in item for item in items.values())
-    return dict(zip(items, together(job.identity, items.values(), remote), strict=True))
+    return dict(zip(items, map_concurrent(job.identity, items.values(), remote), strict=True))
 
 
 class _Count:
@@ -131,7 +131,7 @@ class _Count:
         """
         there = self.ledger.begun()
         begun = [name for name in self.identities if name in there]
-        looked = together(self._completion, begun, isinstance(self.ledger.path, Remote))
+        looked = map_concurrent(self._completion, begun, isinstance(self.ledger.path, Remote))
         done = {name: found for name, found in zip(begun, looked, strict=True) if found is not None}
         if inputs:
             for name in contents.changed(self.ledger, done, inputs, show, label):

@@ -37,10 +37,10 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.count_pairs import contents_of, count_rows
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Place, Remote, listing, remove_all
 from capfilt.training.checkpoints.states import STATES
-from capfilt.training.config import OF_NO_WEIGHT
+from capfilt.training.config import EXECUTION_FIELDS
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 from capfilt.training.frozen_features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
@@ -107,7 +107,7 @@ def identity(job: TrainJob, contents: Mapping[str, str]) -> str:
     """The fingerprint of what a training ends with: its settings, what it starts from and what it reads, of which
     `contents` has the sha256 by the shards' urls."""
     elsewhere = dict.fromkeys(("out", "start", "sources", "tokenizer", "rows", "execution", "compute"), True)
-    settings = job.model_dump(mode="json", exclude={**elsewhere, "train": OF_NO_WEIGHT})
+    settings = job.model_dump(mode="json", exclude={**elsewhere, "train": EXECUTION_FIELDS})
     settings["train"]["features"] = bool(job.train.features)  # not where they lie
     settings["train"]["precision"] = job.compute.precision  # a training may go on on another kind of device
     settings["initial"] = {tower: known_by(source) for tower, source in settings["initial"].items()}
@@ -121,7 +121,7 @@ def identity(job: TrainJob, contents: Mapping[str, str]) -> str:
 
 def known_by(source: str | None) -> object:
     """A checkpoint by its weights, wherever it lies; one of the hub by its name."""
-    file = files.weights_file(at_hand(source)) if source is not None else None
+    file = files.weights_file(local_copy(source)) if source is not None else None
     return source if file is None else [sha256_file(part) for part in files.parts(file)]
 
 

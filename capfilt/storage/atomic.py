@@ -65,7 +65,7 @@ def _part() -> str:
     return f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def share(source: Place, target: Place) -> None:
+def link_or_copy(source: Place, target: Place) -> None:
     """Make `target` the same file as `source` by a link, or where links do not reach a copy with its times.
 
     No file of a run is ever written in place, so the two cannot change each other. A file of another user is copied:
@@ -111,7 +111,7 @@ def _linked(source: Path, target: Path, known: os.stat_result) -> bool:
 
 
 @contextmanager
-def filled(folder: Place) -> Iterator[Path]:
+def staging_folder(folder: Place) -> Iterator[Path]:
     """A folder of this machine for what writes into paths only: `folder` itself, or for one on a store an empty one,
     whose files are sent there when the block ends, and never where it raises.
     """
@@ -122,7 +122,7 @@ def filled(folder: Place) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
         for path in sorted(Path(scratch).iterdir()):
-            share(path, folder / path.name)
+            link_or_copy(path, folder / path.name)
 
 
 def sweep(folder: Place, over: bool = False) -> int:

@@ -24,7 +24,7 @@ KEPT_DAYS = 7
 _THIS_PROCESS = uuid.uuid4().hex
 
 
-def at_hand(where: str | Path | Remote) -> Path:
+def local_copy(where: str | Path | Remote) -> Path:
     """What lies at a place as a path of this machine: its own, or that of a copy of what a store has there.
 
     Copied is an object, or the objects of a folder and none below; once a machine, for as long as the store tells the

@@ -373,7 +373,7 @@ def table_source(where: Path | Remote) -> Path | BinaryIO:
     return io.BytesIO(where.read_bytes()) if isinstance(where, Remote) else safe_paths.check_file(where)
 
 
-def together(function: Callable[[T], R], items: Iterable[T], remote: bool) -> Iterator[R]:
+def map_concurrent(function: Callable[[T], R], items: Iterable[T], remote: bool) -> Iterator[R]:
     """The function's answers in order; with `remote`, where each waits for a store, many are asked at once."""
     if not remote:
         yield from map(function, items)

@@ -23,7 +23,7 @@ STORE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Fence:
+class WriteGuard:
     """One run folder and the lock under which this command works on it; can be pickled."""
 
     folder: Place
@@ -48,20 +48,20 @@ class Fence:
         return data.startswith(self.owner) and not self.successor.is_file()
 
 
-_fences: dict[Fence, float] = {}  # and when a lock on a store was last seen to hold, in monotonic seconds
+_fences: dict[WriteGuard, float] = {}  # and when a lock on a store was last seen to hold, in monotonic seconds
 
 
-def raise_fences(fences: Iterable[Fence]) -> None:
+def raise_fences(fences: Iterable[WriteGuard]) -> None:
     """Have what this process writes checked against these locks from now on."""
     _fences.update(dict.fromkeys(fences, float("-inf")))
 
 
-def lower(fence: Fence) -> None:
+def lower(fence: WriteGuard) -> None:
     """Check no more: the lock was let go."""
     _fences.pop(fence, None)
 
 
-def raised() -> tuple[Fence, ...]:
+def raised() -> tuple[WriteGuard, ...]:
     """The fences of this process, for its workers."""
     return tuple(_fences)
 

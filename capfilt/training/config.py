@@ -20,7 +20,7 @@ from capfilt.storage.paths import Place
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 from capfilt.training.optimizer import OptimizerConfig
 
-OF_NO_WEIGHT: dict[str, Any] = {
+EXECUTION_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("precision", "recompute", "checkpoint_every", "checkpoints", "skips", "log_every"), True),
     "loader": {"decoders": True},
 }

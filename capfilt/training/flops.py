@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Architecture, build
-from capfilt.objectives.collectives import alone, ranks
+from capfilt.objectives.collectives import alone, world_size
 from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import learner_of
+from capfilt.objectives.tasks.blip2 import pretraining_of
 from capfilt.training.config import TrainJob
 
 PEAKS = {
@@ -40,7 +40,7 @@ class Speed:
         self.peak = None if job.train.features else peak_flops(gpu, job.compute.dtype)
         self.flops = 0
         if self.peak:  # counting takes seconds
-            pairs = job.train.loader.batch_size // ranks()
+            pairs = job.train.loader.batch_size // world_size()
             self.flops = step_flops(job.architecture, job.train.objectives, pairs, job.train.loader.max_length)
 
     def figures(self, steps: int, seconds: float) -> dict[str, float]:
@@ -59,7 +59,7 @@ def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
 def step_flops(architecture: Architecture, objectives: ObjectivesConfig, pairs: int, tokens: int) -> int:
     """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
     with torch.device("meta"):
-        learner = learner_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
+        learner = pretraining_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
     with FakeTensorMode(allow_non_fake_inputs=True), alone():
         learner.to_empty(device="cpu")
         size = architecture.vision.image_size

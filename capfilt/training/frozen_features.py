@@ -55,7 +55,7 @@ def prepare(
     tower = fingerprint_of(model)
     known = contents or shards.known_apart(shards.stats(urls))
     files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
-    share = sorted(files)[data_parallel.rank() :: data_parallel.ranks()]
+    share = sorted(files)[data_parallel.rank() :: data_parallel.world_size()]
     mine = [url for url in share if not files[url].is_file()]
     model.vision.to(device)
     for done, url in enumerate(mine):
@@ -85,5 +85,5 @@ def look(model: Blip2, url: str, device: torch.device) -> Iterator[tuple[list[st
     with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
     for batch in pictures(with_text, BATCH, model.config.vision.image_size):
         if batch.samples:
-            seen = model.see(batch.on(device)).to(FORMATS[model.config.frozen])
+            seen = model.encode_frozen(batch.on(device)).to(FORMATS[model.config.frozen])
             yield [sample.uid for sample in batch.samples], seen

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capfilt.data.loading.loader import Batch
 from capfilt.errors import ModelError
-from capfilt.objectives.collectives import summed
+from capfilt.objectives.collectives import all_reduce_sum
 from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm
 from capfilt.storage import documents
 from capfilt.storage.append_log import Journal, append
@@ -30,7 +30,7 @@ from capfilt.training.flops import Speed
 
 LOG, NOT_FINITE = "log.jsonl", "not_finite.json"
 
-Told = Callable[[dict[str, Any]], None]
+OnLog = Callable[[dict[str, Any]], None]
 """Gets each line of the log as it is written: where other meters connect."""
 
 
@@ -41,7 +41,7 @@ class StepLog:
     """
 
     def __init__(
-        self, path: Place, config: TrainConfig, done: int = 0, speed: Speed | None = None, on_line: Told | None = None
+        self, path: Place, config: TrainConfig, done: int = 0, speed: Speed | None = None, on_line: OnLog | None = None
     ):
         self.path, self.config, self.speed, self.on_line = path, config, speed, on_line
         self.alarm = Alarm(config.steps)
@@ -113,7 +113,7 @@ class StepLog:
         self.spoilt = []
         self._write_if_due(step + 1, lr)
 
-    def leave_out(self, step: int, batch: Batch, lr: float) -> None:
+    def skip_step(self, step: int, batch: Batch, lr: float) -> None:
         """Count a step that was not taken because its gradients are not finite.
 
         Raises:
@@ -194,7 +194,7 @@ def mean(figures: list[Tensor]) -> list[float]:
     """The means over ranks."""
     if not figures:
         return []
-    return (summed(torch.stack([figure.float() for figure in figures])) / data_parallel.ranks()).tolist()
+    return (all_reduce_sum(torch.stack([figure.float() for figure in figures])) / data_parallel.world_size()).tolist()
 
 
 class _Wait:

@@ -22,30 +22,30 @@ from capfilt.errors import ModelError
 from capfilt.models import Blip2Config, Model, build
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
-from capfilt.objectives.tasks.blip2 import AnyLearner, learner_of
+from capfilt.objectives.tasks.blip2 import Pretraining, pretraining_of
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.storage import documents
 from capfilt.storage.paths import Place
 from capfilt.training import frozen_features
 from capfilt.training.checkpoints import states as checkpoint
 from capfilt.training.checkpoints.states import States
-from capfilt.training.config import OF_NO_WEIGHT, TrainConfig, TrainJob
+from capfilt.training.config import EXECUTION_FIELDS, TrainConfig, TrainJob
 from capfilt.training.deterministic import deterministic
 from capfilt.training.distributed import data_parallel, fsdp
 from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import Speed
-from capfilt.training.log import LOG, StepLog, Told
+from capfilt.training.log import LOG, OnLog, StepLog
 from capfilt.training.optimizer import learning_rate, make_optimizer
 
 __all__ = ["LOG", "TrainConfig", "TrainJob", "train"]
 
 LEFT_BESIDE = {"keep_momentum": True, "keep_best": True}
 """What TrainConfig says of what is left beside the model: of no weight either."""
-OF_PACE = {"steps": True, "optimizer": True}
+FORKABLE_FIELDS = {"steps": True, "optimizer": True}
 """What a fork may answer otherwise, and nobody else: how far a training goes, and how its steps are taken."""
 
 
-def train(job: TrainJob, on_line: Told | None = None) -> None:
+def train(job: TrainJob, on_line: OnLog | None = None) -> None:
     """Train to the end, from the newest state if there is one, and leave the model in its folder.
 
     `on_line` gets each line of the log, in the process that writes it.
@@ -55,7 +55,7 @@ def train(job: TrainJob, on_line: Told | None = None) -> None:
         _train(job, device, on_line)
 
 
-def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
+def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     tokenizer = job.load_tokenizer()
     model = initial_model(job, len(tokenizer))
     documents.make_folder(job.out)
@@ -67,7 +67,7 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
         job.architecture.vision.image_size,
         job.seed,
         data_parallel.rank(),
-        data_parallel.ranks(),
+        data_parallel.world_size(),
         counted.get("rows"),
         frozen_features.prepare(model, job.sources, job.features_folder, job.out, device, counted.get("contents"))
         if job.train.features
@@ -75,10 +75,10 @@ def _train(job: TrainJob, device: torch.device, on_line: Told | None) -> None:
     )
     loader.pinned = device.type == "cuda"
     model.vision.recompute = job.train.recompute
-    learner = learner_of(model, job.train.objectives, loader.prompt_tokens)
+    learner = pretraining_of(model, job.train.objectives, loader.prompt_tokens)
     if learner.momentum is not None and job.train.objectives.momentum_from == "start":
         assert job.start is not None, "whoever reads a recipe asks for a start"
-        checkpoint.take_up_momentum(learner.momentum, job.start)
+        checkpoint.load_momentum(learner.momentum, job.start)
     learner.to(device)
     gradients = Gradients(learner, job.execution, device, job.compute.dtype)
     optimizer = make_optimizer(learner, job.train.optimizer)
@@ -106,7 +106,7 @@ def origins(job: TrainJob) -> list[Place]:
 
 def leave(
     job: TrainJob,
-    learner: AnyLearner,
+    learner: Pretraining,
     optimizer: torch.optim.AdamW,
     tokenizer: Tokenizer,
     states: States,
@@ -141,12 +141,12 @@ def identity(job: TrainJob, tokenizer: Tokenizer, loader: Loader, model: Model) 
     """What makes two trainings one and the same, part by part. No path is in it, so that a run folder can be moved,
     and nothing of how the steps are computed."""
     walked = [(shards.name(url), loader.order.rows[url]) for urls, _ in loader.order.sources for url in urls]
-    settings = job.train.model_dump(mode="json", exclude=OF_NO_WEIGHT | LEFT_BESIDE | OF_PACE)
+    settings = job.train.model_dump(mode="json", exclude=EXECUTION_FIELDS | LEFT_BESIDE | FORKABLE_FIELDS)
     return {
         "architecture": digest(job.architecture),
         # Not where features lie, and the format that was chosen.
         "settings": fingerprint({**settings, "features": bool(job.train.features), "precision": job.compute.precision}),
-        checkpoint.PACE: fingerprint(job.train.model_dump(mode="json", include=OF_PACE)),
+        checkpoint.PACE: fingerprint(job.train.model_dump(mode="json", include=FORKABLE_FIELDS)),
         "seed": str(job.seed),
         "data": fingerprint(walked, [source.repeat for source in job.sources]),
         "vocabulary": fingerprint(tokenizer.identity),
@@ -178,7 +178,7 @@ def initial_model(job: TrainJob, vocabulary: int) -> Model:
         initialise(model, job.initial.vision, job.initial.text, job.initial.language)
         return model
     if isinstance(job.architecture, Blip2Config):
-        model = store.grown(job.start, job.architecture)
+        model = store.load_extended(job.start, job.architecture)
         initialise(model, language=job.initial.language)
         return model
     return store.load(job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size)
@@ -202,16 +202,16 @@ def run_steps(
         lr = learning_rate(config.optimizer, step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images, ids, mask, groups = (
-            x.to(device, non_blocking=True) for x in (batch.images, batch.ids, batch.mask, batch.groups)
+        images, ids, mask, image_ids = (
+            x.to(device, non_blocking=True) for x in (batch.images, batch.ids, batch.mask, batch.image_ids)
         )
-        losses, figures = gradients.of((images, ids, mask, groups), step / config.steps)
+        losses, figures = gradients.of((images, ids, mask, image_ids), step / config.steps)
         norm = gradients.clip(config.optimizer.clip)
         if bool(norm.isfinite()):
             optimizer.step()
             log.add(step, losses | figures | {"grad_norm": norm}, batch.unreadable, lr)
         else:
-            log.leave_out(step, batch, lr)
+            log.skip_step(step, batch, lr)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             states.save(gradients.learner, optimizer, step + 1, log.mean_loss())
             log.unsaved = states.failed

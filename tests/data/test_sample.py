@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from capfilt.data.sample import Fault, Sample, is_text, leave_out
+from capfilt.data.sample import Fault, Sample, is_text, skip_positions
 
 
 def sample(**meta):
@@ -89,5 +89,5 @@ def test_samples_and_faults_are_frozen():
 
 def test_what_is_left_out_is_a_fault_in_its_place():
     items = [sample(), Fault("a", "no image"), dataclasses.replace(sample(), key="b")]
-    assert list(leave_out(items, {2: "it kills"})) == [*items[:2], Fault("b", "it kills")]
-    assert list(leave_out(items, {})) == items
+    assert list(skip_positions(items, {2: "it kills"})) == [*items[:2], Fault("b", "it kills")]
+    assert list(skip_positions(items, {})) == items

@@ -22,10 +22,10 @@ from PIL import Image
 from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.download import fetch, plans
-from capfilt.download.fetch import Gate, Layout, PictureConfig, installed, load_img2dataset
+from capfilt.download.fetch import ImageCheck, Layout, PictureConfig, installed, load_img2dataset
 from capfilt.download.finalize import settle
-from capfilt.download.http.client import Fence, Limits
-from capfilt.download.http.politeness import Manners, Visitor
+from capfilt.download.http.client import Limits, SafeHttpClient
+from capfilt.download.http.politeness import Politeness, Visitor
 from capfilt.download.url_lists import Columns, find
 from capfilt.runs.tally import Tally
 
@@ -44,8 +44,8 @@ class Nobody:
 
 
 def visitor(**limits: Any) -> Visitor:
-    fence = Fence(Limits(allow_private=("127.0.0.0/8",), **limits), "tester/1")
-    return Visitor(fence, Nobody(), Manners(deadline=5), False, frozenset(), "capfilt")
+    fence = SafeHttpClient(Limits(allow_private=("127.0.0.0/8",), **limits), "tester/1")
+    return Visitor(fence, Nobody(), Politeness(deadline=5), False, frozenset(), "capfilt")
 
 
 def run(rows: pa.Table, folder: Path, config: PictureConfig, size: int = 10) -> tuple[list[Path], Tally]:
@@ -235,7 +235,7 @@ def encoded(picture: Image.Image, form: str, **settings: Any) -> io.BytesIO:
 
 
 def error(stream: io.BytesIO, **config: Any) -> str:
-    answer = Gate(PictureConfig(**config))(stream)
+    answer = ImageCheck(PictureConfig(**config))(stream)
     assert answer[:5] == (None,) * 5
     assert answer[5] is not None
     return answer[5]
@@ -244,9 +244,9 @@ def error(stream: io.BytesIO, **config: Any) -> str:
 class TestGate:
     def test_bytes_pass_as_they_are_with_their_size(self, hostile_kind: Any) -> None:
         data = hostile_kind.jpeg()
-        assert Gate(PictureConfig())(io.BytesIO(data)) == (data, 80, 64, 80, 64, None)
+        assert ImageCheck(PictureConfig())(io.BytesIO(data)) == (data, 80, 64, 80, 64, None)
         frames = hostile_kind.animation()
-        assert Gate(PictureConfig())(io.BytesIO(frames)) == (frames, 40, 30, 40, 30, None)
+        assert ImageCheck(PictureConfig())(io.BytesIO(frames)) == (frames, 40, 30, 40, 30, None)
 
     def test_pixels_are_counted_before_any_is_decoded(self, hostile_kind: Any) -> None:
         """50,000 x 50,000 pixels would be 7.5 GB; the resizer, which is not there, is never asked."""
@@ -265,16 +265,16 @@ class TestGate:
         picture = Image.new("RGB", (50, 40), "red")
         for form in ("JPEG", "PNG", "GIF", "WEBP"):
             data = encoded(picture, form).getvalue()
-            assert Gate(PictureConfig())(io.BytesIO(data))[5] is None, form
+            assert ImageCheck(PictureConfig())(io.BytesIO(data))[5] is None, form
             # Of a WebP Pillow reads all before it tells the size.
             assert error(io.BytesIO(data[:-12])).startswith("broken-image" if form == "WEBP" else "truncated"), form
-        assert Gate(PictureConfig())(io.BytesIO(hostile_kind.jpeg() + b"a camera's own"))[5] is None
+        assert ImageCheck(PictureConfig())(io.BytesIO(hostile_kind.jpeg() + b"a camera's own"))[5] is None
 
     def test_sides(self) -> None:
         picture = encoded(Image.new("RGB", (100, 20)), "PNG")
         assert error(picture, min_image_size=21).startswith("too-small: 100 x 20")
         assert error(picture, max_aspect_ratio=4.9).startswith("too-narrow: 100 x 20")
-        assert Gate(PictureConfig(min_image_size=20, max_aspect_ratio=5))(picture)[5] is None
+        assert ImageCheck(PictureConfig(min_image_size=20, max_aspect_ratio=5))(picture)[5] is None
 
     @pytest.mark.parametrize(
         ("size", "config", "said"),
@@ -302,7 +302,7 @@ class TestGate:
         load_img2dataset()
         config = PictureConfig(resize_mode=mode, image_size=24, resize_only_if_bigger=larger)
         for size in ((1, 300), (300, 2), (20, 20), (25, 24), (40, 31)):
-            gate = Gate(config, None if mode == "no" else fetch._resizer(config))
+            gate = ImageCheck(config, None if mode == "no" else fetch._resizer(config))
             _, width, height, *_, trouble = gate(encoded(Image.new("RGB", size), "PNG"))
             assert trouble is None
             assert width is not None
@@ -319,7 +319,7 @@ class TestGate:
         """img2dataset leaves the one on its side and clips the other to white."""
         load_img2dataset()
         config = PictureConfig(resize_mode="border", image_size=32, encode_format="png", encode_quality=1)
-        gate = Gate(config, fetch._resizer(config))
+        gate = ImageCheck(config, fetch._resizer(config))
         turned = Image.new("RGB", (60, 30), "red")
         turned.paste("blue", (0, 0, 30, 30))  # the left half as stored, the upper half when upright
         exif = Image.Exif()
@@ -344,6 +344,6 @@ class TestGate:
             seen.append(stream.read())
             return None, None, None, None, None, "seen"
 
-        gate = Gate(PictureConfig(resize_mode="border"), resizer)
+        gate = ImageCheck(PictureConfig(resize_mode="border"), resizer)
         assert gate(io.BytesIO(hostile_kind.jpeg()))[5] == "seen"
         assert seen == [hostile_kind.jpeg()]

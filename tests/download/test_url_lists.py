@@ -247,9 +247,10 @@ def test_a_long_list_is_read_in_little_memory(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from capfilt.data import list_formats, lists
-from capfilt.data.lists import Columns
-rows = sum(table.num_rows for table in lists.tables(lists.find([sys.argv[1]])[0], Columns(caption_col="text"), {}, []))
+from capfilt.download import list_formats, url_lists
+from capfilt.download.url_lists import Columns
+source = url_lists.find([sys.argv[1]])[0]
+rows = sum(table.num_rows for table in url_lists.tables(source, Columns(caption_col="text"), {}, []))
 print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     peaks = {}

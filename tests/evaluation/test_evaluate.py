@@ -14,7 +14,7 @@ from capfilt.data.synthetic.world import WorldConfig, write
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError
 from capfilt.evaluation import evaluate
-from capfilt.evaluation.evaluate import EvaluateConfig, HeldOut, Judged
+from capfilt.evaluation.evaluate import EvalSet, EvaluateConfig, ScoredTexts
 from capfilt.evaluation.metrics import matching, retrieval
 from capfilt.inference.filters.fusion import Filter
 from capfilt.models import Blip
@@ -44,7 +44,7 @@ def read(folder: Path) -> Iterator[Sample]:
             yield item
 
 
-def look(model: Blip, data: Path, batch_size: int = 4) -> HeldOut:
+def look(model: Blip, data: Path, batch_size: int = 4) -> EvalSet:
     return evaluate.look(model, shards.expand(str(data / "test")), batch_size, CPU)
 
 
@@ -56,7 +56,7 @@ def same(told: dict[str, Any], wanted: Any) -> None:
     assert flat[0] == pytest.approx(flat[1], abs=1e-6)
 
 
-def naive_scores(model: Blip, held: HeldOut) -> tuple[np.ndarray, np.ndarray]:
+def naive_scores(model: Blip, held: EvalSet) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and P(match) of every image with every text, one pair at a time."""
     judge = Filter(model, TOKENIZER)
     pairs = [
@@ -163,7 +163,7 @@ def test_a_dropped_web_text_is_not_judged_in_a_cleaned_shard(model: Blip, data: 
         meta = {**sample.meta, "captions": captions}
         cleaned.append(Sample(sample.key, sample.image, sample.extension, "a red circle", meta))
     shards.write(tmp_path / "0.tar", cleaned)
-    judged = Judged()
+    judged = ScoredTexts()
     for batch in evaluate.seen(model, [str(tmp_path / "0.tar")], 16, CPU):
         judged.ask(Filter(model, TOKENIZER), "itm", batch)
     assert len(judged.scores) == 30

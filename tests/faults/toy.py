@@ -30,7 +30,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
-from capfilt.stages.bisect import Divisible, version_of
+from capfilt.stages.bisect import Splittable, version_of
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import Place, place
 
@@ -53,9 +53,9 @@ class Toy(Config):
     def identity(self, item: str) -> str:
         return fingerprint(shards.stat(item))
 
-    def open(self) -> Divisible:
+    def open(self) -> Splittable:
         (self.pids / str(os.getpid())).touch()
-        return Divisible(self.whole, self.part)
+        return Splittable(self.whole, self.part)
 
     def whole(self, url: str) -> str:
         name, ledger, identity = shards.name(url), Ledger(self.out, self.name), self.identity(url)

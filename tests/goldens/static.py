@@ -128,7 +128,7 @@ def _configs() -> dict[str, type]:
     from capfilt.data.images.preprocess import Preprocess
     from capfilt.data.policy import PolicyConfig, Rule
     from capfilt.download.http.client import Limits
-    from capfilt.download.http.politeness import Manners
+    from capfilt.download.http.politeness import Politeness
     from capfilt.download.plans import Pass
     from capfilt.evaluation.evaluate import EvaluateConfig
     from capfilt.models import Blip2Config, BlipConfig
@@ -150,7 +150,7 @@ def _configs() -> dict[str, type]:
         "blip": BlipConfig, "blip2": Blip2Config, "bootstrap": BootstrapConfig, "pretrain": PretrainConfig,
         "annotate": AnnotateConfig, "select": PolicyConfig, "evaluate": EvaluateConfig, "bench": BenchConfig,
         "download": Wishes, "options": CommandOptions, "resources": Resources, "rule": Rule, "pass": Pass,
-        "preprocess.json": Preprocess, "limits": Limits, "politeness": Manners, "train job": TrainJob,
+        "preprocess.json": Preprocess, "limits": Limits, "politeness": Politeness, "train job": TrainJob,
         "annotate job": AnnotateJob, "calibrate job": CalibrateJob, "select job": SelectJob, "world job": WorldJob,
         "download job": DownloadJob, "evaluate job": EvaluateJob, "language job": LanguageJob, "rows job": RowsJob,
     }  # fmt: skip
@@ -215,7 +215,7 @@ def state_dicts() -> str:
     from capfilt import presets
     from capfilt.models import build, read_architecture
     from capfilt.objectives.tasks.blip import ObjectivesConfig
-    from capfilt.training.loop import learner_of
+    from capfilt.training.loop import pretraining_of
 
     parts = []
     for name in presets.names("models"):
@@ -224,7 +224,7 @@ def state_dicts() -> str:
             parts.append(_collapsed(name, model))
             if "/tiny" in name:
                 losses = {"losses": {"lm": 1.0}} if name == "blip2/tiny-opt" else {}
-                learner = learner_of(model, ObjectivesConfig(queue=128, **losses), 0)
+                learner = pretraining_of(model, ObjectivesConfig(queue=128, **losses), 0)
                 parts.append(_collapsed(f"training of {name}", learner))
     return "".join(parts)
 

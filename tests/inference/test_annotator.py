@@ -16,7 +16,7 @@ from capfilt.inference.annotator import Annotator, Text, same_keys, same_vision
 from capfilt.inference.captioners.local import Captioner
 from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.generation.decode import DecodeConfig
-from capfilt.inference.timer import Clock
+from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip
 from capfilt.models.layers.bert import TextTransformer
 
@@ -26,7 +26,7 @@ UIDS = tuple(f"{i:032x}" for i in range(11))
 WEB = [["a red circle"], ["a red circle", "photo " * 40], [], [""], ["Photo!"], *(["a tan ring"] for _ in range(6))]
 
 
-def annotator(writer: Blip, judge: Blip, captions: int = 3, clock: Clock | None = None) -> Annotator:
+def annotator(writer: Blip, judge: Blip, captions: int = 3, clock: StageTimer | None = None) -> Annotator:
     tokenizer = Tokenizer.load("world")
     return Annotator(Captioner(writer, tokenizer, CONFIG, captions), Filter(judge, tokenizer, 16), clock)
 
@@ -115,14 +115,14 @@ class TestWorkIsDoneOnce:
         looks, keys = Counted(both.vision), []
         model = copy.deepcopy(both)
         model.vision = looks  # type: ignore[assignment]
-        project = TextTransformer.image_keys
+        project = TextTransformer.image_context
 
         def noted(self: TextTransformer, tokens: Tensor, role: str) -> object:
             keys.append(role)
             return project(self, tokens, role)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TextTransformer, "image_keys", noted)
+            patch.setattr(TextTransformer, "image_context", noted)
             engine = annotator(model, model, captions=4)
             found = engine.annotate(pixels, UIDS, WEB, 5, 1)
         assert engine.shared_vision
@@ -153,16 +153,16 @@ class TestWorkIsDoneOnce:
 class Counted(nn.Module):
     """Eyes that count; more pictures than there is room for run out of memory, as an accelerator does."""
 
-    def __init__(self, eyes: nn.Module, room: int = 1000, error: RuntimeError | None = None):
+    def __init__(self, vision_modules: nn.Module, room: int = 1000, error: RuntimeError | None = None):
         super().__init__()
-        self.eyes, self.room, self.error = eyes, room, error
+        self.vision_modules, self.room, self.error = vision_modules, room, error
         self.asked: list[int] = []
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         self.asked.append(len(images_B3SS))
         if len(images_B3SS) > self.room:
             raise self.error or torch.OutOfMemoryError("CUDA out of memory")
-        tokens: Tensor = self.eyes(images_B3SS)
+        tokens: Tensor = self.vision_modules(images_B3SS)
         return tokens
 
 
@@ -182,6 +182,6 @@ def test_out_of_memory_is_not_the_end(writer: Blip, judge: Blip, pixels: Tensor,
 
 
 def test_a_clock_sees_the_stages(writer: Blip, judge: Blip, pixels: Tensor) -> None:
-    clock = Clock(torch.device("cpu"))
+    clock = StageTimer(torch.device("cpu"))
     annotator(writer, judge, clock=clock).annotate(pixels, UIDS, WEB, 5, 1)
     assert set(clock.seconds) == {"vision", "caption", "score"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capfilt.errors import RunError
-from capfilt.inference.oom_backoff import Pieces
+from capfilt.inference.oom_backoff import OomBackoff
 
 CPU_SAYS = "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
 
@@ -35,11 +35,11 @@ def error(request: pytest.FixtureRequest) -> RuntimeError:
 
 @pytest.mark.parametrize("room", [1, 3, 4, 7, 64])
 def test_every_item_is_done_once_and_in_order(room: int, error: RuntimeError) -> None:
-    assert Pieces().run(Device(room, error), 37) == list(range(37))
+    assert OomBackoff().run(Device(room, error), 37) == list(range(37))
 
 
 def test_the_size_that_fitted_is_remembered_and_logged(error: RuntimeError, caplog: pytest.LogCaptureFixture) -> None:
-    device, pieces = Device(5, error), Pieces()
+    device, pieces = Device(5, error), OomBackoff()
     with caplog.at_level(logging.WARNING):
         pieces.run(device, 16)
     assert device.asked == [16, 8, 4, 4, 4, 4]
@@ -55,15 +55,15 @@ def test_the_size_that_fitted_is_remembered_and_logged(error: RuntimeError, capl
 
 def test_one_that_does_not_fit_alone_is_said(error: RuntimeError) -> None:
     with pytest.raises(RunError, match=r"one picture at a time .*take fewer captions"):
-        Pieces().run(Device(0, error), 3)
+        OomBackoff().run(Device(0, error), 3)
 
 
 def test_other_errors_are_not_swallowed() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Pieces().run(Device(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 3)
+        OomBackoff().run(Device(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 3)
 
 
 def test_nothing_to_do_asks_for_nothing() -> None:
     device = Device(1, RuntimeError(CPU_SAYS))
-    assert Pieces().run(device, 0) == []
+    assert OomBackoff().run(device, 0) == []
     assert device.asked == []

@@ -5,13 +5,13 @@ import threading
 import pytest
 import torch
 
-from capfilt.inference.timer import Clock, timed
+from capfilt.inference.timer import StageTimer, timed
 
 CPU = torch.device("cpu")
 
 
 def test_stages_add_up_across_threads() -> None:
-    clock, together = Clock(CPU), threading.Barrier(3)
+    clock, together = StageTimer(CPU), threading.Barrier(3)
 
     def work() -> None:
         with timed(clock, "decode"):
@@ -29,7 +29,7 @@ def test_stages_add_up_across_threads() -> None:
 
 
 def test_a_stage_that_fails_is_counted_and_fails() -> None:
-    clock = Clock(CPU)
+    clock = StageTimer(CPU)
     with pytest.raises(ZeroDivisionError), clock.stage("score"):
         raise ZeroDivisionError
     assert "score" in clock.seconds

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.collectives import gather, rank, ranks
+from capfilt.objectives.collectives import gather, rank, world_size
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.losses.itc_queries import itc_queries
-from capfilt.objectives.losses.itm import itm, own_partners
-from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import FirstStage
+from capfilt.objectives.losses.itm import itm, local_negatives
+from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
+from capfilt.objectives.tasks.blip2 import Blip2Stage1
 
 pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
 
@@ -42,12 +42,12 @@ def task(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) -> 
         "queues": [unit(Q, P) for _ in range(2)],
         "temperature": torch.tensor(0.07, dtype=torch.double),
         # ITC alone: nothing reaches the match head and the cross-attention.
-        "learner": Learner(small_blip(roles=("encoder",)), config),
+        "learner": BlipPretraining(small_blip(roles=("encoder",)), config),
         "batch": [torch.randn(B, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(B)],
         "matcher": small_blip(roles=("encoder",)).double(),
         "pairs": pairs_across_ranks(ids),
         "queries": [unit(B, 3, P), unit(B, P)],
-        "first_stage": FirstStage(small_blip2().double(), ObjectivesConfig(losses={"itc": 1.0, "lm": 1.0}, queue=0)),
+        "first_stage": Blip2Stage1(small_blip2().double(), ObjectivesConfig(losses={"itc": 1.0, "lm": 1.0}, queue=0)),
         "matcher of BLIP-2": small_blip2().double(),
     }
 
@@ -86,7 +86,7 @@ def test_alone_nothing_is_gathered() -> None:
     x = torch.randn(2, 3, requires_grad=True)
     assert torch.equal(gather(x), x)
     assert not gather(x).requires_grad
-    assert (rank(), ranks()) == (0, 1)
+    assert (rank(), world_size()) == (0, 1)
 
 
 def test_two_ranks_gather_in_their_order(answers: list[dict[str, Any]]) -> None:
@@ -139,7 +139,7 @@ def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answe
 
 def test_itc_of_queries_has_the_gradients_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     image, text, heat = (x.clone().requires_grad_() for x in (*task["queries"], task["temperature"]))
-    whole = itc_queries(image, text, heat, groups_B=task["pairs"]["groups"])
+    whole = itc_queries(image, text, heat, image_ids_B=task["pairs"]["groups"])
     whole.loss.backward()
     found = [answer["queries"] for answer in answers]
     torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, whole.loss.detach())
@@ -174,15 +174,15 @@ def test_itm_with_partners_of_all_ranks_has_the_gradients_of_one_process(
     """A rank's images collect gradients of every rank that took them for wrong ones."""
     model, case = copy.deepcopy(task[matcher]), task["pairs"]
     tokens = case["tokens"].clone().requires_grad_()
-    keys = model.image_keys(tokens, "encoder")
-    wrong = own_partners(case["ids"], case["mask"], keys, case["groups"], case["images"], case["texts"])
+    keys = model.image_context(tokens, "encoder")
+    wrong = local_negatives(case["ids"], case["mask"], keys, case["groups"], case["images"], case["texts"])
     assert wrong.image_is_wrong_B.tolist() == [False, *[True] * 7]
     # The mean over ranks weighs halves alike, though one of them leaves a pair out.
     losses = []
     for of in range(2):
         own = slice(of * B // 2, (of + 1) * B // 2)
         part = type(wrong)(
-            [(k[own], v[own]) for k, v in wrong.image_keys],
+            [(k[own], v[own]) for k, v in wrong.image_context],
             *(x[own] for x in wrong[1:]),  # type: ignore[index]
         )
         losses.append(itm(model, case["ids"][own], case["mask"][own], [(k[own], v[own]) for k, v in keys], part)[0])

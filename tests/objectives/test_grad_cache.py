@@ -11,9 +11,9 @@ from torch import Tensor
 
 from capfilt.errors import RecipeError
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.grad_cache import Draws, cannot, learn_in_pieces
-from capfilt.objectives.tasks.blip import Asked, Learner, ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import FirstStage, SecondStage
+from capfilt.objectives.grad_cache import Draws, backward_in_chunks, cannot
+from capfilt.objectives.tasks.blip import BlipPretraining, LossesAndMetrics, ObjectivesConfig
+from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2
 
 B = 8
 
@@ -29,14 +29,16 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images, ids, (ids != 0).long(), torch.tensor([0, 1, 2, 3, 4, 0, 5, 2])
 
 
-def learned(learner: Any, batch: tuple[Tensor, ...], pieces: int, steps: int = 2) -> tuple[Asked, dict[str, Tensor]]:
+def learned(
+    learner: Any, batch: tuple[Tensor, ...], pieces: int, steps: int = 2
+) -> tuple[LossesAndMetrics, dict[str, Tensor]]:
     """The last of a few steps, in pieces or (0) as a whole; the draws of negatives are the same ones."""
     learner = copy.deepcopy(learner).train()
     for number in range(steps):
         learner.zero_grad()
         torch.manual_seed(number)
         if pieces:
-            found = learn_in_pieces(learner, batch, 0.02, pieces, contextlib.nullcontext)  # type: ignore[arg-type]
+            found = backward_in_chunks(learner, batch, 0.02, pieces, contextlib.nullcontext)  # type: ignore[arg-type]
         else:
             found = learner(*batch, progress=0.02)
             learner.total(found[0]).backward()
@@ -44,7 +46,7 @@ def learned(learner: Any, batch: tuple[Tensor, ...], pieces: int, steps: int = 2
     return found, {**gradients, **{name: t for name, t in learner.state_dict().items() if "queue" in name}}
 
 
-def same(found: tuple[Asked, dict[str, Tensor]], wanted: tuple[Asked, dict[str, Tensor]]) -> None:
+def same(found: tuple[LossesAndMetrics, dict[str, Tensor]], wanted: tuple[LossesAndMetrics, dict[str, Tensor]]) -> None:
     for one, other in zip(found[0], wanted[0], strict=True):
         assert list(one) == list(other)
         torch.testing.assert_close(one, {n: t.detach() for n, t in other.items()}, atol=1e-6, rtol=1e-6)
@@ -74,14 +76,14 @@ def test_pieces_learn_what_the_batch_as_a_whole_does(
 ) -> None:
     torch.manual_seed(0)
     config = ObjectivesConfig(losses=losses, queue=16, momentum=0.5, **options)  # type: ignore[arg-type]
-    learner = Learner(small_blip(init_std=0.1), config, prompt=2)
+    learner = BlipPretraining(small_blip(init_std=0.1), config, prompt=2)
     same(learned(learner, batch, pieces), learned(learner, batch, 0))
 
 
 @pytest.mark.parametrize("share", ["none", "all"])
 def test_whatever_the_roles_share(small_blip: Callable[..., Blip], batch: tuple[Tensor, ...], share: str) -> None:
     torch.manual_seed(0)
-    learner = Learner(small_blip(init_std=0.1, share=share), ObjectivesConfig(queue=16))
+    learner = BlipPretraining(small_blip(init_std=0.1, share=share), ObjectivesConfig(queue=16))
     learner.model.vision.recompute = 1
     same(learned(learner, batch, 4), learned(learner, batch, 0))
 
@@ -89,14 +91,14 @@ def test_whatever_the_roles_share(small_blip: Callable[..., Blip], batch: tuple[
 @pytest.mark.parametrize("language", ["opt", "t5"])
 def test_the_second_stage_too(small_blip2: Callable[..., Blip2], batch: tuple[Tensor, ...], language: str) -> None:
     config = ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=0.0)
-    learner = SecondStage(small_blip2(language), config, prompt=2)
+    learner = Blip2Stage2(small_blip2(language), config, prompt=2)
     same(learned(learner, batch, 4), learned(learner, batch, 0))
 
 
 def test_plain_pieces_would_not(small_blip: Callable[..., Blip], batch: tuple[Tensor, ...]) -> None:
     """What is compared here is no triviality: contrast within each piece has other gradients."""
     torch.manual_seed(0)
-    learner = Learner(small_blip(init_std=0.1), ObjectivesConfig(losses={"itc": 1.0}, queue=0)).train()
+    learner = BlipPretraining(small_blip(init_std=0.1), ObjectivesConfig(losses={"itc": 1.0}, queue=0)).train()
     _, whole = learned(learner, batch, 0, steps=1)
     for own in (slice(0, 4), slice(4, 8)):
         losses, _ = learner(*(x[own] for x in batch), progress=0.02)
@@ -110,12 +112,12 @@ def test_a_piece_has_the_same_draws_both_times(small_blip: Callable[..., Blip], 
     """With dropout, what the towers carry back is the derivative of what they said: nudged, the loss moves by it."""
     torch.manual_seed(0)
     model = small_blip(init_std=0.1, dropout=0.3)
-    learner = Learner(model, ObjectivesConfig(losses={"itc": 1.0}, queue=0, momentum=1.0, alpha=0.0)).train()
+    learner = BlipPretraining(model, ObjectivesConfig(losses={"itc": 1.0}, queue=0, momentum=1.0, alpha=0.0)).train()
 
     def said() -> float:
         learner.zero_grad()
         torch.manual_seed(3)
-        losses, _ = learn_in_pieces(learner, batch, 0.0, 4, contextlib.nullcontext)  # type: ignore[arg-type]
+        losses, _ = backward_in_chunks(learner, batch, 0.0, 4, contextlib.nullcontext)  # type: ignore[arg-type]
         return float(losses["itc"])
 
     for weight in (model.text.layers[0].self_attention["encoder"].block.query.weight, model.vision.positions):  # type: ignore[union-attr,index]
@@ -146,8 +148,8 @@ def test_what_cannot_be_cut_says_why(
     assert cannot("blip2", True, plain) == ""
     assert "all queries with all texts" in cannot("blip2", False, plain)
     assert "images of other processes" in cannot("blip", False, all_ranks)
-    for learner in (FirstStage(small_blip2(), plain), Learner(small_blip(), all_ranks)):
+    for learner in (Blip2Stage1(small_blip2(), plain), BlipPretraining(small_blip(), all_ranks)):
         with pytest.raises(RecipeError, match="set micro_batches to 1"):
-            learn_in_pieces(learner, batch, 0.0, 2, contextlib.nullcontext)
+            backward_in_chunks(learner, batch, 0.0, 2, contextlib.nullcontext)
     with pytest.raises(RecipeError, match="has 8 pairs of a batch, which micro_batches 3 does not divide"):
-        learn_in_pieces(Learner(small_blip(), plain), batch, 0.0, 3, contextlib.nullcontext)
+        backward_in_chunks(BlipPretraining(small_blip(), plain), batch, 0.0, 3, contextlib.nullcontext)

@@ -11,7 +11,7 @@ from capfilt.models import Blip
 from capfilt.models.layers.bert import Share
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.momentum import Momentum
-from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
 
 MakeBlip = Callable[..., Blip]
 ITC = ObjectivesConfig(losses={"itc": 1.0}, queue=8, momentum=0.75, alpha=0.4, alpha_ramp=0.5)
@@ -72,14 +72,14 @@ class TestUpdate:
             torch.testing.assert_close(p, slow[name], atol=1e-6, rtol=1e-6)
 
     def test_comes_before_the_features_of_a_training_step(self, small_blip: MakeBlip) -> None:
-        learner = Learner(small_blip(), ITC).train()
+        learner = BlipPretraining(small_blip(), ITC).train()
         assert learner.momentum is not None
         old = copy_of(dict(learner.momentum.model.named_parameters()))
         with torch.no_grad():
             for p in learner.model.parameters():
                 p.add_(0.05 * torch.randn_like(p))
-        images, ids, mask, groups = batch(1)
-        learner(images, ids, mask, groups, progress=0.0)
+        images, ids, mask, image_ids = batch(1)
+        learner(images, ids, mask, image_ids, progress=0.0)
         online = dict(learner.model.named_parameters())
         for name, p in learner.momentum.model.named_parameters():
             torch.testing.assert_close(p, 0.75 * old[name] + 0.25 * online[name].detach(), atol=1e-6, rtol=1e-6)
@@ -89,7 +89,7 @@ class TestUpdate:
         torch.testing.assert_close(learner.momentum.queue_text[:4], text)
 
     def test_nothing_moves_outside_of_training(self, small_blip: MakeBlip) -> None:
-        learner = Learner(small_blip(), ITC).eval()
+        learner = BlipPretraining(small_blip(), ITC).eval()
         with torch.no_grad():
             learner.model.image_projection.weight.mul_(2)
         before = copy_of(learner.momentum.state_dict())  # type: ignore[union-attr]
@@ -134,13 +134,13 @@ class TestQueue:
         assert int(momentum.pointer) == 0
 
     def test_takes_a_step_s_features_after_its_loss(self, small_blip: MakeBlip) -> None:
-        learner = Learner(small_blip(), ITC).train()
+        learner = BlipPretraining(small_blip(), ITC).train()
         momentum = learner.momentum
         assert momentum is not None
         for step in range(3):
-            images, ids, mask, groups = batch(step)
+            images, ids, mask, image_ids = batch(step)
             queues = momentum.queue_image.clone(), momentum.queue_text.clone()
-            losses, _ = learner(images, ids, mask, groups, progress=0.25)
+            losses, _ = learner(images, ids, mask, image_ids, progress=0.25)
             wanted = itc(
                 learner.model.project_image(learner.model.encode_image(images)),
                 learner.model.project_text(learner.model.encode_text(ids, mask)),
@@ -153,7 +153,7 @@ class TestQueue:
             losses["itc"].backward()  # the queue may change under a graph that holds it
 
     def test_is_part_of_the_state(self, small_blip: MakeBlip) -> None:
-        learner, other = Learner(small_blip(), ITC).train(), Learner(small_blip(seed=9), ITC)
+        learner, other = BlipPretraining(small_blip(), ITC).train(), BlipPretraining(small_blip(seed=9), ITC)
         learner(*batch(0), progress=0.5)
         other.load_state_dict(learner.state_dict())
         for name in ("queue_image", "queue_text", "pointer"):

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from capfilt.objectives.collectives import gather, rank, ranks
+from capfilt.objectives.collectives import gather, rank, world_size
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.losses.itc_queries import itc_queries
-from capfilt.objectives.losses.itm import itm, partners_of_all
+from capfilt.objectives.losses.itm import global_negatives, itm
 from capfilt.training.distributed import data_parallel
 
 
@@ -57,7 +57,7 @@ def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
 def loss_of_queries(task: dict[str, Any], of: int) -> dict[str, Any]:
     """BLIP-2's ITC of this rank's half, and its gradients as they are before ranks are averaged."""
     image, text, heat = (x.requires_grad_() for x in (*(half(x, of) for x in task["queries"]), task["temperature"]))
-    pairs = itc_queries(image, text, heat, groups_B=half(task["pairs"]["groups"], of))
+    pairs = itc_queries(image, text, heat, image_ids_B=half(task["pairs"]["groups"], of))
     pairs.loss.backward()
     return {"loss": pairs.loss.detach(), "gradients": (image.grad, text.grad, heat.grad), "pairs": pairs[1:]}
 
@@ -83,15 +83,15 @@ def itm_of_all(task: dict[str, Any], of: int) -> dict[str, Any]:
     width = int(mask.sum(dim=1).max())
     ids, mask = ids[:, :width], mask[:, :width]
     tokens = half(case["tokens"], of).requires_grad_()
-    wrong = partners_of_all(
+    wrong = global_negatives(
         model, tokens, ids, mask, half(case["groups"], of), half(case["images"], of), half(case["texts"], of)
     )
-    loss, _ = itm(model, ids, mask, model.image_keys(tokens, "encoder"), wrong)
+    loss, _ = itm(model, ids, mask, model.image_context(tokens, "encoder"), wrong)
     loss.backward()
     for p in model.parameters():
         if p.grad is not None:
             dist.all_reduce(p.grad)
-            p.grad /= ranks()
+            p.grad /= world_size()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"width": width, "loss": loss.detach(), "tokens": tokens.grad, "gradients": gradients}
 
@@ -102,7 +102,7 @@ def main(of: int, folder: Path) -> None:
     )
     task = torch.load(folder / "task.pt", weights_only=False)
     answer = {
-        "who": (rank(), ranks()),
+        "who": (rank(), world_size()),
         "gathered": gather(torch.tensor([[of, of + 10]])),
         "features": loss_of_features(task, of),
         "learner": steps_of_learner(task, of),

@@ -112,8 +112,8 @@ class TestToTransformers:
         ours = store.load(trained).eval()
         pixels, ids, mask = asked(32)
         tokens = ours.encode_image(pixels)
-        logits = ours.decode(ids, mask, ours.image_keys(tokens, "decoder"))
-        match = ours.match(ours.fuse(ids, mask, ours.image_keys(tokens, "encoder")))
+        logits = ours.decode(ids, mask, ours.image_context(tokens, "decoder"))
+        match = ours.match(ours.fuse(ids, mask, ours.image_context(tokens, "encoder")))
         cosines = ours.project_image(tokens) @ ours.project_text(ours.encode_text(ids, mask)).T
 
         theirs = opened(hf.Captioner, captioner)
@@ -123,9 +123,9 @@ class TestToTransformers:
         close(theirs(ids, pixels, attention_mask=mask, use_itm_head=False).itm_score, cosines)
 
         back = store.load(store.find(str(captioner))).eval()
-        assert torch.equal(back.decode(ids, mask, back.image_keys(tokens, "decoder")), logits)
+        assert torch.equal(back.decode(ids, mask, back.image_context(tokens, "decoder")), logits)
         back = store.load(store.find(str(judge))).eval()
-        assert torch.equal(back.match(back.fuse(ids, mask, back.image_keys(tokens, "encoder"))), match)
+        assert torch.equal(back.match(back.fuse(ids, mask, back.image_context(tokens, "encoder"))), match)
         torch.testing.assert_close(back.temperature, ours.temperature)
 
     @torch.no_grad()

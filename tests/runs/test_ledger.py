@@ -15,7 +15,7 @@ import pytest
 from capfilt.errors import RunError
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.tally import Tally
-from capfilt.storage.atomic import PART, atomic, sha256_file, share, sweep, write_json
+from capfilt.storage.atomic import PART, atomic, link_or_copy, sha256_file, sweep, write_json
 
 
 def tally(num: int = 1) -> Tally:
@@ -254,7 +254,7 @@ def test_a_shard_that_is_withdrawn_is_to_be_done_again(tmp_path: Path) -> None:
 def test_share_links_and_replaces_what_was_there(tmp_path: Path) -> None:
     source, target = output(tmp_path / "a", b"new"), output(tmp_path / "deep/b", b"old")
     for _ in range(2):  # a link that replaces itself is none the less one file
-        share(source, target)
+        link_or_copy(source, target)
         assert target.stat().st_ino == source.stat().st_ino
         assert os.listdir(target.parent) == ["b"]
     with atomic(target) as file:
@@ -269,7 +269,7 @@ def test_where_links_do_not_reach_it_is_a_copy_of_the_same_age(tmp_path: Path, m
     monkeypatch.setattr(os, "link", elsewhere)
     source = output(tmp_path / "a")
     os.utime(source, (100, 100))
-    share(source, tmp_path / "b")
+    link_or_copy(source, tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"abc"
     assert (tmp_path / "b").stat().st_mtime == 100
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]

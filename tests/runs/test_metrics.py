@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from capfilt.runs import metrics
-from capfilt.runs.metrics import METRICS, TABLE, Reading, Told
+from capfilt.runs.metrics import METRICS, TABLE, Reading, ShardReport
 from capfilt.runs.tally import Tally
 
 TALLY = Tally(
@@ -45,7 +45,7 @@ def totals(readings: list[Reading], name: str, *labels: str) -> dict[tuple[str, 
 
 
 def test_a_shard_is_read_to_the_last_sample() -> None:
-    told = Told("6 images", {"read": 0.5, "vision": 2.0}, (4, 4, 2))
+    told = ShardReport("6 images", {"read": 0.5, "vision": 2.0}, (4, 4, 2))
     readings = list(metrics.of_shard("select", TALLY, told, 3.5))
     assert totals(readings, "capfilt_shards", "stage", "outcome") == {("select", "done"): 1}
     assert totals(readings, "capfilt_samples", "outcome") == {("kept",): 6, ("dropped",): 1, ("failed",): 3}
@@ -85,6 +85,8 @@ def test_what_a_log_line_lacks_is_left_out() -> None:
     assert share.value == 0.4
 
 
-@pytest.mark.parametrize(("said", "words"), [(None, ""), ("6 images", "6 images"), (Told("6 images"), "6 images")])
-def test_a_worker_may_say_little(said: Told | str | None, words: str) -> None:
-    assert Told.of(said) == Told(words)
+@pytest.mark.parametrize(
+    ("said", "words"), [(None, ""), ("6 images", "6 images"), (ShardReport("6 images"), "6 images")]
+)
+def test_a_worker_may_say_little(said: ShardReport | str | None, words: str) -> None:
+    assert ShardReport.of(said) == ShardReport(words)

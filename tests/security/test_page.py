@@ -19,7 +19,7 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
 from capfilt.data.sample import Sample
 from capfilt.errors import UsageError
-from capfilt.evaluation.evaluate import MAX_KIND, MAX_KINDS, Judged, truth
+from capfilt.evaluation.evaluate import MAX_KIND, MAX_KINDS, ScoredTexts, truth
 from capfilt.pipelines import report
 from capfilt.printable import MAX_NAME
 from capfilt.report import collect, gallery, page, review
@@ -103,7 +103,7 @@ def test_a_kind_that_is_a_tree_is_not_written_out() -> None:
 
 
 def test_figures_by_kind_are_few() -> None:
-    judged = Judged()
+    judged = ScoredTexts()
     judged.add(1.0, (True, "right"))
     for n in range(5000):
         judged.add(n / 5000, (False, f"kind {n}"))

@@ -11,7 +11,7 @@ import pytest
 
 from capfilt.storage import local_copies
 from capfilt.storage.atomic import atomic
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Place, Remote, Stat
 
 
@@ -25,20 +25,20 @@ def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> N
     model = store / "deep/model"
     put(model / "a.bin", b"1")
     put(model / "sub/b.bin", b"2")
-    here = at_hand(str(model))
-    assert here == at_hand(model)
+    here = local_copy(str(model))
+    assert here == local_copy(model)
     assert here.name == "model"
     assert [path.name for path in here.iterdir()] == ["a.bin"]
     assert (here.parent.parent.stat().st_mode & 0o777, here.parents[2]) == (0o700, tmp_path)
     put(model / "a.bin", b"3")
-    assert (at_hand(model) / "a.bin").read_bytes() == b"3"
+    assert (local_copy(model) / "a.bin").read_bytes() == b"3"
     assert (here / "a.bin").read_bytes() == b"1", "somebody may still read it"
-    assert at_hand(model / "a.bin").read_bytes() == b"3"
-    assert at_hand(model / "a.bin").name == "a.bin"
+    assert local_copy(model / "a.bin").read_bytes() == b"3"
+    assert local_copy(model / "a.bin").name == "a.bin"
     for own in (tmp_path, str(tmp_path)):
-        assert at_hand(own) == tmp_path
+        assert local_copy(own) == tmp_path
     with pytest.raises(FileNotFoundError, match=re.escape(f"{store}/nowhere: nothing lies there")):
-        at_hand(store / "nowhere")
+        local_copy(store / "nowhere")
 
 
 def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Remote, "open", counted)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: (at_hand(store / "model") / "a.bin").read_bytes(), range(8)))
+        found = list(pool.map(lambda _: (local_copy(store / "model") / "a.bin").read_bytes(), range(8)))
     assert found == [b"1" * 1000] * 8
     assert opened == ["a.bin"]
 
@@ -61,10 +61,10 @@ def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPat
 def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: Remote) -> None:
     put(store / "model/a.bin", b"1")
     put(store / "other/a.bin", b"2")
-    here, other = at_hand(store / "model"), at_hand(store / "other")
+    here, other = local_copy(store / "model"), local_copy(store / "other")
     (here / "a.bin").unlink()  # as a machine tidies up
     os.utime(other.parent, (0, 0))
-    assert (at_hand(store / "model") / "a.bin").read_bytes() == b"1"
+    assert (local_copy(store / "model") / "a.bin").read_bytes() == b"1"
     assert not other.exists()
 
 
@@ -73,10 +73,10 @@ def test_a_store_that_tells_no_version_is_copied_by_each_process(
 ) -> None:
     put(store / "a.bin", b"1")
     monkeypatch.setattr(Remote, "stat", lambda self: Stat(1, 0.0))
-    here = at_hand(store / "a.bin")
-    assert at_hand(store / "a.bin") == here
+    here = local_copy(store / "a.bin")
+    assert local_copy(store / "a.bin") == here
     monkeypatch.setattr(local_copies, "_THIS_PROCESS", "another")
-    assert at_hand(store / "a.bin") != here
+    assert local_copy(store / "a.bin") != here
 
 
 def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PermissionError, match="belongs to somebody else; let TMPDIR"):
-        at_hand(store / "a")
+        local_copy(store / "a")
 
 
 def test_copies_do_not_lie_where_others_may_write(store: Remote, tmp_path: Path) -> None:
@@ -93,6 +93,6 @@ def test_copies_do_not_lie_where_others_may_write(store: Remote, tmp_path: Path)
     home.mkdir()
     home.chmod(0o777)
     with pytest.raises(PermissionError, match="others may write into"):
-        at_hand(store / "a")
+        local_copy(store / "a")
     home.chmod(0o700)
-    assert at_hand(store / "a").is_file()
+    assert local_copy(store / "a").is_file()

@@ -21,8 +21,8 @@ from capfilt.runs.run import Run, fork
 from capfilt.runs.tally import Tally
 from capfilt.storage import paths
 from capfilt.storage.append_log import append
-from capfilt.storage.atomic import atomic, filled, share, write_json
-from capfilt.storage.paths import Place, Remote, listing, place, remove_all, table_source, together, within
+from capfilt.storage.atomic import atomic, link_or_copy, staging_folder, write_json
+from capfilt.storage.paths import Place, Remote, listing, map_concurrent, place, remove_all, table_source, within
 
 
 def put(path: Place, data: bytes = b"abc") -> Place:
@@ -168,21 +168,21 @@ def test_logs_grow_and_copies_are_copies(store: Remote, tmp_path: Path) -> None:
         ends = [store / end if isinstance(end, str) else end for end in (source, target)]
         if not ends[0].exists():
             put(ends[0], str(source).encode())
-        share(*ends)
+        link_or_copy(*ends)
         assert ends[1].read_bytes() == ends[0].read_bytes()
     assert table_source(tmp_path / "d") == tmp_path / "d"
 
 
 def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
     for folder in (tmp_path / "run/model", store / "run/model"):
-        with filled(folder) as here:
+        with staging_folder(folder) as here:
             (here / "a").write_bytes(b"1")
             (here / "b").write_bytes(b"2")
         assert {name: (folder / name).read_bytes() for name in listing(folder)} == {"a": b"1", "b": b"2"}
         remove_all(folder)
         remove_all(folder)
         assert listing(folder) == {}
-    with pytest.raises(ZeroDivisionError), filled(store / "half") as here:
+    with pytest.raises(ZeroDivisionError), staging_folder(store / "half") as here:
         (here / "a").write_bytes(b"1")
         raise ZeroDivisionError
     assert listing(store / "half") == {}
@@ -210,10 +210,10 @@ def test_what_a_client_raises_becomes_an_error_of_the_place(store: Remote, monke
 
 
 def test_many_are_asked_at_once_and_answer_in_order() -> None:
-    assert list(together(lambda x: x * x, range(1000), remote=True)) == [x * x for x in range(1000)]
-    assert list(together(abs, [-1], remote=False)) == [1]
+    assert list(map_concurrent(lambda x: x * x, range(1000), remote=True)) == [x * x for x in range(1000)]
+    assert list(map_concurrent(abs, [-1], remote=False)) == [1]
     with pytest.raises(ZeroDivisionError):
-        list(together(lambda x: 1 // x, [1, 0], remote=True))
+        list(map_concurrent(lambda x: 1 // x, [1, 0], remote=True))
 
 
 # ---- a run ----

@@ -14,7 +14,7 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.run import Run
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append
-from capfilt.storage.atomic import PART, atomic, share, sweep
+from capfilt.storage.atomic import PART, atomic, link_or_copy, sweep
 from capfilt.storage.paths import remove_all
 
 LABEL = labels.Label("0" * 32, "a text", "web", "right", True)
@@ -57,7 +57,7 @@ ACTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "forget": ("poison", lambda run: quarantine.forget(Ledger(run, "annotate"), "00000")),
     "sweep": ("round-2", lambda run: sweep(run / "round-2", over=True)),
     "remove all": ("states", lambda run: remove_all(run / "states/annotate")),
-    "take over": ("annotations", lambda run: share(run / "plan.json", run / "annotations/00000.json")),
+    "take over": ("annotations", lambda run: link_or_copy(run / "plan.json", run / "annotations/00000.json")),
 }
 
 

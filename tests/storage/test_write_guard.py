@@ -15,7 +15,7 @@ from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.storage import write_guard
 from capfilt.storage.append_log import Journal, append
-from capfilt.storage.atomic import atomic, share, write_json
+from capfilt.storage.atomic import atomic, link_or_copy, write_json
 from capfilt.storage.paths import Place, listing, place
 
 
@@ -65,7 +65,7 @@ WRITES: dict[str, Callable[[Place], Any]] = {
     "withdraw": lambda out: Ledger(out, "toy").withdraw("a"),
     "output": lambda out: write_json(out / "round-1" / "dataset" / "x.json", {}),
     "log": lambda out: append(out / "log.jsonl", b"{}\n"),
-    "link": lambda out: share(out / "there.json", out / "too.json"),
+    "link": lambda out: link_or_copy(out / "there.json", out / "too.json"),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from capfilt.errors import ModelError
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import learner_of
+from capfilt.objectives.tasks.blip2 import pretraining_of
 from capfilt.training.deterministic import deterministic
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
 
@@ -47,7 +47,7 @@ def test_gradients_of_two_threads_are_the_same_each_time(
     model: Any = (
         small_blip(**size, dropout=0.1) if family == "blip" else small_blip2(family.removeprefix("blip2"), **size)
     )
-    learner = learner_of(model, ObjectivesConfig(**settings, queue=0))
+    learner = pretraining_of(model, ObjectivesConfig(**settings, queue=0))
     gradients = Gradients(learner, ExecutionConfig(micro_batches=pieces), CPU, torch.float32)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(4, 190, (ROWS, 12), generator=generator)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import learner_of
+from capfilt.objectives.tasks.blip2 import pretraining_of
 from capfilt.training import flops as speed
 from capfilt.training.flops import Speed, peak_flops, step_flops
 from capfilt.training.loop import TrainJob, train
@@ -31,7 +31,7 @@ def test_what_is_counted_is_what_a_real_step_does(
         queue=12 if family == "blip" else 0, **({"losses": {"lm": 1.0}} if family == "opt" else {})
     )
     ids = torch.randint(4, 190, (PAIRS, TOKENS))
-    learner = learner_of(model, config).train()
+    learner = pretraining_of(model, config).train()
     # Of the CPU's fused attention torch's counter knows nothing.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         losses, _ = learner(torch.randn(PAIRS, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(PAIRS), 0.5)

@@ -21,7 +21,7 @@ from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store as weights
 from capfilt.models.layers.vit import resize_positions
-from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
 from capfilt.runs.forks import FORK
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import Remote
@@ -316,7 +316,7 @@ class TestNotFinite:
 
         job = make_job(tmp_path, optimizer=OptimizerConfig(clip=0.01))
         tokenizer = Tokenizer.load("world")
-        learner = Learner(initial_model(job, len(tokenizer)), job.train.objectives)
+        learner = BlipPretraining(initial_model(job, len(tokenizer)), job.train.objectives)
         batches = Loader(job.sources, job.train.loader, tokenizer, 16, 0).batches()
         optimizer = Noted([p for p in learner.parameters() if p.requires_grad])
         gradients = Gradients(learner, job.execution, torch.device("cpu"), torch.float32)
@@ -354,7 +354,7 @@ def test_a_prompt_in_the_texts_is_not_what_lm_is_asked_for(make_job: MakeJob, tm
     batch = next(Loader(job.sources, loader, tokenizer, 16, job.seed).batches())
     model = initial_model(job, len(tokenizer)).train()
     torch.manual_seed(draw(job.seed, "step", 0, 0))
-    keys = model.image_keys(model.encode_image(batch.images), "decoder")
+    keys = model.image_context(model.encode_image(batch.images), "decoder")
     logits = model.decode(batch.ids, batch.mask, keys)[:, :-1].detach()
     asked = batch.mask[:, 1:].bool()
     prompt = len(tokenizer.encode(["a picture of"], 24)[0][0]) - 2

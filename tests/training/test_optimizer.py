@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
 from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
 PLAIN = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=0.1)
@@ -66,7 +66,7 @@ def test_a_training_of_one_step_has_a_rate() -> None:
 
 
 def test_trap_9_every_weight_decays_and_the_momentum_copy_is_left_alone(small_blip: Callable[..., Blip]) -> None:
-    learner = Learner(small_blip(), ObjectivesConfig(queue=0))
+    learner = BlipPretraining(small_blip(), ObjectivesConfig(queue=0))
     (group,) = make_optimizer(learner, OptimizerConfig()).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}
     assert any(p is learner.model.temperature for p in group["params"])

@@ -22,7 +22,7 @@ from capfilt.data.images import decode
 from capfilt.errors import ImageError, ModelError
 from capfilt.storage.atomic import write_json
 from capfilt.storage.json_files import read_table
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Place, place
 
 ALONE, NESTED = "preprocessor_config.json", "processor_config.json"
@@ -64,7 +64,7 @@ class Preprocess(Config):
             ModelError: what cannot be done.
         """
         where = place(model)
-        folder = at_hand(where.parent if where.name.endswith(".pth") else where)
+        folder = local_copy(where.parent if where.name.endswith(".pth") else where)
         try:
             said = _described(Path(folder))
             return cls() if said is None else _preprocess(said, size)

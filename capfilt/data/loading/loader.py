@@ -105,7 +105,7 @@ class Batch:
     """[B, T], [CLS] first, padded."""
     mask: Tensor
     """[B, T], 1 for text."""
-    groups: Tensor
+    image_ids: Tensor
     """[B]: equal numbers are the same image, in other batches and on other ranks too; never negative."""
     uids: tuple[str, ...]
     unreadable: int
@@ -123,7 +123,7 @@ class Loader:
         image_size: int,
         seed: int,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         rows: Mapping[str, int] | None = None,
         features: Features | None = None,
     ):
@@ -131,16 +131,17 @@ class Loader:
 
         With `features` no picture is decoded: batches have what was kept of each.
         """
-        if config.batch_size % ranks:
+        if config.batch_size % world_size:
             raise DataError(
-                f"batch_size {config.batch_size} cannot be split over {ranks} ranks; make it a multiple of {ranks}"
+                f"batch_size {config.batch_size} cannot be split over {world_size} ranks; make it a multiple of"
+                f" {world_size}"
             )
         self.config = config
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.seed = seed
         self.features = features
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.world_size = rank, world_size
         self.pinned = False
         """Whether pictures are put where a GPU fetches them from while it computes."""
         if rows is None:
@@ -168,7 +169,7 @@ class Loader:
 
     def _batches(self, start: int) -> Iterator[Batch]:
         size, lanes = self.config.batch_size, self.order.lanes
-        each, own = size // lanes, size // self.ranks
+        each, own = size // lanes, size // self.world_size
         mine = range(self.rank * own, self.rank * own + own)
         window = max(1, self.config.shuffle // lanes)
         walks = {
@@ -269,7 +270,7 @@ class Loader:
             images=stack(pixels),
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
-            groups=torch.tensor([number(row.uid) for row in kept]),
+            image_ids=torch.tensor([number(row.uid) for row in kept]),
             uids=tuple(row.uid for row in kept),
             unreadable=unreadable,
         )

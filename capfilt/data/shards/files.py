@@ -27,12 +27,12 @@ from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
 from capfilt.runs.ledger import Input
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import Place, place, together
+from capfilt.storage.paths import Place, map_concurrent, place
 
 
 def stats(urls: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`stat` of each shard."""
-    return dict(zip(urls, together(stat, urls, on_a_store(urls)), strict=True))
+    return dict(zip(urls, map_concurrent(stat, urls, on_a_store(urls)), strict=True))
 
 
 class Digest:

@@ -14,7 +14,7 @@ from braceexpand import braceexpand
 
 from capfilt.errors import ShardError
 from capfilt.redact import is_redacted
-from capfilt.storage.paths import together
+from capfilt.storage.paths import map_concurrent
 
 ALLOWED = "allowed are tars, folders of tars, braces, globs, a::b lists and fsspec URLs"
 
@@ -46,7 +46,7 @@ def expand(spec: str | Sequence[str]) -> list[str]:
         ShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
     """
     asked = patterns(spec)
-    return [url for hits in together(_find, asked, on_a_store(pattern for pattern, _ in asked)) for url in hits]
+    return [url for hits in map_concurrent(_find, asked, on_a_store(pattern for pattern, _ in asked)) for url in hits]
 
 
 def patterns(spec: str | Sequence[str]) -> list[tuple[str, bool]]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import TextError
-from capfilt.storage.atomic import filled
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.atomic import staging_folder
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Place, place
 
 Kind = Literal["opt", "t5"]
@@ -51,7 +51,7 @@ class LanguageTokenizer(Tokenizer):
         """
         allowed = "allowed are a folder of transformers and a name on the Hugging Face hub, OWNER/NAME"
         try:
-            source = at_hand(source)
+            source = local_copy(source)
         except OSError as error:
             raise TextError(f"no tokenizer of a language model at '{source}' ({error}); {allowed}") from None
         if not source.is_dir() and not _HUB_NAME.fullmatch(str(source)):
@@ -69,7 +69,7 @@ class LanguageTokenizer(Tokenizer):
 
     def save(self, folder: Place | str) -> Place:
         """Write it as transformers does; return the folder."""
-        with filled(place(folder)) as here:
+        with staging_folder(place(folder)) as here:
             self._tokens.save_pretrained(str(here))
         return place(folder)
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Engine
 from capfilt.data.text import tokenizer_files
 from capfilt.errors import TextError, did_you_mean
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Place, place
 
 MAX_CHARACTERS = 10_000
@@ -94,7 +94,7 @@ class Tokenizer:
             return cls(world.vocabulary())
         try:
             where = place(source)
-            path = at_hand(where.parent if where.name.endswith(".pth") else where)
+            path = local_copy(where.parent if where.name.endswith(".pth") else where)
             return cls(*tokenizer_files.read(path))
         except OSError as error:
             hint = did_you_mean(str(source), ["world"])

@@ -68,7 +68,7 @@ class Limits(Config):
         return Policy(networks(self.allow_private), networks(self.deny), nat64_prefixes(self.nat64))
 
 
-class Clock:
+class Deadline:
     """The time that one sample has: `seconds` in all, `patience` for a single wait."""
 
     def __init__(self, seconds: float, patience: float) -> None:
@@ -152,7 +152,7 @@ def target(url: str) -> Target:
     return Target(url, parts.scheme, host, port or _PORTS[parts.scheme], full)
 
 
-class Fence:
+class SafeHttpClient:
     """Makes single requests; redirects are the caller's to follow, each through here again."""
 
     def __init__(
@@ -168,7 +168,7 @@ class Fence:
         self._context = context or ssl.create_default_context()
         self._proxies: Mapping[str, str] = urllib.request.getproxies() if limits.use_proxies else {}
 
-    def request(self, goal: Target, clock: Clock, keep: int | None = None) -> Answer:
+    def request(self, goal: Target, clock: Deadline, keep: int | None = None) -> Answer:
         """GET one URL. Of an error or a redirect the body is not read; `keep` cuts a body instead of refusing it.
 
         Raises Failure, of any kind that a host can cause, within the clock's time.
@@ -191,7 +191,7 @@ class Fence:
 
     # ---- the connection ----
 
-    def _connected(self, goal: Target, clock: Clock) -> socket.socket:
+    def _connected(self, goal: Target, clock: Deadline) -> socket.socket:
         addresses = self._resolver.addresses(goal.host, clock.wait())
         proxy = self._proxy(goal)
         sock = self._dialled([*addresses], goal.port, clock) if proxy is None else self._tunnel(proxy, goal, clock)
@@ -204,7 +204,7 @@ class Fence:
             sock.close()
             raise
 
-    def _dialled(self, addresses: list[Address], port: int, clock: Clock) -> socket.socket:
+    def _dialled(self, addresses: list[Address], port: int, clock: Deadline) -> socket.socket:
         """Connect to the first of the checked addresses that answers."""
         trouble: Failure | None = None
         for address in addresses:
@@ -234,7 +234,7 @@ class Fence:
         parts = urlsplit(where if "//" in where else f"//{where}")
         return parts.hostname or "", parts.port or 8080
 
-    def _tunnel(self, proxy: tuple[str, int], goal: Target, clock: Clock) -> socket.socket:
+    def _tunnel(self, proxy: tuple[str, int], goal: Target, clock: Deadline) -> socket.socket:
         sock = socket.create_connection(proxy, timeout=clock.wait())
         if goal.scheme == "http":
             return sock
@@ -254,7 +254,7 @@ class Fence:
 
     # ---- question and answer ----
 
-    def _asked(self, goal: Target, sock: socket.socket, clock: Clock, keep: int | None) -> Answer:
+    def _asked(self, goal: Target, sock: socket.socket, clock: Deadline, keep: int | None) -> Answer:
         whole = goal.scheme == "http" and self._proxy(goal) is not None
         lines = (
             f"GET {f'http://{goal.authority}{goal.path}' if whole else goal.path} HTTP/1.1",
@@ -338,7 +338,7 @@ class _FinalResponse(HTTPResponse):
 class _Watched(io.RawIOBase):
     """A socket as http.client wants it, whose every read asks the clock and counts its bytes."""
 
-    def __init__(self, sock: socket.socket, clock: Clock, budget: int, buffer: int = PIECE) -> None:
+    def __init__(self, sock: socket.socket, clock: Deadline, budget: int, buffer: int = PIECE) -> None:
         super().__init__()
         self._sock = sock
         self._clock = clock

@@ -20,7 +20,7 @@ from pydantic import Field
 from capfilt import __version__
 from capfilt.config import Config
 from capfilt.download.failures import TRANSIENT, Failure
-from capfilt.download.http.client import Answer, Clock, Fence, Target, target
+from capfilt.download.http.client import Answer, Deadline, SafeHttpClient, Target, target
 from capfilt.download.http.robots import MAX_ROBOTS, parse, permits, refused_directive
 
 MAX_ORIGINS = 20_000
@@ -36,7 +36,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 503)
 
 
-class Turns(Protocol):
+class RateLimiter(Protocol):
     """Who may ask a host when: capfilt/cluster/rate_limit.py."""
 
     def ask(self, name: str) -> tuple[float, float]: ...
@@ -44,7 +44,7 @@ class Turns(Protocol):
     def pause(self, name: str, seconds: float) -> None: ...
 
 
-class Manners(Config):
+class Politeness(Config):
     """How hosts are asked. None of it decides what a picture looks like, so a resumed run may ask otherwise."""
 
     timeout: float = Field(default=10, gt=0)
@@ -72,7 +72,13 @@ class Visitor:
     """Gets URLs for many threads; remembers what robots.txt said."""
 
     def __init__(
-        self, fence: Fence, turns: Turns, manners: Manners, robots: bool, refused: frozenset[str], token: str
+        self,
+        fence: SafeHttpClient,
+        turns: RateLimiter,
+        manners: Politeness,
+        robots: bool,
+        refused: frozenset[str],
+        token: str,
     ) -> None:
         self._fence = fence
         self._turns = turns
@@ -87,7 +93,7 @@ class Visitor:
 
     def get(self, url: str) -> Answer:
         """Fetch a URL, or raise the Failure that it ends with, in `manners.deadline` seconds and its turns."""
-        clock = Clock(self._manners.deadline, self._manners.timeout)
+        clock = Deadline(self._manners.deadline, self._manners.timeout)
         for tries in range(self._manners.retries, -1, -1):
             try:
                 return self._followed(url, clock)
@@ -96,7 +102,7 @@ class Visitor:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def _followed(self, url: str, clock: Clock) -> Answer:
+    def _followed(self, url: str, clock: Deadline) -> Answer:
         for _ in range(self._fence.limits.max_redirects + 1):
             goal = target(url)
             if self._robots:
@@ -109,7 +115,7 @@ class Visitor:
             url = _redirect(answer)
         raise Failure("redirects", f"more than {self._fence.limits.max_redirects}")
 
-    def _visit(self, goal: Target, clock: Clock, keep: int | None = None) -> Answer:
+    def _visit(self, goal: Target, clock: Deadline, keep: int | None = None) -> Answer:
         """One request in its turn; a host that asks for a pause is given it."""
         for tries in range(PATIENT):
             self._await_turn(goal.host, clock)
@@ -144,7 +150,7 @@ class Visitor:
             self._long_pauses[host] = count, max(until, now + given)
         return given
 
-    def _await_turn(self, host: str, clock: Clock) -> None:
+    def _await_turn(self, host: str, clock: Deadline) -> None:
         while True:
             wait, pause = self._turns.ask(host)
             if not pause:
@@ -162,7 +168,7 @@ class Visitor:
         if directive := refused_directive(values, self._agents, self._refused):
             raise Failure("opt-out", f"X-Robots-Tag says {directive}")
 
-    def _ask_robots(self, goal: Target, clock: Clock) -> None:
+    def _ask_robots(self, goal: Target, clock: Deadline) -> None:
         origin = self._origin(goal.origin)
         if not origin.lock.acquire(timeout=max(0.0, clock.left())):
             raise Failure("timeout", f"{goal.origin}/robots.txt is being waited for")
@@ -184,7 +190,7 @@ class Visitor:
                 self._origins.popitem(last=False)
             return origin
 
-    def _read_robots(self, goal: Target, clock: Clock) -> tuple[Protego | None, Failure | None]:
+    def _read_robots(self, goal: Target, clock: Deadline) -> tuple[Protego | None, Failure | None]:
         """The rules of a host. Without a robots.txt (4xx) all is allowed; where the host fails, nothing is."""
         url = f"{goal.origin}/robots.txt"
         try:

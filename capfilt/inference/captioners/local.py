@@ -58,8 +58,8 @@ class Captioner:
     def keys(self, tokens_BND: Tensor) -> list[KeysValues]:
         """Image tokens -> what a text is written beside."""
         if isinstance(self.model, Blip2):
-            return self.model.image_keys(tokens_BND, "decoder", self.question)
-        return self.model.image_keys(tokens_BND, "decoder")
+            return self.model.image_context(tokens_BND, "decoder", self.question)
+        return self.model.image_context(tokens_BND, "decoder")
 
     def write_beside(self, image: list[KeysValues], uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """`write`, where somebody has projected the image's keys already."""

@@ -51,11 +51,11 @@ class Filter:
         itc = self._cosines(tokens_BND, ids, lengths)
         seen = [i for i, own in enumerate(pairs) if own]  # an image without texts has nothing to be read beside
         rows = [words[text] for own in pairs for text in own]
-        image = keys or self.model.image_keys(tokens_BND, "encoder")
+        image = keys or self.model.image_context(tokens_BND, "encoder")
         if len(seen) < len(pairs):
             image = [(k[seen], v[seen]) for k, v in image]
         counts = [len(pairs[i]) for i in seen]
-        states = self.model.fuse_firsts(ids[rows], [lengths[row] for row in rows], image, counts)
+        states = self.model.fuse_cls(ids[rows], [lengths[row] for row in rows], image, counts)
         itm = iter(self.model.match(states).float().softmax(dim=1)[:, 1].tolist())
         scores = [
             {text: (next(itm), cosines[words[text]]) for text in own} for own, cosines in zip(pairs, itc, strict=True)
@@ -64,7 +64,7 @@ class Filter:
 
     def _cosines(self, tokens_BND: Tensor, ids: Tensor, lengths: Sequence[int]) -> list[list[float]]:
         """The cosine of every image and every text."""
-        text = self.model.project_text(self.model.encode_firsts(ids, lengths)).float()
+        text = self.model.project_text(self.model.encode_cls(ids, lengths)).float()
         image = self.model.project_image(tokens_BND).float()
         cosines: list[list[float]] = self.model.similarity(image, text).clamp(-1, 1).tolist()
         return cosines
@@ -87,7 +87,7 @@ class Filter:
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> unit vectors [B, projection]."""
         ids, lengths = self._ids([self.tokenizer.clean(text) for text in texts], self._device)
-        features: np.ndarray = self.model.project_text(self.model.encode_firsts(ids, lengths)).float().cpu().numpy()
+        features: np.ndarray = self.model.project_text(self.model.encode_cls(ids, lengths)).float().cpu().numpy()
         return features
 
     @torch.inference_mode()
@@ -100,8 +100,8 @@ class Filter:
     def match_logits(self, tokens_BND: Tensor, texts: Sequence[str]) -> np.ndarray:
         """One text per image -> the logit of "matches" [B], BLIP's retrieval score without the cosine."""
         ids, lengths = self._ids([self.tokenizer.clean(text) for text in texts], tokens_BND.device)
-        image = self.model.image_keys(tokens_BND, "encoder")
-        states = self.model.fuse_firsts(ids, lengths, image, [1] * len(lengths))
+        image = self.model.image_context(tokens_BND, "encoder")
+        states = self.model.fuse_cls(ids, lengths, image, [1] * len(lengths))
         logits: np.ndarray = self.model.match(states)[:, 1].float().cpu().numpy()
         return logits
 

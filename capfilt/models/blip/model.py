@@ -83,7 +83,7 @@ class Blip(nn.Module):
         return verbs(self.config)
 
     @property
-    def eyes(self) -> list[nn.Module]:
+    def vision_modules(self) -> list[nn.Module]:
         """What image tokens are made with."""
         return [self.vision]
 
@@ -97,9 +97,9 @@ class Blip(nn.Module):
         tokens: Tensor = self.vision(images_B3SS)
         return tokens
 
-    def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
+    def image_context(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
         """Image tokens -> what `fuse` (role "encoder") or `decode` (role "decoder") attend to, one pair per layer."""
-        return self.text.image_keys(tokens_BND, role)
+        return self.text.image_context(tokens_BND, role)
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], without looking at any image."""
@@ -125,17 +125,17 @@ class Blip(nn.Module):
         states: Tensor = self.text(ids_BT, "encoder", mask_BT, image)
         return states
 
-    def encode_firsts(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+    def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """`encode_text` of texts of these lengths, first states alone: [B, 1, D]."""
-        return self.text.firsts(ids_BT, lengths)
+        return self.text.cls_states(ids_BT, lengths)
 
-    def fuse_firsts(
+    def fuse_cls(
         self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
     ) -> Tensor:
         """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         if self.config.itm_token == "enc":
             ids_BT = replace_first(ids_BT, self.config.text.enc)
-        return self.text.firsts(ids_BT, lengths, image, counts)
+        return self.text.cls_states(ids_BT, lengths, image, counts)
 
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""

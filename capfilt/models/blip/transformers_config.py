@@ -115,7 +115,7 @@ def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCo
             f"the {text['vocab_size']} entries"
         )
     return BlipConfig(
-        vision=eyes(vision, source),
+        vision=vision_modules(vision, source),
         text=TextConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],
@@ -195,7 +195,7 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
     }
 
 
-def eyes(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:
+def vision_modules(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:
     """The vision tower that a `vision_config` describes; `more` is what the family's towers have in common."""
     return VisionConfig(
         image_size=square(vision, "image_size", source),

@@ -120,7 +120,7 @@ class Blip2(nn.Module):
         return verbs(self.config)
 
     @property
-    def eyes(self) -> list[nn.Module]:
+    def vision_modules(self) -> list[nn.Module]:
         """What image tokens are made with."""
         return [self.vision, self.vision_norm]
 
@@ -131,7 +131,7 @@ class Blip2(nn.Module):
 
     # ---- the verbs of BLIP ----
 
-    def see(self, images_B3SS: Tensor) -> Tensor:
+    def encode_frozen(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> what the frozen tower makes of them [B, N, vision width]; no gradients."""
         kind, dtype = images_B3SS.device.type, FORMATS[self.config.frozen]
         with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
@@ -139,36 +139,36 @@ class Blip2(nn.Module):
         return seen
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S], or what `see` made of them [B, N, vision width] -> tokens [B, N, vision width].
+        """Pictures [B, 3, S, S], or what `encode_frozen` made of them [B, N, D] -> tokens [B, N, D = vision width].
 
         The norm behind the tower alone takes gradients.
         """
-        seen = images if images.ndim == 3 else self.see(images)
+        seen = images if images.ndim == 3 else self.encode_frozen(images)
         normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
         return normed
 
-    def image_keys(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> list[KeysValues]:
+    def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> list[KeysValues]:
         """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
 
         `prompt` are tokens that a T5 reads beside the image, before it writes.
         """
-        keys = self.text.image_keys(tokens_BND)
+        keys = self.text.image_context(tokens_BND)
         if role == "encoder":
             return keys
-        states, seen = self.text.look(keys)
+        states, seen = self.text.run_queries(keys)
         return seen if self.config.language is None else self.language.read(self.language_projection(states), prompt)
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], without looking at any image."""
         return self.text.read(ids_BT, mask_BT)
 
-    def encode_firsts(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+    def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
         """Texts of these lengths -> the state of each one's first token [B, 1, D]."""
         return self.encode_text(ids_BT, as_mask(lengths, ids_BT))[:, :1]
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, Q, projection], one for each query, fp32 under autocast too."""
-        return self.project_queries(self.text.look(self.text.image_keys(tokens_BND))[0])
+        return self.project_queries(self.text.run_queries(self.text.image_context(tokens_BND))[0])
 
     def project_queries(self, states_BQD: Tensor) -> Tensor:
         """States of the queries -> unit vectors [B, Q, projection]."""
@@ -184,9 +184,9 @@ class Blip2(nn.Module):
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
         """Texts read beside images -> the queries' states [B, Q, D]; rows that share an image are adjacent."""
-        return self.text.read_beside(ids_BT, mask_BT, image)
+        return self.text.encode_multimodal(ids_BT, mask_BT, image)
 
-    def fuse_firsts(
+    def fuse_cls(
         self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
     ) -> Tensor:
         """`fuse` for texts of these lengths, `counts` of them for each image."""
@@ -224,7 +224,7 @@ class Blip2(nn.Module):
 
     def predict(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
         """Image tokens and texts of the language model -> its logits [B, T, V] and what they should tell [B, T]."""
-        states, _ = self.text.look(self.text.image_keys(tokens_BND))
+        states, _ = self.text.run_queries(self.text.image_context(tokens_BND))
         return self.language.predict(self.language_projection(states), ids_BT, mask_BT, prompt)
 
 

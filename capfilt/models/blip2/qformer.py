@@ -1,8 +1,9 @@
 """The Q-Former of BLIP-2 (section 3.1): learned queries that look at an image, in one BERT with the texts.
 
 Queries and texts share self-attention; only the queries look at the image, in every second layer, and they have
-feed-forward layers of their own. Who sees whom is the caller's choice: queries alone (`look`), a text alone (`read`),
-both together (`read_beside`), or a text that is written left to right after the queries (`write`).
+feed-forward layers of their own. Who sees whom is the caller's choice: queries alone (`run_queries`), a text alone
+(`read`),
+both together (`encode_multimodal`), or a text that is written left to right after the queries (`write`).
 
 The keys and values that queries leave in self-attention are all that a writer needs of an image: queries never see a
 text that is written, so they are computed once for all texts and all steps.
@@ -77,7 +78,7 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """The stack. `image` are always the projections of `image_keys`, one pair for each layer that looks."""
+    """The stack. `image` are always the projections of `image_context`, one pair for each layer that looks."""
 
     def __init__(self, config: QFormerConfig, image_width: int):
         super().__init__()
@@ -101,12 +102,12 @@ class QFormer(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def image_keys(self, tokens_BND: Tensor) -> list[KeysValues]:
+    def image_context(self, tokens_BND: Tensor) -> list[KeysValues]:
         """Project image tokens for every layer that looks."""
         looking = (layer.cross_attention for layer in self.layers if layer.cross_attention is not None)
         return [attention.block.keys_values(tokens_BND) for attention in looking]  # type: ignore[operator, union-attr]
 
-    def look(self, image: list[KeysValues]) -> tuple[Tensor, list[KeysValues]]:
+    def run_queries(self, image: list[KeysValues]) -> tuple[Tensor, list[KeysValues]]:
         """Queries beside images -> their states [B, Q, D], and what a text may see of them, one pair per layer."""
         x_BQD = self._queries(image[0][0].shape[0])
         looked, seen = iter(image), []
@@ -123,7 +124,7 @@ class QFormer(nn.Module):
             x_BTD = layer.words(x_BTD, layer.own_keys(x_BTD), mask)  # type: ignore[operator]
         return x_BTD
 
-    def read_beside(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+    def encode_multimodal(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
         """Queries and texts that see each other, both ways -> the queries' states [B, Q, D].
 
         There may be several texts for each image: rows that share one are adjacent.
@@ -141,7 +142,7 @@ class QFormer(nn.Module):
     def write(
         self, ids_BT: Tensor, mask_BT: Tensor | None, seen: list[KeysValues], cache: Cache | None = None
     ) -> Tensor:
-        """Texts left to right after the queries -> states [B, T, D]; `seen` is what `look` left.
+        """Texts left to right after the queries -> states [B, T, D]; `seen` is what `run_queries` left.
 
         With `cache`, `ids_BT` are the newest positions only, as in TextTransformer. Rows that share an image are
         adjacent.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models.blip.key_maps import HF_VISION, LM_HEAD, Names, Table, expand, once
-from capfilt.models.blip.transformers_config import eyes
+from capfilt.models.blip.transformers_config import vision_modules
 from capfilt.models.blip2.language_model import Format, Kind, LanguageConfig
 from capfilt.models.blip2.model import Blip2Config
 from capfilt.models.blip2.qformer import QFormerConfig
@@ -161,7 +161,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
     if language is not None and language.kind == "t5" and held == "float16":
         held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
     return Blip2Config(
-        vision=eyes(vision, source, key_bias=False, final_norm=False),
+        vision=vision_modules(vision, source, key_bias=False, final_norm=False),
         text=QFormerConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],

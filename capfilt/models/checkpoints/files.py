@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.storage.json_files import read_table
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import place
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
@@ -149,7 +149,7 @@ def fetched(source: str) -> Path:
         ModelError: the store does not give it.
     """
     try:
-        return at_hand(source)
+        return local_copy(source)
     except OSError as error:
         raise ModelError(f"{source}: {error}") from error
 

@@ -27,7 +27,7 @@ from capfilt.models.layers.vit import resize_positions
 from capfilt.runs.ledger import fingerprint as digest_of
 from capfilt.storage import safe_paths
 from capfilt.storage.atomic import atomic, sha256_file, write_json
-from capfilt.storage.local_copies import at_hand
+from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import Place, Remote, place
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
@@ -77,7 +77,7 @@ def layout(path: Place) -> Layout | None:
 
 def architecture(path: Place) -> Architecture:
     """The architecture of a saved model. Of the tensors only those are looked at that say what is tied."""
-    path = at_hand(path)
+    path = local_copy(path)
     match layout(path):
         case "capfilt":
             return read_architecture(path / ARCHITECTURE)
@@ -100,7 +100,7 @@ def load(path: Place, computes_in: torch.dtype | None = None, **changes: object)
     Raises:
         ModelError: no model there, or keys that are missing, unexpected or of another shape.
     """
-    path = at_hand(path)
+    path = local_copy(path)
     own, tensors = read(path)
     if isinstance(own, Blip2Config) and own.frozen == "fp32" and computes_in == torch.bfloat16:
         own = own.model_copy(update={"frozen": "bf16"})
@@ -114,7 +114,7 @@ def load(path: Place, computes_in: torch.dtype | None = None, **changes: object)
     return model
 
 
-def grown(path: Place, config: Blip2Config) -> Blip2:
+def load_extended(path: Place, config: Blip2Config) -> Blip2:
     """A new model that goes on from a saved one: BLIP-2's second stage from its first.
 
     What only the new model has, the layer before the language model, starts fresh; what only the saved one has is left
@@ -123,7 +123,7 @@ def grown(path: Place, config: Blip2Config) -> Blip2:
     Raises:
         ModelError: no model there, or one that lacks more than that.
     """
-    path, model = at_hand(path), blank(config)
+    path, model = local_copy(path), blank(config)
     assert isinstance(model, Blip2)
     tensors = read(path)[1]
     speaks = any(name.startswith("language.") for name in tensors)
@@ -170,7 +170,7 @@ def read_momentum(path: Place, config: BlipConfig) -> Tensors:
     Raises:
         ModelError: nothing was kept there, or it does not fit.
     """
-    path = at_hand(path)
+    path = local_copy(path)
     if layout(path) == "pth":
         kept = key_maps.take_momentum(files.tensors(path), config, path)
     elif (path / MOMENTUM).is_file():
@@ -228,7 +228,7 @@ def fingerprint(path: Place) -> str:
     Of our own folders that is no more than the weights where a `vocab.txt` is all that lies beside them: the training
     that left both has the vocabulary in its own fingerprint.
     """
-    path = at_hand(path)
+    path = local_copy(path)
     file = files.weights_file(path)
     if file is None:
         raise ModelError(f"no weights at {path}; a model has {WEIGHTS} there")
@@ -242,7 +242,7 @@ def fingerprint(path: Place) -> str:
 
 def left_behind(path: Place) -> dict[str, int]:
     """How many keys of a model's file are left behind on purpose, by the reason."""
-    file = files.weights_file(at_hand(path))
+    file = files.weights_file(local_copy(path))
     reasons = [key_maps.why_ignored(name) for name in (files.tensors(file) if file else ())]
     return {why: reasons.count(why) for why in key_maps.IGNORED.values() if why in reasons}
 

@@ -41,7 +41,7 @@ class Packing:
         self.mask_BT = (torch.arange(self.shape[1]) < count[:, None]).to(device, non_blocking=True)
         """True where a row has a token."""
         row = torch.arange(len(lengths)).repeat_interleave(count)
-        self.firsts = (count.cumsum(0) - count).to(device, non_blocking=True)
+        self.cls_states = (count.cumsum(0) - count).to(device, non_blocking=True)
         """[B]: where each sequence begins."""
         place = torch.arange(int(count.sum())) - (count.cumsum(0) - count)[row]
         self._index = (row * self.shape[1] + place).to(device, non_blocking=True)

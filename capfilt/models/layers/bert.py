@@ -178,13 +178,13 @@ class TextLayer(nn.Module):
             config, "feed_forward", lambda: Residual(FeedForward(config.width, config.hidden), config)
         )
 
-    def image_keys(self, tokens_BND: Tensor, role: Role) -> KeysValues:
+    def image_context(self, tokens_BND: Tensor, role: Role) -> KeysValues:
         """What the cross-attention of `role` sees of the images."""
         keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
         return keys_values
 
     def key_projections(self, role: Role) -> tuple[nn.Module, nn.Module]:
-        """What `image_keys` projects with."""
+        """What `image_context` projects with."""
         block = self.cross_attention.of(role).block
         return block.key, block.value  # type: ignore[union-attr, return-value]
 
@@ -249,12 +249,12 @@ class TextTransformer(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def image_keys(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
+    def image_context(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
         """Project image tokens once for all texts, samples and steps that will look at them; one pair per layer."""
-        return [layer.image_keys(tokens_BND, role) for layer in self.layers]  # type: ignore[operator]
+        return [layer.image_context(tokens_BND, role) for layer in self.layers]  # type: ignore[operator]
 
     def key_projections(self, role: Role) -> list[nn.Module]:
-        """The modules that `image_keys` projects with, two of each layer."""
+        """The modules that `image_context` projects with, two of each layer."""
         return [module for layer in self.layers for module in layer.key_projections(role)]  # type: ignore[operator]
 
     def forward(
@@ -281,7 +281,7 @@ class TextTransformer(nn.Module):
             cache.start += ids_BT.shape[1]
         return x_BTD
 
-    def firsts(
+    def cls_states(
         self,
         ids_BT: Tensor,
         lengths: Sequence[int],
@@ -301,7 +301,7 @@ class TextTransformer(nn.Module):
         for i, layer in enumerate(self.layers):
             own = layer.own_keys(x_PD, "encoder", texts)  # type: ignore[operator]
             if i == last:
-                x_PD, one = x_PD[texts.firsts], [1] * len(lengths)
+                x_PD, one = x_PD[texts.cls_states], [1] * len(lengths)
                 texts, images = Packing(one, ids_BT.device), _by_image(one, counts, ids_BT.device)
             x_PD = layer.packed(x_PD, own, mask, texts, image[i] if image is not None else None, images)  # type: ignore[operator]
         return x_PD[:, None]

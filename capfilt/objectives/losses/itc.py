@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capfilt.objectives.collectives import gather, rank, ranks
+from capfilt.objectives.collectives import gather, rank, world_size
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 """The learned temperature is clamped in place to this at every step (public pretraining code)."""
@@ -31,7 +31,7 @@ def itc(
     queue_text_QP: Tensor,
     temperature: Tensor,
     alpha: float,
-    groups: tuple[Tensor, Tensor] | None = None,
+    image_ids: tuple[Tensor, Tensor] | None = None,
 ) -> Itc:
     """L = (CE(y_i2t, s_i2t / t) + CE(y_t2i, s_t2i / t)) / 2 with y = alpha softmax(s_m / t) + (1 - alpha) onehot.
 
@@ -39,7 +39,8 @@ def itc(
     vectors. The keys carry no gradient, so the mean over ranks that data-parallel training takes is the gradient of
     the global loss. BLIP section 3.2, ALBEF equations 1 and 6; the target is the pair's own column, not its image.
 
-    With `groups`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the onehot
+    With `image_ids`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the
+    onehot
     becomes even over all columns of the pair's group, as in BLIP's retrieval fine-tuning.
     """
     keys_text = torch.cat([gather(momentum_text_BP), queue_text_QP])
@@ -49,11 +50,11 @@ def itc(
     # A cosine in bf16 is off by up to 0.004, and that is divided by a temperature of 0.07.
     with torch.autocast(image_BP.device.type, enabled=False):
         with torch.no_grad():
-            if groups is None:
+            if image_ids is None:
                 onehot = image_BP.new_zeros(B, keys_text.shape[0])
                 onehot[:, own].fill_diagonal_(1.0)
             else:
-                same = groups[0][:, None] == torch.cat([gather(groups[0]), groups[1]])[None, :]
+                same = image_ids[0][:, None] == torch.cat([gather(image_ids[0]), image_ids[1]])[None, :]
                 onehot = same / same.sum(dim=1, keepdim=True).to(image_BP.dtype)
             soft_i2t = F.softmax(momentum_image_BP @ keys_text.T / temperature, dim=1)
             soft_t2i = F.softmax(momentum_text_BP @ keys_image.T / temperature, dim=1)
@@ -62,7 +63,7 @@ def itc(
         logits_i2t = image_BP @ keys_text.T / temperature
         logits_t2i = text_BP @ keys_image.T / temperature
         loss = (F.cross_entropy(logits_i2t, target_i2t) + F.cross_entropy(logits_t2i, target_t2i)) / 2
-    N = B * ranks()
+    N = B * world_size()
     return Itc(loss, logits_i2t[:, :N].detach(), logits_t2i[:, :N].detach())
 
 

@@ -26,10 +26,10 @@ STUCK_STEPS, STUCK_SHARE = 200, 0.3
 """How long it must stay there for an alarm: so many steps, and this share of the training."""
 
 
-class Partners(NamedTuple):
+class Negatives(NamedTuple):
     """A wrong image and a wrong text for each of B pairs."""
 
-    image_keys: list[KeysValues]
+    image_context: list[KeysValues]
     """Of the wrong images, B rows each."""
     ids_BT: Tensor
     mask_BT: Tensor
@@ -38,13 +38,13 @@ class Partners(NamedTuple):
     text_is_wrong_B: Tensor
 
     @property
-    def asked(self) -> Tensor:
+    def num_targets(self) -> Tensor:
         """How many pairs `itm` is the mean of."""
         return self.image_is_wrong_B.numel() + self.image_is_wrong_B.sum() + self.text_is_wrong_B.sum()
 
 
 @torch.no_grad()
-def hard_negatives(similarity_BN: Tensor, groups_B: Tensor, groups_N: Tensor) -> Tensor:
+def hard_negatives(similarity_BN: Tensor, image_ids_B: Tensor, groups_N: Tensor) -> Tensor:
     """For each row draw one column that is another image, by softmax of its similarity; [B] indices of columns.
 
     1e-4 is added after the softmax, as in the public BLIP: without it a confident row can underflow to all zeros.
@@ -53,56 +53,58 @@ def hard_negatives(similarity_BN: Tensor, groups_B: Tensor, groups_N: Tensor) ->
     Similarities that are not finite are no crash here: the loss, not finite either, is what tells of them.
     """
     weights = F.softmax(similarity_BN.float(), dim=1).nan_to_num() + 1e-4
-    same = groups_B[:, None] == groups_N[None, :]
+    same = image_ids_B[:, None] == groups_N[None, :]
     weights = weights.masked_fill(same, 0.0)
     weights[weights.sum(dim=1) == 0] = 1.0  # multinomial wants something to draw
     return torch.multinomial(weights, 1).squeeze(1)
 
 
-def own_partners(
+def local_negatives(
     ids_BT: Tensor,
     mask_BT: Tensor,
-    image_keys: list[KeysValues],
-    groups_B: Tensor,
+    image_context: list[KeysValues],
+    image_ids_B: Tensor,
     wrong_images_B: Tensor,
     wrong_texts_B: Tensor,
-) -> Partners:
+) -> Negatives:
     """Partners from this process's own rows, whose image keys are there already (BLIP's pretraining)."""
-    return Partners(
+    return Negatives(
         # Not k[wrong_images_B]: its backward adds rows from several threads, in an order of its own each time.
-        image_keys=[(k.index_select(0, wrong_images_B), v.index_select(0, wrong_images_B)) for k, v in image_keys],
+        image_context=[
+            (k.index_select(0, wrong_images_B), v.index_select(0, wrong_images_B)) for k, v in image_context
+        ],
         ids_BT=ids_BT[wrong_texts_B],
         mask_BT=mask_BT[wrong_texts_B],
-        image_is_wrong_B=groups_B[wrong_images_B] != groups_B,
-        text_is_wrong_B=groups_B[wrong_texts_B] != groups_B,
+        image_is_wrong_B=image_ids_B[wrong_images_B] != image_ids_B,
+        text_is_wrong_B=image_ids_B[wrong_texts_B] != image_ids_B,
     )
 
 
-def partners_of_all(
+def global_negatives(
     model: Model,
     tokens_BLD: Tensor,
     ids_BT: Tensor,
     mask_BT: Tensor,
-    groups_B: Tensor,
+    image_ids_B: Tensor,
     wrong_images_B: Tensor,
     wrong_texts_B: Tensor,
-) -> Partners:
+) -> Negatives:
     """Partners from the N rows of all ranks, image tokens with their gradients (BLIP's fine-tuning on COCO).
 
     The indices count rows in rank order. Texts come back as wide as the longest of any rank.
     """
-    groups_N = gather(groups_B)
-    return Partners(
-        image_keys=model.image_keys(gather_with_gradient(tokens_BLD).index_select(0, wrong_images_B), "encoder"),
+    groups_N = gather(image_ids_B)
+    return Negatives(
+        image_context=model.image_context(gather_with_gradient(tokens_BLD).index_select(0, wrong_images_B), "encoder"),
         ids_BT=gather(as_wide(ids_BT))[wrong_texts_B],
         mask_BT=gather(as_wide(mask_BT))[wrong_texts_B],
-        image_is_wrong_B=groups_N[wrong_images_B] != groups_B,
-        text_is_wrong_B=groups_N[wrong_texts_B] != groups_B,
+        image_is_wrong_B=groups_N[wrong_images_B] != image_ids_B,
+        text_is_wrong_B=groups_N[wrong_texts_B] != image_ids_B,
     )
 
 
 def itm(
-    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_keys: list[KeysValues], wrong: Partners
+    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_context: list[KeysValues], wrong: Negatives
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of B right pairs, B texts beside wrong images and B images beside wrong texts; label 1 = match.
 
@@ -114,8 +116,8 @@ def itm(
     # Rows that share an image are adjacent: each image with its own text, then with a wrong one.
     with_own = torch.stack([own_ids, wrong.ids_BT], dim=1).flatten(0, 1)
     with_own_mask = torch.stack([own_mask, wrong.mask_BT], dim=1).flatten(0, 1)
-    paired = model.match(model.fuse(with_own, with_own_mask, image_keys))
-    logits = torch.cat([paired, model.match(model.fuse(ids_BT, mask_BT, wrong.image_keys))])
+    paired = model.match(model.fuse(with_own, with_own_mask, image_context))
+    logits = torch.cat([paired, model.match(model.fuse(ids_BT, mask_BT, wrong.image_context))])
     B = ids_BT.shape[0]
     labels = torch.zeros(3 * B, dtype=torch.long, device=ids_BT.device)
     labels[0 : 2 * B : 2] = 1

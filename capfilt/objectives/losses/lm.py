@@ -22,7 +22,7 @@ def lm(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0, smo
     return F.cross_entropy(logits, labels.flatten(), ignore_index=-100, label_smoothing=smoothing)
 
 
-def asked(ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0) -> Tensor:
+def num_targets(ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0) -> Tensor:
     """How many tokens `lm` is the mean of."""
     return (_labels(ids_BT, mask_BT, prompt) != -100).sum()
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from capfilt.config import Config
 from capfilt.models.blip.model import Blip
 from capfilt.models.layers.attention import KeysValues
-from capfilt.objectives.collectives import gather, rank, ranks, share
+from capfilt.objectives.collectives import gather, rank, share_of_total, world_size
 from capfilt.objectives.losses.itc import TEMPERATURE_RANGE, itc, ramp
-from capfilt.objectives.losses.itm import Partners, hard_negatives, itm, own_partners, partners_of_all
-from capfilt.objectives.losses.lm import SMOOTHING, asked, lm
+from capfilt.objectives.losses.itm import Negatives, global_negatives, hard_negatives, itm, local_negatives
+from capfilt.objectives.losses.lm import SMOOTHING, lm, num_targets
 from capfilt.objectives.momentum import Momentum
 
 Objective = Literal["itc", "itm", "lm"]
@@ -27,7 +27,7 @@ Objective = Literal["itc", "itm", "lm"]
 Similarities = tuple[Tensor, Tensor]
 """Image to text and text to image, [B, N] each: this process's rows against those of all, over the temperature."""
 
-Asked = tuple[dict[str, Tensor], dict[str, Tensor]]
+LossesAndMetrics = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Losses with gradients and figures without, by name."""
 
 NEEDS: dict[Objective, frozenset[str]] = {
@@ -68,7 +68,7 @@ class ObjectivesConfig(Config):
     smoothing: float = Field(default=SMOOTHING, ge=0, lt=1)
 
 
-class Learner(nn.Module):
+class BlipPretraining(nn.Module):
     """A model with what its objectives must remember (momentum copy, queues); what data-parallel training wraps.
 
     `forward` takes a batch and returns {name: loss} with gradients, and {name: figure} without. `prompt` is how many
@@ -84,16 +84,20 @@ class Learner(nn.Module):
         has_itc = "itc" in config.losses
         self.momentum = Momentum(model, config.momentum, config.queue, by_image) if has_itc else None
 
-    def forward(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float) -> Asked:
+    def forward(
+        self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, image_ids_B: Tensor, progress: float
+    ) -> LossesAndMetrics:
         """Ask every objective about B pairs, images [B, 3, S, S] and texts [B, T].
 
-        `groups_B` numbers the images of the batch (equal numbers = the same image); `progress` is the share of
+        `image_ids_B` numbers the images of the batch (equal numbers = the same image); `progress` is the share of
         training that is done.
         """
         self.begin()
-        return self.ask(images_B3SS, ids_BT, mask_BT, groups_B, progress)
+        return self.compute_losses(images_B3SS, ids_BT, mask_BT, image_ids_B, progress)
 
-    def ask(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, progress: float) -> Asked:
+    def compute_losses(
+        self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor, image_ids_B: Tensor, progress: float
+    ) -> LossesAndMetrics:
         """`forward` after `begin`."""
         losses: dict[str, Tensor] = {}
         figures: dict[str, Tensor] = {}
@@ -103,19 +107,19 @@ class Learner(nn.Module):
             slow = self.momentum.features(images_B3SS, ids_BT, mask_BT)
             image = self.model.project_image(tokens)
             text = self.model.project_text(self.model.encode_text(ids_BT, mask_BT))
-            losses["itc"], similar = self.compare(image, text, slow, groups_B, progress)
+            losses["itc"], similar = self.compare(image, text, slow, image_ids_B, progress)
         keys = None
         if "itm" in self.config.losses:
-            keys = self.model.image_keys(tokens, "encoder")
-            wrong = self._partners(self.draw(similar, groups_B), tokens, keys, ids_BT, mask_BT, groups_B)
+            keys = self.model.image_context(tokens, "encoder")
+            wrong = self._partners(self.draw(similar, image_ids_B), tokens, keys, ids_BT, mask_BT, image_ids_B)
             losses["itm"], figures["itm_accuracy"] = itm(self.model, ids_BT, mask_BT, keys, wrong)
-            losses["itm"] = losses["itm"] * share_of(wrong.asked, self.config)
+            losses["itm"] = losses["itm"] * share_of(wrong.num_targets, self.config)
         if "lm" in self.config.losses:
             if keys is None or not self.model.shares_image_keys:
-                keys = self.model.image_keys(tokens, "decoder")
+                keys = self.model.image_context(tokens, "decoder")
             logits = self.model.decode(ids_BT, mask_BT, keys)
             losses["lm"] = lm(logits, ids_BT, mask_BT, self.prompt, smoothing=self.config.smoothing)
-            losses["lm"] = losses["lm"] * share_of(asked(ids_BT, mask_BT, self.prompt), self.config)
+            losses["lm"] = losses["lm"] * share_of(num_targets(ids_BT, mask_BT, self.prompt), self.config)
         return losses, figures
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -133,7 +137,7 @@ class Learner(nn.Module):
             self.momentum.update(self.model)
 
     def compare(
-        self, image: Tensor, text: Tensor, slow: tuple[Tensor, Tensor], groups: Tensor, progress: float
+        self, image: Tensor, text: Tensor, slow: tuple[Tensor, Tensor], image_ids: Tensor, progress: float
     ) -> tuple[Tensor, Similarities]:
         """ITC of online and momentum features [B, P], and what ITM draws by; then the momentum features are queued."""
         assert self.momentum is not None
@@ -146,28 +150,30 @@ class Learner(nn.Module):
             self.momentum.queue_text.clone(),
             self.model.temperature,
             ramp(progress, self.config.alpha, self.config.alpha_ramp),
-            None if queued is None else (groups, queued.clone()),
+            None if queued is None else (image_ids, queued.clone()),
         )
         if self.training:
-            self.momentum.enqueue(*slow, groups)
+            self.momentum.enqueue(*slow, image_ids)
         if self.config.negatives_by == "online":
             with torch.no_grad():
                 temperature = self.model.temperature
                 return pairs.loss, (image @ gather(text).T / temperature, text @ gather(image).T / temperature)
         return pairs.loss, (pairs.image_to_text_BN, pairs.text_to_image_BN)
 
-    def draw(self, similar: Similarities | None, groups: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, similar: Similarities | None, image_ids: Tensor) -> tuple[Tensor, Tensor]:
         """A wrong image for each text and a wrong text for each image, two of [B] indices."""
-        B = groups.shape[0]
+        B = image_ids.shape[0]
         if similar is None:  # without ITC there are no similarities: any other image is as good
-            even = groups.new_zeros(B, B * ranks(), dtype=torch.float32)
+            even = image_ids.new_zeros(B, B * world_size(), dtype=torch.float32)
             similar = even, even
         to_text, to_image = similar
         if self.config.negatives == "all":
-            every = gather(groups)
-            return hard_negatives(to_image, groups, every), hard_negatives(to_text, groups, every)
+            every = gather(image_ids)
+            return hard_negatives(to_image, image_ids, every), hard_negatives(to_text, image_ids, every)
         own = slice(rank() * B, rank() * B + B)
-        return hard_negatives(to_image[:, own], groups, groups), hard_negatives(to_text[:, own], groups, groups)
+        return hard_negatives(to_image[:, own], image_ids, image_ids), hard_negatives(
+            to_text[:, own], image_ids, image_ids
+        )
 
     def _partners(
         self,
@@ -176,11 +182,11 @@ class Learner(nn.Module):
         keys: list[KeysValues],
         ids: Tensor,
         mask: Tensor,
-        groups: Tensor,
-    ) -> Partners:
+        image_ids: Tensor,
+    ) -> Negatives:
         if self.config.negatives == "all":
-            return partners_of_all(self.model, tokens, ids, mask, groups, *drawn)
-        return own_partners(ids, mask, keys, groups, *drawn)
+            return global_negatives(self.model, tokens, ids, mask, image_ids, *drawn)
+        return local_negatives(ids, mask, keys, image_ids, *drawn)
 
 
 def total(losses: dict[str, Tensor], config: ObjectivesConfig) -> Tensor:
@@ -191,4 +197,4 @@ def total(losses: dict[str, Tensor], config: ObjectivesConfig) -> Tensor:
 
 def share_of(count: Tensor, config: ObjectivesConfig) -> Tensor | float:
     """What a mean over `count` things of this process weighs; 1 where processes count alike, however much they have."""
-    return share(count) if config.mean_over == "all" else 1.0
+    return share_of_total(count) if config.mean_over == "all" else 1.0

@@ -15,7 +15,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.atomic import filled
+from capfilt.storage.atomic import staging_folder
 from capfilt.storage.paths import Place, listing
 from capfilt.training.language_model import TeachConfig, teach
 
@@ -50,7 +50,7 @@ class LanguageJob(Config):
         """Nothing to load."""
 
         def work(item: str) -> str:
-            with filled(self.model_folder) as folder:
+            with staging_folder(self.model_folder) as folder:
                 loss = teach(folder, self.language, [*documents(self.shards)], self.config, self.seed)
             files = [self.model_folder / name for name in sorted(listing(self.model_folder))]
             Ledger(self.out, self.name).commit(item, self.identity(item), files, Tally.zero())

@@ -12,7 +12,7 @@ from capfilt.pipelines.bootstrap.blip2_stages import name
 from capfilt.pipelines.bootstrap.data import inputs
 from capfilt.stages import annotate
 from capfilt.stages.compute import Wanted
-from capfilt.training.config import OF_NO_WEIGHT
+from capfilt.training.config import EXECUTION_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,8 @@ def plan_of(config: BootstrapConfig, architecture: Architecture, final: Sequence
         "rounds": True,
         "cluster": True,
         "data": {"download": {"manners": True, "thread_count": True}},
-        **dict.fromkeys(("pretrain", "captioner", "filter"), OF_NO_WEIGHT),
-        "final": {"__all__": {"train": OF_NO_WEIGHT}},
+        **dict.fromkeys(("pretrain", "captioner", "filter"), EXECUTION_FIELDS),
+        "final": {"__all__": {"train": EXECUTION_FIELDS}},
         "annotate": annotate.EXECUTION_FIELDS,
         "evaluate": evaluate.EXECUTION_FIELDS,
     }

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints import store
-from capfilt.objectives.collectives import rank, ranks
+from capfilt.objectives.collectives import rank, world_size
 from capfilt.objectives.momentum import Momentum
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import Place
@@ -72,7 +72,7 @@ class States:
         self.identity, self.keep, self.keep_best = dict(identity), keep, keep_best
         # A group of its own: the writer's words must not get between those of the training.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._shared = shared and ranks() > 1
+        self._shared = shared and world_size() > 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._step = 0
@@ -193,7 +193,7 @@ class States:
 
     def _agreed(self) -> int:
         """The step to go on from: the first rank looks, all of them hear the same."""
-        if ranks() == 1:
+        if world_size() == 1:
             return self._found()
         said: list[object] = [None]
         if rank() == 0:
@@ -276,14 +276,14 @@ def _fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def save_momentum(state: Mapping[str, Tensor], folder: Place) -> None:
-    """Write the state of a momentum copy, queues and all, beside a model, for `take_up_momentum`."""
+    """Write the state of a momentum copy, queues and all, beside a model, for `load_momentum`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     tensors.pop("queue_groups", None)
     with atomic(folder / store.MOMENTUM) as file:
         file.write(safetensors.torch.save(tensors))
 
 
-def take_up_momentum(momentum: Momentum, start: Place) -> None:
+def load_momentum(momentum: Momentum, start: Place) -> None:
     """Begin with the momentum copy and the queues of the training that ended with the model `start`.
 
     As in BLIP's retrieval fine-tuning: the queues are those of another training, so their rows are of no image that

@@ -17,15 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capfilt.config import Config
 from capfilt.inference.device import autocast
-from capfilt.objectives.collectives import rank, ranks
-from capfilt.objectives.grad_cache import Batch, learn_in_pieces
-from capfilt.objectives.tasks.blip import Asked, Learner
-from capfilt.objectives.tasks.blip2 import AnyLearner
+from capfilt.objectives.collectives import rank, world_size
+from capfilt.objectives.grad_cache import Batch, backward_in_chunks
+from capfilt.objectives.tasks.blip import BlipPretraining, LossesAndMetrics
+from capfilt.objectives.tasks.blip2 import Pretraining
 from capfilt.training.distributed import fsdp
 
 T = TypeVar("T")
 
-__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_all", "of_first", "rank", "ranks", "wrap"]
+__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_all", "of_first", "rank", "world_size", "wrap"]
 
 
 WAYS = 64
@@ -52,25 +52,25 @@ class Gradients:
     """Gradients of a learner's loss over the pairs of all ranks. Made before the optimizer: FSDP puts other parameters
     in the place of a model's own."""
 
-    def __init__(self, learner: AnyLearner, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype):
+    def __init__(self, learner: Pretraining, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype):
         self.learner, self.pieces, self.device = learner, execution.micro_batches, device
-        self.sharded = execution.parallel == "fsdp" and ranks() > 1
+        self.sharded = execution.parallel == "fsdp" and world_size() > 1
         self.autocast: Callable[[], AbstractContextManager[object]] = partial(autocast, device, dtype)
         if execution.compile:
             compile_blocks(learner)
         if self.sharded:
-            fsdp.shard(learner, device, verb_by_verb=self.pieces > 1 and isinstance(learner, Learner))
+            fsdp.shard(learner, device, verb_by_verb=self.pieces > 1 and isinstance(learner, BlipPretraining))
         # In pieces there are several backward passes to one average, and the averaging is ours.
         plain = self.sharded or self.pieces > 1
         wrapped = (learner if plain else wrap(learner, device)).train()
-        self.forward: Callable[..., Asked] = partial(fsdp.ask, learner) if self.sharded else wrapped
+        self.forward: Callable[..., LossesAndMetrics] = partial(fsdp.ask, learner) if self.sharded else wrapped
 
-    def of(self, batch: Batch, progress: float) -> Asked:
+    def of(self, batch: Batch, progress: float) -> LossesAndMetrics:
         """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and figures."""
         self.learner.zero_grad(set_to_none=True)
         if self.pieces > 1:
-            found = learn_in_pieces(self.learner, batch, progress, self.pieces, self.autocast)
-            if ranks() > 1 and not self.sharded:
+            found = backward_in_chunks(self.learner, batch, progress, self.pieces, self.autocast)
+            if world_size() > 1 and not self.sharded:
                 average([p.grad for p in self.learner.parameters() if p.grad is not None])
         else:
             with self.autocast():
@@ -93,7 +93,7 @@ class Gradients:
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     """Average gradients over ranks while they are computed; as it is on one."""
-    if ranks() == 1:
+    if world_size() == 1:
         return module
     # Queues and momentum copies are equal on every rank by construction: broadcasting them each step would only cost.
     # A static graph allows weights that no objective of this training reaches (ITC alone leaves out the match head).
@@ -108,12 +108,12 @@ def average(gradients: list[Tensor]) -> None:
     """Replace gradients by their means over ranks, in one exchange."""
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= ranks()
+    flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
-def compile_blocks(learner: AnyLearner) -> None:
+def compile_blocks(learner: Pretraining) -> None:
     """Compile each block of the towers by itself, those of the momentum copy too: equal blocks are compiled once.
 
     A text layer is asked in some ten ways (both roles, with images and without, with gradients and without), more than
@@ -129,22 +129,22 @@ def compile_blocks(learner: AnyLearner) -> None:
 def of_first(value: T) -> T:
     """What the first rank has, on every rank."""
     said = [value]
-    if ranks() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(said)
     return said[0]
 
 
 def of_all(value: T) -> list[T]:
     """What each rank has, in their order, on every rank."""
-    said: list[T] = [value] * ranks()
-    if ranks() > 1:
+    said: list[T] = [value] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(said, value)
     return said
 
 
 def barrier(patience: timedelta | None = None) -> None:
     """Wait for all ranks; for `patience` where that is more than the minutes after which torch takes one for lost."""
-    if ranks() == 1:
+    if world_size() == 1:
         return
     if patience is None:
         dist.barrier()

@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor
 
 from capfilt.models.layers.bert import TextLayer
 from capfilt.models.layers.vit import VisionBlock
-from capfilt.objectives.collectives import ranks
-from capfilt.objectives.tasks.blip import Asked, Learner
-from capfilt.objectives.tasks.blip2 import AnyLearner
+from capfilt.objectives.collectives import world_size
+from capfilt.objectives.tasks.blip import BlipPretraining, LossesAndMetrics
+from capfilt.objectives.tasks.blip2 import Pretraining
 
 BLOCKS = (VisionBlock, TextLayer)
 """What is gathered, and compiled, one by one."""
@@ -35,13 +35,13 @@ without FSDP: the same numbers either way. Gathering in bf16 would halve the tra
 weights beside fp32 states, which torch's CPU kernels refuse."""
 
 VERBS = (
-    "encode_image", "image_keys", "encode_text", "project_image", "project_queries", "project_text",
+    "encode_image", "image_context", "encode_text", "project_image", "project_queries", "project_text",
     "fuse", "match", "decode", "predict",
 )  # fmt: skip
 """Ways into a model, besides `forward`, that its objectives take."""
 
 
-def shard(learner: AnyLearner, device: torch.device, verb_by_verb: bool = False) -> None:
+def shard(learner: Pretraining, device: torch.device, verb_by_verb: bool = False) -> None:
     """Cut the learner's models.
 
     What lies between the blocks is gathered for a whole step, or `verb_by_verb`, where a step is no single forward
@@ -50,7 +50,7 @@ def shard(learner: AnyLearner, device: torch.device, verb_by_verb: bool = False)
     # The verbs return views of their inputs here and there; nothing writes into them in place, which is what torch
     # warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    mesh = init_device_mesh(device.type, (ranks(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     whole = {p for p in learner.model.parameters() if p.ndim == 0 or not p.requires_grad}
     _cut_blocks(learner.model, mesh, whole, keep=True)
     if learner.momentum is not None:
@@ -61,7 +61,7 @@ def shard(learner: AnyLearner, device: torch.device, verb_by_verb: bool = False)
     if verb_by_verb:
         _cut_rest(learner.model, VERBS, mesh, whole)
     else:
-        _cut_rest(learner, ("ask",), mesh, whole)
+        _cut_rest(learner, ("compute_losses",), mesh, whole)
 
 
 def _cut_blocks(model: nn.Module, mesh: DeviceMesh, whole: set[nn.Parameter], keep: bool) -> None:
@@ -71,7 +71,7 @@ def _cut_blocks(model: nn.Module, mesh: DeviceMesh, whole: set[nn.Parameter], ke
         # A text block is asked up to six times a step and, where it is to learn, keeps its weights in between.
         kept = keep and isinstance(block, TextLayer)
         fully_shard(block, mesh=mesh, reshard_after_forward=not kept, mp_policy=PRECISION, ignored_params=whole)
-        for name in ("image_keys", "own_keys") if isinstance(block, TextLayer) else ():
+        for name in ("image_context", "own_keys") if isinstance(block, TextLayer) else ():
             register_fsdp_forward_method(block, name)
 
 
@@ -82,22 +82,22 @@ def _cut_rest(module: nn.Module, ways_in: Iterable[str], mesh: DeviceMesh, whole
             register_fsdp_forward_method(module, name)
 
 
-def ask(learner: AnyLearner, *batch: Any) -> Asked:
+def ask(learner: Pretraining, *batch: Any) -> LossesAndMetrics:
     """The learner's forward pass; its momentum copy moves before any weight is gathered."""
-    if isinstance(learner, Learner):
+    if isinstance(learner, BlipPretraining):
         learner.begin()
-        return learner.ask(*batch)
-    found: Asked = learner(*batch)
+        return learner.compute_losses(*batch)
+    found: LossesAndMetrics = learner(*batch)
     return found
 
 
-def settle(learner: AnyLearner) -> None:
+def settle(learner: Pretraining) -> None:
     """After a step's backward pass: average the gradients that FSDP leaves alone, and let go of the momentum copy's
     gathered weights, which the next step moves."""
     for p in learner.parameters():
         if p.grad is not None and not isinstance(p.grad, DTensor):
             dist.all_reduce(p.grad)
-            p.grad /= ranks()
+            p.grad /= world_size()
     if learner.momentum is not None:
         for module in learner.momentum.model.modules():
             if isinstance(module, FSDPModule):
@@ -105,7 +105,7 @@ def settle(learner: AnyLearner) -> None:
 
 
 @torch.no_grad()
-def clip(learner: AnyLearner, most: float) -> Tensor:
+def clip(learner: Pretraining, most: float) -> Tensor:
     """As torch's clip_grad_norm_, for gradients of which some are cut and some are whole."""
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]
     cut = [g.to_local() for g in gradients if isinstance(g, DTensor)]

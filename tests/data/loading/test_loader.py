@@ -32,11 +32,17 @@ def tokenizer() -> Tokenizer:
 
 
 def loader(
-    folder: Path, tokenizer: Tokenizer, seed: int = 0, rank: int = 0, ranks: int = 1, repeat: float = 1, **config: Any
+    folder: Path,
+    tokenizer: Tokenizer,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    repeat: float = 1,
+    **config: Any,
 ) -> Loader:
     options = {"batch_size": 8, "max_length": 24, "shuffle": 32, **config}
     sources = [Source(shards=str(folder), repeat=repeat)]
-    return Loader(sources, LoaderConfig(**options), tokenizer, 16, seed, rank, ranks)
+    return Loader(sources, LoaderConfig(**options), tokenizer, 16, seed, rank, world_size)
 
 
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
@@ -63,7 +69,7 @@ def write_picture(folder: Path) -> Path:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = ("images", "ids", "mask", "groups")
+    tensors = ("images", "ids", "mask", "image_ids")
     return a.uids == b.uids and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
 
 
@@ -98,16 +104,16 @@ class TestOrder:
         rest = take(loader(small_world / "human", tokenizer).batches(start), 20 - start)
         assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
-    @pytest.mark.parametrize("ranks", [2, 4])
-    def test_ranks_share_out_each_batch(self, small_world: Path, tokenizer: Tokenizer, ranks: int) -> None:
+    @pytest.mark.parametrize("world_size", [2, 4])
+    def test_ranks_share_out_each_batch(self, small_world: Path, tokenizer: Tokenizer, world_size: int) -> None:
         whole = take(loader(small_world / "human", tokenizer).batches(), 14)
         parts = [
-            take(loader(small_world / "human", tokenizer, rank=rank, ranks=ranks).batches(), 14)
-            for rank in range(ranks)
+            take(loader(small_world / "human", tokenizer, rank=rank, world_size=world_size).batches(), 14)
+            for rank in range(world_size)
         ]
         for step, batch in enumerate(whole):
             own = [part[step] for part in parts]
-            assert {len(part.uids) for part in own} == {8 // ranks}
+            assert {len(part.uids) for part in own} == {8 // world_size}
             assert rows(own) == rows([batch])
             assert torch.equal(torch.cat([part.images for part in own]), batch.images)
 
@@ -172,8 +178,8 @@ class TestOrder:
         shard, counted = str(small_world / "human/00000.tar"), {str(small_world / "human/00000.tar"): 32}
         config = LoaderConfig(batch_size=8, max_length=24, shuffle=32, lanes=8)
 
-        def of(rank: int, ranks: int) -> list[tuple[str, tuple[int, ...]]]:
-            batches = Loader([Source(shards=shard)], config, tokenizer, 16, 0, rank, ranks, counted).batches()
+        def of(rank: int, world_size: int) -> list[tuple[str, tuple[int, ...]]]:
+            batches = Loader([Source(shards=shard)], config, tokenizer, 16, 0, rank, world_size, counted).batches()
             return [row for batch in islice(batches, 4) for row in rows([batch])]
 
         apart, alone = [of(rank, 8) for rank in range(8)], of(0, 1)
@@ -241,7 +247,7 @@ class TestBatch:
         for batch in take(loader(small_world / "human", tokenizer, batch_size=16, lanes=1).batches(), 6):
             for i, one in enumerate(batch.uids):
                 for j, other in enumerate(batch.uids):
-                    assert (batch.groups[i] == batch.groups[j]) == (one == other)
+                    assert (batch.image_ids[i] == batch.image_ids[j]) == (one == other)
                     seen_twice |= i != j and one == other
         assert seen_twice
 
@@ -301,7 +307,7 @@ class TestBadInput:
         self, tmp_path: Path, small_world: Path, tokenizer: Tokenizer
     ) -> None:
         wrong = {s.uid for s in self.write(tmp_path / "0.tar", small_world, set(range(0, 16, 2))) if s.image == b"no"}
-        ranks = [loader(tmp_path, tokenizer, rank=rank, ranks=8) for rank in range(8)]
+        ranks = [loader(tmp_path, tokenizer, rank=rank, world_size=8) for rank in range(8)]
         seen = [take(rank.batches(), 12) for rank in ranks]
         assert any(batch.unreadable == 1 for batches in seen for batch in batches)
         assert not {uid for batches in seen for batch in batches for uid in batch.uids} & wrong
@@ -358,7 +364,7 @@ class TestBadInput:
 
     def test_a_batch_that_ranks_cannot_share_is_refused(self, small_world: Path, tokenizer: Tokenizer) -> None:
         with pytest.raises(DataError, match="batch_size 8 cannot be split over 3 ranks"):
-            loader(small_world / "human", tokenizer, ranks=3)
+            loader(small_world / "human", tokenizer, world_size=3)
 
     @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_length": 3}, {"shuffle": 0}, {"weights": {"web": 0}}])
     def test_nonsense_is_refused(self, wrong: dict[str, int]) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from capfilt.download.failures import Failure
 from capfilt.download.http.addresses import Resolver
-from capfilt.download.http.client import Clock, Fence, Limits, target
-from capfilt.download.http.politeness import Manners, Visitor
+from capfilt.download.http.client import Deadline, Limits, SafeHttpClient, target
+from capfilt.download.http.politeness import Politeness, Visitor
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +32,11 @@ class Nobody:
         raise AssertionError(name)
 
 
-def visitor(fence: Fence) -> Visitor:
-    return Visitor(fence, Nobody(), Manners(deadline=2, timeout=2), False, frozenset(), "capfilt")
+def visitor(fence: SafeHttpClient) -> Visitor:
+    return Visitor(fence, Nobody(), Politeness(deadline=2, timeout=2), False, frozenset(), "capfilt")
 
 
-def kind_of(fence: Fence, url: str) -> str:
+def kind_of(fence: SafeHttpClient, url: str) -> str:
     with pytest.raises(Failure) as caught:
         visitor(fence).get(url)
     return caught.value.kind
@@ -58,7 +58,10 @@ def kind_of(fence: Fence, url: str) -> str:
 )  # fmt: skip
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_no_spelling_leads_inside(hostile: Any, host: str, scheme: str) -> None:
-    assert kind_of(Fence(Limits(), "t"), f"{scheme}://{host}:{hostile.port}/ok") in ("private-address", "bad-url")
+    assert kind_of(SafeHttpClient(Limits(), "t"), f"{scheme}://{host}:{hostile.port}/ok") in (
+        "private-address",
+        "bad-url",
+    )
     assert hostile.seen == []
 
 
@@ -81,25 +84,25 @@ def test_no_redirect_leads_inside(hostile: Any, place: str, expected: str) -> No
     """The server's own name is allowed by its block; where it sends one is judged anew."""
     names = {"server.test": ["127.0.0.1"], "inside.test": ["10.0.0.7"]}
     limits = Limits(allow_private=("127.0.0.1/32",))
-    fence = Fence(limits, "t", Resolver(limits.policy(), names.__getitem__))
+    fence = SafeHttpClient(limits, "t", Resolver(limits.policy(), names.__getitem__))
     assert kind_of(fence, f"http://server.test:{hostile.port}/to?u={place}") == expected
     assert len(hostile.seen) == 1
 
 
 def test_a_name_with_one_private_address_among_its_own_is_refused(hostile: Any) -> None:
-    fence = Fence(Limits(), "t", Resolver(lookup=lambda name: ["93.184.216.34", "127.0.0.1"]))
+    fence = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: ["93.184.216.34", "127.0.0.1"]))
     assert kind_of(fence, f"http://mixed.test:{hostile.port}/ok") == "private-address"
 
 
 def test_a_name_that_changes_its_answer_is_never_asked_between_check_and_use(hostile: Any) -> None:
     """First public, then loopback: the connection goes to the public one, which this network does not have."""
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
-    fence = Fence(Limits(), "t", Resolver(lookup=lambda name: next(answers)))
+    fence = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: next(answers)))
     assert kind_of(fence, f"http://rebinds.test:{hostile.port}/ok") == "unreachable"
     assert hostile.seen == []
 
 
 def test_a_public_address_would_be_tried(hostile: Any) -> None:
     with pytest.raises(Failure) as caught:
-        Fence(Limits(), "t").request(target("http://8.8.8.8/"), Clock(2, 2))
+        SafeHttpClient(Limits(), "t").request(target("http://8.8.8.8/"), Deadline(2, 2))
     assert caught.value.kind == "unreachable"

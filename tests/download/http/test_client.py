@@ -14,15 +14,15 @@ from pydantic import ValidationError
 
 from capfilt.download.failures import Failure
 from capfilt.download.http.addresses import Policy, Resolver, networks
-from capfilt.download.http.client import Answer, Clock, Fence, Limits, target
+from capfilt.download.http.client import Answer, Deadline, Limits, SafeHttpClient, target
 
 LOOPBACK = ("127.0.0.0/8",)
 MEGABYTE = 10**6
 
 
 def ask(url: str, seconds: float = 1.0, keep: int | None = None, **limits: Any) -> Answer:
-    fence = Fence(Limits(allow_private=LOOPBACK, **{"max_bytes": MEGABYTE, **limits}), "tester/1")
-    return fence.request(target(url), Clock(seconds, 5), keep)
+    fence = SafeHttpClient(Limits(allow_private=LOOPBACK, **{"max_bytes": MEGABYTE, **limits}), "tester/1")
+    return fence.request(target(url), Deadline(seconds, 5), keep)
 
 
 def kind(url: str, seconds: float = 1.0, **limits: Any) -> str:
@@ -148,16 +148,16 @@ def test_the_connection_goes_to_the_address_that_was_checked(hostile: Any) -> No
         return next(answers)
 
     resolver = Resolver(Policy(networks(["127.0.0.1/32"])), lookup)
-    fence = Fence(Limits(), "tester/1", resolver)
+    fence = SafeHttpClient(Limits(), "tester/1", resolver)
     goal = target(f"http://changes.test:{hostile.port}/ok")
-    assert fence.request(goal, Clock(1, 1)).status == 200
-    assert fence.request(goal, Clock(1, 1)).status == 200
+    assert fence.request(goal, Deadline(1, 1)).status == 200
+    assert fence.request(goal, Deadline(1, 1)).status == 200
     assert asked == ["changes.test"]
     assert hostile.seen[0][2]["host"] == f"changes.test:{hostile.port}"
     # Asked again, as after a minute, it would lead elsewhere, and is refused.
     resolver._known.clear()
     with pytest.raises(Failure, match=r"^private-address: changes\.test is 127\.0\.0\.2"):
-        fence.request(goal, Clock(1, 1))
+        fence.request(goal, Deadline(1, 1))
 
 
 def test_proxies_of_the_environment_are_not_used_unless_asked_for(
@@ -201,9 +201,9 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
         assert ask(server.url("/ok")).status == 200
         assert kind(server.url("/drip"), 0.4) == "timeout"
         # Vouched for, but for another host.
-        fence = Fence(Limits(), "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
+        fence = SafeHttpClient(Limits(), "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
         with pytest.raises(Failure, match=r"^tls: "):
-            fence.request(target(f"https://other.test:{server.port}/ok"), Clock(1, 1))
+            fence.request(target(f"https://other.test:{server.port}/ok"), Deadline(1, 1))
     finally:
         server.close()
 
@@ -219,13 +219,13 @@ def test_a_proxy_is_told_the_address_that_was_checked(
         assert ask(server.url("/ok?seed=4"), 3, use_proxies=True).body == hostile_kind.jpeg(4)
         assert hostile.paths() == [f"127.0.0.1:{server.port}"]
         limits = Limits(allow_private=LOOPBACK, use_proxies=True)
-        fence = Fence(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
+        fence = SafeHttpClient(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
         with pytest.raises(Failure, match=r"^tls: "):  # the certificate is another host's; the address was ours
-            fence.request(target(f"https://other.test:{server.port}/ok"), Clock(3, 3))
+            fence.request(target(f"https://other.test:{server.port}/ok"), Deadline(3, 3))
         assert hostile.paths()[1:] == [f"127.0.0.1:{server.port}"]
-        fence = Fence(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["10.0.0.1"]))
+        fence = SafeHttpClient(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["10.0.0.1"]))
         with pytest.raises(Failure, match=r"^private-address: "):
-            fence.request(target(f"https://inside.test:{server.port}/ok"), Clock(3, 3))
+            fence.request(target(f"https://inside.test:{server.port}/ok"), Deadline(3, 3))
         assert len(hostile.paths()) == 2
     finally:
         server.close()

@@ -15,11 +15,11 @@ from urllib.parse import quote
 import pytest
 
 import capfilt
-from capfilt.cluster.rate_limit import Buckets, Turns
+from capfilt.cluster.rate_limit import Buckets, RateLimiter
 from capfilt.download.failures import Failure
 from capfilt.download.http import politeness as visitors
-from capfilt.download.http.client import Fence, Limits
-from capfilt.download.http.politeness import Manners, Visitor, agent
+from capfilt.download.http.client import Limits, SafeHttpClient
+from capfilt.download.http.politeness import Politeness, Visitor, agent
 
 REFUSED = frozenset({"noai", "noindex"})
 
@@ -47,8 +47,8 @@ def book() -> Book:
 
 def visitor(book: Any, robots: bool = True, **manners: Any) -> Visitor:
     limits = Limits(allow_private=("127.0.0.0/8",), max_bytes=10**6)
-    settings = Manners(**{"deadline": 1.0, "timeout": 5.0, **manners})
-    return Visitor(Fence(limits, agent("me@example.org", "capfilt")), book, settings, robots, REFUSED, "mybot")
+    settings = Politeness(**{"deadline": 1.0, "timeout": 5.0, **manners})
+    return Visitor(SafeHttpClient(limits, agent("me@example.org", "capfilt")), book, settings, robots, REFUSED, "mybot")
 
 
 def kind(book: Book, url: str, **manners: Any) -> str:
@@ -126,7 +126,7 @@ class TestPauses:
 
     def test_the_good_rows_of_a_host_outlast_it(self, hostile: Any) -> None:
         """One URL that asks for a day, then 20 pictures of the same host, from several threads, with real turns."""
-        shared = visitor(Turns(here=Buckets(0, 1)), deadline=2, robots=False)  # type: ignore[arg-type]
+        shared = visitor(RateLimiter(here=Buckets(0, 1)), deadline=2, robots=False)  # type: ignore[arg-type]
         with pytest.raises(Failure, match="long-pause"):
             shared.get(hostile.url("/busy?after=86400"))
         with ThreadPoolExecutor(4) as pool:

@@ -78,7 +78,7 @@ def test_the_prompt_steers_and_is_not_part_of_the_answer(model: Blip, tokenizer:
     with_prompt = Captioner(model, tokenizer, DecodeConfig(method="greedy", min_length=9, max_length=10, prompt=prompt))
     assert with_prompt.prompt == [model.config.text.dec, 50, 51]
     ids = torch.tensor([[0, 50, 51]]).expand(20, -1)
-    first = model.decode(ids, None, model.image_keys(images, "decoder"))[:, -1]
+    first = model.decode(ids, None, model.image_context(images, "decoder"))[:, -1]
     first[:, SEP] = -torch.inf
     wanted = [tokenizer.vocab[i] for i in first.argmax(dim=1).tolist()]
     texts = with_prompt.write(images, UIDS, 0, 0)

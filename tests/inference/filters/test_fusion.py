@@ -38,7 +38,7 @@ def by_hand(judge: Filter, image: Tensor, text: str, first: int | None = None) -
     ids = torch.from_numpy(judge.tokenizer.encode([clean_caption(text)], 16)[0])
     alone = ids.clone()
     alone[:, 0] = model.config.text.enc if first is None else first
-    states = model.text(alone, "encoder", None, model.image_keys(image[None], "encoder"))
+    states = model.text(alone, "encoder", None, model.image_context(image[None], "encoder"))
     odds = model.match_head(states[:, 0])[0].double()
     one = model.image_projection(image[0]).double()
     other = model.text_projection(model.text(ids, "encoder", None)[0, 0]).double()
@@ -77,7 +77,7 @@ def test_many_texts_are_read_some_at_a_time(
 ) -> None:
     wanted = judge.score(images, TEXTS)
     monkeypatch.setattr("capfilt.inference.filters.fusion.MOST", most)
-    for keys in (None, judge.model.image_keys(images, "encoder")):
+    for keys in (None, judge.model.image_context(images, "encoder")):
         for own, other in zip(judge.score(images, TEXTS, keys), wanted, strict=True):
             np.testing.assert_allclose(own, other, atol=1e-6)
 
@@ -85,13 +85,13 @@ def test_many_texts_are_read_some_at_a_time(
 def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten alike captions of an image are read beside it once; a text that images share is read alone once."""
     read: list[tuple[int, bool]] = []
-    firsts = TextTransformer.firsts
+    cls_states = TextTransformer.cls_states
 
     def noted(self: TextTransformer, ids: Tensor, lengths: list[int], *image: object) -> Tensor:
         read.append((sum(lengths), bool(image)))
-        return firsts(self, ids, lengths, *image)  # type: ignore[arg-type]
+        return cls_states(self, ids, lengths, *image)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TextTransformer, "firsts", noted)
+    monkeypatch.setattr(TextTransformer, "cls_states", noted)
     found = judge.score(images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
     red, photo = (int(judge.tokenizer.encode([text], 16)[1].sum()) for text in ("a red circle", "photo"))
     assert sorted(read) == [(red + photo, False), (2 * (red + photo), True)], "padding is no work either"
@@ -102,9 +102,9 @@ def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytes
 def test_keys_that_are_there_are_not_projected_again(
     judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = judge.model.image_keys(images, "encoder")
+    keys = judge.model.image_context(images, "encoder")
     wanted = judge.score(images, TEXTS)
-    monkeypatch.delattr(Blip, "image_keys")
+    monkeypatch.delattr(Blip, "image_context")
     assert judge.score(images, TEXTS, keys) == wanted
 
 
@@ -135,7 +135,7 @@ def test_the_match_logit_is_the_positive_column(judge: Filter, images: Tensor) -
     found = judge.match_logits(images, texts)
     ids, mask = (torch.from_numpy(x) for x in judge.tokenizer.encode([clean_caption(t) for t in texts], 16))
     model = judge.model
-    logits = model.match(model.fuse(ids, mask, model.image_keys(images, "encoder"))).detach()
+    logits = model.match(model.fuse(ids, mask, model.image_context(images, "encoder"))).detach()
     np.testing.assert_allclose(found, logits[:, 1].numpy(), atol=1e-6)
     itm = [own[0][0] for own in judge.score(images, [[t] for t in texts])]
     np.testing.assert_allclose(logits.softmax(dim=1)[:, 1].numpy(), itm, atol=1e-6)

@@ -34,7 +34,7 @@ def pixels() -> Tensor:
 
 @torch.no_grad()
 def keys(model: Blip, pixels: Tensor) -> list[KeysValues]:
-    return model.image_keys(model.encode_image(pixels), "decoder")
+    return model.image_context(model.encode_image(pixels), "decoder")
 
 
 def config(**options: object) -> DecodeConfig:

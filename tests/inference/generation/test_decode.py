@@ -45,7 +45,7 @@ def slow_text(model: Blip, tokens: Tensor, prompt: list[int], config: DecodeConf
     """One text of one image, the whole decoder again for every token."""
     ids = list(prompt)
     for draw in draws[: config.max_length - len(prompt)]:
-        keys = model.image_keys(tokens[None], "decoder")
+        keys = model.image_context(tokens[None], "decoder")
         logits = model.decode(torch.tensor([ids]), None, keys)[0, -1].tolist()
         for seen in set(ids):  # the prompt and [DEC] count
             logits[seen] *= 1 / config.repetition_penalty if logits[seen] > 0 else config.repetition_penalty
@@ -95,7 +95,7 @@ class TestGenerate:
         candidates, prompt = 2, [model.config.text.dec, 40, 41][: 1 + words]
         rows = len(images) * candidates
         draws = np.random.default_rng(0).random((rows, config.max_length - len(prompt)))
-        found = generate(model, model.image_keys(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
+        found = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
         wanted = [slow_text(model, images[i // candidates], prompt, config, draws[i]) for i in range(rows)]
         assert found == wanted
         if config.method == "nucleus":
@@ -112,14 +112,14 @@ class TestGenerate:
         prompt = [model.config.text.dec, 40, 41, 42]
         draws = torch.from_numpy(np.random.default_rng(0).random((12, 6)))
         config = DecodeConfig(min_length=8, max_length=10)
-        texts = generate(model, model.image_keys(images, "decoder"), prompt, SEP, config, draws)
+        texts = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, draws)
         assert [len(text) for text in texts] == [length] * 12
         assert all(SEP not in text for text in texts)
 
     def test_texts_do_not_know_their_neighbours(self, model: Blip, images: Tensor) -> None:
         config = DecodeConfig(min_length=3, max_length=14)
         draws = torch.from_numpy(np.random.default_rng(0).random((12, 13)))
-        keys = model.image_keys(images, "decoder")
+        keys = model.image_context(images, "decoder")
         together = generate(model, keys, [model.config.text.dec], SEP, config, draws)
         order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
         mixed = [(k[order], v[order]) for k, v in keys]
@@ -145,7 +145,9 @@ class TestTextsThatEndedLeave:
         rows = len(images) * candidates
         draws = np.random.default_rng(candidates).random((rows, 19))
         prompt = [model.config.text.dec]
-        found = generate(model, model.image_keys(images, "decoder"), prompt, SEP, self.CONFIG, torch.from_numpy(draws))
+        found = generate(
+            model, model.image_context(images, "decoder"), prompt, SEP, self.CONFIG, torch.from_numpy(draws)
+        )
         wanted = [slow_text(model, images[i // candidates], prompt, self.CONFIG, draws[i]) for i in range(rows)]
         assert found == wanted
         assert fed[0] == rows
@@ -158,14 +160,14 @@ class TestTextsThatEndedLeave:
         draws = np.random.default_rng(3).random((12, 18))
         prompt = [model.config.text.dec, 40]
         fed = rows_fed(model, monkeypatch)
-        found = generate(model, model.image_keys(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
+        found = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
         assert found == [slow_text(model, images[i], prompt, config, draws[i]) for i in range(12)]
         assert fed[-1] < fed[0]
 
     def test_a_few_rows_are_as_many_as_libraries_multiply_alike(
         self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keys = [(k[:3], v[:3]) for k, v in model.image_keys(images, "decoder")]
+        keys = [(k[:3], v[:3]) for k, v in model.image_context(images, "decoder")]
         draws = np.random.default_rng(0).random((3, 19))
         prompt = [model.config.text.dec]
         for rows in (1, 2, 3):
@@ -180,7 +182,7 @@ class TestTextsThatEndedLeave:
     ) -> None:
         fed = rows_fed(model, monkeypatch)
         draws = torch.from_numpy(np.random.default_rng(0).random((12, 19)))
-        generate(model, model.image_keys(images, "decoder"), [model.config.text.dec], SEP, self.CONFIG, draws)
+        generate(model, model.image_context(images, "decoder"), [model.config.text.dec], SEP, self.CONFIG, draws)
         assert min(fed) >= decode.FEWEST
 
 
@@ -194,7 +196,7 @@ def test_a_language_model_writes_for_few_images_what_it_writes_for_many(
     draws = torch.from_numpy(np.random.default_rng(5).random((6, 11)))
 
     def written(images: int) -> list[list[int]]:
-        keys = model.image_keys(tokens[:images], "decoder")
+        keys = model.image_context(tokens[:images], "decoder")
         if method == "beam":
             return beam_search(model, keys, [2], SEP, config, 1)
         return generate(model, keys, [2], SEP, config, draws[:images])

@@ -34,7 +34,7 @@ def test_it_gives_the_logits_of_the_model(model: Blip) -> None:
 
 def test_the_texts_are_those_of_the_model(model: Blip) -> None:
     images = torch.randn(6, 5, 24, generator=torch.Generator().manual_seed(4))
-    keys = model.image_keys(images, "decoder")
+    keys = model.image_context(images, "decoder")
     draws = torch.from_numpy(np.random.default_rng(0).random((6, 9)))
     for method in ("greedy", "nucleus"):
         config = DecodeConfig(method=method, min_length=3, max_length=10)

@@ -96,7 +96,7 @@ class TestPresets:
 
 class TestFirstToken:
     def keys(self, model: Blip, role: str) -> list[tuple[Tensor, Tensor]]:
-        return model.image_keys(torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(3)), role)  # type: ignore[arg-type]
+        return model.image_context(torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(3)), role)  # type: ignore[arg-type]
 
     def test_is_replaced_in_a_copy(self) -> None:
         ids = IDS.clone()
@@ -129,17 +129,19 @@ class TestFirstToken:
 def test_grouped_texts_are_fused_as_if_images_were_repeated(small_blip: MakeBlip) -> None:
     model = small_blip()
     tokens = torch.randn(2, 5, 24)
-    grouped = model.fuse(IDS, MASK, model.image_keys(tokens, "encoder"))
-    repeated = model.fuse(IDS, MASK, model.image_keys(tokens.repeat_interleave(2, dim=0), "encoder"))
+    grouped = model.fuse(IDS, MASK, model.image_context(tokens, "encoder"))
+    repeated = model.fuse(IDS, MASK, model.image_context(tokens.repeat_interleave(2, dim=0), "encoder"))
     torch.testing.assert_close(grouped, repeated, atol=5e-6, rtol=0)
-    written = model.decode(IDS, MASK, model.image_keys(tokens, "decoder"))
-    again = model.decode(IDS, MASK, model.image_keys(tokens.repeat_interleave(2, dim=0), "decoder"))
+    written = model.decode(IDS, MASK, model.image_context(tokens, "decoder"))
+    again = model.decode(IDS, MASK, model.image_context(tokens.repeat_interleave(2, dim=0), "decoder"))
     torch.testing.assert_close(written, again, atol=5e-6, rtol=0)
 
 
 def test_what_is_fused_depends_on_the_image(small_blip: MakeBlip) -> None:
     model = small_blip()
-    logits = [model.match(model.fuse(IDS, MASK, model.image_keys(torch.randn(4, 5, 24), "encoder"))) for _ in range(2)]
+    logits = [
+        model.match(model.fuse(IDS, MASK, model.image_context(torch.randn(4, 5, 24), "encoder"))) for _ in range(2)
+    ]
     assert not torch.allclose(*logits, atol=1e-3)
 
 
@@ -189,7 +191,9 @@ def test_image_keys_serve_both_roles_where_cross_attention_is_shared(
     tokens = torch.randn(1, 5, 24)
     same = all(
         torch.equal(a, b)
-        for one, other in zip(model.image_keys(tokens, "encoder"), model.image_keys(tokens, "decoder"), strict=True)
+        for one, other in zip(
+            model.image_context(tokens, "encoder"), model.image_context(tokens, "decoder"), strict=True
+        )
         for a, b in zip(one, other, strict=True)
     )
     assert model.shares_image_keys == same == shared
@@ -209,4 +213,4 @@ def test_the_stack_is_bert_s_layer_by_layer(small_blip: MakeBlip) -> None:
             x = block.norm(x + block.block(x, own))
         block = layer.feed_forward.of("encoder")
         x = block.norm(x + block.block(x))
-    torch.testing.assert_close(model.fuse(ids, mask, model.image_keys(image, "encoder")), x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.fuse(ids, mask, model.image_context(image, "encoder")), x, atol=1e-6, rtol=0)

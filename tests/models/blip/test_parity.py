@@ -69,7 +69,7 @@ def test_itm_behind_the_two_tokens_differs(parity: ModuleType, tmp_path: Path) -
     for token in ("enc", "cls"):
         model = parity.store.load(tmp_path, itm_token=token).eval()
         with torch.no_grad():
-            keys = model.image_keys(model.encode_image(asked.pixels), "encoder")
+            keys = model.image_context(model.encode_image(asked.pixels), "encoder")
             logits[token] = model.match(model.fuse(asked.ids, asked.mask, keys))
     assert (logits["enc"] - logits["cls"]).abs().max() > 0.01
     assert parity.store.architecture(tmp_path).itm_token == "enc"

@@ -96,7 +96,7 @@ class TestVerbs:
 
     def test_a_pair_is_judged_by_the_mean_over_queries(self, small_blip2: MakeBlip2, case: tuple) -> None:
         model, (images, ids, mask) = small_blip2(), case
-        states = model.fuse(ids, mask, model.image_keys(model.encode_image(images), "encoder"))
+        states = model.fuse(ids, mask, model.image_context(model.encode_image(images), "encoder"))
         assert states.shape == (2, 3, 16)
         wanted = torch.stack([model.match_head(states[:, q]) for q in range(3)]).mean(dim=0)
         torch.testing.assert_close(model.match(states), wanted)
@@ -106,15 +106,15 @@ class TestVerbs:
         model, (images, ids, mask) = small_blip2(), case
         rows = torch.tensor([0, 1, 0, 1])[: sum(counts)]
         ids, mask, lengths = ids[rows], mask[rows], mask[rows].sum(dim=1).tolist()
-        torch.testing.assert_close(model.encode_firsts(ids, lengths), model.encode_text(ids, mask)[:, :1])
-        keys = model.image_keys(model.encode_image(images), "encoder")
+        torch.testing.assert_close(model.encode_cls(ids, lengths), model.encode_text(ids, mask)[:, :1])
+        keys = model.image_context(model.encode_image(images), "encoder")
         each = torch.repeat_interleave(torch.tensor(counts))
         wanted = model.fuse(ids, mask, [(k[each], v[each]) for k, v in keys])
-        torch.testing.assert_close(model.fuse_firsts(ids, lengths, keys, counts), wanted)
+        torch.testing.assert_close(model.fuse_cls(ids, lengths, keys, counts), wanted)
 
     def test_it_writes_behind_dec_as_it_decodes(self, small_blip2: MakeBlip2, case: tuple) -> None:
         model, (images, ids, _) = small_blip2(), case
-        seen = model.image_keys(model.encode_image(images), "decoder")
+        seen = model.image_context(model.encode_image(images), "decoder")
         whole = model.decode(ids, None, seen)
         cache = model.cache(2, 8, seen)
         behind = torch.cat([torch.full((2, 1), model.config.text.dec), ids[:, 1:]], dim=1)

@@ -62,7 +62,7 @@ class TestWhoSeesWhom:
 
     def test_queries_and_texts_apart(self, qformer: QFormer, case: tuple[Tensor, ...]) -> None:
         ids, mask, tokens = case
-        states, _ = qformer.look(qformer.image_keys(tokens))
+        states, _ = qformer.run_queries(qformer.image_context(tokens))
         read = qformer.read(ids, mask)
         for i, wanted in enumerate(self.rows(qformer, case, "apart")):
             torch.testing.assert_close(states[i], wanted[:Q])
@@ -70,13 +70,13 @@ class TestWhoSeesWhom:
 
     def test_together(self, qformer: QFormer, case: tuple[Tensor, ...]) -> None:
         ids, mask, tokens = case
-        found = qformer.read_beside(ids, mask, qformer.image_keys(tokens))
+        found = qformer.encode_multimodal(ids, mask, qformer.image_context(tokens))
         for i, wanted in enumerate(self.rows(qformer, case, "together")):
             torch.testing.assert_close(found[i], wanted[:Q])
 
     def test_written_after_the_queries(self, qformer: QFormer, case: tuple[Tensor, ...]) -> None:
         ids, mask, tokens = case
-        states, seen = qformer.look(qformer.image_keys(tokens))
+        states, seen = qformer.run_queries(qformer.image_context(tokens))
         found = qformer.write(ids, mask, seen)
         for i, wanted in enumerate(self.rows(qformer, case, "written")):
             torch.testing.assert_close(states[i], wanted[:Q])
@@ -84,7 +84,7 @@ class TestWhoSeesWhom:
 
     def test_gradient_of_what_is_written_reaches_the_queries(self, qformer: QFormer, case: tuple[Tensor, ...]) -> None:
         ids, mask, tokens = case
-        _, seen = qformer.look(qformer.image_keys(tokens))
+        _, seen = qformer.run_queries(qformer.image_context(tokens))
         qformer.write(ids, mask, seen).square().sum().backward()
         assert qformer.query_tokens.grad.any()
         assert qformer.layers[0].cross_attention.block.value.weight.grad.any()
@@ -92,23 +92,26 @@ class TestWhoSeesWhom:
 
 def test_only_every_second_layer_looks(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
     assert [layer.cross_attention is not None for layer in qformer.layers] == [True, False, True]
-    assert len(qformer.image_keys(case[2])) == 2
+    assert len(qformer.image_context(case[2])) == 2
 
 
 def test_texts_that_share_an_image_are_as_with_one_each(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
     ids, mask, tokens = case
     four, both = ids.repeat_interleave(2, dim=0).roll(1, dims=1), mask.repeat_interleave(2, dim=0).roll(1, dims=1)
     both[:, 0] = 1
-    shared, own = qformer.image_keys(tokens), qformer.image_keys(tokens.repeat_interleave(2, dim=0))
-    torch.testing.assert_close(qformer.read_beside(four, both, shared), qformer.read_beside(four, both, own))
+    shared, own = qformer.image_context(tokens), qformer.image_context(tokens.repeat_interleave(2, dim=0))
     torch.testing.assert_close(
-        qformer.write(four, both, qformer.look(shared)[1]), qformer.write(four, both, qformer.look(own)[1])
+        qformer.encode_multimodal(four, both, shared), qformer.encode_multimodal(four, both, own)
+    )
+    torch.testing.assert_close(
+        qformer.write(four, both, qformer.run_queries(shared)[1]),
+        qformer.write(four, both, qformer.run_queries(own)[1]),
     )
 
 
 def test_step_by_step_is_as_at_once(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
     ids, _, tokens = case
-    _, seen = qformer.look(qformer.image_keys(tokens))
+    _, seen = qformer.run_queries(qformer.image_context(tokens))
     whole = qformer.write(ids, None, seen)
     cache = Cache(qformer.config, 2, T, seen[0][0])
     parts = [qformer.write(ids[:, a:b], None, seen, cache) for a, b in ((0, 2), (2, 3), (3, T))]

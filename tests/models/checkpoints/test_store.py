@@ -25,9 +25,9 @@ def answers(model: Blip, image_size: int = 16) -> dict[str, torch.Tensor]:
         tokens = model.encode_image(pixels)
         said = {"tokens": tokens}
         if "decode" in model.verbs:
-            said["logits"] = model.decode(IDS, MASK, model.image_keys(tokens, "decoder"))
+            said["logits"] = model.decode(IDS, MASK, model.image_context(tokens, "decoder"))
         if "fuse" in model.verbs:
-            said["match"] = model.match(model.fuse(IDS, MASK, model.image_keys(tokens, "encoder")))
+            said["match"] = model.match(model.fuse(IDS, MASK, model.image_context(tokens, "encoder")))
             said["image"] = model.project_image(tokens)
             said["text"] = model.project_text(model.encode_text(IDS, MASK))
     return said

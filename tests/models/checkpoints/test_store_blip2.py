@@ -214,7 +214,7 @@ class TestBeginnings:
         first, other = small_blip2(seed=3), small_blip2("opt", seed=4)
         store.save(first, tmp_path / "first")
         other.language.model.save_pretrained(tmp_path / "opt")
-        second = store.grown(tmp_path / "first", other.config)
+        second = store.load_extended(tmp_path / "first", other.config)
         assert {p.is_meta for p in second.language.parameters()} == {True}, "nobody has said which"
         assert not any(p.is_meta for name, p in second.named_parameters() if not name.startswith("language."))
         initialise(second, language=str(tmp_path / "opt"))
@@ -224,6 +224,6 @@ class TestBeginnings:
             elif not name.startswith("language_projection"):
                 assert torch.equal(tensor, first.state_dict()[name]), name
         store.save(second, tmp_path / "second")
-        assert same(store.grown(tmp_path / "second", other.config), second)
+        assert same(store.load_extended(tmp_path / "second", other.config), second)
         with pytest.raises(ModelError, match="has no language model: leave it out"):
             initialise(first, language=str(tmp_path / "opt"))

@@ -69,13 +69,13 @@ def said(model: Blip) -> list[Tensor]:
         tokens = model.encode_image(pixels)
         found = [tokens]
         if "decode" in model.verbs:
-            found.append(model.decode(IDS, MASK, model.image_keys(tokens, "decoder")))
+            found.append(model.decode(IDS, MASK, model.image_context(tokens, "decoder")))
         if "fuse" in model.verbs:
-            found.append(model.match(model.fuse(IDS, MASK, model.image_keys(tokens, "encoder"))))
+            found.append(model.match(model.fuse(IDS, MASK, model.image_context(tokens, "encoder"))))
             found += [model.project_image(tokens), model.project_text(model.encode_text(IDS, MASK))]
         if "answer" in model.verbs:
-            question = model.fuse(IDS, MASK, model.image_keys(tokens, "encoder"))
-            found += [question, model.decode(IDS, MASK, model.image_keys(question, "decoder"))]
+            question = model.fuse(IDS, MASK, model.image_context(tokens, "encoder"))
+            found += [question, model.decode(IDS, MASK, model.image_context(question, "decoder"))]
     return found
 
 

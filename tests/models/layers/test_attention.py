@@ -121,7 +121,7 @@ class TestPacking:
             assert not row[len(part) :].any()
         assert torch.equal(packing.pack(padded), x)
         assert packing.mask_BT.sum(dim=1).tolist() == [3, 1, 5]
-        assert torch.equal(x[packing.firsts], padded[:, 0])
+        assert torch.equal(x[packing.cls_states], padded[:, 0])
 
     def test_attention_sees_the_same_packed_and_alone(self, attention: Attention) -> None:
         packing = Packing(self.LENGTHS, torch.device("cpu"))

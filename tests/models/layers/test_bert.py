@@ -60,7 +60,7 @@ class TestSharing:
         assert sum(t.numel() for t in state.values()) == sum(p.numel() for p in model.parameters())
         other.load_state_dict(state)
         for role in ("encoder", "decoder"):
-            keys = model.image_keys(tokens(model), role), other.image_keys(tokens(model), role)
+            keys = model.image_context(tokens(model), role), other.image_context(tokens(model), role)
             assert torch.equal(model.text(IDS, role, MASK, keys[0]), other.text(IDS, role, MASK, keys[1]))
         assert {p for p in PARTS if not are_shared(other, p)} == set(APART[share])
 
@@ -69,7 +69,7 @@ class TestSharing:
         model = small_blip(share=share)
         before = {name: p.detach().clone() for name, p in model.text.named_parameters()}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        model.fuse(IDS, MASK, model.image_keys(tokens(model), "encoder")).square().sum().backward()
+        model.fuse(IDS, MASK, model.image_context(tokens(model), "encoder")).square().sum().backward()
         optimizer.step()
         moved = {name for name, p in model.text.named_parameters() if not torch.equal(p, before[name])}
         assert not any(".decoder." in name for name in moved)
@@ -88,7 +88,7 @@ class TestMask:
         model = small_blip()
         padded = torch.cat([IDS, torch.zeros(2, 4, dtype=torch.long)], dim=1)
         for role in ("encoder", "decoder"):
-            keys = model.image_keys(tokens(model), role)
+            keys = model.image_context(tokens(model), role)
             alone = model.text(IDS[1:, :4], role, MASK[1:, :4], [(k[1:], v[1:]) for k, v in keys])
             together = model.text(IDS, role, MASK, keys)[1:, :4]
             longer = model.text(padded, role, (padded != 0).long(), keys)[1:, :4]
@@ -100,7 +100,7 @@ class TestMask:
         model = small_blip()
         changed = IDS.clone()
         changed[0, 3:] = torch.tensor([30, 31, 32])
-        keys = model.image_keys(tokens(model), "decoder")
+        keys = model.image_context(tokens(model), "decoder")
         one, other = model.decode(IDS, MASK, keys), model.decode(changed, MASK, keys)
         torch.testing.assert_close(one[0, :3], other[0, :3], atol=1e-6, rtol=0)
         assert not torch.allclose(one[0, 3:], other[0, 3:], atol=1e-2)
@@ -128,7 +128,7 @@ class TestCache:
         model = small_blip()
         ids = torch.randint(4, 190, (6, 9), generator=torch.Generator().manual_seed(0))
         ids[:, 0] = model.config.text.dec
-        keys = model.image_keys(tokens(model), "decoder")  # three texts for each of two images
+        keys = model.image_context(tokens(model), "decoder")  # three texts for each of two images
         full = model.decode(ids, None, keys)
         cache = Cache(model.config.text, rows=6, length=9, like=keys[0][0])
         newest = ids[:, :prompt]
@@ -140,7 +140,7 @@ class TestCache:
     def test_rows_can_be_left_behind_and_reordered(self, small_blip: MakeBlip) -> None:
         model = small_blip()
         ids = torch.randint(4, 190, (3, 5), generator=torch.Generator().manual_seed(0))
-        keys = model.image_keys(tokens(model, rows=3), "decoder")
+        keys = model.image_context(tokens(model, rows=3), "decoder")
         cache = Cache(model.config.text, rows=3, length=5, like=keys[0][0])
         model.decode_step(ids[:, :4], keys, cache)
         order = torch.tensor([2, 0])
@@ -183,7 +183,7 @@ def test_a_text_longer_than_the_positions_is_refused(small_blip: MakeBlip) -> No
     model = small_blip(max_positions=5)
     with pytest.raises(ModelError, match="a text of 6 tokens, and the model has 5 positions"):
         model.encode_text(IDS, MASK)
-    keys = model.image_keys(tokens(model), "decoder")
+    keys = model.image_context(tokens(model), "decoder")
     cache = Cache(model.config.text, rows=2, length=8, like=keys[0][0])
     model.decode_step(IDS[:, :5], keys, cache)
     with pytest.raises(ModelError, match="a text of 6 tokens"):
@@ -221,7 +221,7 @@ class TestFirsts:
 
     def test_of_texts_alone(self, small_blip: MakeBlip) -> None:
         model = small_blip()
-        self.check(model.encode_firsts(IDS, self.LENGTHS), model.encode_text(IDS, MASK)[:, :1])
+        self.check(model.encode_cls(IDS, self.LENGTHS), model.encode_text(IDS, MASK)[:, :1])
 
     @pytest.mark.parametrize("counts", [[1, 1], [2], [1, 3], [4, 1]])
     @pytest.mark.parametrize("itm_token", ["enc", "cls"])
@@ -231,12 +231,12 @@ class TestFirsts:
         rows = torch.arange(sum(counts)) % 2
         lengths = MASK[rows].sum(dim=1).tolist()
         images = tokens(model, len(counts))
-        found = model.fuse_firsts(IDS[rows], lengths, model.image_keys(images, "encoder"), counts)
+        found = model.fuse_cls(IDS[rows], lengths, model.image_context(images, "encoder"), counts)
         beside = images.repeat_interleave(torch.tensor(counts), dim=0)
-        wanted = model.fuse(IDS[rows], MASK[rows], model.image_keys(beside, "encoder"))[:, :1]
+        wanted = model.fuse(IDS[rows], MASK[rows], model.image_context(beside, "encoder"))[:, :1]
         self.check(found, wanted)
 
     def test_every_text_must_have_an_image(self, small_blip: MakeBlip) -> None:
         model = small_blip()
         with pytest.raises(AssertionError, match="belongs to an image"):
-            model.fuse_firsts(IDS, self.LENGTHS, model.image_keys(tokens(model), "encoder"), [1])
+            model.fuse_cls(IDS, self.LENGTHS, model.image_context(tokens(model), "encoder"), [1])

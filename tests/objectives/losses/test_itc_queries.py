@@ -16,12 +16,14 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape, dtype=torch.double), dim=-1)
 
 
-def slow(image: Tensor, text: Tensor, temperature: Tensor, smoothing: float, groups: list[int] | None) -> Tensor:
+def slow(image: Tensor, text: Tensor, temperature: Tensor, smoothing: float, image_ids: list[int] | None) -> Tensor:
     """Pair by pair, in the words of the paper."""
     total = torch.zeros((), dtype=torch.double)
     near = [[torch.stack([image[i, q] @ text[t] for q in range(Q)]).max() for t in range(B)] for i in range(B)]
     for own in range(B):
-        right = [c for c in range(B) if (groups is None and c == own) or (groups and groups[c] == groups[own])]
+        right = [
+            c for c in range(B) if (image_ids is None and c == own) or (image_ids and image_ids[c] == image_ids[own])
+        ]
         for scores in ([near[own][t] for t in range(B)], [near[i][own] for i in range(B)]):
             odds = [torch.exp(score / temperature) for score in scores]
             told = [torch.log(one / sum(odds)) for one in odds]
@@ -31,16 +33,16 @@ def slow(image: Tensor, text: Tensor, temperature: Tensor, smoothing: float, gro
     return total / (2 * B)
 
 
-@pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 1]])
+@pytest.mark.parametrize("image_ids", [None, [0, 1, 0, 2, 1]])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("heat", [0.07, 0.9])
-def test_is_the_loss_written_out(heat: float, smoothing: float, groups: list[int] | None) -> None:
+def test_is_the_loss_written_out(heat: float, smoothing: float, image_ids: list[int] | None) -> None:
     torch.manual_seed(0)
     image, text, temperature = unit(B, Q, P), unit(B, P), torch.tensor(heat, dtype=torch.double)
     fast = [x.clone().requires_grad_() for x in (image, text, temperature)]
     own = [x.clone().requires_grad_() for x in (image, text, temperature)]
-    found = itc_queries(*fast, smoothing, None if groups is None else torch.tensor(groups))
-    wanted = slow(*own, smoothing, groups)
+    found = itc_queries(*fast, smoothing, None if image_ids is None else torch.tensor(image_ids))
+    wanted = slow(*own, smoothing, image_ids)
     torch.testing.assert_close(found.loss, wanted)
     found.loss.backward()
     wanted.backward()
@@ -55,14 +57,14 @@ def test_is_the_loss_written_out(heat: float, smoothing: float, groups: list[int
 class TestHardNegatives:
     def test_are_drawn_by_softmax_over_other_images(self) -> None:
         torch.manual_seed(0)
-        groups, draws = torch.tensor([0, 1, 2, 0, 3, 4]), 3000
+        image_ids, draws = torch.tensor([0, 1, 2, 0, 3, 4]), 3000
         similarity = torch.randn(6, 6) * 2
         similarity.fill_diagonal_(500.0)  # so sure of the own pair that all else underflows beside it
         counts = torch.zeros(6, 6)
         for _ in range(draws):
-            counts[torch.arange(6), hard_negatives_of_all(similarity, groups, groups)] += 1
+            counts[torch.arange(6), hard_negatives_of_all(similarity, image_ids, image_ids)] += 1
         for row in range(6):
-            others = [c for c in range(6) if groups[c] != groups[row]]
+            others = [c for c in range(6) if image_ids[c] != image_ids[row]]
             assert counts[row].sum() == counts[row, others].sum()
             odds = [math.exp(float(similarity[row, c])) for c in others]
             expected = torch.tensor([draws * o / sum(odds) for o in odds])
@@ -73,6 +75,6 @@ class TestHardNegatives:
     @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
     def test_neither_one_image_nor_what_is_not_finite_is_a_crash(self, wrong: float) -> None:
         similarity = torch.full((3, 3), wrong)
-        for groups in (torch.zeros(3, dtype=torch.long), torch.arange(3)):
-            drawn = hard_negatives_of_all(similarity, groups, groups)
+        for image_ids in (torch.zeros(3, dtype=torch.long), torch.arange(3)):
+            drawn = hard_negatives_of_all(similarity, image_ids, image_ids)
             assert ((drawn >= 0) & (drawn < 3)).all()

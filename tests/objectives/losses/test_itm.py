@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.models import Blip
-from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm, hard_negatives, itm, own_partners, partners_of_all
+from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm, global_negatives, hard_negatives, itm, local_negatives
 
 MakeBlip = Callable[..., Blip]
 
@@ -53,10 +53,10 @@ class TestHardNegatives:
 
     def test_one_image_is_never_a_negative_of_itself(self) -> None:
         torch.manual_seed(0)
-        groups = torch.tensor([0, 1, 0, 2, 1, 0, 3])
-        similarity = torch.where(groups[:, None] == groups[None, :], 50.0, 0.0)  # the temptation is great
-        drawn = torch.stack([hard_negatives(similarity, groups, groups) for _ in range(300)])
-        assert not (groups[drawn] == groups).any()
+        image_ids = torch.tensor([0, 1, 0, 2, 1, 0, 3])
+        similarity = torch.where(image_ids[:, None] == image_ids[None, :], 50.0, 0.0)  # the temptation is great
+        drawn = torch.stack([hard_negatives(similarity, image_ids, image_ids) for _ in range(300)])
+        assert not (image_ids[drawn] == image_ids).any()
         assert {int(c) for c in drawn[:, 0]} == {1, 3, 4, 6}
 
     def test_two_rows_are_each_other_s(self) -> None:
@@ -94,7 +94,7 @@ class TestItm:
         for image, text, label in pairs:
             length = int((ids[text] != 0).sum())
             alone = ids[text : text + 1, :length]
-            keys = model.image_keys(tokens[image : image + 1], "encoder")
+            keys = model.image_context(tokens[image : image + 1], "encoder")
             logits = model.match(model.fuse(alone, torch.ones_like(alone), keys))[0]
             total = total - (logits[label] - torch.log(logits.exp().sum()))
         return total / len(pairs)
@@ -103,8 +103,8 @@ class TestItm:
         model, ids, mask, tokens = self.case(small_blip)
         wrong_images, wrong_texts = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 0, 0])
         fast, slow = tokens.clone().requires_grad_(), tokens.clone().requires_grad_()
-        keys = model.image_keys(fast, "encoder")
-        wrong = own_partners(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
+        keys = model.image_context(fast, "encoder")
+        wrong = local_negatives(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
         loss, accuracy = itm(model, ids, mask, keys, wrong)
         pairs = [(i, i, 1) for i in range(self.B)]
         pairs += [(i, int(wrong_texts[i]), 0) for i in range(self.B)]
@@ -126,14 +126,14 @@ class TestItm:
 
     def judged(self, model: Blip, ids: Tensor, tokens: Tensor, image: int, text: int) -> int:
         one = ids[text : text + 1]
-        keys = model.image_keys(tokens[image : image + 1], "encoder")
+        keys = model.image_context(tokens[image : image + 1], "encoder")
         return int(model.match(model.fuse(one, (one != 0).long(), keys)).argmax())
 
     def test_alone_the_partners_of_all_are_one_s_own(self, small_blip: MakeBlip) -> None:
         model, ids, mask, tokens = self.case(small_blip)
-        groups, images, texts = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0, 1, 1]), torch.tensor([1, 3, 0, 0])
-        own = own_partners(ids, mask, model.image_keys(tokens, "encoder"), groups, images, texts)
-        every = partners_of_all(model, tokens, ids, mask, groups, images, texts)
+        image_ids, images, texts = torch.tensor([0, 1, 1, 2]), torch.tensor([2, 0, 1, 1]), torch.tensor([1, 3, 0, 0])
+        own = local_negatives(ids, mask, model.image_context(tokens, "encoder"), image_ids, images, texts)
+        every = global_negatives(model, tokens, ids, mask, image_ids, images, texts)
         torch.testing.assert_close(own, every)
         assert own.image_is_wrong_B.tolist() == [True, True, False, True]
         assert own.text_is_wrong_B.all()
@@ -141,8 +141,8 @@ class TestItm:
     def test_texts_of_other_ranks_may_be_longer(self, small_blip: MakeBlip) -> None:
         model, ids, mask, tokens = self.case(small_blip)
         wrong_images, wrong_texts = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 0, 0])
-        keys = model.image_keys(tokens, "encoder")
-        partners = own_partners(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
+        keys = model.image_context(tokens, "encoder")
+        partners = local_negatives(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
         wide = partners._replace(ids_BT=F.pad(partners.ids_BT, (0, 3)), mask_BT=F.pad(partners.mask_BT, (0, 3)))
         torch.testing.assert_close(itm(model, ids, mask, keys, wide), itm(model, ids, mask, keys, partners))
 
@@ -150,18 +150,18 @@ class TestItm:
         model, ids, mask, tokens = self.case(small_blip)
         tokens.requires_grad_()
         kept = torch.arange(self.B) == 0
-        keys = [(k * kept[:, None, None, None], v) for k, v in model.image_keys(tokens, "encoder")]
+        keys = [(k * kept[:, None, None, None], v) for k, v in model.image_context(tokens, "encoder")]
         others = torch.tensor([1, 0, 0, 0])
-        loss, _ = itm(model, ids, mask, keys, own_partners(ids, mask, keys, torch.arange(self.B), others, others))
+        loss, _ = itm(model, ids, mask, keys, local_negatives(ids, mask, keys, torch.arange(self.B), others, others))
         loss.backward()
         assert (tokens.grad.abs().amax(dim=(1, 2)) > 0).all()
 
     def test_a_pair_that_cannot_be_wrong_is_left_out(self, small_blip: MakeBlip) -> None:
         model, ids, mask, tokens = self.case(small_blip)
-        groups = torch.zeros(self.B, dtype=torch.long)
-        drawn = hard_negatives(torch.zeros(self.B, self.B), groups, groups)
-        keys = model.image_keys(tokens, "encoder")
-        loss, accuracy = itm(model, ids, mask, keys, own_partners(ids, mask, keys, groups, drawn, drawn))
+        image_ids = torch.zeros(self.B, dtype=torch.long)
+        drawn = hard_negatives(torch.zeros(self.B, self.B), image_ids, image_ids)
+        keys = model.image_context(tokens, "encoder")
+        loss, accuracy = itm(model, ids, mask, keys, local_negatives(ids, mask, keys, image_ids, drawn, drawn))
         wanted = self.slow(model, ids, tokens, [(i, i, 1) for i in range(self.B)])
         torch.testing.assert_close(loss.double(), wanted, atol=1e-6, rtol=0)
         right = sum(self.judged(model, ids, tokens, i, i) for i in range(self.B))
@@ -173,8 +173,8 @@ class TestItm:
             model.match_head.weight.zero_()
             model.match_head.bias.copy_(torch.tensor([2 / 3, 1 / 3]).log())
         wrong = torch.tensor([1, 2, 3, 0])
-        keys = model.image_keys(tokens, "encoder")
-        partners = own_partners(ids, mask, keys, torch.arange(self.B), wrong, wrong)
+        keys = model.image_context(tokens, "encoder")
+        partners = local_negatives(ids, mask, keys, torch.arange(self.B), wrong, wrong)
         loss, accuracy = itm(model, ids, mask, keys, partners)
         assert loss.item() == pytest.approx(TRIVIAL_LOSS, abs=1e-4)
         assert float(accuracy) == pytest.approx(2 / 3)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from capfilt.models import Blip
 from capfilt.models.layers.bert import Share
-from capfilt.objectives.losses.itm import hard_negatives, itm, own_partners
+from capfilt.objectives.losses.itm import hard_negatives, itm, local_negatives
 from capfilt.objectives.losses.lm import lm
 from capfilt.objectives.tasks import blip as step_module
-from capfilt.objectives.tasks.blip import NEEDS, Learner, ObjectivesConfig
+from capfilt.objectives.tasks.blip import NEEDS, BlipPretraining, ObjectivesConfig
 
 MakeBlip = Callable[..., Blip]
 B = 5
@@ -34,7 +34,7 @@ def config(**losses: float) -> ObjectivesConfig:
 def test_all_together_are_what_they_are_alone(
     small_blip: MakeBlip, batch: tuple[Tensor, ...], share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, ids, mask, groups = batch
+    images, ids, mask, image_ids = batch
     drawn: list[tuple[Tensor, Tensor]] = []
 
     def noted(similarity: Tensor, of: Tensor, among: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def test_all_together_are_what_they_are_alone(
 
     monkeypatch.setattr(step_module, "hard_negatives", noted)
     torch.manual_seed(0)
-    learner = Learner(small_blip(share=share), config(itc=1.0, itm=1.0, lm=1.0)).eval()
+    learner = BlipPretraining(small_blip(share=share), config(itc=1.0, itm=1.0, lm=1.0)).eval()
     losses, figures = learner(*batch, progress=0.5)
     model = learner.model
     tokens = model.encode_image(images)
@@ -51,14 +51,14 @@ def test_all_together_are_what_they_are_alone(
     # The momentum copy equals the model here. A text looks for its wrong image first, then an image for its text.
     torch.testing.assert_close(drawn[0][0], (text @ image.T / 0.07).detach())
     torch.testing.assert_close(drawn[1][0], (image @ text.T / 0.07).detach())
-    keys = model.image_keys(tokens, "encoder")
-    wrong = own_partners(ids, mask, keys, groups, drawn[0][1], drawn[1][1])
+    keys = model.image_context(tokens, "encoder")
+    wrong = local_negatives(ids, mask, keys, image_ids, drawn[0][1], drawn[1][1])
     wanted, accuracy = itm(model, ids, mask, keys, wrong)
     torch.testing.assert_close(losses["itm"], wanted)
     assert figures == {"itm_accuracy": accuracy}
-    written = model.decode(ids, mask, model.image_keys(tokens, "decoder"))
+    written = model.decode(ids, mask, model.image_context(tokens, "decoder"))
     torch.testing.assert_close(losses["lm"], lm(written, ids, mask))
-    alone = Learner(small_blip(share=share), config(itc=1.0)).eval()
+    alone = BlipPretraining(small_blip(share=share), config(itc=1.0)).eval()
     alone.load_state_dict(learner.state_dict())
     torch.testing.assert_close(losses["itc"], alone(*batch, progress=0.5)[0]["itc"])
 
@@ -67,7 +67,7 @@ def test_all_together_are_what_they_are_alone(
 def test_only_what_is_asked_is_computed(
     small_blip: MakeBlip, batch: tuple[Tensor, ...], names: tuple[str, ...]
 ) -> None:
-    learner = Learner(small_blip(), config(**dict.fromkeys(names, 1.0))).train()
+    learner = BlipPretraining(small_blip(), config(**dict.fromkeys(names, 1.0))).train()
     losses, figures = learner(*batch, progress=0.0)
     assert tuple(losses) == names
     assert set(figures) == ({"itm_accuracy"} if "itm" in names else set())
@@ -79,21 +79,21 @@ def test_each_objective_works_with_the_verbs_it_names(small_blip: MakeBlip, batc
         role = "decoder" if "decode" in needs else "encoder"
         model = small_blip(roles=(role,))
         assert needs <= model.verbs
-        assert Learner(model, config(**{name: 1.0}))(*batch, progress=0.0)[0][name].isfinite()
+        assert BlipPretraining(model, config(**{name: 1.0}))(*batch, progress=0.0)[0][name].isfinite()
 
 
 def test_the_total_is_the_weighted_sum(small_blip: MakeBlip) -> None:
     losses = {"itc": torch.tensor(2.0), "itm": torch.tensor(3.0), "lm": torch.tensor(5.0)}
-    plain = Learner(small_blip(), ObjectivesConfig(queue=0))
+    plain = BlipPretraining(small_blip(), ObjectivesConfig(queue=0))
     assert plain.total(losses).item() == 10
-    assert Learner(small_blip(), config(itc=0.5, lm=2.0)).total(losses).item() == 11
+    assert BlipPretraining(small_blip(), config(itc=0.5, lm=2.0)).total(losses).item() == 11
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.9, 0.5), (1e-5, 0.001), (-1.0, 0.001), (0.07, 0.07)])
 def test_the_temperature_is_clamped_in_place_and_still_learned(
     small_blip: MakeBlip, batch: tuple[Tensor, ...], before: float, after: float
 ) -> None:
-    learner = Learner(small_blip(), config(itc=1.0)).train()
+    learner = BlipPretraining(small_blip(), config(itc=1.0)).train()
     with torch.no_grad():
         learner.model.temperature.fill_(before)
     learner(*batch, progress=0.0)[0]["itc"].backward()
@@ -107,7 +107,7 @@ def test_without_itc_any_other_image_may_be_the_wrong_one(
 ) -> None:
     drawn = []
     monkeypatch.setattr(step_module, "hard_negatives", lambda *a: drawn.append(hard_negatives(*a)) or drawn[-1])
-    learner = Learner(small_blip(), config(itm=1.0))
+    learner = BlipPretraining(small_blip(), config(itm=1.0))
     torch.manual_seed(0)
     for _ in range(40):
         learner(*batch, progress=0.0)
@@ -118,8 +118,8 @@ def test_without_itc_any_other_image_may_be_the_wrong_one(
 
 def test_the_smoothing_of_the_recipe_reaches_the_loss(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
     model, (images, ids, mask, _) = small_blip(), batch
-    learner = Learner(model, ObjectivesConfig(losses={"lm": 1.0}, smoothing=0.0))
-    logits = model.decode(ids, mask, model.image_keys(model.encode_image(images), "decoder"))
+    learner = BlipPretraining(model, ObjectivesConfig(losses={"lm": 1.0}, smoothing=0.0))
+    logits = model.decode(ids, mask, model.image_context(model.encode_image(images), "decoder"))
     found = learner(*batch, progress=0.0)[0]["lm"]
     torch.testing.assert_close(found, lm(logits, ids, mask, smoothing=0.0))
 
@@ -137,21 +137,26 @@ def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
 
 def test_the_prompt_is_left_out_of_the_language_loss(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
     model, (images, ids, mask, _) = small_blip(), batch
-    logits = model.decode(ids, mask, model.image_keys(model.encode_image(images), "decoder"))
-    found = Learner(model, config(lm=1.0), prompt=4)(*batch, progress=0.0)[0]["lm"]
+    logits = model.decode(ids, mask, model.image_context(model.encode_image(images), "decoder"))
+    found = BlipPretraining(model, config(lm=1.0), prompt=4)(*batch, progress=0.0)[0]["lm"]
     torch.testing.assert_close(found, lm(logits, ids, mask, prompt=4))
     assert not torch.isclose(found, lm(logits, ids, mask))
 
 
 def test_the_queue_remembers_images_where_targets_ask_for_them(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
     options = {"losses": {"itc": 1.0}, "queue": 10, "alpha": 0.0}
-    learner = Learner(small_blip(), ObjectivesConfig(itc_targets="image", **options)).train()
-    pairs = Learner(small_blip(), ObjectivesConfig(**options)).train()
+    learner = BlipPretraining(small_blip(), ObjectivesConfig(itc_targets="image", **options)).train()
+    pairs = BlipPretraining(small_blip(), ObjectivesConfig(**options)).train()
     assert learner.momentum is not None
     assert learner.momentum.queue_groups.tolist() == [-100] * 10
     pairs.load_state_dict(learner.state_dict(), strict=False)
-    images, ids, mask, groups = batch
-    later = images.roll(1, 0), ids.roll(1, 0), mask.roll(1, 0), groups  # other looks of the images that are queued now
+    images, ids, mask, image_ids = batch
+    later = (
+        images.roll(1, 0),
+        ids.roll(1, 0),
+        mask.roll(1, 0),
+        image_ids,
+    )  # other looks of the images that are queued now
     losses = [[each(*seen, progress=0.0)[0]["itc"].item() for each in (learner, pairs)] for seen in (batch, later)]
     assert losses[0][0] == pytest.approx(losses[0][1])
     assert losses[1][0] != pytest.approx(losses[1][1])
@@ -167,7 +172,7 @@ def test_negatives_are_as_hard_as_the_features_say_that_are_asked(
     seen: list[Tensor] = []
     monkeypatch.setattr(step_module, "hard_negatives", lambda *a: seen.append(a[0]) or hard_negatives(*a))
     options = ObjectivesConfig(losses={"itc": 1.0, "itm": 1.0}, queue=10, negatives_by=by)
-    learner = Learner(small_blip(), options).eval()
+    learner = BlipPretraining(small_blip(), options).eval()
     assert learner.momentum is not None
     learner.momentum.model = small_blip(seed=1, roles=("encoder",))
     learner(*batch, progress=0.0)
@@ -186,7 +191,7 @@ def test_negatives_are_as_hard_as_the_features_say_that_are_asked(
 def test_alone_the_negatives_of_all_are_one_s_own(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
     losses = []
     for negatives in ("rank", "all"):
-        learner = Learner(small_blip(), ObjectivesConfig(queue=10, negatives=negatives)).train()
+        learner = BlipPretraining(small_blip(), ObjectivesConfig(queue=10, negatives=negatives)).train()
         torch.manual_seed(3)
         losses.append(learner(*batch, progress=0.0)[0]["itm"])
     torch.testing.assert_close(*losses)

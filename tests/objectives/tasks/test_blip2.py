@@ -8,11 +8,11 @@ from torch import Tensor
 
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
-from capfilt.objectives.losses.itm import itm, own_partners
+from capfilt.objectives.losses.itm import itm, local_negatives
 from capfilt.objectives.losses.lm import answered, lm
 from capfilt.objectives.tasks import blip2 as stages
-from capfilt.objectives.tasks.blip import Learner, ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import FirstStage, SecondStage, learner_of, without_use
+from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
+from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2, pretraining_of, without_use
 
 MakeBlip2 = Callable[..., Blip2]
 B = 5
@@ -33,7 +33,7 @@ def config(**losses: float) -> ObjectivesConfig:
 def test_the_first_stage_asks_all_three_as_they_are_alone(
     small_blip2: MakeBlip2, batch: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, ids, mask, groups = batch
+    images, ids, mask, image_ids = batch
     drawn: list[tuple[Tensor, Tensor]] = []
 
     def noted(similarity: Tensor, of: Tensor, among: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def test_the_first_stage_asks_all_three_as_they_are_alone(
         return drawn[-1][1]
 
     monkeypatch.setattr(stages, "hard_negatives_of_all", noted)
-    learner = FirstStage(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
+    learner = Blip2Stage1(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
     losses, figures = learner(*batch, progress=0.5)
     model = learner.model
     tokens = model.encode_image(images)
@@ -50,16 +50,18 @@ def test_the_first_stage_asks_all_three_as_they_are_alone(
     torch.testing.assert_close(losses["itc"], pairs.loss)
     # A text looks for its wrong image first, then an image for its text.
     torch.testing.assert_close([drawn[0][0], drawn[1][0]], [pairs.text_to_image_BN, pairs.image_to_text_BN])
-    keys = model.image_keys(tokens, "encoder")
-    wanted, accuracy = itm(model, ids, mask, keys, own_partners(ids, mask, keys, groups, drawn[0][1], drawn[1][1]))
+    keys = model.image_context(tokens, "encoder")
+    wanted, accuracy = itm(
+        model, ids, mask, keys, local_negatives(ids, mask, keys, image_ids, drawn[0][1], drawn[1][1])
+    )
     torch.testing.assert_close([losses["itm"], figures["itm_accuracy"]], [wanted, accuracy])
-    written = model.decode(ids, mask, model.image_keys(tokens, "decoder"))
+    written = model.decode(ids, mask, model.image_context(tokens, "decoder"))
     torch.testing.assert_close(losses["lm"], lm(written, ids, mask))
     torch.testing.assert_close(learner.total(losses), losses["itc"] + losses["itm"] + losses["lm"])
 
 
 def test_every_weight_that_is_trained_learns_and_no_other(small_blip2: MakeBlip2, batch: tuple[Tensor, ...]) -> None:
-    learner = FirstStage(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
+    learner = Blip2Stage1(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
     learner.total(learner(*batch, progress=0.0)[0]).backward()
     learned = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
     assert learned == {name for name, p in learner.named_parameters() if p.requires_grad}
@@ -69,7 +71,7 @@ def test_every_weight_that_is_trained_learns_and_no_other(small_blip2: MakeBlip2
 
 @pytest.mark.parametrize("heat", [0.9, 1e-5])
 def test_the_temperature_is_not_clamped(small_blip2: MakeBlip2, batch: tuple[Tensor, ...], heat: float) -> None:
-    learner = FirstStage(small_blip2(), config(itc=1.0)).train()
+    learner = Blip2Stage1(small_blip2(), config(itc=1.0)).train()
     with torch.no_grad():
         learner.model.temperature.fill_(heat)
     learner(*batch, progress=0.0)[0]["itc"].backward()
@@ -81,7 +83,7 @@ def test_half_a_model_is_asked_for_half(
     small_blip2: MakeBlip2, batch: tuple[Tensor, ...], roles: tuple[str, ...]
 ) -> None:
     names = {"encoder": {"itc": 1.0, "itm": 1.0}, "decoder": {"lm": 1.0}}[roles[0]]
-    losses, _ = FirstStage(small_blip2(roles=roles), config(**names))(*batch, progress=0.0)
+    losses, _ = Blip2Stage1(small_blip2(roles=roles), config(**names))(*batch, progress=0.0)
     assert set(losses) == set(names)
     assert all(loss.isfinite() for loss in losses.values())
 
@@ -92,7 +94,7 @@ def test_the_second_stage_asks_the_language_model(
     small_blip2: MakeBlip2, batch: tuple[Tensor, ...], language: str, prompt: int
 ) -> None:
     images, ids, mask, _ = batch
-    learner = SecondStage(
+    learner = Blip2Stage2(
         small_blip2(language), ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=0.0), prompt
     ).train()
     losses, _ = learner(*batch, progress=0.0)
@@ -109,9 +111,9 @@ def test_the_second_stage_asks_the_language_model(
 
 
 def test_each_family_and_stage_has_its_own(small_blip2: MakeBlip2, small_blip: Callable[..., Blip]) -> None:
-    assert type(learner_of(small_blip(), config(itc=1.0))) is Learner
-    assert type(learner_of(small_blip2(), config(itc=1.0))) is FirstStage
-    assert type(learner_of(small_blip2("opt"), config(lm=1.0))) is SecondStage
+    assert type(pretraining_of(small_blip(), config(itc=1.0))) is BlipPretraining
+    assert type(pretraining_of(small_blip2(), config(itc=1.0))) is Blip2Stage1
+    assert type(pretraining_of(small_blip2("opt"), config(lm=1.0))) is Blip2Stage2
 
 
 def test_what_would_be_passed_over_is_named(small_blip2: MakeBlip2, small_blip: Callable[..., Blip]) -> None:

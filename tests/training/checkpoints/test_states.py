@@ -292,9 +292,9 @@ def test_a_state_that_could_not_be_written_is_told_at_the_next(tmp_path: Path) -
 MakeBlip = Callable[..., Blip]
 
 
-def filled(model: Blip, queue: int = 6, groups: bool = False) -> Momentum:
+def filled(model: Blip, queue: int = 6, image_ids: bool = False) -> Momentum:
     """A momentum copy that has moved away from its model, its queues half full."""
-    momentum = Momentum(model, 0.9, queue, groups)
+    momentum = Momentum(model, 0.9, queue, image_ids)
     with torch.no_grad():
         for p in momentum.model.parameters():
             p.add_(0.5)
@@ -309,8 +309,8 @@ class TestMomentum:
         kept = filled(small_blip())
         weights.save(small_blip(), tmp_path)
         checkpoint.save_momentum(kept.state_dict(), tmp_path)
-        taken = Momentum(small_blip(seed=1, roles=("encoder",)), 0.9, 6, groups=True)
-        checkpoint.take_up_momentum(taken, tmp_path)
+        taken = Momentum(small_blip(seed=1, roles=("encoder",)), 0.9, 6, image_ids=True)
+        checkpoint.load_momentum(taken, tmp_path)
         assert flat(taken.model.state_dict()) == flat(kept.model.state_dict())
         assert torch.equal(taken.queue_image, kept.queue_image)
         assert torch.equal(taken.queue_text, kept.queue_text)
@@ -323,7 +323,7 @@ class TestMomentum:
         weights.save(small_blip(), tmp_path)
         checkpoint.save_momentum(kept.state_dict(), tmp_path)
         taken = Momentum(small_blip(image_size=32), 0.9, 6)
-        checkpoint.take_up_momentum(taken, tmp_path)
+        checkpoint.load_momentum(taken, tmp_path)
         assert taken.model.vision.positions.shape[1] == 17
         assert torch.equal(taken.model.vision.positions[:, 0], kept.model.vision.positions[:, 0])
 
@@ -342,7 +342,7 @@ class TestMomentum:
         torch.save({"model": tensors}, tmp_path / "model.pth")
         taken = Momentum(small_blip(seed=1, roles=("encoder",)), 0.9, 6)
         heads = {name: tensor.clone() for name, tensor in taken.model.match_head.state_dict().items()}
-        checkpoint.take_up_momentum(taken, tmp_path / "model.pth")
+        checkpoint.load_momentum(taken, tmp_path / "model.pth")
         for name, tensor in taken.model.state_dict().items():
             if not name.startswith(("match_head", "temperature")):
                 assert torch.equal(tensor, kept.model.state_dict()[name]), name
@@ -355,12 +355,12 @@ class TestMomentum:
         weights.save_pth(small_blip(), tmp_path / "model.pth")
         momentum = Momentum(small_blip(), 0.9, 6)
         with pytest.raises(ModelError, match="has no momentum copy beside the model; train it with keep_momentum"):
-            checkpoint.take_up_momentum(momentum, tmp_path / "folder")
+            checkpoint.load_momentum(momentum, tmp_path / "folder")
         with pytest.raises(ModelError, match=r"missing: image_queue, text_encoder_m\.embeddings"):
-            checkpoint.take_up_momentum(momentum, tmp_path / "model.pth")
+            checkpoint.load_momentum(momentum, tmp_path / "model.pth")
 
     def test_queues_of_another_size_are_refused(self, tmp_path: Path, small_blip: MakeBlip) -> None:
         weights.save(small_blip(), tmp_path)
         checkpoint.save_momentum(filled(small_blip()).state_dict(), tmp_path)
         with pytest.raises(ModelError, match=r"with a queue of 6; set objectives\.queue to it, not to 9"):
-            checkpoint.take_up_momentum(Momentum(small_blip(), 0.9, 9), tmp_path)
+            checkpoint.load_momentum(Momentum(small_blip(), 0.9, 9), tmp_path)

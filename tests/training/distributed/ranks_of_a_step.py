@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capfilt.objectives.tasks import blip, blip2
-from capfilt.objectives.tasks.blip2 import AnyLearner
+from capfilt.objectives.tasks.blip2 import Pretraining
 from capfilt.training.checkpoints.states import States
 from capfilt.training.distributed import fsdp
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
@@ -29,29 +29,29 @@ WHO = {"settings": "of this test"}
 
 @dataclass
 class Case:
-    learner: AnyLearner
+    learner: Pretraining
     batch: list[Tensor]
     execution: ExecutionConfig
     dtype: torch.dtype = torch.float32
 
 
-def hardest(similarity: Tensor, groups: Tensor, every: Tensor) -> Tensor:
+def hardest(similarity: Tensor, image_ids: Tensor, every: Tensor) -> Tensor:
     """The hardest negative, not one that is drawn: a draw of two processes is not one of one."""
-    return similarity.masked_fill(groups[:, None] == every[None, :], -torch.inf).argmax(dim=1)
+    return similarity.masked_fill(image_ids[:, None] == every[None, :], -torch.inf).argmax(dim=1)
 
 
 def without_draws() -> None:
     blip.hard_negatives = blip2.hard_negatives_of_all = hardest
 
 
-def take(case: Case, rank: int, ranks: int, out: Path) -> dict[str, Any]:
+def take(case: Case, rank: int, world_size: int, out: Path) -> dict[str, Any]:
     """Two steps of this rank's rows, AdamW between them, and a state after the second."""
     gradients = Gradients(case.learner, case.execution, CPU, case.dtype)
     optimizer = make_optimizer(case.learner, OPTIMIZER)
-    rows = case.batch[0].shape[0] // ranks
-    images, ids, mask, groups = (x[rank * rows : (rank + 1) * rows].clone() for x in case.batch)
+    rows = case.batch[0].shape[0] // world_size
+    images, ids, mask, image_ids = (x[rank * rows : (rank + 1) * rows].clone() for x in case.batch)
     for number in range(2):
-        losses, figures = gradients.of((images, ids, mask, groups), 0.02)
+        losses, figures = gradients.of((images, ids, mask, image_ids), 0.02)
         found = {name: whole(p.grad) for name, p in case.learner.named_parameters() if p.grad is not None}
         norm = gradients.clip(0.0)
         if number == 0:

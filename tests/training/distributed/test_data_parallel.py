@@ -58,7 +58,7 @@ def lines_of(job: TrainJob) -> list[dict[str, Any]]:
 
 def test_one_process_is_rank_0_of_1_and_wraps_nothing() -> None:
     module = nn.Linear(2, 2)
-    assert (data_parallel.rank(), data_parallel.ranks()) == (0, 1)
+    assert (data_parallel.rank(), data_parallel.world_size()) == (0, 1)
     assert data_parallel.wrap(module, torch.device("cpu")) is module
     data_parallel.barrier()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.tasks import blip, blip2
 from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import learner_of
+from capfilt.objectives.tasks.blip2 import pretraining_of
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # two processes start, perhaps on a busy machine
@@ -77,15 +77,15 @@ def cases(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) ->
     ids = torch.randint(4, 190, (8, 7), generator=generator)
     for row, length in enumerate((7, 4, 5, 6, 3, 7, 4, 5)):
         ids[row, length:] = 0
-    groups = torch.tensor([0, 1, 2, 3, 4, 0, 5, 2])
-    batch = [torch.randn(8, 3, 16, 16, generator=generator), ids, (ids != 0).long(), groups]
+    image_ids = torch.tensor([0, 1, 2, 3, 4, 0, 5, 2])
+    batch = [torch.randn(8, 3, 16, 16, generator=generator), ids, (ids != 0).long(), image_ids]
     for name, (family, settings) in OBJECTIVES.items():
         model: Any = small_blip(init_std=0.1) if family == "blip" else small_blip2(family.removeprefix("blip2"))
         queue = 16 if family == "blip" else 0
         smoothing = {"smoothing": 0.0} if family == "opt" else {}
         config = ObjectivesConfig(**settings, **smoothing, queue=queue, momentum=0.5, mean_over="all")
         torch.manual_seed(0)
-        made[name] = script.Case(learner_of(model, config), batch, ExecutionConfig())
+        made[name] = script.Case(pretraining_of(model, config), batch, ExecutionConfig())
     return made
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
-from capfilt.objectives.tasks.blip import Learner
+from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.training.checkpoints.states import States
 from capfilt.training.distributed import data_parallel
 from capfilt.training.distributed.data_parallel import Gradients
@@ -30,9 +30,11 @@ from capfilt.training.optimizer import make_optimizer
 
 def steps(job: TrainJob, folder: Path) -> None:
     tokenizer = Tokenizer.load(job.tokenizer)
-    learner = Learner(initial_model(job, len(tokenizer)), job.train.objectives)
-    rank, ranks = data_parallel.rank(), data_parallel.ranks()
-    loader = Loader(job.sources, job.train.loader, tokenizer, job.architecture.vision.image_size, job.seed, rank, ranks)
+    learner = BlipPretraining(initial_model(job, len(tokenizer)), job.train.objectives)
+    rank, world_size = data_parallel.rank(), data_parallel.world_size()
+    loader = Loader(
+        job.sources, job.train.loader, tokenizer, job.architecture.vision.image_size, job.seed, rank, world_size
+    )
     seen = []
 
     def noted() -> Iterator[Batch]:
@@ -55,9 +57,9 @@ def tell(job: TrainJob, folder: Path) -> None:
     log.waited = float(rank)
     log.add(0, {"lm": torch.tensor(1.0 + 2 * rank)}, rank + 1, 0.1)
     batch = Batch(*[torch.zeros(1)] * 4, uids=(f"of rank {rank}",), unreadable=0)
-    log.leave_out(1, batch, 0.1)
+    log.skip_step(1, batch, 0.1)
     with pytest.raises(ModelError, match="2 steps in a row, up to step 3"):
-        log.leave_out(2, batch, 0.1)
+        log.skip_step(2, batch, 0.1)
 
 
 def main(rank: int, folder: Path) -> None:
