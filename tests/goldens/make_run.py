@@ -55,6 +55,7 @@ Tree = dict[str, Any]
 # ---- a run folder as a tree of what can be compared ----
 
 _TIMES = {"ts", "seconds", "step_seconds", "samples_per_second", "data_wait", "start_time", "end_time", "duration"}
+_TIMES |= {"per_second"}
 _ROWS = re.compile(r"(ledger/rows/.+)-[0-9a-f]{16}\.json")
 
 
@@ -146,16 +147,17 @@ def capfilt(*words: object) -> Any:
 
     from capfilt.cli import app
 
-    done = CliRunner().invoke(app, [*map(str, words), "--address", "local", "--json"])
+    where = () if words[0] in ("status", "verify", "explain", "export") else ("--address", "local")
+    done = CliRunner().invoke(app, [*map(str, words), *where, "--json"])
     if done.exit_code != 0:
         return _timeless(f"left with {done.exit_code}: {done.stderr.strip() or repr(done.exception)}")
     return _timeless(json.loads(done.stdout))
 
 
-def bootstrap() -> Tree:
-    """Two rounds."""
-    said = capfilt("bootstrap", "bootstrap.yaml", "--out", "run")
-    return {SAID: said, **tree(Path("run"))}
+def bootstrap(recipe: str, out: str) -> Tree:
+    """All rounds of a recipe."""
+    said = capfilt("bootstrap", recipe, "--out", out)
+    return {SAID: said, **tree(Path(out))}
 
 
 def verbs() -> Tree:
@@ -179,6 +181,10 @@ def verbs() -> Tree:
     for name, words in commands.items():
         said = capfilt(*words, "--out", name)
         made[name] = {SAID: said, **tree(Path(name), dated=True)}
+    for words in (("status", "run"), ("verify", "run"), ("explain", "run", "000010001")):
+        made[words[0]] = {SAID: capfilt(*words)}
+    for name, model in {"export": models["pretrain"], "export-blip2": "blip2/round-1/stage-2/checkpoint"}.items():
+        made[name] = {SAID: capfilt("export", model, "--as", "hf", "--out", name), **tree(Path(name))}
     return made | {"download": download()}
 
 
@@ -238,17 +244,19 @@ def date(folder: Path) -> None:
 # ---- runs that were cut ----
 
 PLACES = {
-    "captioner": ("after", "round-1/captioner/states/000000002/state.json"),
-    "annotate": ("before", "round-1/ledger/annotate/00001.json"),
-    "pretrain": ("after", "round-1/pretrain/states/000000002/state.json"),
+    "captioner": ("bootstrap.yaml", "after", "round-1/captioner/states/000000002/state.json"),
+    "annotate": ("bootstrap.yaml", "before", "round-1/ledger/annotate/00001.json"),
+    "pretrain": ("bootstrap.yaml", "after", "round-1/pretrain/states/000000002/state.json"),
+    "stage-1": ("blip2.yaml", "after", "round-1/stage-1/states/000000002/state.json"),
+    "stage-2": ("blip2.yaml", "after", "round-1/stage-2/states/000000002/state.json"),
 }
-"""Where each of the cut runs was killed: before that file got its name, or after."""
+"""The recipe of each cut run, and where it was killed: before that file got its name, or after."""
 
 
 def cut(name: str) -> None:
     """Begin the bootstrap and end this process, as a kill does, at its place. Shards are as if written a second apart
     from `TIME` on."""
-    when, place = PLACES[name]
+    recipe, when, place = PLACES[name]
     seconds, reached = itertools.count(TIME + 1), []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -266,8 +274,8 @@ def cut(name: str) -> None:
             reached.append(threading.get_ident())
 
     sys.addaudithook(hook)
-    capfilt("bootstrap", "bootstrap.yaml", "--out", name)
-    sys.exit(f"{name} was not cut: {place} never came")
+    said = capfilt("bootstrap", recipe, "--out", name)
+    sys.exit(f"{name} was not cut, {place} never came: {said}")
 
 
 def pack(folders: Sequence[Path]) -> None:
@@ -293,10 +301,10 @@ def resume() -> Tree:
     with tarfile.open(CUTS.name) as tar:
         tar.extractall(".", filter="data")
     made: Tree = {}
-    for name in PLACES:
-        said = capfilt("bootstrap", "bootstrap.yaml", "--out", name)
+    for name, (recipe, _, _) in PLACES.items():
+        found = bootstrap(recipe, name)
         kept = sorted(path for path in Path(name).rglob("*") if path.is_file() and path.stat().st_mtime < TIME + 1000)
-        made[name] = {"run": {SAID: said, **tree(Path(name))}, "kept": [str(path.relative_to(name)) for path in kept]}
+        made[name] = {"run": found, "kept": [str(path.relative_to(name)) for path in kept]}
     return made
 
 
@@ -305,8 +313,9 @@ def resume() -> Tree:
 
 def whole() -> Tree:
     """Every verb; where the first fails, the others have nothing to work on."""
-    found = bootstrap()
-    return {"bootstrap": found, **({} if isinstance(found[SAID], str) else verbs())}
+    found = {"bootstrap": bootstrap("bootstrap.yaml", "run"), "blip2": bootstrap("blip2.yaml", "blip2")}
+    failed = any(isinstance(run[SAID], str) for run in found.values())
+    return found | ({} if failed else verbs())
 
 
 RUNS: dict[str, Callable[[], Tree]] = {"whole": whole, "resume": resume}
