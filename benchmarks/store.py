@@ -29,7 +29,7 @@ from capfilt.data.sample import Sample
 from capfilt.data.shards import files, urls
 from capfilt.runs.ledger import Ledger
 from capfilt.storage import paths
-from capfilt.storage.paths import Remote, map_concurrent
+from capfilt.storage.paths import RemotePath, map_concurrent
 
 SERVER = Path(__file__).parent.parent / "tests/faults/s3_server.py"
 NUM_SAMPLES, PICTURE = 500, 100_000
@@ -75,7 +75,7 @@ def steps(num: int, how: str, remote: bool, asked: list[str]) -> None:
     """Print what each step of a plan takes."""
     for module in (files, urls):
         module.map_concurrent = lambda function, items, _: map_concurrent(function, items, remote)  # type: ignore[attr-defined]
-    ledger = Ledger(Remote("s3://capfilt/run"), "annotate")
+    ledger = Ledger(RemotePath("s3://capfilt/run"), "annotate")
     shard_urls = [f"s3://capfilt/web/{i:05d}.tar" for i in range(num)]
 
     def timed(name: str, step: Callable[[], object]) -> None:

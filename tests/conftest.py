@@ -225,10 +225,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from fsspec.implementations.memory import MemoryFileSystem
 
     from capfilt.runs import lock
-    from capfilt.storage.paths import Remote
+    from capfilt.storage.paths import RemotePath
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where copies of what is there lie
-    folder = Remote(f"memory://{uuid.uuid4().hex}")
+    folder = RemotePath(f"memory://{uuid.uuid4().hex}")
     yield folder
     lock.release_all()
     for name in [name for name in MemoryFileSystem.store if name.startswith(f"/{folder.name}")]:

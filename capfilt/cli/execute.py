@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from capfilt.config import C
     from capfilt.runs.progress import Progress
-    from capfilt.storage.paths import Place
+    from capfilt.storage.paths import StoragePath
 
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -113,12 +113,12 @@ def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
             yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def forked(out: str, fork: str | None) -> Place:
+def forked(out: str, fork: str | None) -> StoragePath:
     """The run folder to work in: `out`, or the fork of it that `--fork` asks for."""
     from capfilt.runs import run
-    from capfilt.storage.paths import place
+    from capfilt.storage.paths import storage_path
 
-    return run.fork(place(out), place(fork)) if fork else place(out)
+    return run.fork(storage_path(out), storage_path(fork)) if fork else storage_path(out)
 
 
 def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:

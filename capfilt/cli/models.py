@@ -39,10 +39,10 @@ def evaluate(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import evaluate as pipeline
         from capfilt.stages.runner import CommandOptions
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
         options = CommandOptions(workers=workers, cpus=cpus, gpus=None)
-        return pipeline.run(address, model, shards, sets or [], place(out) if out else None, show, options)
+        return pipeline.run(address, model, shards, sets or [], storage_path(out) if out else None, show, options)
 
     execute(work, as_json, debug)
 

@@ -37,11 +37,11 @@ def status(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines.inspect import status as pipeline
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
         if watch:
-            return watched(pipeline.follow(place(run), every))
-        told = pipeline.run(place(run))
+            return watched(pipeline.follow(storage_path(run), every))
+        told = pipeline.run(storage_path(run))
         if not as_json:
             print_status(told)
         return told
@@ -79,9 +79,9 @@ def verify(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines.inspect import verify as pipeline
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
-        told = pipeline.run(place(run), mend, show, inputs, fetch_inputs)
+        told = pipeline.run(storage_path(run), mend, show, inputs, fetch_inputs)
         broken.extend([] if mend else told["broken"])
         broken.extend(told.get("inputs", {}).get("changed", []))
         if not as_json:
@@ -106,9 +106,9 @@ def explain(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines.inspect import explain as pipeline
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
-        told = pipeline.run(place(run), image)
+        told = pipeline.run(storage_path(run), image)
         if not as_json:
             for line in pipeline.story(told):
                 say(line)
@@ -131,9 +131,9 @@ def report(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import report as pipeline
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
-        return pipeline.run(place(run), place(out) if out else None, fetch_inputs)
+        return pipeline.run(storage_path(run), storage_path(out) if out else None, fetch_inputs)
 
     execute(work, as_json, debug)
 
@@ -156,7 +156,7 @@ def review(
 
     def work(_show: Progress) -> Any:
         from capfilt.pipelines import review as pipeline
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
         def announce(url: str) -> None:
             if as_json:
@@ -165,7 +165,7 @@ def review(
             say(f"open {url}")
             say("Ctrl-C ends the review; every click is kept at once")
 
-        result = pipeline.run(place(run), port, announce, fetch_inputs)
+        result = pipeline.run(storage_path(run), port, announce, fetch_inputs)
         if as_json:
             say_json(result)
         return result

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from capfilt.storage.paths import Place
+    from capfilt.storage.paths import StoragePath
 
 _SHOWN = 20  # broken pieces that are named one by one
 
@@ -40,7 +40,7 @@ def print_rounds(summary: dict[str, Any]) -> None:
             say(line)
 
 
-def print_next(folder: Place, summary: dict[str, Any]) -> None:
+def print_next(folder: StoragePath, summary: dict[str, Any]) -> None:
     """The page of the run, and what to do next."""
     from capfilt.report import collect
 

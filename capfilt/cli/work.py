@@ -183,9 +183,9 @@ def select(
     def work(show: Progress) -> Any:
         from capfilt.pipelines import select as pipeline
         from capfilt.stages.runner import CommandOptions
-        from capfilt.storage.paths import place
+        from capfilt.storage.paths import storage_path
 
-        folder, source = forked(out, fork), place(annotations)
+        folder, source = forked(out, fork), storage_path(annotations)
         options = CommandOptions(workers=workers, cpus=cpus, min_success=min_success)
         calibration = pipeline.ThresholdSource(val, filter_, by is not None)
         return pipeline.run(address, shards, source, folder, sets or [], calibration, show, recipe, options)

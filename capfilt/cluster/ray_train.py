@@ -16,7 +16,7 @@ from typing import Any
 from capfilt.cluster.session import Session, Trouble
 from capfilt.errors import CapfiltError, ClusterError
 from capfilt.storage import write_guard
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 Function = Callable[[dict[str, Any]], None]
 
@@ -65,7 +65,7 @@ def fit(
     workers: int,
     cpus: float,
     gpus: float,
-    storage: Place,
+    storage: StoragePath,
     name: str,
     poll: Callable[[], float] | None = None,
 ) -> None:

@@ -18,7 +18,7 @@ from capfilt.data import parquet
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import Place, place
+from capfilt.storage.paths import StoragePath, storage_path
 
 STATUSES = ("ok", "failed")
 
@@ -77,7 +77,7 @@ def check_size(num_rows: int, shard: str) -> None:
         raise DataError(f"the shard {shard} {parquet.TOO_LARGE}.")
 
 
-def write(path: Place | str, rows: Iterable[Annotation]) -> int:
+def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
     """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; return how many.
 
     The same rows give the same bytes, in whatever order they come, as long as (key, source, candidate) is
@@ -97,20 +97,20 @@ def write(path: Place | str, rows: Iterable[Annotation]) -> int:
         table = pa.Table.from_pydict(columns, schema=SCHEMA)
         if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # nobody could read it
             raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
-        with atomic(place(path)) as file:
+        with atomic(storage_path(path)) as file:
             pq.write_table(table, file, compression="zstd")
     except (ValueError, TypeError, OverflowError) as error:  # which pyarrow's errors are
         raise DataError(f"annotations for {path} do not fit their columns: {error}") from error
     return len(ordered)
 
 
-def read(path: Place | str, schema: pa.Schema = SCHEMA) -> pa.Table:
+def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read one shard's annotations, in bounded memory (`parquet.read`); `schema`: with columns of verdicts behind.
 
     Raises:
         DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that breaks the contract.
     """
-    where = place(path)
+    where = storage_path(path)
     columns = parquet.schema(where)
     if not columns.equals(schema):
         found = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]

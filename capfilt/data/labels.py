@@ -16,7 +16,7 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.storage import documents, safe_paths
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage.paths import RemotePath, StoragePath
 
 FILE = "labels.jsonl"
 VERDICTS = ("right", "wrong", "none")
@@ -38,13 +38,13 @@ class Label:
     """whether the text was met in random order with no filter: only such labels stand for all texts"""
 
 
-def home(folder: Place) -> Place:
+def home(folder: StoragePath) -> StoragePath:
     """The run folder that annotations belong to: their own, or that of the bootstrap whose round they are."""
     inside = not (folder / "plan.json").is_file() and (folder.parent / "plan.json").is_file()
     return folder.parent if inside else folder
 
 
-def append(folder: Place, label: Label) -> None:
+def append(folder: StoragePath, label: Label) -> None:
     """Add a label to the run folder, whole or not at all: one write, then an fsync.
 
     A line that a kill cut short is ended first, so that it takes no other with it. On a store the file is written anew
@@ -54,7 +54,7 @@ def append(folder: Place, label: Label) -> None:
         raise RunError(f"a label is {', '.join(VERDICTS)}, not {label.verdict!r}.")
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
     line = json.dumps({"at": stamp, **asdict(label)}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         (folder / FILE).append(line)
         return
     file = safe_paths.open_log(folder / FILE)
@@ -69,7 +69,7 @@ def append(folder: Place, label: Label) -> None:
         os.close(file)
 
 
-def read(folder: Place) -> dict[tuple[str, str], Label]:
+def read(folder: StoragePath) -> dict[tuple[str, str], Label]:
     """The labels of a run folder by (uid, text), those taken back left out; {} where there are none."""
     path = folder / FILE
     found: dict[tuple[str, str], Label] = {}

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capfilt.errors import DataError
-from capfilt.storage.paths import Place, table_source
+from capfilt.storage.paths import StoragePath, table_source
 
 MAX_ROWS = 300_000
 """Of what is read of a table; a shard of 10,000 images with 11 texts each has 110,000."""
@@ -33,7 +33,7 @@ Chosen = Callable[[pa.RecordBatch], pa.Array]
 """Says which rows of a batch are wanted. Texts are dictionary-encoded there, as `pyarrow.compute` takes them too."""
 
 
-def schema(path: Place) -> pa.Schema:
+def schema(path: StoragePath) -> pa.Schema:
     """The columns of a table. DataError for what is no Parquet."""
     try:
         return pq.read_schema(table_source(path))
@@ -41,7 +41,7 @@ def schema(path: Place) -> pa.Schema:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def read(path: Place, columns: Sequence[str] | None = None, chosen: Chosen | None = None) -> pa.Table:
+def read(path: StoragePath, columns: Sequence[str] | None = None, chosen: Chosen | None = None) -> pa.Table:
     """The rows of a table, all of its columns or some.
 
     Raises:
@@ -71,7 +71,7 @@ def is_bounded(kind: pa.DataType) -> bool:
 
 
 def _batches(
-    path: Place, source: Path | BinaryIO, wanted: pa.Schema, chosen: Chosen | None
+    path: StoragePath, source: Path | BinaryIO, wanted: pa.Schema, chosen: Chosen | None
 ) -> Iterator[pa.RecordBatch]:
     plain = pq.ParquetFile(source)
     at = [i for i in range(plain.metadata.num_columns) if _first(plain.schema.column(i).path) in wanted.names]
@@ -95,7 +95,7 @@ def _first(path: str) -> str:
     return path.partition(".")[0]
 
 
-def _check_pages(path: Place, metadata: pq.FileMetaData, at: Sequence[int]) -> None:
+def _check_pages(path: StoragePath, metadata: pq.FileMetaData, at: Sequence[int]) -> None:
     """Raise DataError for columns that say that they are too large: unpacked, as they are, or by their lists."""
     chunks = [metadata.row_group(g).column(i) for g in range(metadata.num_row_groups) for i in at]
     pages = sum(max(chunk.total_uncompressed_size, chunk.total_compressed_size) for chunk in chunks)
@@ -103,7 +103,7 @@ def _check_pages(path: Place, metadata: pq.FileMetaData, at: Sequence[int]) -> N
         raise _too_large(path)
 
 
-def _too_large(path: Place) -> DataError:
+def _too_large(path: StoragePath) -> DataError:
     return DataError(f"{path} {TOO_LARGE}, or remove it")
 
 

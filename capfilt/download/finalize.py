@@ -23,7 +23,7 @@ from capfilt.download.column_types import CAPTIONS
 from capfilt.download.failures import classified, kind_of
 from capfilt.runs.tally import Tally
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 SOURCE = "web"
 
@@ -66,7 +66,7 @@ class Written:
         return self.folder / f"{self.shard}{suffix}"
 
 
-def settle(written: Written, rows: pa.Table, out: Place, size: int) -> tuple[list[Place], Tally]:
+def settle(written: Written, rows: pa.Table, out: StoragePath, size: int) -> tuple[list[StoragePath], Tally]:
     """Write a shard's final files into `out`; returns them and what became of the rows.
 
     Args:
@@ -88,7 +88,7 @@ def settle(written: Written, rows: pa.Table, out: Place, size: int) -> tuple[lis
 
 
 def write_tar(
-    path: Place,
+    path: StoragePath,
     spooled: BinaryIO,
     members: Mapping[str, Sequence[tuple[str, int, int]]],
     uids: Mapping[str, str] | None,
@@ -104,7 +104,7 @@ def write_tar(
                 _add(tar, f"{key}.{extension}", data)
 
 
-def write_table(path: Place, table: pa.Table) -> None:
+def write_table(path: StoragePath, table: pa.Table) -> None:
     """Write a shard's rows; the same rows, the same bytes."""
     with atomic(path) as file:
         pq.write_table(table, file, compression="zstd")
@@ -193,7 +193,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
-def without(source: IO[bytes], dropped: set[str], path: Place) -> None:
+def without(source: IO[bytes], dropped: set[str], path: StoragePath) -> None:
     """Write a tar again, without some of its keys; everything else byte for byte."""
     with (
         tarfile.open(fileobj=source, mode="r|") as old,

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from capfilt.download.finalize import stats, tally_of, without, write_table
 from capfilt.runs.tally import Tally
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place, table_source
+from capfilt.storage.paths import StoragePath, table_source
 
 AT_ONCE = 20_000_000
 """Hashes in memory at a time: 160 MB, and as much again to sort them."""
 KIND = "placeholder"
 
 
-def repeated(paths: Sequence[Place], top: int, least: int = 0, at_once: int = AT_ONCE) -> Counter[str]:
+def repeated(paths: Sequence[StoragePath], top: int, least: int = 0, at_once: int = AT_ONCE) -> Counter[str]:
     """The sha256 of the `top` most repeated pictures, and of all that came `least` times or more; with their counts.
 
     Pictures that were dropped as placeholders are counted too, so that another count says the same.
@@ -43,7 +43,9 @@ def repeated(paths: Sequence[Place], top: int, least: int = 0, at_once: int = AT
     return Counter({digest: n for digest, n in found.items() if n > 1 and (digest in best or 0 < least <= n)})
 
 
-def drop(folder: Place, shard: str, dropped: Counter[str], commit: Callable[[list[Place], Tally], object]) -> int:
+def drop(
+    folder: StoragePath, shard: str, dropped: Counter[str], commit: Callable[[list[StoragePath], Tally], object]
+) -> int:
     """Turn the pictures of one shard that are among `dropped` into failures; returns how many these were.
 
     Tar and Parquet are replaced, then committed anew. A kill between makes the next run fetch the shard again.
@@ -72,7 +74,7 @@ def drop(folder: Place, shard: str, dropped: Counter[str], commit: Callable[[lis
     return len(keys)
 
 
-def _frequent(paths: Sequence[Place], top: int, least: int, part: int, slices: int) -> np.ndarray:
+def _frequent(paths: Sequence[StoragePath], top: int, least: int, part: int, slices: int) -> np.ndarray:
     """The first 64 bits of the hashes of one slice that may be asked for."""
     heads = [heads[heads % slices == part] for heads in map(_heads, _digests(paths))]
     values, counts = np.unique(np.concatenate(heads) if heads else np.empty(0, np.uint64), return_counts=True)
@@ -82,7 +84,7 @@ def _frequent(paths: Sequence[Place], top: int, least: int, part: int, slices: i
     return np.union1d(values[asked], values[np.argsort(-counts, kind="stable")[:top]])
 
 
-def _digests(paths: Sequence[Place]) -> Iterator[pa.Array]:
+def _digests(paths: Sequence[StoragePath]) -> Iterator[pa.Array]:
     for path in paths:
         for batch in pq.ParquetFile(table_source(path)).iter_batches(columns=["sha256"]):
             yield batch.column(0).drop_null()

@@ -21,7 +21,7 @@ from capfilt.download.url_lists import Columns, Source
 from capfilt.errors import DataError
 from capfilt.storage import documents
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import Place, listing, table_source
+from capfilt.storage.paths import StoragePath, listing, table_source
 
 OnProgress = Callable[[int], None]
 """Is told how many rows are planned so far."""
@@ -47,7 +47,7 @@ class Pass(Config):
     """Of a retry: how many rows of each kind it took over from the passes before."""
 
 
-def passes(folder: Place) -> list[Pass]:
+def passes(folder: StoragePath) -> list[Pass]:
     """The passes that are planned in `folder`, in order."""
     found = (re.fullmatch(r"pass-(\d{1,9})\.json", name) for name in listing(folder))
     paths = [folder / f"pass-{number}.json" for number in sorted(int(match[1]) for match in found if match)]
@@ -60,7 +60,7 @@ def name(shard: int, digits: int) -> str:
 
 
 def plan_list(
-    folder: Place,
+    folder: StoragePath,
     sources: Sequence[Source],
     columns: Columns,
     size: int,
@@ -88,7 +88,13 @@ def plan_list(
 
 
 def plan_retry(
-    folder: Place, before: Sequence[Pass], shards: Place, columns: Columns, kinds: Sequence[str], size: int, digits: int
+    folder: StoragePath,
+    before: Sequence[Pass],
+    shards: StoragePath,
+    columns: Columns,
+    kinds: Sequence[str],
+    size: int,
+    digits: int,
 ) -> Pass | None:
     """Plan the rows that failed with one of `kinds` and were not tried again since; None where there are none.
 
@@ -108,7 +114,7 @@ def plan_retry(
 
 
 def failed_rows(
-    shards: Place,
+    shards: StoragePath,
     shard: int,
     before: Sequence[Pass],
     kinds: Sequence[str],
@@ -131,7 +137,7 @@ def _names(kinds: Sequence[str], kind: str) -> bool:
     return bool(kind) and (kind in kinds or (EVERY in kinds and kind != "placeholder"))
 
 
-def remove(folder: Place) -> None:
+def remove(folder: StoragePath) -> None:
     """Forget a plan that was never finished."""
     for path in folder.glob("*.parquet"):
         documents.unlink(path)
@@ -158,7 +164,9 @@ def _rebatched(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _write(folder: Place, pieces: Iterator[pa.Table], first: int, digits: int, told: OnProgress) -> tuple[int, int]:
+def _write(
+    folder: StoragePath, pieces: Iterator[pa.Table], first: int, digits: int, told: OnProgress
+) -> tuple[int, int]:
     shards = rows = 0
     for piece in pieces:
         if len(str(first + shards)) > digits:
@@ -173,11 +181,11 @@ def _write(folder: Place, pieces: Iterator[pa.Table], first: int, digits: int, t
     return shards, rows
 
 
-def _planned(folder: Place, made: Pass) -> Pass:
+def _planned(folder: StoragePath, made: Pass) -> Pass:
     write_json(folder / f"pass-{made.number}.json", made.model_dump(mode="json"))
     return made
 
 
-def read(folder: Place, shard: str) -> pa.Table:
+def read(folder: StoragePath, shard: str) -> pa.Table:
     """The rows of one shard, in order."""
     return pq.read_table(table_source(folder / f"{shard}.parquet"), partitioning=None)

@@ -7,10 +7,10 @@ from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Architecture
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
-def tokenizer_for(model: Place, architecture: Architecture) -> Tokenizer:
+def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:
     """The tokenizer of a saved model.
 
     Raises:
@@ -26,6 +26,6 @@ def tokenizer_for(model: Place, architecture: Architecture) -> Tokenizer:
     return tokenizer
 
 
-def preprocess_for(model: Place, architecture: Architecture) -> Preprocess:
+def preprocess_for(model: StoragePath, architecture: Architecture) -> Preprocess:
     """How a saved model wants its pictures. ModelError where that cannot be done."""
     return Preprocess.read(model, architecture.vision.image_size)

@@ -14,14 +14,14 @@ from capfilt.runs.run import Run
 from capfilt.stages.annotate import EXECUTION_FIELDS, AnnotateConfig, AnnotateJob, annotate, check_roles
 from capfilt.stages.compute import Wanted, decide
 from capfilt.stages.runner import CommandOptions, check_success
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 def run(
     address: str,
     specs: Sequence[str],
     models: tuple[str, str],
-    out: Place,
+    out: StoragePath,
     seed: int,
     config: AnnotateConfig,
     options: CommandOptions,

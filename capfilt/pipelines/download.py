@@ -16,11 +16,11 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.download import STAGE, DownloadConfig, Wishes, check_enough, download, list_identities
 from capfilt.stages.runner import CommandOptions
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 def run(
-    address: str, config: DownloadConfig, wishes: Wishes, out: Place, options: CommandOptions, show: Progress
+    address: str, config: DownloadConfig, wishes: Wishes, out: StoragePath, options: CommandOptions, show: Progress
 ) -> Any:
     """The verb: fetch a list into a run folder. RunError where a shard is missing, ShortfallError where
     too little came.

@@ -19,7 +19,7 @@ from capfilt.stages.count_pairs import contents_of
 from capfilt.stages.evaluate import EvaluateJob, check_model, evaluate
 from capfilt.stages.runner import CommandOptions
 from capfilt.storage import documents
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
     model: str,
     specs: Sequence[str],
     sets: Sequence[str],
-    out: Place | None,
+    out: StoragePath | None,
     show: Progress,
     options: CommandOptions | None = None,
 ) -> dict[str, Any]:

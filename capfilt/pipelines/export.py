@@ -21,7 +21,7 @@ from capfilt.models.checkpoints import store
 from capfilt.models.layers.bert import Role
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Remote, place
+from capfilt.storage.paths import RemotePath, storage_path
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
 """What a pretrained model falls into, and the folder of each."""
@@ -85,8 +85,8 @@ def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
     """
     if form not in FORMS:
         raise UsageError(f"--as {form}: there is {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
-    out = place(where)
-    if isinstance(out, Remote):
+    out = storage_path(where)
+    if isinstance(out, RemotePath):
         raise UsageError(f"--out {where} is on a store; export into a folder of this machine and copy that there.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something already; choose another --out")

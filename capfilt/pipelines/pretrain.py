@@ -28,7 +28,7 @@ from capfilt.stages.train import (
     read_architecture,
     run_training,
 )
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training.config import EXECUTION_FIELDS
 from capfilt.training.loop import TrainConfig, TrainJob
 
@@ -43,7 +43,7 @@ class PretrainConfig(Config):
     """A preset of `models/`, or a YAML."""
     tokenizer: str = "world"
     """"world", or a folder or file with a BERT vocabulary."""
-    start: Place | None = None
+    start: StoragePath | None = None
     """A model folder to start from instead of fresh weights."""
     initial: InitialConfig = InitialConfig()
     """What the towers of a fresh model begin with; the paper: an ImageNet ViT and BERT (BLIP, section 4.1)."""
@@ -78,7 +78,7 @@ def check(config: PretrainConfig) -> Architecture:
     return architecture
 
 
-def run(address: str, config: PretrainConfig, out: Place, show: Progress) -> dict[str, Any]:
+def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) -> dict[str, Any]:
     """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
     architecture = check(config)
     check_features(out, config.train)

@@ -8,11 +8,11 @@ from typing import Any
 from capfilt.report.collect import PAGE, gather
 from capfilt.report.page import render
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 def run(
-    folder: Place, out: Place | None = None, fetch: bool = False, web: Sequence[str] | None = None
+    folder: StoragePath, out: StoragePath | None = None, fetch: bool = False, web: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The verb: write the page of a run; `out` instead of report.html in the run folder.
 

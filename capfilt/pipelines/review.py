@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from capfilt.report.review import open_server
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
-def run(folder: Place, port: int, announce: Callable[[str], None], fetch: bool = False) -> dict[str, Any]:
+def run(folder: StoragePath, port: int, announce: Callable[[str], None], fetch: bool = False) -> dict[str, Any]:
     """The verb: serve until Ctrl-C, which is how a review ends; then say what the labels say."""
     server = open_server(folder, port, fetch)
     with server:

@@ -26,7 +26,7 @@ from capfilt.stages.runner import CommandOptions
 from capfilt.stages.select import SelectJob, check_selected, resolve_threshold, select
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place, listing
+from capfilt.storage.paths import StoragePath, listing
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ThresholdSource:
 def run(
     address: str,
     specs: Sequence[str],
-    source: Place,
-    out: Place,
+    source: StoragePath,
+    out: StoragePath,
     sets: Sequence[str],
     calibration: ThresholdSource,
     show: Progress,
@@ -103,7 +103,7 @@ def policy_by_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[
     return [*sets, "threshold=calibrated"]
 
 
-def check_annotations(names: Iterable[str], folder: Place) -> None:
+def check_annotations(names: Iterable[str], folder: StoragePath) -> None:
     """Refuse shards that were not annotated."""
     if not folder.is_dir():
         raise DataError(
@@ -115,7 +115,9 @@ def check_annotations(names: Iterable[str], folder: Place) -> None:
             raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
 
 
-def plan_calibration(policy: PolicyConfig, calibration: ThresholdSource, annotated: Place) -> dict[str, Any] | None:
+def plan_calibration(
+    policy: PolicyConfig, calibration: ThresholdSource, annotated: StoragePath
+) -> dict[str, Any] | None:
     """The calibration that a policy asks for, as fields of its job. A threshold holds for the filter that it was
     measured with alone."""
     if policy.threshold != "calibrated":
@@ -137,7 +139,7 @@ def plan_calibration(policy: PolicyConfig, calibration: ThresholdSource, annotat
     }
 
 
-def scoring(source: Place) -> AnnotateConfig:
+def scoring(source: StoragePath) -> AnnotateConfig:
     """How annotations were scored: by the recipe of `capfilt annotate`, or of the bootstrap whose round they are."""
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():
@@ -146,7 +148,7 @@ def scoring(source: Place) -> AnnotateConfig:
     return AnnotateConfig()
 
 
-def scored_with(source: Place) -> tuple[int, Precision]:
+def scored_with(source: StoragePath) -> tuple[int, Precision]:
     """The batch size of annotations, and the format in which they were scored: as their run chose it, if it says so."""
     config = scoring(source)
     for folder in (source, source.parent):

@@ -25,9 +25,8 @@ from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.count_pairs import without_text
 from capfilt.stages.select import resolve_threshold
-from capfilt.storage import documents
-from capfilt.storage import paths as places
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage import documents, paths
+from capfilt.storage.paths import RemotePath, StoragePath
 
 PAGE = "report.html"
 NOT_LOSSES = {
@@ -60,7 +59,7 @@ class Gathered:
     rows: list[list[tuple[str, str, str]]]
 
 
-def gather(folder: Place, fetch: bool = False, web: Sequence[str] | None = None) -> Gathered:
+def gather(folder: StoragePath, fetch: bool = False, web: Sequence[str] | None = None) -> Gathered:
     """Everything that the page of a run folder shows; `fetch` and `web` as in `run`."""
     opened = Run.load(folder)
     command = inputs.verb(opened.plan)
@@ -95,12 +94,12 @@ def gather(folder: Place, fetch: bool = False, web: Sequence[str] | None = None)
     return Gathered(facts, rows)
 
 
-def next_steps(folder: Place, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def next_steps(folder: StoragePath, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What to do after a bootstrap, three commands at most: what it does, the command."""
     newest, home = summary["rounds"][-1]["round"], shlex.quote(str(folder))
     made = [*summary["rounds"][-1].get("stages", {"pretrain": None})][-1]
     model = shlex.quote(str(folder / f"round-{newest}/{made}/checkpoint"))
-    exported = shlex.quote(f"{folder.name if isinstance(folder, Remote) else folder}-hf")
+    exported = shlex.quote(f"{folder.name if isinstance(folder, RemotePath) else folder}-hf")
     steps = [("the newest model for transformers", f"capfilt export {model} --as hf --out {exported}")]
     if newest:
         (last,) = (found for found in _rounds(folder, "bootstrap", {}, summary["rounds"]) if found.number == newest)
@@ -125,7 +124,9 @@ def told_of_stages(entry: Mapping[str, Any]) -> Iterator[str]:
 # ---- figures that lie in the run folder ----
 
 
-def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
+def _summary(
+    folder: StoragePath, command: str, events: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], float | None]:
     """The entries of summary.json, or of the rounds that an unfinished run has logged; and the seconds of it all."""
     if (folder / "summary.json").is_file():
         return figures.summary(folder / "summary.json")
@@ -134,7 +135,7 @@ def _summary(folder: Place, command: str, events: list[dict[str, Any]]) -> tuple
     return figures.logged(events, folder / "log.jsonl"), None
 
 
-def _trainings(folder: Place) -> Iterator[Training]:
+def _trainings(folder: StoragePath) -> Iterator[Training]:
     """Every training's losses, kind by kind and round by round."""
     for what in ("pretrain", "captioner", "filter", "stage-*"):
         logs = [path for path in folder.glob(f"round-*/{what}/log.jsonl") if _is_round(path.parent.parent)]
@@ -144,7 +145,7 @@ def _trainings(folder: Place) -> Iterator[Training]:
         yield Training("pretrain", 0, found)
 
 
-def _losses(path: Place) -> dict[str, list[tuple[float, float]]]:
+def _losses(path: StoragePath) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, dict[float, float]] = {}
     for line in _lines(path):
         for name, value in line.items():
@@ -153,23 +154,25 @@ def _losses(path: Place) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
-def _lines(path: Place) -> Iterator[dict[str, Any]]:
+def _lines(path: StoragePath) -> Iterator[dict[str, Any]]:
     """The lines of a log, the newest ones of a very long one; one that a kill cut short is none."""
     return documents.objects(path)
 
 
-def _is_round(folder: Place) -> bool:
+def _is_round(folder: StoragePath) -> bool:
     return re.fullmatch("round-[0-9]{1,9}", folder.name) is not None
 
 
-def _number(folder: Place) -> int:
+def _number(folder: StoragePath) -> int:
     return int(folder.name.removeprefix("round-"))
 
 
 # ---- annotations ----
 
 
-def _rounds(folder: Place, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Round]:
+def _rounds(
+    folder: StoragePath, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]
+) -> Iterator[Round]:
     """Every round of a run that has annotations."""
     tree = configs.load(documents.checked(folder / "recipe.yaml"))
     if command == "bootstrap":
@@ -189,11 +192,11 @@ def _rounds(folder: Place, command: str, plan: Mapping[str, Any], rounds: list[d
 
 def _round(
     number: int,
-    source: Place,
-    judged: Place | None,
+    source: StoragePath,
+    judged: StoragePath | None,
     policy: PolicyConfig,
     threshold: float | None,
-    folder: Place,
+    folder: StoragePath,
     web: list[str],
 ) -> Round:
     """One round; its threshold, where nobody tells it, is found as `select` finds it."""
@@ -223,13 +226,13 @@ def _named(urls: list[str]) -> list[str]:
     folders = {url.rpartition("/")[0] for url in urls}
     if len(folders) == 1 and not any("://" in url for url in urls):  # what lies elsewhere is not asked
         (only,) = folders
-        if places.place(only).is_dir() and shards.expand(only) == sorted(urls):
+        if paths.storage_path(only).is_dir() and shards.expand(only) == sorted(urls):
             return [only]
     return urls
 
 
 def _looks(
-    rounds: list[Round], urls: Mapping[str, str], folder: Place, notes: list[str]
+    rounds: list[Round], urls: Mapping[str, str], folder: StoragePath, notes: list[str]
 ) -> tuple[list[Look], list[tuple[str, str | None]], Words, list[list[tuple[str, str, str]]]]:
     words = Words()
     if not rounds:
@@ -265,7 +268,7 @@ def _looks(
 
 
 def _urls(
-    folder: Place, plan: Mapping[str, Any], fetch: bool, web: Sequence[str] | None, notes: list[str]
+    folder: StoragePath, plan: Mapping[str, Any], fetch: bool, web: Sequence[str] | None, notes: list[str]
 ) -> dict[str, str]:
     """The web's shards by name; none, and a note, where they are not there any more, or not to be fetched."""
     try:

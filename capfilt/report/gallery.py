@@ -37,7 +37,7 @@ from capfilt.report.page import COLUMNS, MAX_WORDS, Look, embedded
 from capfilt.runs.tally import MAX_REASONS, NO_TEXT, OTHER
 from capfilt.stages.select import VERDICTS
 from capfilt.stages.select import verdicts as judged
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
@@ -74,8 +74,8 @@ class Round:
     """Where the annotations of a round lie, and how they were judged."""
 
     number: int
-    annotations: Place
-    dataset: Place | None
+    annotations: StoragePath
+    dataset: StoragePath | None
     """Of the verdicts; None where there are none yet, and `score` and `threshold` are what the page begins with."""
     rule: Rule
     score: str

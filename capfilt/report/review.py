@@ -29,7 +29,7 @@ from capfilt.printable import printable
 from capfilt.report.collect import Gathered, gather
 from capfilt.report.gallery import label_code
 from capfilt.report.page import policy, render
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 HOST = "127.0.0.1"
 MAX_POST = 4096  # bytes
@@ -46,7 +46,7 @@ ANSWER_SECONDS = 300.0
 class Desk:
     """The run under review: what is in its page, and the labels given so far."""
 
-    def __init__(self, folder: Place, gathered: Gathered):
+    def __init__(self, folder: StoragePath, gathered: Gathered):
         self.home = labels.home(folder)
         self.gathered = gathered
         self.lock = threading.Lock()
@@ -268,7 +268,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the terminal shows the address, and labels are in the run folder."""
 
 
-def open_server(folder: Place, port: int = 0, fetch: bool = False) -> Server:
+def open_server(folder: StoragePath, port: int = 0, fetch: bool = False) -> Server:
     """A server for a run's page, not serving yet. RunError where there is nothing to review or the port is taken."""
     gathered = gather(folder, fetch)
     if not gathered.facts.looks:

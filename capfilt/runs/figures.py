@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from capfilt.errors import RunError
 from capfilt.storage import documents
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 _COUNTED = ("noise_ratio", "kept", "dropped", "failed")
 """Sections of an entry in which every value is a number."""
@@ -20,7 +20,7 @@ _MEASURED = {
 """Sections in which these values are numbers where there are any; there may be others."""
 
 
-def summary(path: Place) -> tuple[list[dict[str, Any]], float]:
+def summary(path: StoragePath) -> tuple[list[dict[str, Any]], float]:
     """The rounds of a `summary.json` and the seconds of them all. RunError for what is none."""
     found = documents.read_object(path)
     rounds, seconds = found.get("rounds"), found.get("seconds")
@@ -29,14 +29,14 @@ def summary(path: Place) -> tuple[list[dict[str, Any]], float]:
     return [entry(each, path) for each in rounds], float(seconds)
 
 
-def logged(events: Iterable[Mapping[str, Any]], path: Place) -> list[dict[str, Any]]:
+def logged(events: Iterable[Mapping[str, Any]], path: StoragePath) -> list[dict[str, Any]]:
     """The newest entry of each round that a run has logged, in order."""
     told = (dict(event) for event in events if event.get("event") == "round")
     newest = {each["round"]: each for each in (entry(event, path) for event in told)}
     return [{name: newest[r][name] for name in newest[r] if name not in ("ts", "event")} for r in sorted(newest)]
 
 
-def entry(tree: Any, path: Place) -> dict[str, Any]:
+def entry(tree: Any, path: StoragePath) -> dict[str, Any]:
     """What a record has of one round. RunError for what is none."""
     if not isinstance(tree, dict) or type(tree.get("round")) is not int:
         raise RunError(f"{path} has an entry without the number of its round; run the command again.")
@@ -61,7 +61,7 @@ def _sound(own: Mapping[str, Any]) -> bool:
     return True
 
 
-def calibrated(path: Place) -> float:
+def calibrated(path: StoragePath) -> float:
     """The threshold that a `calibration.json` tells."""
     threshold = documents.read_object(path).get("threshold")
     if not is_number(threshold):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from capfilt.errors import RunError
 from capfilt.storage import documents, safe_paths
-from capfilt.storage.paths import Place, place
+from capfilt.storage.paths import StoragePath, storage_path
 
 FORK = "fork.json"
 """In the folder of a run that was forked: which run it came from."""
 
 
-def origin(root: Place) -> Place | None:
+def origin(root: StoragePath) -> StoragePath | None:
     """The run that a run takes over from; None for one that is no fork.
 
     RunError for a `fork.json` that is none, or that another user wrote: it makes a run take what lies elsewhere.
@@ -34,9 +34,9 @@ def origin(root: Place) -> Place | None:
         raise RunError(f"{path} does not say `from` which run it was forked; remove it.") from None
     if not isinstance(found, str) or not ("://" in found or found.startswith("/")) or ".." in found.split("/"):
         raise RunError(f"{path} names no run folder in full, but {str(found)[:80]!r}; remove it.")
-    return place(found)
+    return storage_path(found)
 
 
-def run_of(folder: Place) -> Place | None:
+def run_of(folder: StoragePath) -> StoragePath | None:
     """The root of the run that a folder is in: itself, or one of the two above it."""
     return next((root for root in (folder, *folder.parents[:2]) if (root / safe_paths.PLAN).is_file()), None)

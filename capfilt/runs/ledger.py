@@ -23,7 +23,7 @@ from capfilt.runs.tally import Tally
 from capfilt.storage import documents, safe_paths, write_guard
 from capfilt.storage.atomic import atomic, link_or_copy, sha256_file, write_json
 from capfilt.storage.documents import unlink
-from capfilt.storage.paths import Place, Remote, map_concurrent, within
+from capfilt.storage.paths import RemotePath, StoragePath, map_concurrent, relative_to
 
 WITHDRAWN = ".withdrawn"
 """Ends the name of the mark that a shard of a fork is to be done again though the run it came from has it."""
@@ -99,7 +99,7 @@ class Completion:
 class Ledger:
     """The completions of one stage: `folder/ledger/STAGE/SHARD.json`, one a shard."""
 
-    def __init__(self, folder: Place, stage: str) -> None:
+    def __init__(self, folder: StoragePath, stage: str) -> None:
         self.folder = folder
         self.stage = stage
         self.path = folder / "ledger" / stage
@@ -115,14 +115,14 @@ class Ledger:
             return found and self._adopt(found, self.origin)
         return found
 
-    def read(self, path: Place) -> Completion | None:
+    def read(self, path: StoragePath) -> Completion | None:
         """Read one of `files`; None where it is torn (by a disk, not by a kill): doing the shard again mends it."""
         try:
             return _read(path)
         except (RunError, FileNotFoundError):
             return None
 
-    def files(self) -> list[Place]:
+    def files(self) -> list[StoragePath]:
         """The completion files, in the order of shard names. RunError where the folder is reached by a link."""
         return [self.path / name for name in sorted(self._names()) if name.endswith(".json")]
 
@@ -147,7 +147,7 @@ class Ledger:
         unlink(self._file(shard))
 
     def commit(
-        self, shard: str, fingerprint: str, outputs: Sequence[Place], tally: Tally, read: Input | None = None
+        self, shard: str, fingerprint: str, outputs: Sequence[StoragePath], tally: Tally, read: Input | None = None
     ) -> Completion:
         """Record that the shard is done; `outputs` are in place already. Writing this one file is the commit.
 
@@ -171,7 +171,7 @@ class Ledger:
 
     def completions(self) -> Iterator[Completion]:
         """Yield every completion in the order of shard names; RunError for a file that cannot be read."""
-        yield from map_concurrent(_read, self.files(), isinstance(self.path, Remote))
+        yield from map_concurrent(_read, self.files(), isinstance(self.path, RemotePath))
 
     def total(self) -> Tally:
         """Add up the tallies of all completions."""
@@ -182,7 +182,7 @@ class Ledger:
         for output in done.outputs:
             path = self.folder / output.path
             try:
-                found = path.stat() if isinstance(path, Remote) else os.lstat(path)
+                found = path.stat() if isinstance(path, RemotePath) else os.lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 return f"{path} is not there"
             if isinstance(found, os.stat_result) and not stat.S_ISREG(found.st_mode):
@@ -206,7 +206,7 @@ class Ledger:
         forked = None if root is None else forks.origin(root)
         if root is None or forked is None:
             return None
-        return Ledger(forked / str(within(self.folder, root)), self.stage)
+        return Ledger(forked / str(relative_to(self.folder, root)), self.stage)
 
     def _adopt(self, found: Completion, origin: Ledger) -> Completion:
         for output in found.outputs:
@@ -214,25 +214,25 @@ class Ledger:
         write_json(self._file(found.shard), found.to_json())
         return found
 
-    def _output(self, shard: str, path: Place) -> Output:
+    def _output(self, shard: str, path: StoragePath) -> Output:
         try:
-            relative = within(path.resolve(), self.folder.resolve())
+            relative = relative_to(path.resolve(), self.folder.resolve())
             return Output(relative.as_posix(), path.stat().st_size, sha256_file(path))
         except FileNotFoundError:
             raise RunError(f"{self.stage}, shard {shard}: {path} was to be committed and is not there.") from None
         except ValueError:
             raise RunError(f"{self.stage}, shard {shard}: {path} lies outside {self.folder}.") from None
 
-    def _withdrawn(self, shard: str) -> Place:
+    def _withdrawn(self, shard: str) -> StoragePath:
         return self.path / f"{shard}{WITHDRAWN}"
 
-    def _file(self, shard: str) -> Place:
+    def _file(self, shard: str) -> StoragePath:
         if not shard or shard.startswith(".") or "/" in shard or "\0" in shard:
             raise RunError(f"a shard cannot be called {shard!r}: its name becomes a file name. Rename the shard.")
         return self.path / f"{shard}.json"
 
 
-def _read(path: Place) -> Completion:
+def _read(path: StoragePath) -> Completion:
     try:
         return Completion.from_json(documents.parse(documents.read_bytes(path)))
     except (ValueError, RunError) as error:

@@ -33,7 +33,7 @@ from capfilt.errors import RunError
 from capfilt.runs import interrupt
 from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import PART
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage.paths import RemotePath, StoragePath
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -104,7 +104,7 @@ def _born(pid: int) -> str:
 class Found:
     """A lock file as it was read: `owner` is None where it is torn, or just being written on a disk without links."""
 
-    path: Place
+    path: StoragePath
     number: int
     data: bytes
     owner: Owner | None
@@ -113,9 +113,9 @@ class Found:
         return str(self.owner) if self.owner else f"an owner that {self.path} does not name"
 
     @property
-    def beat(self) -> Remote | None:
+    def beat(self) -> RemotePath | None:
         """The object of the heartbeat, where the lock is on a store."""
-        if not isinstance(self.path, Remote) or self.owner is None:
+        if not isinstance(self.path, RemotePath) or self.owner is None:
             return None
         return self.path.with_name(f"{self.path.stem}-{self.owner.token}.beat")
 
@@ -128,7 +128,7 @@ class Found:
         return self.beat.read_bytes() if self.beat.is_file() else b""  # it has not beaten yet
 
 
-def find(folder: Place) -> Found | None:
+def find(folder: StoragePath) -> Found | None:
     """The lock of a run folder, its owner alive or dead; None where there is none."""
     home = _home(folder)
     numbered = [(int(match[1]), name) for name in _names(home) if (match := PATTERN.fullmatch(name))]
@@ -143,18 +143,18 @@ def find(folder: Place) -> Found | None:
     return None
 
 
-def state(folder: Place, patience: float = 2 * BEAT) -> str:
+def state(folder: StoragePath, patience: float = 2 * BEAT) -> str:
     """Who drives the run now, for people; "" for nobody. `patience`: seconds to watch an owner elsewhere."""
     found = find(folder)
     return f"{found}" if found and _beats(found, patience) else ""
 
 
-def _home(folder: Place) -> Place:
-    return folder / FOLDER if isinstance(folder, Remote) else folder
+def _home(folder: StoragePath) -> StoragePath:
+    return folder / FOLDER if isinstance(folder, RemotePath) else folder
 
 
-def _names(home: Place) -> list[str]:
-    if isinstance(home, Remote):
+def _names(home: StoragePath) -> list[str]:
+    if isinstance(home, RemotePath):
         return list(home.listing())
     with suppress(FileNotFoundError):
         return os.listdir(home)
@@ -213,7 +213,7 @@ class FileHeart:
 class ObjectHeart:
     """An object beside the lock, with a name that nobody else ever writes."""
 
-    def __init__(self, place: Remote):
+    def __init__(self, place: RemotePath):
         self._place = place
 
     def beat(self, count: int) -> None:
@@ -228,7 +228,7 @@ class ObjectHeart:
 class Lock:
     """A lock that this process holds, and the thread that keeps it."""
 
-    def __init__(self, folder: Place, found: Found, heart: Heart, beat: float):
+    def __init__(self, folder: StoragePath, found: Found, heart: Heart, beat: float):
         self.folder, self.path, self.number = folder, found.path, found.number
         self.lost = ""
         """Why the lock is not ours any more; "" while it is."""
@@ -283,7 +283,7 @@ class Lock:
         return ""
 
 
-def acquire(folder: Place, beat: float = BEAT, stale: float = STALE) -> Lock:
+def acquire(folder: StoragePath, beat: float = BEAT, stale: float = STALE) -> Lock:
     """Become the one driver of an existing folder.
 
     Raises RunError, naming the owner, where another driver lives; that may take a few heartbeats to see, and a dead
@@ -301,7 +301,7 @@ def acquire(folder: Place, beat: float = BEAT, stale: float = STALE) -> Lock:
     raise RunError(f"{folder}: too many drivers want this run folder at once; start one of them.")
 
 
-def _create(folder: Place, old: Found | None, beat: float) -> Lock | None:
+def _create(folder: StoragePath, old: Found | None, beat: float) -> Lock | None:
     """Make the next lock file; None where somebody else was faster."""
     number, home = (old.number + 1 if old else 1), _home(folder)
     owner = Owner.me()
@@ -329,7 +329,7 @@ def _reused(old: Found) -> bool:
 
 def _exclusive(found: Found) -> Heart | None:
     """Create a lock with all its bytes; None where there is one of that name."""
-    if isinstance(found.path, Remote):
+    if isinstance(found.path, RemotePath):
         return _exclusive_object(found.path, found)
     part = found.path.with_name(f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -360,7 +360,7 @@ def _exclusive_plain(path: Path, data: bytes) -> Heart | None:
     return FileHeart(file, len(data))
 
 
-def _exclusive_object(path: Remote, found: Found) -> Heart | None:
+def _exclusive_object(path: RemotePath, found: Found) -> Heart | None:
     if not path.create(found.data):
         return None
     if path.create(b"may this be written over?"):
@@ -373,10 +373,10 @@ def _exclusive_object(path: Remote, found: Found) -> Heart | None:
     return ObjectHeart(found.beat)
 
 
-_held: dict[Place, Lock] = {}
+_held: dict[StoragePath, Lock] = {}
 
 
-def hold(folder: Place) -> Lock:
+def hold(folder: StoragePath) -> Lock:
     """Hold the lock of a run folder until `release_all`, or until this process ends; asked again, it is the same."""
     where = folder.resolve()
     lock = _held.get(where)

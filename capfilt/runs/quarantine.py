@@ -10,7 +10,7 @@ from capfilt.errors import RunError
 from capfilt.runs.ledger import Ledger
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 REASON = "killed its worker"
 """How the reason of such a failure begins."""
@@ -42,5 +42,5 @@ def forget(ledger: Ledger, shard: str) -> None:
     documents.unlink(_file(ledger, shard))
 
 
-def _file(ledger: Ledger, shard: str) -> Place:
+def _file(ledger: Ledger, shard: str) -> StoragePath:
     return ledger.folder / "poison" / ledger.stage / f"{shard}.json"

@@ -26,7 +26,7 @@ from capfilt.runs.ledger import FORMAT
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append
 from capfilt.storage.atomic import PART, atomic, sweep, write_json
-from capfilt.storage.paths import Place, Remote, listing, within
+from capfilt.storage.paths import RemotePath, StoragePath, listing, relative_to
 
 DECIDED = "decided"
 """The key of plan.json under which stands what a run's first command chose (`Run.decide`)."""
@@ -40,12 +40,14 @@ _SHOWN = 5  # changed keys named in the refusal of another plan
 class Run:
     """An opened run folder; `resumed` tells whether it was one before."""
 
-    folder: Place
+    folder: StoragePath
     plan: dict[str, Any]
     resumed: bool
 
     @classmethod
-    def open(cls, out: Place, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES) -> Run:
+    def open(
+        cls, out: StoragePath, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES
+    ) -> Run:
         """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
 
         `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
@@ -76,7 +78,7 @@ class Run:
         return cls(out, plan_now, resumed)
 
     @classmethod
-    def load(cls, folder: Place) -> Run:
+    def load(cls, folder: StoragePath) -> Run:
         """Take up an existing run folder to look at it; nothing in it is touched.
 
         RunError for one that holds a link out of it, a device or a pipe: its files lie where somebody else put them.
@@ -108,11 +110,11 @@ class Run:
             self.plan[DECIDED] = {**self.plan.get(DECIDED, {}), stage: dict(choice)}
             write_json(self.folder / "plan.json", redact_tree(self.plan), private=True)
 
-    def path(self, *parts: str) -> Place:
+    def path(self, *parts: str) -> StoragePath:
         """Return the path of something in the run folder, there or not."""
         return self.folder.joinpath(*parts)
 
-    def round(self, r: int) -> Place:
+    def round(self, r: int) -> StoragePath:
         """Return the folder of round `r`, created."""
         folder = self.folder / f"round-{r}"
         documents.make_folder(folder)
@@ -133,7 +135,7 @@ class Run:
         write_json(self.folder / "summary.json", redact_tree(dict(summary)))
 
 
-def fork(old: Place, new: Place) -> Place:
+def fork(old: StoragePath, new: StoragePath) -> StoragePath:
     """Make `new` the folder of a run that takes over from run `old` every piece of work that it asks for and that
     holds there; returns `new`. Nothing in `old` is touched, nothing is taken before it is asked for.
     """
@@ -156,16 +158,16 @@ def fork(old: Place, new: Place) -> Place:
     return new
 
 
-def _nested(inner: Place, outer: Place) -> bool:
+def _nested(inner: StoragePath, outer: StoragePath) -> bool:
     try:
-        within(inner, outer)
+        relative_to(inner, outer)
     except ValueError:
         return False
     return True
 
 
-def _check_space(out: Place, min_free_bytes: int) -> None:
-    if isinstance(out, Remote):  # a store does not say
+def _check_space(out: StoragePath, min_free_bytes: int) -> None:
+    if isinstance(out, RemotePath):  # a store does not say
         return
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -176,7 +178,7 @@ def _check_space(out: Place, min_free_bytes: int) -> None:
         )
 
 
-def _check(out: Place, wanted: dict[str, Any]) -> bool:
+def _check(out: StoragePath, wanted: dict[str, Any]) -> bool:
     """Whether the folder is a run with this plan; RunError for one with another, and for something else."""
     if not (out / "plan.json").is_file():
         _check_empty(out)
@@ -185,8 +187,8 @@ def _check(out: Place, wanted: dict[str, Any]) -> bool:
     return True
 
 
-def _check_empty(out: Place) -> None:
-    own = (*_EARLY, lock.FOLDER) if isinstance(out, Remote) else _EARLY
+def _check_empty(out: StoragePath) -> None:
+    own = (*_EARLY, lock.FOLDER) if isinstance(out, RemotePath) else _EARLY
     names = listing(out)
     held = sorted(n for n in names if n not in own and not n.startswith(PART) and not lock.PATTERN.fullmatch(n))
     if held:
@@ -196,7 +198,7 @@ def _check_empty(out: Place) -> None:
         )
 
 
-def check_format(folder: Place, plan: Mapping[str, Any]) -> None:
+def check_format(folder: StoragePath, plan: Mapping[str, Any]) -> None:
     """Refuse to go on in a run folder, or from one, that was planned by a capfilt of another format.
 
     Folders from before formats were counted are of the first. Looking at them (status, verify, explain, report, select
@@ -211,7 +213,7 @@ def check_format(folder: Place, plan: Mapping[str, Any]) -> None:
         )
 
 
-def _check_plan(out: Place, wanted: dict[str, Any]) -> None:
+def _check_plan(out: StoragePath, wanted: dict[str, Any]) -> None:
     old = _read_plan(out)
     check_format(out, old)
     asked = {key: value for key, value in old.items() if key != DECIDED}
@@ -225,7 +227,7 @@ def _check_plan(out: Place, wanted: dict[str, Any]) -> None:
         )
 
 
-def _read_plan(folder: Place) -> dict[str, Any]:
+def _read_plan(folder: StoragePath) -> dict[str, Any]:
     path = folder / "plan.json"
     plan = documents.read_json(path, documents.PLAN_BYTES)
     if not isinstance(plan, dict):
@@ -233,7 +235,7 @@ def _read_plan(folder: Place) -> dict[str, Any]:
     return plan
 
 
-def _check_tree(folder: Place) -> None:
+def _check_tree(folder: StoragePath) -> None:
     """Refuse links that lead out of the folder, devices and pipes: on a store there are none."""
     if isinstance(folder, Path):
         safe_paths.check_tree(folder)
@@ -264,9 +266,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _mend_log(log: Place) -> None:
+def _mend_log(log: StoragePath) -> None:
     """End a line that a kill cut short, or the next one would be lost with it."""
-    if isinstance(log, Remote) or not log.is_file():
+    if isinstance(log, RemotePath) or not log.is_file():
         return
     file = safe_paths.open_log(log)
     try:

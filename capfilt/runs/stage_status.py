@@ -24,7 +24,7 @@ from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.documents import PLAN_BYTES
-from capfilt.storage.paths import Place, Remote, listing, map_concurrent
+from capfilt.storage.paths import RemotePath, StoragePath, listing, map_concurrent
 
 ORDER = (
     *("world", "download", "captioner", "filter", "calibrate", "annotate", "select"),
@@ -126,9 +126,9 @@ def failures(ledger: Ledger) -> dict[str, str]:
     return {str(line.get("shard")): str(line.get("error")) for line in lines}
 
 
-def find(folder: Place) -> list[Ledger]:
+def find(folder: StoragePath) -> list[Ledger]:
     """The ledgers of every stage in a run folder, in the order in which the stages follow each other."""
-    found: dict[tuple[Place, str], Ledger] = {}
+    found: dict[tuple[StoragePath, str], Ledger] = {}
     for pattern in _DEPTH:
         for home in folder.glob(pattern):
             entries = listing(home)
@@ -193,7 +193,7 @@ def reason(error: str) -> str:
 
 def readable(ledger: Ledger) -> Iterator[Completion]:
     """The completions that can be read, in the order of shard names; a torn one counts as not there."""
-    for done in map_concurrent(ledger.read, ledger.files(), isinstance(ledger.path, Remote)):
+    for done in map_concurrent(ledger.read, ledger.files(), isinstance(ledger.path, RemotePath)):
         if done is not None:
             yield done
 
@@ -206,7 +206,7 @@ def _rate(ledger: Ledger) -> float | None:
         return None
 
 
-def _steps(log: Place) -> tuple[int, float | None]:
+def _steps(log: StoragePath) -> tuple[int, float | None]:
     """The newest step of a training, and its steps a second over the last lines of its log."""
     told = list(documents.objects(log, 65536))
     try:

@@ -42,7 +42,7 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.tally import NO_TEXT, Tally
 from capfilt.stages.bisect import Splittable, version_of
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 class AnnotateConfig(Config):
@@ -80,10 +80,10 @@ class AnnotateJob(Config):
     divisible: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
 
-    out: Place
+    out: StoragePath
     """The folder of `annotations/` and `ledger/`."""
-    captioner: Place
-    filter: Place
+    captioner: StoragePath
+    filter: StoragePath
     captioner_fingerprint: str
     filter_fingerprint: str
     config: AnnotateConfig
@@ -269,7 +269,7 @@ def texts_of(sample: Sample) -> list[str]:
     return [caption["text"].encode("utf-8", "replace").decode() for caption in sample.all_captions]
 
 
-def check_role(role: str, folder: Place, needs: frozenset[str]) -> Architecture:
+def check_role(role: str, folder: StoragePath, needs: frozenset[str]) -> Architecture:
     """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
     architecture = store.architecture(folder)
     if missing := needs - verbs(architecture):
@@ -280,7 +280,7 @@ def check_role(role: str, folder: Place, needs: frozenset[str]) -> Architecture:
     return architecture
 
 
-def check_roles(captioner: Place, filter_: Place, decode: DecodeConfig) -> None:
+def check_roles(captioner: StoragePath, filter_: StoragePath, decode: DecodeConfig) -> None:
     """Refuse models that cannot play their roles or cannot look at the same pixels, and a prompt that is too long."""
     writer = check_role("captioner", captioner, captioners.NEEDS)
     judge = check_role("filter", filter_, filters.NEEDS)

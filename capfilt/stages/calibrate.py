@@ -28,14 +28,14 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 class CalibrateJob(Config):
     """A filter before human validation pairs; its outcome is `out/calibration.json`."""
 
-    out: Place
-    model: Place
+    out: StoragePath
+    model: StoragePath
     shards: tuple[str, ...]
     contents: dict[str, str]
     """The sha256 of each shard, by its url."""
@@ -91,7 +91,7 @@ MIN_RIGHT = 20
 """Labels "right" without which no threshold is set: with 20, a recall of 0.8 has an interval of 0.58 to 0.92."""
 
 
-def calibrate_on_labels(source: Place, names: Iterable[str], policy: PolicyConfig) -> dict[str, Any]:
+def calibrate_on_labels(source: StoragePath, names: Iterable[str], policy: PolicyConfig) -> dict[str, Any]:
     """The threshold that keeps `policy.recall` of the texts that people called right; for calibration.json.
 
     Only labels given at random count: close calls alone would set it too high. DataError where there are too few.

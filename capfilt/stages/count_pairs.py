@@ -18,13 +18,13 @@ from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 class RowsJob(Config):
     """Reads shards to their end and counts; the outcome is the tally in the ledger."""
 
-    out: Place
+    out: StoragePath
     names: dict[str, str] = {}
     """By its url, the ledger's name of a shard that `entry` alone does not tell from another."""
 
@@ -55,7 +55,7 @@ class RowsJob(Config):
         return work
 
 
-def without_text(folder: Place) -> int:
+def without_text(folder: StoragePath) -> int:
     """How many pictures a run left out of its trainings since they have no text; each shard counts once."""
     return sum(done.tally.samples["dropped"] for done in Ledger(folder, "rows").completions())
 
@@ -66,7 +66,7 @@ def entry(url: str, known: dict[str, Any] | None = None) -> str:
 
 
 def count_rows(
-    session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: Place, show: Progress
+    session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: StoragePath, show: Progress
 ) -> dict[str, int]:
     """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
     found = read_once(session, [url for source in sources for url in shards.expand(source.shards)], folder, show)
@@ -77,7 +77,7 @@ def count_rows(
 
 
 def contents_of(
-    session: Session, urls: Iterable[str], made: Mapping[str, str], folder: Place, show: Progress
+    session: Session, urls: Iterable[str], made: Mapping[str, str], folder: StoragePath, show: Progress
 ) -> dict[str, str]:
     """The sha256 of each shard, by its url: those that the run `made` itself are known, others are read once.
 
@@ -88,7 +88,7 @@ def contents_of(
     return known | {url: done.input.sha256 for url, done in found.items() if done.input is not None}
 
 
-def read_once(session: Session, urls: Sequence[str], folder: Place, show: Progress) -> dict[str, Completion]:
+def read_once(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Completion]:
     """What is known of shards that were read to their end, by their urls; those of which nothing is are read now."""
     # A store is asked once for all of them: 100,000 shards, one after the other, would take hours.
     stats = shards.stats(urls)

@@ -34,7 +34,7 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file
-from capfilt.storage.paths import Place, Remote, remove_all
+from capfilt.storage.paths import RemotePath, StoragePath, remove_all
 
 STAGE = "download"
 REFUSED = ("noai", "noimageai", "noindex", "noimageindex")
@@ -89,7 +89,7 @@ class Wishes(Config):
 class DownloadJob(Config):
     """What a downloading worker needs to know; an item is the name of a shard."""
 
-    out: Place
+    out: StoragePath
     config: DownloadConfig
     ticket: Ticket = Ticket()
 
@@ -118,7 +118,7 @@ class DownloadJob(Config):
         rows = plans.read(self.out / "plan", shard)
         layout = Layout(size=config.shard_size, digits=config.oom_shard_count)
         # Beside the shards, where there is room for them; of a run on a store, wherever this machine has its own.
-        home = None if isinstance(self.out, Remote) else self.out / TMP
+        home = None if isinstance(self.out, RemotePath) else self.out / TMP
         if home is not None:
             documents.make_folder(home)
         with tempfile.TemporaryDirectory(dir=home, prefix=f"capfilt-{shard}-{os.getpid()}-") as folder:
@@ -152,7 +152,7 @@ def list_identities(config: DownloadConfig) -> list[dict[str, Any]]:
 def download(
     session: Session,
     config: DownloadConfig,
-    out: Place,
+    out: StoragePath,
     resources: Resources,
     show: Progress,
     wishes: Wishes | None = None,
@@ -177,7 +177,7 @@ def download(
     return summarise(out, planned, config, wishes, repeats)
 
 
-def plan_lists(config: DownloadConfig, out: Place, show: Progress) -> Pass:
+def plan_lists(config: DownloadConfig, out: StoragePath, show: Progress) -> Pass:
     """Split the lists into shards, in this process: one shard of rows is in memory at a time."""
     sources = url_lists.find(config.urls, config.input_format)
     with show.stage("plan", 1) as line:
@@ -200,7 +200,7 @@ def names(planned: Sequence[Pass], config: DownloadConfig) -> list[str]:
     return [plans.name(shard, config.oom_shard_count) for shard in range(count)]
 
 
-def all_done(out: Place, planned: Sequence[Pass], config: DownloadConfig) -> bool:
+def all_done(out: StoragePath, planned: Sequence[Pass], config: DownloadConfig) -> bool:
     """Whether every planned shard is committed."""
     job, ledger = DownloadJob(out=out.absolute(), config=config), Ledger(out, STAGE)
     return all(ledger.completion(shard, job.identity(shard)) for shard in names(planned, config))
@@ -209,7 +209,7 @@ def all_done(out: Place, planned: Sequence[Pass], config: DownloadConfig) -> boo
 def fetch_all(
     session: Session,
     config: DownloadConfig,
-    out: Place,
+    out: StoragePath,
     planned: Sequence[Pass],
     resources: Resources,
     show: Progress,
@@ -222,14 +222,14 @@ def fetch_all(
     remove_tmp(out)
 
 
-def remove_tmp(out: Place) -> None:
+def remove_tmp(out: StoragePath) -> None:
     """Remove the shards that were not fetched to their end."""
-    if not isinstance(out, Remote):
+    if not isinstance(out, RemotePath):
         remove_all(out / TMP)
 
 
 def repeated_pictures(
-    out: Place, planned: Sequence[Pass], config: DownloadConfig, least: int, show: Progress, label: str
+    out: StoragePath, planned: Sequence[Pass], config: DownloadConfig, least: int, show: Progress, label: str
 ) -> Counter[str]:
     """Pictures whose bytes came under several URLs; those with `least` URLs or more become failures."""
     own = names(planned, config)
@@ -242,7 +242,9 @@ def repeated_pictures(
         for number, shard in enumerate(own, 1):
             identity = job.identity(shard)
 
-            def commit(outputs: list[Place], tally: Tally, shard: str = shard, identity: str = identity) -> Completion:
+            def commit(
+                outputs: list[StoragePath], tally: Tally, shard: str = shard, identity: str = identity
+            ) -> Completion:
                 return ledger.commit(shard, identity, outputs, tally)
 
             placeholders.drop(out, shard, dropped, commit)
@@ -251,7 +253,7 @@ def repeated_pictures(
 
 
 def summarise(
-    out: Place, planned: Sequence[Pass], config: DownloadConfig, wishes: Wishes, repeats: Counter[str]
+    out: StoragePath, planned: Sequence[Pass], config: DownloadConfig, wishes: Wishes, repeats: Counter[str]
 ) -> dict[str, Any]:
     """What became of the list: a row that was tried again counts once, by its newest outcome."""
     done = {completion.shard: completion for completion in Ledger(out, STAGE).completions()}
@@ -281,7 +283,7 @@ def summarise(
     }
 
 
-def write_sizes(out: Place, counts: dict[str, int]) -> None:
+def write_sizes(out: StoragePath, counts: dict[str, int]) -> None:
     """Write sizes.json, unless it says so already: a rerun touches nothing."""
     path = out / "sizes.json"
     if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:

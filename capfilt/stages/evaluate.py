@@ -22,14 +22,14 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 
 class EvaluateJob(Config):
     """Models before one held-out set; the outcome of each is `out/NAME.json`."""
 
-    out: Place
-    models: dict[str, Place]
+    out: StoragePath
+    models: dict[str, StoragePath]
     """The folder of each one by its name."""
     shards: tuple[str, ...]
     contents: dict[str, str]
@@ -76,7 +76,7 @@ def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Pro
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
 
 
-def check_model(model: Place, config: EvaluateConfig) -> None:
+def check_model(model: StoragePath, config: EvaluateConfig) -> None:
     """Refuse a model of which nothing can be measured, before anything is loaded."""
     architecture = store.architecture(model)
     able = verbs(architecture)
@@ -88,7 +88,9 @@ def check_model(model: Place, config: EvaluateConfig) -> None:
         check_prompt(tokenizer, config.decode)
 
 
-def filter_figures(named: Mapping[str, str], folder: Place, score: str, threshold: float | None) -> dict[str, Any]:
+def filter_figures(
+    named: Mapping[str, str], folder: StoragePath, score: str, threshold: float | None
+) -> dict[str, Any]:
     """How well annotations of shards, given by their names, tell right web texts from wrong ones, by kind; {} where no
     truth is known.
 

@@ -16,7 +16,7 @@ from capfilt.errors import RunError, ShardError
 from capfilt.printable import short_repr
 from capfilt.runs.run import Run
 from capfilt.storage import documents
-from capfilt.storage.paths import Place, Remote, place
+from capfilt.storage.paths import RemotePath, StoragePath, storage_path
 
 _HERE = ("file", "local", "memory")
 """Protocols that ask nobody but this machine."""
@@ -27,7 +27,7 @@ def verb(plan: Mapping[str, Any]) -> str:
     return str(plan.get("verb", "bootstrap" if "captioner" in plan else "pretrain"))
 
 
-def web(folder: Place, tree: Mapping[str, Any]) -> list[str]:
+def web(folder: StoragePath, tree: Mapping[str, Any]) -> list[str]:
     """The noisy shards of a bootstrap, as a person names them; `tree` is its recipe."""
     data = tree.get("data")
     named = data.get("web") if isinstance(data, dict) else None
@@ -36,17 +36,17 @@ def web(folder: Place, tree: Mapping[str, Any]) -> list[str]:
     return [named] if isinstance(named, str) else _texts(named, f"the recipe of {folder}", "data.web")
 
 
-def named(folder: Place, plan: Mapping[str, Any]) -> list[str]:
+def named(folder: StoragePath, plan: Mapping[str, Any]) -> list[str]:
     """The shards that were annotated or selected from, for `shards.expand`."""
     if verb(plan) == "bootstrap":
         return web(folder, configs.load(documents.checked(folder / "recipe.yaml")))
     return _texts(plan.get("shards", []), f"the plan of {folder}", "shards")
 
 
-def annotated(folder: Place, plan: Mapping[str, Any]) -> Place:
+def annotated(folder: StoragePath, plan: Mapping[str, Any]) -> StoragePath:
     """What a `select` chose from."""
     (found,) = _texts([plan.get("annotations")], f"the plan of {folder}", "annotations")
-    return place(found)
+    return storage_path(found)
 
 
 def _texts(found: Any, whose: str, key: str) -> list[str]:
@@ -55,7 +55,7 @@ def _texts(found: Any, whose: str, key: str) -> list[str]:
     return found
 
 
-def check_reachable(folder: Place, specs: Sequence[str], fetch: bool) -> None:
+def check_reachable(folder: StoragePath, specs: Sequence[str], fetch: bool) -> None:
     """Raise RunError where a run's plan names what would be fetched from elsewhere and that was not asked for.
 
     Raises ShardError for an address that lacks its secret, and leads nowhere.
@@ -69,11 +69,11 @@ def check_reachable(folder: Place, specs: Sequence[str], fetch: bool) -> None:
                 )
 
 
-def _is_near(folder: Place, address: str) -> bool:
+def _is_near(folder: StoragePath, address: str) -> bool:
     protocol, separator, _ = address.partition("://")
     if not separator or protocol in _HERE:
         return True
-    return isinstance(folder, Remote) and Remote(address).parts[0] == folder.parts[0]
+    return isinstance(folder, RemotePath) and RemotePath(address).parts[0] == folder.parts[0]
 
 
 def by_name(plan: Mapping[str, Any], urls: Sequence[str]) -> dict[str, str]:
@@ -84,7 +84,7 @@ def by_name(plan: Mapping[str, Any], urls: Sequence[str]) -> dict[str, str]:
     return {renamed.get(url) or shards.name(url): url for url in urls} if renamed else shards.by_name(urls)
 
 
-def as_annotated(source: Place, urls: Sequence[str]) -> dict[str, str]:
+def as_annotated(source: StoragePath, urls: Sequence[str]) -> dict[str, str]:
     """Some of the shards whose annotations are in the folder `source`, by the names that these have.
 
     A file's own name is not enough where several that were annotated together have it (`shards.by_name`).
@@ -100,7 +100,7 @@ def as_annotated(source: Place, urls: Sequence[str]) -> dict[str, str]:
     return {names[url]: url for url in urls} if names.keys() >= set(urls) else shards.by_name(urls)
 
 
-def _annotated(home: Place) -> list[str]:
+def _annotated(home: StoragePath) -> list[str]:
     plan = Run.load(home).plan
     specs = named(home, plan)
     if verb(plan) == "annotate":

@@ -25,7 +25,7 @@ from capfilt.stages import contents
 from capfilt.stages.bisect import TRIES, Bisection
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
-from capfilt.storage.paths import Place, Remote, map_concurrent
+from capfilt.storage.paths import RemotePath, StoragePath, map_concurrent
 
 
 class StageJob(Protocol):
@@ -35,7 +35,7 @@ class StageJob(Protocol):
     def name(self) -> str: ...
 
     @property
-    def out(self) -> Place: ...
+    def out(self) -> StoragePath: ...
 
     def identity(self, item: str) -> str:
         """The fingerprint of everything that decides the item's outcome.
@@ -114,7 +114,7 @@ def _raise_failed(label: str, failures: Mapping[str, str], total: int) -> None:
 
 def identities(job: StageJob, items: Mapping[str, str]) -> dict[str, str]:
     """The fingerprint of every item by its name; of those on a store many are asked for at once."""
-    remote = isinstance(job.out, Remote) or any("://" in item for item in items.values())
+    remote = isinstance(job.out, RemotePath) or any("://" in item for item in items.values())
     return dict(zip(items, map_concurrent(job.identity, items.values(), remote), strict=True))
 
 
@@ -131,7 +131,7 @@ class _Count:
         """
         there = self.ledger.begun()
         begun = [name for name in self.identities if name in there]
-        looked = map_concurrent(self._completion, begun, isinstance(self.ledger.path, Remote))
+        looked = map_concurrent(self._completion, begun, isinstance(self.ledger.path, RemotePath))
         done = {name: found for name, found in zip(begun, looked, strict=True) if found is not None}
         if inputs:
             for name in contents.changed(self.ledger, done, inputs, show, label):
@@ -158,7 +158,7 @@ class _Count:
         return found.tally
 
 
-def retry(out: Place, stage: str, what: str) -> int:
+def retry(out: StoragePath, stage: str, what: str) -> int:
     """Have the shards of a stage done again in which samples failed; returns how many. The others are not touched.
 
     Their completions are withdrawn, so that a kill between this and the stage changes nothing. Samples that were left

@@ -32,7 +32,7 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import check_success, run_stage
 from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import atomic, sha256_file
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 VERDICTS = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
 """The annotations' columns, then kept | dropped | failed, and the reason."""
@@ -48,9 +48,9 @@ class SelectJob(Config):
 
     by_content: ClassVar[bool] = True
 
-    out: Place
+    out: StoragePath
     """The folder of `annotations/`, `dataset/` and `ledger/`."""
-    annotations: Place
+    annotations: StoragePath
     rule: Rule
     carry: bool = True
     """Whether kept samples take along what else lay under their key."""
@@ -129,7 +129,7 @@ def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     return [why for _, own in groupby(rows, key=lambda row: (row.key, row.status)) for why in judge(list(own), rule)]
 
 
-def annotated(folder: Place, name: str) -> str:
+def annotated(folder: StoragePath, name: str) -> str:
     """The sha256 of a shard's annotations: as it was committed, if they were; a plan must not read all of them."""
     path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
     done = ledger.read(ledger.path / f"{name}.json")
@@ -171,7 +171,7 @@ def _tally(judged: Outcomes) -> Tally:
 
 
 def resolve_threshold(
-    policy: PolicyConfig, folder: Place, names: Iterable[str], calibrated: float | None
+    policy: PolicyConfig, folder: StoragePath, names: Iterable[str], calibrated: float | None
 ) -> float | None:
     """The number that a policy stands for, here and now, or none; `folder` has the annotations of the shards."""
     if policy.threshold == "keep-rate":
@@ -216,7 +216,7 @@ def check_selected(
         )
 
 
-def write_sizes(folder: Place, counts: dict[str, int]) -> None:
+def write_sizes(folder: StoragePath, counts: dict[str, int]) -> None:
     """Write sizes.json beside the tars, unless it says so already: a rerun touches nothing."""
     path = folder / "sizes.json"
     if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:

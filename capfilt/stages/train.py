@@ -38,7 +38,7 @@ from capfilt.stages.count_pairs import contents_of, count_rows
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Place, Remote, listing, remove_all
+from capfilt.storage.paths import RemotePath, StoragePath, listing, remove_all
 from capfilt.training.checkpoints.states import STATES
 from capfilt.training.config import EXECUTION_FIELDS
 from capfilt.training.distributed.data_parallel import ExecutionConfig
@@ -132,8 +132,8 @@ def run_training(
     show: Progress,
     label: str,
     made: Mapping[str, str] | None = None,
-    counts: Place | None = None,
-) -> Place:
+    counts: StoragePath | None = None,
+) -> StoragePath:
     """Train, unless the ledger has this very training; returns the folder of the model.
 
     The ledger lies beside the job's folder: `out/../ledger/NAME/model.json`. `made` has the sha256 of the shards that
@@ -205,7 +205,7 @@ class Tail:
     PAUSE = 10.0
     """Seconds between two glances at a log that lies on a store: each is a request."""
 
-    def __init__(self, path: Place, line: Line, report: Callable[[dict[str, Any], int], None]):
+    def __init__(self, path: StoragePath, line: Line, report: Callable[[dict[str, Any], int], None]):
         self.path, self.line, self.report = path, line, report
         newest = self._newest()
         self.step: int | None = newest["step"] if newest else None
@@ -213,7 +213,7 @@ class Tail:
 
     def glance(self) -> int:
         """`poll`, as often as is decent; the last step that was seen where a store does not answer."""
-        if not isinstance(self.path, Remote):
+        if not isinstance(self.path, RemotePath):
             return self.poll()
         if time.monotonic() >= self._looked + self.PAUSE:
             self._looked = time.monotonic()
@@ -247,9 +247,9 @@ class Tail:
         return newest if isinstance(newest, dict) and isinstance(newest.get("step"), int) else None
 
 
-def check_features(out: Place, *trains: TrainConfig) -> None:
+def check_features(out: StoragePath, *trains: TrainConfig) -> None:
     """Refuse features that would be kept in a run folder on a store: they are mapped into memory."""
-    if isinstance(out, Remote) and any(train.features is True for train in trains):
+    if isinstance(out, RemotePath) and any(train.features is True for train in trains):
         raise RecipeError(
             f"features is true, which keeps them in the run folder, and {out} is on a store: give `features` a folder"
             " that all workers see, or set it to false."
@@ -265,7 +265,7 @@ def check_sources(initial: InitialConfig, architecture: Architecture) -> None:
         check_language(initial.language, architecture.language)
 
 
-def check_start(start: Place, architecture: Architecture, initial: InitialConfig) -> Place:
+def check_start(start: StoragePath, architecture: Architecture, initial: InitialConfig) -> StoragePath:
     """Refuse a start of another shape than `model`, which would be trained in its place without a word, and one without
     the language model that nobody else names."""
     path = store.find(str(start))

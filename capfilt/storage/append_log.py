@@ -10,13 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from capfilt.storage import safe_paths, write_guard
-from capfilt.storage.paths import Remote
+from capfilt.storage.paths import RemotePath
 
 
-def append(where: Path | Remote, line: bytes) -> None:
+def append(where: Path | RemotePath, line: bytes) -> None:
     """Add a line to a log. Locally it is one write to a file opened for appending: lines of processes do not mix."""
     write_guard.confirm(where)
-    if isinstance(where, Remote):
+    if isinstance(where, RemotePath):
         where.append(line)
         return
     file = safe_paths.open_log(where, safe_paths.PRIVATE)
@@ -36,7 +36,7 @@ class Journal:
 
     PAUSE = 10.0
 
-    def __init__(self, where: Remote, lines: bytes = b""):
+    def __init__(self, where: RemotePath, lines: bytes = b""):
         """`lines` lie there already."""
         self._where, self._lines = where, lines
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")

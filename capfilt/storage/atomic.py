@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from capfilt.errors import RunError
 from capfilt.storage import safe_paths, write_guard
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage.paths import RemotePath, StoragePath
 
 PART = ".capfilt-part-"
 """How the name of every temporary file begins; a folder with only such files counts as empty."""
@@ -31,15 +31,15 @@ _ABANDONED = 24 * 3600  # seconds after which another host's temporary file is t
 
 
 @contextmanager
-def atomic(path: Place, private: bool = False) -> Iterator[BinaryIO]:
+def atomic(path: StoragePath, private: bool = False) -> Iterator[BinaryIO]:
     """Open a file that appears at `path` whole or not at all, whatever kills the process; two fsyncs.
 
-    The bytes go to a sibling with a name of its own, so two workers on one shard cannot mix theirs. Leave the
-    file open: it is then flushed, synced, renamed and its folder synced, or removed if the block raises. On a store
-    it becomes an object (`Remote.replaced`). `private`: nobody but its owner may read it. In a run folder that another
-    driver took over nothing is replaced: LockLostError.
+    The bytes go to a temporary file beside `path`, one a writer, so two workers on one shard cannot mix theirs. Leave
+    the file open: when the block ends it is flushed, synced, renamed and its folder synced, or removed if the block
+    raises. On a store it becomes an object (`RemotePath.replaced`). `private`: only its owner may read it. Raises
+    LockLostError, and replaces nothing, in a run folder that another driver took over.
     """
-    if isinstance(path, Remote):
+    if isinstance(path, RemotePath):
         with path.replaced() as file:
             yield file
             write_guard.confirm(path)
@@ -65,17 +65,17 @@ def _part() -> str:
     return f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def link_or_copy(source: Place, target: Place) -> None:
+def link_or_copy(source: StoragePath, target: StoragePath) -> None:
     """Make `target` the same file as `source` by a link, or where links do not reach a copy with its times.
 
     No file of a run is ever written in place, so the two cannot change each other. A file of another user is copied:
     its owner could write into it later. What goes to a store or comes from one is copied, in one store by the store.
     """
     write_guard.confirm(target)
-    if isinstance(source, Remote) and isinstance(target, Remote):
+    if isinstance(source, RemotePath) and isinstance(target, RemotePath):
         target.copy_from(source)
         return
-    if isinstance(source, Remote) or isinstance(target, Remote):
+    if isinstance(source, RemotePath) or isinstance(target, RemotePath):
         with source.open("rb") as read, atomic(target) as file:
             shutil.copyfileobj(read, file)
         return
@@ -111,7 +111,7 @@ def _linked(source: Path, target: Path, known: os.stat_result) -> bool:
 
 
 @contextmanager
-def staging_folder(folder: Place) -> Iterator[Path]:
+def staging_folder(folder: StoragePath) -> Iterator[Path]:
     """A folder of this machine for what writes into paths only: `folder` itself, or for one on a store an empty one,
     whose files are sent there when the block ends, and never where it raises.
     """
@@ -125,14 +125,14 @@ def staging_folder(folder: Place) -> Iterator[Path]:
             link_or_copy(path, folder / path.name)
 
 
-def sweep(folder: Place, over: bool = False) -> int:
+def sweep(folder: StoragePath, over: bool = False) -> int:
     """Remove what killed writers left under `folder` and return how many files that were.
 
     A file of this host goes when its process is gone, one of another host when it is a day old; at once where the
     work is `over`: then a writer that is cut off may live there still, but nobody waits for what it writes. Through a
     link nothing is looked for, and a name that no writer of ours gives stays.
     """
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         return folder.sweep()
     here, num_removed = socket.gethostname(), 0
     with safe_paths.opened_folder(folder) as top:
@@ -162,7 +162,7 @@ def _old(part: str, folder: int) -> bool:
         return False
 
 
-def write_json(path: Place, obj: Any, private: bool = False) -> None:
+def write_json(path: StoragePath, obj: Any, private: bool = False) -> None:
     """Write `obj` atomically, keys sorted, indent 1; RunError for NaN and infinity, which JSON lacks."""
     try:
         text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
@@ -172,7 +172,7 @@ def write_json(path: Place, obj: Any, private: bool = False) -> None:
         file.write(text.encode() + b"\n")
 
 
-def sha256_file(path: Place) -> str:
+def sha256_file(path: StoragePath) -> str:
     """Return the sha256 of a file's bytes, read in pieces. RunError for a device, which would never end."""
     with safe_paths.open_file(path, follow=True) if isinstance(path, Path) else path.open() as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

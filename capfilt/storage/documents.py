@@ -15,7 +15,7 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.storage import safe_paths
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage.paths import RemotePath, StoragePath
 
 RECORD_BYTES = 16 * 2**20
 """Of a completion, fork.json, a list of left-out samples, the marker of a state, a recipe, figures."""
@@ -49,7 +49,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def read_bytes(path: Place, limit: int = RECORD_BYTES) -> bytes:
+def read_bytes(path: StoragePath, limit: int = RECORD_BYTES) -> bytes:
     """A record as it is. FileNotFoundError where there is none, RunError for what may not be read."""
     if isinstance(path, Path):
         return safe_paths.read_bytes(path, limit)
@@ -59,7 +59,7 @@ def read_bytes(path: Place, limit: int = RECORD_BYTES) -> bytes:
     return data
 
 
-def read_json(path: Place, limit: int = RECORD_BYTES) -> Any:
+def read_json(path: StoragePath, limit: int = RECORD_BYTES) -> Any:
     """A record of JSON. FileNotFoundError where there is none, RunError for what may not or cannot be read."""
     data = read_bytes(path, limit)
     try:
@@ -68,7 +68,7 @@ def read_json(path: Place, limit: int = RECORD_BYTES) -> Any:
         raise RunError(f"{path} cannot be read ({error}); use another --out, or put the file right.") from error
 
 
-def read_object(path: Place, limit: int = RECORD_BYTES) -> dict[str, Any]:
+def read_object(path: StoragePath, limit: int = RECORD_BYTES) -> dict[str, Any]:
     """A record of JSON that is an object."""
     tree = read_json(path, limit)
     if not isinstance(tree, dict):
@@ -76,7 +76,7 @@ def read_object(path: Place, limit: int = RECORD_BYTES) -> dict[str, Any]:
     return tree
 
 
-def objects(path: Place, limit: int = LOG_BYTES) -> Iterator[dict[str, Any]]:
+def objects(path: StoragePath, limit: int = LOG_BYTES) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines, the newest `limit` bytes of it; none where there is no file.
 
     A line that a kill cut short is left out. RunError for another line that is no object.
@@ -92,10 +92,10 @@ def objects(path: Place, limit: int = LOG_BYTES) -> Iterator[dict[str, Any]]:
             yield tree
 
 
-def newest_lines(path: Place, limit: int) -> Iterator[bytes]:
+def newest_lines(path: StoragePath, limit: int) -> Iterator[bytes]:
     """The lines of a file without their ends, from the first that begins in its last `limit` bytes."""
     try:
-        if isinstance(path, Remote):
+        if isinstance(path, RemotePath):
             data = path.read_bytes()[-limit - 1 :]
         else:
             with safe_paths.open_file(path) as file:
@@ -110,7 +110,7 @@ def newest_lines(path: Place, limit: int) -> Iterator[bytes]:
     yield from (line.rstrip(b"\r\n") for line in lines)
 
 
-def checked(path: Place, limit: int = RECORD_BYTES) -> Place:
+def checked(path: StoragePath, limit: int = RECORD_BYTES) -> StoragePath:
     """The path of a record for those who read it themselves. RunError for what may not be read."""
     if isinstance(path, Path) and path.exists():
         with safe_paths.open_file(path) as file:
@@ -119,15 +119,15 @@ def checked(path: Place, limit: int = RECORD_BYTES) -> Place:
     return path
 
 
-def unlink(where: Place) -> None:
+def unlink(where: StoragePath) -> None:
     """Remove a file, where there is one."""
-    if isinstance(where, Remote):
+    if isinstance(where, RemotePath):
         where.unlink(missing_ok=True)
     else:
         safe_paths.unlink(where, missing_ok=True)
 
 
-def make_folder(where: Place) -> None:
+def make_folder(where: StoragePath) -> None:
     """Create a folder and what is missing above it; on a store a folder is there when something is in it."""
     if isinstance(where, Path):
         safe_paths.make_folder(where)

@@ -16,7 +16,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from capfilt.storage.paths import PART_BYTES, Remote, place
+from capfilt.storage.paths import PART_BYTES, RemotePath, storage_path
 
 KEPT_DAYS = 7
 """Days after which a copy that nobody asked for goes."""
@@ -24,7 +24,7 @@ KEPT_DAYS = 7
 _THIS_PROCESS = uuid.uuid4().hex
 
 
-def local_copy(where: str | Path | Remote) -> Path:
+def local_copy(where: str | Path | RemotePath) -> Path:
     """What lies at a place as a path of this machine: its own, or that of a copy of what a store has there.
 
     Copied is an object, or the objects of a folder and none below; once a machine, for as long as the store tells the
@@ -33,7 +33,7 @@ def local_copy(where: str | Path | Remote) -> Path:
     Raises:
         OSError: nothing lies there, or the store does not give it.
     """
-    where = place(where)
+    where = storage_path(where)
     if isinstance(where, Path):
         return where
     found = {where: where.stat()} if where.is_file() else {where / n: s for n, s in where.listing().items() if s}

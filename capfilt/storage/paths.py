@@ -1,8 +1,8 @@
-"""Where a run lies: a folder of this machine, or a place on any store that fsspec knows, s3://bucket/run.
+"""Where a run lies: a folder of this machine, or a folder on any store that fsspec knows, s3://bucket/run.
 
-A `Remote` has pathlib's verbs, as far as run folders need them. What it means that a file appears whole or not at all
-is said here alone: an object is written by one PUT, or by an upload in parts that becomes an object with its last
-request; until then nobody sees it. Nothing that a store has said is remembered: another process may have written since.
+A `RemotePath` has pathlib's methods, as far as run folders need them. How a file appears whole or not at all on a store
+is decided here alone: an object is written by one PUT, or by an upload in parts that becomes an object with its last
+request; until then nobody sees it. No answer of a store is cached: another process may have written since.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Stat:
 
 
 @dataclass(frozen=True, order=True)
-class Remote:
+class RemotePath:
     """A place on a store: an object, or what a folder would be. Crosses a process border as its URL."""
 
     url: str
@@ -59,13 +59,13 @@ class Remote:
 
     # ---- names ----
 
-    def __truediv__(self, name: str | Path) -> Remote:
+    def __truediv__(self, name: str | Path) -> RemotePath:
         return self.joinpath(str(name))
 
-    def joinpath(self, *names: str) -> Remote:
+    def joinpath(self, *names: str) -> RemotePath:
         """The place of that name below this one."""
         pieces = [piece for name in names for piece in name.split("/") if piece not in ("", ".")]
-        return Remote("/".join([self.url, *pieces]))
+        return RemotePath("/".join([self.url, *pieces]))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -85,30 +85,30 @@ class Remote:
         return PurePosixPath(self.name).stem
 
     @property
-    def parent(self) -> Remote:
+    def parent(self) -> RemotePath:
         """The place that this one is in; of a whole store itself."""
-        return Remote("/".join(self.parts[:-1])) if len(self.parts) > 1 else self
+        return RemotePath("/".join(self.parts[:-1])) if len(self.parts) > 1 else self
 
     @property
-    def parents(self) -> Sequence[Remote]:
+    def parents(self) -> Sequence[RemotePath]:
         """The places that this one is in, the nearest first."""
-        return [Remote("/".join(self.parts[:end])) for end in range(len(self.parts) - 1, 0, -1)]
+        return [RemotePath("/".join(self.parts[:end])) for end in range(len(self.parts) - 1, 0, -1)]
 
-    def with_name(self, name: str) -> Remote:
+    def with_name(self, name: str) -> RemotePath:
         """The neighbour of that name."""
         return self.parent / name
 
-    def is_relative_to(self, other: Path | Remote) -> bool:
+    def is_relative_to(self, other: Path | RemotePath) -> bool:
         """Whether this place is the other or lies in it."""
-        return isinstance(other, Remote) and self.parts[: len(other.parts)] == other.parts
+        return isinstance(other, RemotePath) and self.parts[: len(other.parts)] == other.parts
 
-    def relative_to(self, other: Path | Remote) -> PurePosixPath:
+    def relative_to(self, other: Path | RemotePath) -> PurePosixPath:
         """The way from the other place to this one."""
         if not self.is_relative_to(other):
             raise ValueError(f"{self} does not lie in {other}")
         return PurePosixPath(*self.parts[len(other.parts) :])
 
-    def absolute(self) -> Remote:
+    def absolute(self) -> RemotePath:
         """Itself: a URL is as good in any working directory."""
         return self
 
@@ -153,11 +153,11 @@ class Remote:
             if entry["name"].rstrip("/") != base
         }
 
-    def iterdir(self) -> Iterator[Remote]:
+    def iterdir(self) -> Iterator[RemotePath]:
         """What is in this folder."""
         return (self / name for name in self.listing())
 
-    def glob(self, pattern: str) -> Iterator[Remote]:
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
         """What matches below, as pathlib has it, without `**`."""
         first, _, rest = pattern.partition("/")
         if not any(sign in first for sign in "*?["):
@@ -234,7 +234,7 @@ class Remote:
         before = self.read_bytes() if self.is_file() else b""
         self.write_bytes(before + line)
 
-    def copy_from(self, source: Remote) -> None:
+    def copy_from(self, source: RemotePath) -> None:
         """Become a copy of another object, made by the store itself where it is the same one."""
         with self._asked() as (files, path), source._asked() as (others, there):
             if files is others:
@@ -295,7 +295,7 @@ class Remote:
             raise OSError(f"{self}: {type(error).__name__}: {error}") from error
 
 
-def place(where: str | Path | Remote) -> Path | Remote:
+def storage_path(where: str | Path | RemotePath) -> Path | RemotePath:
     """The place that a person names: a path, or a URL of a store. UsageError for a store that is not known here."""
     if not isinstance(where, str):
         return where
@@ -315,21 +315,21 @@ def place(where: str | Path | Remote) -> Path | Remote:
         raise UsageError(f"{where}: {error}. Give a folder, or a URL of a store that fsspec can open here.") from None
     if ("/" not in path.strip("/") and protocol != "memory") or not path.strip("/"):
         raise UsageError(f"{where} names no place on the store; write {protocol}://BUCKET/RUN.")
-    return Remote(f"{protocol}://{path.strip('/')}")
+    return RemotePath(f"{protocol}://{path.strip('/')}")
 
 
-def _told(value: object) -> Path | Remote:
-    if not isinstance(value, str | Path | Remote):
+def _told(value: object) -> Path | RemotePath:
+    if not isinstance(value, str | Path | RemotePath):
         raise ValueError(f"a path or a URL is needed, and this is a {type(value).__name__}")
-    return place(value)
+    return storage_path(value)
 
 
 # A plain validator: what comes before pydantic's own would have to be JSON again where a config is read from JSON.
-Place = Annotated[Path | Remote, PlainValidator(_told), PlainSerializer(str, when_used="json")]
-"""A path or a place on a store; in a config, what `place` makes of a text."""
+StoragePath = Annotated[Path | RemotePath, PlainValidator(_told), PlainSerializer(str, when_used="json")]
+"""A path or a place on a store; in a config, what `storage_path` makes of a text."""
 
 
-def remove_all(folder: Path | Remote) -> None:
+def remove_all(folder: Path | RemotePath) -> None:
     """Remove a folder and what is in it, where there is one. It is tidying up: what cannot be removed stays."""
     if isinstance(folder, Path):
         safe_paths.remove_tree(folder)
@@ -340,18 +340,18 @@ def remove_all(folder: Path | Remote) -> None:
         logging.getLogger(__name__).warning("%s stays, though it is of no use any more", error)
 
 
-def within(inner: Path | Remote, outer: Path | Remote) -> PurePath:
+def relative_to(inner: Path | RemotePath, outer: Path | RemotePath) -> PurePath:
     """The way from a place to one that lies in it. ValueError where it does not."""
-    if isinstance(inner, Remote):
+    if isinstance(inner, RemotePath):
         return inner.relative_to(outer)
-    if isinstance(outer, Remote):
+    if isinstance(outer, RemotePath):
         raise ValueError(f"{inner} does not lie in {outer}")
     return inner.relative_to(outer)
 
 
-def listing(folder: Path | Remote) -> dict[str, Stat | os.stat_result | None]:
+def listing(folder: Path | RemotePath) -> dict[str, Stat | os.stat_result | None]:
     """What is in a folder by name, None for folders; {} where there is no folder."""
-    if isinstance(folder, Remote):
+    if isinstance(folder, RemotePath):
         return dict(folder.listing())
     try:
         entries = list(os.scandir(folder))
@@ -368,9 +368,9 @@ def _stats(entry: os.DirEntry[str]) -> list[os.stat_result | None]:
         return []
 
 
-def table_source(where: Path | Remote) -> Path | BinaryIO:
+def table_source(where: Path | RemotePath) -> Path | BinaryIO:
     """What libraries read tables from: the path itself, or the object's bytes in memory. RunError for a device."""
-    return io.BytesIO(where.read_bytes()) if isinstance(where, Remote) else safe_paths.check_file(where)
+    return io.BytesIO(where.read_bytes()) if isinstance(where, RemotePath) else safe_paths.check_file(where)
 
 
 def map_concurrent(function: Callable[[T], R], items: Iterable[T], remote: bool) -> Iterator[R]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from capfilt.errors import LockLostError
 
 if TYPE_CHECKING:
-    from capfilt.storage.paths import Place
+    from capfilt.storage.paths import StoragePath
 
 STORE_SECONDS = 1.0
 """For so long a look at a lock on a store holds: each is two requests."""
@@ -26,14 +26,14 @@ STORE_SECONDS = 1.0
 class WriteGuard:
     """One run folder and the lock under which this command works on it; can be pickled."""
 
-    folder: Place
-    lock: Place
-    successor: Place
+    folder: StoragePath
+    lock: StoragePath
+    successor: StoragePath
     """The lock that whoever takes over would create."""
     owner: bytes
     """The first line of the lock."""
 
-    def covers(self, where: Place) -> bool:
+    def covers(self, where: StoragePath) -> bool:
         """Whether a place lies in the run folder."""
         if isinstance(where, Path) and isinstance(self.folder, Path):
             return where.absolute().is_relative_to(self.folder) or where.resolve().is_relative_to(self.folder.resolve())
@@ -66,7 +66,7 @@ def raised() -> tuple[WriteGuard, ...]:
     return tuple(_fences)
 
 
-def confirm(where: Place) -> None:
+def confirm(where: StoragePath) -> None:
     """Raise LockLostError if `where` lies in a run folder whose lock this command has lost."""
     for fence, seen in tuple(_fences.items()):
         if not fence.covers(where):

@@ -16,7 +16,7 @@ from capfilt.inference.device import Compute, Precision
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 from capfilt.training.optimizer import OptimizerConfig
 
@@ -82,16 +82,16 @@ class TrainConfig(Config):
 class TrainJob(Config):
     """Everything that a training process needs to know."""
 
-    out: Place
+    out: StoragePath
     """Its folder: `log.jsonl`, `states/` while it runs, and in the end the model in `checkpoint/`."""
     architecture: Architecture
-    start: Place | None = None
+    start: StoragePath | None = None
     """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
     initial: InitialConfig = InitialConfig()
     """What the towers of a model from scratch begin with."""
     tokenizer: str
     sources: tuple[Source, ...] = Field(min_length=1)
-    rows: Place | None = None
+    rows: StoragePath | None = None
     """A JSON that says how many `rows` each shard has, and its sha256 (`contents`); None: every process counts the rows
     before it begins."""
     train: TrainConfig
@@ -100,12 +100,12 @@ class TrainJob(Config):
     seed: int = 0
 
     @property
-    def model_folder(self) -> Place:
+    def model_folder(self) -> StoragePath:
         """Where the finished model lies."""
         return self.out / "checkpoint"
 
     @property
-    def best_folder(self) -> Place:
+    def best_folder(self) -> StoragePath:
         """Where the best one lies, if it was kept."""
         return self.out / "best"
 

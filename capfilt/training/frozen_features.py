@@ -21,7 +21,7 @@ from capfilt.models.blip2.language_model import FORMATS
 from capfilt.runs.ledger import fingerprint
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training.distributed import data_parallel
 
 PROGRESS = "features.json"
@@ -35,7 +35,7 @@ def prepare(
     model: Model,
     sources: Sequence[Source],
     folder: Path,
-    told: Place,
+    told: StoragePath,
     device: torch.device,
     contents: Mapping[str, str] | None = None,
 ) -> Features:

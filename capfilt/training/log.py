@@ -23,7 +23,7 @@ from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm
 from capfilt.storage import documents
 from capfilt.storage.append_log import Journal, append
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage.paths import RemotePath, StoragePath
 from capfilt.training.config import TrainConfig
 from capfilt.training.distributed import data_parallel
 from capfilt.training.flops import Speed
@@ -41,7 +41,12 @@ class StepLog:
     """
 
     def __init__(
-        self, path: Place, config: TrainConfig, done: int = 0, speed: Speed | None = None, on_line: OnLog | None = None
+        self,
+        path: StoragePath,
+        config: TrainConfig,
+        done: int = 0,
+        speed: Speed | None = None,
+        on_line: OnLog | None = None,
     ):
         self.path, self.config, self.speed, self.on_line = path, config, speed, on_line
         self.alarm = Alarm(config.steps)
@@ -57,7 +62,7 @@ class StepLog:
         self.unsaved = 0
         """States in a row that could not be written; in the lines where there are any."""
         kept = self._take_up(done) if data_parallel.rank() == 0 and path.exists() else b""
-        self.journal = Journal(path, kept) if isinstance(path, Remote) and data_parallel.rank() == 0 else None
+        self.journal = Journal(path, kept) if isinstance(path, RemotePath) and data_parallel.rank() == 0 else None
 
     def _take_up(self, done: int) -> bytes:
         kept = []

@@ -25,7 +25,7 @@ from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.objectives.tasks.blip2 import Pretraining, pretraining_of
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.storage import documents
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training import frozen_features
 from capfilt.training.checkpoints import states as checkpoint
 from capfilt.training.checkpoints.states import States
@@ -94,9 +94,9 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     data_parallel.barrier()
 
 
-def origins(job: TrainJob) -> list[Place]:
+def origins(job: TrainJob) -> list[StoragePath]:
     """The folders of the same training in the run that this one's was forked from, in that one's, and so on."""
-    found: list[Place] = []
+    found: list[StoragePath] = []
     ledger = Ledger(job.out.parent, job.out.name).origin
     while ledger is not None:
         found.append(ledger.folder / job.out.name)

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from capfilt import config as configs
-from capfilt.storage.paths import Place, place, within
+from capfilt.storage.paths import StoragePath, relative_to, storage_path
 
 SEEDS = int(os.environ.get("CAPFILT_FAULTS", "0"))
 NUM_SHARDS, PER_SHARD = 40, 5
@@ -134,7 +134,7 @@ def deaf() -> None:
 class Driver:
     """A run of the toy, in a process of its own."""
 
-    out: Place
+    out: StoragePath
     words: list[str]
     pids: Path
     process: subprocess.Popen[str] | None = None
@@ -186,7 +186,7 @@ class Driver:
     def outputs(self) -> Bytes:
         """What was made and what was recorded of it; not when."""
         files = [*self.out.glob("annotations/*"), *self.out.glob("ledger/toy/*")]
-        return {str(within(path, self.out)): path.read_bytes() for path in files if path.is_file()}
+        return {str(relative_to(path, self.out)): path.read_bytes() for path in files if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +200,7 @@ def driver(web: Path, tmp_path: Path) -> Callable[..., Driver]:
     """Make a driver for the 40 shards, or for others."""
 
     def make(*words: object, shards: object = None, out: str = "run") -> Driver:
-        where = place(out) if "://" in out else tmp_path / out
+        where = storage_path(out) if "://" in out else tmp_path / out
         return Driver(where, [str(shards or web), *map(str, words)], tmp_path / f"{where.name}-pids")
 
     return make
@@ -241,7 +241,7 @@ PATIENCE = 400  # seconds for a driver, on a machine that does other things, too
 class Training:
     """A driver of `capfilt pretrain`, in a process of its own."""
 
-    out: Place
+    out: StoragePath
     words: list[str]
     environment: dict[str, str]
     steps: int = STEPS
@@ -308,7 +308,7 @@ def recipe(small_blip: Callable[..., Any], small_world: Path, tmp_path_factory: 
 def training(recipe: list[str], environment: dict[str, str]) -> Callable[..., Training]:
     """Make the driver of a training into a folder, or a place on a store."""
 
-    def make(out: Place, *words: str) -> Training:
+    def make(out: StoragePath, *words: str) -> Training:
         return Training(out, [*recipe, *words], environment)
 
     return make

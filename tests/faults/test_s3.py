@@ -24,7 +24,7 @@ from capfilt.errors import RunError, ShardError
 from capfilt.runs import lock
 from capfilt.storage import paths
 from capfilt.storage.atomic import atomic, sweep
-from capfilt.storage.paths import Remote, listing
+from capfilt.storage.paths import RemotePath, listing
 
 pytest.importorskip("moto", reason="moto[server] and s3fs are part of the dev extras")
 s3fs = pytest.importorskip("s3fs", reason="moto[server] and s3fs are part of the dev extras")
@@ -119,7 +119,7 @@ def look(*words: object) -> tuple[int, dict[str, Any]]:
     return done.exit_code, json.loads(done.stdout)
 
 
-def settled(out: Remote) -> None:
+def settled(out: RemotePath) -> None:
     """Nothing half-written is left of a run: no lock, no upload that nobody ended."""
     assert s3fs.S3FileSystem().list_multipart_uploads("capfilt") == []
     assert listing(out / lock.FOLDER) == {}
@@ -192,7 +192,7 @@ def test_a_training_onto_s3(bucket: str, recipe: list[str], tmp_path: Path) -> N
     """Byte for byte the model of a training into a folder, its states sent there on the way."""
     made = []
     short = ("--set", "train.steps=4", "--set", "train.checkpoint_every=2", "--set", "train.keep_best=true")
-    for out in (Remote(f"{bucket}/training"), tmp_path / "training"):
+    for out in (RemotePath(f"{bucket}/training"), tmp_path / "training"):
         words = ["pretrain", "blip-tiny", "--out", str(out), *recipe, *short, "--address", "local"]
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
@@ -201,7 +201,7 @@ def test_a_training_onto_s3(bucket: str, recipe: list[str], tmp_path: Path) -> N
         assert not (folder / "states").exists()
         made.append([(folder / f"{name}/model.safetensors").read_bytes() for name in ("checkpoint", "best")])
     assert made[0] == made[1]
-    settled(Remote(f"{bucket}/training"))
+    settled(RemotePath(f"{bucket}/training"))
     assert look("verify", f"{bucket}/training")[0] == 0
 
 
@@ -216,7 +216,7 @@ def test_the_driver_of_a_training_onto_s3_is_killed(
     row = trainings.begin("SIGKILL of the driver, FSDP onto S3 of which every tenth request fails")
     nodes.stop()
     words = ("--set", "resources.parallel=fsdp", "--address", nodes.address)
-    run, calm = training(Remote(f"{bucket}/training"), *words), training(tmp_path / "calm", *words)
+    run, calm = training(RemotePath(f"{bucket}/training"), *words), training(tmp_path / "calm", *words)
     run.environment = calm.environment = {**run.environment, **os.environ}
     try:
         run.start()
@@ -236,7 +236,7 @@ def test_the_driver_of_a_training_onto_s3_is_killed(
 
 def test_a_large_object_appears_with_its_last_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "PART_BYTES", 5 * 2**20)
-    path = Remote(f"{bucket}/run/dataset/00000.tar")
+    path = RemotePath(f"{bucket}/run/dataset/00000.tar")
     data = random.Random(0).randbytes(13 * 2**20)
     with atomic(path) as file:
         file.write(data)
@@ -252,7 +252,7 @@ def test_a_large_object_appears_with_its_last_request(bucket: str, monkeypatch: 
 
 def test_an_upload_that_a_kill_cut_short_is_unseen_and_swept(bucket: str) -> None:
     """A process begins an upload in parts and dies of it."""
-    run = Remote(f"{bucket}/run")
+    run = RemotePath(f"{bucket}/run")
     code = (
         "import os, s3fs; files = s3fs.S3FileSystem()\n"
         "file = files.open('capfilt/run/dataset/00000.tar', 'wb', block_size=5 * 2**20)\n"
@@ -269,7 +269,7 @@ def test_an_upload_that_a_kill_cut_short_is_unseen_and_swept(bucket: str) -> Non
 
 
 def test_the_lock_on_s3_is_a_conditional_put(bucket: str) -> None:
-    run = Remote(f"{bucket}/run")
+    run = RemotePath(f"{bucket}/run")
     assert (run / "a").create(b"first")
     assert not (run / "a").create(b"second")
     held = lock.acquire(run, beat=0.05)

@@ -32,7 +32,7 @@ from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.stages.bisect import Splittable, version_of
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import Place, place
+from capfilt.storage.paths import StoragePath, storage_path
 
 
 class Toy(Config):
@@ -40,7 +40,7 @@ class Toy(Config):
 
     divisible: ClassVar[bool] = True
 
-    out: Place
+    out: StoragePath
     pids: Path
     """Where each worker leaves a file with its process number."""
     pause: float = 0.0
@@ -109,7 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("shards")
     for option, kind, default in (
-        ("out", place, None), ("pids", Path, None), ("address", str, "local"),
+        ("out", storage_path, None), ("pids", Path, None), ("address", str, "local"),
         ("pause", float, 0.0), ("limit", float, 0.0), ("workers", int, 0),
     ):  # fmt: skip
         parser.add_argument(f"--{option}", type=kind, default=default)

@@ -184,7 +184,7 @@ def _told(annotation: Any) -> str:
         return "|".join(map(repr, arguments))
     if origin in (Union, UnionType):
         told = dict.fromkeys(map(_told, arguments))
-        return "place" if "Remote" in {getattr(a, "__name__", "") for a in arguments} else "|".join(told)
+        return "place" if "RemotePath" in {getattr(a, "__name__", "") for a in arguments} else "|".join(told)
     if hasattr(annotation, "__metadata__"):
         return _told(arguments[0])
     if arguments:

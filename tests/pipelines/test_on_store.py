@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from capfilt.data import shards
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.models.checkpoints import store as weights
-from capfilt.storage.paths import Place, Remote, table_source, within
+from capfilt.storage.paths import RemotePath, StoragePath, relative_to, table_source
 
 Bytes = dict[str, bytes]
 
@@ -29,13 +29,13 @@ def models(tmp_path_factory: pytest.TempPathFactory, small_blip: Callable[..., A
     return ["--captioner", str(home / "captioner"), "--filter", str(home / "filter")]
 
 
-def files(run: Place, *patterns: str) -> Bytes:
-    found: list[Place] = [path for pattern in patterns for path in run.glob(pattern)]
-    return {str(within(path, run)): path.read_bytes() for path in found}
+def files(run: StoragePath, *patterns: str) -> Bytes:
+    found: list[StoragePath] = [path for pattern in patterns for path in run.glob(pattern)]
+    return {str(relative_to(path, run)): path.read_bytes() for path in found}
 
 
 def test_the_middle_of_the_loop_on_a_store(
-    store: Remote, tmp_path: Path, models: list[str], small_world: Path, capfilt: Any
+    store: RemotePath, tmp_path: Path, models: list[str], small_world: Path, capfilt: Any
 ) -> None:
     """Everything that annotate and select write is what they write into a folder, and all who look find it."""
     web = str(small_world / "human")
@@ -75,7 +75,7 @@ def test_the_middle_of_the_loop_on_a_store(
 
 
 def test_what_is_done_stays_done_and_what_does_not_hold_is_done_again(
-    store: Remote, models: list[str], small_world: Path, capfilt: Any
+    store: RemotePath, models: list[str], small_world: Path, capfilt: Any
 ) -> None:
     command = ("annotate", small_world / "human", *models, "--out", store / "a", "--set", "decode.max_length=8")
     command += ("--set", "decode.min_length=2", "--json")
@@ -99,7 +99,7 @@ def test_what_is_done_stays_done_and_what_does_not_hold_is_done_again(
 
 
 def test_a_download_onto_a_store(
-    store: Remote, tmp_path: Path, hostile: Any, fetch: Any, url_list: Any, capfilt: Any
+    store: RemotePath, tmp_path: Path, hostile: Any, fetch: Any, url_list: Any, capfilt: Any
 ) -> None:
     urls = [hostile.url(f"/ok?seed={i}") for i in range(7)] + [hostile.url("/status/404")]
     words = ("--shard-size", "3", "--caption-col", "text", "--allow-private", "127.0.0.0/8", "--host-rate", "0")
@@ -134,7 +134,7 @@ MADE = ("data/*/*.tar", "round-*/*.json", "round-*/*/checkpoint/*", "round-*/ann
 
 
 def test_a_bootstrap_on_a_store_is_that_of_a_folder(
-    store: Remote, story: Path, tmp_path: Path, recipe: Any, capfilt: Any
+    store: RemotePath, story: Path, tmp_path: Path, recipe: Any, capfilt: Any
 ) -> None:
     words = ("bootstrap", recipe(tmp_path), "--out", store / "run")
     done = capfilt(*words)
@@ -153,7 +153,7 @@ def test_a_bootstrap_on_a_store_is_that_of_a_folder(
 
 
 def test_a_model_on_a_store_is_a_model(
-    store: Remote, tmp_path: Path, models: list[str], small_world: Path, capfilt: Any
+    store: RemotePath, tmp_path: Path, models: list[str], small_world: Path, capfilt: Any
 ) -> None:
     """It is written there by a pretraining, gone on from, examined, asked to caption; copies are made once."""
     web, few = str(small_world / "human"), ("--set", "train.steps=2", "--set", "train.loader.batch_size=8")
@@ -178,7 +178,7 @@ def test_a_model_on_a_store_is_a_model(
     assert len([path for path in tmp_path.glob("capfilt-*/*") if path.is_dir()]) == 2, "a copy of each model"
 
 
-def test_a_model_that_is_not_on_a_store_is_one_line(store: Remote, models: list[str], capfilt: Any) -> None:
+def test_a_model_that_is_not_on_a_store_is_one_line(store: RemotePath, models: list[str], capfilt: Any) -> None:
     done = capfilt("annotate", "x", "--captioner", store / "nowhere", *models[2:], "--out", store / "a")
     assert done.code == 1
     assert done.line.startswith(f"error: {store}/nowhere is no model; on a store a model is a folder; what can be read")
@@ -191,7 +191,7 @@ def test_an_export_onto_a_store_is_refused(models: list[str], capfilt: Any) -> N
 
 
 def test_a_store_that_does_not_let_us_look_is_one_line(
-    store: Remote, small_world: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+    store: RemotePath, small_world: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError("Forbidden")
@@ -202,7 +202,7 @@ def test_a_store_that_does_not_let_us_look_is_one_line(
     assert done.line.startswith(f"error: {store}/model cannot be looked at ({store}/model: Forbidden)")
 
 
-def test_features_are_not_kept_on_a_store(store: Remote, small_world: Path, capfilt: Any) -> None:
+def test_features_are_not_kept_on_a_store(store: RemotePath, small_world: Path, capfilt: Any) -> None:
     done = capfilt("pretrain", "blip2-tiny-stage1", "--set", "data=x", "--set", "train.features=s3://b/f", "--out", "x")
     assert done.code == 2
     assert "give a folder that all workers see, not s3://b/f" in done.line

@@ -25,7 +25,7 @@ from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.stages import inputs
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Remote
+from capfilt.storage.paths import RemotePath
 
 Make = Callable[..., Path]
 
@@ -147,7 +147,7 @@ def test_files_of_this_machine_are_read_as_before(planted: Make, tmp_path: Path)
     ],
 )
 def test_the_store_of_the_run_itself_is_asked(folder: str, address: str, near: bool) -> None:
-    assert inputs._is_near(Remote(folder), address) == near
+    assert inputs._is_near(RemotePath(folder), address) == near
     assert inputs._is_near(Path("/run"), address) == (near and not address.startswith("s3://"))
 
 

@@ -34,7 +34,7 @@ from capfilt.runs import lock, stage_status
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.run import Run
 from capfilt.stages.download import DownloadConfig
-from capfilt.storage.paths import place
+from capfilt.storage.paths import storage_path
 
 SECRET = "hunter2"
 AMZ = "X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F2026&X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature=hunter2{0}"
@@ -161,7 +161,7 @@ class TestRunFolder:
 @pytest.mark.parametrize("where", ["s3://key:hunter2@bucket/run", "ftp://u:hunter2@h/run", "https://hunter2@h/model"])
 def test_a_place_has_no_password(where: str) -> None:
     with pytest.raises(UsageError, match=r"://\*\*\*@.* has a password in it") as caught:
-        place(where)
+        storage_path(where)
     assert SECRET not in str(caught.value)
 
 

@@ -7,10 +7,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from capfilt.storage.append_log import Journal
-from capfilt.storage.paths import Remote
+from capfilt.storage.paths import RemotePath
 
 
-def test_a_journal_has_every_line_in_the_end(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_has_every_line_in_the_end(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     for pause in (0.0, 1000.0):
         monkeypatch.setattr(Journal, "PAUSE", pause)
         path = store / f"log-{pause}"
@@ -25,7 +25,7 @@ def test_a_journal_has_every_line_in_the_end(store: Remote, monkeypatch: pytest.
 
 
 def test_a_write_of_a_journal_that_fails_loses_nothing(
-    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: RemotePath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write, answers = MemoryFileSystem.pipe_file, iter([RuntimeError("no route"), None, RuntimeError("still none")])
 
@@ -48,7 +48,7 @@ def test_a_write_of_a_journal_that_fails_loses_nothing(
         journal.__exit__(None)
 
 
-def test_what_stopped_the_work_is_told_and_not_its_journal(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stopped_the_work_is_told_and_not_its_journal(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no route")
 

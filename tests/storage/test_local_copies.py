@@ -12,16 +12,16 @@ import pytest
 from capfilt.storage import local_copies
 from capfilt.storage.atomic import atomic
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Place, Remote, Stat
+from capfilt.storage.paths import RemotePath, Stat, StoragePath
 
 
-def put(path: Place, data: bytes = b"abc") -> Place:
+def put(path: StoragePath, data: bytes = b"abc") -> StoragePath:
     with atomic(path) as file:
         file.write(data)
     return path
 
 
-def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> None:
+def test_what_lies_on_a_store_is_copied_once(store: RemotePath, tmp_path: Path) -> None:
     model = store / "deep/model"
     put(model / "a.bin", b"1")
     put(model / "sub/b.bin", b"2")
@@ -41,24 +41,24 @@ def test_what_lies_on_a_store_is_copied_once(store: Remote, tmp_path: Path) -> N
         local_copy(store / "nowhere")
 
 
-def test_of_many_that_copy_one_does(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_that_copy_one_does(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store / "model/a.bin", b"1" * 1000)
     opened: list[str] = []
-    look = Remote.open
+    look = RemotePath.open
 
-    def counted(self: Remote, mode: str = "rb") -> Any:
+    def counted(self: RemotePath, mode: str = "rb") -> Any:
         opened.append(self.name)
         time.sleep(0.05)
         return look(self, mode)
 
-    monkeypatch.setattr(Remote, "open", counted)
+    monkeypatch.setattr(RemotePath, "open", counted)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: (local_copy(store / "model") / "a.bin").read_bytes(), range(8)))
     assert found == [b"1" * 1000] * 8
     assert opened == ["a.bin"]
 
 
-def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: Remote) -> None:
+def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: RemotePath) -> None:
     put(store / "model/a.bin", b"1")
     put(store / "other/a.bin", b"2")
     here, other = local_copy(store / "model"), local_copy(store / "other")
@@ -69,17 +69,17 @@ def test_a_copy_that_lost_a_file_is_made_again_and_old_ones_go(store: Remote) ->
 
 
 def test_a_store_that_tells_no_version_is_copied_by_each_process(
-    store: Remote, monkeypatch: pytest.MonkeyPatch
+    store: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store / "a.bin", b"1")
-    monkeypatch.setattr(Remote, "stat", lambda self: Stat(1, 0.0))
+    monkeypatch.setattr(RemotePath, "stat", lambda self: Stat(1, 0.0))
     here = local_copy(store / "a.bin")
     assert local_copy(store / "a.bin") == here
     monkeypatch.setattr(local_copies, "_THIS_PROCESS", "another")
     assert local_copy(store / "a.bin") != here
 
 
-def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path: Path) -> None:
+def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: RemotePath, tmp_path: Path) -> None:
     put(store / "a")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
@@ -87,7 +87,7 @@ def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: Remote, tmp_path:
         local_copy(store / "a")
 
 
-def test_copies_do_not_lie_where_others_may_write(store: Remote, tmp_path: Path) -> None:
+def test_copies_do_not_lie_where_others_may_write(store: RemotePath, tmp_path: Path) -> None:
     put(store / "a")
     home = tmp_path / f"capfilt-{os.getuid()}"
     home.mkdir()

@@ -22,10 +22,19 @@ from capfilt.runs.tally import Tally
 from capfilt.storage import paths
 from capfilt.storage.append_log import append
 from capfilt.storage.atomic import atomic, link_or_copy, staging_folder, write_json
-from capfilt.storage.paths import Place, Remote, listing, map_concurrent, place, remove_all, table_source, within
+from capfilt.storage.paths import (
+    RemotePath,
+    StoragePath,
+    listing,
+    map_concurrent,
+    relative_to,
+    remove_all,
+    storage_path,
+    table_source,
+)
 
 
-def put(path: Place, data: bytes = b"abc") -> Place:
+def put(path: StoragePath, data: bytes = b"abc") -> StoragePath:
     with atomic(path) as file:
         file.write(data)
     return path
@@ -43,11 +52,11 @@ def test_a_link_to_nowhere_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_a_place_is_a_path_or_a_url(tmp_path: Path) -> None:
-    assert place("runs/a") == Path("runs/a")
-    assert place(f"file://{tmp_path}") == tmp_path
-    assert place("s3://bucket/run/") == Remote("s3://bucket/run")
-    assert place(Remote("s3://bucket/run")) == Remote("s3://bucket/run")
-    assert place(tmp_path) is tmp_path
+    assert storage_path("runs/a") == Path("runs/a")
+    assert storage_path(f"file://{tmp_path}") == tmp_path
+    assert storage_path("s3://bucket/run/") == RemotePath("s3://bucket/run")
+    assert storage_path(RemotePath("s3://bucket/run")) == RemotePath("s3://bucket/run")
+    assert storage_path(tmp_path) is tmp_path
 
 
 @pytest.mark.parametrize(
@@ -56,11 +65,11 @@ def test_a_place_is_a_path_or_a_url(tmp_path: Path) -> None:
 )
 def test_what_is_no_place_is_refused(url: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        place(url)
+        storage_path(url)
 
 
 def test_names_go_as_those_of_a_path_do() -> None:
-    folder = Remote("s3://bucket/run")
+    folder = RemotePath("s3://bucket/run")
     path = folder / "round-1" / "annotations/00000.parquet"
     assert str(path) == "s3://bucket/run/round-1/annotations/00000.parquet"
     assert (path.name, path.stem, path.parent.name) == ("00000.parquet", "00000", "annotations")
@@ -68,25 +77,25 @@ def test_names_go_as_those_of_a_path_do() -> None:
     assert path.relative_to(folder) == PurePosixPath("round-1/annotations/00000.parquet")
     assert folder / str(path.relative_to(folder)) == path
     assert path.parents[:2] == [folder / "round-1/annotations", folder / "round-1"]
-    assert folder.parent.parent == Remote("s3://bucket") == folder.parent
+    assert folder.parent.parent == RemotePath("s3://bucket") == folder.parent
     assert path.with_name("b.json") == path.parent / "b.json"
     assert folder.joinpath() == folder.absolute() == folder.resolve() == folder / "."
     assert sorted([folder / "b", folder / "a"]) == [folder / "a", folder / "b"]
     assert pickle.loads(pickle.dumps(path)) == path
     with pytest.raises(ValueError, match="does not lie in"):
-        Remote("s3://bucket/run2").relative_to(folder)
+        RemotePath("s3://bucket/run2").relative_to(folder)
     for inner, outer in ((folder, Path("/a")), (Path("/a"), folder)):
         with pytest.raises(ValueError, match="does not lie in"):
-            within(inner, outer)
+            relative_to(inner, outer)
 
 
 def test_a_config_holds_a_place_and_says_it_as_text(tmp_path: Path) -> None:
     class Job(Config):
-        out: Place
+        out: StoragePath
 
-    assert Job(out="s3://bucket/run").out == Remote("s3://bucket/run")
+    assert Job(out="s3://bucket/run").out == RemotePath("s3://bucket/run")
     assert Job(out=tmp_path).out == tmp_path
-    job = Job(out=Remote("s3://bucket/run"))
+    job = Job(out=RemotePath("s3://bucket/run"))
     assert job.model_dump(mode="json") == {"out": "s3://bucket/run"}
     assert Job.model_validate(job.model_dump(mode="json")) == job
     for given in (job, Job(out=tmp_path)):
@@ -98,7 +107,7 @@ def test_a_config_holds_a_place_and_says_it_as_text(tmp_path: Path) -> None:
 # ---- objects ----
 
 
-def test_an_object_appears_whole_or_not_at_all(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_appears_whole_or_not_at_all(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store / "deep/a"
     with atomic(path) as file:
         file.write(b"new")
@@ -113,12 +122,12 @@ def test_an_object_appears_whole_or_not_at_all(store: Remote, monkeypatch: pytes
     assert path.open().read() == b"x" * 1000
 
 
-def test_looking_is_as_in_a_folder(store: Remote, tmp_path: Path) -> None:
+def test_looking_is_as_in_a_folder(store: RemotePath, tmp_path: Path) -> None:
     for folder in (tmp_path, store):
         for name in ("round-1/ledger/a.json", "round-1/ledger/b.json", "round-10/annotations/a.parquet", "plan.json"):
             put(folder / name)
         found = {
-            pattern: sorted(str(within(path, folder)) for path in folder.glob(pattern))
+            pattern: sorted(str(relative_to(path, folder)) for path in folder.glob(pattern))
             for pattern in ("*.json", "round-*/ledger", "*/ledger/*.json", "*/x", "ledger", "plan.json", "round-1/*")
         }
         assert found["*/ledger/*.json"] == ["round-1/ledger/a.json", "round-1/ledger/b.json"]
@@ -142,8 +151,8 @@ def test_looking_is_as_in_a_folder(store: Remote, tmp_path: Path) -> None:
     assert abs(written.st_mtime - (tmp_path / "plan.json").stat().st_mtime) < 60
 
 
-def test_what_is_not_there_says_so(store: Remote) -> None:
-    for look in (Remote.read_bytes, Remote.stat, Remote.unlink, Remote.open):
+def test_what_is_not_there_says_so(store: RemotePath) -> None:
+    for look in (RemotePath.read_bytes, RemotePath.stat, RemotePath.unlink, RemotePath.open):
         with pytest.raises(FileNotFoundError):
             look(store / "a")
     (store / "a").unlink(missing_ok=True)
@@ -152,14 +161,14 @@ def test_what_is_not_there_says_so(store: Remote) -> None:
     assert not (store / "a").exists()
 
 
-def test_of_two_that_create_an_object_one_does(store: Remote) -> None:
+def test_of_two_that_create_an_object_one_does(store: RemotePath) -> None:
     assert (store / "a").create(b"first")
     assert not (store / "a").create(b"second")
     assert (store / "a").create(b"first"), "the first answer was lost, and the request made again"
     assert (store / "a").read_bytes() == b"first"
 
 
-def test_logs_grow_and_copies_are_copies(store: Remote, tmp_path: Path) -> None:
+def test_logs_grow_and_copies_are_copies(store: RemotePath, tmp_path: Path) -> None:
     for log in (store / "log", tmp_path / "log"):
         append(log, b"one\n")
         append(log, b"two\n")
@@ -173,7 +182,7 @@ def test_logs_grow_and_copies_are_copies(store: Remote, tmp_path: Path) -> None:
     assert table_source(tmp_path / "d") == tmp_path / "d"
 
 
-def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
+def test_a_folder_is_filled_or_not(store: RemotePath, tmp_path: Path) -> None:
     for folder in (tmp_path / "run/model", store / "run/model"):
         with staging_folder(folder) as here:
             (here / "a").write_bytes(b"1")
@@ -189,7 +198,7 @@ def test_a_folder_is_filled_or_not(store: Remote, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_tidied_up_stays(
-    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: RemotePath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError("Forbidden")
@@ -200,7 +209,7 @@ def test_what_cannot_be_tidied_up_stays(
     assert f"{store}/a: Forbidden stays" in caplog.text
 
 
-def test_what_a_client_raises_becomes_an_error_of_the_place(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_client_raises_becomes_an_error_of_the_place(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no route")
 
@@ -219,7 +228,7 @@ def test_many_are_asked_at_once_and_answer_in_order() -> None:
 # ---- a run ----
 
 
-def test_a_run_folder_on_a_store(store: Remote) -> None:
+def test_a_run_folder_on_a_store(store: RemotePath) -> None:
     out = store / "run"
     run = Run.open(out, "a: 1\n", {"verb": "toy"})
     assert not run.resumed
@@ -239,7 +248,7 @@ def test_a_run_folder_on_a_store(store: Remote) -> None:
         Run.load(store / "else")
 
 
-def test_a_ledger_on_a_store(store: Remote) -> None:
+def test_a_ledger_on_a_store(store: RemotePath) -> None:
     ledger = Ledger(store / "run", "toy")
     stage_status.begin(ledger, stage_status.Plan("toy", 2), {"00000": "f0", "00001": "f1"})
     for shard in ("00000", "00001"):
@@ -264,7 +273,7 @@ def test_a_ledger_on_a_store(store: Remote) -> None:
 
 
 @pytest.mark.parametrize("ends", [("store", "store"), ("store", "disk"), ("disk", "store")])
-def test_a_fork_takes_over_from_wherever_the_run_is(store: Remote, tmp_path: Path, ends: tuple[str, str]) -> None:
+def test_a_fork_takes_over_from_wherever_the_run_is(store: RemotePath, tmp_path: Path, ends: tuple[str, str]) -> None:
     old, new = ({"store": store / n, "disk": tmp_path / n}[end] for n, end in zip(("old", "new"), ends, strict=True))
     Run.open(old, "", {"verb": "toy"})
     Ledger(old, "toy").commit("00000", "f", [put(old / "a.bin")], Tally.zero())
@@ -275,7 +284,7 @@ def test_a_fork_takes_over_from_wherever_the_run_is(store: Remote, tmp_path: Pat
         fork(old, old / "new")
 
 
-def test_labels_on_a_store(store: Remote) -> None:
+def test_labels_on_a_store(store: RemotePath) -> None:
     assert labels.read(store) == {}
     given = Label("u1", "a dog", "web", "right", True)
     labels.append(store, given)
@@ -287,7 +296,7 @@ def test_labels_on_a_store(store: Remote) -> None:
 # ---- the lock ----
 
 
-def test_the_second_driver_on_a_store_is_refused(store: Remote) -> None:
+def test_the_second_driver_on_a_store_is_refused(store: RemotePath) -> None:
     held = lock.acquire(store, beat=0.02)
     with pytest.raises(RunError, match=f"{store} is in use by process {os.getpid()}"):
         lock.acquire(store)
@@ -296,7 +305,7 @@ def test_the_second_driver_on_a_store_is_refused(store: Remote) -> None:
     lock.acquire(store).release()
 
 
-def elsewhere(store: Remote, number: int, token: str) -> Remote:
+def elsewhere(store: RemotePath, number: int, token: str) -> RemotePath:
     """The lock of a driver on another machine."""
     owner = {"token": token, "host": "node-7", "pid": 1, "machine": "another boot", "born": "1"}
     path = store / f"{lock.FOLDER}/lock-{number}.json"
@@ -305,7 +314,7 @@ def elsewhere(store: Remote, number: int, token: str) -> Remote:
     return path
 
 
-def test_a_driver_elsewhere_is_judged_by_its_heartbeat(store: Remote) -> None:
+def test_a_driver_elsewhere_is_judged_by_its_heartbeat(store: RemotePath) -> None:
     path = elsewhere(store, 3, "abc")
     found = lock.find(store)
     assert found is not None
@@ -318,7 +327,7 @@ def test_a_driver_elsewhere_is_judged_by_its_heartbeat(store: Remote) -> None:
     held.release()
 
 
-def test_a_driver_that_slept_cannot_write_over_the_lock_of_a_third(store: Remote) -> None:
+def test_a_driver_that_slept_cannot_write_over_the_lock_of_a_third(store: RemotePath) -> None:
     """It was taken over, that run ended, and a third began: all while it slept."""
     slept = lock.acquire(store, beat=1000)
     slept.path.unlink()
@@ -332,7 +341,7 @@ def test_a_driver_that_slept_cannot_write_over_the_lock_of_a_third(store: Remote
     third.release()
 
 
-def test_a_driver_on_a_store_that_was_taken_over_stops(store: Remote) -> None:
+def test_a_driver_on_a_store_that_was_taken_over_stops(store: RemotePath) -> None:
     with pytest.raises(KeyboardInterrupt):
         held = lock.acquire(store, beat=0.02)
         elsewhere(store, 2, "abc")
@@ -343,7 +352,7 @@ def test_a_driver_on_a_store_that_was_taken_over_stops(store: Remote) -> None:
     assert list(listing(store / lock.FOLDER)) == ["lock-1.json", "lock-2.json"], "its heartbeat is gone"
 
 
-def test_a_store_that_writes_over_what_is_there_is_refused(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_writes_over_what_is_there_is_refused(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(self: Any, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         self.open(path, mode="wb", data=value)
 
@@ -357,5 +366,5 @@ def test_a_store_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     fsspec.get_filesystem_class("zip")
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises((RunError, UsageError)) as caught:
-        Run.open(place(f"zip://{tmp_path}/a.zip"), "", {})
+        Run.open(storage_path(f"zip://{tmp_path}/a.zip"), "", {})
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from capfilt.runs.tally import Tally
 from capfilt.storage import write_guard
 from capfilt.storage.append_log import Journal, append
 from capfilt.storage.atomic import atomic, link_or_copy, write_json
-from capfilt.storage.paths import Place, listing, place
+from capfilt.storage.paths import StoragePath, listing, storage_path
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +26,16 @@ def let_go() -> Iterator[None]:
 
 
 @pytest.fixture(params=["folder", "store"])
-def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoragePath:
     """An opened run folder, and a file in it."""
     monkeypatch.setattr(write_guard, "STORE_SECONDS", 0.0)
-    out: Place = tmp_path / "run" if request.param == "folder" else request.getfixturevalue("store")
+    out: StoragePath = tmp_path / "run" if request.param == "folder" else request.getfixturevalue("store")
     Run.open(out, "", {"verb": "toy"}, min_free_bytes=0)
     write_json(out / "there.json", {})
     return out
 
 
-def taken_over(out: Place) -> None:
+def taken_over(out: StoragePath) -> None:
     """What the next driver does first."""
     found = lock.find(out)
     assert found is not None
@@ -48,19 +48,19 @@ def taken_over(out: Place) -> None:
         assert successor.create(json.dumps(owner).encode() + b"\n")
 
 
-def removed(out: Place) -> None:
+def removed(out: StoragePath) -> None:
     """What a person does who thinks that the driver is dead."""
     found = lock.find(out)
     assert found is not None
     found.path.unlink()
 
 
-def journal(out: Place) -> None:
+def journal(out: StoragePath) -> None:
     with Journal(out / "j.jsonl") as log:  # type: ignore[arg-type]
         log.add(b"{}")
 
 
-WRITES: dict[str, Callable[[Place], Any]] = {
+WRITES: dict[str, Callable[[StoragePath], Any]] = {
     "commit": lambda out: Ledger(out, "toy").commit("a", "f", [], Tally.zero()),
     "withdraw": lambda out: Ledger(out, "toy").withdraw("a"),
     "output": lambda out: write_json(out / "round-1" / "dataset" / "x.json", {}),
@@ -70,7 +70,7 @@ WRITES: dict[str, Callable[[Place], Any]] = {
 
 
 @pytest.mark.parametrize("lose", [taken_over, removed])
-def test_who_lost_the_lock_writes_nothing(run: Place, lose: Callable[[Place], None]) -> None:
+def test_who_lost_the_lock_writes_nothing(run: StoragePath, lose: Callable[[StoragePath], None]) -> None:
     for write in WRITES.values():
         write(run)
     before = {name: (run / name).read_bytes() for name, stat in listing(run).items() if stat is not None}
@@ -94,11 +94,11 @@ def test_a_journal_of_who_lost_the_lock_stays_as_it_is(store: Any, monkeypatch: 
         journal(store)
 
 
-def test_a_worker_gets_the_fence_of_its_driver_as_bytes(run: Place) -> None:
+def test_a_worker_gets_the_fence_of_its_driver_as_bytes(run: StoragePath) -> None:
     [sent] = pickle.loads(pickle.dumps(write_guard.raised()))
     assert sent.holds()
     assert sent.covers(run / "round-1/ledger/toy/a.json")
-    assert not sent.covers(place(f"{run}-too"))
+    assert not sent.covers(storage_path(f"{run}-too"))
     assert not sent.covers(Path("/elsewhere"))
     removed(run)
     assert not sent.holds()

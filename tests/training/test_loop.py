@@ -24,7 +24,7 @@ from capfilt.models.layers.vit import resize_positions
 from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
 from capfilt.runs.forks import FORK
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Remote
+from capfilt.storage.paths import RemotePath
 from capfilt.training import loop
 from capfilt.training.checkpoints.states import States
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
@@ -119,7 +119,7 @@ class TestResume:
         self,
         make_job: MakeJob,
         tmp_path: Path,
-        store: Remote,
+        store: RemotePath,
         monkeypatch: pytest.MonkeyPatch,
         kills: list[int],
         there: bool,

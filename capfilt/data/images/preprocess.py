@@ -23,7 +23,7 @@ from capfilt.errors import ImageError, ModelError
 from capfilt.storage.atomic import write_json
 from capfilt.storage.json_files import read_table
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Place, place
+from capfilt.storage.paths import StoragePath, storage_path
 
 ALONE, NESTED = "preprocessor_config.json", "processor_config.json"
 
@@ -57,13 +57,13 @@ class Preprocess(Config):
         return self
 
     @classmethod
-    def read(cls, model: Place, size: int) -> Preprocess:
+    def read(cls, model: StoragePath, size: int) -> Preprocess:
         """What the folder of a model that reads pictures of `size` pixels says, or the folder of a .pth.
 
         Raises:
             ModelError: what cannot be done.
         """
-        where = place(model)
+        where = storage_path(model)
         folder = local_copy(where.parent if where.name.endswith(".pth") else where)
         try:
             said = _described(Path(folder))
@@ -118,7 +118,7 @@ class Preprocess(Config):
             **({} if squash and side == size else crop),
         }
 
-    def save(self, folder: Place, size: int) -> None:
+    def save(self, folder: StoragePath, size: int) -> None:
         """Write it into a model's folder, unless it is BLIP's, which goes without saying."""
         if self != Preprocess():
             write_json(folder / ALONE, self.described(size))

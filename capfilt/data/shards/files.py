@@ -27,7 +27,7 @@ from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
 from capfilt.runs.ledger import Input
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import Place, map_concurrent, place
+from capfilt.storage.paths import StoragePath, map_concurrent, storage_path
 
 
 def stats(urls: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -148,7 +148,7 @@ def stat(url: str) -> dict[str, Any]:
     return {"name": name(url), "size": info.get("size"), "version": version}
 
 
-def write(path: Place | str, samples: Iterable[Sample]) -> int:
+def write(path: StoragePath | str, samples: Iterable[Sample]) -> int:
     """Write `samples` as a GNU tar, in the order given, under a temporary name until it is whole; return how
     many.
 
@@ -160,7 +160,7 @@ def write(path: Place | str, samples: Iterable[Sample]) -> int:
             image's, a text or json that cannot be written.
     """
     seen: set[str] = set()
-    with atomic(place(path)) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with atomic(storage_path(path)) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for sample in samples:
             if problem := key_problem(sample.key, seen):
                 raise ShardError(f"{path}: cannot write key {sample.key!r}: {problem}")
@@ -173,16 +173,16 @@ def write(path: Place | str, samples: Iterable[Sample]) -> int:
     return len(seen)
 
 
-def write_sizes(folder: Place | str, counts: Mapping[str, int] | None = None) -> Place:
+def write_sizes(folder: StoragePath | str, counts: Mapping[str, int] | None = None) -> StoragePath:
     """Write `sizes.json` ({"00000.tar": samples}) beside the tars of `folder`, as open_clip reads it.
 
     Args:
         counts: the number of samples by file name where the caller knows it, else every tar is read once.
     """
     if counts is None:
-        tars: list[Place] = sorted(tar for tar in place(folder).glob("*.tar") if is_tar(tar.name))
+        tars: list[StoragePath] = sorted(tar for tar in storage_path(folder).glob("*.tar") if is_tar(tar.name))
         counts = {tar.name: sum(isinstance(found, Sample) for found in read(str(tar))) for tar in tars}
-    path = place(folder) / "sizes.json"
+    path = storage_path(folder) / "sizes.json"
     write_json(path, dict(counts))
     return path
 

@@ -23,7 +23,7 @@ from capfilt.data.sample import Sample
 from capfilt.data.synthetic import world_texts
 from capfilt.data.synthetic.world_texts import HELD_OUT, Scene, Thing, captions, pick, vocabulary
 from capfilt.errors import DataError, did_you_mean
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 __all__ = ["HELD_OUT", "KINDS", "SPLITS", "Scene", "Thing", "WorldConfig"]
 __all__ += ["captions", "count", "paint", "sample", "scene", "vocabulary", "write"]
@@ -274,7 +274,7 @@ def sample(config: WorldConfig, seed: int, split: str, index: int) -> Sample:
     return Sample(key=key, image=image, extension=extension, text=text, meta=meta)
 
 
-def write(config: WorldConfig, seed: int, folder: Place, split: str) -> list[Place]:
+def write(config: WorldConfig, seed: int, folder: StoragePath, split: str) -> list[StoragePath]:
     """Write `split` as folder/split/00000.tar ... with sizes.json, and return the tars in order.
 
     DataError if folder/split holds tars that this split would not overwrite: they would be read with it.
@@ -282,7 +282,7 @@ def write(config: WorldConfig, seed: int, folder: Place, split: str) -> list[Pla
     total, step = count(config, split), config.shard_size
     home = folder / split
     paths = [home / f"{number:05d}.tar" for number in range(-(-total // step))]
-    there: set[Place] = {*home.glob("*.tar")}
+    there: set[StoragePath] = {*home.glob("*.tar")}
     strangers = sorted(path.name for path in there - {*paths})
     if strangers:
         raise DataError(f"{home} already holds {strangers[0]}, not part of this world: use an empty folder.")

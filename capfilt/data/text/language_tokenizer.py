@@ -16,7 +16,7 @@ from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import TextError
 from capfilt.storage.atomic import staging_folder
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Place, place
+from capfilt.storage.paths import StoragePath, storage_path
 
 Kind = Literal["opt", "t5"]
 
@@ -43,7 +43,7 @@ class LanguageTokenizer(Tokenizer):
         self._special = frozenset({*engine.all_special_ids, self.sep})
 
     @classmethod
-    def load(cls, source: str | Place, kind: Kind = "opt") -> LanguageTokenizer:
+    def load(cls, source: str | StoragePath, kind: Kind = "opt") -> LanguageTokenizer:
         """Load the tokenizer in a folder of transformers, or under a name on the hub.
 
         Raises:
@@ -67,11 +67,11 @@ class LanguageTokenizer(Tokenizer):
                 " of the language model elsewhere and give their folder."
             ) from None
 
-    def save(self, folder: Place | str) -> Place:
+    def save(self, folder: StoragePath | str) -> StoragePath:
         """Write it as transformers does; return the folder."""
-        with staging_folder(place(folder)) as here:
+        with staging_folder(storage_path(folder)) as here:
             self._tokens.save_pretrained(str(here))
-        return place(folder)
+        return storage_path(folder)
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encode texts, padded on the right to the longest of them.
@@ -107,6 +107,6 @@ class LanguageTokenizer(Tokenizer):
         return list(self._tokens(text[:MAX_CHARACTERS], add_special_tokens=False).input_ids)
 
 
-def tokenizer_of(source: str | Place, kind: Kind | None) -> Tokenizer:
+def tokenizer_of(source: str | StoragePath, kind: Kind | None) -> Tokenizer:
     """The tokenizer of a model: of its language model, if it has one of that kind, else WordPiece."""
     return Tokenizer.load(source) if kind is None else LanguageTokenizer.load(source, kind)

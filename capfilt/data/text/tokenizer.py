@@ -18,7 +18,7 @@ from capfilt.data.text import tokenizer_files
 from capfilt.errors import TextError, did_you_mean
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Place, place
+from capfilt.storage.paths import StoragePath, storage_path
 
 MAX_CHARACTERS = 10_000
 """Texts are cut here before anything else; no caption is this long, and hostile ones are much longer."""
@@ -81,7 +81,7 @@ class Tokenizer:
         self.lower_case = tokenizer_files.lower_cases(self._engine)
 
     @classmethod
-    def load(cls, source: str | Place) -> Tokenizer:
+    def load(cls, source: str | StoragePath) -> Tokenizer:
         """Load "world" (the built-in corpus), or the tokenizer.json or vocab.txt in a folder, beside a .pth, or itself;
         on a store, too. What lies beside it and says how texts are cut is obeyed.
 
@@ -93,7 +93,7 @@ class Tokenizer:
 
             return cls(world.vocabulary())
         try:
-            where = place(source)
+            where = storage_path(source)
             path = local_copy(where.parent if where.name.endswith(".pth") else where)
             return cls(*tokenizer_files.read(path))
         except OSError as error:
@@ -105,10 +105,10 @@ class Tokenizer:
                 f"the tokenizer at '{source}' cannot be used: {error}. Allowed are BERT's vocab.txt and tokenizer.json"
             ) from error
 
-    def save(self, folder: Place | str) -> Place:
+    def save(self, folder: StoragePath | str) -> StoragePath:
         """Write `folder`/vocab.txt, the marks included; and how texts are cut, where that is not as in
         `bert-base-uncased`. Return the path of the first."""
-        path = place(folder) / tokenizer_files.VOCABULARY
+        path = storage_path(folder) / tokenizer_files.VOCABULARY
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
             file.write("".join(f"{token}\n" for token in self.vocab).encode("utf-8"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from capfilt.errors import ModelError
 from capfilt.storage.json_files import read_table
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import place
+from capfilt.storage.paths import storage_path
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 INDEX, BIN_INDEX = f"{SAFE}.index.json", f"{BIN}.index.json"
@@ -156,7 +156,7 @@ def fetched(source: str) -> Path:
 
 def refuse_missing(name: str) -> None:
     """Raise ModelError for what is neither here, nor on a store, nor can be on the hub, which is not asked."""
-    if not place(name).exists() and not _HUB_NAME.fullmatch(name):
+    if not storage_path(name).exists() and not _HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
 
 

@@ -28,7 +28,7 @@ from capfilt.runs.ledger import fingerprint as digest_of
 from capfilt.storage import safe_paths
 from capfilt.storage.atomic import atomic, sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import Place, Remote, place
+from capfilt.storage.paths import RemotePath, StoragePath, storage_path
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"
@@ -43,15 +43,15 @@ _TELLING = {
 """Of transformers' files, the tensors that say what is tied."""
 
 
-def find(name: str) -> Place:
+def find(name: str) -> StoragePath:
     """Where a model lies, in full: a folder, a file, a folder on a store, or what the Hugging Face hub has under that
     name, fetched.
 
     Raises:
         ModelError: nothing that can be read as a model, here or there.
     """
-    path = place(name).absolute()
-    there = isinstance(path, Remote)
+    path = storage_path(name).absolute()
+    there = isinstance(path, RemotePath)
     if not there and not path.exists():
         return files.download(name)
     try:
@@ -66,7 +66,7 @@ def find(name: str) -> Place:
     return found[0]
 
 
-def layout(path: Place) -> Layout | None:
+def layout(path: StoragePath) -> Layout | None:
     """Which kind of model lies there; None for anything else. A model on a store is a folder."""
     if path.is_file():
         return "pth" if isinstance(path, Path) and path.suffix in files.PICKLES else None
@@ -75,7 +75,7 @@ def layout(path: Place) -> Layout | None:
     return "hf" if (path / transformers_config.CONFIG).is_file() else None
 
 
-def architecture(path: Place) -> Architecture:
+def architecture(path: StoragePath) -> Architecture:
     """The architecture of a saved model. Of the tensors only those are looked at that say what is tied."""
     path = local_copy(path)
     match layout(path):
@@ -88,7 +88,7 @@ def architecture(path: Place) -> Architecture:
     raise ModelError(f"{path} holds no model; what can be read: {READABLE}")
 
 
-def load(path: Place, computes_in: torch.dtype | None = None, **changes: object) -> Model:
+def load(path: StoragePath, computes_in: torch.dtype | None = None, **changes: object) -> Model:
     """Read a model. `changes` are fields of the architecture to set otherwise: roles, image_size, itm_token, dropout.
 
     Frozen towers that are kept in fp32, as those of BLIP-2 on the hub, are held in bf16 where the model is to compute
@@ -114,7 +114,7 @@ def load(path: Place, computes_in: torch.dtype | None = None, **changes: object)
     return model
 
 
-def load_extended(path: Place, config: Blip2Config) -> Blip2:
+def load_extended(path: StoragePath, config: Blip2Config) -> Blip2:
     """A new model that goes on from a saved one: BLIP-2's second stage from its first.
 
     What only the new model has, the layer before the language model, starts fresh; what only the saved one has is left
@@ -163,7 +163,7 @@ def read(path: Path) -> tuple[Architecture, Tensors]:
     return config, key_maps.take(found, own, path / WEIGHTS)
 
 
-def read_momentum(path: Place, config: BlipConfig) -> Tensors:
+def read_momentum(path: StoragePath, config: BlipConfig) -> Tensors:
     """What a training kept beside its model, for a copy of architecture `config`: the momentum encoders by our names,
     and `queue_image` and `queue_text`, [size, projection] each. BLIP's pretrained `.pth` has them too.
 
@@ -221,7 +221,7 @@ def refuse_misfit(module: nn.Module, tensors: Mapping[str, Tensor], source: obje
     key_maps.refuse(source, [("missing", missing), ("of another shape", misshapen)])
 
 
-def fingerprint(path: Place) -> str:
+def fingerprint(path: StoragePath) -> str:
     """Which model this is: the family and the sha256 of its weights, and of the files that say how it cuts texts and
     wants its pictures: another mean is another model.
 
@@ -240,14 +240,14 @@ def fingerprint(path: Place) -> str:
     return f"{architecture(path).family}-{digests[0] if len(digests) == 1 else digest_of(digests)}"
 
 
-def left_behind(path: Place) -> dict[str, int]:
+def left_behind(path: StoragePath) -> dict[str, int]:
     """How many keys of a model's file are left behind on purpose, by the reason."""
     file = files.weights_file(local_copy(path))
     reasons = [key_maps.why_ignored(name) for name in (files.tensors(file) if file else ())]
     return {why: reasons.count(why) for why in key_maps.IGNORED.values() if why in reasons}
 
 
-def save(model: Model, folder: Place, state: Mapping[str, Tensor] | None = None) -> None:
+def save(model: Model, folder: StoragePath, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a model; the weights file appears only when it is whole, and last.
 
     `state` has its tensors where the model itself does not hold them whole.

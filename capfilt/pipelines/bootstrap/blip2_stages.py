@@ -17,7 +17,7 @@ from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.language_model import LanguageJob, teach_language
 from capfilt.stages.train import TrainResources, check_shape, check_training, read_architecture, run_training
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training.language_model import TeachConfig
 from capfilt.training.loop import TrainConfig, TrainJob
 
@@ -86,9 +86,9 @@ def check_language(stage: StageConfig, own: Blip2Config, where: str) -> None:
         )
 
 
-def pretrain_final(story: Story, r: int, sources: tuple[Source, ...], newest: Place) -> dict[str, Place]:
+def pretrain_final(story: Story, r: int, sources: tuple[Source, ...], newest: StoragePath) -> dict[str, StoragePath]:
     """Train every stage; returns their models by the names of the stages."""
-    done: dict[str, Place] = {}
+    done: dict[str, StoragePath] = {}
     for number, (stage, architecture) in enumerate(zip(story.config.final, story.final, strict=True)):
         language = speaker(story, r, number, architecture, sources)
         initial = InitialConfig(language=language).located()

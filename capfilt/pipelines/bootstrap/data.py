@@ -23,7 +23,7 @@ from capfilt.stages.download import DownloadConfig, check_enough, download, list
 from capfilt.stages.runner import run_stage
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 
 Shards = str | tuple[str, ...]
 
@@ -69,7 +69,7 @@ class DataConfig(Config):
 class WorldJob(Config):
     """Writes splits of the world; an item is the name of a split."""
 
-    out: Place
+    out: StoragePath
     world: WorldConfig
     seed: int
 
@@ -106,7 +106,7 @@ def inputs(config: DataConfig) -> dict[str, Any]:
 
 
 def gather(
-    session: Session, config: DataConfig, seed: int, folder: Place, resources: Resources, show: Progress
+    session: Session, config: DataConfig, seed: int, folder: StoragePath, resources: Resources, show: Progress
 ) -> dict[str, list[str]]:
     """The shards of every split that there is. DataError for a split in which nothing can be read."""
     if config.world is None:
@@ -123,7 +123,9 @@ def gather(
     return {split: shards.expand(str(folder / split)) for split in written}
 
 
-def fetched(session: Session, config: DownloadConfig, out: Place, resources: Resources, show: Progress) -> list[str]:
+def fetched(
+    session: Session, config: DownloadConfig, out: StoragePath, resources: Resources, show: Progress
+) -> list[str]:
     """The shards of a download into `out`, which is begun, continued or found complete."""
     documents.make_folder(out)
     summary = download(session, config, out, resources, show)

@@ -16,14 +16,14 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import staging_folder
-from capfilt.storage.paths import Place, listing
+from capfilt.storage.paths import StoragePath, listing
 from capfilt.training.language_model import TeachConfig, teach
 
 
 class LanguageJob(Config):
     """Teaches one language model; its folder is `out/language`."""
 
-    out: Place
+    out: StoragePath
     language: LanguageConfig
     config: TeachConfig
     shards: tuple[str, ...]
@@ -37,7 +37,7 @@ class LanguageJob(Config):
         return "language"
 
     @property
-    def model_folder(self) -> Place:
+    def model_folder(self) -> StoragePath:
         """Where the model and its tokenizer lie."""
         return self.out / "language"
 
@@ -67,7 +67,7 @@ def documents(urls: Sequence[str]) -> Iterator[list[str]]:
                 yield [text for caption in item.captions if (text := clean_caption(str(caption["text"])))]
 
 
-def teach_language(session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str) -> Place:
+def teach_language(session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str) -> StoragePath:
     """Teach it, unless the ledger has this very one; returns its folder."""
     run_stage(session, job, {"language": "language"}, resources, show, label)
     return job.model_folder

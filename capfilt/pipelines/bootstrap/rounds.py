@@ -57,7 +57,7 @@ from capfilt.stages.train import (
     run_training,
 )
 from capfilt.storage import documents
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training.loop import TrainConfig, TrainJob
 
 
@@ -120,7 +120,7 @@ class Story:
     final: tuple[Architecture, ...] = ()
     """Those of `config.final`."""
 
-    def folder(self, r: int, *parts: str) -> Place:
+    def folder(self, r: int, *parts: str) -> StoragePath:
         """A place in the folder of round `r`, in full: workers may start elsewhere."""
         return self.run.round(r).absolute().joinpath(*parts)
 
@@ -140,7 +140,7 @@ class Story:
         return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")
 
 
-def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
+def run(address: str, config: BootstrapConfig, out: StoragePath, show: Progress) -> dict[str, Any]:
     """The verb: what can be refused is refused before any cluster is asked."""
     check_features(out, config.pretrain, config.captioner, config.filter, *(stage.train for stage in config.final))
     open_run(config, out)
@@ -148,7 +148,7 @@ def run(address: str, config: BootstrapConfig, out: Place, show: Progress) -> di
         return bootstrap(session, config, out, show)
 
 
-def bootstrap(session: Session, config: BootstrapConfig, out: Place, show: Progress) -> dict[str, Any]:
+def bootstrap(session: Session, config: BootstrapConfig, out: StoragePath, show: Progress) -> dict[str, Any]:
     """Run all rounds, from wherever they are; returns what `summary.json` says."""
     architecture, final, folder = open_run(config, out)
     compute = decide(session, folder, wanted(config), show)
@@ -180,7 +180,7 @@ def round_zero(story: Story) -> dict[str, Any]:
     return summarise(story, 0, measured)
 
 
-def round_of_capfilt(story: Story, r: int, newest: Place) -> dict[str, Any]:
+def round_of_capfilt(story: Story, r: int, newest: StoragePath) -> dict[str, Any]:
     """Caption, filter, pretrain: one round, from the newest model to the next."""
     with timed(story.run, story.show, r):
         captioner = finetune(story, r, "captioner", newest, ("decoder",), story.config.captioner)
@@ -196,7 +196,7 @@ def round_of_capfilt(story: Story, r: int, newest: Place) -> dict[str, Any]:
     return summarise(story, r, {**tally_figures(tally), "filter": {**number, **judged}, **measured})
 
 
-def pretrain_round(story: Story, r: int, web: list[Source], newest: Place | None) -> dict[str, Place]:
+def pretrain_round(story: Story, r: int, web: list[Source], newest: StoragePath | None) -> dict[str, StoragePath]:
     """Pretrain on these pairs and the human ones; returns the model, or in the last round the model of each stage."""
     config = story.config
     sources = (*web, Source(shards=tuple(story.splits["human"]), repeat=config.human_repeat))
@@ -219,7 +219,7 @@ def pretrain_round(story: Story, r: int, web: list[Source], newest: Place | None
     return {"pretrain": model}
 
 
-def evaluate_round(story: Story, r: int, models: dict[str, Place]) -> dict[str, Any]:
+def evaluate_round(story: Story, r: int, models: dict[str, StoragePath]) -> dict[str, Any]:
     """Examine what a round pretrained on the held-out pairs; no figures without such."""
     alone, stages = models.keys() == {"pretrain"}, [stage.model for stage in story.config.final]
     if "test" not in story.splits:
@@ -242,10 +242,10 @@ def finetune(
     story: Story,
     r: int,
     role: Literal["captioner", "filter"],
-    newest: Place,
+    newest: StoragePath,
     parts: tuple[Role, ...],
     train: TrainConfig,
-) -> Place:
+) -> StoragePath:
     """Fine-tune the newest model for one role on the human pairs; parts that the role does not use are left behind."""
     text = story.architecture.text.model_copy(update={"roles": parts})
     size = train.image_size or story.architecture.vision.image_size
@@ -265,7 +265,7 @@ def finetune(
     return run_training(story.session, job, story.config.cluster.finetune, story.show, label, made, counts)
 
 
-def calibrate_filter(story: Story, r: int, judge: Place) -> float | None:
+def calibrate_filter(story: Story, r: int, judge: StoragePath) -> float | None:
     """The threshold that the validation pairs give, when the policy asks for one."""
     policy = story.config.select
     if policy.threshold != "calibrated":
@@ -284,7 +284,7 @@ def calibrate_filter(story: Story, r: int, judge: Place) -> float | None:
     return calibrate(story.session, job, story.config.cluster.annotate, story.show, f"round {r} calibrate")
 
 
-def annotate_web(story: Story, r: int, captioner: Place, judge: Place) -> None:
+def annotate_web(story: Story, r: int, captioner: StoragePath, judge: StoragePath) -> None:
     """Write and score texts for the whole web."""
     job = AnnotateJob(
         out=story.folder(r),
@@ -351,7 +351,7 @@ def spent(run: Run, rounds: tuple[int | None, ...]) -> float:
     return round(sum(seconds), 1)
 
 
-def open_run(config: BootstrapConfig, out: Place) -> tuple[Architecture, tuple[Architecture, ...], Run]:
+def open_run(config: BootstrapConfig, out: StoragePath) -> tuple[Architecture, tuple[Architecture, ...], Run]:
     """Check the recipe and open the run folder. More rounds may be asked of the same folder, and other resources."""
     architecture, final = check(config)
     check_all_sources(config, architecture, final)

@@ -17,7 +17,7 @@ from capfilt.errors import DataError, RunError
 from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.run import Run
-from capfilt.storage.paths import Place, within
+from capfilt.storage.paths import StoragePath, relative_to
 
 NAMES = ("key", "uid", "sha256")
 """The columns by which an image may be asked for."""
@@ -30,17 +30,17 @@ MAX_TEXTS = 10_000
 _IMAGE = {"jpg", "jpeg", "png", "webp"}  # columns with the bytes of pictures, which nobody wants to read
 
 
-def run(folder: Place, name: str) -> dict[str, Any]:
+def run(folder: StoragePath, name: str) -> dict[str, Any]:
     """The verb: everything that the tables of a run say of one image, by its key, uid or sha256."""
     Run.load(folder)
     models: dict[str, str] = {}
-    found: dict[tuple[Place, str], dict[str, Any]] = {}
+    found: dict[tuple[StoragePath, str], dict[str, Any]] = {}
     looked = 0
     for ledger in stage_status.find(folder):
         for done in stage_status.readable(ledger):
             for output in dict.fromkeys(done.outputs):  # a forged record may name one a million times
                 if output.path.endswith((".safetensors", ".bin", ".pth")):
-                    models[output.sha256] = str(within((ledger.folder / output.path).parent, folder))
+                    models[output.sha256] = str(relative_to((ledger.folder / output.path).parent, folder))
                 if not output.path.endswith(".parquet"):
                     continue
                 looked += 1
@@ -59,7 +59,7 @@ def run(folder: Place, name: str) -> dict[str, Any]:
     return {"asked": name, "found": chapters, "models": places}
 
 
-def read(path: Place, name: str) -> list[dict[str, Any]]:
+def read(path: StoragePath, name: str) -> list[dict[str, Any]]:
     """The rows of one table that are about an image. DataError for a table that cannot be read, or is too large."""
     try:
         columns = [c.name for c in parquet.schema(path) if parquet.is_bounded(c.type) and not _is_bytes(c)]
@@ -122,6 +122,6 @@ def _texts(rows: list[dict[str, Any]]) -> bool:
     return {"source", "candidate", "text", "itm", "itc", "captioner", "filter", "status"} <= rows[0].keys()
 
 
-def _chapter(folder: Place, ledger: Ledger, shard: str, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    place = str(within(ledger.folder, folder))
+def _chapter(folder: StoragePath, ledger: Ledger, shard: str, path: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    place = str(relative_to(ledger.folder, folder))
     return {"folder": place, "stage": ledger.stage, "shard": shard, "table": path, "rows": rows}

@@ -9,12 +9,12 @@ from typing import Any
 from capfilt.runs import lock, stage_status
 from capfilt.runs.run import Run
 from capfilt.runs.stage_status import Standing
-from capfilt.storage.paths import Place, within
+from capfilt.storage.paths import StoragePath, relative_to
 
 WORKING = "working"
 
 
-def run(folder: Place) -> dict[str, Any]:
+def run(folder: StoragePath) -> dict[str, Any]:
     """The verb: every stage that was begun, in the order in which they follow each other, and who drives the run."""
     Run.load(folder)
     # The lock first: a driver that ends while stages are counted was at work, and the next look sees how it ended.
@@ -29,7 +29,7 @@ def run(folder: Place) -> dict[str, Any]:
     }
 
 
-def follow(folder: Place, every: float) -> Iterator[dict[str, Any]]:
+def follow(folder: StoragePath, every: float) -> Iterator[dict[str, Any]]:
     """Look again each `every` seconds while somebody works on the run; the last look is of how it ended."""
     while (told := run(folder))["state"].startswith(WORKING):
         yield told
@@ -46,11 +46,11 @@ def state(driver: str, died: lock.Found | None, complete: bool) -> str:
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 
-def row(folder: Place, stand: Standing) -> dict[str, Any]:
+def row(folder: StoragePath, stand: Standing) -> dict[str, Any]:
     """One stage; a figure that there is not is absent."""
     told: dict[str, Any] = {
         "stage": stand.ledger.stage,
-        "folder": str(within(stand.ledger.folder, folder)),
+        "folder": str(relative_to(stand.ledger.folder, folder)),
         "label": stand.plan.label,
         "unit": stand.plan.unit,
         "done": stand.done,

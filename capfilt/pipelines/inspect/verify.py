@@ -20,7 +20,7 @@ from capfilt.runs.progress import Line, Progress
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.contents import same
-from capfilt.storage.paths import Place, within
+from capfilt.storage.paths import StoragePath, relative_to
 
 READERS = ("annotate", "select")
 """The stages that read a shard to its end and record what it was."""
@@ -48,7 +48,9 @@ class Checked:
     """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
 
 
-def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False, fetch: bool = False) -> dict[str, Any]:
+def run(
+    folder: StoragePath, mend: bool, show: Progress, read_inputs: bool = False, fetch: bool = False
+) -> dict[str, Any]:
     """The verb: check every ledger of a run; `mend` needs the run to be at rest.
 
     `read_inputs` reads again what the run has read, too; from elsewhere only with `fetch`.
@@ -68,7 +70,7 @@ def run(folder: Place, mend: bool, show: Progress, read_inputs: bool = False, fe
         for piece in broken:
             piece.ledger.withdraw(piece.shard)
     told = [
-        {"stage": b.ledger.stage, "folder": str(within(b.ledger.folder, folder)), "shard": b.shard, "why": b.why}
+        {"stage": b.ledger.stage, "folder": str(relative_to(b.ledger.folder, folder)), "shard": b.shard, "why": b.why}
         for b in broken
     ]
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0

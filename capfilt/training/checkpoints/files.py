@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.atomic import atomic, sha256_file, write_json
-from capfilt.storage.paths import PART_BYTES, Place, Remote, listing, remove_all
+from capfilt.storage.paths import PART_BYTES, RemotePath, StoragePath, listing, remove_all
 
 MARKER = "state.json"
 """In a state's folder: which training it is of, and what files it has."""
@@ -47,10 +47,10 @@ class DamagedState(Exception):
 class StateFiles:
     """The states in one folder."""
 
-    def __init__(self, folder: Place):
+    def __init__(self, folder: StoragePath):
         self.folder = folder
 
-    def path(self, step: int) -> Place:
+    def path(self, step: int) -> StoragePath:
         """The folder of the state after `step` steps."""
         return self.folder / f"{step:09d}"
 
@@ -146,7 +146,7 @@ class StateFiles:
 
 
 @contextmanager
-def plainly(where: Place) -> Iterator[None]:
+def plainly(where: StoragePath) -> Iterator[None]:
     """Make torch's error of several processes, which is no Exception, an OSError that says what the first one met."""
     try:
         yield
@@ -221,12 +221,12 @@ class _StoreReader(_TensorsAlone, FsspecReader):
     """The same on a store."""
 
 
-def _writer(folder: Place) -> FileSystemWriter:
-    return _StoreWriter(folder.url) if isinstance(folder, Remote) else FileSystemWriter(folder)
+def _writer(folder: StoragePath) -> FileSystemWriter:
+    return _StoreWriter(folder.url) if isinstance(folder, RemotePath) else FileSystemWriter(folder)
 
 
-def _reader(folder: Place) -> FileSystemReader:
-    return _StoreReader(folder.url, **_FRESH) if isinstance(folder, Remote) else _TensorsAlone(folder)
+def _reader(folder: StoragePath) -> FileSystemReader:
+    return _StoreReader(folder.url, **_FRESH) if isinstance(folder, RemotePath) else _TensorsAlone(folder)
 
 
 def _alone_on_purpose() -> None:

@@ -30,7 +30,7 @@ from capfilt.models.checkpoints import store
 from capfilt.objectives.collectives import rank, world_size
 from capfilt.objectives.momentum import Momentum
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import Place
+from capfilt.storage.paths import StoragePath
 from capfilt.training.checkpoints.files import DamagedState, StateFiles, plainly
 
 STATES = "states"
@@ -57,12 +57,12 @@ class States:
 
     def __init__(
         self,
-        out: Place,
+        out: StoragePath,
         identity: Mapping[str, str],
         keep: int,
         keep_best: bool = False,
         shared: bool = False,
-        origins: Sequence[Place] = (),
+        origins: Sequence[StoragePath] = (),
         steps: int = sys.maxsize,
     ):
         self.files = StateFiles(out / STATES)
@@ -275,7 +275,7 @@ def _fused(optimizer: torch.optim.Optimizer) -> bool:
     return bool(optimizer.defaults.get("fused"))
 
 
-def save_momentum(state: Mapping[str, Tensor], folder: Place) -> None:
+def save_momentum(state: Mapping[str, Tensor], folder: StoragePath) -> None:
     """Write the state of a momentum copy, queues and all, beside a model, for `load_momentum`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     tensors.pop("queue_groups", None)
@@ -283,7 +283,7 @@ def save_momentum(state: Mapping[str, Tensor], folder: Place) -> None:
         file.write(safetensors.torch.save(tensors))
 
 
-def load_momentum(momentum: Momentum, start: Place) -> None:
+def load_momentum(momentum: Momentum, start: StoragePath) -> None:
     """Begin with the momentum copy and the queues of the training that ended with the model `start`.
 
     As in BLIP's retrieval fine-tuning: the queues are those of another training, so their rows are of no image that

@@ -22,7 +22,7 @@ from capfilt.data.sample import Fault, Sample
 from capfilt.data.shards import files
 from capfilt.errors import ShardError
 from capfilt.runs.ledger import Input
-from capfilt.storage.paths import Remote
+from capfilt.storage.paths import RemotePath
 
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(str.isprintable)
 JSONS = st.recursive(
@@ -307,7 +307,7 @@ def test_a_digest_is_of_all_bytes_and_only_of_all(tmp_path: Path) -> None:
     assert begun.taken() is None
 
 
-def test_shards_on_a_store_are_asked_for_side_by_side(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_on_a_store_are_asked_for_side_by_side(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, 100,000 of them would take hours."""
     urls = [str(store / f"{number}.tar") for number in range(8)]
     for url in urls:

@@ -17,7 +17,7 @@ from capfilt.errors import ModelError
 from capfilt.models import Blip
 from capfilt.models.checkpoints import store as weights
 from capfilt.objectives.momentum import NO_IMAGE, Momentum
-from capfilt.storage.paths import Place, Remote
+from capfilt.storage.paths import RemotePath, StoragePath
 from capfilt.training.checkpoints import states as checkpoint
 from capfilt.training.checkpoints.files import StateFiles
 from capfilt.training.checkpoints.states import States
@@ -42,11 +42,11 @@ def flat(state: object) -> list[object]:
     return [state.tolist() if isinstance(state, torch.Tensor) else state]
 
 
-def states(folder: Place, identity: str = "me", keep: int = 2, **options: bool) -> States:
+def states(folder: StoragePath, identity: str = "me", keep: int = 2, **options: bool) -> States:
     return States(folder, {"architecture": "a", "settings": identity}, keep, **options)
 
 
-def saved(folder: Place, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.optim.AdamW]:
+def saved(folder: StoragePath, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.optim.AdamW]:
     """A training that has left states after these steps."""
     module, optimizer = pair(0)
     kept = states(folder, keep=keep)
@@ -57,11 +57,11 @@ def saved(folder: Place, *steps: int, keep: int = 2) -> tuple[nn.Module, torch.o
 
 
 @pytest.fixture(params=["folder", "store"])
-def home(request: pytest.FixtureRequest, tmp_path: Path, store: Remote) -> Place:
+def home(request: pytest.FixtureRequest, tmp_path: Path, store: RemotePath) -> StoragePath:
     return tmp_path if request.param == "folder" else store
 
 
-def test_a_state_comes_back_whole(home: Place) -> None:
+def test_a_state_comes_back_whole(home: StoragePath) -> None:
     (module, optimizer), (other, its) = saved(home, 7), pair(1)
     assert flat(other.state_dict()) != flat(module.state_dict())
     assert states(home).resume(other, its) == 7
@@ -88,13 +88,13 @@ def test_without_a_state_a_training_begins_at_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, ["000000009"]), (2, ["000000006", "000000009"])])
-def test_the_newest_are_kept_and_no_scraps(home: Place, keep: int, left: list[str]) -> None:
+def test_the_newest_are_kept_and_no_scraps(home: StoragePath, keep: int, left: list[str]) -> None:
     module, optimizer = saved(home, 3, 6, 9, keep=keep)
     assert sorted(path.name for path in (home / "states").iterdir()) == left
     assert states(home).resume(module, optimizer) == 9
 
 
-def test_what_a_kill_left_half_written_is_passed_over_and_swept(home: Place) -> None:
+def test_what_a_kill_left_half_written_is_passed_over_and_swept(home: StoragePath) -> None:
     module, optimizer = saved(home, 3, 6)
     (home / "states/000000006/state.json").unlink()
     assert states(home).resume(module, optimizer) == 3
@@ -104,7 +104,7 @@ def test_what_a_kill_left_half_written_is_passed_over_and_swept(home: Place) -> 
     assert sorted(path.name for path in (home / "states").iterdir()) == ["000000003", "000000009"]
 
 
-def test_a_state_that_cannot_be_written_says_where_and_why(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_cannot_be_written_says_where_and_why(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch tells of it by what is no Exception."""
 
     def refused(*_: object, **__: object) -> None:
@@ -120,7 +120,7 @@ def test_a_state_that_cannot_be_written_says_where_and_why(store: Remote, monkey
 
 
 def test_a_training_outlives_a_store_that_is_away_for_a_while(
-    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: RemotePath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
@@ -143,7 +143,7 @@ def test_a_training_outlives_a_store_that_is_away_for_a_while(
 
 
 def test_an_old_state_that_cannot_be_removed_stays(
-    store: Remote, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: RemotePath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     remove = MemoryFileSystem.rm_file
 
@@ -158,7 +158,7 @@ def test_an_old_state_that_cannot_be_removed_stays(
     assert states(store).resume(*pair(1)) == 6
 
 
-def test_a_state_on_a_store_that_was_cut_gives_way_to_the_one_before(store: Remote) -> None:
+def test_a_state_on_a_store_that_was_cut_gives_way_to_the_one_before(store: RemotePath) -> None:
     module, optimizer = saved(store, 3, 6)
     path = store / "states/000000006/__0_0.distcp"
     path.write_bytes(path.read_bytes()[:100])
