@@ -12,7 +12,7 @@ from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.annotate import EXECUTION_FIELDS, AnnotateConfig, AnnotateJob, annotate, check_roles
-from capfilt.stages.compute import Wanted, decide
+from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath
 
@@ -46,7 +46,7 @@ def run(
             filter=judge,
             **fingerprints,
             config=config,
-            compute=decide(session, run, {"annotate": Wanted(config.precision, worker)}, show)["annotate"],
+            compute=decide(session, run, {"annotate": ComputeRequest(config.precision, worker)}, show)["annotate"],
             seed=seed,
             round=0,
         )

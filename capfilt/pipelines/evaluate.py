@@ -14,7 +14,7 @@ from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.compute import Wanted, decide
+from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import contents_of
 from capfilt.stages.evaluate import EvaluateJob, check_model, evaluate
 from capfilt.stages.runner import CommandOptions
@@ -42,7 +42,7 @@ def run(
         opened = Run.open(folder, configs.to_yaml(config), plan)
         with connect(address) as session:
             worker = (options or CommandOptions(gpus=None)).resources(session)
-            compute = decide(session, opened, {"evaluate": Wanted("fp32", worker)}, show)["evaluate"]
+            compute = decide(session, opened, {"evaluate": ComputeRequest("fp32", worker)}, show)["evaluate"]
             job = EvaluateJob(
                 out=folder,
                 models={"metrics": found},

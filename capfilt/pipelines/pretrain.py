@@ -16,7 +16,7 @@ from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.compute import Wanted, decide
+from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import without_text
 from capfilt.stages.prompts import check_prompts
 from capfilt.stages.train import (
@@ -91,7 +91,7 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
     opened = Run.open(out, configs.to_yaml(config), plan)
     with connect(address) as session:
-        wanted = Wanted(config.train.precision, config.resources, training=True)
+        wanted = ComputeRequest(config.train.precision, config.resources, training=True)
         job = TrainJob(
             out=out.absolute() / "pretrain",
             architecture=architecture,

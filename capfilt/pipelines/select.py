@@ -20,7 +20,7 @@ from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.annotate import AnnotateConfig, check_role
 from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
-from capfilt.stages.compute import Wanted, decide
+from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import contents_of
 from capfilt.stages.runner import CommandOptions
 from capfilt.stages.select import SelectJob, check_selected, resolve_threshold, select
@@ -77,7 +77,7 @@ def run(
         if asked is not None:
             worker = options.model_copy(update={"gpus": None}).resources(session)
             batch_size, precision = scored_with(source)
-            compute = decide(session, opened, {"calibrate": Wanted(precision, worker)}, show)["calibrate"]
+            compute = decide(session, opened, {"calibrate": ComputeRequest(precision, worker)}, show)["calibrate"]
             known = contents_of(session, asked["shards"], {}, out.absolute(), show)
             job = CalibrateJob(out=out.absolute(), **asked, contents=known, batch_size=batch_size, compute=compute)
             calibrated = calibrate(session, job, worker, show)

@@ -1,5 +1,6 @@
-"""Where a command computes and in which number format: chosen as it begins, for all of its workers, and written into
-the run's plan, so that whoever goes on with the run computes alike.
+"""The device and the number format of each stage: chosen once, when a command starts, for all of its workers.
+
+The choice is written into the run's plan, so that a resumed run computes as the first command did.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 
 
-class Size(Protocol):
-    """What a worker gets."""
+class WorkerSize(Protocol):
+    """The CPUs and GPUs of one worker."""
 
     @property
     def cpus(self) -> float: ...
@@ -30,59 +31,66 @@ class Size(Protocol):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a recipe says of a stage."""
+class ComputeRequest:
+    """What a recipe says about the device and the number format of a stage."""
 
     precision: Precision
-    size: Size
+    size: WorkerSize
     training: bool = False
-    """A training may go on on another kind of device, in the format that it began with."""
+    """A training may be resumed on another kind of device, in the number format that it began with."""
 
 
-def decide(session: Session, run: Run, stages: Mapping[str, Wanted], show: Progress) -> dict[str, Compute]:
-    """What each stage computes with, by its name.
+def decide(
+    session: Session, run: Run, requests: Mapping[str, ComputeRequest], progress: Progress
+) -> dict[str, Compute]:
+    """Choose the device and the number format of each stage, by its name, and record them in the run's plan.
 
-    What the run's plan says already stays; a fork takes what the run that it came from has, where that is allowed.
-    Raises RunError where a stage began on another kind of device, or is wanted in another format than it began with.
+    A choice that the plan already has stays; a fork inherits the choice of the run it came from where the request
+    allows it.
+
+    Raises:
+        RunError: a stage began on another kind of device or in another format than is now requested, or the plan's
+            record of it cannot be read.
     """
-    survey = _Survey(session)
-    return {name: _decide(run, name, wanted, survey, show) for name, wanted in stages.items()}
+    survey = _NodeSurvey(session)
+    return {name: _decide(run, name, request, survey, progress) for name, request in requests.items()}
 
 
-def kind_of(session: Session, size: Size) -> DeviceKind:
-    """The kind of device that such a worker has."""
+def device_kind(session: Session, size: WorkerSize) -> DeviceKind:
+    """The kind of device that a worker of this size has."""
     if session.local:
         return local_device()
     return "cuda" if size.gpus else "cpu"
 
 
-def _decide(run: Run, name: str, wanted: Wanted, survey: _Survey, show: Progress) -> Compute:
-    kind = kind_of(survey.session, wanted.size)
+def _decide(run: Run, name: str, request: ComputeRequest, survey: _NodeSurvey, progress: Progress) -> Compute:
+    kind = device_kind(survey.session, request.size)
     for inherited, record in ((False, run.decided(name)), (True, run.decided_at_origin(name))):
         if record is None:
             continue
-        _check(run, name, record, wanted.training)
-        same_kind = wanted.training or record["device"] == kind
-        if same_kind and wanted.precision in ("auto", record["precision"]):
-            compute, said = Compute(device=kind, precision=record["precision"]), ""
+        _check_record(run, name, record, request.training)
+        same_kind = request.training or record["device"] == kind
+        if same_kind and request.precision in ("auto", record["precision"]):
+            compute, reason = Compute(device=kind, precision=record["precision"]), ""
             break
         if not inherited:
             raise RunError(
                 f"{run.folder}: {name} began in {record['precision']} on {record.get('device', kind)}, and is now"
-                f" wanted in {wanted.precision} on {kind}. Go on as it began, or use another --out; --fork NEW_OUT"
-                " begins a run that takes over from this one whatever still holds."
+                f" requested in {request.precision} on {kind}. Resume it as it began, or use another --out;"
+                " --fork NEW_OUT begins a new run that takes over from this one whatever still holds."
             )
     else:
-        auto = wanted.precision == "auto" and kind == "cuda"
-        compute, said = choose(wanted.precision, kind, survey.of(wanted.size) if auto else [])
-    if said:
-        show.say(f"{name}: {said}")
-    run.decide(name, {"precision": compute.precision} | ({} if wanted.training else {"device": compute.device}))
+        asks_nodes = request.precision == "auto" and kind == "cuda"
+        compute, reason = choose(request.precision, kind, survey.abilities(request.size) if asks_nodes else [])
+    if reason:
+        progress.say(f"{name}: {reason}")
+    device = {} if request.training else {"device": compute.device}
+    run.decide(name, {"precision": compute.precision} | device)
     return compute
 
 
-def _check(run: Run, name: str, record: Mapping[str, str], training: bool) -> None:
-    """Raise RunError for a record that is none of ours: a plan may be somebody else's."""
+def _check_record(run: Run, name: str, record: Mapping[str, str], training: bool) -> None:
+    """Raise RunError for a record that capfilt did not write: a plan may be somebody else's."""
     try:
         Compute.model_validate({**record, "device": "cpu"} if training else dict(record))
     except ValidationError:
@@ -92,18 +100,18 @@ def _check(run: Run, name: str, record: Mapping[str, str], training: bool) -> No
         ) from None
 
 
-class _Survey:
-    """The abilities of the nodes, asked once for each size of worker."""
+class _NodeSurvey:
+    """The abilities of the cluster's nodes, queried once for each size of worker."""
 
     def __init__(self, session: Session):
         self.session = session
-        self._found: dict[tuple[float, float], list[Ability]] = {}
+        self._abilities: dict[tuple[float, float], list[Ability]] = {}
 
-    def of(self, size: Size) -> list[Ability]:
-        """What the nodes that can hold such workers can do."""
+    def abilities(self, size: WorkerSize) -> list[Ability]:
+        """The abilities of the nodes that can hold a worker of this size."""
         if self.session.local:
             return [ability()]
         key = (size.cpus, size.gpus)
-        if key not in self._found:
-            self._found[key] = ask_nodes(self.session, ability, *key)
-        return self._found[key]
+        if key not in self._abilities:
+            self._abilities[key] = ask_nodes(self.session, ability, *key)
+        return self._abilities[key]

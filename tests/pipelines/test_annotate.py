@@ -134,7 +134,7 @@ def test_a_run_goes_on_with_a_smaller_batch_in_the_format_that_it_began_with(
     assert (done.code, "2/2" in done.err, "resumed" in done.err) == (0, True, True), done.err
     refused = capfilt(*words, "--out", tmp_path / "a", "--set", "precision=bf16")
     assert refused.code == 1
-    assert "annotate began in fp32 on cpu, and is now wanted in bf16 on cpu" in refused.line
+    assert "annotate began in fp32 on cpu, and is now requested in bf16 on cpu" in refused.line
 
 
 def test_a_touched_shard_is_compared_once_and_not_done_again(

@@ -17,7 +17,7 @@ from capfilt.runs import lock
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, fork
 from capfilt.stages import compute as module
-from capfilt.stages.compute import Wanted, decide
+from capfilt.stages.compute import ComputeRequest, decide
 
 FAST, SLOW = Ability("cuda", "H100 on a", bf16=True), Ability("cuda", "T4 on b", bf16=False)
 
@@ -40,11 +40,11 @@ class Cluster:
         return self.nodes
 
 
-def stage(precision: Precision = "auto", gpus: float = 1, training: bool = False) -> Wanted:
-    return Wanted(precision, Resources(gpus=gpus), training)
+def stage(precision: Precision = "auto", gpus: float = 1, training: bool = False) -> ComputeRequest:
+    return ComputeRequest(precision, Resources(gpus=gpus), training)
 
 
-def chosen(run: Run, wanted: Wanted, session: Session | None = None) -> Compute:
+def chosen(run: Run, wanted: ComputeRequest, session: Session | None = None) -> Compute:
     return decide(session or Session("auto"), run, {"annotate": wanted}, Progress(quiet=True))["annotate"]
 
 
@@ -75,12 +75,12 @@ def test_a_choice_is_made_once_and_said_where_nodes_differ(
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (stage(gpus=0), "annotate began in bf16 on cuda, and is now wanted in auto on cpu"),
-        (stage("fp32"), "annotate began in bf16 on cuda, and is now wanted in fp32 on cuda"),
+        (stage(gpus=0), "annotate began in bf16 on cuda, and is now requested in auto on cpu"),
+        (stage("fp32"), "annotate began in bf16 on cuda, and is now requested in fp32 on cuda"),
     ],
 )
 def test_another_device_or_format_is_refused_and_a_fork_begins_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: Wanted, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: ComputeRequest, said: str
 ) -> None:
     Cluster(monkeypatch, FAST)
     plan = {"verb": "annotate"}

@@ -11,7 +11,7 @@ from capfilt.evaluation import evaluate
 from capfilt.pipelines.bootstrap.blip2_stages import name
 from capfilt.pipelines.bootstrap.data import inputs
 from capfilt.stages import annotate
-from capfilt.stages.compute import Wanted
+from capfilt.stages.compute import ComputeRequest
 from capfilt.training.config import EXECUTION_FIELDS
 
 if TYPE_CHECKING:
@@ -43,16 +43,19 @@ def plan_of(config: BootstrapConfig, architecture: Architecture, final: Sequence
     return plan
 
 
-def wanted(config: BootstrapConfig) -> dict[str, Wanted]:
+def wanted(config: BootstrapConfig) -> dict[str, ComputeRequest]:
     """What the recipe says of the device and the format of each stage; calibrating computes as annotating does."""
     pretraining, finetuning, held = config.cluster.train, config.cluster.finetune, config.cluster.annotate
     return {
-        "pretrain": Wanted(config.pretrain.precision, pretraining, training=True),
-        "captioner": Wanted(config.captioner.precision, finetuning, training=True),
-        "filter": Wanted(config.filter.precision, finetuning, training=True),
-        **{name(i): Wanted(stage.train.precision, pretraining, training=True) for i, stage in enumerate(config.final)},
-        "annotate": Wanted(config.annotate.precision, held),
-        "evaluate": Wanted("fp32", held),
+        "pretrain": ComputeRequest(config.pretrain.precision, pretraining, training=True),
+        "captioner": ComputeRequest(config.captioner.precision, finetuning, training=True),
+        "filter": ComputeRequest(config.filter.precision, finetuning, training=True),
+        **{
+            name(i): ComputeRequest(stage.train.precision, pretraining, training=True)
+            for i, stage in enumerate(config.final)
+        },
+        "annotate": ComputeRequest(config.annotate.precision, held),
+        "evaluate": ComputeRequest("fp32", held),
     }
 
 
