@@ -84,8 +84,7 @@ def _decide(run: Run, name: str, request: ComputeRequest, survey: _NodeSurvey, p
         compute, reason = choose(request.precision, kind, survey.abilities(request.size) if asks_nodes else [])
     if reason:
         progress.say(f"{name}: {reason}")
-    device = {} if request.training else {"device": compute.device}
-    run.decide(name, {"precision": compute.precision} | device)
+    run.decide(name, {"precision": compute.precision} | ({} if request.training else {"device": compute.device}))
     return compute
 
 
