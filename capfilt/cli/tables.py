@@ -19,7 +19,7 @@ _SHOWN = 20  # broken pieces that are named one by one
 
 def print_rounds(summary: dict[str, Any]) -> None:
     """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
-    from capfilt.report.collect import told_of_stages
+    from capfilt.reporting.collect import told_of_stages
 
     columns = {
         "round": lambda r: str(r["round"]),
@@ -42,7 +42,7 @@ def print_rounds(summary: dict[str, Any]) -> None:
 
 def print_next(folder: StoragePath, summary: dict[str, Any]) -> None:
     """The page of the run, and what to do next."""
-    from capfilt.report import collect
+    from capfilt.reporting import collect
 
     say(f"report      {folder / collect.PAGE}")
     for what, command in collect.next_steps(folder, summary):

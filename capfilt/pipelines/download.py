@@ -9,8 +9,8 @@ from typing import Any
 
 from capfilt import config as configs
 from capfilt.cluster.session import connect
-from capfilt.download import placeholders, plans
-from capfilt.download.failures import KINDS
+from capfilt.downloading import placeholders, plans
+from capfilt.downloading.failures import KINDS
 from capfilt.errors import UsageError, did_you_mean
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from capfilt.report.collect import PAGE, gather
-from capfilt.report.page import render
+from capfilt.reporting.collect import PAGE, gather
+from capfilt.reporting.page import render
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from capfilt.report.review import open_server
+from capfilt.reporting.review import open_server
 from capfilt.storage.paths import StoragePath
 
 

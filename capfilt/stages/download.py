@@ -20,13 +20,13 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.download import fetch, placeholders, plans, url_lists
-from capfilt.download.fetch import Layout, PictureConfig
-from capfilt.download.finalize import settle
-from capfilt.download.http.client import Limits, SafeHttpClient
-from capfilt.download.http.politeness import Politeness, Visitor, agent
-from capfilt.download.plans import Pass
-from capfilt.download.url_lists import Columns
+from capfilt.downloading import fetch, placeholders, plans, url_lists
+from capfilt.downloading.fetch import Layout, PictureConfig
+from capfilt.downloading.finalize import settle
+from capfilt.downloading.http.client import Limits, SafeHttpClient
+from capfilt.downloading.http.politeness import Politeness, Visitor, agent
+from capfilt.downloading.plans import Pass
+from capfilt.downloading.url_lists import Columns
 from capfilt.errors import RunError, ShortfallError
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress

@@ -26,7 +26,7 @@ def drawn() -> str:
 
 def _text_draws() -> dict[str, Any]:
     from capfilt.inference.generation.decode import uniforms
-    from capfilt.report.gallery import chosen_shards
+    from capfilt.reporting.gallery import chosen_shards
 
     places = [(0, 0, UIDS[0], 0), (0, 1, UIDS[0], 0), (0, 0, UIDS[0], 1), (7, 2, UIDS[1], 3)]
     found: dict[str, Any] = {f"text {place}": uniforms(*place, 4).tolist() for place in places}

@@ -127,9 +127,9 @@ def _configs() -> dict[str, type]:
     from capfilt.cluster.worker_pool import Resources
     from capfilt.data.images.preprocess import Preprocess
     from capfilt.data.policy import PolicyConfig, Rule
-    from capfilt.download.http.client import Limits
-    from capfilt.download.http.politeness import Politeness
-    from capfilt.download.plans import Pass
+    from capfilt.downloading.http.client import Limits
+    from capfilt.downloading.http.politeness import Politeness
+    from capfilt.downloading.plans import Pass
     from capfilt.evaluation.evaluate import EvaluateConfig
     from capfilt.models import Blip2Config, BlipConfig
     from capfilt.pipelines.bench import BenchConfig

@@ -26,7 +26,7 @@ from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints import store
-from capfilt.report import review
+from capfilt.reporting import review
 from capfilt.runs import lock
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.run import Run

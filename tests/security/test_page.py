@@ -22,10 +22,10 @@ from capfilt.errors import UsageError
 from capfilt.evaluation.evaluate import MAX_KIND, MAX_KINDS, ScoredTexts, truth
 from capfilt.pipelines import report
 from capfilt.printable import MAX_NAME
-from capfilt.report import collect, gallery, page, review
-from capfilt.report.charts import Histogram
-from capfilt.report.gallery import Counted, Round
-from capfilt.report.page import COLUMNS, Facts, Look, Training
+from capfilt.reporting import collect, gallery, page, review
+from capfilt.reporting.charts import Histogram
+from capfilt.reporting.gallery import Counted, Round
+from capfilt.reporting.page import COLUMNS, Facts, Look, Training
 
 Make = Callable[..., Path]
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from capfilt.data import labels
-from capfilt.report import review
-from capfilt.report.collect import Gathered
-from capfilt.report.page import COLUMNS, Facts, Look
+from capfilt.reporting import review
+from capfilt.reporting.collect import Gathered
+from capfilt.reporting.page import COLUMNS, Facts, Look
 
 Ask = Callable[..., bytes]
 

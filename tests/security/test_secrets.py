@@ -24,7 +24,7 @@ from capfilt.cli import app
 from capfilt.data import annotations, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import Sample
-from capfilt.download import url_lists
+from capfilt.downloading import url_lists
 from capfilt.errors import CapfiltError, DataError, RunError, ShardError, UsageError
 from capfilt.pipelines.download import plan_of
 from capfilt.pipelines.jobs import Order, check_secrets

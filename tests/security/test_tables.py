@@ -18,7 +18,7 @@ from capfilt.data import annotations, parquet
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError
 from capfilt.pipelines.inspect import explain
-from capfilt.report import gallery
+from capfilt.reporting import gallery
 
 ROW = {
     "key": "00000", "uid": "0" * 32, "sha256": "0" * 64, "source": "web", "candidate": 0, "text": "a dog", "itm": 0.5,

@@ -35,7 +35,7 @@ from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap.blip2_stages import StageConfig, check_final, merged, pretrain_final
 from capfilt.pipelines.bootstrap.data import DataConfig, gather
 from capfilt.pipelines.bootstrap.plan import check_momentum, plan_of, wanted
-from capfilt.report.collect import PAGE
+from capfilt.reporting.collect import PAGE
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from capfilt.data.sample import SOURCES
+from capfilt.reporting import collect, page
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    """What the page's script reads."""
+    (island,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"))
+    found: dict[str, Any] = json.loads(island)
+    return found
+
+
+def test_a_bootstrap_ends_with_its_page(story: Path) -> None:
+    assert (story / "report.html").is_file()
+    (look,) = data_of(story / "report.html")["looks"]
+    assert look["round"] == 1
+    assert look["totals"] == {"web": 60, "synthetic": 60}
+
+
+def test_the_page_decides_as_the_policy_did(colours: Path) -> None:
+    """Every text of the page, by the scores and the threshold that are in it, as dataset/*.parquet has it."""
+    import numpy as np
+
+    data = data_of(colours / "report.html")
+    (look,) = data["looks"]
+    texts = look["texts"]
+    scores = [float(np.float32(score)) for score in texts[look["score"]]]
+    keys = [data["images"][image][0] for image in texts["image"]]
+    page = {
+        (key, SOURCES[source], text): score >= look["threshold"] and fixed < 0
+        for key, source, text, score, fixed in zip(
+            keys, texts["source"], texts["text"], scores, texts["fixed"], strict=True
+        )
+    }
+    verdicts = pq.read_table(colours / "round-1/dataset/00000.parquet").to_pylist()
+    assert page == {(row["key"], row["source"], row["text"]): row["verdict"] == "kept" for row in verdicts}
+    assert 0 < sum(page.values()) < len(page)
+
+
+def test_the_truth_and_the_figures_are_the_summary_s(colours: Path) -> None:
+    (look,) = data_of(colours / "report.html")["looks"]
+    told = json.loads((colours / "summary.json").read_text())["rounds"][1]["filter"]
+    texts = look["texts"]
+    known = [i for i, truth in enumerate(texts["truth"]) if truth >= 0]
+    assert len(known) == 64
+    kept = [i for i in known if texts["itm"][i] >= look["threshold"]]
+    right = [i for i in known if texts["truth"][i]]
+    both = set(kept) & set(right)
+    assert len(both) / len(kept) == pytest.approx(told["precision"])
+    assert len(both) / len(right) == pytest.approx(told["recall"])
+
+
+def test_its_command_writes_what_the_round_wrote(colours: Path, tmp_path: Path, capfilt: Any) -> None:
+    import shlex
+
+    (look,) = data_of(colours / "report.html")["looks"]
+    words = shlex.split(look["select"])
+    assert words[0] == "capfilt"
+    policy = ("--set", f"score={look['score']}", "--set", f"threshold={look['threshold']!r}")
+    done = capfilt(*words[1:], "--out", tmp_path / "again", *policy)
+    assert done.code == 0, done.err
+    made = (colours / "round-1/dataset/00000.tar").read_bytes()
+    assert (tmp_path / "again/dataset/00000.tar").read_bytes() == made
+
+
+def test_what_to_do_next_is_three_commands_that_work(moved: Path, capfilt: Any) -> None:
+    import shlex
+
+    summary = json.loads((moved / "summary.json").read_text())
+    steps = collect.next_steps(moved, summary)
+    verbs = [shlex.split(command)[1] for _, command in steps]
+    assert verbs == ["review", "select", "export"]
+    for _, command in steps[1:]:
+        done = capfilt(*shlex.split(command)[1:])
+        assert done.code == 0, (command, done.err)
+    alone = {**summary, "rounds": summary["rounds"][:1]}
+    assert [shlex.split(command)[1] for _, command in collect.next_steps(moved, alone)] == ["export"]
+
+
+def test_the_end_of_a_bootstrap_says_so(moved: Path, story: Path, capfilt: Any) -> None:
+    done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved)
+    assert done.code == 0, done.err
+    assert f"report      {moved}/report.html" in done.out
+    assert f"  capfilt review {moved}\n" in done.out
+    as_json = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved, "--json")
+    json.loads(as_json.out)
+
+
+def test_a_run_that_is_not_finished_has_a_page(moved: Path, capfilt: Any) -> None:
+    for gone in ("summary.json", "report.html"):
+        (moved / gone).unlink()
+    shutil.rmtree(moved / "round-1/dataset")
+    log = [line for line in (moved / "log.jsonl").read_text().splitlines() if '"round": 1, "seconds"' not in line]
+    (moved / "log.jsonl").write_text("\n".join(log) + '\n{"ts": "cut sh')
+    done = capfilt("report", moved, "--json", address=None)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert (told["rounds"], told["texts"]) == (1, 120)
+    assert told["bytes"] == (moved / "report.html").stat().st_size
+
+
+def test_other_runs_have_pages_too(story: Path, annotated: Path, tmp_path: Path, capfilt: Any) -> None:
+    for folder, texts in ((annotated, 120), (tmp_path / "clean", 120)):
+        if folder != annotated:
+            words = ("--annotations", annotated, "--out", folder, "--set", "threshold=keep-rate")
+            assert capfilt("select", story / "data/web", *words).code == 0
+        done = capfilt("report", folder, "--json", "--out", tmp_path / "page.html", address=None)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["texts"] == texts
+        data = data_of(tmp_path / "page.html")
+        assert all(thumb for _, thumb in data["images"])
+        assert data["looks"][0]["select"] == f"capfilt select {story / 'data/web'} --annotations {annotated}"
+
+
+@pytest.fixture(scope="module")
+def annotated(story: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> Path:
+    """The run folder of `capfilt annotate` over the story's web, with the story's models."""
+    out = tmp_path_factory.mktemp("annotated") / "a"
+    models = ("--captioner", story / "round-1/captioner", "--filter", story / "round-1/filter")
+    done = capfilt("annotate", story / "data/web", *models, "--out", out, "--set", "decode.max_length=12")
+    assert done.code == 0, done.err
+    return out
+
+
+def test_shards_that_are_gone_are_said_to_be(moved: Path, capfilt: Any) -> None:
+    shutil.rmtree(moved / "data/web")
+    done = capfilt("report", moved, address=None)
+    assert done.code == 0, done.err
+    page = (moved / "report.html").read_text("utf-8")
+    assert "No pictures and no truth: no shard found at" in page
+    assert all(thumb is None for _, thumb in data_of(moved / "report.html")["images"])
+
+
+@pytest.mark.parametrize(("held", "said"), [(False, "is no run folder"), (True, "holds nothing to show yet")])
+def test_what_has_no_page(tmp_path: Path, capfilt: Any, held: bool, said: str) -> None:
+    if held:
+        (tmp_path / "plan.json").write_text('{"captioner": {}}')
+        (tmp_path / "recipe.yaml").write_text("rounds: 1\n")
+    done = capfilt("report", tmp_path, address=None)
+    assert done.code == 1
+    assert said in done.line
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_page_knows_every_source() -> None:
+    assert page.SOURCES == SOURCES
+    assert (
+        f"const SOURCES = {json.dumps(SOURCES)}" in (Path(page.__file__).parent / "templates" / "page.js").read_text()
+    )
