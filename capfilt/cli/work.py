@@ -133,7 +133,7 @@ def annotate(
 
         folder = forked(out, fork)
         if retry is not None:
-            runner.retry(folder, "annotate", retry)
+            runner.withdraw_failed(folder, "annotate", retry)
         options = runner.CommandOptions(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         own = [*(sets or []), *([] if captions is None else [f"captions={captions}"])]
         config = configs.named(AnnotateConfig, recipe, own)

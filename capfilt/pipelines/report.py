@@ -1,4 +1,4 @@
-"""report: a run folder as one HTML page."""
+"""report: write a run folder as one HTML page."""
 
 from __future__ import annotations
 

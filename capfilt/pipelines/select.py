@@ -1,4 +1,4 @@
-"""select: a policy turns annotations into a cleaned dataset; no model is asked again."""
+"""select: apply a policy to annotations and write a cleaned dataset; no model is run, but for a calibration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import capfilt.data.annotations as tables
 from capfilt import config as configs
-from capfilt.cluster.session import connect
+from capfilt.cluster.session import Session, connect
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError, UsageError
@@ -31,10 +31,12 @@ from capfilt.storage.paths import StoragePath, listing
 
 @dataclass(frozen=True)
 class ThresholdSource:
-    """What a threshold may be set on: validation pairs and the filter, or what people said under `capfilt review`."""
+    """What a threshold is calibrated on: human validation pairs and the filter, or labels given in `capfilt review`."""
 
     val: str | None = None
+    """Shards of human pairs."""
     filter: str | None = None
+    """A model folder."""
     labels: bool = False
 
 
@@ -49,51 +51,68 @@ def run(
     recipe: str | None = None,
     options: CommandOptions | None = None,
 ) -> dict[str, Any]:
-    """The verb: judge annotated shards by a policy and write the cleaned ones into a run folder of its own."""
+    """The verb: apply a policy to annotated shards and write the cleaned ones into a new run folder.
+
+    `specs` names the shards, `source` is the folder that holds their annotations/, `out` the run folder; `recipe` and
+    `sets` give the policy. Returns the dataset's folder, the threshold and the counts.
+    """
     options = options or CommandOptions()
-    own = policy_by_labels(sets, calibration) if calibration.labels else sets
-    policy = configs.named(PolicyConfig, recipe, own)
+    assignments = sets_for_labels(sets, calibration) if calibration.labels else sets
+    policy = configs.named(PolicyConfig, recipe, assignments)
     urls = shards.expand(specs)
     if (home := labels.home(source) / "plan.json").is_file():
-        Run.load(home.parent)  # refuses what leads out of it
-    folder, named = source / "annotations", inputs.as_annotated(source, urls)
-    check_annotations(named, folder)
-    said = calibrate_on_labels(source, named, policy) if calibration.labels else None
-    asked = None if said else plan_calibration(policy, calibration, folder / f"{next(iter(named))}.parquet")
+        Run.load(home.parent)  # refuses links that lead out of it
+    folder, urls_by_name = source / "annotations", inputs.annotated_urls_by_name(source, urls)
+    check_annotations(urls_by_name, folder)
+    by_labels = calibrate_on_labels(source, urls_by_name, policy) if calibration.labels else None
+    by_val = (
+        None if by_labels else plan_calibration(policy, calibration, folder / f"{next(iter(urls_by_name))}.parquet")
+    )
     plan = {
         "verb": "select",
         **policy.model_dump(mode="json"),
         "shards": urls,
         "annotations": str(source.absolute()),
-        "calibration": said if asked is None else {**asked, "model": str(asked["model"])},
+        "calibration": by_labels if by_val is None else {**by_val, "model": str(by_val["model"])},
     }
-    if renamed := shards.renamed(named):
+    if renamed := shards.renamed(urls_by_name):
         plan["names"] = renamed
     opened = Run.open(out, configs.to_yaml(policy), plan)
-    if said:
-        write_json(opened.path("calibration.json"), said)
+    if by_labels:
+        write_json(opened.path("calibration.json"), by_labels)
     with connect(address) as session:
-        calibrated = (said or {}).get("threshold")
-        if asked is not None:
-            worker = options.model_copy(update={"gpus": None}).resources(session)
-            batch_size, precision = scored_with(source)
-            compute = decide(session, opened, {"calibrate": ComputeRequest(precision, worker)}, show)["calibrate"]
-            known = contents_of(session, asked["shards"], {}, out.absolute(), show)
-            job = CalibrateJob(out=out.absolute(), **asked, contents=known, batch_size=batch_size, compute=compute)
-            calibrated = calibrate(session, job, worker, show)
-        threshold = resolve_threshold(policy, folder, named, calibrated)
+        calibrated = (by_labels or {}).get("threshold")
+        if by_val is not None:
+            calibrated = _calibrate(session, opened, by_val, source, options, show)
+        threshold = resolve_threshold(policy, folder, urls_by_name, calibrated)
         rule = policy.rule(threshold)
         work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry)
-        tally = select(session, named, work, options.resources(session), show)
-    number = {} if threshold is None else {"threshold": threshold}
-    found = {"dataset": str(out / "dataset"), **number, **tally.to_json()}
-    result = found | ({"labels": said["labels"]} if said else {})
+        tally = select(session, urls_by_name, work, options.resources(session), show)
+    result: dict[str, Any] = {"dataset": str(out / "dataset")}
+    if threshold is not None:
+        result["threshold"] = threshold
+    result |= tally.to_json()
+    if by_labels:
+        result["labels"] = by_labels["labels"]
     check_selected("select", tally, work.rule, options.min_success, result)
     return result
 
 
-def policy_by_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[str]:
-    """What `--calibrate labels` sets; what would say another threshold beside it is refused."""
+def _calibrate(
+    session: Session, run: Run, fields: dict[str, Any], source: StoragePath, options: CommandOptions, show: Progress
+) -> float:
+    """The threshold that human pairs give, scored in the same precision as the annotations of `source`."""
+    worker = options.model_copy(update={"gpus": None}).resources(session)
+    batch_size, precision = scored_with(source)
+    compute = decide(session, run, {"calibrate": ComputeRequest(precision, worker)}, show)["calibrate"]
+    out = run.folder.absolute()
+    contents = contents_of(session, fields["shards"], {}, out, show)
+    job = CalibrateJob(out=out, **fields, contents=contents, batch_size=batch_size, compute=compute)
+    return calibrate(session, job, worker, show)
+
+
+def sets_for_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[str]:
+    """The assignments of a policy under `--calibrate labels`. UsageError if they give another threshold beside it."""
     if (
         any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets)
         or calibration.val
@@ -104,32 +123,34 @@ def policy_by_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[
 
 
 def check_annotations(names: Iterable[str], folder: StoragePath) -> None:
-    """Refuse shards that were not annotated."""
+    """Raise DataError for a shard that has no annotations in a folder."""
     if not folder.is_dir():
         raise DataError(
             f"{folder.parent} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap."
         )
-    there = listing(folder)
+    files = listing(folder)
     for name in names:
-        if f"{name}.parquet" not in there:
+        if f"{name}.parquet" not in files:
             raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
 
 
 def plan_calibration(
     policy: PolicyConfig, calibration: ThresholdSource, annotated: StoragePath
 ) -> dict[str, Any] | None:
-    """The calibration that a policy asks for, as fields of its job. A threshold holds for the filter that it was
-    measured with alone."""
+    """The calibration that a policy needs, as fields of `CalibrateJob`; None if it needs none.
+
+    UsageError if the filter is not the one that scored the texts: a threshold holds for one filter only.
+    """
     if policy.threshold != "calibrated":
         return None
-    val, judge = calibration.val, calibration.filter
-    if val is None or judge is None:
+    val, filter_model = calibration.val, calibration.filter
+    if val is None or filter_model is None:
         raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number.")
-    model = store.find(judge)
+    model = store.find(filter_model)
     check_role("filter", model, NEEDS)
     used = {row.filter for row in tables.rows(tables.read(annotated)) if row.filter}
     if used - {store.fingerprint(model)}:
-        raise UsageError(f"{annotated} was scored by another filter than {judge}; give the one that scored it.")
+        raise UsageError(f"{annotated} was scored by another filter than {filter_model}; give the one that scored it.")
     return {
         "model": model,
         "shards": tuple(shards.expand(val)),
@@ -140,7 +161,7 @@ def plan_calibration(
 
 
 def scoring(source: StoragePath) -> AnnotateConfig:
-    """How annotations were scored: by the recipe of `capfilt annotate`, or of the bootstrap whose round they are."""
+    """The settings with which annotations were scored: those of `capfilt annotate`, or of their bootstrap."""
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():
             tree = configs.load(documents.checked(file))
@@ -149,7 +170,7 @@ def scoring(source: StoragePath) -> AnnotateConfig:
 
 
 def scored_with(source: StoragePath) -> tuple[int, Precision]:
-    """The batch size of annotations, and the format in which they were scored: as their run chose it, if it says so."""
+    """The batch size and the precision with which annotations were scored: what their run recorded, else its recipe."""
     config = scoring(source)
     for folder in (source, source.parent):
         if (folder / "plan.json").is_file() and (record := Run.load(folder).decided("annotate")) is not None:

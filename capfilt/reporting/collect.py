@@ -62,13 +62,13 @@ class Gathered:
 def gather(folder: StoragePath, fetch: bool = False, web: Sequence[str] | None = None) -> Gathered:
     """Everything that the page of a run folder shows; `fetch` and `web` as in `run`."""
     opened = Run.load(folder)
-    command = inputs.verb(opened.plan)
+    command = inputs.verb_of(opened.plan)
     events = list(_lines(folder / "log.jsonl"))
     rounds, seconds = _summary(folder, command, events)
     worked = [str(event.get("ts", "")) for event in events if event.get("event") == "worked"]
     notes: list[str] = []
     if command == "select":
-        inputs.check_reachable(folder, [str(inputs.annotated(folder, opened.plan))], fetch)
+        inputs.check_reachable(folder, [str(inputs.annotations_source(folder, opened.plan))], fetch)
     found = [r for r in _rounds(folder, command, opened.plan, rounds) if any(r.annotations.glob("*.parquet"))]
     urls = _urls(folder, opened.plan, fetch, web, notes) if found else {}
     looks, images, words, rows = _looks(found, urls, folder, notes)
@@ -181,12 +181,12 @@ def _rounds(
         found = (p.parent for p in folder.glob("round-*/annotations") if _is_round(p.parent))
         for place in sorted(found, key=_number)[-MAX_ROUNDS:]:
             threshold = entries.get(_number(place), {}).get("filter", {}).get("threshold")
-            yield _round(_number(place), place, place, policy, threshold, folder, inputs.web(folder, tree))
+            yield _round(_number(place), place, place, policy, threshold, folder, inputs.web_shards(folder, tree))
     elif command == "annotate":
-        yield _round(0, folder, None, PolicyConfig(), None, folder, _named(inputs.named(folder, plan)))
+        yield _round(0, folder, None, PolicyConfig(), None, folder, _named(inputs.input_shards(folder, plan)))
     elif command == "select":
         policy = configs.validated(PolicyConfig, tree, folder / "recipe.yaml")
-        source, web = inputs.annotated(folder, plan), _named(inputs.named(folder, plan))
+        source, web = inputs.annotations_source(folder, plan), _named(inputs.input_shards(folder, plan))
         yield _round(0, source, folder, policy, None, folder, web)
 
 
@@ -273,9 +273,9 @@ def _urls(
     """The web's shards by name; none, and a note, where they are not there any more, or not to be fetched."""
     try:
         if web is None:
-            web = inputs.named(folder, plan)
+            web = inputs.input_shards(folder, plan)
             inputs.check_reachable(folder, web, fetch)
-        return inputs.by_name(plan, shards.expand(web))
+        return inputs.urls_by_name(plan, shards.expand(web))
     except (ShardError, RunError) as error:
         notes.append(f"No pictures and no truth: {error}")
         return {}

@@ -35,7 +35,7 @@ from capfilt.printable import printable
 from capfilt.reporting.charts import Histogram
 from capfilt.reporting.page import COLUMNS, MAX_WORDS, Look, embedded
 from capfilt.runs.tally import MAX_REASONS, NO_TEXT, OTHER
-from capfilt.stages.select import VERDICTS
+from capfilt.stages.select import VERDICT_SCHEMA
 from capfilt.stages.select import verdicts as judged
 from capfilt.storage.paths import StoragePath
 
@@ -127,7 +127,7 @@ class Counted:
         """Count a shard; `drawn`: its images may be in the page."""
         verdicts = self.round.dataset / f"{shard}.parquet" if self.round.dataset else None
         if verdicts is not None and verdicts.is_file():
-            table = tables.read(verdicts, VERDICTS)
+            table = tables.read(verdicts, VERDICT_SCHEMA)
             whys = table.column("why").to_pylist()
             table = table.select(tables.SCHEMA.names)
         else:

@@ -77,7 +77,7 @@ stands the format that was chosen, in `AnnotateJob.compute`. As what pydantic le
 class AnnotateJob(Config):
     """What an annotating worker needs to know."""
 
-    divisible: ClassVar[bool] = True
+    splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
 
     out: StoragePath

@@ -1,7 +1,7 @@
-"""The hunt for the sample that kills its worker: its shard is halved until the sample is alone.
+"""Bisection of a shard that keeps killing its worker, down to the one sample that does it, which is then skipped.
 
-A job joins in by `divisible = True` and an `open` that answers with a `Splittable`. A kill may be chance, by a machine
-that is short of memory, say: so a sample is left out only after it has killed twice when it was alone.
+A job takes part by `splittable = True` and an `open` that returns a `Splittable`. A worker may also die by chance, for
+example on a machine that is short of memory: so a sample is skipped only after it has killed its worker twice alone.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.metrics import ShardReport
 
 TRIES = 2
-"""How often a shard of such a job may kill its worker before the hunt begins, and a sample when it is alone."""
+"""How often a shard may kill its worker before it is bisected, and a single sample before it is skipped."""
 
-_FRUITLESS = 3  # hunts without a catch after which the shard itself has failed
+_MAX_BISECTIONS = 3  # of one shard that find no sample; after these the shard itself has failed
 
 
 @dataclass(frozen=True)
 class Splittable:
-    """What a job's `open` answers with if it can do a part of an item."""
+    """What a job's `open` returns if it can process a part of an item."""
 
     whole: Callable[[str], ShardReport]
     part: Callable[[str, int, int], int]
-    """Do samples [start, stop) of the item as always, keep nothing, and return how many samples there are in all."""
+    """Process samples [start, stop) of the item as usual, write nothing, and return the item's number of samples."""
 
     def __call__(self, item: str) -> ShardReport:
         return self.whole(item)
@@ -38,7 +38,7 @@ class Splittable:
 
 @dataclass(frozen=True)
 class Probe:
-    """A job whose items are parts of an item of another job: "start:stop:item"."""
+    """A job that processes parts of another job's items; each of its own items is "start:stop:item"."""
 
     job: Job[Any]
 
@@ -47,35 +47,36 @@ class Probe:
         return f"{self.job.name}-probe"
 
     def open(self) -> Callable[[str], int]:
-        answer = self.job.open()
+        process = self.job.open()
 
         def work(part: str) -> int:
             start, stop, item = part.split(":", 2)
-            return answer.part(item, int(start), int(stop))  # type: ignore[attr-defined, no-any-return]
+            return process.part(item, int(start), int(stop))  # type: ignore[attr-defined, no-any-return]
 
         return work
 
 
 def version_of(identity: str, stat: Mapping[str, Any]) -> str:
-    """The fingerprint under which deadly samples are known: their places are those of one version of a shard."""
+    """The fingerprint under which skipped samples are recorded: their positions hold for one version of a shard."""
     return fingerprint(identity, stat)
 
 
 class Bisection:
-    """What is known of the deadly items of one stage."""
+    """Finds the samples of one stage that kill their workers."""
 
     def __init__(self, session: Session, job: Any, ledger: Ledger, resources: Resources):
         self.session, self.job, self.ledger = session, job, ledger
         self.resources = resources.model_copy(update={"workers": 1})
-        self.divisible = bool(getattr(job, "divisible", False)) and not session.local
-        self._fruitless: Counter[str] = Counter()
+        self.enabled = bool(getattr(job, "splittable", False)) and not session.local
+        self._without_result: Counter[str] = Counter()
 
-    def worthwhile(self, item: str) -> bool:
-        """Whether to look into an item that killed its workers, rather than to give it up."""
-        return self.divisible and self._fruitless[item] < _FRUITLESS
+    def is_worthwhile(self, item: str) -> bool:
+        """Whether to bisect an item that killed its workers, rather than count it as failed."""
+        return self.enabled and self._without_result[item] < _MAX_BISECTIONS
 
-    def find(self, item: str, shard: str, identity: str) -> None:
-        """Find the sample that kills, and have it left out; where none does on its own, the shard has another try."""
+    def run(self, item: str, shard: str, identity: str) -> None:
+        """Find the sample that kills its worker and mark it to be skipped; if no single one does, the item may simply
+        be tried again."""
         num = self._try(item, 0, 0)
         low, high = 0, num or 0
         while high - low > 1:
@@ -89,9 +90,9 @@ class Bisection:
                 self.ledger, shard, version_of(identity, shards.stat(item)), low, f"{TRIES} times when it was alone"
             )
         else:
-            self._fruitless[item] += 1
+            self._without_result[item] += 1
 
     def _try(self, item: str, start: int, stop: int) -> int | None:
-        """The number of samples in an item, after doing a part of them; None where that killed the worker."""
+        """Process samples [start, stop) of an item; returns its number of samples, None if the worker died."""
         [end] = spread(self.session, Probe(self.job), [f"{start}:{stop}:{item}"], self.resources, tries=1)
         return None if end.deaths else end.result or 0

@@ -1,6 +1,6 @@
-"""How every stage is driven: skip what the ledger has, spread the rest, count what came of it.
+"""The loop of every stage: skip items that are committed in the ledger, spread the others over workers, add up tallies.
 
-A job commits each item itself, where it worked; the driver sees names, fingerprints and tallies only.
+A job commits each item itself, on the machine that did the work; the driver only sees names, fingerprints and tallies.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
-from capfilt.stages import contents
 from capfilt.stages.bisect import TRIES, Bisection
+from capfilt.stages.inputs import changed_shards
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
 from capfilt.storage.paths import RemotePath, StoragePath, map_concurrent
@@ -38,17 +38,19 @@ class StageJob(Protocol):
     def out(self) -> StoragePath: ...
 
     def identity(self, item: str) -> str:
-        """The fingerprint of everything that decides the item's outcome.
+        """The fingerprint of everything that determines the item's output.
 
-        With `by_content = True` in the job an item is the URL of a shard, and what lies there is no part of it: the
-        job commits what it read (`shards.Digest`), and the item is done as long as the same bytes lie there.
+        With `by_content = True` in the job an item is the URL of a shard, and the shard's bytes are not part of the
+        fingerprint: the job commits a digest of what it read (`shards.Digest`), and the item counts as done as long as
+        the URL holds the same bytes.
         """
 
     def open(self) -> Callable[[str], str | ShardReport]:
-        """Load what is needed; the answer does one item, commits it, and returns a few words for the progress line,
-        or a `ShardReport` that also says where the time went.
+        """Load what is needed and return a function that processes one item, commits it, and returns a short text for
+        the progress line, or a `ShardReport` that also says how the time was spent.
 
-        With `divisible = True` in the job the answer is a `hunt.Splittable`, and a sample that kills is found.
+        With `splittable = True` in the job the function is a `bisect.Splittable`, and a sample that kills its worker
+        is found by bisection.
         """
 
 
@@ -60,50 +62,50 @@ def run_stage(
     show: Progress,
     label: str,
 ) -> Tally:
-    """Bring every item (name -> item) to its commit and add up their tallies.
+    """Process every item (name -> item) that is not committed yet; returns the sum of all tallies.
 
-    Raises RunError naming an item that failed, after all others are done; running again redoes just those.
+    Raises RunError naming an item that failed, after all others are done; running again redoes only the failed ones.
     """
     ledger = Ledger(job.out, job.name)
-    count = _Count(ledger, identities(job, items))
+    done = _DoneItems(ledger, identities(job, items))
     inputs = items if getattr(job, "by_content", False) else {}
-    todo = {items[name]: name for name in count.missing(inputs, show, label)}
+    todo = {items[name]: name for name in done.load(inputs, show, label)}
     if todo:
-        stage_status.begin(ledger, stage_status.Plan(label, len(items), len(items) - len(todo)), count.identities)
+        stage_status.begin(ledger, stage_status.Plan(label, len(items), len(items) - len(todo)), done.identities)
         session.report([metrics.queued(job.name, len(todo))])
     failures: dict[str, str] = {}
     pace = stage_status.Pace(ledger)
-    hunt = Bisection(session, job, ledger, resources)
+    bisection = Bisection(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
-        line.resume(count.num)
+        line.resume(done.num)
         pending = list(todo)
         while pending:
-            deadly: list[str] = []
-            for end in spread(session, job, pending, resources, TRIES if hunt.divisible else 3):
+            to_bisect: list[str] = []
+            for end in spread(session, job, pending, resources, TRIES if bisection.enabled else 3):
                 write_guard.confirm(ledger.path)
-                name, error, told = todo[end.item], end.error, ShardReport.of(end.result)
-                if end.deaths and hunt.worthwhile(end.item):
-                    deadly.append(end.item)
+                name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
+                if end.deaths and bisection.is_worthwhile(end.item):
+                    to_bisect.append(end.item)
                     continue
-                tally = count.take(name) if error is None else None
+                tally = done.add(name) if error is None else None
                 if tally is not None:
                     pace.add()
-                    session.report(metrics.of_shard(job.name, tally, told, end.seconds))
+                    session.report(metrics.of_shard(job.name, tally, report, end.seconds))
                 else:
                     failures[end.item] = error or f"{name} was done, but its outputs are not there any more"
                     stage_status.failed(ledger, name, failures[end.item])
                     session.report([metrics.of_failure(job.name)])
-                session.report([metrics.queued(job.name, len(items) - count.num)])
-                line.move(count.num, told.words)
-            for item in deadly:
-                hunt.find(item, todo[item], count.identities[todo[item]])
-            pending = deadly
+                session.report([metrics.queued(job.name, len(items) - done.num)])
+                line.move(done.num, report.words)
+            for item in to_bisect:
+                bisection.run(item, todo[item], done.identities[todo[item]])
+            pending = to_bisect
     pace.keep()
     if todo and not session.local:
         write_guard.confirm(ledger.path)
-        sweep(ledger.folder, over=True)  # a worker that was killed while writing left its file, and others did its work
+        sweep(ledger.folder, over=True)  # temporary files of workers that were killed while writing
     _raise_failed(label, failures, len(items))
-    return count.total
+    return done.total
 
 
 def _raise_failed(label: str, failures: Mapping[str, str], total: int) -> None:
@@ -113,56 +115,57 @@ def _raise_failed(label: str, failures: Mapping[str, str], total: int) -> None:
 
 
 def identities(job: StageJob, items: Mapping[str, str]) -> dict[str, str]:
-    """The fingerprint of every item by its name; of those on a store many are asked for at once."""
+    """The fingerprint of every item by its name; items on an object store are asked for concurrently."""
     remote = isinstance(job.out, RemotePath) or any("://" in item for item in items.values())
     return dict(zip(items, map_concurrent(job.identity, items.values(), remote), strict=True))
 
 
-class _Count:
-    """What is done of a stage, each completion read once, its balance checked again."""
+class _DoneItems:
+    """The items of a stage that are done; each completion is read once and its balance checked again."""
 
     def __init__(self, ledger: Ledger, identities: dict[str, str]):
         self.ledger, self.identities = ledger, identities
         self.num, self.total = 0, Tally.zero()
 
-    def missing(self, inputs: Mapping[str, str], show: Progress, label: str) -> list[str]:
-        """Look for every item, count what is done, and return the others. Those of other `inputs` (name -> URL) than
-        they were done from are forgotten.
+    def load(self, inputs: Mapping[str, str], show: Progress, label: str) -> list[str]:
+        """Count every item that the ledger has as done; returns the names of the others.
+
+        Completions of items whose input (`inputs`: name -> URL) has changed since are withdrawn.
         """
-        there = self.ledger.begun()
-        begun = [name for name in self.identities if name in there]
-        looked = map_concurrent(self._completion, begun, isinstance(self.ledger.path, RemotePath))
-        done = {name: found for name, found in zip(begun, looked, strict=True) if found is not None}
+        in_ledger = self.ledger.begun()
+        names = [name for name in self.identities if name in in_ledger]
+        completions = map_concurrent(self._completion, names, isinstance(self.ledger.path, RemotePath))
+        done = {name: one for name, one in zip(names, completions, strict=True) if one is not None}
         if inputs:
-            for name in contents.changed(self.ledger, done, inputs, show, label):
+            for name in changed_shards(self.ledger, done, inputs, show, label):
                 self.ledger.withdraw(name)
                 del done[name]
-        for name, found in done.items():
-            self._add(name, found)
+        for name, completion in done.items():
+            self._count(name, completion)
         return [name for name in self.identities if name not in done]
 
-    def take(self, name: str) -> Tally | None:
-        """Count an item if it is done, and return its tally."""
-        return self._add(name, self._completion(name))
+    def add(self, name: str) -> Tally | None:
+        """Count one more item and return its tally; None if the ledger does not have it as done."""
+        completion = self._completion(name)
+        return None if completion is None else self._count(name, completion)
 
     def _completion(self, name: str) -> Completion | None:
         return self.ledger.completion(name, self.identities[name])
 
-    def _add(self, name: str, found: Completion | None) -> Tally | None:
-        if found is None:
-            return None
-        if why := found.tally.imbalance():
+    def _count(self, name: str, completion: Completion) -> Tally:
+        if why := completion.tally.imbalance():
             raise RunError(f"{self.ledger.stage}, shard {name}: {why}. `capfilt verify --mend` has it done again.")
         self.num += 1
-        self.total += found.tally
-        return found.tally
+        self.total += completion.tally
+        return completion.tally
 
 
-def retry(out: StoragePath, stage: str, what: str) -> int:
-    """Have the shards of a stage done again in which samples failed; returns how many. The others are not touched.
+def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:
+    """Withdraw the completions of a stage's shards in which samples failed, so that the stage does them again.
 
-    Their completions are withdrawn, so that a kill between this and the stage changes nothing. Samples that were left
-    out because they killed their worker are tried again.
+    Returns how many; the other shards are not touched. A kill between this and the stage changes nothing. Samples that
+    were skipped because they killed their worker are tried again. `what` is the value of --retry; UsageError unless it
+    is "failed".
     """
     if what != "failed":
         raise UsageError(f"--retry {what}: only failed samples can be retried; write --retry failed.")
@@ -187,21 +190,21 @@ def retry(out: StoragePath, stage: str, what: str) -> int:
 
 
 class CommandOptions(Config):
-    """What is asked of one command; nothing of it decides what is written, and none of it is remembered."""
+    """Options of one command that do not change what is written; none of them is recorded in the run folder."""
 
     workers: int = Field(default=0, ge=0)
-    """How many; 0 = as many as fit."""
+    """Number of workers; 0 = as many as fit."""
     cpus: float | None = Field(default=None, gt=0)
-    """Of each; None = 1, or in this process alone all that it may use."""
+    """CPUs of each worker; None = 1, or with a local session all that this process may use."""
     gpus: float | None = Field(default=0, ge=0)
-    """Of each; None = 1 where the cluster has any."""
+    """GPUs of each worker; None = 1 if the cluster has any."""
     limit: float = Field(default=0, ge=0)
-    """Seconds that an item may take; 0 = any."""
+    """Seconds that an item may take; 0 = no limit."""
     min_success: float = Field(default=0, ge=0, le=1)
-    """The share of samples that must succeed; one must in any case."""
+    """The share of samples that must succeed; at least one must in any case."""
 
     def resources(self, session: Session) -> Resources:
-        """What is asked of a session. UsageError for several workers in one process."""
+        """The resources of each worker in a session. UsageError for several workers in a local session."""
         if session.local and self.workers > 1:
             raise UsageError(
                 f"--workers {self.workers}: --address local is this process alone; leave one of them out, or take"
@@ -216,23 +219,24 @@ class CommandOptions(Config):
 
 
 def check_success(label: str, tally: Tally, least: float = 0, result: Mapping[str, Any] | None = None) -> None:
-    """Raise ShortfallError, with the commonest reason, unless a share of at least `least` of the samples succeeded, and
-    one in any case. `result` is what the command prints all the same.
+    """Raise ShortfallError, naming the most common reason, if no sample succeeded or fewer than a share of `least`.
+
+    `result` is what the command prints in that case too.
     """
-    came, failed = tally.samples["in"], tally.samples["failed"]
-    good = came - failed
-    if good and good >= least * came:
+    total, failed = tally.samples["in"], tally.samples["failed"]
+    succeeded = total - failed
+    if succeeded and succeeded >= least * total:
         return
-    if not came:
+    if not total:
         raise ShortfallError(
             f"{label}: no sample came in. Give tars of images with their texts (KEY.jpg and KEY.txt, side by side).",
             result,
         )
     reason, count = max(tally.failed.items(), key=lambda each: each[1])
-    wanted = f", and --min-success asks for {least:.2%}" if good else ""
+    wanted = f", and --min-success asks for {least:.2%}" if succeeded else ""
     raise ShortfallError(
-        f"{label}: {good} of {came} samples succeeded{wanted}; {count} failed by: {reason}. What is committed stays."
-        " `capfilt explain RUN KEY` says more of each; give other shards, or mend these and run again.",
+        f"{label}: {succeeded} of {total} samples succeeded{wanted}; {count} failed by: {reason}. What is committed"
+        " stays. `capfilt explain RUN KEY` says more of each; give other shards, or mend these and run again.",
         result,
     )
 
@@ -240,8 +244,8 @@ def check_success(label: str, tally: Tally, least: float = 0, result: Mapping[st
 def digests(ledger: Ledger) -> dict[str, str]:
     """The sha256 of every file that a stage committed, by its full path.
 
-    What a run made itself is known by these: a time of writing would change when the run folder is copied, and tars
-    of one size are common, since tar rounds up.
+    They identify the shards that a run wrote itself: the time of writing would change when the run folder is copied,
+    and the size is not enough, since tar rounds it up.
     """
     return {
         str(ledger.folder.absolute() / output.path): output.sha256

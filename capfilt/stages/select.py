@@ -1,7 +1,7 @@
-"""select: a policy turns annotations into a cleaned dataset; no model is touched.
+"""select: apply a policy to annotations and write a cleaned dataset; no model is run.
 
-One shard and its annotations in; one cleaned tar (image bytes as they came) and one Parquet of verdicts out. The
-Parquet has a row for every text that came in, so what was dropped, and why, stays known.
+One shard and its annotations in; one cleaned tar (with the original image bytes) and one Parquet of verdicts out. The
+Parquet has a row for every text that came in, so it also records what was dropped, and why.
 """
 
 from __future__ import annotations
@@ -34,17 +34,16 @@ from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import atomic, sha256_file
 from capfilt.storage.paths import StoragePath
 
-VERDICTS = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
-"""The annotations' columns, then kept | dropped | failed, and the reason."""
-
+VERDICT_SCHEMA = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
+"""The annotations' columns, then the verdict (kept | dropped | failed) and its reason."""
 
 Outcomes = dict[tuple[str, str], list[tuple[Annotation, str]]]
-"""Rows with why they go, by (key, status): of a key that a shard has twice the first may be a sample, the second a
-failure."""
+"""Rows, each with the reason why it is dropped ("" = kept), by (key, status): if a shard has a key twice, the first may
+be a sample and the second a failure."""
 
 
 class SelectJob(Config):
-    """What a selecting worker needs to know."""
+    """The job that selects from shards."""
 
     by_content: ClassVar[bool] = True
 
@@ -53,9 +52,9 @@ class SelectJob(Config):
     annotations: StoragePath
     rule: Rule
     carry: bool = True
-    """Whether kept samples take along what else lay under their key."""
+    """Whether kept samples keep the other files under their key."""
     names: dict[str, str] = {}
-    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
+    """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
     @property
     def name(self) -> str:
@@ -63,8 +62,8 @@ class SelectJob(Config):
         return "select"
 
     def identity(self, item: str) -> str:
-        """The policy, the shard, and the annotations by which it is judged."""
-        scores = annotated(self.annotations, self._called(item))
+        """The policy, the shard's name, and the sha256 of its annotations."""
+        scores = annotations_sha256(self.annotations, self._shard_name(item))
         settings = {**self.rule.model_dump(mode="json"), "carry": self.carry}
         return fingerprint(settings, shards.name(item), scores)
 
@@ -73,20 +72,20 @@ class SelectJob(Config):
         return self.shard
 
     def shard(self, url: str) -> str:
-        """Judge one shard, write what is kept, and commit it."""
-        name = self._called(url)
+        """Decide on the texts of one shard, write what is kept, and commit it."""
+        name = self._shard_name(url)
         table = tables.read(self.annotations / f"{name}.parquet")
         rows = list(tables.rows(table))
         whys = verdicts(rows, self.rule)
-        judged = _by_outcome(rows, whys)
+        outcomes = _by_outcome(rows, whys)
         folder = self.out / "dataset"
         documents.make_folder(folder)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
         digest, members = shards.Digest(shards.stat(url)["version"]), Members()
-        kept, tally = self._kept(url, judged, digest, members), _tally(judged)
+        kept, tally = self._kept(url, outcomes, digest, members), _tally(outcomes)
         if tally.samples["kept"]:
             shards.write(tar, kept)
-        else:  # an empty tar is one that other people's loaders stop at
+        else:  # other loaders fail on an empty tar
             written = sum(1 for _ in kept)
             assert not written, "the tally says that nothing is kept"
             write_guard.confirm(tar)
@@ -100,20 +99,20 @@ class SelectJob(Config):
         Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.taken())
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
-    def _called(self, url: str) -> str:
+    def _shard_name(self, url: str) -> str:
         return self.names.get(url) or shards.name(url)
 
-    def _kept(self, url: str, judged: Outcomes, digest: shards.Digest, members: Members) -> Iterator[Sample]:
+    def _kept(self, url: str, outcomes: Outcomes, digest: shards.Digest, members: Members) -> Iterator[Sample]:
         """The samples with at least one kept text, in the shard's order, their captions replaced by the kept ones."""
         for item in shards.read(url, digest, members, extras=self.carry):
             if not isinstance(item, Sample):
                 continue
-            own = judged.get((item.key, "ok"))
-            if own is None:
-                if (item.key, "failed") in judged:  # its picture could not be decoded
+            texts = outcomes.get((item.key, "ok"))
+            if texts is None:
+                if (item.key, "failed") in outcomes:  # its picture could not be decoded
                     continue
                 raise DataError(f"{url}: key {item.key} has no annotation; annotate this shard again")
-            kept = [row for row, why in own if not why]
+            kept = [row for row, why in texts if not why]
             if not kept:
                 continue
             captions = [
@@ -125,16 +124,18 @@ class SelectJob(Config):
 
 
 def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
-    """Why each row is dropped, or ""; the rows of an image are judged together, and stand together."""
-    return [why for _, own in groupby(rows, key=lambda row: (row.key, row.status)) for why in judge(list(own), rule)]
+    """The reason why each row is dropped, "" where it is kept. Rows of one image must be adjacent; they are decided
+    together."""
+    images = groupby(rows, key=lambda row: (row.key, row.status))
+    return [why for _, image in images for why in judge(list(image), rule)]
 
 
-def annotated(folder: StoragePath, name: str) -> str:
-    """The sha256 of a shard's annotations: as it was committed, if they were; a plan must not read all of them."""
+def annotations_sha256(folder: StoragePath, name: str) -> str:
+    """The sha256 of a shard's annotations: from the ledger if it has them, so that a plan need not read every file."""
     path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
     done = ledger.read(ledger.path / f"{name}.json")
-    known = {out.path: out.sha256 for out in done.outputs} if done and not ledger.doubt(done) else {}
-    return known.get(f"{folder.name}/{path.name}") or sha256_file(path)
+    committed = {out.path: out.sha256 for out in done.outputs} if done and not ledger.doubt(done) else {}
+    return committed.get(f"{folder.name}/{path.name}") or sha256_file(path)
 
 
 def _by_outcome(rows: Sequence[Annotation], whys: Sequence[str]) -> Outcomes:
@@ -145,23 +146,25 @@ def _by_outcome(rows: Sequence[Annotation], whys: Sequence[str]) -> Outcomes:
 
 
 def _verdicts(table: pa.Table, rows: Sequence[Annotation], whys: Sequence[str]) -> pa.Table:
-    found = [
+    column = [
         "failed" if row.status == "failed" else "dropped" if why else "kept"
         for row, why in zip(rows, whys, strict=True)
     ]
-    return table.append_column("verdict", pa.array(found)).append_column("why", pa.array(list(whys))).cast(VERDICTS)
+    return (
+        table.append_column("verdict", pa.array(column)).append_column("why", pa.array(list(whys))).cast(VERDICT_SCHEMA)
+    )
 
 
-def _tally(judged: Outcomes) -> Tally:
+def _tally(outcomes: Outcomes) -> Tally:
     tally = Tally.zero()
-    for (_, status), own in judged.items():
-        # A row of a failure is a sample; the rows of a sample that was read are its texts.
+    for (_, status), texts in outcomes.items():
+        # A failed row is a sample; the other rows of a key are the texts of one sample.
         if status == "failed":
-            tally.failed.update(failure(row.reason) for row, _ in own)
-            tally.samples.update({"in": len(own), "failed": len(own)})
+            tally.failed.update(failure(row.reason) for row, _ in texts)
+            tally.samples.update({"in": len(texts), "failed": len(texts)})
             continue
-        tally.samples.update(["in", "dropped" if all(why for _, why in own) else "kept"])
-        for row, why in own:
+        tally.samples.update(["in", "dropped" if all(why for _, why in texts) else "kept"])
+        for row, why in texts:
             tally.texts["in"][row.source] += 1
             if why:
                 tally.texts["dropped"][f"{row.source}: {why}"] += 1
@@ -173,14 +176,15 @@ def _tally(judged: Outcomes) -> Tally:
 def resolve_threshold(
     policy: PolicyConfig, folder: StoragePath, names: Iterable[str], calibrated: float | None
 ) -> float | None:
-    """The number that a policy stands for, here and now, or none; `folder` has the annotations of the shards."""
+    """The threshold of a policy as a number, None for a policy that only ranks; `folder` has the annotations of the
+    shards `names`, `calibrated` is the result of a calibration."""
     if policy.threshold == "keep-rate":
         columns = (
             tables.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
         )
         return keep_rate_threshold((column.astype(np.float64) for column in columns), policy.keep_rate)
     if policy.threshold == "calibrated":
-        assert calibrated is not None, "whoever reads the policy calibrates"
+        assert calibrated is not None, "a calibrated policy needs a calibration first"
         return calibrated
     return policy.threshold
 
@@ -193,7 +197,7 @@ def select(
     show: Progress,
     label: str = "select",
 ) -> Tally:
-    """Write the cleaned shards, given by their names; returns what was kept, dropped and failed."""
+    """Write the cleaned shards, given as name -> URL; returns the counts of kept, dropped and failed."""
     job = job.model_copy(update={"names": shards.renamed(named)})
     total = run_stage(session, job, named, resources, show, label)
     balance.check(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
@@ -206,7 +210,7 @@ def select(
 def check_selected(
     label: str, tally: Tally, rule: Rule, least: float = 0, result: dict[str, Any] | None = None
 ) -> None:
-    """Raise ShortfallError where a policy kept nothing, or where too few of the samples could be judged at all."""
+    """Raise ShortfallError if a policy kept nothing, or if too few samples could be read at all."""
     check_success(label, tally, least, result)
     if not tally.samples["kept"]:
         raise ShortfallError(
@@ -217,7 +221,7 @@ def check_selected(
 
 
 def write_sizes(folder: StoragePath, counts: dict[str, int]) -> None:
-    """Write sizes.json beside the tars, unless it says so already: a rerun touches nothing."""
+    """Write sizes.json beside the tars, unless it has these counts already: a rerun changes no file."""
     path = folder / "sizes.json"
     if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:
         shards.write_sizes(folder, counts)

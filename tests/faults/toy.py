@@ -24,7 +24,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample, leave_out
+from capfilt.data.sample import Fault, Sample, skip_positions
 from capfilt.runs import quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -38,7 +38,7 @@ from capfilt.storage.paths import StoragePath, storage_path
 class Toy(Config):
     """Writes a row for each text of a shard."""
 
-    divisible: ClassVar[bool] = True
+    splittable: ClassVar[bool] = True
 
     out: StoragePath
     pids: Path
@@ -61,7 +61,9 @@ class Toy(Config):
         name, ledger, identity = shards.name(url), Ledger(self.out, self.name), self.identity(url)
         rows, tally, digest = [], Tally.zero(), shards.Digest()
         for row in self.rows(
-            leave_out(shards.read(url, digest), quarantine.read(ledger, name, version_of(identity, shards.stat(url))))
+            skip_positions(
+                shards.read(url, digest), quarantine.read(ledger, name, version_of(identity, shards.stat(url)))
+            )
         ):
             rows.append(row)
             tally.samples.update(["in", "failed" if row.status == "failed" else "kept"])

@@ -156,10 +156,10 @@ def test_a_plan_that_names_no_shards_is_told(planted: Make, named: Any) -> None:
     run = planted(shards=named)
     code, said = capfilt("verify", run, "--inputs")
     assert code == 1
-    assert "is to name its shards, texts, and names" in " ".join(said.split())
+    assert "must have a list of texts as its shards; it has" in " ".join(said.split())
 
 
 def test_a_plan_without_shards_has_no_inputs(planted: Make) -> None:
     run = planted("evaluate")
-    assert inputs.named(run, Run.load(run).plan) == []
+    assert inputs.input_shards(run, Run.load(run).plan) == []
     assert json.loads(capfilt("verify", run, "--inputs", "--json")[1])["inputs"]["changed"] != []

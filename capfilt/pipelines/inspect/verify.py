@@ -19,7 +19,6 @@ from capfilt.runs.ledger import Completion, Input, Ledger
 from capfilt.runs.progress import Line, Progress
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
-from capfilt.stages.contents import same
 from capfilt.storage.paths import StoragePath, relative_to
 
 READERS = ("annotate", "select")
@@ -56,7 +55,7 @@ def run(
     `read_inputs` reads again what the run has read, too; from elsewhere only with `fetch`.
     """
     opened = Run.load(folder)
-    specs = inputs.named(folder, opened.plan) if read_inputs else []
+    specs = inputs.input_shards(folder, opened.plan) if read_inputs else []
     inputs.check_reachable(folder, specs, fetch)
     if mend:
         lock.hold(folder)
@@ -125,7 +124,7 @@ def of_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledger], 
     recorded = [
         (ledger, done) for ledger in ledgers for done in stage_status.readable(ledger) if ledger.stage in READERS
     ]
-    urls = inputs.by_name(plan, _addresses(specs)) if recorded else {}
+    urls = inputs.urls_by_name(plan, _addresses(specs)) if recorded else {}
     now: dict[str, Input | str] = {}
     changed, compared = [], 0
     with show.stage("verify inputs", len(recorded)) as line:
@@ -146,7 +145,7 @@ def differs(read: Input, now: Input | str) -> str:
         return now
     if now.bytes != read.bytes:
         return f"it has {now.bytes} bytes, {read.bytes} were read"
-    return "" if same(read, now) else "it does not have the bytes that were read"
+    return "" if inputs.same_bytes(read, now) else "it does not have the bytes that were read"
 
 
 def _addresses(specs: list[str]) -> list[str]:
