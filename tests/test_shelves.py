@@ -10,7 +10,8 @@ from capfilt import presets
 from capfilt.data.policy import PolicyConfig
 from capfilt.models import Architecture, build, read_architecture
 from capfilt.pipelines import pretrain
-from capfilt.pipelines.bootstrap import rounds
+from capfilt.pipelines.bootstrap import checks
+from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.inspect import show
 from capfilt.stages.annotate import AnnotateConfig
 from capfilt.training.optimizer import learning_rate
@@ -45,7 +46,7 @@ def test_a_recipe_is_whole_and_says_how_it_is_run(name: str) -> None:
     assert text.startswith("# ")
     assert f"#   capfilt {kind}" in text
     if kind == "bootstrap":
-        rounds.check(configs.read(path, rounds.BootstrapConfig))
+        checks.check(configs.read(path, BootstrapConfig))
         return
     if kind in ("annotate", "select"):
         assert f"#   capfilt {kind} SHARDS --recipe {stem} " in text
@@ -97,7 +98,7 @@ def test_blip_warms_up_for_3000_steps(name: str) -> None:
 
 def test_the_texts_of_blip2_are_the_same_in_every_recipe() -> None:
     """Ten written, the two best of all by similarity kept, one drawn at each pass (BLIP-2, section 3.4)."""
-    config = configs.read(presets.find("pipelines", "bootstrap/blip2"), rounds.BootstrapConfig)
+    config = configs.read(presets.find("pipelines", "bootstrap/blip2"), BootstrapConfig)
     written, chosen = configs.named(AnnotateConfig, "blip2-ten"), configs.named(PolicyConfig, "blip2-two")
     assert written.captions == config.annotate.captions == 10
     assert chosen == config.select

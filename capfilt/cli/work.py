@@ -47,9 +47,10 @@ def bootstrap(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines.bootstrap import rounds as pipeline
+        from capfilt.pipelines.bootstrap.config import BootstrapConfig
 
         own = [] if rounds is None else [f"rounds={rounds}"]
-        config = read_recipe("bootstrap", recipe, pipeline.BootstrapConfig, [*(sets or []), *own])
+        config = read_recipe("bootstrap", recipe, BootstrapConfig, [*(sets or []), *own])
         folder = forked(out or f"runs/{Path(recipe).stem}", fork)
         summary = pipeline.run(address, config, folder, show)
         if not as_json:

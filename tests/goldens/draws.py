@@ -37,7 +37,7 @@ def _training_draws() -> dict[str, Any]:
     import torch
 
     from capfilt.objectives.losses.itm import hard_negatives
-    from capfilt.pipelines.bootstrap.rounds import Story
+    from capfilt.pipelines.bootstrap.context import BootstrapContext
     from capfilt.training.loop import draw
 
     places = [(0, "weights"), (0, "step", 0, 0), (0, "step", 0, 1), (0, "step", 1, 0), (12345, "step", 499, 3)]
@@ -48,9 +48,9 @@ def _training_draws() -> dict[str, Any]:
         torch.manual_seed(draw(0, "step", step, 0))
         found[f"hard negatives of step {step}"] = hard_negatives(similarity, images, images).tolist()
     for seed in (0, 1):
-        story: Any = SimpleNamespace(config=SimpleNamespace(seed=seed))
+        context: Any = SimpleNamespace(config=SimpleNamespace(seed=seed))
         purposes = ("pretrain", "captioner", "filter", "stage-1", "stage-2", "language")
-        found |= {f"seed {(seed, r)}": {p: Story.seed(story, r, p) for p in purposes} for r in range(3)}
+        found |= {f"seed {(seed, r)}": {p: BootstrapContext.seed(context, r, p) for p in purposes} for r in range(3)}
     return found
 
 

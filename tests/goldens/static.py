@@ -133,9 +133,8 @@ def _configs() -> dict[str, type]:
     from capfilt.evaluation.evaluate import EvaluateConfig
     from capfilt.models import Blip2Config, BlipConfig
     from capfilt.pipelines.bench import BenchConfig
-    from capfilt.pipelines.bootstrap.data import WorldJob
+    from capfilt.pipelines.bootstrap.config import BootstrapConfig
     from capfilt.pipelines.bootstrap.language_model import LanguageJob
-    from capfilt.pipelines.bootstrap.rounds import BootstrapConfig
     from capfilt.pipelines.pretrain import PretrainConfig
     from capfilt.stages.annotate import AnnotateConfig, AnnotateJob
     from capfilt.stages.calibrate import CalibrateJob
@@ -144,6 +143,7 @@ def _configs() -> dict[str, type]:
     from capfilt.stages.evaluate import EvaluateJob
     from capfilt.stages.runner import CommandOptions
     from capfilt.stages.select import SelectJob
+    from capfilt.stages.world import WorldJob
     from capfilt.training.config import TrainJob
 
     return {

@@ -20,7 +20,8 @@ from capfilt import presets
 from capfilt.cluster.session import connect
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.pipelines.bootstrap.rounds import BootstrapConfig, bootstrap
+from capfilt.pipelines.bootstrap.config import BootstrapConfig
+from capfilt.pipelines.bootstrap.rounds import bootstrap
 from capfilt.runs.progress import Progress
 
 NUM = 200

@@ -1,9 +1,9 @@
-"""The data of a bootstrap: shards that the user names or URLs that are fetched, or the embedded world."""
+"""The data of a bootstrap: shards that the recipe names or lists of URLs that are downloaded, or the embedded world."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -16,11 +16,11 @@ from capfilt.data.sample import Fault, Sample
 from capfilt.data.synthetic import world
 from capfilt.data.synthetic.world import WorldConfig
 from capfilt.errors import DataError
-from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
-from capfilt.runs.tally import NO_TEXT, Tally
+from capfilt.runs.tally import NO_TEXT
 from capfilt.stages.download import DownloadConfig, check_enough, download, list_identities
 from capfilt.stages.runner import run_stage
+from capfilt.stages.world import WorldJob
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
@@ -29,7 +29,7 @@ Shards = str | tuple[str, ...]
 
 
 class DataConfig(Config):
-    """Where the pairs come from: `world` alone, or shards by name. `data/shards.py` says what a name may be."""
+    """Where the pairs come from: `world` alone, or shards by name. `docs/shards.md` says what a name may be."""
 
     world: WorldConfig | None = None
     web: Shards | None = None
@@ -66,69 +66,50 @@ class DataConfig(Config):
         return getattr(self, split) is not None or (split == "web" and self.download is not None)
 
 
-class WorldJob(Config):
-    """Writes splits of the world; an item is the name of a split."""
-
-    out: StoragePath
-    world: WorldConfig
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "world"
-
-    def identity(self, item: str) -> str:
-        """The world's settings and its seed."""
-        return fingerprint(item, self.world.model_dump(mode="json"), self.seed)
-
-    def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
-
-        def work(split: str) -> str:
-            paths = world.write(self.world, self.seed, self.out, split)
-            Ledger(self.out, self.name).commit(split, self.identity(split), paths, Tally.zero())
-            return split
-
-        return work
-
-
 def named_shards(config: DataConfig) -> dict[str, list[str]]:
-    """The shards that the user named, split by split, all of them found; {} where the world is the data."""
+    """The URLs of the shards that the recipe names, by split; {} where the data is the world.
+
+    Raises ShardError for a name that leads to no shard.
+    """
     named = {split: getattr(config, split) for split in world.SPLITS}
     return {split: shards.expand(spec) for split, spec in named.items() if spec is not None}
 
 
-def inputs(config: DataConfig) -> dict[str, Any]:
-    """What a run's plan says of its data: the shards' names, and the contents of lists."""
+def input_names(config: DataConfig) -> dict[str, Any]:
+    """What a run's plan says about its data: the names of the shards, and the identities of lists of URLs."""
     named: dict[str, Any] = {split: [shards.name(url) for url in urls] for split, urls in named_shards(config).items()}
     return named if config.download is None else {**named, "lists": list_identities(config.download)}
 
 
-def gather(
-    session: Session, config: DataConfig, seed: int, folder: StoragePath, resources: Resources, show: Progress
+def prepare_data(
+    session: Session, config: DataConfig, seed: int, folder: StoragePath, resources: Resources, progress: Progress
 ) -> dict[str, list[str]]:
-    """The shards of every split that there is. DataError for a split in which nothing can be read."""
+    """Download or write what is not there yet; returns the URLs of the shards of every split.
+
+    Raises:
+        DataError: a split without any usable sample.
+        ShortfallError: a download that brought too little.
+    """
     if config.world is None:
         splits = named_shards(config)
         if config.download is not None:
-            splits = {"web": fetched(session, config.download, folder / "web", resources, show), **splits}
+            splits = {"web": download_web(session, config.download, folder / "web", resources, progress), **splits}
         for split, urls in splits.items():
-            refuse_empty(split, urls)
+            check_not_empty(split, urls)
         return splits
     written = [split for split in world.SPLITS if world.count(config.world, split)]
     job = WorldJob(out=folder, world=config.world, seed=seed)
     documents.make_folder(folder)
-    run_stage(session, job, {split: split for split in written}, resources, show, "write the world")
+    run_stage(session, job, {split: split for split in written}, resources, progress, "write the world")
     return {split: shards.expand(str(folder / split)) for split in written}
 
 
-def fetched(
-    session: Session, config: DownloadConfig, out: StoragePath, resources: Resources, show: Progress
+def download_web(
+    session: Session, config: DownloadConfig, out: StoragePath, resources: Resources, progress: Progress
 ) -> list[str]:
-    """The shards of a download into `out`, which is begun, continued or found complete."""
+    """Download into `out`, or resume it; returns the URLs of the shards. ShortfallError where too little came."""
     documents.make_folder(out)
-    summary = download(session, config, out, resources, show)
+    summary = download(session, config, out, resources, progress)
     path = out / "summary.json"
     if not path.is_file() or documents.read_json(path) != summary:
         write_json(path, summary)
@@ -136,13 +117,15 @@ def fetched(
     return shards.expand(str(out))
 
 
-def refuse_empty(split: str, urls: Sequence[str]) -> None:
-    """Raise DataError unless one sample at least can be used, before anything is trained on the other splits. Pictures
-    of the web alone may do without a text: they are captioned."""
+def check_not_empty(split: str, urls: Sequence[str]) -> None:
+    """Raise DataError unless at least one sample can be used, before anything is trained on the other splits.
+
+    A web image needs no text: it is captioned. Elsewhere a sample without a text is of no use.
+    """
     fault: Fault | None = None
     for item in itertools.chain.from_iterable(shards.read(url) for url in urls):
         if isinstance(item, Sample) and (split == "web" or item.captions):
             return
         fault = fault or (Fault(item.key, NO_TEXT) if isinstance(item, Sample) else item)
-    found = f"the first fault: {fault.key}: {fault.reason}" if fault else "no sample is in it"
-    raise DataError(f"data.{split} is empty: none of its {len(urls)} shards (first {urls[0]}) can be used; {found}.")
+    reason = f"the first fault: {fault.key}: {fault.reason}" if fault else "no sample is in it"
+    raise DataError(f"data.{split} is empty: none of its {len(urls)} shards (first {urls[0]}) can be used; {reason}.")

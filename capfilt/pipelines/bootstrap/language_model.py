@@ -1,4 +1,4 @@
-"""language: a small language model for BLIP-2's second stage, taught from the texts of shards (a step, not a verb)."""
+"""language: a small language model for BLIP-2's second stage, trained on the texts of shards (a step, not a verb)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from capfilt.training.language_model import TeachConfig, teach
 
 
 class LanguageJob(Config):
-    """Teaches one language model; its folder is `out/language`."""
+    """Trains one language model; its folder is `out/language`."""
 
     out: StoragePath
     language: LanguageConfig
     config: TeachConfig
     shards: tuple[str, ...]
     contents: dict[str, str]
-    """The sha256 of each shard, by its url."""
+    """The sha256 of each shard, by its URL."""
     seed: int = 0
 
     @property
@@ -38,11 +38,11 @@ class LanguageJob(Config):
 
     @property
     def model_folder(self) -> StoragePath:
-        """Where the model and its tokenizer lie."""
+        """The folder of the model and its tokenizer."""
         return self.out / "language"
 
     def identity(self, item: str) -> str:
-        """The architecture, the lessons and what is read."""
+        """The architecture, the settings of the training and the contents of the shards."""
         settings = self.model_dump(mode="json", exclude={"out", "shards", "contents"})
         return fingerprint(item, settings, [self.contents[url] for url in self.shards])
 
@@ -60,14 +60,16 @@ class LanguageJob(Config):
 
 
 def documents(urls: Sequence[str]) -> Iterator[list[str]]:
-    """All texts of every image, cleaned as a training's are."""
+    """Yield the texts of every image of the shards, cleaned as for a training."""
     for url in urls:
         for item in shards.read(url):
             if isinstance(item, Sample):
                 yield [text for caption in item.captions if (text := clean_caption(str(caption["text"])))]
 
 
-def teach_language(session: Session, job: LanguageJob, resources: Resources, show: Progress, label: str) -> StoragePath:
-    """Teach it, unless the ledger has this very one; returns its folder."""
-    run_stage(session, job, {"language": "language"}, resources, show, label)
+def train_language_model(
+    session: Session, job: LanguageJob, resources: Resources, progress: Progress, label: str
+) -> StoragePath:
+    """Train it, unless the ledger has this very training; returns its folder."""
+    run_stage(session, job, {"language": "language"}, resources, progress, label)
     return job.model_folder

@@ -12,8 +12,8 @@ from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError, did_you_mean
 from capfilt.models import FAMILIES, read_architecture
 from capfilt.pipelines import pretrain
-from capfilt.pipelines.bootstrap import rounds
-from capfilt.pipelines.bootstrap.rounds import BootstrapConfig
+from capfilt.pipelines.bootstrap import checks
+from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.stages.annotate import AnnotateConfig
 
@@ -34,7 +34,7 @@ def resolved(name: str, sets: Sequence[str]) -> Config:
         return read_architecture(presets.find("models", name), sets)
     config = configs.read(presets.find("pipelines", name, within=kind), KINDS[kind][0], sets)
     if isinstance(config, BootstrapConfig):
-        rounds.check(config)
+        checks.check(config)
     elif isinstance(config, PretrainConfig):
         pretrain.check(config)
     return config

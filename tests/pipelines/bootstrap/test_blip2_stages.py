@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bootstrap.blip2_stages import merged
+from capfilt.pipelines.bootstrap.blip2_stages import merge_figures
 
 WIDTH = {"width": 16, "depth": 1, "heads": 2, "hidden": 32, "init_std": 0.25}
 OPT = {
@@ -40,7 +40,7 @@ def training(model: Path, losses: dict[str, float], **more: Any) -> dict[str, An
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The smallest BLIP-2 there can be before the eyes of the smallest BLIP."""
+    """The smallest BLIP-2 there can be, with the vision tower of the smallest BLIP."""
     home = tmp_path_factory.mktemp("blip2")
     vision = {**WIDTH, "image_size": 32, "patch_size": 16, "final_norm": False}
     text = {**WIDTH, "vocab_size": 196, "queries": 2, "max_positions": 64, "dropout": 0.0}
@@ -70,16 +70,16 @@ def summary(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_last_round_is_a_blip2_before_the_eyes_of_the_blip_that_led(ended: Path) -> None:
+def test_the_last_round_is_a_blip2_with_the_vision_tower_of_the_newest_blip(ended: Path) -> None:
     assert not (ended / "round-1/pretrain").exists()
     led = store.read(ended / "round-0/pretrain/checkpoint")[1]
     for stage in ("stage-1", "stage-2"):
         own, tensors = store.read(ended / "round-1" / stage / "checkpoint")
         assert own.family == "blip2"
         assert (own.language is not None) == (stage == "stage-2")
-        eyes = [name for name in tensors if name.startswith("vision.")]
-        assert len(eyes) > 10
-        assert all(tensors[name].equal(led[name]) for name in eyes)
+        vision = [name for name in tensors if name.startswith("vision.")]
+        assert len(vision) > 10
+        assert all(tensors[name].equal(led[name]) for name in vision)
 
 
 def test_its_figures_are_of_both_stages(ended: Path) -> None:
@@ -147,9 +147,12 @@ def test_one_more_round_is_led_by_a_blip_again(ended: Path, tmp_path: Path, capf
         (("final.0.language", "facebook/opt-125m"), "`language` is given, and the model has none"),
         (("final.1.vision", "eva_vit_g.pth"), "vision and text are of final.0"),
         (("final.0.model", "blip/tiny"), "a stage is a BLIP-2, and this is of the family blip"),
-        (("final.0.model", "blip2/pretrain"), "whose eyes it takes unless `vision` is given, has vision.width 16"),
+        (
+            ("final.0.model", "blip2/pretrain"),
+            "whose vision tower it takes unless `vision` is given, has vision.width 16",
+        ),
         (("final.1.model", "blip2/tiny-opt"), "final.0 has vision.width 16, and final.1 (blip2/tiny-opt) 64"),
-        (("final.1.model", "blip2/flan-t5-xl"), "a language model that is taught is an OPT, and this is a T5"),
+        (("final.1.model", "blip2/flan-t5-xl"), "a language model that is trained here is an OPT, and this is a T5"),
         (("final.0.train.objectives.queue", "64"), "BLIP-2 has no queue"),
     ],
 )
@@ -186,7 +189,7 @@ def test_a_checkpoint_that_is_wanted_at_the_end_is_looked_for_at_the_beginning(
 
 def test_of_each_kind_the_last_stage_s_figures_are_the_round_s() -> None:
     one, two = {"retrieval": {"tr@1": 1.0}, "captioning": {"cider": 2.0}}, {"captioning": {"cider": 3.0}}
-    found = merged({"stage-1": one, "stage-2": two}, ["a", "b"])
+    found = merge_figures({"stage-1": one, "stage-2": two}, ["a", "b"])
     assert found["retrieval"] == one["retrieval"]
     assert found["captioning"] == two["captioning"]
     assert found["stages"] == {"stage-1": {"model": "a", **one}, "stage-2": {"model": "b", **two}}

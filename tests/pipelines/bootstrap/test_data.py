@@ -14,14 +14,14 @@ from capfilt.data.sample import Sample
 from capfilt.data.synthetic import world
 from capfilt.data.synthetic.world import WorldConfig
 from capfilt.errors import ShardError, ShortfallError
-from capfilt.pipelines.bootstrap.data import DataConfig, gather, inputs, named_shards
+from capfilt.pipelines.bootstrap.data import DataConfig, input_names, named_shards, prepare_data
 from capfilt.runs.progress import Progress
 
 SMALL = WorldConfig(web=5, human=2, val=0, test=1, shard_size=2)
 
 
 def collect(config: DataConfig, folder: Path, seed: int = 0) -> dict[str, list[str]]:
-    return gather(connect("local"), config, seed, folder, Resources(), Progress(quiet=True))
+    return prepare_data(connect("local"), config, seed, folder, Resources(), Progress(quiet=True))
 
 
 def test_the_world_is_written_once_and_a_split_of_none_is_no_split(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ class TestDownload:
         (tmp_path / "list.txt").write_text("http://127.0.0.1:9/1\n")
         human = collect(DataConfig(world=SMALL), tmp_path / "world")["human"][0]
         data = DataConfig.model_validate({"download": {"urls": [str(tmp_path / "list.txt")]}, "human": human})
-        before = inputs(data)
+        before = input_names(data)
         assert before["lists"][0]["name"] == "list.txt"
         (tmp_path / "list.txt").write_text("http://127.0.0.1:9/2\n")
-        assert inputs(data)["lists"] != before["lists"]
+        assert input_names(data)["lists"] != before["lists"]
 
     def test_shards_or_a_download_and_not_both(self) -> None:
         with pytest.raises(ValidationError, match="both `web` shards and a `download`"):

@@ -12,7 +12,7 @@ from capfilt import presets
 from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
 from capfilt.models import FAMILIES
-from capfilt.pipelines.bootstrap.rounds import BootstrapConfig
+from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.stages.annotate import AnnotateConfig
 

@@ -1,0 +1,124 @@
+"""Refuses a bootstrap recipe whose parts do not fit together, before any cluster is contacted.
+
+`check` reads architectures only and is all that `capfilt show` needs; `check_files` also looks for the checkpoints:
+the last of them is read when days have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capfilt.errors import RecipeError
+from capfilt.models import Architecture
+from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.models.layers.bert import Role
+from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
+from capfilt.stages.annotate import check_same_size
+from capfilt.stages.prompts import check_prompts
+from capfilt.stages.train import TrainResources, check_shape, check_sources, check_training, read_architecture
+from capfilt.training.config import TrainConfig
+from capfilt.training.language_model import TeachConfig
+
+
+def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ...]]:
+    """Check the parts of a recipe against each other; returns its architecture and those of the stages of `final`.
+
+    Raises:
+        RecipeError: parts that do not fit, with the key to change.
+    """
+    architecture = read_architecture(config.model, config.pretrain.image_size)
+    check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
+    roles: tuple[tuple[str, Role, TrainConfig], ...] = (
+        ("captioner", "decoder", config.captioner),
+        ("filter", "encoder", config.filter),
+    )
+    for role, part, train in roles:
+        if part not in architecture.text.roles:
+            raise RecipeError(
+                f"{config.model} cannot be the {role}: it has no {part}"
+                f" (text.roles is {', '.join(architecture.text.roles)}); take a model with both."
+            )
+        text = architecture.text.model_copy(update={"roles": (part,)})
+        check_training(architecture.model_copy(update={"text": text}), train, config.cluster.finetune, role)
+    check_momentum(config)
+    default = architecture.vision.image_size
+    sizes = [train.image_size or default for train in (config.captioner, config.filter)]
+    check_same_size("the captioner", sizes[0], "the filter", sizes[1])
+    if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
+        raise RecipeError(
+            'select.threshold is "calibrated", which needs validation pairs: give data.val,'
+            " or set select.threshold to a number such as 0.5."
+        )
+    if config.final and not config.rounds:
+        raise RecipeError("final is what the last round pretrains, and rounds is 0: set rounds to 1 or more.")
+    return architecture, check_final(config.final, architecture, config.model, config.cluster.train)
+
+
+def check_momentum(config: BootstrapConfig) -> None:
+    """Refuse a training that would resume a momentum copy that no training has kept."""
+    if config.pretrain.objectives.momentum_from == "start":
+        raise RecipeError(
+            "pretrain.objectives.momentum_from is 'start', and round 0 starts from nothing: take 'model'."
+        )
+    if config.filter.objectives.momentum_from == "start" and not config.pretrain.keep_momentum:
+        raise RecipeError(
+            "filter.objectives.momentum_from is 'start': set pretrain.keep_momentum=true, or take 'model'."
+        )
+
+
+def check_final(
+    stages: Sequence[StageConfig], first: Architecture, first_name: str, resources: TrainResources
+) -> tuple[Architecture, ...]:
+    """Check the stages of `final` against each other and against `first`, the model that the rounds before pretrain.
+
+    Returns their architectures. Raises RecipeError.
+    """
+    architectures: list[Architecture] = []
+    for number, stage in enumerate(stages):
+        where = f"final.{number} ({stage.model})"
+        architecture = read_architecture(stage.model, stage.train.image_size)
+        if architecture.family != "blip2":
+            raise RecipeError(
+                f"{where}: a stage is a BLIP-2, and this is of the family {architecture.family}; set `model`."
+            )
+        check_training(architecture, stage.train, resources, where)
+        check_language(stage, architecture, where)
+        if number:
+            if stage.vision or stage.text:
+                raise RecipeError(
+                    f"{where}: it begins with what the stage before left; vision and text are of final.0."
+                )
+            check_shape(architectures[-1], architecture, f"final.{number - 1}", where, ("vision", "text"))
+        elif stage.vision is None:
+            whose = f"the newest {first_name}, whose vision tower it takes unless `vision` is given,"
+            check_shape(first, architecture, whose, where)
+        architectures.append(architecture)
+    return tuple(architectures)
+
+
+def check_language(stage: StageConfig, architecture: Architecture, where: str) -> None:
+    """Refuse a language model that is given but not used, that is missing, or that cannot be trained here."""
+    kind = architecture.language_kind
+    if kind is None:
+        if stage.language is not None:
+            raise RecipeError(f"{where}: `language` is given, and the model has none: leave it out.")
+    elif stage.language is None:
+        raise RecipeError(
+            f"{where} has a frozen language model: say which with `language`, a folder or a name on the Hugging Face"
+            " hub, or let a small one be trained with language.steps."
+        )
+    elif isinstance(stage.language, TeachConfig) and kind != "opt":
+        raise RecipeError(
+            f"{where}: a language model that is trained here is an OPT, and this is a {kind.upper()};"
+            " give `language` a folder or a name on the Hugging Face hub."
+        )
+
+
+def check_files(config: BootstrapConfig, architecture: Architecture, final: Sequence[Architecture]) -> None:
+    """Refuse prompts that leave no room for a text, and checkpoints that are not there."""
+    check_sources(config.initial, architecture)
+    for stage, stage_architecture in zip(config.final, final, strict=True):
+        language = stage.language if isinstance(stage.language, str) else None
+        check_sources(InitialConfig(vision=stage.vision, text=stage.text, language=language), stage_architecture)
+    loaders = {part: getattr(config, part).loader for part in ("pretrain", "captioner", "filter")}
+    check_prompts(config.tokenizer, architecture, loaders, (config.annotate.decode, config.evaluate.decode))

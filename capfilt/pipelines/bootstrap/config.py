@@ -1,0 +1,80 @@
+"""The recipe of `capfilt bootstrap`.
+
+Its dump is the run's `recipe.yaml` and the core of `plan.json`: a renamed field would refuse every existing run.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config
+from capfilt.data.policy import PolicyConfig
+from capfilt.evaluation.evaluate import EvaluateConfig
+from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.pipelines.bootstrap.data import DataConfig
+from capfilt.stages.annotate import AnnotateConfig
+from capfilt.stages.train import TrainResources
+from capfilt.training.config import TrainConfig
+from capfilt.training.language_model import TeachConfig
+
+
+class ClusterConfig(Config):
+    """The resources that the stages request of the cluster; a resumed run may request others.
+
+    Annotations do not depend on them, except on the kind of device (docs/promises.md). The results of a training do a
+    little: ITM draws its negatives within a process, as BLIP does.
+    """
+
+    train: TrainResources = TrainResources()
+    finetune: TrainResources = TrainResources()
+    annotate: Resources = Resources()
+    """One worker that holds captioner and filter: give it a GPU where there is one."""
+    select: Resources = Resources()
+    """One worker that reads and writes shards; no accelerator."""
+
+
+class StageConfig(Config):
+    """One stage of `final`."""
+
+    model: str
+    """A preset of `models/blip2/`, or a YAML."""
+    vision: str | None = None
+    """First stage only: the frozen tower, as `initial.vision` of a pretraining. None: the newest model's tower."""
+    text: str | None = None
+    """First stage only: the Q-Former's initial weights, as `initial.text`. None: fresh."""
+    language: str | TeachConfig | None = None
+    """For a model with a language model: a folder of transformers, a name on the hub, or how a small one is trained on
+    the texts of this round."""
+    train: TrainConfig
+
+
+class BootstrapConfig(Config):
+    """A recipe of `capfilt bootstrap`."""
+
+    folder: ClassVar[str] = "bootstrap"
+
+    seed: int = 0
+    rounds: int = Field(default=2, ge=0)
+    data: DataConfig
+    model: str
+    """A preset of `models/`, or a YAML."""
+    tokenizer: str = "world"
+    """"world", or a folder or file with a BERT vocabulary."""
+    human_repeat: int = Field(default=1, ge=1)
+    """How often an epoch of pretraining reads the human pairs."""
+    initial: InitialConfig = InitialConfig()
+    """The initial weights of a new model's towers; the paper: an ImageNet ViT and BERT (BLIP, section 4.1)."""
+    start: Literal["scratch", "continue"] = "scratch"
+    """What a round pretrains: a new model (the paper's choice, Table 13), or the newest one further."""
+    pretrain: TrainConfig
+    final: tuple[StageConfig, ...] = ()
+    """What the last round pretrains in place of `model`: a BLIP-2, stage by stage. Round 0 always pretrains `model`."""
+    captioner: TrainConfig
+    filter: TrainConfig
+    annotate: AnnotateConfig = AnnotateConfig()
+    select: PolicyConfig = PolicyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()

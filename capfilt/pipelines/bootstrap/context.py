@@ -1,0 +1,68 @@
+"""What every step of one bootstrap needs: the recipe, the opened run folder, the data and the cluster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from capfilt.cluster.session import Session
+from capfilt.inference.device import Compute
+from capfilt.models import Architecture
+from capfilt.pipelines.bootstrap.config import BootstrapConfig
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.progress import Progress
+from capfilt.runs.run import Run
+from capfilt.stages.count_pairs import contents_of
+from capfilt.stages.runner import digests
+from capfilt.storage.paths import StoragePath
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A checked recipe, the architectures that it names, and its run folder, of which this process is the driver."""
+
+    config: BootstrapConfig
+    architecture: Architecture
+    final: tuple[Architecture, ...]
+    """The architectures of `config.final`."""
+    run: Run
+
+
+@dataclass(frozen=True)
+class BootstrapContext:
+    """What every step of one bootstrap needs."""
+
+    session: Session
+    config: BootstrapConfig
+    architecture: Architecture
+    run: Run
+    progress: Progress
+    splits: dict[str, list[str]]
+    """The URLs of the shards of each split: web, human and, where there are such, val and test."""
+    compute: dict[str, Compute]
+    """Device and number format of each stage, by its name."""
+    final: tuple[Architecture, ...] = ()
+    """The architectures of `config.final`."""
+
+    def folder(self, r: int, *parts: str) -> StoragePath:
+        """A path in the folder of round `r`, absolute: workers may have another working directory."""
+        return self.run.round(r).absolute().joinpath(*parts)
+
+    def own_digests(self, r: int) -> dict[str, str]:
+        """The sha256, by URL, of the shards that the run wrote itself, including those of round `r`."""
+        ledgers = (
+            (Ledger(self.run.path("data"), "world")),
+            (Ledger(self.run.path("data", "web"), "download")),
+            (Ledger(self.folder(r), "select")),
+        )
+        return {url: sha256 for ledger in ledgers for url, sha256 in digests(ledger).items()}
+
+    def contents(self, r: int, urls: Sequence[str]) -> dict[str, str]:
+        """The sha256 of shards that round `r` reads, by URL."""
+        return contents_of(self.session, urls, self.own_digests(r), self.run.folder.absolute(), self.progress)
+
+    def seed(self, r: int, purpose: str) -> int:
+        """A different seed for each training: the rounds must not draw the same noise."""
+        name = f"{self.config.seed}|{r}|{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big")

@@ -1,0 +1,152 @@
+"""The steps of a round, each a stage that resumes: it does nothing where the ledger has its result already."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from capfilt.data import shards
+from capfilt.data.loading.loader import Source
+from capfilt.models.checkpoints import store
+from capfilt.models.layers.bert import Role
+from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
+from capfilt.pipelines.bootstrap.context import BootstrapContext
+from capfilt.runs.tally import Tally
+from capfilt.stages.annotate import AnnotateJob
+from capfilt.stages.annotate import annotate as run_annotate
+from capfilt.stages.calibrate import CalibrateJob
+from capfilt.stages.calibrate import calibrate as run_calibrate
+from capfilt.stages.evaluate import EvaluateJob
+from capfilt.stages.evaluate import evaluate as run_evaluate
+from capfilt.stages.runner import check_success
+from capfilt.stages.select import SelectJob, check_selected, resolve_threshold
+from capfilt.stages.select import select as run_select
+from capfilt.stages.train import run_training
+from capfilt.storage import documents
+from capfilt.storage.paths import StoragePath
+from capfilt.training.config import TrainConfig, TrainJob
+
+
+def pretrain(
+    context: BootstrapContext, r: int, web: list[Source], newest: StoragePath | None
+) -> dict[str, StoragePath]:
+    """Pretrain on these web pairs and the human ones; `newest` is the model of the round before.
+
+    Returns the folder of the model as "pretrain", or in the last round of a recipe with `final` that of each stage.
+    """
+    config = context.config
+    sources = (*web, Source(shards=tuple(context.splits["human"]), repeat=config.human_repeat))
+    if config.final and newest is not None and r == config.rounds:
+        return pretrain_stages(context, r, sources, newest)
+    job = TrainJob(
+        out=context.folder(r, "pretrain"),
+        architecture=context.architecture,
+        start=newest if config.start == "continue" else None,
+        tokenizer=config.tokenizer,
+        sources=sources,
+        train=config.pretrain,
+        compute=context.compute["pretrain"],
+        seed=context.seed(r, "pretrain"),
+    )
+    if job.start is None:
+        job = job.model_copy(update={"initial": config.initial.located()})
+    label, counts = f"round {r} pretrain", context.run.folder.absolute()
+    resources, digests = config.cluster.train, context.own_digests(r)
+    return {"pretrain": run_training(context.session, job, resources, context.progress, label, digests, counts)}
+
+
+def evaluate(context: BootstrapContext, r: int, models: dict[str, StoragePath]) -> dict[str, Any]:
+    """Evaluate what a round pretrained on the held-out pairs; no figures where there are none."""
+    one_model, stages = models.keys() == {"pretrain"}, [stage.model for stage in context.config.final]
+    if "test" not in context.splits:
+        return {} if one_model else merge_figures({name: {} for name in models}, stages)
+    files = {name: "metrics" if one_model else f"metrics-{name}" for name in models}
+    job = EvaluateJob(
+        out=context.folder(r),
+        models={files[name]: model for name, model in models.items()},
+        shards=tuple(context.splits["test"]),
+        contents=context.contents(r, context.splits["test"]),
+        config=context.config.evaluate,
+        compute=context.compute["evaluate"],
+    )
+    run_evaluate(context.session, job, context.config.cluster.annotate, context.progress, f"round {r} evaluate")
+    figures = {name: documents.read_object(context.folder(r, f"{file}.json")) for name, file in files.items()}
+    return figures["pretrain"] if one_model else merge_figures(figures, stages)
+
+
+def finetune(
+    context: BootstrapContext,
+    r: int,
+    role: Literal["captioner", "filter"],
+    newest: StoragePath,
+    parts: tuple[Role, ...],
+    train: TrainConfig,
+) -> StoragePath:
+    """Fine-tune the newest model for one role on the human pairs, without the parts that the role does not use."""
+    text = context.architecture.text.model_copy(update={"roles": parts})
+    size = train.image_size or context.architecture.vision.image_size
+    vision = context.architecture.vision.model_copy(update={"image_size": size})
+    job = TrainJob(
+        out=context.folder(r, role),
+        architecture=context.architecture.model_copy(update={"text": text, "vision": vision}),
+        start=newest,
+        tokenizer=context.config.tokenizer,
+        sources=(Source(shards=tuple(context.splits["human"])),),
+        train=train,
+        compute=context.compute[role],
+        seed=context.seed(r, role),
+    )
+    label, counts = f"round {r} {role}", context.run.folder.absolute()
+    resources, digests = context.config.cluster.finetune, context.own_digests(r)
+    return run_training(context.session, job, resources, context.progress, label, digests, counts)
+
+
+def calibrate(context: BootstrapContext, r: int, filter_model: StoragePath) -> float | None:
+    """The threshold that the validation pairs give; None unless the policy is calibrated."""
+    policy = context.config.select
+    if policy.threshold != "calibrated":
+        return None
+    job = CalibrateJob(
+        out=context.folder(r),
+        model=filter_model,
+        shards=tuple(context.splits["val"]),
+        contents=context.contents(r, context.splits["val"]),
+        score=policy.score,
+        recall=policy.recall,
+        batch_size=context.config.annotate.batch_size,
+        max_length=context.config.annotate.max_length,
+        compute=context.compute["annotate"],
+    )
+    worker = context.config.cluster.annotate
+    return run_calibrate(context.session, job, worker, context.progress, f"round {r} calibrate")
+
+
+def annotate(context: BootstrapContext, r: int, captioner: StoragePath, filter_model: StoragePath) -> None:
+    """Write synthetic texts for the whole web, and score them and the web's."""
+    job = AnnotateJob(
+        out=context.folder(r),
+        captioner=captioner,
+        filter=filter_model,
+        captioner_fingerprint=store.fingerprint(captioner),
+        filter_fingerprint=store.fingerprint(filter_model),
+        config=context.config.annotate,
+        compute=context.compute["annotate"],
+        seed=context.config.seed,
+        round=r,
+    )
+    worker, label = context.config.cluster.annotate, f"round {r} annotate"
+    check_success(label, run_annotate(context.session, context.splits["web"], job, worker, context.progress, label))
+
+
+def select(context: BootstrapContext, r: int, calibrated: float | None) -> tuple[float | None, Tally]:
+    """Drop the web and synthetic texts that the policy refuses; human pairs stay as they are.
+
+    Returns the threshold, None for a policy that ranks alone, and what became of the samples and texts.
+    """
+    policy, annotations = context.config.select, context.folder(r, "annotations")
+    named = shards.by_name(context.splits["web"])
+    threshold = resolve_threshold(policy, annotations, named, calibrated)
+    job = SelectJob(out=context.folder(r), annotations=annotations, rule=policy.rule(threshold), carry=policy.carry)
+    label = f"round {r} select"
+    tally = run_select(context.session, named, job, context.config.cluster.select, context.progress, label)
+    check_selected(label, tally, job.rule)
+    return threshold, tally

@@ -1,0 +1,39 @@
+"""world: writes splits of the embedded world as shards. A step of bootstrap, not a verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from capfilt.config import Config
+from capfilt.data.synthetic import world
+from capfilt.data.synthetic.world import WorldConfig
+from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.tally import Tally
+from capfilt.storage.paths import StoragePath
+
+
+class WorldJob(Config):
+    """Writes splits of the world; an item is the name of a split."""
+
+    out: StoragePath
+    world: WorldConfig
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return "world"
+
+    def identity(self, item: str) -> str:
+        """The world's settings and its seed."""
+        return fingerprint(item, self.world.model_dump(mode="json"), self.seed)
+
+    def open(self) -> Callable[[str], str]:
+        """Nothing to load."""
+
+        def work(split: str) -> str:
+            paths = world.write(self.world, self.seed, self.out, split)
+            Ledger(self.out, self.name).commit(split, self.identity(split), paths, Tally.zero())
+            return split
+
+        return work
