@@ -13,8 +13,8 @@ from capfilt.inference.captioners.local import Captioner
 from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.oom_backoff import OomBackoff
 from capfilt.inference.timer import StageTimer, timed
-from capfilt.models import Blip, Model
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models import Model
+from capfilt.models.layers.image_context import ImageContext
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Annotator:
         ]
 
     def _score(
-        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], keys: list[KeysValues] | None
+        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], keys: ImageContext | None
     ) -> list[list[tuple[float | None, float | None]]]:
         """The scores of each text, none for what is no text."""
         real = [[text for text in own if is_text(text)] for own in texts]
@@ -121,9 +121,9 @@ def same_vision(a: Model, b: Model) -> bool:
 
 def same_keys(writer: Model, judge: Model) -> bool:
     """Whether a decoder and an encoder project image tokens alike, as those of one model that shares them do."""
-    if not isinstance(writer, Blip) or not isinstance(judge, Blip):
-        return False  # BLIP-2's writers look at what the queries saw
-    one, two = writer.text.key_projections("decoder"), judge.text.key_projections("encoder")
+    one, two = writer.image_context_modules("decoder"), judge.image_context_modules("encoder")
+    if one is None or two is None:
+        return False
     return len(one) == len(two) and all(_same(a, b) for a, b in zip(one, two, strict=True))
 
 

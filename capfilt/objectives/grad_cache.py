@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import RecipeError
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.objectives.collectives import all_reduce_sum
 from capfilt.objectives.losses.itm import Negatives, itm
 from capfilt.objectives.losses.lm import lm, num_targets
@@ -185,7 +186,7 @@ class _Cached:
             text_is_wrong_B=self.image_ids[texts] != self.image_ids[own],
         )
 
-    def _written(self, own: slice, mine: Tensor, keys: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+    def _written(self, own: slice, mine: Tensor, keys: ImageContext | None) -> Tensor:
         """The sum of LM over the tokens of a piece."""
         ids, mask, learner = self.ids[own], self.mask[own], self.learner
         if keys is None or not self.model.shares_image_keys:

@@ -182,10 +182,10 @@ def test_itm_with_partners_of_all_ranks_has_the_gradients_of_one_process(
     for of in range(2):
         own = slice(of * B // 2, (of + 1) * B // 2)
         part = type(wrong)(
-            [(k[own], v[own]) for k, v in wrong.image_context],
+            wrong.image_context.select(own),
             *(x[own] for x in wrong[1:]),  # type: ignore[index]
         )
-        losses.append(itm(model, case["ids"][own], case["mask"][own], [(k[own], v[own]) for k, v in keys], part)[0])
+        losses.append(itm(model, case["ids"][own], case["mask"][own], keys.select(own), part)[0])
     (sum(losses) / 2).backward()  # type: ignore[union-attr]
     found = [answer[answered] for answer in answers]
     assert [f["width"] for f in found] == [5, 7]

@@ -13,8 +13,8 @@ from capfilt.errors import RecipeError
 from capfilt.inference.generation.beam import beam_search
 from capfilt.inference.generation.decode import DecodeConfig, generate, uniforms
 from capfilt.inference.generation.output_layer import blocked_head
-from capfilt.models import Blip2, Model
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models import Model
+from capfilt.models.layers.image_context import ImageContext
 
 NEEDS = frozenset({"encode_image", "decode"})
 """The verbs of this role."""
@@ -55,21 +55,17 @@ class Captioner:
             keys = self.keys(tokens_BND)
         return self.write_beside(keys, uids, seed, round_)
 
-    def keys(self, tokens_BND: Tensor) -> list[KeysValues]:
+    def keys(self, tokens_BND: Tensor) -> ImageContext:
         """Image tokens -> what a text is written beside."""
-        if isinstance(self.model, Blip2):
-            return self.model.image_context(tokens_BND, "decoder", self.question)
-        return self.model.image_context(tokens_BND, "decoder")
+        return self.model.image_context(tokens_BND, "decoder", self.question)
 
-    def write_beside(self, image: list[KeysValues], uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
+    def write_beside(self, image: ImageContext, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
         """`write`, where somebody has projected the image's keys already."""
         few = max(1, MOST // self.captions)
         if len(uids) > few:  # a thousand texts of each of a batch's images at once would fill any memory
             parts = [slice(i, i + few) for i in range(0, len(uids), few)]
             return [
-                texts
-                for part in parts
-                for texts in self.write_beside([(k[part], v[part]) for k, v in image], uids[part], seed, round_)
+                texts for part in parts for texts in self.write_beside(image.select(part), uids[part], seed, round_)
             ]
         if self.config.method == "beam":
             rows = beam_search(
@@ -78,7 +74,7 @@ class Captioner:
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
-            draws_RS = torch.from_numpy(np.stack(draws)).to(image[0][0].device)
+            draws_RS = torch.from_numpy(np.stack(draws)).to(image.device)
             rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS, self.head)
         texts = [self.tokenizer.decode(row) for row in rows]
         return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.models import Model
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.image_context import ImageContext
 
 NEEDS = frozenset({"encode_image", "encode_text", "fuse"})
 """The verbs of this role."""
@@ -28,7 +28,7 @@ class Filter:
 
     @torch.inference_mode()
     def score(
-        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], keys: list[KeysValues] | None = None
+        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], keys: ImageContext | None = None
     ) -> list[list[tuple[float, float]]]:
         """Image tokens and each image's texts -> (itm, itc) of each text.
 
@@ -38,7 +38,7 @@ class Filter:
         half = len(texts) // 2
         if half and sum(map(len, texts)) > MOST:
             first, second = (
-                self.score(tokens_BND[part], texts[part], keys and [(k[part], v[part]) for k, v in keys])
+                self.score(tokens_BND[part], texts[part], None if keys is None else keys.select(part))
                 for part in (slice(half), slice(half, None))
             )
             return first + second
@@ -51,9 +51,9 @@ class Filter:
         itc = self._cosines(tokens_BND, ids, lengths)
         seen = [i for i, own in enumerate(pairs) if own]  # an image without texts has nothing to be read beside
         rows = [words[text] for own in pairs for text in own]
-        image = keys or self.model.image_context(tokens_BND, "encoder")
+        image = self.model.image_context(tokens_BND, "encoder") if keys is None else keys
         if len(seen) < len(pairs):
-            image = [(k[seen], v[seen]) for k, v in image]
+            image = image.select(torch.tensor(seen, device=image.device))
         counts = [len(pairs[i]) for i in seen]
         states = self.model.fuse_cls(ids[rows], [lengths[row] for row in rows], image, counts)
         itm = iter(self.model.match(states).float().softmax(dim=1)[:, 1].tolist())

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capfilt.inference.generation.decode import FEWEST, DecodeConfig, Finite, asks, tiled
+from capfilt.inference.generation.decode import FEWEST, DecodeConfig, Finite, asks, copies
 from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
-from capfilt.models.blip.model import Head
-from capfilt.models.blip2.language_model import LanguageCache
-from capfilt.models.layers.attention import KeysValues
-from capfilt.models.layers.bert import Cache
+from capfilt.models.layers.bert import Head
+from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
 NEVER = -1e9
 
@@ -47,8 +45,8 @@ class Finished:
 class Search:
     """The images whose texts are still growing, and where each belongs in the answer."""
 
-    image: list[KeysValues]
-    cache: Cache | LanguageCache
+    image: ImageContext
+    cache: DecoderCache
     place_I: Tensor
     written_IWS: Tensor
     scores_IW: Tensor
@@ -64,7 +62,7 @@ class Search:
         self.place_I, self.written_IWS, self.scores_IW = (
             part[staying] for part in (self.place_I, self.written_IWS, self.scores_IW)
         )
-        self.image = [(keys[staying], values[staying]) for keys, values in self.image]
+        self.image = self.image.select(staying)
         self.cache.keep((staying[:, None] * width + torch.arange(width, device=staying.device)).flatten())
         self.finished = Finished(
             self.finished.texts_IWS[staying], self.finished.scores_IW[staying], self.finished.open_I[staying]
@@ -74,7 +72,7 @@ class Search:
 @torch.inference_mode()
 def beam_search(
     model: Model,
-    image: list[KeysValues],
+    image: ImageContext,
     prompt_P: list[int],
     end: int,
     config: DecodeConfig,
@@ -85,10 +83,10 @@ def beam_search(
 
     Images do not influence one another: a text is the same in any batch. An image whose texts are found leaves it.
     """
-    width, steps, device = config.beams, config.max_length - len(prompt_P), image[0][0].device
-    few = image[0][0].shape[0] * width
-    if 0 < few < FEWEST:
-        return beam_search(model, tiled(image, few)[0], prompt_P, end, config, texts, head)[: few // width * texts]
+    width, steps, device = config.beams, config.max_length - len(prompt_P), image.device
+    if 0 < image.rows * width < FEWEST:
+        more = image.repeat(copies(image.rows * width))
+        return beam_search(model, more, prompt_P, end, config, texts, head)[: image.rows * texts]
     state = _begin(model, image, config, steps, end)
     answer_IWS = state.written_IWS.clone()
     prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)
@@ -118,8 +116,8 @@ def beam_search(
     return [row[: row.index(end)] if end in row else row for row in written]
 
 
-def _begin(model: Model, image: list[KeysValues], config: DecodeConfig, steps: int, end: int) -> Search:
-    images, width, device = image[0][0].shape[0], config.beams, image[0][0].device
+def _begin(model: Model, image: ImageContext, config: DecodeConfig, steps: int, end: int) -> Search:
+    images, width, device = image.rows, config.beams, image.device
     written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
     scores_IW = torch.full((images, width), NEVER, device=device)
     scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on

@@ -20,10 +20,8 @@ from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.inference.generation.sampling import nucleus, penalise
 from capfilt.models import Model
-from capfilt.models.blip.model import Head
-from capfilt.models.blip2.language_model import LanguageCache
-from capfilt.models.layers.attention import KeysValues
-from capfilt.models.layers.bert import Cache
+from capfilt.models.layers.bert import Head
+from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
 
 class DecodeConfig(Config):
@@ -80,8 +78,8 @@ class Batch:
     Rows of one image are adjacent, equally many for each image.
     """
 
-    image: list[KeysValues]
-    cache: Cache | LanguageCache
+    image: ImageContext
+    cache: DecoderCache
     place_R: Tensor
     ended_R: Tensor
 
@@ -90,7 +88,7 @@ class Batch:
 
         An image keeps as many rows as the one with the most unfinished texts needs, and goes with its last.
         """
-        rows, images = len(self.place_R), self.image[0][0].shape[0]
+        rows, images = len(self.place_R), self.image.rows
         live = (~self.ended_R).view(images, -1)
         count = live.sum(dim=1)
         staying = count.nonzero().squeeze(1)
@@ -100,20 +98,15 @@ class Batch:
         first = live[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         kept = (staying[:, None] * live.shape[1] + first.sort(dim=1).values).flatten()
         if len(staying) < images:
-            self.image = [(keys[staying], values[staying]) for keys, values in self.image]
+            self.image = self.image.select(staying)
         self.cache.keep(kept)
         self.place_R, self.ended_R = self.place_R[kept], self.ended_R[kept]
         return kept
 
 
-def tiled(image: list[KeysValues], rows: int) -> tuple[list[KeysValues], int]:
-    """So many copies of the images' keys that their `rows` rows become FEWEST or more; and how many copies that is."""
-    copies = -(-FEWEST // rows)
-
-    def repeated(x: Tensor) -> Tensor:  # [I, heads, N, D], or what T5's encoder says: [I, N, D]
-        return x.repeat(copies, *[1] * (x.ndim - 1))
-
-    return [(repeated(keys), repeated(values)) for keys, values in image], copies
+def copies(rows: int) -> int:
+    """How many copies of a batch of `rows` rows have FEWEST rows or more together."""
+    return -(-FEWEST // rows)
 
 
 @dataclass
@@ -154,7 +147,7 @@ def asks(device: torch.device, step: int) -> bool:
 @torch.inference_mode()
 def generate(
     model: Model,
-    image: list[KeysValues],
+    image: ImageContext,
     prompt_P: list[int],
     end: int,
     config: DecodeConfig,
@@ -167,8 +160,8 @@ def generate(
     """
     rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
     if 0 < rows < FEWEST:
-        image, copies = tiled(image, rows)
-        return generate(model, image, prompt_P, end, config, draws_RS.repeat(copies, 1), head)[:rows]
+        more, draws = image.repeat(copies(rows)), draws_RS.repeat(copies(rows), 1)
+        return generate(model, more, prompt_P, end, config, draws, head)[:rows]
     prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     batch = Batch(

@@ -7,7 +7,7 @@ matching is what training used; several public inference scripts leave [CLS] the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,14 +16,10 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
-from capfilt.models.blip2.language_model import LanguageCache
-from capfilt.models.layers.attention import KeysValues
-from capfilt.models.layers.bert import APART, Cache, Role, TextConfig, TextTransformer
+from capfilt.models.layers.bert import APART, Cache, Head, OutputLayer, Role, TextConfig, TextTransformer
+from capfilt.models.layers.image_context import DecoderCache, ImageContext
 from capfilt.models.layers.vit import VisionConfig, VisionTransformer
 from capfilt.models.limits import Temperature, Width
-
-Head = Callable[[Tensor], Tensor]
-"""States [B, D] -> logits [B, V]."""
 
 
 class BlipConfig(Config):
@@ -97,9 +93,21 @@ class Blip(nn.Module):
         tokens: Tensor = self.vision(images_B3SS)
         return tokens
 
-    def image_context(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
-        """Image tokens -> what `fuse` (role "encoder") or `decode` (role "decoder") attend to, one pair per layer."""
+    def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
+        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") attend to.
+
+        `prompt` is for models that read one beside the image; a BLIP has it as the beginning of the text.
+        """
         return self.text.image_context(tokens_BND, role)
+
+    def image_context_modules(self, role: Role) -> list[nn.Module]:
+        """All that `image_context` depends on besides the tokens: models in which these are equal have equal ones."""
+        return self.text.key_projections(role)
+
+    @property
+    def output_layer(self) -> OutputLayer:
+        """What `decode_step` ends with, for whoever computes it otherwise and hands it in as `head`."""
+        return self.text.output_layer()
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], without looking at any image."""
@@ -118,7 +126,7 @@ class Blip(nn.Module):
         """Vectors of images and of texts -> cosines [I, T]."""
         return image_IP @ text_TP.T
 
-    def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+    def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts read beside images -> states [B, T, D]; rows that share an image are adjacent."""
         if self.config.itm_token == "enc":
             ids_BT = replace_first(ids_BT, self.config.text.enc)
@@ -129,9 +137,7 @@ class Blip(nn.Module):
         """`encode_text` of texts of these lengths, first states alone: [B, 1, D]."""
         return self.text.cls_states(ids_BT, lengths)
 
-    def fuse_cls(
-        self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
-    ) -> Tensor:
+    def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
         """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         if self.config.itm_token == "enc":
             ids_BT = replace_first(ids_BT, self.config.text.enc)
@@ -142,18 +148,16 @@ class Blip(nn.Module):
         logits: Tensor = self.match_head(states_BTD[:, 0])
         return logits
 
-    def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: list[KeysValues]) -> Tensor:
+    def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         """Texts -> next-token logits [B, T, V], left to right."""
         ids_BT = replace_first(ids_BT, self.config.text.dec)
         return self.text.logits(self.text(ids_BT, "decoder", mask_BT, image))
 
-    def cache(self, rows: int, length: int, image: list[KeysValues]) -> Cache:
+    def cache(self, rows: int, length: int, image: ImageContext) -> Cache:
         """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
-        return Cache(self.config.text, rows, length, image[0][0])
+        return Cache(self.config.text, rows, length, image.tensors[0])
 
-    def decode_step(
-        self, ids_BT: Tensor, image: list[KeysValues], cache: Cache | LanguageCache, head: Head | None = None
-    ) -> Tensor:
+    def decode_step(self, ids_BT: Tensor, image: ImageContext, cache: DecoderCache, head: Head | None = None) -> Tensor:
         """Feed the newest tokens [B, T] and return the logits after the last of them [B, V].
 
         `head` computes these from states [B, D] in place of the model's own.

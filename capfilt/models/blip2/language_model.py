@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints import files
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.limits import MAX_DEPTH, MAX_ENTRIES
 
 Kind = Literal["opt", "t5"]
@@ -155,41 +155,40 @@ class LanguageModel(nn.Module):
         states = self.model.model(inputs_embeds=reads).last_hidden_state[:, first:]
         return self.model.lm_head(states), labels.index_fill(1, torch.arange(prompt, device=labels.device), NO_LABEL)
 
-    def read(self, image_BQW: Tensor, prompt: Sequence[int] = ()) -> list[KeysValues]:
+    def read(self, image_BQW: Tensor, prompt: Sequence[int] = ()) -> ImageContext:
         """Images -> what `step` goes on from, one row for each: the keys of OPT's layers, or what T5's encoder says of
         them and of a prompt. OPT has its prompt from `step`."""
         with self._own_format(image_BQW):
             return self._read(image_BQW, prompt)
 
-    def _read(self, image_BQW: Tensor, prompt: Sequence[int]) -> list[KeysValues]:
+    def _read(self, image_BQW: Tensor, prompt: Sequence[int]) -> ImageContext:
         if self.config.kind == "t5":
             ids = torch.tensor(prompt, dtype=torch.long, device=image_BQW.device).expand(image_BQW.shape[0], -1)
             states = self.model.get_encoder()(inputs_embeds=self._asked(image_BQW, ids)).last_hidden_state
-            return [(states, states)]
+            return ImageContext((states,))
         assert not prompt, "OPT's prompt is the beginning of what it writes"
         out = self.model.model(inputs_embeds=image_BQW.to(self.dtype), use_cache=True)
-        return [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        return ImageContext.of_layers((layer.keys, layer.values) for layer in out.past_key_values.layers)
 
-    def step(self, ids_BT: Tensor, image: list[KeysValues], cache: LanguageCache) -> Tensor:
+    def step(self, ids_BT: Tensor, image: ImageContext, cache: LanguageCache) -> Tensor:
         """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
         with self._own_format(ids_BT):
             return self._step(ids_BT, image, cache)
 
-    def _step(self, ids_BT: Tensor, image: list[KeysValues], cache: LanguageCache) -> Tensor:
+    def _step(self, ids_BT: Tensor, image: ImageContext, cache: LanguageCache) -> Tensor:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-        times = ids_BT.shape[0] // image[0][0].shape[0]
+        times = ids_BT.shape[0] // image.rows
         if cache.past is None:
             cache.past = DynamicCache(config=self.model.config)
             if self.config.kind == "t5":
                 cache.past = EncoderDecoderCache(cache.past, DynamicCache(config=self.model.config))
             else:
-                for layer, (keys, values) in enumerate(image):
-                    rows = keys.repeat_interleave(times, dim=0), values.repeat_interleave(times, dim=0)
-                    cache.past.update(*rows, layer)
+                for layer, pair in enumerate(image.layers):
+                    cache.past.update(*(x.repeat_interleave(times, dim=0) for x in pair), layer)
         cache.start += ids_BT.shape[1]
         if self.config.kind == "t5":
-            states = image[0][0].repeat_interleave(times, dim=0)
+            (states,) = image.repeat_interleave(times).tensors
             out = self.model(
                 decoder_input_ids=ids_BT, encoder_outputs=(states,), past_key_values=cache.past, use_cache=True
             )

@@ -17,11 +17,11 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.config import Config
-from capfilt.models.blip.model import Head, replace_first
+from capfilt.models.blip.model import replace_first
 from capfilt.models.blip2.language_model import FORMATS, Format, Kind, LanguageCache, LanguageConfig, LanguageModel
 from capfilt.models.blip2.qformer import QFormer, QFormerConfig
-from capfilt.models.layers.attention import KeysValues
-from capfilt.models.layers.bert import Cache, Role
+from capfilt.models.layers.bert import Cache, Head, Role
+from capfilt.models.layers.image_context import DecoderCache, ImageContext
 from capfilt.models.layers.vit import VisionConfig, VisionTransformer
 from capfilt.models.limits import Temperature, Width
 
@@ -147,7 +147,7 @@ class Blip2(nn.Module):
         normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
         return normed
 
-    def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> list[KeysValues]:
+    def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
 
         `prompt` are tokens that a T5 reads beside the image, before it writes.
@@ -157,6 +157,15 @@ class Blip2(nn.Module):
             return keys
         states, seen = self.text.run_queries(keys)
         return seen if self.config.language is None else self.language.read(self.language_projection(states), prompt)
+
+    def image_context_modules(self, role: Role) -> list[nn.Module] | None:
+        """None: what is attended to has passed through the whole Q-Former, which is compared with no other model's."""
+        return None
+
+    @property
+    def output_layer(self) -> None:
+        """None: `decode_step` takes no other head than the model's own."""
+        return None
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], without looking at any image."""
@@ -182,17 +191,14 @@ class Blip2(nn.Module):
         """Vectors of images and of texts -> cosines [I, T]: of an image's queries the one nearest to the text."""
         return (image_IQP @ text_TP.T).amax(dim=1)
 
-    def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+    def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts read beside images -> the queries' states [B, Q, D]; rows that share an image are adjacent."""
         return self.text.encode_multimodal(ids_BT, mask_BT, image)
 
-    def fuse_cls(
-        self, ids_BT: Tensor, lengths: Sequence[int], image: list[KeysValues], counts: Sequence[int]
-    ) -> Tensor:
+    def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
         """`fuse` for texts of these lengths, `counts` of them for each image."""
         if len(set(counts)) > 1:  # as many rows as texts: nothing to share
-            times = torch.tensor(counts, device=ids_BT.device)
-            image = [(k.repeat_interleave(times, dim=0), v.repeat_interleave(times, dim=0)) for k, v in image]
+            image = image.repeat_interleave(torch.tensor(counts, device=ids_BT.device))
         return self.fuse(ids_BT, as_mask(lengths, ids_BT), image)
 
     def match(self, states_BQD: Tensor) -> Tensor:
@@ -200,24 +206,23 @@ class Blip2(nn.Module):
         logits: Tensor = self.match_head(states_BQD).mean(dim=1)
         return logits
 
-    def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: list[KeysValues]) -> Tensor:
+    def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         """Texts -> next-token logits [B, T, V] of the Q-Former, left to right."""
         ids_BT = replace_first(ids_BT, self.config.text.dec)
         return self.text.logits(self.text.write(ids_BT, mask_BT, image))
 
-    def cache(self, rows: int, length: int, image: list[KeysValues]) -> Cache | LanguageCache:
+    def cache(self, rows: int, length: int, image: ImageContext) -> Cache | LanguageCache:
         """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
         if self.config.language is not None:
             return LanguageCache()
-        return Cache(self.config.text, rows, length, image[0][0])
+        return Cache(self.config.text, rows, length, image.tensors[0])
 
-    def decode_step(
-        self, ids_BT: Tensor, image: list[KeysValues], cache: Cache | LanguageCache, head: Head | None = None
-    ) -> Tensor:
+    def decode_step(self, ids_BT: Tensor, image: ImageContext, cache: DecoderCache, head: Head | None = None) -> Tensor:
         """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
         assert head is None, "a head of another family"
         if isinstance(cache, LanguageCache):
             return self.language.step(ids_BT, image, cache)
+        assert isinstance(cache, Cache), "the cache of another model"
         return self.text.logits(self.text.write(ids_BT, None, image, cache)[:, -1:])[:, 0]
 
     # ---- stage 2 ----

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues
 from capfilt.models.layers.bert import BertConfig, Cache, LanguageHead, Residual, self_attention_mask
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.limits import Depth, Positions
 
 
@@ -102,20 +103,21 @@ class QFormer(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def image_context(self, tokens_BND: Tensor) -> list[KeysValues]:
-        """Project image tokens for every layer that looks."""
-        looking = (layer.cross_attention for layer in self.layers if layer.cross_attention is not None)
-        return [attention.block.keys_values(tokens_BND) for attention in looking]  # type: ignore[operator, union-attr]
+    def image_context(self, tokens_BND: Tensor) -> ImageContext:
+        """Project image tokens for every layer with cross-attention."""
+        crossing = (layer.cross_attention for layer in self.layers if layer.cross_attention is not None)
+        pairs = (attention.block.keys_values(tokens_BND) for attention in crossing)  # type: ignore[operator, union-attr]
+        return ImageContext.of_layers(pairs)
 
-    def run_queries(self, image: list[KeysValues]) -> tuple[Tensor, list[KeysValues]]:
-        """Queries beside images -> their states [B, Q, D], and what a text may see of them, one pair per layer."""
-        x_BQD = self._queries(image[0][0].shape[0])
-        looked, seen = iter(image), []
+    def run_queries(self, image: ImageContext) -> tuple[Tensor, ImageContext]:
+        """Queries beside images -> their states [B, Q, D], and what a text may attend to of them, in every layer."""
+        x_BQD = self._queries(image.rows)
+        looked, seen = iter(image.layers), []
         for layer in self.layers:
             own = layer.own_keys(x_BQD)  # type: ignore[operator]
             seen.append(own)
             x_BQD = layer.queries(x_BQD, own, _next(layer, looked))  # type: ignore[operator]
-        return x_BQD, seen
+        return x_BQD, ImageContext.of_layers(seen)
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts alone, both ways -> states [B, T, D]."""
@@ -124,14 +126,14 @@ class QFormer(nn.Module):
             x_BTD = layer.words(x_BTD, layer.own_keys(x_BTD), mask)  # type: ignore[operator]
         return x_BTD
 
-    def encode_multimodal(self, ids_BT: Tensor, mask_BT: Tensor, image: list[KeysValues]) -> Tensor:
+    def encode_multimodal(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Queries and texts that see each other, both ways -> the queries' states [B, Q, D].
 
         There may be several texts for each image: rows that share one are adjacent.
         """
         x_BTD, x_BQD = self._embed(ids_BT), self._queries(ids_BT.shape[0])
         mask = F.pad(mask_BT.bool(), (self.config.queries, 0), value=True)[:, None, None, :]
-        looked = iter(image)
+        looked = iter(image.layers)
         for n, layer in enumerate(self.layers):
             seen = _join(layer.own_keys(x_BQD), layer.own_keys(x_BTD))  # type: ignore[operator]
             x_BQD = layer.queries(x_BQD, seen, _next(layer, looked), mask)  # type: ignore[operator]
@@ -139,10 +141,8 @@ class QFormer(nn.Module):
                 x_BTD = layer.words(x_BTD, seen, mask)  # type: ignore[operator]
         return x_BQD
 
-    def write(
-        self, ids_BT: Tensor, mask_BT: Tensor | None, seen: list[KeysValues], cache: Cache | None = None
-    ) -> Tensor:
-        """Texts left to right after the queries -> states [B, T, D]; `seen` is what `run_queries` left.
+    def write(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext, cache: Cache | None = None) -> Tensor:
+        """Texts left to right after the queries -> states [B, T, D]; `image` is what `run_queries` left.
 
         With `cache`, `ids_BT` are the newest positions only, as in TextTransformer. Rows that share an image are
         adjacent.
@@ -152,10 +152,10 @@ class QFormer(nn.Module):
         mask = self_attention_mask(ids_BT, mask_BT, causal=True, start=start)
         if mask is not None:
             mask = F.pad(mask, (self.config.queries, 0), value=True)
-        for n, layer in enumerate(self.layers):
+        for n, (layer, seen) in enumerate(zip(self.layers, image.layers, strict=True)):
             own = layer.own_keys(x_BTD)  # type: ignore[operator]
             own = cache.extend(n, own) if cache is not None else own
-            x_BTD = layer.words(x_BTD, _join(_for_rows(seen[n], ids_BT.shape[0]), own), mask)  # type: ignore[operator]
+            x_BTD = layer.words(x_BTD, _join(_for_rows(seen, ids_BT.shape[0]), own), mask)  # type: ignore[operator]
         if cache is not None:
             cache.start += ids_BT.shape[1]
         return x_BTD

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.limits import (
     Depth,
     Deviation,
@@ -223,10 +225,32 @@ class LanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.weight = None if config.tie_lm_head else nn.Parameter(torch.empty(config.vocab_size, config.width))
 
+    def hidden(self, x_BTD: Tensor) -> Tensor:
+        """States [B, T, D] -> what the output matrix multiplies [B, T, D]."""
+        out: Tensor = self.norm(F.gelu(self.transform(x_BTD)))
+        return out
+
     def forward(self, x_BTD: Tensor, words_VD: Tensor) -> Tensor:
         """States [B, T, D] -> logits [B, T, V]."""
         weight = words_VD if self.weight is None else self.weight
-        return F.linear(self.norm(F.gelu(self.transform(x_BTD))), weight, self.bias)
+        return F.linear(self.hidden(x_BTD), weight, self.bias)
+
+
+Head = Callable[[Tensor], Tensor]
+"""States [B, D] -> logits [B, V]."""
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """A head with the matrix that it multiplies by, wherever that matrix is held."""
+
+    head: LanguageHead
+    weight_VD: Tensor
+
+    def logits(self, states_BTD: Tensor) -> Tensor:
+        """States [B, T, D] -> logits [B, T, V]."""
+        logits: Tensor = self.head(states_BTD, self.weight_VD)
+        return logits
 
 
 class TextTransformer(nn.Module):
@@ -249,9 +273,9 @@ class TextTransformer(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def image_context(self, tokens_BND: Tensor, role: Role) -> list[KeysValues]:
-        """Project image tokens once for all texts, samples and steps that will look at them; one pair per layer."""
-        return [layer.image_context(tokens_BND, role) for layer in self.layers]  # type: ignore[operator]
+    def image_context(self, tokens_BND: Tensor, role: Role) -> ImageContext:
+        """Project image tokens, once for all texts and steps that will attend to them; a pair for each layer."""
+        return ImageContext.of_layers(layer.image_context(tokens_BND, role) for layer in self.layers)  # type: ignore[operator]
 
     def key_projections(self, role: Role) -> list[nn.Module]:
         """The modules that `image_context` projects with, two of each layer."""
@@ -262,7 +286,7 @@ class TextTransformer(nn.Module):
         ids_BT: Tensor,
         role: Role,
         mask_BT: Tensor | None = None,
-        image: list[KeysValues] | None = None,
+        image: ImageContext | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Ids [B, T] -> states [B, T, D].
@@ -273,10 +297,10 @@ class TextTransformer(nn.Module):
         start = cache.start if cache is not None else 0
         x_BTD: Tensor = self.embeddings.of(role)(ids_BT, start)
         mask = self_attention_mask(ids_BT, mask_BT, causal=role == "decoder", start=start)
-        for i, layer in enumerate(self.layers):
+        for i, (layer, seen) in enumerate(zip(self.layers, self._seen(image), strict=True)):
             own = layer.own_keys(x_BTD, role)  # type: ignore[operator]
             own = cache.extend(i, own) if cache is not None else own
-            x_BTD = layer(x_BTD, role, own, mask, image[i] if image is not None else None)
+            x_BTD = layer(x_BTD, role, own, mask, seen)
         if cache is not None:
             cache.start += ids_BT.shape[1]
         return x_BTD
@@ -285,7 +309,7 @@ class TextTransformer(nn.Module):
         self,
         ids_BT: Tensor,
         lengths: Sequence[int],
-        image: list[KeysValues] | None = None,
+        image: ImageContext | None = None,
         counts: Sequence[int] | None = None,
     ) -> Tensor:
         """Texts of unequal lengths -> the encoder's state of each one's first token [B, 1, D]: all that scoring needs.
@@ -298,20 +322,26 @@ class TextTransformer(nn.Module):
         mask = texts.mask_BT[:, None, None, :]
         x_PD = texts.pack(self.embeddings.of("encoder")(ids_BT))
         images, last = _by_image(lengths, counts, ids_BT.device), len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
+        for i, (layer, seen) in enumerate(zip(self.layers, self._seen(image), strict=True)):
             own = layer.own_keys(x_PD, "encoder", texts)  # type: ignore[operator]
             if i == last:
                 x_PD, one = x_PD[texts.cls_states], [1] * len(lengths)
                 texts, images = Packing(one, ids_BT.device), _by_image(one, counts, ids_BT.device)
-            x_PD = layer.packed(x_PD, own, mask, texts, image[i] if image is not None else None, images)  # type: ignore[operator]
+            x_PD = layer.packed(x_PD, own, mask, texts, seen, images)  # type: ignore[operator]
         return x_PD[:, None]
+
+    def _seen(self, image: ImageContext | None) -> Sequence[KeysValues | None]:
+        return [None] * len(self.layers) if image is None else image.layers
+
+    def output_layer(self) -> OutputLayer:
+        """What turns a decoder state into logits."""
+        assert self.head is not None, "a model without the decoder role was asked to write"
+        words: Tensor = self.embeddings.of("decoder").words.weight  # type: ignore[assignment, union-attr]
+        return OutputLayer(self.head, words if self.head.weight is None else self.head.weight)
 
     def logits(self, states_BTD: Tensor) -> Tensor:
         """Decoder states [B, T, D] -> next-token logits [B, T, V]."""
-        assert self.head is not None, "a model without the decoder role was asked to write"
-        words: Tensor = self.embeddings.of("decoder").words.weight  # type: ignore[assignment, union-attr]
-        logits: Tensor = self.head(states_BTD, words)
-        return logits
+        return self.output_layer().logits(states_BTD)
 
 
 def _by_image(lengths: Sequence[int], counts: Sequence[int] | None, device: torch.device) -> Packing:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.models import Model
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.objectives.collectives import as_wide, gather, gather_with_gradient
 
 TRIVIAL_LOSS = 0.6365
@@ -29,7 +29,7 @@ STUCK_STEPS, STUCK_SHARE = 200, 0.3
 class Negatives(NamedTuple):
     """A wrong image and a wrong text for each of B pairs."""
 
-    image_context: list[KeysValues]
+    image_context: ImageContext
     """Of the wrong images, B rows each."""
     ids_BT: Tensor
     mask_BT: Tensor
@@ -62,17 +62,14 @@ def hard_negatives(similarity_BN: Tensor, image_ids_B: Tensor, groups_N: Tensor)
 def local_negatives(
     ids_BT: Tensor,
     mask_BT: Tensor,
-    image_context: list[KeysValues],
+    image_context: ImageContext,
     image_ids_B: Tensor,
     wrong_images_B: Tensor,
     wrong_texts_B: Tensor,
 ) -> Negatives:
     """Partners from this process's own rows, whose image keys are there already (BLIP's pretraining)."""
     return Negatives(
-        # Not k[wrong_images_B]: its backward adds rows from several threads, in an order of its own each time.
-        image_context=[
-            (k.index_select(0, wrong_images_B), v.index_select(0, wrong_images_B)) for k, v in image_context
-        ],
+        image_context=image_context.select(wrong_images_B),
         ids_BT=ids_BT[wrong_texts_B],
         mask_BT=mask_BT[wrong_texts_B],
         image_is_wrong_B=image_ids_B[wrong_images_B] != image_ids_B,
@@ -104,7 +101,7 @@ def global_negatives(
 
 
 def itm(
-    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_context: list[KeysValues], wrong: Negatives
+    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_context: ImageContext, wrong: Negatives
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of B right pairs, B texts beside wrong images and B images beside wrong texts; label 1 = match.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.models.blip.model import Blip
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.objectives.collectives import gather, rank, share_of_total, world_size
 from capfilt.objectives.losses.itc import TEMPERATURE_RANGE, itc, ramp
 from capfilt.objectives.losses.itm import Negatives, global_negatives, hard_negatives, itm, local_negatives
@@ -179,7 +179,7 @@ class BlipPretraining(nn.Module):
         self,
         drawn: tuple[Tensor, Tensor],
         tokens: Tensor,
-        keys: list[KeysValues],
+        keys: ImageContext,
         ids: Tensor,
         mask: Tensor,
         image_ids: Tensor,

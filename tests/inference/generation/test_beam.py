@@ -14,7 +14,7 @@ from capfilt.inference.generation import beam
 from capfilt.inference.generation.beam import beam_search
 from capfilt.inference.generation.decode import DecodeConfig, generate
 from capfilt.models import Blip
-from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.image_context import ImageContext
 
 MakeBlip = Callable[..., Blip]
 VOCAB, END = 7, 3
@@ -33,7 +33,7 @@ def pixels() -> Tensor:
 
 
 @torch.no_grad()
-def keys(model: Blip, pixels: Tensor) -> list[KeysValues]:
+def keys(model: Blip, pixels: Tensor) -> ImageContext:
     return model.image_context(model.encode_image(pixels), "decoder")
 
 
@@ -57,7 +57,7 @@ def every_text(config: DecodeConfig) -> Iterator[tuple[list[int], bool]]:
 
 
 @torch.no_grad()
-def best_texts(model: Blip, image: list[KeysValues], config: DecodeConfig, texts: int) -> list[list[int]]:
+def best_texts(model: Blip, image: ImageContext, config: DecodeConfig, texts: int) -> list[list[int]]:
     """The best of all texts for one image, each scored as a whole, without a cache."""
     every = list(every_text(config))
     rows = [[*PROMPT, *text, *([END] if ends else [])] for text, ends in every]

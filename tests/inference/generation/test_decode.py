@@ -122,11 +122,11 @@ class TestGenerate:
         keys = model.image_context(images, "decoder")
         together = generate(model, keys, [model.config.text.dec], SEP, config, draws)
         order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-        mixed = [(k[order], v[order]) for k, v in keys]
+        mixed = keys.select(torch.as_tensor(order))
         shuffled = generate(model, mixed, [model.config.text.dec], SEP, config, draws[order])
         assert shuffled == [together[i] for i in order]
         for i in range(12):
-            own = [(k[i : i + 1], v[i : i + 1]) for k, v in keys]
+            own = keys.select(slice(i, i + 1))
             assert generate(model, own, [model.config.text.dec], SEP, config, draws[i : i + 1]) == [together[i]]
 
 
@@ -167,12 +167,12 @@ class TestTextsThatEndedLeave:
     def test_a_few_rows_are_as_many_as_libraries_multiply_alike(
         self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        keys = [(k[:3], v[:3]) for k, v in model.image_context(images, "decoder")]
+        keys = model.image_context(images, "decoder").select(slice(3))
         draws = np.random.default_rng(0).random((3, 19))
         prompt = [model.config.text.dec]
         for rows in (1, 2, 3):
             fed = rows_fed(model, monkeypatch)
-            some = [(k[:rows], v[:rows]) for k, v in keys]
+            some = keys.select(slice(rows))
             found = generate(model, some, prompt, SEP, self.CONFIG, torch.from_numpy(draws[:rows]))
             assert found == [slow_text(model, images[i], prompt, self.CONFIG, draws[i]) for i in range(rows)]
             assert min(fed) >= decode.FEWEST

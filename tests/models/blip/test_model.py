@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.models import FAMILIES, MODELS, Blip, BlipConfig, verbs
 from capfilt.models.blip.model import replace_first
 from capfilt.models.layers.bert import TextTransformer
+from capfilt.models.layers.image_context import ImageContext
 
 MakeBlip = Callable[..., Blip]
 IDS = torch.tensor([[2, 10, 11, 12, 13, 3], [2, 20, 21, 3, 0, 0], [2, 9, 8, 7, 3, 0], [2, 5, 3, 0, 0, 0]])
@@ -95,7 +95,7 @@ class TestPresets:
 
 
 class TestFirstToken:
-    def keys(self, model: Blip, role: str) -> list[tuple[Tensor, Tensor]]:
+    def keys(self, model: Blip, role: str) -> ImageContext:
         return model.image_context(torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(3)), role)  # type: ignore[arg-type]
 
     def test_is_replaced_in_a_copy(self) -> None:
@@ -191,10 +191,9 @@ def test_image_keys_serve_both_roles_where_cross_attention_is_shared(
     tokens = torch.randn(1, 5, 24)
     same = all(
         torch.equal(a, b)
-        for one, other in zip(
-            model.image_context(tokens, "encoder"), model.image_context(tokens, "decoder"), strict=True
+        for a, b in zip(
+            model.image_context(tokens, "encoder").tensors, model.image_context(tokens, "decoder").tensors, strict=True
         )
-        for a, b in zip(one, other, strict=True)
     )
     assert model.shares_image_keys == same == shared
 

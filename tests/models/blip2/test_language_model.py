@@ -79,12 +79,13 @@ def test_steps_go_on_from_images_that_several_rows_share(small_blip2: MakeBlip2,
     def same(found: Tensor, rows: list[int], count: int) -> None:
         torch.testing.assert_close(found, torch.stack([after(r, count) for r in rows]), atol=1e-4, rtol=1e-4)
 
-    seen, cache = model.read(image), small_blip2(kind).cache(6, 9, [])
+    seen = model.read(image)
+    cache = small_blip2(kind).cache(6, 9, seen)
     same(model.step(texts[:, :2], seen, cache), [*range(6)], 2)
     same(model.step(texts[:, 2:3], seen, cache), [*range(6)], 3)
     cache.keep(torch.tensor([True, True, False, False, True, True]))
     kept = torch.tensor([0, 1, 4, 5])
-    seen = [(keys[[0, 2]], values[[0, 2]]) for keys, values in seen]
+    seen = seen.select(torch.tensor([0, 2]))
     same(model.step(texts[kept, 3:4], seen, cache), kept.tolist(), 4)
     assert cache.start == 4
 
@@ -94,11 +95,11 @@ def test_t5_reads_a_prompt_before_it_writes(small_blip2: MakeBlip2, case: tuple)
     model, (image, ids, _) = small_blip2("t5").language, case
     prompt = ids[0, :3].tolist()
     begun = torch.cat([torch.zeros(3, 1, dtype=torch.long), ids[:, 3:5]], dim=1)
-    step = model.step(begun, model.read(image, prompt), small_blip2("t5").cache(3, 9, []))
+    step = model.step(begun, model.read(image, prompt), LanguageCache())
     for row in range(3):
         told = slow(model, image[row], [*prompt, *ids[row, 3:5].tolist(), 9], 3)
         torch.testing.assert_close(step[row], told[-1], atol=1e-4, rtol=1e-4)
-    other = model.step(begun, model.read(image), small_blip2("t5").cache(3, 9, []))
+    other = model.step(begun, model.read(image), LanguageCache())
     assert (other - step).abs().max() > 1e-2
 
 

@@ -109,7 +109,7 @@ class TestVerbs:
         torch.testing.assert_close(model.encode_cls(ids, lengths), model.encode_text(ids, mask)[:, :1])
         keys = model.image_context(model.encode_image(images), "encoder")
         each = torch.repeat_interleave(torch.tensor(counts))
-        wanted = model.fuse(ids, mask, [(k[each], v[each]) for k, v in keys])
+        wanted = model.fuse(ids, mask, keys.select(each))
         torch.testing.assert_close(model.fuse_cls(ids, lengths, keys, counts), wanted)
 
     def test_it_writes_behind_dec_as_it_decodes(self, small_blip2: MakeBlip2, case: tuple) -> None:

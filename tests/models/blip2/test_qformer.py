@@ -92,7 +92,7 @@ class TestWhoSeesWhom:
 
 def test_only_every_second_layer_looks(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
     assert [layer.cross_attention is not None for layer in qformer.layers] == [True, False, True]
-    assert len(qformer.image_context(case[2])) == 2
+    assert len(qformer.image_context(case[2]).layers) == 2
 
 
 def test_texts_that_share_an_image_are_as_with_one_each(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
@@ -113,7 +113,7 @@ def test_step_by_step_is_as_at_once(qformer: QFormer, case: tuple[Tensor, ...]) 
     ids, _, tokens = case
     _, seen = qformer.run_queries(qformer.image_context(tokens))
     whole = qformer.write(ids, None, seen)
-    cache = Cache(qformer.config, 2, T, seen[0][0])
+    cache = Cache(qformer.config, 2, T, seen.tensors[0])
     parts = [qformer.write(ids[:, a:b], None, seen, cache) for a, b in ((0, 2), (2, 3), (3, T))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 

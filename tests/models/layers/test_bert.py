@@ -89,7 +89,7 @@ class TestMask:
         padded = torch.cat([IDS, torch.zeros(2, 4, dtype=torch.long)], dim=1)
         for role in ("encoder", "decoder"):
             keys = model.image_context(tokens(model), role)
-            alone = model.text(IDS[1:, :4], role, MASK[1:, :4], [(k[1:], v[1:]) for k, v in keys])
+            alone = model.text(IDS[1:, :4], role, MASK[1:, :4], keys.select(slice(1, None)))
             together = model.text(IDS, role, MASK, keys)[1:, :4]
             longer = model.text(padded, role, (padded != 0).long(), keys)[1:, :4]
             torch.testing.assert_close(together, alone, atol=5e-6, rtol=0)
@@ -130,7 +130,7 @@ class TestCache:
         ids[:, 0] = model.config.text.dec
         keys = model.image_context(tokens(model), "decoder")  # three texts for each of two images
         full = model.decode(ids, None, keys)
-        cache = Cache(model.config.text, rows=6, length=9, like=keys[0][0])
+        cache = Cache(model.config.text, rows=6, length=9, like=keys.tensors[0])
         newest = ids[:, :prompt]
         for step in range(prompt, 10):
             torch.testing.assert_close(model.decode_step(newest, keys, cache), full[:, step - 1], atol=1e-5, rtol=0)
@@ -141,11 +141,11 @@ class TestCache:
         model = small_blip()
         ids = torch.randint(4, 190, (3, 5), generator=torch.Generator().manual_seed(0))
         keys = model.image_context(tokens(model, rows=3), "decoder")
-        cache = Cache(model.config.text, rows=3, length=5, like=keys[0][0])
+        cache = Cache(model.config.text, rows=3, length=5, like=keys.tensors[0])
         model.decode_step(ids[:, :4], keys, cache)
         order = torch.tensor([2, 0])
         cache.keep(order)
-        found = model.decode_step(ids[order, 4:], [(k[order], v[order]) for k, v in keys], cache)
+        found = model.decode_step(ids[order, 4:], keys.select(order), cache)
         wanted = model.text.logits(model.text(ids, "decoder", None, keys))[order, -1]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
@@ -184,7 +184,7 @@ def test_a_text_longer_than_the_positions_is_refused(small_blip: MakeBlip) -> No
     with pytest.raises(ModelError, match="a text of 6 tokens, and the model has 5 positions"):
         model.encode_text(IDS, MASK)
     keys = model.image_context(tokens(model), "decoder")
-    cache = Cache(model.config.text, rows=2, length=8, like=keys[0][0])
+    cache = Cache(model.config.text, rows=2, length=8, like=keys.tensors[0])
     model.decode_step(IDS[:, :5], keys, cache)
     with pytest.raises(ModelError, match="a text of 6 tokens"):
         model.decode_step(IDS[:, 5:], keys, cache)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.models import Blip
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm, global_negatives, hard_negatives, itm, local_negatives
 
 MakeBlip = Callable[..., Blip]
@@ -150,7 +151,9 @@ class TestItm:
         model, ids, mask, tokens = self.case(small_blip)
         tokens.requires_grad_()
         kept = torch.arange(self.B) == 0
-        keys = [(k * kept[:, None, None, None], v) for k, v in model.image_context(tokens, "encoder")]
+        keys = ImageContext.of_layers(
+            (k * kept[:, None, None, None], v) for k, v in model.image_context(tokens, "encoder").layers
+        )
         others = torch.tensor([1, 0, 0, 0])
         loss, _ = itm(model, ids, mask, keys, local_negatives(ids, mask, keys, torch.arange(self.B), others, others))
         loss.backward()

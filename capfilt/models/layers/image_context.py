@@ -1,0 +1,65 @@
+"""What a text attends to of a batch of images, however a model holds it: keys and values of each layer, or states.
+
+Callers choose rows of it and repeat it, and never look inside; the model that made it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from capfilt.models.layers.attention import KeysValues
+
+
+class ImageContext(NamedTuple):
+    """Tensors with one row for each image. A tuple, so that FSDP's hooks find the tensors in it."""
+
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of_layers(cls, layers: Iterable[KeysValues]) -> ImageContext:
+        """From the keys and values of each layer, in the order of the layers."""
+        return cls(tuple(tensor for pair in layers for tensor in pair))
+
+    @property
+    def layers(self) -> list[KeysValues]:
+        """The keys and values of each layer, as `of_layers` took them."""
+        return list(zip(self.tensors[::2], self.tensors[1::2], strict=True))
+
+    @property
+    def rows(self) -> int:
+        """How many images these are."""
+        return self.tensors[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors[0].device
+
+    def select(self, rows: slice | Tensor) -> ImageContext:
+        """Some of the images: a slice of them, or those at these indices [K], which may name one several times."""
+        if isinstance(rows, slice):
+            return ImageContext(tuple(tensor[rows] for tensor in self.tensors))
+        # Not tensor[rows]: its backward adds rows from several threads, in an order of its own each time.
+        return ImageContext(tuple(tensor.index_select(0, rows) for tensor in self.tensors))
+
+    def repeat(self, times: int) -> ImageContext:
+        """All images `times` times, one after the other: abab, as `Tensor.repeat`."""
+        return ImageContext(tuple(tensor.repeat(times, *[1] * (tensor.ndim - 1)) for tensor in self.tensors))
+
+    def repeat_interleave(self, times: int | Tensor) -> ImageContext:
+        """Each image `times` times, or as often as [rows] numbers say, copies adjacent: aabb, as torch's."""
+        return ImageContext(tuple(tensor.repeat_interleave(times, dim=0) for tensor in self.tensors))
+
+
+class DecoderCache(Protocol):
+    """What `decode_step` keeps of the tokens it has read, a row for each text."""
+
+    start: int
+    """How many tokens of each text it has read."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (indices or a boolean mask), in this order."""

@@ -1,0 +1,37 @@
+"""Rows of what a text attends to are those of its tensors, whichever there are."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from capfilt.models.layers.image_context import ImageContext
+
+KEYS, VALUES = torch.arange(24.0).view(3, 2, 4), torch.arange(24.0).view(3, 2, 4) + 100
+
+
+def test_layers_come_back_as_they_were_given() -> None:
+    context = ImageContext.of_layers([(KEYS, VALUES), (VALUES, KEYS)])
+    assert (context.rows, context.device) == (3, torch.device("cpu"))
+    assert [(k is KEYS, v is VALUES) for k, v in context.layers] == [(True, True), (False, False)]
+
+
+def test_rows_are_chosen_and_repeated_as_torch_does() -> None:
+    states = torch.randn(3, 5, 4)
+    context = ImageContext((KEYS, VALUES, states))
+    for chosen, index in (
+        (context.select(slice(1, 3)), [1, 2]),
+        (context.select(torch.tensor([2, 0, 2])), [2, 0, 2]),
+        (context.repeat(2), [0, 1, 2, 0, 1, 2]),
+        (context.repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
+        (context.repeat_interleave(torch.tensor([2, 0, 1])), [0, 0, 2]),
+    ):
+        assert chosen.rows == len(index)
+        for tensor, one in zip(chosen.tensors, (KEYS, VALUES, states), strict=True):
+            assert torch.equal(tensor, one[index])
+
+
+def test_hooks_that_walk_over_outputs_find_the_tensors() -> None:
+    """FSDP gathers weights for the backward pass by hooks on the tensors that a method returns."""
+    flat, _ = tree_flatten({"context": ImageContext((KEYS, VALUES))})
+    assert [leaf is tensor for leaf, tensor in zip(flat, (KEYS, VALUES), strict=True)] == [True, True]
