@@ -129,13 +129,15 @@ def download(
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines import download as pipeline
-        from capfilt.stages.download import DownloadConfig, Wishes
+        from capfilt.stages.download import DownloadConfig, DownloadOptions
         from capfilt.stages.runner import CommandOptions
         from capfilt.storage.paths import storage_path
 
         config = configs.build(DownloadConfig, [*_assignments(given), *(sets or [])])
-        wishes = Wishes(retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders)
-        return pipeline.run(address, config, wishes, storage_path(out), CommandOptions(workers=workers), show)
+        options = DownloadOptions(
+            retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders
+        )
+        return pipeline.run(address, config, options, storage_path(out), CommandOptions(workers=workers), show)
 
     execute(work, as_json, debug)
 

@@ -1,1 +1,1 @@
-"""Pairs from URL lists: img2dataset's downloader behind a fence, one shard at a time."""
+"""Pairs from lists of URLs: img2dataset's downloader behind a safe, polite HTTP client, one shard at a time."""

@@ -1,8 +1,8 @@
-"""img2dataset inside the fence: its Downloader, Resizer and WebDatasetSampleWriter, one shard at a time.
+"""Fetching the rows of one shard by img2dataset: its Downloader, Resizer and WebDatasetSampleWriter.
 
-img2dataset fetches through `urllib.request.urlopen`, which asks whatever opener is installed: ours asks the visitor.
-What it decodes has been looked at before, by the header alone. img2dataset is imported where a shard is fetched: it
-takes seconds, and must not be asked whether it is out of date.
+img2dataset fetches through `urllib.request.urlopen`, which uses whatever opener is installed: ours asks the polite
+client. A picture's header is checked before img2dataset decodes it. img2dataset is imported late, by `fetch`: it
+takes seconds, and must not ask the network whether it is out of date.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from pydantic import Field
 from capfilt.config import Config
 from capfilt.data.images import decode
 from capfilt.downloading.failures import Failure
-from capfilt.downloading.finalize import Spool, Written
-from capfilt.downloading.http.politeness import Visitor
+from capfilt.downloading.finalize import MemberSpool, RawShard
+from capfilt.downloading.http.politeness import PoliteClient
+from capfilt.downloading.plans import ShardLayout
 from capfilt.errors import ImageError
 
 HASH = "sha256"
 Mode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 Interpolation = Literal["nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"]
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
-"""img2dataset's answer of a resizer: bytes, width, height, original width and height, error."""
+"""What img2dataset takes from a resizer: bytes, width, height, original width and height, error."""
+
+_MAX_SIDE = {"jpg": 65_500, "webp": 16_383, "png": 1_000_000}
+"""Pixels of a side that an encoder takes, at most."""
 
 
 class PictureConfig(Config):
@@ -39,6 +43,7 @@ class PictureConfig(Config):
     resize_mode: Mode = "no"
     """no: the bytes as they were served, whatever their format; img2dataset would encode them anew."""
     image_size: int = Field(default=256, gt=0)
+    """Pixels of the side that the mode fixes."""
     resize_only_if_bigger: bool = False
     upscale_interpolation: Interpolation = "lanczos"
     downscale_interpolation: Interpolation = "area"
@@ -46,13 +51,14 @@ class PictureConfig(Config):
     encode_quality: int = Field(default=95, ge=0, le=100)
     skip_reencode: bool = False
     min_image_size: int = Field(default=0, ge=0)
+    """Pixels of the shorter side, at least."""
     max_aspect_ratio: float | None = Field(default=None, ge=1)
     max_pixels: int = Field(default=decode.MAX_PIXELS, gt=0)
-    """img2dataset's max_image_area, asked of the header before a pixel is decoded."""
+    """img2dataset's max_image_area, checked by the header before a pixel is decoded."""
     extract_exif: bool = True
 
-    def resized(self, width: int, height: int) -> tuple[int, int] | None:
-        """The largest picture that resizing makes of one of this size; None where it stays as it is."""
+    def resized_size(self, width: int, height: int) -> tuple[int, int] | None:
+        """Width and height in pixels that resizing gives, at most; None where a picture keeps its size."""
         shorter, longer = sorted((width, height))
         by_shorter = self.resize_mode in ("keep_ratio", "center_crop")
         side = shorter if by_shorter else longer
@@ -64,12 +70,11 @@ class PictureConfig(Config):
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-_MAX_SIDE = {"jpg": 65_500, "webp": 16_383, "png": 1_000_000}
-"""Pixels that an encoder takes, at most."""
+# ---- what img2dataset calls as its resizer ----
 
 
 class ImageCheck:
-    """Looks at a picture before img2dataset's resizer may decode it."""
+    """Checks a picture by its header before img2dataset's `resizer` may decode it."""
 
     def __init__(self, config: PictureConfig, resizer: Any = None) -> None:
         self._config = config
@@ -78,56 +83,59 @@ class ImageCheck:
     def __call__(self, stream: io.BytesIO, boxes: Any = None) -> Resized:
         data = stream.getvalue()
         try:
-            header = self._looked(data)
+            header = self._check_header(data)
             if self._config.resize_mode == "no":
                 return data, header.width, header.height, header.width, header.height, None
-            self._check_resized(header)
+            self._check_resized_size(header)
             if not header.plain:
-                stream = self._mended(data)
+                stream = self._as_plain_png(data)
         except Failure as failure:
             return None, None, None, None, None, str(failure)
-        answer: Resized = self._resizer(stream, boxes)
-        return answer
+        resized: Resized = self._resizer(stream, boxes)
+        return resized
 
-    def _looked(self, data: bytes) -> decode.Header:
-        try:
-            header = decode.inspect(data, self._config.max_pixels)
-        except ImageError as error:
-            told = str(error)
-            kind = {"not": "not-an-image", "too": "too-many-pixels"}.get(told.partition(" ")[0], "broken-image")
-            raise Failure(
-                kind, told if kind == "too-many-pixels" else f"{len(data)} bytes: {data[:12]!r}..."
-            ) from error
-        shown = f"{header.width} x {header.height}"
+    def _check_header(self, data: bytes) -> decode.Header:
+        header = self._read_header(data)
+        size = f"{header.width} x {header.height}"
         shorter, longer = sorted((header.width, header.height))
         if shorter < 1:
-            raise Failure("broken-image", shown)
+            raise Failure("broken-image", size)
         if shorter < self._config.min_image_size:
-            raise Failure("too-small", shown)
+            raise Failure("too-small", size)
         if self._config.max_aspect_ratio is not None and longer / shorter > self._config.max_aspect_ratio:
-            raise Failure("too-narrow", shown)
+            raise Failure("too-narrow", size)
         if not decode.has_end(data):
             raise Failure("truncated", f"{len(data)} bytes of a {header.form}")
         return header
 
-    def _check_resized(self, header: decode.Header) -> None:
-        """Refuse what resizing would blow up: a picture of 1 x 50,000 pixels, whose shorter side becomes 256, say."""
+    def _read_header(self, data: bytes) -> decode.Header:
+        try:
+            return decode.inspect(data, self._config.max_pixels)
+        except ImageError as error:
+            message = str(error)
+            if message.startswith("too "):
+                raise Failure("too-many-pixels", message) from error
+            kind = "not-an-image" if message.startswith("not ") else "broken-image"
+            raise Failure(kind, f"{len(data)} bytes: {data[:12]!r}...") from error
+
+    def _check_resized_size(self, header: decode.Header) -> None:
+        """Refuse a picture that resizing would blow up: of 1 x 50,000 pixels, say, whose shorter side becomes 256."""
         config = self._config
-        made = config.resized(header.width, header.height)
-        if made is None and config.skip_reencode:
+        resized = config.resized_size(header.width, header.height)
+        if resized is None and config.skip_reencode:
             return
-        width, height = made or (header.width, header.height)
-        told = f"{header.width} x {header.height} would become {width} x {height}"
-        # A limit that was set low is about what comes; images of a small area may be asked for at a larger size.
-        allowed = max(config.max_pixels, decode.MAX_PIXELS)
-        if width * height > allowed:
-            raise Failure("too-many-pixels", f"{told}, limit {allowed}")
+        width, height = resized or (header.width, header.height)
+        change = f"{header.width} x {header.height} would become {width} x {height}"
+        # max_pixels may be set low for what is downloaded, and image_size still ask for a larger picture.
+        limit = max(config.max_pixels, decode.MAX_PIXELS)
+        if width * height > limit:
+            raise Failure("too-many-pixels", f"{change}, limit {limit}")
         side = _MAX_SIDE[config.encode_format]
         if config.resize_mode != "center_crop" and max(width, height) > side:
-            raise Failure("too-many-pixels", f"{told}, a {config.encode_format} has {side} a side at most")
+            raise Failure("too-many-pixels", f"{change}, a {config.encode_format} has {side} a side at most")
 
-    def _mended(self, data: bytes) -> io.BytesIO:
-        """The picture upright and with 8 bits, without loss: OpenCV would leave it on its side, or clip it to white."""
+    def _as_plain_png(self, data: bytes) -> io.BytesIO:
+        """The picture upright and with 8 bits, lossless: OpenCV would leave it on its side, or clip it to white."""
         try:
             picture = decode.decode(data, self._config.max_pixels)
         except ImageError as error:
@@ -138,24 +146,29 @@ class ImageCheck:
         return stream
 
 
-class Opener:
-    """What `urllib.request.urlopen` finds."""
+# ---- what img2dataset calls as urllib.request.urlopen ----
 
-    def __init__(self, visitor: Visitor) -> None:
-        self._visitor = visitor
 
-    def open(self, request: urllib.request.Request | str, data: object = None, timeout: object = None) -> Response:
-        """Visit the request's URL; of the request nothing else is used."""
+class PoliteOpener:
+    """An opener for `urllib.request.install_opener` that fetches by a polite client."""
+
+    def __init__(self, client: PoliteClient) -> None:
+        self._client = client
+
+    def open(
+        self, request: urllib.request.Request | str, data: object = None, timeout: object = None
+    ) -> UrlopenResponse:
+        """Fetch the request's URL; nothing else of the request is used."""
         try:
-            answer = self._visitor.get(request if isinstance(request, str) else request.full_url)
+            response = self._client.get(request if isinstance(request, str) else request.full_url)
         except Failure:
             raise
-        except Exception as error:  # img2dataset hands on the text alone: one without a kind is its own
+        except Exception as error:  # img2dataset keeps the text alone, which must begin with a kind
             raise Failure("lost", f"{type(error).__name__}: {error}") from error
-        return Response(answer.headers, answer.body)
+        return UrlopenResponse(response.headers, response.body)
 
 
-class Response:
+class UrlopenResponse:
     """A body that was read already, as img2dataset reads one."""
 
     def __init__(self, headers: HTTPMessage, body: bytes) -> None:
@@ -165,7 +178,7 @@ class Response:
     def read(self) -> bytes:
         return self._body
 
-    def __enter__(self) -> Response:
+    def __enter__(self) -> UrlopenResponse:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,18 +186,21 @@ class Response:
 
 
 @contextmanager
-def installed(visitor: Visitor) -> Iterator[None]:
-    """Let every `urlopen` of this process go through the visitor for a while."""
+def urlopen_by(client: PoliteClient) -> Iterator[None]:
+    """Let every `urlopen` of this process go through the polite client inside the block."""
     before = urllib.request._opener  # type: ignore[attr-defined]
-    urllib.request.install_opener(Opener(visitor))  # type: ignore[arg-type]
+    urllib.request.install_opener(PoliteOpener(client))  # type: ignore[arg-type]
     try:
         yield
     finally:
         urllib.request.install_opener(before)
 
 
-def load_img2dataset() -> None:
-    """Import what is slow to import, and keep it from phoning home."""
+# ---- img2dataset ----
+
+
+def import_img2dataset() -> None:
+    """Import img2dataset, which takes seconds, with its requests to the network turned off."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("WANDB_MODE", "disabled")
     import img2dataset.downloader
@@ -195,23 +211,29 @@ def load_img2dataset() -> None:
 
 
 def fetch(
-    rows: pa.Table, shard: int, folder: Path, config: PictureConfig, visitor: Visitor, threads: int, layout: Layout
-) -> Written:
-    """Fetch the rows of one shard into `folder`: what img2dataset would write, its members not yet in order.
+    rows: pa.Table,
+    shard: int,
+    folder: Path,
+    config: PictureConfig,
+    client: PoliteClient,
+    num_threads: int,
+    layout: ShardLayout,
+) -> RawShard:
+    """Fetch the rows of one shard into `folder` as img2dataset writes them, but for the tar's members.
 
-    Every row ends: in the Parquet with its status, a success also in the spool.
+    Every row ends in the Parquet with its status, a success also in the spool, in any order; `finalize` sorts them.
     """
     from img2dataset.downloader import Downloader
     from img2dataset.writer import WebDatasetSampleWriter
 
-    written = Written(folder, f"{shard:0{layout.digits}d}")
+    raw = RawShard(folder, layout.name(shard))
 
     class Writer(WebDatasetSampleWriter):
-        """img2dataset's writer; only that its members go to a spool, since they come in no order."""
+        """img2dataset's writer, whose members go to a spool: they come in no order."""
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            self.tarwriter = written.spool = Spool(self.tar_fd)
+            self.tarwriter = raw.spool = MemberSpool(self.tar_fd)
 
     feather = folder / "rows.feather"
     with pa.OSFile(str(feather), "wb") as file, pa.ipc.new_file(file, rows.schema) as ipc:
@@ -219,12 +241,12 @@ def fetch(
     downloader = Downloader(
         sample_writer_class=Writer,
         resizer=ImageCheck(config, _resizer(config)),
-        thread_count=threads,
+        thread_count=num_threads,
         save_caption="caption" in rows.column_names,
         extract_exif=config.extract_exif,
         output_folder=str(folder),
         column_list=rows.column_names,
-        timeout=None,  # the visitor has its own, and the retries, the agent and the directives too
+        timeout=None,  # the polite client has this one, and retries, user agent and directives
         number_sample_per_shard=layout.size,
         oom_shard_count=layout.digits,
         compute_hash=HASH,
@@ -234,18 +256,9 @@ def fetch(
         user_agent_token=None,
         disallowed_header_directives=None,
     )
-    with installed(visitor):
+    with urlopen_by(client):
         downloader.download_shard((shard, str(feather)))
-    return written
-
-
-class Layout(Config):
-    """How shards are cut and named."""
-
-    size: int = Field(default=10_000, gt=0)
-    """Rows of a shard."""
-    digits: int = Field(default=5, ge=1, le=12)
-    """Digits of a shard's name."""
+    return raw
 
 
 def _resizer(config: PictureConfig) -> Any:

@@ -15,73 +15,84 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from capfilt.downloading.finalize import stats, tally_of, without, write_table
+from capfilt.downloading.failures import PLACEHOLDER
+from capfilt.downloading.finalize import shard_stats, tally_of, write_table, write_tar_without
 from capfilt.runs.tally import Tally
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, table_source
 
-AT_ONCE = 20_000_000
+HASHES_IN_MEMORY = 20_000_000
 """Hashes in memory at a time: 160 MB, and as much again to sort them."""
-KIND = "placeholder"
+Commit = Callable[[list[StoragePath], Tally], object]
+"""Called with the files of a shard and their tally, to record the shard as done."""
 
 
-def repeated(paths: Sequence[StoragePath], top: int, least: int = 0, at_once: int = AT_ONCE) -> Counter[str]:
-    """The sha256 of the `top` most repeated pictures, and of all that came `least` times or more; with their counts.
+def count_repeated(
+    paths: Sequence[StoragePath], top: int, min_count: int = 0, in_memory: int = HASHES_IN_MEMORY
+) -> Counter[str]:
+    """Count, by sha256, the `top` most repeated pictures, and all that came `min_count` times or more (0: none).
 
-    Pictures that were dropped as placeholders are counted too, so that another count says the same.
+    Pictures that were dropped as placeholders are counted too, so that counting again gives the same.
+
+    Args:
+        paths: the Parquets of all shards.
+        in_memory: hashes to hold at a time.
     """
     total = sum(pq.read_metadata(table_source(path)).num_rows for path in paths)
-    slices = max(1, -(-total // at_once))
-    suspects = np.sort(np.concatenate([_frequent(paths, top, least, part, slices) for part in range(slices)]))
-    found: Counter[str] = Counter()
+    num_slices = max(1, -(-total // in_memory))
+    slices = [_frequent_heads(paths, top, min_count, part, num_slices) for part in range(num_slices)]
+    suspects = np.sort(np.concatenate(slices))
+    counts: Counter[str] = Counter()
     if len(suspects):
         for digests in _digests(paths):
             heads = _heads(digests)
-            at = np.searchsorted(suspects, heads).clip(max=len(suspects) - 1)
-            found.update(digests.filter(pa.array(suspects[at] == heads)).to_pylist())
-    best = dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:top])
-    return Counter({digest: n for digest, n in found.items() if n > 1 and (digest in best or 0 < least <= n)})
+            nearest = np.searchsorted(suspects, heads).clip(max=len(suspects) - 1)
+            counts.update(digests.filter(pa.array(suspects[nearest] == heads)).to_pylist())
+    best = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:top])
+    return Counter({digest: n for digest, n in counts.items() if n > 1 and (digest in best or 0 < min_count <= n)})
 
 
-def drop(
-    folder: StoragePath, shard: str, dropped: Counter[str], commit: Callable[[list[StoragePath], Tally], object]
-) -> int:
-    """Turn the pictures of one shard that are among `dropped` into failures; returns how many these were.
+def drop(folder: StoragePath, shard: str, dropped: Counter[str], commit: Commit) -> int:
+    """Turn the pictures of one shard whose sha256 is in `dropped` into failures; returns their number.
 
-    Tar and Parquet are replaced, then committed anew. A kill between makes the next run fetch the shard again.
+    Tar and Parquet are replaced, then committed anew. A kill in between makes the next run fetch the shard again.
     """
-    tar, parquet = folder / f"{shard}.tar", folder / f"{shard}.parquet"
+    tar, parquet, stats = (folder / f"{shard}{suffix}" for suffix in (".tar", ".parquet", "_stats.json"))
     table = pq.read_table(table_source(parquet), partitioning=None)
     hit = pc.and_(pc.equal(table["status"], "success"), pc.is_in(table["sha256"], pa.array(list(dropped), pa.string())))
     keys = set(table.filter(hit)["key"].to_pylist())
     if not keys:
         return 0
-    messages = [
-        f"{KIND}: the same bytes under {dropped[digest]} URLs" if key in keys else message
-        for key, digest, message in zip(
-            *(table[name].to_pylist() for name in ("key", "sha256", "error_message")), strict=True
-        )
-    ]
-    statuses = pc.if_else(hit, "failed_to_download", table["status"])
-    table = table.set_column(table.column_names.index("status"), "status", statuses)
-    table = table.set_column(table.column_names.index("error_message"), "error_message", pa.array(messages))
     with tar.open("rb") as old:
-        without(old, keys, tar)
+        write_tar_without(keys, old, tar)
+    table = _marked(table, hit, dropped)
     write_table(parquet, table)
-    told, tally = folder / f"{shard}_stats.json", tally_of(table)
-    write_json(told, stats(tally, table, json.loads(told.read_bytes())))
-    commit([tar, parquet, told], tally)
+    tally = tally_of(table)
+    write_json(stats, shard_stats(tally, table, json.loads(stats.read_bytes())))
+    commit([tar, parquet, stats], tally)
     return len(keys)
 
 
-def _frequent(paths: Sequence[StoragePath], top: int, least: int, part: int, slices: int) -> np.ndarray:
-    """The first 64 bits of the hashes of one slice that may be asked for."""
-    heads = [heads[heads % slices == part] for heads in map(_heads, _digests(paths))]
+def _marked(table: pa.Table, hit: pa.ChunkedArray, counts: Counter[str]) -> pa.Table:
+    """The rows with those that are `hit` as failures."""
+    columns = (hit.to_pylist(), table["sha256"].to_pylist(), table["error_message"].to_pylist())
+    messages = [
+        f"{PLACEHOLDER}: the same bytes under {counts[digest]} URLs" if is_hit else message
+        for is_hit, digest, message in zip(*columns, strict=True)
+    ]
+    statuses = pc.if_else(hit, "failed_to_download", table["status"])
+    table = table.set_column(table.column_names.index("status"), "status", statuses)
+    return table.set_column(table.column_names.index("error_message"), "error_message", pa.array(messages))
+
+
+def _frequent_heads(paths: Sequence[StoragePath], top: int, min_count: int, part: int, num_slices: int) -> np.ndarray:
+    """The first 64 bits, uint64 [n], of the hashes of one slice that may be among the most repeated."""
+    heads = [heads[heads % num_slices == part] for heads in map(_heads, _digests(paths))]
     values, counts = np.unique(np.concatenate(heads) if heads else np.empty(0, np.uint64), return_counts=True)
     values, counts = values[counts > 1], counts[counts > 1]
     bound = np.sort(counts)[-top] if len(counts) >= top else 2
-    asked = counts > bound if least == 0 or least > bound else counts >= least
-    return np.union1d(values[asked], values[np.argsort(-counts, kind="stable")[:top]])
+    frequent = counts > bound if min_count == 0 or min_count > bound else counts >= min_count
+    return np.union1d(values[frequent], values[np.argsort(-counts, kind="stable")[:top]])
 
 
 def _digests(paths: Sequence[StoragePath]) -> Iterator[pa.Array]:
@@ -91,6 +102,6 @@ def _digests(paths: Sequence[StoragePath]) -> Iterator[pa.Array]:
 
 
 def _heads(digests: pa.Array) -> np.ndarray:
-    """The first 16 hex digits of each as an integer: [n] of uint64."""
+    """The first 16 hex digits of each digest as an integer: uint64 [n]."""
     text = "".join(digest[:16] for digest in digests.to_pylist())
     return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64)

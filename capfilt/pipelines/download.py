@@ -9,42 +9,58 @@ from typing import Any
 
 from capfilt import config as configs
 from capfilt.cluster.session import connect
-from capfilt.downloading import placeholders, plans
-from capfilt.downloading.failures import KINDS
+from capfilt.downloading.failures import KINDS, PLACEHOLDER
+from capfilt.downloading.plans import ALL_KINDS
 from capfilt.errors import UsageError, did_you_mean
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.download import STAGE, DownloadConfig, Wishes, check_enough, download, list_identities
+from capfilt.stages.download import (
+    STAGE,
+    DownloadConfig,
+    DownloadOptions,
+    check_success_rate,
+    download,
+    list_identities,
+)
 from capfilt.stages.runner import CommandOptions
 from capfilt.storage.paths import StoragePath
 
 
 def run(
-    address: str, config: DownloadConfig, wishes: Wishes, out: StoragePath, options: CommandOptions, show: Progress
+    address: str,
+    config: DownloadConfig,
+    options: DownloadOptions,
+    out: StoragePath,
+    command: CommandOptions,
+    show: Progress,
 ) -> Any:
-    """The verb: fetch a list into a run folder. RunError where a shard is missing, ShortfallError where
-    too little came.
+    """Fetch lists of URLs into a run folder; returns the summary.
+
+    Raises:
+        UsageError: `--retry` names no kind of failure.
+        RunError: a shard cannot be fetched.
+        ShortfallError: no picture came, or a smaller share than `options.min_success`.
     """
-    check_kinds(wishes.retry)
+    check_kinds(options.retry)
     folder = Run.open(out, configs.to_yaml(config), plan_of(config))
     begun = time.monotonic()
     with connect(address) as session:
-        summary = download(session, config, out, options.resources(session), show, wishes)
+        summary = download(session, config, out, command.resources(session), show, options)
     summary["seconds"] = round(time.monotonic() - begun, 1)
     folder.write_summary(summary)
     folder.log("end", **{key: summary[key] for key in ("samples", "failed", "seconds")})
-    check_enough(STAGE, summary, wishes.min_success)
+    check_success_rate(STAGE, summary, options.min_success)
     return summary
 
 
 def plan_of(config: DownloadConfig) -> dict[str, Any]:
-    """What makes two downloads the same: the lists' contents, and all that decides what is written."""
-    return {"verb": "download", **config.decides(), "lists": list_identities(config)}
+    """The plan of a download, equal for two that write the same: the lists' contents and the fields that decide it."""
+    return {"verb": "download", **config.outcome_fields(), "lists": list_identities(config)}
 
 
 def check_kinds(retry: Sequence[str]) -> None:
     """Refuse a `--retry` that names no kind of failure."""
-    known = [plans.EVERY, *(kind for kind in KINDS if kind != placeholders.KIND)]
+    known = [ALL_KINDS, *(kind for kind in KINDS if kind != PLACEHOLDER)]
     for kind in retry:
         if kind not in known and not re.fullmatch(r"http-[3-5]\d\d", kind):
             raise UsageError(f"--retry {kind}: allowed are {', '.join(known)} and http-NNN.{did_you_mean(kind, known)}")

@@ -1,4 +1,4 @@
-"""download: img2dataset's shards from a list of URLs, fenced and made to finish.
+"""download: img2dataset's shards from a list of URLs, fetched safely and to the end.
 
 A list is planned into shards, a shard is fetched by one task and committed like every other stage. The run folder is
 img2dataset's output folder: tars, Parquets, stats and sizes.json lie at its top, plans in plan/.
@@ -10,6 +10,8 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.downloading import fetch, placeholders, plans, url_lists
-from capfilt.downloading.fetch import Layout, PictureConfig
-from capfilt.downloading.finalize import settle
+from capfilt.downloading import placeholders, plans
+from capfilt.downloading.fetch import PictureConfig, fetch, import_img2dataset
+from capfilt.downloading.finalize import finalize
 from capfilt.downloading.http.client import Limits, SafeHttpClient
-from capfilt.downloading.http.politeness import Politeness, Visitor, agent
-from capfilt.downloading.plans import Pass
-from capfilt.downloading.url_lists import Columns
+from capfilt.downloading.http.politeness import PoliteClient, Politeness, user_agent
+from capfilt.downloading.plans import Pass, ShardLayout
+from capfilt.downloading.url_lists.files import find_files, identity
+from capfilt.downloading.url_lists.tables import Columns
 from capfilt.errors import RunError, ShortfallError
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -41,7 +44,7 @@ REFUSED = ("noai", "noimageai", "noindex", "noimageindex")
 SHOWN = 10
 """Repeated pictures that the summary names."""
 TMP = "tmp"
-"""Where shards are while they are fetched; swept when a run is taken up."""
+"""Where shards are while they are fetched; removed when a run is continued."""
 
 
 class DownloadConfig(Columns, PictureConfig):
@@ -50,13 +53,13 @@ class DownloadConfig(Columns, PictureConfig):
     urls: tuple[str, ...] = Field(min_length=1)
     """Lists of URLs: files, folders, globs, braces, fsspec URLs."""
     input_format: str | None = None
-    """csv | tsv | txt | json | jsonl | parquet, where the names of the lists do not tell."""
+    """csv | tsv | txt | json | jsonl | parquet, where the names of the lists do not say it."""
     shard_size: int = Field(default=10_000, gt=0)
     """Rows of a shard: img2dataset's number_sample_per_shard."""
     oom_shard_count: int = Field(default=5, ge=1, le=12)
     """Digits of a shard's name."""
     robots: bool = True
-    """Ask robots.txt, and do as it says."""
+    """Whether to keep to robots.txt."""
     disallowed_header_directives: tuple[str, ...] = REFUSED
     """Directives of X-Robots-Tag that refuse a picture."""
     user_agent_token: str = Field(default="capfilt", pattern=r"^[A-Za-z_-]+$")
@@ -68,26 +71,37 @@ class DownloadConfig(Columns, PictureConfig):
 
     @field_validator("urls", mode="before")
     @classmethod
-    def _one(cls, urls: object) -> object:
+    def _as_tuple(cls, urls: object) -> object:
         return (urls,) if isinstance(urls, str) else urls
 
-    def decides(self) -> dict[str, Any]:
-        """What decides the outcome, as JSON has it; the lists are told apart by their contents."""
+    @property
+    def layout(self) -> ShardLayout:
+        """How shards are cut and named."""
+        return ShardLayout(size=self.shard_size, digits=self.oom_shard_count)
+
+    @property
+    def pictures(self) -> PictureConfig:
+        """What is written of a picture, alone."""
+        return PictureConfig.model_validate(self.model_dump(include=set(PictureConfig.model_fields)))
+
+    def outcome_fields(self) -> dict[str, Any]:
+        """The fields that decide what is written, as JSON has them; the lists count by their contents instead."""
         return self.model_dump(mode="json", exclude={"urls", "input_format", "manners", "thread_count"})
 
 
-class Wishes(Config):
-    """What is asked of one command on a run folder; none of it is remembered."""
+class DownloadOptions(Config):
+    """What one command does beside the download itself; none of it is recorded in the run folder."""
 
     retry: tuple[str, ...] = ()
     """Kinds of failure to try again; "failed" stands for all of them."""
     min_success: float = Field(default=0, ge=0, le=1)
+    """The share of the rows that must succeed; below it the command ends with 1."""
     drop_placeholders: int = Field(default=0, ge=0)
     """Turn pictures whose bytes came under so many URLs into failures; 0 = none."""
 
 
 class DownloadJob(Config):
-    """What a downloading worker needs to know; an item is the name of a shard."""
+    """Fetches shards in a worker; an item is the name of a shard."""
 
     out: StoragePath
     config: DownloadConfig
@@ -99,37 +113,35 @@ class DownloadJob(Config):
         return STAGE
 
     def identity(self, item: str) -> str:
-        """The options and the planned rows."""
-        return fingerprint(self.config.decides(), sha256_file(self.out / "plan" / f"{item}.parquet"))
+        """The fingerprint of the options and of the shard's planned rows."""
+        return fingerprint(self.config.outcome_fields(), sha256_file(self.out / "plan" / f"{item}.parquet"))
 
     def open(self) -> Callable[[str], str]:
-        """Import img2dataset and build the fence, once a worker."""
-        fetch.load_img2dataset()
+        """Import img2dataset and build the HTTP client, once a worker."""
+        import_img2dataset()
         config = self.config
         token = config.user_agent_token
-        fence = SafeHttpClient(config.limits, agent(config.manners.contact, token))
+        safe = SafeHttpClient(config.limits, user_agent(config.manners.contact, token))
         refused = frozenset(directive.strip().lower() for directive in config.disallowed_header_directives)
-        visitor = Visitor(fence, self.ticket.connect(), config.manners, config.robots, refused, token)
-        return lambda shard: self.shard(shard, visitor)
+        client = PoliteClient(safe, self.ticket.connect(), config.manners, config.robots, refused, token)
+        return lambda shard: self.fetch_shard(shard, client)
 
-    def shard(self, shard: str, visitor: Visitor) -> str:
-        """Fetch one shard, put it in order, and commit it."""
+    def fetch_shard(self, shard: str, client: PoliteClient) -> str:
+        """Fetch one shard, write its final files, and commit it."""
         config = self.config
         rows = plans.read(self.out / "plan", shard)
-        layout = Layout(size=config.shard_size, digits=config.oom_shard_count)
-        # Beside the shards, where there is room for them; of a run on a store, wherever this machine has its own.
+        # Beside the shards, where there is room for them; of a run on a store, in this machine's temporary folder.
         home = None if isinstance(self.out, RemotePath) else self.out / TMP
         if home is not None:
             documents.make_folder(home)
         with tempfile.TemporaryDirectory(dir=home, prefix=f"capfilt-{shard}-{os.getpid()}-") as folder:
-            pictures = PictureConfig.model_validate(config.model_dump(include=set(PictureConfig.model_fields)))
-            written = fetch.fetch(rows, int(shard), Path(folder), pictures, visitor, config.thread_count, layout)
-            outputs, tally = settle(written, rows, self.out, config.shard_size)
+            raw = fetch(rows, int(shard), Path(folder), config.pictures, client, config.thread_count, config.layout)
+            outputs, tally = finalize(raw, rows, self.out, config.layout)
         Ledger(self.out, STAGE).commit(shard, self.identity(shard), outputs, tally)
         return f"{tally.samples['kept']} of {tally.samples['in']} pictures"
 
 
-def check_enough(label: str, summary: dict[str, Any], least: float = 0) -> None:
+def check_success_rate(label: str, summary: dict[str, Any], least: float = 0) -> None:
     """Raise ShortfallError, with the commonest reason, where no picture came, or a smaller share than `least`."""
     if summary["enough"]:
         return
@@ -144,9 +156,9 @@ def check_enough(label: str, summary: dict[str, Any], least: float = 0) -> None:
 
 
 def list_identities(config: DownloadConfig) -> list[dict[str, Any]]:
-    """What tells the lists from others, all of them found."""
-    sources = url_lists.find(config.urls, config.input_format)
-    return [{"format": source.form, **url_lists.identity(source, config)} for source in sources]
+    """What tells the lists from others: format, name, size and version of each of their files."""
+    columns = config.by_new_name.values()
+    return [{"format": file.format, **identity(file, columns)} for file in find_files(config.urls, config.input_format)]
 
 
 def download(
@@ -155,136 +167,131 @@ def download(
     out: StoragePath,
     resources: Resources,
     show: Progress,
-    wishes: Wishes | None = None,
-    label: str = STAGE,
+    options: DownloadOptions | None = None,
 ) -> dict[str, Any]:
-    """Bring every planned shard to its commit, retry what is wished for, and count; returns the summary."""
-    wishes = wishes or Wishes()
+    """Bring every planned shard to its commit, retry what `options` name, and count; returns the summary.
+
+    Raises:
+        DataError: a list that cannot be read, or has no rows.
+        RunError: a shard that cannot be fetched, or rows with two outcomes.
+    """
+    options = options or DownloadOptions()
+    run = _Download(session, config, out, resources, show)
     remove_tmp(out)
-    planned = plans.passes(out / "plan") or [plan_lists(config, out, show)]
-    resumes_retry = len(planned) > 1 and not all_done(out, planned, config)
-    fetch_all(session, config, out, planned, resources, show, label)
-    if wishes.retry and not resumes_retry:
-        again = plans.plan_retry(
-            out / "plan", planned, out, config, wishes.retry, config.shard_size, config.oom_shard_count
-        )
-        if again is None:
-            show.say(f"{label}: nothing that failed is left to be tried again")
-        else:
-            planned = [*planned, again]
-            fetch_all(session, config, out, planned, resources, show, f"{label}, try {again.number + 1}")
-    repeats = repeated_pictures(out, planned, config, wishes.drop_placeholders, show, label)
-    return summarise(out, planned, config, wishes, repeats)
-
-
-def plan_lists(config: DownloadConfig, out: StoragePath, show: Progress) -> Pass:
-    """Split the lists into shards, in this process: one shard of rows is in memory at a time."""
-    sources = url_lists.find(config.urls, config.input_format)
-    with show.stage("plan", 1) as line:
-        plans.remove(out / "plan")
-        made = plans.plan_list(
-            out / "plan",
-            sources,
-            config,
-            config.shard_size,
-            config.oom_shard_count,
-            lambda rows: line.move(0, f"{rows} rows"),
-        )
-        line.move(1, f"{made.rows} rows in {made.shards} shards")
-    return made
-
-
-def names(planned: Sequence[Pass], config: DownloadConfig) -> list[str]:
-    """Every planned shard."""
-    count = planned[-1].first + planned[-1].shards
-    return [plans.name(shard, config.oom_shard_count) for shard in range(count)]
-
-
-def all_done(out: StoragePath, planned: Sequence[Pass], config: DownloadConfig) -> bool:
-    """Whether every planned shard is committed."""
-    job, ledger = DownloadJob(out=out.absolute(), config=config), Ledger(out, STAGE)
-    return all(ledger.completion(shard, job.identity(shard)) for shard in names(planned, config))
-
-
-def fetch_all(
-    session: Session,
-    config: DownloadConfig,
-    out: StoragePath,
-    planned: Sequence[Pass],
-    resources: Resources,
-    show: Progress,
-    label: str,
-) -> None:
-    """Fetch the shards that are not committed yet."""
-    with shared_turns(session, config.manners.host_rate, config.manners.host_burst) as ticket:
-        job = DownloadJob(out=out.absolute(), config=config, ticket=ticket)
-        run_stage(session, job, {shard: shard for shard in names(planned, config)}, resources, show, label)
-    remove_tmp(out)
+    planned = plans.passes(out / "plan") or [run.plan()]
+    interrupted_retry = len(planned) > 1 and not run.is_complete(planned)
+    run.fetch(planned, STAGE)
+    if options.retry and not interrupted_retry:
+        planned = run.retry(planned, options.retry)
+    repeated = run.drop_placeholders(planned, options.drop_placeholders)
+    return run.summarise(planned, options, repeated)
 
 
 def remove_tmp(out: StoragePath) -> None:
-    """Remove the shards that were not fetched to their end."""
+    """Remove what is left of shards whose fetching was interrupted."""
     if not isinstance(out, RemotePath):
         remove_all(out / TMP)
 
 
-def repeated_pictures(
-    out: StoragePath, planned: Sequence[Pass], config: DownloadConfig, least: int, show: Progress, label: str
-) -> Counter[str]:
-    """Pictures whose bytes came under several URLs; those with `least` URLs or more become failures."""
-    own = names(planned, config)
-    repeats = placeholders.repeated([out / f"{shard}.parquet" for shard in own], SHOWN, least)
-    dropped = Counter({digest: count for digest, count in repeats.items() if least and count >= least})
-    if not dropped:
-        return repeats
-    job, ledger = DownloadJob(out=out.absolute(), config=config), Ledger(out, STAGE)
-    with show.stage(f"{label}, placeholders", len(own)) as line:
-        for number, shard in enumerate(own, 1):
-            identity = job.identity(shard)
+@dataclass(frozen=True)
+class _Download:
+    """The steps of `download`, in the process that drives it."""
 
-            def commit(
-                outputs: list[StoragePath], tally: Tally, shard: str = shard, identity: str = identity
-            ) -> Completion:
-                return ledger.commit(shard, identity, outputs, tally)
+    session: Session
+    config: DownloadConfig
+    out: StoragePath
+    resources: Resources
+    show: Progress
 
-            placeholders.drop(out, shard, dropped, commit)
-            line.move(number)
-    return repeats
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.out, STAGE)
+
+    def job(self, ticket: Ticket | None = None) -> DownloadJob:
+        return DownloadJob(out=self.out.absolute(), config=self.config, ticket=ticket or Ticket())
+
+    def names(self, planned: Sequence[Pass]) -> list[str]:
+        """The names of all planned shards."""
+        return [self.config.layout.name(shard) for shard in range(planned[-1].first + planned[-1].shards)]
+
+    def is_complete(self, planned: Sequence[Pass]) -> bool:
+        """Whether every planned shard is committed."""
+        job, ledger = self.job(), self.ledger
+        return all(ledger.completion(shard, job.identity(shard)) for shard in self.names(planned))
+
+    def plan(self) -> Pass:
+        """Split the lists into shards, in this process: one shard of rows is in memory at a time."""
+        files = find_files(self.config.urls, self.config.input_format)
+        with self.show.stage("plan", 1) as line:
+            plans.remove_unfinished(self.out / "plan")
+            planned = plans.plan_list(
+                self.out / "plan", files, self.config, self.config.layout, lambda rows: line.move(0, f"{rows} rows")
+            )
+            line.move(1, f"{planned.rows} rows in {planned.shards} shards")
+        return planned
+
+    def fetch(self, planned: Sequence[Pass], label: str) -> None:
+        """Fetch the shards that are not committed yet."""
+        with shared_turns(self.session, self.config.manners.host_rate, self.config.manners.host_burst) as ticket:
+            items = {shard: shard for shard in self.names(planned)}
+            run_stage(self.session, self.job(ticket), items, self.resources, self.show, label)
+        remove_tmp(self.out)
+
+    def retry(self, planned: list[Pass], kinds: Sequence[str]) -> list[Pass]:
+        """Plan and fetch what failed with one of `kinds`; returns all passes."""
+        again = plans.plan_retry(self.out / "plan", planned, self.out, self.config, kinds, self.config.layout)
+        if again is None:
+            self.show.say(f"{STAGE}: nothing that failed is left to be tried again")
+            return planned
+        planned = [*planned, again]
+        self.fetch(planned, f"{STAGE}, try {again.number + 1}")
+        return planned
+
+    def drop_placeholders(self, planned: Sequence[Pass], min_count: int) -> Counter[str]:
+        """Count pictures whose bytes came under several URLs; those with `min_count` URLs or more become failures."""
+        names = self.names(planned)
+        repeated = placeholders.count_repeated([self.out / f"{shard}.parquet" for shard in names], SHOWN, min_count)
+        dropped = Counter({digest: count for digest, count in repeated.items() if min_count and count >= min_count})
+        if not dropped:
+            return repeated
+        job, ledger = self.job(), self.ledger
+        with self.show.stage(f"{STAGE}, placeholders", len(names)) as line:
+            for number, shard in enumerate(names, 1):
+                placeholders.drop(self.out, shard, dropped, partial(ledger.commit, shard, job.identity(shard)))
+                line.move(number)
+        return repeated
+
+    def summarise(self, planned: Sequence[Pass], options: DownloadOptions, repeated: Counter[str]) -> dict[str, Any]:
+        """What became of the list: a row that was tried again counts once, by its newest outcome."""
+        completions = {completion.shard: completion for completion in self.ledger.completions()}
+        done = [completions[shard] for shard in self.names(planned)]
+        tally = sum((completion.tally for completion in done), Tally.zero())
+        failed = Counter(tally.failed)
+        for later in planned:
+            failed.subtract(later.retried)
+        if planned[0].unreadable:
+            failed["unreadable-row"] = planned[0].unreadable
+        came, kept = planned[0].rows + planned[0].unreadable, tally.samples["kept"]
+        if came != kept + failed.total() or min(failed.values(), default=0) < 0:
+            raise RunError(
+                f"{self.out}: {came} rows in, but {kept} kept + {failed.total()} failed. A shard was fetched again"
+                " after what failed of it had been retried, so rows have two outcomes; download into another --out."
+            )
+        write_sizes(self.out, done)
+        return {
+            "command": "download",
+            "shards": str(self.out),
+            "samples": {"in": came, "kept": kept, "failed": failed.total()},
+            "success_rate": round(kept / came, 4),
+            "enough": kept > 0 and kept >= options.min_success * came,
+            "failed": {kind: count for kind, count in failed.most_common() if count},
+            "repeated": dict(repeated.most_common(SHOWN)),
+        }
 
 
-def summarise(
-    out: StoragePath, planned: Sequence[Pass], config: DownloadConfig, wishes: Wishes, repeats: Counter[str]
-) -> dict[str, Any]:
-    """What became of the list: a row that was tried again counts once, by its newest outcome."""
-    done = {completion.shard: completion for completion in Ledger(out, STAGE).completions()}
-    own = [done[shard] for shard in names(planned, config)]
-    tally = sum((completion.tally for completion in own), Tally.zero())
-    failed = Counter(tally.failed)
-    for later in planned:
-        failed.subtract(later.retried)
-    if planned[0].unreadable:
-        failed["unreadable-row"] = planned[0].unreadable
-    came = planned[0].rows + planned[0].unreadable
-    kept = tally.samples["kept"]
-    if came != kept + failed.total() or min(failed.values(), default=0) < 0:
-        raise RunError(
-            f"{out}: {came} rows in, but {kept} kept + {failed.total()} failed. A shard was fetched again after what"
-            " failed of it had been retried, so rows have two outcomes; download into another --out."
-        )
-    write_sizes(out, {f"{completion.shard}.tar": completion.tally.samples["kept"] for completion in own})
-    return {
-        "command": "download",
-        "shards": str(out),
-        "samples": {"in": came, "kept": kept, "failed": failed.total()},
-        "success_rate": round(kept / came, 4),
-        "enough": kept > 0 and kept >= wishes.min_success * came,
-        "failed": {kind: count for kind, count in failed.most_common() if count},
-        "repeated": dict(repeats.most_common(SHOWN)),
-    }
-
-
-def write_sizes(out: StoragePath, counts: dict[str, int]) -> None:
-    """Write sizes.json, unless it says so already: a rerun touches nothing."""
+def write_sizes(out: StoragePath, done: Sequence[Completion]) -> None:
+    """Write sizes.json, unless it says the same already: a rerun writes nothing."""
+    counts = {f"{completion.shard}.tar": completion.tally.samples["kept"] for completion in done}
     path = out / "sizes.json"
     if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:
         shards.write_sizes(out, counts)

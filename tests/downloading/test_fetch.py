@@ -1,4 +1,4 @@
-"""img2dataset inside the fence, beside img2dataset as it is, on the same list and server."""
+"""Shards that img2dataset fetches through our client, beside those of img2dataset alone: same list, same server."""
 
 from __future__ import annotations
 
@@ -21,39 +21,50 @@ from PIL import Image
 
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.downloading import fetch, plans
-from capfilt.downloading.fetch import ImageCheck, Layout, PictureConfig, installed, load_img2dataset
-from capfilt.downloading.finalize import settle
+from capfilt.downloading import plans
+from capfilt.downloading.fetch import (
+    ImageCheck,
+    PictureConfig,
+    Resized,
+    _resizer,
+    fetch,
+    import_img2dataset,
+    urlopen_by,
+)
+from capfilt.downloading.finalize import finalize
 from capfilt.downloading.http.client import Limits, SafeHttpClient
-from capfilt.downloading.http.politeness import Politeness, Visitor
-from capfilt.downloading.url_lists import Columns, find
+from capfilt.downloading.http.politeness import PoliteClient, Politeness
+from capfilt.downloading.plans import ShardLayout
+from capfilt.downloading.url_lists.files import find_files
+from capfilt.downloading.url_lists.tables import Columns
 from capfilt.runs.tally import Tally
 
 # img2dataset's border is albumentations' `value`, which wants to be called `fill`.
 pytestmark = pytest.mark.filterwarnings("ignore:value is deprecated")
 
 
-class Nobody:
-    """Turns for everybody."""
+class NoRateLimit:
+    """Lets every host be asked at once."""
 
     def ask(self, name: str) -> tuple[float, float]:
         return 0.0, 0.0
 
     def pause(self, name: str, seconds: float) -> None:
-        """Nobody is kept waiting."""
+        """Nothing waits."""
 
 
-def visitor(**limits: Any) -> Visitor:
-    fence = SafeHttpClient(Limits(allow_private=("127.0.0.0/8",), **limits), "tester/1")
-    return Visitor(fence, Nobody(), Politeness(deadline=5), False, frozenset(), "capfilt")
+def polite_client(**limits: Any) -> PoliteClient:
+    client = SafeHttpClient(Limits(allow_private=("127.0.0.0/8",), **limits), "tester/1")
+    return PoliteClient(client, NoRateLimit(), Politeness(deadline=5), False, frozenset(), "capfilt")
 
 
 def run(rows: pa.Table, folder: Path, config: PictureConfig, size: int = 10) -> tuple[list[Path], Tally]:
-    """Fetch and settle one shard."""
-    load_img2dataset()
+    """Fetch and finalize one shard."""
+    import_img2dataset()
     (folder / "tmp").mkdir(parents=True)
-    written = fetch.fetch(rows, 0, folder / "tmp", config, visitor(), 4, Layout(size=size))
-    return settle(written, rows, folder, size)
+    layout = ShardLayout(size=size)
+    raw = fetch(rows, 0, folder / "tmp", config, polite_client(), 4, layout)
+    return finalize(raw, rows, folder, layout)
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -140,9 +151,9 @@ def test_member_by_member_it_is_what_img2dataset_writes(
         assert mine == its
     table, its_table = pq.read_table(parquet), pq.read_table(theirs / mode / "00000.parquet").sort_by("key")
     assert table.schema.equals(its_table.schema)
-    told = ["uid", "score", "caption", "url", "key", "exif", "sha256"]
+    compared = ["uid", "score", "caption", "url", "key", "exif", "sha256"]
     keep = pa.array([key != html for key in table["key"].to_pylist()])
-    assert table.select(told).filter(keep).equals(its_table.select(told).filter(keep))
+    assert table.select(compared).filter(keep).equals(its_table.select(compared).filter(keep))
     assert table.filter(keep)["status"] == its_table.filter(keep)["status"]
     assert table["error_message"].to_pylist()[6:8] == [
         "http-404",
@@ -165,9 +176,9 @@ def test_columns_of_a_list_without_uid_or_texts(server: Any, tmp_path: Path) -> 
     ]  # fmt: skip
     assert table["uid"].to_pylist() == [table["sha256"][0].as_py()[:32], None]
     assert [*members(tar)] == ["000000.jpg", "000000.json"]
-    told = members(tar)["000000.json"]
-    assert json.loads(told)["uid"] == table["uid"][0].as_py()
-    assert told == json.dumps(json.loads(told), indent=4).encode(), "as img2dataset would have written it"
+    written = members(tar)["000000.json"]
+    assert json.loads(written)["uid"] == table["uid"][0].as_py()
+    assert written == json.dumps(json.loads(written), indent=4).encode(), "as img2dataset would have written it"
     assert tally.texts["in"] == {}
 
 
@@ -177,7 +188,9 @@ def test_several_texts_of_a_row_are_captions_of_its_json(server: Any, tmp_path: 
             (("/ok", ["one", "two"]), ("/status/404", ["three", "four"]), ("/ok?seed=1", None))]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "list.parquet")
     columns = Columns(caption_col="caption")
-    first = plans.plan_list(tmp_path / "plan", find([str(tmp_path / "list.parquet")]), columns, 10, 5)
+    first = plans.plan_list(
+        tmp_path / "plan", find_files([str(tmp_path / "list.parquet")]), columns, ShardLayout(size=10)
+    )
     _, tally = run(plans.read(tmp_path / "plan", "00000"), tmp_path, PictureConfig())
     assert tally.texts["kept"] == {"web": 2}, "of two pictures, one of them without a text"
     found = {item.key: item for item in shards.read(str(tmp_path / "00000.tar")) if isinstance(item, Sample)}
@@ -186,7 +199,7 @@ def test_several_texts_of_a_row_are_captions_of_its_json(server: Any, tmp_path: 
         ("", None),
     ]
     assert found["000000"].captions == [{"text": "one", "source": "web"}, {"text": "two", "source": "web"}]
-    again = plans.plan_retry(tmp_path / "plan", [first], tmp_path, columns, ["failed"], 10, 5)
+    again = plans.plan_retry(tmp_path / "plan", [first], tmp_path, columns, ["failed"], ShardLayout(size=10))
     assert again is not None
     [row] = plans.read(tmp_path / "plan", "00001").to_pylist()
     assert row == {
@@ -218,14 +231,14 @@ def test_a_row_that_img2dataset_forgets_is_a_row_all_the_same(server: Any, tmp_p
     assert tally.failed == {"lost": 1, "http-404": 1}
 
 
-def test_nothing_else_of_the_process_goes_through_the_fence_afterwards(server: Any) -> None:
+def test_nothing_else_of_the_process_goes_through_our_client_afterwards(server: Any) -> None:
     before = urllib.request._opener  # type: ignore[attr-defined]
-    with installed(visitor()), urllib.request.urlopen(server.url("/ok")) as answer:
+    with urlopen_by(polite_client()), urllib.request.urlopen(server.url("/ok")) as answer:
         assert answer.read()[:2] == b"\xff\xd8"
     assert urllib.request._opener is before  # type: ignore[attr-defined]
 
 
-# ---- the gate ----
+# ---- the check of a picture ----
 
 
 def encoded(picture: Image.Image, form: str, **settings: Any) -> io.BytesIO:
@@ -241,7 +254,7 @@ def error(stream: io.BytesIO, **config: Any) -> str:
     return answer[5]
 
 
-class TestGate:
+class TestImageCheck:
     def test_bytes_pass_as_they_are_with_their_size(self, hostile_kind: Any) -> None:
         data = hostile_kind.jpeg()
         assert ImageCheck(PictureConfig())(io.BytesIO(data)) == (data, 80, 64, 80, 64, None)
@@ -299,15 +312,15 @@ class TestGate:
     @pytest.mark.parametrize("mode", ["no", "border", "keep_ratio_largest", "keep_ratio", "center_crop"])
     @pytest.mark.parametrize("larger", [False, True])
     def test_what_it_makes_is_known_beforehand(self, mode: Any, larger: bool) -> None:
-        load_img2dataset()
+        import_img2dataset()
         config = PictureConfig(resize_mode=mode, image_size=24, resize_only_if_bigger=larger)
         for size in ((1, 300), (300, 2), (20, 20), (25, 24), (40, 31)):
-            gate = ImageCheck(config, None if mode == "no" else fetch._resizer(config))
-            _, width, height, *_, trouble = gate(encoded(Image.new("RGB", size), "PNG"))
-            assert trouble is None
+            check = ImageCheck(config, None if mode == "no" else _resizer(config))
+            _, width, height, *_, failure = check(encoded(Image.new("RGB", size), "PNG"))
+            assert failure is None
             assert width is not None
             assert height is not None
-            expected = config.resized(*size) or size
+            expected = config.resized_size(*size) or size
             if mode == "center_crop" and (not larger or min(size) > 24):
                 assert (width, height) == (24, 24)
                 assert min(expected) == 24
@@ -317,33 +330,33 @@ class TestGate:
 
     def test_a_rotated_photograph_and_16_bit_grey_are_mended_before_they_are_resized(self) -> None:
         """img2dataset leaves the one on its side and clips the other to white."""
-        load_img2dataset()
+        import_img2dataset()
         config = PictureConfig(resize_mode="border", image_size=32, encode_format="png", encode_quality=1)
-        gate = ImageCheck(config, fetch._resizer(config))
+        check = ImageCheck(config, _resizer(config))
         turned = Image.new("RGB", (60, 30), "red")
         turned.paste("blue", (0, 0, 30, 30))  # the left half as stored, the upper half when upright
         exif = Image.Exif()
         exif[0x0112] = 6
-        image, width, height, *original, trouble = gate(encoded(turned, "PNG", exif=exif))
-        assert trouble is None
+        image, width, height, *original, failure = check(encoded(turned, "PNG", exif=exif))
+        assert failure is None
         assert (width, height, original) == (32, 32, [30, 60])
         assert image is not None
         made = np.asarray(Image.open(io.BytesIO(image)))
         assert tuple(made[4, 16]) == (0, 0, 255)
         assert tuple(made[28, 16]) == (255, 0, 0)
         grey = Image.fromarray(np.full((30, 30), 257 * 100, np.uint16))
-        image, *_, trouble = gate(encoded(grey, "PNG"))
-        assert trouble is None
+        image, *_, failure = check(encoded(grey, "PNG"))
+        assert failure is None
         assert image is not None
         assert set(np.asarray(Image.open(io.BytesIO(image)).convert("L")).ravel()) == {100}
 
     def test_other_pictures_reach_the_resizer_as_they_are(self, hostile_kind: Any) -> None:
         seen: list[bytes] = []
 
-        def resizer(stream: io.BytesIO, boxes: object) -> fetch.Resized:
+        def resizer(stream: io.BytesIO, boxes: object) -> Resized:
             seen.append(stream.read())
             return None, None, None, None, None, "seen"
 
-        gate = ImageCheck(PictureConfig(resize_mode="border"), resizer)
-        assert gate(io.BytesIO(hostile_kind.jpeg()))[5] == "seen"
+        check = ImageCheck(PictureConfig(resize_mode="border"), resizer)
+        assert check(io.BytesIO(hostile_kind.jpeg()))[5] == "seen"
         assert seen == [hostile_kind.jpeg()]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.downloading.placeholders import drop, repeated
+from capfilt.downloading.placeholders import count_repeated, drop
 from capfilt.runs.tally import Tally
 
 
@@ -44,22 +44,22 @@ def write(folder: Path, shard: str, names: list[str | None]) -> Path:
     return folder / f"{shard}.parquet"
 
 
-@pytest.mark.parametrize("at_once", [1, 4, 1000])
-def test_repeated_pictures_are_counted_over_all_shards(tmp_path: Path, at_once: int) -> None:
+@pytest.mark.parametrize("in_memory", [1, 4, 1000])
+def test_repeated_pictures_are_counted_over_all_shards(tmp_path: Path, in_memory: int) -> None:
     paths = [write(tmp_path, "00", ["a", "b", "a", None, "c"]), write(tmp_path, "01", ["a", "b", "d", "a"])]
-    assert repeated(paths, 10, at_once=at_once) == {digest("a"): 4, digest("b"): 2}
-    assert repeated(paths, 1, at_once=at_once) == {digest("a"): 4}
-    assert repeated(paths, 1, least=2, at_once=at_once) == {digest("a"): 4, digest("b"): 2}
-    assert repeated(paths, 1, least=3, at_once=at_once) == {digest("a"): 4}
+    assert count_repeated(paths, 10, in_memory=in_memory) == {digest("a"): 4, digest("b"): 2}
+    assert count_repeated(paths, 1, in_memory=in_memory) == {digest("a"): 4}
+    assert count_repeated(paths, 1, min_count=2, in_memory=in_memory) == {digest("a"): 4, digest("b"): 2}
+    assert count_repeated(paths, 1, min_count=3, in_memory=in_memory) == {digest("a"): 4}
 
 
 def test_nothing_repeated(tmp_path: Path) -> None:
-    assert repeated([write(tmp_path, "00", ["a", None]), write(tmp_path, "01", [None])], 10) == {}
+    assert count_repeated([write(tmp_path, "00", ["a", None]), write(tmp_path, "01", [None])], 10) == {}
 
 
 def test_what_is_dropped_becomes_a_failure_and_is_still_counted(tmp_path: Path) -> None:
     parquet = write(tmp_path, "00", ["a", "b", "a", None])
-    before = repeated([parquet], 10)
+    before = count_repeated([parquet], 10)
     committed: list[Any] = []
     assert drop(tmp_path, "00", Counter({digest("a"): 2}), lambda *what: committed.append(what)) == 2
     table = pq.read_table(parquet)
@@ -75,8 +75,8 @@ def test_what_is_dropped_becomes_a_failure_and_is_still_counted(tmp_path: Path) 
     assert isinstance(tally, Tally)
     assert not tally.imbalance()
     assert tally.failed == {"placeholder": 2, "dns": 1}
-    told = json.loads((tmp_path / "00_stats.json").read_text())
-    assert (told["count"], told["successes"], told["status_dict"]["placeholder"]) == (4, 1, 2)
-    assert repeated([parquet], 10) == before
+    stats = json.loads((tmp_path / "00_stats.json").read_text())
+    assert (stats["count"], stats["successes"], stats["status_dict"]["placeholder"]) == (4, 1, 2)
+    assert count_repeated([parquet], 10) == before
     assert drop(tmp_path, "00", Counter({digest("a"): 2}), lambda *what: committed.append(what)) == 0
     assert len(committed) == 1

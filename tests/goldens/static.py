@@ -139,7 +139,7 @@ def _configs() -> dict[str, type]:
     from capfilt.stages.annotate import AnnotateConfig, AnnotateJob
     from capfilt.stages.calibrate import CalibrateJob
     from capfilt.stages.count_pairs import RowsJob
-    from capfilt.stages.download import DownloadJob, Wishes
+    from capfilt.stages.download import DownloadJob, DownloadOptions
     from capfilt.stages.evaluate import EvaluateJob
     from capfilt.stages.runner import CommandOptions
     from capfilt.stages.select import SelectJob
@@ -149,7 +149,7 @@ def _configs() -> dict[str, type]:
     return {
         "blip": BlipConfig, "blip2": Blip2Config, "bootstrap": BootstrapConfig, "pretrain": PretrainConfig,
         "annotate": AnnotateConfig, "select": PolicyConfig, "evaluate": EvaluateConfig, "bench": BenchConfig,
-        "download": Wishes, "options": CommandOptions, "resources": Resources, "rule": Rule, "pass": Pass,
+        "download": DownloadOptions, "options": CommandOptions, "resources": Resources, "rule": Rule, "pass": Pass,
         "preprocess.json": Preprocess, "limits": Limits, "politeness": Politeness, "train job": TrainJob,
         "annotate job": AnnotateJob, "calibrate job": CalibrateJob, "select job": SelectJob, "world job": WorldJob,
         "download job": DownloadJob, "evaluate job": EvaluateJob, "language job": LanguageJob, "rows job": RowsJob,

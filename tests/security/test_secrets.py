@@ -24,7 +24,7 @@ from capfilt.cli import app
 from capfilt.data import annotations, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import Sample
-from capfilt.downloading import url_lists
+from capfilt.downloading.url_lists import files as list_files
 from capfilt.errors import CapfiltError, DataError, RunError, ShardError, UsageError
 from capfilt.pipelines.download import plan_of
 from capfilt.pipelines.jobs import Order, check_secrets
@@ -33,6 +33,7 @@ from capfilt.redact import is_redacted, redact
 from capfilt.runs import lock, stage_status
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.run import Run
+from capfilt.stages import download as stage
 from capfilt.stages.download import DownloadConfig
 from capfilt.storage.paths import storage_path
 
@@ -95,7 +96,7 @@ def test_an_address_without_its_secret_is_not_asked_for(address: str) -> None:
     with pytest.raises(ShardError, match="lacks a secret, which run folders do not keep"):
         shards.expand(pieces)
     with pytest.raises(DataError, match="lacks a secret"):
-        url_lists.find([pieces[0].replace("{00..09}", "0")])
+        list_files.find_files([pieces[0].replace("{00..09}", "0")])
 
 
 def held(folder: Path) -> str:
@@ -151,8 +152,8 @@ class TestRunFolder:
             def info(self, path: str) -> dict[str, Any]:
                 return {"size": 3, "ETag": "abc"}
 
-        monkeypatch.setattr(url_lists, "find", lambda specs, form: [url_lists.Source(specs[0], "csv")])
-        monkeypatch.setattr(url_lists.fsspec.core, "url_to_fs", lambda url: (Files(), url))
+        monkeypatch.setattr(stage, "find_files", lambda specs, format: [list_files.ListFile(specs[0], "csv")])
+        monkeypatch.setattr(list_files.fsspec.core, "url_to_fs", lambda url: (Files(), url))
         plans = [plan_of(DownloadConfig(urls=(f"https://h/l.csv?{AMZ.format(i)}",))) for i in (1, 2)]
         assert plans[0] == plans[1]
         assert SECRET not in json.dumps(plans)

@@ -1,1 +1,1 @@
-"""One request to a public host: where a name leads, what may be asked, how politely."""
+"""One URL from public hosts: which addresses are allowed, bounded requests, rates and robots.txt."""

@@ -18,7 +18,7 @@ from capfilt.data.synthetic.world import WorldConfig
 from capfilt.errors import DataError
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import NO_TEXT
-from capfilt.stages.download import DownloadConfig, check_enough, download, list_identities
+from capfilt.stages.download import DownloadConfig, check_success_rate, download, list_identities
 from capfilt.stages.runner import run_stage
 from capfilt.stages.world import WorldJob
 from capfilt.storage import documents
@@ -113,7 +113,7 @@ def download_web(
     path = out / "summary.json"
     if not path.is_file() or documents.read_json(path) != summary:
         write_json(path, summary)
-    check_enough("data.download", summary)
+    check_success_rate("data.download", summary)
     return shards.expand(str(out))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from capfilt.downloading.failures import Failure
-from capfilt.downloading.http.addresses import Resolver
-from capfilt.downloading.http.client import Deadline, Limits, SafeHttpClient, target
-from capfilt.downloading.http.politeness import Politeness, Visitor
+from capfilt.downloading.http.addresses import Resolver, parse_url
+from capfilt.downloading.http.client import Deadline, Limits, SafeHttpClient
+from capfilt.downloading.http.politeness import PoliteClient, Politeness
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,8 @@ def alone() -> None:
     assert names == {"lo"}, "run by test_guard.py only"
 
 
-class Nobody:
-    """Turns for everybody."""
+class NoRateLimit:
+    """Lets every host be asked at once."""
 
     def ask(self, name: str) -> tuple[float, float]:
         return 0.0, 0.0
@@ -32,13 +32,13 @@ class Nobody:
         raise AssertionError(name)
 
 
-def visitor(fence: SafeHttpClient) -> Visitor:
-    return Visitor(fence, Nobody(), Politeness(deadline=2, timeout=2), False, frozenset(), "capfilt")
+def polite_client(client: SafeHttpClient) -> PoliteClient:
+    return PoliteClient(client, NoRateLimit(), Politeness(deadline=2, timeout=2), False, frozenset(), "capfilt")
 
 
-def kind_of(fence: SafeHttpClient, url: str) -> str:
+def kind_of(client: SafeHttpClient, url: str) -> str:
     with pytest.raises(Failure) as caught:
-        visitor(fence).get(url)
+        polite_client(client).get(url)
     return caught.value.kind
 
 
@@ -84,25 +84,25 @@ def test_no_redirect_leads_inside(hostile: Any, place: str, expected: str) -> No
     """The server's own name is allowed by its block; where it sends one is judged anew."""
     names = {"server.test": ["127.0.0.1"], "inside.test": ["10.0.0.7"]}
     limits = Limits(allow_private=("127.0.0.1/32",))
-    fence = SafeHttpClient(limits, "t", Resolver(limits.policy(), names.__getitem__))
-    assert kind_of(fence, f"http://server.test:{hostile.port}/to?u={place}") == expected
+    client = SafeHttpClient(limits, "t", Resolver(limits.address_policy(), names.__getitem__))
+    assert kind_of(client, f"http://server.test:{hostile.port}/to?u={place}") == expected
     assert len(hostile.seen) == 1
 
 
 def test_a_name_with_one_private_address_among_its_own_is_refused(hostile: Any) -> None:
-    fence = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: ["93.184.216.34", "127.0.0.1"]))
-    assert kind_of(fence, f"http://mixed.test:{hostile.port}/ok") == "private-address"
+    client = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: ["93.184.216.34", "127.0.0.1"]))
+    assert kind_of(client, f"http://mixed.test:{hostile.port}/ok") == "private-address"
 
 
 def test_a_name_that_changes_its_answer_is_never_asked_between_check_and_use(hostile: Any) -> None:
     """First public, then loopback: the connection goes to the public one, which this network does not have."""
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
-    fence = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: next(answers)))
-    assert kind_of(fence, f"http://rebinds.test:{hostile.port}/ok") == "unreachable"
+    client = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: next(answers)))
+    assert kind_of(client, f"http://rebinds.test:{hostile.port}/ok") == "unreachable"
     assert hostile.seen == []
 
 
 def test_a_public_address_would_be_tried(hostile: Any) -> None:
     with pytest.raises(Failure) as caught:
-        SafeHttpClient(Limits(), "t").request(target("http://8.8.8.8/"), Deadline(2, 2))
+        SafeHttpClient(Limits(), "t").request(parse_url("http://8.8.8.8/"), Deadline(2, 2))
     assert caught.value.kind == "unreachable"

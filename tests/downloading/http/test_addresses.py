@@ -1,4 +1,4 @@
-"""No socket is opened here: addresses are judged, names are looked up by a stub."""
+"""No socket is opened here: addresses are checked, and names looked up in a table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import time
 import pytest
 
 from capfilt.downloading.failures import Failure
-from capfilt.downloading.http.addresses import PUBLIC as PUBLIC_ONLY
-from capfilt.downloading.http.addresses import Policy, Resolver, literal, nat64_prefixes, networks
+from capfilt.downloading.http.addresses import (
+    PUBLIC_ONLY,
+    AddressPolicy,
+    Resolver,
+    literal_address,
+    nat64_prefixes,
+    networks,
+)
 
 PRIVATE = [
     "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1", "172.31.9.9",
@@ -44,7 +50,7 @@ def test_what_is_public_is_allowed(text: str) -> None:
 
 
 def test_a_block_that_is_allowed_holds_for_what_an_address_carries_too() -> None:
-    policy = Policy(networks(["10.0.0.0/8", "fd00::/8"]))
+    policy = AddressPolicy(networks(["10.0.0.0/8", "fd00::/8"]))
     for text in ("10.9.9.9", "::ffff:10.9.9.9", "fd00::1", "64:ff9b::10.0.0.1", "8.8.8.8"):
         assert policy.allows(ipaddress.ip_address(text))
     for text in ("127.0.0.1", "fe80::1", "172.16.0.1"):
@@ -52,7 +58,7 @@ def test_a_block_that_is_allowed_holds_for_what_an_address_carries_too() -> None
 
 
 def test_a_block_that_is_denied_is_refused_whatever_else_holds() -> None:
-    policy = Policy(networks(["10.0.0.0/8"]), networks(["8.8.8.0/24", "2606:4700::/32", "10.1.0.0/16"]))
+    policy = AddressPolicy(networks(["10.0.0.0/8"]), networks(["8.8.8.0/24", "2606:4700::/32", "10.1.0.0/16"]))
     for text in (
         "8.8.8.8",
         "::ffff:8.8.8.8",
@@ -78,7 +84,7 @@ NAT64 = [  # RFC 6052, section 2.4: 192.0.2.33 behind each length of prefix, her
 
 @pytest.mark.parametrize(("prefix", "inside", "outside"), NAT64)
 def test_an_address_behind_nat64_is_what_it_carries(prefix: str, inside: str, outside: str) -> None:
-    policy = Policy(nat64=nat64_prefixes([prefix]))
+    policy = AddressPolicy(nat64=nat64_prefixes([prefix]))
     assert PUBLIC_ONLY.allows(ipaddress.ip_address(inside)), "looks public to who does not know the prefix"
     assert not policy.allows(ipaddress.ip_address(inside))
     assert policy.allows(ipaddress.ip_address(outside))
@@ -118,17 +124,17 @@ def test_the_network_tells_its_prefix(answer: str, inside: str, outside: str) ->
     ["127.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001", "127.1", "127.0.1", "127.0.0.1."],
 )
 def test_every_spelling_of_loopback_is_one_address(host: str) -> None:
-    assert literal(host) == ipaddress.ip_address("127.0.0.1")
+    assert literal_address(host) == ipaddress.ip_address("127.0.0.1")
 
 
 @pytest.mark.parametrize("host", ["example.org", "127.0.0.1.example.org", "a1", "1.2.3.4.5", ""])
 def test_a_name_is_no_address(host: str) -> None:
-    assert literal(host) is None
+    assert literal_address(host) is None
 
 
 def test_numbers_that_are_no_address_are_not_looked_up() -> None:
     with pytest.raises(Failure, match=r"^bad-url: 999\.1\.1\.1 is no address"):
-        literal("999.1.1.1")
+        literal_address("999.1.1.1")
 
 
 class TestResolver:

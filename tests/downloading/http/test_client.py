@@ -1,4 +1,4 @@
-"""The fence before a hostile server on loopback. What names forbidden addresses is in fenced_addresses.py."""
+"""The client before a hostile server on loopback. What names forbidden addresses is in fenced_addresses.py."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from pydantic import ValidationError
 
 from capfilt.downloading.failures import Failure
-from capfilt.downloading.http.addresses import Policy, Resolver, networks
-from capfilt.downloading.http.client import Answer, Deadline, Limits, SafeHttpClient, target
+from capfilt.downloading.http.addresses import AddressPolicy, Resolver, networks, parse_url
+from capfilt.downloading.http.client import Deadline, Limits, Response, SafeHttpClient
 
 LOOPBACK = ("127.0.0.0/8",)
 MEGABYTE = 10**6
 
 
-def ask(url: str, seconds: float = 1.0, keep: int | None = None, **limits: Any) -> Answer:
-    fence = SafeHttpClient(Limits(allow_private=LOOPBACK, **{"max_bytes": MEGABYTE, **limits}), "tester/1")
-    return fence.request(target(url), Deadline(seconds, 5), keep)
+def ask(url: str, seconds: float = 1.0, truncate_at: int | None = None, **limits: Any) -> Response:
+    client = SafeHttpClient(Limits(allow_private=LOOPBACK, **{"max_bytes": MEGABYTE, **limits}), "tester/1")
+    return client.request(parse_url(url), Deadline(seconds, 5), truncate_at)
 
 
 def kind(url: str, seconds: float = 1.0, **limits: Any) -> str:
@@ -94,7 +94,7 @@ def test_a_little_compression_is_no_bomb(hostile: Any, hostile_kind: Any) -> Non
 
 
 def test_a_body_may_be_cut_where_a_part_is_enough(hostile: Any) -> None:
-    assert len(ask(hostile.url("/endless"), 5, keep=1000).body) == 1000
+    assert len(ask(hostile.url("/endless"), 5, truncate_at=1000).body) == 1000
 
 
 def test_a_connection_that_is_cut_anywhere_is_a_failure(hostile: Any, hostile_kind: Any) -> None:
@@ -133,9 +133,9 @@ def test_what_is_no_http_url_is_never_asked(url: str) -> None:
 def test_urls_are_spelled_in_ascii(hostile: Any) -> None:
     ask(hostile.url("/ok/ein Bild é%20.jpg?q=ü x#part"))
     assert hostile.seen[0][1] == "/ok/ein%20Bild%20%C3%A9%20.jpg?q=%C3%BC%20x"
-    assert target("http://BÜCHER.example/").host == "xn--bcher-kva.example"
-    assert target("http://①②⑦.⓪.⓪.①/").host == "127.0.0.1"
-    assert target("https://[2606:4700::1111]:444/x").authority == "[2606:4700::1111]:444"
+    assert parse_url("http://BÜCHER.example/").host == "xn--bcher-kva.example"
+    assert parse_url("http://①②⑦.⓪.⓪.①/").host == "127.0.0.1"
+    assert parse_url("https://[2606:4700::1111]:444/x").authority == "[2606:4700::1111]:444"
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(hostile: Any) -> None:
@@ -147,17 +147,17 @@ def test_the_connection_goes_to_the_address_that_was_checked(hostile: Any) -> No
         asked.append(name)
         return next(answers)
 
-    resolver = Resolver(Policy(networks(["127.0.0.1/32"])), lookup)
-    fence = SafeHttpClient(Limits(), "tester/1", resolver)
-    goal = target(f"http://changes.test:{hostile.port}/ok")
-    assert fence.request(goal, Deadline(1, 1)).status == 200
-    assert fence.request(goal, Deadline(1, 1)).status == 200
+    resolver = Resolver(AddressPolicy(networks(["127.0.0.1/32"])), lookup)
+    client = SafeHttpClient(Limits(), "tester/1", resolver)
+    target = parse_url(f"http://changes.test:{hostile.port}/ok")
+    assert client.request(target, Deadline(1, 1)).status == 200
+    assert client.request(target, Deadline(1, 1)).status == 200
     assert asked == ["changes.test"]
     assert hostile.seen[0][2]["host"] == f"changes.test:{hostile.port}"
     # Asked again, as after a minute, it would lead elsewhere, and is refused.
     resolver._known.clear()
     with pytest.raises(Failure, match=r"^private-address: changes\.test is 127\.0\.0\.2"):
-        fence.request(goal, Deadline(1, 1))
+        client.request(target, Deadline(1, 1))
 
 
 def test_proxies_of_the_environment_are_not_used_unless_asked_for(
@@ -201,9 +201,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
         assert ask(server.url("/ok")).status == 200
         assert kind(server.url("/drip"), 0.4) == "timeout"
         # Vouched for, but for another host.
-        fence = SafeHttpClient(Limits(), "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
+        client = SafeHttpClient(
+            Limits(), "tester/1", Resolver(AddressPolicy(networks(LOOPBACK)), lambda _: ["127.0.0.1"])
+        )
         with pytest.raises(Failure, match=r"^tls: "):
-            fence.request(target(f"https://other.test:{server.port}/ok"), Deadline(1, 1))
+            client.request(parse_url(f"https://other.test:{server.port}/ok"), Deadline(1, 1))
     finally:
         server.close()
 
@@ -219,20 +221,22 @@ def test_a_proxy_is_told_the_address_that_was_checked(
         assert ask(server.url("/ok?seed=4"), 3, use_proxies=True).body == hostile_kind.jpeg(4)
         assert hostile.paths() == [f"127.0.0.1:{server.port}"]
         limits = Limits(allow_private=LOOPBACK, use_proxies=True)
-        fence = SafeHttpClient(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["127.0.0.1"]))
+        client = SafeHttpClient(
+            limits, "tester/1", Resolver(AddressPolicy(networks(LOOPBACK)), lambda _: ["127.0.0.1"])
+        )
         with pytest.raises(Failure, match=r"^tls: "):  # the certificate is another host's; the address was ours
-            fence.request(target(f"https://other.test:{server.port}/ok"), Deadline(3, 3))
+            client.request(parse_url(f"https://other.test:{server.port}/ok"), Deadline(3, 3))
         assert hostile.paths()[1:] == [f"127.0.0.1:{server.port}"]
-        fence = SafeHttpClient(limits, "tester/1", Resolver(Policy(networks(LOOPBACK)), lambda _: ["10.0.0.1"]))
+        client = SafeHttpClient(limits, "tester/1", Resolver(AddressPolicy(networks(LOOPBACK)), lambda _: ["10.0.0.1"]))
         with pytest.raises(Failure, match=r"^private-address: "):
-            fence.request(target(f"https://inside.test:{server.port}/ok"), Deadline(3, 3))
+            client.request(parse_url(f"https://inside.test:{server.port}/ok"), Deadline(3, 3))
         assert len(hostile.paths()) == 2
     finally:
         server.close()
 
 
 def test_forbidden_addresses_in_a_network_of_their_own(pytestconfig: pytest.Config) -> None:
-    """Runs fenced_addresses.py where there is nothing but loopback, so that a hole in the fence reaches nothing."""
+    """Runs fenced_addresses.py where there is nothing but loopback, so that a hole in the client reaches nothing."""
     alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     try:
         able = subprocess.run([*alone, "true"], capture_output=True, timeout=100).returncode == 0

@@ -17,9 +17,9 @@ import pytest
 import capfilt
 from capfilt.cluster.rate_limit import Buckets, RateLimiter
 from capfilt.downloading.failures import Failure
-from capfilt.downloading.http import politeness as visitors
+from capfilt.downloading.http import politeness as module
 from capfilt.downloading.http.client import Limits, SafeHttpClient
-from capfilt.downloading.http.politeness import Politeness, Visitor, agent
+from capfilt.downloading.http.politeness import PoliteClient, Politeness, user_agent
 
 REFUSED = frozenset({"noai", "noindex"})
 
@@ -45,35 +45,37 @@ def book() -> Book:
     return Book()
 
 
-def visitor(book: Any, robots: bool = True, **manners: Any) -> Visitor:
+def polite_client(book: Any, robots: bool = True, **settings: Any) -> PoliteClient:
     limits = Limits(allow_private=("127.0.0.0/8",), max_bytes=10**6)
-    settings = Politeness(**{"deadline": 1.0, "timeout": 5.0, **manners})
-    return Visitor(SafeHttpClient(limits, agent("me@example.org", "capfilt")), book, settings, robots, REFUSED, "mybot")
+    settings = Politeness(**{"deadline": 1.0, "timeout": 5.0, **settings})
+    return PoliteClient(
+        SafeHttpClient(limits, user_agent("me@example.org", "capfilt")), book, settings, robots, REFUSED, "mybot"
+    )
 
 
-def kind(book: Book, url: str, **manners: Any) -> str:
+def kind(book: Book, url: str, **settings: Any) -> str:
     with pytest.raises(Failure) as caught:
-        visitor(book, **manners).get(url)
+        polite_client(book, **settings).get(url)
     return caught.value.kind
 
 
 def test_it_says_who_it_is(hostile: Any, book: Book) -> None:
-    assert visitor(book).get(hostile.url("/ok")).status == 200
+    assert polite_client(book).get(hostile.url("/ok")).status == 200
     assert {headers["user-agent"] for _, _, headers in hostile.seen} == {
         f"capfilt/{capfilt.__version__} (+me@example.org)"
     }
-    assert agent("", "capfilt") == f"capfilt/{capfilt.__version__}"
-    assert agent("x", "mybot") == f"capfilt/{capfilt.__version__} (+x; mybot)"
+    assert user_agent("", "capfilt") == f"capfilt/{capfilt.__version__}"
+    assert user_agent("x", "mybot") == f"capfilt/{capfilt.__version__} (+x; mybot)"
 
 
 class TestRedirects:
     def test_five_are_followed(self, hostile: Any, book: Book, hostile_kind: Any) -> None:
-        assert visitor(book).get(hostile.url("/hops/5")).body == hostile_kind.jpeg()
+        assert polite_client(book).get(hostile.url("/hops/5")).body == hostile_kind.jpeg()
         assert kind(book, hostile.url("/hops/6")) == "redirects"
         assert kind(book, hostile.url("/loop")) == "redirects"
 
     def test_each_is_a_visit_with_a_turn_of_its_own(self, hostile: Any, book: Book) -> None:
-        visitor(book, robots=False).get(hostile.url("/hops/2"))
+        polite_client(book, robots=False).get(hostile.url("/hops/2"))
         assert book.asked == ["127.0.0.1"] * 3
 
     @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ class TestRedirects:
         assert kind(book, hostile.url(f"/to?u={quote(place)}")) == expected
 
     def test_its_endless_body_is_not_waited_for(self, hostile: Any, book: Book, hostile_kind: Any) -> None:
-        assert visitor(book).get(hostile.url("/to?u=/ok")).body == hostile_kind.jpeg()
+        assert polite_client(book).get(hostile.url("/to?u=/ok")).body == hostile_kind.jpeg()
 
     def test_a_status_is_a_kind(self, hostile: Any, book: Book) -> None:
         assert kind(book, hostile.url("/status/404")) == "http-404"
@@ -110,7 +112,7 @@ class TestRetries:
 class TestPauses:
     def test_retry_after_is_kept_to(self, hostile: Any, book: Book) -> None:
         book.answers = [(0, 0), (0, 0), (0, 0.01)]  # robots.txt, the first try, and a pause before the second
-        assert visitor(book, deadline=30).get(hostile.url("/busy?n=1&after=1")).status == 200
+        assert polite_client(book, deadline=30).get(hostile.url("/busy?n=1&after=1")).status == 200
         assert book.pauses == [("127.0.0.1", 1.0)]
         assert len(book.asked) == 4
 
@@ -120,13 +122,13 @@ class TestPauses:
         with pytest.raises(
             Failure, match=r"long-pause: 127.0.0.1 answered 429 and asks for a pause of 86400 s; it is given 0.5 s"
         ):
-            visitor(book).get(hostile.url("/busy?after=86400"))
+            polite_client(book).get(hostile.url("/busy?after=86400"))
         assert time.monotonic() - begun < 20
         assert book.pauses == [("127.0.0.1", 0.5)]
 
     def test_the_good_rows_of_a_host_outlast_it(self, hostile: Any) -> None:
         """One URL that asks for a day, then 20 pictures of the same host, from several threads, with real turns."""
-        shared = visitor(RateLimiter(here=Buckets(0, 1)), deadline=2, robots=False)  # type: ignore[arg-type]
+        shared = polite_client(RateLimiter(here=Buckets(0, 1)), deadline=2, robots=False)  # type: ignore[arg-type]
         with pytest.raises(Failure, match="long-pause"):
             shared.get(hostile.url("/busy?after=86400"))
         with ThreadPoolExecutor(4) as pool:
@@ -137,8 +139,8 @@ class TestPauses:
         self, hostile: Any, book: Book, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [1000.0]
-        monkeypatch.setattr(visitors.time, "monotonic", lambda: now[0])
-        shared = visitor(book, deadline=100, robots=False)
+        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+        shared = polite_client(book, deadline=100, robots=False)
 
         def ask(path: str, seconds: float) -> None:
             with suppress(Failure):
@@ -165,12 +167,12 @@ class TestPauses:
     def test_spellings(self, told: str, least: float, most: float) -> None:
         headers = HTTPMessage()
         headers["Retry-After"] = told
-        assert least <= visitors._retry_after(headers, 7.0) <= most
+        assert least <= module._retry_after(headers, 7.0) <= most
 
     def test_a_date(self) -> None:
         headers = HTTPMessage()
         headers["Retry-After"] = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)
-        assert 580 < visitors._retry_after(headers, 7.0) <= 600
+        assert 580 < module._retry_after(headers, 7.0) <= 600
 
     def test_503_too_and_not_for_ever(self, hostile: Any, book: Book) -> None:
         assert kind(book, hostile.url("/status/503?x=Retry-After:%200"), robots=False) == "http-503"
@@ -178,20 +180,20 @@ class TestPauses:
 
     def test_a_wait_for_a_turn_does_not_count(self, hostile: Any, book: Book) -> None:
         book.answers = [(0.6, 0)]
-        assert visitor(book, robots=False, deadline=0.5).get(hostile.url("/ok")).status == 200
+        assert polite_client(book, robots=False, deadline=0.5).get(hostile.url("/ok")).status == 200
 
 
 class TestRobots:
     def test_it_is_asked_once_and_kept_to(self, hostile: Any, book: Book) -> None:
         hostile.robots = "User-agent: capfilt\nDisallow: /ok?seed=2"
-        ours = visitor(book)
+        ours = polite_client(book)
         assert ours.get(hostile.url("/ok?seed=1")).status == 200
         with pytest.raises(Failure, match=r"^robots: "):
             ours.get(hostile.url("/ok?seed=2"))
         assert [path for _, path, _ in hostile.seen] == ["/robots.txt", "/ok?seed=1"]
 
     def test_many_threads_ask_once(self, hostile: Any, book: Book) -> None:
-        ours = visitor(book, deadline=20)
+        ours = polite_client(book, deadline=20)
         threads = [threading.Thread(target=ours.get, args=(hostile.url("/ok"),)) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -210,7 +212,7 @@ class TestRobots:
 
     def test_without_one_all_is_allowed_and_where_the_host_fails_nothing(self, hostile: Any, book: Book) -> None:
         hostile.robots = 403
-        assert visitor(book).get(hostile.url("/ok")).status == 200
+        assert polite_client(book).get(hostile.url("/ok")).status == 200
         hostile.robots = 500
         assert kind(book, hostile.url("/ok")) == "robots"
         assert hostile.paths() == ["/ok"]
@@ -218,7 +220,7 @@ class TestRobots:
 
     def test_a_host_that_hangs_costs_one_deadline_not_one_a_url(self, hostile: Any, book: Book) -> None:
         hostile._robots = hostile._hang
-        ours = visitor(book, deadline=0.4)
+        ours = polite_client(book, deadline=0.4)
         for _ in range(20):
             with pytest.raises(Failure, match=r"^timeout: robots\.txt"):
                 ours.get(hostile.url("/ok"))
@@ -226,11 +228,11 @@ class TestRobots:
 
     def test_it_can_be_left_unasked(self, hostile: Any, book: Book) -> None:
         hostile.robots = "User-agent: *\nDisallow: /"
-        assert visitor(book, robots=False).get(hostile.url("/ok")).status == 200
+        assert polite_client(book, robots=False).get(hostile.url("/ok")).status == 200
 
     def test_only_so_much_of_it_is_read(self, hostile: Any, book: Book) -> None:
         hostile.robots = "User-agent: *\nDisallow: /no\n" + "#" * 2**20 + "\nDisallow: /ok"
-        assert visitor(book, deadline=10).get(hostile.url("/ok")).status == 200
+        assert polite_client(book, deadline=10).get(hostile.url("/ok")).status == 200
 
 
 def test_the_header_refuses(hostile: Any, book: Book) -> None:
@@ -239,4 +241,4 @@ def test_the_header_refuses(hostile: Any, book: Book) -> None:
         kind(book, hostile.url("/ok?tag=unavailable_after:%2025%20Jun%202030%2015:00:00%20PST,%20noindex")) == "opt-out"
     )
     assert kind(book, hostile.url("/ok?tag=all|mybot:%20noai")) == "opt-out"
-    assert visitor(book).get(hostile.url("/ok?tag=otherbot:%20noai")).status == 200
+    assert polite_client(book).get(hostile.url("/ok?tag=otherbot:%20noai")).status == 200
