@@ -29,7 +29,8 @@ from capfilt.data.sample import Sample
 from capfilt.data.shards import files, urls
 from capfilt.runs.ledger import Ledger
 from capfilt.storage import paths
-from capfilt.storage.paths import RemotePath, map_concurrent
+from capfilt.storage.paths import map_concurrent
+from capfilt.storage.remote_path import RemotePath
 
 SERVER = Path(__file__).parent.parent / "tests/faults/s3_server.py"
 NUM_SAMPLES, PICTURE = 500, 100_000

@@ -225,7 +225,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from fsspec.implementations.memory import MemoryFileSystem
 
     from capfilt.runs import lock
-    from capfilt.storage.paths import RemotePath
+    from capfilt.storage.remote_path import RemotePath
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where copies of what is there lie
     folder = RemotePath(f"memory://{uuid.uuid4().hex}")

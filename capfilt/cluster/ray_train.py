@@ -90,7 +90,7 @@ def fit(
     _check_room(session, workers, cpus, gpus, name)
     size = {"workers": workers, "cpus": cpus, "gpus": gpus}
     place = {"storage": str(storage.absolute()), "name": name}
-    function = _fenced(function, write_guard.raised())
+    function = _fenced(function, write_guard.active_guards())
     deaths, reached = 0, 0.0
     while (trouble := _conducted(session, poll, (function, config, size, place))) is not None:
         if not trouble.died:
@@ -290,7 +290,7 @@ def _fenced(function: Function, fences: Sequence[write_guard.WriteGuard]) -> Fun
     """The function, checked by the driver's fences wherever it runs."""
 
     def attempt(config: dict[str, Any]) -> None:
-        write_guard.raise_fences(fences)
+        write_guard.activate(fences)
         function(config)
 
     return attempt

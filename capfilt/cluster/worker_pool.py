@@ -147,7 +147,7 @@ class Worker:
     def __init__(self, name: str, threads: int | None = None, fences: Sequence[write_guard.WriteGuard] = ()) -> None:
         """`fences`: of the driver, where that is another process."""
         self._name = name
-        write_guard.raise_fences(fences)
+        write_guard.activate(fences)
         if threads is not None:
             set_threads(threads)
 
@@ -280,7 +280,7 @@ class _Pool(Generic[R]):
         name = f"{self._job.name}-{self._hired}"
         self._hired += 1
         actor = self._kind.options(name=name, namespace=self._namespace).remote(
-            name, self._threads, write_guard.raised()
+            name, self._threads, write_guard.active_guards()
         )
         seat = _Seat(name, actor)
         self._seats.append(seat)

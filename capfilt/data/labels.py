@@ -16,7 +16,8 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.storage import documents, safe_paths
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 FILE = "labels.jsonl"
 VERDICTS = ("right", "wrong", "none")

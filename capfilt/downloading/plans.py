@@ -22,7 +22,7 @@ from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 from capfilt.storage import documents
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import StoragePath, listing, table_source
+from capfilt.storage.paths import StoragePath, listing, remove_file, table_source
 
 OnProgress = Callable[[int], None]
 """Called with the number of rows planned so far."""
@@ -142,7 +142,7 @@ def plan_retry(
 def remove_unfinished(folder: StoragePath) -> None:
     """Remove the shards of a plan whose pass was never written."""
     for path in folder.glob("*.parquet"):
-        documents.unlink(path)
+        remove_file(path)
 
 
 def _rows_to_retry(

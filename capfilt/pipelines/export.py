@@ -21,7 +21,8 @@ from capfilt.models.checkpoints import store
 from capfilt.models.layers.bert import Role
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import RemotePath, storage_path
+from capfilt.storage.paths import storage_path
+from capfilt.storage.remote_path import RemotePath
 
 PARTS: dict[Role, str] = {"decoder": "captioner", "encoder": "filter"}
 """What a pretrained model falls into, and the folder of each."""

@@ -164,7 +164,7 @@ def scoring(source: StoragePath) -> AnnotateConfig:
     """The settings with which annotations were scored: those of `capfilt annotate`, or of their bootstrap."""
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():
-            tree = configs.load(documents.checked(file))
+            tree = configs.load(documents.check_record(file))
             return configs.validated(AnnotateConfig, tree.get(section, {}) if section else tree, file)
     return AnnotateConfig()
 

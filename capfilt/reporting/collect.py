@@ -26,7 +26,8 @@ from capfilt.stages import inputs
 from capfilt.stages.count_pairs import without_text
 from capfilt.stages.select import resolve_threshold
 from capfilt.storage import documents, paths
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 PAGE = "report.html"
 NOT_LOSSES = {
@@ -156,7 +157,7 @@ def _losses(path: StoragePath) -> dict[str, list[tuple[float, float]]]:
 
 def _lines(path: StoragePath) -> Iterator[dict[str, Any]]:
     """The lines of a log, the newest ones of a very long one; one that a kill cut short is none."""
-    return documents.objects(path)
+    return documents.read_json_lines(path)
 
 
 def _is_round(folder: StoragePath) -> bool:
@@ -174,7 +175,7 @@ def _rounds(
     folder: StoragePath, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]
 ) -> Iterator[Round]:
     """Every round of a run that has annotations."""
-    tree = configs.load(documents.checked(folder / "recipe.yaml"))
+    tree = configs.load(documents.check_record(folder / "recipe.yaml"))
     if command == "bootstrap":
         policy = configs.validated(PolicyConfig, tree.get("select", {}), folder / "recipe.yaml")
         entries = {entry["round"]: entry for entry in rounds}

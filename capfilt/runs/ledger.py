@@ -22,8 +22,8 @@ from capfilt.runs import forks
 from capfilt.runs.tally import Tally
 from capfilt.storage import documents, safe_paths, write_guard
 from capfilt.storage.atomic import atomic, link_or_copy, sha256_file, write_json
-from capfilt.storage.documents import unlink
-from capfilt.storage.paths import RemotePath, StoragePath, map_concurrent, relative_to
+from capfilt.storage.paths import StoragePath, map_concurrent, relative_to, remove_file
+from capfilt.storage.remote_path import RemotePath
 
 WITHDRAWN = ".withdrawn"
 """Ends the name of the mark that a shard of a fork is to be done again though the run it came from has it."""
@@ -85,13 +85,13 @@ class Completion:
         """Read what `to_json` wrote; RunError for anything else, a path that leads out of the folder among it."""
         try:
             outputs = tuple(
-                Output(safe_paths.relative(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"]
+                Output(safe_paths.check_relative(o["path"]), int(o["bytes"]), str(o["sha256"])) for o in obj["outputs"]
             )
             tally, read = Tally.from_json(obj["tally"]), obj.get("input")
             found = (
                 None if read is None else Input(int(read["bytes"]), str(read["sha256"]), str(read.get("version", "")))
             )
-            return cls(safe_paths.plain_name(obj["shard"]), str(obj["fingerprint"]), outputs, tally, found)
+            return cls(safe_paths.check_file_name(obj["shard"]), str(obj["fingerprint"]), outputs, tally, found)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunError(f"this is no completion ({error!r}); delete it and run the stage again.") from error
 
@@ -127,7 +127,7 @@ class Ledger:
         return [self.path / name for name in sorted(self._names()) if name.endswith(".json")]
 
     def _names(self) -> list[str]:
-        return safe_paths.entries(self.path) if isinstance(self.path, Path) else list(self.path.listing())
+        return safe_paths.list_names(self.path) if isinstance(self.path, Path) else list(self.path.listing())
 
     def begun(self) -> set[str]:
         """The shards that have a completion, here or in the run that was forked, whatever it is worth: by listing, so
@@ -140,11 +140,11 @@ class Ledger:
 
     def withdraw(self, shard: str) -> None:
         """Forget that a shard is done: a rerun does it again, in a fork too, whose origin still has it."""
-        write_guard.confirm(self.path)
+        write_guard.check_lock(self.path)
         if self.origin is not None:
             with atomic(self._withdrawn(shard)):
                 pass
-        unlink(self._file(shard))
+        remove_file(self._file(shard))
 
     def commit(
         self, shard: str, fingerprint: str, outputs: Sequence[StoragePath], tally: Tally, read: Input | None = None
@@ -162,7 +162,7 @@ class Ledger:
         done = Completion(shard, fingerprint, recorded, tally, read)
         write_json(self._file(shard), done.to_json())
         if self.origin is not None:
-            unlink(self._withdrawn(shard))
+            remove_file(self._withdrawn(shard))
         return done
 
     def renew(self, done: Completion) -> None:

@@ -33,7 +33,8 @@ from capfilt.errors import RunError
 from capfilt.runs import interrupt
 from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import PART
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 BEAT = 5.0
 """Seconds between two heartbeats."""
@@ -238,7 +239,7 @@ class Lock:
         self._heart = heart
         after, (home, path) = f"lock-{found.number + 1}.json", (folder.absolute(), found.path.absolute())
         self._fence = write_guard.WriteGuard(home, path, path.with_name(after), found.data)
-        write_guard.raise_fences([self._fence])
+        write_guard.activate([self._fence])
         interrupt.arm()
         self._pid = os.getpid()
         self._over = threading.Event()
@@ -251,7 +252,7 @@ class Lock:
             return
         self._over.set()
         self._thread.join()
-        write_guard.lower(self._fence)
+        write_guard.deactivate(self._fence)
         _tokens.discard(self._owner.token)
         try:
             if not self.lost and not self._taken():

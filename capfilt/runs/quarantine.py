@@ -10,7 +10,7 @@ from capfilt.errors import RunError
 from capfilt.runs.ledger import Ledger
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, remove_file
 
 REASON = "killed its worker"
 """How the reason of such a failure begins."""
@@ -39,7 +39,7 @@ def mark(ledger: Ledger, shard: str, fingerprint: str, place: int, why: str) -> 
 
 def forget(ledger: Ledger, shard: str) -> None:
     """Give the samples of a shard another chance."""
-    documents.unlink(_file(ledger, shard))
+    remove_file(_file(ledger, shard))
 
 
 def _file(ledger: Ledger, shard: str) -> StoragePath:

@@ -24,9 +24,10 @@ from capfilt.runs import forks, lock
 from capfilt.runs.forks import FORK
 from capfilt.runs.ledger import FORMAT
 from capfilt.storage import documents, safe_paths
-from capfilt.storage.append_log import append
+from capfilt.storage.append_log import append_line
 from capfilt.storage.atomic import PART, atomic, sweep, write_json
-from capfilt.storage.paths import RemotePath, StoragePath, listing, relative_to
+from capfilt.storage.paths import StoragePath, listing, make_folder, relative_to
+from capfilt.storage.remote_path import RemotePath
 
 DECIDED = "decided"
 """The key of plan.json under which stands what a run's first command chose (`Run.decide`)."""
@@ -117,7 +118,7 @@ class Run:
     def round(self, r: int) -> StoragePath:
         """Return the folder of round `r`, created."""
         folder = self.folder / f"round-{r}"
-        documents.make_folder(folder)
+        make_folder(folder)
         return folder
 
     def log(self, event: str, **fields: Any) -> None:
@@ -128,7 +129,7 @@ class Run:
         """
         line = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         data = json.dumps(_plain(line), allow_nan=False, ensure_ascii=False).encode() + b"\n"
-        append(self.folder / "log.jsonl", data)
+        append_line(self.folder / "log.jsonl", data)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; a figure that was not measured is left out by the caller, never 0."""

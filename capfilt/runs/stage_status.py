@@ -21,10 +21,11 @@ from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.runs.ledger import Completion, Ledger
 from capfilt.runs.tally import Tally, bounded
 from capfilt.storage import documents, safe_paths
-from capfilt.storage.append_log import append
+from capfilt.storage.append_log import append_line
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.documents import PLAN_BYTES
-from capfilt.storage.paths import RemotePath, StoragePath, listing, map_concurrent
+from capfilt.storage.paths import StoragePath, listing, make_folder, map_concurrent, remove_file
+from capfilt.storage.remote_path import RemotePath
 
 ORDER = (
     *("world", "download", "captioner", "filter", "calibrate", "annotate", "select"),
@@ -59,7 +60,7 @@ def begin(ledger: Ledger, plan: Plan, identities: Mapping[str, str] | None = Non
         for shard, identity in (identities or {}).items():
             file.write(json.dumps([shard, identity], ensure_ascii=False).encode() + b"\n")
     for ending in (FAILED, PACE):
-        documents.unlink(ledger.path.with_name(f"{ledger.stage}{ending}"))
+        remove_file(ledger.path.with_name(f"{ledger.stage}{ending}"))
 
 
 class Pace:
@@ -106,7 +107,7 @@ def _plan(tree: Any) -> Plan:
     if not all(type(getattr(plan, name)) is type_ for name, type_ in _TYPES.items()) or plan.total < 0:
         raise TypeError("it holds values of other types than a plan")
     if plan.log:
-        safe_paths.relative(plan.log)
+        safe_paths.check_relative(plan.log)
     return plan
 
 
@@ -115,14 +116,14 @@ _TYPES = {"label": str, "total": int, "found": int, "unit": str, "log": str}
 
 def failed(ledger: Ledger, shard: str, error: str) -> None:
     """Write down that a shard failed as a whole, and of what."""
-    documents.make_folder(ledger.path.parent)
+    make_folder(ledger.path.parent)
     line = json.dumps({"shard": shard, "error": printable(error, MAX_MESSAGE)}, ensure_ascii=False).encode() + b"\n"
-    append(ledger.path.with_name(f"{ledger.stage}{FAILED}"), line)
+    append_line(ledger.path.with_name(f"{ledger.stage}{FAILED}"), line)
 
 
 def failures(ledger: Ledger) -> dict[str, str]:
     """The shards that failed as a whole when the stage last ran, and why."""
-    lines = documents.objects(ledger.path.with_name(f"{ledger.stage}{FAILED}"))  # a kill may have cut the last
+    lines = documents.read_json_lines(ledger.path.with_name(f"{ledger.stage}{FAILED}"))  # a kill may have cut the last
     return {str(line.get("shard")): str(line.get("error")) for line in lines}
 
 
@@ -208,7 +209,7 @@ def _rate(ledger: Ledger) -> float | None:
 
 def _steps(log: StoragePath) -> tuple[int, float | None]:
     """The newest step of a training, and its steps a second over the last lines of its log."""
-    told = list(documents.objects(log, 65536))
+    told = list(documents.read_json_lines(log, 65536))
     try:
         seconds = [float(line["step_seconds"]) for line in told if line.get("step_seconds")]
         return (int(told[-1]["step"]) if told else 0), (len(seconds) / sum(seconds) if seconds else None)

@@ -37,7 +37,8 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file
-from capfilt.storage.paths import RemotePath, StoragePath, remove_all
+from capfilt.storage.paths import StoragePath, make_folder, remove_folder
+from capfilt.storage.remote_path import RemotePath
 
 STAGE = "download"
 REFUSED = ("noai", "noimageai", "noindex", "noimageindex")
@@ -133,7 +134,7 @@ class DownloadJob(Config):
         # Beside the shards, where there is room for them; of a run on a store, in this machine's temporary folder.
         home = None if isinstance(self.out, RemotePath) else self.out / TMP
         if home is not None:
-            documents.make_folder(home)
+            make_folder(home)
         with tempfile.TemporaryDirectory(dir=home, prefix=f"capfilt-{shard}-{os.getpid()}-") as folder:
             raw = fetch(rows, int(shard), Path(folder), config.pictures, client, config.thread_count, config.layout)
             outputs, tally = finalize(raw, rows, self.out, config.layout)
@@ -190,7 +191,7 @@ def download(
 def remove_tmp(out: StoragePath) -> None:
     """Remove what is left of shards whose fetching was interrupted."""
     if not isinstance(out, RemotePath):
-        remove_all(out / TMP)
+        remove_folder(out / TMP)
 
 
 @dataclass(frozen=True)

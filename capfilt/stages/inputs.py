@@ -22,7 +22,8 @@ from capfilt.runs.ledger import Completion, Input, Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.storage import documents
-from capfilt.storage.paths import RemotePath, StoragePath, map_concurrent, storage_path
+from capfilt.storage.paths import StoragePath, map_concurrent, storage_path
+from capfilt.storage.remote_path import RemotePath
 
 _LOCAL_PROTOCOLS = ("file", "local", "memory")
 """Protocols that reach nothing but this machine."""
@@ -45,7 +46,7 @@ def web_shards(folder: StoragePath, recipe: Mapping[str, Any]) -> list[str]:
 def input_shards(folder: StoragePath, plan: Mapping[str, Any]) -> list[str]:
     """The shards that a run annotated or selected from, for `shards.expand`."""
     if verb_of(plan) == "bootstrap":
-        return web_shards(folder, configs.load(documents.checked(folder / "recipe.yaml")))
+        return web_shards(folder, configs.load(documents.check_record(folder / "recipe.yaml")))
     return _texts(plan.get("shards", []), f"the plan of {folder}", "shards")
 
 

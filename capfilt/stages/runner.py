@@ -25,7 +25,8 @@ from capfilt.stages.bisect import TRIES, Bisection
 from capfilt.stages.inputs import changed_shards
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
-from capfilt.storage.paths import RemotePath, StoragePath, map_concurrent
+from capfilt.storage.paths import StoragePath, map_concurrent
+from capfilt.storage.remote_path import RemotePath
 
 
 class StageJob(Protocol):
@@ -82,7 +83,7 @@ def run_stage(
         while pending:
             to_bisect: list[str] = []
             for end in spread(session, job, pending, resources, TRIES if bisection.enabled else 3):
-                write_guard.confirm(ledger.path)
+                write_guard.check_lock(ledger.path)
                 name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
                 if end.deaths and bisection.is_worthwhile(end.item):
                     to_bisect.append(end.item)
@@ -102,8 +103,8 @@ def run_stage(
             pending = to_bisect
     pace.keep()
     if todo and not session.local:
-        write_guard.confirm(ledger.path)
-        sweep(ledger.folder, over=True)  # temporary files of workers that were killed while writing
+        write_guard.check_lock(ledger.path)
+        sweep(ledger.folder, finished=True)  # temporary files of workers that were killed while writing
     _raise_failed(label, failures, len(items))
     return done.total
 

@@ -32,7 +32,7 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import check_success, run_stage
 from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import atomic, sha256_file
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, make_folder, remove_file
 
 VERDICT_SCHEMA = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
 """The annotations' columns, then the verdict (kept | dropped | failed) and its reason."""
@@ -79,7 +79,7 @@ class SelectJob(Config):
         whys = verdicts(rows, self.rule)
         outcomes = _by_outcome(rows, whys)
         folder = self.out / "dataset"
-        documents.make_folder(folder)
+        make_folder(folder)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
         digest, members = shards.Digest(shards.stat(url)["version"]), Members()
         kept, tally = self._kept(url, outcomes, digest, members), _tally(outcomes)
@@ -88,8 +88,8 @@ class SelectJob(Config):
         else:  # other loaders fail on an empty tar
             written = sum(1 for _ in kept)
             assert not written, "the tally says that nothing is kept"
-            write_guard.confirm(tar)
-            documents.unlink(tar)
+            write_guard.check_lock(tar)
+            remove_file(tar)
         with atomic(table_path) as file:
             pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
         if not self.carry:

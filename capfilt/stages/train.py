@@ -38,7 +38,8 @@ from capfilt.stages.count_pairs import contents_of, count_rows
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import RemotePath, StoragePath, listing, remove_all
+from capfilt.storage.paths import StoragePath, listing, remove_file, remove_folder
+from capfilt.storage.remote_path import RemotePath
 from capfilt.training.checkpoints.states import STATES
 from capfilt.training.config import EXECUTION_FIELDS
 from capfilt.training.distributed.data_parallel import ExecutionConfig
@@ -155,7 +156,7 @@ def run_training(
     with show.stage(label, job.train.steps) as line:
         if done:
             line.resume(job.train.steps)
-            remove_all(job.out / STATES)  # a kill may have come before
+            remove_folder(job.out / STATES)  # a kill may have come before
             return job.model_folder
         begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
         batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
@@ -178,8 +179,8 @@ def run_training(
         tail.poll()
     outputs = [job.model_folder / name for name, stat in sorted(listing(job.model_folder).items()) if stat is not None]
     ledger.commit("model", wanted, outputs, Tally.zero())
-    documents.unlink(job.out / ROWS)
-    remove_all(job.out / STATES)
+    remove_file(job.out / ROWS)
+    remove_folder(job.out / STATES)
     return job.model_folder
 
 
@@ -233,7 +234,7 @@ class Tail:
         if newest is None:
             return self.step or 0
         if self.step is None:  # a fork goes on from a step of another log
-            self.step = next(documents.objects(self.path), {}).get("resumed", 0)
+            self.step = next(documents.read_json_lines(self.path), {}).get("resumed", 0)
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
         if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again

@@ -1,4 +1,4 @@
-"""Logs: lines are added to a file; on a store, where a file cannot be added to, it is written anew."""
+"""Logs, line by line: appended to a local file; on a store, where objects cannot grow, written again as a whole."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from capfilt.storage import safe_paths, write_guard
-from capfilt.storage.paths import RemotePath
+from capfilt.storage.remote_path import RemotePath
 
 
-def append(where: Path | RemotePath, line: bytes) -> None:
-    """Add a line to a log. Locally it is one write to a file opened for appending: lines of processes do not mix."""
-    write_guard.confirm(where)
-    if isinstance(where, RemotePath):
-        where.append(line)
+def append_line(path: Path | RemotePath, line: bytes) -> None:
+    """Add a line to a log. A local one is opened for appending and written once: processes do not mix their lines."""
+    write_guard.check_lock(path)
+    if isinstance(path, RemotePath):
+        path.append(line)
         return
-    file = safe_paths.open_log(where, safe_paths.PRIVATE)
+    file = safe_paths.open_log(path, safe_paths.PRIVATE)
     try:
-        while line:  # a disk that is nearly full takes a part of it, and then says so
+        while line:  # a disk that is nearly full takes a part of it, and then raises
             line = line[os.write(file, line) :]
     finally:
         os.close(file)
 
 
-class Journal:
-    """A log on a store that one process writes. An object cannot be added to: it is written anew with all its lines, in
-    a thread, every `PAUSE` seconds at most, and with the last of them when the block ends.
+class RemoteLog:
+    """A log on a store that only this process writes, a context manager.
 
-    A write that fails loses nothing, since the next has all lines; only the last may raise.
+    The object is written with all its lines, in a thread, at most every `PAUSE` seconds, and once more when the block
+    ends. A write that fails loses nothing, since the next one has all lines; only the last may raise OSError.
     """
 
     PAUSE = 10.0
 
-    def __init__(self, where: RemotePath, lines: bytes = b""):
-        """`lines` lie there already."""
-        self._where, self._lines = where, lines
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+    def __init__(self, path: RemotePath, lines: bytes = b""):
+        """`lines`: what the object holds already."""
+        self._path, self._lines = path, lines
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="log")
         self._writing: Future[None] | None = None
         self._written = -math.inf
         self._changed = False
@@ -52,7 +52,7 @@ class Journal:
             self._written = time.monotonic()
             self._writing = self._pool.submit(self._try, self._lines)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RemoteLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -63,8 +63,8 @@ class Journal:
             self._write(self._lines)
 
     def _write(self, lines: bytes) -> None:
-        write_guard.confirm(self._where)
-        self._where.write_bytes(lines)
+        write_guard.check_lock(self._path)
+        self._path.write_bytes(lines)
 
     def _try(self, lines: bytes) -> None:
         try:

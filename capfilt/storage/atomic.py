@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 from capfilt.errors import RunError
 from capfilt.storage import safe_paths, write_guard
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 PART = ".capfilt-part-"
 """How the name of every temporary file begins; a folder with only such files counts as empty."""
@@ -27,7 +28,7 @@ PART = ".capfilt-part-"
 _PART = re.compile(rf"{re.escape(PART)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,9}})-\w+")
 
 
-_ABANDONED = 24 * 3600  # seconds after which another host's temporary file is taken for a dead one's
+_ABANDONED = 24 * 3600  # seconds after which a temporary file of another host counts as left behind
 
 
 @contextmanager
@@ -42,16 +43,16 @@ def atomic(path: StoragePath, private: bool = False) -> Iterator[BinaryIO]:
     if isinstance(path, RemotePath):
         with path.replaced() as file:
             yield file
-            write_guard.confirm(path)
+            write_guard.check_lock(path)
         return
     with safe_paths.opened_folder(path.parent, make=True) as folder:
         part = _part()
         try:
-            with safe_paths.open_part(folder, path.parent / part, safe_paths.PRIVATE if private else 0o666) as file:
+            with safe_paths.create_file(folder, path.parent / part, safe_paths.PRIVATE if private else 0o666) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            write_guard.confirm(path)
+            write_guard.check_lock(path)
             os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -61,17 +62,17 @@ def atomic(path: StoragePath, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def _part() -> str:
-    """The name of a temporary file: of whom it is and, for one writer, of its own."""
+    """A new name of a temporary file, with the host and process that write it."""
     return f"{PART}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def link_or_copy(source: StoragePath, target: StoragePath) -> None:
-    """Make `target` the same file as `source` by a link, or where links do not reach a copy with its times.
+    """Make `target` a hard link of `source`, or a copy with its times where a link cannot be made.
 
-    No file of a run is ever written in place, so the two cannot change each other. A file of another user is copied:
-    its owner could write into it later. What goes to a store or comes from one is copied, in one store by the store.
+    No file of a run is ever written in place, so neither can change the other. A file of another user is copied: its
+    owner could write into it later. To and from a store it is a copy, within one store made by the store itself.
     """
-    write_guard.confirm(target)
+    write_guard.check_lock(target)
     if isinstance(source, RemotePath) and isinstance(target, RemotePath):
         target.copy_from(source)
         return
@@ -90,14 +91,14 @@ def link_or_copy(source: StoragePath, target: StoragePath) -> None:
 
 
 def _linked(source: Path, target: Path, known: os.stat_result) -> bool:
-    """Whether `target` could be made another name of the file `source`, which is the one that is `known`."""
+    """Try to make `target` a hard link of `source`, if that is still the file with the stat `known`."""
     with (
-        safe_paths.opened_folder(source.parent) as there,
+        safe_paths.opened_folder(source.parent) as source_folder,
         safe_paths.opened_folder(target.parent, make=True) as folder,
     ):
         part = _part()
         try:
-            os.link(source.name, part, src_dir_fd=there, dst_dir_fd=folder, follow_symlinks=False)
+            os.link(source.name, part, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False)
         except OSError:
             return False
         try:
@@ -112,8 +113,9 @@ def _linked(source: Path, target: Path, known: os.stat_result) -> bool:
 
 @contextmanager
 def staging_folder(folder: StoragePath) -> Iterator[Path]:
-    """A folder of this machine for what writes into paths only: `folder` itself, or for one on a store an empty one,
-    whose files are sent there when the block ends, and never where it raises.
+    """A local folder for code that writes to paths only: `folder` itself, or a temporary one for a folder on a store.
+
+    The files of a temporary one are sent to the store when the block ends, and not where it raises.
     """
     if isinstance(folder, Path):
         safe_paths.make_folder(folder)
@@ -125,32 +127,32 @@ def staging_folder(folder: StoragePath) -> Iterator[Path]:
             link_or_copy(path, folder / path.name)
 
 
-def sweep(folder: StoragePath, over: bool = False) -> int:
-    """Remove what killed writers left under `folder` and return how many files that were.
+def sweep(folder: StoragePath, finished: bool = False) -> int:
+    """Remove the temporary files that killed writers left under `folder`; returns how many.
 
-    A file of this host goes when its process is gone, one of another host when it is a day old; at once where the
-    work is `over`: then a writer that is cut off may live there still, but nobody waits for what it writes. Through a
-    link nothing is looked for, and a name that no writer of ours gives stays.
+    A file of this host is removed when its process is gone, one of another host when it is a day old, or at once where
+    the work is `finished`: a writer that lost its driver may still live there, but nothing needs what it writes. No
+    link is followed, and only names that `atomic` gives are touched.
     """
     if isinstance(folder, RemotePath):
         return folder.sweep()
     here, num_removed = socket.gethostname(), 0
     with safe_paths.opened_folder(folder) as top:
         for _, _, names, handle in os.fwalk(".", dir_fd=top):
-            for found in filter(None, map(_PART.fullmatch, (name for name in names if name.startswith(PART)))):
-                if not _alive(int(found["pid"])) if found["host"] == here else over or _old(found[0], handle):
+            for part in filter(None, map(_PART.fullmatch, (name for name in names if name.startswith(PART)))):
+                if not _alive(int(part["pid"])) if part["host"] == here else finished or _old(part[0], handle):
                     with suppress(FileNotFoundError):
-                        os.unlink(found[0], dir_fd=handle)
+                        os.unlink(part[0], dir_fd=handle)
                     num_removed += 1
     return num_removed
 
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # signal 0 asks and does nothing
-    except (ProcessLookupError, OverflowError):  # no machine has numbers as large as the second
+        os.kill(pid, 0)  # signal 0 checks the process and does nothing
+    except (ProcessLookupError, OverflowError):  # OverflowError: no machine has such large process ids
         return False
-    except PermissionError:  # somebody else's process
+    except PermissionError:  # a process of another user
         return True
     return True
 
@@ -163,16 +165,18 @@ def _old(part: str, folder: int) -> bool:
 
 
 def write_json(path: StoragePath, obj: Any, private: bool = False) -> None:
-    """Write `obj` atomically, keys sorted, indent 1; RunError for NaN and infinity, which JSON lacks."""
+    """Write `obj` atomically, keys sorted, indent 1. RunError for NaN and infinity, which JSON lacks."""
     try:
         text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise RunError(f"{path} would hold a figure that is no number ({error}); leave such figures out.") from error
+        raise RunError(
+            f"{path} would hold NaN or infinity, which JSON lacks ({error}); leave such figures out."
+        ) from error
     with atomic(path, private) as file:
         file.write(text.encode() + b"\n")
 
 
 def sha256_file(path: StoragePath) -> str:
-    """Return the sha256 of a file's bytes, read in pieces. RunError for a device, which would never end."""
+    """Return the sha256 of a file's bytes, which are not all held in memory. RunError for a device."""
     with safe_paths.open_file(path, follow=True) if isinstance(path, Path) else path.open() as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""The records of a run, read as what they are: files that somebody else may have written.
+"""JSON that somebody else may have written, the records of a run and the files of a model folder, read within limits.
 
-A record is read whole and is bounded in three ways: its bytes by its kind, its depth and its number of values by what
-reading it may cost, 1 GB of memory at the most. On a store there are no links and no devices, and the same bounds.
+A file costs a message and not the machine: its bytes are bounded by its kind, its depth and number of values by what
+parsing may cost, 1 GB of memory at most. In a run folder links and devices are refused too (`safe_paths`).
 """
 
 from __future__ import annotations
@@ -15,27 +15,44 @@ from typing import Any
 
 from capfilt.errors import RunError
 from capfilt.storage import safe_paths
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 RECORD_BYTES = 16 * 2**20
-"""Of a completion, fork.json, a list of left-out samples, the marker of a state, a recipe, figures."""
+"""Limit of a completion, fork.json, a list of quarantined samples, the marker of a state, a recipe, figures."""
 PLAN_BYTES = 64 * 2**20
-"""Of plan.json and STAGE.plan.jsonl, which have a line or so a shard: some 500,000 shards."""
+"""Limit of plan.json and STAGE.plan.jsonl, which have about a line a shard: some 500,000 shards."""
 LOG_BYTES = 64 * 2**20
-"""Of labels.jsonl and STAGE.failed.jsonl, and of the newest lines of a log.jsonl."""
+"""Limit of labels.jsonl and STAGE.failed.jsonl, and of the newest lines of a log.jsonl."""
+MODEL_BYTES = 64 * 2**20
+"""Limit of a description, index or vocabulary of a model; the largest public `tokenizer.json` has 35 MB."""
 
 MAX_DEPTH = 64
 MAX_VALUES = 4_000_000
+MAX_DIGITS = 19
+"""Digits of an integer: as many as 64 bits hold."""
+MODEL_DIGITS = 64
+"""The same in a model folder: transformers writes "no limit" as an integer of 31 digits."""
 _LONG = re.compile(rb"\d{20}")
 
 
-def parse(data: bytes) -> Any:
-    """JSON as a tree. ValueError for what is none, is nested too deeply or has too many values."""
+def parse(data: bytes, max_digits: int = MAX_DIGITS) -> Any:
+    """Parse JSON, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, is nested too deeply, has too many values or too long an integer.
+    """
     containers = data.count(b"[") + data.count(b"{")
     if containers + data.count(b",") > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_VALUES} values")
+
+    def integer(digits: str) -> int:
+        if len(digits) > max_digits:
+            raise ValueError(f"an integer has {len(digits)} digits")
+        return int(digits)
+
     try:
-        tree = json.loads(data.decode(), parse_int=_integer if _LONG.search(data) else None)
+        tree = json.loads(data.decode("utf-8-sig"), parse_int=integer if _LONG.search(data) else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if containers > MAX_DEPTH and _deeper_than(tree, MAX_DEPTH):
@@ -43,14 +60,19 @@ def parse(data: bytes) -> Any:
     return tree
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > 19:
-        raise ValueError(f"an integer has {len(digits)} digits")
-    return int(digits)
+def _deeper_than(tree: Any, limit: int) -> bool:
+    level = [tree]  # containers of one depth
+    for _ in range(limit):
+        inner = (value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer))
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return bool(level)
+
+
+# ---- records of a run ----
 
 
 def read_bytes(path: StoragePath, limit: int = RECORD_BYTES) -> bytes:
-    """A record as it is. FileNotFoundError where there is none, RunError for what may not be read."""
+    """The bytes of a record. FileNotFoundError where there is none, RunError for a link, a device or a larger file."""
     if isinstance(path, Path):
         return safe_paths.read_bytes(path, limit)
     data = path.read_bytes()
@@ -60,7 +82,7 @@ def read_bytes(path: StoragePath, limit: int = RECORD_BYTES) -> bytes:
 
 
 def read_json(path: StoragePath, limit: int = RECORD_BYTES) -> Any:
-    """A record of JSON. FileNotFoundError where there is none, RunError for what may not or cannot be read."""
+    """A record of JSON. Raises as `read_bytes`, and RunError for what `parse` refuses."""
     data = read_bytes(path, limit)
     try:
         return parse(data)
@@ -69,17 +91,17 @@ def read_json(path: StoragePath, limit: int = RECORD_BYTES) -> Any:
 
 
 def read_object(path: StoragePath, limit: int = RECORD_BYTES) -> dict[str, Any]:
-    """A record of JSON that is an object."""
+    """A record of JSON that is an object. Raises as `read_json`, and RunError for any other value."""
     tree = read_json(path, limit)
     if not isinstance(tree, dict):
         raise RunError(f"{path} cannot be read (it holds a {type(tree).__name__}, and must hold an object).")
     return tree
 
 
-def objects(path: StoragePath, limit: int = LOG_BYTES) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, the newest `limit` bytes of it; none where there is no file.
+def read_json_lines(path: StoragePath, limit: int = LOG_BYTES) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, of its newest `limit` bytes; none where there is no file.
 
-    A line that a kill cut short is left out. RunError for another line that is no object.
+    A line that a kill cut short is left out. RunError for any other line that is not JSON.
     """
     for line in newest_lines(path, limit):
         if not line.endswith(b"}"):
@@ -106,12 +128,12 @@ def newest_lines(path: StoragePath, limit: int) -> Iterator[bytes]:
         return
     lines = io.BytesIO(data)
     if len(data) > limit:
-        lines.readline()  # its beginning is not here
+        lines.readline()  # the rest of a line that begins before the limit
     yield from (line.rstrip(b"\r\n") for line in lines)
 
 
-def checked(path: StoragePath, limit: int = RECORD_BYTES) -> StoragePath:
-    """The path of a record for those who read it themselves. RunError for what may not be read."""
+def check_record(path: StoragePath, limit: int = RECORD_BYTES) -> StoragePath:
+    """Return the path of a record that another reader opens. RunError for what `read_bytes` would refuse."""
     if isinstance(path, Path) and path.exists():
         with safe_paths.open_file(path) as file:
             if file.seek(0, io.SEEK_END) > limit:
@@ -119,23 +141,23 @@ def checked(path: StoragePath, limit: int = RECORD_BYTES) -> StoragePath:
     return path
 
 
-def unlink(where: StoragePath) -> None:
-    """Remove a file, where there is one."""
-    if isinstance(where, RemotePath):
-        where.unlink(missing_ok=True)
-    else:
-        safe_paths.unlink(where, missing_ok=True)
+# ---- files of a model folder ----
 
 
-def make_folder(where: StoragePath) -> None:
-    """Create a folder and what is missing above it; on a store a folder is there when something is in it."""
-    if isinstance(where, Path):
-        safe_paths.make_folder(where)
+def read_model_object(path: Path, limit: int = MODEL_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of a model folder, which may be a link: the Hugging Face cache is made of links.
 
-
-def _deeper_than(tree: Any, limit: int) -> bool:
-    level = [tree]  # containers of one depth
-    for _ in range(limit):
-        inner = (value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer))
-        level = [value for value in inner if isinstance(value, dict | list)]
-    return bool(level)
+    Raises:
+        OSError: no such file, or one that cannot be read.
+        ValueError: not a file, too large, not a JSON object, or one that `parse` refuses.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"larger than {limit} bytes")
+    tree = parse(data, MODEL_DIGITS)
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds a {type(tree).__name__}, not an object")
+    return tree

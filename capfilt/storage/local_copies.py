@@ -1,6 +1,6 @@
-"""Copies of what lies on stores, for those who can read from a path alone: models and tokenizers.
+"""Local copies of files on stores, for libraries that read from paths alone: models and tokenizers.
 
-A copy is made once a machine, in `capfilt-UID` with the temporary files, and goes when nobody asked for it for a week.
+A copy is made once a machine, in the folder `capfilt-UID` of the temporary files, and removed after a week without use.
 """
 
 from __future__ import annotations
@@ -16,61 +16,62 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from capfilt.storage.paths import PART_BYTES, RemotePath, storage_path
+from capfilt.storage.paths import storage_path
+from capfilt.storage.remote_path import PART_BYTES, RemotePath
 
 KEPT_DAYS = 7
-"""Days after which a copy that nobody asked for goes."""
+"""Days without use after which a copy is removed."""
 
 _THIS_PROCESS = uuid.uuid4().hex
 
 
-def local_copy(where: str | Path | RemotePath) -> Path:
-    """What lies at a place as a path of this machine: its own, or that of a copy of what a store has there.
+def local_copy(source: str | Path | RemotePath) -> Path:
+    """The local path of a file or folder: itself, or that of a copy if it is on a store.
 
-    Copied is an object, or the objects of a folder and none below; once a machine, for as long as the store tells the
-    same of them. Copies lie in `capfilt-UID` with the temporary files, and go when nobody asked for them for a week.
+    Of a folder on a store, the objects directly in it are copied. A copy is made once a machine and made again when the
+    store reports another size, time or version of any object.
 
     Raises:
-        OSError: nothing lies there, or the store does not give it.
+        OSError: there is no such object, or the store cannot be read.
     """
-    where = storage_path(where)
-    if isinstance(where, Path):
-        return where
-    found = {where: where.stat()} if where.is_file() else {where / n: s for n, s in where.listing().items() if s}
-    if not found:
-        raise FileNotFoundError(f"{where}: nothing lies there")
-    told = [where.url, *sorted((path.name, repr(stat)) for path, stat in found.items())]
-    if not all(stat.version or stat.st_mtime for stat in found.values()):
-        told.append(_THIS_PROCESS)  # the store does not say whether they changed
-    home = _copies() / hashlib.sha256(repr(told).encode()).hexdigest()[:32]
-    names = {path: where.name if path == where else f"{where.name}/{path.name}" for path in found}
-    with home.with_suffix(".turn").open("w") as turn:  # a node's ranks all ask at once
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        sizes = {names[path]: stat.st_size for path, stat in found.items()}
-        if {name: (home / name).stat().st_size for name in sizes if (home / name).is_file()} != sizes:
-            shutil.rmtree(home, ignore_errors=True)
-            _forget_old(home.parent)
+    source = storage_path(source)
+    if isinstance(source, Path):
+        return source
+    stats = {source: source.stat()} if source.is_file() else {source / n: s for n, s in source.listing().items() if s}
+    if not stats:
+        raise FileNotFoundError(f"{source}: no object has this name or lies below it")
+    identity = [source.url, *sorted((path.name, repr(stat)) for path, stat in stats.items())]
+    if not all(stat.version or stat.st_mtime for stat in stats.values()):
+        identity.append(_THIS_PROCESS)  # the store has neither times nor versions: copy once a process
+    copy = _copies_folder() / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    names = {path: source.name if path == source else f"{source.name}/{path.name}" for path in stats}
+    with copy.with_suffix(".turn").open("w") as lock:  # all ranks of a node come here at about the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sizes = {names[path]: stat.st_size for path, stat in stats.items()}
+        if {name: (copy / name).stat().st_size for name in sizes if (copy / name).is_file()} != sizes:
+            shutil.rmtree(copy, ignore_errors=True)
+            _remove_old(copy.parent)
             for path, name in names.items():
-                (home / name).parent.mkdir(parents=True, exist_ok=True)
-                with path.open() as read, (home / name).open("wb") as file:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                with path.open() as read, (copy / name).open("wb") as file:
                     shutil.copyfileobj(read, file, PART_BYTES)
-    os.utime(home)
-    return home / where.name
+    os.utime(copy)
+    return copy / source.name
 
 
-def _copies() -> Path:
-    """Where copies lie. PermissionError where somebody else has made a folder of that name, or may write into it."""
+def _copies_folder() -> Path:
+    """The folder of copies. PermissionError where another user owns a folder of that name, or may write into it."""
     home = Path(tempfile.gettempdir(), f"capfilt-{os.getuid()}")
     home.mkdir(mode=0o700, exist_ok=True)
     known = home.lstat()
     if not stat.S_ISDIR(known.st_mode) or known.st_uid != os.getuid():
-        raise PermissionError(f"{home} belongs to somebody else; let TMPDIR name another folder.")
+        raise PermissionError(f"{home} belongs to another user; let TMPDIR name another folder.")
     if known.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"others may write into {home}: remove it, or let TMPDIR name another folder.")
+        raise PermissionError(f"other users may write into {home}: remove it, or let TMPDIR name another folder.")
     return home
 
 
-def _forget_old(copies: Path) -> None:
+def _remove_old(copies: Path) -> None:
     for path in copies.iterdir():
         with suppress(FileNotFoundError):
             known = path.lstat()

@@ -1,9 +1,9 @@
-"""Files below a run's folder, opened so that nothing in the folder can lead out of it.
+"""Opens local files of a run folder so that nothing in the folder can lead out of it.
 
-A run folder may come from somebody else, or lie where others write. Below its root (the folder that holds plan.json)
-no link is followed when something is written, renamed or removed: every folder on the way is opened by its name in the
-one above it, so that a link planted at any moment is refused and not used. What is read is a regular file, of a stated
-size at most. The root itself and what lies above it may be links: those belong to whoever named the folder.
+A run folder may come from another user, or lie where others write. Below its root (the folder that holds plan.json)
+no symbolic link is followed when something is written, renamed or removed: every folder on the way is opened by its
+name in its parent, so that a link created at any moment is refused. Only regular files up to a given size are read.
+The root itself and the folders above it may be links: whoever named the folder is responsible for those.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from typing import BinaryIO
 from capfilt.errors import RunError
 
 PLAN = "plan.json"
-"""What makes a folder a run."""
+"""The file that makes a folder a run."""
 
 PRIVATE = 0o600
-"""The mode of files that may hold a secret whose kind nobody knew: plans, recipes, logs."""
+"""The mode of files in which a secret may have escaped `redact`: plans, recipes, logs."""
 
-_LEVELS = 8  # folders above a file in which the root of its run is looked for; the deepest file has five
-_PASSED = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO without a writer must not stop anybody
+_LEVELS = 8  # how many folders above a file may be the root of its run; the deepest file of a run has five
+_TRAVERSE = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # O_NONBLOCK: a FIFO without a writer would block
 
 
-def relative(name: object) -> str:
-    """A path that was read from a file, checked to lead nowhere but down. ValueError for any other."""
+def check_relative(name: object) -> str:
+    """Return a path that was read from a file. ValueError unless it is relative and stays in its folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"a relative path is needed, not {str(name)[:80]!r}")
-    os.fsencode(name)  # a half of a pair that makes one character is in no name: UnicodeEncodeError, a ValueError
+    os.fsencode(name)  # a lone surrogate cannot be in a file name: UnicodeEncodeError, which is a ValueError
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "://" in name:
         raise ValueError(f"the path {name[:80]!r} leads out of the folder that it is in")
     return name
 
 
-def plain_name(name: object) -> str:
-    """A name that was read from a file, checked to be one part of a path. ValueError for any other."""
-    found = relative(name)
-    if "/" in found or found == ".":
-        raise ValueError(f"a file name is needed, not {found[:80]!r}")
-    return found
+def check_file_name(name: object) -> str:
+    """Return a file name that was read from a file. ValueError unless it is one part of a path."""
+    path = check_relative(name)
+    if "/" in path or path == ".":
+        raise ValueError(f"a file name is needed, not {path[:80]!r}")
+    return path
 
 
 def _absolute(path: str | Path) -> str:
-    """A path from the root down, as it is otherwise: `..` behind a link is not what lies above the link."""
-    # A working directory that was removed, as a job's may be, matters to relative paths alone.
+    """The absolute path, with its `..` kept: behind a link, `..` is not the folder of the link."""
+    # os.getcwd fails where the working directory was removed, as a job's may be: call it for relative paths alone.
     return os.fspath(path) if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def run_root(path: str) -> str | None:
-    """The nearest folder above a path that is a run; None where there is none."""
+    """The nearest folder above a path that holds a plan.json; None where there is none."""
     folder = _absolute(path)
     for _ in range(_LEVELS):
         folder, _, name = folder.rpartition("/")
@@ -70,10 +70,10 @@ def run_root(path: str) -> str | None:
 
 @contextmanager
 def opened_folder(path: Path, make: bool = False) -> Iterator[int]:
-    """A handle of a folder, for the `dir_fd` of os's functions; `make` creates what is missing on the way.
+    """Open a folder for the `dir_fd` of os's functions; `make` creates it and its missing parents.
 
     Raises:
-        RunError: below the root of a run, a link stands on the way.
+        RunError: below the root of a run, a part of the path is a link.
     """
     full = _absolute(path)
     root = run_root(f"{full}/.")
@@ -90,33 +90,33 @@ def opened_folder(path: Path, make: bool = False) -> Iterator[int]:
 
 
 def _walk(root: str, names: list[str], make: bool) -> int:
-    """Go down from a folder, one name at a time, and never through a link."""
-    handle, where = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), root
+    """Open the folders below `root` one by one, following no link; returns the last."""
+    handle, reached = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), root
     for number, name in enumerate(names, 1):
-        where = f"{where}/{name}"
-        flags = _PASSED if number < len(names) else os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        above = handle
+        reached = f"{reached}/{name}"
+        flags = _TRAVERSE if number < len(names) else os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        parent = handle
         try:
-            handle = _step(above, name, flags | os.O_NOFOLLOW, make)
+            handle = _open_below(parent, name, flags | os.O_NOFOLLOW, make)
         except OSError as error:
-            if _is_link(name, above):
-                raise refused(where) from None
-            error.filename = where
+            if _is_link(name, parent):
+                raise link_error(reached) from None
+            error.filename = reached
             raise
         finally:
-            os.close(above)
+            os.close(parent)
     return handle
 
 
-def _step(above: int, name: str, flags: int, make: bool) -> int:
+def _open_below(parent: int, name: str, flags: int, make: bool) -> int:
     try:
-        return os.open(name, flags, dir_fd=above)
+        return os.open(name, flags, dir_fd=parent)
     except FileNotFoundError:
         if not make:
             raise
-    with suppress(FileExistsError):  # another process was faster, or a link to nowhere stands there
-        os.mkdir(name, dir_fd=above)
-    return os.open(name, flags, dir_fd=above)
+    with suppress(FileExistsError):  # another process was faster, or a broken link has this name
+        os.mkdir(name, dir_fd=parent)
+    return os.open(name, flags, dir_fd=parent)
 
 
 def _is_link(name: str, folder: int) -> bool:
@@ -126,21 +126,19 @@ def _is_link(name: str, folder: int) -> bool:
         return False
 
 
-def refused(path: str | Path) -> RunError:
-    """The error for a link where none may be."""
-    return RunError(
-        f"{path} is a link, and in a run folder none is followed: remove it, or put there what it leads to."
-    )
+def link_error(path: str | Path) -> RunError:
+    """The error for a link inside a run folder."""
+    return RunError(f"{path} is a link, and in a run folder none is followed: remove it, or put its target there.")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and what is missing above it. RunError where a link of a run is on the way."""
+    """Create a folder and its missing parents. RunError where a part of the path in a run is a link."""
     with opened_folder(path, make=True):
         pass
 
 
-def open_part(folder: int, path: Path, mode: int) -> BinaryIO:
-    """Create a file that must not be there, in an opened folder, to write to; its name says the whole path."""
+def create_file(folder: int, path: Path, mode: int) -> BinaryIO:
+    """Create a file that must not exist yet in an opened folder; `path` is its whole path, for error messages."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(os.path.basename(name), flags | os.O_NOFOLLOW, mode, dir_fd=folder)
@@ -149,10 +147,10 @@ def open_part(folder: int, path: Path, mode: int) -> BinaryIO:
 
 
 def open_log(path: Path, mode: int = 0o644) -> int:
-    """Open a file to append to and to read, created where it is missing; the descriptor is the caller's to close.
+    """Open a file for appending and reading, and create it where it is missing; the caller closes the descriptor.
 
     Raises:
-        RunError: a link, a device, or a file that has another name elsewhere: nothing was written to it.
+        RunError: a link, a device, or a file with a second hard link, which may be another user's.
     """
     with opened_folder(path.parent) as folder:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -160,25 +158,25 @@ def open_log(path: Path, mode: int = 0o644) -> int:
             file = os.open(path.name, flags, mode, dir_fd=folder)
         except OSError as error:
             if _is_link(path.name, folder):
-                raise refused(path) from None
+                raise link_error(path) from None
             error.filename = str(path)
             raise
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+    opened = os.fstat(file)
+    if not stat.S_ISREG(opened.st_mode) or opened.st_nlink != 1:
         os.close(file)
         raise RunError(
-            f"{path} is no file of its own (a device, or a file that has a second name): nothing was written to it;"
-            " remove it, or copy it."
+            f"{path} is a device, or a file with a second hard link: nothing was written to it; remove it, or copy it."
         )
     return file
 
 
 def open_file(path: Path, follow: bool = False) -> BufferedReader:
-    """Open a regular file to read from; with `follow` its name may be a link.
+    """Open a regular file for reading; with `follow` it may be reached by a link.
 
     Raises:
-        FileNotFoundError: there is none.
-        RunError: a link, a folder, a device or a pipe.
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
+        RunError: it is a link, a device or a pipe.
     """
     return os.fdopen(_opened_regular(path, follow)[0], "rb")
 
@@ -189,15 +187,15 @@ def _opened_regular(path: Path, follow: bool) -> tuple[int, int]:
         file = os.open(path, _READ if follow else _READ | os.O_NOFOLLOW)
     except OSError:
         if not follow and os.path.islink(path):
-            raise refused(path) from None
+            raise link_error(path) from None
         raise
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode):
+    opened = os.fstat(file)
+    if not stat.S_ISREG(opened.st_mode):
         os.close(file)
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(opened.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise not_regular(path)
-    return file, found.st_size
+    return file, opened.st_size
 
 
 def not_regular(path: str | Path) -> RunError:
@@ -206,10 +204,10 @@ def not_regular(path: str | Path) -> RunError:
 
 
 def check_file(path: Path) -> Path:
-    """The path again, for those who open it themselves. RunError for what is there and is no regular file."""
+    """Return a path that another reader opens. RunError for a device, a pipe or a socket."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:  # whoever opens it says what there is to say
+    except OSError:  # the reader raises it again when it opens the file
         return path
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise not_regular(path)
@@ -217,7 +215,7 @@ def check_file(path: Path) -> Path:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file as a whole. RunError for one of more than `limit` bytes, of which nothing is read then."""
+    """The bytes of a regular file. RunError, before any is read, for one of more than `limit` bytes."""
     file, size = _opened_regular(path, follow=False)
     try:
         if size > limit:
@@ -231,14 +229,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def too_large(path: object, limit: int) -> RunError:
-    """The error for a file that is larger than any of its kind."""
+    """The error for a file that is larger than any file of its kind should be."""
     return RunError(
-        f"{path} is larger than {limit >> 20} MiB, which no file of its kind is: it is not read; remove it."
+        f"{path} is larger than {limit >> 20} MiB, the limit for a file of its kind, and was not read; remove it."
     )
 
 
 def unlink(path: Path, missing_ok: bool = False) -> None:
-    """Remove a file, or a link itself. RunError where a link of a run is on the way."""
+    """Remove a file, or a link itself. RunError where a folder of its path in a run is a link."""
     try:
         with opened_folder(path.parent) as folder:
             os.unlink(path.name, dir_fd=folder)
@@ -248,10 +246,10 @@ def unlink(path: Path, missing_ok: bool = False) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and what is in it, as far as that can be done; of a link the link itself is left.
+    """Remove a folder and its contents, as far as possible; a link itself stays.
 
     Raises:
-        RunError: a link of a run is on the way.
+        RunError: a part of the path in a run is a link.
     """
     try:
         with opened_folder(path.parent) as folder:
@@ -260,8 +258,8 @@ def remove_tree(path: Path) -> None:
         return
 
 
-def entries(path: Path) -> list[str]:
-    """The names in a folder of a run; [] where there is no folder. RunError where a link of a run is on the way."""
+def list_names(path: Path) -> list[str]:
+    """The names in a folder of a run; [] where there is no folder. RunError where a part of its path is a link."""
     try:
         with opened_folder(path) as folder:
             return os.listdir(folder)
@@ -270,7 +268,7 @@ def entries(path: Path) -> list[str]:
 
 
 def check_model(path: Path) -> None:
-    """Refuse a model in a run folder that is reached by a link, or that holds what `check_tree` refuses.
+    """Refuse a model in a run folder that is reached by a link, or for which `check_tree` raises.
 
     A model elsewhere may be made of links: the cache of the Hugging Face hub is.
     """
@@ -281,23 +279,22 @@ def check_model(path: Path) -> None:
 
 
 def check_tree(folder: Path, root: Path | None = None) -> None:
-    """Refuse a run folder that holds a link out of it, a device, a pipe or a socket, wherever in it.
+    """Refuse a run folder that holds a link out of it, a device, a pipe or a socket, at any depth.
 
-    `root` is the run that the folder lies in, where it is not one itself. It costs no look at any file, only at the
-    names in each folder.
+    `root` is the run that the folder lies in, where it is not one itself. Only folders are read, no files.
     """
     start, home = os.path.realpath(folder), os.path.realpath(root or folder)
     waiting = [start]
     while waiting:
         try:
-            found = os.scandir(waiting.pop())
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # it has just gone, or nobody can look into it
+            entries = os.scandir(waiting.pop())
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # it has just gone, or may not be read
             continue
-        with found:
-            for entry in found:
+        with entries:
+            for entry in entries:
                 if entry.is_symlink():
                     if not os.path.realpath(entry.path).startswith(f"{home}/"):
-                        raise refused(os.path.join(folder, os.path.relpath(entry.path, start)))
+                        raise link_error(os.path.join(folder, os.path.relpath(entry.path, start)))
                 elif entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):

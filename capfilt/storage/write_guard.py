@@ -1,8 +1,8 @@
-"""The fence around a run folder: before anything is written there, whether its lock is still this command's.
+"""Guards run folders: before anything is written there, check that this command still holds the folder's lock.
 
-A driver raises a fence with its lock and hands it to its workers; `confirm` then looks at the lock file itself, so a
-process that was stopped or cut off, or lost its driver, finds out before it writes, by no signal that may be ignored.
-What is left is the moment between that look and the write.
+A driver activates a guard when it takes the lock, and passes it to its workers. `check_lock` then reads the lock file
+itself, so a process that was suspended, cut off, or lost its driver finds out before it writes, without any signal.
+Only the moment between that check and the write stays unguarded.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from capfilt.storage.paths import StoragePath
 
 STORE_SECONDS = 1.0
-"""For so long a look at a lock on a store holds: each is two requests."""
+"""Seconds for which a check of a lock on a store is trusted: each is two requests."""
 
 
 @dataclass(frozen=True)
 class WriteGuard:
-    """One run folder and the lock under which this command works on it; can be pickled."""
+    """A run folder and the lock under which this command writes to it; can be pickled."""
 
     folder: StoragePath
     lock: StoragePath
     successor: StoragePath
-    """The lock that whoever takes over would create."""
+    """The lock file that a driver which takes over would create."""
     owner: bytes
-    """The first line of the lock."""
+    """The first line of the lock file."""
 
-    def covers(self, where: StoragePath) -> bool:
-        """Whether a place lies in the run folder."""
-        if isinstance(where, Path) and isinstance(self.folder, Path):
-            return where.absolute().is_relative_to(self.folder) or where.resolve().is_relative_to(self.folder.resolve())
-        return not isinstance(where, Path) and where.is_relative_to(self.folder)
+    def covers(self, path: StoragePath) -> bool:
+        """Whether a path lies in the run folder."""
+        if isinstance(path, Path) and isinstance(self.folder, Path):
+            return path.absolute().is_relative_to(self.folder) or path.resolve().is_relative_to(self.folder.resolve())
+        return not isinstance(path, Path) and path.is_relative_to(self.folder)
 
-    def holds(self) -> bool:
-        """Whether the lock is there, is ours, and nobody took over from it."""
+    def is_held(self) -> bool:
+        """Whether the lock file exists, names this command, and no successor exists."""
         try:
             data = self.lock.read_bytes()
         except FileNotFoundError:
@@ -48,35 +48,35 @@ class WriteGuard:
         return data.startswith(self.owner) and not self.successor.is_file()
 
 
-_fences: dict[WriteGuard, float] = {}  # and when a lock on a store was last seen to hold, in monotonic seconds
+_guards: dict[WriteGuard, float] = {}  # with the time of the last check that passed, in monotonic seconds
 
 
-def raise_fences(fences: Iterable[WriteGuard]) -> None:
-    """Have what this process writes checked against these locks from now on."""
-    _fences.update(dict.fromkeys(fences, float("-inf")))
+def activate(guards: Iterable[WriteGuard]) -> None:
+    """Check everything that this process writes against these locks from now on."""
+    _guards.update(dict.fromkeys(guards, float("-inf")))
 
 
-def lower(fence: WriteGuard) -> None:
-    """Check no more: the lock was let go."""
-    _fences.pop(fence, None)
+def deactivate(guard: WriteGuard) -> None:
+    """End the checks of a lock that was released."""
+    _guards.pop(guard, None)
 
 
-def raised() -> tuple[WriteGuard, ...]:
-    """The fences of this process, for its workers."""
-    return tuple(_fences)
+def active_guards() -> tuple[WriteGuard, ...]:
+    """The guards of this process, to pass to its workers."""
+    return tuple(_guards)
 
 
-def confirm(where: StoragePath) -> None:
-    """Raise LockLostError if `where` lies in a run folder whose lock this command has lost."""
-    for fence, seen in tuple(_fences.items()):
-        if not fence.covers(where):
+def check_lock(path: StoragePath) -> None:
+    """Raise LockLostError if `path` lies in a run folder whose lock this command has lost."""
+    for guard, checked_at in tuple(_guards.items()):
+        if not guard.covers(path):
             continue
         now = time.monotonic()
-        if not isinstance(fence.lock, Path) and now - seen < STORE_SECONDS:
+        if not isinstance(guard.lock, Path) and now - checked_at < STORE_SECONDS:
             continue
-        if not fence.holds():
+        if not guard.is_held():
             raise LockLostError(
-                f"{fence.lock} was removed or taken over: another driver may be at work on {fence.folder}, so this"
+                f"{guard.lock} was removed or taken over: another driver may be at work on {guard.folder}, so this"
                 " command writes nothing more there. What it committed stays."
             )
-        _fences[fence] = now
+        _guards[guard] = now

@@ -19,9 +19,8 @@ from capfilt.inference.batches import pictures
 from capfilt.models import Blip2, Model
 from capfilt.models.blip2.language_model import FORMATS
 from capfilt.runs.ledger import fingerprint
-from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, make_folder, remove_file
 from capfilt.training.distributed import data_parallel
 
 PROGRESS = "features.json"
@@ -51,7 +50,7 @@ def prepare(
     if not isinstance(model, Blip2):
         raise ModelError("train.features: only BLIP-2's tower is frozen; what another one sees changes with each step")
     urls = [url for source in sources for url in shards.expand(source.shards)]
-    documents.make_folder(folder)
+    make_folder(folder)
     tower = fingerprint_of(model)
     known = contents or shards.known_apart(shards.stats(urls))
     files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
@@ -64,7 +63,7 @@ def prepare(
         features.write(files[url], look(model, url, device))
     data_parallel.barrier(PATIENCE)
     if data_parallel.rank() == 0:
-        documents.unlink(told / PROGRESS)
+        remove_file(told / PROGRESS)
     if gone := [url for url in urls if not files[url].is_file()]:
         raise DataError(f"{folder} lacks the features of {gone[0]}: it must be a folder that all processes see")
     return Features(files)

@@ -21,9 +21,10 @@ from capfilt.errors import ModelError
 from capfilt.objectives.collectives import all_reduce_sum
 from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm
 from capfilt.storage import documents
-from capfilt.storage.append_log import Journal, append
+from capfilt.storage.append_log import RemoteLog, append_line
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 from capfilt.training.config import TrainConfig
 from capfilt.training.distributed import data_parallel
 from capfilt.training.flops import Speed
@@ -62,11 +63,11 @@ class StepLog:
         self.unsaved = 0
         """States in a row that could not be written; in the lines where there are any."""
         kept = self._take_up(done) if data_parallel.rank() == 0 and path.exists() else b""
-        self.journal = Journal(path, kept) if isinstance(path, RemotePath) and data_parallel.rank() == 0 else None
+        self.journal = RemoteLog(path, kept) if isinstance(path, RemotePath) and data_parallel.rank() == 0 else None
 
     def _take_up(self, done: int) -> bytes:
         kept = []
-        for entry in documents.objects(self.path, sys.maxsize - 1):
+        for entry in documents.read_json_lines(self.path, sys.maxsize - 1):
             if isinstance(step := entry.get("step"), int) and step <= done:
                 kept.append(json.dumps(entry).encode() + b"\n")
                 self._stuck(entry)
@@ -181,7 +182,7 @@ class StepLog:
 
     def _add(self, line: bytes) -> None:
         if self.journal is None:
-            append(self.path, line)
+            append_line(self.path, line)
         else:
             self.journal.add(line)
 

@@ -25,7 +25,7 @@ from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.objectives.tasks.blip2 import Pretraining, pretraining_of
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.storage import documents
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, make_folder
 from capfilt.training import frozen_features
 from capfilt.training.checkpoints import states as checkpoint
 from capfilt.training.checkpoints.states import States
@@ -58,7 +58,7 @@ def train(job: TrainJob, on_line: OnLog | None = None) -> None:
 def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     tokenizer = job.load_tokenizer()
     model = initial_model(job, len(tokenizer))
-    documents.make_folder(job.out)
+    make_folder(job.out)
     counted = documents.read_object(job.rows, documents.PLAN_BYTES) if job.rows else {}
     loader = Loader(
         job.sources,

@@ -9,6 +9,7 @@ import pytest
 from capfilt.data import labels
 from capfilt.data.labels import Label
 from capfilt.errors import RunError
+from capfilt.storage.remote_path import RemotePath
 
 
 def label(text: str = "a dog", verdict: str = "right", uid: str = "u1", at_random: bool = True) -> Label:
@@ -99,3 +100,12 @@ def test_precision_and_recall_of_labelled_texts() -> None:
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["precision_interval"] == list(labels.wilson(2, 3))
     assert "precision" not in labels.figures(judged, 0.95), "nothing is kept"
+
+
+def test_labels_on_a_store(store: RemotePath) -> None:
+    assert labels.read(store) == {}
+    given = Label("u1", "a dog", "web", "right", True)
+    labels.append(store, given)
+    labels.append(store, Label("u2", "a cat", "web", "wrong", False))
+    assert labels.read(store)["u1", "a dog"] == given
+    assert len(labels.read(store)) == 2

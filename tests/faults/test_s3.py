@@ -22,9 +22,10 @@ from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.errors import RunError, ShardError
 from capfilt.runs import lock
-from capfilt.storage import paths
+from capfilt.storage import remote_path
 from capfilt.storage.atomic import atomic, sweep
-from capfilt.storage.paths import RemotePath, listing
+from capfilt.storage.paths import listing
+from capfilt.storage.remote_path import RemotePath
 
 pytest.importorskip("moto", reason="moto[server] and s3fs are part of the dev extras")
 s3fs = pytest.importorskip("s3fs", reason="moto[server] and s3fs are part of the dev extras")
@@ -235,7 +236,7 @@ def test_the_driver_of_a_training_onto_s3_is_killed(
 
 
 def test_a_large_object_appears_with_its_last_request(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(remote_path, "PART_BYTES", 5 * 2**20)
     path = RemotePath(f"{bucket}/run/dataset/00000.tar")
     data = random.Random(0).randbytes(13 * 2**20)
     with atomic(path) as file:

@@ -14,7 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from capfilt.data import shards
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.models.checkpoints import store as weights
-from capfilt.storage.paths import RemotePath, StoragePath, relative_to, table_source
+from capfilt.storage.paths import StoragePath, relative_to, table_source
+from capfilt.storage.remote_path import RemotePath
 
 Bytes = dict[str, bytes]
 

@@ -2,130 +2,32 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from capfilt.errors import RunError
+from capfilt.runs import quarantine, stage_status
 from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.run import Run, fork
 from capfilt.runs.tally import Tally
-from capfilt.storage.atomic import PART, atomic, link_or_copy, sha256_file, sweep, write_json
+from capfilt.storage.atomic import PART, atomic, sha256_file, write_json
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 
 def tally(num: int = 1) -> Tally:
     return Tally(samples=Counter({"in": num, "kept": num}))
 
 
-def output(path: Path, data: bytes = b"abc") -> Path:
+def output(path: StoragePath, data: bytes = b"abc") -> StoragePath:
     with atomic(path) as file:
         file.write(data)
     return path
 
 
-def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
-
-
-# ---- atomic ----
-
-
-def test_atomic_writes_all_and_leaves_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "a.bin"
-    with atomic(target) as file:
-        file.write(b"new")
-        assert not target.exists()
-    assert target.read_bytes() == b"new"
-    assert os.listdir(target.parent) == ["a.bin"]
-
-
-def test_atomic_keeps_the_old_file_when_the_block_raises(tmp_path: Path) -> None:
-    target = output(tmp_path / "a", b"old")
-    with pytest.raises(KeyboardInterrupt), atomic(target) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-    assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a"]
-
-
-def test_atomic_syncs_the_file_before_the_rename_and_the_folder_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def watched_fsync(fd: int) -> None:
-        steps.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
-        fsync(fd)
-
-    def watched_replace(src: str, dst: str, **folders: int) -> None:
-        steps.append("rename")
-        replace(src, dst, **folders)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(os, "replace", watched_replace)
-    output(tmp_path / "a")
-    assert steps == ["file", "rename", "folder"]
-
-
-def test_a_kill_leaves_a_part_that_a_sweep_removes(tmp_path: Path) -> None:
-    code = (
-        "import pathlib, sys, time; from capfilt.storage.atomic import atomic\n"
-        "with atomic(pathlib.Path(sys.argv[1])) as f: f.write(b'half'); print(1, flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "a")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        assert sweep(tmp_path) == 0, "its writer lives"
-        child.send_signal(signal.SIGKILL)
-    assert len(os.listdir(tmp_path)) == 1
-    assert sweep(tmp_path) == 1
-    assert os.listdir(tmp_path) == []
-
-
-def test_sweep_leaves_another_host_s_parts_for_a_day(tmp_path: Path) -> None:
-    foreign = tmp_path / f"{PART}node-7.example-{dead_pid()}-0123abcd"
-    foreign.touch()
-    assert sweep(tmp_path) == 0
-    assert sweep(tmp_path, over=True) == 1
-    foreign.touch()
-    day_ago = time.time() - 25 * 3600
-    os.utime(foreign, (day_ago, day_ago))
-    assert sweep(tmp_path) == 1
-
-
-def test_sweep_keeps_everything_that_is_no_part(tmp_path: Path) -> None:
-    (tmp_path / ".hidden").touch()
-    (tmp_path / f"x{PART}{socket.gethostname()}-{dead_pid()}-0").touch()
-    assert sweep(tmp_path) == 0
-    assert len(os.listdir(tmp_path)) == 2
-
-
-# ---- json and hashes ----
-
-
-def test_write_json_is_sorted_and_readable(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"b": [1], "a": "é"})
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "a": "é",\n "b": [\n  1\n ]\n}\n'
-
-
-def test_write_json_refuses_nan_and_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"a\.json would hold a figure that is no number"):
-        write_json(tmp_path / "a.json", {"auc": float("nan")})
-    assert os.listdir(tmp_path) == []
-
-
-def test_sha256_file(tmp_path: Path) -> None:
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256_file(output(tmp_path / "a")) == expected
+# ---- fingerprints ----
 
 
 def test_a_fingerprint_is_of_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,30 +153,6 @@ def test_a_shard_that_is_withdrawn_is_to_be_done_again(tmp_path: Path) -> None:
     book.withdraw("00000")
 
 
-def test_share_links_and_replaces_what_was_there(tmp_path: Path) -> None:
-    source, target = output(tmp_path / "a", b"new"), output(tmp_path / "deep/b", b"old")
-    for _ in range(2):  # a link that replaces itself is none the less one file
-        link_or_copy(source, target)
-        assert target.stat().st_ino == source.stat().st_ino
-        assert os.listdir(target.parent) == ["b"]
-    with atomic(target) as file:
-        file.write(b"other")
-    assert source.read_bytes() == b"new"
-
-
-def test_where_links_do_not_reach_it_is_a_copy_of_the_same_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def elsewhere(*_: object, **__: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", elsewhere)
-    source = output(tmp_path / "a")
-    os.utime(source, (100, 100))
-    link_or_copy(source, tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"abc"
-    assert (tmp_path / "b").stat().st_mtime == 100
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-
-
 def test_a_fork_takes_over_what_holds_and_only_what_is_asked_for(tmp_path: Path) -> None:
     old, new = tmp_path / "old/round-1", tmp_path / "new/round-1"
     book = Ledger(old, "annotate")
@@ -306,3 +184,39 @@ def test_what_a_fork_withdraws_is_not_taken_over_again(tmp_path: Path) -> None:
     fork.commit("00000", "f", [output(new / "annotations/00000")], tally())
     assert fork.completion("00000", "f") is not None
     assert os.listdir(fork.path) == ["00000.json"]
+
+
+def test_a_ledger_on_a_store(store: RemotePath) -> None:
+    ledger = Ledger(store / "run", "toy")
+    stage_status.begin(ledger, stage_status.Plan("toy", 2), {"00000": "f0", "00001": "f1"})
+    for shard in ("00000", "00001"):
+        data = output(store / f"run/annotations/{shard}.parquet")
+        ledger.commit(shard, f"f{shard[-1]}", [data], Tally.zero())
+    assert ledger.completion("00001", "f1") == list(ledger.completions())[1]
+    assert ledger.completion("00001", "f2") is None
+    stage_status.failed(ledger, "00001", "no luck")
+    (stand,) = map(stage_status.standing, stage_status.find(store / "run"))
+    assert (stand.done, stand.plan.total, dict(stand.errors)) == (2, 2, {"no luck": 1})
+    output(store / "run/annotations/00001.parquet", b"abd")
+    assert "does not have the bytes" in ledger.doubt(ledger.completion("00001", "f1"), hashes=True)  # type: ignore[arg-type]
+    output(store / "run/annotations/00001.parquet", b"abcd")
+    assert ledger.completion("00001", "f1") is None
+    (store / "run/annotations/00000.parquet").unlink()
+    assert ledger.completion("00000", "f0") is None
+    ledger.withdraw("00000")
+    assert [path.name for path in ledger.files()] == ["00001.json"]
+    assert quarantine.read(ledger, "00000", "f0") == {}
+    quarantine.mark(ledger, "00000", "f0", 3, "why")
+    assert list(quarantine.read(ledger, "00000", "f0")) == [3]
+
+
+@pytest.mark.parametrize("ends", [("store", "store"), ("store", "disk"), ("disk", "store")])
+def test_a_fork_takes_over_from_wherever_the_run_is(store: RemotePath, tmp_path: Path, ends: tuple[str, str]) -> None:
+    old, new = ({"store": store / n, "disk": tmp_path / n}[end] for n, end in zip(("old", "new"), ends, strict=True))
+    Run.open(old, "", {"verb": "toy"})
+    Ledger(old, "toy").commit("00000", "f", [output(old / "a.bin")], Tally.zero())
+    Run.open(fork(old, new), "", {"verb": "toy", "seed": 1})
+    assert Ledger(new, "toy").completion("00000", "f") is not None
+    assert (new / "a.bin").read_bytes() == b"abc"
+    with pytest.raises(RunError, match="lies in"):
+        fork(old, old / "new")

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from capfilt.errors import LockLostError, RunError
 from capfilt.runs import lock
 from capfilt.runs.lock import Owner, acquire, find, hold, release_all
+from capfilt.runs.run import Run
 from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import listing
+from capfilt.storage.remote_path import RemotePath
 
 HOLD = (
     "import sys, time; from pathlib import Path; from capfilt.runs.lock import acquire\n"
@@ -232,3 +236,69 @@ def test_an_owner_that_is_a_job_says_so(tmp_path: Path, monkeypatch: pytest.Monk
         assert lock.state(tmp_path).endswith(", job capfilt-bootstrap-a")
     finally:
         held.release()
+
+
+def test_the_second_driver_on_a_store_is_refused(store: RemotePath) -> None:
+    held = lock.acquire(store, beat=0.02)
+    with pytest.raises(RunError, match=f"{store} is in use by process {os.getpid()}"):
+        lock.acquire(store)
+    held.release()
+    assert listing(store / lock.FOLDER) == {}
+    lock.acquire(store).release()
+
+
+def elsewhere(store: RemotePath, number: int, token: str) -> RemotePath:
+    """The lock of a driver on another machine."""
+    owner = {"token": token, "host": "node-7", "pid": 1, "machine": "another boot", "born": "1"}
+    path = store / f"{lock.FOLDER}/lock-{number}.json"
+    write_json(path, owner)
+    path.write_bytes(path.read_bytes().replace(b"\n", b" ") + b"\n")
+    return path
+
+
+def test_a_driver_elsewhere_is_judged_by_its_heartbeat(store: RemotePath) -> None:
+    path = elsewhere(store, 3, "abc")
+    found = lock.find(store)
+    assert found is not None
+    assert found.beat == store / lock.FOLDER / "lock-3-abc.beat"
+    assert found.pulse() == b""
+    found.beat.write_bytes(b"7")
+    assert found.pulse() == b"7"
+    held = lock.acquire(store, stale=0.3)
+    assert (held.number, path.exists(), found.beat.exists()) == (4, False, False)
+    held.release()
+
+
+def test_a_driver_that_slept_cannot_write_over_the_lock_of_a_third(store: RemotePath) -> None:
+    """It was taken over, that run ended, and a third began: all while it slept."""
+    slept = lock.acquire(store, beat=1000)
+    slept.path.unlink()
+    third = lock.acquire(store, beat=1000)
+    assert third.path == slept.path
+    before = third.path.read_bytes()
+    slept._heart.beat(5)
+    slept.release()
+    assert third.path.read_bytes() == before
+    assert slept.path.exists(), "nor remove it"
+    third.release()
+
+
+def test_a_driver_on_a_store_that_was_taken_over_stops(store: RemotePath) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        held = lock.acquire(store, beat=0.02)
+        elsewhere(store, 2, "abc")
+        held._thread.join(60)
+        held._over.wait(60)
+    assert "was taken over by process 1 on node-7" in held.lost
+    held.release()
+    assert list(listing(store / lock.FOLDER)) == ["lock-1.json", "lock-2.json"], "its heartbeat is gone"
+
+
+def test_a_store_that_writes_over_what_is_there_is_refused(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(self: Any, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        self.open(path, mode="wb", data=value)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", careless)
+    with pytest.raises(RunError, match="writes over an object that must not be there"):
+        Run.open(store, "", {})
+    assert listing(store / lock.FOLDER) == {}

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
-from capfilt.errors import RunError
+from capfilt.errors import RunError, UsageError
 from capfilt.runs import lock
 from capfilt.runs import run as module
 from capfilt.runs.ledger import FORMAT
 from capfilt.runs.run import Run
-from capfilt.storage import atomic
+from capfilt.storage.atomic import PART
+from capfilt.storage.paths import listing, storage_path
+from capfilt.storage.remote_path import RemotePath
 
 PLAN: dict[str, Any] = {"recipe": {"lr": 0.1, "rounds": 2}, "inputs": ["00000", "00001"], "fingerprint": "f"}
 
@@ -115,7 +118,7 @@ def test_a_folder_with_something_else_is_refused_untouched(tmp_path: Path) -> No
 
 def test_what_a_kill_leaves_before_the_plan_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("stale: true\n")
-    (tmp_path / f"{atomic.PART}elsewhere-1-0").write_text("{")
+    (tmp_path / f"{PART}elsewhere-1-0").write_text("{")
     run = opened(tmp_path)
     assert not run.resumed
     assert run.path("recipe.yaml").read_text() == "rounds: 2\n"
@@ -229,9 +232,37 @@ def test_load_looks_and_does_not_touch(tmp_path: Path) -> None:
 
 def test_a_resume_sweeps_what_killed_writers_left(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    part = run.round(1) / f"{atomic.PART}elsewhere-1-0"
+    part = run.round(1) / f"{PART}elsewhere-1-0"
     part.touch()
     os.utime(part, (0, 0))
     opened(tmp_path / "run")
     assert not part.exists()
     assert module.MIN_FREE_BYTES == 100_000_000
+
+
+def test_a_run_folder_on_a_store(store: RemotePath) -> None:
+    out = store / "run"
+    run = Run.open(out, "a: 1\n", {"verb": "toy"})
+    assert not run.resumed
+    assert lock.state(out).startswith(f"process {os.getpid()}")
+    run.log("begin", loss=float("nan"))
+    run.log("end")
+    assert len((out / "log.jsonl").read_bytes().splitlines()) == 2
+    lock.release_all()
+    assert listing(out / lock.FOLDER) == {}
+    assert Run.open(out, "a: 1\n", {"verb": "toy"}).resumed
+    with pytest.raises(RunError, match="was planned otherwise"):
+        Run.open(out, "a: 1\n", {"verb": "other"})
+    (store / "else/a").write_bytes(b"abc")
+    with pytest.raises(RunError, match="holds 'a' but no plan"):
+        Run.open(store / "else", "", {})
+    with pytest.raises(RunError, match="is no run folder"):
+        Run.load(store / "else")
+
+
+def test_a_store_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    fsspec.get_filesystem_class("zip")
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises((RunError, UsageError)) as caught:
+        Run.open(storage_path(f"zip://{tmp_path}/a.zip"), "", {})
+    assert "\n" not in str(caught.value)

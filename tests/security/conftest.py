@@ -223,7 +223,7 @@ def reviewed(run: Path) -> Outcome:
 
 def all_verbs(home: Home, victim: Victim, without: tuple[str, ...] = ()) -> dict[str, Outcome]:
     """Run every verb; each answers in a line, and the victim is neither read nor touched."""
-    answers, raised = {}, write_guard.raised()  # of locks that other tests left as those of the dead
+    answers, raised = {}, write_guard.active_guards()  # of locks that other tests left as those of the dead
     for name, verb in verbs(home).items():
         if name in without:
             continue
@@ -231,7 +231,7 @@ def all_verbs(home: Home, victim: Victim, without: tuple[str, ...] = ()) -> dict
             answers[name] = done = verb()
         finally:
             lock.release_all()
-        assert write_guard.raised() == raised, name
+        assert write_guard.active_guards() == raised, name
         assert done.code in (0, 1, 2), (name, done)
         told = [line for line in done.err.splitlines() if line.startswith("error:")]
         broken = name == "verify" and not told  # it then lists what does not hold

@@ -25,7 +25,7 @@ from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.stages import inputs
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import RemotePath
+from capfilt.storage.remote_path import RemotePath
 
 Make = Callable[..., Path]
 

@@ -12,7 +12,8 @@ import pytest
 from capfilt.storage import local_copies
 from capfilt.storage.atomic import atomic
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import RemotePath, Stat, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath, Stat
 
 
 def put(path: StoragePath, data: bytes = b"abc") -> StoragePath:
@@ -35,26 +36,28 @@ def test_what_lies_on_a_store_is_copied_once(store: RemotePath, tmp_path: Path) 
     assert (here / "a.bin").read_bytes() == b"1", "somebody may still read it"
     assert local_copy(model / "a.bin").read_bytes() == b"3"
     assert local_copy(model / "a.bin").name == "a.bin"
-    for own in (tmp_path, str(tmp_path)):
-        assert local_copy(own) == tmp_path
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{store}/nowhere: nothing lies there")):
+    for path in (tmp_path, str(tmp_path)):
+        assert local_copy(path) == tmp_path
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"{store}/nowhere: no object has this name or lies below it")
+    ):
         local_copy(store / "nowhere")
 
 
 def test_of_many_that_copy_one_does(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store / "model/a.bin", b"1" * 1000)
     opened: list[str] = []
-    look = RemotePath.open
+    open_object = RemotePath.open
 
     def counted(self: RemotePath, mode: str = "rb") -> Any:
         opened.append(self.name)
         time.sleep(0.05)
-        return look(self, mode)
+        return open_object(self, mode)
 
     monkeypatch.setattr(RemotePath, "open", counted)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: (local_copy(store / "model") / "a.bin").read_bytes(), range(8)))
-    assert found == [b"1" * 1000] * 8
+        copies = list(pool.map(lambda _: (local_copy(store / "model") / "a.bin").read_bytes(), range(8)))
+    assert copies == [b"1" * 1000] * 8
     assert opened == ["a.bin"]
 
 
@@ -83,7 +86,7 @@ def test_copies_do_not_lie_in_a_folder_of_somebody_else(store: RemotePath, tmp_p
     put(store / "a")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"capfilt-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PermissionError, match="belongs to somebody else; let TMPDIR"):
+    with pytest.raises(PermissionError, match="belongs to another user; let TMPDIR"):
         local_copy(store / "a")
 
 
@@ -92,7 +95,7 @@ def test_copies_do_not_lie_where_others_may_write(store: RemotePath, tmp_path: P
     home = tmp_path / f"capfilt-{os.getuid()}"
     home.mkdir()
     home.chmod(0o777)
-    with pytest.raises(PermissionError, match="others may write into"):
+    with pytest.raises(PermissionError, match="other users may write into"):
         local_copy(store / "a")
     home.chmod(0o700)
     assert local_copy(store / "a").is_file()

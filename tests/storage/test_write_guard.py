@@ -14,13 +14,13 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.storage import write_guard
-from capfilt.storage.append_log import Journal, append
+from capfilt.storage.append_log import RemoteLog, append_line
 from capfilt.storage.atomic import atomic, link_or_copy, write_json
 from capfilt.storage.paths import StoragePath, listing, storage_path
 
 
 @pytest.fixture(autouse=True)
-def let_go() -> Iterator[None]:
+def release_locks() -> Iterator[None]:
     yield
     lock.release_all()
 
@@ -36,7 +36,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def taken_over(out: StoragePath) -> None:
-    """What the next driver does first."""
+    """Create the lock of a driver that takes over."""
     found = lock.find(out)
     assert found is not None
     assert found.owner is not None
@@ -49,14 +49,14 @@ def taken_over(out: StoragePath) -> None:
 
 
 def removed(out: StoragePath) -> None:
-    """What a person does who thinks that the driver is dead."""
+    """Remove the lock, as a person may who thinks that the driver is dead."""
     found = lock.find(out)
     assert found is not None
     found.path.unlink()
 
 
-def journal(out: StoragePath) -> None:
-    with Journal(out / "j.jsonl") as log:  # type: ignore[arg-type]
+def remote_log(out: StoragePath) -> None:
+    with RemoteLog(out / "j.jsonl") as log:  # type: ignore[arg-type]
         log.add(b"{}")
 
 
@@ -64,13 +64,13 @@ WRITES: dict[str, Callable[[StoragePath], Any]] = {
     "commit": lambda out: Ledger(out, "toy").commit("a", "f", [], Tally.zero()),
     "withdraw": lambda out: Ledger(out, "toy").withdraw("a"),
     "output": lambda out: write_json(out / "round-1" / "dataset" / "x.json", {}),
-    "log": lambda out: append(out / "log.jsonl", b"{}\n"),
+    "log": lambda out: append_line(out / "log.jsonl", b"{}\n"),
     "link": lambda out: link_or_copy(out / "there.json", out / "too.json"),
 }
 
 
 @pytest.mark.parametrize("lose", [taken_over, removed])
-def test_who_lost_the_lock_writes_nothing(run: StoragePath, lose: Callable[[StoragePath], None]) -> None:
+def test_a_process_that_lost_the_lock_writes_nothing(run: StoragePath, lose: Callable[[StoragePath], None]) -> None:
     for write in WRITES.values():
         write(run)
     before = {name: (run / name).read_bytes() for name, stat in listing(run).items() if stat is not None}
@@ -85,26 +85,26 @@ def test_who_lost_the_lock_writes_nothing(run: StoragePath, lose: Callable[[Stor
     }, "nothing new, nothing half-written"
 
 
-def test_a_journal_of_who_lost_the_lock_stays_as_it_is(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_log_is_not_written_after_the_lock_was_lost(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_guard, "STORE_SECONDS", 0.0)
     Run.open(store, "", {"verb": "toy"})
-    journal(store)
+    remote_log(store)
     taken_over(store)
     with pytest.raises(LockLostError):
-        journal(store)
+        remote_log(store)
 
 
-def test_a_worker_gets_the_fence_of_its_driver_as_bytes(run: StoragePath) -> None:
-    [sent] = pickle.loads(pickle.dumps(write_guard.raised()))
-    assert sent.holds()
+def test_a_worker_gets_the_guard_of_its_driver_pickled(run: StoragePath) -> None:
+    [sent] = pickle.loads(pickle.dumps(write_guard.active_guards()))
+    assert sent.is_held()
     assert sent.covers(run / "round-1/ledger/toy/a.json")
     assert not sent.covers(storage_path(f"{run}-too"))
     assert not sent.covers(Path("/elsewhere"))
     removed(run)
-    assert not sent.holds()
+    assert not sent.is_held()
 
 
-def test_other_folders_and_locks_that_were_let_go_are_nobody_s_business(tmp_path: Path) -> None:
+def test_other_folders_and_released_locks_are_not_guarded(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     lock.hold(tmp_path / "a").path.unlink()

@@ -24,7 +24,7 @@ from capfilt.models.layers.vit import resize_positions
 from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
 from capfilt.runs.forks import FORK
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import RemotePath
+from capfilt.storage.remote_path import RemotePath
 from capfilt.training import loop
 from capfilt.training.checkpoints.states import States
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients

@@ -21,7 +21,7 @@ from capfilt.config import Config
 from capfilt.data.images import decode
 from capfilt.errors import ImageError, ModelError
 from capfilt.storage.atomic import write_json
-from capfilt.storage.json_files import read_table
+from capfilt.storage.documents import read_model_object
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
 
@@ -126,10 +126,10 @@ class Preprocess(Config):
 
 def _described(folder: Path) -> dict[str, Any] | None:
     if (folder / NESTED).is_file():
-        nested = read_table(folder / NESTED).get("image_processor")
+        nested = read_model_object(folder / NESTED).get("image_processor")
         if isinstance(nested, dict):
             return nested
-    return read_table(folder / ALONE) if (folder / ALONE).is_file() else None
+    return read_model_object(folder / ALONE) if (folder / ALONE).is_file() else None
 
 
 def _preprocess(said: dict[str, Any], size: int) -> Preprocess:

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from capfilt.storage.json_files import MAX_BYTES, read_table
+from capfilt.storage.documents import MODEL_BYTES, read_model_object
 
 FULL, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
@@ -88,7 +88,7 @@ def read(path: Path) -> tuple[Engine, dict[str, str]]:
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path = next((path / name for name in (FULL, VOCABULARY) if (path / name).is_file()), path / FULL)
-    config = read_table(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_model_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     names = _names(folder, config)
     engine = _whole(path, config) if path.suffix == ".json" else _from_vocabulary(path, config, names["unk"])
     _add(engine, folder, config)
@@ -104,7 +104,7 @@ def lower_cases(engine: Engine) -> bool:
 
 
 def _whole(path: Path, config: dict[str, Any]) -> Engine:
-    tree = read_table(path, 4 * MAX_BYTES)
+    tree = read_model_object(path, 4 * MODEL_BYTES)
     model = tree.get("model")
     model = model if isinstance(model, dict) else {}
     kind = model.get("type")
@@ -123,9 +123,9 @@ def _whole(path: Path, config: dict[str, Any]) -> Engine:
 
 def _from_vocabulary(path: Path, config: dict[str, Any], unk: str) -> Engine:
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES} bytes")
+        data = file.read(MODEL_BYTES + 1)
+    if len(data) > MODEL_BYTES:
+        raise ValueError(f"larger than {MODEL_BYTES} bytes")
     entries = data.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     name = str(config.get("tokenizer_class") or "Bert")
     if not name.startswith(_LIKE_BERT) or "Japanese" in name:
@@ -149,7 +149,7 @@ def numbered(vocab: Sequence[str]) -> dict[str, int]:
 
 def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     """The special tokens' names: BERT's, or what the folder says."""
-    said = (read_table(folder / SPECIAL) if (folder / SPECIAL).is_file() else {}) | config
+    said = (read_model_object(folder / SPECIAL) if (folder / SPECIAL).is_file() else {}) | config
     names = {}
     for role, usual in NAMES.items():
         given = said.get(f"{role}_token") or usual
@@ -162,7 +162,7 @@ def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _add(engine: Engine, folder: Path, config: dict[str, Any]) -> None:
     """Add the tokens that stand beside the vocabulary, each under its own id."""
-    added = dict(read_table(folder / ADDED)) if (folder / ADDED).is_file() else {}
+    added = dict(read_model_object(folder / ADDED)) if (folder / ADDED).is_file() else {}
     described = config.get("added_tokens_decoder") or {}
     if not isinstance(described, dict) or not all(isinstance(one, dict) for one in described.values()):
         raise ValueError(f"{CONFIG}: added_tokens_decoder is no table of tokens by their ids")

@@ -18,7 +18,7 @@ from capfilt.errors import ModelError
 from capfilt.models.blip.model import BlipConfig
 from capfilt.models.layers.bert import Role, TextConfig
 from capfilt.models.layers.vit import VisionConfig
-from capfilt.storage.json_files import read_table
+from capfilt.storage.documents import read_model_object
 
 CONFIG = "config.json"
 
@@ -61,7 +61,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The `config.json` of a folder; ModelError unless it is one of the classes in ROLES or BLIP2."""
     path = folder / CONFIG
     try:
-        config = read_table(path)
+        config = read_model_object(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
     named = config.get("architectures")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
-from capfilt.storage.json_files import read_table
+from capfilt.storage.documents import read_model_object
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import storage_path
 
@@ -61,7 +61,7 @@ def parts(path: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, Path]:
     """Which file has which tensor; only files beside the index are meant, of the index's own kind."""
     try:
-        table = read_table(index).get("weight_map")
+        table = read_model_object(index).get("weight_map")
     except (OSError, ValueError) as error:
         raise ModelError(f"{index} is no index of weights ({error})") from None
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):

@@ -28,7 +28,8 @@ from capfilt.runs.ledger import fingerprint as digest_of
 from capfilt.storage import safe_paths
 from capfilt.storage.atomic import atomic, sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
-from capfilt.storage.paths import RemotePath, StoragePath, storage_path
+from capfilt.storage.paths import StoragePath, storage_path
+from capfilt.storage.remote_path import RemotePath
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"

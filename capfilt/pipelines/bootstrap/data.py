@@ -23,7 +23,7 @@ from capfilt.stages.runner import run_stage
 from capfilt.stages.world import WorldJob
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, make_folder
 
 Shards = str | tuple[str, ...]
 
@@ -99,7 +99,7 @@ def prepare_data(
         return splits
     written = [split for split in world.SPLITS if world.count(config.world, split)]
     job = WorldJob(out=folder, world=config.world, seed=seed)
-    documents.make_folder(folder)
+    make_folder(folder)
     run_stage(session, job, {split: split for split in written}, resources, progress, "write the world")
     return {split: shards.expand(str(folder / split)) for split in written}
 
@@ -108,7 +108,7 @@ def download_web(
     session: Session, config: DownloadConfig, out: StoragePath, resources: Resources, progress: Progress
 ) -> list[str]:
     """Download into `out`, or resume it; returns the URLs of the shards. ShortfallError where too little came."""
-    documents.make_folder(out)
+    make_folder(out)
     summary = download(session, config, out, resources, progress)
     path = out / "summary.json"
     if not path.is_file() or documents.read_json(path) != summary:

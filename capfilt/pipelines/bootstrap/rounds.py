@@ -148,6 +148,6 @@ def timed(run: Run, progress: Progress, r: int | None = None) -> Iterator[None]:
 def worked_seconds(run: Run, rounds: tuple[int | None, ...]) -> float:
     """The seconds that all commands on this run folder worked on some rounds; a rerun that had nothing to do adds
     none."""
-    lines = documents.objects(run.path("log.jsonl"))
+    lines = documents.read_json_lines(run.path("log.jsonl"))
     seconds = (float(line["seconds"]) for line in lines if line["event"] == "worked" and line["round"] in rounds)
     return round(sum(seconds), 1)

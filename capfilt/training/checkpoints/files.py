@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.atomic import atomic, sha256_file, write_json
-from capfilt.storage.paths import PART_BYTES, RemotePath, StoragePath, listing, remove_all
+from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file, remove_folder
+from capfilt.storage.remote_path import PART_BYTES, RemotePath
 
 MARKER = "state.json"
 """In a state's folder: which training it is of, and what files it has."""
@@ -64,7 +65,7 @@ class StateFiles:
 
         torch wants a group of CPUs from one that writes alone, too, where there are processes at all.
         """
-        documents.make_folder(self.path(step))
+        make_folder(self.path(step))
         _alone_on_purpose()
         with plainly(self.path(step)):
             written = async_save(tensors, storage_writer=_writer(self.path(step)), process_group=group, no_dist=alone)
@@ -91,7 +92,8 @@ class StateFiles:
         try:
             found = documents.parse(documents.read_bytes(path))
             files = {
-                safe_paths.plain_name(name): (int(size), str(digest)) for name, (size, digest) in found["files"].items()
+                safe_paths.check_file_name(name): (int(size), str(digest))
+                for name, (size, digest) in found["files"].items()
             }
             if not isinstance(found["identity"], dict) or not isinstance(found["loss"], int | float | None):
                 raise TypeError("identity or loss")
@@ -128,21 +130,17 @@ class StateFiles:
     def remove(self, step: int) -> None:
         """Remove a state; its marker goes first."""
         try:
-            documents.unlink(self.path(step) / MARKER)
+            remove_file(self.path(step) / MARKER)
         except OSError as error:
             logging.getLogger(__name__).warning("%s: an old state stays", error)
             return
-        remove_all(self.path(step))
+        remove_folder(self.path(step))
 
     def sweep(self) -> None:
         """Remove what a kill left half written."""
         for name, stat in listing(self.folder).items():
             if stat is None and not (self.folder / name / MARKER).is_file():
-                remove_all(self.folder / name)
-
-    def remove_all(self) -> None:
-        """Remove every state."""
-        remove_all(self.folder)
+                remove_folder(self.folder / name)
 
 
 @contextmanager
@@ -210,7 +208,7 @@ class _TensorsAlone(FileSystemReader):
             if not isinstance(tensor, TensorStorageMetadata):  # of bytes torch makes an object, by pickle
                 raise TypeError(f"{name} is no tensor")
         for part in found.storage_data.values():
-            if safe_paths.plain_name(part.relative_path) and part.transform_descriptors:
+            if safe_paths.check_file_name(part.relative_path) and part.transform_descriptors:
                 raise TypeError(f"{part.relative_path} is written in another way")
         found.storage_meta = found.storage_meta or StorageMeta()
         found.storage_meta.load_id = self.load_id

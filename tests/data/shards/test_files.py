@@ -22,7 +22,7 @@ from capfilt.data.sample import Fault, Sample
 from capfilt.data.shards import files
 from capfilt.errors import ShardError
 from capfilt.runs.ledger import Input
-from capfilt.storage.paths import RemotePath
+from capfilt.storage.remote_path import RemotePath
 
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="./"), min_size=1, max_size=130).filter(str.isprintable)
 JSONS = st.recursive(

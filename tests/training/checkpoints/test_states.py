@@ -17,7 +17,8 @@ from capfilt.errors import ModelError
 from capfilt.models import Blip
 from capfilt.models.checkpoints import store as weights
 from capfilt.objectives.momentum import NO_IMAGE, Momentum
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 from capfilt.training.checkpoints import states as checkpoint
 from capfilt.training.checkpoints.files import StateFiles
 from capfilt.training.checkpoints.states import States
