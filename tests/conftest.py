@@ -21,7 +21,7 @@ import pytest
 
 from capfilt.cluster.session import SAME_ANSWERS
 
-pytest_plugins = ["story"]
+pytest_plugins = ["finished_run"]
 
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
 os.environ.update(SAME_ANSWERS)
@@ -137,7 +137,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deaf() -> Callable[[], None]:
+def ignore_signals() -> Callable[[], None]:
     """For `preexec_fn`: the child ignores and blocks what stops a command, as CI runners and Ray jobs may start it."""
 
     def start() -> None:

@@ -95,8 +95,10 @@ WAITS = (
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_command_whatever_it_was_started_to_ignore(deaf: Any, sent: signal.Signals, code: int) -> None:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": deaf}
+def test_a_signal_ends_a_command_whatever_it_was_started_to_ignore(
+    ignore_signals: Any, sent: signal.Signals, code: int
+) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": ignore_signals}
     with subprocess.Popen([sys.executable, "-c", WAITS], **pipes) as child:  # type: ignore[call-overload]
         assert child.stdout.readline() == "at work\n"
         child.send_signal(sent)

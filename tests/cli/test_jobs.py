@@ -146,7 +146,7 @@ def head(ray_head: Any) -> Any:
 
 
 @pytest.fixture
-def start(head: Any, deaf: Any) -> Start:
+def start(head: Any, ignore_signals: Any) -> Start:
     """Begin `capfilt WORDS --address HEAD`, its output in pipes."""
 
     def start(*words: str) -> subprocess.Popen[str]:
@@ -156,7 +156,7 @@ def start(head: Any, deaf: Any) -> Start:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **head.environment},
-            preexec_fn=deaf,
+            preexec_fn=ignore_signals,
         )
 
     return start

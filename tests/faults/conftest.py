@@ -123,7 +123,7 @@ def nodes() -> Iterator[Nodes]:
     running.stop()
 
 
-def deaf() -> None:
+def ignore_signals() -> None:
     """In a child before it starts: what cron, a CI runner, a shell's `&` or a Ray job may leave it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGURG):
         signal.signal(number, signal.SIG_IGN)
@@ -146,7 +146,7 @@ class Driver:
         own = {**os.environ, "PYTHONPATH": PATH, **IMPATIENT}
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys, toy; sys.exit(toy.main())", *map(str, words)],
-            env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=deaf,
+            env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=ignore_signals,
         )  # fmt: skip
         return self
 

@@ -29,17 +29,17 @@ from capfilt.models.checkpoints import store
 from capfilt.models.layers.vit import VisionTransformer
 
 
-def models(story: Path) -> list[str]:
-    return ["--captioner", str(story / "round-1/captioner"), "--filter", str(story / "round-1/filter")]
+def models(finished_run: Path) -> list[str]:
+    return ["--captioner", str(finished_run / "round-1/captioner"), "--filter", str(finished_run / "round-1/filter")]
 
 
 def tables(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "annotations").glob("*.parquet")}
 
 
-def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    tar, settings = story / "data/web/00001.tar", ("--recipe", "blip2-ten", "--set", "decode.max_length=12")
-    done = capfilt("annotate", tar, *models(story), "--out", tmp_path / "a", *settings, "--json")
+def test_ten_texts_an_image_for_people_with_two_checkpoints(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    tar, settings = finished_run / "data/web/00001.tar", ("--recipe", "blip2-ten", "--set", "decode.max_length=12")
+    done = capfilt("annotate", tar, *models(finished_run), "--out", tmp_path / "a", *settings, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["samples"] == {"in": 20, "kept": 20, "dropped": 0, "failed": 0}
@@ -64,7 +64,7 @@ def test_ten_texts_an_image_for_people_with_two_checkpoints(story: Path, tmp_pat
         assert max(kept) == max(scores)
 
 
-def test_a_limit_holds_while_models_compute(story: Path, tmp_path: Path, capfilt: Any, monkeypatch: Any) -> None:
+def test_a_limit_holds_while_models_compute(finished_run: Path, tmp_path: Path, capfilt: Any, monkeypatch: Any) -> None:
     """Three batches of a shard that is read whole before the first of them."""
     batches, annotate = [], Annotator.annotate
 
@@ -74,8 +74,8 @@ def test_a_limit_holds_while_models_compute(story: Path, tmp_path: Path, capfilt
         return annotate(*arguments)
 
     monkeypatch.setattr(Annotator, "annotate", slowly)
-    words = (*models(story), "--out", tmp_path / "run", "--limit", "0.5", "--set", "batch_size=7")
-    done = capfilt("annotate", story / "data/web/00000.tar", *words)
+    words = (*models(finished_run), "--out", tmp_path / "run", "--limit", "0.5", "--set", "batch_size=7")
+    done = capfilt("annotate", finished_run / "data/web/00000.tar", *words)
     assert done.code == 1
     assert "took longer than 0.5 s; give it more time with --limit, or leave it out" in done.line
     assert len(batches) < 3
@@ -83,22 +83,24 @@ def test_a_limit_holds_while_models_compute(story: Path, tmp_path: Path, capfilt
 
 
 def test_a_shard_of_more_texts_than_a_table_may_have_ends_at_that_text(
-    story: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "MAX_ROWS", 5)
     work = ("--out", tmp_path / "a", "--set", "batch_size=1", "--address", "local")
-    done = capfilt("annotate", story / "data/web/00000.tar", *models(story), *work)
+    done = capfilt("annotate", finished_run / "data/web/00000.tar", *models(finished_run), *work)
     assert done.code == 1
     assert "the shard 00000 has more than" in done.err
     assert "make smaller shards" in done.err
     assert not (tmp_path / "a/annotations").exists()
 
 
-def test_the_seed_decides_the_texts_and_batches_do_not(story: Path, tmp_path: Path, capfilt: Any) -> None:
+def test_the_seed_decides_the_texts_and_batches_do_not(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     """In fp32. Scores differ by the order of their sums: by 1.4e-7 at most with SSE, AVX2 and AVX-512."""
 
     def texts(name: str, *more: str) -> list[str]:
-        done = capfilt("annotate", story / "data/web/00000.tar", *models(story), "--out", tmp_path / name, *more)
+        done = capfilt(
+            "annotate", finished_run / "data/web/00000.tar", *models(finished_run), "--out", tmp_path / name, *more
+        )
         assert done.code == 0, done.err
         found: list[str] = pq.read_table(tmp_path / name / "annotations/00000.parquet").column("text").to_pylist()
         return found
@@ -112,10 +114,10 @@ def test_the_seed_decides_the_texts_and_batches_do_not(story: Path, tmp_path: Pa
 
 
 def test_a_run_goes_on_with_a_smaller_batch_in_the_format_that_it_began_with(
-    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any
+    finished_run: Path, tmp_path: Path, capfilt: Any, snapshot: Any
 ) -> None:
     """As after an out-of-memory: of two shards one is done, and stays so; in a fork, too."""
-    words = ["annotate", f"{story}/data/web/{{00000,00001}}.tar", *models(story), "--seed", "5"]
+    words = ["annotate", f"{finished_run}/data/web/{{00000,00001}}.tar", *models(finished_run), "--seed", "5"]
     assert capfilt(*words, "--out", tmp_path / "a").code == 0
     plan = json.loads((tmp_path / "a/plan.json").read_bytes())
     assert plan["decided"] == {"annotate": {"device": "cpu", "precision": "fp32"}}
@@ -138,17 +140,17 @@ def test_a_run_goes_on_with_a_smaller_batch_in_the_format_that_it_began_with(
 
 
 def test_a_touched_shard_is_compared_once_and_not_done_again(
-    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capfilt: Any, snapshot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A touch, or an upload of the same bytes; other bytes of the same size are another shard."""
-    web = Path(shutil.copytree(story / "data/web", tmp_path / "web"))
+    web = Path(shutil.copytree(finished_run / "data/web", tmp_path / "web"))
     (web / "00002.tar").unlink()
     compared: list[str] = []
     look = shards.input_now
     monkeypatch.setattr(shards, "input_now", lambda url: (compared.append(Path(url).name), look(url))[1])
 
     def runs() -> tuple[str, str]:
-        one = capfilt("annotate", web, *models(story), "--out", tmp_path / "a")
+        one = capfilt("annotate", web, *models(finished_run), "--out", tmp_path / "a")
         two = capfilt("select", web, "--annotations", tmp_path / "a", "--out", tmp_path / "b", "--set", "threshold=0")
         assert (one.code, two.code) == (0, 0), one.err + two.err
         return one.err, two.err
@@ -174,8 +176,8 @@ def test_a_touched_shard_is_compared_once_and_not_done_again(
     assert not list((tmp_path / "a").rglob("*.withdrawn"))
 
 
-def test_a_person_sees_what_became_of_the_texts(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path / "a")
+def test_a_person_sees_what_became_of_the_texts(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", tmp_path / "a")
     assert done.code == 0
     assert done.err.startswith("annotate ")
     assert "3/3" in done.err
@@ -220,7 +222,7 @@ def odd_pictures(picture: Any) -> dict[str, bytes]:
 
 
 def test_every_kind_of_bad_input_is_a_row_and_the_rest_is_untouched(
-    story: Path, tmp_path: Path, capfilt: Any, picture: Any
+    finished_run: Path, tmp_path: Path, capfilt: Any, picture: Any
 ) -> None:
     whole = picture("PNG")
     odd = odd_pictures(picture)
@@ -241,7 +243,7 @@ def test_every_kind_of_bad_input_is_a_row_and_the_rest_is_untouched(
     files += [("x.png", whole), ("y.png", whole), ("x.txt", b"strayed")]
     files += [("z.png", whole * 40)]
     url = tar_of(tmp_path / "web/00000.tar", files, cut=9000)
-    done = capfilt("annotate", url, *models(story), "--out", tmp_path / "a", "--json")
+    done = capfilt("annotate", url, *models(finished_run), "--out", tmp_path / "a", "--json")
     assert done.code == 0, done.err
     rows = pq.read_table(tmp_path / "a/annotations/00000.parquet").to_pylist()
     came = {(row["key"], row["text"]): (row["status"], row["reason"]) for row in rows if row["source"] == "web"}
@@ -285,10 +287,10 @@ def broken_inputs(folder: Path) -> None:
     ],
 )
 def test_nothing_that_could_be_annotated_is_a_failure_and_a_result(
-    story: Path, tmp_path: Path, capfilt: Any, name: str, came: int, said: str
+    finished_run: Path, tmp_path: Path, capfilt: Any, name: str, came: int, said: str
 ) -> None:
     broken_inputs(tmp_path)
-    words = ("annotate", tmp_path / name, *models(story), "--out", tmp_path / "run", "--json")
+    words = ("annotate", tmp_path / name, *models(finished_run), "--out", tmp_path / "run", "--json")
     for _ in range(2):  # what is committed says the same again
         done = capfilt(*words)
         assert done.code == 1
@@ -300,19 +302,19 @@ def test_nothing_that_could_be_annotated_is_a_failure_and_a_result(
     assert done.code == 1
     assert done.line.startswith(f"error: {said.replace('annotate', 'select')}")
     assert json.loads(done.out)["samples"]["in"] == came
-    done = capfilt("evaluate", story / "round-1/captioner", tmp_path / name)
+    done = capfilt("evaluate", finished_run / "round-1/captioner", tmp_path / name)
     assert done.code == 1
     assert f"no pair that can be read ({came} unreadable" in done.line
     assert ("unreadable, mostly " in done.line) is bool(came)
 
 
 @pytest.mark.parametrize(("least", "code"), [(0.86, 0), (0.88, 1)])
-def test_a_share_may_be_asked_for(story: Path, tmp_path: Path, capfilt: Any, least: float, code: int) -> None:
+def test_a_share_may_be_asked_for(finished_run: Path, tmp_path: Path, capfilt: Any, least: float, code: int) -> None:
     """20 good samples and 3 bad ones: 86.96 %."""
     broken_inputs(tmp_path)
-    shards_ = (story / "data/web/00001.tar", tmp_path / "pictures.tar")
+    shards_ = (finished_run / "data/web/00001.tar", tmp_path / "pictures.tar")
     words = (*shards_, "--json", "--min-success", least)
-    done = capfilt("annotate", *words, *models(story), "--out", tmp_path / "a")
+    done = capfilt("annotate", *words, *models(finished_run), "--out", tmp_path / "a")
     assert (done.code, json.loads(done.out)["samples"]["kept"]) == (code, 20)
     if code:
         assert "annotate: 20 of 23 samples succeeded, and --min-success asks for 88.00%; 3 failed by: " in done.line
@@ -320,17 +322,17 @@ def test_a_share_may_be_asked_for(story: Path, tmp_path: Path, capfilt: Any, lea
     assert (done.code, json.loads(done.out)["samples"]["kept"]) == (code, 20)
 
 
-def test_several_workers_in_one_process_are_refused(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    tar = story / "data/web/00001.tar"
-    done = capfilt("annotate", tar, *models(story), "--out", tmp_path / "a", "--workers", "2")
+def test_several_workers_in_one_process_are_refused(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    tar = finished_run / "data/web/00001.tar"
+    done = capfilt("annotate", tar, *models(finished_run), "--out", tmp_path / "a", "--workers", "2")
     assert done.code == 2
     assert done.line.startswith("error: --workers 2: --address local is this process alone;")
 
 
 def test_out_of_memory_is_told_and_changes_nothing(
-    story: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["annotate", story / "data/web/00000.tar", *models(story), "--seed", "5"]
+    words = ["annotate", finished_run / "data/web/00000.tar", *models(finished_run), "--seed", "5"]
     assert capfilt(*words, "--out", tmp_path / "a").code == 0
     look = VisionTransformer.forward
 
@@ -356,10 +358,10 @@ def test_out_of_memory_is_told_and_changes_nothing(
 class TestRefusals:
     """Each is one line, before anything is loaded or written."""
 
-    def test_a_filter_that_cannot_fuse(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
-        captioner = story / "round-1/captioner/checkpoint"
+    def test_a_filter_that_cannot_fuse(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+        captioner = finished_run / "round-1/captioner/checkpoint"
         both = ["--captioner", captioner, "--filter", captioner]
-        done = capfilt("annotate", story / "data/web", *both, "--out", tmp_path / "a")
+        done = capfilt("annotate", finished_run / "data/web", *both, "--out", tmp_path / "a")
         assert done.code == 2
         assert done.err == (
             f"error: {captioner} cannot be the filter: it cannot encode_text, fuse."
@@ -367,17 +369,19 @@ class TestRefusals:
         )
         assert not (tmp_path / "a").exists()
 
-    def test_a_captioner_that_cannot_write(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
-        judge = story / "round-1/filter/checkpoint"
-        done = capfilt("annotate", story / "data/web", "--captioner", judge, "--filter", judge, "--out", tmp_path)
+    def test_a_captioner_that_cannot_write(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+        judge = finished_run / "round-1/filter/checkpoint"
+        done = capfilt(
+            "annotate", finished_run / "data/web", "--captioner", judge, "--filter", judge, "--out", tmp_path
+        )
         assert done.code == 2
         assert "cannot be the captioner: it cannot decode" in done.line
 
-    def test_models_for_pictures_of_different_sizes(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
+    def test_models_for_pictures_of_different_sizes(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
         bigger = tmp_path / "bigger"
-        store.save(store.load(story / "round-1/filter/checkpoint", image_size=64), bigger)
-        both = ["--captioner", story / "round-1/captioner", "--filter", bigger]
-        done = capfilt("annotate", story / "data/web", *both, "--out", tmp_path / "a")
+        store.save(store.load(finished_run / "round-1/filter/checkpoint", image_size=64), bigger)
+        both = ["--captioner", finished_run / "round-1/captioner", "--filter", bigger]
+        done = capfilt("annotate", finished_run / "data/web", *both, "--out", tmp_path / "a")
         assert done.code == 2
         assert f"looks at pictures of 32 px and {bigger} of 64; both must look at the same" in done.line
 
@@ -391,49 +395,55 @@ class TestRefusals:
         ],
     )
     def test_what_cannot_be_meant(
-        self, story: Path, tmp_path: Path, capfilt: Any, words: list[str], code: int, said: str
+        self, finished_run: Path, tmp_path: Path, capfilt: Any, words: list[str], code: int, said: str
     ) -> None:
-        done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path / "a", *words)
+        done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", tmp_path / "a", *words)
         assert done.code == code
         assert said in done.line
         assert not (tmp_path / "a").exists()
 
-    def test_a_shard_that_is_not_there(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
-        done = capfilt("annotate", tmp_path / "{0..3}.tar", *models(story), "--out", tmp_path / "a")
+    def test_a_shard_that_is_not_there(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+        done = capfilt("annotate", tmp_path / "{0..3}.tar", *models(finished_run), "--out", tmp_path / "a")
         assert done.code == 1
         assert "no shard found" in done.line
 
-    def test_an_out_that_holds_another_run(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
-        done = capfilt("annotate", story / "data/web", *models(story), "--out", story)
+    def test_an_out_that_holds_another_run(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+        done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", finished_run)
         assert done.code == 1
         assert "was planned otherwise" in done.line
         (tmp_path / "thesis.tex").touch()
-        done = capfilt("annotate", story / "data/web", *models(story), "--out", tmp_path)
+        done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", tmp_path)
         assert done.code == 1
         assert "'thesis.tex' but no plan.json" in done.line
 
 
-def words_of_a_long_stage(story: Path, out: Path) -> list[str]:
+def words_of_a_long_stage(finished_run: Path, out: Path) -> list[str]:
     """A second of work on three shards."""
     many = ["--set", "captions=16", "--set", "decode.max_length=40", "--set", "decode.min_length=39"]
-    return ["annotate", str(story / "data/web"), *models(story), "--out", str(out), *many]
+    return ["annotate", str(finished_run / "data/web"), *models(finished_run), "--out", str(out), *many]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(story: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> dict[str, bytes]:
+def undisturbed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert capfilt(*words_of_a_long_stage(story, out)).code == 0
+    assert capfilt(*words_of_a_long_stage(finished_run, out)).code == 0
     return tables(out)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_may_be_ended_at_any_instant_and_run_again(
-    story: Path, tmp_path: Path, capfilt: Any, snapshot: Any, undisturbed: Any, deaf: Any, sent: signal.Signals
+    finished_run: Path,
+    tmp_path: Path,
+    capfilt: Any,
+    snapshot: Any,
+    undisturbed: Any,
+    ignore_signals: Any,
+    sent: signal.Signals,
 ) -> None:
     out = tmp_path / "run"
-    words = [*words_of_a_long_stage(story, out), "--address", "local"]
+    words = [*words_of_a_long_stage(finished_run, out), "--address", "local"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "capfilt", *words], stderr=subprocess.PIPE, text=True, preexec_fn=deaf
+        [sys.executable, "-m", "capfilt", *words], stderr=subprocess.PIPE, text=True, preexec_fn=ignore_signals
     )
     first = out / "ledger/annotate/00000.json"
     while not first.exists():
@@ -447,7 +457,7 @@ def test_a_stage_may_be_ended_at_any_instant_and_run_again(
         assert "Traceback" not in said
     before = snapshot(out)
     assert "ledger/annotate/00002.json" not in before, "it was not in the middle"
-    assert capfilt(*words_of_a_long_stage(story, out)).code == 0
+    assert capfilt(*words_of_a_long_stage(finished_run, out)).code == 0
     after = snapshot(out)
     temporary = (".capfilt-part-", "lock-")
     assert all(after[name] == before[name] for name in before if not any(part in name for part in temporary))
@@ -455,11 +465,11 @@ def test_a_stage_may_be_ended_at_any_instant_and_run_again(
 
 
 def test_a_file_that_cannot_be_written_costs_only_itself(
-    story: Path, tmp_path: Path, capfilt: Any, undisturbed: dict[str, bytes]
+    finished_run: Path, tmp_path: Path, capfilt: Any, undisturbed: dict[str, bytes]
 ) -> None:
     """A limit on the size of files stands in for a full disk: the kernel refuses the write in the same place."""
-    words = words_of_a_long_stage(story, tmp_path / "run")
-    words[1] = str(story / "data/web/00001.tar")
+    words = words_of_a_long_stage(finished_run, tmp_path / "run")
+    words[1] = str(finished_run / "data/web/00001.tar")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -490,10 +500,10 @@ def small_disk(tmp_path: Path) -> Any:
 
 
 def test_a_disk_that_runs_full_is_one_line_and_nothing_is_lost(
-    small_disk: Path, story: Path, capfilt: Any, undisturbed: dict[str, bytes]
+    small_disk: Path, finished_run: Path, capfilt: Any, undisturbed: dict[str, bytes]
 ) -> None:
     out, filler = small_disk / "run", small_disk / "filler"
-    words = words_of_a_long_stage(story, out)
+    words = words_of_a_long_stage(finished_run, out)
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 60_000_000)
     done = capfilt(*words)
@@ -523,19 +533,19 @@ def test_a_disk_that_runs_full_is_one_line_and_nothing_is_lost(
     assert tables(out) == undisturbed
 
 
-def test_a_shard_that_is_given_twice_is_refused(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    spec = f"{story / 'data/web'}::{story / 'data/web/00001.tar'}"
-    done = capfilt("annotate", spec, *models(story), "--out", tmp_path / "a")
+def test_a_shard_that_is_given_twice_is_refused(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    spec = f"{finished_run / 'data/web'}::{finished_run / 'data/web/00001.tar'}"
+    done = capfilt("annotate", spec, *models(finished_run), "--out", tmp_path / "a")
     assert done.code == 1
     assert "00001.tar is given twice" in done.line
 
 
-def test_a_changed_shard_is_annotated_again(story: Path, tmp_path: Path, capfilt: Any, snapshot: Any) -> None:
-    web = Path(shutil.copytree(story / "data/web", tmp_path / "web"))
-    words = ["annotate", web, *models(story), "--out", tmp_path / "a"]
+def test_a_changed_shard_is_annotated_again(finished_run: Path, tmp_path: Path, capfilt: Any, snapshot: Any) -> None:
+    web = Path(shutil.copytree(finished_run / "data/web", tmp_path / "web"))
+    words = ["annotate", web, *models(finished_run), "--out", tmp_path / "a"]
     assert capfilt(*words).code == 0
     before = snapshot(tmp_path / "a")
-    shards.write(web / "00001.tar", list(shards.read(str(story / "data/web/00002.tar")))[:3])  # type: ignore[arg-type]
+    shards.write(web / "00001.tar", list(shards.read(str(finished_run / "data/web/00002.tar")))[:3])  # type: ignore[arg-type]
     assert capfilt(*words).code == 0
     after = snapshot(tmp_path / "a")
     assert {name for name in after if after[name] != before[name]} == {

@@ -10,11 +10,11 @@ import pytest
 from capfilt.data import shards
 
 
-def test_the_verb_measures_what_the_round_measured(story: Path, tmp_path: Path, capfilt: Any) -> None:
+def test_the_verb_measures_what_the_round_measured(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     settings = ["--set", "decode.max_length=12", "--set", "decode.min_length=3", "--set", "decode.method=greedy"]
-    done = capfilt("evaluate", story / "round-1/pretrain", story / "data/test", *settings, "--json")
+    done = capfilt("evaluate", finished_run / "round-1/pretrain", finished_run / "data/test", *settings, "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == json.loads((story / "round-1/metrics.json").read_text())
+    assert json.loads(done.out) == json.loads((finished_run / "round-1/metrics.json").read_text())
 
 
 def test_the_filter_is_judged_where_the_truth_is_known(colours: Path, tmp_path: Path, capfilt: Any) -> None:
@@ -36,45 +36,47 @@ def test_the_filter_is_judged_where_the_truth_is_known(colours: Path, tmp_path: 
     assert by_cosine["filter"]["kept"] == pytest.approx(len(wanted) / 64, abs=0.02)
 
 
-def test_both_kinds_of_shards_at_once(story: Path, capfilt: Any) -> None:
-    both = f"{story / 'data/web'}::{story / 'data/test'}"
-    told = json.loads(capfilt("evaluate", story / "round-0/pretrain", both, "--json").out)
-    alone = json.loads(capfilt("evaluate", story / "round-0/pretrain", story / "data/test", "--json").out)
+def test_both_kinds_of_shards_at_once(finished_run: Path, capfilt: Any) -> None:
+    both = f"{finished_run / 'data/web'}::{finished_run / 'data/test'}"
+    told = json.loads(capfilt("evaluate", finished_run / "round-0/pretrain", both, "--json").out)
+    alone = json.loads(capfilt("evaluate", finished_run / "round-0/pretrain", finished_run / "data/test", "--json").out)
     assert told["retrieval"] == pytest.approx(alone["retrieval"])
     assert set(told) - set(alone) == {"filter"}
 
 
-def test_roles_that_a_model_cannot_play_are_left_out(story: Path, capfilt: Any) -> None:
-    judge = json.loads(capfilt("evaluate", story / "round-1/filter", story / "data/test", "--json").out)
-    writer = json.loads(capfilt("evaluate", story / "round-1/captioner", story / "data/test", "--json").out)
+def test_roles_that_a_model_cannot_play_are_left_out(finished_run: Path, capfilt: Any) -> None:
+    judge = json.loads(capfilt("evaluate", finished_run / "round-1/filter", finished_run / "data/test", "--json").out)
+    writer = json.loads(
+        capfilt("evaluate", finished_run / "round-1/captioner", finished_run / "data/test", "--json").out
+    )
     assert (set(judge), set(writer)) == ({"retrieval"}, {"captioning"})
-    done = capfilt("evaluate", story / "round-1/captioner", story / "data/web")
+    done = capfilt("evaluate", finished_run / "round-1/captioner", finished_run / "data/web")
     assert done.code == 1
     assert "nothing can be measured" in done.line
 
 
-def test_reranking_asks_the_image_grounded_encoder(story: Path, capfilt: Any) -> None:
-    words = ["evaluate", story / "round-1/filter", story / "data/test", "--json"]
+def test_reranking_asks_the_image_grounded_encoder(finished_run: Path, capfilt: Any) -> None:
+    words = ["evaluate", finished_run / "round-1/filter", finished_run / "data/test", "--json"]
     plain, reranked = (json.loads(capfilt(*words, *more).out) for more in ([], ["--set", "rerank=60"]))
     assert plain["retrieval"].keys() == reranked["retrieval"].keys()
     assert plain != reranked
 
 
-def test_a_picture_that_cannot_be_read_is_counted(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    whole = list(shards.read(str(story / "data/test/00000.tar")))
+def test_a_picture_that_cannot_be_read_is_counted(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    whole = list(shards.read(str(finished_run / "data/test/00000.tar")))
     (tmp_path / "test").mkdir()
-    data = (story / "data/test/00000.tar").read_bytes()
+    data = (finished_run / "data/test/00000.tar").read_bytes()
     first = whole[0].image  # type: ignore[union-attr]
     (tmp_path / "test/00000.tar").write_bytes(data.replace(first, b"\0" * len(first)))
-    done = capfilt("evaluate", story / "round-0/pretrain", tmp_path / "test", "--json")
+    done = capfilt("evaluate", finished_run / "round-0/pretrain", tmp_path / "test", "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["unreadable"] == 1
     assert "retrieval" in told
 
 
-def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(story: Path, tmp_path: Path, capfilt: Any) -> None:
-    words = ["evaluate", story / "round-0/pretrain", story / "data/test", "--out", tmp_path / "e"]
+def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    words = ["evaluate", finished_run / "round-0/pretrain", finished_run / "data/test", "--out", tmp_path / "e"]
     done = capfilt(*words)
     assert done.code == 0
     kept = tmp_path / "e/metrics.json"
@@ -83,10 +85,12 @@ def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(story: Path, tmp_p
     before = kept.stat().st_mtime_ns
     assert "resumed" in capfilt(*words).err
     assert kept.stat().st_mtime_ns == before
-    done = capfilt("evaluate", story / "round-1/pretrain", story / "data/test", "--out", tmp_path / "e")
+    done = capfilt("evaluate", finished_run / "round-1/pretrain", finished_run / "data/test", "--out", tmp_path / "e")
     assert done.code == 1
     assert "model: " in done.line
     # A round's own figures are not written over.
-    done = capfilt("evaluate", story / "round-1/pretrain", story / "data/test", "--out", story / "round-0")
+    done = capfilt(
+        "evaluate", finished_run / "round-1/pretrain", finished_run / "data/test", "--out", finished_run / "round-0"
+    )
     assert done.code == 1
     assert "no plan.json" in done.line

@@ -14,24 +14,24 @@ from capfilt.models.checkpoints import store
 
 
 @pytest.mark.slow
-def test_a_round_on_ray_writes_what_it_wrote_in_one_process(moved: Path, story: Path, capfilt: Any) -> None:
+def test_a_round_on_ray_writes_what_it_wrote_in_one_process(run_copy: Path, finished_run: Path, capfilt: Any) -> None:
     """Annotate and select on actors, pretrain by two ranks under Ray Train, evaluate on an actor."""
     for name in ("annotations", "dataset", "pretrain", *(f"ledger/{s}" for s in ("annotate", "select", "pretrain"))):
-        shutil.rmtree(moved / "round-1" / name)
-    words = ["bootstrap", story.parent / "mine.yaml", "--out", moved, "--set", "cluster.train.workers=2"]
+        shutil.rmtree(run_copy / "round-1" / name)
+    words = ["bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--set", "cluster.train.workers=2"]
     done = capfilt(*words, address="start")
     assert done.code == 0, done.err
     for name in ("annotations", "dataset"):
-        made = {path.name: path.read_bytes() for path in (story / "round-1" / name).iterdir()}
-        again = {path.name: path.read_bytes() for path in (moved / "round-1" / name).iterdir()}
+        made = {path.name: path.read_bytes() for path in (finished_run / "round-1" / name).iterdir()}
+        again = {path.name: path.read_bytes() for path in (run_copy / "round-1" / name).iterdir()}
         assert again == made
     resumed = {line.split("  ")[0] for line in done.err.splitlines() if "resumed" in line}
     assert {"round 0 pretrain", "round 1 captioner", "round 1 filter"} <= resumed
     assert not {"round 1 annotate", "round 1 select", "round 1 pretrain"} & resumed
     # Two ranks choose their hard negatives apart, so the weights are others; the steps are as many.
-    assert store.load(moved / "round-1/pretrain/checkpoint").verbs >= {"fuse", "decode"}
-    log = [json.loads(line) for line in (moved / "round-1/pretrain/log.jsonl").read_text().splitlines()]
+    assert store.load(run_copy / "round-1/pretrain/checkpoint").verbs >= {"fuse", "decode"}
+    log = [json.loads(line) for line in (run_copy / "round-1/pretrain/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    told = json.loads((moved / "summary.json").read_text())["rounds"][1]
+    told = json.loads((run_copy / "summary.json").read_text())["rounds"][1]
     assert told["samples_in"] == 60 == sum(told["samples"].values())
-    assert pq.read_table(moved / "round-1/annotations/00000.parquet").num_rows == 40
+    assert pq.read_table(run_copy / "round-1/annotations/00000.parquet").num_rows == 40

@@ -135,13 +135,13 @@ MADE = ("data/*/*.tar", "round-*/*.json", "round-*/*/checkpoint/*", "round-*/ann
 
 
 def test_a_bootstrap_on_a_store_is_that_of_a_folder(
-    store: RemotePath, story: Path, tmp_path: Path, recipe: Any, capfilt: Any
+    store: RemotePath, finished_run: Path, tmp_path: Path, recipe: Any, capfilt: Any
 ) -> None:
     words = ("bootstrap", recipe(tmp_path), "--out", store / "run")
     done = capfilt(*words)
     assert done.code == 0, done.err
     made = files(store / "run", *MADE)
-    assert made == files(story, *MADE)
+    assert made == files(finished_run, *MADE)
     assert {name.split("/")[1] for name in made} >= {"pretrain", "captioner", "filter", "annotations", "metrics.json"}
     before = {path: path.stat() for path in (store / "run").glob("round-*/*/checkpoint/*")}
     assert capfilt(*words).code == 0

@@ -19,7 +19,7 @@ from capfilt.inference.device import Compute
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.runs.progress import Line
-from capfilt.stages import train as story
+from capfilt.stages import train as stage_train
 from capfilt.stages.train import Tail
 from capfilt.training.config import TrainJob
 
@@ -32,9 +32,9 @@ def small(model_yaml: Path) -> list[str]:
 
 
 def test_the_preset_trains_on_shards_that_are_named(
-    story: Path, tmp_path: Path, capfilt: Any, small: list[str], snapshot: Any
+    finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str], snapshot: Any
 ) -> None:
-    data = f"data={story}/data/web/{{00000..00002}}.tar"
+    data = f"data={finished_run}/data/web/{{00000..00002}}.tar"
     words = ["pretrain", "blip-tiny", "--out", tmp_path / "run", *small, "--set", data]
     done = capfilt(*words, "--json")
     assert done.code == 0, done.err
@@ -53,19 +53,19 @@ def test_the_preset_trains_on_shards_that_are_named(
 
 
 def test_its_default_data_is_the_folder_shards(
-    story: Path, tmp_path: Path, capfilt: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = capfilt("pretrain", "blip-tiny", "--out", "run", *small)
     assert done.code == 1
     assert "no shard found at 'shards'" in done.line
-    (tmp_path / "shards").symlink_to(story / "data/human")
+    (tmp_path / "shards").symlink_to(finished_run / "data/human")
     assert capfilt("pretrain", "blip-tiny", "--out", "run", *small).code == 0
 
 
-def test_a_model_can_be_trained_further(story: Path, tmp_path: Path, capfilt: Any, small: list[str]) -> None:
-    start = story / "round-0/pretrain"
-    words = ["pretrain", "blip-tiny", *small, "--set", f"data={story}/data/human", "--set", f"start={start}"]
+def test_a_model_can_be_trained_further(finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str]) -> None:
+    start = finished_run / "round-0/pretrain"
+    words = ["pretrain", "blip-tiny", *small, "--set", f"data={finished_run}/data/human", "--set", f"start={start}"]
     still = ["--set", "train.optimizer.lr=1e-12", "--set", "train.optimizer.min_lr=0"]
     assert capfilt(*words, *still, "--out", tmp_path / "run").code == 0
     found = store.read(tmp_path / "run/pretrain/checkpoint")[1]
@@ -95,9 +95,9 @@ def test_a_model_can_be_trained_further(story: Path, tmp_path: Path, capfilt: An
     ],
 )
 def test_what_cannot_be_trained_is_said(
-    story: Path, tmp_path: Path, capfilt: Any, small: list[str], words: list[str], code: int, said: str
+    finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str], words: list[str], code: int, said: str
 ) -> None:
-    data = ["--set", f"data={story}/data/human"]
+    data = ["--set", f"data={finished_run}/data/human"]
     done = capfilt("pretrain", "blip-tiny", "--out", tmp_path / "run", *small, *data, *words)
     assert done.code == code
     assert said in done.line
@@ -105,13 +105,13 @@ def test_what_cannot_be_trained_is_said(
 
 
 def test_an_objective_that_the_model_cannot_be_asked(
-    story: Path, tmp_path: Path, capfilt: Any, small: list[str], model_yaml: Path
+    finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str], model_yaml: Path
 ) -> None:
     tree = yaml.safe_load(model_yaml.read_text())
     tree["text"]["roles"] = ["encoder"]
     half = tmp_path / "half.yaml"
     half.write_text(yaml.safe_dump(tree))
-    words = [*small, "--set", f"data={story}/data/human", "--set", f"model={half}"]
+    words = [*small, "--set", f"data={finished_run}/data/human", "--set", f"model={half}"]
     done = capfilt("pretrain", "blip-tiny", "--out", tmp_path / "run", *words)
     assert done.code == 2
     assert "objective 'lm' needs a model that can decode" in done.line
@@ -122,11 +122,11 @@ def test_an_objective_that_the_model_cannot_be_asked(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_training_of_shared_weights_leaves_what_one_of_whole_ones_does(
-    story: Path, tmp_path: Path, capfilt: Any, small: list[str]
+    finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str]
 ) -> None:
     """Two ranks under Ray: the model, the best one, the momentum copy; nothing drawn at random."""
     settings = {
-        "data": f"{story}/data/human", "train.steps": 6, "train.checkpoint_every": 2, "train.keep_best": "true",
+        "data": f"{finished_run}/data/human", "train.steps": 6, "train.checkpoint_every": 2, "train.keep_best": "true",
         "train.keep_momentum": "true", "train.objectives.losses": "{itc: 1.0}", "resources.workers": 2,
         "train.objectives.queue": 16,
     }  # fmt: skip
@@ -144,17 +144,17 @@ def test_a_training_of_shared_weights_leaves_what_one_of_whole_ones_does(
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_training_costs_the_steps_since_the_last_state(
-    story: Path, tmp_path: Path, capfilt: Any, model_yaml: Path, deaf: Any
+    finished_run: Path, tmp_path: Path, capfilt: Any, model_yaml: Path, ignore_signals: Any
 ) -> None:
     settings = {"train.steps": 80, "train.checkpoint_every": 10, "train.log_every": 5, "train.loader.batch_size": 16}
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    sets += ["--set", f"model={model_yaml}", "--set", f"data={story}/data/web"]
+    sets += ["--set", f"model={model_yaml}", "--set", f"data={finished_run}/data/web"]
     out = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "capfilt", "pretrain", "blip-tiny", "--out", out, *sets, "--address", "local"],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=deaf,
+        preexec_fn=ignore_signals,
     )
     while not list((out / "pretrain/states").glob("*/state.json")):
         assert process.poll() is None, process.communicate()
@@ -180,15 +180,15 @@ def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogC
     config = configs.read(presets.find("pipelines", name), PretrainConfig)
     job = TrainJob(
         out=Path("a"),
-        architecture=story.read_architecture(config.model),
+        architecture=stage_train.read_architecture(config.model),
         tokenizer="world",
         sources=config.data,
         train=config.train,
         compute=Compute(device="cpu", precision="fp32"),
     )
-    story.warn_of_lanes(job, config.resources.workers)
+    stage_train.warn_of_lanes(job, config.resources.workers)
     assert not caplog.records
-    story.warn_of_lanes(job, 1000)
+    stage_train.warn_of_lanes(job, 1000)
     assert "1000 workers read the data in" in caplog.text
 
 

@@ -155,20 +155,20 @@ def test_why_each_text_went_stays_known(annotated: Path, capfilt: Any) -> None:
     assert found[0].keys() == {*tables.SCHEMA.names, "verdict", "why"}
 
 
-def test_a_new_threshold_needs_the_scores_alone(story: Path, tmp_path: Path, capfilt: Any) -> None:
+def test_a_new_threshold_needs_the_scores_alone(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     """The annotations of a round serve any policy; with the round's own, the same shards come out."""
-    threshold = json.loads((story / "summary.json").read_text())["rounds"][1]["filter"]["threshold"]
-    words = ["select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "same"]
+    threshold = json.loads((finished_run / "summary.json").read_text())["rounds"][1]["filter"]["threshold"]
+    words = ["select", finished_run / "data/web", "--annotations", finished_run / "round-1", "--out", tmp_path / "same"]
     assert capfilt(*words, "--set", f"threshold={threshold!r}").code == 0
-    for made in (story / "round-1/dataset").iterdir():
+    for made in (finished_run / "round-1/dataset").iterdir():
         assert (tmp_path / "same/dataset" / made.name).read_bytes() == made.read_bytes()
 
 
-def test_human_pairs_are_not_touched(story: Path, snapshot: Any, capfilt: Any, tmp_path: Path) -> None:
-    before = snapshot(story / "data")
-    run = Path(shutil.copytree(story, tmp_path / "run"))
-    assert capfilt("bootstrap", story.parent / "mine.yaml", "--out", run, "--rounds", 1).code == 0
-    assert snapshot(story / "data") == before
+def test_human_pairs_are_not_touched(finished_run: Path, snapshot: Any, capfilt: Any, tmp_path: Path) -> None:
+    before = snapshot(finished_run / "data")
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    assert capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run, "--rounds", 1).code == 0
+    assert snapshot(finished_run / "data") == before
     seen = {entry["shard"] for entry in map(json.loads, (p.read_text() for p in run.glob("round-1/ledger/select/*")))}
     assert seen == {"00000", "00001", "00002"}, "the web's shards and no others"
 
@@ -225,8 +225,8 @@ class TestCalibrated:
         assert (tmp_path / "clean/dataset/00000.tar").read_bytes() == cleaned
 
     @pytest.mark.parametrize("given", [[], ["--val"], ["--filter"]])
-    def test_it_needs_both(self, annotated: Path, story: Path, capfilt: Any, given: list[str]) -> None:
-        values = {"--val": story / "data/val", "--filter": story / "round-1/filter"}
+    def test_it_needs_both(self, annotated: Path, finished_run: Path, capfilt: Any, given: list[str]) -> None:
+        values = {"--val": finished_run / "data/val", "--filter": finished_run / "round-1/filter"}
         words = [word for name in given for word in (name, values[name])]
         done = capfilt(
             "select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean",
@@ -236,21 +236,21 @@ class TestCalibrated:
         assert "needs --val SHARDS and --filter MODEL" in done.line
         assert not (annotated / "clean").exists()
 
-    def test_another_filter_s_threshold_means_nothing(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
-        other = story / "round-1/pretrain"
+    def test_another_filter_s_threshold_means_nothing(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+        other = finished_run / "round-1/pretrain"
         done = capfilt(
-            "select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "clean",
-            "--set", "threshold=calibrated", "--val", story / "data/val", "--filter", other,
+            "select", finished_run / "data/web", "--annotations", finished_run / "round-1", "--out", tmp_path / "clean",
+            "--set", "threshold=calibrated", "--val", finished_run / "data/val", "--filter", other,
         )  # fmt: skip
         assert done.code == 2
         assert "was scored by another filter" in done.line
 
-    def test_a_captioner_cannot_judge(self, story: Path, tmp_path: Path, capfilt: Any) -> None:
-        captioner = story / "round-1/captioner"
+    def test_a_captioner_cannot_judge(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+        captioner = finished_run / "round-1/captioner"
         assert "encoder" not in store.architecture(store.find(str(captioner))).text.roles
         done = capfilt(
-            "select", story / "data/web", "--annotations", story / "round-1", "--out", tmp_path / "clean",
-            "--set", "threshold=calibrated", "--val", story / "data/val", "--filter", captioner,
+            "select", finished_run / "data/web", "--annotations", finished_run / "round-1", "--out", tmp_path / "clean",
+            "--set", "threshold=calibrated", "--val", finished_run / "data/val", "--filter", captioner,
         )  # fmt: skip
         assert done.code == 2
         assert "cannot be the filter" in done.line

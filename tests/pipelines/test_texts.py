@@ -14,8 +14,8 @@ from capfilt.data import shards
 from capfilt.data.sample import Sample
 
 
-def models(story: Path) -> list[str]:
-    return ["--captioner", str(story / "round-1/captioner"), "--filter", str(story / "round-1/filter")]
+def models(finished_run: Path) -> list[str]:
+    return ["--captioner", str(finished_run / "round-1/captioner"), "--filter", str(finished_run / "round-1/filter")]
 
 
 def result(done: Any) -> Any:
@@ -45,9 +45,9 @@ def half(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def annotated(half: Path, story: Path, capfilt: Any) -> Path:
+def annotated(half: Path, finished_run: Path, capfilt: Any) -> Path:
     out = half.parent / "a"
-    told = result(capfilt("annotate", half, *models(story), "--out", out, "--json"))
+    told = result(capfilt("annotate", half, *models(finished_run), "--out", out, "--json"))
     assert told["texts"] == {
         "in": {"web": 40, "synthetic": 40},
         "kept": {"web": 20, "synthetic": 40},
@@ -84,7 +84,7 @@ def test_a_share_of_the_texts_is_a_share_of_what_can_be_read(
 
 
 def test_pictures_without_a_text_are_left_out_of_trainings_and_figures(
-    half: Path, story: Path, capfilt: Any, tmp_path: Path, model_yaml: Path
+    half: Path, finished_run: Path, capfilt: Any, tmp_path: Path, model_yaml: Path
 ) -> None:
     few = ("--set", "train.steps=2", "--set", "train.loader.batch_size=8", "--set", f"model={model_yaml}")
     words = ("pretrain", "blip-tiny", "--out", tmp_path / "p", *few, "--set", f"data={half}")
@@ -94,12 +94,12 @@ def test_pictures_without_a_text_are_left_out_of_trainings_and_figures(
     assert result(capfilt(*words, "--json"))["without_text"] == 20, "a rerun says so too"
     capfilt("report", tmp_path / "p", address=None)
     assert "20 pictures have no text: they were not trained on." in (tmp_path / "p/report.html").read_text()
-    told = result(capfilt("evaluate", story / "round-1/pretrain", half, "--json"))
+    told = result(capfilt("evaluate", finished_run / "round-1/pretrain", half, "--json"))
     assert told["without_text"] == 20
     assert told["retrieval"].keys() >= {"tr@1", "ir@1"}
 
 
-def test_each_text_keeps_where_it_comes_from(story: Path, tmp_path: Path, capfilt: Any, picture: Any) -> None:
+def test_each_text_keeps_where_it_comes_from(finished_run: Path, tmp_path: Path, capfilt: Any, picture: Any) -> None:
     """Annotated, selected, annotated again: what a captioner wrote stays its own, with the round that wrote it."""
     captions = [
         {"text": "a red square", "source": "human"},
@@ -113,7 +113,7 @@ def test_each_text_keeps_where_it_comes_from(story: Path, tmp_path: Path, capfil
     came += [("synthetic", 0, "written before"), ("synthetic", 1, "red")]
     for number in (1, 2):
         source, out = tmp_path / ("web" if number == 1 else "b1/dataset"), tmp_path / f"a{number}"
-        told = result(capfilt("annotate", source, *models(story), "--out", out, "--json"))
+        told = result(capfilt("annotate", source, *models(finished_run), "--out", out, "--json"))
         assert told["texts"]["in"] == {"human": 1, "web": 1, "synthetic": 2 + number}
         rows = {(row["source"], row["candidate"]): row for row in rows_of(out / "annotations/00000.parquet")}
         assert {(*place, rows[place]["text"]) for place in rows} >= set(came)
@@ -149,8 +149,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def joined(parts: Path, story: Path, capfilt: Any) -> Path:
-    words = ("annotate", f"{parts}/p0::{parts}/p1", *models(story), "--out", parts / "a", "--json")
+def joined(parts: Path, finished_run: Path, capfilt: Any) -> Path:
+    words = ("annotate", f"{parts}/p0::{parts}/p1", *models(finished_run), "--out", parts / "a", "--json")
     assert result(capfilt(*words))["samples"] == {"in": 9, "kept": 9, "dropped": 0, "failed": 0}
     return parts / "a"
 

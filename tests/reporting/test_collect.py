@@ -20,9 +20,9 @@ def data_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_bootstrap_ends_with_its_page(story: Path) -> None:
-    assert (story / "report.html").is_file()
-    (look,) = data_of(story / "report.html")["looks"]
+def test_a_bootstrap_ends_with_its_page(finished_run: Path) -> None:
+    assert (finished_run / "report.html").is_file()
+    (look,) = data_of(finished_run / "report.html")["looks"]
     assert look["round"] == 1
     assert look["totals"] == {"web": 60, "synthetic": 60}
 
@@ -73,72 +73,72 @@ def test_its_command_writes_what_the_round_wrote(colours: Path, tmp_path: Path, 
     assert (tmp_path / "again/dataset/00000.tar").read_bytes() == made
 
 
-def test_what_to_do_next_is_three_commands_that_work(moved: Path, capfilt: Any) -> None:
+def test_what_to_do_next_is_three_commands_that_work(run_copy: Path, capfilt: Any) -> None:
     import shlex
 
-    summary = json.loads((moved / "summary.json").read_text())
-    steps = collect.next_steps(moved, summary)
+    summary = json.loads((run_copy / "summary.json").read_text())
+    steps = collect.next_steps(run_copy, summary)
     verbs = [shlex.split(command)[1] for _, command in steps]
     assert verbs == ["review", "select", "export"]
     for _, command in steps[1:]:
         done = capfilt(*shlex.split(command)[1:])
         assert done.code == 0, (command, done.err)
     alone = {**summary, "rounds": summary["rounds"][:1]}
-    assert [shlex.split(command)[1] for _, command in collect.next_steps(moved, alone)] == ["export"]
+    assert [shlex.split(command)[1] for _, command in collect.next_steps(run_copy, alone)] == ["export"]
 
 
-def test_the_end_of_a_bootstrap_says_so(moved: Path, story: Path, capfilt: Any) -> None:
-    done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved)
+def test_the_end_of_a_bootstrap_says_so(run_copy: Path, finished_run: Path, capfilt: Any) -> None:
+    done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
     assert done.code == 0, done.err
-    assert f"report      {moved}/report.html" in done.out
-    assert f"  capfilt review {moved}\n" in done.out
-    as_json = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved, "--json")
+    assert f"report      {run_copy}/report.html" in done.out
+    assert f"  capfilt review {run_copy}\n" in done.out
+    as_json = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--json")
     json.loads(as_json.out)
 
 
-def test_a_run_that_is_not_finished_has_a_page(moved: Path, capfilt: Any) -> None:
+def test_a_run_that_is_not_finished_has_a_page(run_copy: Path, capfilt: Any) -> None:
     for gone in ("summary.json", "report.html"):
-        (moved / gone).unlink()
-    shutil.rmtree(moved / "round-1/dataset")
-    log = [line for line in (moved / "log.jsonl").read_text().splitlines() if '"round": 1, "seconds"' not in line]
-    (moved / "log.jsonl").write_text("\n".join(log) + '\n{"ts": "cut sh')
-    done = capfilt("report", moved, "--json", address=None)
+        (run_copy / gone).unlink()
+    shutil.rmtree(run_copy / "round-1/dataset")
+    log = [line for line in (run_copy / "log.jsonl").read_text().splitlines() if '"round": 1, "seconds"' not in line]
+    (run_copy / "log.jsonl").write_text("\n".join(log) + '\n{"ts": "cut sh')
+    done = capfilt("report", run_copy, "--json", address=None)
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert (told["rounds"], told["texts"]) == (1, 120)
-    assert told["bytes"] == (moved / "report.html").stat().st_size
+    assert told["bytes"] == (run_copy / "report.html").stat().st_size
 
 
-def test_other_runs_have_pages_too(story: Path, annotated: Path, tmp_path: Path, capfilt: Any) -> None:
+def test_other_runs_have_pages_too(finished_run: Path, annotated: Path, tmp_path: Path, capfilt: Any) -> None:
     for folder, texts in ((annotated, 120), (tmp_path / "clean", 120)):
         if folder != annotated:
             words = ("--annotations", annotated, "--out", folder, "--set", "threshold=keep-rate")
-            assert capfilt("select", story / "data/web", *words).code == 0
+            assert capfilt("select", finished_run / "data/web", *words).code == 0
         done = capfilt("report", folder, "--json", "--out", tmp_path / "page.html", address=None)
         assert done.code == 0, done.err
         assert json.loads(done.out)["texts"] == texts
         data = data_of(tmp_path / "page.html")
         assert all(thumb for _, thumb in data["images"])
-        assert data["looks"][0]["select"] == f"capfilt select {story / 'data/web'} --annotations {annotated}"
+        assert data["looks"][0]["select"] == f"capfilt select {finished_run / 'data/web'} --annotations {annotated}"
 
 
 @pytest.fixture(scope="module")
-def annotated(story: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> Path:
-    """The run folder of `capfilt annotate` over the story's web, with the story's models."""
+def annotated(finished_run: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> Path:
+    """The run folder of `capfilt annotate` over the finished run's web, with its models."""
     out = tmp_path_factory.mktemp("annotated") / "a"
-    models = ("--captioner", story / "round-1/captioner", "--filter", story / "round-1/filter")
-    done = capfilt("annotate", story / "data/web", *models, "--out", out, "--set", "decode.max_length=12")
+    models = ("--captioner", finished_run / "round-1/captioner", "--filter", finished_run / "round-1/filter")
+    done = capfilt("annotate", finished_run / "data/web", *models, "--out", out, "--set", "decode.max_length=12")
     assert done.code == 0, done.err
     return out
 
 
-def test_shards_that_are_gone_are_said_to_be(moved: Path, capfilt: Any) -> None:
-    shutil.rmtree(moved / "data/web")
-    done = capfilt("report", moved, address=None)
+def test_shards_that_are_gone_are_said_to_be(run_copy: Path, capfilt: Any) -> None:
+    shutil.rmtree(run_copy / "data/web")
+    done = capfilt("report", run_copy, address=None)
     assert done.code == 0, done.err
-    page = (moved / "report.html").read_text("utf-8")
+    page = (run_copy / "report.html").read_text("utf-8")
     assert "No pictures and no truth: no shard found at" in page
-    assert all(thumb is None for _, thumb in data_of(moved / "report.html")["images"])
+    assert all(thumb is None for _, thumb in data_of(run_copy / "report.html")["images"])
 
 
 @pytest.mark.parametrize(("held", "said"), [(False, "is no run folder"), (True, "holds nothing to show yet")])

@@ -21,9 +21,9 @@ from capfilt.storage.atomic import sha256_file
 
 
 @pytest.fixture
-def desk(moved: Path) -> Iterator[review.Server]:
+def desk(run_copy: Path) -> Iterator[review.Server]:
     """A review of a finished run, served."""
-    server = review.open_server(moved)
+    server = review.open_server(run_copy)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     with server:
@@ -59,14 +59,14 @@ def test_the_page_is_the_report_with_buttons(desk: review.Server) -> None:
     assert desk.server_address[0] == "127.0.0.1"
 
 
-def test_a_click_is_a_label_in_the_run_folder(desk: review.Server, moved: Path) -> None:
+def test_a_click_is_a_label_in_the_run_folder(desk: review.Server, run_copy: Path) -> None:
     status, _, body = ask(desk, body=CLICK)
     assert (status, json.loads(body)) == (200, {"labels": [[0, 0, 1]]})
     uid, source, text = desk.desk.gathered.rows[0][0]
-    assert labels.read(moved) == {(uid, text): Label(uid, text, source, "right", True)}
+    assert labels.read(run_copy) == {(uid, text): Label(uid, text, source, "right", True)}
     assert b'"label":[1,' in ask(desk, "GET", f"/?token={desk.token}")[2], "a page opened anew shows it"
     ask(desk, body={**CLICK, "verdict": "none"})
-    assert labels.read(moved) == {}
+    assert labels.read(run_copy) == {}
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_a_click_is_a_label_in_the_run_folder(desk: review.Server, moved: Path) 
     ],
 )
 def test_others_are_refused(
-    desk: review.Server, moved: Path, headers: dict[str, str], path: str | None, status: int
+    desk: review.Server, run_copy: Path, headers: dict[str, str], path: str | None, status: int
 ) -> None:
     assert ask(desk, "POST", path, CLICK, **headers)[0] == status
-    assert not (moved / labels.FILE).exists()
+    assert not (run_copy / labels.FILE).exists()
 
 
 @pytest.mark.parametrize(("host", "path"), [("evil.example", None), (None, "/?token=x"), (None, "/")])
@@ -112,9 +112,9 @@ def test_nobody_else_reads_the_page(desk: review.Server, host: str | None, path:
         (b"x" * 5000, 413),
     ],
 )
-def test_what_is_no_label_is_refused(desk: review.Server, moved: Path, body: Any, status: int) -> None:
+def test_what_is_no_label_is_refused(desk: review.Server, run_copy: Path, body: Any, status: int) -> None:
     assert ask(desk, body=body)[0] == status
-    assert not (moved / labels.FILE).exists()
+    assert not (run_copy / labels.FILE).exists()
     assert ask(desk, body=CLICK)[0] == 200, "and the server lives"
 
 
@@ -123,29 +123,31 @@ def test_there_is_only_one_page(desk: review.Server) -> None:
     assert ask(desk, "POST", f"/?token={desk.token}", CLICK)[0] == 404
 
 
-def test_many_clicks_at_once_are_all_kept(desk: review.Server, moved: Path) -> None:
+def test_many_clicks_at_once_are_all_kept(desk: review.Server, run_copy: Path) -> None:
     threads = [threading.Thread(target=ask, args=(desk,), kwargs={"body": {**CLICK, "row": i}}) for i in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len((moved / labels.FILE).read_bytes().splitlines()) == 20
+    assert len((run_copy / labels.FILE).read_bytes().splitlines()) == 20
 
 
-def test_a_run_without_annotations_has_nothing_to_review(moved: Path, capfilt: Any) -> None:
+def test_a_run_without_annotations_has_nothing_to_review(run_copy: Path, capfilt: Any) -> None:
     import shutil
 
-    shutil.rmtree(moved / "round-1")
-    done = capfilt("review", moved, address=None)
+    shutil.rmtree(run_copy / "round-1")
+    done = capfilt("review", run_copy, address=None)
     assert done.code == 1
     assert "has no annotations yet" in done.line
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_review_and_says_what_the_labels_say(moved: Path, deaf: Any, sent: signal.Signals) -> None:
-    words = (sys.executable, "-m", "capfilt", "review", str(moved), "--json")
+def test_a_signal_ends_a_review_and_says_what_the_labels_say(
+    run_copy: Path, ignore_signals: Any, sent: signal.Signals
+) -> None:
+    words = (sys.executable, "-m", "capfilt", "review", str(run_copy), "--json")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, preexec_fn=deaf, **pipes) as running:  # type: ignore[call-overload]
+    with subprocess.Popen(words, preexec_fn=ignore_signals, **pipes) as running:  # type: ignore[call-overload]
         assert running.stdout is not None
         url = urlsplit(json.loads(running.stdout.readline())["url"])
         connection = http.client.HTTPConnection(url.netloc, timeout=60)
@@ -159,7 +161,7 @@ def test_a_signal_ends_a_review_and_says_what_the_labels_say(moved: Path, deaf: 
     assert json.loads(out)["labels"] == 1
 
 
-def test_a_person_reviews(desk: review.Server, moved: Path, browser: Any) -> None:
+def test_a_person_reviews(desk: review.Server, run_copy: Path, browser: Any) -> None:
     opened = browser.open(desk.url)
     opened.wait_for_selector(".card")
     assert opened.locator("#sort").input_value() == "random"
@@ -179,17 +181,17 @@ def test_a_person_reviews(desk: review.Server, moved: Path, browser: Any) -> Non
     opened.locator("#sort").select_option("close")
     opened.locator(".card .text").last.get_by_role("button", name="wrong").click()
     opened.locator("#live").filter(has_text="1 labels given otherwise").wait_for()
-    given = [label.at_random for label in labels.read(moved).values()]
+    given = [label.at_random for label in labels.read(run_copy).values()]
     assert sorted(given) == [False, True, True]
     assert {urlsplit(request).hostname for request in browser.requests if request.startswith("http")} == {"127.0.0.1"}
     opened.reload()
     opened.locator("#live").filter(has_text="2 random labels").wait_for()
 
 
-def test_a_click_that_cannot_be_kept_is_said_to_be_lost(desk: review.Server, moved: Path, chromium: Any) -> None:
+def test_a_click_that_cannot_be_kept_is_said_to_be_lost(desk: review.Server, run_copy: Path, chromium: Any) -> None:
     page = chromium.new_context().new_page()
     page.goto(desk.url)
-    (moved / labels.FILE).mkdir()
+    (run_copy / labels.FILE).mkdir()
     page.locator(".card .text").first.get_by_role("button", name="right").click()
     page.locator("#saved").filter(has_text="Not saved").wait_for()
     assert page.locator("[aria-pressed=true]").count() == 0

@@ -131,8 +131,8 @@ def test_a_torn_lock_is_watched_like_one_from_elsewhere(tmp_path: Path) -> None:
     assert acquire(tmp_path, stale=0.2).number == 8
 
 
-def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, deaf: Any) -> None:
-    with driver(tmp_path, start=deaf) as first:
+def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, ignore_signals: Any) -> None:
+    with driver(tmp_path, start=ignore_signals) as first:
         foreign(tmp_path, 2)
         assert first.stdout is not None
         assert "was taken over by process" in first.stdout.readline()
@@ -140,11 +140,11 @@ def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, 
     assert (tmp_path / "lock-2.json").is_file(), "a lock that was lost is not removed"
 
 
-def test_a_driver_that_cannot_be_interrupted_is_ended(tmp_path: Path, deaf: Any) -> None:
+def test_a_driver_that_cannot_be_interrupted_is_ended(tmp_path: Path, ignore_signals: Any) -> None:
     stubborn = HOLD.partition("try:")[0].replace("acquire\n", "acquire, interrupt\ninterrupt.GRACE = 0.3\n") + (
         "while True:\n try: time.sleep(60)\n except BaseException: print('no', flush=True)"
     )
-    with driver(tmp_path, stubborn, deaf) as first:
+    with driver(tmp_path, stubborn, ignore_signals) as first:
         foreign(tmp_path, 2)
         out, err = first.communicate(timeout=100)
     assert (first.returncode, out) == (1, "no\n")

@@ -122,22 +122,22 @@ def test_a_person_is_told_of_both_stages(ended: Path, capfilt: Any) -> None:
 def test_a_rerun_touches_nothing_even_where_the_folder_was_moved(
     ended: Path, tmp_path: Path, capfilt: Any, snapshot: Any
 ) -> None:
-    moved = Path(shutil.copytree(ended, tmp_path / "run"))
-    before = snapshot(moved)
-    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", moved, "--json")
+    run_copy = Path(shutil.copytree(ended, tmp_path / "run"))
+    before = snapshot(run_copy)
+    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", run_copy, "--json")
     assert done.code == 0, done.err
-    assert snapshot(moved) == before
+    assert snapshot(run_copy) == before
     assert done.err == ""
 
 
 def test_one_more_round_is_led_by_a_blip_again(ended: Path, tmp_path: Path, capfilt: Any) -> None:
-    moved = Path(shutil.copytree(ended, tmp_path / "run"))
-    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", moved, "--rounds", 2)
+    run_copy = Path(shutil.copytree(ended, tmp_path / "run"))
+    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", run_copy, "--rounds", 2)
     assert done.code == 0, done.err
-    _, second, third = summary(moved)["rounds"]
+    _, second, third = summary(run_copy)["rounds"]
     assert "stages" not in second
     assert set(third["stages"]) == {"stage-1", "stage-2"}
-    assert store.architecture(moved / "round-1/pretrain/checkpoint").family == "blip"
+    assert store.architecture(run_copy / "round-1/pretrain/checkpoint").family == "blip"
 
 
 @pytest.mark.parametrize(

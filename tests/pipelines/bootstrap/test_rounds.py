@@ -54,8 +54,8 @@ def results(run: Path, *parts: str) -> dict[str, bytes]:
 class TestTheStory:
     """One finished run: what lies in its folder, and whether it adds up."""
 
-    def test_the_summary_has_the_figures_of_every_round(self, story: Path) -> None:
-        told = summary(story)
+    def test_the_summary_has_the_figures_of_every_round(self, finished_run: Path) -> None:
+        told = summary(finished_run)
         assert told["command"] == "bootstrap"
         assert told["recipe"] == "recipe.yaml"
         assert told["seconds"] >= sum(entry["seconds"] for entry in told["rounds"]) - 0.2 > 0
@@ -70,8 +70,8 @@ class TestTheStory:
         assert set(second["kept"]) == set(second["noise_ratio"]) == {"web", "synthetic"}
         assert {"threshold", "auc", "auc_by_kind", "precision", "recall"} <= set(second["filter"])
 
-    def test_in_is_kept_and_dropped_and_failed(self, story: Path) -> None:
-        entry = summary(story)["rounds"][1]
+    def test_in_is_kept_and_dropped_and_failed(self, finished_run: Path) -> None:
+        entry = summary(finished_run)["rounds"][1]
         assert entry["samples_in"] == 60 == sum(entry["samples"].values())
         for source in ("web", "synthetic"):
             dropped = sum(n for reason, n in entry["dropped"].items() if reason.startswith(f"{source}: "))
@@ -79,35 +79,39 @@ class TestTheStory:
             assert entry["noise_ratio"][source] == pytest.approx(dropped / 60, abs=1e-4)
         assert sum(entry["kept"].values()) == 60, "half of 120 texts, as keep-rate was asked"
         for stage in ("annotate", "select"):
-            tallies = [json.loads(p.read_text())["tally"] for p in (story / f"round-1/ledger/{stage}").glob("*.json")]
+            tallies = [
+                json.loads(p.read_text())["tally"] for p in (finished_run / f"round-1/ledger/{stage}").glob("*.json")
+            ]
             assert len(tallies) == 3
             for tally in tallies:
                 of = tally["samples"]
                 assert of["in"] == of["kept"] + of["dropped"] + of["failed"] == 20
 
-    def test_every_image_has_its_web_text_and_one_synthetic_text_with_scores(self, story: Path) -> None:
-        web = samples(story / "data/web")
-        found = Counter((row["key"], row["source"]) for row in rows(story))
+    def test_every_image_has_its_web_text_and_one_synthetic_text_with_scores(self, finished_run: Path) -> None:
+        web = samples(finished_run / "data/web")
+        found = Counter((row["key"], row["source"]) for row in rows(finished_run))
         assert found == {(key, source): 1 for key in web for source in ("web", "synthetic")}
-        for row in rows(story):
+        for row in rows(finished_run):
             sample = web[row["key"]]
             assert (row["uid"], row["sha256"], row["round"]) == (sample.uid, sample.sha256, 1)
             assert 0 <= row["itm"] <= 1
             assert -1 <= row["itc"] <= 1
             assert row["source"] == "synthetic" or row["text"] == sample.text
             assert bool(row["captioner"]) == (row["source"] == "synthetic")
-        captioners = {row["captioner"] for row in rows(story)} - {""}
-        assert captioners == {store.fingerprint(story / "round-1/captioner/checkpoint")}
-        assert {row["filter"] for row in rows(story)} == {store.fingerprint(story / "round-1/filter/checkpoint")}
+        captioners = {row["captioner"] for row in rows(finished_run)} - {""}
+        assert captioners == {store.fingerprint(finished_run / "round-1/captioner/checkpoint")}
+        assert {row["filter"] for row in rows(finished_run)} == {
+            store.fingerprint(finished_run / "round-1/filter/checkpoint")
+        }
 
-    def test_the_cleaned_shards_hold_what_reached_the_threshold(self, story: Path) -> None:
-        threshold = summary(story)["rounds"][1]["filter"]["threshold"]
+    def test_the_cleaned_shards_hold_what_reached_the_threshold(self, finished_run: Path) -> None:
+        threshold = summary(finished_run)["rounds"][1]["filter"]["threshold"]
         expected: dict[str, list[dict[str, Any]]] = {}
-        for row in rows(story):
+        for row in rows(finished_run):
             if row["itm"] >= threshold and row["text"].strip():
                 caption = {name: row[name] for name in ("text", "source", "itm", "itc", "round")}
                 expected.setdefault(row["key"], []).append(caption)
-        web, clean = samples(story / "data/web"), samples(story / "round-1/dataset")
+        web, clean = samples(finished_run / "data/web"), samples(finished_run / "round-1/dataset")
         assert 0 < len(clean) < 60
         assert {key: sorted(s.meta["captions"], key=str) for key, s in clean.items()} == {
             key: sorted(captions, key=str) for key, captions in expected.items()
@@ -117,43 +121,43 @@ class TestTheStory:
             assert sample.text == max(sample.meta["captions"], key=lambda c: (c["itm"], c["source"]))["text"]
             came = web[key].meta
             assert {name: value for name, value in sample.meta.items() if name != "captions"} == came
-        verdicts = Counter((row["source"], row["verdict"]) for row in rows(story, "dataset"))
-        kept = summary(story)["rounds"][1]["kept"]
+        verdicts = Counter((row["source"], row["verdict"]) for row in rows(finished_run, "dataset"))
+        kept = summary(finished_run)["rounds"][1]["kept"]
         assert {source: verdicts[source, "kept"] for source in kept} == kept
         assert verdicts.total() == 120
 
-    def test_the_cleaned_shards_open_with_plain_webdataset(self, story: Path) -> None:
+    def test_the_cleaned_shards_open_with_plain_webdataset(self, finished_run: Path) -> None:
         import webdataset
 
-        tars = sorted((story / "round-1/dataset").glob("*.tar"))
+        tars = sorted((finished_run / "round-1/dataset").glob("*.tar"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it leaves closing the tars to the garbage collector
             found = list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False))
             gc.collect()
-        clean = samples(story / "round-1/dataset")
+        clean = samples(finished_run / "round-1/dataset")
         assert [row["__key__"] for row in found] == list(clean)
         for row in found:
             sample = clean[row["__key__"]]
             assert row[sample.extension] == sample.image
             assert json.loads(row["json"]) == sample.meta
-        sizes = json.loads((story / "round-1/dataset/sizes.json").read_text())
+        sizes = json.loads((finished_run / "round-1/dataset/sizes.json").read_text())
         counts = Counter(Path(row["__url__"]).name for row in found)
         assert sizes == {tar.name: counts[tar.name] for tar in tars}
 
-    def test_the_models_are_what_their_roles_ask(self, story: Path) -> None:
+    def test_the_models_are_what_their_roles_ask(self, finished_run: Path) -> None:
         roles = {
-            part: store.architecture(story / part / "checkpoint").text.roles
+            part: store.architecture(finished_run / part / "checkpoint").text.roles
             for part in ("round-0/pretrain", "round-1/captioner", "round-1/filter", "round-1/pretrain")
         }
         assert list(roles.values()) == [("encoder", "decoder"), ("decoder",), ("encoder",), ("encoder", "decoder")]
-        assert len({store.fingerprint(story / part / "checkpoint") for part in roles}) == 4
+        assert len({store.fingerprint(finished_run / part / "checkpoint") for part in roles}) == 4
 
-    def test_nothing_half_written_is_left(self, story: Path) -> None:
-        assert not list(story.rglob(".capfilt-part-*"))
-        assert not list(story.rglob("states"))
+    def test_nothing_half_written_is_left(self, finished_run: Path) -> None:
+        assert not list(finished_run.rglob(".capfilt-part-*"))
+        assert not list(finished_run.rglob("states"))
 
-    def test_the_recipe_in_the_run_folder_says_everything(self, story: Path) -> None:
-        tree = yaml.safe_load((story / "recipe.yaml").read_text())
+    def test_the_recipe_in_the_run_folder_says_everything(self, finished_run: Path) -> None:
+        tree = yaml.safe_load((finished_run / "recipe.yaml").read_text())
         assert tree["pretrain"]["optimizer"]["weight_decay"] == 0.05, "a default, spelled out"
         assert tree["rounds"] == 1
 
@@ -162,25 +166,25 @@ class TestGoingOn:
     """The same command on the same folder."""
 
     def test_a_rerun_touches_nothing_even_where_the_folder_was_moved(
-        self, moved: Path, story: Path, capfilt: Any, snapshot: Any
+        self, run_copy: Path, finished_run: Path, capfilt: Any, snapshot: Any
     ) -> None:
-        before = snapshot(moved)
-        done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved, "--json")
+        before = snapshot(run_copy)
+        done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--json")
         assert done.code == 0
-        assert snapshot(moved) == before
-        assert json.loads(done.out) == summary(story)
+        assert snapshot(run_copy) == before
+        assert json.loads(done.out) == summary(finished_run)
         assert done.err == ""
 
-    def test_a_person_sees_a_line_per_stage_and_a_table(self, moved: Path, story: Path, capfilt: Any) -> None:
-        done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved)
+    def test_a_person_sees_a_line_per_stage_and_a_table(self, run_copy: Path, finished_run: Path, capfilt: Any) -> None:
+        done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
         lines = [line.split("  ")[0] for line in done.err.splitlines()]
         one = [f"round 1 {name}" for name in ("captioner", "filter", "annotate", "select", "pretrain", "evaluate")]
         assert lines == ["write the world", "round 0 pretrain", "round 0 evaluate", *one]
         assert all("resumed" in line for line in done.err.splitlines())
         table = [line for line in done.out.splitlines() if line.startswith("│")]
         assert [line.split("│")[1].strip() for line in table] == ["0", "1"]
-        assert f"summary     {moved}/summary.json" in done.out
-        assert f"run folder  {moved}" in done.out
+        assert f"summary     {run_copy}/summary.json" in done.out
+        assert f"run folder  {run_copy}" in done.out
 
     @pytest.mark.parametrize(
         ("gone", "redone"),
@@ -191,58 +195,60 @@ class TestGoingOn:
         ],
     )
     def test_what_is_gone_is_made_again_alike_and_nothing_else(
-        self, moved: Path, story: Path, capfilt: Any, snapshot: Any, gone: str, redone: set[str]
+        self, run_copy: Path, finished_run: Path, capfilt: Any, snapshot: Any, gone: str, redone: set[str]
     ) -> None:
-        before = snapshot(moved)
-        (moved / gone).unlink()
-        assert capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved).code == 0
-        after = snapshot(moved)
+        before = snapshot(run_copy)
+        (run_copy / gone).unlink()
+        assert capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy).code == 0
+        after = snapshot(run_copy)
         again = {name for name in after if after[name] != before[name]} - MADE_ANEW
         assert again == {gone, *redone}
         for name in again:
-            assert (moved / name).read_bytes() == (story / name).read_bytes()
+            assert (run_copy / name).read_bytes() == (finished_run / name).read_bytes()
 
     def test_a_model_that_is_gone_is_trained_again_to_the_same_weights(
-        self, moved: Path, story: Path, capfilt: Any, snapshot: Any
+        self, run_copy: Path, finished_run: Path, capfilt: Any, snapshot: Any
     ) -> None:
-        before = snapshot(moved)
-        (moved / "round-1/filter/checkpoint/model.safetensors").unlink()
-        assert capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved).code == 0
-        again = {name for name, stat in snapshot(moved).items() if stat != before[name]} - MADE_ANEW
+        before = snapshot(run_copy)
+        (run_copy / "round-1/filter/checkpoint/model.safetensors").unlink()
+        assert capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy).code == 0
+        again = {name for name, stat in snapshot(run_copy).items() if stat != before[name]} - MADE_ANEW
         # Whatever rests on the filter knows it by its weights, and those are the same.
         assert all(name.startswith(("round-1/filter/", "round-1/ledger/filter/")) for name in again), again
-        assert results(moved) == results(story)
+        assert results(run_copy) == results(finished_run)
 
-    def test_another_round_is_added(self, moved: Path, story: Path, capfilt: Any, snapshot: Any) -> None:
-        before = snapshot(moved)
-        done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved, "--rounds", 2)
+    def test_another_round_is_added(self, run_copy: Path, finished_run: Path, capfilt: Any, snapshot: Any) -> None:
+        before = snapshot(run_copy)
+        done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--rounds", 2)
         assert done.code == 0, done.err
-        after = snapshot(moved)
+        after = snapshot(run_copy)
         again = {name for name in before if after[name] != before[name]}
         assert again == {"summary.json", "report.html", "recipe.yaml"}
-        assert summary(moved)["rounds"][:2] == summary(story)["rounds"]
-        assert summary(moved)["rounds"][2]["samples_in"] == 60
+        assert summary(run_copy)["rounds"][:2] == summary(finished_run)["rounds"]
+        assert summary(run_copy)["rounds"][2]["samples_in"] == 60
         made = {name.partition("/")[2] for name in after if name.startswith("round-2/")}
         assert made == {name.partition("/")[2] for name in before if name.startswith("round-1/")}
         # Another model, other draws: the texts are new.
-        texts = [pq.read_table(moved / f"round-{r}/annotations/00000.parquet").column("text") for r in (1, 2)]
+        texts = [pq.read_table(run_copy / f"round-{r}/annotations/00000.parquet").column("text") for r in (1, 2)]
         assert texts[0] != texts[1]
 
-    def test_another_recipe_is_refused_by_its_key(self, moved: Path, story: Path, capfilt: Any, snapshot: Any) -> None:
-        before = snapshot(moved)
-        done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved, "--set", "pretrain.steps=5")
+    def test_another_recipe_is_refused_by_its_key(
+        self, run_copy: Path, finished_run: Path, capfilt: Any, snapshot: Any
+    ) -> None:
+        before = snapshot(run_copy)
+        done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--set", "pretrain.steps=5")
         assert done.code == 1
         assert "pretrain.steps: 4 -> 5" in done.line
         assert "another --out" in done.line
-        assert snapshot(moved) == before
+        assert snapshot(run_copy) == before
 
     def test_another_architecture_under_the_same_name_is_refused(
-        self, moved: Path, story: Path, capfilt: Any, model_yaml: Path
+        self, run_copy: Path, finished_run: Path, capfilt: Any, model_yaml: Path
     ) -> None:
         own = model_yaml.read_text()
         try:
             model_yaml.write_text(own.replace("projection: 16", "projection: 24"))
-            done = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved)
+            done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
         finally:
             model_yaml.write_text(own)
         assert done.code == 1
@@ -285,27 +291,27 @@ def test_a_policy_may_rank_alone(tmp_path: Path, recipe: Any, capfilt: Any) -> N
     assert told["filter"].keys() == {"auc", "auc_by_kind"}
 
 
-def test_the_truth_changes_nothing(tmp_path: Path, story: Path, recipe: Any, capfilt: Any) -> None:
+def test_the_truth_changes_nothing(tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any) -> None:
     """The same shards without `truth` in their json: all that is trained, written or kept is the same."""
-    for url in shards.expand(str(story / "data/web")):
+    for url in shards.expand(str(finished_run / "data/web")):
         blank = []
         for item in shards.read(url):
             assert isinstance(item, Sample)
             assert item.meta.pop("truth")
             blank.append(item)
         shards.write(tmp_path / "web" / f"{shards.name(url)}.tar", blank)
-    named = {split: str(story / "data" / split) for split in ("human", "val", "test")}
+    named = {split: str(finished_run / "data" / split) for split in ("human", "val", "test")}
     mine = recipe(tmp_path, data={**named, "web": str(tmp_path / "web")})
     done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    told, known = summary(tmp_path / "run")["rounds"][1], summary(story)["rounds"][1]
+    told, known = summary(tmp_path / "run")["rounds"][1], summary(finished_run)["rounds"][1]
     assert told["filter"] == {"threshold": known["filter"]["threshold"]}
     assert {**told, "filter": 0, "seconds": 0} == {**known, "filter": 0, "seconds": 0}
-    mine_made, made = results(tmp_path / "run"), results(story)
+    mine_made, made = results(tmp_path / "run"), results(finished_run)
     assert mine_made.keys() == made.keys()
     for name in made.keys() - {name for name in made if name.endswith(".tar")}:
         assert mine_made[name] == made[name], name
-    blank_clean, clean = samples(tmp_path / "run/round-1/dataset"), samples(story / "round-1/dataset")
+    blank_clean, clean = samples(tmp_path / "run/round-1/dataset"), samples(finished_run / "round-1/dataset")
     assert list(blank_clean) == list(clean)
     for key, sample in clean.items():
         assert sample.meta.pop("truth")
@@ -316,7 +322,7 @@ def test_the_truth_changes_nothing(tmp_path: Path, story: Path, recipe: Any, cap
 
 
 def test_odd_and_broken_inputs_are_accounted_for(
-    tmp_path: Path, story: Path, recipe: Any, capfilt: Any, picture: Callable[..., bytes]
+    tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any, picture: Callable[..., bytes]
 ) -> None:
     web, long = tmp_path / "web", "a red circle " * 800
     odd = {
@@ -334,11 +340,11 @@ def test_odd_and_broken_inputs_are_accounted_for(
         web / "odd.tar",
         [Sample(key, image, ext, texts.get(key, key), metas.get(key, {})) for key, (image, ext) in odd.items()],
     )
-    whole = (story / "data/web/00000.tar").read_bytes()
+    whole = (finished_run / "data/web/00000.tar").read_bytes()
     (web / "cut.tar").write_bytes(whole[: len(whole) // 2])
     (web / "noise.tar").write_bytes(b"not a tar at all" * 1000)
     shards.write(web / "none.tar", [])
-    named = {split: str(story / "data" / split) for split in ("human", "test")}
+    named = {split: str(finished_run / "data" / split) for split in ("human", "test")}
     mine = recipe(tmp_path, data={**named, "web": str(web)}, select={"threshold": 0})
     done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 0, done.err
@@ -356,10 +362,10 @@ def test_odd_and_broken_inputs_are_accounted_for(
 
 
 def test_a_web_of_which_no_picture_can_be_decoded_ends_a_bootstrap_there(
-    tmp_path: Path, story: Path, recipe: Any, capfilt: Any
+    tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any
 ) -> None:
     shards.write(tmp_path / "web/00000.tar", [Sample(f"{i}", b"this is no picture", "jpg", "a text") for i in range(3)])
-    mine = recipe(tmp_path, data={"web": str(tmp_path / "web"), "human": str(story / "data/human")})
+    mine = recipe(tmp_path, data={"web": str(tmp_path / "web"), "human": str(finished_run / "data/human")})
     done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 1
     assert (
@@ -378,7 +384,7 @@ def test_a_web_of_which_no_picture_can_be_decoded_ends_a_bootstrap_there(
     ],
 )
 def test_an_empty_corpus_is_refused_before_anything_is_trained(
-    tmp_path: Path, story: Path, recipe: Any, capfilt: Any, web: list[Sample] | bytes | None, said: str
+    tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any, web: list[Sample] | bytes | None, said: str
 ) -> None:
     tar = tmp_path / "web/00000.tar"
     tar.parent.mkdir()
@@ -386,7 +392,7 @@ def test_an_empty_corpus_is_refused_before_anything_is_trained(
         tar.write_bytes(web)
     elif web is not None:
         shards.write(tar, web)
-    mine = recipe(tmp_path, data={"web": str(tar.parent), "human": str(story / "data/human")})
+    mine = recipe(tmp_path, data={"web": str(tar.parent), "human": str(finished_run / "data/human")})
     done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 1
     assert said in done.line

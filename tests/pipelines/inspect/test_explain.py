@@ -13,15 +13,15 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.tally import Tally
 
 
-def first_row(story: Path) -> dict[str, Any]:
-    row: dict[str, Any] = pq.read_table(story / "round-1/dataset/00001.parquet").to_pylist()[0]
+def first_row(finished_run: Path) -> dict[str, Any]:
+    row: dict[str, Any] = pq.read_table(finished_run / "round-1/dataset/00001.parquet").to_pylist()[0]
     return row
 
 
 @pytest.mark.parametrize("column", ["key", "uid", "sha256"])
-def test_every_text_with_scores_models_and_verdict(story: Path, capfilt: Any, column: str) -> None:
-    row = first_row(story)
-    done = capfilt("explain", story, row[column], "--json")
+def test_every_text_with_scores_models_and_verdict(finished_run: Path, capfilt: Any, column: str) -> None:
+    row = first_row(finished_run)
+    done = capfilt("explain", finished_run, row[column], "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
     [chapter] = told["found"]
@@ -36,9 +36,9 @@ def test_every_text_with_scores_models_and_verdict(story: Path, capfilt: Any, co
     }
 
 
-def test_a_person_reads_it(story: Path, capfilt: Any) -> None:
-    row = first_row(story)
-    done = capfilt("explain", story, row["key"])
+def test_a_person_reads_it(finished_run: Path, capfilt: Any) -> None:
+    row = first_row(finished_run)
+    done = capfilt("explain", finished_run, row["key"])
     assert done.out.splitlines()[0] == "round-1  shard 00001  (select: dataset/00001.parquet)"
     assert f"key {row['key']}  uid {row['uid']}  sha256 {row['sha256']}  round 1" in done.out
     assert "written by round-1/captioner/checkpoint (blip-" in done.out
@@ -47,29 +47,29 @@ def test_a_person_reads_it(story: Path, capfilt: Any) -> None:
     assert repr(row["text"]) in done.out
 
 
-def test_before_there_is_a_verdict(moved: Path, capfilt: Any) -> None:
-    shutil.rmtree(moved / "round-1/ledger/select")
-    done = capfilt("explain", moved, first_row(moved)["key"])
+def test_before_there_is_a_verdict(run_copy: Path, capfilt: Any) -> None:
+    shutil.rmtree(run_copy / "round-1/ledger/select")
+    done = capfilt("explain", run_copy, first_row(run_copy)["key"])
     assert done.code == 0, done.err
     assert "(annotate: annotations/00001.parquet)" in done.out
     assert "no verdict yet" in done.out
 
 
-def test_tables_of_stages_that_it_does_not_know(moved: Path, capfilt: Any) -> None:
+def test_tables_of_stages_that_it_does_not_know(run_copy: Path, capfilt: Any) -> None:
     """What a downloader would leave, say."""
-    row = first_row(moved)
-    table = moved / "shards/00001.parquet"
+    row = first_row(run_copy)
+    table = run_copy / "shards/00001.parquet"
     table.parent.mkdir()
     pq.write_table(pa.table({"key": [row["key"], "x"], "url": ["http://a/1.jpg", ""], "jpg": [b"1", b""]}), table)
-    Ledger(moved, "download").commit("00001", "f", [table], Tally.zero())
-    told = json.loads(capfilt("explain", moved, row["key"], "--json").out)
+    Ledger(run_copy, "download").commit("00001", "f", [table], Tally.zero())
+    told = json.loads(capfilt("explain", run_copy, row["key"], "--json").out)
     assert [chapter["stage"] for chapter in told["found"]] == ["download", "select"]
     assert told["found"][0]["rows"] == [{"key": row["key"], "url": "http://a/1.jpg"}]
-    assert "  url: http://a/1.jpg\n" in capfilt("explain", moved, row["key"]).out
+    assert "  url: http://a/1.jpg\n" in capfilt("explain", run_copy, row["key"]).out
 
 
-def test_an_image_that_is_not_there(story: Path, capfilt: Any) -> None:
-    done = capfilt("explain", story, "nobody")
+def test_an_image_that_is_not_there(finished_run: Path, capfilt: Any) -> None:
+    done = capfilt("explain", finished_run, "nobody")
     assert done.code == 1
     assert "no image is called 'nobody'" in done.line
     assert "6 tables were looked at" in done.line

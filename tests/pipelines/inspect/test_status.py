@@ -24,8 +24,8 @@ def told(run: Path, capfilt: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_finished_bootstrap(story: Path, capfilt: Any) -> None:
-    found = told(story, capfilt)
+def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
+    found = told(finished_run, capfilt)
     assert found["state"] == "done: every stage that was begun"
     table = [(s["folder"], s["stage"], s["done"], s["total"], s["unit"]) for s in found["stages"]]
     assert table == [
@@ -47,40 +47,46 @@ def test_a_finished_bootstrap(story: Path, capfilt: Any) -> None:
     assert annotated["seconds_left"] == 0
 
 
-def test_a_run_that_was_cut_short(moved: Path, capfilt: Any) -> None:
-    ledger = moved / "round-1/ledger"
+def test_a_run_that_was_cut_short(run_copy: Path, capfilt: Any) -> None:
+    ledger = run_copy / "round-1/ledger"
     (ledger / "annotate/00001.json").unlink()
     (ledger / "annotate/00002.json").write_text("{")
     shutil.rmtree(ledger / "pretrain")
-    log = moved / "round-1/pretrain/log.jsonl"
+    log = run_copy / "round-1/pretrain/log.jsonl"
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]) + b'{"step": 4')
-    stage_status.failed(Ledger(moved / "round-1", "annotate"), "00001", "killed its worker 3 times: pid 17 in /tmp/x")
-    stage_status.failed(Ledger(moved / "round-1", "annotate"), "00002", "killed its worker 3 times: pid 19 in /tmp/y")
-    found = {(s["folder"], s["stage"]): s for s in told(moved, capfilt)["stages"]}
+    stage_status.failed(
+        Ledger(run_copy / "round-1", "annotate"), "00001", "killed its worker 3 times: pid 17 in /tmp/x"
+    )
+    stage_status.failed(
+        Ledger(run_copy / "round-1", "annotate"), "00002", "killed its worker 3 times: pid 19 in /tmp/y"
+    )
+    found = {(s["folder"], s["stage"]): s for s in told(run_copy, capfilt)["stages"]}
     annotated = found["round-1", "annotate"]
     assert (annotated["done"], annotated["total"]) == (1, 3)
     assert annotated["errors"] == {"killed its worker … times: pid … in …": 2}
     assert annotated["seconds_left"] is not None
     assert (found["round-1", "pretrain"]["done"], found["round-1", "pretrain"]["total"]) == (3, 4)
-    assert told(moved, capfilt)["state"] == "stopped: the same command goes on"
+    assert told(run_copy, capfilt)["state"] == "stopped: the same command goes on"
 
 
-def test_who_works_and_who_died(moved: Path, capfilt: Any) -> None:
-    lock.hold(moved)
-    assert told(moved, capfilt)["state"] == f"working: process {os.getpid()} on {os.uname().nodename}"
+def test_who_works_and_who_died(run_copy: Path, capfilt: Any) -> None:
+    lock.hold(run_copy)
+    assert told(run_copy, capfilt)["state"] == f"working: process {os.getpid()} on {os.uname().nodename}"
     lock.release_all()
     code = "import os, sys; from pathlib import Path; from capfilt.runs import lock; lock.hold(Path(sys.argv[1]))"
-    child = subprocess.Popen([sys.executable, "-c", f"{code}; os._exit(0)", str(moved)])
+    child = subprocess.Popen([sys.executable, "-c", f"{code}; os._exit(0)", str(run_copy)])
     child.wait()
-    assert told(moved, capfilt)["state"] == (
+    assert told(run_copy, capfilt)["state"] == (
         f"died: process {child.pid} on {os.uname().nodename} is gone; the same command goes on"
     )
-    assert (moved / "lock-1.json").is_file(), "looking takes nothing over"
+    assert (run_copy / "lock-1.json").is_file(), "looking takes nothing over"
 
 
-def test_completions_of_an_earlier_plan_are_none_of_it(moved: Path, capfilt: Any) -> None:
-    stage_status.begin(Ledger(moved / "round-1", "annotate"), Plan("again", 3), {f"0000{i}": "other" for i in range(3)})
-    annotated = next(s for s in told(moved, capfilt)["stages"] if s["label"] == "again")
+def test_completions_of_an_earlier_plan_are_none_of_it(run_copy: Path, capfilt: Any) -> None:
+    stage_status.begin(
+        Ledger(run_copy / "round-1", "annotate"), Plan("again", 3), {f"0000{i}": "other" for i in range(3)}
+    )
+    annotated = next(s for s in told(run_copy, capfilt)["stages"] if s["label"] == "again")
     assert (annotated["done"], annotated["total"]) == (0, 3)
     assert "per_second" not in annotated
 
@@ -91,12 +97,12 @@ def test_no_run_is_no_run(tmp_path: Path, capfilt: Any) -> None:
     assert "is no run folder" in done.line
 
 
-def test_status_loads_neither_ray_nor_torch(story: Path) -> None:
+def test_status_loads_neither_ray_nor_torch(finished_run: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from capfilt.pipelines.inspect import status, verify\n"
         "status.run(Path(sys.argv[1])); print([m for m in ('torch', 'ray') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(story)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(finished_run)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
@@ -111,13 +117,13 @@ def until(stream: int, words: bytes) -> bytes:
     return came
 
 
-def test_watching_ends_when_the_run_does(moved: Path) -> None:
-    lock.hold(moved)
-    (moved / "round-1/ledger/annotate/00002.json").rename(moved / "later")
-    watcher = subprocess.Popen([*WATCH, moved], stdout=subprocess.PIPE)
+def test_watching_ends_when_the_run_does(run_copy: Path) -> None:
+    lock.hold(run_copy)
+    (run_copy / "round-1/ledger/annotate/00002.json").rename(run_copy / "later")
+    watcher = subprocess.Popen([*WATCH, run_copy], stdout=subprocess.PIPE)
     assert watcher.stdout is not None
     assert b"round 1 annotate         2/3 shards" in until(watcher.stdout.fileno(), b"working")
-    (moved / "later").rename(moved / "round-1/ledger/annotate/00002.json")
+    (run_copy / "later").rename(run_copy / "round-1/ledger/annotate/00002.json")
     assert until(watcher.stdout.fileno(), b"3/3 shards").count(b"shards") == 1, "only what went on is told"
     lock.release_all()
     said, _ = watcher.communicate(timeout=100)
@@ -125,10 +131,10 @@ def test_watching_ends_when_the_run_does(moved: Path) -> None:
     assert watcher.returncode == 0
 
 
-def test_on_a_terminal_the_table_is_drawn_again_in_its_place(moved: Path, deaf: Any) -> None:
-    lock.hold(moved)
+def test_on_a_terminal_the_table_is_drawn_again_in_its_place(run_copy: Path, ignore_signals: Any) -> None:
+    lock.hold(run_copy)
     terminal, end = pty.openpty()
-    watcher = subprocess.Popen([*WATCH, moved], stdout=end, preexec_fn=deaf)
+    watcher = subprocess.Popen([*WATCH, run_copy], stdout=end, preexec_fn=ignore_signals)
     os.close(end)
     until(terminal, b"round 1 annotate")
     assert b"\x1b[1A" in until(terminal, b"round 1 annotate"), "the cursor goes up"
@@ -141,9 +147,9 @@ def test_on_a_terminal_the_table_is_drawn_again_in_its_place(moved: Path, deaf: 
     lock.release_all()
 
 
-def test_a_watcher_that_is_terminated_says_so(moved: Path, deaf: Any) -> None:
-    lock.hold(moved)
-    watcher = subprocess.Popen([*WATCH, moved, "--json"], stdout=subprocess.PIPE, preexec_fn=deaf)
+def test_a_watcher_that_is_terminated_says_so(run_copy: Path, ignore_signals: Any) -> None:
+    lock.hold(run_copy)
+    watcher = subprocess.Popen([*WATCH, run_copy, "--json"], stdout=subprocess.PIPE, preexec_fn=ignore_signals)
     assert watcher.stdout is not None
     assert json.loads(watcher.stdout.readline())["state"].startswith("working")
     watcher.terminate()

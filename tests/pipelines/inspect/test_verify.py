@@ -30,52 +30,52 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_a_sound_run_holds(story: Path, capfilt: Any, snapshot: Any) -> None:
-    before = snapshot(story)
-    done = capfilt("verify", story, "--json")
+def test_a_sound_run_holds(finished_run: Path, capfilt: Any, snapshot: Any) -> None:
+    before = snapshot(finished_run)
+    done = capfilt("verify", finished_run, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["broken"] == []
     assert (told["shards"], told["undone"]) == (24, 0)
     assert told["files"] > 20
-    assert snapshot(story) == before
-    assert "everything holds" in capfilt("verify", story).out
+    assert snapshot(finished_run) == before
+    assert "everything holds" in capfilt("verify", finished_run).out
 
 
 def test_a_changed_byte_is_found_and_just_that_is_done_again(
-    moved: Path, story: Path, capfilt: Any, snapshot: Any
+    run_copy: Path, finished_run: Path, capfilt: Any, snapshot: Any
 ) -> None:
-    flip(moved / "round-1/annotations/00001.parquet")
-    done = capfilt("verify", moved)
+    flip(run_copy / "round-1/annotations/00001.parquet")
+    done = capfilt("verify", run_copy)
     assert done.code == 1
     assert "round-1: annotate, shard 00001: " in done.out
     assert "does not have the bytes that were committed" in done.out
-    assert f"1 do not hold: `capfilt verify {moved} --mend`, then the same command" in done.out
-    done = capfilt("verify", moved, "--mend")
+    assert f"1 do not hold: `capfilt verify {run_copy} --mend`, then the same command" in done.out
+    done = capfilt("verify", run_copy, "--mend")
     assert done.code == 0
     assert "1 withdrawn" in done.out
-    before = snapshot(moved)
-    again = capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved)
+    before = snapshot(run_copy)
+    again = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
     assert again.code == 0, again.err
-    after = snapshot(moved)
+    after = snapshot(run_copy)
     written = {name for name in after if after[name] != before.get(name)}
     assert written == {
         "round-1/annotations/00001.parquet", "round-1/ledger/annotate/00001.json",
         "report.html", "summary.json",
     }  # fmt: skip
-    assert outputs(moved) == outputs(story)
-    assert capfilt("verify", moved).code == 0
+    assert outputs(run_copy) == outputs(finished_run)
+    assert capfilt("verify", run_copy).code == 0
 
 
-def test_every_kind_of_damage_is_named(moved: Path, capfilt: Any) -> None:
-    home = moved / "round-1"
+def test_every_kind_of_damage_is_named(run_copy: Path, capfilt: Any) -> None:
+    home = run_copy / "round-1"
     (home / "annotations/00000.parquet").unlink()
     with (home / "dataset/00000.tar").open("r+b") as tar:
         tar.truncate(1000)
     torn = home / "ledger/annotate/00002.json"
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     (home / "ledger/select/00002.json").rename(home / "ledger/select/00009.json")
-    told = json.loads(capfilt("verify", moved, "--json").out)
+    told = json.loads(capfilt("verify", run_copy, "--json").out)
     found = {(piece["stage"], piece["shard"]): piece["why"] for piece in told["broken"]}
     assert found.keys() == {("annotate", "00000"), ("annotate", "00002"), ("select", "00000"), ("select", "00009")}
     assert "is not there" in found["annotate", "00000"]
@@ -95,40 +95,40 @@ def test_every_kind_of_damage_is_named(moved: Path, capfilt: Any) -> None:
         ),
     ],
 )
-def test_what_got_lost_is_named(moved: Path, capfilt: Any, edit: Callable[[Any], None], why: str) -> None:
-    path = moved / "round-1/ledger/select/00001.json"
+def test_what_got_lost_is_named(run_copy: Path, capfilt: Any, edit: Callable[[Any], None], why: str) -> None:
+    path = run_copy / "round-1/ledger/select/00001.json"
     tree = json.loads(path.read_bytes())
     edit(tree["tally"])
     path.write_text(json.dumps(tree))
-    done = capfilt("verify", moved)
+    done = capfilt("verify", run_copy)
     assert done.code == 1
     assert f"round-1: select, shard 00001: {why}" in done.out
 
 
-def test_a_run_that_is_not_over_holds(moved: Path, capfilt: Any) -> None:
-    (moved / "round-1/ledger/select/00001.json").unlink()
-    done = capfilt("verify", moved)
+def test_a_run_that_is_not_over_holds(run_copy: Path, capfilt: Any) -> None:
+    (run_copy / "round-1/ledger/select/00001.json").unlink()
+    done = capfilt("verify", run_copy)
     assert done.code == 0
     assert "1 shards are not done yet" in done.out
 
 
-def test_inputs_are_compared_with_what_was_read(moved: Path, capfilt: Any) -> None:
+def test_inputs_are_compared_with_what_was_read(run_copy: Path, capfilt: Any) -> None:
     def inputs() -> tuple[int, dict[str, Any]]:
-        done = capfilt("verify", moved, "--inputs", "--json")
+        done = capfilt("verify", run_copy, "--inputs", "--json")
         return done.code, json.loads(done.out)["inputs"]
 
     assert inputs() == (0, {"compared": 6, "unrecorded": 0, "changed": []})
-    web = moved / "data/web/00001.tar"
-    recorded = json.loads((moved / "round-1/ledger/annotate/00001.json").read_bytes())
+    web = run_copy / "data/web/00001.tar"
+    recorded = json.loads((run_copy / "round-1/ledger/annotate/00001.json").read_bytes())
     digest = hashlib.sha256(web.read_bytes()).hexdigest()
     assert recorded["input"] == {
         "bytes": web.stat().st_size, "sha256": digest, "version": str(web.stat().st_mtime),
     }  # fmt: skip
-    old = moved / "round-1/ledger/select/00002.json"
+    old = run_copy / "round-1/ledger/select/00002.json"
     old.write_text(json.dumps({key: value for key, value in json.loads(old.read_bytes()).items() if key != "input"}))
     assert inputs() == (0, {"compared": 5, "unrecorded": 1, "changed": []})
     flip(web)
-    (moved / "data/web/00000.tar").unlink()
+    (run_copy / "data/web/00000.tar").unlink()
     code, told = inputs()
     assert code == 1
     gone, other = "the run does not name such a shard any more", "it does not have the bytes that were read"
