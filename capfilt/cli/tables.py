@@ -19,7 +19,7 @@ _SHOWN = 20  # broken pieces that are named one by one
 
 def print_rounds(summary: dict[str, Any]) -> None:
     """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
-    from capfilt.reporting.collect import told_of_stages
+    from capfilt.reporting.collect import stage_lines
 
     columns = {
         "round": lambda r: str(r["round"]),
@@ -36,7 +36,7 @@ def print_rounds(summary: dict[str, Any]) -> None:
     rows = [[column(entry) for column in columns.values()] for entry in summary["rounds"]]
     show_table(table(list(columns), rows, "CapFilt by round"))
     for entry in summary["rounds"]:
-        for line in told_of_stages(entry):
+        for line in stage_lines(entry):
             say(line)
 
 

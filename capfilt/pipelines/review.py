@@ -1,4 +1,4 @@
-"""review: the report with two buttons a text, served to this machine alone."""
+"""review: serve the report with two buttons for each text, to this machine alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from capfilt.storage.paths import StoragePath
 
 
 def run(folder: StoragePath, port: int, announce: Callable[[str], None], fetch: bool = False) -> dict[str, Any]:
-    """The verb: serve until Ctrl-C, which is how a review ends; then say what the labels say."""
+    """The verb: serve until Ctrl-C, which ends a review; returns precision and recall from the labels.
+
+    `announce` is called with the page's address, `port` 0 takes any that is free.
+    """
     server = open_server(folder, port, fetch)
     with server:
         announce(server.url)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-    return server.desk.figures()
+    return server.session.figures()

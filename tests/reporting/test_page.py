@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from capfilt.data import labels
-from capfilt.reporting import page
+from capfilt.reporting import page, sections
 from capfilt.reporting.charts import Histogram
-from capfilt.reporting.page import Facts, Look, Training
+from capfilt.reporting.page_data import COLUMNS, AnnotatedRound, PageData, Training
 
 HOSTILE = [
     "<script>alert('script')</script>",
@@ -53,25 +53,25 @@ def picture(size: int = 128) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def a_look(num: int = 40, texts: list[str] | None = None, number: int = 1) -> Look:
+def an_annotated_round(num: int = 40, texts: list[str] | None = None, number: int = 1) -> AnnotatedRound:
     """`num` images with a web and a synthetic text each; the scores climb, web texts of odd images are wrong."""
-    own = texts or [f"picture {i} of a dog" for i in range(num)]
-    columns: dict[str, list[Any]] = {name: [] for name in page.COLUMNS}
+    data = texts or [f"picture {i} of a dog" for i in range(num)]
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for i in range(num):
         for source in (0, 1):
             itm = float(f"{np.float32(i / num):.9g}")
             web = source == 0
-            values = (i, source, 0, own[i % len(own)], itm, round(0.5 - itm, 6), -1, (1 - i % 2) if web else -1)
-            for name, value in zip(page.COLUMNS, (*values, 0 if web and i % 2 else -1, -1), strict=True):
+            values = (i, source, 0, data[i % len(data)], itm, round(0.5 - itm, 6), -1, (1 - i % 2) if web else -1)
+            for name, value in zip(COLUMNS, (*values, 0 if web and i % 2 else -1, -1), strict=True):
                 columns[name].append(value)
     bars = Histogram(0.0, 1.0, {"wrong": [num // 4] * 2, "right": [num // 4] * 2})
     histograms = {"itm": {"web": bars, "synthetic": Histogram(0.0, 1.0, {"unknown": [num // 2] * 2})}}
-    return Look(
+    return AnnotatedRound(
         round=number,
         score="itm",
         threshold=0.5,
-        select="capfilt select 'my shards' --annotations runs/x/round-1",
-        out="'runs/x y'-round-1",
+        select_command="capfilt select 'my shards' --annotations runs/x/round-1",
+        out_prefix="'runs/x y'-round-1",
         totals={"web": num, "synthetic": num},
         histograms={**histograms, "itc": {"web": Histogram(-0.5, 0.5, {"unknown": [num]})}},
         lengths={"web": [0, 1, 5, 2], "synthetic": [0, 0, 3, 4]},
@@ -80,12 +80,12 @@ def a_look(num: int = 40, texts: list[str] | None = None, number: int = 1) -> Lo
     )
 
 
-def facts(look: Look | None = None, **more: Any) -> Facts:
-    look = look or a_look()
-    images = [(f"{i:05d}", picture(16) if i % 2 else None) for i in range(max(look.texts["image"]) + 1)]
+def page_data(shown: AnnotatedRound | None = None, **more: Any) -> PageData:
+    shown = shown or an_annotated_round()
+    images = [(f"{i:05d}", picture(16) if i % 2 else None) for i in range(max(shown.texts["image"]) + 1)]
     losses = [Training("pretrain", r, {"itm": [(20, 0.6), (40, 0.5 - r / 10)]}) for r in (0, 1)]
-    known: dict[str, Any] = {"rounds": ROUNDS, "trainings": losses, "looks": [look], "images": images}
-    return Facts("a run", "bootstrap", **{**known, "kinds": ["seo"], "seconds": 210.0, **more})
+    known: dict[str, Any] = {"rounds": ROUNDS, "trainings": losses, "annotated_rounds": [shown], "images": images}
+    return PageData("a run", "bootstrap", **{**known, "kinds": ["seo"], "seconds": 210.0, **more})
 
 
 def await_text(opened: Any, selector: str, text: str) -> None:
@@ -93,9 +93,9 @@ def await_text(opened: Any, selector: str, text: str) -> None:
     opened.locator(f"{selector} >> nth=0").filter(has_text=text).wait_for(state="attached", timeout=60_000)
 
 
-def written(folder: Path, own: Facts) -> str:
+def written(folder: Path, data: PageData) -> str:
     path = folder / "report.html"
-    path.write_text(page.render(own), "utf-8")
+    path.write_text(page.render(data), "utf-8")
     return path.as_uri()
 
 
@@ -103,27 +103,27 @@ def written(folder: Path, own: Facts) -> str:
 
 
 def test_the_same_facts_give_the_same_page() -> None:
-    assert page.render(facts()) == page.render(facts())
+    assert page.render(page_data()) == page.render(page_data())
 
 
 def test_nothing_is_loaded_from_elsewhere_and_only_its_own_script_may_run() -> None:
-    html = page.render(facts())
+    html = page.render(page_data())
     assert not re.search(r"""(src|href|action)\s*=\s*["']?(https?:|//)""", html)
     assert html.count("<script") == 2
     assert "default-src &#39;none&#39;" in html
     assert "connect-src &#39;none&#39;" in html
-    assert "unsafe" not in page.policy(False) + page.policy(True)
+    assert "unsafe" not in page.content_security_policy(False) + page.content_security_policy(True)
 
 
 def test_the_data_cannot_leave_their_element() -> None:
     tree = {"texts": HOSTILE}
-    text = str(page.embedded(tree))
+    text = str(page.json_for_script(tree))
     assert not set(text) & set("<>&\u2028")
     assert json.loads(text) == tree
 
 
 def test_the_rounds_are_those_of_the_summary() -> None:
-    headings, rows = page.rounds_table(ROUNDS)
+    headings, rows = sections.rounds_table(ROUNDS)
     told = dict(zip(headings, rows[1], strict=True))
     assert told["kept web"].text == "1,357 (33.9%)"
     assert (told["TR@1"].text, told["TR@1"].change, told["TR@1"].better) == ("21.6", "+2.1", True)
@@ -133,15 +133,15 @@ def test_the_rounds_are_those_of_the_summary() -> None:
 
 
 def test_a_page_of_20_000_texts_is_small_enough() -> None:
-    look = a_look(10_000, ["a text as long as alt texts are on the web, some sixty characters"])
+    shown = an_annotated_round(10_000, ["a text as long as alt texts are on the web, some sixty characters"])
     thumb = "data:image/webp;base64," + "A" * 6_700  # 12 MB of thumbnails before base64, as the gallery allows
     images = [(f"{i:09d}", thumb if i < 2400 else None) for i in range(10_000)]
-    assert len(page.render(facts(look, images=images)).encode()) < 25_000_000
+    assert len(page.render(page_data(shown, images=images)).encode()) < 25_000_000
 
 
-@pytest.mark.parametrize("own", [Facts("x", "pretrain", trainings=[Training("pretrain", 0, {"lm": [(1, 2.0)]})])])
-def test_a_run_without_rounds_or_annotations_has_a_page_too(own: Facts) -> None:
-    html = page.render(own)
+@pytest.mark.parametrize("data", [PageData("x", "pretrain", trainings=[Training("pretrain", 0, {"lm": [(1, 2.0)]})])])
+def test_a_run_without_rounds_or_annotations_has_a_page_too(data: PageData) -> None:
+    html = page.render(data)
     assert "pretrain: lm" in html
     assert 'id="decide"' not in html
 
@@ -150,7 +150,7 @@ def test_a_run_without_rounds_or_annotations_has_a_page_too(own: Facts) -> None:
 
 
 def test_it_opens_without_a_word_and_asks_for_nothing(tmp_path: Path, browser: Any) -> None:
-    url = written(tmp_path, facts())
+    url = written(tmp_path, page_data())
     for dark, width in ((False, 1280), (True, 390)):
         opened = browser.open(url, width, dark)
         opened.wait_for_selector(".card")
@@ -162,7 +162,7 @@ def test_it_opens_without_a_word_and_asks_for_nothing(tmp_path: Path, browser: A
 
 
 def test_the_slider_decides_again(tmp_path: Path, browser: Any) -> None:
-    opened = browser.open(written(tmp_path, facts()))
+    opened = browser.open(written(tmp_path, page_data()))
     live = opened.locator("#live")
     # itm is i / 40: twenty of forty reach 0.5, ten of them right; of the twenty right ones, ten.
     assert "web: 20 of 40 kept, 50.0 %" in live.inner_text()
@@ -186,7 +186,7 @@ def test_the_slider_decides_again(tmp_path: Path, browser: Any) -> None:
 
 
 def test_the_gallery_is_filtered_and_sorted(tmp_path: Path, browser: Any) -> None:
-    opened = browser.open(written(tmp_path, facts()))
+    opened = browser.open(written(tmp_path, page_data()))
     found = opened.locator("#found")
     assert opened.locator(".card figcaption").first.inner_text() == "00020", "the closest call comes first"
     assert opened.locator(".card").count() == 24
@@ -212,16 +212,16 @@ def test_the_gallery_is_filtered_and_sorted(tmp_path: Path, browser: Any) -> Non
 
 def test_captions_are_hostile(tmp_path: Path, browser: Any) -> None:
     """The browser's fixture fails the test if a script ran, was refused, or a dialog opened."""
-    look = replace(a_look(len(HOSTILE), HOSTILE), cut={16: 10_000})
+    shown = replace(an_annotated_round(len(HOSTILE), HOSTILE), full_lengths={16: 10_000})
     images = [(text, None) for text in HOSTILE]
     reasons = [(HOSTILE[0], HOSTILE[1], True)]
-    look.texts["fixed"][0] = 0
-    # Jinja's and the page's own places: name, kinds, notes, reasons, losses, commands.
+    shown.texts["fixed"][0] = 0
+    # Jinja's and the page's data places: name, kinds, notes, reasons, losses, commands.
     more: dict[str, Any] = {"images": images, "reasons": reasons, "kinds": [HOSTILE[3]], "notes": HOSTILE}
     failed = {**ROUNDS[1], "failed": {HOSTILE[1]: 1}}
     losses = [Training(HOSTILE[0], 0, {HOSTILE[3]: [(1, 2.0), (2, 1.0)]})]
-    own = replace(facts(look, **more), name=HOSTILE[1], rounds=[ROUNDS[0], failed], trainings=losses)
-    opened = browser.open(written(tmp_path, own), 390)
+    data = replace(page_data(shown, **more), name=HOSTILE[1], rounds=[ROUNDS[0], failed], trainings=losses)
+    opened = browser.open(written(tmp_path, data), 390)
     opened.get_by_label("Order").select_option("random")
     await_text(opened, ".card figcaption", "alert")
     said = opened.locator(".card .said bdi").all_text_contents()
@@ -233,11 +233,11 @@ def test_captions_are_hostile(tmp_path: Path, browser: Any) -> None:
 
 
 def test_labels_have_intervals_and_only_those_at_random_count(tmp_path: Path, browser: Any) -> None:
-    look = a_look()
+    shown = an_annotated_round()
     # Web texts of images 20..29 are kept: eight right, two wrong; two right ones are dropped; one was no random pick.
     for image, code in [*((i, 1) for i in range(22, 30)), (20, 0), (21, 0), (3, 1), (4, 1), (5, 3)]:
-        look.texts["label"][2 * image] = code
-    opened = browser.open(written(tmp_path, facts(look)))
+        shown.texts["label"][2 * image] = code
+    opened = browser.open(written(tmp_path, page_data(shown)))
     low, high = labels.wilson(8, 10)
     told = opened.locator("#live").inner_text()
     assert f"12 random labels: precision 0.800 [{low:.2f}, {high:.2f}], recall 0.800 [{low:.2f}, {high:.2f}]" in told
@@ -245,22 +245,22 @@ def test_labels_have_intervals_and_only_those_at_random_count(tmp_path: Path, br
 
 
 def test_nothing_is_asked_of_a_truth_that_nobody_knows(tmp_path: Path, browser: Any) -> None:
-    look = a_look()
-    look.texts["truth"][:] = [-1] * 80
-    opened = browser.open(written(tmp_path, facts(look)))
+    shown = an_annotated_round()
+    shown.texts["truth"][:] = [-1] * 80
+    opened = browser.open(written(tmp_path, page_data(shown)))
     assert not opened.locator("#truth").is_visible()
     assert "known truth" not in opened.locator("#live").inner_text()
 
 
 def test_a_sample_says_that_it_is_one(tmp_path: Path, browser: Any) -> None:
-    look = replace(a_look(), totals={"web": 4000, "synthetic": 4000})
-    opened = browser.open(written(tmp_path, facts(look, notes=["The gallery holds 80 of 8,000 texts."])))
+    shown = replace(an_annotated_round(), totals={"web": 4000, "synthetic": 4000})
+    opened = browser.open(written(tmp_path, page_data(shown, notes=["The gallery holds 80 of 8,000 texts."])))
     assert "web: about 2,000 of 4,000 kept, 50.0 % (from 40 drawn at random)" in opened.locator("#live").inner_text()
     assert "holds 80 of 8,000" in opened.locator("footer").inner_text()
 
 
 def test_the_command_is_copied(tmp_path: Path, browser: Any) -> None:
-    opened = browser.open(written(tmp_path, facts()))
+    opened = browser.open(written(tmp_path, page_data()))
     opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.get_by_role("button", name="Copy").click()
     await_text(opened, "#copied", "Copied.")

@@ -21,7 +21,7 @@ from capfilt.storage.atomic import sha256_file
 
 
 @pytest.fixture
-def desk(run_copy: Path) -> Iterator[review.Server]:
+def server(run_copy: Path) -> Iterator[review.ReviewServer]:
     """A review of a finished run, served."""
     server = review.open_server(run_copy)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -32,7 +32,9 @@ def desk(run_copy: Path) -> Iterator[review.Server]:
     thread.join()
 
 
-def ask(server: review.Server, method: str = "POST", path: str | None = None, body: Any = None, **headers: str) -> Any:
+def ask(
+    server: review.ReviewServer, method: str = "POST", path: str | None = None, body: Any = None, **headers: str
+) -> Any:
     """(status, headers, body) of one request; without `headers` it is what the page would send."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     own = {"Origin": f"http://127.0.0.1:{server.server_port}", "Content-Type": "application/json"}
@@ -49,23 +51,23 @@ def ask(server: review.Server, method: str = "POST", path: str | None = None, bo
 CLICK = {"look": 0, "row": 0, "verdict": "right", "at_random": True}
 
 
-def test_the_page_is_the_report_with_buttons(desk: review.Server) -> None:
-    status, headers, body = ask(desk, "GET", f"/?token={desk.token}")
+def test_the_page_is_the_report_with_buttons(server: review.ReviewServer) -> None:
+    status, headers, body = ask(server, "GET", f"/?token={server.token}")
     assert status == 200
     assert b'"review":true' in body
     assert headers["Cache-Control"] == "no-store"
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert "connect-src 'self'" in headers["Content-Security-Policy"]
-    assert desk.server_address[0] == "127.0.0.1"
+    assert server.server_address[0] == "127.0.0.1"
 
 
-def test_a_click_is_a_label_in_the_run_folder(desk: review.Server, run_copy: Path) -> None:
-    status, _, body = ask(desk, body=CLICK)
+def test_a_click_is_a_label_in_the_run_folder(server: review.ReviewServer, run_copy: Path) -> None:
+    status, _, body = ask(server, body=CLICK)
     assert (status, json.loads(body)) == (200, {"labels": [[0, 0, 1]]})
-    uid, source, text = desk.desk.gathered.rows[0][0]
+    uid, source, text = server.session.report.texts[0][0]
     assert labels.read(run_copy) == {(uid, text): Label(uid, text, source, "right", True)}
-    assert b'"label":[1,' in ask(desk, "GET", f"/?token={desk.token}")[2], "a page opened anew shows it"
-    ask(desk, body={**CLICK, "verdict": "none"})
+    assert b'"label":[1,' in ask(server, "GET", f"/?token={server.token}")[2], "a page opened anew shows it"
+    ask(server, body={**CLICK, "verdict": "none"})
     assert labels.read(run_copy) == {}
 
 
@@ -83,16 +85,16 @@ def test_a_click_is_a_label_in_the_run_folder(desk: review.Server, run_copy: Pat
     ],
 )
 def test_others_are_refused(
-    desk: review.Server, run_copy: Path, headers: dict[str, str], path: str | None, status: int
+    server: review.ReviewServer, run_copy: Path, headers: dict[str, str], path: str | None, status: int
 ) -> None:
-    assert ask(desk, "POST", path, CLICK, **headers)[0] == status
+    assert ask(server, "POST", path, CLICK, **headers)[0] == status
     assert not (run_copy / labels.FILE).exists()
 
 
 @pytest.mark.parametrize(("host", "path"), [("evil.example", None), (None, "/?token=x"), (None, "/")])
-def test_nobody_else_reads_the_page(desk: review.Server, host: str | None, path: str | None) -> None:
+def test_nobody_else_reads_the_page(server: review.ReviewServer, host: str | None, path: str | None) -> None:
     headers = {"Host": host} if host else {}
-    status, _, body = ask(desk, "GET", path or f"/?token={desk.token}", **headers)
+    status, _, body = ask(server, "GET", path or f"/?token={server.token}", **headers)
     assert status in (403, 421)
     assert b"<html" not in body
 
@@ -112,19 +114,19 @@ def test_nobody_else_reads_the_page(desk: review.Server, host: str | None, path:
         (b"x" * 5000, 413),
     ],
 )
-def test_what_is_no_label_is_refused(desk: review.Server, run_copy: Path, body: Any, status: int) -> None:
-    assert ask(desk, body=body)[0] == status
+def test_what_is_no_label_is_refused(server: review.ReviewServer, run_copy: Path, body: Any, status: int) -> None:
+    assert ask(server, body=body)[0] == status
     assert not (run_copy / labels.FILE).exists()
-    assert ask(desk, body=CLICK)[0] == 200, "and the server lives"
+    assert ask(server, body=CLICK)[0] == 200, "and the server lives"
 
 
-def test_there_is_only_one_page(desk: review.Server) -> None:
-    assert ask(desk, "GET", f"/labels.jsonl?token={desk.token}")[0] == 404
-    assert ask(desk, "POST", f"/?token={desk.token}", CLICK)[0] == 404
+def test_there_is_only_one_page(server: review.ReviewServer) -> None:
+    assert ask(server, "GET", f"/labels.jsonl?token={server.token}")[0] == 404
+    assert ask(server, "POST", f"/?token={server.token}", CLICK)[0] == 404
 
 
-def test_many_clicks_at_once_are_all_kept(desk: review.Server, run_copy: Path) -> None:
-    threads = [threading.Thread(target=ask, args=(desk,), kwargs={"body": {**CLICK, "row": i}}) for i in range(20)]
+def test_many_clicks_at_once_are_all_kept(server: review.ReviewServer, run_copy: Path) -> None:
+    threads = [threading.Thread(target=ask, args=(server,), kwargs={"body": {**CLICK, "row": i}}) for i in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -161,8 +163,8 @@ def test_a_signal_ends_a_review_and_says_what_the_labels_say(
     assert json.loads(out)["labels"] == 1
 
 
-def test_a_person_reviews(desk: review.Server, run_copy: Path, browser: Any) -> None:
-    opened = browser.open(desk.url)
+def test_a_person_reviews(server: review.ReviewServer, run_copy: Path, browser: Any) -> None:
+    opened = browser.open(server.url)
     opened.wait_for_selector(".card")
     assert opened.locator("#sort").input_value() == "random"
     first = opened.locator(".card .text").first
@@ -188,9 +190,11 @@ def test_a_person_reviews(desk: review.Server, run_copy: Path, browser: Any) -> 
     opened.locator("#live").filter(has_text="2 random labels").wait_for()
 
 
-def test_a_click_that_cannot_be_kept_is_said_to_be_lost(desk: review.Server, run_copy: Path, chromium: Any) -> None:
+def test_a_click_that_cannot_be_kept_is_said_to_be_lost(
+    server: review.ReviewServer, run_copy: Path, chromium: Any
+) -> None:
     page = chromium.new_context().new_page()
-    page.goto(desk.url)
+    page.goto(server.url)
     (run_copy / labels.FILE).mkdir()
     page.locator(".card .text").first.get_by_role("button", name="right").click()
     page.locator("#saved").filter(has_text="Not saved").wait_for()
@@ -208,12 +212,12 @@ class TestCalibrateOnLabels:
         run = Path(shutil.copytree(colours, tmp_path / "run"))
         server = review.open_server(run)
         with server:
-            look = server.desk.gathered.facts.looks[0]
-            for row, truth in enumerate(look.texts["truth"]):
+            newest = server.session.report.page.annotated_rounds[0]
+            for row, truth in enumerate(newest.texts["truth"]):
                 if truth >= 0:
                     verdict = "right" if truth else "wrong"
-                    server.desk.give({"look": 0, "row": row, "verdict": verdict, "at_random": True})
-            assert server.desk.figures()["labels"] == 64
+                    server.session.add_label({"look": 0, "row": row, "verdict": verdict, "at_random": True})
+            assert server.session.figures()["labels"] == 64
         return run
 
     def words(self, run: Path, colours: Path, out: Path, *more: str) -> list[object]:

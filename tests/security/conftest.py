@@ -214,8 +214,8 @@ def reviewed(run: Path) -> Outcome:
     """`capfilt review` without a browser: the page is made, and a text labelled."""
     try:
         with bounded(), review.open_server(run) as server:
-            server.desk.page()
-            server.desk.give({"look": 0, "row": 0, "verdict": "right", "at_random": True})
+            server.session.page()
+            server.session.add_label({"look": 0, "row": 0, "verdict": "right", "at_random": True})
     except CapfiltError as error:
         return Outcome(1, "", f"error: {error}\n")
     return Outcome(0, "", "")

@@ -22,10 +22,11 @@ from capfilt.errors import UsageError
 from capfilt.evaluation.evaluate import MAX_KIND, MAX_KINDS, ScoredTexts, truth
 from capfilt.pipelines import report
 from capfilt.printable import MAX_NAME
-from capfilt.reporting import collect, gallery, page, review
+from capfilt.reporting import collect, page, review, sampling
 from capfilt.reporting.charts import Histogram
-from capfilt.reporting.gallery import Counted, Round
-from capfilt.reporting.page import COLUMNS, Facts, Look, Training
+from capfilt.reporting.gallery import ColumnLists
+from capfilt.reporting.page_data import COLUMNS, MAX_LINES, MAX_ROUNDS, AnnotatedRound, PageData, Training
+from capfilt.reporting.sampling import RoundSample, RoundSource, SampledImage
 
 Make = Callable[..., Path]
 
@@ -121,47 +122,47 @@ def test_keys_texts_and_reasons_are_short(annotated: Make) -> None:
     assert all(key.isprintable() and len(key) <= MAX_NAME for key, _ in data["images"])
     assert all(len(text) <= MAX_NAME for reason in data["reasons"] for text in reason[:2])
     texts = data["looks"][0]["texts"]
-    assert {len(text) for text in texts["text"]} == {0, gallery.MAX_TEXT}
+    assert {len(text) for text in texts["text"]} == {0, sampling.MAX_TEXT}
     assert set(data["looks"][0]["cut"].values()) == {10**6}
-    desk = review.Desk(folder, collect.gather(folder))
-    assert sum(len(text) for rows in desk.gathered.rows for _, _, text in rows) == 10 * gallery.MAX_HELD
+    session = review.ReviewSession(folder, collect.collect_report(folder))
+    assert sum(len(text) for texts in session.report.texts for _, _, text in texts) == 10 * sampling.MAX_TEXT_IN_MEMORY
     with pytest.raises(UsageError, match="too long"):
-        desk.give({"look": 0, "row": texts["text"].index("t" * 400), "verdict": "right", "at_random": True})
+        session.add_label({"look": 0, "row": texts["text"].index("t" * 400), "verdict": "right", "at_random": True})
 
 
 def test_reasons_in_the_page_are_few() -> None:
-    words = gallery.Words()
+    lists = ColumnLists()
     for n in range(5000):
-        words.reason(row(0, status="failed"), f"reason {n}")
-    assert len(words.reasons) == 257
-    assert words.reasons["other", "other", True] == 256
+        lists.reason(row(0, status="failed"), f"reason {n}")
+    assert len(lists.reasons) == 257
+    assert lists.reasons["other", "other", True] == 256
 
 
 def test_texts_that_are_long_on_the_page_are_fewer(tmp_path: Path) -> None:
     rows = [row(n, "<" * 400) for n in range(100)]  # six bytes each where they may not end an element
     tables.write(tmp_path / "annotations" / "00000.parquet", rows)
-    found = Counted(
-        Round(0, tmp_path / "annotations", None, PolicyConfig().rule(0.5), "itm", 0.5, "", ""), 100, 100_000
+    found = RoundSample(
+        RoundSource(0, tmp_path / "annotations", None, PolicyConfig().rule(0.5), "itm", 0.5, "", ""), 100, 100_000
     )
-    found.add("00000", {}, drawn=True)
+    found.add("00000", {}, sample=True)
     assert 90_000 < found.num_bytes <= 100_000
-    assert len(found.images) == 100_000 // (gallery.ROW + 2402 + 7)
+    assert len(found.images) == 100_000 // (sampling.ROW_BYTES + 2402 + 7)
     assert found.totals["web"] == 100
-    chances = sorted(gallery.chance(gallery.Drawn(("00000", r.key), r.uid)) for r in rows)
-    assert [gallery.chance(image) for image in found.images] == chances[: len(found.images)]
+    ranks = sorted(sampling.random_rank(SampledImage(("00000", r.key), r.uid)) for r in rows)
+    assert [sampling.random_rank(image) for image in found.images] == ranks[: len(found.images)]
 
 
 def test_a_command_names_shards_one_by_one_up_to_a_length(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     web = [f"s3://bucket/{n:09d}.tar" for n in range(100_000)]
-    found = collect._round(0, tmp_path, None, PolicyConfig(), 0.5, tmp_path, web)
-    assert found.select == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
+    found = collect._source(0, (tmp_path, None), PolicyConfig(), 0.5, tmp_path, web)
+    assert found.select_command == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
 
 
 def test_a_shard_s_name_may_be_no_text() -> None:
     name = b"\xff\xfe".decode("utf-8", "surrogateescape")
-    assert gallery.chosen_shards([name]) == {name}
-    assert gallery.chance(gallery.Drawn((name, "k"), "")) >= 0
+    assert sampling.sampled_shards([name]) == {name}
+    assert sampling.random_rank(SampledImage((name, "k"), "")) >= 0
 
 
 def test_folders_that_are_no_rounds_are_passed_over(annotated: Make) -> None:
@@ -169,7 +170,7 @@ def test_folders_that_are_no_rounds_are_passed_over(annotated: Make) -> None:
     for name in ("round-x", f"round-{'9' * 200}", "round-"):
         (folder / name / "pretrain").mkdir(parents=True)
         (folder / name / "pretrain" / "log.jsonl").write_text('{"step": 1, "lm": 2.0}\n')
-    assert collect.gather(folder).facts.trainings == []
+    assert collect.collect_report(folder).page.trainings == []
 
 
 def test_a_page_of_everything_large_is_small() -> None:
@@ -179,22 +180,24 @@ def test_a_page_of_everything_large_is_small() -> None:
     losses = [Training(f"stage-{n}", n, {f"{m}{'z' * 1000}": points for m in range(30)}) for n in range(40)]
     texts = {name: [0] for name in COLUMNS} | {"text": ["a dog"], "itm": [0.5], "itc": [None]}
     bars = Histogram(0.0, 1.0, {"unknown": [1]})
-    look = Look(0, "itm", 0.5, "select", "out", {"web": 1}, {"itm": {"web": bars}}, {"web": [0, 1]}, {}, texts)
-    facts = Facts(
+    annotated = AnnotatedRound(
+        0, "itm", 0.5, "select", "out", {"web": 1}, {"itm": {"web": bars}}, {"web": [0, 1]}, {}, texts
+    )
+    data = PageData(
         name=long,
         command=long,
         rounds=[{**entry, "round": n} for n in range(1000)],
         seconds=1.0,
         finished=long,
         trainings=losses,
-        looks=[look],
+        annotated_rounds=[annotated],
         images=[(long, None)],
         reasons=[(long, long, True)],
         kinds=[long],
         notes=[long] * 1000,
     )
-    html = page.render(facts)
+    html = page.render(data)
     assert len(html.encode()) < 6_000_000
     assert "\x1b" not in html
-    assert html.count('<td class="words">other reasons</td><td>236</td>') == page.MAX_ROUNDS
-    assert html.count("<p>\\x1b[2Jxxx") == page.MAX_LINES
+    assert html.count('<td class="words">other reasons</td><td>236</td>') == MAX_ROUNDS
+    assert html.count("<p>\\x1b[2Jxxx") == MAX_LINES

@@ -14,22 +14,22 @@ import pytest
 
 from capfilt.data import labels
 from capfilt.reporting import review
-from capfilt.reporting.collect import Gathered
-from capfilt.reporting.page import COLUMNS, Facts, Look
+from capfilt.reporting.collect import Report
+from capfilt.reporting.page_data import COLUMNS, AnnotatedRound, PageData
 
 Ask = Callable[..., bytes]
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[review.Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[review.ReviewServer]:
     """A review of one text, in a hurry; an exception in a connection fails the test."""
     monkeypatch.setattr(review, "MAX_CONNECTIONS", 8)
     monkeypatch.setattr(review, "REQUEST_SECONDS", 1.0)
     monkeypatch.setattr(review, "ANSWER_SECONDS", 1.0)
     texts = {name: [0] for name in COLUMNS} | {"text": ["a dog"], "itm": [0.5], "itc": [None], "label": [-1]}
-    look = Look(0, "itm", 0.5, "capfilt select", "out", {"web": 1}, {}, {}, {}, texts)
-    facts = Facts("run", "annotate", looks=[look], images=[("k", None)])
-    made = review.Server(review.Desk(tmp_path, Gathered(facts, [[("a" * 32, "web", "a dog")]])), 0)
+    annotated = AnnotatedRound(0, "itm", 0.5, "capfilt select", "out", {"web": 1}, {}, {}, {}, texts)
+    data = PageData("run", "annotate", annotated_rounds=[annotated], images=[("k", None)])
+    made = review.ReviewServer(review.ReviewSession(tmp_path, Report(data, [[("a" * 32, "web", "a dog")]])), 0)
     errors: list[Any] = []
 
     def handle_error(*_: object) -> None:
@@ -47,7 +47,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[review.S
 
 
 @pytest.fixture
-def ask(server: review.Server) -> Ask:
+def ask(server: review.ReviewServer) -> Ask:
     """What the server answers to bytes, until it closes the connection or the request is answered."""
 
     def send(head: str, body: bytes = b"", token: str | None = None) -> bytes:
@@ -59,7 +59,7 @@ def ask(server: review.Server) -> Ask:
     return send
 
 
-def connect(server: review.Server) -> socket.socket:
+def connect(server: review.ReviewServer) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.server_port), timeout=60)
 
 
@@ -95,7 +95,7 @@ def own_threads() -> int:
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
-def test_dripping_connections_end_and_have_few_threads(server: review.Server, ask: Ask) -> None:
+def test_dripping_connections_end_and_have_few_threads(server: review.ReviewServer, ask: Ask) -> None:
     open_ones = [connect(server) for _ in range(100)]
     most, end = 0, time.monotonic() + 60
     while time.monotonic() < end and (most == 0 or own_threads()):
@@ -113,7 +113,7 @@ def test_dripping_connections_end_and_have_few_threads(server: review.Server, as
     assert status(ask(GET)) == 200
 
 
-def test_one_connection_too_many_is_told_so(server: review.Server) -> None:
+def test_one_connection_too_many_is_told_so(server: review.ReviewServer) -> None:
     waiting = [connect(server) for _ in range(8)]
     while own_threads() < 8:
         time.sleep(0.01)
@@ -123,7 +123,7 @@ def test_one_connection_too_many_is_told_so(server: review.Server) -> None:
         connection.close()
 
 
-def test_a_body_that_drips_is_not_waited_for(server: review.Server, tmp_path: Path) -> None:
+def test_a_body_that_drips_is_not_waited_for(server: review.ReviewServer, tmp_path: Path) -> None:
     head = POST.replace("TOKEN", server.token).replace("HOST", f"127.0.0.1:{server.server_port}")
     with connect(server) as connection:
         connection.sendall(f"{head}\r\nContent-Length: {len(CLICK)}\r\n\r\n".encode())
@@ -140,8 +140,8 @@ def test_a_body_that_drips_is_not_waited_for(server: review.Server, tmp_path: Pa
     assert not (tmp_path / labels.FILE).exists()
 
 
-def test_an_answer_that_nobody_reads_is_given_up(server: review.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.desk, "page", lambda: b"x" * 50_000_000)
+def test_an_answer_that_nobody_reads_is_given_up(server: review.ReviewServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.session, "page", lambda: b"x" * 50_000_000)
     with connect(server) as connection:
         connection.sendall(
             GET.replace("TOKEN", server.token).replace("HOST", f"127.0.0.1:{server.server_port}").encode()

@@ -18,7 +18,7 @@ from capfilt.data import annotations, parquet
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError
 from capfilt.pipelines.inspect import explain
-from capfilt.reporting import gallery
+from capfilt.reporting import sampling
 
 ROW = {
     "key": "00000", "uid": "0" * 32, "sha256": "0" * 64, "source": "web", "candidate": 0, "text": "a dog", "itm": 0.5,
@@ -138,12 +138,14 @@ def test_a_column_whose_values_have_no_bound_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_image_of_too_many_texts_makes_no_page_of_them(tmp_path: Path) -> None:
-    rows = [annotations.Annotation(**{**ROW, "candidate": i}) for i in range(gallery.MAX_OF_IMAGE + 50)]
+    rows = [annotations.Annotation(**{**ROW, "candidate": i}) for i in range(sampling.MAX_TEXTS_OF_IMAGE + 50)]
     annotations.write(tmp_path / "annotations/00000.parquet", rows)
     rule = PolicyConfig().rule(0.5)
-    counted = gallery.Counted(gallery.Round(0, tmp_path / "annotations", None, rule, "itm", 0.5, "", ""), 20_000)
-    counted.add("00000", {}, drawn=True)
-    assert (counted.num_rows, counted.totals["web"]) == (gallery.MAX_OF_IMAGE, gallery.MAX_OF_IMAGE + 50)
+    sample = sampling.RoundSample(
+        sampling.RoundSource(0, tmp_path / "annotations", None, rule, "itm", 0.5, "", ""), 20_000
+    )
+    sample.add("00000", {}, sample=True)
+    assert (sample.num_rows, sample.totals["web"]) == (sampling.MAX_TEXTS_OF_IMAGE, sampling.MAX_TEXTS_OF_IMAGE + 50)
 
 
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,82 @@
+"""What the page of a run shows, as plain numbers and texts, and how much of it there may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from capfilt.reporting.charts import Histogram
+
+COLUMNS = ("image", "source", "candidate", "text", "itm", "itc", "fixed", "truth", "kind", "label")
+"""The columns of the texts in the page. image, source, fixed and kind are positions in lists, -1 for none; truth and
+label are 1 for right, 0 for wrong, -1 for unknown, and a label that was not given at random is 2 more; itm and itc are
+null where a text has no score."""
+MAX_WORDS = 30
+"""Texts of as many words or more share the last bin of the lengths."""
+MAX_ROUNDS = 100
+"""Rounds in the page: the newest."""
+MAX_TRAININGS = 20
+"""Trainings of one kind, one line each in the charts of losses: the newest."""
+MAX_LINES = 64
+"""Notes, charts of losses, and reasons of a round."""
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+"""(x, y) points by name."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The losses of one training, by step."""
+
+    what: str
+    """pretrain | captioner | filter | a stage of BLIP-2"""
+    round: int
+    losses: Series
+
+
+@dataclass(frozen=True)
+class AnnotatedRound:
+    """The annotations of one round: counts over all of them, and the texts that are in the page."""
+
+    round: int
+    score: str
+    threshold: float
+    select_command: str
+    """The `capfilt select` command that would apply another threshold, without its --out and --set."""
+    out_prefix: str
+    """The beginning of the --out of such a command; both are quoted for a shell."""
+    totals: Mapping[str, int]
+    """Texts that have a verdict, by source."""
+    histograms: Mapping[str, Mapping[str, Histogram]]
+    """By score and source."""
+    lengths: Mapping[str, Sequence[int]]
+    """By source: the number of texts of 0, 1, .. MAX_WORDS words."""
+    diversity: Mapping[str, Mapping[str, float]]
+    """By source: distinct1, distinct2 and repeated, of `texts` texts."""
+    texts: Mapping[str, list[Any]]
+    """By name of COLUMNS, one value a text."""
+    full_lengths: Mapping[int, int] = field(default_factory=dict)
+    """By position in `texts`, the number of characters of a text that is shortened in the page."""
+
+
+@dataclass(frozen=True)
+class PageData:
+    """Everything that the page shows."""
+
+    name: str
+    command: str
+    rounds: Sequence[Mapping[str, Any]] = ()
+    """The entries of summary.json."""
+    seconds: float | None = None
+    finished: str = ""
+    trainings: Sequence[Training] = ()
+    annotated_rounds: Sequence[AnnotatedRound] = ()
+    images: Sequence[tuple[str, str | None]] = ()
+    """Key and thumbnail (a data: URL, or None) of every image in the page, in random order."""
+    reasons: Sequence[tuple[str, str, bool]] = ()
+    """Why a text is dropped whatever the threshold: in full, its class, and whether it is a failure."""
+    kinds: Sequence[str] = ()
+    """The kinds of wrong texts, where the truth is known."""
+    notes: Sequence[str] = ()
+    """What a reader must know: what was sampled, what is missing."""

@@ -1,0 +1,245 @@
+"""The annotations of a round for the page: all of them are counted, a bounded number of images is sampled.
+
+So the page opens at once however large the run is. Images are sampled by the hash of their uid: the same in
+every round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import capfilt.data.annotations as tables
+from capfilt.data.annotations import Annotation
+from capfilt.data.policy import Rule
+from capfilt.data.sample import SOURCES
+from capfilt.data.shards.members import MAX_KEY
+from capfilt.evaluation.evaluate import Truth
+from capfilt.printable import printable
+from capfilt.reporting.charts import Histogram
+from capfilt.reporting.page import json_for_script
+from capfilt.reporting.page_data import MAX_WORDS
+from capfilt.runs.tally import NO_TEXT
+from capfilt.stages.select import VERDICT_SCHEMA, verdicts
+from capfilt.storage.paths import StoragePath
+
+MAX_TEXTS = 20_000
+"""Texts in the page, over all rounds."""
+MAX_TEXTS_OF_IMAGE = 500
+"""Texts of one image in the page; further ones are only counted."""
+MAX_SHARDS = 16
+"""Shards from which images are sampled: each is read once more for its pictures."""
+MAX_TEXT = 400
+"""Characters of a text in the page."""
+MAX_TEXT_IN_MEMORY = 20_000
+"""Characters of a text that are kept in memory; a longer one cannot be labelled."""
+MAX_PAGE_BYTES = 24_000_000
+"""Bytes of the page without charts and tables; where texts are long it holds fewer pictures, then fewer texts."""
+ROW_BYTES = 90
+"""Bytes of a text's scores and list positions in the page, roughly."""
+NUM_BINS = 1_000
+"""Bins of a score while counting; a histogram has about NUM_BINS / 20 over the range that occurs."""
+LAYERS = ("wrong", "right", "unknown")
+"""What is known of a text's truth."""
+SCORE_RANGES = {"itm": (0.0, 1.0), "itc": (-1.0, 1.0)}
+
+ImageId = tuple[str, str]
+"""An image: the name of its shard, and its key."""
+
+
+@dataclass(frozen=True)
+class RoundSource:
+    """Where the annotations of a round lie, and the policy that was applied to them."""
+
+    number: int
+    annotations: StoragePath
+    dataset: StoragePath | None
+    """The folder of the verdicts; None where there are none yet, and `score` and `threshold` are a first proposal."""
+    rule: Rule
+    score: str
+    threshold: float
+    """The threshold with which the page opens. A policy that only ranks has none: then it is below every score."""
+    select_command: str
+    out_prefix: str
+
+
+@dataclass
+class SampledImage:
+    """An image of the page with its rows in a round, each with the reason why it is dropped whatever the threshold
+    ("" = there is none)."""
+
+    id: ImageId
+    uid: str
+    rows: list[tuple[Annotation, str]] = field(default_factory=list)
+    full_lengths: dict[tuple[str, int], int] = field(default_factory=dict)
+    """By source and candidate, the number of characters of a text that is not kept in memory in full."""
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes in the page, or a quarter of the characters in memory if that is more."""
+        texts = (max(_bytes_in_page(row.text[:MAX_TEXT]), len(row.text) // 4) for row, _ in self.rows)
+        return _bytes_in_page(printable(self.id[1])) + sum(ROW_BYTES + text for text in texts)
+
+
+def _bytes_in_page(text: str) -> int:
+    return len(json_for_script(text).encode())
+
+
+class RoundSample:
+    """Counts and a sample of the annotations of one round, added shard by shard in bounded memory."""
+
+    def __init__(self, source: RoundSource, max_texts: int, max_bytes: int = MAX_PAGE_BYTES):
+        self.source, self.max_texts, self.max_bytes = source, max_texts, max_bytes
+        self.scores = {
+            (score, source): {layer: np.zeros(NUM_BINS, np.int64) for layer in LAYERS}
+            for score in SCORE_RANGES
+            for source in SOURCES
+        }
+        self.lengths = {source: np.zeros(MAX_WORDS + 1, np.int64) for source in SOURCES}
+        self.totals = dict.fromkeys(SOURCES, 0)
+        self.num_rows = self.num_bytes = 0
+        self._heap: list[tuple[int, ImageId, SampledImage]] = []
+        self._limit = 1 << 64
+        """The smallest hash for which there was no room; no image above it is added later, or the sample would be
+        biased."""
+
+    def add(self, shard: str, truths: Mapping[str, Truth], sample: bool) -> None:
+        """Count a shard; `truths` gives what is known of web texts by uid, `sample` whether its images may be in the
+        page."""
+        path = self.source.dataset / f"{shard}.parquet" if self.source.dataset else None
+        if path is not None and path.is_file():
+            table = tables.read(path, VERDICT_SCHEMA)
+            whys = table.column("why").to_pylist()
+            table = table.select(tables.SCHEMA.names)
+        else:
+            table = tables.read(self.source.annotations / f"{shard}.parquet")
+            whys = verdicts(list(tables.rows(table)), self.source.rule)
+        self._count(table, truths)
+        if sample:
+            for image in self._images(shard, table, whys):
+                self._add_to_sample(image)
+
+    def _count(self, table: pa.Table, truths: Mapping[str, Truth]) -> None:
+        is_text = pc.not_equal(table.column("reason"), NO_TEXT)
+        ok = table.filter(pc.and_(pc.equal(table.column("status"), "ok"), is_text))
+        sources = ok.column("source").to_numpy()
+        num_words = _num_words(ok.column("text"))
+        for source in SOURCES:
+            mask = sources == source
+            self.totals[source] += int(mask.sum())
+            self.lengths[source] += np.bincount(np.minimum(num_words[mask], MAX_WORDS), minlength=MAX_WORDS + 1)
+        layer = _layers(ok, truths)
+        for (score, source), counts in self.scores.items():
+            values = ok.column(score).to_numpy().astype(np.float64)
+            scored = (sources == source) & ~np.isnan(values)
+            low, high = SCORE_RANGES[score]
+            bins = np.clip(((values[scored] - low) / (high - low) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+            for number, name in enumerate(LAYERS):
+                counts[name] += np.bincount(bins[layer[scored] == number], minlength=NUM_BINS)
+
+    def _images(self, shard: str, table: pa.Table, whys: Sequence[str]) -> Iterator[SampledImage]:
+        # The page moves one threshold; a policy's other_threshold, on the other score, stays as it is.
+        movable = SCORE_RANGES if self.source.rule.other_threshold is None else (self.source.score,)
+        by_score = {f"{score} below threshold" for score in movable} | {f"no {score} score" for score in movable}
+        images: dict[str, SampledImage] = {}
+        for row, why in zip(tables.rows(table), whys, strict=True):
+            if row.status == "ok" and row.reason == NO_TEXT:
+                continue  # counted by annotate; there is nothing to show
+            key = printable(row.key, MAX_KEY)  # differs from the row's key only where no picture has it
+            image = images.setdefault(key, SampledImage((shard, key), row.uid))
+            if len(image.rows) == MAX_TEXTS_OF_IMAGE:
+                continue
+            if len(row.text) > MAX_TEXT_IN_MEMORY:
+                image.full_lengths[row.source, row.candidate] = len(row.text)
+                row = replace(row, text=row.text[:MAX_TEXT_IN_MEMORY])
+            image.rows.append((row, "" if why in by_score else why))
+        for image in images.values():  # the web's text first, as in the paper's figures
+            image.rows.sort(key=lambda entry: (SOURCES.index(entry[0].source), entry[0].candidate))
+            yield image
+
+    def _add_to_sample(self, image: SampledImage) -> None:
+        """Keep the images of the smallest hashes: a uniform sample, and the same in each round."""
+        rank = random_rank(image)
+        if rank >= self._limit:
+            return
+        heapq.heappush(self._heap, (-rank, image.id, image))
+        self.num_rows += len(image.rows)
+        self.num_bytes += image.num_bytes
+        while (self.num_rows > self.max_texts or self.num_bytes > self.max_bytes) and len(self._heap) > 1:
+            largest, _, removed = heapq.heappop(self._heap)
+            self.num_rows -= len(removed.rows)
+            self.num_bytes -= removed.num_bytes
+            self._limit = -largest
+
+    @property
+    def images(self) -> list[SampledImage]:
+        """The sampled images, in random order."""
+        return [image for _, _, image in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
+
+    def histograms(self) -> dict[str, dict[str, Histogram]]:
+        """By score and source, over the range of scores that occur."""
+        histograms: dict[str, dict[str, Histogram]] = {}
+        for score, (low, high) in SCORE_RANGES.items():
+            by_source = {source: self.scores[score, source] for source in SOURCES}
+            used = np.flatnonzero(sum(counts for layers in by_source.values() for counts in layers.values()))
+            if not used.size:
+                continue
+            # Rounded outwards to twentieths of the scale, so that all bins are equal and their edges round numbers.
+            step = NUM_BINS // 20
+            start, end = used[0] // step * step, -(-(used[-1] + 1) // step) * step
+            merged = max(1, (end - start) // 50)
+            first, last = (low + (high - low) * int(edge) / NUM_BINS for edge in (start, end))
+            histograms[score] = {
+                source: Histogram(first, last, _merge_bins(layers, slice(start, end), merged))
+                for source, layers in by_source.items()
+                if self.totals[source]
+            }
+        return histograms
+
+
+def _num_words(texts: pa.ChunkedArray) -> np.ndarray:
+    trimmed = pc.utf8_trim_whitespace(texts)
+    parts = pc.list_value_length(pc.utf8_split_whitespace(trimmed)).to_numpy()
+    return np.where(pc.equal(trimmed, "").to_numpy(), 0, parts)  # "" splits into one part
+
+
+def _layers(table: pa.Table, truths: Mapping[str, Truth]) -> np.ndarray:
+    """The position in LAYERS of each row; only the first web text of an image may have a known truth."""
+    unknown = LAYERS.index("unknown")
+    if not truths:
+        return np.full(table.num_rows, unknown)
+    is_web = table.column("source").to_numpy() == "web"
+    is_first = table.column("candidate").to_numpy() == 0
+    known = (
+        truths.get(uid) if first and web else None
+        for uid, first, web in zip(table.column("uid").to_pylist(), is_first, is_web, strict=True)
+    )
+    return np.array([unknown if truth is None else int(truth[0]) for truth in known], dtype=int)
+
+
+def random_rank(image: SampledImage) -> int:
+    """The rank of an image in the random order: a hash of its uid, or of its shard and key where it has none."""
+    name = image.uid or "/".join(image.id)
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def sampled_shards(names: Iterable[str], limit: int = MAX_SHARDS) -> set[str]:
+    """The shards whose images may be in the page: all of them if they are few, else `limit` at random."""
+    return set(
+        heapq.nsmallest(limit, names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
+    )
+
+
+def _merge_bins(layers: Mapping[str, np.ndarray], part: slice, size: int) -> dict[str, list[int]]:
+    merged = {
+        name: np.add.reduceat(counts[part], np.arange(0, part.stop - part.start, size))
+        for name, counts in layers.items()
+    }
+    return {name: counts.tolist() for name, counts in merged.items() if counts.any()}

@@ -1,0 +1,181 @@
+"""The tables and charts of the page, from the entries of summary.json, the logs of trainings and the annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capfilt.data.sample import SOURCES
+from capfilt.printable import printable
+from capfilt.reporting import charts
+from capfilt.reporting.charts import Chart, Line
+from capfilt.reporting.page_data import MAX_LINES, AnnotatedRound, Training
+
+# ---- tables ----
+
+FIGURES: tuple[tuple[str, tuple[str, ...], int, bool], ...] = (
+    ("AUC", ("filter", "auc"), 3, False),
+    ("precision", ("filter", "precision"), 3, False),
+    ("recall", ("filter", "recall"), 3, False),
+    ("threshold", ("filter", "threshold"), 3, False),
+    ("TR@1", ("retrieval", "tr@1"), 1, True),
+    ("TR@5", ("retrieval", "tr@5"), 1, True),
+    ("IR@1", ("retrieval", "ir@1"), 1, True),
+    ("IR@5", ("retrieval", "ir@5"), 1, True),
+    ("CIDEr", ("captioning", "cider"), 1, True),
+    ("BLEU-4", ("captioning", "bleu4"), 1, True),
+)
+"""Heading, keys in an entry of summary.json, digits, and whether it is compared with round 0."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure, and its difference from round 0's."""
+
+    text: str
+    change: str = ""
+    better: bool = True
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
+    """Headings and rows of the rounds; a column that no round has is left out, a figure not measured is a dash."""
+    sources = [source for source in SOURCES if any(source in entry.get("noise_ratio", {}) for entry in rounds)]
+    columns = [figure for figure in FIGURES if any(_figure(entry, figure[1]) is not None for entry in rounds)]
+    headings = ["round", *(f"kept {source}" for source in sources), *(column[0] for column in columns), "seconds"]
+    rows = []
+    for entry in rounds:
+        cells = [Cell(str(entry["round"])), *(_kept(entry, source) for source in sources)]
+        for _, keys, digits, compared in columns:
+            base = _figure(rounds[0], keys) if compared and entry["round"] and not rounds[0]["round"] else None
+            cells.append(_cell(_figure(entry, keys), digits, base))
+        rows.append([*cells, _cell(entry.get("seconds"), 0, None)])
+    return headings, rows
+
+
+def _kept(entry: Mapping[str, Any], source: str) -> Cell:
+    noise = entry.get("noise_ratio", {}).get(source)
+    return Cell("–" if noise is None else f"{entry['kept'].get(source, 0):,} ({1 - noise:.1%})")
+
+
+def _cell(value: float | None, digits: int, base: float | None) -> Cell:
+    if value is None:
+        return Cell("–")
+    change = value - base if base is not None else 0.0
+    signed = f"{change:+.{digits}f}".replace("-", "−") if base is not None else ""
+    return Cell(f"{value:,.{digits}f}", signed, change >= 0)
+
+
+def tiles(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Cell]]:
+    """A few figures of the newest round, compared with round 0: (name, meaning, figure)."""
+    if not rounds:
+        return
+    newest, first = rounds[-1], rounds[0]
+    for heading, keys, digits, meaning in (
+        ("TR@1", ("retrieval", "tr@1"), 1, "text found for an image, %"),
+        ("IR@1", ("retrieval", "ir@1"), 1, "image found for a text, %"),
+        ("CIDEr", ("captioning", "cider"), 1, "captions against people's"),
+    ):
+        value, base = _figure(newest, keys), _figure(first, keys)
+        if value is not None:
+            yield heading, meaning, _cell(value, digits, base if newest is not first else None)
+    for source in SOURCES:
+        noise = newest.get("noise_ratio", {}).get(source)
+        if noise is not None:
+            yield f"{source} texts kept", f"noise ratio {noise:.1%}", Cell(f"{1 - noise:.1%}")
+
+
+def drop_reasons(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, float]]:
+    """Why texts were dropped and images failed: (round, reason, count, count per image)."""
+    for entry in rounds:
+        samples = entry.get("samples_in", 0)
+        for counts in (entry.get("dropped", {}), {f"image: {why}": n for why, n in entry.get("failed", {}).items()}):
+            ordered = sorted(counts.items(), key=lambda item: -item[1])
+            rest = sum(count for _, count in ordered[MAX_LINES:])
+            for reason, count in [*ordered[:MAX_LINES], *([("other reasons", rest)] if rest else [])]:
+                yield str(entry["round"]), printable(reason), count, count / samples if samples else 0.0
+
+
+def _figure(entry: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    """A figure of summary.json by its nested keys; None where it was not measured."""
+    value: Any = entry
+    for name in keys:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+# ---- charts ----
+
+
+def round_charts(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
+    """The figures of the rounds: retrieval, captioning, the filter, what was kept."""
+    for title, names, note in (
+        ("Retrieval", (("TR@1", ("retrieval", "tr@1")), ("IR@1", ("retrieval", "ir@1"))), "Recall at 1, %."),
+        ("Captioning", (("CIDEr", ("captioning", "cider")),), "CIDEr ×100."),
+        (
+            "The filter, where truth is known",
+            tuple((name, ("filter", name)) for name in ("auc", "precision", "recall")),
+            "",
+        ),
+        (
+            "Captions of held-out images",
+            (("repeated", ("captioning", "repeated")), ("distinct bigrams", ("captioning", "distinct2"))),
+            "Shares. A captioner that collapses repeats itself.",
+        ),
+    ):
+        series = [
+            Line(label, [(r["round"], v) for r in rounds if (v := _figure(r, keys)) is not None], number)
+            for number, (label, keys) in enumerate(names, 1)
+        ]
+        if any(line.points for line in series):
+            yield charts.by_round(title, series, note)
+    kept = [
+        (f"round {entry['round']}, {source}", 1 - noise)
+        for entry in rounds
+        for source, noise in sorted(entry.get("noise_ratio", {}).items(), reverse=True)
+    ]
+    if kept:
+        yield charts.shares("Kept, and noise ratio", kept[-8:], ("kept", "dropped"), "By source; dropped is the noise.")
+
+
+def caption_charts(rounds: Sequence[AnnotatedRound]) -> Iterator[Chart]:
+    """The length and the diversity of texts, by source and round."""
+    for source in SOURCES:
+        series = [
+            Line(f"round {each.round}", _length_shares(each.lengths[source]), number % charts.STYLES)
+            for number, each in enumerate(rounds, 1)
+            if sum(each.lengths.get(source, ()))
+        ]
+        if series:
+            if source == "web":  # the same in every round
+                series = series[:1]
+            yield charts.lines(f"Length of {source} texts", series, "words", "Share of the texts, %.")
+    for name, title in (("repeated", "Repeated captions"), ("distinct2", "Distinct bigrams")):
+        series = [
+            Line(
+                source, [(r.round, r.diversity[source][name]) for r in rounds if name in r.diversity.get(source, {})], n
+            )
+            for n, source in enumerate(SOURCES, 1)
+        ]
+        if any(line.points for line in series):
+            sizes = [int(figures["texts"]) for each in rounds for figures in each.diversity.values() if figures]
+            yield charts.by_round(title, series, f"Share, among {max(sizes):,} texts drawn at random.")
+
+
+def _length_shares(counts: Sequence[int]) -> list[tuple[float, float]]:
+    last = max(number for number, count in enumerate(counts) if count)
+    return [(number, 100 * count / sum(counts)) for number, count in enumerate(counts[: last + 1])]
+
+
+def loss_charts(trainings: Sequence[Training]) -> Iterator[Chart]:
+    """A chart for every loss of every kind of training, with a line for each round."""
+    for what in dict.fromkeys(training.what for training in trainings):
+        same_kind = [training for training in trainings if training.what == what]
+        for loss in dict.fromkeys(name for training in same_kind for name in training.losses):
+            series = [
+                Line(f"round {training.round}", training.losses[loss], training.round % charts.STYLES)
+                for training in same_kind
+                if training.losses.get(loss)
+            ]
+            if series:
+                yield charts.lines(f"{what}: {loss.replace('_', ' ')}", series, "step")
