@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source, count
+from capfilt.data.loading.loader import Source
+from capfilt.data.loading.rows import Captions, count_pairs
 from capfilt.data.shards.members import Members
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -42,7 +43,7 @@ class RowsJob(Config):
 
         def work(url: str) -> str:
             digest, members = shards.Digest(shards.stat(url)["version"]), Members()
-            found = count(url, digest, members)
+            found = count_pairs(url, digest, members)
             came = found.images + found.without_text
             samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
             texts = Counter({"all": found.texts})
@@ -66,7 +67,7 @@ def entry(url: str, known: dict[str, Any] | None = None) -> str:
 
 
 def count_rows(
-    session: Session, sources: Sequence[Source], captions: Literal["all", "one"], folder: StoragePath, show: Progress
+    session: Session, sources: Sequence[Source], captions: Captions, folder: StoragePath, show: Progress
 ) -> dict[str, int]:
     """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
     found = read_once(session, [url for source in sources for url in shards.expand(source.shards)], folder, show)

@@ -55,10 +55,10 @@ def _training_draws() -> dict[str, Any]:
 
 
 def _order_draws() -> dict[str, Any]:
-    from capfilt.data.loading.order import Order
+    from capfilt.data.loading.order import RowOrder
 
     rows = {"a": 7, "b": 5, "c": 9, "d": 4, "e": 6}
-    order = Order([(["a", "b", "c"], 1), (["d", "e"], 1.5)], rows, 4, 3)
+    order = RowOrder([(["a", "b", "c"], 1), (["d", "e"], 1.5)], rows, 4, 3)
 
     def walked(lane: int, position: int) -> str:
         def read(epoch: int, span: Any) -> Iterator[str]:
@@ -74,12 +74,12 @@ def _order_draws() -> dict[str, Any]:
 def _picture_draws() -> dict[str, Any]:
     from capfilt.data.images import decode as images
     from capfilt.data.images.augment import AugmentConfig, augment, crop_box, generator
-    from capfilt.data.loading.loader import number
+    from capfilt.data.loading.loader import image_id
     from capfilt.data.synthetic import world
 
     config = AugmentConfig(crop=(0.5, 1.0), flip=True, randaugment=(2, 5))
     picture = images.decode(world.sample(world.WorldConfig(image_size=64), 0, "web", 0).image)
-    found: dict[str, Any] = {f"number of {uid}": number(uid) for uid in UIDS}
+    found: dict[str, Any] = {f"number of {uid}": image_id(uid) for uid in UIDS}
     for place in [(0, 0, UIDS[0]), (0, 1, UIDS[0]), (5, 777, UIDS[1])]:
         found[f"picture {place}"] = {
             "drawn": generator(*place).random(2).tolist(),

@@ -445,7 +445,7 @@ class TestWhatIsSaidInOneLine:
         self, make_job: MakeJob, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = shutil.copytree(small_world / "human", tmp_path / "data")
-        monkeypatch.setattr("capfilt.data.loading.loader.KEPT_BYTES", 0)
+        monkeypatch.setattr("capfilt.data.loading.rows.KEPT_BYTES", 0)
         job = make_job(
             tmp_path / "out", steps=200, loader=LoaderConfig(batch_size=8, max_length=24, shuffle=8, lanes=1)
         )

@@ -1,8 +1,8 @@
-"""What a frozen tower sees of every image of a shard, kept on disk: computed once, read at each pass of a training.
+"""Features that a frozen vision tower gives for every image of a shard, kept on disk and read in each epoch.
 
 One safetensors file a shard: a tensor [N, D] for each image, by its uid, so that any row of any epoch is one read from
-a mapped file. The file's name is the fingerprint of the tower, the shard and the format: another of these is another
-file, and trainings that share all three share it.
+a mapped file. The file's name is the fingerprint of the tower, the shard and the format, so trainings that share all
+three share the file.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ from capfilt.errors import DataError
 from capfilt.storage.atomic import atomic
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""As safetensors spells them."""
+"""The types of tensors, as safetensors names them."""
 
 
 class Features:
-    """What was kept of some shards."""
+    """The kept features of some shards; `files` has the file of each, by the shard's url."""
 
     def __init__(self, files: Mapping[str, Path]):
-        """`files` has the file of each shard, by the shard's url."""
         self.files = files
         self._open: dict[str, tuple[Any, frozenset[str]]] = {}
 
     def of(self, url: str, uid: str) -> Tensor | None:
-        """What the tower saw of an image [N, D]; None for a picture that could not be decoded."""
+        """The features of an image, [N, D]; None for a picture that could not be decoded.
+
+        Raises DataError for a shard that has no file.
+        """
         if url not in self._open:
             if url not in self.files:
-                raise DataError(f"{url}: no features were kept of this shard")
+                raise DataError(f"{url}: no features were kept for this shard")
             kept = safe_open(self.files[url], "pt")
             self._open[url] = kept, frozenset(kept.keys())
         kept, uids = self._open[url]
@@ -46,20 +48,24 @@ class Features:
 
 
 def write(path: Path, batches: Iterable[tuple[list[str], Tensor]]) -> int:
-    """Write batches of uids and what was seen [B, N, D] as one file, batch by batch; returns how many images.
+    """Write batches of uids and their features [B, N, D] as one file; returns the number of images.
 
-    An image that comes twice is kept once. Memory holds one batch: the data are written before their table of contents,
-    which a safetensors file begins with, is known.
+    An image that comes twice is kept once. Memory holds one batch: the tensors go to a temporary file first, since a
+    safetensors file begins with the table of their places.
     """
     header: dict[str, dict[str, Any]] = {}
     end = 0
     with tempfile.TemporaryFile(dir=path.parent) as data:
-        for uids, seen in batches:
-            for uid, one in zip(uids, seen, strict=True):
+        for uids, features_BND in batches:
+            for uid, features_ND in zip(uids, features_BND, strict=True):
                 if uid in header:
                     continue
-                start, end = end, end + _append(data, one)
-                header[uid] = {"dtype": DTYPES[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
+                start, end = end, end + _append(data, features_ND)
+                header[uid] = {
+                    "dtype": DTYPES[features_ND.dtype],
+                    "shape": list(features_ND.shape),
+                    "data_offsets": [start, end],
+                }
         contents = json.dumps(header).encode()
         contents += b" " * (-len(contents) % 8)  # the data begin at a multiple of eight
         data.seek(0)

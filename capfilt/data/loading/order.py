@@ -1,10 +1,10 @@
 """The order in which a training walks its rows: a function of the seed and of how many rows each shard has.
 
 An epoch lays all shards end to end, shuffled, and cuts the line into equal segments, one for each lane. A lane reads
-its segment through windows that are shuffled, too, and every batch takes as many rows from one lane as from another.
-So ranks share the lanes out and read different shards; a lane begins in the middle of a shard where shards are few, so
-no rank starves; and the position is the number of the step: any number of ranks can go on from it, without reading
-what came before.
+its segment in windows whose rows are shuffled, and every batch takes as many rows from one lane as from another. So
+ranks divide the lanes among them and read different shards; a lane begins in the middle of a shard where shards are
+few, so that no rank is without rows; and the position is the number of the step: any number of ranks can go on from it,
+without reading what came before.
 """
 
 from __future__ import annotations
@@ -28,58 +28,62 @@ class Span:
     url: str
     first: int
     count: int
-    turn: int
-    """How often the epoch has walked the shard before."""
+    repetition: int
+    """How often the epoch has read the shard before."""
 
 
-class Order:
+class RowOrder:
     """Which rows each of `lanes` reads, epoch after epoch.
 
-    `sources` are (shards, how often an epoch walks them); 0.2 is a fifth of them, another fifth in the next epoch.
-    `rows` says how many rows each shard has.
+    Args:
+        sources: shards, and how often an epoch reads them; 0.2 is a fifth of them, another fifth in the next epoch.
+        rows: the number of rows of each shard.
+
+    Raises:
+        DataError: no shard has a row.
     """
 
     def __init__(self, sources: Sequence[tuple[Sequence[str], float]], rows: Mapping[str, int], lanes: int, seed: int):
         self.sources, self.rows, self.lanes, self.seed = sources, rows, lanes, seed
-        self._line: dict[int, tuple[list[str], np.ndarray]] = {}
+        self._layouts: dict[int, tuple[list[str], np.ndarray]] = {}
         self._totals: dict[int, int] = {}
         if not any(rows[url] for urls, _ in sources for url in urls):
-            urls = [url for own, _ in sources for url in own]
+            urls = [url for shards, _ in sources for url in shards]
             raise DataError(f"no readable pair in {len(urls)} shards, first {urls[0]}")
 
     def shards(self, epoch: int) -> list[str]:
-        """The shards of an epoch in their order; one that is walked twice is there twice."""
-        found: list[str] = []
+        """The shards of an epoch in their order; one that is read twice is there twice."""
+        chosen: list[str] = []
         for number, (urls, repeat) in enumerate(self.sources):
             whole = int(repeat)
-            found += list(urls) * whole
-            # The rest goes round a fixed order of the source, on and on from epoch to epoch.
+            chosen += list(urls) * whole
+            # The fraction takes the next shards of a fixed permutation, on and on from epoch to epoch.
             first, last = (round(e * (repeat - whole) * len(urls)) for e in (epoch, epoch + 1))
-            turn = self._draws(number).permutation(len(urls)) if last > first else ()
-            found += [urls[turn[i % len(urls)]] for i in range(first, last)]
-        return [found[i] for i in self._draws(-1, epoch).permutation(len(found))]
+            permutation = self._generator(number).permutation(len(urls)) if last > first else ()
+            chosen += [urls[permutation[i % len(urls)]] for i in range(first, last)]
+        return [chosen[i] for i in self._generator(-1, epoch).permutation(len(chosen))]
 
     def spans(self, lane: int, epoch: int) -> list[Span]:
-        """The segment of a lane."""
-        urls, starts = self._laid_out(epoch)
+        """The segment of a lane, as spans of shards."""
+        urls, starts = self._layout(epoch)
         begin, end = self._segment(lane, epoch)
-        found, walked = [], self._twice(urls)
+        spans, repeated = [], self._repeated(urls)
         for i in range(int(starts.searchsorted(begin, side="right")) - 1, len(urls)):
             first, last = max(begin, int(starts[i])), min(end, int(starts[i + 1]))
             if int(starts[i]) >= end:
                 break
             if first < last:
-                turn = walked[urls[i]].index(i) if urls[i] in walked else 0
-                found.append(Span(urls[i], first - int(starts[i]), last - first, turn))
-        return found
+                repetition = repeated[urls[i]].index(i) if urls[i] in repeated else 0
+                spans.append(Span(urls[i], first - int(starts[i]), last - first, repetition))
+        return spans
 
     def length(self, lane: int, epoch: int) -> int:
-        """How many rows the segment has."""
+        """How many rows the segment of a lane has."""
         begin, end = self._segment(lane, epoch)
         return end - begin
 
     def locate(self, lane: int, position: int) -> tuple[int, int]:
-        """The epoch of a lane's row number `position`, and its number there."""
+        """The epoch of a lane's row number `position`, and its number in that epoch."""
         epoch = 0
         while position >= (length := self.length(lane, epoch)):
             position -= length
@@ -87,9 +91,13 @@ class Order:
         return epoch, position
 
     def walk(self, lane: int, position: int, window: int, read: Callable[[int, Span], Iterator[T]]) -> Iterator[T]:
-        """The rows of a lane from `position` on, without end; `read(epoch, span)` gives the rows of a span.
+        """The rows of a lane from `position` on, without end.
 
-        Windows begin at other places in other lanes, so that these do not all fill theirs at the same step.
+        Windows begin at other rows in other lanes, so that these do not all fill theirs at the same step.
+
+        Args:
+            window: rows that are shuffled together.
+            read: gives the rows of a span, in an epoch.
         """
         epoch, offset = self.locate(lane, position)
         while True:
@@ -99,51 +107,53 @@ class Order:
                 if end <= offset:
                     continue
                 if begin <= offset:  # the first window that is read
-                    stream = chained(read, epoch, after(spans, begin))
-                block = list(islice(stream, end - begin))
-                turn = self._draws(lane, epoch, number).permutation(len(block))
-                yield from (block[i] for i in turn[max(0, offset - begin) :])
+                    stream = _read_spans(read, epoch, _without_first(spans, begin))
+                rows = list(islice(stream, end - begin))
+                permutation = self._generator(lane, epoch, number).permutation(len(rows))
+                yield from (rows[i] for i in permutation[max(0, offset - begin) :])
             epoch, offset = epoch + 1, 0
 
-    def _twice(self, urls: Sequence[str]) -> dict[str, list[int]]:
-        """The places in an epoch of those shards that it walks more than once."""
+    def _repeated(self, urls: Sequence[str]) -> dict[str, list[int]]:
+        """The places in an epoch of those shards that it reads more than once."""
         if all(repeat <= 1 for _, repeat in self.sources):
             return {}
         places: dict[str, list[int]] = {}
         for i, url in enumerate(urls):
             places.setdefault(url, []).append(i)
-        return {url: own for url, own in places.items() if len(own) > 1}
+        return {url: indices for url, indices in places.items() if len(indices) > 1}
 
     def _segment(self, lane: int, epoch: int) -> tuple[int, int]:
+        """The first row of a lane's segment, and the first behind it."""
         if epoch not in self._totals:
-            self._totals[epoch] = int(self._laid_out(epoch)[1][-1])
+            self._totals[epoch] = int(self._layout(epoch)[1][-1])
         total = self._totals[epoch]
-        # Segments differ by a row where lanes do not divide the rows: who has the longer ones changes with the epoch.
-        turn = (lane + epoch) % self.lanes
-        return turn * total // self.lanes, (turn + 1) * total // self.lanes
+        # Where lanes do not divide the rows, segments differ by a row: which are longer changes with the epoch.
+        segment = (lane + epoch) % self.lanes
+        return segment * total // self.lanes, (segment + 1) * total // self.lanes
 
-    def _laid_out(self, epoch: int) -> tuple[list[str], np.ndarray]:
-        """An epoch's shards and the number of the row at which each begins; the lanes are in two epochs at most."""
-        if epoch not in self._line:
+    def _layout(self, epoch: int) -> tuple[list[str], np.ndarray]:
+        """An epoch's shards, and the number of the row at which each begins; kept for the epochs that lanes are in."""
+        if epoch not in self._layouts:
             urls = self.shards(epoch)
             starts = np.cumsum([0, *(self.rows[url] for url in urls)])
-            self._line = {e: line for e, line in self._line.items() if abs(e - epoch) <= 1} | {epoch: (urls, starts)}
-        return self._line[epoch]
+            near = {e: layout for e, layout in self._layouts.items() if abs(e - epoch) <= 1}
+            self._layouts = near | {epoch: (urls, starts)}
+        return self._layouts[epoch]
 
-    def _draws(self, *place: int) -> np.random.Generator:
-        entropy = [self.seed, *(number + 1 for number in place)]
+    def _generator(self, *key: int) -> np.random.Generator:
+        entropy = [self.seed, *(number + 1 for number in key)]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def after(spans: Iterable[Span], skip: int) -> Iterator[Span]:
-    """What is left of spans without their first `skip` rows."""
+def _without_first(spans: Iterable[Span], num_rows: int) -> Iterator[Span]:
+    """Spans without their first rows."""
     for span in spans:
-        if skip < span.count:
-            yield replace(span, first=span.first + skip, count=span.count - skip)
-        skip = max(0, skip - span.count)
+        if num_rows < span.count:
+            yield replace(span, first=span.first + num_rows, count=span.count - num_rows)
+        num_rows = max(0, num_rows - span.count)
 
 
-def chained(read: Callable[[int, Span], Iterator[T]], epoch: int, spans: Iterable[Span]) -> Iterator[T]:
+def _read_spans(read: Callable[[int, Span], Iterator[T]], epoch: int, spans: Iterable[Span]) -> Iterator[T]:
     """The rows of spans, one after the other."""
     for span in spans:
         yield from read(epoch, span)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -17,8 +15,9 @@ from pydantic import ValidationError
 
 from capfilt.data import shards
 from capfilt.data.images import decode
-from capfilt.data.loading import loader as module
-from capfilt.data.loading.loader import KEPT_BYTES, Batch, Count, Loader, LoaderConfig, Source, ahead, count
+from capfilt.data.loading import rows as rows_module
+from capfilt.data.loading.loader import Batch, Loader, LoaderConfig, Source
+from capfilt.data.loading.rows import KEPT_BYTES, PairCount, count_pairs
 from capfilt.data.sample import Fault, Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError, ShardError, StorageError
@@ -145,7 +144,7 @@ class TestOrder:
         read = shards.read
         wanted = rows(take(loader(small_world / "human", tokenizer, lanes=2).batches(), 2 * ROWS // 8))
         monkeypatch.setattr(shards, "read", lambda url: opened.append(url) or read(url))
-        monkeypatch.setattr("capfilt.data.loading.loader.KEPT_BYTES", room)
+        monkeypatch.setattr("capfilt.data.loading.rows.KEPT_BYTES", room)
         counted = dict.fromkeys(shards.expand(str(small_world / "human")), 32)
         config = LoaderConfig(batch_size=8, max_length=24, shuffle=32, lanes=2)
         sources = [Source(shards=str(small_world / "human"))]
@@ -226,9 +225,9 @@ class TestOrder:
         made = [Sample(f"{i:03d}", image.image, "png", texts[i % 4], {"uid": f"{i:032x}"}) for i in range(32)]
         made[0].meta["captions"] = ["red", "a red square", "!"]
         shards.write(tmp_path / "b" / "0.tar", made)
-        counted = count(str(tmp_path / "b" / "0.tar"))
-        assert counted == Count(images=16, texts=17, without_text=16)
-        num = counted.of(captions)
+        counted = count_pairs(str(tmp_path / "b" / "0.tar"))
+        assert counted == PairCount(images=16, texts=17, without_text=16)
+        num = counted.num_rows(captions)
         found = rows(take(loader(tmp_path / "b", tokenizer, captions=captions, batch_size=num).batches(), 1))
         assert len(found) == num
         assert {uid for uid, _ in found} == {f"{i:032x}" for i in range(32) if i % 4 in (0, 3)}
@@ -331,16 +330,16 @@ class TestBadInput:
                 yield item
 
         monkeypatch.setattr(shards, "read", sometimes)
-        monkeypatch.setattr(module, "PAUSES", (0, 0))
+        monkeypatch.setattr(rows_module, "PAUSES", (0, 0))
         assert rows(take(shaky.batches(), 6)) == wanted
         assert "no route; again in 0 s" in caplog.text
         sources = [Source(shards=tuple(shaky.order.rows))]
         waiting = Loader(sources, shaky.config, tokenizer, 16, 0, rows=shaky.order.rows)
-        monkeypatch.setattr(module, "PAUSES", ())
+        monkeypatch.setattr(rows_module, "PAUSES", ())
         with pytest.raises(StorageError, match="no route"):
             take(waiting.batches(), 6)
-        monkeypatch.setattr(module, "PAUSES", (1000,))
-        waiting._closed.set()
+        monkeypatch.setattr(rows_module, "PAUSES", (1000,))
+        waiting._reader.closed.set()
         with pytest.raises(StorageError, match="no route"):  # at once: a pause ends when nobody wants more
             list(waiting._batches(0))
 
@@ -372,63 +371,9 @@ class TestBadInput:
             LoaderConfig(**wrong)
 
 
-class TestAhead:
-    def test_hands_over_items_then_the_exception(self) -> None:
-        def make() -> Iterator[int]:
-            yield 1
-            yield 2
-            raise ValueError("third")
-
-        found = []
-        with pytest.raises(ValueError, match="third"):
-            for item in ahead(make(), threading.Event()):  # type: ignore[arg-type]
-                found.append(item)
-        assert found == [1, 2]
-
-    def test_ends_where_its_source_ends(self) -> None:
-        assert list(ahead(iter([1, 2, 3]), threading.Event())) == [1, 2, 3]  # type: ignore[arg-type, comparison-overlap]
-
-    def test_runs_no_further_than_its_depth_and_stops_when_closed(self) -> None:
-        made: list[int] = []
-
-        def make() -> Iterator[int]:
-            while True:
-                made.append(len(made))
-                yield made[-1]
-
-        before = threading.active_count()
-        items = ahead(make(), threading.Event(), depth=2)  # type: ignore[arg-type]
-        assert next(items) == 0  # type: ignore[comparison-overlap]
-        deadline = time.monotonic() + 60
-        while len(made) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.05)
-        assert len(made) == 4  # one taken, two waiting, one in hand
-        items.close()  # type: ignore[attr-defined]
-        assert threading.active_count() == before
-        assert len(made) == 4
-
-    def test_closing_waits_for_what_is_being_made(self) -> None:
-        """An interpreter must not end while a thread of it is inside torch: that is an abort."""
-        begun, ended = threading.Event(), threading.Event()
-
-        def make() -> Iterator[int]:
-            yield 0
-            begun.set()
-            time.sleep(0.2)
-            ended.set()
-            yield 1
-
-        items = ahead(make(), threading.Event())  # type: ignore[arg-type]
-        assert next(items) == 0  # type: ignore[comparison-overlap]
-        assert begun.wait(60)
-        items.close()  # type: ignore[attr-defined]
-        assert ended.is_set()
-
-
 def test_rows_are_texts_or_images(small_world: Path, tmp_path: Path) -> None:
-    found = count(str(small_world / "human" / "00000.tar"))
-    assert (found.of("all"), found.of("one")) == (32, 16)
+    found = count_pairs(str(small_world / "human" / "00000.tar"))
+    assert (found.num_rows("all"), found.num_rows("one")) == (32, 16)
     (tmp_path / "cut.tar").write_bytes((small_world / "human" / "00000.tar").read_bytes()[:30000])
-    cut = count(str(tmp_path / "cut.tar"))
+    cut = count_pairs(str(tmp_path / "cut.tar"))
     assert 0 < cut.images < 16  # what cannot be read is no row

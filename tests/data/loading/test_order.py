@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfilt.data.loading.order import Order, Span
+from capfilt.data.loading.order import RowOrder, Span
 from capfilt.errors import DataError
 
 Row = tuple[str, int]
@@ -18,12 +18,12 @@ def read(epoch: int, span: Span) -> Iterator[Row]:
     return ((span.url, i) for i in range(span.first, span.first + span.count))
 
 
-def order(sizes: list[int], lanes: int = 4, seed: int = 0, repeat: float = 1) -> Order:
+def order(sizes: list[int], lanes: int = 4, seed: int = 0, repeat: float = 1) -> RowOrder:
     rows = {f"s{i}": size for i, size in enumerate(sizes)}
-    return Order([(list(rows), repeat)], rows, lanes, seed)
+    return RowOrder([(list(rows), repeat)], rows, lanes, seed)
 
 
-def epoch_rows(order: Order, epoch: int) -> list[list[Row]]:
+def epoch_rows(order: RowOrder, epoch: int) -> list[list[Row]]:
     """Each lane's rows of an epoch, in the order in which they are read."""
     return [[row for span in order.spans(lane, epoch) for row in read(epoch, span)] for lane in range(order.lanes)]
 
@@ -101,7 +101,7 @@ def test_a_source_may_be_walked_several_times_or_in_part(repeat: float, turns: l
 
 def test_sources_are_mixed() -> None:
     rows = {"a": 4, "b": 4, "c": 2}
-    made = Order([(["a", "b"], 1), (["c"], 3)], rows, 1, 0)
+    made = RowOrder([(["a", "b"], 1), (["c"], 3)], rows, 1, 0)
     assert Counter(made.shards(0)) == {"a": 1, "b": 1, "c": 3}
     assert made.length(0, 0) == 14
 
