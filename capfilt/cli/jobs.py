@@ -1,4 +1,4 @@
-"""Verbs as jobs of a cluster: sent, watched, listed. `sendable` is what `--address http://...` does to a verb."""
+"""Verbs as jobs of a cluster: send, follow, list. `sendable` adds `--address http://...` to a verb."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from capfilt.printable import printable_lines
 if TYPE_CHECKING:
     from capfilt.cluster.ray_jobs import Jobs
     from capfilt.config import Config
-    from capfilt.pipelines.jobs import Order
+    from capfilt.pipelines.jobs import JobRequest
 
-SECOND_THOUGHTS = 5.0
-"""Seconds after a Ctrl-C in which another one stops the job."""
+STOP_SECONDS = 5.0
+"""Seconds after a Ctrl-C in which a second one stops the job."""
 
-LOOKS = ("status", "verify", "explain")
-"""Verbs that look into a run folder, and may do so where it lies."""
+INSPECTING = ("status", "verify", "explain")
+"""Verbs that only read a run folder; on a cluster their output is all that is shown."""
 
-_PATHS = {
+_PATH_OPTIONS = {
     "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "model": "MODEL",
     "captioner": "--captioner", "filter_": "--filter", "annotations": "--annotations", "val": "--val",
 }  # fmt: skip
@@ -65,13 +65,13 @@ def jobs(
         if job is None:
             if stop:
                 raise UsageError("--stop ends one job: name it. `capfilt jobs` lists them.")
-            told = pipeline.run(address)
+            result = pipeline.run(address)
             if not as_json:
-                print_jobs(told)
-            return told
+                print_jobs(result)
+            return result
         cluster = Jobs(address)
         if stop:
-            return pipeline.row(cluster.stop(job))
+            return pipeline.job_record(cluster.stop(job))
         return _watch(cluster, job, as_json, codes)
 
     execute(work, as_json, debug, show_result=stop)
@@ -79,14 +79,15 @@ def jobs(
 
 
 def sendable(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that is sent to a cluster, as a Ray Job, where `--address` is the http address of its dashboard."""
+    """The verb, sent to a cluster as a Ray job if `--address` is the http address of its dashboard."""
     signature = inspect.signature(verb, eval_str=True)
     name = verb.__name__
-    own: dict[str, tuple[Any, Any]]
-    if name in LOOKS:
-        own = {"address": (There, None)}
+    options: dict[str, tuple[Any, Any]]
+    """The options added to the verb's: their types and defaults, by name."""
+    if name in INSPECTING:
+        options = {"address": (There, None)}
     elif "address" in signature.parameters and verb is not jobs:
-        own = {"detach": (Detach, False)}
+        options = {"detach": (Detach, False)}
     else:
         return verb
 
@@ -94,15 +95,15 @@ def sendable(verb: Callable[..., None]) -> Callable[..., None]:
     def here_or_there(context: typer.Context, **given: Any) -> None:
         address = str(given.get("address") or "")
         if not address.startswith(("http://", "https://")):
-            if given.get("detach") or (name in LOOKS and address):
+            if given.get("detach") or (name in INSPECTING and address):
                 raise typer.BadParameter("it goes with a cluster's address, http://HEAD:8265.", context)
-            verb(**{key: value for key, value in given.items() if key not in own})
+            verb(**{key: value for key, value in given.items() if key not in options})
             return
         _send(context, name, address)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter("context", kind, annotation=typer.Context)]
-    added += [inspect.Parameter(key, kind, annotation=of, default=value) for key, (of, value) in own.items()]
+    added += [inspect.Parameter(key, kind, annotation=of, default=value) for key, (of, value) in options.items()]
     kept = [parameter.replace(kind=kind) for parameter in signature.parameters.values()]
     here_or_there.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     here_or_there.__annotations__ = {each.name: each.annotation for each in [*kept, *added]}
@@ -118,23 +119,23 @@ def _send(context: typer.Context, verb: str, address: str) -> None:
         from capfilt.cluster.ray_jobs import Jobs
         from capfilt.pipelines import jobs as pipeline
 
-        order = _order(context, verb)
+        request = _request(context, verb)
         cluster = Jobs(address)
-        id, new = pipeline.send(cluster, order)
+        id, new = pipeline.send(cluster, request)
         if given.get("detach"):
             if not as_json:
                 say(id)
             return {"job": id, "address": cluster.address}
-        if verb not in LOOKS:
+        if verb not in INSPECTING:
             _say(f"job {id} {'is sent' if new else 'is at work already'}; from anywhere: {_again(cluster, id)}")
-        return _watch(cluster, id, as_json, codes, quiet=verb in LOOKS)
+        return _watch(cluster, id, as_json, codes, quiet=verb in INSPECTING)
 
     execute(work, as_json, bool(given["debug"]), show_result=False)
     _leave(codes)
 
 
-def _order(context: typer.Context, verb: str) -> Order:
-    """What the command line asks for, with every path checked and the recipe resolved on this machine."""
+def _request(context: typer.Context, verb: str) -> JobRequest:
+    """The command line as a request, with every path checked and the recipe resolved on this machine."""
     from capfilt.pipelines import jobs as pipeline
 
     given = context.params
@@ -145,18 +146,18 @@ def _order(context: typer.Context, verb: str) -> Order:
             "--watch looks at a folder that this machine sees. With an http address look once, or follow the job: "
             "`capfilt jobs ID`."
         )
-    pipeline.check_places({_PATHS[name]: given[name] for name in _PATHS if given.get(name)})
+    pipeline.check_absolute({_PATH_OPTIONS[name]: given[name] for name in _PATH_OPTIONS if given.get(name)})
     recipe = None
     if given.get("recipe") is not None:
         recipe = _recipe(verb, given)
-        pipeline.check_places(pipeline.places(recipe))
+        pipeline.check_absolute(pipeline.external_paths(recipe))
     words = _words(context, {"address", "detach", *(("recipe", "sets", "rounds") if recipe else ())})
-    if verb not in LOOKS:
+    if verb not in INSPECTING:
         words = ["--address", "auto", *words]
     if recipe is not None:
         named = {parameter.name: parameter.param_type_name for parameter in context.command.params}["recipe"]
         words = [*words, pipeline.RECIPE] if named == "argument" else ["--recipe", pipeline.RECIPE, *words]
-    return pipeline.Order(verb, tuple(words), str(given.get("fork") or given.get("out") or ""), recipe)
+    return pipeline.JobRequest(verb, tuple(words), str(given.get("fork") or given.get("out") or ""), recipe)
 
 
 def _recipe(verb: str, given: dict[str, Any]) -> Config:
@@ -167,7 +168,7 @@ def _recipe(verb: str, given: dict[str, Any]) -> Config:
 
 
 def _words(context: typer.Context, without: set[str]) -> list[str]:
-    """The command line again, options first, less what is left out and what was not given."""
+    """The words of the command line again, options first, without the options in `without`."""
     options: list[str] = []
     arguments: list[str] = []
     for parameter in context.command.params:
@@ -187,9 +188,9 @@ def _words(context: typer.Context, without: set[str]) -> list[str]:
 
 
 def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool = False) -> Any:
-    """Show a job's log until it ends; what it printed as its result, and in `codes` the code to leave with.
+    """Show a job's log until it ends; returns the result it printed, and adds the exit code to `codes`.
 
-    `quiet`: only what the command itself said, in the end.
+    With `quiet` only the command's own output is shown, at the end.
     """
     from capfilt.pipelines import jobs as pipeline
 
@@ -205,7 +206,7 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
             _say(f"{id} goes on; {_again(cluster, id)} follows it again")
         raise typer.Exit(codes[0]) from None
     if quiet and not as_json:
-        pass_on(pipeline.own_words(log))
+        pass_on(pipeline.command_output(log))
     job = cluster.get(id)
     if job.state == "stopped":
         _say(f"{id} was stopped: the same command goes on from what it committed")
@@ -217,7 +218,7 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
     result = pipeline.result_of(log) if as_json else None
     if as_json and result is None:
         if quiet:
-            typer.echo(printable_lines(pipeline.own_words(log)).strip(), err=True)
+            typer.echo(printable_lines(pipeline.command_output(log)).strip(), err=True)
         else:
             _say(f"{id} was sent without --json, or came to no result")
         raise typer.Exit(codes[0])
@@ -225,10 +226,10 @@ def _watch(cluster: Jobs, id: str, as_json: bool, codes: list[int], quiet: bool 
 
 
 def _stopped(cluster: Jobs, id: str) -> bool:
-    """Whether a second Ctrl-C came, which stops the job."""
-    try:  # the second may come while this is being said
-        _say(f"Ctrl-C again within {SECOND_THOUGHTS:.0f} s stops {id}; else it goes on without you")
-        time.sleep(SECOND_THOUGHTS)
+    """Wait for a second Ctrl-C, which stops the job; returns whether it came."""
+    try:  # it may come while the line is printed
+        _say(f"Ctrl-C again within {STOP_SECONDS:.0f} s stops {id}; else it goes on without you")
+        time.sleep(STOP_SECONDS)
     except Terminated:
         return False
     except KeyboardInterrupt:

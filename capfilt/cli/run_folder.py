@@ -110,7 +110,7 @@ def explain(
 
         told = pipeline.run(storage_path(run), image)
         if not as_json:
-            for line in pipeline.story(told):
+            for line in pipeline.lines(told):
                 say(line)
         return told
 

@@ -17,24 +17,26 @@ import typer.main
 from capfilt import cli
 from capfilt.cli import jobs
 from capfilt.errors import UsageError
-from capfilt.pipelines.jobs import Order, own_words
+from capfilt.pipelines.jobs import JobRequest, command_output
 
 
-def order(*words: str) -> Order:
-    """What the command line `capfilt WORDS` orders from a cluster."""
+def request(*words: str) -> JobRequest:
+    """What the command line `capfilt WORDS` sends to a cluster."""
     command = typer.main.get_command(cli.app).commands[words[0]]  # type: ignore[attr-defined]
-    return jobs._order(command.make_context(words[0], list(words[1:])), words[0])
+    return jobs._request(command.make_context(words[0], list(words[1:])), words[0])
 
 
 def test_a_bootstrap_travels_with_its_recipe_resolved() -> None:
-    made = order("bootstrap", "demo", "--rounds", "1", "--set", "seed=7", "--out", "/mnt/a", "--address", "http://h:1")
+    made = request(
+        "bootstrap", "demo", "--rounds", "1", "--set", "seed=7", "--out", "/mnt/a", "--address", "http://h:1"
+    )
     assert made.words == ("--address", "auto", "--out", "/mnt/a", "recipe.yaml")
     assert made.recipe is not None
     tree = made.recipe.model_dump()
     assert (tree["seed"], tree["rounds"], tree["model"]) == (7, 1, "blip/tiny")
     assert made.out == "/mnt/a"
-    assert made.notes == order("bootstrap", "--out", "/mnt/a", "--set", "seed=7", "--rounds", "1").notes
-    assert made.notes["digest"] != order("bootstrap", "--out", "/mnt/a", "--rounds", "1").notes["digest"]
+    assert made.notes == request("bootstrap", "--out", "/mnt/a", "--set", "seed=7", "--rounds", "1").notes
+    assert made.notes["digest"] != request("bootstrap", "--out", "/mnt/a", "--rounds", "1").notes["digest"]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,8 @@ def test_a_bootstrap_travels_with_its_recipe_resolved() -> None:
     ],
 )
 def test_the_other_verbs_travel_as_they_were_typed(given: str, sent: str) -> None:
-    assert sorted(order(*given.split()).words) == sorted(sent.split())
-    assert order(*given.split()).recipe is None
+    assert sorted(request(*given.split()).words) == sorted(sent.split())
+    assert request(*given.split()).recipe is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_the_other_verbs_travel_as_they_were_typed(given: str, sent: str) -> Non
     ],
 )
 def test_a_recipe_that_is_an_option_travels_resolved(given: str, sent: str) -> None:
-    made = order(*given.split())
+    made = request(*given.split())
     assert sorted(made.words) == sorted(sent.split())
     assert made.recipe is not None
     assert made.recipe.model_dump().get("batch_size", made.recipe.model_dump().get("top_k")) in (7, 3)
@@ -86,7 +88,7 @@ def test_a_recipe_that_is_an_option_travels_resolved(given: str, sent: str) -> N
 
 def test_a_watch_is_of_a_folder_that_is_seen() -> None:
     with pytest.raises(UsageError, match=r"^--watch looks at a folder that this machine sees\."):
-        order("status", "/a", "--watch", "--address", "http://h:1")
+        request("status", "/a", "--watch", "--address", "http://h:1")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_watch_is_of_a_folder_that_is_seen() -> None:
 )
 def test_a_path_of_this_machine_is_refused(given: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        order(*given.split())
+        request(*given.split())
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
 
@@ -187,7 +189,7 @@ def test_a_job_s_log_and_exit_code_are_the_command_s(start: Start) -> None:
     code, out, err = ended(start("bootstrap", "--out", "/mnt/one", "--set", "seed=3"))
     assert code == 1
     said = "words: bootstrap --address auto --out /mnt/one recipe.yaml\nline 1\nline 2\nline 3\n"
-    assert own_words([out]) == said  # Ray's own lines may come between them
+    assert command_output([out]) == said  # Ray's own lines may come between them
     id = re.match(r"job (capfilt-bootstrap-one-\w{8}) is sent", err)
     assert id, err
     code, out, _ = ended(start("jobs", id[1]))

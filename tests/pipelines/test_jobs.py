@@ -12,7 +12,7 @@ from capfilt.cluster.ray_jobs import Job
 from capfilt.errors import UsageError
 from capfilt.pipelines import jobs
 from capfilt.pipelines.inspect import show
-from capfilt.pipelines.jobs import Order
+from capfilt.pipelines.jobs import JobRequest
 from capfilt.pipelines.pretrain import PretrainConfig
 
 BEGUN = (
@@ -38,24 +38,24 @@ def test_the_result_is_the_last_object_of_a_log(log: list[str], result: dict[str
 
 
 def test_ray_s_own_lines_are_left_out() -> None:
-    assert jobs.own_words([BEGUN[:30], BEGUN[30:], "one\n", "two\n"]) == "one\ntwo\n"
-    assert jobs.own_words(["no beginning\n"]) == "no beginning\n"
-    assert jobs.own_words(["an early word\n", BEGUN, "one\n"]) == "an early word\none\n"
+    assert jobs.command_output([BEGUN[:30], BEGUN[30:], "one\n", "two\n"]) == "one\ntwo\n"
+    assert jobs.command_output(["no beginning\n"]) == "no beginning\n"
+    assert jobs.command_output(["an early word\n", BEGUN, "one\n"]) == "an early word\none\n"
 
 
 def recipe(*sets: str) -> Any:
     return configs.read(presets.find("pipelines", "demo", within="bootstrap"), show.KINDS["bootstrap"][0], sets)
 
 
-def test_an_order_is_known_by_what_it_asks() -> None:
-    one = Order("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe())
-    assert one.notes == Order("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe("seed=0")).notes
+def test_a_request_is_known_by_its_content() -> None:
+    one = JobRequest("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe())
+    assert one.notes == JobRequest("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe("seed=0")).notes
     others = [
-        Order("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe("seed=1")),
-        Order("bootstrap", ("--out", "/a", "--json", "recipe.yaml"), "/a", recipe()),
-        Order("pretrain", ("--out", "/a", "recipe.yaml"), "/a", recipe()),
+        JobRequest("bootstrap", ("--out", "/a", "recipe.yaml"), "/a", recipe("seed=1")),
+        JobRequest("bootstrap", ("--out", "/a", "--json", "recipe.yaml"), "/a", recipe()),
+        JobRequest("pretrain", ("--out", "/a", "recipe.yaml"), "/a", recipe()),
     ]
-    assert len({order.notes["digest"] for order in (one, *others)}) == 4
+    assert len({request.notes["digest"] for request in (one, *others)}) == 4
     assert (one.notes["verb"], one.notes["out"]) == ("bootstrap", "/a")
 
 
@@ -67,31 +67,31 @@ def test_a_recipe_names_its_places() -> None:
         "data.val=/v",
         "tokenizer=/t/vocab.txt",
     )
-    found = jobs.places(recipe(*shards, "model=/m/mine.yaml"))
+    found = jobs.external_paths(recipe(*shards, "model=/m/mine.yaml"))
     assert found == {
         "data.web": ["/w", "s3://b/w"], "data.human": "/h", "data.val": "/v", "tokenizer": "/t/vocab.txt",
         "model": "/m/mine.yaml",
     }  # fmt: skip
-    assert jobs.places(recipe()) == {}
-    jobs.check_places({**found, "SHARDS": ("/a::s3://b/{0..9}.tar", Path("/c"))})
+    assert jobs.external_paths(recipe()) == {}
+    jobs.check_absolute({**found, "SHARDS": ("/a::s3://b/{0..9}.tar", Path("/c"))})
     with pytest.raises(UsageError, match="SHARDS is 'b'"):
-        jobs.check_places({"SHARDS": ("/a::b",)})
+        jobs.check_absolute({"SHARDS": ("/a::b",)})
 
 
 def test_names_on_the_hub_are_no_places() -> None:
     sets = ["start=/runs/stage1/checkpoint", "data=/shards"]
     config = configs.read(presets.find("pipelines", "pretrain/blip2-stage2-opt-2.7b"), PretrainConfig, sets)
-    found = jobs.places(config)
-    jobs.check_places(found)
+    found = jobs.external_paths(config)
+    jobs.check_absolute(found)
     assert set(found) == {"start", "data[0].shards"}
     with pytest.raises(UsageError, match=r"tokenizer is 'bert/vocab\.txt'"):
-        jobs.check_places(jobs.places(recipe("tokenizer=bert/vocab.txt")))
+        jobs.check_absolute(jobs.external_paths(recipe("tokenizer=bert/vocab.txt")))
 
 
 def test_a_row_holds_what_is_known() -> None:
     began = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
     job = Job("capfilt-a", "running", "sh job.sh", {"verb": "annotate", "out": "/a"}, began, None, None, "")
-    assert jobs.row(job) == {
+    assert jobs.job_record(job) == {
         "id": "capfilt-a", "verb": "annotate", "out": "/a", "state": "running", "began": "2026-11-24T09:00:00+00:00",
     }  # fmt: skip
     assert not job.over

@@ -27,7 +27,7 @@ from capfilt.data.sample import Sample
 from capfilt.downloading.url_lists import files as list_files
 from capfilt.errors import CapfiltError, DataError, RunError, ShardError, UsageError
 from capfilt.pipelines.download import plan_of
-from capfilt.pipelines.jobs import Order, check_secrets
+from capfilt.pipelines.jobs import JobRequest, check_secrets
 from capfilt.printable import printable, printable_lines
 from capfilt.redact import is_redacted, redact
 from capfilt.runs import lock, stage_status
@@ -168,12 +168,12 @@ def test_a_place_has_no_password(where: str) -> None:
 
 def test_a_job_has_no_secret() -> None:
     """A cluster shows the commands and the files of its jobs to everybody."""
-    check_secrets(Order("annotate", ("--out", "/runs/a", "s3://bucket/{0..9}.tar")))
+    check_secrets(JobRequest("annotate", ("--out", "/runs/a", "s3://bucket/{0..9}.tar")))
     for case in CASES[:-1]:
         with pytest.raises(UsageError, match="the command holds an address with a password or a signature"):
-            check_secrets(Order("annotate", ("--out", "/runs/a", case[0])))
+            check_secrets(JobRequest("annotate", ("--out", "/runs/a", case[0])))
     with pytest.raises(UsageError, match="the recipe holds an address") as caught:
-        check_secrets(Order("download", (), recipe=DownloadConfig(urls=(CASES[0][0],))))
+        check_secrets(JobRequest("download", (), recipe=DownloadConfig(urls=(CASES[0][0],))))
     assert SECRET not in str(caught.value)
 
 

@@ -110,8 +110,10 @@ def test_explain_shows_captions_keys_and_reasons(run: Path) -> None:
 
 
 def test_a_long_caption_is_cut_for_people(run: Path) -> None:
-    told = {"found": [{"folder": ".", "stage": "s", "shard": "1", "table": "t", "rows": [vars(row("k", "y" * 10**7))]}]}
-    lines = list(explain.story({**told, "models": {}}))
+    result = {
+        "found": [{"folder": ".", "stage": "s", "shard": "1", "table": "t", "rows": [vars(row("k", "y" * 10**7))]}]
+    }
+    lines = list(explain.lines({**result, "models": {}}))
     assert sum(map(len, lines)) < 2000
     assert "… (10000000 characters)" in "".join(lines)
 

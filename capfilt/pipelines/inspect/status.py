@@ -1,4 +1,4 @@
-"""status: how far a run is, from its files alone: no Ray, no lock; while it works and after it died."""
+"""status: the progress of a run, read from its files alone, without Ray and without a lock."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ WORKING = "working"
 
 
 def run(folder: StoragePath) -> dict[str, Any]:
-    """The verb: every stage that was begun, in the order in which they follow each other, and who drives the run."""
+    """The verb: every stage that was begun, in order, and whether a process works on the run."""
     Run.load(folder)
-    # The lock first: a driver that ends while stages are counted was at work, and the next look sees how it ended.
+    # The lock first: if a driver ends while stages are counted, the run still counts as working, until the next call.
     holder, driver = lock.find(folder), lock.state(folder)
     died = holder if not driver and holder == lock.find(folder) else None
-    found = [stage_status.standing(ledger) for ledger in stage_status.find(folder)]
-    complete = all(stand.done >= stand.plan.total for stand in found)
+    standings = [stage_status.standing(ledger) for ledger in stage_status.find(folder)]
+    complete = all(stand.done >= stand.plan.total for stand in standings)
     return {
         "run": str(folder),
         "state": state(driver, died, complete),
-        "stages": [row(folder, stand) for stand in found],
+        "stages": [stage_record(folder, stand) for stand in standings],
     }
 
 
 def follow(folder: StoragePath, every: float) -> Iterator[dict[str, Any]]:
-    """Look again each `every` seconds while somebody works on the run; the last look is of how it ended."""
-    while (told := run(folder))["state"].startswith(WORKING):
-        yield told
+    """Yield the status every `every` seconds while a process works on the run, and once more after it has ended."""
+    while (status := run(folder))["state"].startswith(WORKING):
+        yield status
         time.sleep(every)
-    yield told
+    yield status
 
 
 def state(driver: str, died: lock.Found | None, complete: bool) -> str:
-    """working | died | stopped | done, and by whom. `complete`: whatever was begun is done."""
+    """The state of a run in words: working | died | stopped | done, and which process.
+
+    `driver` is the process that holds the lock ("" for none), `died` the holder of a lock whose process is gone,
+    `complete` whether every stage that was begun is done.
+    """
     if driver:
         return f"{WORKING}: {driver}"
     if died is not None:
@@ -46,9 +50,9 @@ def state(driver: str, died: lock.Found | None, complete: bool) -> str:
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 
-def row(folder: StoragePath, stand: Standing) -> dict[str, Any]:
-    """One stage; a figure that there is not is absent."""
-    told: dict[str, Any] = {
+def stage_record(folder: StoragePath, stand: Standing) -> dict[str, Any]:
+    """One stage as --json prints it; a figure that is not known is absent."""
+    record: dict[str, Any] = {
         "stage": stand.ledger.stage,
         "folder": str(relative_to(stand.ledger.folder, folder)),
         "label": stand.plan.label,
@@ -60,7 +64,7 @@ def row(folder: StoragePath, stand: Standing) -> dict[str, Any]:
         "errors": dict(stand.errors.most_common()),
     }
     if stand.rate is not None:
-        told["per_second"] = round(stand.rate, 4)
+        record["per_second"] = round(stand.rate, 4)
     if stand.left is not None:
-        told["seconds_left"] = round(stand.left)
-    return told
+        record["seconds_left"] = round(stand.left)
+    return record

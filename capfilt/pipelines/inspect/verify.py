@@ -1,7 +1,7 @@
-"""verify: read again everything that a run committed, and say what does not hold.
+"""verify: read every file that a run committed and report what differs from its record.
 
-A rerun trusts a completion by the sizes of its outputs; this reads every byte. `mend` withdraws the completions that
-do not hold, so that the same command as before does just those pieces again.
+A rerun trusts a completion by the sizes of its outputs; this reads every byte. `mend` withdraws the completions that do
+not match, so that the same command as before does only those shards again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from capfilt.stages import inputs
 from capfilt.storage.paths import StoragePath, relative_to
 
 READERS = ("annotate", "select")
-"""The stages that read a shard to its end and record what it was."""
+"""The stages that read whole shards and record their digests."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A piece of work whose record does not hold, and why."""
+    """A completion that does not match its files, and why."""
 
     ledger: Ledger
     shard: str
@@ -36,23 +36,23 @@ class Broken:
 
 @dataclass
 class Checked:
-    """What was read."""
+    """Counts of what was read."""
 
     shards: int = 0
     files: int = 0
     bytes: int = 0
     members: dict[str, Counter[str]] = field(default_factory=dict)
-    """By stage, what became of the members of the shards that it read."""
+    """By stage, how it counted the tar members of the shards that it read."""
     undone: int = 0
-    """Shards that were planned and are not done; the run is not over, and nothing is wrong with that."""
+    """Shards that were planned and are not done yet, which is no fault."""
 
 
 def run(
     folder: StoragePath, mend: bool, show: Progress, read_inputs: bool = False, fetch: bool = False
 ) -> dict[str, Any]:
-    """The verb: check every ledger of a run; `mend` needs the run to be at rest.
+    """The verb: check every ledger of a run; with `mend` no process may work on the run.
 
-    `read_inputs` reads again what the run has read, too; from elsewhere only with `fetch`.
+    `read_inputs` also compares the input shards with what the run read, those on other machines only with `fetch`.
     """
     opened = Run.load(folder)
     specs = inputs.input_shards(folder, opened.plan) if read_inputs else []
@@ -64,22 +64,22 @@ def run(
     with show.stage("verify", sum(len(ledger.files()) for ledger in ledgers)) as line:
         for ledger in ledgers:
             broken += list(check(ledger, checked, line))
-    broken += list(lost(ledgers))
+    broken += list(check_balance(ledgers))
     if mend:
         for piece in broken:
             piece.ledger.withdraw(piece.shard)
-    told = [
+    records = [
         {"stage": b.ledger.stage, "folder": str(relative_to(b.ledger.folder, folder)), "shard": b.shard, "why": b.why}
         for b in broken
     ]
     withdrawn = len({(piece.ledger.path, piece.shard) for piece in broken}) if mend else 0
     members = {stage: dict(counted) for stage, counted in checked.members.items() if counted}
-    found = {"run": str(folder), **vars(checked), "members": members, "broken": told, "withdrawn": withdrawn}
-    return found | ({"inputs": of_inputs(opened.plan, specs, ledgers, show)} if read_inputs else {})
+    result = {"run": str(folder), **vars(checked), "members": members, "broken": records, "withdrawn": withdrawn}
+    return result | ({"inputs": compare_inputs(opened.plan, specs, ledgers, show)} if read_inputs else {})
 
 
 def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
-    """What does not hold in one ledger."""
+    """The completions of one ledger that do not match their files; adds to the counts of `checked`."""
     plan, identities = stage_status.planned(ledger)
     current = 0
     for path in ledger.files():
@@ -99,17 +99,17 @@ def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
 
 
 def doubt(ledger: Ledger, done: Completion, shard: str) -> str:
-    """Say why a completion does not hold, or ""."""
+    """Why a completion does not match its files, or ""."""
     if done.shard != shard:
         return f"its completion is that of shard {done.shard}"
     return done.tally.imbalance() or ledger.doubt(done, hashes=True)
 
 
-def lost(ledgers: list[Ledger]) -> Iterator[Broken]:
-    """What got lost between the annotations of a folder and their verdicts."""
-    found = {(ledger.folder, ledger.stage): ledger for ledger in ledgers}
-    for (folder, stage), selected in found.items():
-        annotated = found.get((folder, "annotate"))
+def check_balance(ledgers: list[Ledger]) -> Iterator[Broken]:
+    """The selected shards whose counts do not add up to those of their annotations."""
+    by_stage = {(ledger.folder, ledger.stage): ledger for ledger in ledgers}
+    for (folder, stage), selected in by_stage.items():
+        annotated = by_stage.get((folder, "annotate"))
         if stage != "select" or annotated is None:
             continue
         before = {done.shard: done for done in stage_status.readable(annotated)}
@@ -118,9 +118,9 @@ def lost(ledgers: list[Ledger]) -> Iterator[Broken]:
                 yield Broken(selected, done.shard, why)
 
 
-def of_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
-    """Whether the shards that a run read are still what it read: how many were compared, of how many nothing was
-    recorded, and which differ."""
+def compare_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledger], show: Progress) -> dict[str, Any]:
+    """Compare the shards that a run read with what it recorded of them: the numbers of those compared and of those
+    without a record, and which differ."""
     recorded = [
         (ledger, done) for ledger in ledgers for done in stage_status.readable(ledger) if ledger.stage in READERS
     ]
@@ -140,7 +140,7 @@ def of_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledger], 
 
 
 def differs(read: Input, now: Input | str) -> str:
-    """Say how a shard differs from what was read of it, or ""."""
+    """How a shard differs from what was read of it, or ""."""
     if isinstance(now, str):
         return now
     if now.bytes != read.bytes:
@@ -149,14 +149,14 @@ def differs(read: Input, now: Input | str) -> str:
 
 
 def _addresses(specs: list[str]) -> list[str]:
-    """Every shard that is named; one that is not there any more stays as it is written, to be found missing."""
-    found = []
+    """Every shard that is named; a name that matches none stays as it is, to be reported as missing."""
+    urls = []
     for spec in specs:
         try:
-            found += shards.expand(spec)
+            urls += shards.expand(spec)
         except ShardError:
-            found.append(spec)
-    return found
+            urls.append(spec)
+    return urls
 
 
 def _now(url: str | None) -> Input | str:

@@ -42,7 +42,7 @@ def test_a_person_reads_it(finished_run: Path, capfilt: Any) -> None:
     assert done.out.splitlines()[0] == "round-1  shard 00001  (select: dataset/00001.parquet)"
     assert f"key {row['key']}  uid {row['uid']}  sha256 {row['sha256']}  round 1" in done.out
     assert "written by round-1/captioner/checkpoint (blip-" in done.out
-    assert "judged by round-1/filter/checkpoint (blip-" in done.out
+    assert "scored by round-1/filter/checkpoint (blip-" in done.out
     assert f"itm {row['itm']:.4f}  itc {row['itc']:.4f}" in done.out
     assert repr(row["text"]) in done.out
 
@@ -72,4 +72,4 @@ def test_an_image_that_is_not_there(finished_run: Path, capfilt: Any) -> None:
     done = capfilt("explain", finished_run, "nobody")
     assert done.code == 1
     assert "no image is called 'nobody'" in done.line
-    assert "6 tables were looked at" in done.line
+    assert "6 tables were read" in done.line
