@@ -198,7 +198,7 @@ def gpu(model: str, pairs: int, steps: int, compile_blocks: bool) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     architecture = read_architecture(presets.find("models", model))
     objectives = ObjectivesConfig(queue=pairs * 256)
-    batch: Any = made_up(pairs, architecture.vision.image_size, architecture.words, device)
+    batch: Any = made_up(pairs, architecture.vision.image_size, architecture.vocabulary_size, device)
     flops = step_flops(architecture, objectives, pairs, 30)
     peak = peak_flops(torch.cuda.get_device_name(device) if device.type == "cuda" else "", dtype)
     rates = {}

@@ -246,7 +246,7 @@ def seen(
 ) -> Iterator[EncodedBatch]:
     """Read shards and encode their images."""
     for url in urls:
-        for batch in pictures(shards.read(url), batch_size, model.config.vision.image_size, preprocess=preprocess):
+        for batch in pictures(shards.read(url), batch_size, model.config.image_size, preprocess=preprocess):
             tokens = model.encode_image(batch.on(device, preprocess)) if batch.samples else torch.empty(0)
             yield EncodedBatch(tokens, batch.samples, Counter(failure(fault.reason) for fault in batch.faults))
 
@@ -342,8 +342,8 @@ def truths(url: str) -> dict[str, Truth]:
 
 def roles(model: Model, tokenizer: Tokenizer, config: EvaluateConfig) -> tuple[Filter | None, Captioner | None]:
     """The roles that a model can play in an examination."""
-    judge = Filter(model, tokenizer) if "fuse" in model.verbs else None
-    writer = Captioner(model, tokenizer, config.decode) if "decode" in model.verbs else None
+    judge = Filter(model, tokenizer) if "fuse" in model.capabilities else None
+    writer = Captioner(model, tokenizer, config.decode) if "decode" in model.capabilities else None
     return judge, writer
 
 

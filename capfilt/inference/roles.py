@@ -18,14 +18,14 @@ def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:
         ModelError: one with more tokens than the model knows.
     """
     tokenizer = tokenizer_of(model, architecture.language_kind)
-    if len(tokenizer) > architecture.words:
+    if len(tokenizer) > architecture.vocabulary_size:
         raise ModelError(
             f"{model}: its tokenizer has {len(tokenizer)} entries, [DEC] and [ENC] included, and the model knows "
-            f"{architecture.words}; it is the tokenizer of another model"
+            f"{architecture.vocabulary_size}; it is the tokenizer of another model"
         )
     return tokenizer
 
 
 def preprocess_for(model: StoragePath, architecture: Architecture) -> Preprocess:
     """How a saved model wants its pictures. ModelError where that cannot be done."""
-    return Preprocess.read(model, architecture.vision.image_size)
+    return Preprocess.read(model, architecture.image_size)

@@ -189,7 +189,7 @@ class _Cached:
     def _written(self, own: slice, mine: Tensor, keys: ImageContext | None) -> Tensor:
         """The sum of LM over the tokens of a piece."""
         ids, mask, learner = self.ids[own], self.mask[own], self.learner
-        if keys is None or not self.model.shares_image_keys:
+        if keys is None or not self.model.shares_image_context:
             keys = self.model.image_context(mine, "decoder")
         loss = lm(self.model.decode(ids, mask, keys), ids, mask, learner.prompt, smoothing=learner.config.smoothing)
         return loss * num_targets(ids, mask, learner.prompt)

@@ -12,7 +12,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loading.loader import Source
 from capfilt.errors import RecipeError
-from capfilt.models import Architecture, Blip2Config
+from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -70,7 +70,7 @@ def check(config: PretrainConfig) -> Architecture:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture = read_architecture(config.model, config.train.image_size)
     check_training(architecture, config.train, config.resources, config.model)
-    speaks = isinstance(architecture, Blip2Config) and architecture.language is not None
+    speaks = architecture.language_kind is not None
     if config.initial.language and not speaks:
         raise RecipeError(f"initial.language is given, and {config.model} has no language model: leave it out.")
     if speaks and not config.initial.language and config.start is None:

@@ -33,7 +33,7 @@ from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.roles import preprocess_for, tokenizer_for
 from capfilt.inference.timer import StageTimer, timed
-from capfilt.models import Architecture, verbs
+from capfilt.models import Architecture
 from capfilt.models.checkpoints import store
 from capfilt.runs import deadline, quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -181,7 +181,7 @@ class Work:
 
     def _rows(self, read: Iterable[Sample | Fault]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
-        size = self.annotator.captioner.model.config.vision.image_size
+        size = self.annotator.captioner.model.config.image_size
         for batch in pictures(
             read, self.job.config.batch_size, size, clock=self.clock, preprocess=self.captioner_preprocess
         ):
@@ -272,7 +272,7 @@ def texts_of(sample: Sample) -> list[str]:
 def check_role(role: str, folder: StoragePath, needs: frozenset[str]) -> Architecture:
     """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
     architecture = store.architecture(folder)
-    if missing := needs - verbs(architecture):
+    if missing := needs - architecture.capabilities:
         raise RecipeError(
             f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}."
             f" A {role} must be able to {', '.join(sorted(needs))}."
@@ -284,7 +284,7 @@ def check_roles(captioner: StoragePath, filter_: StoragePath, decode: DecodeConf
     """Refuse models that cannot play their roles or cannot look at the same pixels, and a prompt that is too long."""
     writer = check_role("captioner", captioner, captioners.NEEDS)
     judge = check_role("filter", filter_, filters.NEEDS)
-    check_same_size(f"{captioner}", writer.vision.image_size, f"{filter_}", judge.vision.image_size)
+    check_same_size(f"{captioner}", writer.image_size, f"{filter_}", judge.image_size)
     captioners.check_prompt(tokenizer_for(captioner, writer), decode)
     tokenizer_for(filter_, judge)
     if not preprocess_for(captioner, writer).same_pixels(preprocess_for(filter_, judge)):

@@ -15,7 +15,6 @@ from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, Scored
 from capfilt.inference.captioners.local import check_prompt
 from capfilt.inference.device import Compute
 from capfilt.inference.roles import preprocess_for, tokenizer_for
-from capfilt.models import verbs
 from capfilt.models.checkpoints import store
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -79,7 +78,7 @@ def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Pro
 def check_model(model: StoragePath, config: EvaluateConfig) -> None:
     """Refuse a model of which nothing can be measured, before anything is loaded."""
     architecture = store.architecture(model)
-    able = verbs(architecture)
+    able = architecture.capabilities
     if not able & {"decode", "fuse"}:
         raise RecipeError(f"{model} can neither judge nor write; there is nothing to evaluate")
     tokenizer = tokenizer_for(model, architecture)

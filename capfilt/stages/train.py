@@ -22,8 +22,7 @@ from capfilt.data import shards
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import preprocess_for
-from capfilt.models import Architecture, Blip2Config, verbs
-from capfilt.models.blip2.language_model import check_language
+from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints import files, store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.objectives.grad_cache import cannot
@@ -68,7 +67,7 @@ def read_architecture(name: str, image_size: int | None = None) -> Architecture:
 
 def check_training(architecture: Architecture, config: TrainConfig, resources: TrainResources, where: str) -> None:
     """Refuse a training whose objectives ask for what the model cannot do, or whose batch cannot be split."""
-    can = verbs(architecture)
+    can = architecture.capabilities
     for name in config.objectives.losses:
         if missing := NEEDS[name] - can:
             possible = [o for o, needs in NEEDS.items() if needs <= can]
@@ -81,7 +80,7 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
             f"{where}: frozen is fp16, in which gradients that come through a language model vanish unless they are "
             "scaled, and here they are not: set it to bf16."
         )
-    if config.features and not isinstance(architecture, Blip2Config):
+    if config.features and not architecture.frozen_vision:
         raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
     if said := without_use(architecture, config.objectives):
         raise RecipeError(f"{where}: {said}")
@@ -98,9 +97,9 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
         )
     if pieces > 1 and (said := cannot(architecture.family, architecture.language_kind is not None, config.objectives)):
         raise RecipeError(f"{where}: micro_batches is {pieces}, and {said}: set it to 1.")
-    if config.recompute > architecture.vision.depth:
+    if config.recompute > architecture.vision_depth:
         raise RecipeError(
-            f"{where}: recompute {config.recompute}, and the vision tower has {architecture.vision.depth} blocks."
+            f"{where}: recompute {config.recompute}, and the vision tower has {architecture.vision_depth} blocks."
         )
 
 
@@ -262,8 +261,8 @@ def check_sources(initial: InitialConfig, architecture: Architecture) -> None:
     for source in (initial.vision, initial.text):
         if source is not None:
             files.refuse_missing(source)
-    if initial.language is not None and isinstance(architecture, Blip2Config) and architecture.language is not None:
-        check_language(initial.language, architecture.language)
+    if initial.language is not None:
+        architecture.check_language(initial.language)
 
 
 def check_start(start: StoragePath, architecture: Architecture, initial: InitialConfig) -> StoragePath:
@@ -289,8 +288,8 @@ def check_shape(
 ) -> None:
     """Refuse a model whose towers are not shaped as those that are to begin with them."""
     for tower in towers:
-        for name in ("width", "depth", "heads", "hidden", *(("patch_size",) if tower == "vision" else ())):
-            theirs, ours = (getattr(getattr(config, tower), name) for config in (found, wanted))
+        for name, ours in wanted.towers.get(tower, {}).items():
+            theirs = found.towers.get(tower, {}).get(name)
             if theirs != ours:
                 raise RecipeError(
                     f"{there} has {tower}.{name} {theirs}, and {here} {ours}; give the architecture that it has."

@@ -62,7 +62,7 @@ def step_flops(architecture: Architecture, objectives: ObjectivesConfig, pairs: 
         learner = pretraining_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
     with FakeTensorMode(allow_non_fake_inputs=True), alone():
         learner.to_empty(device="cpu")
-        size = architecture.vision.image_size
+        size = architecture.image_size
         ids = torch.ones(pairs, tokens, dtype=torch.long)
         # Of fused attention the counter knows some kernels only; written out, it is products like any others.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -16,8 +16,8 @@ from capfilt.data.loading.loader import Source
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError, ModelError
 from capfilt.inference.batches import pictures
-from capfilt.models import Blip2, Model
-from capfilt.models.blip2.language_model import FORMATS
+from capfilt.models import Model
+from capfilt.models.interface import FrozenTower
 from capfilt.runs.ledger import fingerprint
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, make_folder, remove_file
@@ -47,20 +47,23 @@ def prepare(
     Raises:
         ModelError: a model whose tower is trained.
     """
-    if not isinstance(model, Blip2):
-        raise ModelError("train.features: only BLIP-2's tower is frozen; what another one sees changes with each step")
+    frozen = model.frozen_tower
+    if frozen is None:
+        raise ModelError(
+            "train.features keeps what a frozen tower computes, and this one is trained: set features=false"
+        )
     urls = [url for source in sources for url in shards.expand(source.shards)]
     make_folder(folder)
-    tower = fingerprint_of(model)
+    tower = fingerprint_of(frozen)
     known = contents or shards.known_apart(shards.stats(urls))
     files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
     share = sorted(files)[data_parallel.rank() :: data_parallel.world_size()]
     mine = [url for url in share if not files[url].is_file()]
-    model.vision.to(device)
+    frozen.module.to(device)
     for done, url in enumerate(mine):
         if data_parallel.rank() == 0:
             write_json(told / PROGRESS, {"done": done, "of": len(mine)})
-        features.write(files[url], look(model, url, device))
+        features.write(files[url], encoded(frozen, url, model.config.image_size, device))
     data_parallel.barrier(PATIENCE)
     if data_parallel.rank() == 0:
         remove_file(told / PROGRESS)
@@ -69,20 +72,21 @@ def prepare(
     return Features(files)
 
 
-def fingerprint_of(model: Blip2) -> str:
+def fingerprint_of(tower: FrozenTower) -> str:
     """What decides the features of a picture: the tower's shape, its weights and the format that it computes in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.vision.state_dict().items()):
+    for name, tensor in sorted(tower.module.state_dict().items()):
         digest.update(
             name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-    return fingerprint(model.config.vision.model_dump(mode="json"), model.config.frozen, digest.hexdigest())
+    return fingerprint(*tower.described, digest.hexdigest())
 
 
-def look(model: Blip2, url: str, device: torch.device) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Uids of a shard and what the tower sees of them [B, N, D], in the format that frozen towers compute in."""
+def encoded(
+    tower: FrozenTower, url: str, image_size: int, device: torch.device
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Uids of a shard and the tower's features of their pictures [B, N, D], in the tower's format."""
     with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
-    for batch in pictures(with_text, BATCH, model.config.vision.image_size):
+    for batch in pictures(with_text, BATCH, image_size):
         if batch.samples:
-            seen = model.encode_frozen(batch.on(device)).to(FORMATS[model.config.frozen])
-            yield [sample.uid for sample in batch.samples], seen
+            yield [sample.uid for sample in batch.samples], tower.encode(batch.on(device)).to(tower.dtype)

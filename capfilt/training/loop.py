@@ -19,7 +19,7 @@ from capfilt.data import shards
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
-from capfilt.models import Blip2Config, Model, build
+from capfilt.models import Model, build
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.objectives.tasks.blip2 import Pretraining, pretraining_of
@@ -64,7 +64,7 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
         job.sources,
         job.train.loader,
         tokenizer,
-        job.architecture.vision.image_size,
+        job.architecture.image_size,
         job.seed,
         data_parallel.rank(),
         data_parallel.world_size(),
@@ -74,7 +74,7 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
         else None,
     )
     loader.pinned = device.type == "cuda"
-    model.vision.recompute = job.train.recompute
+    model.recompute_vision(job.train.recompute)
     learner = pretraining_of(model, job.train.objectives, loader.prompt_tokens)
     if learner.momentum is not None and job.train.objectives.momentum_from == "start":
         assert job.start is not None, "whoever reads a recipe asks for a start"
@@ -166,22 +166,20 @@ def frozen(model: Model) -> str:
 
 def initial_model(job: TrainJob, vocabulary: int) -> Model:
     """The model before its first step: fresh from the seed, or from a folder."""
-    wanted = job.architecture.words
+    wanted = job.architecture.vocabulary_size
     if vocabulary > wanted:
         raise ModelError(
             f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: "
-            f"set text.vocab_size={job.architecture.text.vocab_size + vocabulary - wanted}"
+            f"{job.architecture.vocabulary_advice(vocabulary)}"
         )
     torch.manual_seed(draw(job.seed, "weights"))
     if job.start is None:
         model = build(job.architecture)
         initialise(model, job.initial.vision, job.initial.text, job.initial.language)
         return model
-    if isinstance(job.architecture, Blip2Config):
-        model = store.load_extended(job.start, job.architecture)
-        initialise(model, language=job.initial.language)
-        return model
-    return store.load(job.start, roles=job.architecture.text.roles, image_size=job.architecture.vision.image_size)
+    model = store.load_continued(job.start, job.architecture)
+    initialise(model, language=job.initial.language)
+    return model
 
 
 def run_steps(

@@ -196,6 +196,10 @@ def _told(annotation: Any) -> str:
 
 
 def _models(annotation: Any) -> list[type]:
+    from capfilt.models import FAMILIES, ArchitectureConfig
+
+    if annotation is ArchitectureConfig:  # stands for the architecture of any family
+        return [family.config for family in FAMILIES.values()]
     if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -42,7 +42,7 @@ class TestCopy:
 
     def test_is_of_the_encoders_alone_and_learns_nothing_itself(self, small_blip: MakeBlip) -> None:
         momentum = Momentum(small_blip(), 0.9, 0)
-        assert "decode" not in momentum.model.verbs
+        assert "decode" not in momentum.model.capabilities
         assert not any(p.requires_grad for p in momentum.parameters())
 
     def test_stands_apart_from_the_model(self, small_blip: MakeBlip) -> None:

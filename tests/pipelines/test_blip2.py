@@ -71,7 +71,7 @@ def stages(
 def test_the_first_stage_learns_beside_frozen_eyes(stages: dict[str, Path]) -> None:
     model = store.load(stages["first"])
     assert isinstance(model, Blip2)
-    assert model.verbs == {"encode_image", "encode_text", "fuse", "decode"}
+    assert model.capabilities == {"encode_image", "encode_text", "fuse", "decode"}
     log = (stages["first"].parent / "log.jsonl").read_text().splitlines()
     assert {"itc", "itm", "lm", "itm_accuracy"} <= set(json.loads(log[-1]))
 

@@ -29,7 +29,7 @@ def test_a_round_on_ray_writes_what_it_wrote_in_one_process(run_copy: Path, fini
     assert {"round 0 pretrain", "round 1 captioner", "round 1 filter"} <= resumed
     assert not {"round 1 annotate", "round 1 select", "round 1 pretrain"} & resumed
     # Two ranks choose their hard negatives apart, so the weights are others; the steps are as many.
-    assert store.load(run_copy / "round-1/pretrain/checkpoint").verbs >= {"fuse", "decode"}
+    assert store.load(run_copy / "round-1/pretrain/checkpoint").capabilities >= {"fuse", "decode"}
     log = [json.loads(line) for line in (run_copy / "round-1/pretrain/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     told = json.loads((run_copy / "summary.json").read_text())["rounds"][1]

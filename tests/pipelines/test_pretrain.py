@@ -40,7 +40,7 @@ def test_the_preset_trains_on_shards_that_are_named(
     assert done.code == 0, done.err
     folder = Path(json.loads(done.out)["model"])
     assert folder == tmp_path / "run/pretrain/checkpoint"
-    assert store.load(folder).verbs >= {"fuse", "decode"}
+    assert store.load(folder).capabilities >= {"fuse", "decode"}
     log = [json.loads(line) for line in (tmp_path / "run/pretrain/log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 3
     assert {"itc", "itm", "lm"} <= set(log[-1])

@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 from capfilt.cli import app
 from capfilt.errors import CapfiltError, ModelError, RecipeError
 from capfilt.models import Blip, BlipConfig, build, read_architecture
-from capfilt.models.blip import transformers_config
 from capfilt.models.blip2.language_model import LanguageConfig
-from capfilt.models.checkpoints import files, store
+from capfilt.models.checkpoints import files, store, transformers_folder
 from capfilt.models.layers.vit import VisionConfig
 from capfilt.models.limits import MAX_WEIGHTS
 
@@ -91,9 +90,9 @@ def folder(small_blip: MakeBlip, tmp_path: Path) -> Path:
 
 
 def edited(folder: Path, section: str, **keys: Any) -> Path:
-    tree = json.loads((folder / transformers_config.CONFIG).read_text())
+    tree = json.loads((folder / transformers_folder.CONFIG).read_text())
     (tree[section] if section else tree).update(keys)
-    (folder / transformers_config.CONFIG).write_text(json.dumps(tree))
+    (folder / transformers_folder.CONFIG).write_text(json.dumps(tree))
     return folder
 
 
@@ -159,15 +158,15 @@ def test_a_folder_of_ours_larger_than_its_file(small_blip: MakeBlip, key: str, t
     "text", ["[" * 200_000, '{"a": ' + "9" * 6000 + "}", "[]", "7", '{"architectures": {}}', "\xff"]
 )
 def test_a_config_json_that_is_none(folder: Path, text: str) -> None:
-    (folder / transformers_config.CONFIG).write_text(text, encoding="latin-1")
+    (folder / transformers_folder.CONFIG).write_text(text, encoding="latin-1")
     with pytest.raises(ModelError) as told:
         store.load(folder)
     one_line(told)
 
 
 def test_an_endless_config_json(folder: Path) -> None:
-    (folder / transformers_config.CONFIG).unlink()
-    (folder / transformers_config.CONFIG).symlink_to("/dev/zero")
+    (folder / transformers_folder.CONFIG).unlink()
+    (folder / transformers_folder.CONFIG).symlink_to("/dev/zero")
     with pytest.raises(ModelError):
         store.load(folder)
 

@@ -255,7 +255,7 @@ class TestStart:
         train(anew)
         # Other queues and other soft targets, and so another loss of the very first step.
         assert log_of(job)[0]["itc"] != pytest.approx(log_of(anew)[0]["itc"], abs=1e-3)
-        assert weights.load(job.model_folder).verbs == {"encode_image", "encode_text", "fuse"}
+        assert weights.load(job.model_folder).capabilities == {"encode_image", "encode_text", "fuse"}
 
     def test_only_itc_has_a_momentum_to_keep(self, make_job: MakeJob, tmp_path: Path) -> None:
         with pytest.raises(ValidationError, match="without the objective itc there is no momentum copy"):

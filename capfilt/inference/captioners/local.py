@@ -43,10 +43,8 @@ class Captioner:
         self.head = blocked_head(model)
         check_prompt(tokenizer, config)
         self.prompt = tokenizer.opening(config.prompt, config.max_length)
-        if model.config.language_kind is None:
-            self.prompt[0] = (
-                model.config.text.dec
-            )  # what the model was trained to write behind, whatever the tokenizer says
+        if (first := model.config.first_token) is not None:  # as in training, whatever the tokenizer says
+            self.prompt[0] = first
         self.question = tokenizer.question(config.prompt)
 
     def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:

@@ -107,7 +107,7 @@ class Filter:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.temperature.device
+        return next(self.model.parameters()).device
 
     def _ids(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, list[int]]:
         """Padded ids [B, T] and the length of each text."""

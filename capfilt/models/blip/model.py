@@ -1,7 +1,7 @@
 """BLIP's MED: a mixture of encoder and decoder (BLIP, section 3.1), with the heads that its three objectives need.
 
-Its verbs: encode_image, encode_text, fuse ([ENC]), decode ([DEC]), and the two projections into the space where
-cosines are taken. The model replaces the first token of a text itself, so that no caller can forget it ([ENC] for
+It can encode_image, encode_text, fuse ([ENC]) and decode ([DEC]), and has two projections into the space where cosines
+are taken. The model replaces the first token of a text itself, so that no caller can forget it ([ENC] for
 matching is what training used; several public inference scripts leave [CLS] there and score differently).
 """
 
@@ -15,18 +15,19 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from capfilt.config import Config
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.interface import Model
 from capfilt.models.layers.bert import APART, Cache, Head, OutputLayer, Role, TextConfig, TextTransformer
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
-from capfilt.models.layers.vit import VisionConfig, VisionTransformer
+from capfilt.models.layers.towers import TowersConfig
+from capfilt.models.layers.vit import VisionTransformer
 from capfilt.models.limits import Temperature, Width
 
 
-class BlipConfig(Config):
+class BlipConfig(TowersConfig):
     """An architecture of the family: what a YAML of `models/blip/` says."""
 
     family: Literal["blip"] = "blip"
-    vision: VisionConfig
     text: TextConfig
     projection: Width = 256
     """Width of the space where images and texts are compared."""
@@ -40,14 +41,23 @@ class BlipConfig(Config):
     image, and it has no heads that compare."""
 
     @property
-    def language_kind(self) -> None:
-        """A BLIP has no language model: its texts are WordPiece."""
-        return None
+    def capabilities(self) -> frozenset[str]:
+        """What a model can be asked, by the parts of its text stack."""
+        if self.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
+            return frozenset({"encode_image", "answer"})
+        encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
+        decoder = {"decode"} if "decoder" in self.text.roles else set()
+        return frozenset({"encode_image"} | encoder | decoder)
 
     @property
-    def words(self) -> int:
-        """How many entries a tokenizer may have, [DEC] and [ENC] included."""
-        return self.text.vocab_size
+    def first_token(self) -> int:
+        """[DEC], which a decoded text begins with."""
+        return self.text.dec
+
+    @property
+    def compares(self) -> bool:
+        """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
+        return "encoder" in self.text.roles and not self.answers
 
     @model_validator(mode="after")
     def _askable(self) -> BlipConfig:
@@ -59,24 +69,21 @@ class BlipConfig(Config):
         return self
 
 
-class Blip(nn.Module):
+class Blip(Model):
     """MED. With both roles it is the pretrained model; with one it is a captioner (decoder) or a filter (encoder)."""
+
+    config: BlipConfig
 
     def __init__(self, config: BlipConfig):
         super().__init__()
         self.config = config
         self.vision = VisionTransformer(config.vision)
         self.text = TextTransformer(config.text, config.vision.width)
-        if "encoder" in config.text.roles and not config.answers:
+        if config.compares:
             self.image_projection = nn.Linear(config.vision.width, config.projection)
             self.text_projection = nn.Linear(config.text.width, config.projection)
             self.match_head = nn.Linear(config.text.width, 2)
             self.temperature = nn.Parameter(torch.tensor(config.temperature))
-
-    @property
-    def verbs(self) -> frozenset[str]:
-        """What this model can be asked to do."""
-        return verbs(self.config)
 
     @property
     def vision_modules(self) -> list[nn.Module]:
@@ -84,9 +91,17 @@ class Blip(nn.Module):
         return [self.vision]
 
     @property
-    def shares_image_keys(self) -> bool:
-        """Whether encoder and decoder look at an image through the same projections."""
+    def shares_image_context(self) -> bool:
+        """Whether encoder and decoder attend to an image through the same projections."""
         return "cross_attention" not in APART[self.config.text.share]
+
+    def recompute_vision(self, blocks: int) -> None:
+        """Let the last so many vision blocks compute their activations again instead of keeping them."""
+        self.vision.recompute = blocks
+
+    def adapt(self, tensors: Tensors) -> None:
+        """Interpolate a saved model's positions to this one's picture size, in place."""
+        self.config.resize_positions(tensors)
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> tokens [B, N, vision width]; token 0 is [CLS]."""
@@ -165,15 +180,6 @@ class Blip(nn.Module):
         assert isinstance(cache, Cache), "the cache of another model"
         states = self.text(ids_BT, "decoder", None, image, cache)
         return self.text.logits(states[:, -1:])[:, 0] if head is None else head(states[:, -1])
-
-
-def verbs(config: BlipConfig) -> frozenset[str]:
-    """What a model of this architecture can be asked to do; known before anything is built."""
-    if config.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
-        return frozenset({"encode_image", "answer"})
-    encoder = {"encode_text", "fuse"} if "encoder" in config.text.roles else set()
-    decoder = {"decode"} if "decoder" in config.text.roles else set()
-    return frozenset({"encode_image"} | encoder | decoder)
 
 
 def replace_first(ids_BT: Tensor, token: int) -> Tensor:

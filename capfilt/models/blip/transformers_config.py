@@ -7,20 +7,14 @@ LayerNorm eps of 1e-5, not 1e-6; no dropout. None of its classes is a pretrained
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from capfilt.errors import ModelError
 from capfilt.models.blip.model import BlipConfig
+from capfilt.models.checkpoints.transformers_folder import possible, vision_tower
 from capfilt.models.layers.bert import Role, TextConfig
-from capfilt.models.layers.vit import VisionConfig
-from capfilt.storage.documents import read_model_object
-
-CONFIG = "config.json"
 
 HfClass = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering"]
 ROLES: dict[HfClass, tuple[Role, ...]] = {
@@ -29,8 +23,6 @@ ROLES: dict[HfClass, tuple[Role, ...]] = {
     "BlipForQuestionAnswering": ("encoder", "decoder"),
 }
 """The classes of transformers that are models of ours."""
-BLIP2 = ("Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration")
-"""Those of BLIP-2; `hf_blip2.py` knows them."""
 
 # The defaults of transformers 5.23.0.
 _VISION: dict[str, Any] = {
@@ -57,24 +49,6 @@ _TEXT: dict[str, Any] = {
 }
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a folder; ModelError unless it is one of the classes in ROLES or BLIP2."""
-    path = folder / CONFIG
-    try:
-        config = read_model_object(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error})") from None
-    named = config.get("architectures")
-    found = str(named[0])[:100] if isinstance(named, list) and named else "none"
-    for part in ("vision_config", "text_config", "qformer_config"):
-        if not isinstance(config.get(part) or {}, dict):
-            raise ModelError(f"{path}: {part} is a {type(config[part]).__name__}, and not an object")
-    if found not in (*ROLES, *BLIP2):
-        known = ", ".join((*ROLES, *BLIP2))
-        raise ModelError(f"{path} describes the class {found}; of transformers' classes these can be read: {known}")
-    return dict(config)
-
-
 def declares_tied(config: Mapping[str, Any]) -> bool:
     """Whether transformers would tie the LM head where the file has no output matrix: either of two flags does."""
     return any(part.get("tie_word_embeddings", True) for part in (config, config.get("text_config") or {}))
@@ -84,20 +58,6 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCon
     """What a `config.json` describes; `tied` is what the tensors say of the LM head."""
     with possible(source):
         return _architecture(config, tied, source)
-
-
-@contextmanager
-def possible(source: Path) -> Iterator[None]:
-    """Tell of a description that no model can have in one line: ModelError."""
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {where}{first['msg']}") from None
-    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {why}") from None
 
 
 def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
@@ -115,7 +75,7 @@ def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCo
             f"the {text['vocab_size']} entries"
         )
     return BlipConfig(
-        vision=vision_modules(vision, source),
+        vision=vision_tower(vision, source),
         text=TextConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],
@@ -193,25 +153,3 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
             "pad_token_id": special["pad"],
         },
     }
-
-
-def vision_modules(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:
-    """The vision tower that a `vision_config` describes; `more` is what the family's towers have in common."""
-    return VisionConfig(
-        image_size=square(vision, "image_size", source),
-        patch_size=square(vision, "patch_size", source),
-        width=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        hidden=vision["intermediate_size"],
-        layer_norm_eps=vision["layer_norm_eps"],
-        **more,
-    )
-
-
-def square(part: Mapping[str, Any], name: str, source: Path) -> int:
-    """A size that may be written as a number or as two equal ones."""
-    sides = part[name] if isinstance(part[name], list) else [part[name]]
-    if len(set(sides)) != 1:
-        raise ModelError(f"{source}: {name} is {sides}; pictures and patches must be square")
-    return int(sides[0])

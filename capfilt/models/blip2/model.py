@@ -1,7 +1,7 @@
 """BLIP-2: a Q-Former between a frozen vision transformer and, in its second stage, a frozen language model.
 
-After stage 1 (section 3.2) it compares, matches and writes by itself; its verbs are those of BLIP, with one difference:
-an image is as many vectors as there are queries, and `similarity` takes the one nearest to the text. In stage 2
+After stage 1 (section 3.2) it compares, matches and writes by itself and is asked as BLIP is, with one difference: an
+image is as many vectors as there are queries, and `similarity` takes the one nearest to the text. In stage 2
 (section 3.3) the Q-Former has no part for texts any more: its queries pass through one linear layer into the language
 model, which writes.
 """
@@ -9,24 +9,27 @@ model, which writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from capfilt.config import Config
 from capfilt.models.blip.model import replace_first
+from capfilt.models.blip2 import language_model
 from capfilt.models.blip2.language_model import FORMATS, Format, Kind, LanguageCache, LanguageConfig, LanguageModel
 from capfilt.models.blip2.qformer import QFormer, QFormerConfig
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.interface import FrozenTower, Model
 from capfilt.models.layers.bert import Cache, Head, Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.towers import TowersConfig
 from capfilt.models.layers.vit import VisionConfig, VisionTransformer
 from capfilt.models.limits import Temperature, Width
 
 
-class Blip2Config(Config):
+class Blip2Config(TowersConfig):
     """An architecture of the family: what a YAML of `models/blip2/` says."""
 
     family: Literal["blip2"] = "blip2"
@@ -49,11 +52,46 @@ class Blip2Config(Config):
         return self.language.kind if self.language is not None else None
 
     @property
-    def words(self) -> int:
+    def vocabulary_size(self) -> int:
         """How many entries a tokenizer may have: the language model's own, or those of the Q-Former and [ENC]."""
         if self.language is not None:
             return int(self.language.described().vocab_size)
         return self.text.vocab_size + 1
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a model can be asked: of stage 2 texts alone, of stage 1 what the parts of its Q-Former can do."""
+        if self.language is not None:
+            return frozenset({"encode_image", "decode"})
+        encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
+        decoder = {"decode"} if "decoder" in self.text.roles else set()
+        return frozenset({"encode_image"} | encoder | decoder)
+
+    @property
+    def first_token(self) -> int | None:
+        """[DEC] of the Q-Former, which a decoded text begins with; a language model's tokenizer has its own."""
+        return self.text.dec if self.language is None else None
+
+    @property
+    def compares(self) -> bool:
+        """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
+        return "encoder" in self.text.roles
+
+    @property
+    def frozen_vision(self) -> bool:
+        """The vision tower of a BLIP-2 is always frozen."""
+        return True
+
+    def computing_in(self, dtype: torch.dtype | None) -> Self:
+        """The same, and frozen towers that are kept in fp32 held in bf16 for a model that computes in it: they would
+        go through it slowly, or be cast anew for every token that is written."""
+        held = self.frozen == "fp32" and dtype == torch.bfloat16
+        return self.model_copy(update={"frozen": "bf16"}) if held else self
+
+    def check_language(self, source: str) -> None:
+        """Refuse a language model other than the one described; ModelError."""
+        if self.language is not None:
+            language_model.check_language(source, self.language)
 
     @model_validator(mode="after")
     def _one_writer(self) -> Blip2Config:
@@ -68,8 +106,11 @@ class Blip2Config(Config):
         return self
 
 
-class Blip2(nn.Module):
+class Blip2(Model):
     """Stage 1 with both roles, a filter with the encoder's, a captioner with the decoder's or a language model."""
+
+    config: Blip2Config
+    entry_points = (*Model.entry_points, "project_queries", "predict")
 
     def __init__(self, config: Blip2Config):
         super().__init__()
@@ -77,7 +118,7 @@ class Blip2(nn.Module):
         self.vision = VisionTransformer(config.vision)
         self.vision_norm = nn.LayerNorm(config.vision.width, eps=config.vision.layer_norm_eps)
         self.text = QFormer(config.text, config.vision.width)
-        if "encoder" in config.text.roles:
+        if config.compares:
             self.image_projection = nn.Linear(config.text.width, config.projection)
             self.text_projection = nn.Linear(config.text.width, config.projection)
             self.match_head = nn.Linear(config.text.width, 2)
@@ -115,21 +156,25 @@ class Blip2(nn.Module):
         return {f"language.{name}": f"language.{first}" for name, first in self.language.tied().items()}
 
     @property
-    def verbs(self) -> frozenset[str]:
-        """What this model can be asked to do."""
-        return verbs(self.config)
-
-    @property
     def vision_modules(self) -> list[nn.Module]:
         """What image tokens are made with."""
         return [self.vision, self.vision_norm]
 
     @property
-    def shares_image_keys(self) -> bool:
-        """A judge looks at an image beside the text, a writer at what the queries saw of it."""
-        return False
+    def frozen_tower(self) -> FrozenTower:
+        """The vision tower."""
+        described = (self.config.vision.model_dump(mode="json"), self.config.frozen)
+        return FrozenTower(self.vision, self.encode_frozen, FORMATS[self.config.frozen], described)
 
-    # ---- the verbs of BLIP ----
+    def recompute_vision(self, blocks: int) -> None:
+        """Let the last so many vision blocks compute their activations again instead of keeping them."""
+        self.vision.recompute = blocks
+
+    def adapt(self, tensors: Tensors) -> None:
+        """Interpolate a saved model's positions to this one's picture size, in place."""
+        self.config.resize_positions(tensors)
+
+    # ---- what every model is asked ----
 
     def encode_frozen(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> what the frozen tower makes of them [B, N, vision width]; no gradients."""
@@ -231,15 +276,6 @@ class Blip2(nn.Module):
         """Image tokens and texts of the language model -> its logits [B, T, V] and what they should tell [B, T]."""
         states, _ = self.text.run_queries(self.text.image_context(tokens_BND))
         return self.language.predict(self.language_projection(states), ids_BT, mask_BT, prompt)
-
-
-def verbs(config: Blip2Config) -> frozenset[str]:
-    """What a model of this architecture can be asked to do; known before anything is built."""
-    if config.language is not None:
-        return frozenset({"encode_image", "decode"})
-    encoder = {"encode_text", "fuse"} if "encoder" in config.text.roles else set()
-    decoder = {"decode"} if "decoder" in config.text.roles else set()
-    return frozenset({"encode_image"} | encoder | decoder)
 
 
 def as_mask(lengths: Sequence[int], like_BT: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
-from capfilt.models.blip.key_maps import HF_VISION, LM_HEAD, Names, Table, expand, once
-from capfilt.models.blip.transformers_config import vision_modules
 from capfilt.models.blip2.language_model import Format, Kind, LanguageConfig
 from capfilt.models.blip2.model import Blip2Config
 from capfilt.models.blip2.qformer import QFormerConfig
+from capfilt.models.checkpoints.key_maps import HF_VISION, LM_HEAD, Table, expand, once
+from capfilt.models.checkpoints.transformers_folder import vision_tower
+from capfilt.models.interface import Names
 
 JUDGE, WRITER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
 
@@ -115,7 +116,7 @@ def _layers(config: QFormerConfig) -> Iterator[tuple[str, str]]:
 NO_PLACE = "the head that writes in stage 1, for which transformers has no place"
 
 
-def without_a_place(config: Blip2Config) -> dict[str, int]:
+def left_out(config: Blip2Config) -> dict[str, int]:
     """How many tensors of a model of ours are left behind in transformers' layout, by the reason."""
     own = [*expand(LM_HEAD, 1, "text.head.", "")] if "decoder" in config.text.roles else []
     return {NO_PLACE: len(own)} if own else {}
@@ -161,7 +162,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
     if language is not None and language.kind == "t5" and held == "float16":
         held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
     return Blip2Config(
-        vision=vision_modules(vision, source, key_bias=False, final_norm=False),
+        vision=vision_tower(vision, source, key_bias=False, final_norm=False),
         text=QFormerConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
+from capfilt.models.layers.block import Block
 from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.limits import (
     Depth,
@@ -213,6 +214,9 @@ class TextLayer(nn.Module):
             x_PD = self.cross_attention.of("encoder")(x_PD, image, None, images)
         out: Tensor = self.feed_forward.of("encoder")(x_PD)
         return out
+
+
+TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "own_keys"), repeated=True)
 
 
 class LanguageHead(nn.Module):

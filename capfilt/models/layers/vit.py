@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from capfilt.config import Config
 from capfilt.models.layers.attention import FeedForward, FusedSelfAttention, stochastic_depth
+from capfilt.models.layers.block import Block
 from capfilt.models.limits import Depth, Deviation, Epsilon, Heads, Hidden, Rate, Side, Width, refuse_too_many
 
 MAX_TOKENS = 256**2 + 1
@@ -85,6 +86,9 @@ class VisionBlock(nn.Module):
         branch = self.feed_forward(self.feed_forward_norm(x_BND))
         out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
         return out
+
+
+VISION_BLOCK = Block(VisionBlock)
 
 
 class VisionTransformer(nn.Module):

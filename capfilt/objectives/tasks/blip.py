@@ -115,7 +115,7 @@ class BlipPretraining(nn.Module):
             losses["itm"], figures["itm_accuracy"] = itm(self.model, ids_BT, mask_BT, keys, wrong)
             losses["itm"] = losses["itm"] * share_of(wrong.num_targets, self.config)
         if "lm" in self.config.losses:
-            if keys is None or not self.model.shares_image_keys:
+            if keys is None or not self.model.shares_image_context:
                 keys = self.model.image_context(tokens, "decoder")
             logits = self.model.decode(ids_BT, mask_BT, keys)
             losses["lm"] = lm(logits, ids_BT, mask_BT, self.prompt, smoothing=self.config.smoothing)

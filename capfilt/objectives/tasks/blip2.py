@@ -133,6 +133,7 @@ def pretraining_of(model: Model, config: ObjectivesConfig, prompt: int = 0) -> P
     """What trains a model of this family and stage."""
     if isinstance(model, Blip):
         return BlipPretraining(model, config, prompt)
+    assert isinstance(model, Blip2)
     return (Blip2Stage1 if model.config.language is None else Blip2Stage2)(model, config, prompt)
 
 

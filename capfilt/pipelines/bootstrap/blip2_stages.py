@@ -7,10 +7,11 @@ the newest model, unless another one is given. All stages read the same pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from capfilt.data import shards
 from capfilt.data.loading.loader import Source
-from capfilt.models import Architecture
+from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext
 from capfilt.pipelines.bootstrap.language_model import LanguageJob, train_language_model
@@ -66,12 +67,12 @@ def language_source(
     given = context.config.final[number].language
     if not isinstance(given, TeachConfig):
         return given
-    assert architecture.family == "blip2"
-    assert architecture.language is not None
+    language = cast(Blip2Config, architecture).language  # `check_final` lets no other family through
+    assert language is not None
     urls = tuple(url for source in sources for url in shards.expand(source.shards))
     job = LanguageJob(
         out=context.folder(r),
-        language=architecture.language,
+        language=language,
         config=given,
         shards=urls,
         contents=context.contents(r, urls),

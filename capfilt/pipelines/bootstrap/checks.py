@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.models.layers.bert import Role
+from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
 from capfilt.stages.annotate import check_same_size
 from capfilt.stages.prompts import check_prompts
@@ -28,20 +28,16 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     """
     architecture = read_architecture(config.model, config.pretrain.image_size)
     check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
-    roles: tuple[tuple[str, Role, TrainConfig], ...] = (
-        ("captioner", "decoder", config.captioner),
-        ("filter", "encoder", config.filter),
+    roles: tuple[tuple[ModelRole, str, TrainConfig], ...] = (
+        ("captioner", "decode", config.captioner),
+        ("filter", "fuse", config.filter),
     )
-    for role, part, train in roles:
-        if part not in architecture.text.roles:
-            raise RecipeError(
-                f"{config.model} cannot be the {role}: it has no {part}"
-                f" (text.roles is {', '.join(architecture.text.roles)}); take a model with both."
-            )
-        text = architecture.text.model_copy(update={"roles": (part,)})
-        check_training(architecture.model_copy(update={"text": text}), train, config.cluster.finetune, role)
+    for role, capability, train in roles:
+        if capability not in architecture.capabilities:
+            raise RecipeError(f"{config.model} cannot be the {role}: it cannot {capability}; take a model that can.")
+        check_training(architecture.for_role(role), train, config.cluster.finetune, role)
     check_momentum(config)
-    default = architecture.vision.image_size
+    default = architecture.image_size
     sizes = [train.image_size or default for train in (config.captioner, config.filter)]
     check_same_size("the captioner", sizes[0], "the filter", sizes[1])
     if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):

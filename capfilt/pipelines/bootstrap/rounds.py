@@ -100,8 +100,8 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
     """Caption, filter, pretrain: one round, from the newest model to the next."""
     config = context.config
     with timed(context.run, context.progress, r):
-        captioner = steps.finetune(context, r, "captioner", newest, ("decoder",), config.captioner)
-        filter_model = steps.finetune(context, r, "filter", newest, ("encoder",), config.filter)
+        captioner = steps.finetune(context, r, "captioner", newest, config.captioner)
+        filter_model = steps.finetune(context, r, "filter", newest, config.filter)
         calibrated = steps.calibrate(context, r, filter_model)
         steps.annotate(context, r, captioner, filter_model)
         threshold, tally = steps.select(context, r, calibrated)

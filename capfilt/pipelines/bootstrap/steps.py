@@ -7,7 +7,6 @@ from typing import Any, Literal
 from capfilt.data import shards
 from capfilt.data.loading.loader import Source
 from capfilt.models.checkpoints import store
-from capfilt.models.layers.bert import Role
 from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
 from capfilt.pipelines.bootstrap.context import BootstrapContext
 from capfilt.runs.tally import Tally
@@ -78,16 +77,13 @@ def finetune(
     r: int,
     role: Literal["captioner", "filter"],
     newest: StoragePath,
-    parts: tuple[Role, ...],
     train: TrainConfig,
 ) -> StoragePath:
     """Fine-tune the newest model for one role on the human pairs, without the parts that the role does not use."""
-    text = context.architecture.text.model_copy(update={"roles": parts})
-    size = train.image_size or context.architecture.vision.image_size
-    vision = context.architecture.vision.model_copy(update={"image_size": size})
+    size = train.image_size or context.architecture.image_size
     job = TrainJob(
         out=context.folder(r, role),
-        architecture=context.architecture.model_copy(update={"text": text, "vision": vision}),
+        architecture=context.architecture.for_role(role).changed(image_size=size),
         start=newest,
         tokenizer=context.config.tokenizer,
         sources=(Source(shards=tuple(context.splits["human"])),),

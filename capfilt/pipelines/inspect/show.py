@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[type[Config], ...]] = {
     "pretrain": (PretrainConfig,),
     "annotate": (AnnotateConfig,),
     "select": (PolicyConfig,),
-    "models": tuple(FAMILIES.values()),
+    "models": tuple(family.config for family in FAMILIES.values()),
 }
 """What each folder of presets holds."""
 

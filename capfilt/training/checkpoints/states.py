@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints import store
+from capfilt.models.checkpoints.fill import fill
 from capfilt.objectives.collectives import rank, world_size
 from capfilt.objectives.momentum import Momentum
 from capfilt.storage.atomic import atomic
@@ -292,7 +293,7 @@ def load_momentum(momentum: Momentum, start: StoragePath) -> None:
     Raises:
         ModelError: nothing was kept beside that model, or queues of another size.
     """
-    found = store.read_momentum(start, momentum.model.config)
+    found = store.read_momentum(start, momentum.model)
     size = momentum.queue_image.shape[0]
     for name in ("queue_image", "queue_text"):
         rows = found[name].shape[0]
@@ -300,5 +301,5 @@ def load_momentum(momentum: Momentum, start: StoragePath) -> None:
             raise ModelError(f"{start} was trained with a queue of {rows}; set objectives.queue to it, not to {size}")
         getattr(momentum, name).copy_(found.pop(name))
     heads = {n: t for n, t in momentum.model.state_dict().items() if n.startswith(("match_head.", "temperature"))}
-    store.fill(momentum.model, {**heads, **found}, start)
+    fill(momentum.model, {**heads, **found}, start)
     momentum.pointer.zero_()

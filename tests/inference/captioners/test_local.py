@@ -105,5 +105,5 @@ def test_lengths_are_within_the_limits(model: Blip, tokenizer: Tokenizer, images
 
 
 def test_it_asks_for_the_decoder(small_blip: MakeBlip) -> None:
-    assert small_blip(roles=("decoder",)).verbs >= NEEDS
-    assert not small_blip(roles=("encoder",)).verbs >= NEEDS
+    assert small_blip(roles=("decoder",)).capabilities >= NEEDS
+    assert not small_blip(roles=("encoder",)).capabilities >= NEEDS

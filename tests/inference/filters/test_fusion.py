@@ -142,5 +142,5 @@ def test_the_match_logit_is_the_positive_column(judge: Filter, images: Tensor) -
 
 
 def test_it_asks_for_the_encoder(small_blip: MakeBlip) -> None:
-    assert small_blip(roles=("encoder",)).verbs >= NEEDS
-    assert not small_blip(roles=("decoder",)).verbs >= NEEDS
+    assert small_blip(roles=("encoder",)).capabilities >= NEEDS
+    assert not small_blip(roles=("decoder",)).capabilities >= NEEDS

@@ -7,7 +7,7 @@ import torch
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.models import FAMILIES, MODELS, Blip, BlipConfig, verbs
+from capfilt.models import FAMILIES, Blip, BlipConfig, build
 from capfilt.models.blip.model import replace_first
 from capfilt.models.layers.bert import TextTransformer
 from capfilt.models.layers.image_context import ImageContext
@@ -18,12 +18,12 @@ MASK = (IDS != 0).long()
 
 
 def preset(name: str) -> BlipConfig:
-    return configs.read(presets.find("models", name), FAMILIES[name.partition("/")[0]])
+    return configs.read(presets.find("models", name), FAMILIES[name.partition("/")[0]].config)
 
 
 def weights_of(config: BlipConfig) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in MODELS[config.family](config).parameters())
+        return sum(p.numel() for p in build(config).parameters())
 
 
 def changed(config: BlipConfig, image_size: int = 224, **text: object) -> BlipConfig:
@@ -69,7 +69,7 @@ class TestPresets:
         config = preset(name)
         assert config.family == name.partition("/")[0]
         with torch.device("meta"):
-            model = MODELS[config.family](config)
+            model = build(config)
         assert all(p.device.type == "meta" for p in model.parameters())
 
     @pytest.mark.parametrize("family", FAMILIES)
@@ -175,7 +175,7 @@ def test_projections_stay_fp32_under_autocast(small_blip: MakeBlip) -> None:
 )
 def test_verbs_follow_from_the_roles(small_blip: MakeBlip, roles: tuple[str, ...], can: set[str]) -> None:
     model = small_blip(roles=roles)
-    assert model.verbs == verbs(model.config) == can
+    assert model.capabilities == can
     assert hasattr(model, "match_head") == ("fuse" in can)
     assert (model.text.head is not None) == ("decode" in can)
 
@@ -195,7 +195,7 @@ def test_image_keys_serve_both_roles_where_cross_attention_is_shared(
             model.image_context(tokens, "encoder").tensors, model.image_context(tokens, "decoder").tensors, strict=True
         )
     )
-    assert model.shares_image_keys == same == shared
+    assert model.shares_image_context == same == shared
 
 
 def test_the_stack_is_bert_s_layer_by_layer(small_blip: MakeBlip) -> None:

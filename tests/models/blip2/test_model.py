@@ -133,7 +133,7 @@ class TestVerbs:
     def test_are_those_of_its_parts(
         self, small_blip2: MakeBlip2, language: str, roles: tuple[str, ...], can: set[str]
     ) -> None:
-        assert small_blip2(language, roles=roles).verbs == can
+        assert small_blip2(language, roles=roles).capabilities == can
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError, RecipeError
 from capfilt.models import Blip
-from capfilt.models.blip import key_maps
+from capfilt.models.blip.checkpoint import VISION
 from capfilt.models.checkpoints import files
 from capfilt.models.checkpoints.initial_weights import InitialConfig, initialise
+from capfilt.models.checkpoints.key_maps import expand
 
 MakeBlip = Callable[..., Blip]
 Hub = tuple[Path, list[str]]
@@ -107,11 +108,9 @@ class TestVision:
     @pytest.mark.parametrize("name", ["model.safetensors", "deit.pth"])
     def test_of_timm_and_deit(self, small_blip: MakeBlip, name: str, tmp_path: Path) -> None:
         other, model = small_blip(seed=1), small_blip()
-        prefix, table = key_maps.VISION["pth"]
+        prefix, table = VISION["pth"]
         assert prefix == "visual_encoder."
-        tensors = {
-            theirs: other.state_dict()[f"vision.{ours}"].clone() for ours, theirs in key_maps.expand(table, 2, "", "")
-        }
+        tensors = {theirs: other.state_dict()[f"vision.{ours}"].clone() for ours, theirs in expand(table, 2, "", "")}
         assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.attn.qkv.bias", "norm.bias"} <= set(
             tensors
         )

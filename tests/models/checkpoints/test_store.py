@@ -24,9 +24,9 @@ def answers(model: Blip, image_size: int = 16) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         tokens = model.encode_image(pixels)
         said = {"tokens": tokens}
-        if "decode" in model.verbs:
+        if "decode" in model.capabilities:
             said["logits"] = model.decode(IDS, MASK, model.image_context(tokens, "decoder"))
-        if "fuse" in model.verbs:
+        if "fuse" in model.capabilities:
             said["match"] = model.match(model.fuse(IDS, MASK, model.image_context(tokens, "encoder")))
             said["image"] = model.project_image(tokens)
             said["text"] = model.project_text(model.encode_text(IDS, MASK))

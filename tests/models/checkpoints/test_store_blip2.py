@@ -51,7 +51,7 @@ def test_both_layouts_bring_everything_back(small_blip2: MakeBlip2, tmp_path: Pa
     assert store.load(tmp_path / "own").config == model.config
     again = store.load(tmp_path / "hf")
     assert same(again, model)
-    assert again.verbs == model.verbs
+    assert again.capabilities == model.capabilities
     assert store.fingerprint(tmp_path / "own").startswith("blip2-")
     assert store.load(tmp_path / "own", image_size=32).vision.positions.shape[1] == 17
 
@@ -76,8 +76,8 @@ def test_every_key_is_used_or_named(small_blip2: MakeBlip2, tmp_path: Path, lang
 def test_halves_leave_the_other_behind(small_blip2: MakeBlip2, tmp_path: Path) -> None:
     store.save(small_blip2(), tmp_path)
     judge, writer = (store.load(tmp_path, roles=(role,)) for role in ("encoder", "decoder"))
-    assert judge.verbs == {"encode_image", "encode_text", "fuse"}
-    assert writer.verbs == {"encode_image", "decode"}
+    assert judge.capabilities == {"encode_image", "encode_text", "fuse"}
+    assert writer.capabilities == {"encode_image", "decode"}
     with pytest.raises(ModelError, match="no class for a Q-Former that writes"):
         store.save_hf(writer, tmp_path / "hf", {})
     with pytest.raises(ModelError, match="no model of the family blip2: export it --as hf"):
@@ -214,7 +214,7 @@ class TestBeginnings:
         first, other = small_blip2(seed=3), small_blip2("opt", seed=4)
         store.save(first, tmp_path / "first")
         other.language.model.save_pretrained(tmp_path / "opt")
-        second = store.load_extended(tmp_path / "first", other.config)
+        second = store.load_continued(tmp_path / "first", other.config)
         assert {p.is_meta for p in second.language.parameters()} == {True}, "nobody has said which"
         assert not any(p.is_meta for name, p in second.named_parameters() if not name.startswith("language."))
         initialise(second, language=str(tmp_path / "opt"))
@@ -224,6 +224,6 @@ class TestBeginnings:
             elif not name.startswith("language_projection"):
                 assert torch.equal(tensor, first.state_dict()[name]), name
         store.save(second, tmp_path / "second")
-        assert same(store.load_extended(tmp_path / "second", other.config), second)
+        assert same(store.load_continued(tmp_path / "second", other.config), second)
         with pytest.raises(ModelError, match="has no language model: leave it out"):
             initialise(first, language=str(tmp_path / "opt"))

@@ -16,9 +16,9 @@ from torch import Tensor
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.errors import ModelError
-from capfilt.models import Blip, BlipConfig
-from capfilt.models.blip import key_maps, transformers_config
-from capfilt.models.checkpoints import files, store
+from capfilt.models import Blip, BlipConfig, blank
+from capfilt.models.blip import checkpoint, transformers_config
+from capfilt.models.checkpoints import files, store, transformers_folder
 
 MakeBlip = Callable[..., Blip]
 IDS = torch.tensor([[2, 10, 11, 12, 3], [2, 20, 21, 3, 0]])
@@ -68,12 +68,12 @@ def said(model: Blip) -> list[Tensor]:
     with torch.no_grad():
         tokens = model.encode_image(pixels)
         found = [tokens]
-        if "decode" in model.verbs:
+        if "decode" in model.capabilities:
             found.append(model.decode(IDS, MASK, model.image_context(tokens, "decoder")))
-        if "fuse" in model.verbs:
+        if "fuse" in model.capabilities:
             found.append(model.match(model.fuse(IDS, MASK, model.image_context(tokens, "encoder"))))
             found += [model.project_image(tokens), model.project_text(model.encode_text(IDS, MASK))]
-        if "answer" in model.verbs:
+        if "answer" in model.capabilities:
             question = model.fuse(IDS, MASK, model.image_context(tokens, "encoder"))
             found += [question, model.decode(IDS, MASK, model.image_context(question, "decoder"))]
     return found
@@ -101,11 +101,11 @@ class TestTransformersFolder:
         tensors = safetensors.torch.load_file(folder / files.SAFE)
         change(tensors)
         safetensors.torch.save_file(tensors, folder / files.SAFE)
-        described = json.loads((folder / transformers_config.CONFIG).read_text())
+        described = json.loads((folder / transformers_folder.CONFIG).read_text())
         for key, value in config.items():
             section, _, name = key.rpartition("__")
             (described[section] if section else described)[name] = value
-        (folder / transformers_config.CONFIG).write_text(json.dumps(described))
+        (folder / transformers_folder.CONFIG).write_text(json.dumps(described))
         return folder
 
     @pytest.mark.parametrize("role", ["decoder", "encoder"])
@@ -127,7 +127,7 @@ class TestTransformersFolder:
         model = answering(small_blip, share=share)
         store.save_hf(model, tmp_path, SPECIAL)
         again = store.load(tmp_path)
-        assert again.verbs == {"encode_image", "answer"}
+        assert again.capabilities == {"encode_image", "answer"}
         assert again.config.text.share == "none"
         assert_same(model, again)
 
@@ -159,7 +159,7 @@ class TestTransformersFolder:
             store.load(captioner)
 
     def test_defaults_are_those_of_transformers(self, captioner: Path) -> None:
-        described = json.loads((captioner / transformers_config.CONFIG).read_text())
+        described = json.loads((captioner / transformers_folder.CONFIG).read_text())
         for section in ("vision_config", "text_config"):
             described[section] = {"bos_token_id": 30522}
         config = transformers_config.architecture(described, True, captioner)
@@ -175,9 +175,9 @@ class TestTransformersFolder:
         store.save_hf(small_blip(roles=("encoder",)), tmp_path, SPECIAL)
         self.edit(tmp_path, lambda t: None, itm_token="cls")
         assert store.architecture(tmp_path).itm_token == "cls"
-        described = json.loads((tmp_path / transformers_config.CONFIG).read_text())
+        described = json.loads((tmp_path / transformers_folder.CONFIG).read_text())
         del described["itm_token"]
-        (tmp_path / transformers_config.CONFIG).write_text(json.dumps(described))
+        (tmp_path / transformers_folder.CONFIG).write_text(json.dumps(described))
         assert store.load(tmp_path).config.itm_token == "enc"
         assert store.load(tmp_path, itm_token="cls").config.itm_token == "cls"
 
@@ -201,7 +201,7 @@ class TestTransformersFolder:
             store.load(captioner)
 
     def test_a_broken_config(self, captioner: Path) -> None:
-        (captioner / transformers_config.CONFIG).write_text("{")
+        (captioner / transformers_folder.CONFIG).write_text("{")
         with pytest.raises(ModelError, match=r"config\.json cannot be read"):
             store.architecture(captioner)
 
@@ -267,7 +267,7 @@ class TestPth:
         config = make(share="none", width=192, heads=3).config
         model = Blip(config.model_copy(update={"answers": True}))
         again = store.load(self.bare(model, tmp_path))
-        assert again.verbs == {"encode_image", "answer"}
+        assert again.capabilities == {"encode_image", "answer"}
         assert_same(model, again)
 
     def test_has_the_names_of_blip(self, make: MakeBlip, tmp_path: Path) -> None:
@@ -382,11 +382,11 @@ class TestKeyMaps:
     @pytest.mark.parametrize("roles", [("decoder",), ("encoder",), ("encoder", "decoder")])
     def test_cover_the_presets(self, name: str, roles: tuple[str, ...]) -> None:
         config = self.of(name, roles)
-        own = store.blank(config).state_dict().keys()
-        assert key_maps.names(config, "pth").keys() == own
-        assert key_maps.names(config, "hf").keys() == own - {"temperature"}
+        own = blank(config).state_dict().keys()
+        assert checkpoint.names(config, "pth").keys() == own
+        assert checkpoint.names(config, "hf").keys() == own - {"temperature"}
 
     def test_count_as_transformers_does(self) -> None:
         head = 2  # decoder.weight and decoder.bias, which are tied
-        assert len(key_maps.names(self.of("blip/base", ("decoder",)), "hf")) + head == 473
-        assert len(key_maps.names(self.of("blip/base", ("encoder",)), "hf")) == 472
+        assert len(checkpoint.names(self.of("blip/base", ("decoder",)), "hf")) + head == 473
+        assert len(checkpoint.names(self.of("blip/base", ("encoder",)), "hf")) == 472

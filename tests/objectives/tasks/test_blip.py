@@ -78,7 +78,7 @@ def test_each_objective_works_with_the_verbs_it_names(small_blip: MakeBlip, batc
     for name, needs in NEEDS.items():
         role = "decoder" if "decode" in needs else "encoder"
         model = small_blip(roles=(role,))
-        assert needs <= model.verbs
+        assert needs <= model.capabilities
         assert BlipPretraining(model, config(**{name: 1.0}))(*batch, progress=0.0)[0][name].isfinite()
 
 

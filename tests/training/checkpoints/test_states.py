@@ -349,7 +349,9 @@ class TestMomentum:
                 assert torch.equal(tensor, kept.model.state_dict()[name]), name
         assert torch.equal(taken.queue_image, kept.queue_image)
         assert all(torch.equal(t, heads[name]) for name, t in taken.model.match_head.state_dict().items())
-        assert weights.load(tmp_path / "model.pth").verbs == model.verbs  # and the model itself is read as before
+        assert (
+            weights.load(tmp_path / "model.pth").capabilities == model.capabilities
+        )  # and the model itself is read as before
 
     def test_what_was_not_kept_is_refused(self, tmp_path: Path, small_blip: MakeBlip) -> None:
         weights.save(small_blip(), tmp_path / "folder")

@@ -1,0 +1,312 @@
+"""BLIP's checkpoints: transformers' classes, BLIP's own `.pth`, and the ViT and BERT that a pretraining begins with.
+
+BERT's token types are dropped, as BLIP drops them, though BERT adds the first of them to every word. Cross-attention is
+in no BERT: it starts fresh, and so do [DEC], [ENC] and the heads that compare.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from capfilt.errors import ModelError
+from capfilt.models.blip import transformers_config
+from capfilt.models.blip.model import Blip, BlipConfig
+from capfilt.models.checkpoints import key_maps, towers
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.checkpoints.fill import load_whole
+from capfilt.models.checkpoints.key_maps import BERT, HF_VISION, LM_HEAD, TIMM_VISION, WORDS, Table, equal, expand, once
+from capfilt.models.interface import ArchitectureConfig, Names, OriginalFormat, TransformersFormat
+from capfilt.models.layers.bert import APART, Role, Share, TextConfig
+from capfilt.models.layers.vit import VisionConfig
+
+Layout = Literal["hf", "pth"]
+
+VISION: dict[Layout, tuple[str, Table]] = {
+    "hf": ("vision_model.", HF_VISION),
+    "pth": ("visual_encoder.", TIMM_VISION),
+}
+COMPARING: Table = {
+    "image_projection.*": "vision_proj.*",
+    "text_projection.*": "text_proj.*",
+    "match_head.*": "itm_head.*",
+}
+
+STACKS: dict[str, str] = {"encoder": "text_encoder.", "decoder": "text_decoder.bert."}
+PREDICTIONS = "text_decoder.cls.predictions."
+OUTPUT = f"{PREDICTIONS}decoder.weight"
+
+IGNORED = {
+    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..*": "the momentum copies, which only training needs",
+    r"image_queue|text_queue|idx_queue|queue_ptr|ptr_queue": "the queues of ITC, which only training needs",
+    r".*embeddings\.position_ids": "a constant, 0, 1, 2, ...",
+}
+"""Keys that are left behind on purpose, and why."""
+
+
+def names(config: BlipConfig, layout: Layout) -> Names:
+    """What a file of that layout calls the tensors of a model of ours. The temperature of ITC has no place in "hf"."""
+    prefix, table = VISION[layout]
+    lines = [*expand(table, config.vision.depth, "vision.", prefix)]
+    if "decoder" in config.text.roles:
+        lines += expand(LM_HEAD, 1, "text.head.", PREDICTIONS)
+        if not config.text.tie_lm_head:
+            lines.append(("text.head.weight", OUTPUT))
+    if config.compares:
+        lines += expand(COMPARING, 1, "", "")
+        if layout == "pth":
+            lines.append(("temperature", "temp"))
+    return once(lines) | key_maps.text_names(config.text, STACKS)
+
+
+def settle_head(tensors: Tensors) -> bool:
+    """Bring the LM head of a file to one form, in place; say whether its output matrix is the word embeddings.
+
+    The files name its bias once or twice; both codes add `decoder.bias`, which is left under the name `bias`. An output
+    matrix that equals the word embeddings is taken out. Whether released checkpoints are tied is nowhere written down,
+    so the tensors decide.
+    """
+    if (bias := tensors.pop(f"{PREDICTIONS}decoder.bias", None)) is not None:
+        tensors[f"{PREDICTIONS}bias"] = bias
+    weight = tensors.get(OUTPUT)
+    words = tensors.get(STACKS["decoder"] + WORDS)
+    if weight is None or words is None:
+        return weight is None
+    if tied := torch.equal(weight, words):
+        del tensors[OUTPUT]
+    return tied
+
+
+def give(tensors: Tensors, config: BlipConfig, layout: Layout) -> Tensors:
+    """Our tensors by a file's names, everything that its own code expects included."""
+    given = {theirs: tensors[ours] for ours, several in names(config, layout).items() for theirs in several}
+    if "decoder" in config.text.roles:
+        bias = given[f"{PREDICTIONS}bias"]
+        # transformers ties the second names itself and does not save them; BLIP's files have them.
+        if layout == "pth" or not config.text.tie_lm_head:
+            given[f"{PREDICTIONS}decoder.bias"] = bias
+        if layout == "pth" and config.text.tie_lm_head:
+            given[OUTPUT] = given[STACKS["decoder"] + WORDS]
+    return given
+
+
+def from_shapes(tensors: Tensors, source: object) -> BlipConfig:
+    """The architecture of a `.pth` of BLIP's, which says nothing about it; its LM head is settled.
+
+    Heads leave no trace in the shapes: they are 64 wide in every released checkpoint.
+    """
+    try:
+        return _from_shapes(tensors, source)
+    except KeyError as error:
+        raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
+    except (ValueError, IndexError) as error:  # tensors of impossible shapes; pydantic's errors are ValueErrors
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{source} does not fit any architecture: {why}") from None
+
+
+def _from_shapes(tensors: Tensors, source: object) -> BlipConfig:
+    roles: tuple[Role, ...] = tuple(role for role in get_args(Role) if STACKS[role] + WORDS in tensors)
+    stack = STACKS[roles[-1]]
+    patch = tensors["visual_encoder.patch_embed.proj.weight"].shape[-1]
+    tokens, vision_width = tensors["visual_encoder.pos_embed"].shape[1:]
+    vocab_size, width = tensors[stack + WORDS].shape
+    for tower, size in (("vision", vision_width), ("text", width)):
+        if size % 64:
+            raise ModelError(
+                f"{source}: its {tower} is {size} wide, not a multiple of 64, and a .pth does not say how many heads "
+                f"it has; write the architecture into a YAML of the same name beside it"
+            )
+    projection = tensors["vision_proj.weight"].shape[0] if "vision_proj.weight" in tensors else 256
+    return BlipConfig(
+        vision=VisionConfig(
+            image_size=math.isqrt(tokens - 1) * patch,
+            patch_size=patch,
+            width=vision_width,
+            depth=_depth(tensors, "visual_encoder.blocks."),
+            heads=vision_width // 64,
+            hidden=tensors["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            width=width,
+            depth=_depth(tensors, f"{stack}encoder.layer."),
+            heads=width // 64,
+            hidden=tensors[f"{stack}encoder.layer.0.intermediate.dense.weight"].shape[0],
+            max_positions=tensors[f"{stack}embeddings.position_embeddings.weight"].shape[0],
+            share=shared(tensors) if len(roles) == 2 else "all_but_self_attention",
+            roles=roles,
+            tie_lm_head=OUTPUT not in tensors,
+        ),
+        projection=projection,
+        answers=len(roles) == 2 and "itm_head.weight" not in tensors,
+    )
+
+
+def shared(tensors: Tensors) -> Share:
+    """Which way of sharing the values of both stacks allow: the one that keeps the fewest parts apart."""
+    apart = frozenset(part for part, table in BERT.items() if _differ(tensors, table))
+    return next(share for share, own in sorted(APART.items(), key=lambda item: len(item[1])) if apart <= own)
+
+
+def _differ(tensors: Tensors, table: Table) -> bool:
+    depth = _depth(tensors, f"{STACKS['decoder']}encoder.layer.")
+    stems = [theirs for _, theirs in expand(table, depth, "", "")]
+    return not all(equal(tensors, [stack + stem for stack in STACKS.values()]) for stem in stems)
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    numbers = {int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix)}
+    return max(numbers, default=-1) + 1
+
+
+class BlipPth(OriginalFormat):
+    """A `.pth` of BLIP's own code (salesforce/BLIP)."""
+
+    name = "BLIP"
+
+    def lacks(self, tensors: Tensors) -> str:
+        """What a file lacks to be one of these checkpoints; "" for nothing."""
+        words = [stack + WORDS for stack in STACKS.values()]
+        if "visual_encoder.pos_embed" in tensors and any(name in tensors for name in words):
+            return ""
+        return f"visual_encoder.pos_embed, or both of {' and '.join(words)}"
+
+    def architecture(self, tensors: Tensors, described: BlipConfig | None, source: Path) -> BlipConfig:
+        """The architecture by the tensors' shapes, or as a YAML describes it; whether the LM head is tied the tensors
+        decide."""
+        tied = settle_head(tensors)
+        return from_shapes(tensors, source) if described is None else described.changed(tie_lm_head=tied)
+
+    def names(self, config: BlipConfig) -> Names:
+        """What the file calls the tensors of a model of ours."""
+        return names(config, "pth")
+
+    def momentum(self, config: BlipConfig, tensors: Tensors, source: object) -> Tensors:
+        """The momentum encoders by our names and the queues, [size, projection]; heads and temperature have no copy."""
+        theirs = {
+            ours: re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", several[0])
+            for ours, several in names(config, "pth").items()
+        }
+        theirs = {ours: name for ours, name in theirs.items() if re.match(r"\w+_m\.", name)}
+        wanted = once([*theirs.items(), ("queue_image", "image_queue"), ("queue_text", "text_queue")])
+        missing = sorted({name for several in wanted.values() for name in several} - tensors.keys())
+        key_maps.refuse(source, [("missing", missing)])
+        found = {ours: tensors[several[0]] for ours, several in wanted.items()}
+        return {name: t.T.contiguous() if name.startswith("queue_") else t for name, t in found.items()}
+
+    def write(self, config: BlipConfig, tensors: Tensors) -> Tensors:
+        """Our tensors by the file's names, everything that its own code expects included."""
+        return give(tensors, config, "pth")
+
+
+class BlipTransformers(TransformersFormat):
+    """transformers' BLIP classes. None of them is a pretrained model, which both captions and matches: that becomes two
+    folders. The class of filters reads a text behind [CLS], where the filter was trained with [ENC]."""
+
+    classes = tuple(transformers_config.ROLES)
+    telling = frozenset({OUTPUT, STACKS["decoder"] + WORDS})
+    processor = {"processor_class": "BlipProcessor"}
+    special_tokens = {"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]}
+
+    def architecture(self, described: Mapping[str, Any], tensors: Tensors, folder: Path) -> BlipConfig:
+        """What a `config.json` describes; whether the LM head is tied the tensors decide."""
+        here = OUTPUT in tensors
+        tied = settle_head(tensors) and (here or transformers_config.declares_tied(described))
+        return transformers_config.architecture(described, tied, folder)
+
+    def names(self, config: BlipConfig) -> Names:
+        """What transformers calls the tensors of a model of ours."""
+        return names(config, "hf")
+
+    def absent(self, config: BlipConfig) -> Tensors:
+        """The temperature of ITC, for which the file has no place."""
+        return {"temperature": torch.tensor(config.temperature)} if config.compares else {}
+
+    def write(self, config: BlipConfig, tensors: Tensors, special: Mapping[str, int]) -> tuple[dict[str, Any], Tensors]:
+        """The `config.json` of a captioner, a filter or a model that answers, and its tensors."""
+        temperature = float(tensors.pop("temperature", torch.tensor(config.temperature)))
+        described = transformers_config.describe(config, temperature, special)
+        # safetensors refuses one storage under two names.
+        return described, {name: tensor.clone() for name, tensor in give(tensors, config, "hf").items()}
+
+    def parts(self, config: BlipConfig) -> dict[str, dict[str, object]]:
+        """One folder, or two of a pretrained model."""
+        if len(config.text.roles) == 1 or config.answers:
+            return {"": {}}
+        return {"captioner": {"roles": ("decoder",)}, "filter": {"roles": ("encoder",)}}
+
+    def usage(self, config: BlipConfig) -> str:
+        """How to use a written folder."""
+        return USAGE[transformers_config.class_of(config)].replace("ENC  #", f"{config.text.enc}  #")
+
+
+def continued(config: BlipConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Blip:
+    """The saved model with the parts and at the picture size that the new architecture has."""
+    model = load_whole(Blip, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
+    assert isinstance(model, Blip)
+    return model
+
+
+def vision_from(model: Blip, source: str) -> set[str]:
+    """Fill the vision tower from a ViT; returns the names of its tensors."""
+    return towers.copy(model, towers.vit(model.config.vision, towers.find(source), source), source)
+
+
+def text_from(model: Blip, source: str) -> set[str]:
+    """Fill the text stacks from BERT, both if they are apart, and the LM head if BERT has one itself."""
+    return towers.copy(model, bert_of(model.config.text, towers.find(source), source), source)
+
+
+def bert_of(config: TextConfig, tensors: Tensors, source: str) -> Tensors:
+    """What BERT gives to the text stacks, by our names."""
+    tensors = towers.bert(tensors)
+    wanted = key_maps.text_names(
+        config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
+    )
+    if "decoder" not in config.roles:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
+    elif "cls.predictions.bias" in tensors:
+        wanted |= once(expand(LM_HEAD, 1, "text.head.", "cls.predictions."))
+        if not config.tie_lm_head:
+            wanted["text.head.weight"] = (WORDS,)
+    found = towers.take(tensors, wanted, source)
+    towers.check_vocabulary(tensors[WORDS].shape[0], config.dec, ("[DEC]", "[ENC]"), source)
+    return towers.first_positions(found, config.max_positions)
+
+
+USAGE = {
+    "BlipForConditionalGeneration": """
+    from transformers import AutoProcessor, BlipForConditionalGeneration
+
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    model = BlipForConditionalGeneration.from_pretrained(FOLDER)
+    ids = model.generate(**processor(images=image, return_tensors="pt"), num_beams=3, min_length=5, max_length=20)
+    print(processor.decode(ids[0], skip_special_tokens=True))
+""",
+    "BlipForImageTextRetrieval": """
+    from transformers import AutoProcessor, BlipForImageTextRetrieval
+
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    model = BlipForImageTextRetrieval.from_pretrained(FOLDER)
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    cosine = model(**inputs, use_itm_head=False).itm_score
+    inputs["input_ids"][:, 0] = ENC  # [ENC], as in training: behind [CLS] the scores are others
+    p_match = model(**inputs).itm_score.softmax(dim=1)[:, 1]
+""",
+    "BlipForQuestionAnswering": """
+    from transformers import AutoProcessor, BlipForQuestionAnswering
+
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    model = BlipForQuestionAnswering.from_pretrained(FOLDER)
+    inputs = processor(images=image, text=question, return_tensors="pt")
+    inputs["input_ids"][:, 0] = ENC  # [ENC], as in training
+    print(processor.decode(model.generate(**inputs, max_new_tokens=10)[0], skip_special_tokens=True))
+""",
+}
+"""By the class of transformers."""

@@ -1,0 +1,55 @@
+"""Fill a model with saved tensors: every one that it has must be there, of its shape, or is named in the error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capfilt.models.checkpoints import key_maps
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.interface import ArchitectureConfig, Model
+
+
+def own_names(model: Model) -> list[str]:
+    """The names of a model's tensors, one each: the second names of tied ones left out."""
+    second = model.tied()
+    return [name for name in model.state_dict() if name not in second]
+
+
+def fill(model: Model, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Copy tensors into a model that may need fewer of them, or say exactly what does not fit (ModelError)."""
+    refuse_misfit(model, tensors, source)
+    second = model.tied()
+    model.load_state_dict({name: tensors[second.get(name, name)] for name in model.state_dict()})
+
+
+def refuse_misfit(model: Model, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Say exactly which tensors do not fit a model, which may still be without weights: what a file holds bounds what
+    is allocated for it. ModelError."""
+    every = model.state_dict()
+    wanted = {name: every[name] for name in own_names(model)}
+    missing = sorted(wanted.keys() - tensors.keys())
+    misshapen = sorted(
+        f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"
+        for name in wanted.keys() & tensors.keys()
+        if wanted[name].shape != tensors[name].shape
+    )
+    key_maps.refuse(source, [("missing", missing), ("of another shape", misshapen)])
+
+
+def load_whole(build: Callable[[Any], Model], config: ArchitectureConfig, tensors: Tensors, source: object) -> Model:
+    """A model of this architecture with saved tensors, those that it does not have left behind, positions interpolated.
+
+    Raises:
+        ModelError: tensors that are missing or of another shape.
+    """
+    with torch.device("meta"):
+        model = build(config)
+    model.adapt(tensors)
+    refuse_misfit(model, tensors, source)
+    model.to_empty(device="cpu")
+    fill(model, tensors, source)
+    return model

@@ -1,0 +1,131 @@
+"""How checkpoints of other code name our tensors: the tables of the towers, and what reads and writes with them.
+
+A map is a table that is read in both directions, `{n}` standing for a layer and `*` for weight and bias. What a file
+names twice (BLIP writes the parts that encoder and decoder share under both) is one tensor here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from capfilt.errors import ModelError
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.interface import Names
+from capfilt.models.layers.bert import APART, TextConfig
+
+Table = Mapping[str, str]
+
+TIMM_VISION: Table = {
+    "cls": "cls_token",
+    "positions": "pos_embed",
+    "patches.*": "patch_embed.proj.*",
+    "blocks.{n}.attention_norm.*": "blocks.{n}.norm1.*",
+    "blocks.{n}.attention.qkv.*": "blocks.{n}.attn.qkv.*",
+    "blocks.{n}.attention.out.*": "blocks.{n}.attn.proj.*",
+    "blocks.{n}.feed_forward_norm.*": "blocks.{n}.norm2.*",
+    "blocks.{n}.feed_forward.up.*": "blocks.{n}.mlp.fc1.*",
+    "blocks.{n}.feed_forward.down.*": "blocks.{n}.mlp.fc2.*",
+    "norm.*": "norm.*",
+}
+"""The vision tower of timm, DeiT and BLIP's own code."""
+HF_VISION: Table = {
+    "cls": "embeddings.class_embedding",
+    "positions": "embeddings.position_embedding",
+    "patches.*": "embeddings.patch_embedding.*",
+    "blocks.{n}.attention_norm.*": "encoder.layers.{n}.layer_norm1.*",
+    "blocks.{n}.attention.qkv.*": "encoder.layers.{n}.self_attn.qkv.*",
+    "blocks.{n}.attention.out.*": "encoder.layers.{n}.self_attn.projection.*",
+    "blocks.{n}.feed_forward_norm.*": "encoder.layers.{n}.layer_norm2.*",
+    "blocks.{n}.feed_forward.up.*": "encoder.layers.{n}.mlp.fc1.*",
+    "blocks.{n}.feed_forward.down.*": "encoder.layers.{n}.mlp.fc2.*",
+    "norm.*": "post_layernorm.*",
+}
+"""The vision tower of transformers' BLIP and BLIP-2."""
+
+
+def _attention(theirs: str) -> Table:
+    layer = f"encoder.layer.{{n}}.{theirs}"
+    inner = {f"block.{part}.*": f"{layer}.self.{part}.*" for part in ("query", "key", "value")}
+    return {**inner, "block.out.*": f"{layer}.output.dense.*", "norm.*": f"{layer}.output.LayerNorm.*"}
+
+
+BERT: dict[str, Table] = {
+    "embeddings": {
+        "words.weight": "embeddings.word_embeddings.weight",
+        "positions.weight": "embeddings.position_embeddings.weight",
+        "norm.*": "embeddings.LayerNorm.*",
+    },
+    "self_attention": _attention("attention"),
+    "cross_attention": _attention("crossattention"),
+    "feed_forward": {
+        "block.up.*": "encoder.layer.{n}.intermediate.dense.*",
+        "block.down.*": "encoder.layer.{n}.output.dense.*",
+        "norm.*": "encoder.layer.{n}.output.LayerNorm.*",
+    },
+}
+"""The parts of a text stack; BERT, BLIP and transformers agree on them."""
+LM_HEAD: Table = {"bias": "bias", "transform.*": "transform.dense.*", "norm.*": "transform.LayerNorm.*"}
+WORDS = "embeddings.word_embeddings.weight"
+
+
+def once(lines: Iterable[tuple[str, str]]) -> Names:
+    """Names of tensors that have one name each."""
+    return {ours: (theirs,) for ours, theirs in lines}
+
+
+def text_names(config: TextConfig, stacks: Mapping[str, str], parts: Iterable[str] = tuple(BERT)) -> Names:
+    """What each stack calls the parts of ours; a part that both roles use has a name in both stacks."""
+    found: Names = {}
+    for part in parts:
+        owners = config.roles if part in APART[config.share] else ("shared",)
+        for owner in owners:
+            place = "embeddings" if part == "embeddings" else f"layers.{{n}}.{part}"
+            for role in config.roles if owner == "shared" else (owner,):
+                for ours, theirs in expand(BERT[part], config.depth, f"text.{place}.{owner}.", stacks[role]):
+                    found[ours] = (*found.get(ours, ()), theirs)
+    return found
+
+
+def expand(table: Table, depth: int, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """The lines of a table for every layer, weight and bias, with prefixes."""
+    for left, right in ((ours + left, theirs + right) for left, right in table.items()):
+        for n in range(depth) if "{n}" in left else (0,):
+            for ending in ("weight", "bias") if left.endswith("*") else ("",):
+                yield left.format(n=n).replace("*", ending), right.format(n=n).replace("*", ending)
+
+
+def take(tensors: Tensors, wanted: Names, source: object, ignored: Mapping[str, str]) -> Tensors:
+    """A file's tensors by our names. Every key of the file is used, or is in `ignored` (pattern -> why).
+
+    Raises:
+        ModelError: keys that are missing or unexpected, or one tensor of ours that has two values there.
+    """
+    theirs = {name for several in wanted.values() for name in several}
+    missing = sorted(theirs - tensors.keys())
+    unexpected = sorted(name for name in tensors.keys() - theirs if not why_ignored(name, ignored))
+    differ = [] if missing else sorted(ours for ours, several in wanted.items() if not equal(tensors, several))
+    refuse(source, [("missing", missing), ("unexpected", unexpected), ("of two values", differ)])
+    return {ours: tensors[several[0]] for ours, several in wanted.items()}
+
+
+def refuse(source: object, faults: Iterable[tuple[str, list[str]]]) -> None:
+    """Raise ModelError with the first names of every fault, if there is one."""
+    told = "; ".join(
+        f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" for kind, keys in faults if keys
+    )
+    if told:
+        raise ModelError(f"{source} does not fit the architecture: {told}")
+
+
+def why_ignored(name: str, ignored: Mapping[str, str]) -> str:
+    """Why a key is left behind on purpose, or ""."""
+    return next((why for pattern, why in ignored.items() if re.fullmatch(pattern, name)), "")
+
+
+def equal(tensors: Tensors, several: Iterable[str]) -> bool:
+    """Whether all of these tensors are there with the same values, or none of them is."""
+    first, *others = (tensors.get(name) for name in several)
+    return all(a is first or (a is not None and first is not None and torch.equal(first, a)) for a in others)

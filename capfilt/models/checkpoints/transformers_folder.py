@@ -1,0 +1,71 @@
+"""A folder of transformers: its `config.json`, and what several families' descriptions have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from capfilt.errors import ModelError
+from capfilt.models.layers.vit import VisionConfig
+from capfilt.storage.documents import read_model_object
+
+CONFIG = "config.json"
+
+
+def read(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """The `config.json` of a folder; ModelError unless it is of one of these classes of transformers."""
+    path = folder / CONFIG
+    try:
+        config = read_model_object(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from None
+    named = config.get("architectures")
+    found = str(named[0])[:100] if isinstance(named, list) and named else "none"
+    for part in ("vision_config", "text_config", "qformer_config"):
+        if not isinstance(config.get(part) or {}, dict):
+            raise ModelError(f"{path}: {part} is a {type(config[part]).__name__}, and not an object")
+    if found not in classes:
+        raise ModelError(
+            f"{path} describes the class {found}; of transformers' classes these can be read: {', '.join(classes)}"
+        )
+    return dict(config)
+
+
+@contextmanager
+def possible(source: Path) -> Iterator[None]:
+    """Tell of a description that no model can have in one line: ModelError."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {where}{first['msg']}") from None
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {why}") from None
+
+
+def vision_tower(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:
+    """The vision tower that a `vision_config` describes; `more` is what the family's towers have in common."""
+    return VisionConfig(
+        image_size=square(vision, "image_size", source),
+        patch_size=square(vision, "patch_size", source),
+        width=vision["hidden_size"],
+        depth=vision["num_hidden_layers"],
+        heads=vision["num_attention_heads"],
+        hidden=vision["intermediate_size"],
+        layer_norm_eps=vision["layer_norm_eps"],
+        **more,
+    )
+
+
+def square(part: Mapping[str, Any], name: str, source: Path) -> int:
+    """A size that may be written as a number or as two equal ones."""
+    sides = part[name] if isinstance(part[name], list) else [part[name]]
+    if len(set(sides)) != 1:
+        raise ModelError(f"{source}: {name} is {sides}; pictures and patches must be square")
+    return int(sides[0])

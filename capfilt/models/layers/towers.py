@@ -1,0 +1,91 @@
+"""What architectures with a vision transformer and a BERT-like text stack have in common.
+
+`text.roles` names the parts that a model has of the text stack: a captioner needs the decoder, a filter the encoder.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from capfilt.config import Config
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.interface import ArchitectureConfig, ModelRole
+from capfilt.models.layers.bert import BertConfig, Role
+from capfilt.models.layers.vit import VisionConfig, resize_positions
+
+PART_OF: dict[ModelRole, Role] = {"captioner": "decoder", "filter": "encoder"}
+"""The part of the text stack that each role needs."""
+_SHAPE = ("width", "depth", "heads", "hidden")
+
+
+class TowersConfig(ArchitectureConfig):
+    """An architecture of two towers."""
+
+    vision: VisionConfig
+    text: BertConfig
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square picture, pixels."""
+        return self.vision.image_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many entries a tokenizer may have, special tokens included."""
+        return self.text.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a text at most."""
+        return self.text.max_positions
+
+    @property
+    def num_weights(self) -> int:
+        """About how many numbers a model learns; norms and biases are not counted."""
+        return self.vision.weights + self.text.weights
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of both towers."""
+        return self.vision.depth + self.text.depth
+
+    @property
+    def vision_depth(self) -> int:
+        """Blocks of the vision tower."""
+        return self.vision.depth
+
+    @property
+    def towers(self) -> dict[str, dict[str, int]]:
+        """The shape of each tower; a vision tower may be used at another picture size."""
+        vision = {name: getattr(self.vision, name) for name in (*_SHAPE, "patch_size")}
+        return {"vision": vision, "text": {name: getattr(self.text, name) for name in _SHAPE}}
+
+    def changed(self, **changes: object) -> Self:
+        """The same with some fields set otherwise: those of the towers, and of the architecture itself."""
+        known: dict[str, object] = {}
+        update: dict[str, object] = {}
+        for name in type(self).model_fields:
+            part = getattr(self, name)
+            if isinstance(part, Config):
+                mine = {key: value for key, value in changes.items() if key in type(part).model_fields}
+                update[name] = part.model_copy(update=mine) if mine else part
+                known |= mine
+            elif name in changes:
+                update[name] = known[name] = changes[name]
+        assert not changes.keys() - known.keys(), f"no such part of an architecture: {changes.keys() - known.keys()}"
+        return self.model_copy(update=update)
+
+    def for_role(self, role: ModelRole) -> Self:
+        """The same with the one part of the text stack that a role needs."""
+        return self.changed(roles=(PART_OF[role],))
+
+    def vocabulary_advice(self, entries: int) -> str:
+        """What to set so that a tokenizer of `entries` fits."""
+        return f"set text.vocab_size={self.text.vocab_size + entries - self.vocabulary_size}"
+
+    def resize_positions(self, tensors: Tensors) -> None:
+        """Interpolate the vision tower's positions of a saved model to this picture size, in place."""
+        if "vision.positions" in tensors:
+            tensors["vision.positions"] = resize_positions(
+                tensors["vision.positions"], self.vision.image_size, self.vision.patch_size
+            )

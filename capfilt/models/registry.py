@@ -1,0 +1,77 @@
+"""The model families: one line each. Everything that is known of a family is in its own folder.
+
+`Architecture` is the type of a config field that holds an architecture of any family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, SerializeAsAny
+
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.errors import RecipeError, did_you_mean
+from capfilt.models.blip import BLIP
+from capfilt.models.blip2 import BLIP2
+from capfilt.models.interface import ArchitectureConfig, Family, Model
+from capfilt.models.limits import refuse_too_large
+
+FAMILIES: dict[str, Family] = {
+    "blip": BLIP,
+    "blip2": BLIP2,
+}
+"""Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
+
+
+def family_of(config: ArchitectureConfig) -> Family:
+    """The family of an architecture."""
+    return FAMILIES[config.family]
+
+
+def build(config: ArchitectureConfig) -> Model:
+    """A model with fresh weights. ModelError for one that this machine has no memory for."""
+    if torch.get_default_device().type != "meta":
+        refuse_too_large(config.num_weights)
+    return family_of(config).build(config)
+
+
+def blank(config: ArchitectureConfig) -> Model:
+    """A model without weights, on the meta device: its names and shapes."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfig:
+    """The architecture that a YAML describes.
+
+    Raises:
+        RecipeError: a family that is not there, or what `config.read` raises.
+    """
+    tree = configs.load(path)
+    parent = tree.get("extends")
+    if "family" not in tree and isinstance(parent, str):
+        relative = parent.endswith((".yaml", ".yml"))
+        tree = configs.load(path.parent / parent if relative else presets.find("models", parent))
+    family = str(tree.get("family", next(iter(FAMILIES))))
+    if family not in FAMILIES:
+        raise RecipeError(
+            f"{path}: there is no family {family!r}.{did_you_mean(family, FAMILIES)} There are: {', '.join(FAMILIES)}."
+        )
+    return configs.read(path, FAMILIES[family].config, sets)
+
+
+def _of_its_family(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    family = value.get("family", next(iter(FAMILIES)))
+    if family not in FAMILIES:
+        raise ValueError(f"there is no family {family!r}; there are: {', '.join(FAMILIES)}")
+    return FAMILIES[family].config.model_validate(value)
+
+
+Architecture = Annotated[SerializeAsAny[ArchitectureConfig], BeforeValidator(_of_its_family)]
+"""The architecture of a model of any family."""
