@@ -1,4 +1,4 @@
-"""Results that are tables, as people read them."""
+"""Results of verbs as tables and lines for a person."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from capfilt.storage.paths import StoragePath
 
-_SHOWN = 20  # broken pieces that are named one by one
+_MAX_NAMED = 20  # broken shards that are named one by one
 
 
 def print_rounds(summary: dict[str, Any]) -> None:
-    """One row per round; a figure that was not measured is a dash. Then what each stage of a BLIP-2 has."""
+    """One row per round; a figure that was not measured is a dash. Then the figures of each stage of a BLIP-2."""
     from capfilt.reporting.collect import stage_lines
 
     columns = {
@@ -41,7 +41,7 @@ def print_rounds(summary: dict[str, Any]) -> None:
 
 
 def print_next(folder: StoragePath, summary: dict[str, Any]) -> None:
-    """The page of the run, and what to do next."""
+    """The page of the run, and the commands that may come next."""
     from capfilt.reporting import collect
 
     say(f"report      {folder / collect.PAGE}")
@@ -59,47 +59,47 @@ def _figure(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def print_status(told: dict[str, Any]) -> None:
+def print_status(status: dict[str, Any]) -> None:
     """One row per stage, then why shards and samples failed."""
-    show_table(_status(told))
-    for line in _failures(told):
+    show_table(_status_table(status))
+    for line in _failures(status):
         say(line)
 
 
-def watch_status(looks: Iterable[dict[str, Any]], as_json: bool) -> None:
-    """The same, drawn anew at each look; where there is no terminal a line for each stage that went on."""
+def watch_status(statuses: Iterable[dict[str, Any]], as_json: bool) -> None:
+    """The same, drawn anew for each status; without a terminal, one line for each stage that has progressed."""
     from rich.console import Console, Group
     from rich.live import Live
 
     console = Console()
     if as_json:
-        for told in looks:
-            say_json(told)
+        for status in statuses:
+            say_json(status)
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            for told in looks:
-                live.update(Group(_status(told), *map(cell, _failures(told))), refresh=True)
+            for status in statuses:
+                live.update(Group(_status_table(status), *map(cell, _failures(status))), refresh=True)
     else:
-        _tell_changes(looks)
+        _print_changes(statuses)
 
 
-def _tell_changes(looks: Iterable[dict[str, Any]]) -> None:
+def _print_changes(statuses: Iterable[dict[str, Any]]) -> None:
     before: dict[str, Any] = {}
-    for told in looks:
-        for stage in told["stages"]:
+    for status in statuses:
+        for stage in status["stages"]:
             name = f"{stage['folder']}/{stage['stage']}"
             if before.get(name) != stage["done"]:
                 label, done, rate, left, failed = _cells(stage)
                 say(f"{label:<24} {done}  {rate} per minute  {left} left  {failed} samples failed")
             before[name] = stage["done"]
-        if before.get("") != told["state"]:
-            say(f"{told['run']}: {told['state']}")
-        before[""] = told["state"]
+        if before.get("") != status["state"]:
+            say(f"{status['run']}: {status['state']}")
+        before[""] = status["state"]
 
 
-def _status(told: dict[str, Any]) -> Table:
+def _status_table(status: dict[str, Any]) -> Table:
     columns = ("stage", "done", "per minute", "left", "samples failed")
-    return table(columns, [_cells(stage) for stage in told["stages"]], f"{told['run']}: {told['state']}")
+    return table(columns, [_cells(stage) for stage in status["stages"]], f"{status['run']}: {status['state']}")
 
 
 def _cells(stage: dict[str, Any]) -> tuple[str, ...]:
@@ -113,19 +113,19 @@ def _cells(stage: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _failures(told: dict[str, Any]) -> list[str]:
+def _failures(status: dict[str, Any]) -> list[str]:
     return [
         f"{stage['label']}: {count} {what}: {reason}"
-        for stage in told["stages"]
+        for stage in status["stages"]
         for kind, what in (("errors", "shards failed"), ("failed", "samples failed"))
         for reason, count in stage[kind].items()
     ]
 
 
-def print_jobs(told: dict[str, Any]) -> None:
+def print_jobs(result: dict[str, Any]) -> None:
     """One row per job, the newest last."""
     rows = []
-    for job in told["jobs"]:
+    for job in result["jobs"]:
         state = job["state"] if job.get("exit_code") in (None, 0) else f"{job['state']} ({job['exit_code']})"
         began, ended = job.get("began"), job.get("ended")
         took = "-"
@@ -135,31 +135,31 @@ def print_jobs(told: dict[str, Any]) -> None:
         began = began[:16].replace("T", " ") if began else "-"
         rows.append((job["id"], job["verb"], job["out"] or "-", state, began, took))
     columns = ("job", "verb", "out", "state", "began (UTC)", "took")
-    show_table(table(columns, rows, f"jobs of {told['address']}"))
+    show_table(table(columns, rows, f"jobs of {result['address']}"))
 
 
-def print_verified(told: dict[str, Any]) -> None:
-    """What was read, what does not hold, and what to do about it."""
-    say(f"{told['shards']} pieces of work, {told['files']} files, {told['bytes']} bytes hold or are named below")
-    for stage, members in told["members"].items():
-        say(_of_members(stage, members))
-    if told["undone"]:
-        say(f"{told['undone']} shards are not done yet: the same command goes on")
-    for piece in told["broken"][:_SHOWN]:
+def print_verified(result: dict[str, Any]) -> None:
+    """What was read, what does not match its record, and what to do about it."""
+    say(f"{result['shards']} pieces of work, {result['files']} files, {result['bytes']} bytes hold or are named below")
+    for stage, members in result["members"].items():
+        say(_members_line(stage, members))
+    if result["undone"]:
+        say(f"{result['undone']} shards are not done yet: the same command goes on")
+    for piece in result["broken"][:_MAX_NAMED]:
         say(f"{piece['folder']}: {piece['stage']}, shard {piece['shard']}: {piece['why']}")
-    if (more := len(told["broken"]) - _SHOWN) > 0:
+    if (more := len(result["broken"]) - _MAX_NAMED) > 0:
         say(f"and {more} more; --json names all")
-    if told["withdrawn"]:
-        say(f"{told['withdrawn']} withdrawn: run the command that made them again, it does just these")
-    elif told["broken"]:
-        say(f"{len(told['broken'])} do not hold: `capfilt verify {told['run']} --mend`, then the same command")
+    if result["withdrawn"]:
+        say(f"{result['withdrawn']} withdrawn: run the command that made them again, it does just these")
+    elif result["broken"]:
+        say(f"{len(result['broken'])} do not hold: `capfilt verify {result['run']} --mend`, then the same command")
     else:
         say("everything holds, and the balance too")
-    if "inputs" in told:
-        _print_inputs(told["inputs"])
+    if "inputs" in result:
+        _print_inputs(result["inputs"])
 
 
-def _of_members(stage: str, members: dict[str, int]) -> str:
+def _members_line(stage: str, members: dict[str, int]) -> str:
     """`annotate: 9 members of its shards = 6 used + 1 carried + 2 passed over (2 a folder)`."""
     passed = {why: num for why, num in sorted(members.items()) if num and why not in ("in", "used", "carried")}
     why = f" ({', '.join(f'{num} {why}' for why, num in passed.items())})" if passed else ""
@@ -170,11 +170,11 @@ def _of_members(stage: str, members: dict[str, int]) -> str:
     )
 
 
-def _print_inputs(told: dict[str, Any]) -> None:
-    for piece in told["changed"][:_SHOWN]:
+def _print_inputs(result: dict[str, Any]) -> None:
+    for piece in result["changed"][:_MAX_NAMED]:
         say(f"input of {piece['stage']}, shard {piece['shard']}: {piece['why']}")
-    unknown = f", of {told['unrecorded']} nothing was recorded" if told["unrecorded"] else ""
-    say(f"{told['compared']} inputs compared{unknown}, {len(told['changed'])} are not what was read")
+    unknown = f", of {result['unrecorded']} nothing was recorded" if result["unrecorded"] else ""
+    say(f"{result['compared']} inputs compared{unknown}, {len(result['changed'])} are not what was read")
 
 
 def _duration(seconds: float) -> str:

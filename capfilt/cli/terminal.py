@@ -1,6 +1,6 @@
-"""What a person or a program reads from the command line: the one place that writes to stdout and stderr.
+"""Output of the command line: the one place that writes to stdout and stderr.
 
-Names and texts come from data: they are shown as `printable` has them, and never taken for rich's markup.
+Names and texts come from data: they are made printable, and rich never takes them for markup.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def say(line: object, err: bool = False) -> None:
 
 
 def pass_on(output: str) -> None:
-    """Print what another program has printed, as far as it is text; nothing is added to it."""
+    """Print the output of another program, made printable, with nothing added."""
     typer.echo(printable_lines(output), nl=False)
 
 
 def say_json(tree: Any, indent: int | None = None) -> None:
-    """Print JSON in ASCII: what a terminal would obey is an escape of JSON's own there, DEL too."""
+    """Print JSON in ASCII, so that control characters, DEL too, are JSON escapes that no terminal obeys."""
     typer.echo(json.dumps(tree, indent=indent).replace("\x7f", "\\u007f"))
 
 
@@ -38,22 +38,22 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: objec
     """A table of texts."""
     from rich.table import Table
 
-    made = Table(*columns, title=cell(title, MAX_MESSAGE))
+    result = Table(*columns, title=cell(title, MAX_MESSAGE))
     for row in rows:
-        made.add_row(*map(cell, row))
-    return made
+        result.add_row(*map(cell, row))
+    return result
 
 
 def cell(value: object, limit: int = MAX_NAME) -> Text:
-    """A text as rich shows it; "[/x]" is three signs and a letter."""
+    """A text for rich, without markup: "[/x]" is four characters."""
     from rich.text import Text
 
     return Text(printable(value, limit))
 
 
-def show_table(made: Table) -> None:
-    """Print a table, as wide as the terminal; a pipe has no width to keep to."""
+def show_table(table: Table) -> None:
+    """Print a table as wide as the terminal; into a pipe, 120 characters wide."""
     from rich.console import Console
 
     console = Console()
-    (console if console.is_terminal else Console(width=120)).print(made)
+    (console if console.is_terminal else Console(width=120)).print(table)

@@ -1,7 +1,7 @@
 """Charts as inline SVG, from plain numbers: lines, histograms with a threshold, shares of a whole.
 
-Colours come from the page by class, and no series is told by its colour alone: lines differ in dash and mark, areas
-in hatching. Everything that is text is escaped.
+Colours come from the page by class, and no series differs by its colour alone: lines differ in dash and mark, areas in
+hatching. All text is escaped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 16, 28
 STYLES = 6
-"""Line styles that the page has: s0 is the dashed line to beat."""
+"""Line styles that the page has: s0 is the dashed baseline."""
 MAX_POINTS = 240
-"""Points of a line that are drawn; a longer one is thinned to means."""
+"""Points of a line that are drawn; a longer line is thinned to means."""
 
 Point = tuple[float, float]
 
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Texts by score, `layers` by what is known of them; all layers have one count for each of equal bins."""
+    """Counts of texts by score in equal bins, one list for each layer; layers are what is known of the texts."""
 
     low: float
     high: float
@@ -52,13 +52,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where numbers lie in a chart."""
+    """The ranges of a chart's axes."""
 
     x: Point
     y: Point
 
-    def place(self, x: float, y: float) -> Point:
-        """The place of a point, in the SVG's units."""
+    def position(self, x: float, y: float) -> Point:
+        """The position of a point, in the SVG's units."""
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
@@ -71,12 +71,16 @@ def lines(title: str, series: Sequence[Line], x_label: str, note: str = "") -> C
     body = _axes(frame, x_label, ticks(*frame.x, 4))
     for line in drawn:
         body += _path(frame, line)
-    told = "; ".join(f"{line.label} from {_short(line.points[0][1])} to {_short(line.points[-1][1])}" for line in drawn)
-    return Chart(title, _svg(f"{title}: {told}", body), tuple((f"s{line.style}", line.label) for line in drawn), note)
+    summary = "; ".join(
+        f"{line.label} from {_short(line.points[0][1])} to {_short(line.points[-1][1])}" for line in drawn
+    )
+    return Chart(
+        title, _svg(f"{title}: {summary}", body), tuple((f"s{line.style}", line.label) for line in drawn), note
+    )
 
 
 def by_round(title: str, series: Sequence[Line], note: str = "") -> Chart:
-    """A few points a line, one a round, each with its value; the first round's value is the dashed line to beat."""
+    """A few points a line, one a round, each with its value; round 0's value is a dashed baseline."""
     drawn = [line for line in series if line.points]
     rounds = sorted({x for line in drawn for x, _ in line.points})
     values = [y for line in drawn for _, y in line.points]
@@ -89,12 +93,14 @@ def by_round(title: str, series: Sequence[Line], note: str = "") -> Chart:
         if line.points[0][0] == 0 and len(rounds) > 1:
             body += _rule(frame, line.points[0][1])
         body += _path(frame, line) + _marks(frame, line, highest)
-    told = "; ".join(f"{line.label} {', '.join(_short(y) for _, y in line.points)}" for line in drawn)
-    return Chart(title, _svg(f"{title}, by round: {told}", body), tuple((f"s{d.style}", d.label) for d in drawn), note)
+    summary = "; ".join(f"{line.label} {', '.join(_short(y) for _, y in line.points)}" for line in drawn)
+    return Chart(
+        title, _svg(f"{title}, by round: {summary}", body), tuple((f"s{d.style}", d.label) for d in drawn), note
+    )
 
 
 def shares(title: str, bars: Sequence[tuple[str, float]], words: tuple[str, str], note: str = "") -> Chart:
-    """Bars of full width, each split into a share (in [0, 1]) and what is left of it: kept and dropped."""
+    """Bars of full width, each split into a share (in [0, 1]) and the rest: kept and dropped."""
     step = (HEIGHT - TOP) / max(len(bars), 1)
     body = Markup("")
     for number, (label, share) in enumerate(bars):
@@ -105,38 +111,38 @@ def shares(title: str, bars: Sequence[tuple[str, float]], words: tuple[str, str]
         body += _bar(RIGHT, top + 7, wide * share, thick, "kept") + _bar(
             RIGHT + wide * share, top + 7, wide * (1 - share), thick, "dropped"
         )
-    told = "; ".join(f"{label} {share:.1%} {words[0]}" for label, share in bars)
-    return Chart(title, _svg(f"{title}: {told}", body), (("kept", words[0]), ("dropped", words[1])), note)
+    summary = "; ".join(f"{label} {share:.1%} {words[0]}" for label, share in bars)
+    return Chart(title, _svg(f"{title}: {summary}", body), (("kept", words[0]), ("dropped", words[1])), note)
 
 
-def histogram(title: str, found: Histogram, x_label: str, note: str = "") -> Chart:
+def histogram(title: str, bins: Histogram, x_label: str, note: str = "") -> Chart:
     """Layers on top of each other, and a line at the threshold, which the page's script moves."""
-    total = [sum(counts) for counts in zip(*found.layers.values(), strict=True)]
-    frame = Frame((found.low, found.high), (0.0, float(max(total, default=0) or 1)))
-    body = _axes(frame, x_label, ticks(found.low, found.high, 5), counts=True)
-    wide = (frame.place(found.high, 0)[0] - LEFT) / max(len(total), 1)
+    total = [sum(counts) for counts in zip(*bins.layers.values(), strict=True)]
+    frame = Frame((bins.low, bins.high), (0.0, float(max(total, default=0) or 1)))
+    body = _axes(frame, x_label, ticks(bins.low, bins.high, 5), counts=True)
+    wide = (frame.position(bins.high, 0)[0] - LEFT) / max(len(total), 1)
     floor = [0] * len(total)
-    for layer, counts in found.layers.items():
+    for layer, counts in bins.layers.items():
         for number, count in enumerate(counts):
             if count:
-                top = frame.place(0, floor[number] + count)[1]
-                tall = frame.place(0, floor[number])[1] - top
+                top = frame.position(0, floor[number] + count)[1]
+                tall = frame.position(0, floor[number])[1] - top
                 body += _bar(LEFT + number * wide, top, max(wide - 0.6, 0.4), tall, layer)
             floor[number] += count
     body += Markup('<line class="cut" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(LEFT, TOP - 6, HEIGHT - BOTTOM)
-    told = ", ".join(f"{sum(counts)} {layer}" for layer, counts in found.layers.items())
-    data = {"low": found.low, "high": found.high, "left": LEFT, "right": WIDTH - RIGHT}
-    legend = tuple((layer, layer) for layer in found.layers)
-    return Chart(title, _svg(f"{title}: {told}, by {x_label}", body, data), legend, note)
+    summary = ", ".join(f"{sum(counts)} {layer}" for layer, counts in bins.layers.items())
+    data = {"low": bins.low, "high": bins.high, "left": LEFT, "right": WIDTH - RIGHT}
+    legend = tuple((layer, layer) for layer in bins.layers)
+    return Chart(title, _svg(f"{title}: {summary}, by {x_label}", body, data), legend, note)
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most MAX_POINTS points: each the mean of those that it stands for."""
+    """At most MAX_POINTS points, each the mean of a group of neighbours."""
     size = math.ceil(len(points) / MAX_POINTS)
     if size <= 1:
         return list(points)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in own) / len(own), sum(y for _, y in own) / len(own)) for own in groups]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
@@ -160,25 +166,25 @@ def _around(points: Sequence[Point]) -> Frame:
 def _axes(frame: Frame, x_label: str, xs: Sequence[float], counts: bool = False) -> Markup:
     body = Markup("")
     for y in ticks(max(frame.y[0], 0.0) if frame.y[1] > 0 else frame.y[0], frame.y[1], 4):
-        height = frame.place(0, y)[1]
+        height = frame.position(0, y)[1]
         body += Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
             LEFT, WIDTH - RIGHT, height, height
         )
         body += _text(LEFT - 6, height + 3.5, _short(y), "end")
     for x in xs:
-        body += _text(frame.place(x, 0)[0], HEIGHT - BOTTOM + 13, _short(x), "middle")
+        body += _text(frame.position(x, 0)[0], HEIGHT - BOTTOM + 13, _short(x), "middle")
     body += _text(WIDTH - RIGHT, HEIGHT - 2, x_label, "end")
     return body + (_text(LEFT, 9, "texts", "start") if counts else Markup(""))
 
 
 def _path(frame: Frame, line: Line) -> Markup:
-    places = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in line.points)
+    places = " ".join("{:.1f},{:.1f}".format(*frame.position(x, y)) for x, y in line.points)
     return Markup('<polyline class="line s{}" points="{}"/>').format(line.style, places)
 
 
 def _rule(frame: Frame, y: float) -> Markup:
     return Markup('<line class="rule" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-        LEFT, WIDTH - RIGHT, *[frame.place(0, y)[1]] * 2
+        LEFT, WIDTH - RIGHT, *[frame.position(0, y)[1]] * 2
     )
 
 
@@ -186,7 +192,7 @@ def _marks(frame: Frame, line: Line, highest: Mapping[float, float]) -> Markup:
     """A mark and a value at each point: round, square, or a diamond, by style; the highest value stands above."""
     body = Markup("")
     for x, y in line.points:
-        across, up = frame.place(x, y)
+        across, up = frame.position(x, y)
         body += Markup('<path class="mark s{}" d="{}"/>').format(line.style, _shape(line.style, across, up))
         body += _text(across, up - 8 if y == highest[x] else up + 16, _short(y), "middle", "value")
     return body

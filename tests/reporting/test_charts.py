@@ -37,11 +37,11 @@ def test_a_chart_has_a_text_for_those_who_do_not_see_it_and_escapes_what_it_says
 
 def test_the_values_of_a_line_are_where_the_axes_say() -> None:
     frame = Frame((0, 10), (0, 1))
-    assert frame.place(0, 0) == (charts.LEFT, charts.HEIGHT - charts.BOTTOM)
-    assert frame.place(10, 1) == (charts.WIDTH - charts.RIGHT, charts.TOP)
+    assert frame.position(0, 0) == (charts.LEFT, charts.HEIGHT - charts.BOTTOM)
+    assert frame.position(10, 1) == (charts.WIDTH - charts.RIGHT, charts.TOP)
 
 
-def test_round_zero_is_the_line_to_beat() -> None:
+def test_round_zero_is_the_baseline() -> None:
     beaten = parsed(charts.by_round("TR@1", [Line("TR@1", [(0, 19.5), (1, 21.6), (2, 30.6)])]))
     (rule,) = [line for line in beaten.findall("line") if line.get("class") == "rule"]
     (first, *_) = [mark for mark in beaten.findall("path") if "mark" in mark.get("class", "")]
