@@ -1,12 +1,155 @@
-"""capfilt: captioner and filter, pretrained in rounds on web pairs they have cleaned themselves.
+"""capfilt: captioner and filter, pretrained in rounds on web pairs that they have cleaned themselves.
 
-Importing it does nothing else: no environment variable is set, no logging, no device looked for.
+Everything public is a name of this module and is imported when it is first used: `import capfilt` itself imports
+nothing else, sets no environment variable, configures no logging and looks for no device.
 """
 
 from __future__ import annotations
 
-from capfilt.errors import CapfiltError
+from importlib import import_module
 
-__all__ = ["__version__", "CapfiltError"]
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
+if TYPE_CHECKING:
+    from capfilt.api.commands import annotate, bootstrap, download, evaluate, pretrain, select
+    from capfilt.api.inspection import explain, export, report, show, status, verify, watch
+    from capfilt.api.models import LoadedModel, load_model
+    from capfilt.api.progress import ProgressEvent
+    from capfilt.api.reading import Annotations, Verdict, read_annotations, read_shards
+    from capfilt.api.results import (
+        AnnotateResult,
+        BootstrapResult,
+        Counts,
+        Damage,
+        DownloadResult,
+        EvaluateResult,
+        Explanation,
+        ExportResult,
+        PretrainResult,
+        Recipe,
+        ReportResult,
+        Round,
+        RunStatus,
+        Scores,
+        SelectResult,
+        StageStatus,
+        TextCounts,
+        Verification,
+    )
+    from capfilt.data.annotations import Annotation
+    from capfilt.data.loading.webdataset_reader import webdataset
+    from capfilt.data.sample import Fault, Sample
+    from capfilt.errors import (
+        CapfiltError,
+        ClusterError,
+        DataError,
+        ImageError,
+        LockLostError,
+        ModelError,
+        RecipeError,
+        RunError,
+        ShardError,
+        ShortfallError,
+        StorageError,
+        TextError,
+        TimeLimitError,
+        UsageError,
+    )
+    from capfilt.runs.progress import Progress
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AnnotateResult",
+    "Annotation",
+    "Annotations",
+    "BootstrapResult",
+    "CapfiltError",
+    "ClusterError",
+    "Counts",
+    "Damage",
+    "DataError",
+    "DownloadResult",
+    "EvaluateResult",
+    "Explanation",
+    "ExportResult",
+    "Fault",
+    "ImageError",
+    "LoadedModel",
+    "LockLostError",
+    "ModelError",
+    "PretrainResult",
+    "Progress",
+    "ProgressEvent",
+    "Recipe",
+    "RecipeError",
+    "ReportResult",
+    "Round",
+    "RunError",
+    "RunStatus",
+    "Sample",
+    "Scores",
+    "SelectResult",
+    "ShardError",
+    "ShortfallError",
+    "StageStatus",
+    "StorageError",
+    "TextCounts",
+    "TextError",
+    "TimeLimitError",
+    "UsageError",
+    "Verdict",
+    "Verification",
+    "__version__",
+    "annotate",
+    "bootstrap",
+    "download",
+    "evaluate",
+    "explain",
+    "export",
+    "load_model",
+    "pretrain",
+    "read_annotations",
+    "read_shards",
+    "report",
+    "select",
+    "show",
+    "status",
+    "verify",
+    "watch",
+    "webdataset",
+]
+
+_MODULES = {
+    "api.commands": ("annotate", "bootstrap", "download", "evaluate", "pretrain", "select"),
+    "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
+    "api.models": ("LoadedModel", "load_model"),
+    "api.progress": ("ProgressEvent",),
+    "api.reading": ("Annotations", "Verdict", "read_annotations", "read_shards"),
+    "api.results": (
+        "AnnotateResult", "BootstrapResult", "Counts", "Damage", "DownloadResult", "EvaluateResult", "Explanation",
+        "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores", "SelectResult",
+        "StageStatus", "TextCounts", "Verification",
+    ),
+    "data.annotations": ("Annotation",),
+    "data.loading.webdataset_reader": ("webdataset",),
+    "data.sample": ("Fault", "Sample"),
+    "errors": (
+        "CapfiltError", "ClusterError", "DataError", "ImageError", "LockLostError", "ModelError", "RecipeError",
+        "RunError", "ShardError", "ShortfallError", "StorageError", "TextError", "TimeLimitError", "UsageError",
+    ),
+    "runs.progress": ("Progress",),
+}  # fmt: skip
+"""Where each public name is defined."""
+
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt import config as configs
+from capfilt.api import commands
 from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Debug, Json
 from capfilt.errors import UsageError
@@ -128,16 +128,17 @@ def download(
     given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import download as pipeline
-        from capfilt.stages.download import DownloadConfig, DownloadOptions
-        from capfilt.stages.runner import CommandOptions
-        from capfilt.storage.paths import storage_path
-
-        config = configs.build(DownloadConfig, [*_assignments(given), *(sets or [])])
-        options = DownloadOptions(
-            retry=_listed(retry or []), min_success=min_success, drop_placeholders=drop_placeholders
-        )
-        return pipeline.run(address, config, options, storage_path(out), CommandOptions(workers=workers), show)
+        return commands.download(
+            urls,
+            out=out,
+            settings=[*_assignments(given), *(sets or [])],
+            retry=_listed(retry or []),
+            min_success=min_success,
+            drop_placeholders=drop_placeholders,
+            address=address,
+            workers=workers,
+            on_progress=show,
+        ).record
 
     execute(work, as_json, debug)
 
@@ -148,7 +149,8 @@ _SECTIONS = {
     **dict.fromkeys(("contact", "host_rate", "timeout", "deadline", "retries"), "manners."),
 }
 _COMMAND = (
-    "out", "workers", "retry", "min_success", "drop_placeholders", "no_robots", "sets", "address", "as_json", "debug",
+    "urls", "out", "workers", "retry", "min_success", "drop_placeholders", "no_robots", "sets", "address", "as_json",
+    "debug",
 )  # fmt: skip
 """Options that are no part of the recipe."""
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from capfilt import config as configs
-from capfilt import presets
+from capfilt.api.results import leaves
 from capfilt.cli.terminal import say, say_json
 from capfilt.errors import CapfiltError, ShortfallError
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printable
@@ -19,9 +18,7 @@ from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printab
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from capfilt.config import C
     from capfilt.runs.progress import Progress
-    from capfilt.storage.paths import StoragePath
 
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +39,8 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
         say_json(result, indent=1)
     elif show_result:
         for name, value in leaves(result):
-            say(f"{printable(name, MAX_NAME):<28} {printable(value, MAX_MESSAGE - MAX_NAME - 1)}")
+            text = f"{value:.4f}" if isinstance(value, float) else value
+            say(f"{printable(name, MAX_NAME):<28} {printable(text, MAX_MESSAGE - MAX_NAME - 1)}")
     if short:
         say(f"error: {short}", err=True)
         raise typer.Exit(ShortfallError.exit_code)
@@ -57,12 +55,9 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
     aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
-        with aside:
+        with aside, lock.driving():
             return work(Progress(quiet=as_json)), ""
     except KeyboardInterrupt:
-        if why := lock.lost():
-            say(f"error: {why}; this command stops, what it committed stays", err=True)
-            raise typer.Exit(1) from None
         say("interrupted: run the same command again to go on", err=True)
         raise typer.Exit(143 if came[:1] == [signal.SIGTERM] else 130) from None
     except CapfiltError as error:
@@ -77,8 +72,6 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
             raise
         say(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
         raise typer.Exit(1) from None
-    finally:
-        lock.release_all()
 
 
 @contextmanager
@@ -102,25 +95,3 @@ def _signals(came: list[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """The figures of a result, by their dotted names."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def forked(out: str, fork: str | None) -> StoragePath:
-    """The run folder to work in: `out`, or the fork of it that `--fork` asks for."""
-    from capfilt.runs import run
-    from capfilt.storage.paths import storage_path
-
-    return run.fork(storage_path(out), storage_path(fork)) if fork else storage_path(out)
-
-
-def read_recipe(verb: str, name: str, kind: type[C], sets: list[str]) -> C:
-    """A recipe of a verb, by the name of a preset or by path."""
-    return configs.read(presets.find("pipelines", name, within=verb), kind, sets)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.cli.execute import Terminated, execute, read_recipe
+from capfilt.api.arguments import read_recipe
+from capfilt.cli.execute import Terminated, execute
 from capfilt.cli.options import Debug, Json
 from capfilt.cli.tables import print_jobs
 from capfilt.cli.terminal import pass_on, say

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt import config as configs
+from capfilt.api import commands, inspection
 from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Cpus, Debug, Json, Sets, Workers
 from capfilt.cli.terminal import say
@@ -37,12 +37,16 @@ def evaluate(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import evaluate as pipeline
-        from capfilt.stages.runner import CommandOptions
-        from capfilt.storage.paths import storage_path
-
-        options = CommandOptions(workers=workers, cpus=cpus, gpus=None)
-        return pipeline.run(address, model, shards, sets or [], storage_path(out) if out else None, show, options)
+        return commands.evaluate(
+            model,
+            shards,
+            out=out or None,
+            settings=sets or (),
+            address=address,
+            workers=workers,
+            cpus=cpus,
+            on_progress=show,
+        ).record
 
     execute(work, as_json, debug)
 
@@ -62,13 +66,11 @@ def export(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines import export as pipeline
-
-        result = pipeline.run(model, form, out)
+        done = inspection.export(model, out=out, form=form)
         if not as_json:
-            for line in result["written"]:
-                say(line)
-        return result
+            for path in done.written:
+                say(path)
+        return done.record
 
     execute(work, as_json, debug, show_result=False)
 
@@ -85,12 +87,10 @@ def show(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines.inspect import show as pipeline
-
-        config = pipeline.resolved(recipe, sets or [])
+        found = inspection.show(recipe, settings=sets or ())
         if not as_json:
-            typer.echo(configs.to_yaml(config), nl=False)
-        return config.model_dump(mode="json")
+            typer.echo(found.yaml, nl=False)
+        return found.settings
 
     execute(work, as_json, debug, show_result=False)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from capfilt.api import inspection
 from capfilt.cli.execute import Terminated, execute
 from capfilt.cli.options import Debug, Json
 from capfilt.cli.tables import print_status, print_verified, watch_status
@@ -36,12 +37,9 @@ def status(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines.inspect import status as pipeline
-        from capfilt.storage.paths import storage_path
-
         if watch:
-            return watched(pipeline.follow(storage_path(run), every))
-        told = pipeline.run(storage_path(run))
+            return watched(seen.record for seen in inspection.watch(run, every))
+        told = inspection.status(run).record
         if not as_json:
             print_status(told)
         return told
@@ -78,15 +76,12 @@ def verify(
     broken: list[Any] = []
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines.inspect import verify as pipeline
-        from capfilt.storage.paths import storage_path
-
-        told = pipeline.run(storage_path(run), mend, show, inputs, fetch_inputs)
-        broken.extend([] if mend else told["broken"])
-        broken.extend(told.get("inputs", {}).get("changed", []))
+        found = inspection.verify(run, mend=mend, inputs=inputs, fetch_inputs=fetch_inputs, on_progress=show)
+        broken.extend(() if mend else found.broken)
+        broken.extend(found.changed_inputs)
         if not as_json:
-            print_verified(told)
-        return told
+            print_verified(found.record)
+        return found.record
 
     execute(work, as_json, debug, show_result=False)
     if broken:
@@ -105,14 +100,11 @@ def explain(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines.inspect import explain as pipeline
-        from capfilt.storage.paths import storage_path
-
-        told = pipeline.run(storage_path(run), image)
+        found = inspection.explain(run, image)
         if not as_json:
-            for line in pipeline.lines(told):
+            for line in found.lines():
                 say(line)
-        return told
+        return found.record
 
     execute(work, as_json, debug, show_result=False)
 
@@ -130,10 +122,7 @@ def report(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines import report as pipeline
-        from capfilt.storage.paths import storage_path
-
-        return pipeline.run(storage_path(run), storage_path(out) if out else None, fetch_inputs)
+        return inspection.report(run, out=out or None, fetch_inputs=fetch_inputs).record
 
     execute(work, as_json, debug)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt import config as configs
-from capfilt.cli.execute import execute, forked, read_recipe
+from capfilt.api import commands
+from capfilt.cli.execute import execute
 from capfilt.cli.options import Address, Cpus, Debug, Fork, Json, MinSuccess, Out, Sets, Workers
 from capfilt.cli.tables import print_next, print_rounds
 from capfilt.cli.terminal import say
@@ -46,19 +45,15 @@ def bootstrap(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines.bootstrap import rounds as pipeline
-        from capfilt.pipelines.bootstrap.config import BootstrapConfig
-
-        own = [] if rounds is None else [f"rounds={rounds}"]
-        config = read_recipe("bootstrap", recipe, BootstrapConfig, [*(sets or []), *own])
-        folder = forked(out or f"runs/{Path(recipe).stem}", fork)
-        summary = pipeline.run(address, config, folder, show)
+        done = commands.bootstrap(
+            recipe, out=out or None, rounds=rounds, settings=sets or (), address=address, fork=fork, on_progress=show
+        )
         if not as_json:
-            print_rounds(summary)
-            say(f"summary     {folder / 'summary.json'}")
-            say(f"run folder  {folder}")
-            print_next(folder, summary)
-        return summary
+            print_rounds(done.record)
+            say(f"summary     {done.out / 'summary.json'}")
+            say(f"run folder  {done.out}")
+            print_next(done.out, done.record)
+        return done.record
 
     execute(work, as_json, debug, show_result=False)
 
@@ -78,10 +73,9 @@ def pretrain(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import pretrain as pipeline
-
-        config = read_recipe("pretrain", recipe, pipeline.PretrainConfig, sets or [])
-        return pipeline.run(address, config, forked(out, fork), show)
+        return commands.pretrain(
+            recipe, out=out, settings=sets or (), address=address, fork=fork, on_progress=show
+        ).record
 
     execute(work, as_json, debug)
 
@@ -128,17 +122,25 @@ def annotate(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import annotate as pipeline
-        from capfilt.stages import runner
-        from capfilt.stages.annotate import AnnotateConfig
-
-        folder = forked(out, fork)
-        if retry is not None:
-            runner.withdraw_failed(folder, "annotate", retry)
-        options = runner.CommandOptions(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
-        own = [*(sets or []), *([] if captions is None else [f"captions={captions}"])]
-        config = configs.named(AnnotateConfig, recipe, own)
-        return pipeline.run(address, shards, (captioner, filter_), folder, seed, config, options, show)
+        return commands.annotate(
+            shards,
+            captioner=captioner,
+            filter=filter_,
+            out=out,
+            captions=captions,
+            recipe=recipe,
+            settings=sets or (),
+            seed=seed,
+            address=address,
+            workers=workers,
+            cpus=cpus,
+            gpus=gpus,
+            limit=limit,
+            retry=retry,
+            min_success=min_success,
+            fork=fork,
+            on_progress=show,
+        ).record
 
     execute(work, as_json, debug)
 
@@ -182,13 +184,21 @@ def select(
     """
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines import select as pipeline
-        from capfilt.stages.runner import CommandOptions
-        from capfilt.storage.paths import storage_path
-
-        folder, source = forked(out, fork), storage_path(annotations)
-        options = CommandOptions(workers=workers, cpus=cpus, min_success=min_success)
-        calibration = pipeline.ThresholdSource(val, filter_, by is not None)
-        return pipeline.run(address, shards, source, folder, sets or [], calibration, show, recipe, options)
+        return commands.select(
+            shards,
+            annotations=annotations,
+            out=out,
+            recipe=recipe,
+            settings=sets or (),
+            val=val,
+            filter=filter_,
+            calibrate=None if by is None else "labels",
+            address=address,
+            workers=workers,
+            cpus=cpus,
+            min_success=min_success,
+            fork=fork,
+            on_progress=show,
+        ).record
 
     execute(work, as_json, debug)

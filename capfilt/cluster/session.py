@@ -198,6 +198,12 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     return Session(address, owned=address == "start", attached=address != "start", scratch=scratch)
 
 
+def address_here() -> str:
+    """The place where this process works already: "auto" where its caller has connected it to a Ray, else "local"."""
+    ray = sys.modules.get("ray")  # not imported for the sake of asking
+    return "auto" if ray is not None and ray.is_initialized() else "local"
+
+
 def _scratch() -> str | None:
     """A new folder with a short name for a Ray of our own, where Ray's choice is too long for the names of its sockets,
     as the TMPDIRs of some batch systems are.

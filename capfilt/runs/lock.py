@@ -24,12 +24,14 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from capfilt.errors import RunError
+from capfilt.errors import LockLostError, RunError
 from capfilt.runs import interrupt
 from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import PART
@@ -374,29 +376,45 @@ def _exclusive_object(path: RemotePath, found: Found) -> Heart | None:
     return ObjectHeart(found.beat)
 
 
-_held: dict[StoragePath, Lock] = {}
+_held: ContextVar[dict[StoragePath, Lock]] = ContextVar("_held", default={})  # noqa: B039 (one for the process is meant)
+"""The locks of whoever is at work: of a block of `driving`, else of this process."""
 
 
 def hold(folder: StoragePath) -> Lock:
-    """Hold the lock of a run folder until `release_all`, or until this process ends; asked again, it is the same."""
-    where = folder.resolve()
-    lock = _held.get(where)
+    """Hold the lock of a run folder to the end of `driving`, or until `release_all`; a second call gives the same."""
+    held, where = _held.get(), folder.resolve()
+    lock = held.get(where)
     if lock is None or lock.lost or not lock.path.is_file():
         if lock is not None:
             lock.release()
-        _held[where] = lock = acquire(where)
+        held[where] = lock = acquire(where)
     return lock
 
 
 def release_all() -> None:
-    """Let go of every lock of this process."""
-    while _held:
-        _held.popitem()[1].release()
+    """Let go of every lock of this block of `driving`, or of this process."""
+    held = _held.get()
+    while held:
+        held.popitem()[1].release()
 
 
-def lost() -> str:
-    """Why this process was stopped, where a lock of its was taken over; else ""."""
-    return next((lock.lost for lock in _held.values() if lock.lost), "")
+@contextmanager
+def driving() -> Iterator[None]:
+    """Let go, at the end of the block, of the locks that were taken in it, and of no other's.
+
+    Raises:
+        LockLostError: the block was interrupted because another driver took one of its run folders over.
+    """
+    before = _held.set({})
+    try:
+        yield
+    except KeyboardInterrupt:
+        if why := next((lock.lost for lock in _held.get().values() if lock.lost), ""):
+            raise LockLostError(f"{why}; this command stops, what it committed stays") from None
+        raise
+    finally:
+        release_all()
+        _held.reset(before)
 
 
 atexit.register(release_all)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -52,12 +52,14 @@ class Progress:
     @contextmanager
     def stage(self, label: str, total: int) -> Iterator[Line]:
         """Open the line of a stage; it stays on the screen when the stage ends, however it ends."""
-        shown = _bar if self.console.is_terminal and not self.quiet else _plain
-        with shown(self, label, total) as line:
+        with self._shown(label, total) as line:
             try:
                 yield line
             finally:
                 self.worked += line.found < total
+
+    def _shown(self, label: str, total: int) -> AbstractContextManager[Line]:
+        return (_bar if self.console.is_terminal and not self.quiet else _plain)(self, label, total)
 
     def say(self, text: str) -> None:
         """Print a line between stages."""

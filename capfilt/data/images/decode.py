@@ -99,6 +99,23 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("truncated image" if cut else "broken image") from error
 
 
+def convert(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same upright RGB picture from one that Pillow has opened, or that was made in memory.
+
+    Raises:
+        ImageError: as `decode`, of a file that Pillow reads only now.
+    """
+    _hush()
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+    try:
+        image.load()
+        return _upright(_rgb(image), _orientation(image))
+    except _DAMAGE as error:
+        raise ImageError("broken image") from error
+
+
 def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Read a picture's header; of pixels at most those are decoded that stand before a PNG's late EXIF.
 
@@ -162,7 +179,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 (as stored) where the EXIF is damaged: no reason to lose the picture."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))

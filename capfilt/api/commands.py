@@ -1,0 +1,337 @@
+"""The verbs that do work in a run folder, as functions: the command line calls these, with a console to report to.
+
+The same call on the same folder resumes: what is committed is not done again. Without an `address` the command line
+starts a Ray for its command. A library that started a dozen processes in its caller's name would surprise, so here a
+call works in the calling process, or on the Ray to which the caller has connected it (`ray.init`). That Ray is used
+and left running, whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from capfilt.api import arguments
+from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
+from capfilt.api.progress import OnLog, OnProgress, progress_of
+from capfilt.api.results import (
+    AnnotateResult,
+    BootstrapResult,
+    Counts,
+    DownloadResult,
+    EvaluateResult,
+    PretrainResult,
+    Round,
+    SelectResult,
+    TextCounts,
+)
+
+if TYPE_CHECKING:
+    from capfilt.runs.progress import Progress
+    from capfilt.storage.paths import StoragePath
+
+
+def annotate(
+    shards: Specs,
+    *,
+    captioner: Location,
+    filter: Location,
+    out: Location,
+    captions: int | None = None,
+    recipe: Location | None = None,
+    settings: Settings = (),
+    seed: int = 0,
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    limit: float = 0,
+    retry: str | None = None,
+    min_success: float = 0,
+    fork: Location | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> AnnotateResult:
+    """Write synthetic texts for the images of shards, score these and the web's; nothing is dropped.
+
+    Args:
+        shards: tars, folders, globs, braces, fsspec URLs; one or several.
+        captioner: the model that writes: a folder, a .pth of BLIP, a name on the Hugging Face hub.
+        filter: the model that scores.
+        out: the run folder, or its URL.
+        captions: texts to write for each image; by default the recipe's, which is 1.
+        recipe: a preset of `pipelines/annotate/`, or a YAML.
+        settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
+        seed: of the sampled texts.
+        address: None (this process, or the caller's Ray), "local", "start" (a Ray for this call), "auto",
+            "HOST:PORT" or "ray://HOST:PORT".
+        workers: how many work side by side; 0 for as many as fit.
+        cpus: of each worker; in this process all that it may use.
+        gpus: of each worker; None for 1 where the cluster has any.
+        limit: seconds that a shard may take; 0 for any.
+        retry: "failed" does the shards again in which samples failed.
+        min_success: the share of samples that must succeed.
+        fork: begin a new run there that takes over from `out` what still holds.
+        on_progress: called with a `ProgressEvent` at each step; or a `Progress`, the console of the command line.
+        on_log: called with each line that the command line prints between stages.
+
+    Raises:
+        CapfiltError: RecipeError for models or settings that do not fit, RunError for a run folder that does not,
+            ShortfallError (with the result in `.result`) where no image or too few could be annotated, and its other
+            kin; the message says what to do.
+    """
+    from capfilt import config as configs
+    from capfilt.pipelines import annotate as pipeline
+    from capfilt.stages import runner
+    from capfilt.stages.annotate import AnnotateConfig
+
+    with arguments.driving():
+        folder = arguments.run_folder(out, fork)
+        if retry is not None:
+            runner.retry(folder, "annotate", retry)
+        options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
+        config = configs.named(AnnotateConfig, _name(recipe), assignments(settings, captions=captions))
+        models = (str(captioner), str(filter))
+        show = progress_of(on_progress, on_log)
+        where = arguments.working_address(address)
+        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show)
+    return AnnotateResult(
+        out=folder,
+        annotations=location(record["annotations"]),
+        samples=Counts.of(record["samples"]),
+        texts=TextCounts.of(record["texts"]),
+        failed=record["failed"],
+        record=record,
+    )
+
+
+def select(
+    shards: Specs,
+    *,
+    annotations: Location | AnnotateResult,
+    out: Location,
+    recipe: Location | None = None,
+    settings: Settings = (),
+    val: Location | None = None,
+    filter: Location | None = None,
+    calibrate: Literal["labels"] | None = None,
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    min_success: float = 0,
+    fork: Location | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> SelectResult:
+    """Apply a policy to annotations and write the cleaned shards; no model is loaded, unless to calibrate a threshold.
+
+    Args:
+        shards: the shards that were annotated.
+        annotations: the run folder of `annotate`, its result, or the folder of a bootstrap's round.
+        out: the run folder, or its URL.
+        recipe: a preset of `pipelines/select/`, or a YAML; by default itm >= 0.5, as CapFilt.
+        settings: the policy, such as `{"threshold": 0.7}`, `{"threshold": "keep-rate", "keep_rate": 0.4}`.
+        val: human pairs, for `threshold: calibrated`.
+        filter: the filter that scored, for the same.
+        calibrate: "labels" sets the threshold on what people said under `capfilt review`.
+        address: as in `annotate`; so are `workers`, `cpus`, `min_success`, `fork`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: UsageError or RecipeError for a policy that cannot be, DataError for shards that were not
+            annotated, ShortfallError where the policy keeps nothing, and its other kin.
+    """
+    from capfilt.pipelines import select as pipeline
+
+    source = annotations.out if isinstance(annotations, AnnotateResult) else location(annotations)
+    with arguments.driving():
+        folder = arguments.run_folder(out, fork)
+        options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
+        threshold = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
+        show = progress_of(on_progress, on_log)
+        sets, where = assignments(settings), arguments.working_address(address)
+        record = pipeline.run(where, names_of(shards), source, folder, sets, threshold, show, _name(recipe), options)
+    return SelectResult(
+        out=folder,
+        dataset=location(record["dataset"]),
+        threshold=record.get("threshold"),
+        samples=Counts.of(record["samples"]),
+        texts=TextCounts.of(record["texts"]),
+        failed=record["failed"],
+        record=record,
+    )
+
+
+def download(
+    urls: Specs,
+    *,
+    out: Location,
+    url_col: str | None = None,
+    caption_col: str | None = None,
+    input_format: str | None = None,
+    contact: str | None = None,
+    settings: Settings = (),
+    retry: Sequence[str] = (),
+    min_success: float = 0,
+    drop_placeholders: int = 0,
+    address: str | None = None,
+    workers: int = 0,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> DownloadResult:
+    """Download lists of URLs into shards, as img2dataset does, politely and safely.
+
+    Args:
+        urls: lists: csv, tsv, txt, json, jsonl, Parquet; files, folders, globs, fsspec URLs.
+        out: the run folder, or its URL.
+        url_col: the column of URLs; by default "url".
+        caption_col: the column of texts; by default there is none.
+        input_format: where the names of the lists do not tell.
+        contact: a page or an address for those whose servers are asked.
+        settings: all else, by the names that docs/download.md lists: `{"image_size": 256, "manners.host_rate": 2}`.
+        retry: "failed", or kinds of failure such as "timeout" or "http-429", to try again.
+        min_success: the share of URLs that must come through.
+        drop_placeholders: fail images whose bytes came under so many URLs; 0 for none.
+        address: as in `annotate`; so are `workers`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: RecipeError or UsageError for lists or settings that cannot be, ShortfallError where too little
+            came, and its other kin.
+    """
+    from capfilt import config as configs
+    from capfilt.pipelines import download as pipeline
+    from capfilt.stages.download import DownloadConfig, Wishes
+
+    given = {"url_col": url_col, "caption_col": caption_col, "input_format": input_format}
+    sets = assignments(settings, urls=names_of(urls), **given, **{"manners.contact": contact})
+    with arguments.driving():
+        config = configs.build(DownloadConfig, sets)
+        asked = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
+        wishes = configs.validated(Wishes, asked, "arguments")
+        folder, options = location(out), arguments.options(workers=workers)
+        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        record = pipeline.run(where, config, wishes, folder, options, show)
+    return DownloadResult(
+        out=folder,
+        samples=Counts.of(record["samples"]),
+        failed=record["failed"],
+        repeated=record["repeated"],
+        record=record,
+    )
+
+
+def bootstrap(
+    recipe: Location = "demo",
+    *,
+    out: Location | None = None,
+    rounds: int | None = None,
+    settings: Settings = (),
+    address: str | None = None,
+    fork: Location | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> BootstrapResult:
+    """Caption, filter, pretrain, in rounds: the whole of CapFilt.
+
+    Args:
+        recipe: a preset of `pipelines/bootstrap/`, or a YAML.
+        out: the run folder, or its URL; by default runs/RECIPE.
+        rounds: after the baseline, which is round 0; by default the recipe's.
+        settings: keys of the recipe to set otherwise, such as `{"seed": 1, "pretrain.steps": 1000}`.
+        address: as in `annotate`; so are `fork`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: RecipeError for a recipe whose parts do not fit together, RunError for a run folder that was
+            planned otherwise, and its other kin.
+    """
+    from capfilt.pipelines.bootstrap import rounds as pipeline
+    from capfilt.reporting.collect import PAGE
+
+    with arguments.driving():
+        config = arguments.read_recipe(
+            "bootstrap", recipe, pipeline.BootstrapConfig, assignments(settings, rounds=rounds)
+        )
+        folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
+        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        record = pipeline.run(where, config, folder, show)
+    done = tuple(
+        Round(entry["round"], home := folder / f"round-{entry['round']}", _models(home), entry)
+        for entry in record["rounds"]
+    )
+    return BootstrapResult(folder, done, folder / PAGE, record["seconds"], record)
+
+
+def pretrain(
+    recipe: Location,
+    *,
+    out: Location,
+    settings: Settings = (),
+    address: str | None = None,
+    fork: Location | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> PretrainResult:
+    """Pretrain or fine-tune one model on shards.
+
+    Args:
+        recipe: a preset of `pipelines/pretrain/`, or a YAML.
+        out: the run folder, or its URL.
+        settings: keys of the recipe to set otherwise, such as `{"data": "shards/", "train.steps": 1000}`.
+        address: as in `annotate`, but that several workers need a Ray; so are `fork`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: RecipeError for a recipe whose parts do not fit together, and its other kin.
+    """
+    from capfilt.pipelines import pretrain as pipeline
+
+    with arguments.driving():
+        config = arguments.read_recipe("pretrain", recipe, pipeline.PretrainConfig, assignments(settings))
+        folder = arguments.run_folder(out, fork)
+        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        record = pipeline.run(where, config, folder, show)
+    return PretrainResult(folder, location(record["model"]), record)
+
+
+def evaluate(
+    model: Location | PretrainResult,
+    shards: Specs,
+    *,
+    out: Location | None = None,
+    settings: Settings = (),
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> EvaluateResult:
+    """Retrieval and captioning metrics of a model on held-out pairs, filter metrics on web texts of known truth.
+
+    Args:
+        model: a model's folder, a .pth of BLIP, a name on the Hugging Face hub, or what `pretrain` returned.
+        shards: held-out pairs, or web texts of known truth.
+        out: a run folder to keep metrics.json in; by default none is kept.
+        settings: such as `{"rerank": 128, "decode.method": "greedy"}`.
+        address: as in `annotate`; so are `workers`, `cpus`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: ModelError or RecipeError for a model that cannot be evaluated, and its other kin.
+    """
+    from capfilt.pipelines import evaluate as pipeline
+
+    name = str(model.model if isinstance(model, PretrainResult) else model)
+    with arguments.driving():
+        folder = None if out is None else location(out)
+        options = arguments.options(workers=workers, cpus=cpus, gpus=None)
+        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        record = pipeline.run(where, name, names_of(shards), assignments(settings), folder, show, options)
+    return EvaluateResult(name, folder, record, record)
+
+
+def _name(where: Location | None) -> str | None:
+    return None if where is None else str(where)
+
+
+def _models(home: StoragePath) -> dict[str, StoragePath]:
+    """The models of a round, by the names of their folders."""
+    from capfilt.storage.paths import listing
+
+    return {name: home / name / "checkpoint" for name in sorted(listing(home)) if (home / name / "checkpoint").is_dir()}

@@ -1,0 +1,162 @@
+"""The verbs that look at run folders, recipes and models, as functions. None needs a cluster, and only `verify` with
+`mend`, `report` and `export` write anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from capfilt.api import arguments
+from capfilt.api.arguments import Location, Settings, assignments, location
+from capfilt.api.progress import OnLog, OnProgress, progress_of
+from capfilt.api.results import (
+    Damage,
+    Explanation,
+    ExportResult,
+    PretrainResult,
+    Recipe,
+    ReportResult,
+    RunStatus,
+    StageStatus,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    from capfilt.runs.progress import Progress
+
+
+def status(run: Location) -> RunStatus:
+    """How far a run is, from its files alone, while it works and after it ended.
+
+    Raises:
+        RunError: `run` is no run folder.
+    """
+    from capfilt.pipelines.inspect import status as pipeline
+
+    return _status(run, pipeline.run(location(run)))
+
+
+def watch(run: Location, every: float = 2.0) -> Iterator[RunStatus]:
+    """The status of a run every so many seconds, until nobody works on it any more; the last one is how it ended.
+
+    Raises:
+        RunError: `run` is no run folder.
+    """
+    from capfilt.pipelines.inspect import status as pipeline
+
+    for record in pipeline.follow(location(run), every):
+        yield _status(run, record)
+
+
+def verify(
+    run: Location,
+    *,
+    mend: bool = False,
+    inputs: bool = False,
+    fetch_inputs: bool = False,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> Verification:
+    """Read again and hash everything that a run committed, and check that the counts add up.
+
+    Args:
+        run: the run folder; at rest, for `mend`.
+        mend: withdraw what does not hold, so that the call that made it does it again.
+        inputs: read the input shards again, too, and compare them with what was read.
+        fetch_inputs: also those that the run's plan names from elsewhere: do you trust it?
+        on_progress: as in `annotate`; so is `on_log`.
+
+    Raises:
+        RunError: `run` is no run folder, or is in use where it is to be mended.
+    """
+    from capfilt.pipelines.inspect import verify as pipeline
+
+    with arguments.driving():
+        record = pipeline.run(location(run), mend, progress_of(on_progress, on_log), inputs, fetch_inputs)
+    changed = record.get("inputs", {}).get("changed", [])
+    return Verification(
+        run=location(run),
+        shards=record["shards"],
+        files=record["files"],
+        bytes=record["bytes"],
+        undone=record["undone"],
+        broken=tuple(Damage(**piece) for piece in record["broken"]),
+        withdrawn=record["withdrawn"],
+        changed_inputs=tuple(Damage(folder="", **piece) for piece in changed),
+        record=record,
+    )
+
+
+def explain(run: Location, image: str) -> Explanation:
+    """What happened to one image, by its key, uid or sha256: every text, its scores, the verdict and why.
+
+    Raises:
+        RunError: `run` is no run folder, or no table of it has such an image.
+    """
+    from capfilt.pipelines.inspect import explain as pipeline
+
+    record = pipeline.run(location(run), image)
+    return Explanation(image, record["models"], record)
+
+
+def report(run: Location, *, out: Location | None = None, fetch_inputs: bool = False) -> ReportResult:
+    """Write a run as one HTML page, which needs no network: figures, charts, a gallery, a threshold to move.
+
+    Args:
+        run: the run folder, finished or not.
+        out: the page; by default report.html in the run folder.
+        fetch_inputs: fetch shards that the run's plan names from elsewhere, too: do you trust it?
+
+    Raises:
+        RunError: `run` is no run folder.
+    """
+    from capfilt.pipelines import report as pipeline
+
+    record = pipeline.run(location(run), None if out is None else location(out), fetch_inputs)
+    return ReportResult(location(record["report"]), record["bytes"], record["rounds"], record["texts"], record)
+
+
+def show(recipe: Location, *, settings: Settings = ()) -> Recipe:
+    """A recipe or an architecture in full, every default spelled out, after checking that its parts fit together.
+
+    Args:
+        recipe: a preset of `pipelines/` or `models/`, or a YAML.
+        settings: keys of it to set otherwise.
+
+    Raises:
+        RecipeError: a name or a key that is not there, or parts that do not fit.
+    """
+    from capfilt import config as configs
+    from capfilt.pipelines.inspect import show as pipeline
+
+    config = pipeline.resolved(str(recipe), assignments(settings))
+    return Recipe(configs.to_yaml(config), config.model_dump(mode="json"))
+
+
+def export(model: Location | PretrainResult, *, out: Location, form: str = "hf") -> ExportResult:
+    """Write a model as transformers' `from_pretrained` or BLIP's own code reads it.
+
+    Args:
+        model: a model's folder, a .pth of BLIP, a name on the Hugging Face hub, or what `pretrain` returned.
+        out: a new folder of this machine.
+        form: hf for transformers, pth for BLIP's own code, capfilt as it is trained here.
+
+    Raises:
+        CapfiltError: UsageError for an unknown form, RunError where `out` holds something already, ModelError for
+            what is no model or does not fit.
+    """
+    from capfilt.pipelines import export as pipeline
+
+    name = str(model.model if isinstance(model, PretrainResult) else model)
+    record = pipeline.run(name, form, str(out))
+    written = tuple(location(path) for path in record["written"])
+    return ExportResult(location(record["model"]), form, written, record["left_behind"], record)
+
+
+def _status(run: Location, record: dict[str, Any]) -> RunStatus:
+    stages = []
+    for stage in record["stages"]:
+        absent = {name: stage.get(name) for name in ("per_second", "seconds_left")}
+        stages.append(StageStatus(**{**stage, **absent}))
+    return RunStatus(location(run), record["state"], tuple(stages), record)

@@ -1,0 +1,207 @@
+"""Models in the hand: `load_model` gives one that captions and scores images of any origin.
+
+Texts and scores are those of `annotate`: the same image, settings and seed give the same texts, in a batch of any size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from capfilt import config as configs
+from capfilt.api.arguments import Location, Settings, assignments, location
+from capfilt.api.results import PretrainResult, Scores
+from capfilt.cluster.session import connect
+from capfilt.data.images import decode
+from capfilt.data.sample import is_text
+from capfilt.errors import DataError, ImageError, ModelError, UsageError
+from capfilt.inference.captioners import local as captioners
+from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
+from capfilt.inference.filters import fusion as filters
+from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.oom_backoff import OomBackoff
+from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.models import verbs
+from capfilt.models.checkpoints import store
+from capfilt.stages.annotate import AnnotateConfig
+from capfilt.storage.paths import RemotePath, StoragePath
+
+ImageInput: TypeAlias = Image.Image | bytes | str | os.PathLike[str] | RemotePath
+"""A PIL image; the bytes of a JPEG, PNG, WebP, GIF or BMP; or the path or URL of such a file."""
+
+
+class LoadedModel:
+    """A model on one device, as `load_model` makes it."""
+
+    def __init__(self, path: StoragePath, compute: Compute, device: torch.device) -> None:
+        self.path = path
+        self.device = device
+        self._dtype = compute.dtype
+        self._model = store.load(path, compute.dtype).eval().to(device)
+        self._tokenizer = tokenizer_for(path, self._model.config)
+        self._preprocess = preprocess_for(path, self._model.config)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.family} from {self.path} on {self.device} in {self.precision}>"
+
+    @property
+    def family(self) -> str:
+        """The family of its architecture, such as "blip"."""
+        return str(self._model.config.family)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do: encode_image, encode_text, fuse, decode."""
+        return verbs(self._model.config)
+
+    @property
+    def precision(self) -> str:
+        """The format of its matrix products: fp32 or bf16."""
+        return "bf16" if self._dtype == torch.bfloat16 else "fp32"
+
+    def caption(self, images: Sequence[ImageInput], *, seed: int = 0, settings: Settings = ()) -> list[str]:
+        """Write one text for each image; `caption_many` says what is what."""
+        return [texts[0] for texts in self.caption_many(images, 1, seed=seed, settings=settings)]
+
+    def caption_many(
+        self, images: Sequence[ImageInput], captions: int, *, seed: int = 0, settings: Settings = ()
+    ) -> list[list[str]]:
+        """Write several texts for each image.
+
+        Args:
+            images: PIL images, bytes, paths or URLs of files, one or more.
+            captions: texts for each image.
+            seed: of sampled texts: another one gives others.
+            settings: as in `annotate`: `{"decode.method": "beam", "decode.max_length": 20, "batch_size": 16}`; by
+                default texts are sampled as CapFilt does it (nucleus, p = 0.9).
+
+        Raises:
+            CapfiltError: ModelError for a model that cannot write, ImageError or DataError for an image that cannot be
+                read, RecipeError for settings that cannot be, RunError where a single image does not fit into memory.
+        """
+        self._check("write texts", captioners.NEEDS)
+        config = _config(settings, captions=captions)
+        captioner = Captioner(self._model, self._tokenizer, config.decode, config.captions)
+        loaded = _images(images)
+
+        def some(start: int, stop: int) -> list[list[str]]:
+            tokens, uids = self._encode(loaded[start:stop], start)
+            return captioner.write(tokens, uids, seed, 0)
+
+        with torch.inference_mode(), autocast(self.device, self._dtype):
+            return OomBackoff(config.batch_size).run(some, len(loaded))
+
+    def score(self, images: Sequence[ImageInput], texts: Sequence[str], *, settings: Settings = ()) -> list[Scores]:
+        """Score each text against the image at the same place; `score_many` says what is what."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UsageError("texts is to be a list with one text for each image; for several take score_many.")
+        return [scores[0] for scores in self.score_many(images, [[text] for text in texts], settings=settings)]
+
+    def score_many(
+        self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]], *, settings: Settings = ()
+    ) -> list[list[Scores]]:
+        """Score several texts against each image, which is encoded once.
+
+        Args:
+            images: PIL images, bytes, paths or URLs of files, one or more.
+            texts: the texts of each image.
+            settings: as in `annotate`: `{"batch_size": 16, "max_length": 35}`, in images and tokens.
+
+        Raises:
+            CapfiltError: ModelError for a model that cannot score, UsageError for lists of different lengths,
+                ImageError or DataError for an image that cannot be read, RunError where a single image does not fit
+                into memory.
+        """
+        self._check("score texts", filters.NEEDS)
+        config, loaded = _config(settings), _images(images)
+        if len(texts) != len(loaded) or any(isinstance(each, str) for each in texts):
+            raise UsageError(
+                f"there are {len(loaded)} images and {len(texts)} lists of texts; give one for each image."
+            )
+        scorer = Filter(self._model, self._tokenizer, config.max_length)
+
+        def some(start: int, stop: int) -> list[list[Scores]]:
+            tokens, _ = self._encode(loaded[start:stop], start)
+            real = [[text for text in each if is_text(text)] for each in texts[start:stop]]
+            found = (iter(each) for each in scorer.score(tokens, real))
+            return [
+                [Scores(*next(scores)) if is_text(text) else Scores(None, None) for text in each]
+                for each, scores in zip(texts[start:stop], found, strict=True)
+            ]
+
+        with torch.inference_mode(), autocast(self.device, self._dtype):
+            return OomBackoff(config.batch_size).run(some, len(loaded))
+
+    def _check(self, what: str, needs: frozenset[str]) -> None:
+        if missing := needs - self.capabilities:
+            raise ModelError(f"{self.path} cannot {what}: it cannot {', '.join(sorted(missing))}; load another model.")
+
+    def _encode(self, images: Sequence[ImageInput], first: int) -> tuple[Tensor, list[str]]:
+        """Image tokens [B, N, D], and the uid of each image; the first one is number `first` of the caller's."""
+        size = self._model.config.vision.image_size
+        read = [_read(image, first + i) for i, image in enumerate(images)]
+        pixels_BSS3 = torch.from_numpy(np.stack([self._preprocess.to_pixels(image, size) for image, _ in read]))
+        tokens = self._model.encode_image(self._preprocess.normalise(pixels_BSS3.to(self.device)))
+        return tokens, [uid for _, uid in read]
+
+
+def load_model(
+    name: Location | PretrainResult, *, device: str | torch.device | None = None, precision: Precision = "auto"
+) -> LoadedModel:
+    """Load a model, to caption images or score texts with it.
+
+    Args:
+        name: a folder, a .pth of BLIP, a URL of a store, a name on the Hugging Face hub, or what `pretrain` returned.
+        device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
+        precision: "fp32", "bf16", or "auto": bf16 on a GPU that multiplies it in hardware, else fp32.
+
+    Raises:
+        CapfiltError: ModelError for what is no model or does not fit, ClusterError for a device that is not there.
+
+    Example: `capfilt.load_model("runs/demo/round-2/captioner").caption(["cat.jpg"])`
+    """
+    connect("local").close()  # sets what makes results the same as those of `annotate`
+    chosen = torch.device(device if device is not None else local_device())
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {str(device)!r}: allowed are cpu, cuda and cuda:N.")
+    kind = "cuda" if chosen.type == "cuda" else "cpu"
+    compute, _ = choose(precision, kind, [ability()])  # type: ignore[arg-type]
+    opened = compute.open()
+    path = store.find(str(name.model if isinstance(name, PretrainResult) else name))
+    return LoadedModel(path, compute, chosen if chosen.index is not None else opened)
+
+
+def _config(settings: Settings, **given: object) -> AnnotateConfig:
+    config = configs.build(AnnotateConfig, assignments(settings, **given))
+    if config.precision != "auto":
+        raise UsageError("precision is chosen when the model is loaded: load_model(..., precision=...).")
+    return config
+
+
+def _images(images: Sequence[ImageInput]) -> list[ImageInput]:
+    if isinstance(images, Image.Image | bytes | str | os.PathLike | RemotePath):
+        raise UsageError("images is one image; give a list of them.")
+    return list(images)
+
+
+def _read(image: ImageInput, number: int) -> tuple[Image.Image, str]:
+    """An upright RGB picture, and the uid under which its texts are sampled: as `Sample.uid` where there are bytes."""
+    where = f"image {number}" if isinstance(image, Image.Image | bytes) else f"image {number} ({image})"
+    try:
+        if isinstance(image, Image.Image):
+            rgb = decode.convert(image)
+            return rgb, hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]
+        data = image if isinstance(image, bytes) else location(image).read_bytes()
+        return decode.decode(data), hashlib.sha256(data).hexdigest()[:32]
+    except ImageError as error:
+        raise ImageError(f"{where}: {error}; leave it out, or give another.") from error
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error}; check the path.") from error

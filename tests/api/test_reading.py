@@ -1,0 +1,69 @@
+"""Annotations and shards, read by whoever has a folder of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import capfilt
+from capfilt.data import shards
+
+
+@pytest.mark.parametrize(("place", "judged"), [("round-1", True), ("round-1/annotations", False)])
+def test_annotations_of_a_folder(place: str, judged: bool, story: Path) -> None:
+    found = capfilt.read_annotations(story / place)
+    rows = list(found)
+    assert len(rows) == len(list(found)) == 120, "it can be walked again"
+    assert isinstance(rows[0], capfilt.Annotation)
+    assert {row.source for row in rows} == {"web", "synthetic"}
+    assert ("verdict" in found.to_arrow().column_names) is judged
+    assert found.to_arrow().num_rows == 120
+    if judged:
+        assert {said.verdict for said in found.verdicts()} == {"kept", "dropped"}
+        assert all(bool(said.why) == (said.verdict == "dropped") for said in found.verdicts())
+    else:
+        with pytest.raises(capfilt.DataError, match="has no verdicts: it is what `annotate` wrote"):
+            next(found.verdicts())
+
+
+def test_annotations_of_one_shard(story: Path) -> None:
+    path = story / "round-1/annotations/00001.parquet"
+    assert capfilt.read_annotations(str(path)).files == (path,)
+    assert len(list(capfilt.read_annotations(path))) == 40
+
+
+def test_no_annotations(tmp_path: Path) -> None:
+    with pytest.raises(capfilt.DataError, match="holds no annotations. Give a Parquet, a folder of them"):
+        capfilt.read_annotations(tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["data/web", "data/web/{00000..00002}.tar", "data/web/*.tar"])
+def test_samples_of_shards(spec: str, story: Path) -> None:
+    found = list(capfilt.read_shards(str(story / spec)))
+    assert len(found) == 60
+    assert found[0].image
+    assert len(found[0].uid) == 32
+
+
+def test_several_specs_at_once(story: Path) -> None:
+    assert len(list(capfilt.read_shards([story / "data/web/00000.tar", story / "data/test"]))) == 32
+
+
+def test_what_cannot_be_read_is_raised_or_handed_over(tmp_path: Path, story: Path) -> None:
+    good = next(capfilt.read_shards(story / "data/web"))
+    whole = tmp_path / "00000.tar"
+    shards.write(whole, [good, capfilt.Sample("b", good.image, good.extension, "b")])
+    data = whole.read_bytes()
+    whole.write_bytes(data[: len(data) // 2])
+    with pytest.raises(capfilt.ShardError, match="give on_fault to go on without it"):
+        list(capfilt.read_shards(whole))
+    faults: list[capfilt.Fault] = []
+    read = list(capfilt.read_shards(whole, on_fault=faults.append))
+    assert len(read) + len(faults) >= 1
+    assert faults[-1].reason
+
+
+def test_a_spec_that_names_nothing_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(capfilt.ShardError):
+        capfilt.read_shards(tmp_path / "nowhere.tar")
