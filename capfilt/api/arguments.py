@@ -15,7 +15,8 @@ from capfilt.errors import UsageError
 if TYPE_CHECKING:
     from capfilt.config import C
     from capfilt.stages.runner import CommandOptions
-    from capfilt.storage.paths import RemotePath, StoragePath
+    from capfilt.storage.paths import StoragePath
+    from capfilt.storage.remote_path import RemotePath
 
 Location: TypeAlias = "str | os.PathLike[str] | RemotePath"
 """A path of this machine, or a URL of a store that fsspec knows."""
@@ -64,7 +65,7 @@ def _written(key: str, value: object) -> str:
 
 
 def _text(value: object) -> str:
-    from capfilt.storage.paths import RemotePath
+    from capfilt.storage.remote_path import RemotePath
 
     if isinstance(value, os.PathLike | RemotePath):
         return str(value)

@@ -88,7 +88,7 @@ def annotate(
     with arguments.driving():
         folder = arguments.run_folder(out, fork)
         if retry is not None:
-            runner.retry(folder, "annotate", retry)
+            runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         config = configs.named(AnnotateConfig, _name(recipe), assignments(settings, captions=captions))
         models = (str(captioner), str(filter))
@@ -199,17 +199,17 @@ def download(
     """
     from capfilt import config as configs
     from capfilt.pipelines import download as pipeline
-    from capfilt.stages.download import DownloadConfig, Wishes
+    from capfilt.stages.download import DownloadConfig, DownloadOptions
 
     given = {"url_col": url_col, "caption_col": caption_col, "input_format": input_format}
     sets = assignments(settings, urls=names_of(urls), **given, **{"manners.contact": contact})
     with arguments.driving():
         config = configs.build(DownloadConfig, sets)
         asked = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
-        wishes = configs.validated(Wishes, asked, "arguments")
+        wanted = configs.validated(DownloadOptions, asked, "arguments")
         folder, options = location(out), arguments.options(workers=workers)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
-        record = pipeline.run(where, config, wishes, folder, options, show)
+        record = pipeline.run(where, config, wanted, folder, options, show)
     return DownloadResult(
         out=folder,
         samples=Counts.of(record["samples"]),
@@ -244,12 +244,11 @@ def bootstrap(
             planned otherwise, and its other kin.
     """
     from capfilt.pipelines.bootstrap import rounds as pipeline
+    from capfilt.pipelines.bootstrap.config import BootstrapConfig
     from capfilt.reporting.collect import PAGE
 
     with arguments.driving():
-        config = arguments.read_recipe(
-            "bootstrap", recipe, pipeline.BootstrapConfig, assignments(settings, rounds=rounds)
-        )
+        config = arguments.read_recipe("bootstrap", recipe, BootstrapConfig, assignments(settings, rounds=rounds))
         folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, config, folder, show)

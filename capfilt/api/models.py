@@ -29,10 +29,10 @@ from capfilt.inference.filters import fusion as filters
 from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.oom_backoff import OomBackoff
 from capfilt.inference.roles import preprocess_for, tokenizer_for
-from capfilt.models import verbs
 from capfilt.models.checkpoints import store
 from capfilt.stages.annotate import AnnotateConfig
-from capfilt.storage.paths import RemotePath, StoragePath
+from capfilt.storage.paths import StoragePath
+from capfilt.storage.remote_path import RemotePath
 
 ImageInput: TypeAlias = Image.Image | bytes | str | os.PathLike[str] | RemotePath
 """A PIL image; the bytes of a JPEG, PNG, WebP, GIF or BMP; or the path or URL of such a file."""
@@ -60,7 +60,7 @@ class LoadedModel:
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can do: encode_image, encode_text, fuse, decode."""
-        return verbs(self._model.config)
+        return self._model.config.capabilities
 
     @property
     def precision(self) -> str:
@@ -146,7 +146,7 @@ class LoadedModel:
 
     def _encode(self, images: Sequence[ImageInput], first: int) -> tuple[Tensor, list[str]]:
         """Image tokens [B, N, D], and the uid of each image; the first one is number `first` of the caller's."""
-        size = self._model.config.vision.image_size
+        size = self._model.config.image_size
         read = [_read(image, first + i) for i, image in enumerate(images)]
         pixels_BSS3 = torch.from_numpy(np.stack([self._preprocess.to_pixels(image, size) for image, _ in read]))
         tokens = self._model.encode_image(self._preprocess.normalise(pixels_BSS3.to(self.device)))

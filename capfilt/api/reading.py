@@ -67,11 +67,11 @@ class Annotations:
             DataError: a file that is no table of annotations, or too large.
         """
         from capfilt.data import annotations, parquet
-        from capfilt.stages.select import VERDICTS
+        from capfilt.stages.select import VERDICT_SCHEMA
 
         for path in self.files:
             judged = "verdict" in parquet.schema(path).names
-            yield annotations.read(path, VERDICTS if judged else annotations.SCHEMA)
+            yield annotations.read(path, VERDICT_SCHEMA if judged else annotations.SCHEMA)
 
     def to_arrow(self) -> pa.Table:
         """All of it as one Arrow table, in memory; `.to_pandas()` goes on from there."""
@@ -142,4 +142,4 @@ def read_log(path: StoragePath) -> Iterator[dict[str, Any]]:
     """The lines of a log of JSON lines."""
     from capfilt.storage import documents
 
-    return documents.objects(path)
+    return documents.read_json_lines(path)

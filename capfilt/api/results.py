@@ -323,7 +323,7 @@ class Explanation:
         """The same as the command line prints it."""
         from capfilt.pipelines.inspect import explain
 
-        return explain.story(dict(self.record))
+        return explain.lines(self.record)
 
 
 @dataclass(frozen=True)

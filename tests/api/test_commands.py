@@ -23,14 +23,14 @@ QUICK = {"decode.max_length": 12, "decode.min_length": 3}
 
 
 @pytest.fixture(scope="module")
-def models(story: Path) -> dict[str, str]:
-    return {"captioner": str(story / "round-1/captioner"), "filter": str(story / "round-1/filter")}
+def models(finished_run: Path) -> dict[str, str]:
+    return {"captioner": str(finished_run / "round-1/captioner"), "filter": str(finished_run / "round-1/filter")}
 
 
 @pytest.fixture(scope="module")
-def annotated(story: Path, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def annotated(finished_run: Path, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("annotated") / "run"
-    return capfilt.annotate(story / "data/web", **models, out=out, captions=2, settings=QUICK, seed=7)
+    return capfilt.annotate(finished_run / "data/web", **models, out=out, captions=2, settings=QUICK, seed=7)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -38,34 +38,36 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class TestTheCommandLineDoesTheSame:
-    def test_annotate(self, story: Path, models: dict[str, str], annotated: Any, tmp_path: Path, capfilt: Any) -> None:
+    def test_annotate(
+        self, finished_run: Path, models: dict[str, str], annotated: Any, tmp_path: Path, capfilt: Any
+    ) -> None:
         roles = ("--captioner", models["captioner"], "--filter", models["filter"])
         sets = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
         words = ("--out", tmp_path / "run", "--captions", "2", "--seed", "7", *sets, "--json")
-        done = capfilt("annotate", story / "data/web", *roles, *words)
+        done = capfilt("annotate", finished_run / "data/web", *roles, *words)
         assert files(tmp_path / "run/annotations") == files(annotated.annotations)
         told = json.loads(done.out)
         assert told.pop("annotations") == str(tmp_path / "run/annotations")
         assert told == {key: value for key, value in annotated.record.items() if key != "annotations"}
 
-    def test_select(self, story: Path, annotated: Any, tmp_path: Path, capfilt: Any) -> None:
+    def test_select(self, finished_run: Path, annotated: Any, tmp_path: Path, capfilt: Any) -> None:
         import capfilt as library
 
         cleaned = library.select(
-            [story / "data/web"], annotations=annotated, out=tmp_path / "a", settings={"threshold": 0.5}
+            [finished_run / "data/web"], annotations=annotated, out=tmp_path / "a", settings={"threshold": 0.1}
         )
-        words = ("--annotations", annotated.out, "--out", tmp_path / "b", "--set", "threshold=0.5", "--json")
-        done = capfilt("select", story / "data/web", *words)
+        words = ("--annotations", annotated.out, "--out", tmp_path / "b", "--set", "threshold=0.1", "--json")
+        done = capfilt("select", finished_run / "data/web", *words)
         told = json.loads(done.out)
         assert files(tmp_path / "b/dataset") == files(cleaned.dataset)
         assert (told["samples"], told["threshold"]) == (cleaned.record["samples"], cleaned.threshold)
 
-    def test_a_resumed_bootstrap(self, story: Path, moved: Path, capfilt: Any) -> None:
+    def test_a_resumed_bootstrap(self, finished_run: Path, run_copy: Path, capfilt: Any) -> None:
         import capfilt as library
 
-        found = library.bootstrap(story.parent / "mine.yaml", out=moved)
+        found = library.bootstrap(finished_run.parent / "mine.yaml", out=run_copy)
         assert found.record == json.loads(
-            capfilt("bootstrap", story.parent / "mine.yaml", "--out", moved, "--json").out
+            capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--json").out
         )
         assert [done.number for done in found.rounds] == [0, 1]
         assert found.rounds[0].models.keys() == {"pretrain"}
@@ -76,10 +78,10 @@ class TestTheCommandLineDoesTheSame:
         assert Counter(row.source for row in rows) == {"web": 60, "synthetic": 60}
 
     @pytest.mark.parametrize("verb", ["status", "verify"])
-    def test_what_looks_at_a_run(self, verb: str, story: Path, capfilt: Any) -> None:
+    def test_what_looks_at_a_run(self, verb: str, finished_run: Path, capfilt: Any) -> None:
         import capfilt as library
 
-        assert getattr(library, verb)(story).record == json.loads(capfilt(verb, story, "--json").out)
+        assert getattr(library, verb)(finished_run).record == json.loads(capfilt(verb, finished_run, "--json").out)
 
     def test_show(self, capfilt: Any) -> None:
         import capfilt as library
@@ -96,9 +98,11 @@ class TestResults:
         assert Counter(row.source for row in rows) == {"web": 60, "synthetic": 120}
         assert annotated.texts.num_in == {"web": 60, "synthetic": 120}
 
-    def test_what_was_kept_has_its_texts(self, story: Path, annotated: Any, tmp_path: Path) -> None:
+    def test_what_was_kept_has_its_texts(self, finished_run: Path, annotated: Any, tmp_path: Path) -> None:
         policy = {"threshold": "keep-rate", "keep_rate": 0.3}
-        cleaned = capfilt.select(story / "data/web", annotations=annotated, out=tmp_path / "run", settings=policy)
+        cleaned = capfilt.select(
+            finished_run / "data/web", annotations=annotated, out=tmp_path / "run", settings=policy
+        )
         kept = list(cleaned.kept())
         assert len(kept) == cleaned.samples.kept
         assert sum(len(sample.captions) for sample in kept) == sum(cleaned.texts.kept.values())
@@ -106,24 +110,24 @@ class TestResults:
         assert len(said) == sum(cleaned.texts.kept.values())
         assert all(judged.annotation.itm >= cleaned.threshold for judged in said)
 
-    def test_damage_is_named_and_mended(self, moved: Path) -> None:
-        tar = next((moved / "round-1/dataset").glob("*.tar"))
+    def test_damage_is_named_and_mended(self, run_copy: Path) -> None:
+        tar = next((run_copy / "round-1/dataset").glob("*.tar"))
         tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-        found = capfilt.verify(moved)
+        found = capfilt.verify(run_copy)
         assert not found.ok
         (damage,) = found.rows()
         assert (damage.stage, damage.folder, damage.shard) == ("select", "round-1", tar.stem)
-        assert capfilt.verify(moved, mend=True).withdrawn == 1
-        assert capfilt.verify(moved).undone == 1
+        assert capfilt.verify(run_copy, mend=True).withdrawn == 1
+        assert capfilt.verify(run_copy).undone == 1
 
-    def test_one_image_is_explained(self, story: Path) -> None:
-        key = next(iter(capfilt.read_annotations(story / "round-1"))).key
-        found = capfilt.explain(story, key)
+    def test_one_image_is_explained(self, finished_run: Path) -> None:
+        key = next(iter(capfilt.read_annotations(finished_run / "round-1"))).key
+        found = capfilt.explain(finished_run, key)
         assert {row["source"] for row in found.rows() if "source" in row} == {"web", "synthetic"}
         assert any("shard" in line for line in found.lines())
 
-    def test_a_run_is_watched_to_its_end(self, story: Path) -> None:
-        (seen,) = capfilt.watch(story)
+    def test_a_run_is_watched_to_its_end(self, finished_run: Path) -> None:
+        (seen,) = capfilt.watch(finished_run)
         assert seen.done
         assert {stage.stage for stage in seen.stages} >= {"annotate", "select", "pretrain"}
 
@@ -140,7 +144,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "said"),
         [
-            ({"decode.metod": "beam"}, "unknown key 'decode.metod'. Did you mean 'decode.method'?"),
+            ({"decode.metod": "beam"}, "unknown key 'decode.metod'. Did you mean 'method'?"),
             ({"batch_size": object()}, "settings: 'batch_size' is a object: a object cannot be written"),
             ("batch_size=3", "settings is the text 'batch_size=3'; give a mapping"),
         ],
@@ -165,10 +169,10 @@ def hostile_shard(tmp_path: Path) -> Path:
 
 
 class TestCallbacks:
-    def test_each_step_is_an_event(self, story: Path, models: dict[str, str], tmp_path: Path) -> None:
+    def test_each_step_is_an_event(self, finished_run: Path, models: dict[str, str], tmp_path: Path) -> None:
         events: list[capfilt.ProgressEvent] = []
         call = {"out": tmp_path / "run", "settings": QUICK, "on_progress": events.append, **models}
-        tars = sorted((story / "data/web").glob("*.tar"))
+        tars = sorted((finished_run / "data/web").glob("*.tar"))
         capfilt.annotate(tars, **call)
         assert {event.stage for event in events} == {"annotate"}
         assert sorted({event.done for event in events}) == [0, 1, 2, 3]
@@ -178,7 +182,7 @@ class TestCallbacks:
         assert events[-1] == capfilt.ProgressEvent("annotate", 3, 3, resumed=3, note="resumed", ended=True)
 
     def test_what_a_callback_raises_ends_the_call_and_the_next_goes_on(
-        self, story: Path, models: dict[str, str], annotated: Any, tmp_path: Path
+        self, finished_run: Path, models: dict[str, str], annotated: Any, tmp_path: Path
     ) -> None:
         def stop(event: capfilt.ProgressEvent) -> None:
             if event.done == 1:
@@ -186,10 +190,10 @@ class TestCallbacks:
 
         call = {**models, "out": tmp_path / "run", "captions": 2, "settings": QUICK, "seed": 7}
         with pytest.raises(InterruptedError):
-            capfilt.annotate(story / "data/web", **call, on_progress=stop)
+            capfilt.annotate(finished_run / "data/web", **call, on_progress=stop)
         assert lock.find(tmp_path / "run") is None
         events: list[capfilt.ProgressEvent] = []
-        again = capfilt.annotate(story / "data/web", **call, on_progress=events.append)
+        again = capfilt.annotate(finished_run / "data/web", **call, on_progress=events.append)
         assert events[-1].resumed == 1
         assert files(again.annotations) == files(annotated.annotations)
 
@@ -202,11 +206,11 @@ class TestTheProcessIsTheCallers:
             pytest.skip("another test of this process has imported Ray")
         assert address_here() == "local"
 
-    def test_random_draws_go_on_as_if_nothing_had_happened(self, story: Path, tmp_path: Path) -> None:
+    def test_random_draws_go_on_as_if_nothing_had_happened(self, finished_run: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "pretrain.yaml"
-        mine = capfilt.show(story.parent / "mine.yaml").settings
+        mine = capfilt.show(finished_run.parent / "mine.yaml").settings
         recipe.write_text(
-            json.dumps({"model": mine["model"], "data": str(story / "data/human"), "train": mine["pretrain"]})
+            json.dumps({"model": mine["model"], "data": str(finished_run / "data/human"), "train": mine["pretrain"]})
         )
         torch.manual_seed(3)
         before = torch.rand(3)
@@ -215,7 +219,7 @@ class TestTheProcessIsTheCallers:
         assert torch.equal(torch.rand(3), before)
         assert [line["step"] for line in trained.rows()] == [1]
 
-    def test_two_threads_have_their_own_locks(self, moved: Path, tmp_path: Path) -> None:
+    def test_two_threads_have_their_own_locks(self, run_copy: Path, tmp_path: Path) -> None:
         """A call that ends lets go of its own run folder, and of no other's."""
         inside, leave = threading.Event(), threading.Event()
 
@@ -229,8 +233,8 @@ class TestTheProcessIsTheCallers:
         thread.start()
         try:
             assert inside.wait(60)
-            capfilt.verify(moved, mend=True)
-            assert lock.find(moved) is None
+            capfilt.verify(run_copy, mend=True)
+            assert lock.find(run_copy) is None
             assert lock.find(tmp_path) is not None
             with pytest.raises(capfilt.RunError, match="is in use by process"), lock.driving():
                 lock.hold(tmp_path)
@@ -241,17 +245,20 @@ class TestTheProcessIsTheCallers:
 
     @pytest.mark.slow
     def test_the_callers_ray_is_used_and_left_running(
-        self, story: Path, models: dict[str, str], tmp_path: Path
+        self, finished_run: Path, models: dict[str, str], tmp_path: Path
     ) -> None:
+        web = str(finished_run / "data/web")
         code = f"""
-import ray, capfilt
+import time, ray, capfilt
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-pids = set()
-done = capfilt.annotate({str(story / "data/web")!r}, **{models!r}, out={str(tmp_path / "run")!r}, settings={QUICK!r})
+done = capfilt.annotate({web!r}, **{models!r}, out={str(tmp_path / "run")!r}, settings={QUICK!r})
 assert done.samples.kept == 60
 assert ray.is_initialized()
 assert ray.get(ray.remote(lambda: 3).remote()) == 3
-print(ray.available_resources()["CPU"])
+until = time.monotonic() + 60
+while (free := ray.available_resources().get("CPU")) != 2 and time.monotonic() < until:
+    time.sleep(0.1)
+print(free)
 """
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -20,15 +20,15 @@ PAGE = Path(__file__).parents[2] / "docs/python_api.md"
 BLOCKS = re.findall(r"^```python([^\n]*)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def prepare(home: Path, story: Path, training: dict[str, Any]) -> None:
+def prepare(home: Path, finished_run: Path, training: dict[str, Any]) -> None:
     """A folder with what the page takes for given."""
-    shutil.copytree(story, home / "runs/mine")
-    shutil.copy(story.parent / "mine.yaml", home / "my.yaml")
+    shutil.copytree(finished_run, home / "runs/mine")
+    shutil.copy(finished_run.parent / "mine.yaml", home / "my.yaml")
     (home / "shards").mkdir()
-    for tar in sorted((story / "data/web").glob("*.tar"))[:2]:
+    for tar in sorted((finished_run / "data/web").glob("*.tar"))[:2]:
         shutil.copy(tar, home / "shards")
     for role in ("captioner", "filter"):
-        shutil.copytree(story / "round-1" / role / "checkpoint", home / "models" / role)
+        shutil.copytree(finished_run / "round-1" / role / "checkpoint", home / "models" / role)
     first = next(item for item in shards.read(str(home / "shards/00000.tar")) if isinstance(item, Sample))
     (home / "cat.png").write_bytes(first.image)
     recipe = yaml.safe_load((home / "my.yaml").read_text())
@@ -36,9 +36,9 @@ def prepare(home: Path, story: Path, training: dict[str, Any]) -> None:
     (home / "my-pretrain.yaml").write_text(yaml.safe_dump(pretrain))
 
 
-def test_the_blocks_run(tmp_path: Path, story: Path) -> None:
-    recipe = yaml.safe_load((story.parent / "mine.yaml").read_text())
-    prepare(tmp_path, story, recipe["pretrain"])
+def test_the_blocks_run(tmp_path: Path, finished_run: Path) -> None:
+    recipe = yaml.safe_load((finished_run.parent / "mine.yaml").read_text())
+    prepare(tmp_path, finished_run, recipe["pretrain"])
     code = "\n".join(block for how, block in BLOCKS if not how)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr

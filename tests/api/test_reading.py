@@ -11,8 +11,8 @@ from capfilt.data import shards
 
 
 @pytest.mark.parametrize(("place", "judged"), [("round-1", True), ("round-1/annotations", False)])
-def test_annotations_of_a_folder(place: str, judged: bool, story: Path) -> None:
-    found = capfilt.read_annotations(story / place)
+def test_annotations_of_a_folder(place: str, judged: bool, finished_run: Path) -> None:
+    found = capfilt.read_annotations(finished_run / place)
     rows = list(found)
     assert len(rows) == len(list(found)) == 120, "it can be walked again"
     assert isinstance(rows[0], capfilt.Annotation)
@@ -27,31 +27,31 @@ def test_annotations_of_a_folder(place: str, judged: bool, story: Path) -> None:
             next(found.verdicts())
 
 
-def test_annotations_of_one_shard(story: Path) -> None:
-    path = story / "round-1/annotations/00001.parquet"
+def test_annotations_of_one_shard(finished_run: Path) -> None:
+    path = finished_run / "round-1/annotations/00001.parquet"
     assert capfilt.read_annotations(str(path)).files == (path,)
     assert len(list(capfilt.read_annotations(path))) == 40
 
 
 def test_no_annotations(tmp_path: Path) -> None:
-    with pytest.raises(capfilt.DataError, match="holds no annotations. Give a Parquet, a folder of them"):
+    with pytest.raises(capfilt.DataError, match="holds no annotations"):
         capfilt.read_annotations(tmp_path)
 
 
 @pytest.mark.parametrize("spec", ["data/web", "data/web/{00000..00002}.tar", "data/web/*.tar"])
-def test_samples_of_shards(spec: str, story: Path) -> None:
-    found = list(capfilt.read_shards(str(story / spec)))
+def test_samples_of_shards(spec: str, finished_run: Path) -> None:
+    found = list(capfilt.read_shards(str(finished_run / spec)))
     assert len(found) == 60
     assert found[0].image
     assert len(found[0].uid) == 32
 
 
-def test_several_specs_at_once(story: Path) -> None:
-    assert len(list(capfilt.read_shards([story / "data/web/00000.tar", story / "data/test"]))) == 32
+def test_several_specs_at_once(finished_run: Path) -> None:
+    assert len(list(capfilt.read_shards([finished_run / "data/web/00000.tar", finished_run / "data/test"]))) == 32
 
 
-def test_what_cannot_be_read_is_raised_or_handed_over(tmp_path: Path, story: Path) -> None:
-    good = next(capfilt.read_shards(story / "data/web"))
+def test_what_cannot_be_read_is_raised_or_handed_over(tmp_path: Path, finished_run: Path) -> None:
+    good = next(capfilt.read_shards(finished_run / "data/web"))
     whole = tmp_path / "00000.tar"
     shards.write(whole, [good, capfilt.Sample("b", good.image, good.extension, "b")])
     data = whole.read_bytes()
