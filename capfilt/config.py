@@ -55,6 +55,9 @@ class Config(pydantic.BaseModel):
     folder: ClassVar[str] = ""
     """The folder there whose presets may go by their short names; by default that of the file's own name."""
 
+    alternatives: ClassVar[frozenset[str]] = frozenset()
+    """Keys that make a section one of another kind: it replaces what it extends instead of being merged with it."""
+
 
 C = TypeVar("C", bound=Config)
 
@@ -67,9 +70,9 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     file = Path(path)
     tree = load(file)
     if "extends" in tree:
-        tree = _merge(_parent(file, tree.pop("extends"), kind), tree)
+        tree = _merge(_parent(file, tree.pop("extends"), kind), tree, kind.alternatives)
     for assignment in sets:
-        _set(tree, assignment)
+        _set(tree, assignment, kind.alternatives)
     return validated(kind, tree, file)
 
 
@@ -77,7 +80,7 @@ def build(kind: type[C], sets: Sequence[str] = ()) -> C:
     """Make a `kind` from its defaults and "a.b=c" assignments alone. Raises RecipeError as `read` does."""
     tree: dict[str, Any] = {}
     for assignment in sets:
-        _set(tree, assignment)
+        _set(tree, assignment, kind.alternatives)
     return validated(kind, tree, "--set")
 
 
@@ -244,15 +247,20 @@ def _parent(file: Path, name: object, kind: type[Config]) -> dict[str, Any]:
     return tree
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any], alternatives: frozenset[str]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        deeper = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _merge(below[key], value) if deeper else value
+        inner = below.get(key)
+        deeper = isinstance(value, dict) and isinstance(inner, dict) and _same_kind(inner, value, alternatives)
+        merged[key] = _merge(below[key], value, alternatives) if deeper else value
     return merged
 
 
-def _set(tree: dict[str, Any], assignment: str) -> None:
+def _same_kind(below: dict[str, Any], above: dict[str, Any], alternatives: frozenset[str]) -> bool:
+    return not above or below.keys() & alternatives == above.keys() & alternatives
+
+
+def _set(tree: dict[str, Any], assignment: str, alternatives: frozenset[str]) -> None:
     dotted, equals, text = assignment.partition("=")
     *parents, last = dotted.strip().split(".")
     shown = short_repr(assignment, 200)
@@ -270,6 +278,8 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
         if not isinstance(node, dict):
             inner = ".".join(parents[: depth + 1])
             raise RecipeError(f"--set {shown}: {inner!r} is {short_repr(node)} and has no keys; set {inner!r} itself.")
+    if parents and last in alternatives and last not in node:
+        node.clear()
     node[last] = value
 
 

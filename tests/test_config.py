@@ -103,6 +103,26 @@ def test_extends_of_an_extension_is_refused(tmp_path: Path) -> None:
     assert "one preset name" in refusal(write(tmp_path / "d.yaml", "extends: [a.yaml, b.yaml]\n"))
 
 
+class Drink(Config):
+    """Two sections that are each brewed, as `cups` says, or bought."""
+
+    alternatives: ClassVar[frozenset[str]] = frozenset({"bought"})
+
+    tea: dict[str, int]
+    coffee: dict[str, int] = {}
+
+
+def test_a_section_of_another_kind_replaces_what_it_extends(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "tea: {cups: 2, minutes: 4}\ncoffee: {bought: 1, price: 3}\n")
+    child = write(tmp_path / "r.yaml", "extends: base.yaml\ntea: {bought: 5}\ncoffee: {cups: 6}\n")
+    assert config.read(child, Drink) == Drink(tea={"bought": 5}, coffee={"cups": 6})
+    child = write(tmp_path / "r.yaml", "extends: base.yaml\ntea: {cups: 3}\ncoffee: {}\n")
+    got = config.read(child, Drink, ["coffee.bought=2"])
+    assert got == Drink(tea={"cups": 3, "minutes": 4}, coffee={"bought": 2, "price": 3})
+    assert config.read(child, Drink, ["tea.bought=7"]).tea == {"bought": 7}
+    assert config.build(Drink, ["tea.cups=1", "tea.bought=7"]).tea == {"bought": 7}
+
+
 def test_set_overrides_with_yaml_values(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", "name: a\nthreshold: 0.5\n")
     sets = ["optimizer.lr=1e-5", "stages=[{lr: 2}]", "threshold=", "by_name.x.lr=3", "name=a=b"]

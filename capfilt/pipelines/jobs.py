@@ -135,6 +135,7 @@ def _external_paths(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
     for name in ("pretrain", "captioner", "filter", "train"):
         yield from _feature_folder(name, tree.get(name))
+        yield from _weights(name, tree.get(name) or {})
     yield from _weights("initial", tree.get("initial") or {})
     yield from _weights("", {"tokenizer": tree.get("tokenizer")})
     for number, stage in enumerate(tree.get("final") or ()):
@@ -149,7 +150,7 @@ def _feature_folder(name: str, train: Mapping[str, Any] | None) -> Iterator[tupl
 
 def _weights(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Values that may also be names on the hub or of presets: paths if they look like files or exist here."""
-    for key in ("model", "vision", "text", "language", "tokenizer"):
+    for key in ("model", "vision", "text", "language", "tokenizer", "pretrained"):
         value = tree.get(key)
         if isinstance(value, str) and (value.endswith(_FILE_ENDINGS) or Path(value).exists()):
             yield f"{name}.{key}".removeprefix("."), value

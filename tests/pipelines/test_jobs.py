@@ -88,6 +88,15 @@ def test_names_on_the_hub_are_no_places() -> None:
         jobs.check_absolute(jobs.external_paths(recipe("tokenizer=bert/vocab.txt")))
 
 
+def test_a_pretrained_role_is_a_place_where_it_is_a_file() -> None:
+    found = jobs.external_paths(
+        recipe("filter.pretrained=models/blip.pth", "captioner.pretrained=Salesforce/blip2-opt-2.7b")
+    )
+    assert found == {"filter.pretrained": "models/blip.pth"}
+    with pytest.raises(UsageError, match=r"filter\.pretrained is 'models"):
+        jobs.check_absolute(found)
+
+
 def test_a_row_holds_what_is_known() -> None:
     began = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
     job = Job("capfilt-a", "running", "sh job.sh", {"verb": "annotate", "out": "/a"}, began, None, None, "")

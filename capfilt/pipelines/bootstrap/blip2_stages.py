@@ -31,7 +31,7 @@ def pretrain_stages(
 ) -> dict[str, StoragePath]:
     """Train every stage in turn; returns the folders of their models by the names of the stages."""
     models: dict[str, StoragePath] = {}
-    for number, (stage, architecture) in enumerate(zip(context.config.final, context.final, strict=True)):
+    for number, (stage, architecture) in enumerate(zip(context.config.final, context.opened.final, strict=True)):
         name, label = stage_name(number), f"round {r} {stage_name(number).replace('-', ' ')}"
         language = language_source(context, r, number, architecture, sources)
         initial = InitialConfig(language=language).located()

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from capfilt.errors import RecipeError
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
+from capfilt.pipelines.bootstrap.role_sources import ROLES, check_roles
 from capfilt.stages.annotate import check_same_size
 from capfilt.stages.prompts import check_prompts
 from capfilt.stages.train import TrainResources, check_shape, check_sources, check_training, read_architecture
-from capfilt.training.config import TrainConfig
 from capfilt.training.language_model import TeachConfig
 
 
@@ -28,18 +27,11 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     """
     architecture = read_architecture(config.model, config.pretrain.image_size)
     check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
-    roles: tuple[tuple[ModelRole, str, TrainConfig], ...] = (
-        ("captioner", "decode", config.captioner),
-        ("filter", "fuse", config.filter),
-    )
-    for role, capability, train in roles:
-        if capability not in architecture.capabilities:
-            raise RecipeError(f"{config.model} cannot be the {role}: it cannot {capability}; take a model that can.")
-        check_training(architecture.for_role(role), train, config.cluster.finetune, role)
+    check_roles(config, architecture)
     check_momentum(config)
-    default = architecture.image_size
-    sizes = [train.image_size or default for train in (config.captioner, config.filter)]
-    check_same_size("the captioner", sizes[0], "the filter", sizes[1])
+    sizes = [config.trainings[role].image_size or architecture.image_size for role in ROLES if role in config.trainings]
+    if len(sizes) == len(ROLES):
+        check_same_size("the captioner", sizes[0], "the filter", sizes[1])
     if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
         raise RecipeError(
             'select.threshold is "calibrated", which needs validation pairs: give data.val,'
@@ -56,7 +48,9 @@ def check_momentum(config: BootstrapConfig) -> None:
         raise RecipeError(
             "pretrain.objectives.momentum_from is 'start', and round 0 starts from nothing: take 'model'."
         )
-    if config.filter.objectives.momentum_from == "start" and not config.pretrain.keep_momentum:
+    filter_training = config.trainings.get("filter")
+    resumes = filter_training is not None and filter_training.objectives.momentum_from == "start"
+    if resumes and not config.pretrain.keep_momentum:
         raise RecipeError(
             "filter.objectives.momentum_from is 'start': set pretrain.keep_momentum=true, or take 'model'."
         )
@@ -116,5 +110,4 @@ def check_files(config: BootstrapConfig, architecture: Architecture, final: Sequ
     for stage, stage_architecture in zip(config.final, final, strict=True):
         language = stage.language if isinstance(stage.language, str) else None
         check_sources(InitialConfig(vision=stage.vision, text=stage.text, language=language), stage_architecture)
-    loaders = {part: getattr(config, part).loader for part in ("pretrain", "captioner", "filter")}
-    check_prompts(config.tokenizer, architecture, loaders, (config.annotate.decode, config.evaluate.decode))
+    check_prompts(config.tokenizer, architecture, {"pretrain": config.pretrain.loader}, [config.evaluate.decode])

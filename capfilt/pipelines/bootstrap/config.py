@@ -5,9 +5,9 @@ Its dump is the run's `recipe.yaml` and the core of `plan.json`: a renamed field
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
@@ -51,10 +51,32 @@ class StageConfig(Config):
     train: TrainConfig
 
 
+class PretrainedConfig(Config):
+    """A captioner or a filter that is used as it is in every round; nothing is trained."""
+
+    pretrained: str
+    """A model folder, a `.pth` of BLIP, or a name on the Hugging Face hub: what `capfilt annotate` takes."""
+
+
+def _kind_of_source(given: Any) -> str:
+    """The class of a role's section; one without a key of its own, as of today's recipes, is a fine-tuning."""
+    keys = given if isinstance(given, dict) else {}
+    is_pretrained = "pretrained" in keys or isinstance(given, PretrainedConfig)
+    return (PretrainedConfig if is_pretrained else TrainConfig).__name__
+
+
+RoleConfig = Annotated[
+    Annotated[TrainConfig, Tag("TrainConfig")] | Annotated[PretrainedConfig, Tag("PretrainedConfig")],
+    Discriminator(_kind_of_source),
+]
+"""Where a captioner or a filter comes from: `role_sources.SOURCES` has the code of each class."""
+
+
 class BootstrapConfig(Config):
     """A recipe of `capfilt bootstrap`."""
 
     folder: ClassVar[str] = "bootstrap"
+    alternatives: ClassVar[frozenset[str]] = frozenset({"pretrained"})
 
     seed: int = 0
     rounds: int = Field(default=2, ge=0)
@@ -72,9 +94,17 @@ class BootstrapConfig(Config):
     pretrain: TrainConfig
     final: tuple[StageConfig, ...] = ()
     """What the last round pretrains in place of `model`: a BLIP-2, stage by stage. Round 0 always pretrains `model`."""
-    captioner: TrainConfig
-    filter: TrainConfig
+    captioner: RoleConfig
+    """The training that makes a captioner of each round's newest model, or `pretrained`: a model that is there."""
+    filter: RoleConfig
+    """As `captioner`."""
     annotate: AnnotateConfig = AnnotateConfig()
     select: PolicyConfig = PolicyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def trainings(self) -> dict[str, TrainConfig]:
+        """The trainings of a round by the key of each: `pretrain`, and the roles that are fine-tuned."""
+        sections = {"pretrain": self.pretrain, "captioner": self.captioner, "filter": self.filter}
+        return {key: section for key, section in sections.items() if isinstance(section, TrainConfig)}

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from capfilt.cluster.session import Session
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture
+from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
+from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.count_pairs import contents_of
 from capfilt.stages.runner import digests
 from capfilt.storage.paths import StoragePath
+
+
+class RoleSource(Protocol):
+    """Where the model of a role comes from, round by round."""
+
+    def plan(self) -> dict[str, Any]:
+        """What the run's plan has under the key of the role."""
+
+    def compute_request(self) -> ComputeRequest | None:
+        """What its training requests to compute with; None where nothing is trained."""
+
+    def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
+        """The model that plays the role in round `r`; `newest` is the model that the round before pretrained."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,7 @@ class OpenedRun:
     architecture: Architecture
     final: tuple[Architecture, ...]
     """The architectures of `config.final`."""
+    roles: Mapping[ModelRole, RoleSource]
     run: Run
 
 
@@ -34,16 +51,22 @@ class BootstrapContext:
     """What every step of one bootstrap needs."""
 
     session: Session
-    config: BootstrapConfig
-    architecture: Architecture
-    run: Run
+    opened: OpenedRun
     progress: Progress
     splits: dict[str, list[str]]
     """The URLs of the shards of each split: web, human and, where there are such, val and test."""
     compute: dict[str, Compute]
     """Device and number format of each stage, by its name."""
-    final: tuple[Architecture, ...] = ()
-    """The architectures of `config.final`."""
+
+    @property
+    def config(self) -> BootstrapConfig:
+        """The recipe."""
+        return self.opened.config
+
+    @property
+    def run(self) -> Run:
+        """The run folder."""
+        return self.opened.run
 
     def folder(self, r: int, *parts: str) -> StoragePath:
         """A path in the folder of round `r`, absolute: workers may have another working directory."""

@@ -5,20 +5,27 @@ The plan is the recipe without the fields that change no result: a resumed run m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capfilt.evaluation import evaluate
 from capfilt.models import Architecture
+from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.blip2_stages import stage_name
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
+from capfilt.pipelines.bootstrap.context import RoleSource
 from capfilt.pipelines.bootstrap.data import input_names
+from capfilt.pipelines.bootstrap.role_sources import training_plan
 from capfilt.stages import annotate
 from capfilt.stages.compute import ComputeRequest
-from capfilt.training.config import EXECUTION_FIELDS
 
 
-def plan_of(config: BootstrapConfig, architecture: Architecture, final: Sequence[Architecture]) -> dict[str, Any]:
+def plan_of(
+    config: BootstrapConfig,
+    architecture: Architecture,
+    final: Sequence[Architecture],
+    roles: Mapping[ModelRole, RoleSource],
+) -> dict[str, Any]:
     """What makes two runs the same. A resumed run may ask for more rounds, and for other settings that decide only how
     its results are computed.
     """
@@ -26,28 +33,28 @@ def plan_of(config: BootstrapConfig, architecture: Architecture, final: Sequence
         "rounds": True,
         "cluster": True,
         "data": {"download": {"manners": True, "thread_count": True}},
-        **dict.fromkeys(("pretrain", "captioner", "filter"), EXECUTION_FIELDS),
-        "final": {"__all__": {"train": EXECUTION_FIELDS}},
         "annotate": annotate.EXECUTION_FIELDS,
         "evaluate": evaluate.EXECUTION_FIELDS,
     }
     plan = config.model_dump(mode="json", exclude=exclude)
-    for train in (plan["pretrain"], plan["captioner"], plan["filter"], *(stage["train"] for stage in plan["final"])):
-        train["features"] = bool(train["features"])  # whether, not in which folder
+    plan["pretrain"] = training_plan(config.pretrain)
+    plan |= {role: source.plan() for role, source in roles.items()}
+    for stage, stage_config in zip(plan["final"], config.final, strict=True):
+        stage["train"] = training_plan(stage_config.train)
     plan |= {"architecture": architecture.model_dump(mode="json"), "inputs": input_names(config.data)}
     for stage, stage_architecture in zip(plan["final"], final, strict=True):
         stage["architecture"] = stage_architecture.model_dump(mode="json")
     return plan
 
 
-def compute_requests(config: BootstrapConfig) -> dict[str, ComputeRequest]:
+def compute_requests(config: BootstrapConfig, roles: Mapping[ModelRole, RoleSource]) -> dict[str, ComputeRequest]:
     """What the recipe says about the device and the number format of each stage; calibration computes as annotation
     does."""
-    pretraining, finetuning, inference = config.cluster.train, config.cluster.finetune, config.cluster.annotate
+    pretraining, inference = config.cluster.train, config.cluster.annotate
+    of_roles = {role: source.compute_request() for role, source in roles.items()}
     return {
         "pretrain": ComputeRequest(config.pretrain.precision, pretraining, training=True),
-        "captioner": ComputeRequest(config.captioner.precision, finetuning, training=True),
-        "filter": ComputeRequest(config.filter.precision, finetuning, training=True),
+        **{role: request for role, request in of_roles.items() if request is not None},
         **{
             stage_name(number): ComputeRequest(stage.train.precision, pretraining, training=True)
             for number, stage in enumerate(config.final)

@@ -1,9 +1,9 @@
 """bootstrap: CapFilt in rounds (BLIP section 3.3).
 
 Round 0 pretrains on the uncleaned web: the baseline. Every later round fine-tunes a captioner and, apart from it, a
-filter from the newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), lets
-them clean the same web shards, and pretrains a new model on what is left, for as many steps as round 0 had. What the
-last round pretrains may be a BLIP-2 in its stages (`final`).
+filter from the newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), or takes
+a pretrained model for a role, lets them clean the same web shards, and pretrains a new model on what is left, for as
+many steps as round 0 had. What the last round pretrains may be a BLIP-2 in its stages (`final`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.data import prepare_data
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
+from capfilt.pipelines.bootstrap.role_sources import open_roles
 from capfilt.reporting.collect import PAGE
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -40,7 +41,7 @@ def run(address: str, config: BootstrapConfig, out: StoragePath, progress: Progr
 
     Whatever can be refused is refused before a cluster is contacted.
     """
-    check_features(out, config.pretrain, config.captioner, config.filter, *(stage.train for stage in config.final))
+    check_features(out, *config.trainings.values(), *(stage.train for stage in config.final))
     opened = open_run(config, out)
     with connect(address) as session:
         return run_rounds(session, opened, progress)
@@ -55,24 +56,26 @@ def open_run(config: BootstrapConfig, out: StoragePath) -> OpenedRun:
     """Check the recipe and open its run folder, which may be resumed with more rounds and with other resources.
 
     Raises:
-        RecipeError: parts of the recipe do not fit together, or a checkpoint that it names is not there.
+        RecipeError: parts of the recipe do not fit together.
+        ModelError: a checkpoint that it names is not there, or cannot be used as it is to be.
         RunError: the folder belongs to another run.
     """
     architecture, final = check(config)
     check_files(config, architecture, final)
-    plan = plan_of(config, architecture, final)
-    return OpenedRun(config, architecture, final, Run.open(out, configs.to_yaml(config), plan))
+    roles = open_roles(config, architecture)
+    plan = plan_of(config, architecture, final, roles)
+    return OpenedRun(config, architecture, final, roles, Run.open(out, configs.to_yaml(config), plan))
 
 
 def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[str, Any]:
     """Run all rounds, from wherever the run folder is; returns what `summary.json` says."""
     config, run = opened.config, opened.run
-    compute = decide(session, run, compute_requests(config), progress)
+    compute = decide(session, run, compute_requests(config, opened.roles), progress)
     run.log("begin", rounds=config.rounds)
     with timed(run, progress):
         folder = run.folder.absolute() / "data"
         splits = prepare_data(session, config.data, config.seed, folder, config.cluster.select, progress)
-    context = BootstrapContext(session, config, opened.architecture, run, progress, splits, compute, opened.final)
+    context = BootstrapContext(session, opened, progress, splits, compute)
     rounds = [round_zero(context)]
     newest = context.folder(0, "pretrain", "checkpoint")
     for r in range(1, config.rounds + 1):
@@ -100,8 +103,8 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
     """Caption, filter, pretrain: one round, from the newest model to the next."""
     config = context.config
     with timed(context.run, context.progress, r):
-        captioner = steps.finetune(context, r, "captioner", newest, config.captioner)
-        filter_model = steps.finetune(context, r, "filter", newest, config.filter)
+        captioner = context.opened.roles["captioner"].model(context, r, newest)
+        filter_model = context.opened.roles["filter"].model(context, r, newest)
         calibrated = steps.calibrate(context, r, filter_model)
         steps.annotate(context, r, captioner, filter_model)
         threshold, tally = steps.select(context, r, calibrated)

@@ -1,8 +1,11 @@
-"""The steps of a round, each a stage that resumes: it does nothing where the ledger has its result already."""
+"""The steps of a round beside the fine-tuning of roles (`role_sources`), each a stage that resumes.
+
+A step does nothing where the ledger has its result already.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from capfilt.data import shards
 from capfilt.data.loading.loader import Source
@@ -22,7 +25,7 @@ from capfilt.stages.select import select as run_select
 from capfilt.stages.train import run_training
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import TrainConfig, TrainJob
+from capfilt.training.config import TrainJob
 
 
 def pretrain(
@@ -38,7 +41,7 @@ def pretrain(
         return pretrain_stages(context, r, sources, newest)
     job = TrainJob(
         out=context.folder(r, "pretrain"),
-        architecture=context.architecture,
+        architecture=context.opened.architecture,
         start=newest if config.start == "continue" else None,
         tokenizer=config.tokenizer,
         sources=sources,
@@ -70,30 +73,6 @@ def evaluate(context: BootstrapContext, r: int, models: dict[str, StoragePath]) 
     run_evaluate(context.session, job, context.config.cluster.annotate, context.progress, f"round {r} evaluate")
     figures = {name: documents.read_object(context.folder(r, f"{file}.json")) for name, file in files.items()}
     return figures["pretrain"] if one_model else merge_figures(figures, stages)
-
-
-def finetune(
-    context: BootstrapContext,
-    r: int,
-    role: Literal["captioner", "filter"],
-    newest: StoragePath,
-    train: TrainConfig,
-) -> StoragePath:
-    """Fine-tune the newest model for one role on the human pairs, without the parts that the role does not use."""
-    size = train.image_size or context.architecture.image_size
-    job = TrainJob(
-        out=context.folder(r, role),
-        architecture=context.architecture.for_role(role).changed(image_size=size),
-        start=newest,
-        tokenizer=context.config.tokenizer,
-        sources=(Source(shards=tuple(context.splits["human"])),),
-        train=train,
-        compute=context.compute[role],
-        seed=context.seed(r, role),
-    )
-    label, counts = f"round {r} {role}", context.run.folder.absolute()
-    resources, digests = context.config.cluster.finetune, context.own_digests(r)
-    return run_training(context.session, job, resources, context.progress, label, digests, counts)
 
 
 def calibrate(context: BootstrapContext, r: int, filter_model: StoragePath) -> float | None:

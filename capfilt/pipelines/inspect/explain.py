@@ -5,18 +5,20 @@ It reads every Parquet that the ledgers of a run name, whichever stage made it, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capfilt import config as configs
 from capfilt.data import parquet
 from capfilt.errors import DataError, RunError
 from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.run import Run
+from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, relative_to
 
 NAMES = ("key", "uid", "sha256")
@@ -31,8 +33,7 @@ _IMAGE_COLUMNS = {"jpg", "jpeg", "png", "webp"}  # bytes of pictures, which are 
 
 def run(folder: StoragePath, name: str) -> dict[str, Any]:
     """The verb: everything that the tables of a run say of one image, by its key, uid or sha256."""
-    Run.load(folder)
-    models: dict[str, str] = {}
+    pretrained, models = pretrained_roles(folder, Run.load(folder).plan), dict[str, str]()
     by_shard: dict[tuple[StoragePath, str], dict[str, Any]] = {}
     num_tables = 0
     for ledger in stage_status.find(folder):
@@ -55,7 +56,21 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
     records = list(by_shard.values())
     used = {row[role] for r in records for row in r["rows"] for role in ("captioner", "filter") if row.get(role)}
     folders = {model: models[digest] for model in sorted(used) if (digest := model.rpartition("-")[2]) in models}
-    return {"asked": name, "found": records, "models": folders}
+    named = {model: pretrained[model] for model in sorted(used) if model in pretrained}
+    return {"asked": name, "found": records, "models": folders | named}
+
+
+def pretrained_roles(folder: StoragePath, plan: Mapping[str, Any]) -> dict[str, str]:
+    """The pretrained models of a bootstrap's roles, by their fingerprints, as its recipe names them."""
+    recipe, names = folder / "recipe.yaml", dict[str, str]()
+    for role in ("captioner", "filter"):
+        planned = plan.get(role)
+        if isinstance(planned, dict) and isinstance(fingerprint := planned.get("pretrained"), str) and recipe.is_file():
+            section = configs.load(documents.check_record(recipe)).get(role)
+            model = section.get("pretrained") if isinstance(section, dict) else None
+            if isinstance(model, str):
+                names[fingerprint] = model
+    return names
 
 
 def read(path: StoragePath, name: str) -> list[dict[str, Any]]:
