@@ -70,7 +70,9 @@ def test_every_preset_is_found_by_name_and_has_the_same_text(installed: Path) ->
 
 def test_every_module_of_the_checkout_is_in_the_wheel(installed: Path) -> None:
     def modules(root: Path) -> set[str]:
-        files = (file for file in (root / "capfilt").rglob("*.*") if file.suffix in (".py", ".typed", ".j2", ".css", ".js"))
+        files = (
+            file for file in (root / "capfilt").rglob("*.*") if file.suffix in (".py", ".typed", ".j2", ".css", ".js")
+        )
         return {str(file.relative_to(root)) for file in files}
 
     assert modules(site_packages(installed)) == modules(CHECKOUT)
