@@ -108,22 +108,23 @@ class ReviewServer(ThreadingHTTPServer):
     def __init__(self, session: ReviewSession, port: int):
         super().__init__((HOST, port), ReviewHandler)
         self.session = session
-        self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.connections: set[Any] = set()
         self.token = secrets.token_urlsafe(24)
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread; if there are too many, refuse it with status 503 instead."""
-        if not self.slots.acquire(blocking=False):
+        if len(self.connections) >= MAX_CONNECTIONS:
             with contextlib.suppress(OSError):
                 request.settimeout(0)
                 request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             self.shutdown_request(request)
             return
+        self.connections.add(request)
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread was started that would release the slot
-            self.slots.release()
+        except BaseException:  # a signal, say: whether there is a thread that will forget the connection is not known
+            self.connections.discard(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -131,7 +132,7 @@ class ReviewServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.slots.release()
+            self.connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore browsers that disconnect in the middle of an answer; show everything else."""

@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -161,6 +162,25 @@ def test_a_signal_ends_a_review_and_says_what_the_labels_say(
         out, err = running.communicate(timeout=100)
     assert (running.returncode, err) == (0, "")
     assert json.loads(out)["labels"] == 1
+
+
+def test_a_signal_ends_the_server_also_when_a_connection_s_thread_has_just_ended(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised in the main thread, here after the thread and before `process_request` returns."""
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        self.join(60)
+        raise KeyboardInterrupt
+
+    with review.open_server(run_copy) as server, socket.create_connection((review.HOST, server.server_port)):
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        monkeypatch.setattr(server.RequestHandlerClass, "handle", lambda self: None)
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        assert not server.connections
 
 
 def test_a_person_reviews(server: review.ReviewServer, run_copy: Path, browser: Any) -> None:
