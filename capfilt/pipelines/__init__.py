@@ -1,1 +1,1 @@
-"""The stories, where the rooms meet. A verb of the command line is a module here."""
+"""Pipelines made of stages: a verb of the command line is one module or folder here."""

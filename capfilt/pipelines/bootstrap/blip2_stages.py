@@ -54,7 +54,7 @@ def pretrain_stages(
             context.config.cluster.train,
             context.progress,
             label,
-            context.own_digests(r),
+            context.written_digests(r),
             context.run.folder.absolute(),
         )
     return models

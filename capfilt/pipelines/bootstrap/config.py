@@ -59,7 +59,7 @@ class PretrainedConfig(Config):
 
 
 def _kind_of_source(given: Any) -> str:
-    """The class of a role's section; one without a key of its own, as of today's recipes, is a fine-tuning."""
+    """The class of a role's section; one that names no other source is a fine-tuning."""
     keys = given if isinstance(given, dict) else {}
     is_pretrained = "pretrained" in keys or isinstance(given, PretrainedConfig)
     return (PretrainedConfig if is_pretrained else TrainConfig).__name__

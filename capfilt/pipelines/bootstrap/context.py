@@ -72,7 +72,7 @@ class BootstrapContext:
         """A path in the folder of round `r`, absolute: workers may have another working directory."""
         return self.run.round(r).absolute().joinpath(*parts)
 
-    def own_digests(self, r: int) -> dict[str, str]:
+    def written_digests(self, r: int) -> dict[str, str]:
         """The sha256, by URL, of the shards that the run wrote itself, including those of round `r`."""
         ledgers = (
             (Ledger(self.run.path("data"), "world")),
@@ -83,7 +83,7 @@ class BootstrapContext:
 
     def contents(self, r: int, urls: Sequence[str]) -> dict[str, str]:
         """The sha256 of shards that round `r` reads, by URL."""
-        return contents_of(self.session, urls, self.own_digests(r), self.run.folder.absolute(), self.progress)
+        return contents_of(self.session, urls, self.written_digests(r), self.run.folder.absolute(), self.progress)
 
     def seed(self, r: int, purpose: str) -> int:
         """A different seed for each training: the rounds must not draw the same noise."""

@@ -91,7 +91,7 @@ class Finetuned:
             seed=context.seed(r, self.role),
         )
         label, counts = f"round {r} {self.role}", context.run.folder.absolute()
-        resources, digests = self.config.cluster.finetune, context.own_digests(r)
+        resources, digests = self.config.cluster.finetune, context.written_digests(r)
         return run_training(context.session, job, resources, context.progress, label, digests, counts)
 
     @staticmethod
@@ -116,9 +116,9 @@ class Pretrained:
         section = getattr(config, role)
         assert isinstance(section, PretrainedConfig)
         folder = store.find(section.pretrained)
-        found = check_role(role, folder, NEEDS[role])
-        preprocess_for(folder, found)
-        tokenizer = tokenizer_for(folder, found)
+        checked = check_role(role, folder, NEEDS[role])
+        preprocess_for(folder, checked)
+        tokenizer = tokenizer_for(folder, checked)
         if role == "captioner":
             captioners.check_prompt(tokenizer, config.annotate.decode)
         return cls(folder, store.fingerprint(folder))
@@ -146,7 +146,7 @@ def check_roles(config: BootstrapConfig, architecture: Architecture) -> None:
 
 
 def open_roles(config: BootstrapConfig, architecture: Architecture) -> dict[ModelRole, RoleSource]:
-    """The source of each role, with whatever files it needs found and checked."""
+    """The source of each role, after its files have been checked."""
     return {role: SOURCES[type(getattr(config, role))].open(config, role, architecture) for role in ROLES}
 
 

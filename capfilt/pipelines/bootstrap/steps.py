@@ -52,7 +52,7 @@ def pretrain(
     if job.start is None:
         job = job.model_copy(update={"initial": config.initial.located()})
     label, counts = f"round {r} pretrain", context.run.folder.absolute()
-    resources, digests = config.cluster.train, context.own_digests(r)
+    resources, digests = config.cluster.train, context.written_digests(r)
     return {"pretrain": run_training(context.session, job, resources, context.progress, label, digests, counts)}
 
 

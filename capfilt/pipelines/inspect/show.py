@@ -1,4 +1,4 @@
-"""show: a recipe or an architecture in full, every default spelled out, after checking that its parts meet."""
+"""show: print a recipe or an architecture with every default, after checking that its parts fit together."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KINDS: dict[str, tuple[type[Config], ...]] = {
     "select": (PolicyConfig,),
     "models": tuple(family.config for family in FAMILIES.values()),
 }
-"""What each folder of presets holds."""
+"""The config classes of the presets in each folder: one of `pipelines/`, or all of `models/`."""
 
 
 def resolved(name: str, sets: Sequence[str]) -> Config:
-    """Read a preset of either shelf, or a YAML of the user's, with every default; RecipeError unless its parts meet."""
+    """The verb: read a preset of `pipelines/` or `models/`, or a YAML. RecipeError unless its parts fit together."""
     kind = kind_of(name)
     if kind == "models":
         return read_architecture(presets.find("models", name), sets)
@@ -41,25 +41,29 @@ def resolved(name: str, sets: Sequence[str]) -> Config:
 
 
 def kind_of(name: str) -> str:
-    """Tell the folder that a preset lies in, or that a YAML would lie in: that of what it extends, else by its keys."""
+    """The key of `KINDS` for a preset or a YAML: for a YAML that of what it extends, else the one that has most of its
+    keys."""
     if not name.endswith((".yaml", ".yml")):
         return folder_of(name)
     keys = configs.load(Path(name))
     if isinstance(parent := keys.get("extends"), str):
         if not parent.endswith((".yaml", ".yml")):
             return folder_of(parent)
-        # One level, as `configs.read` allows: what the parent extends is not asked.
+        # One level, as `configs.read` allows: what the parent itself extends is not read.
         keys = {**configs.load(Path(name).parent / parent), **keys}
-    known = {kind: max(len(keys.keys() & one.model_fields.keys()) for one in of) for kind, of in KINDS.items()}
-    return max(known, key=lambda kind: known[kind])
+    num_known = {
+        kind: max(len(keys.keys() & config.model_fields.keys()) for config in configs_of_kind)
+        for kind, configs_of_kind in KINDS.items()
+    }
+    return max(num_known, key=lambda kind: num_known[kind])
 
 
 def folder_of(name: str) -> str:
-    """Tell the folder of a preset, with or without which it may be named."""
+    """The folder of a preset, whose name may come with the folder or without it. RecipeError for an unknown name."""
     recipes, models = presets.names("pipelines"), presets.names("models")
-    for known in recipes:
-        folder, _, short = known.partition("/")
-        if name in (known, short):
+    for recipe in recipes:
+        folder, _, short = recipe.partition("/")
+        if name in (recipe, short):
             return folder
     if name in models:
         return "models"

@@ -55,13 +55,13 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, recipe: Any, stages: Any, capfilt: Any) -> Path:
+def blip2_run(tmp_path_factory: pytest.TempPathFactory, recipe: Any, stages: Any, capfilt: Any) -> Path:
     """A finished run, its recipe beside it; with BLIP-2's choice of texts."""
     home = tmp_path_factory.mktemp("final")
     chosen = {"annotate": {"captions": 3, "decode": {"max_length": 12}, "precision": "fp32"}, "select": {"top_k": 2}}
     done = capfilt("bootstrap", recipe(home, final=stages, **chosen), "--out", home / "run")
     assert done.code == 0, done.err
-    (home / "told.txt").write_text(done.out)
+    (home / "printed.txt").write_text(done.out)
     return home / "run"
 
 
@@ -70,20 +70,20 @@ def summary(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_last_round_is_a_blip2_with_the_vision_tower_of_the_newest_blip(ended: Path) -> None:
-    assert not (ended / "round-1/pretrain").exists()
-    led = store.read(ended / "round-0/pretrain/checkpoint")[1]
+def test_the_last_round_is_a_blip2_with_the_vision_tower_of_the_newest_blip(blip2_run: Path) -> None:
+    assert not (blip2_run / "round-1/pretrain").exists()
+    first = store.read(blip2_run / "round-0/pretrain/checkpoint")[1]
     for stage in ("stage-1", "stage-2"):
-        own, tensors = store.read(ended / "round-1" / stage / "checkpoint")
+        own, tensors = store.read(blip2_run / "round-1" / stage / "checkpoint")
         assert own.family == "blip2"
         assert (own.language is not None) == (stage == "stage-2")
         vision = [name for name in tensors if name.startswith("vision.")]
         assert len(vision) > 10
-        assert all(tensors[name].equal(led[name]) for name in vision)
+        assert all(tensors[name].equal(first[name]) for name in vision)
 
 
-def test_its_figures_are_of_both_stages(ended: Path) -> None:
-    first, last = summary(ended)["rounds"]
+def test_its_figures_are_of_both_stages(blip2_run: Path) -> None:
+    first, last = summary(blip2_run)["rounds"]
     assert "stages" not in first
     one, two = last["stages"]["stage-1"], last["stages"]["stage-2"]
     assert last["retrieval"] == one["retrieval"]
@@ -93,8 +93,8 @@ def test_its_figures_are_of_both_stages(ended: Path) -> None:
     assert two["model"].endswith("two.yaml")
 
 
-def test_no_image_has_more_than_its_two_best_texts(ended: Path) -> None:
-    last = summary(ended)["rounds"][1]
+def test_no_image_has_more_than_its_two_best_texts(blip2_run: Path) -> None:
+    last = summary(blip2_run)["rounds"][1]
     assert last["samples_in"] == 60
     assert 60 < sum(last["kept"].values()) <= 120
     assert last["kept"]["synthetic"] + last["kept"]["web"] + sum(last["dropped"].values()) == 4 * 60
@@ -105,34 +105,36 @@ def test_no_image_has_more_than_its_two_best_texts(ended: Path) -> None:
     }
 
 
-def test_a_person_is_told_of_both_stages(ended: Path, capfilt: Any) -> None:
-    told = (ended.parent / "told.txt").read_text()
-    assert "Round 1, stage 1 (" in told
-    assert "Round 1, stage 2 (" in told
-    assert "round-1/stage-2/checkpoint --as hf" in told
-    status = capfilt("status", ended, "--json")
+def test_terminal_status_and_report_show_both_stages(blip2_run: Path, capfilt: Any) -> None:
+    printed = (blip2_run.parent / "printed.txt").read_text()
+    assert "Round 1, stage 1 (" in printed
+    assert "Round 1, stage 2 (" in printed
+    assert "round-1/stage-2/checkpoint --as hf" in printed
+    status = capfilt("status", blip2_run, "--json")
     labels = [stage["label"] for stage in json.loads(status.out)["stages"]]
     wanted = ["round 1 select", "round 1 language", "round 1 stage 1", "round 1 stage 2", "round 1 evaluate"]
     assert [label for label in labels if label in wanted] == wanted
-    page = (ended / "report.html").read_text()
+    page = (blip2_run / "report.html").read_text()
     assert "Round 1, stage 2 (" in page
     assert "stage-2: lm" in page
 
 
 def test_a_rerun_touches_nothing_even_where_the_folder_was_moved(
-    ended: Path, tmp_path: Path, capfilt: Any, snapshot: Any
+    blip2_run: Path, tmp_path: Path, capfilt: Any, snapshot: Any
 ) -> None:
-    run_copy = Path(shutil.copytree(ended, tmp_path / "run"))
+    run_copy = Path(shutil.copytree(blip2_run, tmp_path / "run"))
     before = snapshot(run_copy)
-    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", run_copy, "--json")
+    done = capfilt("bootstrap", blip2_run.parent / "mine.yaml", "--out", run_copy, "--json")
     assert done.code == 0, done.err
     assert snapshot(run_copy) == before
     assert done.err == ""
 
 
-def test_one_more_round_is_led_by_a_blip_again(ended: Path, tmp_path: Path, capfilt: Any) -> None:
-    run_copy = Path(shutil.copytree(ended, tmp_path / "run"))
-    done = capfilt("bootstrap", ended.parent / "mine.yaml", "--out", run_copy, "--rounds", 2)
+def test_with_one_more_round_the_former_last_one_pretrains_a_blip_again(
+    blip2_run: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    run_copy = Path(shutil.copytree(blip2_run, tmp_path / "run"))
+    done = capfilt("bootstrap", blip2_run.parent / "mine.yaml", "--out", run_copy, "--rounds", 2)
     assert done.code == 0, done.err
     _, second, third = summary(run_copy)["rounds"]
     assert "stages" not in second
@@ -141,7 +143,7 @@ def test_one_more_round_is_led_by_a_blip_again(ended: Path, tmp_path: Path, capf
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("final.1.language", "null"), "has a frozen language model: say which with `language`"),
         (("final.0.language", "facebook/opt-125m"), "`language` is given, and the model has none"),
@@ -156,8 +158,8 @@ def test_one_more_round_is_led_by_a_blip_again(ended: Path, tmp_path: Path, capf
         (("final.0.train.objectives.queue", "64"), "BLIP-2 has no queue"),
     ],
 )
-def test_stages_that_do_not_meet_are_refused_when_they_are_read(
-    tmp_path: Path, recipe: Any, stages: Any, capfilt: Any, change: tuple[str, str], said: str
+def test_stages_that_do_not_fit_are_refused_when_the_recipe_is_read(
+    tmp_path: Path, recipe: Any, stages: Any, capfilt: Any, change: tuple[str, str], message: str
 ) -> None:
     tree = json.loads(json.dumps(stages))
     _, number, *keys = change[0].split(".")
@@ -167,13 +169,13 @@ def test_stages_that_do_not_meet_are_refused_when_they_are_read(
     place[keys[-1]] = yaml.safe_load(change[1])
     done = capfilt("bootstrap", recipe(tmp_path, final=tree), "--out", tmp_path / "run")
     assert done.code == 2, done.err
-    assert said in done.line
+    assert message in done.line
 
 
 @pytest.mark.parametrize(
     "change", [("final.0.vision", "eva_vit_g.pth"), ("final.1.language", "/models/opt"), ("initial.text", "bert")]
 )
-def test_a_checkpoint_that_is_wanted_at_the_end_is_looked_for_at_the_beginning(
+def test_a_missing_checkpoint_of_the_last_stage_is_refused_at_the_start(
     tmp_path: Path, recipe: Any, stages: Any, capfilt: Any, change: tuple[str, str]
 ) -> None:
     key, _, last = change[0].rpartition(".")
@@ -187,7 +189,7 @@ def test_a_checkpoint_that_is_wanted_at_the_end_is_looked_for_at_the_beginning(
     assert not (tmp_path / "run").exists()
 
 
-def test_of_each_kind_the_last_stage_s_figures_are_the_round_s() -> None:
+def test_merge_figures_takes_each_kind_from_the_last_stage_that_has_it() -> None:
     one, two = {"retrieval": {"tr@1": 1.0}, "captioning": {"cider": 2.0}}, {"captioning": {"cider": 3.0}}
     found = merge_figures({"stage-1": one, "stage-2": two}, ["a", "b"])
     assert found["retrieval"] == one["retrieval"]

@@ -24,7 +24,7 @@ def collect(config: DataConfig, folder: Path, seed: int = 0) -> dict[str, list[s
     return prepare_data(connect("local"), config, seed, folder, Resources(), Progress(quiet=True))
 
 
-def test_the_world_is_written_once_and_a_split_of_none_is_no_split(tmp_path: Path) -> None:
+def test_the_world_is_written_once_without_its_empty_splits(tmp_path: Path) -> None:
     data = DataConfig(world=SMALL)
     splits = collect(data, tmp_path / "data")
     assert {split: [shards.name(url) for url in urls] for split, urls in splits.items()} == {
@@ -38,7 +38,7 @@ def test_the_world_is_written_once_and_a_split_of_none_is_no_split(tmp_path: Pat
     assert Path(splits["web"][0]).stat().st_mtime_ns == stamp
 
 
-def test_shards_are_found_where_they_are_named(tmp_path: Path) -> None:
+def test_named_shards_are_used_where_they_lie(tmp_path: Path) -> None:
     splits = collect(DataConfig(world=SMALL), tmp_path / "data")
     spec = str(tmp_path / "data/web/{00000..00001}.tar")
     named = DataConfig(web=spec, human=(splits["human"][0],))
@@ -57,7 +57,7 @@ def test_shards_are_found_where_they_are_named(tmp_path: Path) -> None:
         {"world": SMALL.model_copy(update={"web": 0})},
     ],
 )  # fmt: skip
-def test_one_source_and_a_whole_one(fields: dict[str, Any]) -> None:
+def test_incomplete_and_double_sources_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DataConfig(**fields)
 
@@ -71,15 +71,15 @@ class TestDownload:
         web = {"urls": str(tmp_path / "list.csv"), "caption_col": "caption", "shard_size": 2, "limits": limits}
         data = DataConfig.model_validate({"download": web, "human": splits["human"][0]})
         assert [data.has(split) for split in world.SPLITS] == [True, True, False, False]
-        found = collect(data, tmp_path / "data")
-        assert [shards.name(url) for url in found["web"]] == ["00000", "00001"]
-        texts = [item.text for url in found["web"] for item in shards.read(url) if isinstance(item, Sample)]
+        fetched = collect(data, tmp_path / "data")
+        assert [shards.name(url) for url in fetched["web"]] == ["00000", "00001"]
+        texts = [item.text for url in fetched["web"] for item in shards.read(url) if isinstance(item, Sample)]
         assert texts == ["text 0", "text 1", "text 2"]
-        told = json.loads((tmp_path / "data/web/summary.json").read_text())
-        assert told["failed"] == {"http-404": 1}
-        asked = len(hostile.seen)
-        assert collect(data, tmp_path / "data") == found
-        assert len(hostile.seen) == asked
+        summary = json.loads((tmp_path / "data/web/summary.json").read_text())
+        assert summary["failed"] == {"http-404": 1}
+        num_requests = len(hostile.seen)
+        assert collect(data, tmp_path / "data") == fetched
+        assert len(hostile.seen) == num_requests
 
     def test_a_list_of_which_nothing_comes_is_no_web(self, hostile: Any, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text(f"{hostile.url('/status/404')}\n")

@@ -45,7 +45,7 @@ def run(finished_run: Path, filter_model: Path, tmp_path_factory: pytest.TempPat
     return home / "run"
 
 
-def test_it_scores_every_round_and_nothing_is_trained_for_it(run: Path, filter_model: Path, capfilt: Any) -> None:
+def test_a_pretrained_filter_scores_every_round_untrained(run: Path, filter_model: Path, capfilt: Any) -> None:
     fingerprint = store.fingerprint(filter_model)
     captioners = {store.fingerprint(run / f"round-{r}/captioner/checkpoint") for r in (1, 2)}
     assert len(captioners) == 2
@@ -60,14 +60,14 @@ def test_it_scores_every_round_and_nothing_is_trained_for_it(run: Path, filter_m
     assert len(thresholds) == 1, "the same filter on the same validation pairs"
 
 
-def test_plan_recipe_explain_and_report_name_it(run: Path, filter_model: Path, capfilt: Any) -> None:
+def test_plan_recipe_and_explain_name_it(run: Path, filter_model: Path, capfilt: Any) -> None:
     plan, fingerprint = json.loads((run / "plan.json").read_text()), store.fingerprint(filter_model)
     assert plan["filter"] == {"pretrained": fingerprint}
     assert plan["captioner"]["steps"] == 4
     assert "filter" not in plan["decided"]
     assert yaml.safe_load((run / "recipe.yaml").read_text())["filter"] == {"pretrained": str(filter_model)}
-    told = json.loads(capfilt("explain", run, rows(run, 1)[0]["key"], "--json").out)
-    assert told["models"][fingerprint] == str(filter_model)
+    explained = json.loads(capfilt("explain", run, rows(run, 1)[0]["key"], "--json").out)
+    assert explained["models"][fingerprint] == str(filter_model)
     assert capfilt("verify", run).code == 0
     assert (run / "report.html").is_file()
     assert capfilt("report", run).code == 0
@@ -109,7 +109,7 @@ def test_another_model_under_the_same_name_is_another_run(
     assert snapshot(run) == before
 
 
-def test_a_fork_to_the_model_that_was_fine_tuned_takes_over_what_it_annotated(
+def test_a_fork_that_pins_the_fine_tuned_filter_takes_over_its_annotations(
     finished_run: Path, filter_model: Path, tmp_path: Path, capfilt: Any
 ) -> None:
     words = ("bootstrap", finished_run.parent / "mine.yaml", "--out", finished_run, "--fork", tmp_path / "new")
@@ -121,7 +121,7 @@ def test_a_fork_to_the_model_that_was_fine_tuned_takes_over_what_it_annotated(
         assert (tmp_path / "new" / name).read_bytes() == (finished_run / name).read_bytes()
 
 
-def test_both_roles_may_be_pretrained_and_the_model_then_needs_neither_part(
+def test_with_both_roles_pretrained_the_model_needs_no_decoder(
     finished_run: Path, filter_model: Path, tmp_path: Path, capfilt: Any, model_yaml: Path
 ) -> None:
     tree = yaml.safe_load(model_yaml.read_text())
@@ -144,7 +144,7 @@ def test_both_roles_may_be_pretrained_and_the_model_then_needs_neither_part(
 
 
 @pytest.mark.parametrize(
-    ("sets", "code", "said"),
+    ("sets", "code", "message"),
     [
         (["filter.pretrained=FOLDER/round-1/captioner"], 2, "cannot be the filter: it cannot encode_text, fuse"),
         (["captioner.pretrained=FOLDER/round-1/filter"], 2, "cannot be the captioner: it cannot decode"),
@@ -164,16 +164,16 @@ def test_both_roles_may_be_pretrained_and_the_model_then_needs_neither_part(
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_before_anything_is_trained(
-    finished_run: Path, tmp_path: Path, capfilt: Any, sets: list[str], code: int, said: str
+def test_what_does_not_fit_is_refused_before_a_run_is_opened(
+    finished_run: Path, tmp_path: Path, capfilt: Any, sets: list[str], code: int, message: str
 ) -> None:
     words = [word for text in sets for word in ("--set", text.replace("FOLDER", str(finished_run)))]
     done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", tmp_path / "run", *words)
-    assert (done.code, said in done.line) == (code, True), done.err
+    assert (done.code, message in done.line) == (code, True), done.err
     assert not (tmp_path / "run/plan.json").exists()
 
 
-def test_show_names_it_and_asks_nobody_for_it(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+def test_show_does_not_look_for_the_model(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     mine = write_recipe(
         tmp_path, finished_run.parent / "mine.yaml", filter={"pretrained": "Salesforce/blip-itm-base-coco"}
     )

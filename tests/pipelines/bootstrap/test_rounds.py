@@ -51,8 +51,8 @@ def results(run: Path, *parts: str) -> dict[str, bytes]:
     }
 
 
-class TestTheStory:
-    """One finished run: what lies in its folder, and whether it adds up."""
+class TestAFinishedRun:
+    """The files of its run folder, and whether its counts add up."""
 
     def test_the_summary_has_the_figures_of_every_round(self, finished_run: Path) -> None:
         told = summary(finished_run)
@@ -70,7 +70,7 @@ class TestTheStory:
         assert set(second["kept"]) == set(second["noise_ratio"]) == {"web", "synthetic"}
         assert {"threshold", "auc", "auc_by_kind", "precision", "recall"} <= set(second["filter"])
 
-    def test_in_is_kept_and_dropped_and_failed(self, finished_run: Path) -> None:
+    def test_in_equals_kept_plus_dropped_plus_failed(self, finished_run: Path) -> None:
         entry = summary(finished_run)["rounds"][1]
         assert entry["samples_in"] == 60 == sum(entry["samples"].values())
         for source in ("web", "synthetic"):
@@ -144,7 +144,7 @@ class TestTheStory:
         counts = Counter(Path(row["__url__"]).name for row in found)
         assert sizes == {tar.name: counts[tar.name] for tar in tars}
 
-    def test_the_models_are_what_their_roles_ask(self, finished_run: Path) -> None:
+    def test_each_model_has_the_parts_of_its_role(self, finished_run: Path) -> None:
         roles = {
             part: store.architecture(finished_run / part / "checkpoint").text.roles
             for part in ("round-0/pretrain", "round-1/captioner", "round-1/filter", "round-1/pretrain")
@@ -156,13 +156,13 @@ class TestTheStory:
         assert not list(finished_run.rglob(".capfilt-part-*"))
         assert not list(finished_run.rglob("states"))
 
-    def test_the_recipe_in_the_run_folder_says_everything(self, finished_run: Path) -> None:
+    def test_the_recipe_in_the_run_folder_has_every_default(self, finished_run: Path) -> None:
         tree = yaml.safe_load((finished_run / "recipe.yaml").read_text())
         assert tree["pretrain"]["optimizer"]["weight_decay"] == 0.05, "a default, spelled out"
         assert tree["rounds"] == 1
 
 
-class TestGoingOn:
+class TestResuming:
     """The same command on the same folder."""
 
     def test_a_rerun_touches_nothing_even_where_the_folder_was_moved(
@@ -175,7 +175,9 @@ class TestGoingOn:
         assert json.loads(done.out) == summary(finished_run)
         assert done.err == ""
 
-    def test_a_person_sees_a_line_per_stage_and_a_table(self, run_copy: Path, finished_run: Path, capfilt: Any) -> None:
+    def test_the_terminal_shows_a_line_per_stage_and_a_table(
+        self, run_copy: Path, finished_run: Path, capfilt: Any
+    ) -> None:
         done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
         lines = [line.split("  ")[0] for line in done.err.splitlines()]
         one = [f"round 1 {name}" for name in ("captioner", "filter", "annotate", "select", "pretrain", "evaluate")]
@@ -291,7 +293,9 @@ def test_a_policy_may_rank_alone(tmp_path: Path, recipe: Any, capfilt: Any) -> N
     assert told["filter"].keys() == {"auc", "auc_by_kind"}
 
 
-def test_the_truth_changes_nothing(tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any) -> None:
+def test_the_known_truth_of_the_world_changes_nothing(
+    tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any
+) -> None:
     """The same shards without `truth` in their json: all that is trained, written or kept is the same."""
     for url in shards.expand(str(finished_run / "data/web")):
         blank = []
@@ -318,7 +322,7 @@ def test_the_truth_changes_nothing(tmp_path: Path, finished_run: Path, recipe: A
         assert sample == blank_clean[key]
 
 
-# ---- what the world is really like ----
+# ---- odd, broken and empty inputs ----
 
 
 def test_odd_and_broken_inputs_are_accounted_for(
