@@ -1,5 +1,4 @@
-"""What travels through the pipeline: a `Sample` (one image with its texts) or the `Fault` that took its
-place.
+"""What travels through the pipeline: a `Sample`, one image with its texts, or a `FailedSample` in its place.
 
 An image may change its key between two downloads, never its `uid`: joins go through the uid.
 """
@@ -21,25 +20,29 @@ SOURCES = ("web", "synthetic", "human")
 
 
 def is_text(text: str) -> bool:
-    """Whether there is something to read: a letter, a digit or other number, or a pictorial symbol such as an emoji.
+    """Whether a text has something to read: a letter, a number, or a pictorial symbol such as an emoji.
 
-    In Unicode's categories: one character at least of L*, N* or So. White space, control characters, punctuation and
-    the signs of mathematics, currency and typewriters ("...", "---", "|", "$") are no text on their own.
+    That is at least one character of Unicode's categories L*, N* or So. White space, control characters, punctuation
+    and signs of mathematics and currency ("...", "---", "|", "$") are no text on their own.
     """
     return any((category := unicodedata.category(c))[0] in "LN" or category == "So" for c in text)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, exactly the bytes that came in, with its text and everything the crawl said about it."""
+    """One image, exactly the bytes that came in, with its text and its metadata."""
 
     key: str
     image: bytes
+    """Encoded."""
     extension: str
+    """jpg | jpeg | png | webp"""
     text: str
+    """Its txt, else the json's `caption`, else ""."""
     meta: dict[str, Any] = field(default_factory=dict)
+    """Its json."""
     extras: dict[str, bytes] = field(default_factory=dict)
-    """What else lay under its key, by extension, where that was asked for."""
+    """Other members under its key, by extension, where the reader was asked for them."""
 
     @cached_property
     def sha256(self) -> str:
@@ -48,29 +51,29 @@ class Sample:
 
     @property
     def uid(self) -> str:
-        """The stable 32-hex id: DataComp's `uid` from the json, else the head of the image's sha256."""
-        found = self.meta.get("uid")
-        if isinstance(found, str) and _UID.fullmatch(found):
-            return found.lower()
+        """The stable id of 32 hex digits: DataComp's `uid` from the json, else the first half of the image's sha256."""
+        uid = self.meta.get("uid")
+        if isinstance(uid, str) and _UID.fullmatch(uid):
+            return uid.lower()
         return self.sha256[:32]
 
     @cached_property
     def all_captions(self) -> list[dict[str, Any]]:
-        """What came in as a text of this image, as `{"text", "source", ...}`, also what is no text (`is_text`).
+        """All texts that came with this image, as `{"text", "source", ...}`, even those that are no text (`is_text`).
 
-        `captions` of the json are the image's texts where each names its source (`SOURCES`), which is how `select`
-        writes them. Other people's, strings or `{"text": ...}` or `{"caption": ...}` (COCO), count as web texts and
-        stand after the txt, which they do not replace.
+        `captions` of the json are the image's texts where each names its source (`SOURCES`), as `select` writes them.
+        Those of other datasets, strings or `{"text": ...}` or `{"caption": ...}` (COCO), count as web texts and come
+        after the txt, which they do not replace.
         """
-        listed = self.meta.get("captions")
-        entries = listed if isinstance(listed, list) else [listed]
-        found = [caption for entry in entries if (caption := _caption(entry)) is not None]
-        own: dict[str, Any] = {"text": self.text, "source": "web"}
-        if not found:
-            return [own]
-        if all(map(_names_its_source, entries)) or self.text in ("", *(caption["text"] for caption in found)):
-            return found
-        return [own, *found]
+        value = self.meta.get("captions")
+        entries = value if isinstance(value, list) else [value]
+        captions = [caption for entry in entries if (caption := _caption(entry)) is not None]
+        txt: dict[str, Any] = {"text": self.text, "source": "web"}
+        if not captions:
+            return [txt]
+        if all(map(_names_its_source, entries)) or self.text in ("", *(caption["text"] for caption in captions)):
+            return captions
+        return [txt, *captions]
 
     @cached_property
     def captions(self) -> list[dict[str, Any]]:
@@ -79,17 +82,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """An input that could not be read: its key (or the shard's name) and a short reason."""
+class FailedSample:
+    """An input that could not be read: its key, or the shard's name, and a short reason."""
 
     key: str
     reason: str
 
 
-def skip_positions(items: Iterable[Sample | Fault], places: Mapping[int, str]) -> Iterator[Sample | Fault]:
-    """Walk what was read of a shard; at each of these places stands a Fault with the reason given."""
-    for place, item in enumerate(items):
-        yield Fault(item.key, places[place]) if place in places else item
+def skip_positions(
+    items: Iterable[Sample | FailedSample], reasons: Mapping[int, str]
+) -> Iterator[Sample | FailedSample]:
+    """The items of a shard, with a FailedSample in place of each whose position `reasons` has."""
+    for position, item in enumerate(items):
+        yield FailedSample(item.key, reasons[position]) if position in reasons else item
 
 
 def _names_its_source(entry: object) -> TypeGuard[dict[str, Any]]:
@@ -97,7 +102,7 @@ def _names_its_source(entry: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _caption(entry: object) -> dict[str, Any] | None:
-    """One entry of a json's `captions` as `{"text", "source", ...}`; None for what holds no text."""
+    """One entry of a json's `captions` as `{"text", "source", ...}`; None for one without a text."""
     if _names_its_source(entry):
         return entry
     if isinstance(entry, dict):

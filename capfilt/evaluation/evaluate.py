@@ -20,7 +20,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError
 from capfilt.evaluation.metrics import captioning, matching, retrieval
@@ -330,7 +330,7 @@ def truths(url: str) -> dict[str, Truth]:
     """The truth of every web text of a shard by uid; {}, after one look, for a shard whose first sample has none."""
     known: dict[str, Truth] = {}
     for item in shards.read(url):
-        if isinstance(item, Fault):
+        if isinstance(item, FailedSample):
             continue
         told = truth(item)
         if told is not None:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from capfilt.data.images import decode
 from capfilt.data.images.preprocess import Preprocess
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import ImageError
 from capfilt.inference.timer import StageTimer, timed
 
 BLIP = Preprocess()
-Decoded = tuple[Sample, np.ndarray] | Fault
+Decoded = tuple[Sample, np.ndarray] | FailedSample
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pictures:
     samples: list[Sample]
     pixels: Tensor
     """uint8 [B, S, S, 3], one row per sample; bytes travel to a device four times as fast as floats."""
-    faults: list[Fault]
+    faults: list[FailedSample]
 
     def on(self, device: torch.device, preprocess: Preprocess = BLIP) -> Tensor:
         """The pixels as a model reads them, [B, 3, S, S] normalised floats."""
@@ -37,7 +37,7 @@ class Pictures:
 
 
 def pictures(
-    read: Iterable[Sample | Fault],
+    read: Iterable[Sample | FailedSample],
     batch_size: int,
     image_size: int,
     threads: int = 2,
@@ -64,7 +64,7 @@ def pictures(
             yield _stack(taken)
 
 
-def _read(read: Iterable[Sample | Fault], clock: StageTimer | None) -> Iterator[Sample | Fault]:
+def _read(read: Iterable[Sample | FailedSample], clock: StageTimer | None) -> Iterator[Sample | FailedSample]:
     items = iter(read)
     while True:
         with timed(clock, "read", on_device=False):
@@ -74,21 +74,21 @@ def _read(read: Iterable[Sample | Fault], clock: StageTimer | None) -> Iterator[
         yield item
 
 
-def _decode(item: Sample | Fault, image_size: int, clock: StageTimer | None, preprocess: Preprocess) -> Decoded:
-    if isinstance(item, Fault):
+def _decode(item: Sample | FailedSample, image_size: int, clock: StageTimer | None, preprocess: Preprocess) -> Decoded:
+    if isinstance(item, FailedSample):
         return item
     try:
         with timed(clock, "decode", on_device=False):
             return item, preprocess.to_pixels(decode.decode(item.image), image_size)
     except ImageError as error:
-        return Fault(item.key, str(error))
+        return FailedSample(item.key, str(error))
 
 
 def _stack(taken: list[Decoded]) -> Pictures:
-    read = [item for item in taken if not isinstance(item, Fault)]
+    read = [item for item in taken if not isinstance(item, FailedSample)]
     pixels = np.stack([pixels for _, pixels in read]) if read else np.zeros((0, 1, 1, 3), np.uint8)
     return Pictures(
         samples=[sample for sample, _ in read],
         pixels=torch.from_numpy(pixels),
-        faults=[item for item in taken if isinstance(item, Fault)],
+        faults=[item for item in taken if isinstance(item, FailedSample)],
     )

@@ -20,7 +20,7 @@ import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import Rule
 from capfilt.data.sample import SOURCES
-from capfilt.data.shards.members import MAX_KEY
+from capfilt.data.shards.keys import MAX_KEY
 from capfilt.evaluation.evaluate import Truth
 from capfilt.printable import printable
 from capfilt.reporting.charts import Histogram

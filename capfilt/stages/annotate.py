@@ -20,8 +20,8 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample, is_text, skip_positions
-from capfilt.data.shards.members import Members
+from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
+from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import RecipeError
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Pictures, pictures
@@ -146,7 +146,7 @@ class Work:
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
-        stat, members = shards.stat(url), Members()
+        stat, members = shards.stat(url), MemberCounts()
         digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
         for own in self._rows(skip_positions(shards.read(url, digest, members), deadly)):
             rows += own
@@ -167,7 +167,7 @@ class Work:
         path = self.job.out / "annotations" / f"{name}.parquet"
         with timed(self.clock, "write", on_device=False):
             tables.write(path, rows)
-            ledger.commit(name, identity, [path], tally, digest.taken())
+            ledger.commit(name, identity, [path], tally, digest.result())
         smaller = self.annotator.pieces.limit
         at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
         spent = Counter(self.clock.seconds) - before if self.clock else Counter()
@@ -179,7 +179,7 @@ class Work:
             pass
         return sum(1 for _ in shards.read(url))
 
-    def _rows(self, read: Iterable[Sample | Fault]) -> Iterator[list[Annotation]]:
+    def _rows(self, read: Iterable[Sample | FailedSample]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
         size = self.annotator.captioner.model.config.image_size
         for batch in pictures(
@@ -233,7 +233,7 @@ class Work:
             reason=remark(text, self.job.config.max_length),
         )
 
-    def _failed(self, fault: Fault) -> Annotation:
+    def _failed(self, fault: FailedSample) -> Annotation:
         return Annotation(
             key=fault.key,
             uid="",

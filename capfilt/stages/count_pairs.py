@@ -14,7 +14,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loading.loader import Source
 from capfilt.data.loading.rows import Captions, count_pairs
-from capfilt.data.shards.members import Members
+from capfilt.data.shards.members import MemberCounts
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
@@ -42,14 +42,14 @@ class RowsJob(Config):
         """Nothing to load."""
 
         def work(url: str) -> str:
-            digest, members = shards.Digest(shards.stat(url)["version"]), Members()
+            digest, members = shards.Digest(shards.stat(url)["version"]), MemberCounts()
             found = count_pairs(url, digest, members)
             came = found.images + found.without_text
             samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
             texts = Counter({"all": found.texts})
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()}, members=members)
             Ledger(self.out, self.name).commit(
-                self.names.get(url) or entry(url), self.identity(url), [], tally, digest.taken()
+                self.names.get(url) or entry(url), self.identity(url), [], tally, digest.result()
             )
             return f"{found.without_text} images without a text" if found.without_text else ""
 
@@ -63,7 +63,7 @@ def without_text(folder: StoragePath) -> int:
 
 def entry(url: str, known: dict[str, Any] | None = None) -> str:
     """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
-    return f"{shards.name(url)}-{fingerprint(known or shards.known(url))[:16]}"
+    return f"{shards.name(url)}-{fingerprint(known or shards.identity(url))[:16]}"
 
 
 def count_rows(
@@ -93,7 +93,7 @@ def read_once(session: Session, urls: Sequence[str], folder: StoragePath, show: 
     """What is known of shards that were read to their end, by their urls; those of which nothing is are read now."""
     # A store is asked once for all of them: 100,000 shards, one after the other, would take hours.
     stats = shards.stats(urls)
-    known = shards.known_apart(stats)
+    known = shards.identities(stats)
     names = {url: entry(url, known[url]) for url in stats}
     items = {name: url for url, name in names.items()}
     job = RowsJob(out=folder, names={url: name for url, name in names.items() if "url" in known[url]})

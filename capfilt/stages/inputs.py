@@ -138,7 +138,7 @@ def changed_shards(
         f"{label}: {len(to_compare)} shards have another time of writing and the same size; reading them to compare"
     )
     places = [urls[name] for name in to_compare]
-    for name, now in zip(to_compare, map_concurrent(shards.input_now, places, shards.on_a_store(places)), strict=True):
+    for name, now in zip(to_compare, map_concurrent(shards.read_input, places, shards.on_a_store(places)), strict=True):
         if same_bytes(completions[name].input, now):
             ledger.renew(replace(completions[name], input=replace(now, version=stats[urls[name]]["version"])))
         else:

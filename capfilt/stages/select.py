@@ -23,7 +23,7 @@ from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
 from capfilt.data.sample import Sample
-from capfilt.data.shards.members import CARRIED, Members
+from capfilt.data.shards.members import CARRIED, MemberCounts
 from capfilt.errors import DataError, ShortfallError
 from capfilt.runs import balance
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -81,7 +81,7 @@ class SelectJob(Config):
         folder = self.out / "dataset"
         make_folder(folder)
         tar, table_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-        digest, members = shards.Digest(shards.stat(url)["version"]), Members()
+        digest, members = shards.Digest(shards.stat(url)["version"]), MemberCounts()
         kept, tally = self._kept(url, outcomes, digest, members), _tally(outcomes)
         if tally.samples["kept"]:
             shards.write(tar, kept)
@@ -96,13 +96,13 @@ class SelectJob(Config):
             members["not carried"] += members.pop(CARRIED, 0)
         tally.members.update(members)
         outputs = [tar, table_path] if tally.samples["kept"] else [table_path]
-        Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.taken())
+        Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.result())
         return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
     def _shard_name(self, url: str) -> str:
         return self.names.get(url) or shards.name(url)
 
-    def _kept(self, url: str, outcomes: Outcomes, digest: shards.Digest, members: Members) -> Iterator[Sample]:
+    def _kept(self, url: str, outcomes: Outcomes, digest: shards.Digest, members: MemberCounts) -> Iterator[Sample]:
         """The samples with at least one kept text, in the shard's order, their captions replaced by the kept ones."""
         for item in shards.read(url, digest, members, extras=self.carry):
             if not isinstance(item, Sample):

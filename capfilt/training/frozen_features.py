@@ -55,7 +55,7 @@ def prepare(
     urls = [url for source in sources for url in shards.expand(source.shards)]
     make_folder(folder)
     tower = fingerprint_of(frozen)
-    known = contents or shards.known_apart(shards.stats(urls))
+    known = contents or shards.identities(shards.stats(urls))
     files = {url: folder / f"{fingerprint(tower, known[url])[:32]}.safetensors" for url in urls}
     share = sorted(files)[data_parallel.rank() :: data_parallel.world_size()]
     mine = [url for url in share if not files[url].is_file()]

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from capfilt.data.sample import Fault, Sample, is_text, skip_positions
+from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
 
 
 def sample(**meta):
@@ -84,10 +84,10 @@ def test_samples_and_faults_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         sample().text = "another"
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Fault("k", "no image").reason = "another"
+        FailedSample("k", "no image").reason = "another"
 
 
 def test_what_is_left_out_is_a_fault_in_its_place():
-    items = [sample(), Fault("a", "no image"), dataclasses.replace(sample(), key="b")]
-    assert list(skip_positions(items, {2: "it kills"})) == [*items[:2], Fault("b", "it kills")]
+    items = [sample(), FailedSample("a", "no image"), dataclasses.replace(sample(), key="b")]
+    assert list(skip_positions(items, {2: "it kills"})) == [*items[:2], FailedSample("b", "it kills")]
     assert list(skip_positions(items, {})) == items

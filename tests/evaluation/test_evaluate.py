@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from capfilt.data import shards
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.synthetic.world import WorldConfig, write
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError
@@ -249,7 +249,7 @@ def test_the_truth_of_a_shard_is_asked_once(data: Path, tmp_path: Path) -> None:
     assert evaluate.truths(test) == {}
     # After the first sample without one, nothing more is read: a crawl has millions.
     (tmp_path / "0.tar").write_bytes(Path(test).read_bytes()[:8192] + b"\0garbage" * 1000)
-    assert any(isinstance(item, Fault) for item in shards.read(str(tmp_path / "0.tar")))
+    assert any(isinstance(item, FailedSample) for item in shards.read(str(tmp_path / "0.tar")))
     assert evaluate.truths(str(tmp_path / "0.tar")) == {}
 
 

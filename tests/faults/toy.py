@@ -24,7 +24,7 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
-from capfilt.data.sample import Fault, Sample, skip_positions
+from capfilt.data.sample import FailedSample, Sample, skip_positions
 from capfilt.runs import quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -71,18 +71,18 @@ class Toy(Config):
                 tally.failed[failure(row.reason)] += 1
         path = self.out / "annotations" / f"{name}.parquet"
         tables.write(path, rows)
-        ledger.commit(name, identity, [path], tally, digest.taken())
+        ledger.commit(name, identity, [path], tally, digest.result())
         return ""
 
     def part(self, url: str, start: int, stop: int) -> int:
         list(self.rows(islice(shards.read(url), start, stop)))
         return sum(1 for _ in shards.read(url))
 
-    def rows(self, items: Iterable[Sample | Fault]) -> Iterable[Annotation]:
+    def rows(self, items: Iterable[Sample | FailedSample]) -> Iterable[Annotation]:
         made = {"source": "web", "candidate": 0, "captioner": "", "filter": "", "seed": 0, "round": 0, "itc": None}
         for item in items:
             time.sleep(self.pause)
-            if isinstance(item, Fault):
+            if isinstance(item, FailedSample):
                 failed = {"uid": "", "sha256": "", "text": "", "itm": None, "status": "failed", "reason": item.reason}
                 yield Annotation(key=item.key, **made, **failed)  # type: ignore[arg-type]
                 continue

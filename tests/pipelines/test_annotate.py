@@ -146,7 +146,7 @@ def test_a_touched_shard_is_compared_once_and_not_done_again(
     web = Path(shutil.copytree(finished_run / "data/web", tmp_path / "web"))
     (web / "00002.tar").unlink()
     compared: list[str] = []
-    look = shards.input_now
+    look = shards.read_input
     monkeypatch.setattr(shards, "input_now", lambda url: (compared.append(Path(url).name), look(url))[1])
 
     def runs() -> tuple[str, str]:

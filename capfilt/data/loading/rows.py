@@ -21,7 +21,7 @@ from capfilt.data import shards
 from capfilt.data.images.augment import generator
 from capfilt.data.loading.order import Span
 from capfilt.data.sample import Sample
-from capfilt.data.shards.members import Members
+from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import DataError, StorageError
 
 Captions = Literal["all", "one"]
@@ -156,7 +156,7 @@ class PairCount:
         return self.texts if captions == "all" else self.images
 
 
-def count_pairs(url: str, digest: shards.Digest | None = None, members: Members | None = None) -> PairCount:
+def count_pairs(url: str, digest: shards.Digest | None = None, members: MemberCounts | None = None) -> PairCount:
     """Read a shard to its end and count its images and texts; `members` counts its members."""
     texts = [len(item.captions) for item in shards.read(url, digest, members) if isinstance(item, Sample)]
     return PairCount(sum(map(bool, texts)), sum(texts), texts.count(0))

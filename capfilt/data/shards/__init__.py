@@ -1,18 +1,18 @@
-"""Shards: tars of samples in img2dataset's layout, found (`expand`), streamed (`read`) and written (`write`).
+"""Shards: tars of samples in img2dataset's layout, listed (`expand`), streamed (`read`) and written (`write`).
 
-Nothing is ever extracted to disk, and a broken shard is not an exception: `read` yields what can be read and
-one `Fault` for each key that cannot. Only what the user can mend (a missing file, a dead connection) is
-raised, as `ShardError`.
+Nothing is ever extracted to disk, and a broken shard is no exception: `read` yields what can be read and one
+`FailedSample` for each key that cannot. Only what the user can mend (a missing file, a dead connection) is raised, as
+`ShardError`.
 """
 
 from __future__ import annotations
 
 from capfilt.data.shards.files import (
     Digest,
-    input_now,
-    known,
-    known_apart,
+    identities,
+    identity,
     read,
+    read_input,
     stat,
     stats,
     write,
@@ -27,13 +27,13 @@ __all__ = [
     "Digest",
     "by_name",
     "expand",
-    "input_now",
-    "known",
-    "known_apart",
+    "identities",
+    "identity",
     "name",
     "on_a_store",
     "patterns",
     "read",
+    "read_input",
     "renamed",
     "stat",
     "stats",

@@ -1,6 +1,6 @@
-"""The members of a tar that may be hostile: headers, one after another, and what each has to say.
+"""Reads a tar that may be hostile, member by member: its headers, and the data of those that are wanted.
 
-`tarfile` reads the block of a header; walking from one to the next is done here, since it ends quietly at a damaged
+`tarfile` parses the block of a header; going from one to the next is done here, since it ends silently at a damaged
 header and at the first end of two tars in one file, and gives up a whole tar for one member that it cannot read.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from capfilt.data.shards.unpack import DamagedError, Readable, unpacked
+from capfilt.data.shards.unpack import DamagedError, Readable, decompressed
 from capfilt.runs import deadline
 
 MAX_HEADER = 2**20
@@ -44,64 +44,68 @@ class Cut(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the header of a member says."""
+    """A member of a tar, by its header."""
 
     name: str
     kind: Literal["file", "folder", "other"]
     size: int
     start: int
-    """Where its data begins in the unpacked tar."""
+    """Where its data begins, in bytes of the decompressed tar."""
     problem: str = ""
     """Why its data cannot be read, though what follows it can."""
 
 
 class Tar:
-    """Walks a tar, from header to header. Tars that follow one another in a file are read as one."""
+    """Iterates over the members of a tar. Tars that follow one another in a file are read as one."""
 
     def __init__(self, stream: Readable, seekable: bool = False):
-        """With `seekable`, data that is not asked for is not read either, where the tar is not packed."""
-        self._file = unpacked(stream, seekable)
-        self._jumps = self._file.seekable()
-        self._at = 0
-        self._left = 0  # of the member's data
-        self._num = 0
+        """`seekable`: whether to seek over data that is not wanted, where the tar is not compressed."""
+        self._file = decompressed(stream, seekable)
+        self._seeks = self._file.seekable()
+        self._position = 0
+        self._unread = 0
+        """Bytes of the current member's data that are not read yet."""
+        self._num_members = 0
         self._globals: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Entry]:
-        """Raises Cut where the tar ends early, is damaged, or is larger than any shard."""
+        """Give out each member; its data may be read before the next.
+
+        Raises Cut where the tar ends early, is damaged, or is larger than any shard.
+        """
         while True:
             deadline.check()
-            self._skip(self._left + -(self._at + self._left) % _BLOCK)
-            self._left = 0
-            block = self._header()
+            self._skip(self._unread + -(self._position + self._unread) % _BLOCK)
+            self._unread = 0
+            block = self._next_header()
             if block is None:
                 return
             entry = self._entry(block)
-            self._num += 1
-            if self._num > MAX_MEMBERS:
+            self._num_members += 1
+            if self._num_members > MAX_MEMBERS:
                 raise Cut(f"more than {MAX_MEMBERS} members")
-            self._left = entry.size
+            self._unread = entry.size
             yield entry
 
     def read(self) -> bytes:
-        """The data of the member whose header came last."""
-        size, self._left = self._left, 0
-        return self._exactly(size)
+        """The data of the current member."""
+        size, self._unread = self._unread, 0
+        return self._read_exactly(size)
 
-    def pass_over(self) -> None:
-        """Go behind that data without keeping it."""
-        size, self._left = self._left, 0
+    def skip(self) -> None:
+        """Skip the data of the current member, or raise Cut where it is not all there."""
+        size, self._unread = self._unread, 0
         self._skip(size)
 
-    def _header(self) -> bytes | None:
-        """The next block that is not zeros, wherever it is: another tar may follow. None at an end that is one."""
+    def _next_header(self) -> bytes | None:
+        """The next block that is not zeros, wherever it is: another tar may follow. None at the end of the tar."""
         zeros = 0
         while True:
-            block = self._some(_BLOCK)
+            block = self._read(_BLOCK)
             if len(block) < _BLOCK:
                 if zeros and not block.strip(b"\0"):
                     return None
-                raise self._cut("" if self._num else "it is empty or too short")
+                raise self._cut("" if self._num_members else "it is empty or too short")
             if block != _ZEROS:
                 return block
             zeros += _BLOCK
@@ -112,51 +116,61 @@ class Tar:
         """The member whose headers begin with this block."""
         fields, name, problem = dict(self._globals), "", ""
         for _ in range(MAX_EXTENDED):
-            info = self._parsed(block)
+            info = self._parse_header(block)
             if info.type not in (*_LONG, *_PAX):
-                return self._made(info, block, fields, name, problem)
+                return self._make_entry(info, block, fields, name, problem)
             if info.size > MAX_HEADER:
                 problem = f"too large a header ({info.size} bytes before it; {MAX_HEADER} are allowed)"
                 self._skip(_padded(info.size))
             else:
-                data = self._exactly(_padded(info.size))[: info.size]
+                data = self._read_exactly(_padded(info.size))[: info.size]
                 if info.type == tarfile.GNUTYPE_LONGNAME:
                     name = data.partition(b"\0")[0].decode("utf-8", "backslashreplace")
-                elif info.type in _PAX and (found := _records(data)) is None:
+                elif info.type in _PAX and (records := _pax_records(data)) is None:
                     problem = "a damaged pax header"
                 elif info.type in _PAX:
-                    fields |= found or {}
+                    fields |= records or {}
                     if info.type == tarfile.XGLTYPE:
-                        self._globals |= found or {}
-            block = self._exactly(_BLOCK)
+                        self._globals |= records or {}
+            block = self._read_exactly(_BLOCK)
         raise self._cut("headers without end")
 
-    def _made(self, info: tarfile.TarInfo, block: bytes, fields: dict[str, str], name: str, problem: str) -> Entry:
+    def _make_entry(
+        self, info: tarfile.TarInfo, block: bytes, fields: dict[str, str], name: str, problem: str
+    ) -> Entry:
+        """The member of a header, with what the extended headers before it say: pax `fields`, and a long `name`."""
         sparse = info.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in fields)
         if info.type == tarfile.GNUTYPE_SPARSE:
             more = block[482]
             while more:  # its map goes on in blocks of its own
                 deadline.check()
-                more = self._exactly(_BLOCK)[504]
+                more = self._read_exactly(_BLOCK)[504]
         name = fields.get("GNU.sparse.name") or fields.get("path") or name or info.name
         size = 0 if info.type in _EMPTY else self._size(fields.get("size", info.size))
         kind: Literal["file", "folder", "other"] = (
             "folder" if info.isdir() else "file" if info.type in tarfile.REGULAR_TYPES else "other"
         )
-        return Entry(name.rstrip("/") if kind == "folder" else name, kind, size, self._at, problem or _SPARSE * sparse)
+        return Entry(
+            name.rstrip("/") if kind == "folder" else name,
+            kind,
+            size,
+            self._position,
+            problem or (_SPARSE if sparse else ""),
+        )
 
-    def _size(self, said: str | int) -> int:
+    def _size(self, value: str | int) -> int:
+        """A size that a header has; Cut where it is none, or too large."""
         try:
-            size = int(said)
+            size = int(value)
         except ValueError as error:
-            raise self._cut(f"a size of {str(said)[:20]!r}") from error
+            raise self._cut(f"a size of {str(value)[:20]!r}") from error
         if not 0 <= size <= MAX_MEMBER:
             raise self._cut(f"a member of {size} bytes, {MAX_MEMBER} are allowed")
         return size
 
-    def _parsed(self, block: bytes) -> tarfile.TarInfo:
-        if (ordinary := _ordinary(block)) is not None:
-            return ordinary
+    def _parse_header(self, block: bytes) -> tarfile.TarInfo:
+        if (common := _common_header(block)) is not None:
+            return common
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
@@ -165,39 +179,39 @@ class Tar:
         return info
 
     def _skip(self, size: int) -> None:
-        if self._jumps and size > 0:
+        if self._seeks and size > 0:
             self._file.seek(size - 1, io.SEEK_CUR)
-            self._at += size - 1
-            size = 1  # read, since one may jump behind the end
+            self._position += size - 1
+            size = 1  # the last byte is read, since seeking does not fail behind the end
         while size > 0:
             deadline.check()
-            size -= len(self._exactly(min(size, 2**20)))
+            size -= len(self._read_exactly(min(size, 2**20)))
 
-    def _exactly(self, size: int) -> bytes:
-        data = self._some(size)
+    def _read_exactly(self, size: int) -> bytes:
+        data = self._read(size)
         if len(data) < size:
             raise self._cut("")
         return data
 
-    def _some(self, size: int) -> bytes:
-        """So many bytes; fewer at the end of the file only."""
+    def _read(self, size: int) -> bytes:
+        """So many bytes; fewer only at the end of the file."""
         try:
             data = self._file.read(size)
         except DamagedError as error:
             raise self._cut(str(error)) from error
-        self._at += len(data)
+        self._position += len(data)
         return data
 
     def _cut(self, why: str) -> Cut:
-        if not self._num:
+        if not self._num_members:
             return Cut(f"unreadable shard: {why or 'it ends in its first member'}")
-        return Cut(f"shard cut at byte {self._at}" + (f": {why}" if why else ""))
+        return Cut(f"shard cut at byte {self._position}" + (f": {why}" if why else ""))
 
 
-def _ordinary(block: bytes) -> tarfile.TarInfo | None:
-    """The header of a file as nearly all are, in a quarter of the time; None where it may be anything else."""
+def _common_header(block: bytes) -> tarfile.TarInfo | None:
+    """Parse the header of a regular file as nearly all are, four times faster; None where it may be anything else."""
     name, size = block[:100].rstrip(b"\0"), block[124:136].rstrip(b" \0")
-    said = block[148:156].rstrip(b" \0")
+    checksum = block[148:156].rstrip(b" \0")
     if not (
         block[156:157] in (b"0", b"\0")
         and (block[257:265] == b"ustar  \0" or block[257:263] == b"ustar\0")
@@ -206,9 +220,9 @@ def _ordinary(block: bytes) -> tarfile.TarInfo | None:
         and b"\0" not in name
         and not name.endswith(b"/")
         and size.isdigit()
-        and said.isdigit()
-        and not {b"8"[0], b"9"[0]} & {*size, *said}
-        and sum(block) - sum(block[148:156]) + 8 * 32 == int(said, 8)
+        and checksum.isdigit()
+        and not {b"8"[0], b"9"[0]} & {*size, *checksum}
+        and sum(block) - sum(block[148:156]) + 8 * 32 == int(checksum, 8)
     ):
         return None
     info = tarfile.TarInfo(name.decode("ascii"))
@@ -220,15 +234,15 @@ def _padded(size: int) -> int:
     return size + -size % _BLOCK
 
 
-def _records(data: bytes) -> dict[str, str] | None:
+def _pax_records(data: bytes) -> dict[str, str] | None:
     """The `LENGTH KEY=VALUE` lines of a pax header; None where they are not such lines."""
-    found, at = {}, 0
-    while at < len(data) and data[at]:
-        digits = data[at : at + 20].partition(b" ")[0]
+    records, position = {}, 0
+    while position < len(data) and data[position]:
+        digits = data[position : position + 20].partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
-        key, equals, value = data[at + len(digits) + 1 : at + length].partition(b"=")
+        key, equals, value = data[position + len(digits) + 1 : position + length].partition(b"=")
         if not equals or not value.endswith(b"\n"):
             return None
-        found[key.decode("utf-8", "backslashreplace")] = value[:-1].decode("utf-8", "backslashreplace")
-        at += length
-    return found
+        records[key.decode("utf-8", "backslashreplace")] = value[:-1].decode("utf-8", "backslashreplace")
+        position += length
+    return records

@@ -1,7 +1,7 @@
-"""The bytes of a shard as they are packed: plain, gzip, bzip2 or xz, unpacked within bounds.
+"""The bytes of a shard, decompressed within bounds where they are gzip, bzip2, xz or lzma.
 
-Python's own readers of these formats unpack whatever they are told to: ten megabytes become ten gigabytes. Here the
-ratio is watched while unpacking, for what is read and for what is skipped alike.
+Python's own readers of these formats decompress without a limit: ten megabytes become ten gigabytes. Here the ratio is
+watched while decompressing, for what is read and for what is skipped alike.
 """
 
 from __future__ import annotations
@@ -11,64 +11,71 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from capfilt.runs import deadline
 
 MAX_RATIO = 100
-"""Unpacked bytes for each packed one. Shards of pictures unpack to 1.1 times their size, of jsons to 30 at most."""
-FREE = 64 * 2**20
-"""Unpacked bytes that any shard may have, whatever the ratio: what they cost is a tenth of a second."""
-MAX_UNPACKED = 2**36
-"""Unpacked bytes of a shard."""
+"""Decompressed bytes for each compressed one. Shards of pictures have 1.1, of jsons 30 at most."""
+FREE_BYTES = 64 * 2**20
+"""Decompressed bytes that any shard may have, whatever the ratio: they cost a tenth of a second."""
+MAX_BYTES = 2**36
+"""Decompressed bytes of a shard."""
 MAX_DICTIONARY = 256 * 2**20
-"""Memory that an xz may ask for."""
-_PIECE = 2**16
-_BUFFER = 2**18
+"""Bytes of memory that an xz may ask for."""
+_READ_BYTES = 2**16
+_BUFFER_BYTES = 2**18
 
-_GZIP, _BZIP2, _XZ, _LZMA = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0\x80"
-_KINDS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
-    (_GZIP, lambda: zlib.decompressobj(31)),
-    (_BZIP2, bz2.BZ2Decompressor),
-    (_XZ, lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)),
-    (_LZMA, lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)),
+
+@dataclass(frozen=True)
+class _Format:
+    magic: bytes
+    """The bytes that every stream of this format begins with."""
+    decompressor: Callable[[], Any]
+
+
+_GZIP = _Format(b"\x1f\x8b\x08", lambda: zlib.decompressobj(31))
+_FORMATS = (
+    _GZIP,
+    _Format(b"BZh", bz2.BZ2Decompressor),
+    _Format(b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)),
+    _Format(b"\x5d\0\0\x80", lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)),  # lzma
 )
 
 
 class DamagedError(Exception):
-    """Packed bytes that are damaged, or that unpack to more than is allowed."""
+    """Compressed bytes that are damaged, or that decompress to more than is allowed."""
 
 
 class Readable(Protocol):
-    """As much of a file as a tar is read by."""
+    """The one method of a file by which a tar is read."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-def unpacked(stream: Readable, seekable: bool = False) -> io.BufferedReader:
-    """Open the unpacked bytes of `stream`, from where it stands.
+def decompressed(stream: Readable, seekable: bool = False) -> io.BufferedReader:
+    """Open the decompressed bytes of `stream`, from its position on.
 
-    With `seekable` a plain stream is one too: what is skipped is then not read.
+    `seekable`: whether an uncompressed stream may be sought in, so that what is skipped is not read.
 
     Raises (while it is read):
-        DamagedError: the packed bytes are damaged, end too early, or unpack to more than is allowed.
+        DamagedError: the bytes are damaged, end too early, or decompress to more than is allowed.
     """
-    head = stream.read(_PIECE)
-    if seekable and not _packed(head):
+    head = stream.read(_READ_BYTES)
+    format = next((format for format in _FORMATS if head.startswith(format.magic)), None)
+    if format is not None:
+        return io.BufferedReader(_Decompressed(head, stream, format), _BUFFER_BYTES)
+    if seekable:
         stream.seek(0)  # type: ignore[attr-defined]
-        return io.BufferedReader(_Plain(b"", stream, seekable=True), _BUFFER)
-    kind = _packed(head)
-    return io.BufferedReader(_Unpacking(head, stream, *kind) if kind else _Plain(head, stream), _BUFFER)
+        head = b""
+    return io.BufferedReader(_Uncompressed(head, stream, seekable), _BUFFER_BYTES)
 
 
-def _packed(head: bytes) -> tuple[bytes, Callable[[], Any]] | None:
-    return next((kind for kind in _KINDS if head.startswith(kind[0])), None)
+class _Uncompressed(io.RawIOBase):
+    """A stream as it is; `head` was read of it already."""
 
-
-class _Plain(io.RawIOBase):
-    """A stream as raw bytes, those that were read of it already first."""
-
-    def __init__(self, head: bytes, stream: Any, seekable: bool = False):
+    def __init__(self, head: bytes, stream: Any, seekable: bool):
         self._head, self._stream, self._seekable = head, stream, seekable
 
     def readable(self) -> bool:
@@ -90,13 +97,13 @@ class _Plain(io.RawIOBase):
         return len(data)
 
 
-class _Unpacking(io.RawIOBase):
-    """Unpacks packed streams that follow one another (`cat a.gz b.gz`), until the last has ended."""
+class _Decompressed(io.RawIOBase):
+    """Decompresses streams of one format that follow one another (`cat a.gz b.gz`), until the last has ended."""
 
-    def __init__(self, head: bytes, stream: Readable, magic: bytes, make: Callable[[], Any]):
-        self._waiting, self._stream, self._magic, self._make = head, stream, magic, make
-        self._now = make()
-        self._packed, self._given = len(head), 0
+    def __init__(self, head: bytes, stream: Readable, format: _Format):
+        self._input, self._stream, self._format = head, stream, format
+        self._decompressor = format.decompressor()
+        self._num_read, self._num_given = len(head), 0
 
     def readable(self) -> bool:
         return True
@@ -105,48 +112,51 @@ class _Unpacking(io.RawIOBase):
         data = b""
         while not data:
             deadline.check()
-            if self._now.eof and not self._next():
+            if self._decompressor.eof and not self._begin_next():
                 return 0
-            data = self._piece(len(buffer))
-        self._given += len(data)
-        if self._given > MAX_UNPACKED:
-            raise DamagedError(f"more than {MAX_UNPACKED // 2**30} GiB when unpacked")
-        if self._given > FREE and self._given > MAX_RATIO * self._packed:
+            data = self._decompress(len(buffer))
+        self._num_given += len(data)
+        if self._num_given > MAX_BYTES:
+            raise DamagedError(f"more than {MAX_BYTES // 2**30} GiB when unpacked")
+        if self._num_given > FREE_BYTES and self._num_given > MAX_RATIO * self._num_read:
             raise DamagedError(
-                f"a bomb: {self._packed} packed bytes unpack to {self._given} and more, {MAX_RATIO} times are allowed"
+                f"a bomb: {self._num_read} packed bytes unpack to {self._num_given} and more, {MAX_RATIO} times are"
+                " allowed"
             )
         buffer[: len(data)] = data
         return len(data)
 
-    def _piece(self, size: int) -> bytes:
-        """At most `size` unpacked bytes; b"" where there are none yet."""
+    def _decompress(self, size: int) -> bytes:
+        """At most `size` decompressed bytes; b"" where more input is needed first."""
         try:
-            data: bytes = self._now.decompress(self._waiting, size)
+            data: bytes = self._decompressor.decompress(self._input, size)
         except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             raise DamagedError(str(error)) from error
-        tail = self._now.unconsumed_tail if self._magic == _GZIP else b""  # the others keep it themselves
-        self._waiting = self._now.unused_data if self._now.eof else tail
-        if not data and not self._now.eof and not self._waiting:
-            self._waiting = self._read()
-            if not self._waiting:
+        # zlib hands back the input that it has not used yet; the others keep it.
+        unused = self._decompressor.unconsumed_tail if self._format is _GZIP else b""
+        self._input = self._decompressor.unused_data if self._decompressor.eof else unused
+        if not data and not self._decompressor.eof and not self._input:
+            self._input = self._read()
+            if not self._input:
                 raise DamagedError("it ends in the middle")
         return data
 
     def _read(self) -> bytes:
-        data = self._stream.read(_PIECE)
-        self._packed += len(data)
+        data = self._stream.read(_READ_BYTES)
+        self._num_read += len(data)
         return data
 
-    def _next(self) -> bool:
-        """Begin the packed stream that follows, if one does; zeros between and behind are padding."""
-        while not (left := self._waiting.lstrip(b"\0")):
+    def _begin_next(self) -> bool:
+        """Begin the compressed stream that follows, if one does; zeros between and behind are padding."""
+        while not (rest := self._input.lstrip(b"\0")):
             deadline.check()
-            if not (left := self._read()):
+            if not (rest := self._read()):
                 return False
-            self._waiting = left
-        while len(left) < len(self._magic) and (more := self._read()):
-            left += more
-        if not left.startswith(self._magic):
+            self._input = rest
+        magic = self._format.magic
+        while len(rest) < len(magic) and (more := self._read()):
+            rest += more
+        if not rest.startswith(magic):
             raise DamagedError("what follows its end is not packed as it is")
-        self._now, self._waiting = self._make(), left
+        self._decompressor, self._input = self._format.decompressor(), rest
         return True

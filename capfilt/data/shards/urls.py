@@ -1,4 +1,4 @@
-"""Which shards are meant: braces, globs, folders and lists of URLs, and the name that each shard goes by."""
+"""Which shards a spec names (braces, globs, folders, lists of URLs), and the name that each has in a run's records."""
 
 from __future__ import annotations
 
@@ -17,51 +17,45 @@ from capfilt.redact import is_redacted
 from capfilt.storage.paths import map_concurrent
 
 ALLOWED = "allowed are tars, folders of tars, braces, globs, a::b lists and fsspec URLs"
-
-
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-
 MAX_SHARDS = 1_000_000
-
-
 MAX_NAME = 100
 """Characters of a shard's name that its folders are part of; four bytes each at most, and file systems take 255."""
 
-
 _WEB = ("http://", "https://")
-
-
 _UNSAFE = re.compile(r"[^\w.-]")
 
 
 def expand(spec: str | Sequence[str]) -> list[str]:
-    """List the shards that `spec` names, in order: tars, folders of tars, `{0..9}` braces, globs, `a::b`,
-    fsspec URLs.
+    """List the shards that `spec` names, in order: tars, folders of tars, `{0..9}` braces, globs, `a::b`, fsspec URLs.
 
-    Local paths come back absolute, so that a worker with another working directory finds them. `::` always
-    separates shards here (open_clip's habit), so fsspec's chained URLs cannot be used.
+    Local paths come back absolute, so that a worker with another working directory finds them. `::` always separates
+    shards here (open_clip's habit), so fsspec's chained URLs cannot be used.
 
     Raises:
         ShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
     """
-    asked = patterns(spec)
-    return [url for hits in map_concurrent(_find, asked, on_a_store(pattern for pattern, _ in asked)) for url in hits]
+    named = patterns(spec)
+    remote = on_a_store(pattern for pattern, _ in named)
+    return [url for urls in map_concurrent(_list_pattern, named, remote) for url in urls]
 
 
 def patterns(spec: str | Sequence[str]) -> list[tuple[str, bool]]:
-    """The paths, globs and URLs that `spec` is made of, nothing looked up; True: it is to be taken letter by letter."""
-    parts = [spec] if isinstance(spec, str) else list(spec)
-    pieces = [piece for part in parts for piece in part.split("::") if piece]
-    if not pieces:
+    """The paths, globs and URLs that `spec` is made of, each with whether it is literal, that is no pattern.
+
+    Of the storage only the existence of local paths is looked up.
+    """
+    specs = [spec] if isinstance(spec, str) else list(spec)
+    parts = [part for one in specs for part in one.split("::") if part]
+    if not parts:
         raise ShardError(f"no shards given; {ALLOWED}")
-    if lacking := next((piece for piece in pieces if is_redacted(piece)), None):
-        raise ShardError(f"{lacking} lacks a secret, which run folders do not keep; give the address in full")
-    return [pattern for piece in pieces for pattern in _expand_braces(piece)]
+    if redacted := next((part for part in parts if is_redacted(part)), None):
+        raise ShardError(f"{redacted} lacks a secret, which run folders do not keep; give the address in full")
+    return [pattern for part in parts for pattern in _expand_braces(part)]
 
 
 def on_a_store(urls: Iterable[str]) -> bool:
-    """Whether any of these lies where each question is a wait, so that many are asked at once."""
+    """Whether any of these lies on a store, whose every answer is a wait, so that many are asked at once."""
     return any("://" in url and not url.startswith((*_WEB, "file://", "local://")) for url in urls)
 
 
@@ -75,84 +69,84 @@ def name(url: str) -> str:
 
 
 def by_name(urls: Iterable[str]) -> dict[str, str]:
-    """Map the names by which a run's records know shards to their urls, in the order given.
+    """Map the names that a run's records give shards to their urls, in the order given.
 
-    A name is that of the file. Where several files share one, as in two folders with a `00000.tar` each, so many of the
-    folders above stand before it as tell them apart, `p0-00000` and `p1-00000`; where these do not, a hash of the url
-    stands behind it. What else is in the set decides, not its order.
+    A name is that of the file. Where several files share one, as in two folders with a `00000.tar` each, as many of the
+    folders above stand before it as are needed, `p0-00000` and `p1-00000`; where these are the same too, a hash of the
+    url stands behind it. Names depend on the set of shards, not on its order.
 
     Raises:
         ShardError: a shard is given twice.
     """
     urls = list(urls)
-    same: dict[str, list[str]] = {}
+    by_file_name: dict[str, list[str]] = {}
     for url in urls:
-        same.setdefault(name(url), []).append(url)
-    for own in same.values():
-        if twice := [url for url in own if own.count(url) > 1]:
-            raise ShardError(f"the shard {twice[0]} is given twice; give each shard once.")
-    taken = {found.casefold() for found, own in same.items() if len(own) == 1}
-    names = {own[0]: found for found, own in same.items() if len(own) == 1}
-    for found, own in sorted(same.items()):
-        if len(own) > 1:
-            names |= zip(own, _told_apart(found, own, taken), strict=True)
-            taken |= {names[url].casefold() for url in own}
+        by_file_name.setdefault(name(url), []).append(url)
+    for sharing in by_file_name.values():
+        if repeated := [url for url in sharing if sharing.count(url) > 1]:
+            raise ShardError(f"the shard {repeated[0]} is given twice; give each shard once.")
+    names = {sharing[0]: file_name for file_name, sharing in by_file_name.items() if len(sharing) == 1}
+    taken = {file_name.casefold() for file_name in names.values()}
+    for file_name, sharing in sorted(by_file_name.items()):
+        if len(sharing) > 1:
+            names |= zip(sharing, _distinct_names(file_name, sharing, taken), strict=True)
+            taken |= {names[url].casefold() for url in sharing}
     return {names[url]: url for url in urls}
 
 
 def renamed(named: Mapping[str, str]) -> dict[str, str]:
-    """By their urls, those of `by_name` that are not called as their file is."""
+    """The names of `by_name` that differ from their file's, by url."""
     return {url: given for given, url in named.items() if given != name(url)}
 
 
-def _told_apart(shared: str, urls: Sequence[str], taken: Set[str]) -> list[str]:
-    """Names for shards whose files are called alike."""
+def _distinct_names(file_name: str, urls: Sequence[str], taken: Set[str]) -> list[str]:
+    """Names for shards whose files share one, none of them in `taken`."""
     paths = [(url.split("?")[0] if url.startswith(_WEB) else url).rpartition("://")[2] for url in urls]
     folders = [[_UNSAFE.sub("_", part) for part in path.split("/")[:-1] if part] for path in paths]
     for depth in range(1, max(map(len, folders)) + 1):
-        names = ["-".join((*own[-depth:], shared)).lstrip(".-") for own in folders]
-        distinct = {given.casefold() for given in names}
+        names = ["-".join((*above[-depth:], file_name)).lstrip(".-") for above in folders]
+        distinct = {one.casefold() for one in names}
         if len(distinct) == len(urls) and not distinct & taken and max(map(len, names)) <= MAX_NAME:
             return names
-    return [f"{shared}-{hashlib.sha256(url.encode()).hexdigest()[:12]}" for url in urls]
+    return [f"{file_name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}" for url in urls]
 
 
 def is_tar(path: str) -> bool:
-    """By its name; what a Mac writes beside each file (`._00000.tar`) is none."""
+    """Whether a path is a tar, by its name; the `._00000.tar` that a Mac writes beside each file is none."""
     return path.endswith(TARS) and not path.rpartition("/")[2].startswith("._")
 
 
-def _expand_braces(piece: str) -> list[tuple[str, bool]]:
-    """The patterns of a piece, each with whether it is to be taken letter by letter."""
-    if os.path.exists(piece):
-        return [(piece, True)]
+def _expand_braces(spec: str) -> list[tuple[str, bool]]:
+    """The patterns of a spec, each with whether it is literal."""
+    if os.path.exists(spec):
+        return [(spec, True)]
     try:
-        patterns = list(islice(braceexpand(piece, escape=False), MAX_SHARDS + 1))
+        patterns = list(islice(braceexpand(spec, escape=False), MAX_SHARDS + 1))
     except ValueError as error:
-        raise ShardError(f"braces in '{piece}': {error}; write {{00000..00010}} or {{a,b}}") from error
+        raise ShardError(f"braces in '{spec}': {error}; write {{00000..00010}} or {{a,b}}") from error
     if len(patterns) > MAX_SHARDS:
-        raise ShardError(f"'{piece}' names more than {MAX_SHARDS} shards; split it")
+        raise ShardError(f"'{spec}' names more than {MAX_SHARDS} shards; split it")
     return [(pattern, False) for pattern in patterns]
 
 
-def _find(asked: tuple[str, bool]) -> list[str]:
-    """The shards behind one pattern without braces; web addresses are taken as they are, unlisted."""
-    pattern, literal = asked
+def _list_pattern(named: tuple[str, bool]) -> list[str]:
+    """The shards that a pattern without braces matches; web addresses are taken as they are, unlisted."""
+    pattern, is_literal = named
     if pattern.startswith(_WEB):
         return [pattern]
     try:
-        files, path = fsspec.core.url_to_fs(pattern)
-        if not literal and re.search(r"[*?\[]", path):
-            hits = [hit for hit in sorted(files.glob(path)) if is_tar(hit)]
-        elif files.info(path)["type"] == "directory":
-            hits = [hit for hit in sorted(files.ls(path, detail=False)) if is_tar(hit)]
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        if not is_literal and re.search(r"[*?\[]", path):
+            paths = [path for path in sorted(filesystem.glob(path)) if is_tar(path)]
+        elif filesystem.info(path)["type"] == "directory":
+            paths = [path for path in sorted(filesystem.ls(path, detail=False)) if is_tar(path)]
         else:
-            hits = [path]
+            paths = [path]
     except FileNotFoundError:
-        hits = []
+        paths = []
     except (OSError, ValueError, ImportError) as error:
-        raise ShardError(f"cannot look for shards at '{pattern}': {error}") from error
-    if not hits:
+        raise ShardError(f"cannot list the shards at '{pattern}': {error}") from error
+    if not paths:
         raise ShardError(f"no shard found at '{pattern}'; {ALLOWED}")
-    local = "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol)
-    return hits if local else [files.unstrip_protocol(hit) for hit in hits]
+    local = "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol)
+    return paths if local else [filesystem.unstrip_protocol(path) for path in paths]

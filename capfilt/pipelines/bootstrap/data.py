@@ -12,7 +12,7 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.synthetic import world
 from capfilt.data.synthetic.world import WorldConfig
 from capfilt.errors import DataError
@@ -122,10 +122,10 @@ def check_not_empty(split: str, urls: Sequence[str]) -> None:
 
     A web image needs no text: it is captioned. Elsewhere a sample without a text is of no use.
     """
-    fault: Fault | None = None
+    fault: FailedSample | None = None
     for item in itertools.chain.from_iterable(shards.read(url) for url in urls):
         if isinstance(item, Sample) and (split == "web" or item.captions):
             return
-        fault = fault or (Fault(item.key, NO_TEXT) if isinstance(item, Sample) else item)
+        fault = fault or (FailedSample(item.key, NO_TEXT) if isinstance(item, Sample) else item)
     reason = f"the first fault: {fault.key}: {fault.reason}" if fault else "no sample is in it"
     raise DataError(f"data.{split} is empty: none of its {len(urls)} shards (first {urls[0]}) can be used; {reason}.")

@@ -163,6 +163,6 @@ def _now(url: str | None) -> Input | str:
     if url is None:
         return "the run does not name such a shard any more"
     try:
-        return shards.input_now(url)
+        return shards.read_input(url)
     except ShardError as error:
         return str(error)

@@ -18,7 +18,7 @@ from capfilt.data.images import decode
 from capfilt.data.loading import rows as rows_module
 from capfilt.data.loading.loader import Batch, Loader, LoaderConfig, Source
 from capfilt.data.loading.rows import KEPT_BYTES, PairCount, count_pairs
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError, ShardError, StorageError
 
@@ -158,7 +158,7 @@ class TestOrder:
     ) -> None:
         read, opened = shards.read, Counter[str]()
 
-        def noted(url: str) -> Iterator[Sample | Fault]:
+        def noted(url: str) -> Iterator[Sample | FailedSample]:
             for item in read(url):
                 opened[url] += 1
                 yield item
@@ -323,7 +323,7 @@ class TestBadInput:
         shaky = loader(small_world / "human", tokenizer)
         read, reads = shards.read, itertools.count()
 
-        def sometimes(url: str) -> Iterator[Sample | Fault]:
+        def sometimes(url: str) -> Iterator[Sample | FailedSample]:
             for number, item in enumerate(read(url)):
                 if number == 3 and next(reads) % 2 == 0:
                     raise StorageError("no route")

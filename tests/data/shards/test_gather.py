@@ -18,29 +18,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tars import tar_of
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from capfilt.data import shards
-from capfilt.data.sample import Fault, Sample
-from capfilt.data.shards import gather
-from capfilt.data.shards.members import Members
+from capfilt.data.sample import FailedSample, Sample
+from capfilt.data.shards import gather, scattered
+from capfilt.data.shards.members import MemberCounts
 
 File = tuple[str, bytes]
 IMAGES = ("jpg", "png")
 
 
-def tar_of(*files: File) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, data in files:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
-    return out.getvalue()
-
-
-def read(path: Path, extras: bool = True) -> tuple[list[Sample | Fault], Members]:
-    members = Members()
+def read(path: Path, extras: bool = True) -> tuple[list[Sample | FailedSample], MemberCounts]:
+    members = MemberCounts()
     found = list(shards.read(str(path), members=members, extras=extras))
     assert members["in"] == members.total() - members["in"], "every member has one end"
     return found, members
@@ -48,7 +39,7 @@ def read(path: Path, extras: bool = True) -> tuple[list[Sample | Fault], Members
 
 @pytest.fixture
 def of(tmp_path: Path):  # type: ignore[no-untyped-def]
-    def reading(*files: File, extras: bool = True) -> tuple[list[Sample | Fault], Members]:
+    def reading(*files: File, extras: bool = True) -> tuple[list[Sample | FailedSample], MemberCounts]:
         (tmp_path / "00000.tar").write_bytes(tar_of(*files))
         return read(tmp_path / "00000.tar", extras)
 
@@ -63,7 +54,7 @@ def sample(key: str, text: str, image: str = "", **more: object) -> Sample:
     return Sample(key, (image or key).encode(), "jpg", text, **more)  # type: ignore[arg-type]
 
 
-# The rules of `gather.py` once more, without streaming, in the plainest words: what a shard of such files comes to.
+# The rules of `scattered.py` once more, without streaming, in the plainest words: what a shard of such files comes to.
 def by_the_rules(files: Sequence[File]) -> Counter[str]:
     members = [(name, *name.partition(".")[::2], data) for name, data in files]
     runs: list[list[tuple[str, str, str, bytes]]] = []
@@ -71,7 +62,7 @@ def by_the_rules(files: Sequence[File]) -> Counter[str]:
         if not runs or runs[-1][0][1] != member[1] or member[2] in [other[2] for other in runs[-1]]:
             runs.append([])
         runs[-1].append(member)
-    outcomes: list[Sample | Fault] = []
+    outcomes: list[Sample | FailedSample] = []
     seen, pool = set(), []
     for run in runs:
         parts = {extension: data for _, _, extension, data in run}
@@ -90,19 +81,19 @@ def split(names: object) -> list[tuple[str, str, str]]:
     return [name.rpartition(".") for name in names]  # type: ignore[attr-defined]
 
 
-def one(key: str, parts: dict[str, bytes], problem: str = "") -> Sample | Fault:
+def one(key: str, parts: dict[str, bytes], problem: str = "") -> Sample | FailedSample:
     images = [kind for kind in IMAGES if kind in parts]
     if not problem and not images:
         problem = "gif is not read (jpg, jpeg, png, webp are)" if "gif" in parts else "no image"
     if problem or len(images) > 1:
-        return Fault(key, problem or "more than one image")
+        return FailedSample(key, problem or "more than one image")
     meta = json.loads(parts.get("json", b"{}"))
     text = parts["txt"].decode() if "txt" in parts else meta.get("caption", "")
     extras = {kind: data for kind, data in parts.items() if kind not in (*IMAGES, "txt", "json")}
     return Sample(key, parts[images[0]], images[0], text, meta, extras)
 
 
-def pooled(pool: list[tuple[str, str, str, bytes]], settled: set[str]) -> list[Sample | Fault]:
+def pooled(pool: list[tuple[str, str, str, bytes]], settled: set[str]) -> list[Sample | FailedSample]:
     stems = {name: name.rpartition(".")[0] for name, *_ in pool}
     pictures = [m for m in pool if m[0].rpartition(".")[2] in (*IMAGES, "gif")]
     texts = [stems[name] for name, _, extension, _ in pool if extension.endswith(".txt")]
@@ -178,8 +169,8 @@ def test_any_order_of_members_is_read_by_the_rules(
         (name, json.dumps({"caption": f"c{i}"} if captions >> i & 1 else {}).encode()) for i, name in enumerate(names)
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gather, "SIDE_BY_SIDE", (2**26, side))
-        patch.setattr(gather, "NEAR", near)
+        patch.setattr(gather, "MAX_ADJACENT", (2**26, side))
+        patch.setattr(scattered, "NEAR", near)
         data = gzip.compress(tar_of(*files), 1) if packed else tar_of(*files)
         with tempfile.NamedTemporaryFile() as file:
             file.write(data)
@@ -208,7 +199,7 @@ def test_one_image_of_a_key_has_its_text_under_any_name(of) -> None:  # type: ig
     assert set(map(repr, found)) == {
         repr(sample("k.input", "", "i")),
         repr(sample("k.target", "", "j")),
-        repr(Fault("k", "belongs to more than one image")),
+        repr(FailedSample("k", "belongs to more than one image")),
         repr(sample("l", "l")),
     }
     assert members == {"in": 5, "used": 4, "of a sample that failed": 1}
@@ -237,7 +228,7 @@ def test_a_picture_with_a_text_of_its_own_is_a_sample_beside_a_plain_one(of) -> 
 def test_scattered_members_are_one_sample_each(
     of, order: tuple[str, ...], near: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(gather, "NEAR", near)
+    monkeypatch.setattr(scattered, "NEAR", near)
     data = {"jpg": "%s", "txt": "text %s", "json": '{"n": "%s"}'}
     files = [(f"{i:03d}.{kind}", (data[kind] % i).encode()) for kind in order for i in range(40)]
     found, members = of(*files)
@@ -248,8 +239,8 @@ def test_scattered_members_are_one_sample_each(
 
 
 def test_scattered_images_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "NEAR", 2**17)
-    monkeypatch.setattr(gather, "SIDE_BY_SIDE", (2**17, 16))
+    monkeypatch.setattr(scattered, "NEAR", 2**17)
+    monkeypatch.setattr(gather, "MAX_ADJACENT", (2**17, 16))
     images = [(f"s.{i:03d}.jpg", random.Random(i).randbytes(2**17)) for i in range(150)]
     (tmp_path / "0.tar").write_bytes(tar_of(*images, *[(f"s.{i:03d}.txt", b"t%d" % i) for i in range(150)]))
     del images
@@ -262,12 +253,12 @@ def test_scattered_images_are_not_held(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_texts_too_far_from_their_images_are_named(of, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(gather, "NEAR", 0)
-    monkeypatch.setattr(gather, "MAX_HELD", 2**20)
+    monkeypatch.setattr(scattered, "NEAR", 0)
+    monkeypatch.setattr(scattered, "MAX_HELD", 2**20)
     files = [(f"{i}.jpg", b"i") for i in range(3)] + [(f"{i}.txt", b"t" * 500_000) for i in range(3)]
     found, members = of(*files, ("0.npy", b"n" * 2**20))
-    assert [type(item) for item in found] == [Sample, Sample, Fault]
-    assert found[2] == Fault("2", "its txt lies too far from its image (more than 1 MiB of such)")
+    assert [type(item) for item in found] == [Sample, Sample, FailedSample]
+    assert found[2] == FailedSample("2", "its txt lies too far from its image (more than 1 MiB of such)")
     assert members == {"in": 7, "used": 4, "of a sample that failed": 2, "lies too far from its image": 1}
 
 
@@ -276,7 +267,7 @@ def test_two_tars_in_one_file_are_read_whole(tmp_path: Path) -> None:
     for name, data in (("a.tar", one + two), ("b.tar.gz", gzip.compress(one) + gzip.compress(two))):
         (tmp_path / name).write_bytes(data)
         found, members = read(tmp_path / name)
-        again = Fault("1", "duplicate key")
+        again = FailedSample("1", "duplicate key")
         assert found == [sample("0", "0"), sample("1", "1"), sample("2", "2"), again]
         assert members == {"in": 8, "used": 6, "of a sample that failed": 2}
 
@@ -285,7 +276,10 @@ def test_two_tars_in_one_file_are_read_whole(tmp_path: Path) -> None:
 def test_a_picture_that_is_not_read_is_a_row(of, kind: str) -> None:  # type: ignore[no-untyped-def]
     why = f"{kind} is not read (jpg, jpeg, png, webp are)"
     found, members = of((f"a.{kind}", b"i"), (f"b.{kind}", b"i"), ("b.txt", b"t"), *pair("c"), (f"c.{kind}", b"x"))
-    assert found[:2] in ([Fault("a", why), Fault("b", why)], [Fault("b", why), Fault("a", why)])
+    assert found[:2] in (
+        [FailedSample("a", why), FailedSample("b", why)],
+        [FailedSample("b", why), FailedSample("a", why)],
+    )
     assert found[2:] == [sample("c", "c", extras={kind: b"x"})]
     assert members == {"in": 6, "used": 2, "carried": 1, "of a sample that failed": 3}
 
@@ -313,7 +307,7 @@ def test_names_of_people_are_ordinary(of, name: str, tmp_path: Path) -> None:  #
 @pytest.mark.parametrize("mark", ["\u202e", "\u202a", "\u2066", "\u2069", "\x1b", "\x85", "\u2028"])
 def test_what_hides_or_turns_a_name_is_refused(of, mark: str) -> None:  # type: ignore[no-untyped-def]
     why = "unsafe key (control characters, or such as turn the direction of writing)"
-    assert of(*pair(f"a{mark}b"))[0] == [Fault(f"a{mark}b", why)]
+    assert of(*pair(f"a{mark}b"))[0] == [FailedSample(f"a{mark}b", why)]
 
 
 def test_what_a_mac_adds_is_passed_over(of) -> None:  # type: ignore[no-untyped-def]
@@ -338,7 +332,7 @@ def test_a_cut_takes_the_sample_that_it_went_through_and_no_other(tmp_path: Path
         path.write_bytes(data[:length])
         *before, last = read(path)[0]
         assert [item.key for item in before] == [f"s.{i}" for i in range(len(before))]
-        assert isinstance(last, Fault)
+        assert isinstance(last, FailedSample)
         assert last.reason == f"shard cut at byte {length}"
         assert len(before) * 3072 <= length < len(before) * 3072 + 3072 + 512
         assert last.key in (f"s.{len(before)}", "00000")
@@ -347,7 +341,7 @@ def test_a_cut_takes_the_sample_that_it_went_through_and_no_other(tmp_path: Path
 def test_what_others_read_of_what_we_write(of, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """webdataset, and open_clip with it, cut a name at its first dot; the key as it was stays in the json."""
     found, _ = of(*pair("22.05 track 1"), *pair("22%2E05 track 1", "takes the name"), *pair("a/b.c/k"), ("k.jpg", b"i"))
-    assert [type(item) for item in found] == [Sample, Fault, Sample, Sample]
+    assert [type(item) for item in found] == [Sample, FailedSample, Sample, Sample]
     shards.write(tmp_path / "0.tar", [item for item in found if isinstance(item, Sample)])
     with (tmp_path / "0.tar").open("rb") as stream:
         theirs = list(group_by_keys([{**file, "__url__": ""} for file in tar_file_iterator(stream)]))
@@ -372,7 +366,7 @@ def test_a_bomb_ends_its_shard_at_once_and_says_so(tmp_path: Path) -> None:
         assert time.monotonic() - begun < 10  # a tenth of a second on a quiet machine
         assert found[0] == sample("a", "a", "a")
         assert [item.key for item in found[1:]] == ["000"]
-        assert isinstance(found[1], Fault)
+        assert isinstance(found[1], FailedSample)
         assert re.match(r"shard cut at byte \d+: a bomb: \d+ packed bytes unpack to \d+ and more", found[1].reason)
 
 
@@ -395,5 +389,5 @@ def test_a_member_that_cannot_be_read_takes_its_own_sample_only(tmp_path: Path) 
     (tmp_path / "0.tar").write_bytes(b"".join([*parts, tar_of(*pair("d"))]))
     found, members = read(tmp_path / "0.tar")
     why = "a sparse file (write it whole: tar without --sparse)"
-    assert found == [sample("a", "a"), Fault("b", why), sample("c", "c", "i"), sample("d", "d")]
+    assert found == [sample("a", "a"), FailedSample("b", why), sample("c", "c", "i"), sample("d", "d")]
     assert members == {"in": 9, "used": 6, "of a sample that failed": 2, "too large a header": 1}

@@ -12,25 +12,11 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tars import tar_of
 
 from capfilt.data import shards
-from capfilt.data.sample import Fault, Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards import members, tar
-
-
-def tar_of(*files, tail=True):
-    """A tar of (name, bytes) pairs and ready-made TarInfos."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for file in files:
-            if isinstance(file, tarfile.TarInfo):
-                tar.addfile(file)
-            else:
-                header = tarfile.TarInfo(file[0])
-                header.size = len(file[1])
-                tar.addfile(header, io.BytesIO(file[1]))
-        end = tar.offset
-    return out.getvalue() if tail else out.getvalue()[:end]
 
 
 def of_type(name, kind, linkname="/etc/passwd"):
@@ -82,7 +68,7 @@ def good(key):
     ],
 )
 def test_a_bad_key_is_one_fault_and_the_rest_goes_on(outcomes, files, reason):
-    assert outcomes(tar_of(*whole("0"), *files, *whole("1"))) == [good("0"), Fault("a", reason), good("1")]
+    assert outcomes(tar_of(*whole("0"), *files, *whole("1"))) == [good("0"), FailedSample("a", reason), good("1")]
 
 
 def test_text_comes_from_txt_then_caption_then_nowhere(outcomes):
@@ -119,7 +105,7 @@ def test_numbers_that_json_does_not_have_are_null(outcomes, tmp_path):
 
 
 def test_a_key_met_again_is_a_fault(outcomes):
-    again = Fault("a", "duplicate key")
+    again = FailedSample("a", "duplicate key")
     assert outcomes(tar_of(*whole("a"), *whole("a"), *whole("b"))) == [good("a"), again, good("b")]
     assert outcomes(tar_of(*whole("a"), *whole("b"), *whole("a"))) == [good("a"), good("b"), again]
 
@@ -158,7 +144,7 @@ def test_a_member_over_its_limit_is_refused_unread(tmp_path, extension, limit):
         file.seek(-(-size // 512) * 512, io.SEEK_CUR)
         file.write(tar_of(*whole("b")))
     tracemalloc.start()
-    assert list(shards.read(str(path))) == [Fault("a", f"{extension} larger than {limit}"), good("b")]
+    assert list(shards.read(str(path))) == [FailedSample("a", f"{extension} larger than {limit}"), good("b")]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20
@@ -168,8 +154,8 @@ def test_a_member_over_its_limit_is_refused_unread(tmp_path, extension, limit):
 def test_a_name_header_of_a_gigabyte_is_not_read(outcomes, kind):
     header = of_type("a.jpg", kind)
     header.size = 2**30
-    data = tar_of(*whole("0"), tail=False) + header.tobuf(tarfile.GNU_FORMAT) + bytes(4096)
-    assert outcomes(data) == [good("0"), Fault("00000", "shard cut at byte 8192")]
+    data = tar_of(*whole("0"), has_end=False) + header.tobuf(tarfile.GNU_FORMAT) + bytes(4096)
+    assert outcomes(data) == [good("0"), FailedSample("00000", "shard cut at byte 8192")]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +166,7 @@ def test_a_name_header_of_a_gigabyte_is_not_read(outcomes, kind):
     ],
 )
 def test_a_damaged_header_is_not_a_quiet_end(outcomes, header):
-    found = outcomes(tar_of(*whole("0"), tail=False) + header + tar_of(*whole("1")))
+    found = outcomes(tar_of(*whole("0"), has_end=False) + header + tar_of(*whole("1")))
     assert found[0] == good("0")
     assert [outcome.key for outcome in found[1:]] == ["00000"]
     assert found[1].reason.startswith("shard cut at byte ")
@@ -189,16 +175,16 @@ def test_a_damaged_header_is_not_a_quiet_end(outcomes, header):
 def test_a_negative_size_in_a_pax_header_ends_the_shard(outcomes):
     pax = tarfile.TarInfo("a.jpg")
     pax.pax_headers = {"size": "-2048"}
-    found = outcomes(tar_of(*whole("0"), tail=False) + pax.tobuf(tarfile.PAX_FORMAT) + bytes(10240))
+    found = outcomes(tar_of(*whole("0"), has_end=False) + pax.tobuf(tarfile.PAX_FORMAT) + bytes(10240))
     assert [outcome.key for outcome in found] == ["0", "00000"]
 
 
 def test_every_cut_gives_what_came_before_and_then_one_fault(outcomes):
-    data = tar_of(*whole("0"), *whole("1"), tail=False)
+    data = tar_of(*whole("0"), *whole("1"), has_end=False)
     for length in range(1, len(data) + 1, 100):
         *before, last = outcomes(data[:length])
         assert before == [good(str(i)) for i in range(len(before))]
-        assert isinstance(last, Fault)
+        assert isinstance(last, FailedSample)
         if length < 512:
             assert last.key == "00000"
             assert last.reason.startswith("unreadable shard: ")
@@ -229,29 +215,29 @@ def test_a_bomb_of_empty_members_ends_in_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(tar, "MAX_MEMBERS", 20_000)
     path = tmp_path / "00000.tar.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(tar_of(*whole("0"), tail=False))
+        file.write(tar_of(*whole("0"), has_end=False))
         file.write(with_size("x", 0) * 30_000)
     tracemalloc.start()
     found = list(shards.read(str(path)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found == [good("0"), Fault("00000", "more than 20000 members")]
+    assert found == [good("0"), FailedSample("00000", "more than 20000 members")]
     assert peak < 16 * 2**20, "the headers are not kept: they alone would take more"
 
 
 def test_a_hole_of_a_terabyte_is_not_walked_through(tmp_path):
     path = tmp_path / "00000.tar"
     with path.open("wb") as file:
-        file.write(tar_of(*whole("0"), tail=False))
+        file.write(tar_of(*whole("0"), has_end=False))
         file.write(with_size("a.npy", 2**40))
         file.truncate(2**40)
     why = "shard cut at byte 4096: a member of 1099511627776 bytes, 17179869184 are allowed"
-    assert list(shards.read(str(path))) == [good("0"), Fault("00000", why)]
+    assert list(shards.read(str(path))) == [good("0"), FailedSample("00000", why)]
 
 
 KEPT = [
     # What fuzzing and others' bug reports found worth keeping: each once broke a reader of tars somewhere.
-    tar_of(("a.jpg", b"i"), tail=False) + b"\0" * 511,  # an end that is one byte short
+    tar_of(("a.jpg", b"i"), has_end=False) + b"\0" * 511,  # an end that is one byte short
     tar_of(("a.jpg", b"i"))[:700],  # a member whose padding is cut
     with_size("a.jpg", 8**11 - 1) + bytes(512),  # the largest size that octal can spell
     of_type("a.jpg", tarfile.LNKTYPE, "a.jpg").tobuf(tarfile.GNU_FORMAT) + bytes(1024),  # a link to itself
@@ -267,7 +253,7 @@ KEPT = [
 def test_kept_cases_end_as_samples_and_faults(outcomes, data):
     found = outcomes(data)
     assert found
-    assert all(isinstance(outcome, Sample | Fault) for outcome in found)
+    assert all(isinstance(outcome, Sample | FailedSample) for outcome in found)
 
 
 @settings(max_examples=150, deadline=None)
@@ -277,7 +263,7 @@ def test_kept_cases_end_as_samples_and_faults(outcomes, data):
 def test_no_bytes_raise(tmp_path_factory, data, begin):
     path = tmp_path_factory.mktemp("noise") / "00000.tar"
     path.write_bytes(begin + data)
-    assert all(isinstance(outcome, Sample | Fault) for outcome in shards.read(str(path)))
+    assert all(isinstance(outcome, Sample | FailedSample) for outcome in shards.read(str(path)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -291,4 +277,4 @@ def test_no_damage_raises(tmp_path_factory, data):
         broken[data.draw(st.integers(0, len(broken) - 1))] ^= 1
     path = tmp_path_factory.mktemp("damage") / "00000.tar"
     path.write_bytes(broken)
-    assert all(isinstance(outcome, Sample | Fault) for outcome in shards.read(str(path)))
+    assert all(isinstance(outcome, Sample | FailedSample) for outcome in shards.read(str(path)))

@@ -10,21 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tars import tar_of
 
-from capfilt.data.shards.tar import Cut, Entry, Tar, _ordinary
-
-
-def tar_of(*files: tuple[str, bytes] | tarfile.TarInfo, kind: int = tarfile.GNU_FORMAT) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=kind) as tar:
-        for file in files:
-            if isinstance(file, tarfile.TarInfo):
-                tar.addfile(file)
-            else:
-                header = tarfile.TarInfo(file[0])
-                header.size = len(file[1])
-                tar.addfile(header, io.BytesIO(file[1]))
-    return out.getvalue()
+from capfilt.data.shards.tar import Cut, Entry, Tar, _common_header
 
 
 def walked(data: bytes, seekable: bool = False) -> tuple[list[tuple[str, bytes | str]], str]:
@@ -46,7 +34,7 @@ LONG = "a folder/" * 30 + "name.jpg"
 @pytest.mark.parametrize("seekable", [False, True])
 def test_names_and_data(kind: int, seekable: bool) -> None:
     files: list[tuple[str, bytes]] = [("a", b""), (LONG, b"x" * 5000), ("é\u200c", b"y"), ("b" * 100, b"z" * 512)]
-    assert walked(tar_of(*files, kind=kind), seekable) == (files, "")
+    assert walked(tar_of(*files, format=kind), seekable) == (files, "")
 
 
 @pytest.mark.parametrize("seekable", [False, True])
@@ -146,7 +134,7 @@ def test_ordinary_headers_are_read_as_tarfile_reads_them(data: st.DataObject, ki
         block[position] = data.draw(st.sampled_from([0, 32, 48, 55, 57, 128, 255]))
     if data.draw(st.booleans()):  # with a checksum that holds
         block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 256)
-    found = _ordinary(bytes(block))
+    found = _common_header(bytes(block))
     if found is not None:
         theirs = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "backslashreplace")
         assert (found.name, found.size, found.isreg()) == (theirs.name, theirs.size, theirs.isreg())

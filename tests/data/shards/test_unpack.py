@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfilt.data.shards import unpack
-from capfilt.data.shards.unpack import DamagedError, unpacked
+from capfilt.data.shards.unpack import DamagedError, decompressed
 from capfilt.errors import TimeLimitError
 from capfilt.runs import deadline
 
@@ -24,7 +24,7 @@ PACKS: list[Callable[[bytes], bytes]] = [gzip.compress, bz2.compress, lzma.compr
 
 
 def opened(data: bytes) -> io.BufferedReader:
-    return unpacked(io.BytesIO(data))
+    return decompressed(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("pack", PACKS)
@@ -66,7 +66,7 @@ def test_a_bomb_is_refused_after_64_mib(bomb: Callable[[], bytes]) -> None:
             given += len(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert unpack.FREE - 2**21 < given <= unpack.FREE + 2**20
+    assert unpack.FREE_BYTES - 2**21 < given <= unpack.FREE_BYTES + 2**20
     assert peak < 8 * 2**20
 
 
@@ -76,7 +76,7 @@ def test_what_compresses_well_is_no_bomb() -> None:
     data = b"".join(b'{"url":"https://example.org/%d","text":"%s"}' % (i, b"a dog " * 120) for i in range(100_000))
     packed = gzip.compress(data + random_.randbytes(10), 1)
     assert 40 < len(data) / len(packed) < unpack.MAX_RATIO
-    assert len(data) > unpack.FREE
+    assert len(data) > unpack.FREE_BYTES
     file = opened(packed)
     assert sum(len(piece) for piece in iter(lambda: file.read(2**20), b"")) == len(data) + 10
 
