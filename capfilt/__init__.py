@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from capfilt.data.annotations import Annotation
     from capfilt.data.loading.webdataset_reader import webdataset
-    from capfilt.data.sample import Fault, Sample
+    from capfilt.data.sample import FailedSample, Sample
     from capfilt.errors import (
         CapfiltError,
         ClusterError,
@@ -72,7 +72,7 @@ __all__ = [
     "EvaluateResult",
     "Explanation",
     "ExportResult",
-    "Fault",
+    "FailedSample",
     "ImageError",
     "LoadedModel",
     "LockLostError",
@@ -132,7 +132,7 @@ _MODULES = {
     ),
     "data.annotations": ("Annotation",),
     "data.loading.webdataset_reader": ("webdataset",),
-    "data.sample": ("Fault", "Sample"),
+    "data.sample": ("FailedSample", "Sample"),
     "errors": (
         "CapfiltError", "ClusterError", "DataError", "ImageError", "LockLostError", "ModelError", "RecipeError",
         "RunError", "ShardError", "ShortfallError", "StorageError", "TextError", "TimeLimitError", "UsageError",

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from capfilt.data.annotations import Annotation
-    from capfilt.data.sample import Fault, Sample
+    from capfilt.data.sample import FailedSample, Sample
     from capfilt.storage.paths import StoragePath
 
-OnFault = Callable[["Fault"], object]
+OnFailed = Callable[["FailedSample"], object]
 """Called with each input of a shard that cannot be read: its key and the reason."""
 
 
@@ -107,12 +107,12 @@ def read_annotations(source: Location) -> Annotations:
     )
 
 
-def read_shards(spec: Specs, *, on_fault: OnFault | None = None) -> Iterator[Sample]:
+def read_shards(spec: Specs, *, on_failed: OnFailed | None = None) -> Iterator[Sample]:
     """Stream the samples of shards, in the order of their tars: key, image bytes, text, captions, json, uid.
 
     Args:
         spec: tars, folders of tars, braces, globs, `a::b` lists or fsspec URLs; one or several.
-        on_fault: called with each input that cannot be read, which is then passed over; by default it is raised.
+        on_failed: called with each input that cannot be read, which is then skipped; by default it is raised.
 
     Raises:
         ShardError: `spec` names nothing; while iterating, a shard or sample that cannot be read.
@@ -121,21 +121,21 @@ def read_shards(spec: Specs, *, on_fault: OnFault | None = None) -> Iterator[Sam
     """
     from capfilt.data import shards
 
-    return _samples(shards.expand(names_of(spec)), on_fault)
+    return _samples(shards.expand(names_of(spec)), on_failed)
 
 
-def _samples(urls: list[str], on_fault: OnFault | None) -> Iterator[Sample]:
+def _samples(urls: list[str], on_failed: OnFailed | None) -> Iterator[Sample]:
     from capfilt.data import shards
-    from capfilt.data.sample import Fault
+    from capfilt.data.sample import FailedSample
 
     for url in urls:
         for item in shards.read(url):
-            if not isinstance(item, Fault):
+            if not isinstance(item, FailedSample):
                 yield item
-            elif on_fault is None:
-                raise ShardError(f"{url}: {item.key}: {item.reason}; give on_fault to go on without it.")
+            elif on_failed is None:
+                raise ShardError(f"{url}: {item.key}: {item.reason}; give on_failed to go on without it.")
             else:
-                on_fault(item)
+                on_failed(item)
 
 
 def read_log(path: StoragePath) -> Iterator[dict[str, Any]]:

@@ -56,12 +56,12 @@ def test_what_cannot_be_read_is_raised_or_handed_over(tmp_path: Path, finished_r
     shards.write(whole, [good, capfilt.Sample("b", good.image, good.extension, "b")])
     data = whole.read_bytes()
     whole.write_bytes(data[: len(data) // 2])
-    with pytest.raises(capfilt.ShardError, match="give on_fault to go on without it"):
+    with pytest.raises(capfilt.ShardError, match="give on_failed to go on without it"):
         list(capfilt.read_shards(whole))
-    faults: list[capfilt.Fault] = []
-    read = list(capfilt.read_shards(whole, on_fault=faults.append))
-    assert len(read) + len(faults) >= 1
-    assert faults[-1].reason
+    failed: list[capfilt.FailedSample] = []
+    read = list(capfilt.read_shards(whole, on_failed=failed.append))
+    assert len(read) + len(failed) >= 1
+    assert failed[-1].reason
 
 
 def test_a_spec_that_names_nothing_is_refused_at_once(tmp_path: Path) -> None:
