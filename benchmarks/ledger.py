@@ -105,7 +105,7 @@ def measure(out: Path, num: int) -> list[str]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     clock.lap()
     assert statuses.run(run)["stages"][0]["done"] == num
-    assert len(stage_status.find(run)) == 1
+    assert len(stage_status.find_ledgers(run)) == 1
     ms, rate, asked = 1000 * cpu / num, num / wall, clock.lap()[0]
     return [str(num), f"{spent[0]:.1f}", f"{ms:.2f}", f"{rate:.0f}", f"{again:.1f}", f"{asked:.1f}", f"{peak:.0f}"]
 

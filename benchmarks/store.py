@@ -91,7 +91,7 @@ def steps(num: int, how: str, remote: bool, asked: list[str]) -> None:
 
     def look() -> None:
         """As it was, each name was asked for; now only those that a listing has are."""
-        names = ledger.begun() if remote else [shards.name(url) for url in shard_urls]
+        names = ledger.recorded_shards() if remote else [shards.name(url) for url in shard_urls]
         list(map_concurrent(lambda name: ledger.completion(name, "f"), names, remote))
 
     timed("look for completions", look)

@@ -78,8 +78,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
 def queries(panel: Panel) -> Iterator[tuple[str, str]]:
     """What a panel asks Prometheus, and the legend of each answer."""
     metric = panel.of
-    own = ',WorkerId=~"$driver",stage=~"$stage"' if metric.own else ""
-    series = f'{metric.exposed}{{SessionName=~"$session"{own}}}'
+    own = ',WorkerId=~"$driver",stage=~"$stage"' if not metric.from_ray else ""
+    series = f'{metric.prometheus_name}{{SessionName=~"$session"{own}}}'
     by, legend = ", ".join(metric.labels), " ".join(f"{{{{{label}}}}}" for label in metric.labels)
     if panel.how == "value":
         yield f"max by ({by}) ({series})", legend
@@ -107,7 +107,7 @@ def draw(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     drawn: dict[str, Any] = {
         "id": number,
         "title": panel.title,
-        "description": f"{panel.of.help} ({panel.of.exposed}).{needs}",
+        "description": f"{panel.of.help} ({panel.of.prometheus_name}).{needs}",
         "type": "bargauge" if totals else "timeseries",
         "datasource": SOURCE,
         "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
@@ -205,9 +205,9 @@ def rows_of_table() -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for metric in TABLE:
         needs = f"; needs a {metric.needs.upper()}" if metric.needs else ""
-        whose = "" if metric.own else "; measured by Ray itself"
+        whose = "" if not metric.from_ray else "; measured by Ray itself"
         labels = ", ".join(metric.labels)
-        yield f"| `{metric.exposed}` | {metric.kind} | {metric.unit} | {labels} | {metric.help}{whose}{needs} |"
+        yield f"| `{metric.prometheus_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.help}{whose}{needs} |"
 
 
 def files() -> dict[Path, str]:

@@ -224,7 +224,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A place of its own on the store in memory, which needs no server; tests/faults/test_s3.py has a real one."""
     from fsspec.implementations.memory import MemoryFileSystem
 
-    from capfilt.runs import lock
+    from capfilt.runs.locking import lock
     from capfilt.storage.remote_path import RemotePath
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where copies of what is there lie

@@ -110,7 +110,7 @@ def out_of(recipe: Location, out: Location | None) -> Location:
 @contextmanager
 def driving() -> Iterator[None]:
     """Work on a run folder as its one driver; at the end its lock is let go, and torch's random state is as before."""
-    from capfilt.runs import lock
+    from capfilt.runs.locking import lock
 
     with lock.driving(), _same_random_state():
         yield

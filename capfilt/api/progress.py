@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from capfilt.printable import MAX_MESSAGE, printable
-from capfilt.runs.progress import Line, Progress
+from capfilt.runs.progress import Progress, StageLine
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class CallbackProgress(Progress):
         self._on_progress, self._on_log = on_progress, on_log
 
     @contextmanager
-    def _shown(self, label: str, total: int) -> Iterator[Line]:
-        def tell(line: Line, ended: bool = False) -> None:
+    def _show_stage(self, label: str, total: int) -> Iterator[StageLine]:
+        def tell(line: StageLine, ended: bool = False) -> None:
             if self._on_progress is not None:
-                self._on_progress(ProgressEvent(line.label, line.done, line.total, line.found, line.note, ended))
+                self._on_progress(ProgressEvent(line.label, line.done, line.total, line.done_before, line.note, ended))
 
-        line = Line(label, total, tell)
+        line = StageLine(label, total, tell)
         tell(line)
         try:
             yield line

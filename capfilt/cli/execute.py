@@ -48,7 +48,7 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
 
 def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> tuple[Any, str]:
     """The result of a verb, and what it falls short of."""
-    from capfilt.runs import lock
+    from capfilt.runs.locking import lock
     from capfilt.runs.progress import Progress
 
     # Ray tells of dead workers on stdout, which is the result's alone.

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from capfilt.cluster.session import one_line
 from capfilt.errors import ClusterError, UsageError
-from capfilt.runs.lock import JOB
+from capfilt.runs.locking.lock_file import JOB_VARIABLE
 
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL of a job that is stopped; Ray's own default is 3."""
@@ -109,7 +109,7 @@ class Jobs:
                 metadata=dict(command.notes),
                 runtime_env={
                     "working_dir": folder,
-                    "env_vars": {JOB: id, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)},
+                    "env_vars": {JOB_VARIABLE: id, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)},
                 },
             )
         return sent

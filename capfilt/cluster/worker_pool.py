@@ -111,7 +111,7 @@ def _here(job: Job[R], items: Iterable[str], limit: float) -> Iterator[Done[R]]:
     worker = Worker(job.name)
     _raise_unopened(job, worker.open(job))
     for item in items:
-        with deadline.within(limit):
+        with deadline.time_limit(limit):
             result, trouble, seconds = worker.work(item)
             for _ in range(CRASHES - 1):
                 if trouble is not None and trouble.refusal is None:

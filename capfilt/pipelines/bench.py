@@ -106,7 +106,7 @@ def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, 
                 stage.append(took)
                 bare.append(alone)
                 shares.append({name: part / took for name, part in spent.items()})
-            line.move(i + 1, f"{config.images / took:.1f} images/s")
+            line.update(i + 1, f"{config.images / took:.1f} images/s")
     some = load.part(0, config.compared)
     changed = {
         "batches_of_one": speed.agreement(work.annotator, some, torch.float32, 1),

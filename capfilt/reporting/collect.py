@@ -18,8 +18,8 @@ from capfilt.errors import RunError, ShardError
 from capfilt.reporting.gallery import TextKey, make_gallery
 from capfilt.reporting.page_data import MAX_ROUNDS, PageData, Training
 from capfilt.reporting.sampling import RoundSource
-from capfilt.runs import figures
-from capfilt.runs.figures import is_number
+from capfilt.runs import round_figures
+from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.count_pairs import without_text
@@ -133,10 +133,10 @@ def _summary(
 ) -> tuple[list[dict[str, Any]], float | None]:
     """The entries of summary.json, else of the rounds that an unfinished run has logged; and the seconds of the run."""
     if (folder / "summary.json").is_file():
-        return figures.summary(folder / "summary.json")
+        return round_figures.read_summary(folder / "summary.json")
     if command == "evaluate" and (path := folder / "metrics.json").is_file():
-        return [figures.entry({"round": 0, **documents.read_object(path)}, path)], None
-    return figures.logged(events, folder / "log.jsonl"), None
+        return [round_figures.check_round({"round": 0, **documents.read_object(path)}, path)], None
+    return round_figures.logged_rounds(events, folder / "log.jsonl"), None
 
 
 def _trainings(folder: StoragePath) -> Iterator[Training]:
@@ -210,7 +210,7 @@ def _source(
     annotations = source / "annotations"
     if threshold is None:
         calibration = (selected or source) / "calibration.json"
-        calibrated = figures.calibrated(calibration) if calibration.is_file() else 0.5
+        calibrated = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
         names = sorted(path.stem for path in annotations.glob("*.parquet"))
         threshold = resolve_threshold(policy, annotations, names, calibrated)
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None

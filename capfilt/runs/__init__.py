@@ -1,4 +1,4 @@
-"""What happened: the run folder, the ledger of commits, the counters that must balance, the report.
+"""Run folders: their plan, lock, ledger of commits, counters that must balance, metrics and progress.
 
-Nothing here knows what a picture is; a room below this one may not write down what it did, it returns it.
+Nothing here knows what an image is.
 """

@@ -1,8 +1,8 @@
-"""The time that one piece of work may take in this process, asked for again and again by who reads for it.
+"""The time that one item of work may take in this process, checked by the code that reads its input.
 
-There is no signal and no second thread behind it, so nothing is cut in the middle of a write. What it does not end is
-a single call that never returns: a read that the storage does not answer, one step of a model. On Ray the driver ends
-those, by ending their process.
+It uses no signal and no second thread, so nothing is cut in the middle of a write. It cannot end a single call that
+never returns: a read that the storage does not answer, one step of a model. On Ray the driver ends those, by ending
+their process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _limit: float = 0.0
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Let what runs in this block take so many seconds; 0 = as long as it likes."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Have `check` raise after so many seconds of this block; 0 = never. In nested blocks the earlier end counts."""
     global _ends, _limit
     before = _ends, _limit
     if seconds and (ends := time.monotonic() + seconds) < _ends:
@@ -31,6 +31,6 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def check() -> None:
-    """Go on, or raise TimeLimitError where the time is over."""
+    """Raise TimeLimitError if the time is over."""
     if time.monotonic() > _ends:
         raise TimeLimitError(f"took longer than {_limit:g} s; give it more time with --limit, or leave it out")

@@ -1,7 +1,7 @@
-"""The metrics of a run: one table of names, and how tallies and log lines become readings of it.
+"""The metrics of a run: one table of their names, and how tallies and log lines become readings of them.
 
-Nothing here knows who takes a reading: `cluster/metrics.py` hands them to Ray, `deploy/dashboards.py` draws the table.
-Labels are stages, sources, phases and reasons, all of them from small sets: never a shard, a key or a text.
+`cluster/metrics.py` passes readings to Ray, and `deploy/dashboards.py` draws the table. Labels are stages, sources,
+phases and reasons, all of them from small sets: never a shard, a key or a text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from capfilt.runs.tally import Tally
 
 PREFIX = "ray_"
-"""What Ray puts before every name that it shows to Prometheus."""
+"""The prefix that Ray gives every name that it exports to Prometheus."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,20 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ("stage",)
     buckets: tuple[float, ...] = ()
-    """Upper bounds; histograms only. Ray keeps counts of buckets, so a sum is one of their middles."""
+    """Upper bounds; for histograms only. Ray keeps counts of buckets, so a sum is computed from their midpoints."""
     needs: str = ""
-    """"gpu": there is nothing to measure without one."""
-    own: bool = True
-    """False: Ray measures it itself, under this very name."""
+    """"gpu": it is only measured where there is one."""
+    from_ray: bool = False
+    """Whether Ray measures it itself, under this very name."""
 
     @property
-    def exposed(self) -> str:
-        """The name of its series in Prometheus; of a histogram, its buckets."""
+    def prometheus_name(self) -> str:
+        """The name of its series in Prometheus; of a histogram, of its buckets."""
         return PREFIX + self.name + {"counter": "_total", "gauge": "", "histogram": "_bucket"}[self.kind]
 
 
 class Reading(NamedTuple):
-    """A number for a metric: what to add to a counter, where a gauge stands, what a histogram observed."""
+    """A value for a metric: what to add to a counter, the value of a gauge, an observation of a histogram."""
 
     metric: str
     value: float
@@ -48,17 +48,17 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a worker says of an item that it committed: words for a person, and where its time went."""
+    """What a worker reports about a shard that it committed: a text for a person, and where its time went."""
 
-    words: str
+    text: str
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """By phase. Phases of several threads run beside each other, and may add up to more than the item took."""
+    """By phase. Phases of several threads overlap, so they may add up to more than the shard took."""
     batches: tuple[int, ...] = ()
-    """Samples in each batch that a model looked at."""
+    """Samples in each batch of a model."""
 
     @classmethod
     def of(cls, result: ShardReport | str | None) -> ShardReport:
-        """What a worker said, if that was only words or nothing."""
+        """The report of a worker that may have returned only a text, or nothing."""
         return result if isinstance(result, ShardReport) else cls(result or "")
 
 
@@ -87,10 +87,10 @@ TABLE: tuple[Metric, ...] = (
     Metric("capfilt_train_mfu", "gauge", "share", "Model FLOPs of a training, of what its GPUs can do", needs="gpu"),
     Metric(
         "node_gpus_utilization", "gauge", "percent", "GPU busy share, by node and GPU",
-        ("ip", "GpuIndex"), needs="gpu", own=False,
+        ("ip", "GpuIndex"), needs="gpu", from_ray=True,
     ),
 )  # fmt: skip
-"""Every metric there is."""
+"""All metrics."""
 
 METRICS = {metric.name: metric for metric in TABLE}
 
@@ -103,18 +103,18 @@ _OF_A_STEP = {
 }
 
 
-def queued(stage: str, left: int) -> Reading:
+def queue_reading(stage: str, left: int) -> Reading:
     """How many shards of a stage are not done."""
     return Reading("capfilt_queue_depth", left, {"stage": stage})
 
 
-def of_failure(stage: str) -> Reading:
+def failure_reading(stage: str) -> Reading:
     """A shard that failed as a whole."""
     return Reading("capfilt_shards", 1, {"stage": stage, "outcome": "failed"})
 
 
-def of_shard(stage: str, tally: Tally, told: ShardReport, seconds: float) -> Iterator[Reading]:
-    """What became of one shard that is done, and how long it took."""
+def shard_readings(stage: str, tally: Tally, report: ShardReport, seconds: float) -> Iterator[Reading]:
+    """The counts of one shard that is done, and how long it took."""
     yield Reading("capfilt_shards", 1, {"stage": stage, "outcome": "done"})
     yield Reading("capfilt_shard_seconds", seconds, {"stage": stage})
     for outcome in ("kept", "dropped", "failed"):
@@ -127,16 +127,16 @@ def of_shard(stage: str, tally: Tally, told: ShardReport, seconds: float) -> Ite
         source, _, reason = key.partition(": ")
         yield Reading("capfilt_texts", count, {"stage": stage, "source": source, "outcome": "dropped"})
         yield Reading("capfilt_texts_dropped", count, {"stage": stage, "source": source, "reason": reason})
-    for phase, spent in told.seconds.items():
+    for phase, spent in report.seconds.items():
         yield Reading("capfilt_phase_seconds", spent, {"stage": stage, "phase": phase})
-    for size in told.batches:
+    for size in report.batches:
         yield Reading("capfilt_batch_size", size, {"stage": stage})
 
 
-def of_steps(
+def training_readings(
     stage: str, line: Mapping[str, float], steps: int, samples: int, objectives: Iterable[str]
 ) -> Iterator[Reading]:
-    """A line of a training's log, so many steps and samples after the line before; what it lacks is left out."""
+    """Readings of one line of a training's log, `steps` and `samples` after the line before it."""
     yield Reading("capfilt_train_steps", steps, {"stage": stage})
     yield Reading("capfilt_train_samples", samples, {"stage": stage})
     for key, name in _OF_A_STEP.items():

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: one line per stage, a bar on a terminal, plain lines elsewhere.
+"""Progress of a run for a person: one line per stage, a bar on a terminal, plain lines elsewhere.
 
 Everything goes to stderr: stdout is for results.
 """
@@ -20,22 +20,22 @@ PLAIN_EVERY = 15.0
 """Seconds between two lines of one stage where there is no terminal."""
 
 
-class Line:
-    """The line of one stage: how much of `total` is done, and the newest figures in a few words."""
+class StageLine:
+    """The line of one stage: how much of `total` is done, and a note with the newest figures."""
 
-    def __init__(self, label: str, total: int, changed: Callable[[Line], None]):
+    def __init__(self, label: str, total: int, changed: Callable[[StageLine], None]):
         self.label, self.total = printable(label), total
-        self.found = self.done = 0
+        self.done_before = self.done = 0
         self.note = ""
         self._changed = changed
 
     def resume(self, done: int) -> None:
-        """Say how much was done before this command."""
-        self.found = done
-        self.move(done, "resumed" if done else "")
+        """Show how much was done before this command."""
+        self.done_before = done
+        self.update(done, "resumed" if done else "")
 
-    def move(self, done: int, note: str = "") -> None:
-        """Say how much is done now."""
+    def update(self, done: int, note: str = "") -> None:
+        """Show how much is done now; without a note the last one stays."""
         self.done, self.note = done, printable(note) or self.note
         self._changed(self)
 
@@ -46,19 +46,19 @@ class Progress:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
-        self.worked = 0
-        """Stages so far that had something to do."""
+        self.num_worked = 0
+        """How many stages so far had something to do."""
 
     @contextmanager
-    def stage(self, label: str, total: int) -> Iterator[Line]:
-        """Open the line of a stage; it stays on the screen when the stage ends, however it ends."""
-        with self._shown(label, total) as line:
+    def stage(self, label: str, total: int) -> Iterator[StageLine]:
+        """Show the line of a stage, which stays on the screen when the stage ends, however it ends."""
+        with self._show_stage(label, total) as line:
             try:
                 yield line
             finally:
-                self.worked += line.found < total
+                self.num_worked += line.done_before < total
 
-    def _shown(self, label: str, total: int) -> AbstractContextManager[Line]:
+    def _show_stage(self, label: str, total: int) -> AbstractContextManager[StageLine]:
         return (_bar if self.console.is_terminal and not self.quiet else _plain)(self, label, total)
 
     def say(self, text: str) -> None:
@@ -67,28 +67,28 @@ class Progress:
 
 
 @contextmanager
-def _bar(progress: Progress, label: str, total: int) -> Iterator[Line]:
+def _bar(progress: Progress, label: str, total: int) -> Iterator[StageLine]:
     name = TextColumn("{task.description:<24}", markup=False)
     note = TextColumn("{task.fields[note]}", style="dim", markup=False)
     columns = (name, BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), note)
     with Bars(*columns, console=progress.console) as bars:
         task = bars.add_task(printable(label), total=total, note="")
-        yield Line(label, total, lambda line: bars.update(task, completed=line.done, note=line.note))
+        yield StageLine(label, total, lambda line: bars.update(task, completed=line.done, note=line.note))
 
 
 @contextmanager
-def _plain(progress: Progress, label: str, total: int) -> Iterator[Line]:
-    begun = told = time.monotonic()
+def _plain(progress: Progress, label: str, total: int) -> Iterator[StageLine]:
+    started = printed = time.monotonic()
 
-    def tell(line: Line) -> None:
-        nonlocal told
-        told = time.monotonic()
+    def show(line: StageLine) -> None:
+        nonlocal printed
+        printed = time.monotonic()
         if not progress.quiet:
-            text = f"{line.label:<24} {line.done}/{line.total}  {told - begun:.0f}s  {line.note}"
+            text = f"{line.label:<24} {line.done}/{line.total}  {printed - started:.0f}s  {line.note}"
             print(text.rstrip(), file=sys.stderr, flush=True)  # noqa: T201 (the one place that prints to a pipe)
 
-    line = Line(label, total, lambda line: tell(line) if time.monotonic() - told > PLAIN_EVERY else None)
+    line = StageLine(label, total, lambda line: show(line) if time.monotonic() - printed > PLAIN_EVERY else None)
     try:
         yield line
     finally:
-        tell(line)
+        show(line)

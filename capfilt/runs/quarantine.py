@@ -1,7 +1,7 @@
-"""The samples that kill whoever touches them, by their place in a shard: found once, left out from then on.
+"""Samples that kill the worker that processes them, by their position in a shard: found once and skipped from then on.
 
-`poison/STAGE/SHARD.json`, for one version of the shard and of the job. A worker reads it when it begins the shard; the
-samples named there are recorded as failed, with the reason, and nothing else of the shard changes.
+They are listed in `poison/STAGE/SHARD.json`, for one version of the shard and of the job. A worker reads it when it
+begins the shard and records the samples as failed, with the reason; nothing else of the shard changes.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, remove_file
 
 REASON = "killed its worker"
-"""How the reason of such a failure begins."""
+"""The beginning of the reason of such a failure."""
 
 
 def read(ledger: Ledger, shard: str, fingerprint: str) -> dict[int, str]:
-    """The places of a shard's samples that are left out, and why."""
+    """The positions of a shard's quarantined samples, each with the reason."""
     path = _file(ledger, shard)
     try:
-        found = documents.parse(documents.read_bytes(path))
-        if found["fingerprint"] != fingerprint:
+        tree = documents.parse(documents.read_bytes(path))
+        if tree["fingerprint"] != fingerprint:
             return {}
-        return {int(place): str(why) for place, why in found["samples"].items()}
+        return {int(position): str(reason) for position, reason in tree["samples"].items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read ({error!r}); delete it, its samples are found anew.") from error
+        raise RunError(
+            f"{path} cannot be read ({error!r}); delete it: the next run finds such samples again."
+        ) from error
 
 
-def mark(ledger: Ledger, shard: str, fingerprint: str, place: int, why: str) -> None:
-    """Leave a sample out from now on."""
-    samples = {**read(ledger, shard, fingerprint), place: f"{REASON}: {why}"}
-    tree = {"fingerprint": fingerprint, "samples": {str(place): samples[place] for place in sorted(samples)}}
+def add(ledger: Ledger, shard: str, fingerprint: str, position: int, why: str) -> None:
+    """Skip a sample from now on; `why` its worker died."""
+    samples = {**read(ledger, shard, fingerprint), position: f"{REASON}: {why}"}
+    tree = {"fingerprint": fingerprint, "samples": {str(index): samples[index] for index in sorted(samples)}}
     write_json(_file(ledger, shard), tree)
 
 
-def forget(ledger: Ledger, shard: str) -> None:
-    """Give the samples of a shard another chance."""
+def clear(ledger: Ledger, shard: str) -> None:
+    """Process all samples of a shard again."""
     remove_file(_file(ledger, shard))
 
 

@@ -1,7 +1,6 @@
-"""The run folder: what was planned, what is in it already, what was logged.
+"""The run folder: its plan, its log, and whether a command may use it.
 
-plan.json is written before anything else and is what makes a folder a run: one that was killed before that
-holds nothing and is opened as new.
+plan.json is written before anything else and makes a folder a run: one that was killed before that is opened as new.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ from typing import Any
 from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.redact import redact_tree
-from capfilt.runs import forks, lock
+from capfilt.runs import forks
 from capfilt.runs.forks import FORK
 from capfilt.runs.ledger import FORMAT
+from capfilt.runs.locking import lock
+from capfilt.runs.locking.lock_file import LOCK_FOLDER, LOCK_NAME
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append_line
 from capfilt.storage.atomic import PART, atomic, sweep, write_json
@@ -30,16 +31,16 @@ from capfilt.storage.paths import StoragePath, listing, make_folder, relative_to
 from capfilt.storage.remote_path import RemotePath
 
 DECIDED = "decided"
-"""The key of plan.json under which stands what a run's first command chose (`Run.decide`)."""
+"""The key of plan.json for what the first command of a run chose (`Run.decide`)."""
 
 MIN_FREE_BYTES = 100_000_000
-_EARLY = ("recipe.yaml", FORK)  # what may lie there before the plan does
-_SHOWN = 5  # changed keys named in the refusal of another plan
+_BEFORE_PLAN = ("recipe.yaml", FORK)  # files that may exist before the plan
+_SHOWN = 5  # changed keys that the error for another plan names
 
 
 @dataclass(frozen=True)
 class Run:
-    """An opened run folder; `resumed` tells whether it was one before."""
+    """An opened run folder; `resumed`: whether it was a run before."""
 
     folder: StoragePath
     plan: dict[str, Any]
@@ -49,40 +50,42 @@ class Run:
     def open(
         cls, out: StoragePath, recipe_yaml: str, plan: Mapping[str, Any], min_free_bytes: int = MIN_FREE_BYTES
     ) -> Run:
-        """Create the run folder, or take up the one that has the same plan; this process is its one driver then.
+        """Create the run folder, or resume the one with the same plan, and become its one driver.
 
-        `plan` is what JSON can hold and decides what the run writes: recipe, inputs, fingerprints; no times.
-        plan.json also says of which version it is (`FORMAT`). Secrets of addresses stay out of it (`redact`).
-        Raises RunError for another plan (naming what changed), for a folder of another version, for one that holds
-        something else, where less than `min_free_bytes` are free, and where another driver works.
-        `lock.release_all` lets go of it.
+        `plan` is JSON that decides what the run writes: recipe, inputs, fingerprints; no times. In plan.json it has the
+        version of its contents (`FORMAT`), and URLs have no secrets (`redact`). `lock.release_all` releases the folder.
+
+        Raises:
+            RunError: the folder has another plan (the error names what changed), is of another version, or holds other
+                files; less than `min_free_bytes` are free; or another driver works there.
         """
         wanted = json.loads(json.dumps(redact_tree({**plan, "format": FORMAT})))
         try:
             _check_space(out, min_free_bytes)
             out.mkdir(parents=True, exist_ok=True)
-            _check(out, wanted)  # before the lock: a folder that is not ours stays as it is
+            _check(out, wanted)  # before the lock: nothing is written into a folder that is not a run
             _check_tree(out)
-            lock.hold(out)
+            lock.acquire_once(out)
             sweep(out)
             if not (resumed := _check(out, wanted)):
                 write_json(out / "plan.json", wanted, private=True)
             plan_now = _read_plan(out)
             recipe = out / "recipe.yaml"
-            # Compared, not assumed: a kill may have fallen between the two files.
+            # A kill may have come between the two files: compare.
             if not recipe.is_file() or documents.read_bytes(recipe) != recipe_yaml.encode():
                 with atomic(recipe, private=True) as file:
                     file.write(recipe_yaml.encode())
-            _mend_log(out / "log.jsonl")
+            _end_torn_line(out / "log.jsonl")
         except OSError as error:
             raise RunError(f"the run folder {out} cannot be used: {error}; choose another --out.") from error
         return cls(out, plan_now, resumed)
 
     @classmethod
     def load(cls, folder: StoragePath) -> Run:
-        """Take up an existing run folder to look at it; nothing in it is touched.
+        """Open an existing run folder to read it; nothing in it is changed.
 
-        RunError for one that holds a link out of it, a device or a pipe: its files lie where somebody else put them.
+        Raises:
+            RunError: it has no plan.json, or holds a link out of it, a device or a pipe.
         """
         if not (folder / "plan.json").is_file():
             raise RunError(f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out.")
@@ -91,28 +94,28 @@ class Run:
 
     def decided(self, stage: str) -> dict[str, str] | None:
         """What was chosen when a stage began (`decide`); None where nothing was."""
-        every = self.plan.get(DECIDED, {})
-        found = every.get(stage) if isinstance(every, dict) else every
-        if found is not None and not (isinstance(found, dict) and all(isinstance(x, str) for x in found.values())):
+        choices = self.plan.get(DECIDED, {})
+        choice = choices.get(stage) if isinstance(choices, dict) else choices
+        if choice is not None and not (isinstance(choice, dict) and all(isinstance(x, str) for x in choice.values())):
             raise RunError(f"the plan of {self.folder} does not say what {stage} computes with; use another --out.")
-        return found
+        return choice
 
-    def decided_at_origin(self, stage: str) -> dict[str, str] | None:
-        """The same of the run that this one was forked from."""
-        origin = forks.origin(self.folder)
-        return None if origin is None else Run.load(origin).decided(stage)
+    def decided_before_fork(self, stage: str) -> dict[str, str] | None:
+        """`decided` of the run that this one was forked from."""
+        source = forks.forked_from(self.folder)
+        return None if source is None else Run.load(source).decided(stage)
 
     def decide(self, stage: str, choice: Mapping[str, str]) -> None:
-        """Write into plan.json what a recipe left open and this run's first command chose, and keep to it from then on.
+        """Write into plan.json what a recipe left open and the first command of the run chose; later ones keep to it.
 
-        No part of what `open` compares: whether a choice may stand is for whoever chooses to say.
+        `open` does not compare it: the code that chooses decides whether a choice may stay.
         """
         if self.decided(stage) != choice:
             self.plan[DECIDED] = {**self.plan.get(DECIDED, {}), stage: dict(choice)}
             write_json(self.folder / "plan.json", redact_tree(self.plan), private=True)
 
     def path(self, *parts: str) -> StoragePath:
-        """Return the path of something in the run folder, there or not."""
+        """Return a path in the run folder, whether it exists or not."""
         return self.folder.joinpath(*parts)
 
     def round(self, r: int) -> StoragePath:
@@ -122,9 +125,9 @@ class Run:
         return folder
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl: when, what, and the fields.
+        """Append one line to log.jsonl: the time, the event and the fields.
 
-        A fallen loss is worth a line, so NaN and infinity are written, as text: "nan", "inf". Texts are `printable`, of
+        NaN and infinity, which JSON lacks, are written as text: "nan", "inf". Texts are made `printable`, with
         MAX_MESSAGE characters at most.
         """
         line = {"ts": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -132,29 +135,30 @@ class Run:
         append_line(self.folder / "log.jsonl", data)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json; a figure that was not measured is left out by the caller, never 0."""
+        """Write summary.json. Callers leave out a figure that was not measured, and never write 0 for it."""
         write_json(self.folder / "summary.json", redact_tree(dict(summary)))
 
 
 def fork(old: StoragePath, new: StoragePath) -> StoragePath:
-    """Make `new` the folder of a run that takes over from run `old` every piece of work that it asks for and that
-    holds there; returns `new`. Nothing in `old` is touched, nothing is taken before it is asked for.
+    """Make `new` the folder of a run that reuses from run `old` whatever work is the same and undamaged there.
+
+    Nothing in `old` is changed, and work is only linked or copied when a stage asks for it. Returns `new`.
     """
     opened = Run.load(old)
     check_format(old, opened.plan)
     source = opened.folder.resolve()
-    where = new.resolve()
-    if _nested(where, source) or _nested(source, where):
+    target = new.resolve()
+    if _nested(target, source) or _nested(source, target):
         raise RunError(f"{new} lies in {old} or is it; a fork is a run of its own: choose another folder for --fork.")
     if not (new / FORK).is_file() and not (new / "plan.json").is_file():
         new.mkdir(parents=True, exist_ok=True)
         _check_empty(new)
-        lock.hold(new)
+        lock.acquire_once(new)
         write_json(new / FORK, {"from": str(source)})
-    found = forks.origin(new)
-    if found is None or str(found) != str(source):
+    existing = forks.forked_from(new)
+    if existing is None or str(existing) != str(source):
         raise RunError(
-            f"{new} is a run already, forked from {found or 'no other run'}; choose another folder for --fork."
+            f"{new} is a run already, forked from {existing or 'no other run'}; choose another folder for --fork."
         )
     return new
 
@@ -168,7 +172,7 @@ def _nested(inner: StoragePath, outer: StoragePath) -> bool:
 
 
 def _check_space(out: StoragePath, min_free_bytes: int) -> None:
-    if isinstance(out, RemotePath):  # a store does not say
+    if isinstance(out, RemotePath):  # a store does not report it
         return
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -189,27 +193,27 @@ def _check(out: StoragePath, wanted: dict[str, Any]) -> bool:
 
 
 def _check_empty(out: StoragePath) -> None:
-    own = (*_EARLY, lock.FOLDER) if isinstance(out, RemotePath) else _EARLY
+    allowed = (*_BEFORE_PLAN, LOCK_FOLDER) if isinstance(out, RemotePath) else _BEFORE_PLAN
     names = listing(out)
-    held = sorted(n for n in names if n not in own and not n.startswith(PART) and not lock.PATTERN.fullmatch(n))
-    if held:
-        what = f"{held[0]!r} and more" if held[1:] else repr(held[0])
+    others = sorted(n for n in names if n not in allowed and not n.startswith(PART) and not LOCK_NAME.fullmatch(n))
+    if others:
+        what = f"{others[0]!r} and more" if others[1:] else repr(others[0])
         raise RunError(
             f"{out} holds {what} but no plan.json, so it is no run folder; choose another --out, or empty it."
         )
 
 
 def check_format(folder: StoragePath, plan: Mapping[str, Any]) -> None:
-    """Refuse to go on in a run folder, or from one, that was planned by a capfilt of another format.
+    """Refuse to resume or fork a run folder that was planned by a capfilt of another format.
 
-    Folders from before formats were counted are of the first. Looking at them (status, verify, explain, report, select
-    from their annotations) goes on working.
+    A plan without a format is of format 1. Reading such folders (status, verify, explain, report, select from their
+    annotations) still works.
     """
-    found = plan.get("format", 1)
-    if found != FORMAT:
-        which = "an earlier" if isinstance(found, int) and found < FORMAT else "a later"
+    number = plan.get("format", 1)
+    if number != FORMAT:
+        which = "an earlier" if isinstance(number, int) and number < FORMAT else "a later"
         raise RunError(
-            f"{folder} is the run of {which} capfilt (format {found}, this one has {FORMAT}), whose records cannot be"
+            f"{folder} is the run of {which} capfilt (format {number}, this one has {FORMAT}), whose records cannot be"
             " compared with today's: finish it with the version that began it, or begin anew in another --out."
         )
 
@@ -217,8 +221,8 @@ def check_format(folder: StoragePath, plan: Mapping[str, Any]) -> None:
 def _check_plan(out: StoragePath, wanted: dict[str, Any]) -> None:
     old = _read_plan(out)
     check_format(out, old)
-    asked = {key: value for key, value in old.items() if key != DECIDED}
-    changes = list(islice(_changes(asked, wanted), 1000))
+    compared = {key: value for key, value in old.items() if key != DECIDED}
+    changes = list(islice(_changes(compared, wanted), 1000))
     if changes:
         more = f" (and {len(changes) - _SHOWN} more)" if len(changes) > _SHOWN else ""
         raise RunError(
@@ -267,8 +271,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _mend_log(log: StoragePath) -> None:
-    """End a line that a kill cut short, or the next one would be lost with it."""
+def _end_torn_line(log: StoragePath) -> None:
+    """End a line that a kill cut short, which would make the next one unreadable too."""
     if isinstance(log, RemotePath) or not log.is_file():
         return
     file = safe_paths.open_log(log)

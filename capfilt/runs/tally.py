@@ -1,6 +1,6 @@
 """Counters that add, and the balance they must keep: in = kept + dropped + failed.
 
-The counters may be filled in place, `tally.samples["in"] += 1`; frozen only means that none is swapped.
+The counters may be filled in place, `tally.samples["in"] += 1`; frozen only means that none is replaced.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from capfilt.printable import printable, short_repr
 SAMPLES = ("in", "kept", "dropped", "failed")
 TEXTS = ("in", "kept", "dropped")
 NO_TEXT = "no text"
-"""The reason why a text is dropped in which there is nothing to read (`data.sample.is_text`); it has no scores."""
+"""The reason of dropping a text without any letter or digit (`data.sample.is_text`); it has no scores."""
 MAX_REASONS = 256
-"""Reasons that are counted apart; ours are a few dozen, so more of them are somebody's data."""
+"""Reasons that are counted separately. The code has a few dozen, so more of them come from data."""
 MAX_SOURCES = 16
 OTHER = "other"
-"""What the rarer reasons count as."""
+"""The reason under which the rarer ones are counted."""
 
 
 def _no_texts() -> dict[str, Counter[str]]:
@@ -30,7 +30,7 @@ def _no_texts() -> dict[str, Counter[str]]:
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of a set of samples and of their texts.
+    """Counts of a set of samples and of their texts, by outcome.
 
     `texts["in"]` and `texts["kept"]` count by source, `texts["dropped"]` by "source: reason", `failed` by
     reason. The texts of a failed sample are not counted. Reasons are keys: `bounded` keeps them few and short.
@@ -40,8 +40,8 @@ class Tally:
     texts: dict[str, Counter[str]] = field(default_factory=_no_texts)
     failed: Counter[str] = field(default_factory=Counter)
     members: Counter[str] = field(default_factory=Counter)
-    """Of a stage that reads shards: how many members they had, "in", and what became of each: "used" by a sample,
-    "carried" beside one, or passed over, by the reason. Empty where nothing was counted."""
+    """Members of the shards that a stage read: "in", and each again as "used" by a sample, "carried" beside one, or
+    skipped, by reason. Empty where none were counted."""
 
     @classmethod
     def zero(cls) -> Tally:
@@ -57,9 +57,9 @@ class Tally:
         )
 
     def imbalance(self) -> str:
-        """Say what does not add up, or "" where all of it does.
+        """Describe what does not add up; "" where everything does.
 
-        Texts balance for each source on its own: a synthetic text cannot make up for a lost web text.
+        Texts must balance for each source: a synthetic text cannot make up for a lost web text.
         """
         counters = {"samples": self.samples, "failed": self.failed, "members": self.members, **self.texts}
         if unknown := [*(set(self.samples) - set(SAMPLES)), *(set(self.texts) - set(TEXTS))]:
@@ -71,19 +71,19 @@ class Tally:
             return "samples: {in} in, but {kept} kept + {dropped} dropped + {failed} failed".format(**num)
         if num["failed"] != self.failed.total():
             return f"samples: {num['failed']} failed, but {self.failed.total()} reasons"
-        if (came := self.members["in"]) != (gone := self.members.total() - came):
-            return f"members: {came} in, but {gone} used, carried or passed over"
+        if (num_in := self.members["in"]) != (num_out := self.members.total() - num_in):
+            return f"members: {num_in} in, but {num_out} used, carried or skipped"
         dropped: Counter[str] = Counter()
         for key, count in self.texts["dropped"].items():
             dropped[key.partition(": ")[0]] += count
         for source in sorted({*self.texts["in"], *self.texts["kept"], *dropped}):
-            came, kept, gone = self.texts["in"][source], self.texts["kept"][source], dropped[source]
-            if came != kept + gone:
-                return f"{source} texts: {came} in, but {kept} kept + {gone} dropped"
+            num_in, kept, num_dropped = self.texts["in"][source], self.texts["kept"][source], dropped[source]
+            if num_in != kept + num_dropped:
+                return f"{source} texts: {num_in} in, but {kept} kept + {num_dropped} dropped"
         return ""
 
-    def judged(self) -> dict[str, int]:
-        """By source, the texts that came in and in which there is something to read: what shares are shares of."""
+    def num_scored(self) -> dict[str, int]:
+        """By source, the number of texts that came in and could be scored: all but those with nothing to read."""
         return {source: n - self.texts["dropped"][f"{source}: {NO_TEXT}"] for source, n in self.texts["in"].items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -99,21 +99,21 @@ class Tally:
     def from_json(cls, obj: Mapping[str, Any]) -> Tally:
         """Read what `to_json` wrote; RunError for anything else."""
         try:
-            found = cls(
+            tally = cls(
                 samples=_counter(obj["samples"]),
                 texts={key: _counter(obj["texts"][key]) for key in TEXTS},
                 failed=_counter(obj["failed"]),
                 members=_counter(obj.get("members", {})),
             )
-            if len(found.texts["in"]) > MAX_SOURCES:
-                raise TypeError(f"{len(found.texts['in'])} sources of texts")
-            return found
+            if len(tally.texts["in"]) > MAX_SOURCES:
+                raise TypeError(f"{len(tally.texts['in'])} sources of texts")
+            return tally
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"this is no tally ({error!r}): {short_repr(obj)}; run the stage again.") from error
 
 
 def _add(a: Counter[str], b: Counter[str]) -> Counter[str]:
-    # Counter's own + drops what is not positive, which would hide a miscount.
+    # The + of Counter drops what is not positive, which would hide a miscount.
     total = Counter(a)
     total.update(b)
     return total if len(total) <= MAX_REASONS else bounded(total)
@@ -124,16 +124,32 @@ def bounded(counts: Counter[str]) -> Counter[str]:
 
     The rarest count as "other" (a text as "source: other"), so that sources still balance.
     """
-    found: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for name, count in counts.items():
-        found[printable(name)] += count
-    if len(found) <= MAX_REASONS:
-        return found
-    for name, _ in found.most_common()[MAX_REASONS - MAX_SOURCES :]:
+        total[printable(name)] += count
+    if len(total) <= MAX_REASONS:
+        return total
+    for name, _ in total.most_common()[MAX_REASONS - MAX_SOURCES :]:
         source, colon, _ = name.partition(": ")
-        count = found.pop(name)
-        found[f"{source}: {OTHER}" if colon else OTHER] += count
-    return found
+        count = total.pop(name)
+        total[f"{source}: {OTHER}" if colon else OTHER] += count
+    return total
+
+
+def difference(annotated: Tally, selected: Tally) -> str:
+    """Describe what was lost or added between the annotations of a shard and their verdicts; "" where nothing was."""
+    if annotated.samples["in"] != selected.samples["in"]:
+        return f"{annotated.samples['in']} samples were annotated, {selected.samples['in']} have a verdict"
+    if annotated.samples["failed"] != selected.samples["failed"]:
+        return f"{annotated.samples['failed']} samples failed, {selected.samples['failed']} of them have a verdict"
+    before, after = annotated.members["in"], selected.members["in"]
+    if before and after and before != after:
+        return f"{before} members of the shard were read for annotations, {after} for verdicts"
+    for source in sorted({*annotated.texts["in"], *selected.texts["in"]}):
+        before, after = annotated.texts["in"][source], selected.texts["in"][source]
+        if before != after:
+            return f"{before} {source} texts were annotated, {after} have a verdict"
+    return ""
 
 
 def _counter(counts: Mapping[str, Any]) -> Counter[str]:

@@ -86,7 +86,7 @@ class Bisection:
             else:
                 low = middle
         if num and all(self._try(item, low, high) is None for _ in range(TRIES)):
-            quarantine.mark(
+            quarantine.add(
                 self.ledger, shard, version_of(identity, shards.stat(item)), low, f"{TRIES} times when it was alone"
             )
         else:

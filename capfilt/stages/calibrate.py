@@ -22,7 +22,7 @@ from capfilt.inference.device import Compute, autocast
 from capfilt.inference.filters.fusion import Filter
 from capfilt.inference.roles import preprocess_for, tokenizer_for
 from capfilt.models.checkpoints import store
-from capfilt.runs import figures
+from capfilt.runs import round_figures
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
@@ -84,7 +84,7 @@ def calibrate(
 ) -> float:
     """The threshold that the validation pairs give."""
     run_stage(session, job, {"calibration": "calibration"}, resources, show, label)
-    return figures.calibrated(job.out / "calibration.json")
+    return round_figures.read_threshold(job.out / "calibration.json")
 
 
 MIN_RIGHT = 20

@@ -65,7 +65,7 @@ def device_kind(session: Session, size: WorkerSize) -> DeviceKind:
 
 def _decide(run: Run, name: str, request: ComputeRequest, survey: _NodeSurvey, progress: Progress) -> Compute:
     kind = device_kind(survey.session, request.size)
-    for inherited, record in ((False, run.decided(name)), (True, run.decided_at_origin(name))):
+    for inherited, record in ((False, run.decided(name)), (True, run.decided_before_fork(name))):
         if record is None:
             continue
         _check_record(run, name, record, request.training)

@@ -226,9 +226,9 @@ class _Download:
         with self.show.stage("plan", 1) as line:
             plans.remove_unfinished(self.out / "plan")
             planned = plans.plan_list(
-                self.out / "plan", files, self.config, self.config.layout, lambda rows: line.move(0, f"{rows} rows")
+                self.out / "plan", files, self.config, self.config.layout, lambda rows: line.update(0, f"{rows} rows")
             )
-            line.move(1, f"{planned.rows} rows in {planned.shards} shards")
+            line.update(1, f"{planned.rows} rows in {planned.shards} shards")
         return planned
 
     def fetch(self, planned: Sequence[Pass], label: str) -> None:
@@ -259,7 +259,7 @@ class _Download:
         with self.show.stage(f"{STAGE}, placeholders", len(names)) as line:
             for number, shard in enumerate(names, 1):
                 placeholders.drop(self.out, shard, dropped, partial(ledger.commit, shard, job.identity(shard)))
-                line.move(number)
+                line.update(number)
         return repeated
 
     def summarise(self, planned: Sequence[Pass], options: DownloadOptions, repeated: Counter[str]) -> dict[str, Any]:

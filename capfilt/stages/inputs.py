@@ -140,7 +140,7 @@ def changed_shards(
     places = [urls[name] for name in to_compare]
     for name, now in zip(to_compare, map_concurrent(shards.read_input, places, shards.on_a_store(places)), strict=True):
         if same_bytes(completions[name].input, now):
-            ledger.renew(replace(completions[name], input=replace(now, version=stats[urls[name]]["version"])))
+            ledger.rewrite(replace(completions[name], input=replace(now, version=stats[urls[name]]["version"])))
         else:
             changed.add(name)
     return changed

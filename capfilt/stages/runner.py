@@ -14,9 +14,10 @@ from capfilt.cluster.session import Session, set_threads
 from capfilt.cluster.worker_pool import Resources, spread
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
-from capfilt.runs import lock, metrics, quarantine, stage_status
+from capfilt.runs import metrics, quarantine, stage_status
 from capfilt.runs.forks import FORK
 from capfilt.runs.ledger import Completion, Ledger
+from capfilt.runs.locking import lock
 from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
@@ -72,10 +73,12 @@ def run_stage(
     inputs = items if getattr(job, "by_content", False) else {}
     todo = {items[name]: name for name in done.load(inputs, show, label)}
     if todo:
-        stage_status.begin(ledger, stage_status.Plan(label, len(items), len(items) - len(todo)), done.identities)
-        session.report([metrics.queued(job.name, len(todo))])
+        stage_status.write_plan(
+            ledger, stage_status.StagePlan(label, len(items), len(items) - len(todo)), done.identities
+        )
+        session.report([metrics.queue_reading(job.name, len(todo))])
     failures: dict[str, str] = {}
-    pace = stage_status.Pace(ledger)
+    pace = stage_status.PaceFile(ledger)
     bisection = Bisection(session, job, ledger, resources)
     with show.stage(label, len(items)) as line:
         line.resume(done.num)
@@ -91,17 +94,17 @@ def run_stage(
                 tally = done.add(name) if error is None else None
                 if tally is not None:
                     pace.add()
-                    session.report(metrics.of_shard(job.name, tally, report, end.seconds))
+                    session.report(metrics.shard_readings(job.name, tally, report, end.seconds))
                 else:
                     failures[end.item] = error or f"{name} was done, but its outputs are not there any more"
-                    stage_status.failed(ledger, name, failures[end.item])
-                    session.report([metrics.of_failure(job.name)])
-                session.report([metrics.queued(job.name, len(items) - done.num)])
-                line.move(done.num, report.words)
+                    stage_status.record_failure(ledger, name, failures[end.item])
+                    session.report([metrics.failure_reading(job.name)])
+                session.report([metrics.queue_reading(job.name, len(items) - done.num)])
+                line.update(done.num, report.text)
             for item in to_bisect:
                 bisection.run(item, todo[item], done.identities[todo[item]])
             pending = to_bisect
-    pace.keep()
+    pace.write()
     if todo and not session.local:
         write_guard.check_lock(ledger.path)
         sweep(ledger.folder, finished=True)  # temporary files of workers that were killed while writing
@@ -133,13 +136,13 @@ class _DoneItems:
 
         Completions of items whose input (`inputs`: name -> URL) has changed since are withdrawn.
         """
-        in_ledger = self.ledger.begun()
+        in_ledger = self.ledger.recorded_shards()
         names = [name for name in self.identities if name in in_ledger]
         completions = map_concurrent(self._completion, names, isinstance(self.ledger.path, RemotePath))
         done = {name: one for name, one in zip(names, completions, strict=True) if one is not None}
         if inputs:
             for name in changed_shards(self.ledger, done, inputs, show, label):
-                self.ledger.withdraw(name)
+                self.ledger.invalidate(name)
                 del done[name]
         for name, completion in done.items():
             self._count(name, completion)
@@ -177,16 +180,16 @@ def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:
             )
         return 0
     check_format(out, Run.load(out).plan)
-    lock.hold(out)
+    lock.acquire_once(out)
     again = [
         (ledger, done.shard)
-        for ledger in stage_status.find(out)
-        for done in stage_status.readable(ledger)
+        for ledger in stage_status.find_ledgers(out)
+        for done in ledger.readable_completions()
         if ledger.stage == stage and done.tally.samples["failed"]
     ]
     for ledger, shard in again:
-        quarantine.forget(ledger, shard)
-        ledger.withdraw(shard)
+        quarantine.clear(ledger, shard)
+        ledger.invalidate(shard)
     return len(again)
 
 

@@ -25,8 +25,7 @@ from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_r
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import CARRIED, MemberCounts
 from capfilt.errors import DataError, ShortfallError
-from capfilt.runs import balance
-from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.ledger import Ledger, check_balance, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import check_success, run_stage
@@ -134,7 +133,7 @@ def annotations_sha256(folder: StoragePath, name: str) -> str:
     """The sha256 of a shard's annotations: from the ledger if it has them, so that a plan need not read every file."""
     path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
     done = ledger.read(ledger.path / f"{name}.json")
-    committed = {out.path: out.sha256 for out in done.outputs} if done and not ledger.doubt(done) else {}
+    committed = {out.path: out.sha256 for out in done.outputs} if done and not ledger.find_damage(done) else {}
     return committed.get(f"{folder.name}/{path.name}") or sha256_file(path)
 
 
@@ -200,7 +199,7 @@ def select(
     """Write the cleaned shards, given as name -> URL; returns the counts of kept, dropped and failed."""
     job = job.model_copy(update={"names": shards.renamed(named)})
     total = run_stage(session, job, named, resources, show, label)
-    balance.check(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
+    check_balance(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
     done = Ledger(job.out, job.name).completions()
     kept = {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named}
     write_sizes(job.out / "dataset", {tar: samples for tar, samples in kept.items() if samples})
@@ -214,7 +213,7 @@ def check_selected(
     check_success(label, tally, least, result)
     if not tally.samples["kept"]:
         raise ShortfallError(
-            f"{label}: the policy kept none of {sum(tally.judged().values())} texts at {rule};"
+            f"{label}: the policy kept none of {sum(tally.num_scored().values())} texts at {rule};"
             " ask for less, in another --out.",
             result,
         )

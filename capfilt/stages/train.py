@@ -30,8 +30,8 @@ from capfilt.objectives.tasks.blip import NEEDS
 from capfilt.objectives.tasks.blip2 import without_use
 from capfilt.runs import metrics
 from capfilt.runs.ledger import Ledger, fingerprint
-from capfilt.runs.progress import Line, Progress
-from capfilt.runs.stage_status import Plan, begin
+from capfilt.runs.progress import Progress, StageLine
+from capfilt.runs.stage_status import StagePlan, write_plan
 from capfilt.runs.tally import Tally
 from capfilt.stages.count_pairs import contents_of, count_rows
 from capfilt.storage import documents
@@ -157,11 +157,13 @@ def run_training(
             line.resume(job.train.steps)
             remove_folder(job.out / STATES)  # a kill may have come before
             return job.model_folder
-        begin(ledger, Plan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted})
+        write_plan(
+            ledger, StagePlan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted}
+        )
         batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
 
         def report(newest: dict[str, Any], steps: int) -> None:
-            session.report(metrics.of_steps(job.out.name, newest, steps, steps * batch, objectives))
+            session.report(metrics.training_readings(job.out.name, newest, steps, steps * batch, objectives))
 
         tail = Tail(job.out / LOG, line, report)
         fit(
@@ -205,7 +207,7 @@ class Tail:
     PAUSE = 10.0
     """Seconds between two glances at a log that lies on a store: each is a request."""
 
-    def __init__(self, path: StoragePath, line: Line, report: Callable[[dict[str, Any], int], None]):
+    def __init__(self, path: StoragePath, line: StageLine, report: Callable[[dict[str, Any], int], None]):
         self.path, self.line, self.report = path, line, report
         newest = self._newest()
         self.step: int | None = newest["step"] if newest else None
@@ -228,14 +230,14 @@ class Tail:
         """
         with suppress(FileNotFoundError):  # there only while features are looked at
             told = documents.read_object(self.path.with_name(PROGRESS))
-            self.line.move(0, f"features of {told['done']} of {told['of']} shards")
+            self.line.update(0, f"features of {told['done']} of {told['of']} shards")
         newest = self._newest()
         if newest is None:
             return self.step or 0
         if self.step is None:  # a fork goes on from a step of another log
             self.step = next(documents.read_json_lines(self.path), {}).get("resumed", 0)
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
-        self.line.move(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
+        self.line.update(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
         if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
             self.report(newest, steps)
             self.step = newest["step"]

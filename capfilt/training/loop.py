@@ -97,10 +97,10 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
 def origins(job: TrainJob) -> list[StoragePath]:
     """The folders of the same training in the run that this one's was forked from, in that one's, and so on."""
     found: list[StoragePath] = []
-    ledger = Ledger(job.out.parent, job.out.name).origin
+    ledger = Ledger(job.out.parent, job.out.name).forked_from
     while ledger is not None:
         found.append(ledger.folder / job.out.name)
-        ledger = ledger.origin
+        ledger = ledger.forked_from
     return found
 
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import capfilt
-from capfilt.runs import lock
+from capfilt.runs.locking import lock
+from capfilt.runs.locking.lock_file import find_lock
 
 QUICK = {"decode.max_length": 12, "decode.min_length": 3}
 
@@ -191,7 +192,7 @@ class TestCallbacks:
         call = {**models, "out": tmp_path / "run", "captions": 2, "settings": QUICK, "seed": 7}
         with pytest.raises(InterruptedError):
             capfilt.annotate(finished_run / "data/web", **call, on_progress=stop)
-        assert lock.find(tmp_path / "run") is None
+        assert find_lock(tmp_path / "run") is None
         events: list[capfilt.ProgressEvent] = []
         again = capfilt.annotate(finished_run / "data/web", **call, on_progress=events.append)
         assert events[-1].resumed == 1
@@ -225,7 +226,7 @@ class TestTheProcessIsTheCallers:
 
         def wait() -> None:
             with lock.driving():
-                lock.hold(tmp_path)
+                lock.acquire_once(tmp_path)
                 inside.set()
                 leave.wait(60)
 
@@ -234,14 +235,14 @@ class TestTheProcessIsTheCallers:
         try:
             assert inside.wait(60)
             capfilt.verify(run_copy, mend=True)
-            assert lock.find(run_copy) is None
-            assert lock.find(tmp_path) is not None
+            assert find_lock(run_copy) is None
+            assert find_lock(tmp_path) is not None
             with pytest.raises(capfilt.RunError, match="is in use by process"), lock.driving():
-                lock.hold(tmp_path)
+                lock.acquire_once(tmp_path)
         finally:
             leave.set()
             thread.join()
-        assert lock.find(tmp_path) is None
+        assert find_lock(tmp_path) is None
 
     @pytest.mark.slow
     def test_the_callers_ray_is_used_and_left_running(

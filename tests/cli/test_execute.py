@@ -14,7 +14,7 @@ import typer
 
 from capfilt.cli.execute import execute
 from capfilt.errors import ClusterError, RecipeError, ShortfallError
-from capfilt.runs import lock
+from capfilt.runs.locking import lock
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_command_that_falls_short_prints_its_result_and_leaves_with_1(
 
 def test_a_preemption_leaves_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def work(_: object) -> None:
-        lock.hold(tmp_path)
+        lock.acquire_once(tmp_path)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
 
@@ -136,10 +136,10 @@ def test_a_run_that_lost_its_lock_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acquire = lock.acquire
-    monkeypatch.setattr(lock, "acquire", lambda folder: acquire(folder, beat=0.05))
+    monkeypatch.setattr(lock, "acquire", lambda folder: acquire(folder, interval=0.05))
 
     def work(_: object) -> None:
-        lock.hold(tmp_path).path.unlink()
+        lock.acquire_once(tmp_path).path.unlink()
         time.sleep(30)
 
     with pytest.raises(typer.Exit) as left:

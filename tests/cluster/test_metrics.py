@@ -14,14 +14,16 @@ from capfilt.runs.metrics import TABLE, Reading
 def test_in_one_process_nothing_is_even_counted() -> None:
     def readings() -> Iterator[Reading]:
         raise AssertionError("nobody asks for it")
-        yield metrics.of_failure("annotate")
+        yield metrics.failure_reading("annotate")
 
     with connect("local") as session:
         session.report(readings())
 
 
 def test_ray_takes_every_metric_of_the_table(ray_session: Session) -> None:
-    ray_session.report(Reading(metric.name, 1.0, dict.fromkeys(metric.labels, "x")) for metric in TABLE if metric.own)
+    ray_session.report(
+        Reading(metric.name, 1.0, dict.fromkeys(metric.labels, "x")) for metric in TABLE if not metric.from_ray
+    )
     ray_session.report([Reading("capfilt_shards", 0, {"stage": "x", "outcome": "done"})])  # nothing to add
 
 

@@ -27,7 +27,7 @@ def test_the_files_are_what_the_table_makes(path: Path) -> None:
 def test_every_metric_is_drawn_and_no_other(board: dict[str, Any]) -> None:
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
     asked = {name for query in queries for name in re.findall(r"(\w+)\{", query)}
-    assert asked == {metric.exposed for metric in TABLE}
+    assert asked == {metric.prometheus_name for metric in TABLE}
 
 
 def test_panels_do_not_lie_on_each_other(board: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.runs import lock
+from capfilt.runs.locking.lock_file import find_lock
 from capfilt.storage.atomic import PART
 
 PAUSE = ("--pause", "0.01")
@@ -73,7 +73,7 @@ def test_another_driver_takes_over(nodes: Any, driver: Any, survives: Any, seed:
     run = driver("--address", nodes.address, *PAUSE)
     run.start()
     run.reach(random.Random(seed).randrange(1, 30))
-    found = lock.find(run.out)
+    found = find_lock(run.out)
     assert found is not None
     assert found.owner is not None
     winner = replace(found.owner, token="winner", pid=2**30, born="1")

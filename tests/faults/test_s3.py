@@ -21,7 +21,8 @@ from capfilt.cli import app
 from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.errors import RunError, ShardError
-from capfilt.runs import lock
+from capfilt.runs.locking import lock
+from capfilt.runs.locking.lock_file import LOCK_FOLDER, find_lock
 from capfilt.storage import remote_path
 from capfilt.storage.atomic import atomic, sweep
 from capfilt.storage.paths import listing
@@ -123,7 +124,7 @@ def look(*words: object) -> tuple[int, dict[str, Any]]:
 def settled(out: RemotePath) -> None:
     """Nothing half-written is left of a run: no lock, no upload that nobody ended."""
     assert s3fs.S3FileSystem().list_multipart_uploads("capfilt") == []
-    assert listing(out / lock.FOLDER) == {}
+    assert listing(out / LOCK_FOLDER) == {}
 
 
 @pytest.mark.slow
@@ -273,12 +274,12 @@ def test_the_lock_on_s3_is_a_conditional_put(bucket: str) -> None:
     run = RemotePath(f"{bucket}/run")
     assert (run / "a").create(b"first")
     assert not (run / "a").create(b"second")
-    held = lock.acquire(run, beat=0.05)
+    held = lock.acquire(run, interval=0.05)
     time.sleep(0.3)
-    found = lock.find(run)
+    found = find_lock(run)
     assert found is not None
-    assert int(found.pulse()) > 0
+    assert int(found.read_heartbeat()) > 0
     with pytest.raises(RunError, match=f"{run} is in use by process {os.getpid()}"):
         lock.acquire(run)
     held.release()
-    assert listing(run / lock.FOLDER) == {}
+    assert listing(run / LOCK_FOLDER) == {}

@@ -62,7 +62,9 @@ def names() -> str:
     lines += [f"stage {stage}" for stage in ORDER]
     for metric in TABLE:
         labels, buckets = ",".join(metric.labels), f" buckets={[*metric.buckets]}" if metric.buckets else ""
-        lines.append(f"metric {metric.exposed} = {metric.name}: {metric.kind} by {labels} [{metric.unit}]{buckets}")
+        lines.append(
+            f"metric {metric.prometheus_name} = {metric.name}: {metric.kind} by {labels} [{metric.unit}]{buckets}"
+        )
         lines.append(f"       {metric.help}{f' (needs {metric.needs})' if metric.needs else ''}")
     return "".join(f"{line}\n" for line in lines)
 

@@ -179,8 +179,12 @@ def test_every_metric_that_the_dashboard_draws_is_alive(prometheus: str, run: tu
     import torch
 
     here = {"gpu"} if torch.cuda.is_available() else set()
-    expected = {metric.exposed for metric in TABLE if not metric.needs or metric.needs in here}
-    alive = {metric.exposed for metric in TABLE if instant(prometheus, f"last_over_time({metric.exposed}[10m])")}
+    expected = {metric.prometheus_name for metric in TABLE if not metric.needs or metric.needs in here}
+    alive = {
+        metric.prometheus_name
+        for metric in TABLE
+        if instant(prometheus, f"last_over_time({metric.prometheus_name}[10m])")
+    }
     assert alive >= expected
     _, begun = run
     for panel in (panel for row in dashboards.ROWS.values() for panel in row):
@@ -191,7 +195,7 @@ def test_every_metric_that_the_dashboard_draws_is_alive(prometheus: str, run: tu
             words = {"query": filled, "start": begun, "end": time.time(), "step": 1}
             answer = fetch(f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(words)}")
             assert answer["status"] == "success"
-            assert bool(answer["data"]["result"]) == (panel.of.exposed in alive), panel.title
+            assert bool(answer["data"]["result"]) == (panel.of.prometheus_name in alive), panel.title
 
 
 def test_the_numbers_are_those_of_the_run(prometheus: str, run: tuple[Path, float]) -> None:

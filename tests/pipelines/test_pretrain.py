@@ -18,7 +18,7 @@ from capfilt import presets
 from capfilt.inference.device import Compute
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.pretrain import PretrainConfig
-from capfilt.runs.progress import Line
+from capfilt.runs.progress import StageLine
 from capfilt.stages import train as stage_train
 from capfilt.stages.train import Tail
 from capfilt.training.config import TrainJob
@@ -194,7 +194,7 @@ def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogC
 
 def test_the_log_moves_the_line(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
-    line = Line("pretrain", 100, lambda line: told.append((line.done, line.note)))
+    line = StageLine("pretrain", 100, lambda line: told.append((line.done, line.note)))
     reported: list[tuple[int, int]] = []
     tail = Tail(tmp_path / "log.jsonl", line, lambda newest, steps: reported.append((newest["step"], steps)))
     assert tail.poll() == 0

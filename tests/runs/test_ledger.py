@@ -9,7 +9,7 @@ import pytest
 
 from capfilt.errors import RunError
 from capfilt.runs import quarantine, stage_status
-from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.ledger import Ledger, check_balance, fingerprint
 from capfilt.runs.run import Run, fork
 from capfilt.runs.tally import Tally
 from capfilt.storage.atomic import PART, atomic, sha256_file, write_json
@@ -82,13 +82,13 @@ def test_missing_or_changed_outputs_are_not_trusted(tmp_path: Path) -> None:
     done = book.commit("00000", "f", [path], tally())
     path.write_bytes(b"abcd")
     assert book.completion("00000", "f") is None
-    assert "has 4 bytes, 3 were committed" in book.doubt(done)
+    assert "has 4 bytes, 3 were committed" in book.find_damage(done)
     path.write_bytes(b"abd")
-    assert book.doubt(done) == ""
-    assert "does not have the bytes" in book.doubt(done, hashes=True)
+    assert book.find_damage(done) == ""
+    assert "does not have the bytes" in book.find_damage(done, hashes=True)
     path.unlink()
     assert book.completion("00000", "f") is None
-    assert "is not there" in book.doubt(done)
+    assert "is not there" in book.find_damage(done)
 
 
 def test_outputs_must_be_there_and_inside_the_folder(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_a_commit_costs_two_fsyncs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_shard_that_is_withdrawn_is_to_be_done_again(tmp_path: Path) -> None:
     book = Ledger(tmp_path, "annotate")
     book.commit("00000", "f", [output(tmp_path / "a")], tally())
-    book.withdraw("00000")
+    book.invalidate("00000")
     assert book.completion("00000", "f") is None
     assert (tmp_path / "a").is_file()
-    book.withdraw("00000")
+    book.invalidate("00000")
 
 
 def test_a_fork_takes_over_what_holds_and_only_what_is_asked_for(tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_what_a_fork_withdraws_is_not_taken_over_again(tmp_path: Path) -> None:
     write_json(tmp_path / "new/fork.json", {"from": str(tmp_path / "old")})
     fork = Ledger(new, "annotate")
     assert fork.completion("00000", "f") is not None
-    fork.withdraw("00000")
+    fork.invalidate("00000")
     assert fork.completion("00000", "f") is None, "the origin still has it"
-    assert fork.begun() == {"00001"}
+    assert fork.recorded_shards() == {"00001"}
     fork.commit("00000", "f", [output(new / "annotations/00000")], tally())
     assert fork.completion("00000", "f") is not None
     assert os.listdir(fork.path) == ["00000.json"]
@@ -188,25 +188,25 @@ def test_what_a_fork_withdraws_is_not_taken_over_again(tmp_path: Path) -> None:
 
 def test_a_ledger_on_a_store(store: RemotePath) -> None:
     ledger = Ledger(store / "run", "toy")
-    stage_status.begin(ledger, stage_status.Plan("toy", 2), {"00000": "f0", "00001": "f1"})
+    stage_status.write_plan(ledger, stage_status.StagePlan("toy", 2), {"00000": "f0", "00001": "f1"})
     for shard in ("00000", "00001"):
         data = output(store / f"run/annotations/{shard}.parquet")
         ledger.commit(shard, f"f{shard[-1]}", [data], Tally.zero())
     assert ledger.completion("00001", "f1") == list(ledger.completions())[1]
     assert ledger.completion("00001", "f2") is None
-    stage_status.failed(ledger, "00001", "no luck")
-    (stand,) = map(stage_status.standing, stage_status.find(store / "run"))
+    stage_status.record_failure(ledger, "00001", "no luck")
+    (stand,) = map(stage_status.read_status, stage_status.find_ledgers(store / "run"))
     assert (stand.done, stand.plan.total, dict(stand.errors)) == (2, 2, {"no luck": 1})
     output(store / "run/annotations/00001.parquet", b"abd")
-    assert "does not have the bytes" in ledger.doubt(ledger.completion("00001", "f1"), hashes=True)  # type: ignore[arg-type]
+    assert "does not have the bytes" in ledger.find_damage(ledger.completion("00001", "f1"), hashes=True)  # type: ignore[arg-type]
     output(store / "run/annotations/00001.parquet", b"abcd")
     assert ledger.completion("00001", "f1") is None
     (store / "run/annotations/00000.parquet").unlink()
     assert ledger.completion("00000", "f0") is None
-    ledger.withdraw("00000")
+    ledger.invalidate("00000")
     assert [path.name for path in ledger.files()] == ["00001.json"]
     assert quarantine.read(ledger, "00000", "f0") == {}
-    quarantine.mark(ledger, "00000", "f0", 3, "why")
+    quarantine.add(ledger, "00000", "f0", 3, "why")
     assert list(quarantine.read(ledger, "00000", "f0")) == [3]
 
 
@@ -220,3 +220,41 @@ def test_a_fork_takes_over_from_wherever_the_run_is(store: RemotePath, tmp_path:
     assert (new / "a.bin").read_bytes() == b"abc"
     with pytest.raises(RunError, match="lies in"):
         fork(old, old / "new")
+
+
+# ---- annotations and their verdicts ----
+
+
+def balanced(kept: int, dropped: int = 0, failed: int = 0, texts: int | None = None) -> Tally:
+    num = kept + dropped + failed
+    made = Tally(samples=Counter({"in": num, "kept": kept, "dropped": dropped, "failed": failed}))
+    made.failed.update({"no image": failed})
+    made.texts["in"]["web"] = made.texts["kept"]["web"] = kept + dropped if texts is None else texts
+    return made
+
+
+@pytest.mark.parametrize(
+    ("selected_tally", "why"),
+    [
+        (balanced(2, 2, 1), ""),
+        (balanced(2, 1, 1), "5 samples were annotated, 4 have a verdict"),
+        (balanced(2, 3, 0), "1 samples failed, 0 of them have a verdict"),
+        (balanced(2, 2, 1, texts=3), "4 web texts were annotated, 3 have a verdict"),
+    ],
+)
+def test_what_was_annotated_has_a_verdict(tmp_path: Path, selected_tally: Tally, why: str) -> None:
+    annotated, selected = Ledger(tmp_path, "annotate"), Ledger(tmp_path, "select")
+    for shard in ("00000", "00001"):
+        annotated.commit(shard, "f", [], balanced(4, 0, 1))
+    selected.commit("00000", "f", [], balanced(2, 2, 1))
+    selected.commit("00001", "f", [], selected_tally)
+    if why:
+        with pytest.raises(RunError, match=f"shard 00001: {why}"):
+            check_balance(annotated, selected, ["00000", "00001"])
+    check_balance(annotated, selected, ["00000"])
+
+
+def test_annotations_from_elsewhere_have_no_ledger(tmp_path: Path) -> None:
+    selected = Ledger(tmp_path, "select")
+    selected.commit("00000", "f", [], balanced(1))
+    check_balance(Ledger(tmp_path / "elsewhere", "annotate"), selected, ["00000"])

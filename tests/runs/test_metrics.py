@@ -22,7 +22,7 @@ TALLY = Tally(
 def test_every_metric_has_a_name_of_its_own_and_what_its_kind_needs() -> None:
     assert len(METRICS) == len(TABLE)
     for metric in TABLE:
-        assert metric.name.startswith("capfilt_") == metric.own
+        assert metric.name.startswith("capfilt_") != metric.from_ray
         assert bool(metric.buckets) == (metric.kind == "histogram")
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert metric.help
@@ -30,9 +30,9 @@ def test_every_metric_has_a_name_of_its_own_and_what_its_kind_needs() -> None:
 
 
 def test_names_in_prometheus() -> None:
-    assert METRICS["capfilt_samples"].exposed == "ray_capfilt_samples_total"
-    assert METRICS["capfilt_train_loss"].exposed == "ray_capfilt_train_loss"
-    assert METRICS["capfilt_shard_seconds"].exposed == "ray_capfilt_shard_seconds_bucket"
+    assert METRICS["capfilt_samples"].prometheus_name == "ray_capfilt_samples_total"
+    assert METRICS["capfilt_train_loss"].prometheus_name == "ray_capfilt_train_loss"
+    assert METRICS["capfilt_shard_seconds"].prometheus_name == "ray_capfilt_shard_seconds_bucket"
 
 
 def totals(readings: list[Reading], name: str, *labels: str) -> dict[tuple[str, ...], float]:
@@ -46,7 +46,7 @@ def totals(readings: list[Reading], name: str, *labels: str) -> dict[tuple[str, 
 
 def test_a_shard_is_read_to_the_last_sample() -> None:
     told = ShardReport("6 images", {"read": 0.5, "vision": 2.0}, (4, 4, 2))
-    readings = list(metrics.of_shard("select", TALLY, told, 3.5))
+    readings = list(metrics.shard_readings("select", TALLY, told, 3.5))
     assert totals(readings, "capfilt_shards", "stage", "outcome") == {("select", "done"): 1}
     assert totals(readings, "capfilt_samples", "outcome") == {("kept",): 6, ("dropped",): 1, ("failed",): 3}
     assert totals(readings, "capfilt_samples_failed", "reason") == {("no picture",): 2, ("cut short",): 1}
@@ -68,7 +68,7 @@ def test_a_shard_is_read_to_the_last_sample() -> None:
 
 def test_what_a_log_line_lacks_is_left_out() -> None:
     line = {"step": 40, "itc": 1.5, "lm": 2.5, "itm_accuracy": 0.5, "grad_norm": 0.7, "lr": 1e-4, "data_wait": 0.1}
-    readings = list(metrics.of_steps("pretrain", line, 20, 320, ("itc", "itm", "lm")))
+    readings = list(metrics.training_readings("pretrain", line, 20, 320, ("itc", "itm", "lm")))
     found = {r.metric: r.value for r in readings if "objective" not in r.labels}
     assert found == {
         "capfilt_train_steps": 20,
@@ -81,7 +81,9 @@ def test_what_a_log_line_lacks_is_left_out() -> None:
         ("pretrain", "itc"): 1.5,
         ("pretrain", "lm"): 2.5,
     }
-    [share] = [r for r in metrics.of_steps("pretrain", {"mfu": 0.4}, 1, 16, ()) if r.metric == "capfilt_train_mfu"]
+    [share] = [
+        r for r in metrics.training_readings("pretrain", {"mfu": 0.4}, 1, 16, ()) if r.metric == "capfilt_train_mfu"
+    ]
     assert share.value == 0.4
 
 

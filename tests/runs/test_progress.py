@@ -12,8 +12,8 @@ from capfilt.runs.progress import Progress
 def test_a_pipe_gets_one_plain_line_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
     show = Progress()
     with show.stage("round 1 annotate", 3) as line:
-        line.move(1, "20 images")
-        line.move(2)
+        line.update(1, "20 images")
+        line.update(2)
     with show.stage("round 1 select", 2) as line:
         line.resume(2)
     show.say("a [line] between")
@@ -32,7 +32,7 @@ def test_a_long_stage_speaks_now_and_then(capsys: pytest.CaptureFixture[str], mo
     with Progress().stage("pretrain", 100) as line:
         for step in range(1, 41):
             clock[0] += 1
-            line.move(step, f"lm {step}")
+            line.update(step, f"lm {step}")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["16/100", "32/100", "40/100"]
     assert lines[0] == "pretrain                 16/100  16s  lm 16"
@@ -41,7 +41,7 @@ def test_a_long_stage_speaks_now_and_then(capsys: pytest.CaptureFixture[str], mo
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     show = Progress(quiet=True)
     with show.stage("select", 1) as line:
-        line.move(1)
+        line.update(1)
     show.say("done")
     assert capsys.readouterr() == ("", "")
 
@@ -51,7 +51,7 @@ def test_a_terminal_gets_a_bar() -> None:
     show = Progress()
     show.console = Console(file=screen, force_terminal=True, width=100, highlight=False)
     with show.stage("round 1 filter", 4) as line:
-        line.move(3, "itm 0.5 [sic]")
+        line.update(3, "itm 0.5 [sic]")
     drawn = screen.getvalue()
     assert "round 1 filter" in drawn
     assert "3/4" in drawn
@@ -63,13 +63,13 @@ def test_it_knows_which_stages_had_something_to_do(capsys: pytest.CaptureFixture
     show = Progress()
     with show.stage("done before", 3) as line:
         line.resume(3)
-    assert show.worked == 0
+    assert show.num_worked == 0
     with show.stage("half done", 3) as line:
         line.resume(1)
-        line.move(2)
-    assert show.worked == 1
+        line.update(2)
+    assert show.num_worked == 1
     with pytest.raises(KeyboardInterrupt), show.stage("interrupted", 3) as line:
-        line.move(1, "on it")
+        line.update(1, "on it")
         raise KeyboardInterrupt
-    assert show.worked == 2
+    assert show.num_worked == 2
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted              1/3  0s  on it"

@@ -13,20 +13,20 @@ from capfilt.runs.ledger import Ledger
 def test_what_is_marked_is_read_until_it_is_forgotten(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "annotate")
     assert quarantine.read(ledger, "00000", "f") == {}
-    quarantine.mark(ledger, "00000", "f", 17, "2 times")
-    quarantine.mark(ledger, "00000", "f", 3, "2 times")
+    quarantine.add(ledger, "00000", "f", 17, "2 times")
+    quarantine.add(ledger, "00000", "f", 3, "2 times")
     assert quarantine.read(ledger, "00000", "f") == {3: "killed its worker: 2 times", 17: "killed its worker: 2 times"}
     assert quarantine.read(ledger, "00001", "f") == {}
-    assert stage_status.find(tmp_path) == [], "no stage is called poison"
-    quarantine.forget(ledger, "00000")
+    assert stage_status.find_ledgers(tmp_path) == [], "no stage is called poison"
+    quarantine.clear(ledger, "00000")
     assert quarantine.read(ledger, "00000", "f") == {}
 
 
 def test_another_version_of_the_shard_is_another_matter(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "annotate")
-    quarantine.mark(ledger, "00000", "f", 17, "2 times")
+    quarantine.add(ledger, "00000", "f", 17, "2 times")
     assert quarantine.read(ledger, "00000", "g") == {}
-    quarantine.mark(ledger, "00000", "g", 1, "2 times")
+    quarantine.add(ledger, "00000", "g", 1, "2 times")
     assert quarantine.read(ledger, "00000", "g").keys() == {1}
 
 

@@ -14,9 +14,10 @@ import fsspec
 import pytest
 
 from capfilt.errors import RunError, UsageError
-from capfilt.runs import lock
 from capfilt.runs import run as module
 from capfilt.runs.ledger import FORMAT
+from capfilt.runs.locking import lock
+from capfilt.runs.locking.lock_file import LOCK_FOLDER, driver_of
 from capfilt.runs.run import Run
 from capfilt.storage.atomic import PART
 from capfilt.storage.paths import listing, storage_path
@@ -26,7 +27,7 @@ PLAN: dict[str, Any] = {"recipe": {"lr": 0.1, "rounds": 2}, "inputs": ["00000", 
 
 
 @pytest.fixture(autouse=True)
-def let_go() -> Iterator[None]:
+def release_locks() -> Iterator[None]:
     yield
     lock.release_all()
 
@@ -244,12 +245,12 @@ def test_a_run_folder_on_a_store(store: RemotePath) -> None:
     out = store / "run"
     run = Run.open(out, "a: 1\n", {"verb": "toy"})
     assert not run.resumed
-    assert lock.state(out).startswith(f"process {os.getpid()}")
+    assert driver_of(out).startswith(f"process {os.getpid()}")
     run.log("begin", loss=float("nan"))
     run.log("end")
     assert len((out / "log.jsonl").read_bytes().splitlines()) == 2
     lock.release_all()
-    assert listing(out / lock.FOLDER) == {}
+    assert listing(out / LOCK_FOLDER) == {}
     assert Run.open(out, "a: 1\n", {"verb": "toy"}).resumed
     with pytest.raises(RunError, match="was planned otherwise"):
         Run.open(out, "a: 1\n", {"verb": "other"})

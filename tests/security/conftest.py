@@ -27,8 +27,8 @@ from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints import store
 from capfilt.reporting import review
-from capfilt.runs import lock
 from capfilt.runs.ledger import Ledger
+from capfilt.runs.locking import lock
 from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.storage import write_guard

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.runs import lock
+from capfilt.runs.locking import lock
 
 Attack = Callable[[Path, Path], None]
 """What is done to a run folder, given a folder of its victim."""

@@ -30,8 +30,9 @@ from capfilt.pipelines.download import plan_of
 from capfilt.pipelines.jobs import JobRequest, check_secrets
 from capfilt.printable import printable, printable_lines
 from capfilt.redact import is_redacted, redact
-from capfilt.runs import lock, stage_status
+from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.locking import lock
 from capfilt.runs.run import Run
 from capfilt.stages import download as stage
 from capfilt.stages.download import DownloadConfig
@@ -130,16 +131,18 @@ class TestRunFolder:
         run = self.open(tmp_path / "run", {"verb": "x"})
         run.log("begin", shards=[CASES[0][0]], why={"what": OSError(f"403 of {CASES[6][0]}")})
         run.write_summary({"from": CASES[0][0]})
-        stage_status.failed(Ledger(run.folder, "annotate"), "00000", f"403, message='Forbidden', url='{CASES[6][0]}'")
+        stage_status.record_failure(
+            Ledger(run.folder, "annotate"), "00000", f"403, message='Forbidden', url='{CASES[6][0]}'"
+        )
         assert SECRET not in held(tmp_path / "run")
-        assert stage_status.failures(Ledger(run.folder, "annotate"))["00000"].startswith(
+        assert stage_status.read_failures(Ledger(run.folder, "annotate"))["00000"].startswith(
             "403, message='Forbidden', url='https"
         )
 
     def test_what_may_hold_one_of_an_unknown_kind_is_its_owner_s(self, tmp_path: Path) -> None:
         run = self.open(tmp_path / "run", {"verb": "x"})
         run.log("begin")
-        stage_status.failed(Ledger(run.folder, "annotate"), "00000", "why")
+        stage_status.record_failure(Ledger(run.folder, "annotate"), "00000", "why")
         for name in ("plan.json", "recipe.yaml", "log.jsonl", "ledger/annotate.failed.jsonl"):
             assert stat.S_IMODE((tmp_path / "run" / name).stat().st_mode) == 0o600, name
 

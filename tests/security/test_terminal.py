@@ -51,9 +51,9 @@ def run(tmp_path: Path) -> Path:
     tables.write(table, [row("k", EVIL), row(EVIL, "", status="failed", reason=EVIL, itm=None, itc=None)])
     tally = Tally(Counter({"in": 2, "kept": 1, "failed": 1}), failed=Counter({EVIL: 1}))
     tally.texts["in"]["web"] = tally.texts["kept"]["web"] = 1
-    stage_status.begin(ledger, stage_status.Plan(f"[/x] {EVIL}", 3, unit=EVIL), {NAMED: "f"})
+    stage_status.write_plan(ledger, stage_status.StagePlan(f"[/x] {EVIL}", 3, unit=EVIL), {NAMED: "f"})
     ledger.commit(NAMED, "f", [table], tally)
-    stage_status.failed(ledger, EVIL, f"{EVIL} {'x' * 10**6}")
+    stage_status.record_failure(ledger, EVIL, f"{EVIL} {'x' * 10**6}")
     owner = {"token": "t", "host": EVIL, "pid": 1, "machine": "elsewhere", "born": "1", "job": EVIL}
     (folder / "lock-1.json").write_text(json.dumps(owner) + "\n0\n")
     return folder
@@ -73,7 +73,7 @@ def call(*words: object, code: int = 0) -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner elsewhere is watched for a moment only."""
-    monkeypatch.setattr("capfilt.runs.lock._beats", lambda *_: False)
+    monkeypatch.setattr("capfilt.runs.locking.lock_file.LockFile.is_alive", lambda *_: False)
 
 
 def test_status_shows_a_label_as_it_is(run: Path) -> None:
@@ -140,7 +140,7 @@ def test_progress_shows_labels_and_notes_as_they_are(is_terminal: bool, capsys: 
     show, file = Progress(), io.StringIO()
     show.console = Console(file=file, force_terminal=is_terminal, width=400, highlight=False)
     with show.stage(f"[/x] {EVIL}", 2) as line:
-        line.move(1, f"[/y] {EVIL}")
+        line.update(1, f"[/y] {EVIL}")
     show.say(f"[/z] {EVIL}")
     out = file.getvalue() + capsys.readouterr().err
     assert not any(raw in out.replace("\x1b[2K", "").replace("\r", "") for raw in RAW if raw != "\r")
@@ -187,11 +187,11 @@ def test_a_log_s_texts_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_failed_shard_s_error_is_bounded(run: Path) -> None:
-    ((shard, error),) = stage_status.failures(Ledger(run, "annotate")).items()
+    ((shard, error),) = stage_status.read_failures(Ledger(run, "annotate")).items()
     assert shard == EVIL
     assert error.isprintable()
     assert len(error) <= MAX_MESSAGE
-    assert len(stage_status.reason(EVIL * 10**5)) <= 120
+    assert len(stage_status.error_kind(EVIL * 10**5)) <= 120
 
 
 def test_reasons_are_few_and_short_and_still_balance() -> None:

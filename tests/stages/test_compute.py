@@ -13,7 +13,7 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.errors import RunError
 from capfilt.inference.device import Ability, Compute, Precision
-from capfilt.runs import lock
+from capfilt.runs.locking import lock
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, fork
 from capfilt.stages import compute as module

@@ -114,13 +114,13 @@ def test_what_failed_is_written_down_until_it_is_done(tmp_path: Path, items: dic
     with pytest.raises(RunError):
         go(job, items)
     ledger = Ledger(job.out, "copy")
-    assert stage_status.failures(ledger) == {"b": f"{items['b']} is empty."}
-    assert stage_status.planned(ledger)[0] == stage_status.Plan("copy", 3, 0)
+    assert stage_status.read_failures(ledger) == {"b": f"{items['b']} is empty."}
+    assert stage_status.read_plan(ledger)[0] == stage_status.StagePlan("copy", 3, 0)
     Path(items["b"]).write_text("bb")
     go(job, items)
-    assert stage_status.failures(ledger) == {}
-    assert stage_status.planned(ledger) == (
-        stage_status.Plan("copy", 3, 2), {name: job.identity(item) for name, item in items.items()},
+    assert stage_status.read_failures(ledger) == {}
+    assert stage_status.read_plan(ledger) == (
+        stage_status.StagePlan("copy", 3, 2), {name: job.identity(item) for name, item in items.items()},
     )  # fmt: skip
 
 

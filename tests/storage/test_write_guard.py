@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from capfilt.errors import LockLostError
-from capfilt.runs import lock
 from capfilt.runs.ledger import Ledger
+from capfilt.runs.locking import lock
+from capfilt.runs.locking.lock_file import LOCK_NAME, find_lock
 from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
 from capfilt.storage import write_guard
@@ -37,7 +38,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 def taken_over(out: StoragePath) -> None:
     """Create the lock of a driver that takes over."""
-    found = lock.find(out)
+    found = find_lock(out)
     assert found is not None
     assert found.owner is not None
     owner = {**vars(found.owner), "token": "another"}
@@ -50,7 +51,7 @@ def taken_over(out: StoragePath) -> None:
 
 def removed(out: StoragePath) -> None:
     """Remove the lock, as a person may who thinks that the driver is dead."""
-    found = lock.find(out)
+    found = find_lock(out)
     assert found is not None
     found.path.unlink()
 
@@ -62,7 +63,7 @@ def remote_log(out: StoragePath) -> None:
 
 WRITES: dict[str, Callable[[StoragePath], Any]] = {
     "commit": lambda out: Ledger(out, "toy").commit("a", "f", [], Tally.zero()),
-    "withdraw": lambda out: Ledger(out, "toy").withdraw("a"),
+    "withdraw": lambda out: Ledger(out, "toy").invalidate("a"),
     "output": lambda out: write_json(out / "round-1" / "dataset" / "x.json", {}),
     "log": lambda out: append_line(out / "log.jsonl", b"{}\n"),
     "link": lambda out: link_or_copy(out / "there.json", out / "too.json"),
@@ -79,7 +80,7 @@ def test_a_process_that_lost_the_lock_writes_nothing(run: StoragePath, lose: Cal
         with pytest.raises(LockLostError, match=r"was removed or taken over: another driver may be at work on "):
             write(run)
     after = {name: (run / name).read_bytes() for name, stat in listing(run).items() if stat is not None}
-    locks = {name for name in {*before, *after} if lock.PATTERN.fullmatch(name)}
+    locks = {name for name in {*before, *after} if LOCK_NAME.fullmatch(name)}
     assert {name: data for name, data in after.items() if name not in locks} == {
         name: data for name, data in before.items() if name not in locks
     }, "nothing new, nothing half-written"
@@ -107,7 +108,7 @@ def test_a_worker_gets_the_guard_of_its_driver_pickled(run: StoragePath) -> None
 def test_other_folders_and_released_locks_are_not_guarded(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    lock.hold(tmp_path / "a").path.unlink()
+    lock.acquire_once(tmp_path / "a").path.unlink()
     write_json(tmp_path / "b" / "x.json", {})
     with pytest.raises(LockLostError):
         write_json(tmp_path / "a" / "x.json", {})
@@ -118,7 +119,7 @@ def test_other_folders_and_released_locks_are_not_guarded(tmp_path: Path) -> Non
 def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    lock.hold(tmp_path / "link").path.unlink()
+    lock.acquire_once(tmp_path / "link").path.unlink()
     for name in ("real", "link"):
         with pytest.raises(LockLostError), atomic(tmp_path / name / "x"):
             pass

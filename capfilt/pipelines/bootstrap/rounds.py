@@ -86,7 +86,7 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
     if not run.path("summary.json").is_file() or documents.read_json(run.path("summary.json")) != summary:
         run.write_summary(summary)
     run.log("end", seconds=seconds)
-    if progress.worked or not run.path(PAGE).is_file():  # a rerun that had nothing to do writes nothing
+    if progress.num_worked or not run.path(PAGE).is_file():  # a rerun that had nothing to do writes nothing
         report.run(run.folder, web=splits["web"])
     return summary
 
@@ -126,7 +126,7 @@ def tally_figures(tally: Tally) -> dict[str, Any]:
         "kept": {source: kept[source] for source in came},
         "dropped": dict(tally.texts["dropped"]),
         "failed": dict(tally.failed),
-        "noise_ratio": {source: round(1 - kept[source] / num, 4) for source, num in tally.judged().items() if num},
+        "noise_ratio": {source: round(1 - kept[source] / num, 4) for source, num in tally.num_scored().items() if num},
     }
 
 
@@ -140,11 +140,11 @@ def summarise(context: BootstrapContext, r: int, figures: dict[str, Any]) -> dic
 @contextmanager
 def timed(run: Run, progress: Progress, r: int | None = None) -> Iterator[None]:
     """Log how long this command worked on a round (None: on the data), also when it is interrupted."""
-    started, before = time.monotonic(), progress.worked
+    started, before = time.monotonic(), progress.num_worked
     try:
         yield
     finally:
-        if progress.worked > before:
+        if progress.num_worked > before:
             run.log("worked", round=r, seconds=round(time.monotonic() - started, 1))
 
 

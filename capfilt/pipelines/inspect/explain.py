@@ -36,8 +36,8 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
     pretrained, models = pretrained_roles(folder, Run.load(folder).plan), dict[str, str]()
     by_shard: dict[tuple[StoragePath, str], dict[str, Any]] = {}
     num_tables = 0
-    for ledger in stage_status.find(folder):
-        for done in stage_status.readable(ledger):
+    for ledger in stage_status.find_ledgers(folder):
+        for done in ledger.readable_completions():
             for output in dict.fromkeys(done.outputs):  # a forged record may name one a million times
                 if output.path.endswith((".safetensors", ".bin", ".pth")):
                     models[output.sha256] = str(relative_to((ledger.folder / output.path).parent, folder))

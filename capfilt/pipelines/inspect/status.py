@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from capfilt.runs import lock, stage_status
+from capfilt.runs import stage_status
+from capfilt.runs.locking.lock_file import LockFile, driver_of, find_lock
 from capfilt.runs.run import Run
-from capfilt.runs.stage_status import Standing
+from capfilt.runs.stage_status import StageStatus
 from capfilt.storage.paths import StoragePath, relative_to
 
 WORKING = "working"
@@ -18,9 +19,9 @@ def run(folder: StoragePath) -> dict[str, Any]:
     """The verb: every stage that was begun, in order, and whether a process works on the run."""
     Run.load(folder)
     # The lock first: if a driver ends while stages are counted, the run still counts as working, until the next call.
-    holder, driver = lock.find(folder), lock.state(folder)
-    died = holder if not driver and holder == lock.find(folder) else None
-    standings = [stage_status.standing(ledger) for ledger in stage_status.find(folder)]
+    holder, driver = find_lock(folder), driver_of(folder)
+    died = holder if not driver and holder == find_lock(folder) else None
+    standings = [stage_status.read_status(ledger) for ledger in stage_status.find_ledgers(folder)]
     complete = all(stand.done >= stand.plan.total for stand in standings)
     return {
         "run": str(folder),
@@ -37,7 +38,7 @@ def follow(folder: StoragePath, every: float) -> Iterator[dict[str, Any]]:
     yield status
 
 
-def state(driver: str, died: lock.Found | None, complete: bool) -> str:
+def state(driver: str, died: LockFile | None, complete: bool) -> str:
     """The state of a run in words: working | died | stopped | done, and which process.
 
     `driver` is the process that holds the lock ("" for none), `died` the holder of a lock whose process is gone,
@@ -50,7 +51,7 @@ def state(driver: str, died: lock.Found | None, complete: bool) -> str:
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 
-def stage_record(folder: StoragePath, stand: Standing) -> dict[str, Any]:
+def stage_record(folder: StoragePath, stand: StageStatus) -> dict[str, Any]:
     """One stage as --json prints it; a figure that is not known is absent."""
     record: dict[str, Any] = {
         "stage": stand.ledger.stage,
@@ -65,6 +66,6 @@ def stage_record(folder: StoragePath, stand: Standing) -> dict[str, Any]:
     }
     if stand.rate is not None:
         record["per_second"] = round(stand.rate, 4)
-    if stand.left is not None:
-        record["seconds_left"] = round(stand.left)
+    if stand.seconds_left is not None:
+        record["seconds_left"] = round(stand.seconds_left)
     return record

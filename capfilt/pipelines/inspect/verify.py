@@ -13,11 +13,12 @@ from typing import Any
 
 from capfilt.data import shards
 from capfilt.errors import ShardError
-from capfilt.runs import lock, stage_status
-from capfilt.runs.balance import between
+from capfilt.runs import stage_status
 from capfilt.runs.ledger import Completion, Input, Ledger
-from capfilt.runs.progress import Line, Progress
+from capfilt.runs.locking import lock
+from capfilt.runs.progress import Progress, StageLine
 from capfilt.runs.run import Run
+from capfilt.runs.tally import difference
 from capfilt.stages import inputs
 from capfilt.storage.paths import StoragePath, relative_to
 
@@ -58,16 +59,16 @@ def run(
     specs = inputs.input_shards(folder, opened.plan) if read_inputs else []
     inputs.check_reachable(folder, specs, fetch)
     if mend:
-        lock.hold(folder)
+        lock.acquire_once(folder)
     checked, broken = Checked(), []
-    ledgers = stage_status.find(folder)
+    ledgers = stage_status.find_ledgers(folder)
     with show.stage("verify", sum(len(ledger.files()) for ledger in ledgers)) as line:
         for ledger in ledgers:
             broken += list(check(ledger, checked, line))
     broken += list(check_balance(ledgers))
     if mend:
         for piece in broken:
-            piece.ledger.withdraw(piece.shard)
+            piece.ledger.invalidate(piece.shard)
     records = [
         {"stage": b.ledger.stage, "folder": str(relative_to(b.ledger.folder, folder)), "shard": b.shard, "why": b.why}
         for b in broken
@@ -78,9 +79,9 @@ def run(
     return result | ({"inputs": compare_inputs(opened.plan, specs, ledgers, show)} if read_inputs else {})
 
 
-def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
+def check(ledger: Ledger, checked: Checked, line: StageLine) -> Iterator[Broken]:
     """The completions of one ledger that do not match their files; adds to the counts of `checked`."""
-    plan, identities = stage_status.planned(ledger)
+    plan, identities = stage_status.read_plan(ledger)
     current = 0
     for path in ledger.files():
         done = ledger.read(path)
@@ -93,7 +94,7 @@ def check(ledger: Ledger, checked: Checked, line: Line) -> Iterator[Broken]:
             checked.files += len(done.outputs)
             checked.bytes += sum(output.bytes for output in done.outputs)
         checked.shards += 1
-        line.move(line.done + 1)
+        line.update(line.done + 1)
     if plan is not None and plan.unit == "shards":
         checked.undone += max(0, plan.total - current)
 
@@ -102,7 +103,7 @@ def doubt(ledger: Ledger, done: Completion, shard: str) -> str:
     """Why a completion does not match its files, or ""."""
     if done.shard != shard:
         return f"its completion is that of shard {done.shard}"
-    return done.tally.imbalance() or ledger.doubt(done, hashes=True)
+    return done.tally.imbalance() or ledger.find_damage(done, hashes=True)
 
 
 def check_balance(ledgers: list[Ledger]) -> Iterator[Broken]:
@@ -112,9 +113,9 @@ def check_balance(ledgers: list[Ledger]) -> Iterator[Broken]:
         annotated = by_stage.get((folder, "annotate"))
         if stage != "select" or annotated is None:
             continue
-        before = {done.shard: done for done in stage_status.readable(annotated)}
-        for done in stage_status.readable(selected):
-            if done.shard in before and (why := between(before[done.shard], done)):
+        before = {done.shard: done for done in annotated.readable_completions()}
+        for done in selected.readable_completions():
+            if done.shard in before and (why := difference(before[done.shard].tally, done.tally)):
                 yield Broken(selected, done.shard, why)
 
 
@@ -122,7 +123,7 @@ def compare_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledg
     """Compare the shards that a run read with what it recorded of them: the numbers of those compared and of those
     without a record, and which differ."""
     recorded = [
-        (ledger, done) for ledger in ledgers for done in stage_status.readable(ledger) if ledger.stage in READERS
+        (ledger, done) for ledger in ledgers for done in ledger.readable_completions() if ledger.stage in READERS
     ]
     urls = inputs.urls_by_name(plan, _addresses(specs)) if recorded else {}
     now: dict[str, Input | str] = {}
@@ -135,7 +136,7 @@ def compare_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledg
                     now[done.shard] = _now(urls.get(done.shard))
                 if why := differs(done.input, now[done.shard]):
                     changed.append({"stage": ledger.stage, "shard": done.shard, "why": why})
-            line.move(line.done + 1)
+            line.update(line.done + 1)
     return {"compared": compared, "unrecorded": len(recorded) - compared, "changed": changed}
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from capfilt.errors import RunError
-from capfilt.runs import lock, stage_status
+from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger
-from capfilt.runs.stage_status import Plan
+from capfilt.runs.locking import lock
+from capfilt.runs.stage_status import StagePlan
 
 
 def told(run: Path, capfilt: Any) -> dict[str, Any]:
@@ -54,10 +55,10 @@ def test_a_run_that_was_cut_short(run_copy: Path, capfilt: Any) -> None:
     shutil.rmtree(ledger / "pretrain")
     log = run_copy / "round-1/pretrain/log.jsonl"
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]) + b'{"step": 4')
-    stage_status.failed(
+    stage_status.record_failure(
         Ledger(run_copy / "round-1", "annotate"), "00001", "killed its worker 3 times: pid 17 in /tmp/x"
     )
-    stage_status.failed(
+    stage_status.record_failure(
         Ledger(run_copy / "round-1", "annotate"), "00002", "killed its worker 3 times: pid 19 in /tmp/y"
     )
     found = {(s["folder"], s["stage"]): s for s in told(run_copy, capfilt)["stages"]}
@@ -70,10 +71,13 @@ def test_a_run_that_was_cut_short(run_copy: Path, capfilt: Any) -> None:
 
 
 def test_who_works_and_who_died(run_copy: Path, capfilt: Any) -> None:
-    lock.hold(run_copy)
+    lock.acquire_once(run_copy)
     assert told(run_copy, capfilt)["state"] == f"working: process {os.getpid()} on {os.uname().nodename}"
     lock.release_all()
-    code = "import os, sys; from pathlib import Path; from capfilt.runs import lock; lock.hold(Path(sys.argv[1]))"
+    code = (
+        "import os, sys; from pathlib import Path; from capfilt.runs.locking import lock;"
+        " lock.acquire_once(Path(sys.argv[1]))"
+    )
     child = subprocess.Popen([sys.executable, "-c", f"{code}; os._exit(0)", str(run_copy)])
     child.wait()
     assert told(run_copy, capfilt)["state"] == (
@@ -83,8 +87,8 @@ def test_who_works_and_who_died(run_copy: Path, capfilt: Any) -> None:
 
 
 def test_completions_of_an_earlier_plan_are_none_of_it(run_copy: Path, capfilt: Any) -> None:
-    stage_status.begin(
-        Ledger(run_copy / "round-1", "annotate"), Plan("again", 3), {f"0000{i}": "other" for i in range(3)}
+    stage_status.write_plan(
+        Ledger(run_copy / "round-1", "annotate"), StagePlan("again", 3), {f"0000{i}": "other" for i in range(3)}
     )
     annotated = next(s for s in told(run_copy, capfilt)["stages"] if s["label"] == "again")
     assert (annotated["done"], annotated["total"]) == (0, 3)
@@ -118,7 +122,7 @@ def until(stream: int, words: bytes) -> bytes:
 
 
 def test_watching_ends_when_the_run_does(run_copy: Path) -> None:
-    lock.hold(run_copy)
+    lock.acquire_once(run_copy)
     (run_copy / "round-1/ledger/annotate/00002.json").rename(run_copy / "later")
     watcher = subprocess.Popen([*WATCH, run_copy], stdout=subprocess.PIPE)
     assert watcher.stdout is not None
@@ -132,7 +136,7 @@ def test_watching_ends_when_the_run_does(run_copy: Path) -> None:
 
 
 def test_on_a_terminal_the_table_is_drawn_again_in_its_place(run_copy: Path, ignore_signals: Any) -> None:
-    lock.hold(run_copy)
+    lock.acquire_once(run_copy)
     terminal, end = pty.openpty()
     watcher = subprocess.Popen([*WATCH, run_copy], stdout=end, preexec_fn=ignore_signals)
     os.close(end)
@@ -148,7 +152,7 @@ def test_on_a_terminal_the_table_is_drawn_again_in_its_place(run_copy: Path, ign
 
 
 def test_a_watcher_that_is_terminated_says_so(run_copy: Path, ignore_signals: Any) -> None:
-    lock.hold(run_copy)
+    lock.acquire_once(run_copy)
     watcher = subprocess.Popen([*WATCH, run_copy, "--json"], stdout=subprocess.PIPE, preexec_fn=ignore_signals)
     assert watcher.stdout is not None
     assert json.loads(watcher.stdout.readline())["state"].startswith("working")

@@ -1,4 +1,5 @@
-"""The figures of a run as its records have them, checked: whoever shows them may rely on what they are."""
+"""Reads the figures of rounds from a run's records (summary.json, log.jsonl) and checks their types, so that reports
+need not."""
 
 from __future__ import annotations
 
@@ -11,48 +12,48 @@ from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 
 _COUNTED = ("noise_ratio", "kept", "dropped", "failed")
-"""Sections of an entry in which every value is a number."""
+"""Sections of a round in which every value is a number."""
 _MEASURED = {
     "retrieval": ("tr@1", "tr@5", "ir@1", "ir@5"),
     "captioning": ("cider", "bleu4", "repeated", "distinct2"),
     "filter": ("auc", "precision", "recall", "threshold"),
 }
-"""Sections in which these values are numbers where there are any; there may be others."""
+"""Sections in which these values, where present, are numbers; there may be others."""
 
 
-def summary(path: StoragePath) -> tuple[list[dict[str, Any]], float]:
-    """The rounds of a `summary.json` and the seconds of them all. RunError for what is none."""
-    found = documents.read_object(path)
-    rounds, seconds = found.get("rounds"), found.get("seconds")
+def read_summary(path: StoragePath) -> tuple[list[dict[str, Any]], float]:
+    """The rounds of a `summary.json` and the seconds of all of them. RunError for a malformed one."""
+    tree = documents.read_object(path)
+    rounds, seconds = tree.get("rounds"), tree.get("seconds")
     if not isinstance(rounds, list) or not is_number(seconds):
         raise RunError(f"{path} is no summary of a run: it must have `rounds` and `seconds`; run the command again.")
-    return [entry(each, path) for each in rounds], float(seconds)
+    return [check_round(each, path) for each in rounds], float(seconds)
 
 
-def logged(events: Iterable[Mapping[str, Any]], path: StoragePath) -> list[dict[str, Any]]:
+def logged_rounds(events: Iterable[Mapping[str, Any]], path: StoragePath) -> list[dict[str, Any]]:
     """The newest entry of each round that a run has logged, in order."""
-    told = (dict(event) for event in events if event.get("event") == "round")
-    newest = {each["round"]: each for each in (entry(event, path) for event in told)}
+    logged = (dict(event) for event in events if event.get("event") == "round")
+    newest = {each["round"]: each for each in (check_round(event, path) for event in logged)}
     return [{name: newest[r][name] for name in newest[r] if name not in ("ts", "event")} for r in sorted(newest)]
 
 
-def entry(tree: Any, path: StoragePath) -> dict[str, Any]:
-    """What a record has of one round. RunError for what is none."""
+def check_round(tree: Any, path: StoragePath) -> dict[str, Any]:
+    """Return the figures of one round. RunError where one that is shown is not a number."""
     if not isinstance(tree, dict) or type(tree.get("round")) is not int:
         raise RunError(f"{path} has an entry without the number of its round; run the command again.")
     stages = tree.get("stages", {})
-    every = [tree, *(stages.values() if isinstance(stages, dict) else [None])]
-    sound = all(isinstance(own, dict) and _sound(own) for own in every)
-    sound &= is_number(tree.get("seconds", 0)) and is_number(tree.get("samples_in", 0))
-    if not sound or ("noise_ratio" in tree and "kept" not in tree):
-        raise RunError(f"{path} has figures of round {tree['round']} that are no figures; run the command again.")
+    sections = [tree, *(stages.values() if isinstance(stages, dict) else [None])]
+    valid = all(isinstance(section, dict) and _has_numbers(section) for section in sections)
+    valid &= is_number(tree.get("seconds", 0)) and is_number(tree.get("samples_in", 0))
+    if not valid or ("noise_ratio" in tree and "kept" not in tree):
+        raise RunError(f"{path} has figures of round {tree['round']} that are not numbers; run the command again.")
     return tree
 
 
-def _sound(own: Mapping[str, Any]) -> bool:
-    """Whether whatever is shown of an entry, or of one of its stages, is a number."""
+def _has_numbers(figures: Mapping[str, Any]) -> bool:
+    """Whether everything that is shown of a round, or of one of its stages, is a number."""
     for section in (*_COUNTED, *_MEASURED):
-        values = own.get(section, {})
+        values = figures.get(section, {})
         if not isinstance(values, dict):
             return False
         names = values if section in _COUNTED else [name for name in _MEASURED[section] if name in values]
@@ -61,8 +62,8 @@ def _sound(own: Mapping[str, Any]) -> bool:
     return True
 
 
-def calibrated(path: StoragePath) -> float:
-    """The threshold that a `calibration.json` tells."""
+def read_threshold(path: StoragePath) -> float:
+    """The threshold in a `calibration.json`. RunError where there is none."""
     threshold = documents.read_object(path).get("threshold")
     if not is_number(threshold):
         raise RunError(f"{path} has no `threshold` that is a number; calibrate again.")

@@ -18,18 +18,19 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from capfilt.errors import LockLostError, RunError
-from capfilt.runs import lock
-from capfilt.runs.lock import Owner, acquire, find, hold, release_all
+from capfilt.runs.locking import lock
+from capfilt.runs.locking.lock import acquire, acquire_once, release_all
+from capfilt.runs.locking.lock_file import JOB_VARIABLE, LOCK_FOLDER, Owner, driver_of, find_lock
 from capfilt.runs.run import Run
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import listing
 from capfilt.storage.remote_path import RemotePath
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from capfilt.runs.lock import acquire\n"
-    "held = acquire(Path(sys.argv[1]), beat=0.05); print(held.path.name, flush=True)\n"
+    "import sys, time; from pathlib import Path; from capfilt.runs.locking.lock import acquire\n"
+    "held = acquire(Path(sys.argv[1]), interval=0.05); print(held.path.name, flush=True)\n"
     "try: time.sleep(60)\n"
-    "except KeyboardInterrupt: print(held.lost)"
+    "except KeyboardInterrupt: print(held.lost_reason)"
 )
 
 
@@ -48,14 +49,14 @@ def driver(folder: Path, code: str = HOLD, start: Any = None) -> Iterator[subpro
 
 def foreign(folder: Path, number: int = 1, beat: int = 0) -> Path:
     """The lock of a driver on another machine."""
-    owner = replace(Owner.me(), token=f"t{number}", host="node-7", machine="another boot")
+    owner = replace(Owner.this_process(), token=f"t{number}", host="node-7", machine="another boot")
     path = folder / f"lock-{number}.json"
     path.write_text(f"{json.dumps(asdict(owner))}\n{beat:016d}\n")
     return path
 
 
 @pytest.fixture(autouse=True)
-def let_go() -> Iterator[None]:
+def release_locks() -> Iterator[None]:
     yield
     release_all()
 
@@ -76,27 +77,27 @@ def test_a_driver_that_was_killed_here_is_replaced_at_once(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == []
 
 
-def test_a_killed_driver_that_nobody_buried_is_dead_all_the_same(tmp_path: Path) -> None:
+def test_a_killed_driver_that_is_still_a_zombie_is_replaced(tmp_path: Path) -> None:
     with driver(tmp_path) as first:
         os.kill(first.pid, signal.SIGKILL)
         os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
         acquire(tmp_path).release()
 
 
-def test_a_process_that_only_has_the_number_of_the_owner_is_not_it(tmp_path: Path) -> None:
-    owner = replace(Owner.me(), born="1")
+def test_a_later_process_with_the_owner_s_id_is_not_the_owner(tmp_path: Path) -> None:
+    owner = replace(Owner.this_process(), born="1")
     (tmp_path / "lock-1.json").write_text(f"{json.dumps(asdict(owner))}\n{0:016d}\n")
     acquire(tmp_path).release()
 
 
-def test_a_driver_that_hangs_here_is_not_robbed(tmp_path: Path) -> None:
+def test_a_suspended_driver_of_this_machine_keeps_its_lock(tmp_path: Path) -> None:
     with driver(tmp_path) as first:
         os.kill(first.pid, signal.SIGSTOP)
         with pytest.raises(RunError, match="is in use by"):
-            acquire(tmp_path, stale=0.2)
+            acquire(tmp_path, stale_after=0.2)
 
 
-def test_a_driver_elsewhere_lives_while_its_heart_beats(tmp_path: Path) -> None:
+def test_a_driver_elsewhere_is_alive_while_its_heartbeat_changes(tmp_path: Path) -> None:
     path, over = foreign(tmp_path), threading.Event()
 
     def beat() -> None:
@@ -110,28 +111,31 @@ def test_a_driver_elsewhere_lives_while_its_heart_beats(tmp_path: Path) -> None:
     heart.start()
     try:
         with pytest.raises(RunError, match=r"in use by process \d+ on node-7"):
-            acquire(tmp_path, stale=30)
+            acquire(tmp_path, stale_after=30)
     finally:
         over.set()
         heart.join()
 
 
-def test_a_driver_elsewhere_without_a_heartbeat_is_given_up(tmp_path: Path) -> None:
+def test_a_driver_elsewhere_without_a_heartbeat_is_replaced(tmp_path: Path) -> None:
     path = foreign(tmp_path)
     os.utime(path, (time.time() + 1e6,) * 2)  # its clock runs ahead of ours
     began = time.monotonic()
-    held = acquire(tmp_path, stale=0.5)
+    held = acquire(tmp_path, stale_after=0.5)
     assert time.monotonic() - began >= 0.5
     assert held.path.name == "lock-2.json"
     assert not path.exists()
+    held.release()
 
 
 def test_a_torn_lock_is_watched_like_one_from_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "lock-7.json").write_bytes(b'{"token": "a')
-    assert acquire(tmp_path, stale=0.2).number == 8
+    held = acquire(tmp_path, stale_after=0.2)
+    assert held.number == 8
+    held.release()
 
 
-def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, ignore_signals: Any) -> None:
+def test_a_driver_that_was_taken_over_stops_whatever_signals_it_ignores(tmp_path: Path, ignore_signals: Any) -> None:
     with driver(tmp_path, start=ignore_signals) as first:
         foreign(tmp_path, 2)
         assert first.stdout is not None
@@ -141,7 +145,7 @@ def test_a_driver_that_was_taken_over_stops_whatever_it_ignores(tmp_path: Path, 
 
 
 def test_a_driver_that_cannot_be_interrupted_is_ended(tmp_path: Path, ignore_signals: Any) -> None:
-    stubborn = HOLD.partition("try:")[0].replace("acquire\n", "acquire, interrupt\ninterrupt.GRACE = 0.3\n") + (
+    stubborn = HOLD.partition("try:")[0].replace("acquire\n", "acquire, interrupt\ninterrupt.GRACE_SECONDS = 0.3\n") + (
         "while True:\n try: time.sleep(60)\n except BaseException: print('no', flush=True)"
     )
     with driver(tmp_path, stubborn, ignore_signals) as first:
@@ -153,10 +157,10 @@ def test_a_driver_that_cannot_be_interrupted_is_ended(tmp_path: Path, ignore_sig
 
 
 def test_a_lock_that_was_lost_and_is_taken_again_is_a_lock_again(tmp_path: Path) -> None:
-    hold(tmp_path).path.unlink()
+    acquire_once(tmp_path).path.unlink()
     with pytest.raises(LockLostError):
         write_json(tmp_path / "plan.json", {})
-    hold(tmp_path)
+    acquire_once(tmp_path)
     write_json(tmp_path / "plan.json", {})
 
 
@@ -170,19 +174,19 @@ def test_a_lock_that_is_removed_stops_its_driver(tmp_path: Path) -> None:
 def test_a_run_that_is_deleted_interrupts_nobody(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    held = acquire(folder, beat=0.02)
+    held = acquire(folder, interval=0.02)
     shutil.rmtree(folder)
     time.sleep(0.3)
-    assert not held.lost
+    assert not held.lost_reason
     held.release()
 
 
 def test_of_many_that_want_a_dead_driver_s_lock_one_gets_it(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from capfilt.errors import RunError\n"
-        "from capfilt.runs.lock import acquire\n"
+        "from capfilt.runs.locking.lock import acquire\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "try: held = acquire(Path(sys.argv[1]), stale=0.3); print('mine', flush=True); sys.stdin.readline()\n"
+        "try: held = acquire(Path(sys.argv[1]), stale_after=0.3); print('mine', flush=True); sys.stdin.readline()\n"
         "except RunError: print('refused', flush=True)"
     )
     foreign(tmp_path)
@@ -211,72 +215,72 @@ def test_a_disk_without_links_has_locks_too(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == []
 
 
-def test_a_process_holds_its_lock_once_and_until_it_lets_go(tmp_path: Path) -> None:
-    held = hold(tmp_path)
-    assert hold(tmp_path / "." / ".") is held
-    found = find(tmp_path)
-    assert found is not None
-    assert lock.state(tmp_path) == f"process {os.getpid()} on {os.uname().nodename}"
+def test_a_process_holds_a_lock_once_and_until_it_releases_it(tmp_path: Path) -> None:
+    held = acquire_once(tmp_path)
+    assert acquire_once(tmp_path / "." / ".") is held
+    newest = find_lock(tmp_path)
+    assert newest is not None
+    assert driver_of(tmp_path) == f"process {os.getpid()} on {os.uname().nodename}"
     release_all()
-    assert find(tmp_path) is None
-    assert lock.state(tmp_path) == ""
-    assert hold(tmp_path) is not held
+    assert find_lock(tmp_path) is None
+    assert driver_of(tmp_path) == ""
+    assert acquire_once(tmp_path) is not held
 
 
 def test_a_process_that_ends_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from capfilt.runs.lock import hold; hold(Path(sys.argv[1]))"
+    code = "import sys, pathlib; from capfilt.runs.locking import lock; lock.acquire_once(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert os.listdir(tmp_path) == []
 
 
 def test_an_owner_that_is_a_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(lock.JOB, "capfilt-bootstrap-a")
+    monkeypatch.setenv(JOB_VARIABLE, "capfilt-bootstrap-a")
     held = acquire(tmp_path)
     try:
-        assert lock.state(tmp_path).endswith(", job capfilt-bootstrap-a")
+        assert driver_of(tmp_path).endswith(", job capfilt-bootstrap-a")
     finally:
         held.release()
 
 
 def test_the_second_driver_on_a_store_is_refused(store: RemotePath) -> None:
-    held = lock.acquire(store, beat=0.02)
+    held = lock.acquire(store, interval=0.02)
     with pytest.raises(RunError, match=f"{store} is in use by process {os.getpid()}"):
         lock.acquire(store)
     held.release()
-    assert listing(store / lock.FOLDER) == {}
+    assert listing(store / LOCK_FOLDER) == {}
     lock.acquire(store).release()
 
 
-def elsewhere(store: RemotePath, number: int, token: str) -> RemotePath:
+def foreign_on_store(store: RemotePath, number: int, token: str) -> RemotePath:
     """The lock of a driver on another machine."""
     owner = {"token": token, "host": "node-7", "pid": 1, "machine": "another boot", "born": "1"}
-    path = store / f"{lock.FOLDER}/lock-{number}.json"
+    path = store / f"{LOCK_FOLDER}/lock-{number}.json"
     write_json(path, owner)
     path.write_bytes(path.read_bytes().replace(b"\n", b" ") + b"\n")
     return path
 
 
-def test_a_driver_elsewhere_is_judged_by_its_heartbeat(store: RemotePath) -> None:
-    path = elsewhere(store, 3, "abc")
-    found = lock.find(store)
-    assert found is not None
-    assert found.beat == store / lock.FOLDER / "lock-3-abc.beat"
-    assert found.pulse() == b""
-    found.beat.write_bytes(b"7")
-    assert found.pulse() == b"7"
-    held = lock.acquire(store, stale=0.3)
-    assert (held.number, path.exists(), found.beat.exists()) == (4, False, False)
+def test_the_heartbeat_on_a_store_is_an_object(store: RemotePath) -> None:
+    path = foreign_on_store(store, 3, "abc")
+    newest = find_lock(store)
+    assert newest is not None
+    assert newest.heartbeat_path == store / LOCK_FOLDER / "lock-3-abc.beat"
+    assert newest.read_heartbeat() == b""
+    newest.heartbeat_path.write_bytes(b"7")
+    assert newest.read_heartbeat() == b"7"
+    held = lock.acquire(store, stale_after=0.3)
+    assert (held.number, path.exists(), newest.heartbeat_path.exists()) == (4, False, False)
     held.release()
 
 
 def test_a_driver_that_slept_cannot_write_over_the_lock_of_a_third(store: RemotePath) -> None:
     """It was taken over, that run ended, and a third began: all while it slept."""
-    slept = lock.acquire(store, beat=1000)
+    slept = lock.acquire(store, interval=1000)
     slept.path.unlink()
-    third = lock.acquire(store, beat=1000)
+    third = lock.acquire(store, interval=1000)
     assert third.path == slept.path
     before = third.path.read_bytes()
-    slept._heart.beat(5)
+    slept._heartbeat.write(5)
     slept.release()
     assert third.path.read_bytes() == before
     assert slept.path.exists(), "nor remove it"
@@ -285,13 +289,13 @@ def test_a_driver_that_slept_cannot_write_over_the_lock_of_a_third(store: Remote
 
 def test_a_driver_on_a_store_that_was_taken_over_stops(store: RemotePath) -> None:
     with pytest.raises(KeyboardInterrupt):
-        held = lock.acquire(store, beat=0.02)
-        elsewhere(store, 2, "abc")
+        held = lock.acquire(store, interval=0.02)
+        foreign_on_store(store, 2, "abc")
         held._thread.join(60)
-        held._over.wait(60)
-    assert "was taken over by process 1 on node-7" in held.lost
+        held._released.wait(60)
+    assert "was taken over by process 1 on node-7" in held.lost_reason
     held.release()
-    assert list(listing(store / lock.FOLDER)) == ["lock-1.json", "lock-2.json"], "its heartbeat is gone"
+    assert list(listing(store / LOCK_FOLDER)) == ["lock-1.json", "lock-2.json"], "its heartbeat is gone"
 
 
 def test_a_store_that_writes_over_what_is_there_is_refused(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,4 +305,4 @@ def test_a_store_that_writes_over_what_is_there_is_refused(store: RemotePath, mo
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", careless)
     with pytest.raises(RunError, match="writes over an object that must not be there"):
         Run.open(store, "", {})
-    assert listing(store / lock.FOLDER) == {}
+    assert listing(store / LOCK_FOLDER) == {}
