@@ -89,6 +89,18 @@ def named(kind: type[C], name: str | None, sets: Sequence[str] = ()) -> C:
     return build(kind, sets) if name is None else read(presets.find(kind.shelf, name, kind.folder), kind, sets)
 
 
+def check_syntax(
+    name: str | Path | None, sets: Sequence[str] = (), folder: str = "", shelf: presets.Shelf = "pipelines"
+) -> None:
+    """Raise RecipeError for a preset that does not exist, a file that is no YAML, or a text of `sets` that is no
+    assignment: what can be said of a recipe before its class is imported, which may take seconds.
+    """
+    if name is not None:
+        load(presets.find(shelf, name, folder))
+    for assignment in sets:
+        _parsed(assignment)
+
+
 def to_yaml(config: Config) -> str:
     """Write every field, defaults too, so that `read` gives an equal config back; but for secrets of its addresses."""
     tree = redact_tree(config.model_dump(mode="json"))
@@ -260,16 +272,21 @@ def _same_kind(below: dict[str, Any], above: dict[str, Any], alternatives: froze
     return not above or below.keys() & alternatives == above.keys() & alternatives
 
 
-def _set(tree: dict[str, Any], assignment: str, alternatives: frozenset[str]) -> None:
+def _parsed(assignment: str) -> tuple[list[str], str, Any]:
+    """Parents, key and value of "a.b=c"."""
     dotted, equals, text = assignment.partition("=")
     *parents, last = dotted.strip().split(".")
     shown = short_repr(assignment, 200)
     if not equals or not all([*parents, last]) or len(parents) >= MAX_DEPTH:
         raise RecipeError(f"--set {shown} is no assignment; write it as --set a.b=c.")
     try:
-        value = yaml.load(text, _Loader)
+        return parents, last, yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {shown}: the value is no YAML: {_one_line(error)}.") from None
+
+
+def _set(tree: dict[str, Any], assignment: str, alternatives: frozenset[str]) -> None:
+    parents, last, value = _parsed(assignment)
     node = tree
     for depth, key in enumerate(parents):
         if node.get(key) is None:
@@ -277,6 +294,7 @@ def _set(tree: dict[str, Any], assignment: str, alternatives: frozenset[str]) ->
         node = node[key]
         if not isinstance(node, dict):
             inner = ".".join(parents[: depth + 1])
+            shown = short_repr(assignment, 200)
             raise RecipeError(f"--set {shown}: {inner!r} is {short_repr(node)} and has no keys; set {inner!r} itself.")
     if parents and last in alternatives and last not in node:
         node.clear()

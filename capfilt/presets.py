@@ -41,6 +41,22 @@ def find(shelf: Shelf, name: str | Path, within: str = "") -> Path:
     )
 
 
+def folder_of(name: str) -> str:
+    """The folder of `pipelines/` in which a preset lies, with or without which it may be named; "models" for a preset
+    of `models/`. Raises RecipeError for a name on neither shelf.
+    """
+    recipes, models = names("pipelines"), names("models")
+    for known in recipes:
+        folder, _, short = known.partition("/")
+        if name in (known, short):
+            return folder
+    if name in models:
+        return "models"
+    every = [*recipes, *models]
+    hint = did_you_mean(name, [*every, *(recipe.partition("/")[2] for recipe in recipes)])
+    raise RecipeError(f"there is no preset {name!r}.{hint} There are: {', '.join(every)}. A path to a .yaml works too.")
+
+
 def names(shelf: Shelf) -> list[str]:
     """List every preset of a shelf, sorted: ["blip/base", "blip/tiny", ...]."""
     root = _root(shelf)

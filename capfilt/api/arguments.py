@@ -14,6 +14,7 @@ from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
     from capfilt.config import C
+    from capfilt.data.policy import PolicyConfig
     from capfilt.stages.runner import CommandOptions
     from capfilt.storage.paths import StoragePath
     from capfilt.storage.remote_path import RemotePath
@@ -72,12 +73,39 @@ def _text(value: object) -> str:
     raise TypeError(f"a {type(value).__name__} cannot be written")
 
 
+def check_syntax(folder: str, recipe: Location | None, sets: Sequence[str]) -> None:
+    """Raise RecipeError for what is wrong with a recipe's name, its YAML or the form of its settings.
+
+    Called before torch is imported, so that such an error is shown within a second.
+    """
+    from capfilt import config as configs
+
+    configs.check_syntax(None if recipe is None else str(recipe), sets, folder)
+
+
 def read_recipe(verb: str, recipe: Location, kind: type[C], sets: Sequence[str]) -> C:
     """A recipe of a verb, by the name of a preset or by path. RecipeError where it does not fit."""
     from capfilt import config as configs
     from capfilt import presets
 
     return configs.read(presets.find("pipelines", str(recipe), within=verb), kind, sets)
+
+
+def policy(
+    recipe: Location | None, sets: Sequence[str], by_labels: bool, val: Location | None, filter: Location | None
+) -> PolicyConfig:
+    """The policy of a selection. UsageError for a threshold beside `by_labels`, which sets one itself."""
+    from capfilt import config as configs
+    from capfilt.data.policy import PolicyConfig
+
+    if by_labels:
+        has_threshold = any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets)
+        if has_threshold or val or filter:
+            raise UsageError(
+                "--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter."
+            )
+        sets = [*sets, "threshold=calibrated"]
+    return configs.named(PolicyConfig, None if recipe is None else str(recipe), sets)
 
 
 def run_folder(out: Location, fork: Location | None) -> StoragePath:

@@ -80,6 +80,8 @@ def annotate(
             ShortfallError (with the result in `.result`) where no image or too few could be annotated, and its other
             kin; the message says what to do.
     """
+    sets = assignments(settings, captions=captions)
+    arguments.check_syntax("annotate", recipe, sets)
     from capfilt import config as configs
     from capfilt.pipelines import annotate as pipeline
     from capfilt.stages import runner
@@ -90,7 +92,7 @@ def annotate(
         if retry is not None:
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
-        config = configs.named(AnnotateConfig, _name(recipe), assignments(settings, captions=captions))
+        config = configs.named(AnnotateConfig, _name(recipe), sets)
         models = (str(captioner), str(filter))
         show = progress_of(on_progress, on_log)
         where = arguments.working_address(address)
@@ -140,16 +142,16 @@ def select(
         CapfiltError: UsageError or RecipeError for a policy that cannot be, DataError for shards that were not
             annotated, ShortfallError where the policy keeps nothing, and its other kin.
     """
+    policy = arguments.policy(recipe, assignments(settings), calibrate is not None, val, filter)
     from capfilt.pipelines import select as pipeline
 
     source = annotations.out if isinstance(annotations, AnnotateResult) else location(annotations)
     with arguments.driving():
         folder = arguments.run_folder(out, fork)
         options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
-        threshold = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
-        show = progress_of(on_progress, on_log)
-        sets, where = assignments(settings), arguments.working_address(address)
-        record = pipeline.run(where, names_of(shards), source, folder, sets, threshold, show, _name(recipe), options)
+        calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
+        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
     return SelectResult(
         out=folder,
         dataset=location(record["dataset"]),
@@ -243,12 +245,14 @@ def bootstrap(
         CapfiltError: RecipeError for a recipe whose parts do not fit together, RunError for a run folder that was
             planned otherwise, and its other kin.
     """
+    sets = assignments(settings, rounds=rounds)
+    arguments.check_syntax("bootstrap", recipe, sets)
     from capfilt.pipelines.bootstrap import rounds as pipeline
     from capfilt.pipelines.bootstrap.config import BootstrapConfig
     from capfilt.reporting.collect import PAGE
 
     with arguments.driving():
-        config = arguments.read_recipe("bootstrap", recipe, BootstrapConfig, assignments(settings, rounds=rounds))
+        config = arguments.read_recipe("bootstrap", recipe, BootstrapConfig, sets)
         folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, config, folder, show)
@@ -280,10 +284,12 @@ def pretrain(
     Raises:
         CapfiltError: RecipeError for a recipe whose parts do not fit together, and its other kin.
     """
+    sets = assignments(settings)
+    arguments.check_syntax("pretrain", recipe, sets)
     from capfilt.pipelines import pretrain as pipeline
 
     with arguments.driving():
-        config = arguments.read_recipe("pretrain", recipe, pipeline.PretrainConfig, assignments(settings))
+        config = arguments.read_recipe("pretrain", recipe, pipeline.PretrainConfig, sets)
         folder = arguments.run_folder(out, fork)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, config, folder, show)
@@ -314,6 +320,8 @@ def evaluate(
     Raises:
         CapfiltError: ModelError or RecipeError for a model that cannot be evaluated, and its other kin.
     """
+    sets = assignments(settings)
+    arguments.check_syntax("evaluate", None, sets)
     from capfilt.pipelines import evaluate as pipeline
 
     name = str(model.model if isinstance(model, PretrainResult) else model)
@@ -321,7 +329,7 @@ def evaluate(
         folder = None if out is None else location(out)
         options = arguments.options(workers=workers, cpus=cpus, gpus=None)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
-        record = pipeline.run(where, name, names_of(shards), assignments(settings), folder, show, options)
+        record = pipeline.run(where, name, names_of(shards), sets, folder, show, options)
     return EvaluateResult(name, folder, record, record)
 
 

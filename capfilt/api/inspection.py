@@ -128,9 +128,15 @@ def show(recipe: Location, *, settings: Settings = ()) -> Recipe:
         RecipeError: a name or a key that is not there, or parts that do not fit.
     """
     from capfilt import config as configs
+    from capfilt import presets
+
+    name, sets = str(recipe), assignments(settings)
+    if not name.endswith((".yaml", ".yml")):
+        presets.folder_of(name)
+    arguments.check_syntax("", None, sets)
     from capfilt.pipelines.inspect import show as pipeline
 
-    config = pipeline.resolved(str(recipe), assignments(settings))
+    config = pipeline.resolved(name, sets)
     return Recipe(configs.to_yaml(config), config.model_dump(mode="json"))
 
 

@@ -45,20 +45,16 @@ def run(
     specs: Sequence[str],
     source: StoragePath,
     out: StoragePath,
-    sets: Sequence[str],
+    policy: PolicyConfig,
     calibration: ThresholdSource,
+    options: CommandOptions,
     show: Progress,
-    recipe: str | None = None,
-    options: CommandOptions | None = None,
 ) -> dict[str, Any]:
     """The verb: apply a policy to annotated shards and write the cleaned ones into a new run folder.
 
-    `specs` names the shards, `source` is the folder that holds their annotations/, `out` the run folder; `recipe` and
-    `sets` give the policy. Returns the dataset's folder, the threshold and the counts.
+    `specs` names the shards, `source` is the folder that holds their annotations/, `out` the run folder. Returns the
+    dataset's folder, the threshold and the counts.
     """
-    options = options or CommandOptions()
-    assignments = sets_for_labels(sets, calibration) if calibration.labels else sets
-    policy = configs.named(PolicyConfig, recipe, assignments)
     urls = shards.expand(specs)
     if (home := labels.home(source) / "plan.json").is_file():
         Run.load(home.parent)  # refuses links that lead out of it
@@ -109,17 +105,6 @@ def _calibrate(
     contents = contents_of(session, fields["shards"], {}, out, show)
     job = CalibrateJob(out=out, **fields, contents=contents, batch_size=batch_size, compute=compute)
     return calibrate(session, job, worker, show)
-
-
-def sets_for_labels(sets: Sequence[str], calibration: ThresholdSource) -> list[str]:
-    """The assignments of a policy under `--calibrate labels`. UsageError if they give another threshold beside it."""
-    if (
-        any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets)
-        or calibration.val
-        or calibration.filter
-    ):
-        raise UsageError("--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter.")
-    return [*sets, "threshold=calibrated"]
 
 
 def check_annotations(names: Iterable[str], folder: StoragePath) -> None:

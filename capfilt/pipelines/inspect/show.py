@@ -9,7 +9,6 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
-from capfilt.errors import RecipeError, did_you_mean
 from capfilt.models import FAMILIES, read_architecture
 from capfilt.pipelines import pretrain
 from capfilt.pipelines.bootstrap import checks
@@ -44,11 +43,11 @@ def kind_of(name: str) -> str:
     """The key of `KINDS` for a preset or a YAML: for a YAML that of what it extends, else the one that has most of its
     keys."""
     if not name.endswith((".yaml", ".yml")):
-        return folder_of(name)
+        return presets.folder_of(name)
     keys = configs.load(Path(name))
     if isinstance(parent := keys.get("extends"), str):
         if not parent.endswith((".yaml", ".yml")):
-            return folder_of(parent)
+            return presets.folder_of(parent)
         # One level, as `configs.read` allows: what the parent itself extends is not read.
         keys = {**configs.load(Path(name).parent / parent), **keys}
     num_known = {
@@ -56,17 +55,3 @@ def kind_of(name: str) -> str:
         for kind, configs_of_kind in KINDS.items()
     }
     return max(num_known, key=lambda kind: num_known[kind])
-
-
-def folder_of(name: str) -> str:
-    """The folder of a preset, whose name may come with the folder or without it. RecipeError for an unknown name."""
-    recipes, models = presets.names("pipelines"), presets.names("models")
-    for recipe in recipes:
-        folder, _, short = recipe.partition("/")
-        if name in (recipe, short):
-            return folder
-    if name in models:
-        return "models"
-    every = [*recipes, *models]
-    hint = did_you_mean(name, [*every, *(recipe.partition("/")[2] for recipe in recipes)])
-    raise RecipeError(f"there is no preset {name!r}.{hint} There are: {', '.join(every)}. A path to a .yaml works too.")
