@@ -21,7 +21,7 @@ import pytest
 
 from capfilt.cluster.session import SAME_ANSWERS
 
-pytest_plugins = ["finished_run"]
+pytest_plugins = ["finished_run", "rank_pair"]
 
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
 os.environ.update(SAME_ANSWERS)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,18 +65,11 @@ def pairs_across_ranks(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def answers(task: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def answers(task: dict[str, Any], rank_pair: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two gloo ranks say about the task."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(task, folder / "task.pt")
-    script = str(Path(__file__).with_name("two_ranks.py"))
-    processes = [subprocess.Popen([sys.executable, script, str(of), str(folder)]) for of in range(2)]
-    try:
-        assert [process.wait(timeout=250) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    rank_pair.run(Path(__file__).with_name("ranks_of_losses.py"), folder)
     return [torch.load(folder / f"answer-{of}.pt", weights_only=False) for of in range(2)]
 
 

@@ -1,18 +1,19 @@
-"""One of two processes that take the same steps together as one takes alone: `python ranks_of_a_step.py RANK FOLDER`.
+"""What each of two ranks does that take the same steps together as one process takes alone: `main`, called by the
+fixture `rank_pair`.
 
 Reads FOLDER/task.pt, {case: Case}, and writes FOLDER/steps-RANK.pt; test_step_of_ranks.py takes the steps alone.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from capfilt.objectives.tasks import blip, blip2
@@ -40,8 +41,12 @@ def hardest(similarity: Tensor, image_ids: Tensor, every: Tensor) -> Tensor:
     return similarity.masked_fill(image_ids[:, None] == every[None, :], -torch.inf).argmax(dim=1)
 
 
-def without_draws() -> None:
-    blip.hard_negatives = blip2.hard_negatives_of_all = hardest
+@contextmanager
+def without_draws() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blip, "hard_negatives", hardest)
+        patch.setattr(blip2, "hard_negatives_of_all", hardest)
+        yield
 
 
 def take(case: Case, rank: int, world_size: int, out: Path) -> dict[str, Any]:
@@ -87,17 +92,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def main(rank: int, folder: Path) -> None:
-    without_draws()
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=200)
-    )
     task = torch.load(folder / "task.pt", weights_only=False)
-    taken = {name: take(case, rank, 2, folder / name) for name, case in task["cases"].items()}
-    back = {name: resumed(case, folder / source) for name, (case, source) in task["resumed"].items()}
+    with without_draws():
+        taken = {name: take(case, rank, 2, folder / name) for name, case in task["cases"].items()}
+        back = {name: resumed(case, folder / source) for name, (case, source) in task["resumed"].items()}
     torch.save({"taken": taken, "resumed": back}, folder / f"steps-{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))

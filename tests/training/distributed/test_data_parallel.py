@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -36,19 +34,12 @@ def jobs(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
 
 
 @pytest.fixture(scope="module")
-def ranks(jobs: tuple[TrainJob, TrainJob]) -> list[dict[str, Any]]:
+def ranks(jobs: tuple[TrainJob, TrainJob], rank_pair: Any) -> list[dict[str, Any]]:
     """What each of two gloo ranks saw and learned."""
     folder = jobs[0].out.parent
     for job in jobs:
         (folder / f"{job.out.name}.json").write_text(job.model_dump_json())
-    script = str(Path(__file__).with_name("two_ranks.py"))
-    processes = [subprocess.Popen([sys.executable, script, str(rank), str(folder)]) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=250) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    rank_pair.run(Path(__file__).with_name("ranks_of_a_training.py"), folder)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -98,8 +89,8 @@ def test_two_ranks_learn_what_one_process_learns(
     assert float((moved > 1e-4).float().mean()) > 0.5
 
 
-def test_what_is_told_is_of_all_ranks(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]) -> None:
-    folder = jobs[0].out.parent / "told"
+def test_what_is_logged_is_of_all_ranks(jobs: tuple[TrainJob, TrainJob], ranks: list[dict[str, Any]]) -> None:
+    folder = jobs[0].out.parent / "logged"
     first = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
     assert (first["lm"], first["unreadable"]) == (2.0, 3)
     assert first["data_wait"] > 0, "rank 0 itself did not wait"

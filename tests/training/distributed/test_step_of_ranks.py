@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.tasks import blip, blip2
 from capfilt.objectives.tasks.blip import ObjectivesConfig
 from capfilt.objectives.tasks.blip2 import pretraining_of
 from capfilt.training.distributed.data_parallel import ExecutionConfig
@@ -93,16 +91,14 @@ def cases(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) ->
 def alone(cases: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What one process makes of them, and the folder in which its states are."""
     folder = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blip, "hard_negatives", script.hardest)
-        patch.setattr(blip2, "hard_negatives_of_all", script.hardest)
+    with script.without_draws():
         found = {name: script.take(copy.deepcopy(case), 0, 1, folder / name) for name, case in cases.items()}
         yield {"found": found, "folder": folder}
 
 
 @pytest.fixture(scope="module")
 def together(
-    cases: dict[str, Any], alone: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    cases: dict[str, Any], alone: dict[str, Any], rank_pair: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """What each of two gloo ranks makes of them, and of the states of one process and of each other."""
     folder = tmp_path_factory.mktemp("together")
@@ -122,13 +118,7 @@ def together(
         "first stage, fsdp from one process": (of("first stage", "fsdp"), alone["folder"] / "first stage"),
     }
     torch.save({"cases": task, "resumed": resumed}, folder / "task.pt")
-    processes = [subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(folder)]) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=250) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    rank_pair.run(SCRIPT, folder)
     found = [torch.load(folder / f"steps-{rank}.pt", weights_only=False) for rank in range(2)]
     return [{**one, "folder": folder} for one in found]
 

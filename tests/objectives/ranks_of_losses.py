@@ -1,12 +1,10 @@
-"""One of two processes that train together on halves of the same pairs: `python two_ranks.py RANK FOLDER`.
+"""What each of two ranks computes of halves of the same pairs: `main`, called by the fixture `rank_pair`.
 
-Reads FOLDER/task.pt, writes FOLDER/answer-RANK.pt; test_gather.py compares the two with one process's answer.
+Reads FOLDER/task.pt, writes FOLDER/answer-RANK.pt; test_collectives.py compares the two with one process's answer.
 """
 
 from __future__ import annotations
 
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +95,6 @@ def itm_of_all(task: dict[str, Any], of: int) -> dict[str, Any]:
 
 
 def main(of: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=of, world_size=2, timeout=timedelta(seconds=200)
-    )
     task = torch.load(folder / "task.pt", weights_only=False)
     answer = {
         "who": (rank(), world_size()),
@@ -112,9 +107,3 @@ def main(of: int, folder: Path) -> None:
         "itm of BLIP-2": itm_of_all({**task, "matcher": task["matcher of BLIP-2"]}, of),
     }
     torch.save(answer, folder / f"answer-{of}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))

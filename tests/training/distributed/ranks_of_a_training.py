@@ -1,20 +1,17 @@
-"""One of two processes that train one job together: `python two_ranks.py RANK FOLDER`.
+"""What each of two ranks does that train one job together: `main`, called by the fixture `rank_pair`.
 
 Trains FOLDER/job.json to its end; then takes the steps of FOLDER/all.json and leaves what each rank saw and has
-learned in FOLDER/rank-RANK.pt; then tells a log in FOLDER/told of a step that was another on each rank, and of
-some that are not finite. test_parallel.py looks at all three.
+learned in FOLDER/rank-RANK.pt; then logs in FOLDER/logged a step that was another on each rank, and some that are not
+finite. test_data_parallel.py reads all three.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
@@ -28,7 +25,7 @@ from capfilt.training.loop import TrainJob, initial_model, run_steps, train
 from capfilt.training.optimizer import make_optimizer
 
 
-def steps(job: TrainJob, folder: Path) -> None:
+def take_steps(job: TrainJob, folder: Path) -> None:
     tokenizer = Tokenizer.load(job.tokenizer)
     learner = BlipPretraining(initial_model(job, len(tokenizer)), job.train.objectives)
     rank, world_size = data_parallel.rank(), data_parallel.world_size()
@@ -50,7 +47,7 @@ def steps(job: TrainJob, folder: Path) -> None:
     torch.save({"seen": seen, "learned": learner.state_dict()}, folder / f"rank-{rank}.pt")
 
 
-def tell(job: TrainJob, folder: Path) -> None:
+def log_steps(job: TrainJob, folder: Path) -> None:
     rank = data_parallel.rank()
     folder.mkdir(exist_ok=True)
     log = StepLog(folder / "log.jsonl", job.train.model_copy(update={"log_every": 1, "skips": 1}))
@@ -63,15 +60,6 @@ def tell(job: TrainJob, folder: Path) -> None:
 
 
 def main(rank: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=200)
-    )
     train(TrainJob.model_validate_json((folder / "job.json").read_text()))
-    steps(TrainJob.model_validate_json((folder / "all.json").read_text()), folder)
-    tell(TrainJob.model_validate_json((folder / "all.json").read_text()), folder / "told")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    take_steps(TrainJob.model_validate_json((folder / "all.json").read_text()), folder)
+    log_steps(TrainJob.model_validate_json((folder / "all.json").read_text()), folder / "logged")
