@@ -19,7 +19,7 @@ demo: .venv/.stamp
 	@$(BIN)/capfilt bootstrap --rounds 2
 
 test: .venv/.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m 'not slow'
 
 # What takes more than ten seconds each: clusters of several nodes, trainings beside each other, S3 that fails.
 test-slow: .venv/.stamp

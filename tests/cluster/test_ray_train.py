@@ -109,6 +109,7 @@ class TestAnywhere:
             fit(session, refuses, {}, 1, 1, 0, tmp_path, "refuses")
         assert str(caught.value) == "width 7 has no 2 heads"
 
+    @pytest.mark.parametrize("session", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
     def test_an_accident_is_a_cluster_error_with_its_traceback(self, session: Session, tmp_path: Path) -> None:
         with pytest.raises(ClusterError) as caught:
             fit(session, stumbles, {"out": str(tmp_path)}, 1, 1, 0, tmp_path, "stumbles")

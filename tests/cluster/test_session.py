@@ -45,28 +45,45 @@ def test_a_ray_of_our_own_has_the_cores_that_this_process_may_use(monkeypatch: p
     assert [options["num_cpus"] for options in began] == [1, 3]
 
 
-BATCH = (
-    "import logging, os; from capfilt.cluster.session import connect; import ray\n"
-    "with connect('start', cpus=1) as session:\n"
-    "    lies = ray._private.worker._global_node.get_temp_dir_path()\n"
-    "    print(lies, session.fits(1), os.listdir(lies) != [], len(os.environ['RAY_AUTH_TOKEN']))\n"
-    "print(os.path.exists(lies))"
-)
+BATCH = """\
+import os, signal
+import ray
+from capfilt.cluster.session import connect
+
+def leave(*_): raise SystemExit(17)
+
+signal.signal(signal.SIGTERM, leave)
+try:
+    with connect("start", cpus=1) as session:
+        folder = ray._private.worker._global_node.get_temp_dir_path()
+        print(folder, session.fits(1), os.listdir(folder) != [], len(os.environ["RAY_AUTH_TOKEN"]), flush=True)
+        signal.raise_signal(signal.SIGTERM)
+finally:
+    print(os.path.exists(folder))
+"""
 
 
-def test_a_long_tmpdir_and_a_home_that_may_not_be_written_do_no_harm(tmp_path: Path) -> None:
-    """As batch systems have them. Ray begins, in a short folder that goes with it, and asks for a token."""
-    long = tmp_path / ("x" * 90)
+@pytest.fixture(scope="module")
+def batch_job(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A process with a Ray of its own, a long TMPDIR, a HOME that may not be written, and a SIGTERM in the middle."""
+    long = tmp_path_factory.mktemp("batch") / ("x" * 90)
     long.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"TMPDIR": str(long), "HOME": "/proc/no-such-home"}
-    done = subprocess.run([sys.executable, "-c", BATCH], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"/tmp/ray-\w+ 1 True 64\nFalse\n", done.stdout)
-    said = (
-        rf"{re.escape(str(long))} is too long for Ray's sockets \(\d+ bytes, and at most 39 will do\): Ray's files lie"
-    )
-    assert re.search(said + r" in /tmp/ray-\w+; set RAY_TMPDIR", done.stderr)
+    return subprocess.run([sys.executable, "-c", BATCH], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_long_tmpdir_and_a_home_that_may_not_be_written_do_no_harm(
+    batch_job: subprocess.CompletedProcess[str],
+) -> None:
+    """As batch systems have them. Ray begins, in a short folder that goes with it, and asks for a token."""
+    assert re.fullmatch(r"/tmp/ray-\w+ 1 True 64\nFalse\n", batch_job.stdout), batch_job.stderr
+    said = r"x{90} is too long for Ray's sockets \(\d+ bytes, and at most 39 will do\): Ray's files lie"
+    assert re.search(said + r" in /tmp/ray-\w+; set RAY_TMPDIR", batch_job.stderr)
+
+
+def test_what_the_caller_does_on_sigterm_stays(batch_job: subprocess.CompletedProcess[str]) -> None:
+    assert batch_job.returncode == 17, batch_job.stderr
 
 
 @pytest.mark.parametrize(("extra", "moved"), [(0, False), (1, True)])
@@ -196,13 +213,3 @@ def test_a_death_by_the_machine_s_doing_is_nobody_s_fault(said: str, blameless: 
     trouble = Trouble.death(RuntimeError(said))
     assert trouble.died
     assert trouble.blameless is blameless
-
-
-def test_what_the_caller_does_on_sigterm_stays() -> None:
-    code = (
-        "import signal; from capfilt.cluster.session import connect\n"
-        "def mine(*_): raise SystemExit(17)\n"
-        "signal.signal(signal.SIGTERM, mine)\n"
-        "with connect('start', cpus=1): signal.raise_signal(signal.SIGTERM)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 17

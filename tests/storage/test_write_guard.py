@@ -22,6 +22,7 @@ from capfilt.storage.paths import StoragePath, listing, storage_path
 
 @pytest.fixture(autouse=True)
 def release_locks() -> Iterator[None]:
+    lock.release_all()  # those of runs that earlier tests made in this process
     yield
     lock.release_all()
 
