@@ -7,11 +7,13 @@ written twice PyYAML takes the last one silently, which is refused here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import IO, Annotated, Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin
@@ -213,6 +215,12 @@ class Readable(Protocol):
     def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
 
 
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """The tree of a YAML; kept, since a run reads the architecture of each model a hundred times, 1 ms each."""
+    return yaml.load(text, _Loader)
+
+
 def load(file: Readable) -> dict[str, Any]:
     """Read a YAML as it is written, unchecked. Raises RecipeError for what is no YAML mapping."""
     try:
@@ -220,7 +228,7 @@ def load(file: Readable) -> dict[str, Any]:
             data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise RecipeError(f"{file} is larger than {_MIB}; name shards by folders, globs or braces, not one by one.")
-        tree = yaml.load(data.decode(), _Loader)
+        tree = copy.deepcopy(_parsed(data.decode()))
     except FileNotFoundError:
         raise RecipeError(f"there is no file {file}; give a YAML file that exists or a preset name.") from None
     except (OSError, ValueError) as error:  # a ValueError is of the encoding, or of a NUL in the path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import typer.testing
 
 from capfilt.cluster.session import SAME_ANSWERS
 
@@ -32,6 +34,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # a change is judged by what it changed; at home they are new ones.
 hypothesis.settings.register_profile("capfilt", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("capfilt")
+
+# Typer builds all verbs and their options anew for each call of a CliRunner: 8 ms, thousands of times.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 @pytest.fixture
