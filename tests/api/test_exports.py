@@ -30,7 +30,7 @@ def test_the_names_are_sorted_and_each_is_there_once() -> None:
 
 
 def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
-    (block,) = [node for node in SOURCE.body if isinstance(node, ast.If)]
+    block, _ = [node for node in SOURCE.body if isinstance(node, ast.If)]
     seen = {alias.name: node.module for node in block.body for alias in node.names}  # type: ignore[attr-defined]
     assert seen == {name: f"capfilt.{module}" for name, module in capfilt._MODULE_OF.items()}
     assert sorted(seen) == NAMES
