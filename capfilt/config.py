@@ -216,7 +216,7 @@ class Readable(Protocol):
 
 
 @lru_cache(maxsize=8)
-def _parsed(text: str) -> Any:
+def _parse_yaml(text: str) -> Any:
     """The tree of a YAML; kept, since a run reads the architecture of each model a hundred times, 1 ms each."""
     return yaml.load(text, _Loader)
 
@@ -228,7 +228,7 @@ def load(file: Readable) -> dict[str, Any]:
             data = stream.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise RecipeError(f"{file} is larger than {_MIB}; name shards by folders, globs or braces, not one by one.")
-        tree = copy.deepcopy(_parsed(data.decode()))
+        tree = copy.deepcopy(_parse_yaml(data.decode()))
     except FileNotFoundError:
         raise RecipeError(f"there is no file {file}; give a YAML file that exists or a preset name.") from None
     except (OSError, ValueError) as error:  # a ValueError is of the encoding, or of a NUL in the path
