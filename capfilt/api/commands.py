@@ -17,13 +17,11 @@ from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     AnnotateResult,
     BootstrapResult,
-    Counts,
     DownloadResult,
     EvaluateResult,
     PretrainResult,
     Round,
     SelectResult,
-    TextCounts,
 )
 
 if TYPE_CHECKING:
@@ -56,29 +54,23 @@ def annotate(
 
     Args:
         shards: tars, folders, globs, braces, fsspec URLs; one or several.
-        captioner: the model that writes: a folder, a .pth of BLIP, a name on the Hugging Face hub.
-        filter: the model that scores.
-        out: the run folder, or its URL.
-        captions: texts to write for each image; by default the recipe's, which is 1.
+        captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
+            Hugging Face hub.
+        out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
+        captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.
         settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
-        seed: of the sampled texts.
-        address: None (this process, or the caller's Ray), "local", "start" (a Ray for this call), "auto",
-            "HOST:PORT" or "ray://HOST:PORT".
-        workers: how many work side by side; 0 for as many as fit.
-        cpus: of each worker; in this process all that it may use.
-        gpus: of each worker; None for 1 where the cluster has any.
-        limit: seconds that a shard may take; 0 for any.
-        retry: "failed" does the shards again in which samples failed.
+        address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
+        workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
+            1 and, where the cluster has any, 1.
+        limit: seconds that a shard may take, 0 for any; `retry="failed"` does those again in which samples failed.
         min_success: the share of samples that must succeed.
-        fork: begin a new run there that takes over from `out` what still holds.
         on_progress: called with a `ProgressEvent` at each step; or a `Progress`, the console of the command line.
         on_log: called with each line that the command line prints between stages.
 
     Raises:
         CapfiltError: RecipeError for models or settings that do not fit, RunError for a run folder that does not,
-            ShortfallError (with the result in `.result`) where no image or too few could be annotated, and its other
-            kin; the message says what to do.
+            ShortfallError (with the result in `.result`) where too few images could be annotated, and its other kin.
     """
     sets = assignments(settings, captions=captions)
     arguments.check_syntax("annotate", recipe, sets)
@@ -93,18 +85,10 @@ def annotate(
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         config = configs.named(AnnotateConfig, _name(recipe), sets)
-        models = (str(captioner), str(filter))
-        show = progress_of(on_progress, on_log)
+        models, show = (str(captioner), str(filter)), progress_of(on_progress, on_log)
         where = arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show)
-    return AnnotateResult(
-        out=folder,
-        annotations=location(record["annotations"]),
-        samples=Counts.of(record["samples"]),
-        texts=TextCounts.of(record["texts"]),
-        failed=record["failed"],
-        record=record,
-    )
+    return AnnotateResult.of(folder, record)
 
 
 def select(
@@ -152,15 +136,7 @@ def select(
         calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
-    return SelectResult(
-        out=folder,
-        dataset=location(record["dataset"]),
-        threshold=record.get("threshold"),
-        samples=Counts.of(record["samples"]),
-        texts=TextCounts.of(record["texts"]),
-        failed=record["failed"],
-        record=record,
-    )
+    return SelectResult.of(folder, record)
 
 
 def download(
@@ -212,13 +188,7 @@ def download(
         folder, options = location(out), arguments.options(workers=workers)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, config, wanted, folder, options, show)
-    return DownloadResult(
-        out=folder,
-        samples=Counts.of(record["samples"]),
-        failed=record["failed"],
-        repeated=record["repeated"],
-        record=record,
-    )
+    return DownloadResult.of(folder, record)
 
 
 def bootstrap(

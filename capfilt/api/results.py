@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from capfilt.api.arguments import location
+
 if TYPE_CHECKING:
     from capfilt.api.reading import Annotations
     from capfilt.data.sample import Sample
@@ -63,6 +65,12 @@ class AnnotateResult:
     """How many samples failed, by reason."""
     record: Record = field(repr=False)
 
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> AnnotateResult:
+        """From the record of the verb."""
+        samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
+        return cls(out, location(record["annotations"]), samples, texts, record["failed"], record)
+
     def rows(self) -> Annotations:
         """Every annotation, one shard in memory at a time."""
         from capfilt.api.reading import read_annotations
@@ -85,6 +93,13 @@ class SelectResult:
     failed: Mapping[str, int]
     """How many samples failed, by reason."""
     record: Record = field(repr=False)
+
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> SelectResult:
+        """From the record of the verb."""
+        samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
+        dataset, threshold = location(record["dataset"]), record.get("threshold")
+        return cls(out, dataset, threshold, samples, texts, record["failed"], record)
 
     def rows(self) -> Annotations:
         """Every annotation with its verdict and why, one shard in memory at a time."""
@@ -112,6 +127,11 @@ class DownloadResult:
     repeated: Mapping[str, int]
     """The most frequent images whose bytes came under several URLs: sha256, and number of URLs."""
     record: Record = field(repr=False)
+
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> DownloadResult:
+        """From the record of the verb."""
+        return cls(out, Counts.of(record["samples"]), record["failed"], record["repeated"], record)
 
     def rows(self) -> Iterator[Sample]:
         """The samples that came, streamed from the tars."""

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from capfilt.runs.progress import Progress
 
 
+Captions = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Texts to write for each image [default: 1]; BLIP-2: 10.")
+]
+Gpus = Annotated[
+    float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
+]
+Limit = Annotated[
+    float,
+    typer.Option(min=0, help="Seconds that a shard may take (on Ray it is then tried once more, elsewhere); 0: any."),
+]
+
+
 class Calibration(StrEnum):
     """What a threshold may be set on, beside validation pairs."""
 
@@ -85,9 +97,7 @@ def annotate(
     captioner: Annotated[str, typer.Option(help="Model folder that writes the texts.")],
     filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them, and the web's.")],
     out: Out,
-    captions: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Texts to write for each image [default: 1]; BLIP-2: 10.")
-    ] = None,
+    captions: Captions = None,
     recipe: Annotated[
         str | None, typer.Option(help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].")
     ] = None,
@@ -96,17 +106,10 @@ def annotate(
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. decode.method=beam, decode.top_p=0.95, batch_size=128."),
     ] = None,
-    gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of each worker [default: 1 where the cluster has any, else 0].")
-    ] = None,
+    gpus: Gpus = None,
     workers: Workers = 0,
     cpus: Cpus = None,
-    limit: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Seconds that a shard may take (on Ray it is then tried once more, elsewhere); 0: any."
-        ),
-    ] = 0,
+    limit: Limit = 0,
     retry: Annotated[
         str | None, typer.Option(metavar="failed", help="failed: do the shards again in which samples failed.")
     ] = None,
