@@ -35,12 +35,15 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from capfilt import config as configs
 from capfilt import presets
+from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer, clean_caption
 from capfilt.evaluation import speed
 from capfilt.inference.annotator import Annotator
-from capfilt.inference.captioners.local import Captioner
-from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.batches import Images
+from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bench import made_up_words
@@ -71,8 +74,11 @@ class Ours:
     annotator: Annotator
 
     def annotate(self, pairs: Pairs) -> Scored:
-        found = self.annotator.annotate(pairs.pixels, pairs.uids, [[text] for text in pairs.web], seed=0, round_=0)
-        return [[(text.text, text.itm, text.itc) for text in own] for own in found]
+        (image_format,) = self.annotator.filter.image_formats
+        samples = [Sample(uid, b"", "jpg", "", {"uid": uid}) for uid in pairs.uids]
+        images = Images({image_format: pairs.pixels})
+        annotated = self.annotator.annotate(images, samples, [[text] for text in pairs.web])
+        return [[(text.text, text.itm or 0.0, text.itc or 0.0) for text in of_image] for of_image in annotated]
 
 
 @dataclass(frozen=True)
@@ -183,8 +189,9 @@ def competitors(
         with tempfile.TemporaryDirectory() as folder:
             store.save_hf(model, Path(folder), special)
             theirs.append(kind.from_pretrained(folder).eval())
-    engine = Annotator(Captioner(writer, tokenizer, decode, captions), Filter(judge, tokenizer))
-    assert engine.shared_keys == shared
+    captioner, filter_ = (LocalModel(model, tokenizer) for model in (writer, judge))
+    engine = Annotator(LocalCaptioner(captioner, decode, captions), FusionFilter(filter_))
+    assert engine.shared_context == shared
     return {
         "transformers": Theirs(theirs[0], theirs[1], tokenizer, decode, captions),
         "by hand": ByHand(theirs[0], theirs[1], tokenizer, decode, captions, shared=shared),

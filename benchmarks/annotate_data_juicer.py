@@ -39,7 +39,7 @@ from capfilt.inference.device import Compute
 from capfilt.models import BlipConfig
 from capfilt.pipelines import export
 from capfilt.pipelines.bench import BenchConfig, make_job, make_models, make_shard
-from capfilt.stages.annotate import Work
+from capfilt.stages.annotate import ShardAnnotator
 
 CPU = torch.device("cpu")
 
@@ -102,7 +102,7 @@ def main() -> None:
         folder = Path(scratch)
         roles = make_models(architecture, folder, shared=False)
         url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
-        work = Work(make_job(config, Compute(device="cpu", precision="fp32"), roles, folder / "run"), CPU)
+        work = ShardAnnotator(make_job(config, Compute(device="cpu", precision="fp32"), roles, folder / "run"), CPU)
         peer = DataJuicer(roles, url, config, folder / "peer")
         write_as_much(config.tokens)
         for turn in range(options.repeats + 1):

@@ -23,23 +23,25 @@ import torch
 from capfilt import presets
 from capfilt.data import shards
 from capfilt.data.synthetic import world
-from capfilt.data.text.language_tokenizer import LanguageTokenizer
-from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.evaluation.evaluate import EvalSet, EvaluateConfig, caption, look, retrieve
-from capfilt.inference.captioners.local import Captioner
-from capfilt.inference.filters.fusion import Filter
+from capfilt.evaluation.eval_set import EvalSet, encode_pairs
+from capfilt.evaluation.evaluate import EvaluateConfig, caption, retrieve
+from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.generation.decode import DecodeConfig
-from capfilt.models import Model, read_architecture
-from capfilt.models.checkpoints import store
+from capfilt.inference.local_model import LocalModel
+from capfilt.models import read_architecture
 from capfilt.pipelines.bootstrap.language_model import documents
 from capfilt.training.language_model import TeachConfig, teach
 
 IMAGES = 250
 
 
-def seen_by(model: Model, folder: Path) -> EvalSet:
-    """The images of a folder as the model sees them, with their texts."""
-    return look(model, shards.expand(str(folder)), 64, torch.device("cpu"))
+CPU = torch.device("cpu")
+
+
+def eval_set(local: LocalModel, folder: Path) -> EvalSet:
+    """The images of a folder as the model encodes them, with their texts."""
+    return encode_pairs(local, shards.expand(str(folder)), 64, CPU)
 
 
 def pretrain(recipe: str, out: Path, **sets: object) -> Path:
@@ -73,8 +75,8 @@ def main() -> None:
     print(f"language model: {loss:.3f} nats a token")
     common = {"data": human, "train__steps": asked.steps, "resources__workers": 1, "train__features": out / "features"}
     first = pretrain("blip2-tiny-stage1", out / "stage1", initial__vision=asked.tower, **common)
-    model = store.load(first).eval()
-    found = {"stage 1": retrieve(Filter(model, Tokenizer.load(first)), seen_by(model, test), EvaluateConfig())}
+    local = LocalModel.load(first, CPU)
+    figures = {"stage 1": retrieve(FusionFilter(local), eval_set(local, test), EvaluateConfig())}
     second = pretrain(
         "blip2-tiny-stage2",
         out / "stage2",
@@ -83,16 +85,14 @@ def main() -> None:
         initial__language=out / "language",
         **common,
     )
-    model = store.load(second).eval()
-    held = seen_by(model, test)
-    writer = Captioner(
-        model, LanguageTokenizer.load(second), DecodeConfig(method="greedy", min_length=3, max_length=40)
-    )
+    local = LocalModel.load(second, CPU)
+    pairs = eval_set(local, test)
+    captioner = LocalCaptioner(local, DecodeConfig(method="greedy", min_length=3, max_length=40))
     for name, shift in (("right", 0), ("wrong", IMAGES // 2)):
-        beside = replace(held, tokens=held.tokens.roll(shift, dims=0))
-        found[f"stage 2, {name} images"] = caption(writer, beside, 64)
-        print(f"beside the {name} image:", *writer.write(beside.tokens[:1], held.uids[:1], 0, 0)[0])
-    print(json.dumps(found, indent=1))
+        shifted = replace(pairs, tokens=pairs.tokens.roll(shift, dims=0))
+        figures[f"stage 2, {name} images"] = caption(captioner, shifted, 64)
+        print(f"beside the {name} image:", *captioner.write(shifted.tokens[:1], pairs.uids[:1])[0])
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

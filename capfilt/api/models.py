@@ -20,15 +20,14 @@ from capfilt.api.arguments import Location, Settings, assignments, location
 from capfilt.api.results import PretrainResult, Scores
 from capfilt.cluster.session import connect
 from capfilt.data.images import decode
-from capfilt.data.sample import is_text
 from capfilt.errors import DataError, ImageError, ModelError, UsageError
-from capfilt.inference.captioners import local as captioners
-from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.annotator import score_texts
+from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
-from capfilt.inference.filters import fusion as filters
-from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.filters import local_filter
+from capfilt.inference.local_model import LocalModel
 from capfilt.inference.oom_backoff import OomBackoff
-from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.roles import NEEDS
 from capfilt.models.checkpoints import store
 from capfilt.stages.annotate import AnnotateConfig
 from capfilt.storage.paths import StoragePath
@@ -45,9 +44,8 @@ class LoadedModel:
         self.path = path
         self.device = device
         self._dtype = compute.dtype
-        self._model = store.load(path, compute.dtype).eval().to(device)
-        self._tokenizer = tokenizer_for(path, self._model.config)
-        self._preprocess = preprocess_for(path, self._model.config)
+        self._local = LocalModel.load(path, device, compute.dtype)
+        self._model = self._local.model
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.family} from {self.path} on {self.device} in {self.precision}>"
@@ -87,14 +85,14 @@ class LoadedModel:
             CapfiltError: ModelError for a model that cannot write, ImageError or DataError for an image that cannot be
                 read, RecipeError for settings that cannot be, RunError where a single image does not fit into memory.
         """
-        self._check("write texts", captioners.NEEDS)
+        self._check("write texts", NEEDS["captioner"])
         config = _config(settings, captions=captions)
-        captioner = Captioner(self._model, self._tokenizer, config.decode, config.captions)
+        captioner = LocalCaptioner(self._local, config.decode, config.captions, seed)
         loaded = _images(images)
 
         def some(start: int, stop: int) -> list[list[str]]:
             tokens, uids = self._encode(loaded[start:stop], start)
-            return captioner.write(tokens, uids, seed, 0)
+            return captioner.write(tokens, uids)
 
         with torch.inference_mode(), autocast(self.device, self._dtype):
             return OomBackoff(config.batch_size).run(some, len(loaded))
@@ -120,22 +118,18 @@ class LoadedModel:
                 ImageError or DataError for an image that cannot be read, RunError where a single image does not fit
                 into memory.
         """
-        self._check("score texts", filters.NEEDS)
+        self._check("score texts", NEEDS["filter"])
         config, loaded = _config(settings), _images(images)
         if len(texts) != len(loaded) or any(isinstance(each, str) for each in texts):
             raise UsageError(
                 f"there are {len(loaded)} images and {len(texts)} lists of texts; give one for each image."
             )
-        scorer = Filter(self._model, self._tokenizer, config.max_length)
+        filter_ = local_filter(self._local, config.max_length)
 
         def some(start: int, stop: int) -> list[list[Scores]]:
             tokens, _ = self._encode(loaded[start:stop], start)
-            real = [[text for text in each if is_text(text)] for each in texts[start:stop]]
-            found = (iter(each) for each in scorer.score(tokens, real))
-            return [
-                [Scores(*next(scores)) if is_text(text) else Scores(None, None) for text in each]
-                for each, scores in zip(texts[start:stop], found, strict=True)
-            ]
+            pairs = score_texts(lambda real: filter_.score_tokens(tokens, real), texts[start:stop])
+            return [[Scores(*pair) for pair in of_image] for of_image in pairs]
 
         with torch.inference_mode(), autocast(self.device, self._dtype):
             return OomBackoff(config.batch_size).run(some, len(loaded))
@@ -146,10 +140,10 @@ class LoadedModel:
 
     def _encode(self, images: Sequence[ImageInput], first: int) -> tuple[Tensor, list[str]]:
         """Image tokens [B, N, D], and the uid of each image; the first one is number `first` of the caller's."""
-        size = self._model.config.image_size
+        wanted = self._local.image_format
         read = [_read(image, first + i) for i, image in enumerate(images)]
-        pixels_BSS3 = torch.from_numpy(np.stack([self._preprocess.to_pixels(image, size) for image, _ in read]))
-        tokens = self._model.encode_image(self._preprocess.normalise(pixels_BSS3.to(self.device)))
+        pixels_BSS3 = torch.from_numpy(np.stack([wanted.to_pixels(image) for image, _ in read]))
+        tokens = self._model.encode_image(wanted.preprocess.normalise(pixels_BSS3.to(self.device)))
         return tokens, [uid for _, uid in read]
 
 

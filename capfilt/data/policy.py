@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from capfilt.config import Config
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import is_text
-from capfilt.errors import DataError
+from capfilt.errors import DataError, RecipeError
 from capfilt.printable import printable
 from capfilt.runs.tally import NO_TEXT
 
@@ -39,7 +39,7 @@ class RankConfig(Config):
 
 
 class PolicyConfig(RankConfig):
-    """How texts are judged."""
+    """Which texts are kept."""
 
     folder: ClassVar[str] = "select"
 
@@ -70,6 +70,18 @@ class PolicyConfig(RankConfig):
             raise ValueError("other_threshold without a threshold; give the one threshold, with `score` naming it")
         return self
 
+    @property
+    def needed_scores(self) -> tuple[Score, ...]:
+        """The scores without which this policy keeps nothing, or ranks blindly."""
+        needed: list[Score] = []
+        if self.threshold is not None and (self.other_threshold is None or self.combine == "and"):
+            needed.append(self.score)
+            if self.other_threshold is not None:
+                needed.append(other(self.score))
+        if self.threshold is None or self.top_k or self.keep == "best-of":
+            needed.append(self.rank)
+        return tuple(dict.fromkeys(needed))
+
     def rule(self, threshold: float | None) -> Rule:
         """This policy with the number that its threshold turned out to be."""
         own = {name: getattr(self, name) for name in RankConfig.model_fields}
@@ -77,7 +89,7 @@ class PolicyConfig(RankConfig):
 
 
 class Rule(RankConfig):
-    """A policy whose threshold is known: what a worker judges by."""
+    """A policy whose threshold is known: what a worker decides by."""
 
     score: Score
     threshold: float | None
@@ -95,6 +107,15 @@ class Rule(RankConfig):
 def other(score: Score) -> Score:
     """The other of the two scores."""
     return "itc" if score == "itm" else "itm"
+
+
+def check_scores(needed: Iterable[str], given: Sequence[str], whose: object) -> None:
+    """Refuse a policy or a calibration by scores that a filter does not give. RecipeError."""
+    if missing := [score for score in needed if score not in given]:
+        raise RecipeError(
+            f"{missing[0]} is needed, and {whose} gives {', '.join(given)} alone: set score={given[0]} (and"
+            f" rank={given[0]}) with a threshold for it, or take a filter that gives {missing[0]}."
+        )
 
 
 def judge(rows: Sequence[Annotation], rule: Rule) -> list[str]:

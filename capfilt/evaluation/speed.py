@@ -1,4 +1,4 @@
-"""How fast: the engine on pictures in memory, what the machine could do, and what other number formats change."""
+"""How fast: the annotator on pictures in memory, what the machine could do, and what other number formats change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt import cpus
+from capfilt.data.sample import Sample
 from capfilt.inference.annotator import Annotator, Text
+from capfilt.inference.batches import Images
+from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import autocast
 from capfilt.models.layers.vit import VisionConfig, VisionTransformer
 
@@ -31,22 +33,22 @@ PACKAGES = ("capfilt", "torch", "numpy", "pillow", "pyarrow", "tokenizers")
 class Load:
     """Decoded pictures with the texts that came with them."""
 
-    pixels: Tensor
-    """[N, 3, S, S] normalised floats, on the device."""
-    uids: list[str]
+    images: Images
+    samples: list[Sample]
     web: list[list[str]]
 
     def part(self, start: int, stop: int) -> Load:
         """Some of them."""
-        return Load(self.pixels[start:stop], self.uids[start:stop], self.web[start:stop])
+        rows = slice(start, stop)
+        return Load(self.images.part(rows), self.samples[rows], self.web[rows])
 
     def annotated(self, annotator: Annotator, batch_size: int) -> list[list[Text]]:
-        """All of it through the engine."""
-        found = []
-        for start in range(0, len(self.uids), batch_size):
+        """All of it through the annotator."""
+        texts = []
+        for start in range(0, len(self.samples), batch_size):
             some = self.part(start, start + batch_size)
-            found += annotator.annotate(some.pixels, some.uids, some.web, seed=0, round_=0)
-        return found
+            texts += annotator.annotate(some.images, some.samples, some.web)
+        return texts
 
 
 def seconds(device: torch.device, work: Callable[[], object]) -> float:
@@ -82,19 +84,22 @@ def vision_flops(config: VisionConfig) -> int:
     return int(counter.get_total_flops())
 
 
-def agreement(annotator: Annotator, load: Load, dtype: torch.dtype, batch_size: int) -> dict[str, float]:
+def agreement(
+    annotator: Annotator, load: Load, device: torch.device, dtype: torch.dtype, batch_size: int
+) -> dict[str, float]:
     """What another number format or batch size changes against fp32 in one batch.
 
     The share of generated tokens that are the same, and how far apart the scores of the web texts are.
     """
-    device = load.pixels.device
-    one = load.annotated(annotator, len(load.uids))
+    one = load.annotated(annotator, len(load.samples))
     with autocast(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
         other = load.annotated(annotator, batch_size)
-    tokens = [(_tokens(annotator, a), _tokens(annotator, b)) for a, b in zip(one, other, strict=True)]
+    captioner = annotator.captioner
+    assert isinstance(captioner, LocalCaptioner), "token by token only texts of a model in this process are compared"
+    tokens = [(_tokens(captioner, a), _tokens(captioner, b)) for a, b in zip(one, other, strict=True)]
     same = sum(int(np.sum(a[:, : b.shape[1]] == b[:, : a.shape[1]])) for a, b in tokens)
     most = sum(len(a) * max(a.shape[1], b.shape[1]) for a, b in tokens)
-    pairs = [(a, b) for own, theirs in zip(one, other, strict=True) for a, b in zip(own, theirs, strict=True)]
+    pairs = [pair for texts in zip(one, other, strict=True) for pair in zip(*texts, strict=True)]
     web = [(a, b) for a, b in pairs if a.source == "web"]
     return {
         "equal_tokens": same / most,
@@ -102,10 +107,10 @@ def agreement(annotator: Annotator, load: Load, dtype: torch.dtype, batch_size: 
     }
 
 
-def _tokens(annotator: Annotator, texts: Sequence[Text]) -> np.ndarray:
+def _tokens(captioner: LocalCaptioner, texts: Sequence[Text]) -> np.ndarray:
     """Ids of the written texts of an image [C, T]."""
     written = [text.text for text in texts if text.source == "synthetic"]
-    ids, _ = annotator.captioner.tokenizer.encode(written, 1 << 16)
+    ids, _ = captioner.tokenizer.encode(written, 1 << 16)
     return ids
 
 

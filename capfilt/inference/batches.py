@@ -1,94 +1,137 @@
-"""From a shard to batches of decoded pictures: decoding runs in threads beside the model, a few batches ahead."""
+"""From a shard to batches of decoded pictures: decoding runs in threads beside the model, a few batches ahead.
+
+A picture is decoded once, and resized once for each size and rule that the models ask for.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from capfilt.data.images import decode
-from capfilt.data.images.preprocess import Preprocess
+from capfilt.data.images.preprocess import ImageFormat, Resizing
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import ImageError
 from capfilt.inference.timer import StageTimer, timed
 
-BLIP = Preprocess()
-Decoded = tuple[Sample, np.ndarray] | FailedSample
+T = TypeVar("T")
+Decoded = tuple[Sample, list[np.ndarray]] | FailedSample
+"""A sample with its picture resized by each rule in turn, or why there is none."""
+
+
+class Images:
+    """Pictures on a device as models read them, and what models have computed from them so far."""
+
+    def __init__(self, pixels: Mapping[ImageFormat, Tensor]):
+        self._pixels = dict(pixels)
+        self._computed: dict[Hashable, Any] = {}
+
+    def pixels(self, image_format: ImageFormat) -> Tensor:
+        """The pictures in one of the formats, normalised floats [B, 3, S, S]."""
+        return self._pixels[image_format]
+
+    def part(self, rows: slice) -> Images:
+        """Some of the pictures; nothing is computed from them yet."""
+        return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
+
+    def once(self, name: Hashable, compute: Callable[[], T]) -> T:
+        """What was computed under this name, or else what `compute` returns now."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        value: T = self._computed[name]
+        return value
+
+    def computed(self, name: Hashable) -> Any:
+        """What was computed under this name; None for nothing."""
+        return self._computed.get(name)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some samples of a shard, in its order, with their pixels; and what could not be read among them."""
+    """Some samples of a shard, in its order, with their decoded pictures; and what could not be read among them."""
 
     samples: list[Sample]
-    pixels: Tensor
-    """uint8 [B, S, S, 3], one row per sample; bytes travel to a device four times as fast as floats."""
+    pixels: dict[Resizing, Tensor]
+    """By size and rule, uint8 [B, S, S, 3], one row per sample; bytes travel to a device four times as fast as
+    floats."""
     faults: list[FailedSample]
 
-    def on(self, device: torch.device, preprocess: Preprocess = BLIP) -> Tensor:
-        """The pixels as a model reads them, [B, 3, S, S] normalised floats."""
-        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
-        return preprocess.normalise(pixels.to(device, non_blocking=True))
+    def on(self, device: torch.device, formats: Iterable[ImageFormat]) -> Images:
+        """The pictures on a device, normalised as each format says."""
+        resized: dict[Resizing, Tensor] = {}
+        normalised: dict[ImageFormat, Tensor] = {}
+        for image_format in formats:
+            rule = image_format.resizing
+            if rule not in resized:
+                pixels = self.pixels[rule].pin_memory() if device.type == "cuda" else self.pixels[rule]
+                resized[rule] = pixels.to(device, non_blocking=True)
+            normalised[image_format] = image_format.preprocess.normalise(resized[rule])
+        return Images(normalised)
 
 
 def pictures(
     read: Iterable[Sample | FailedSample],
     batch_size: int,
-    image_size: int,
+    formats: Iterable[ImageFormat],
     threads: int = 2,
-    clock: StageTimer | None = None,
-    preprocess: Preprocess = BLIP,
+    timer: StageTimer | None = None,
 ) -> Iterator[Pictures]:
     """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault."""
+    rules = {image_format.resizing: image_format for image_format in formats}
     waiting: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         taken: list[Decoded] = []
-        for item in _read(read, clock):
-            waiting.append(pool.submit(_decode, item, image_size, clock, preprocess))
+        for item in _read(read, timer):
+            waiting.append(pool.submit(_decode, item, list(rules.values()), timer))
             if len(waiting) > 3 * batch_size:
                 taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
-                yield _stack(taken)
+                yield _stack(taken, list(rules))
                 taken = []
         while waiting:
             taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
-                yield _stack(taken)
+                yield _stack(taken, list(rules))
                 taken = []
         if taken:
-            yield _stack(taken)
+            yield _stack(taken, list(rules))
 
 
-def _read(read: Iterable[Sample | FailedSample], clock: StageTimer | None) -> Iterator[Sample | FailedSample]:
+def _read(read: Iterable[Sample | FailedSample], timer: StageTimer | None) -> Iterator[Sample | FailedSample]:
     items = iter(read)
     while True:
-        with timed(clock, "read", on_device=False):
+        with timed(timer, "read", on_device=False):
             item = next(items, None)
         if item is None:
             return
         yield item
 
 
-def _decode(item: Sample | FailedSample, image_size: int, clock: StageTimer | None, preprocess: Preprocess) -> Decoded:
+def _decode(item: Sample | FailedSample, formats: Sequence[ImageFormat], timer: StageTimer | None) -> Decoded:
     if isinstance(item, FailedSample):
         return item
     try:
-        with timed(clock, "decode", on_device=False):
-            return item, preprocess.to_pixels(decode.decode(item.image), image_size)
+        with timed(timer, "decode", on_device=False):
+            picture = decode.decode(item.image)
+            return item, [image_format.to_pixels(picture) for image_format in formats]
     except ImageError as error:
         return FailedSample(item.key, str(error))
 
 
-def _stack(taken: list[Decoded]) -> Pictures:
-    read = [item for item in taken if not isinstance(item, FailedSample)]
-    pixels = np.stack([pixels for _, pixels in read]) if read else np.zeros((0, 1, 1, 3), np.uint8)
+def _stack(taken: list[Decoded], rules: Sequence[Resizing]) -> Pictures:
+    readable = [item for item in taken if not isinstance(item, FailedSample)]
+    none = np.zeros((0, 1, 1, 3), np.uint8)
+    stacked = {
+        rule: torch.from_numpy(np.stack([resized[i] for _, resized in readable]) if readable else none)
+        for i, rule in enumerate(rules)
+    }
     return Pictures(
-        samples=[sample for sample, _ in read],
-        pixels=torch.from_numpy(pixels),
-        faults=[item for item in taken if isinstance(item, FailedSample)],
+        [sample for sample, _ in readable], stacked, [item for item in taken if isinstance(item, FailedSample)]
     )

@@ -74,25 +74,25 @@ def ability() -> Ability:
     return Ability("cuda", name, torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def choose(precision: Precision, device: DeviceKind, found: Sequence[Ability] = ()) -> tuple[Compute, str]:
+def choose(precision: Precision, device: DeviceKind, abilities: Sequence[Ability] = ()) -> tuple[Compute, str]:
     """What all workers compute with, and a line for people where that is not what each alone would take, or "".
 
-    `found` is what the workers' nodes can do; of CPUs nothing need be known. ClusterError where GPUs are wanted and a
+    `abilities` are those of the workers' nodes; of CPUs nothing need be known. ClusterError where GPUs are wanted and a
     node's process has none.
     """
     if device == "cpu" or precision != "auto":
         return Compute(device=device, precision="bf16" if precision == "bf16" else "fp32"), ""
-    if without := [one.name for one in found if one.device == "cpu"]:
+    if without := [one.name for one in abilities if one.device == "cpu"]:
         raise ClusterError(
             f"a worker that was given a GPU on {without[0]} finds none: torch there is for CPUs, or the driver is"
             " missing. Install a torch with CUDA, or set gpus=0."
         )
-    slow = [one.name for one in found if not one.bf16]
-    if found and not slow:
+    slow = [one.name for one in abilities if not one.bf16]
+    if abilities and not slow:
         return Compute(device=device, precision="bf16"), ""
-    if len(slow) == len(found):
-        return Compute(device=device, precision="fp32"), "" if found else "fp32: no node with a GPU answered"
-    which = f"{len(slow)} of {len(found)} nodes (first {slow[0]})"
+    if len(slow) == len(abilities):
+        return Compute(device=device, precision="fp32"), "" if abilities else "fp32: no node with a GPU answered"
+    which = f"{len(slow)} of {len(abilities)} nodes (first {slow[0]})"
     return Compute(device=device, precision="fp32"), f"fp32, since {which} have no bf16 units and all take the same"
 
 

@@ -1,21 +1,89 @@
-"""What a model folder holds beside the weights and a role depends on: the tokenizer and how pictures are wanted."""
+"""Does a model fit a role? Asked once, of its folder or its architecture, before any weight is loaded.
+
+A captioner must be able to decode; a filter must encode images and texts, and gives itm too where it can fuse them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 from capfilt.data.images.preprocess import Preprocess
+from capfilt.data.policy import check_scores
 from capfilt.data.text.language_tokenizer import tokenizer_of
-from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.errors import ModelError
-from capfilt.models import Architecture
+from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
+from capfilt.errors import ModelError, RecipeError
+from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.models import Architecture, family_of
+from capfilt.models.checkpoints import store
 from capfilt.storage.paths import StoragePath
+
+NEEDS = {
+    "captioner": frozenset({"encode_image", "decode"}),
+    "filter": frozenset({"encode_image", "encode_text"}),
+}
+"""The capabilities without which a model cannot play a role."""
+
+
+def check_capabilities(role: Literal["captioner", "filter"], model: object, capabilities: frozenset[str]) -> None:
+    """Refuse a model that cannot play a role; `model` is how a person knows it. RecipeError."""
+    if missing := NEEDS[role] - capabilities:
+        raise RecipeError(
+            f"{model} cannot be the {role}: it cannot {', '.join(sorted(missing))}."
+            f" A {role} must be able to {', '.join(sorted(NEEDS[role]))}."
+        )
+
+
+def scores_given(capabilities: frozenset[str]) -> tuple[str, ...]:
+    """The scores that a filter gives: itm if it can fuse, itc always."""
+    return ("itm", "itc") if "fuse" in capabilities else ("itc",)
+
+
+def check_captioner(model: StoragePath, decode: DecodeConfig) -> Architecture:
+    """Refuse a saved model that cannot be the captioner, or a prompt that is too long for it; its architecture."""
+    architecture = store.architecture(model)
+    check_capabilities("captioner", model, architecture.capabilities)
+    preprocess_for(model, architecture)
+    check_prompt(tokenizer_for(model, architecture), decode)
+    return architecture
+
+
+def check_filter(model: StoragePath, scores: Iterable[str] = ()) -> Architecture:
+    """Refuse a saved model that cannot be the filter, or does not give these scores; its architecture."""
+    architecture = store.architecture(model)
+    check_capabilities("filter", model, architecture.capabilities)
+    check_scores(scores, scores_given(architecture.capabilities), model)
+    preprocess_for(model, architecture)
+    tokenizer_for(model, architecture)
+    return architecture
+
+
+def check_any_role(model: StoragePath, decode: DecodeConfig) -> Architecture:
+    """Refuse a saved model that can play neither role, of which nothing can be measured; its architecture."""
+    architecture = store.architecture(model)
+    able = architecture.capabilities
+    if not any(needs <= able for needs in NEEDS.values()):
+        raise RecipeError(f"{model} can be neither captioner nor filter; there is nothing to evaluate.")
+    return check_captioner(model, decode) if NEEDS["captioner"] <= able else check_filter(model)
+
+
+def check_prompt(tokenizer: Tokenizer, config: DecodeConfig) -> None:
+    """Refuse a prompt that leaves no room for a text. RecipeError."""
+    prompt = tokenizer.opening(config.prompt, MAX_CHARACTERS)
+    if len(prompt) >= config.max_length:
+        raise RecipeError(
+            f"decode.prompt has {len(prompt)} tokens with the one that a text begins with, and decode.max_length "
+            f"{config.max_length} leaves none for the text: shorten the prompt, or set "
+            f"decode.max_length={len(prompt) + 20} or more"
+        )
 
 
 def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:
     """The tokenizer of a saved model.
 
     Raises:
-        TextError: none there, or one that cannot be obeyed.
-        ModelError: one with more tokens than the model knows.
+        TextError: none there, or one that cannot be used.
+        ModelError: one with more tokens than the model has embeddings for.
     """
     tokenizer = tokenizer_of(model, architecture.language_kind)
     if len(tokenizer) > architecture.vocabulary_size:
@@ -28,4 +96,9 @@ def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:
 
 def preprocess_for(model: StoragePath, architecture: Architecture) -> Preprocess:
     """How a saved model wants its pictures. ModelError where that cannot be done."""
-    return Preprocess.read(model, architecture.image_size)
+    return Preprocess.read(model, architecture.image_size, family_of(architecture).preprocess)
+
+
+def save_preprocess(model: StoragePath, architecture: Architecture, folder: StoragePath) -> None:
+    """Write how a saved model wants its pictures into another folder of it."""
+    preprocess_for(model, architecture).save(folder, architecture.image_size, family_of(architecture).preprocess)

@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by stage, for `capfilt bench`. Without a clock nothing is measured and nothing waits."""
+"""Where the time goes: seconds by stage, for `capfilt bench`. Without a timer nothing is measured or waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StageTimer:
 
     @contextlib.contextmanager
     def stage(self, name: str, on_device: bool = True) -> Iterator[None]:
-        """Time a block; an accelerator is waited for before and after, so that a stage has its own seconds."""
+        """Time a block; an accelerator is waited for before and after, so that no other has its seconds."""
         self._wait(on_device)
         begun = time.perf_counter()
         try:
@@ -36,6 +36,6 @@ class StageTimer:
             torch.cuda.synchronize(self.device)
 
 
-def timed(clock: StageTimer | None, name: str, on_device: bool = True) -> contextlib.AbstractContextManager[None]:
-    """A stage of the clock, if there is one."""
-    return contextlib.nullcontext() if clock is None else clock.stage(name, on_device)
+def timed(timer: StageTimer | None, name: str, on_device: bool = True) -> contextlib.AbstractContextManager[None]:
+    """A stage of the timer, if there is one."""
+    return contextlib.nullcontext() if timer is None else timer.stage(name, on_device)

@@ -16,14 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from capfilt.config import Config
-from capfilt.data.images.preprocess import Preprocess
+from capfilt.data.images.preprocess import BLIP_PREPROCESS, Preprocess
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.layers.bert import Head, OutputLayer, Role
 from capfilt.models.layers.block import Block
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
-BLIP_PREPROCESS = Preprocess()
-"""Squashed to a square with the bicubic filter, CLIP's mean and standard deviation."""
 ModelRole = Literal["captioner", "filter"]
 """What a model does to web pairs: it writes a text for an image, or scores texts beside one."""
 LanguageKind = Literal["opt", "t5"]

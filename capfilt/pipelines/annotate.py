@@ -31,10 +31,10 @@ def run(
 
     ShortfallError where no image, or too few, could be annotated.
     """
-    captioner, judge = (store.find(model) for model in models)
-    check_roles(captioner, judge, config.decode)
+    captioner, filter_ = (store.find(model) for model in models)
+    check_roles(captioner, filter_, config.decode)
     urls = shards.expand(specs)
-    writes, scores = store.fingerprint(captioner), store.fingerprint(judge)
+    writes, scores = store.fingerprint(captioner), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
@@ -43,7 +43,7 @@ def run(
         job = AnnotateJob(
             out=out.absolute(),
             captioner=captioner,
-            filter=judge,
+            filter=filter_,
             **fingerprints,
             config=config,
             compute=decide(session, run, {"annotate": ComputeRequest(config.precision, worker)}, show)["annotate"],

@@ -1,8 +1,8 @@
 """bench: how fast a stage is on this machine, with made-up models and pictures, and where its time goes.
 
 `annotate` is measured twice in turns: the whole stage from a tar to a committed Parquet, in this process, and the bare
-engine on the same pictures decoded in memory. Random weights cost what trained ones do, as long as they write texts of
-the same length: so every text has exactly `tokens` tokens.
+annotator on the same pictures decoded in memory. Random weights cost what trained ones do, as long as they write texts
+of the same length: so every text has exactly `tokens` tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.models.layers.bert import Role
 from capfilt.runs.progress import Progress
-from capfilt.stages.annotate import AnnotateConfig, AnnotateJob, Work, texts_of
+from capfilt.stages.annotate import AnnotateConfig, AnnotateJob, ShardAnnotator, texts_of
 
 STAGES = ("annotate",)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -83,25 +83,25 @@ def run(stage: str, sets: Sequence[str], show: Progress) -> dict[str, Any]:
 
 
 def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, show: Progress) -> dict[str, Any]:
-    """Measure the stage and the bare engine in turns."""
+    """Measure the stage and the bare annotator in turns."""
     compute, _ = choose(config.precision, local_device(), [ability()])
     device, dtype = compute.open(), compute.dtype
     roles = make_models(architecture, folder, config.shared)
     url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
-    clock = StageTimer(device)
-    work = Work(make_job(config, compute, roles, folder / "run"), device, clock)
+    timer = StageTimer(device)
+    work = ShardAnnotator(make_job(config, compute, roles, folder / "run"), device, timer)
     (load,) = [
-        Load(batch.on(device), [sample.uid for sample in batch.samples], [texts_of(s) for s in batch.samples])
-        for batch in pictures(shards.read(url), config.images, architecture.vision.image_size)
+        Load(batch.on(device, work.formats), batch.samples, [texts_of(sample) for sample in batch.samples])
+        for batch in pictures(shards.read(url), config.images, work.formats)
     ]
     stage, bare, shares = [], [], []
     with show.stage("bench annotate", config.repeats + 1) as line, autocast(device, dtype):
         for i in range(config.repeats + 1):
-            clock.seconds.clear()
+            timer.seconds.clear()
             took = speed.seconds(device, lambda: work.shard(url))
-            spent, work.annotator.clock = dict(clock.seconds), None
+            spent, work.annotator.timer = dict(timer.seconds), None
             alone = speed.seconds(device, lambda: load.annotated(work.annotator, config.batch_size))
-            work.annotator.clock = clock
+            work.annotator.timer = timer
             if i:  # the first time is for warming up
                 stage.append(took)
                 bare.append(alone)
@@ -109,8 +109,8 @@ def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, 
             line.update(i + 1, f"{config.images / took:.1f} images/s")
     some = load.part(0, config.compared)
     changed = {
-        "batches_of_one": speed.agreement(work.annotator, some, torch.float32, 1),
-        "bf16": speed.agreement(work.annotator, some, torch.bfloat16, config.batch_size),
+        "batches_of_one": speed.agreement(work.annotator, some, device, torch.float32, 1),
+        "bf16": speed.agreement(work.annotator, some, device, torch.bfloat16, config.batch_size),
     }
     passes = 1 if work.annotator.shared_vision else 2
     rate = speed.matmul_rate(device, dtype, architecture.vision, config.batch_size)
@@ -133,7 +133,7 @@ def _figures(
 ) -> dict[str, Any]:
     """Medians; `share` is of the stage's time, `decode` of it runs in threads beside the rest."""
     one, other = statistics.median(stage), statistics.median(bare)
-    share = {name: statistics.median(own.get(name, 0.0) for own in shares) for name in shares[0]}
+    share = {name: statistics.median(of_run.get(name, 0.0) for of_run in shares) for name in shares[0]}
     share["other"] = 1 - sum(part for name, part in share.items() if name != "decode")
     return {
         "images_per_second": config.images / one,

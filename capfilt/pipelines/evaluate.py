@@ -11,12 +11,13 @@ from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.data import shards
 from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig
+from capfilt.inference.roles import check_any_role
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import contents_of
-from capfilt.stages.evaluate import EvaluateJob, check_model, evaluate
+from capfilt.stages.evaluate import EvaluateJob, evaluate
 from capfilt.stages.runner import CommandOptions
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
@@ -33,19 +34,19 @@ def run(
 ) -> dict[str, Any]:
     """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
     urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)
-    found = store.find(model)
-    check_model(found, config)
+    folder_of_model = store.find(model)
+    check_any_role(folder_of_model, config.decode)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (out or Path(scratch, "run")).absolute()
-        asked = config.model_dump(mode="json", exclude=EXECUTION_FIELDS)
-        plan = {"verb": "evaluate", **asked, "model": store.fingerprint(found), "shards": urls}
+        settings = config.model_dump(mode="json", exclude=EXECUTION_FIELDS)
+        plan = {"verb": "evaluate", **settings, "model": store.fingerprint(folder_of_model), "shards": urls}
         opened = Run.open(folder, configs.to_yaml(config), plan)
         with connect(address) as session:
             worker = (options or CommandOptions(gpus=None)).resources(session)
             compute = decide(session, opened, {"evaluate": ComputeRequest("fp32", worker)}, show)["evaluate"]
             job = EvaluateJob(
                 out=folder,
-                models={"metrics": found},
+                models={"metrics": folder_of_model},
                 shards=tuple(urls),
                 contents=contents_of(session, urls, {}, folder, show),
                 config=config,

@@ -12,7 +12,7 @@ from typing import Any
 from capfilt.data.images.preprocess import ALONE, Preprocess
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError, UsageError, did_you_mean
-from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.roles import preprocess_for, save_preprocess, tokenizer_for
 from capfilt.models import Model
 from capfilt.models.checkpoints import store
 from capfilt.storage.atomic import atomic, write_json
@@ -84,7 +84,7 @@ def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """`model.pth` with the names of BLIP's own code, all of the model in one."""
     tokenizer.save(out)
     model = store.load(path)
-    preprocess_for(path, model.config).save(out, model.config.image_size)
+    save_preprocess(path, model.config, out)
     store.save_pth(model, out / "model.pth")
     return [out / "model.pth"]
 
@@ -93,7 +93,7 @@ def as_capfilt(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """A folder of our own; from outside models, the one place where `itm_token` can be set by hand."""
     tokenizer.save(out)
     model = store.load(path)
-    preprocess_for(path, model.config).save(out, model.config.image_size)
+    save_preprocess(path, model.config, out)
     store.save(model, out)
     return [out]
 

@@ -10,15 +10,15 @@ import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import labels, shards
-from capfilt.data.policy import PolicyConfig
+from capfilt.data.policy import PolicyConfig, check_scores
 from capfilt.errors import DataError, UsageError
 from capfilt.inference.device import Precision
-from capfilt.inference.filters.fusion import NEEDS
+from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
-from capfilt.stages.annotate import AnnotateConfig, check_role
+from capfilt.stages.annotate import AnnotateConfig
 from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import contents_of
@@ -60,6 +60,7 @@ def run(
         Run.load(home.parent)  # refuses links that lead out of it
     folder, urls_by_name = source / "annotations", inputs.annotated_urls_by_name(source, urls)
     check_annotations(urls_by_name, folder)
+    check_given_scores(policy, folder / f"{next(iter(urls_by_name))}.parquet")
     by_labels = calibrate_on_labels(source, urls_by_name, policy) if calibration.labels else None
     by_val = (
         None if by_labels else plan_calibration(policy, calibration, folder / f"{next(iter(urls_by_name))}.parquet")
@@ -119,6 +120,14 @@ def check_annotations(names: Iterable[str], folder: StoragePath) -> None:
             raise DataError(f"shard {name} has no annotations in {folder}; annotate it first.")
 
 
+def check_given_scores(policy: PolicyConfig, annotated: StoragePath) -> None:
+    """Refuse a policy by a score that the filter did not give to a shard's texts, where it gave them another."""
+    table = tables.read(annotated)
+    given = [score for score in ("itm", "itc") if table.column(score).null_count < table.num_rows]
+    if given:
+        check_scores(policy.needed_scores, given, f"the filter of {annotated.parent}")
+
+
 def plan_calibration(
     policy: PolicyConfig, calibration: ThresholdSource, annotated: StoragePath
 ) -> dict[str, Any] | None:
@@ -132,7 +141,7 @@ def plan_calibration(
     if val is None or filter_model is None:
         raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number.")
     model = store.find(filter_model)
-    check_role("filter", model, NEEDS)
+    check_filter(model, [policy.score])
     used = {row.filter for row in tables.rows(tables.read(annotated)) if row.filter}
     if used - {store.fingerprint(model)}:
         raise UsageError(f"{annotated} was scored by another filter than {filter_model}; give the one that scored it.")

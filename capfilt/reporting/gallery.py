@@ -10,7 +10,7 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.labels import Label
 from capfilt.data.policy import failure
 from capfilt.data.sample import SOURCES
-from capfilt.evaluation.evaluate import MAX_KINDS, Truth, truths
+from capfilt.evaluation.known_truth import MAX_KINDS, Truth, truths
 from capfilt.evaluation.metrics.captioning import diversity
 from capfilt.printable import printable
 from capfilt.reporting.page_data import COLUMNS, AnnotatedRound

@@ -21,7 +21,7 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.policy import Rule
 from capfilt.data.sample import SOURCES
 from capfilt.data.shards.keys import MAX_KEY
-from capfilt.evaluation.evaluate import Truth
+from capfilt.evaluation.known_truth import Truth
 from capfilt.printable import printable
 from capfilt.reporting.charts import Histogram
 from capfilt.reporting.page import json_for_script

@@ -22,19 +22,15 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.policy import failure
 from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
 from capfilt.data.shards.members import MemberCounts
-from capfilt.errors import RecipeError
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Pictures, pictures
-from capfilt.inference.captioners import local as captioners
-from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import Compute, Precision, autocast
-from capfilt.inference.filters import fusion as filters
-from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.filters import local_filter
 from capfilt.inference.generation.decode import DecodeConfig
-from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import check_captioner, check_filter
 from capfilt.inference.timer import StageTimer, timed
-from capfilt.models import Architecture
-from capfilt.models.checkpoints import store
 from capfilt.runs import deadline, quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.metrics import ShardReport
@@ -108,39 +104,38 @@ class AnnotateJob(Config):
     def open(self) -> Splittable:
         """Load the two models."""
         device, dtype = self.compute.open(), self.compute.dtype
-        work = Work(self, device, StageTimer(device))
+        annotator = ShardAnnotator(self, device, StageTimer(device))
 
         def shard(url: str) -> ShardReport:
             with autocast(device, dtype):
-                return work.shard(url)
+                return annotator.shard(url)
 
         def part(url: str, start: int, stop: int) -> int:
             with autocast(device, dtype):
-                return work.part(url, start, stop)
+                return annotator.part(url, start, stop)
 
         return Splittable(shard, part)
 
 
-class Work:
+class ShardAnnotator:
     """What a worker does to a shard: two models on a device, rows, a commit."""
 
-    def __init__(self, job: AnnotateJob, device: torch.device, clock: StageTimer | None = None):
-        self.job, self.device, self.clock = job, device, clock
+    def __init__(self, job: AnnotateJob, device: torch.device, timer: StageTimer | None = None):
+        self.job, self.device, self.timer = job, device, timer
         self.batches: list[int] = []  # of the shard at work
-        dtype = job.compute.dtype
-        writer = store.load(job.captioner, dtype).eval().to(device)
-        judge = store.load(job.filter, dtype).eval().to(device)
+        config, dtype = job.config, job.compute.dtype
+        captioner = LocalModel.load(job.captioner, device, dtype)
+        filter_ = LocalModel.load(job.filter, device, dtype)
         self.annotator = Annotator(
-            Captioner(writer, tokenizer_for(job.captioner, writer.config), job.config.decode, job.config.captions),
-            Filter(judge, tokenizer_for(job.filter, judge.config), job.config.max_length),
-            clock,
+            LocalCaptioner(captioner, config.decode, config.captions, job.seed, job.round),
+            local_filter(filter_, config.max_length),
+            timer,
         )
-        self.captioner_preprocess = preprocess_for(job.captioner, writer.config)
-        self.filter_preprocess = preprocess_for(job.filter, judge.config)
+        self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
 
     def shard(self, url: str) -> ShardReport:
         """Annotate one shard and commit it."""
-        before = Counter(self.clock.seconds) if self.clock else Counter()
+        before = Counter(self.timer.seconds) if self.timer else Counter()
         self.batches = []
         name = self.job.names.get(url) or shards.name(url)
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
@@ -148,16 +143,16 @@ class Work:
         tally = Tally.zero()
         stat, members = shards.stat(url), MemberCounts()
         digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        for own in self._rows(skip_positions(shards.read(url, digest, members), deadly)):
-            rows += own
+        for texts in self._rows(skip_positions(shards.read(url, digest, members), deadly)):
+            rows += texts
             tables.check_size(len(rows), name)  # now, and not when all of it was computed
             tally.samples["in"] += 1
-            if own[0].status == "failed":
+            if texts[0].status == "failed":
                 tally.samples["failed"] += 1
-                tally.failed[failure(own[0].reason)] += 1
+                tally.failed[failure(texts[0].reason)] += 1
                 continue
             tally.samples["kept"] += 1
-            for row in own:
+            for row in texts:
                 tally.texts["in"][row.source] += 1
                 if row.reason == NO_TEXT:
                     tally.texts["dropped"][f"{row.source}: {NO_TEXT}"] += 1
@@ -165,12 +160,12 @@ class Work:
                     tally.texts["kept"][row.source] += 1
         tally.members.update(members)
         path = self.job.out / "annotations" / f"{name}.parquet"
-        with timed(self.clock, "write", on_device=False):
+        with timed(self.timer, "write", on_device=False):
             tables.write(path, rows)
             ledger.commit(name, identity, [path], tally, digest.result())
-        smaller = self.annotator.pieces.limit
+        smaller = self.annotator.oom_backoff.limit
         at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
-        spent = Counter(self.clock.seconds) - before if self.clock else Counter()
+        spent = Counter(self.timer.seconds) - before if self.timer else Counter()
         return ShardReport(f"{tally.samples['kept']} images{at_a_time}", spent, tuple(self.batches))
 
     def part(self, url: str, start: int, stop: int) -> int:
@@ -181,10 +176,7 @@ class Work:
 
     def _rows(self, read: Iterable[Sample | FailedSample]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
-        size = self.annotator.captioner.model.config.image_size
-        for batch in pictures(
-            read, self.job.config.batch_size, size, clock=self.clock, preprocess=self.captioner_preprocess
-        ):
+        for batch in pictures(read, self.job.config.batch_size, self.formats, timer=self.timer):
             deadline.check()  # a small shard is read to its end before anything is computed
             for fault in batch.faults:
                 yield [self._failed(fault)]
@@ -192,15 +184,13 @@ class Work:
                 yield from self._annotated(batch)
 
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
-        with timed(self.clock, "copy"):
-            pixels = batch.on(self.device, self.captioner_preprocess)
-            alike = self.filter_preprocess == self.captioner_preprocess
-            for_filter = None if alike else batch.on(self.device, self.filter_preprocess)
-        uids, came = [sample.uid for sample in batch.samples], [texts_of(sample) for sample in batch.samples]
-        found = self.annotator.annotate(pixels, uids, came, self.job.seed, self.job.round, for_filter)
-        self.batches.append(min(len(uids), self.annotator.pieces.limit or len(uids)))
-        for sample, own in zip(batch.samples, found, strict=True):
-            yield list(self._texts(sample, own))
+        with timed(self.timer, "copy"):
+            images = batch.on(self.device, self.formats)
+        annotated = self.annotator.annotate(images, batch.samples, [texts_of(sample) for sample in batch.samples])
+        count = len(batch.samples)
+        self.batches.append(min(count, self.annotator.oom_backoff.limit or count))
+        for sample, texts in zip(batch.samples, annotated, strict=True):
+            yield list(self._texts(sample, texts))
 
     def _texts(self, sample: Sample, texts: Sequence[Text]) -> Iterator[Annotation]:
         """The rows of one image: what came with it, under the source that it came with, then what was written now.
@@ -253,7 +243,7 @@ class Work:
 
 
 def remark(text: Text, max_length: int) -> str:
-    """What there is to say of a text's scores: some have none, and those of some are not of what it looks like."""
+    """A remark on a text's scores: that it has none, or that they are of its beginning alone; "" for none."""
     if not is_text(text.text):
         return NO_TEXT
     return "" if text.whole else f"scored by its beginning ({max_length} tokens)"
@@ -269,38 +259,10 @@ def texts_of(sample: Sample) -> list[str]:
     return [caption["text"].encode("utf-8", "replace").decode() for caption in sample.all_captions]
 
 
-def check_role(role: str, folder: StoragePath, needs: frozenset[str]) -> Architecture:
-    """Refuse a model that cannot play its role, before anything is loaded; returns its architecture."""
-    architecture = store.architecture(folder)
-    if missing := needs - architecture.capabilities:
-        raise RecipeError(
-            f"{folder} cannot be the {role}: it cannot {', '.join(sorted(missing))}."
-            f" A {role} must be able to {', '.join(sorted(needs))}."
-        )
-    return architecture
-
-
 def check_roles(captioner: StoragePath, filter_: StoragePath, decode: DecodeConfig) -> None:
-    """Refuse models that cannot play their roles or cannot look at the same pixels, and a prompt that is too long."""
-    writer = check_role("captioner", captioner, captioners.NEEDS)
-    judge = check_role("filter", filter_, filters.NEEDS)
-    check_same_size(f"{captioner}", writer.image_size, f"{filter_}", judge.image_size)
-    captioners.check_prompt(tokenizer_for(captioner, writer), decode)
-    tokenizer_for(filter_, judge)
-    if not preprocess_for(captioner, writer).same_pixels(preprocess_for(filter_, judge)):
-        raise RecipeError(
-            f"{captioner} and {filter_} resize pictures by different rules (preprocessor_config.json: size, resample, "
-            "crop); both must look at the same pixels. Their mean and std may differ."
-        )
-
-
-def check_same_size(captioner: str, captioner_size: int, filter_: str, filter_size: int) -> None:
-    """Refuse a captioner and a filter for pictures of different sizes: a picture is decoded and resized once."""
-    if captioner_size != filter_size:
-        raise RecipeError(
-            f"{captioner} looks at pictures of {captioner_size} px and {filter_} of {filter_size};"
-            " both must look at the same."
-        )
+    """Refuse models that cannot play their roles, and a prompt that is too long, before anything is loaded."""
+    check_captioner(captioner, decode)
+    check_filter(filter_)
 
 
 def annotate(

@@ -17,10 +17,11 @@ from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError
 from capfilt.evaluation import evaluate
+from capfilt.evaluation.eval_set import encode_pairs
 from capfilt.evaluation.metrics import matching
 from capfilt.inference.device import Compute, autocast
-from capfilt.inference.filters.fusion import Filter
-from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.filters import local_filter
+from capfilt.inference.local_model import LocalModel
 from capfilt.models.checkpoints import store
 from capfilt.runs import round_figures
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -63,18 +64,16 @@ class CalibrateJob(Config):
     def open(self) -> Callable[[str], str]:
         """Load the filter."""
         device, dtype = self.compute.open(), self.compute.dtype
-        model = store.load(self.model, dtype).eval().to(device)
-        judge = Filter(model, tokenizer_for(self.model, model.config), self.max_length)
-        preprocess = preprocess_for(self.model, model.config)
+        filter_ = local_filter(LocalModel.load(self.model, device, dtype), self.max_length)
 
         def work(item: str) -> str:
             with autocast(device, dtype):
-                held = evaluate.look(model, self.shards, self.batch_size, device, preprocess)
-                found = evaluate.calibrate(judge, held, self.score, self.recall, self.batch_size)
+                pairs = encode_pairs(filter_.local, self.shards, self.batch_size, device)
+                calibration = evaluate.calibrate(filter_, pairs, self.score, self.recall, self.batch_size)
             path = self.out / "calibration.json"
-            write_json(path, {"score": self.score, **asdict(found)})
+            write_json(path, {"score": self.score, **asdict(calibration)})
             Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
-            return f"{self.score} >= {found.threshold:.3f}"
+            return f"{self.score} >= {calibration.threshold:.3f}"
 
         return work
 
@@ -97,19 +96,19 @@ def calibrate_on_labels(source: StoragePath, names: Iterable[str], policy: Polic
     Only labels given at random count: close calls alone would set it too high. DataError where there are too few.
     """
     given = {key: label for key, label in labels.read(labels.home(source)).items() if label.at_random}
-    judged: list[tuple[float, bool]] = []
+    labelled: list[tuple[float, bool]] = []
     for name in names:
         for row in tables.rows(tables.read(source / "annotations" / f"{name}.parquet")):
             value, label = (row.itm if policy.score == "itm" else row.itc), given.get((row.uid, row.text))
             if label is not None and value is not None:
-                judged.append((float(value), label.verdict == "right"))
-    right = [score for score, is_right in judged if is_right]
-    wrong = [score for score, is_right in judged if not is_right]
+                labelled.append((float(value), label.verdict == "right"))
+    right = [score for score, is_right in labelled if is_right]
+    wrong = [score for score, is_right in labelled if not is_right]
     if len(right) < MIN_RIGHT or not wrong:
         raise DataError(
             f"{len(right)} texts of these shards are labelled right and {len(wrong)} wrong, in random order;"
             f" at least {MIN_RIGHT} right and 1 wrong are needed. Give more: capfilt review {labels.home(source)}"
         )
-    found = matching.calibrate(right, wrong, policy.recall)
-    said = labels.figures(judged, found.threshold)
-    return {"score": policy.score, **asdict(found), "labels": said}
+    calibration = matching.calibrate(right, wrong, policy.recall)
+    figures_of_labels = labels.figures(labelled, calibration.threshold)
+    return {"score": policy.score, **asdict(calibration), "labels": figures_of_labels}

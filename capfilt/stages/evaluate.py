@@ -10,11 +10,11 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.errors import RecipeError
-from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, ScoredTexts, examine, truths
-from capfilt.inference.captioners.local import check_prompt
+from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, examine
+from capfilt.evaluation.known_truth import ScoredTexts, truths
 from capfilt.inference.device import Compute
-from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import check_any_role
 from capfilt.models.checkpoints import store
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -57,11 +57,9 @@ class EvaluateJob(Config):
         device = self.compute.open()
 
         def work(item: str) -> str:
-            model = store.load(self.models[item]).eval().to(device)
-            tokenizer = tokenizer_for(self.models[item], model.config)
-            preprocess = preprocess_for(self.models[item], model.config)
+            local = LocalModel.load(self.models[item], device)
             path = self.out / f"{item}.json"
-            write_json(path, examine(model, tokenizer, self.shards, self.config, device, preprocess))
+            write_json(path, examine(local, self.shards, self.config, device))
             Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
             return ""
 
@@ -71,31 +69,19 @@ class EvaluateJob(Config):
 def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
     """Examine models; the figures of each are in `job.out/NAME.json`."""
     for model in job.models.values():
-        check_model(model, job.config)
+        check_any_role(model, job.config.decode)
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
-
-
-def check_model(model: StoragePath, config: EvaluateConfig) -> None:
-    """Refuse a model of which nothing can be measured, before anything is loaded."""
-    architecture = store.architecture(model)
-    able = architecture.capabilities
-    if not able & {"decode", "fuse"}:
-        raise RecipeError(f"{model} can neither judge nor write; there is nothing to evaluate")
-    tokenizer = tokenizer_for(model, architecture)
-    preprocess_for(model, architecture)
-    if "decode" in able:
-        check_prompt(tokenizer, config.decode)
 
 
 def filter_figures(
     named: Mapping[str, str], folder: StoragePath, score: str, threshold: float | None
 ) -> dict[str, Any]:
-    """How well annotations of shards, given by their names, tell right web texts from wrong ones, by kind; {} where no
-    truth is known.
+    """How well annotations tell right web texts from wrong ones, by kind; {} where no truth is known.
 
-    Without a threshold (a policy that ranks only) there is nothing to say of what it keeps.
+    `named` are the shards, name -> url, whose annotations `folder` has. Without a threshold (a policy that ranks only)
+    the figures of what is kept are absent.
     """
-    judged = ScoredTexts()
+    scored = ScoredTexts()
     for name, url in named.items():
         known = truths(url)
         if not known:
@@ -103,7 +89,7 @@ def filter_figures(
         for row in tables.rows(tables.read(folder / f"{name}.parquet")):
             value = row.itm if score == "itm" else row.itc
             if row.source == "web" and row.candidate == 0 and value is not None and row.uid in known:
-                judged.add(value, known[row.uid])
+                scored.add(value, known[row.uid])
     if threshold is None:
-        return {name: figure for name, figure in judged.figures(0.0).items() if name.startswith("auc")}
-    return judged.figures(threshold)
+        return {name: figure for name, figure in scored.figures(0.0).items() if name.startswith("auc")}
+    return scored.figures(threshold)

@@ -8,8 +8,8 @@ from capfilt.data.loading.loader import LoaderConfig
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import MAX_CHARACTERS
 from capfilt.errors import RecipeError
-from capfilt.inference.captioners.local import check_prompt
 from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.roles import check_prompt
 from capfilt.models import Architecture
 
 

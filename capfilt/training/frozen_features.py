@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from capfilt.data import shards
+from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading import features
 from capfilt.data.loading.features import Features
 from capfilt.data.loading.loader import Source
@@ -87,6 +88,8 @@ def encoded(
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Uids of a shard and the tower's features of their pictures [B, N, D], in the tower's format."""
     with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
-    for batch in pictures(with_text, BATCH, image_size):
+    image_format = ImageFormat(image_size)
+    for batch in pictures(with_text, BATCH, [image_format]):
         if batch.samples:
-            yield [sample.uid for sample in batch.samples], tower.encode(batch.on(device)).to(tower.dtype)
+            pixels = batch.on(device, [image_format]).pixels(image_format)
+            yield [sample.uid for sample in batch.samples], tower.encode(pixels).to(tower.dtype)

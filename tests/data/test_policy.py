@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
-from capfilt.errors import DataError
+from capfilt.data.policy import PolicyConfig, Rule, best, check_scores, failure, judge, keep_rate_threshold
+from capfilt.errors import DataError, RecipeError
 
 
 def row(source: str = "web", candidate: int = 0, **fields: Any) -> Annotation:
@@ -212,3 +212,27 @@ def test_policies_that_mean_nothing_are_refused(fields: dict[str, Any]) -> None:
 
 def test_the_default_is_the_paper_s() -> None:
     assert (PolicyConfig().score, PolicyConfig().threshold) == ("itm", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({}, ("itm",)),
+        ({"score": "itc"}, ("itc",)),
+        ({"top_k": 2}, ("itc",)),
+        ({"top_k": 2, "threshold": 0.5}, ("itm", "itc")),
+        ({"other_threshold": 0.1}, ("itm", "itc")),
+        ({"other_threshold": 0.1, "combine": "or"}, ()),  # a text may pass by either
+        ({"score": "itc", "keep": "best-of", "rank": "itm"}, ("itc", "itm")),
+    ],
+)
+def test_the_scores_without_which_a_policy_keeps_nothing(fields: dict[str, Any], needed: tuple[str, ...]) -> None:
+    policy = PolicyConfig(**fields)
+    assert policy.needed_scores == needed
+    rule = policy.rule(policy.threshold if not isinstance(policy.threshold, str) else 0.5)
+    for score in needed if policy.keep == "all" else needed[:1]:
+        assert why(row(**{"itm": 1.0, "itc": 1.0, score: None}), **rule.model_dump()), score
+    if "itm" in needed:
+        with pytest.raises(RecipeError, match="itm is needed, and F gives itc alone: set score=itc"):
+            check_scores(needed, ["itc"], "F")
+    check_scores(needed, ["itm", "itc"], "F")

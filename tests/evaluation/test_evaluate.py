@@ -13,10 +13,13 @@ from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.synthetic.world import WorldConfig, write
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError
-from capfilt.evaluation import evaluate
-from capfilt.evaluation.evaluate import EvalSet, EvaluateConfig, ScoredTexts
+from capfilt.evaluation import evaluate, known_truth
+from capfilt.evaluation.eval_set import EvalSet, encode_batches, encode_pairs
+from capfilt.evaluation.evaluate import EvaluateConfig
+from capfilt.evaluation.known_truth import ScoredTexts
 from capfilt.evaluation.metrics import matching, retrieval
-from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.filters.fusion import FusionFilter
+from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
 
 CPU = torch.device("cpu")
@@ -44,8 +47,16 @@ def read(folder: Path) -> Iterator[Sample]:
             yield item
 
 
-def look(model: Blip, data: Path, batch_size: int = 4) -> EvalSet:
-    return evaluate.look(model, shards.expand(str(data / "test")), batch_size, CPU)
+def local(model: Blip) -> LocalModel:
+    return LocalModel(model, TOKENIZER)
+
+
+def fusion(model: Blip) -> FusionFilter:
+    return FusionFilter(local(model))
+
+
+def held_out(model: Blip, data: Path, batch_size: int = 4) -> EvalSet:
+    return encode_pairs(local(model), shards.expand(str(data / "test")), batch_size, CPU)
 
 
 def same(told: dict[str, Any], wanted: Any) -> None:
@@ -58,38 +69,36 @@ def same(told: dict[str, Any], wanted: Any) -> None:
 
 def naive_scores(model: Blip, held: EvalSet) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and P(match) of every image with every text, one pair at a time."""
-    judge = Filter(model, TOKENIZER)
-    pairs = [
-        [judge.score(image[None], [[text]])[0][0] for text in held.flat_texts] for image in held.tokens
-    ]  # [images][texts] of (itm, itc)
-    both = np.array(pairs)
-    return both[..., 1], both[..., 0]
+    filter_ = fusion(model)
+    pairs = [[filter_.score_tokens(image[None], [[text]]) for text in held.flat_texts] for image in held.tokens]
+    itc, itm = (np.array([[scores[name][0][0] for scores in row] for row in pairs]) for name in ("itc", "itm"))  # type: ignore[index]
+    return itc, itm
 
 
 def test_a_held_out_set_is_seen_in_its_order_whatever_the_batch(model: Blip, data: Path) -> None:
-    held = look(model, data)
+    held = held_out(model, data)
     came = list(read(data / "test"))
     assert held.uids == [sample.uid for sample in came]
     assert held.texts == [[caption["text"] for caption in sample.captions] for sample in came]
     assert held.image_of_text.tolist() == [i // 2 for i in range(18)]
-    torch.testing.assert_close(held.tokens, look(model, data, batch_size=100).tokens)
+    torch.testing.assert_close(held.tokens, held_out(model, data, batch_size=100).tokens)
 
 
 def test_retrieval_is_that_of_every_pair(model: Blip, data: Path) -> None:
-    held = look(model, data)
+    held = held_out(model, data)
     cosines, _ = naive_scores(model, held)
-    found = evaluate.retrieve(Filter(model, TOKENIZER), held, EvaluateConfig(batch_size=4))
+    found = evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=4))
     assert found == pytest.approx(retrieval.recalls(cosines, held.image_of_text))
 
 
 def test_reranking_all_candidates_is_logit_plus_cosine_of_every_pair(model: Blip, data: Path) -> None:
-    held = look(model, data)
+    held = held_out(model, data)
     cosines, matches = naive_scores(model, held)
-    judge = Filter(model, TOKENIZER)
-    logits = np.array([judge.match_logits(image.expand(18, -1, -1), held.flat_texts) for image in held.tokens])
+    filter_ = fusion(model)
+    logits = np.array([filter_.match_logits(image.expand(18, -1, -1), held.flat_texts) for image in held.tokens])
     # The two-way softmax says the same as the difference of its logits; BLIP adds the positive one alone.
     assert np.corrcoef(logits.ravel(), np.log(matches / (1 - matches)).ravel())[0, 1] > 0.5
-    found = evaluate.retrieve(judge, held, EvaluateConfig(batch_size=4, rerank=18))
+    found = evaluate.retrieve(filter_, held, EvaluateConfig(batch_size=4, rerank=18))
     assert found == pytest.approx(retrieval.recalls(logits + cosines, held.image_of_text))
 
 
@@ -97,7 +106,7 @@ def test_reranking_all_candidates_is_logit_plus_cosine_of_every_pair(model: Blip
 def test_calibration_sets_own_texts_against_another_image_s(
     model: Blip, data: Path, score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = look(model, data)
+    held = held_out(model, data)
     cosines, matches = naive_scores(model, held)
     table = {"itm": matches, "itc": cosines}[score]
     own = np.array([table[i // 2, i] for i in range(18)])
@@ -109,7 +118,7 @@ def test_calibration_sets_own_texts_against_another_image_s(
         return "found"
 
     monkeypatch.setattr(matching, "calibrate", spy)
-    assert evaluate.calibrate(Filter(model, TOKENIZER), held, score, 0.8, 4) == "found"  # type: ignore[comparison-overlap]
+    assert evaluate.calibrate(fusion(model), held, score, 0.8, 4) == "found"  # type: ignore[comparison-overlap]
     assert asked["recall"] == 0.8
     assert np.allclose(asked["right"], own, atol=1e-5)
     # Each image is given the two texts of one other image, and every image's texts are given once.
@@ -124,32 +133,32 @@ def test_calibration_sets_own_texts_against_another_image_s(
 def test_everything_is_measured_where_it_can_be(model: Blip, data: Path, small_blip: Callable[..., Blip]) -> None:
     config = EvaluateConfig(batch_size=7)
     both = [*shards.expand(str(data / "web")), *shards.expand(str(data / "test"))]
-    told = evaluate.examine(model, TOKENIZER, both, config, CPU)
+    told = evaluate.examine(local(model), both, config, CPU)
     assert told.keys() == {"retrieval", "captioning", "filter"}
     assert told["captioning"]["tokenisation"] == "words"
-    alone = evaluate.examine(model, TOKENIZER, shards.expand(str(data / "test")), config, CPU)
+    alone = evaluate.examine(local(model), shards.expand(str(data / "test")), config, CPU)
     assert alone.keys() == {"retrieval", "captioning"}
     assert told["retrieval"] == pytest.approx(alone["retrieval"])
     web = shards.expand(str(data / "web"))
-    judged = evaluate.examine(model, TOKENIZER, web, config, CPU)
+    judged = evaluate.examine(local(model), web, config, CPU)
     assert judged.keys() == {"filter"}
     same(judged["filter"], told["filter"])
     writer = small_blip(roles=("decoder",))
-    assert evaluate.examine(writer, TOKENIZER, both, config, CPU).keys() == {"captioning"}
+    assert evaluate.examine(local(writer), both, config, CPU).keys() == {"captioning"}
     with pytest.raises(DataError, match="nothing can be measured"):
-        evaluate.examine(writer, TOKENIZER, web, config, CPU)
+        evaluate.examine(local(writer), web, config, CPU)
 
 
 def test_the_filter_s_figures_are_those_of_its_scores(model: Blip, data: Path) -> None:
-    judge, scores, matches, kinds = Filter(model, TOKENIZER), [], [], []
+    filter_, scores, matches, kinds = fusion(model), [], [], []
     urls = shards.expand(str(data / "web"))
-    for batch in evaluate.seen(model, urls, 5, CPU):
+    for batch in encode_batches(local(model), urls, 5, CPU):
         for image, sample in zip(batch.tokens, batch.samples, strict=True):
-            scores.append(judge.score(image[None], [[sample.text]])[0][0][1])
+            scores.append(filter_.score_tokens(image[None], [[sample.text]])["itc"][0][0])  # type: ignore[index]
             matches.append(sample.meta["truth"]["matches"])
             kinds.append(sample.meta["truth"]["kind"])
     config = EvaluateConfig(batch_size=7, score="itc", threshold=float(np.median(scores)) - 1e-4)
-    told = evaluate.examine(model, TOKENIZER, urls, config, CPU)["filter"]
+    told = evaluate.examine(local(model), urls, config, CPU)["filter"]
     wanted = matching.report(np.array(scores), np.array(matches), kinds, config.threshold)
     same(told, wanted)
 
@@ -164,8 +173,8 @@ def test_a_dropped_web_text_is_not_judged_in_a_cleaned_shard(model: Blip, data: 
         cleaned.append(Sample(sample.key, sample.image, sample.extension, "a red circle", meta))
     shards.write(tmp_path / "0.tar", cleaned)
     judged = ScoredTexts()
-    for batch in evaluate.seen(model, [str(tmp_path / "0.tar")], 16, CPU):
-        judged.ask(Filter(model, TOKENIZER), "itm", batch)
+    for batch in encode_batches(local(model), [str(tmp_path / "0.tar")], 16, CPU):
+        evaluate.score_known(fusion(model), "itm", batch, judged)
     assert len(judged.scores) == 30
     truths = [sample.meta["truth"] for i, sample in enumerate(cleaned) if i % 4]
     assert judged.kinds == [truth["kind"] for truth in truths]
@@ -176,16 +185,16 @@ def test_pictures_that_cannot_be_read_are_counted_and_stop_nothing(model: Blip, 
     whole = list(read(data / "test"))
     broken = Sample("broken", b"\xff\xd8\xffnothing", "jpg", "a cat", {})
     shards.write(tmp_path / "0.tar", [*whole[:4], broken, *whole[4:]])
-    told = evaluate.examine(model, TOKENIZER, [str(tmp_path / "0.tar")], EvaluateConfig(batch_size=3), CPU)
+    told = evaluate.examine(local(model), [str(tmp_path / "0.tar")], EvaluateConfig(batch_size=3), CPU)
     assert told.pop("unreadable") == 1
     assert told["retrieval"] == pytest.approx(
-        evaluate.examine(model, TOKENIZER, shards.expand(str(data / "test")), EvaluateConfig(), CPU)["retrieval"]
+        evaluate.examine(local(model), shards.expand(str(data / "test")), EvaluateConfig(), CPU)["retrieval"]
     )
     shards.write(tmp_path / "1.tar", [broken])
     with pytest.raises(DataError, match=r"1 unreadable"):
-        evaluate.examine(model, TOKENIZER, [str(tmp_path / "1.tar")], EvaluateConfig(), CPU)
+        evaluate.examine(local(model), [str(tmp_path / "1.tar")], EvaluateConfig(), CPU)
     with pytest.raises(DataError, match="has no picture that can be read"):
-        evaluate.look(model, [str(tmp_path / "1.tar")], 4, CPU)
+        encode_pairs(local(model), [str(tmp_path / "1.tar")], 4, CPU)
 
 
 def test_one_picture_under_many_keys_is_one_image_with_all_their_texts(model: Blip, data: Path, tmp_path: Path) -> None:
@@ -201,17 +210,17 @@ def test_one_picture_under_many_keys_is_one_image_with_all_their_texts(model: Bl
     shards.write(tmp_path / "1.tar", [b, *again])
     urls = [str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]
     texts = [[caption["text"] for caption in sample.captions] for sample in (a, b, c)]
-    held = evaluate.look(model, urls, 2, CPU)
+    held = encode_pairs(local(model), urls, 2, CPU)
     assert held.uids == [a.uid, c.uid]
     assert held.texts[0][:2] == texts[0]
     assert sorted(held.texts[0]) == sorted([*texts[0], *texts[1], "one", "two"])
     assert held.texts[1] == [*texts[2], "three", "four"]
     assert held.without_text == 1
-    whole = look(model, data)
+    whole = held_out(model, data)
     torch.testing.assert_close(held.tokens, whole.tokens[[0, 2]])
-    found = evaluate.examine(model, TOKENIZER, urls, EvaluateConfig(batch_size=3), CPU)
+    found = evaluate.examine(local(model), urls, EvaluateConfig(batch_size=3), CPU)
     assert found["without_text"] == 1
-    assert found["retrieval"] == evaluate.retrieve(Filter(model, TOKENIZER), held, EvaluateConfig(batch_size=3))
+    assert found["retrieval"] == evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=3))
 
 
 def test_a_model_that_is_always_right_finds_a_picture_under_five_keys(
@@ -220,12 +229,12 @@ def test_a_model_that_is_always_right_finds_a_picture_under_five_keys(
     pictures = list(read(data / "test"))[:4]
     made = [Sample(f"{i}-{n}", s.image, "png", f"{i} {n}", {}) for n in range(5) for i, s in enumerate(pictures)]
     shards.write(tmp_path / "0.tar", made)
-    held = evaluate.look(model, [str(tmp_path / "0.tar")], 3, CPU)
+    held = encode_pairs(local(model), [str(tmp_path / "0.tar")], 3, CPU)
     assert held.texts == [[f"{i} {n}" for n in range(5)] for i in range(4)]
-    judge = Filter(model, TOKENIZER)
+    filter_ = fusion(model)
     right = np.eye(4)[held.image_of_text].T
-    monkeypatch.setattr(judge, "similarities", lambda image, text: right)
-    assert set(evaluate.retrieve(judge, held, EvaluateConfig()).values()) == {100.0}
+    monkeypatch.setattr(filter_, "similarities", lambda image, text: right)
+    assert set(evaluate.retrieve(filter_, held, EvaluateConfig()).values()) == {100.0}
 
 
 def test_pictures_without_a_text_are_in_no_figure(model: Blip, data: Path, tmp_path: Path) -> None:
@@ -233,26 +242,26 @@ def test_pictures_without_a_text_are_in_no_figure(model: Blip, data: Path, tmp_p
     web = list(read(data / "web"))
     bare = [Sample("bare0", web[0].image, "png", "", {}), Sample("bare1", web[1].image, "png", "?!", {})]
     shards.write(tmp_path / "0.tar", [bare[0], *whole, bare[1]])
-    told = evaluate.examine(model, TOKENIZER, [str(tmp_path / "0.tar")], EvaluateConfig(), CPU)
+    told = evaluate.examine(local(model), [str(tmp_path / "0.tar")], EvaluateConfig(), CPU)
     assert told.pop("without_text") == 2
-    alone = evaluate.examine(model, TOKENIZER, shards.expand(str(data / "test")), EvaluateConfig(), CPU)
+    alone = evaluate.examine(local(model), shards.expand(str(data / "test")), EvaluateConfig(), CPU)
     assert told == {kind: pytest.approx(figures, abs=1e-6) for kind, figures in alone.items()}
     shards.write(tmp_path / "1.tar", bare)
     with pytest.raises(DataError, match=r"0 unreadable, 2 without a text"):
-        evaluate.examine(model, TOKENIZER, [str(tmp_path / "1.tar")], EvaluateConfig(), CPU)
+        evaluate.examine(local(model), [str(tmp_path / "1.tar")], EvaluateConfig(), CPU)
 
 
 def test_the_truth_of_a_shard_is_asked_once(data: Path, tmp_path: Path) -> None:
     web, test = (shards.expand(str(data / split))[0] for split in ("web", "test"))
     told = {sample.uid: sample.meta["truth"] for sample in list(read(data / "web"))[:20]}
-    assert evaluate.truths(web) == {uid: (truth["matches"], truth["kind"]) for uid, truth in told.items()}
-    assert evaluate.truths(test) == {}
+    assert known_truth.truths(web) == {uid: (truth["matches"], truth["kind"]) for uid, truth in told.items()}
+    assert known_truth.truths(test) == {}
     # After the first sample without one, nothing more is read: a crawl has millions.
     (tmp_path / "0.tar").write_bytes(Path(test).read_bytes()[:8192] + b"\0garbage" * 1000)
     assert any(isinstance(item, FailedSample) for item in shards.read(str(tmp_path / "0.tar")))
-    assert evaluate.truths(str(tmp_path / "0.tar")) == {}
+    assert known_truth.truths(str(tmp_path / "0.tar")) == {}
 
 
 @pytest.mark.parametrize("told", [None, "yes", {"matches": True}, ["right"]])
 def test_what_others_call_truth_is_not_ours(told: Any) -> None:
-    assert evaluate.truth(Sample("k", b"", "jpg", "t", {"truth": told})) is None
+    assert known_truth.truth(Sample("k", b"", "jpg", "t", {"truth": told})) is None

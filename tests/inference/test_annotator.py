@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from capfilt.data.sample import is_text
+from capfilt.data.images.preprocess import ImageFormat, Preprocess
+from capfilt.data.sample import Sample, is_text
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError
-from capfilt.inference.annotator import Annotator, Text, same_keys, same_vision
-from capfilt.inference.captioners.local import Captioner
-from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.annotator import Annotator, Text, same_context
+from capfilt.inference.batches import Images
+from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.filters.dual_encoder import DualEncoderFilter
+from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.local_model import LocalModel, same_vision
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip
 from capfilt.models.layers.bert import TextTransformer
 
 MakeBlip = Callable[..., Blip]
 CONFIG = DecodeConfig(min_length=3, max_length=14)
-UIDS = tuple(f"{i:032x}" for i in range(11))
+SAMPLES = [Sample(f"{i}", b"", "png", "", {"uid": f"{i:032x}"}) for i in range(11)]
+FORMAT = ImageFormat(16)
 WEB = [["a red circle"], ["a red circle", "photo " * 40], [], [""], ["Photo!"], *(["a tan ring"] for _ in range(6))]
 
 
-def annotator(writer: Blip, judge: Blip, captions: int = 3, clock: StageTimer | None = None) -> Annotator:
+def annotator(captioner: Blip, filter_: Blip, captions: int = 3, timer: StageTimer | None = None) -> Annotator:
     tokenizer = Tokenizer.load("world")
-    return Annotator(Captioner(writer, tokenizer, CONFIG, captions), Filter(judge, tokenizer, 16), clock)
+    return Annotator(
+        LocalCaptioner(LocalModel(captioner, tokenizer), CONFIG, captions, seed=5, round_=1),
+        FusionFilter(LocalModel(filter_, tokenizer), 16),
+        timer,
+    )
+
+
+def annotated(engine: Annotator, pixels: Tensor, some: list[int] | None = None) -> list[list[Text]]:
+    """The texts of these images, or of all."""
+    some = [*range(11)] if some is None else some
+    images = Images({FORMAT: pixels[some]})
+    return engine.annotate(images, [SAMPLES[i] for i in some], [WEB[i] for i in some])
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +83,19 @@ def close(found: list[list[Text]], wanted: list[list[Text]]) -> None:
 
 def one_by_one(writer: Blip, judge: Blip, pixels: Tensor) -> list[list[Text]]:
     found = []
-    for i, uid in enumerate(UIDS):
+    for i, sample in enumerate(SAMPLES):
         one = annotator(writer, judge)
-        image = pixels[i : i + 1]
-        (written,) = one.captioner.write(writer.encode_image(image), [uid], 5, 1)
+        images = Images({FORMAT: pixels[i : i + 1]})
+        (written,) = one.captioner.caption(images, [sample])
         texts = [("web", n, text) for n, text in enumerate(WEB[i])]
         texts += [("synthetic", n, text) for n, text in enumerate(written)]
-        seen, own = judge.encode_image(image), []
+        of_image = []
         for source, number, text in texts:
-            scores = (
-                one.judge.score(seen, [[text]])[0][0] if is_text(text) else (None, None)
-            )  # nothing to read, no score
-            own.append(Text(source, number, text, *scores, one.judge.reads_all(text)))
-        found.append(own)
+            scores: list[float | None] = [None, None]
+            if is_text(text):  # else there is nothing to read, and no score
+                scores = [values[0][0] for values in one.filter.score(images, [[text]]).values() if values]
+            of_image.append(Text(source, number, text, *scores, one.filter.reads_all(text)))
+        found.append(of_image)
     return found
 
 
@@ -87,18 +104,17 @@ def test_batches_order_and_neighbours_change_nothing(writer: Blip, judge: Blip, 
         wanted = one_by_one(writer, judge, pixels)
     engine = annotator(writer, judge)
     assert not engine.shared_vision
-    close(engine.annotate(pixels, UIDS, WEB, 5, 1), wanted)
+    close(annotated(engine, pixels), wanted)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(1)).tolist()
     for size in (1, 4, 5):
         for start in range(0, 11, size):
             some = order[start : start + size]
-            found = engine.annotate(pixels[some], [UIDS[i] for i in some], [WEB[i] for i in some], 5, 1)
-            close(found, [wanted[i] for i in some])
+            close(annotated(engine, pixels, some), [wanted[i] for i in some])
 
 
 def test_texts_that_are_longer_than_the_filter_reads_are_known(writer: Blip, judge: Blip, pixels: Tensor) -> None:
     engine = annotator(writer, judge)
-    found = engine.annotate(pixels, UIDS, WEB, 5, 1)
+    found = annotated(engine, pixels)
     assert [[t.whole for t in own if t.source == "web"] for own in found[:5]] == [
         [True],
         [True, False],
@@ -107,7 +123,7 @@ def test_texts_that_are_longer_than_the_filter_reads_are_known(writer: Blip, jud
         [True],
     ]
     for text, whole in (("red " * 14, True), ("red " * 15, False), ("a" * 10_001, False), (". " * 40, True)):
-        assert engine.judge.reads_all(text) == whole
+        assert engine.filter.reads_all(text) == whole
 
 
 class TestWorkIsDoneOnce:
@@ -124,30 +140,31 @@ class TestWorkIsDoneOnce:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TextTransformer, "image_context", noted)
             engine = annotator(model, model, captions=4)
-            found = engine.annotate(pixels, UIDS, WEB, 5, 1)
+            found = annotated(engine, pixels)
         assert engine.shared_vision
-        assert engine.shared_keys
+        assert engine.shared_context
         assert (looks.asked, keys) == ([11], ["decoder"])
-        apart = copy.deepcopy(engine)
-        apart.shared_vision = apart.shared_keys = False
-        close(found, apart.annotate(pixels, UIDS, WEB, 5, 1))
+        apart = annotator(model, model, captions=4)
+        assert isinstance(apart.filter, FusionFilter)
+        apart.filter.local.tokens_name, apart.filter.context_name = object(), object()
+        close(found, annotated(apart, pixels))
 
     def test_each_pair_of_eyes_looks_once(self, writer: Blip, judge: Blip, pixels: Tensor) -> None:
         one, two = copy.deepcopy(writer), copy.deepcopy(judge)
         one.vision, two.vision = Counted(writer.vision), Counted(judge.vision)  # type: ignore[assignment]
-        annotator(one, two, captions=10).annotate(pixels, UIDS, WEB, 5, 1)
+        annotated(annotator(one, two, captions=10), pixels)
         assert (one.vision.asked, two.vision.asked) == ([11], [11])
 
     def test_what_is_the_same_is_known_by_its_weights(self, both: Blip, small_blip: MakeBlip) -> None:
         again = copy.deepcopy(both)
         assert same_vision(both, again)
-        assert same_keys(both, again)
+        assert same_context(both, again)
         with torch.no_grad():
             again.text.layers[1].cross_attention.of("encoder").block.value.bias[0] += 1
-        assert not same_keys(both, again)
-        assert not same_keys(both, small_blip(seed=3, depth=1))
+        assert not same_context(both, again)
+        assert not same_context(both, small_blip(seed=3, depth=1))
         apart = small_blip(seed=3, share="none")
-        assert not same_keys(apart, apart)
+        assert not same_context(apart, apart)
 
 
 class Counted(nn.Module):
@@ -166,6 +183,47 @@ class Counted(nn.Module):
         return tokens
 
 
+def test_models_may_read_pictures_of_other_sizes_and_normalised_otherwise(
+    writer: Blip, small_blip: MakeBlip, pixels: Tensor
+) -> None:
+    """The texts are those of the captioner's pictures, the scores those of the filter's, each image alone."""
+    grey = ImageFormat(24, Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    larger = small_blip(seed=2, roles=("encoder",), image_size=24)
+    others = torch.randn(11, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    tokenizer = Tokenizer.load("world")
+    captioner = LocalCaptioner(LocalModel(writer, tokenizer), CONFIG, 3, seed=5, round_=1)
+    filter_ = FusionFilter(LocalModel(larger, tokenizer, grey.preprocess), 16)
+    engine = Annotator(captioner, filter_)
+    assert not engine.shared_vision
+    assert (captioner.image_formats, filter_.image_formats) == ((FORMAT,), (grey,))
+    found = engine.annotate(Images({FORMAT: pixels, grey: others}), SAMPLES, WEB)
+    with torch.inference_mode():
+        for i, texts in enumerate(found):
+            written = captioner.write(writer.encode_image(pixels[i : i + 1]), [SAMPLES[i].uid])
+            assert [text.text for text in texts] == [*WEB[i], *written[0]]
+            real = [text for text in texts if is_text(text.text)]
+            scores = filter_.score_tokens(larger.encode_image(others[i : i + 1]), [[text.text for text in real]])
+            assert [[text.itm for text in real]] == [pytest.approx(row, abs=1e-5) for row in scores["itm"] or []]
+            assert [[text.itc for text in real]] == [pytest.approx(row, abs=1e-5) for row in scores["itc"] or []]
+
+
+def test_equal_weights_that_read_other_pictures_share_nothing(both: Blip) -> None:
+    tokenizer = Tokenizer.load("world")
+    captioner = LocalCaptioner(LocalModel(both, tokenizer), CONFIG)
+    for preprocess, shared in ((Preprocess(), True), (Preprocess(mean=(0.5, 0.5, 0.5)), False)):
+        engine = Annotator(captioner, FusionFilter(LocalModel(both, tokenizer, preprocess)))
+        assert engine.shared_vision == engine.shared_context == shared
+
+
+def test_a_filter_that_cannot_fuse_gives_cosines_alone(writer: Blip, judge: Blip, pixels: Tensor) -> None:
+    tokenizer = Tokenizer.load("world")
+    wanted = annotated(annotator(writer, judge), pixels)
+    captioner = LocalCaptioner(LocalModel(writer, tokenizer), CONFIG, 3, seed=5, round_=1)
+    found = annotated(Annotator(captioner, DualEncoderFilter(LocalModel(judge, tokenizer), 16)), pixels)
+    assert all(text.itm is None for texts in found for text in texts)
+    close(found, [[replace(text, itm=None) for text in texts] for texts in wanted])
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
@@ -173,15 +231,15 @@ def test_out_of_memory_is_not_the_end(writer: Blip, judge: Blip, pixels: Tensor,
     small = copy.deepcopy(judge)
     small.vision = Counted(judge.vision, 3, error)  # type: ignore[assignment]
     engine = annotator(writer, small)
-    close(engine.annotate(pixels, UIDS, WEB, 5, 1), annotator(writer, judge).annotate(pixels, UIDS, WEB, 5, 1))
+    close(annotated(engine, pixels), annotated(annotator(writer, judge), pixels))
     assert small.vision.asked == [11, 5, 2, 2, 2, 2, 2, 1]
-    assert engine.pieces.limit == 2
+    assert engine.oom_backoff.limit == 2
     small.vision.room = 0
     with pytest.raises(RunError, match="one picture at a time"):
-        engine.annotate(pixels, UIDS, WEB, 5, 1)
+        annotated(engine, pixels)
 
 
-def test_a_clock_sees_the_stages(writer: Blip, judge: Blip, pixels: Tensor) -> None:
-    clock = StageTimer(torch.device("cpu"))
-    annotator(writer, judge, clock=clock).annotate(pixels, UIDS, WEB, 5, 1)
-    assert set(clock.seconds) == {"vision", "caption", "score"}
+def test_a_timer_sees_the_stages(writer: Blip, judge: Blip, pixels: Tensor) -> None:
+    timer = StageTimer(torch.device("cpu"))
+    annotated(annotator(writer, judge, timer=timer), pixels)
+    assert set(timer.seconds) == {"vision", "caption", "score"}

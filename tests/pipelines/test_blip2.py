@@ -19,10 +19,11 @@ from capfilt.data.loading.loader import LoaderConfig, Source
 from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError
-from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import Compute
-from capfilt.inference.filters.fusion import Filter
+from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip2, read_architecture
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
@@ -198,13 +199,13 @@ def test_the_usage_beside_it_runs_and_says_what_we_say(
     with torch.no_grad():
         tokens = model.encode_image(pixels)
     if stage == "first":
-        (((itm, itc),),) = Filter(model, Tokenizer.load(stages[stage])).score(tokens, [[text]])
-        assert scope["p_match"].item() == pytest.approx(itm, abs=1e-4)
-        assert scope["cosine"].item() == pytest.approx(itc, abs=1e-4)
+        scores = FusionFilter(LocalModel(model, Tokenizer.load(stages[stage]))).score_tokens(tokens, [[text]])
+        assert [[scope["p_match"].item()]] == [pytest.approx(of_image, abs=1e-4) for of_image in scores["itm"] or []]
+        assert [[scope["cosine"].item()]] == [pytest.approx(of_image, abs=1e-4) for of_image in scores["itc"] or []]
         return
     config = DecodeConfig(method="greedy", min_length=1, max_length=31)
     tokenizer = LanguageTokenizer.load(stages[stage])
-    ((written,),) = Captioner(model, tokenizer, config).write(tokens, ["u"], 0, 0)
+    ((written,),) = LocalCaptioner(LocalModel(model, tokenizer), config).write(tokens, ["u"])
     assert capsys.readouterr().out.strip() == written
 
 

@@ -164,6 +164,25 @@ def test_a_new_threshold_needs_the_scores_alone(finished_run: Path, tmp_path: Pa
         assert (tmp_path / "same/dataset" / made.name).read_bytes() == made.read_bytes()
 
 
+def test_a_filter_that_gives_no_itm(annotated: Path, capfilt: Any) -> None:
+    """Policies by itc do as ever; one by itm is refused before a run folder is there."""
+    for path in (annotated / "a/annotations").iterdir():
+        tables.write(path, [replace(one, itm=None) for one in tables.rows(tables.read(path))])
+    words = ["select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean"]
+    for sets in ([], ["--set", "threshold=keep-rate"], ["--set", "score=itc", "--set", "rank=itm", "--set", "top_k=1"]):
+        done = capfilt(*words, *sets)
+        assert done.code == 2
+        assert "itm is needed, and the filter of" in done.line
+        assert "gives itc alone: set score=itc" in done.line
+    assert not (annotated / "clean").exists()
+    done = capfilt(*words, "--set", "score=itc", "--set", "threshold=0.4")
+    assert done.code == 0, done.err
+    assert kept(annotated / "clean") == {
+        "a": ["synthetic a"], "b": ["synthetic b", "web b"], "c": ["synthetic c", "web c"],
+    }  # fmt: skip
+    assert capfilt("report", annotated / "clean").code == 0
+
+
 def test_human_pairs_are_not_touched(finished_run: Path, snapshot: Any, capfilt: Any, tmp_path: Path) -> None:
     before = snapshot(finished_run / "data")
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))

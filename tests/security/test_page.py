@@ -19,7 +19,7 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
 from capfilt.data.sample import Sample
 from capfilt.errors import UsageError
-from capfilt.evaluation.evaluate import MAX_KIND, MAX_KINDS, ScoredTexts, truth
+from capfilt.evaluation.known_truth import MAX_KIND, MAX_KINDS, ScoredTexts, truth
 from capfilt.pipelines import report
 from capfilt.printable import MAX_NAME
 from capfilt.reporting import collect, page, review, sampling

@@ -1,15 +1,16 @@
 """How a model wants its pictures: resized by which rule, with which mean and standard deviation.
 
 A folder of transformers says so in `preprocessor_config.json`, or in `processor_config.json` under `image_processor`,
-which comes first where both are there, as in transformers. A folder without either is BLIP's: squashed with the bicubic
-filter, CLIP's mean and standard deviation.
+which comes first where both are there, as in transformers. A folder without either takes the default of its family;
+BLIP's is squashed with the bicubic filter, CLIP's mean and standard deviation.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +58,9 @@ class Preprocess(Config):
         return self
 
     @classmethod
-    def read(cls, model: StoragePath, size: int) -> Preprocess:
-        """What the folder of a model that reads pictures of `size` pixels says, or the folder of a .pth.
+    def read(cls, model: StoragePath, size: int, default: Preprocess | None = None) -> Preprocess:
+        """What the folder of a model that reads pictures of `size` pixels says, or the folder of a .pth; where it says
+        nothing, the default of its family (none: BLIP's).
 
         Raises:
             ModelError: what cannot be done.
@@ -67,7 +69,7 @@ class Preprocess(Config):
         folder = local_copy(where.parent if where.name.endswith(".pth") else where)
         try:
             said = _described(Path(folder))
-            return cls() if said is None else _preprocess(said, size)
+            return default or cls() if said is None else _preprocess(said, size)
         except (OSError, ValueError, TypeError, ArithmeticError) as error:  # pydantic's errors are ValueErrors
             why = " ".join(str(error).split())[:300]
             raise ModelError(f"{model}: how it wants its pictures ({ALONE}) cannot be done: {why}") from None
@@ -94,11 +96,6 @@ class Preprocess(Config):
         mean, std = (torch.tensor(constants, device=scaled.device) for constants in (self.mean, self.std))
         return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
 
-    def same_pixels(self, other: Preprocess) -> bool:
-        """Whether both read the same bytes of a picture, normalised alike or not."""
-        parts = ("resample", "shape", "resized")
-        return all(getattr(self, part) == getattr(other, part) for part in parts)
-
     def described(self, size: int) -> dict[str, Any]:
         """It as transformers writes it, for a model that reads pictures of `size` pixels."""
         side = self.resized or size
@@ -118,10 +115,44 @@ class Preprocess(Config):
             **({} if squash and side == size else crop),
         }
 
-    def save(self, folder: StoragePath, size: int) -> None:
-        """Write it into a model's folder, unless it is BLIP's, which goes without saying."""
-        if self != Preprocess():
+    def save(self, folder: StoragePath, size: int, default: Preprocess | None = None) -> None:
+        """Write it into a model's folder, unless it is the default of its family (none: BLIP's)."""
+        if self != (default or Preprocess()):
             write_json(folder / ALONE, self.described(size))
+
+
+BLIP_PREPROCESS = Preprocess()
+"""Squashed to a square with the bicubic filter, CLIP's mean and standard deviation."""
+
+
+class Resizing(NamedTuple):
+    """How a picture becomes a square of bytes."""
+
+    size: int
+    """Side of the square, pixels."""
+    side: int
+    """Side, or shortest side, of the resized picture, of which the square is the middle."""
+    resample: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """The pictures that a model reads."""
+
+    size: int
+    """Side of the square, pixels."""
+    preprocess: Preprocess = BLIP_PREPROCESS
+
+    @property
+    def resizing(self) -> Resizing:
+        """What decides the bytes of a resized picture: formats that agree on it share them, whatever their mean."""
+        rule = self.preprocess
+        return Resizing(self.size, rule.resized or self.size, rule.resample, rule.shape)
+
+    def to_pixels(self, image: Image.Image) -> np.ndarray:
+        """An RGB picture -> uint8 [size, size, 3]. ImageError as `Preprocess.to_pixels` raises."""
+        return self.preprocess.to_pixels(image, self.size)
 
 
 def _described(folder: Path) -> dict[str, Any] | None:

@@ -98,13 +98,13 @@ def bleu4(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     matched, offered = [0] * MAX_ORDER, [0] * MAX_ORDER
     length = wanted_length = 0
     for candidate, texts in zip(candidates, references, strict=True):
-        said, wanted = words(candidate), [words(text) for text in texts]
-        length += len(said)
-        wanted_length += min((abs(len(tokens) - len(said)), len(tokens)) for tokens in wanted)[1]
+        written, wanted = words(candidate), [words(text) for text in texts]
+        length += len(written)
+        wanted_length += min((abs(len(tokens) - len(written)), len(tokens)) for tokens in wanted)[1]
         most: Counter[Ngram] = Counter()
         for tokens in wanted:
             most |= _ngrams(tokens)
-        for ngram, count in _ngrams(said).items():
+        for ngram, count in _ngrams(written).items():
             matched[len(ngram) - 1] += min(count, most[ngram])
             offered[len(ngram) - 1] += count
     if not all(matched):
@@ -138,8 +138,8 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     unseen = math.log(len(candidates))
     total = 0.0
     for candidate, texts in zip(candidates, wanted, strict=True):
-        said = _vector(words(candidate), rarity, unseen)
-        total += sum(_likeness(said, _vector(tokens, rarity, unseen)) for tokens in texts) / len(texts)
+        vector = _vector(words(candidate), rarity, unseen)
+        total += sum(_likeness(vector, _vector(tokens, rarity, unseen)) for tokens in texts) / len(texts)
     return {"cider": 100.0 * 10.0 * total / len(candidates)}
 
 
@@ -181,19 +181,19 @@ def _vector(tokens: list[str], rarity: dict[Ngram, float], unseen: float) -> _Ve
     return _Vector(weights, [math.sqrt(square) for square in squares], len(tokens))
 
 
-def _likeness(said: _Vector, wanted: _Vector) -> float:
+def _likeness(written: _Vector, wanted: _Vector) -> float:
     """Mean over orders of the clipped cosine, times the length penalty.
 
     pycocoevalcap takes the number of bigrams for the length; the differences are the same unless a text is
     empty, which earns 0 anyway.
     """
     dots = [0.0] * MAX_ORDER
-    for ngram, weight in said.weights.items():
+    for ngram, weight in written.weights.items():
         other = wanted.weights.get(ngram, 0.0)
         dots[len(ngram) - 1] += min(weight, other) * other
-    norms = zip(dots, said.norms, wanted.norms, strict=True)
+    norms = zip(dots, written.norms, wanted.norms, strict=True)
     cosines = sum(dot / (a * b) for dot, a, b in norms if a and b)
-    return cosines / MAX_ORDER * math.exp(-((said.length - wanted.length) ** 2) / (2 * CIDER_SIGMA**2))
+    return cosines / MAX_ORDER * math.exp(-((written.length - wanted.length) ** 2) / (2 * CIDER_SIGMA**2))
 
 
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:

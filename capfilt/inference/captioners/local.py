@@ -1,4 +1,4 @@
-"""The captioner: the role that writes a text for an image. Any model that can decode may play it."""
+"""A captioner that is a model in this process: any that can decode."""
 
 from __future__ import annotations
 
@@ -8,70 +8,73 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
-from capfilt.errors import RecipeError
+from capfilt.data.images.preprocess import ImageFormat
+from capfilt.data.sample import Sample
+from capfilt.inference.batches import Images
 from capfilt.inference.generation.beam import beam_search
 from capfilt.inference.generation.decode import DecodeConfig, generate, uniforms
 from capfilt.inference.generation.output_layer import blocked_head
-from capfilt.models import Model
+from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import check_prompt
 from capfilt.models.layers.image_context import ImageContext
 
-NEEDS = frozenset({"encode_image", "decode"})
-"""The verbs of this role."""
-
-
-MOST = 1024
+MAX_ROWS = 1024
 """Texts that are written at a time."""
 
 
-def check_prompt(tokenizer: Tokenizer, config: DecodeConfig) -> None:
-    """Refuse a prompt that leaves no room for a text; RecipeError."""
-    prompt = tokenizer.opening(config.prompt, MAX_CHARACTERS)
-    if len(prompt) >= config.max_length:
-        raise RecipeError(
-            f"decode.prompt has {len(prompt)} tokens with the one that a text begins with, and decode.max_length "
-            f"{config.max_length} leaves none for the text: shorten the prompt, or set "
-            f"decode.max_length={len(prompt) + 20} or more"
-        )
+class LocalCaptioner:
+    """Writes `captions` texts per image; the same for the same (seed, round, uid) in any batch."""
 
-
-class Captioner:
-    """Writes `captions` texts per image."""
-
-    def __init__(self, model: Model, tokenizer: Tokenizer, config: DecodeConfig, captions: int = 1):
-        self.model, self.tokenizer, self.config, self.captions = model, tokenizer, config, captions
-        self.head = blocked_head(model)
-        check_prompt(tokenizer, config)
-        self.prompt = tokenizer.opening(config.prompt, config.max_length)
-        if (first := model.config.first_token) is not None:  # as in training, whatever the tokenizer says
+    def __init__(self, local: LocalModel, config: DecodeConfig, captions: int = 1, seed: int = 0, round_: int = 0):
+        self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
+        self.config, self.captions, self.seed, self.round = config, captions, seed, round_
+        self.head = blocked_head(self.model)
+        check_prompt(self.tokenizer, config)
+        self.prompt = self.tokenizer.opening(config.prompt, config.max_length)
+        if (first := self.model.config.first_token) is not None:  # as in training, whatever the tokenizer says
             self.prompt[0] = first
-        self.question = tokenizer.question(config.prompt)
+        self.question = self.tokenizer.question(config.prompt)
+        self.context_name: object = object()
+        """Under which the image context is kept in a batch of images."""
 
-    def write(self, tokens_BND: Tensor, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
-        """Image tokens -> `captions` texts for each image; the same for the same (seed, round, uid) in any batch."""
-        with torch.inference_mode():
-            keys = self.keys(tokens_BND)
-        return self.write_beside(keys, uids, seed, round_)
+    @property
+    def image_formats(self) -> tuple[ImageFormat, ...]:
+        """The pictures that the model reads."""
+        return (self.local.image_format,)
 
-    def keys(self, tokens_BND: Tensor) -> ImageContext:
-        """Image tokens -> what a text is written beside."""
+    @torch.inference_mode()
+    def prepare(self, images: Images) -> None:
+        """Encode the images."""
+        self.local.image_tokens(images)
+
+    @torch.inference_mode()
+    def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[str]]:
+        """`captions` texts for each image, which draw by the uids of the samples."""
+        context = images.once(self.context_name, lambda: self.image_context(self.local.image_tokens(images)))
+        return self.write_from(context, [sample.uid for sample in samples])
+
+    @torch.inference_mode()
+    def write(self, tokens_BND: Tensor, uids: Sequence[str]) -> list[list[str]]:
+        """Image tokens -> `captions` texts for each image."""
+        return self.write_from(self.image_context(tokens_BND), uids)
+
+    def image_context(self, tokens_BND: Tensor) -> ImageContext:
+        """Image tokens -> what the texts attend to."""
         return self.model.image_context(tokens_BND, "decoder", self.question)
 
-    def write_beside(self, image: ImageContext, uids: Sequence[str], seed: int, round_: int) -> list[list[str]]:
-        """`write`, where somebody has projected the image's keys already."""
-        few = max(1, MOST // self.captions)
-        if len(uids) > few:  # a thousand texts of each of a batch's images at once would fill any memory
-            parts = [slice(i, i + few) for i in range(0, len(uids), few)]
-            return [
-                texts for part in parts for texts in self.write_beside(image.select(part), uids[part], seed, round_)
-            ]
+    def write_from(self, image: ImageContext, uids: Sequence[str]) -> list[list[str]]:
+        """`write` from an image context."""
+        most = max(1, MAX_ROWS // self.captions)
+        if len(uids) > most:  # a thousand texts of each of a batch's images at once would fill any memory
+            parts = [slice(i, i + most) for i in range(0, len(uids), most)]
+            return [texts for part in parts for texts in self.write_from(image.select(part), uids[part])]
         if self.config.method == "beam":
             rows = beam_search(
                 self.model, image, self.prompt, self.tokenizer.sep, self.config, self.captions, self.head
             )
         else:
             steps = self.config.max_length - len(self.prompt)
-            draws = [uniforms(seed, round_, uid, c, steps) for uid in uids for c in range(self.captions)]
+            draws = [uniforms(self.seed, self.round, uid, c, steps) for uid in uids for c in range(self.captions)]
             draws_RS = torch.from_numpy(np.stack(draws)).to(image.device)
             rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS, self.head)
         texts = [self.tokenizer.decode(row) for row in rows]

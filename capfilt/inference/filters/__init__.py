@@ -1,1 +1,14 @@
-"""The filter's role, played by a local model."""
+"""Filters: the role that says how well texts match an image."""
+
+from __future__ import annotations
+
+from capfilt.inference.filters.dual_encoder import DualEncoderFilter
+from capfilt.inference.filters.fusion import FusionFilter
+from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import scores_given
+
+
+def local_filter(local: LocalModel, max_length: int = 35) -> DualEncoderFilter:
+    """The filter that a model in this process can be: one that gives itm where the model can fuse."""
+    fuses = "itm" in scores_given(local.model.capabilities)
+    return (FusionFilter if fuses else DualEncoderFilter)(local, max_length)

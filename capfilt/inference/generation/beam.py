@@ -11,18 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capfilt.inference.generation.decode import FEWEST, DecodeConfig, Finite, asks, copies
+from capfilt.inference.generation.decode import MIN_ROWS, DecodeConfig, FiniteLogits, copies, is_poll_step
 from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
-NEVER = -1e9
+NO_SCORE = -1e9
 
 
 @dataclass
 class Finished:
-    """The best ended texts of each image, best first; empty places have the score NEVER."""
+    """The best ended texts of each image, best first; empty places have the score NO_SCORE."""
 
     texts_IWS: Tensor
     scores_IW: Tensor
@@ -30,8 +30,8 @@ class Finished:
     """Whether a text that goes on could still get in."""
 
     def add(self, texts_ICS: Tensor, scores_IC: Tensor) -> None:
-        """Let candidates in where they are better; those with the score NEVER, and those of closed images, are not."""
-        scores_IC = scores_IC.where(self.open_I[:, None], NEVER)
+        """Take in candidates that are better, but none with the score NO_SCORE, and none of closed images."""
+        scores_IC = scores_IC.where(self.open_I[:, None], NO_SCORE)
         places = self.scores_IW.shape[1]
         self.scores_IW, best = torch.cat([self.scores_IW, scores_IC], dim=1).topk(places, dim=1)
         self.texts_IWS = take(torch.cat([self.texts_IWS, texts_ICS], dim=1), best)
@@ -52,11 +52,11 @@ class Search:
     scores_IW: Tensor
     finished: Finished
 
-    def leave(self, answer_IWS: Tensor) -> None:
+    def drop_finished(self, answer_IWS: Tensor) -> None:
         """Write down the texts of closed images and let these go, if that makes the batch smaller by a quarter."""
         staying = self.finished.open_I.nonzero().squeeze(1)
         width = self.scores_IW.shape[1]
-        if len(staying) > 0.75 * len(self.place_I) or len(staying) * width < FEWEST:
+        if len(staying) > 0.75 * len(self.place_I) or len(staying) * width < MIN_ROWS:
             return
         answer_IWS[self.place_I] = self.finished.texts_IWS
         self.place_I, self.written_IWS, self.scores_IW = (
@@ -81,34 +81,34 @@ def beam_search(
 ) -> list[list[int]]:
     """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, without `end`.
 
-    Images do not influence one another: a text is the same in any batch. An image whose texts are found leaves it.
+    Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it.
     """
     width, steps, device = config.beams, config.max_length - len(prompt_P), image.device
-    if 0 < image.rows * width < FEWEST:
+    if 0 < image.rows * width < MIN_ROWS:
         more = image.repeat(copies(image.rows * width))
         return beam_search(model, more, prompt_P, end, config, texts, head)[: image.rows * texts]
     state = _begin(model, image, config, steps, end)
     answer_IWS = state.written_IWS.clone()
     prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)
-    finite = Finite.on(device)
+    finite = FiniteLogits.on(device)
     for step in range(steps):
-        logits = finite.see(model.decode_step(newest, state.image, state.cache, head).float()).log_softmax(dim=1)
+        logits = finite.watch(model.decode_step(newest, state.image, state.cache, head).float()).log_softmax(dim=1)
         if config.repetition_penalty != 1.0:
             so_far = torch.cat([prompt[: len(logits)], state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
             logits = penalise(logits, so_far, config.repetition_penalty)
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
-        beam_IW = _grow(state, logits, step, end, config.length_penalty)
+        beam_IW = _extend(state, logits, step, end, config.length_penalty)
         if step == steps - 1:
             break
-        if asks(device, step):
+        if is_poll_step(device, step):
             finite.check()
-        # Asking an accelerator whether all are closed makes it wait: ask now and then only.
-        if asks(device, step) and not bool(state.finished.open_I.any()):
+        # Reading from an accelerator whether all are closed makes it wait: only now and then.
+        if is_poll_step(device, step) and not bool(state.finished.open_I.any()):
             break
         state.cache.keep((torch.arange(len(beam_IW), device=device)[:, None] * width + beam_IW).flatten())
-        if asks(device, step):
-            state.leave(answer_IWS)
+        if is_poll_step(device, step):
+            state.drop_finished(answer_IWS)
         newest = state.written_IWS[:, :, step].flatten()[:, None]
     finite.check()
     answer_IWS[state.place_I] = state.finished.texts_IWS
@@ -119,18 +119,18 @@ def beam_search(
 def _begin(model: Model, image: ImageContext, config: DecodeConfig, steps: int, end: int) -> Search:
     images, width, device = image.rows, config.beams, image.device
     written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
-    scores_IW = torch.full((images, width), NEVER, device=device)
+    scores_IW = torch.full((images, width), NO_SCORE, device=device)
     scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on
     finished = Finished(
         written_IWS.clone(),
-        torch.full_like(scores_IW, NEVER),
+        torch.full_like(scores_IW, NO_SCORE),
         torch.ones(images, dtype=torch.bool, device=device),
     )
     cache = model.cache(images * width, config.max_length, image)
     return Search(image, cache, torch.arange(images, device=device), written_IWS, scores_IW, finished)
 
 
-def _grow(state: Search, logits: Tensor, step: int, end: int, length_penalty: float) -> Tensor:
+def _extend(state: Search, logits: Tensor, step: int, end: int, length_penalty: float) -> Tensor:
     """Let each image's beams grow by a token, and ended ones in among the finished; which beam each came of [I, W]."""
     images, width = state.scores_IW.shape
     last = step == state.written_IWS.shape[2] - 1
@@ -142,8 +142,8 @@ def _grow(state: Search, logits: Tensor, step: int, end: int, length_penalty: fl
     candidates[:, :, step] = token_IC
     ended = torch.ones_like(token_IC, dtype=torch.bool) if last else token_IC == end
     entering = ended & (torch.arange(2 * width, device=ended.device) < width)
-    state.finished.add(candidates, (sums_IC / (step + 1) ** length_penalty).where(entering, NEVER))
-    state.scores_IW, going = sums_IC.where(~ended, NEVER).topk(width, dim=1)
+    state.finished.add(candidates, (sums_IC / (step + 1) ** length_penalty).where(entering, NO_SCORE))
+    state.scores_IW, going = sums_IC.where(~ended, NO_SCORE).topk(width, dim=1)
     if not last:
         state.finished.close(state.scores_IW[:, 0] / (step + 1) ** length_penalty)
     state.written_IWS = take(candidates, going)

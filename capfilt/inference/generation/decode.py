@@ -1,7 +1,7 @@
 """Writing texts token by token, with the image's keys projected once and the self-attention cached.
 
-A text's random draws are its own: they come from (seed, round, uid, candidate), never from a generator that a batch
-shares, so a caption does not depend on its neighbours, on the worker or on a retry. Texts that have ended leave the
+The random draws of a text come from (seed, round, uid, candidate), never from a generator that a batch shares, so a
+caption does not depend on its neighbours, on the worker or on a retry. Texts that have ended leave the
 batch.
 """
 
@@ -36,7 +36,7 @@ class DecodeConfig(Config):
     """Nucleus: at most so many tokens; 0 = no limit. (The public BLIP script has 50 here without saying so.)"""
     temperature: float = Field(default=1.0, gt=0)
     beams: int = Field(default=3, ge=1)
-    """Beam search: how many texts of an image grow at a time, and how many it can be asked for at most."""
+    """Beam search: how many texts of an image grow at a time; at most so many `captions` can be had."""
     length_penalty: float = 1.0
     """Beam search: a text's log-probability is divided by its length to this power; above 0, longer texts gain."""
     repetition_penalty: float = Field(default=1.0, ge=1)
@@ -64,16 +64,16 @@ def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np
     return np.random.Generator(np.random.Philox(key=key)).random(steps)
 
 
-FEWEST = 4
+MIN_ROWS = 4
 """Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
 
-EVERY = 8
-"""An accelerator is asked so seldom, in steps, whether texts have ended: asking makes it wait."""
+POLL_STEPS = 8
+"""Every so many steps it is read from an accelerator whether texts have ended: reading makes it wait."""
 
 
 @dataclass
-class Batch:
-    """The texts that are being written; their images' keys, their cache, and where each belongs in the answer.
+class RunningTexts:
+    """The texts that are being written: the context of their images, their cache, and the row of the answer of each.
 
     Rows of one image are adjacent, equally many for each image.
     """
@@ -93,7 +93,7 @@ class Batch:
         count = live.sum(dim=1)
         staying = count.nonzero().squeeze(1)
         most = int(count.max())
-        if not FEWEST <= len(staying) * most <= 0.75 * rows:
+        if not MIN_ROWS <= len(staying) * most <= 0.75 * rows:
             return None
         first = live[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         kept = (staying[:, None] * live.shape[1] + first.sort(dim=1).values).flatten()
@@ -105,24 +105,24 @@ class Batch:
 
 
 def copies(rows: int) -> int:
-    """How many copies of a batch of `rows` rows have FEWEST rows or more together."""
-    return -(-FEWEST // rows)
+    """How many copies of a batch of `rows` rows have MIN_ROWS rows or more together."""
+    return -(-MIN_ROWS // rows)
 
 
 @dataclass
-class Finite:
+class FiniteLogits:
     """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token."""
 
     fine: Tensor
 
     @classmethod
-    def on(cls, device: torch.device) -> Finite:
-        """Nothing has been seen yet."""
+    def on(cls, device: torch.device) -> FiniteLogits:
+        """No logits were watched yet."""
         return cls(torch.ones((), dtype=torch.bool, device=device))
 
-    def see(self, logits_RV: Tensor) -> Tensor:
-        """Look at the logits of a step, and return them. An accelerator is not made to wait: there they are made finite
-        until somebody asks (`check`), for a NaN would lead to an index that ends the process."""
+    def watch(self, logits_RV: Tensor) -> Tensor:
+        """Take note of the logits of a step, and return them. An accelerator is not made to wait: there they are made
+        finite until `check`, for a NaN would lead to an index that ends the process."""
         low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
         self.fine = self.fine & low.isfinite() & high.isfinite()
         if logits_RV.device.type != "cpu":
@@ -139,9 +139,9 @@ class Finite:
             )
 
 
-def asks(device: torch.device, step: int) -> bool:
-    """Whether to look, after this step, for texts that have ended."""
-    return device.type == "cpu" or step % EVERY == EVERY - 1
+def is_poll_step(device: torch.device, step: int) -> bool:
+    """Whether it is read, after this step, which texts have ended."""
+    return device.type == "cpu" or step % POLL_STEPS == POLL_STEPS - 1
 
 
 @torch.inference_mode()
@@ -159,30 +159,30 @@ def generate(
     `image` has R / candidates rows, `prompt_P` begins with [DEC], `draws_RS` has one number per row and step.
     """
     rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
-    if 0 < rows < FEWEST:
+    if 0 < rows < MIN_ROWS:
         more, draws = image.repeat(copies(rows)), draws_RS.repeat(copies(rows), 1)
         return generate(model, more, prompt_P, end, config, draws, head)[:rows]
     prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
-    batch = Batch(
+    batch = RunningTexts(
         image,
         model.cache(rows, config.max_length, image),
         torch.arange(rows, device=device),
         torch.zeros(rows, dtype=torch.bool, device=device),
     )
-    newest, finite = prompt, Finite.on(device)
+    newest, finite = prompt, FiniteLogits.on(device)
     for step in range(steps):
-        logits = finite.see(model.decode_step(newest, batch.image, batch.cache, head).float())
+        logits = finite.watch(model.decode_step(newest, batch.image, batch.cache, head).float())
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
         if config.repetition_penalty != 1.0:
             before = torch.cat([prompt[: len(logits)], written[batch.place_R, :step]], dim=1)
             logits = penalise(logits, before, config.repetition_penalty)
-        token = choose(logits, config, draws_RS[batch.place_R, step]).where(~batch.ended_R, end)
+        token = next_token(logits, config, draws_RS[batch.place_R, step]).where(~batch.ended_R, end)
         written[batch.place_R, step] = token
         batch.ended_R |= token == end
         newest = token[:, None]
-        if step < steps - 1 and asks(device, step):
+        if step < steps - 1 and is_poll_step(device, step):
             finite.check()
             if bool(batch.ended_R.all()):
                 break
@@ -192,7 +192,7 @@ def generate(
     return [row[: row.index(end)] if end in row else row for row in written.tolist()]
 
 
-def choose(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
+def next_token(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
     """The next token of each row, [R]: the likeliest, or by inverting the distribution at `draw`."""
     if config.method == "greedy":
         return logits_RV.argmax(dim=1)

@@ -1,6 +1,6 @@
 """Which token comes next: drawn from the nucleus by inverting its distribution, without sorting a large vocabulary.
 
-A row's token depends on the row alone: no path is chosen by looking at another row.
+A row's token depends on the row alone: no path is chosen by what another row holds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _BINS, _ONE = 4096, 0x3F800000 >> 16
 
 def penalise(logits_RV: Tensor, before_RS: Tensor, penalty: float) -> Tensor:
     """Make tokens that stand in a row already less likely (Keskar et al. 2019, as in the public generators)."""
-    seen = logits_RV.gather(1, before_RS)
-    return logits_RV.scatter(1, before_RS, torch.where(seen > 0, seen / penalty, seen * penalty))
+    before = logits_RV.gather(1, before_RS)
+    return logits_RV.scatter(1, before_RS, torch.where(before > 0, before / penalty, before * penalty))
 
 
 def nucleus(logits_RV: Tensor, draw_R: Tensor, top_p: float, top_k: int = 0, temperature: float = 1.0) -> Tensor:

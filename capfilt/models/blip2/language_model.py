@@ -1,7 +1,7 @@
-"""The frozen language model of BLIP-2's second stage: transformers' own OPT or T5, and the questions asked of it.
+"""The frozen language model of BLIP-2's second stage: OPT or T5 of transformers, and how it is run.
 
 It is never trained: its weights take no gradient and it stays in eval mode, whatever the model around it does. It is
-held in a low precision and computes in it. Images reach it as vectors of its own width that stand before the text (OPT)
+held in a low precision and computes in it. Images reach it as vectors of its width that stand before the text (OPT)
 or before the prompt that its encoder reads (T5).
 """
 
@@ -33,7 +33,7 @@ CLASSES: dict[Kind, tuple[str, str]] = {
 """The classes of transformers."""
 
 NO_LABEL = -100
-"""The label of a position that is not asked about."""
+"""The label of a position that counts for nothing."""
 
 
 class LanguageConfig(Config):
@@ -98,7 +98,7 @@ class LanguageCache:
 
 
 class LanguageModel(nn.Module):
-    """A language model that is asked and never taught."""
+    """A language model that is run and never trained."""
 
     def __init__(self, config: LanguageConfig, held_in: Format):
         super().__init__()
@@ -129,42 +129,42 @@ class LanguageModel(nn.Module):
     def tied(self) -> dict[str, str]:
         """Second names of its tensors -> the first: the output matrix is often the word embeddings."""
         first: dict[int, str] = {}
-        own = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
-        return {name: first[id(p)] for name, p in own if first.setdefault(id(p), name) != name}
+        named = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        return {name: first[id(p)] for name, p in named if first.setdefault(id(p), name) != name}
 
     def predict(self, image_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
-        """Texts after images -> logits [B, T, V] and the tokens that they should tell [B, T], `NO_LABEL` for none.
+        """Texts after images -> logits [B, T, V] and the tokens that they should predict [B, T], `NO_LABEL` for none.
 
-        The logits at t are for token t itself, of which the model has seen the image and the tokens before. The first
-        `prompt` tokens are given, not asked for; T5's encoder reads them, and the answer begins after them.
-        Padding is not asked for. Without a prompt OPT is asked for its own first token too, as in the public code.
+        The logits at t are for token t itself, of which the model has read the image and the tokens before. The first
+        `prompt` tokens are given, without a label; T5's encoder reads them, and the answer begins after them.
+        Padding has no label. Without a prompt OPT's first token has one too, as in the public code.
         """
-        with self._own_format(image_BQW):
+        with self._held_format(image_BQW):
             return self._predict(image_BQW, ids_BT, mask_BT, prompt)
 
     def _predict(self, image_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> tuple[Tensor, Tensor]:
         labels = ids_BT.masked_fill(mask_BT == 0, NO_LABEL)
         if self.config.kind == "t5":
-            reads = self._asked(image_BQW, ids_BT[:, :prompt])
+            reads = self._encoder_input(image_BQW, ids_BT[:, :prompt])
             answer = ids_BT[:, prompt:]
             begin = torch.full_like(answer[:, :1], self.model.config.decoder_start_token_id)
             out = self.model(inputs_embeds=reads, decoder_input_ids=torch.cat([begin, answer[:, :-1]], dim=1))
             return out.logits, labels[:, prompt:]
-        reads, first = self._beside(image_BQW, ids_BT[:, :-1]), image_BQW.shape[1] - 1
-        # Padding is on the right: no word sees it, and what comes of it has no label.
+        reads, first = self._after_image(image_BQW, ids_BT[:, :-1]), image_BQW.shape[1] - 1
+        # Padding is on the right: no word attends to it, and what comes of it has no label.
         states = self.model.model(inputs_embeds=reads).last_hidden_state[:, first:]
         return self.model.lm_head(states), labels.index_fill(1, torch.arange(prompt, device=labels.device), NO_LABEL)
 
     def read(self, image_BQW: Tensor, prompt: Sequence[int] = ()) -> ImageContext:
         """Images -> what `step` goes on from, one row for each: the keys of OPT's layers, or what T5's encoder says of
         them and of a prompt. OPT has its prompt from `step`."""
-        with self._own_format(image_BQW):
+        with self._held_format(image_BQW):
             return self._read(image_BQW, prompt)
 
     def _read(self, image_BQW: Tensor, prompt: Sequence[int]) -> ImageContext:
         if self.config.kind == "t5":
             ids = torch.tensor(prompt, dtype=torch.long, device=image_BQW.device).expand(image_BQW.shape[0], -1)
-            states = self.model.get_encoder()(inputs_embeds=self._asked(image_BQW, ids)).last_hidden_state
+            states = self.model.get_encoder()(inputs_embeds=self._encoder_input(image_BQW, ids)).last_hidden_state
             return ImageContext((states,))
         assert not prompt, "OPT's prompt is the beginning of what it writes"
         out = self.model.model(inputs_embeds=image_BQW.to(self.dtype), use_cache=True)
@@ -172,7 +172,7 @@ class LanguageModel(nn.Module):
 
     def step(self, ids_BT: Tensor, image: ImageContext, cache: LanguageCache) -> Tensor:
         """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
-        with self._own_format(ids_BT):
+        with self._held_format(ids_BT):
             return self._step(ids_BT, image, cache)
 
     def _step(self, ids_BT: Tensor, image: ImageContext, cache: LanguageCache) -> Tensor:
@@ -196,16 +196,16 @@ class LanguageModel(nn.Module):
         states = self.model.model(input_ids=ids_BT, past_key_values=cache.past, use_cache=True).last_hidden_state
         return torch.as_tensor(self.model.lm_head(states[:, -1]))
 
-    def _own_format(self, like: Tensor) -> AbstractContextManager[object]:
+    def _held_format(self, like: Tensor) -> AbstractContextManager[object]:
         """Products in the format that the model is held in, whatever the model around it computes in."""
         return torch.autocast(like.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def _asked(self, image_BQW: Tensor, prompt_BT: Tensor) -> Tensor:
+    def _encoder_input(self, image_BQW: Tensor, prompt_BT: Tensor) -> Tensor:
         """What T5's encoder reads: the image, the prompt, and the end that its tokenizer sets, also of no prompt."""
         end = prompt_BT.new_full((len(prompt_BT), 1), self.model.config.eos_token_id)
-        return self._beside(image_BQW, torch.cat([prompt_BT, end], dim=1))
+        return self._after_image(image_BQW, torch.cat([prompt_BT, end], dim=1))
 
-    def _beside(self, image_BQW: Tensor, ids_BT: Tensor) -> Tensor:
+    def _after_image(self, image_BQW: Tensor, ids_BT: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(ids_BT)
         return torch.cat([image_BQW.to(words.dtype), words], dim=1)
 
@@ -223,16 +223,16 @@ def check_language(source: str, config: LanguageConfig, weights: bool = False) -
     if not path.is_dir():
         path = files.download(source, weights)
     try:
-        found = transformers.AutoConfig.from_pretrained(path)
+        described = transformers.AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _none_there(source, error) from None
-    if found.model_type != config.kind:
-        raise ModelError(f"{source} is a {found.model_type}, and language.kind is {config.kind}")
+    if described.model_type != config.kind:
+        raise ModelError(f"{source} is a {described.model_type}, and language.kind is {config.kind}")
     wanted = config.described().to_dict()
     for name in config.settings:
-        if name in found.to_dict() and getattr(found, name) != wanted[name] and name != "dense_act_fn":
+        if name in described.to_dict() and getattr(described, name) != wanted[name] and name != "dense_act_fn":
             raise ModelError(
-                f"{source} has {name} {getattr(found, name)}, and language.settings.{name} is {wanted[name]}"
+                f"{source} has {name} {getattr(described, name)}, and language.settings.{name} is {wanted[name]}"
             )
     return path
 
@@ -256,12 +256,12 @@ def load_language(source: str, config: LanguageConfig, held_in: Format) -> Langu
             made = LanguageModel(config, held_in)
         kind: Any = getattr(transformers, CLASSES[config.kind][1])
         transformers.utils.logging.disable_progress_bar()
-        loaded, told = kind.from_pretrained(
+        loaded, report = kind.from_pretrained(
             path, config=config.described(), dtype=FORMATS[held_in], output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise _none_there(source, error) from None
-    if bad := {what: sorted(names)[:5] for what, names in told.items() if names}:
+    if bad := {what: sorted(names)[:5] for what, names in report.items() if names}:
         raise ModelError(f"{source} does not fit language.settings: {bad}")
     if (loaded.lm_head.weight is loaded.get_input_embeddings().weight) != config.tied:
         raise ModelError(f"{source}: set language.tied={str(not config.tied).lower()}, as it is there")

@@ -1,11 +1,10 @@
-"""The Q-Former of BLIP-2 (section 3.1): learned queries that look at an image, in one BERT with the texts.
+"""The Q-Former of BLIP-2 (section 3.1): learned queries that attend to an image, in one BERT with the texts.
 
-Queries and texts share self-attention; only the queries look at the image, in every second layer, and they have
-feed-forward layers of their own. Who sees whom is the caller's choice: queries alone (`run_queries`), a text alone
-(`read`),
-both together (`encode_multimodal`), or a text that is written left to right after the queries (`write`).
+Queries and texts share self-attention. Only the queries have cross-attention to the image, in every second layer, and
+they have feed-forward layers for themselves. The method decides who attends to whom: queries alone (`run_queries`), a
+text alone (`read`), both to each other (`encode_multimodal`), or a text from left to right after the queries (`write`).
 
-The keys and values that queries leave in self-attention are all that a writer needs of an image: queries never see a
+The keys and values of the queries in self-attention are all that a decoder needs of an image: queries never attend to a
 text that is written, so they are computed once for all texts and all steps.
 """
 
@@ -27,13 +26,13 @@ from capfilt.models.limits import Depth, Positions
 
 class QFormerConfig(BertConfig):
     """BERT with queries (BLIP-2 section 3.1: BERT-base, 32 queries). Of `vocab_size` entries the last is [DEC], 30522
-    after BERT's own. There is no [ENC]: matching reads a text behind [CLS]. With no role at all, as in stage 2, there
-    is no part for texts; the output matrix is always the word embeddings."""
+    after BERT's vocabulary. There is no [ENC]: matching reads a text behind [CLS]. With no role at all, as in stage 2,
+    there is no part for texts; the output matrix is always the word embeddings."""
 
     tie_lm_head: Literal[True] = True
     queries: Positions = 32
     cross_every: Depth = 2
-    """Layers 0, `cross_every`, 2 `cross_every`, ... look at the image."""
+    """Layers 0, `cross_every`, 2 `cross_every`, ... attend to the image."""
 
     @property
     def dec(self) -> int:
@@ -44,7 +43,7 @@ class QFormerConfig(BertConfig):
 class QFormerLayer(nn.Module):
     """Self-attention for all, cross-attention and a feed-forward for queries, another feed-forward for texts."""
 
-    def __init__(self, config: QFormerConfig, image_width: int, looks: bool):
+    def __init__(self, config: QFormerConfig, image_width: int, crosses: bool):
         super().__init__()
 
         def attention(source_width: int) -> Residual:
@@ -54,32 +53,34 @@ class QFormerLayer(nn.Module):
             return Residual(FeedForward(config.width, config.hidden), config)
 
         self.self_attention = attention(config.width)
-        self.cross_attention = attention(image_width) if looks else None
+        self.cross_attention = attention(image_width) if crosses else None
         self.query_feed_forward = feed_forward()
         self.feed_forward = feed_forward() if config.roles else None
 
-    def own_keys(self, x_BTD: Tensor) -> KeysValues:
+    def self_keys_values(self, x_BTD: Tensor) -> KeysValues:
         """Keys and values of queries or words, for self-attention."""
         keys_values: KeysValues = self.self_attention.block.keys_values(x_BTD)  # type: ignore[operator]
         return keys_values
 
-    def queries(self, x_BQD: Tensor, seen: KeysValues, image: KeysValues | None, mask: Tensor | None = None) -> Tensor:
-        """Queries that attend to `seen`, and to the image in a layer that looks."""
-        x_BQD = self.self_attention(x_BQD, seen, mask)
+    def queries(
+        self, x_BQD: Tensor, keys_values: KeysValues, image: KeysValues | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Queries that attend to `keys_values`, and to the image in a layer with cross-attention."""
+        x_BQD = self.self_attention(x_BQD, keys_values, mask)
         if self.cross_attention is not None:
             x_BQD = self.cross_attention(x_BQD, image)
         out: Tensor = self.query_feed_forward(x_BQD)
         return out
 
-    def words(self, x_BTD: Tensor, seen: KeysValues, mask: Tensor | None) -> Tensor:
-        """Words that attend to `seen`."""
+    def words(self, x_BTD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        """Words that attend to `keys_values`."""
         assert self.feed_forward is not None, "a Q-Former without texts was given one"
-        out: Tensor = self.feed_forward(self.self_attention(x_BTD, seen, mask))
+        out: Tensor = self.feed_forward(self.self_attention(x_BTD, keys_values, mask))
         return out
 
 
 class QFormer(nn.Module):
-    """The stack. `image` are always the projections of `image_context`, one pair for each layer that looks."""
+    """The stack. `image` is what `image_context` projects, a pair for each layer with cross-attention."""
 
     def __init__(self, config: QFormerConfig, image_width: int):
         super().__init__()
@@ -112,33 +113,33 @@ class QFormer(nn.Module):
     def run_queries(self, image: ImageContext) -> tuple[Tensor, ImageContext]:
         """Queries beside images -> their states [B, Q, D], and what a text may attend to of them, in every layer."""
         x_BQD = self._queries(image.rows)
-        looked, seen = iter(image.layers), []
+        image_layers, of_queries = iter(image.layers), []
         for layer in self.layers:
-            own = layer.own_keys(x_BQD)  # type: ignore[operator]
-            seen.append(own)
-            x_BQD = layer.queries(x_BQD, own, _next(layer, looked))  # type: ignore[operator]
-        return x_BQD, ImageContext.of_layers(seen)
+            keys_values = layer.self_keys_values(x_BQD)  # type: ignore[operator]
+            of_queries.append(keys_values)
+            x_BQD = layer.queries(x_BQD, keys_values, _next(layer, image_layers))  # type: ignore[operator]
+        return x_BQD, ImageContext.of_layers(of_queries)
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts alone, both ways -> states [B, T, D]."""
         x_BTD, mask = self._embed(ids_BT), mask_BT.bool()[:, None, None, :]
         for layer in self.layers:
-            x_BTD = layer.words(x_BTD, layer.own_keys(x_BTD), mask)  # type: ignore[operator]
+            x_BTD = layer.words(x_BTD, layer.self_keys_values(x_BTD), mask)  # type: ignore[operator]
         return x_BTD
 
     def encode_multimodal(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        """Queries and texts that see each other, both ways -> the queries' states [B, Q, D].
+        """Queries and texts that attend to each other, both ways -> the queries' states [B, Q, D].
 
         There may be several texts for each image: rows that share one are adjacent.
         """
         x_BTD, x_BQD = self._embed(ids_BT), self._queries(ids_BT.shape[0])
         mask = F.pad(mask_BT.bool(), (self.config.queries, 0), value=True)[:, None, None, :]
-        looked = iter(image.layers)
+        image_layers = iter(image.layers)
         for n, layer in enumerate(self.layers):
-            seen = _join(layer.own_keys(x_BQD), layer.own_keys(x_BTD))  # type: ignore[operator]
-            x_BQD = layer.queries(x_BQD, seen, _next(layer, looked), mask)  # type: ignore[operator]
-            if n + 1 < self.config.depth:  # of the last layer nobody asks what the words become
-                x_BTD = layer.words(x_BTD, seen, mask)  # type: ignore[operator]
+            keys_values = _join(layer.self_keys_values(x_BQD), layer.self_keys_values(x_BTD))  # type: ignore[operator]
+            x_BQD = layer.queries(x_BQD, keys_values, _next(layer, image_layers), mask)  # type: ignore[operator]
+            if n + 1 < self.config.depth:  # what the words become in the last layer is not used
+                x_BTD = layer.words(x_BTD, keys_values, mask)  # type: ignore[operator]
         return x_BQD
 
     def write(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext, cache: Cache | None = None) -> Tensor:
@@ -152,17 +153,18 @@ class QFormer(nn.Module):
         mask = self_attention_mask(ids_BT, mask_BT, causal=True, start=start)
         if mask is not None:
             mask = F.pad(mask, (self.config.queries, 0), value=True)
-        for n, (layer, seen) in enumerate(zip(self.layers, image.layers, strict=True)):
-            own = layer.own_keys(x_BTD)  # type: ignore[operator]
-            own = cache.extend(n, own) if cache is not None else own
-            x_BTD = layer.words(x_BTD, _join(_for_rows(seen, ids_BT.shape[0]), own), mask)  # type: ignore[operator]
+        for n, (layer, of_queries) in enumerate(zip(self.layers, image.layers, strict=True)):
+            keys_values = layer.self_keys_values(x_BTD)  # type: ignore[operator]
+            keys_values = cache.extend(n, keys_values) if cache is not None else keys_values
+            joined = _join(_for_rows(of_queries, ids_BT.shape[0]), keys_values)
+            x_BTD = layer.words(x_BTD, joined, mask)  # type: ignore[operator]
         if cache is not None:
             cache.start += ids_BT.shape[1]
         return x_BTD
 
     def logits(self, states_BTD: Tensor) -> Tensor:
         """States of `write` [B, T, D] -> next-token logits [B, T, V]; the output matrix is the word embeddings."""
-        assert self.head is not None, "a Q-Former without the decoder role was asked to write"
+        assert self.head is not None, "a Q-Former without the decoder role cannot decode"
         assert self.words is not None
         logits: Tensor = self.head(states_BTD, self.words.weight)
         return logits
@@ -182,8 +184,8 @@ class QFormer(nn.Module):
         return out
 
 
-def _next(layer: nn.Module, looked: Iterator[KeysValues]) -> KeysValues | None:
-    return next(looked) if layer.cross_attention is not None else None
+def _next(layer: nn.Module, image_layers: Iterator[KeysValues]) -> KeysValues | None:
+    return next(image_layers) if layer.cross_attention is not None else None
 
 
 def _join(first: KeysValues, second: KeysValues) -> KeysValues:

@@ -44,7 +44,7 @@ APART: dict[Share, frozenset[str]] = {
     "all_but_self_attention": frozenset({"self_attention"}),
     "none": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
 }
-"""For each way of sharing, the parts that the two roles own apart (BLIP, Table 3)."""
+"""For each way of sharing, the parts that each role has for itself (BLIP, Table 3)."""
 
 
 class BertConfig(Config):
@@ -81,7 +81,7 @@ class BertConfig(Config):
 
 class TextConfig(BertConfig):
     """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
-    [ENC]: 30522 and 30523 after BERT's own."""
+    [ENC]: 30522 and 30523 after BERT's vocabulary."""
 
     share: Share = "all_but_self_attention"
 
@@ -92,7 +92,7 @@ class TextConfig(BertConfig):
 
     @property
     def enc(self) -> int:
-        """Id of [ENC], which stands in place of [CLS] when the stack judges a pair."""
+        """Id of [ENC], which stands in place of [CLS] when the stack matches a pair."""
         return self.vocab_size - 1
 
 
@@ -182,7 +182,7 @@ class TextLayer(nn.Module):
         )
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> KeysValues:
-        """What the cross-attention of `role` sees of the images."""
+        """What the cross-attention of `role` attends to of the images."""
         keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
         return keys_values
 
@@ -191,32 +191,38 @@ class TextLayer(nn.Module):
         block = self.cross_attention.of(role).block
         return block.key, block.value  # type: ignore[union-attr, return-value]
 
-    def own_keys(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
-        """Keys and values of the layer's own input, for self-attention."""
+    def self_keys_values(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
+        """Keys and values of the layer's input, for self-attention."""
         keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
         return keys_values
 
     def forward(
-        self, x_BTD: Tensor, role: Role, own: KeysValues, mask: Tensor | None, image: KeysValues | None
+        self, x_BTD: Tensor, role: Role, keys_values: KeysValues, mask: Tensor | None, image: KeysValues | None
     ) -> Tensor:
-        x_BTD = self.self_attention.of(role)(x_BTD, own, mask)
+        x_BTD = self.self_attention.of(role)(x_BTD, keys_values, mask)
         if image is not None:
             x_BTD = self.cross_attention.of(role)(x_BTD, image)
         out: Tensor = self.feed_forward.of(role)(x_BTD)
         return out
 
     def packed(
-        self, x_PD: Tensor, own: KeysValues, mask: Tensor, texts: Packing, image: KeysValues | None, images: Packing
+        self,
+        x_PD: Tensor,
+        keys_values: KeysValues,
+        mask: Tensor,
+        texts: Packing,
+        image: KeysValues | None,
+        images: Packing,
     ) -> Tensor:
-        """`forward` of the encoder on packed texts; `images` packs the same tokens by the image that they look at."""
-        x_PD = self.self_attention.of("encoder")(x_PD, own, mask, texts)
+        """`forward` of the encoder on packed texts; `images` packs the same tokens by the image that they attend to."""
+        x_PD = self.self_attention.of("encoder")(x_PD, keys_values, mask, texts)
         if image is not None:
             x_PD = self.cross_attention.of("encoder")(x_PD, image, None, images)
         out: Tensor = self.feed_forward.of("encoder")(x_PD)
         return out
 
 
-TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "own_keys"), repeated=True)
+TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "self_keys_values"), repeated=True)
 
 
 class LanguageHead(nn.Module):
@@ -302,9 +308,9 @@ class TextTransformer(nn.Module):
         x_BTD: Tensor = self.embeddings.of(role)(ids_BT, start)
         mask = self_attention_mask(ids_BT, mask_BT, causal=role == "decoder", start=start)
         for i, (layer, seen) in enumerate(zip(self.layers, self._seen(image), strict=True)):
-            own = layer.own_keys(x_BTD, role)  # type: ignore[operator]
-            own = cache.extend(i, own) if cache is not None else own
-            x_BTD = layer(x_BTD, role, own, mask, seen)
+            keys_values = layer.self_keys_values(x_BTD, role)  # type: ignore[operator]
+            keys_values = cache.extend(i, keys_values) if cache is not None else keys_values
+            x_BTD = layer(x_BTD, role, keys_values, mask, seen)
         if cache is not None:
             cache.start += ids_BT.shape[1]
         return x_BTD
@@ -327,11 +333,11 @@ class TextTransformer(nn.Module):
         x_PD = texts.pack(self.embeddings.of("encoder")(ids_BT))
         images, last = _by_image(lengths, counts, ids_BT.device), len(self.layers) - 1
         for i, (layer, seen) in enumerate(zip(self.layers, self._seen(image), strict=True)):
-            own = layer.own_keys(x_PD, "encoder", texts)  # type: ignore[operator]
+            keys_values = layer.self_keys_values(x_PD, "encoder", texts)  # type: ignore[operator]
             if i == last:
                 x_PD, one = x_PD[texts.cls_states], [1] * len(lengths)
                 texts, images = Packing(one, ids_BT.device), _by_image(one, counts, ids_BT.device)
-            x_PD = layer.packed(x_PD, own, mask, texts, seen, images)  # type: ignore[operator]
+            x_PD = layer.packed(x_PD, keys_values, mask, texts, seen, images)  # type: ignore[operator]
         return x_PD[:, None]
 
     def _seen(self, image: ImageContext | None) -> Sequence[KeysValues | None]:
@@ -339,7 +345,7 @@ class TextTransformer(nn.Module):
 
     def output_layer(self) -> OutputLayer:
         """What turns a decoder state into logits."""
-        assert self.head is not None, "a model without the decoder role was asked to write"
+        assert self.head is not None, "a model without the decoder role cannot decode"
         words: Tensor = self.embeddings.of("decoder").words.weight  # type: ignore[assignment, union-attr]
         return OutputLayer(self.head, words if self.head.weight is None else self.head.weight)
 
@@ -358,7 +364,7 @@ def _by_image(lengths: Sequence[int], counts: Sequence[int] | None, device: torc
 
 
 def self_attention_mask(ids_BT: Tensor, mask_BT: Tensor | None, causal: bool, start: int = 0) -> Tensor | None:
-    """Boolean mask, True = may be seen, [B or 1, 1, T, start + T]; None where everything may be."""
+    """Boolean mask, True = may be attended to, [B or 1, 1, T, start + T]; None where everything may be."""
     T = ids_BT.shape[1]
     mask = None if mask_BT is None else mask_BT.bool()[:, None, None, :]
     if causal and T > 1:

@@ -12,8 +12,7 @@ from capfilt.errors import RecipeError
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
-from capfilt.pipelines.bootstrap.role_sources import ROLES, check_roles
-from capfilt.stages.annotate import check_same_size
+from capfilt.pipelines.bootstrap.role_sources import check_roles
 from capfilt.stages.prompts import check_prompts
 from capfilt.stages.train import TrainResources, check_shape, check_sources, check_training, read_architecture
 from capfilt.training.language_model import TeachConfig
@@ -29,9 +28,6 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
     check_roles(config, architecture)
     check_momentum(config)
-    sizes = [config.trainings[role].image_size or architecture.image_size for role in ROLES if role in config.trainings]
-    if len(sizes) == len(ROLES):
-        check_same_size("the captioner", sizes[0], "the filter", sizes[1])
     if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
         raise RecipeError(
             'select.threshold is "calibrated", which needs validation pairs: give data.val,'

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from capfilt.data.loading.loader import Source
+from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
-from capfilt.inference.captioners import local as captioners
-from capfilt.inference.filters import fusion as filters
-from capfilt.inference.roles import preprocess_for, tokenizer_for
+from capfilt.inference.roles import NEEDS, check_captioner, check_filter, scores_given
 from capfilt.models import Architecture
 from capfilt.models.checkpoints import store
 from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, RoleSource
-from capfilt.stages.annotate import check_role
 from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.prompts import check_prompts
 from capfilt.stages.train import check_training, run_training
@@ -26,9 +24,6 @@ from capfilt.storage.paths import StoragePath
 from capfilt.training.config import EXECUTION_FIELDS, TrainConfig, TrainJob
 
 ROLES: tuple[ModelRole, ...] = ("captioner", "filter")
-
-NEEDS = {"captioner": captioners.NEEDS, "filter": filters.NEEDS}
-"""The capabilities that a model of each role must have."""
 
 
 class SourceType(Protocol):
@@ -59,6 +54,8 @@ class Finetuned:
                 f"{config.model} cannot be the {role}: it cannot {', '.join(sorted(missing))}; take a model that can,"
                 f" or give {role}.pretrained."
             )
+        if role == "filter":
+            check_scores(config.select.needed_scores, scores_given(architecture.capabilities), config.model)
         train = config.trainings[role]
         check_training(cls._architecture(architecture, role, train), train, config.cluster.finetune, role)
 
@@ -116,11 +113,10 @@ class Pretrained:
         section = getattr(config, role)
         assert isinstance(section, PretrainedConfig)
         folder = store.find(section.pretrained)
-        checked = check_role(role, folder, NEEDS[role])
-        preprocess_for(folder, checked)
-        tokenizer = tokenizer_for(folder, checked)
         if role == "captioner":
-            captioners.check_prompt(tokenizer, config.annotate.decode)
+            check_captioner(folder, config.annotate.decode)
+        else:
+            check_filter(folder, config.select.needed_scores)
         return cls(folder, store.fingerprint(folder))
 
     def plan(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _cut_blocks(model: nn.Module, mesh: DeviceMesh, whole: set[nn.Parameter], ke
         # A text block is asked up to six times a step and, where it is to learn, keeps its weights in between.
         kept = keep and isinstance(block, TextLayer)
         fully_shard(block, mesh=mesh, reshard_after_forward=not kept, mp_policy=PRECISION, ignored_params=whole)
-        for name in ("image_context", "own_keys") if isinstance(block, TextLayer) else ():
+        for name in ("image_context", "self_keys_values") if isinstance(block, TextLayer) else ():
             register_fsdp_forward_method(block, name)
 
 

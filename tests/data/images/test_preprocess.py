@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from capfilt.data.images import decode
-from capfilt.data.images.preprocess import Preprocess
+from capfilt.data.images.preprocess import ImageFormat, Preprocess
 from capfilt.errors import ImageError, ModelError
 
 ODD = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 2}
@@ -127,6 +127,12 @@ def test_a_thin_picture_does_not_grow_without_bounds(tmp_path: Path) -> None:
         found.to_pixels(picture(100_000, 1), 224)
 
 
-def test_roles_may_normalise_apart_and_must_resize_alike() -> None:
-    assert Preprocess().same_pixels(Preprocess(mean=(0.5, 0.5, 0.5)))
-    assert not Preprocess().same_pixels(Preprocess(resample="bilinear"))
+def test_formats_that_differ_in_their_mean_alone_share_a_resized_picture() -> None:
+    one = ImageFormat(32)
+    assert one.resizing == ImageFormat(32, Preprocess(mean=(0.5, 0.5, 0.5), resized=32)).resizing
+    for other in (
+        ImageFormat(31),
+        ImageFormat(32, Preprocess(resample="bilinear")),
+        ImageFormat(32, Preprocess(resized=33)),
+    ):
+        assert one.resizing != other.resizing

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.inference.captioners.local import NEEDS, Captioner
+from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import NEEDS
 from capfilt.models import Blip
 
 MakeBlip = Callable[..., Blip]
@@ -35,21 +37,23 @@ def images() -> Tensor:
 
 
 def test_a_caption_is_the_image_s_own_whatever_is_beside_it(model: Blip, tokenizer: Tokenizer, images: Tensor) -> None:
-    captioner = Captioner(model, tokenizer, DecodeConfig(min_length=3, max_length=16), captions=2)
-    together = dict(zip(UIDS, captioner.write(images, UIDS, seed=1, round_=2), strict=True))
+    local = LocalModel(model, tokenizer)
+    captioner = LocalCaptioner(local, DecodeConfig(min_length=3, max_length=16), captions=2, seed=1, round_=2)
+    together = dict(zip(UIDS, captioner.write(images, UIDS), strict=True))
     assert len({text for own in together.values() for text in own}) > 30
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
     for size in (1, 3, 7):
         for start in range(0, 20, size):
             some = order[start : start + size]
             uids = [UIDS[i] for i in some]
-            assert captioner.write(images[some], uids, seed=1, round_=2) == [together[uid] for uid in uids]
+            assert captioner.write(images[some], uids) == [together[uid] for uid in uids]
 
 
 def test_more_candidates_do_not_change_the_first_ones(model: Blip, tokenizer: Tokenizer, images: Tensor) -> None:
     config = DecodeConfig(min_length=3, max_length=16)
-    one = Captioner(model, tokenizer, config, captions=1).write(images, UIDS, 0, 0)
-    three = Captioner(model, tokenizer, config, captions=3).write(images, UIDS, 0, 0)
+    local = LocalModel(model, tokenizer)
+    one = LocalCaptioner(local, config, captions=1).write(images, UIDS)
+    three = LocalCaptioner(local, config, captions=3).write(images, UIDS)
     assert [texts[:1] for texts in three] == one
     assert all(len(texts) == 3 for texts in three)
 
@@ -57,38 +61,40 @@ def test_more_candidates_do_not_change_the_first_ones(model: Blip, tokenizer: To
 def test_many_texts_are_written_some_at_a_time(
     model: Blip, tokenizer: Tokenizer, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captioner = Captioner(model, tokenizer, DecodeConfig(min_length=3, max_length=16), captions=3)
-    together = captioner.write(images, UIDS, 0, 0)
+    captioner = LocalCaptioner(LocalModel(model, tokenizer), DecodeConfig(min_length=3, max_length=16), captions=3)
+    together = captioner.write(images, UIDS)
     for most in (1, 7, 59):
-        monkeypatch.setattr("capfilt.inference.captioners.local.MOST", most)
-        assert captioner.write(images, UIDS, 0, 0) == together
+        monkeypatch.setattr("capfilt.inference.captioners.local.MAX_ROWS", most)
+        assert captioner.write(images, UIDS) == together
 
 
 @pytest.mark.parametrize(("seed", "round_"), [(1, 0), (0, 1)])
 def test_another_seed_or_round_writes_otherwise(
     model: Blip, tokenizer: Tokenizer, images: Tensor, seed: int, round_: int
 ) -> None:
-    captioner = Captioner(model, tokenizer, DecodeConfig(min_length=3, max_length=16))
-    base, other = captioner.write(images, UIDS, 0, 0), captioner.write(images, UIDS, seed, round_)
+    local, config = LocalModel(model, tokenizer), DecodeConfig(min_length=3, max_length=16)
+    base = LocalCaptioner(local, config).write(images, UIDS)
+    other = LocalCaptioner(local, config, seed=seed, round_=round_).write(images, UIDS)
     assert sum(a != b for a, b in zip(base, other, strict=True)) > 15
 
 
 def test_the_prompt_steers_and_is_not_part_of_the_answer(model: Blip, tokenizer: Tokenizer, images: Tensor) -> None:
     prompt = " ".join(tokenizer.vocab[i] for i in (50, 51))
-    with_prompt = Captioner(model, tokenizer, DecodeConfig(method="greedy", min_length=9, max_length=10, prompt=prompt))
+    config = DecodeConfig(method="greedy", min_length=9, max_length=10, prompt=prompt)
+    with_prompt = LocalCaptioner(LocalModel(model, tokenizer), config)
     assert with_prompt.prompt == [model.config.text.dec, 50, 51]
     ids = torch.tensor([[0, 50, 51]]).expand(20, -1)
     first = model.decode(ids, None, model.image_context(images, "decoder"))[:, -1]
     first[:, SEP] = -torch.inf
     wanted = [tokenizer.vocab[i] for i in first.argmax(dim=1).tolist()]
-    texts = with_prompt.write(images, UIDS, 0, 0)
+    texts = with_prompt.write(images, UIDS)
     for (text,), word in zip(texts, wanted, strict=True):
         begun = tokenizer.decode([tokenizer.vocab.index(word)])
         assert text.startswith(begun)
 
 
 def test_trap_5_no_prompt_is_dec_alone(model: Blip, tokenizer: Tokenizer) -> None:
-    assert Captioner(model, tokenizer, DecodeConfig()).prompt == [model.config.text.dec]
+    assert LocalCaptioner(LocalModel(model, tokenizer), DecodeConfig()).prompt == [model.config.text.dec]
 
 
 def test_lengths_are_within_the_limits(model: Blip, tokenizer: Tokenizer, images: Tensor) -> None:
@@ -100,10 +106,11 @@ def test_lengths_are_within_the_limits(model: Blip, tokenizer: Tokenizer, images
             return super().decode(ids)
 
     counting = Counting(tokenizer.vocab)
-    Captioner(model, counting, DecodeConfig(min_length=7, max_length=12), captions=4).write(images, UIDS, 0, 0)
+    config = DecodeConfig(min_length=7, max_length=12)
+    LocalCaptioner(LocalModel(model, counting), config, captions=4).write(images, UIDS)
     assert (min(counting.lengths), max(counting.lengths)) == (6, 11)  # [DEC] is counted
 
 
 def test_it_asks_for_the_decoder(small_blip: MakeBlip) -> None:
-    assert small_blip(roles=("decoder",)).capabilities >= NEEDS
-    assert not small_blip(roles=("encoder",)).capabilities >= NEEDS
+    assert small_blip(roles=("decoder",)).capabilities >= NEEDS["captioner"]
+    assert not small_blip(roles=("encoder",)).capabilities >= NEEDS["captioner"]

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.data.text.tokenizer import Tokenizer, clean_caption
-from capfilt.inference.filters.fusion import NEEDS, Filter
+from capfilt.inference.filters.fusion import FusionFilter
+from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import NEEDS
 from capfilt.models import Blip
 from capfilt.models.layers.bert import TextTransformer
+from capfilt.models.layers.image_context import ImageContext
 
 MakeBlip = Callable[..., Blip]
 TEXTS = [
@@ -23,8 +26,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def judge(small_blip: MakeBlip) -> Filter:
-    return Filter(small_blip(roles=("encoder",)), Tokenizer.load("world"), max_length=16)
+def filter_(small_blip: MakeBlip) -> FusionFilter:
+    return FusionFilter(LocalModel(small_blip(roles=("encoder",)), Tokenizer.load("world")), max_length=16)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,20 @@ def images() -> Tensor:
     return torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(4))
 
 
-def by_hand(judge: Filter, image: Tensor, text: str, first: int | None = None) -> tuple[float, float]:
+def scored(
+    filter_: FusionFilter, tokens: Tensor, texts: list[list[str]], context: ImageContext | None = None
+) -> list[list[tuple[float, float]]]:
+    """(itm, itc) of each text."""
+    scores = filter_.score_tokens(tokens, texts, context)
+    assert scores["itm"] is not None
+    assert scores["itc"] is not None
+    return [list(zip(*both, strict=True)) for both in zip(scores["itm"], scores["itc"], strict=True)]
+
+
+def by_hand(filter_: FusionFilter, image: Tensor, text: str, first: int | None = None) -> tuple[float, float]:
     """One image, one text, nothing beside them."""
-    model = judge.model
-    ids = torch.from_numpy(judge.tokenizer.encode([clean_caption(text)], 16)[0])
+    model = filter_.model
+    ids = torch.from_numpy(filter_.tokenizer.encode([clean_caption(text)], 16)[0])
     alone = ids.clone()
     alone[:, 0] = model.config.text.enc if first is None else first
     states = model.text(alone, "encoder", None, model.image_context(image[None], "encoder"))
@@ -46,43 +59,43 @@ def by_hand(judge: Filter, image: Tensor, text: str, first: int | None = None) -
     return itm.item(), F.cosine_similarity(one, other, dim=0).item()
 
 
-def test_many_are_scored_as_one_by_one(judge: Filter, images: Tensor) -> None:
-    found = judge.score(images, TEXTS)
+def test_many_are_scored_as_one_by_one(filter_: FusionFilter, images: Tensor) -> None:
+    found = scored(filter_, images, TEXTS)
     assert [len(own) for own in found] == [1, 4, 2, 3]
     for image, texts, own in zip(images, TEXTS, found, strict=True):
         for text, (itm, itc) in zip(texts, own, strict=True):
-            assert (itm, itc) == pytest.approx(by_hand(judge, image, text), abs=1e-6)
-            assert judge.score(image[None], [[text]])[0][0] == pytest.approx((itm, itc), abs=1e-6)
+            assert (itm, itc) == pytest.approx(by_hand(filter_, image, text), abs=1e-6)
+            assert scored(filter_, image[None], [[text]])[0][0] == pytest.approx((itm, itc), abs=1e-6)
     assert len({round(itm, 4) for own in found for itm, _ in own}) > 6
 
 
-def test_an_image_without_texts_beside_others_has_no_scores(judge: Filter, images: Tensor) -> None:
-    found = judge.score(images[:2], [[], ["a red circle"]])
+def test_an_image_without_texts_beside_others_has_no_scores(filter_: FusionFilter, images: Tensor) -> None:
+    found = scored(filter_, images[:2], [[], ["a red circle"]])
     assert found[0] == []
-    assert found[1][0] == pytest.approx(by_hand(judge, images[1], "a red circle"), abs=1e-6)
+    assert found[1][0] == pytest.approx(by_hand(filter_, images[1], "a red circle"), abs=1e-6)
 
 
-def test_an_image_is_scored_alike_in_any_batch_and_order(judge: Filter, images: Tensor) -> None:
-    found = judge.score(images, TEXTS)
+def test_an_image_is_scored_alike_in_any_batch_and_order(filter_: FusionFilter, images: Tensor) -> None:
+    found = scored(filter_, images, TEXTS)
     for order in ([3, 1, 0, 2], [2, 0], [1]):
         some = [i for i in order if i < len(TEXTS)]
-        again = judge.score(images[some], [TEXTS[i][::-1] for i in some])
+        again = scored(filter_, images[some], [TEXTS[i][::-1] for i in some])
         for i, own in zip(some, again, strict=True):
             np.testing.assert_allclose(own[::-1], found[i], atol=1e-6)
 
 
 @pytest.mark.parametrize("most", [1, 4, 5])
 def test_many_texts_are_read_some_at_a_time(
-    judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch, most: int
+    filter_: FusionFilter, images: Tensor, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    wanted = judge.score(images, TEXTS)
-    monkeypatch.setattr("capfilt.inference.filters.fusion.MOST", most)
-    for keys in (None, judge.model.image_context(images, "encoder")):
-        for own, other in zip(judge.score(images, TEXTS, keys), wanted, strict=True):
+    wanted = scored(filter_, images, TEXTS)
+    monkeypatch.setattr("capfilt.inference.filters.dual_encoder.MAX_TEXTS", most)
+    for keys in (None, filter_.model.image_context(images, "encoder")):
+        for own, other in zip(scored(filter_, images, TEXTS, keys), wanted, strict=True):
             np.testing.assert_allclose(own, other, atol=1e-6)
 
 
-def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_work_is_done_twice(filter_: FusionFilter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten alike captions of an image are read beside it once; a text that images share is read alone once."""
     read: list[tuple[int, bool]] = []
     cls_states = TextTransformer.cls_states
@@ -92,55 +105,55 @@ def test_no_work_is_done_twice(judge: Filter, images: Tensor, monkeypatch: pytes
         return cls_states(self, ids, lengths, *image)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TextTransformer, "cls_states", noted)
-    found = judge.score(images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
-    red, photo = (int(judge.tokenizer.encode([text], 16)[1].sum()) for text in ("a red circle", "photo"))
+    found = scored(filter_, images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
+    red, photo = (int(filter_.tokenizer.encode([text], 16)[1].sum()) for text in ("a red circle", "photo"))
     assert sorted(read) == [(red + photo, False), (2 * (red + photo), True)], "padding is no work either"
     assert len(set(found[0])) == 2
     assert found[0][0] == found[0][9]
 
 
 def test_keys_that_are_there_are_not_projected_again(
-    judge: Filter, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    filter_: FusionFilter, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = judge.model.image_context(images, "encoder")
-    wanted = judge.score(images, TEXTS)
+    keys = filter_.model.image_context(images, "encoder")
+    wanted = scored(filter_, images, TEXTS)
     monkeypatch.delattr(Blip, "image_context")
-    assert judge.score(images, TEXTS, keys) == wanted
+    assert scored(filter_, images, TEXTS, keys) == wanted
 
 
-def test_trap_1_pairs_are_judged_at_enc(judge: Filter, images: Tensor) -> None:
-    cls = judge.tokenizer.cls
+def test_trap_1_pairs_are_judged_at_enc(filter_: FusionFilter, images: Tensor) -> None:
+    cls = filter_.tokenizer.cls
     gaps = [
-        abs(judge.score(image[None], [[text]])[0][0][0] - by_hand(judge, image, text, first=cls)[0])
+        abs(scored(filter_, image[None], [[text]])[0][0][0] - by_hand(filter_, image, text, first=cls)[0])
         for image, (text, *_) in zip(images, TEXTS, strict=True)
     ]
     assert max(gaps) > 0.01
 
 
-def test_texts_are_cleaned_first(judge: Filter, images: Tensor) -> None:
-    same = judge.score(images[:1], [["a red circle", "A Red CIRCLE!!"]])[0]
+def test_texts_are_cleaned_first(filter_: FusionFilter, images: Tensor) -> None:
+    same = scored(filter_, images[:1], [["a red circle", "A Red CIRCLE!!"]])[0]
     assert same[0] == same[1]
 
 
-def test_features_are_what_the_cosine_is_of(judge: Filter, images: Tensor) -> None:
+def test_features_are_what_the_cosine_is_of(filter_: FusionFilter, images: Tensor) -> None:
     texts = [own[-1] for own in TEXTS]
-    image, text = judge.image_features(images), judge.text_features(texts)
+    image, text = filter_.image_features(images), filter_.text_features(texts)
     assert image.shape == text.shape == (4, 8)
-    wanted = [own[0][1] for own in judge.score(images, [[t] for t in texts])]
+    wanted = [own[0][1] for own in scored(filter_, images, [[t] for t in texts])]
     np.testing.assert_allclose((image * text).sum(axis=1), wanted, atol=1e-6)
 
 
-def test_the_match_logit_is_the_positive_column(judge: Filter, images: Tensor) -> None:
+def test_the_match_logit_is_the_positive_column(filter_: FusionFilter, images: Tensor) -> None:
     texts = [own[0] for own in TEXTS]
-    found = judge.match_logits(images, texts)
-    ids, mask = (torch.from_numpy(x) for x in judge.tokenizer.encode([clean_caption(t) for t in texts], 16))
-    model = judge.model
+    found = filter_.match_logits(images, texts)
+    ids, mask = (torch.from_numpy(x) for x in filter_.tokenizer.encode([clean_caption(t) for t in texts], 16))
+    model = filter_.model
     logits = model.match(model.fuse(ids, mask, model.image_context(images, "encoder"))).detach()
     np.testing.assert_allclose(found, logits[:, 1].numpy(), atol=1e-6)
-    itm = [own[0][0] for own in judge.score(images, [[t] for t in texts])]
+    itm = [own[0][0] for own in scored(filter_, images, [[t] for t in texts])]
     np.testing.assert_allclose(logits.softmax(dim=1)[:, 1].numpy(), itm, atol=1e-6)
 
 
 def test_it_asks_for_the_encoder(small_blip: MakeBlip) -> None:
-    assert small_blip(roles=("encoder",)).capabilities >= NEEDS
-    assert not small_blip(roles=("decoder",)).capabilities >= NEEDS
+    assert small_blip(roles=("encoder",)).capabilities >= {*NEEDS["filter"], "fuse"}
+    assert not small_blip(roles=("decoder",)).capabilities >= NEEDS["filter"]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.inference.captioners.local import Captioner
+from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.generation import beam
 from capfilt.inference.generation.beam import beam_search
 from capfilt.inference.generation.decode import DecodeConfig, generate
+from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
 from capfilt.models.layers.image_context import ImageContext
 
@@ -113,11 +114,11 @@ def test_images_whose_texts_are_found_leave(
         return step(self, ids_BT, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Blip, "decode_step", noted)
-    monkeypatch.setattr(beam, "asks", lambda _device, step: step % every == every - 1)
+    monkeypatch.setattr(beam, "is_poll_step", lambda _device, step: step % every == every - 1)
     leaving = beam_search(model, keys(model, pixels), PROMPT, END, settings, texts=3)
     assert fed[0] == 32
     assert fed[-1] < 24, "no image has left"
-    monkeypatch.setattr(beam, "asks", lambda _device, _step: False)
+    monkeypatch.setattr(beam, "is_poll_step", lambda _device, _step: False)
     assert beam_search(model, keys(model, pixels), PROMPT, END, settings, texts=3) == leaving
 
 
@@ -142,8 +143,9 @@ def test_a_captioner_gives_the_best_of_its_beams(small_blip: MakeBlip, pixels: T
     with torch.no_grad():
         tokens = model.encode_image(pixels)
     settings = DecodeConfig(method="beam", beams=4, max_length=10, prompt="a picture of ")
-    three = Captioner(model, tokenizer, settings, captions=3).write(tokens, list("abcdefgh"), seed=0, round_=0)
-    one = Captioner(model, tokenizer, settings).write(tokens, list("ABCDEFGH"), seed=9, round_=2)
+    local = LocalModel(model, tokenizer)
+    three = LocalCaptioner(local, settings, captions=3).write(tokens, list("abcdefgh"))
+    one = LocalCaptioner(local, settings, seed=9, round_=2).write(tokens, list("ABCDEFGH"))
     assert [own[:1] for own in three] == one
     assert all(len(own) == 3 for own in three)
     assert not any("picture" in text for text in one[0])

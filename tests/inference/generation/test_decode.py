@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capfilt.inference.generation import decode
 from capfilt.inference.generation.beam import beam_search
-from capfilt.inference.generation.decode import DecodeConfig, choose, generate, uniforms
+from capfilt.inference.generation.decode import DecodeConfig, generate, next_token, uniforms
 from capfilt.models import Blip, Blip2
 
 MakeBlip = Callable[..., Blip]
@@ -140,7 +140,7 @@ class TestTextsThatEndedLeave:
     def test_and_nothing_else_changes(
         self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch, candidates: int, every: int
     ) -> None:
-        monkeypatch.setattr(decode, "asks", lambda _device, step: step % every == every - 1)
+        monkeypatch.setattr(decode, "is_poll_step", lambda _device, step: step % every == every - 1)
         fed = rows_fed(model, monkeypatch)
         rows = len(images) * candidates
         draws = np.random.default_rng(candidates).random((rows, 19))
@@ -175,7 +175,7 @@ class TestTextsThatEndedLeave:
             some = keys.select(slice(rows))
             found = generate(model, some, prompt, SEP, self.CONFIG, torch.from_numpy(draws[:rows]))
             assert found == [slow_text(model, images[i], prompt, self.CONFIG, draws[i]) for i in range(rows)]
-            assert min(fed) >= decode.FEWEST
+            assert min(fed) >= decode.MIN_ROWS
 
     def test_a_batch_does_not_shrink_below_what_libraries_multiply_alike(
         self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch
@@ -183,7 +183,7 @@ class TestTextsThatEndedLeave:
         fed = rows_fed(model, monkeypatch)
         draws = torch.from_numpy(np.random.default_rng(0).random((12, 19)))
         generate(model, model.image_context(images, "decoder"), [model.config.text.dec], SEP, self.CONFIG, draws)
-        assert min(fed) >= decode.FEWEST
+        assert min(fed) >= decode.MIN_ROWS
 
 
 @pytest.mark.parametrize("method", ["nucleus", "beam"])
@@ -236,7 +236,7 @@ class TestChoose:
     def test_draws_the_nucleus(self, config: DecodeConfig) -> None:
         draws = np.concatenate([uniforms(0, 0, str(uid), 0, 100) for uid in range(200)])
         logits = torch.tensor(self.LOGITS).expand(len(draws), -1)
-        counts = choose(logits, config, torch.from_numpy(draws)).bincount(minlength=8).tolist()
+        counts = next_token(logits, config, torch.from_numpy(draws)).bincount(minlength=8).tolist()
         nucleus = slow_nucleus(list(self.LOGITS), config)
         assert {i for i, n in enumerate(counts) if n} == set(nucleus)
         if len(nucleus) > 1:
@@ -246,25 +246,25 @@ class TestChoose:
         logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
         edge = torch.tensor([1 - 1e-9], dtype=torch.double)
         for p, last in ((0.4, 0), (0.6, 1), (0.79, 1), (0.81, 2), (0.96, 3), (1.0, 3)):
-            assert choose(logits, DecodeConfig(top_p=p), edge).tolist() == [last]
-            assert choose(logits, DecodeConfig(top_p=p), edge * 0).tolist() == [0]
+            assert next_token(logits, DecodeConfig(top_p=p), edge).tolist() == [last]
+            assert next_token(logits, DecodeConfig(top_p=p), edge * 0).tolist() == [0]
 
     def test_what_may_not_be_written_is_not_drawn(self) -> None:
         logits = torch.tensor([[1.0, -torch.inf, 0.9]]).expand(50, -1)
-        drawn = choose(logits, DecodeConfig(top_p=1.0), torch.linspace(0, 1 - 1e-9, 50, dtype=torch.double))
+        drawn = next_token(logits, DecodeConfig(top_p=1.0), torch.linspace(0, 1 - 1e-9, 50, dtype=torch.double))
         assert set(drawn.tolist()) == {0, 2}
 
     def test_greedy_ignores_the_draw(self) -> None:
         logits = torch.tensor([self.LOGITS[::-1]] * 3)
         draws = torch.tensor([0.0, 0.5, 0.99], dtype=torch.double)
-        assert choose(logits, DecodeConfig(method="greedy"), draws).tolist() == [7, 7, 7]
+        assert next_token(logits, DecodeConfig(method="greedy"), draws).tolist() == [7, 7, 7]
 
     def test_trap_7_nothing_narrows_the_nucleus_unasked(self) -> None:
         config = DecodeConfig()
         assert (config.method, config.top_p, config.top_k) == ("nucleus", 0.9, 0)
         assert (config.repetition_penalty, config.temperature, config.prompt) == (1.0, 1.0, "")
         flat, draws = torch.zeros(1000, 1000), torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.double)
-        assert len(set(choose(flat, config, draws).tolist())) == pytest.approx(900, abs=2)
+        assert len(set(next_token(flat, config, draws).tolist())) == pytest.approx(900, abs=2)
 
 
 class TestUniforms:

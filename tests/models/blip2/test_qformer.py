@@ -34,7 +34,7 @@ def slow(qformer: QFormer, ids: Tensor, tokens: Tensor, visible: Tensor) -> Tens
     words = qformer.words(ids) + qformer.positions.weight[: len(ids)]
     x = qformer.norm(torch.cat([qformer.query_tokens[0], words]))[None]
     for n, layer in enumerate(qformer.layers):
-        x = layer.self_attention(x, layer.own_keys(x), visible[None, None])
+        x = layer.self_attention(x, layer.self_keys_values(x), visible[None, None])
         queries, words = x[:, :Q], x[:, Q:]
         if n % 2 == 0:
             queries = layer.cross_attention(queries, layer.cross_attention.block.keys_values(tokens[None]))

@@ -146,7 +146,7 @@ def test_with_both_roles_pretrained_the_model_needs_no_decoder(
 @pytest.mark.parametrize(
     ("sets", "code", "message"),
     [
-        (["filter.pretrained=FOLDER/round-1/captioner"], 2, "cannot be the filter: it cannot encode_text, fuse"),
+        (["filter.pretrained=FOLDER/round-1/captioner"], 2, "cannot be the filter: it cannot encode_text. "),
         (["captioner.pretrained=FOLDER/round-1/filter"], 2, "cannot be the captioner: it cannot decode"),
         (["filter.pretrained=FOLDER/data"], 1, "data is no model; what can be read"),
         (["filter.pretrained=FOLDER/round-0", "filter.steps=4"], 2, "unknown key 'filter.steps'. Allowed here: pretr"),

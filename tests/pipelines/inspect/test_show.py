@@ -78,7 +78,6 @@ def test_a_yaml_of_one_s_own_is_what_it_extends_or_what_its_keys_say(
         (["absent.yaml"], "there is no file absent.yaml"),
         (["demo", "--set", "select.threshold=calibrated", "--set", "data.world.val=0"], "needs validation pairs"),
         (["demo", "--set", "pretrain.loader.batch_size=33"], "cannot be split over"),
-        (["demo", "--set", "captioner.image_size=64"], "the captioner looks at pictures of 64 px and the filter of 32"),
         (["demo", "--set", "captioner.objectives.losses={itm: 1}"], "captioner: objective 'itm' needs"),
         (["demo", "--set", "data.web=shards/"], "both the embedded world and shards (web)"),
         (["demo", "--set", "data.world=null", "--set", "data.web=s/"], "`human` shards and `web` shards"),

@@ -1,0 +1,128 @@
+"""A filter that encodes images and texts apart and compares them: it gives itc, the cosine, and no itm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from capfilt.data.images.preprocess import ImageFormat
+from capfilt.data.text.tokenizer import MAX_CHARACTERS
+from capfilt.inference.batches import Images
+from capfilt.inference.interface import Scores
+from capfilt.inference.local_model import LocalModel
+from capfilt.models.layers.image_context import ImageContext
+
+MAX_TEXTS = 2048
+"""Texts that are read at a time, or those of one image."""
+
+
+class DualEncoderFilter:
+    """Scores texts of images by itc = cosine in [-1, 1]."""
+
+    given: ClassVar[tuple[str, ...]] = ("itc",)
+    """The scores that it gives."""
+
+    def __init__(self, local: LocalModel, max_length: int = 35):
+        self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
+        self.max_length = max_length
+
+    @property
+    def image_formats(self) -> tuple[ImageFormat, ...]:
+        """The pictures that the model reads."""
+        return (self.local.image_format,)
+
+    @torch.inference_mode()
+    def prepare(self, images: Images) -> None:
+        """Encode the images."""
+        self.local.image_tokens(images)
+
+    @torch.inference_mode()
+    def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:
+        """The scores of each image's texts."""
+        return self.score_tokens(self.local.image_tokens(images), texts)
+
+    @torch.inference_mode()
+    def score_tokens(
+        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], context: ImageContext | None = None
+    ) -> Scores:
+        """`score` from image tokens; `context` is what texts attend to of the images, where that is known already.
+
+        A text is read once with each image that has it, however often it has it, and once in the whole batch without
+        an image.
+        """
+        half = len(texts) // 2
+        if half and sum(map(len, texts)) > MAX_TEXTS:
+            parts = [
+                self.score_tokens(tokens_BND[part], texts[part], None if context is None else context.select(part))
+                for part in (slice(half), slice(half, None))
+            ]
+            return {name: _joined(scores[name] for scores in parts) for name in parts[0]}
+        cleaned = [[self.tokenizer.clean(text) for text in of_image] for of_image in texts]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(text for of_image in cleaned for text in of_image))}
+        if not numbers:
+            return {name: [[] for _ in texts] if name in self.given else None for name in ("itm", "itc")}
+        ids, lengths = self.token_ids(list(numbers))
+        cosines = self.cosines(tokens_BND, ids, lengths)
+        itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, cosines, strict=True)]
+        return {"itm": self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), "itc": itc}
+
+    def matches(
+        self,
+        tokens_BND: Tensor,
+        texts: Sequence[Sequence[str]],
+        numbers: Mapping[str, int],
+        ids_TL: Tensor,
+        lengths: Sequence[int],
+        context: ImageContext | None,
+    ) -> list[list[float]] | None:
+        """P(match) of each image's texts, whose token ids are `ids_TL[numbers[text]]`; None, since none is given."""
+        return None
+
+    def cosines(self, tokens_BND: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> list[list[float]]:
+        """The cosine of every image and every text, [B][T]."""
+        text = self.model.project_text(self.model.encode_cls(ids_TL, lengths)).float()
+        image = self.model.project_image(tokens_BND).float()
+        cosines: list[list[float]] = self.model.similarity(image, text).clamp(-1, 1).tolist()
+        return cosines
+
+    def reads_all(self, text: str) -> bool:
+        """Whether a text is scored by all of it, not by its first words or tokens only."""
+        words = self.tokenizer.clean(text, max_words=MAX_CHARACTERS)
+        if len(text) > MAX_CHARACTERS or words != self.tokenizer.clean(text):
+            return False
+        ids, _ = self.tokenizer.encode([words], self.max_length + 1)
+        return len(ids[0]) <= self.max_length
+
+    @torch.inference_mode()
+    def image_features(self, tokens_BND: Tensor) -> np.ndarray:
+        """Image tokens -> unit vectors [B, projection], or several of each image [B, Q, projection] (BLIP-2)."""
+        features: np.ndarray = self.model.project_image(tokens_BND).float().cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> unit vectors [B, projection]."""
+        ids, lengths = self.token_ids([self.tokenizer.clean(text) for text in texts])
+        features: np.ndarray = self.model.project_text(self.model.encode_cls(ids, lengths)).float().cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def similarities(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Features of images and of texts -> cosines [images, texts]."""
+        cosines: np.ndarray = self.model.similarity(torch.from_numpy(image), torch.from_numpy(text)).numpy()
+        return cosines
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Padded ids [T, L] of texts that are cleaned, and the length of each."""
+        ids, mask = self.tokenizer.encode(texts, self.max_length)
+        return torch.from_numpy(ids).to(self.local.device), mask.sum(axis=1).tolist()
+
+
+def _joined(parts: Iterable[list[list[float]] | None]) -> list[list[float]] | None:
+    """The values of one score from parts of a batch; None where it is not given."""
+    values = [of_image for part in parts if part is not None for of_image in part]
+    return values or None

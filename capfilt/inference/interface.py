@@ -1,0 +1,49 @@
+"""The two roles: a captioner writes texts for images, a filter says how well texts match them.
+
+Both begin at decoded pictures. Each says which pictures it reads (`image_formats`); captioner and filter may differ in
+size, resize rule, normalisation and tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from capfilt.data.images.preprocess import ImageFormat
+from capfilt.data.sample import Sample
+from capfilt.inference.batches import Images
+
+Scores = dict[str, list[list[float]] | None]
+"""By the name of a score, its values of each image's texts: "itm" = P(match) in [0, 1], "itc" = cosine in [-1, 1].
+None for a score that the filter does not give."""
+
+
+class Captioner(Protocol):
+    """Writes texts for images."""
+
+    @property
+    def image_formats(self) -> tuple[ImageFormat, ...]:
+        """The pictures that it reads; none for one that reads the bytes of a sample."""
+
+    def prepare(self, images: Images) -> None:
+        """Compute what depends on the images alone, so that its time is not counted as that of the texts."""
+
+    def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[str]]:
+        """Some texts for each image, as many for each; `samples` are those of the images, in their order."""
+
+
+class Filter(Protocol):
+    """Scores texts of images."""
+
+    @property
+    def image_formats(self) -> tuple[ImageFormat, ...]:
+        """The pictures that it reads; none for one that reads the bytes of a sample."""
+
+    def prepare(self, images: Images) -> None:
+        """Compute what depends on the images alone, so that its time is not counted as that of the texts."""
+
+    def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:
+        """The scores of each image's texts, any number of them; an image may have none."""
+
+    def reads_all(self, text: str) -> bool:
+        """Whether a text is scored by all of it, not by its first words or tokens only."""
