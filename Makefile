@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Tests start a hundred processes, each of which would compile capfilt anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: .venv demo test test-slow test-faults check audit format clean
 
 .venv: .venv/.stamp

@@ -63,19 +63,24 @@ SHAKY = pytest.param(10, id="every-tenth-fails")
 
 
 @pytest.fixture(params=[SOUND, SHAKY])
-def bucket(request: pytest.FixtureRequest, web: Path) -> Iterator[str]:
-    """A bucket with the 40 shards."""
+def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty bucket."""
     with server(request.param):
-        files = s3fs.S3FileSystem()
-        files.mkdir("capfilt")
-        files.put(str(web) + "/", "capfilt/web/", recursive=True)
+        s3fs.S3FileSystem().mkdir("capfilt")
         yield "s3://capfilt"
 
 
-def test_shards_are_found_read_and_told_apart(bucket: str, web: Path) -> None:
-    braces = shards.expand(f"{bucket}/web/{{00000..00039}}.tar")
-    assert braces == shards.expand(f"{bucket}/web/*.tar") == shards.expand(f"{bucket}/web")
-    assert braces[7] == f"{bucket}/web/00007.tar"
+@pytest.fixture
+def web_on_s3(bucket: str, web: Path) -> str:
+    """The 40 shards, in the bucket."""
+    s3fs.S3FileSystem().put(str(web) + "/", "capfilt/web/", recursive=True)
+    return f"{bucket}/web"
+
+
+def test_shards_are_found_read_and_told_apart(bucket: str, web_on_s3: str, web: Path) -> None:
+    braces = shards.expand(f"{web_on_s3}/{{00000..00039}}.tar")
+    assert braces == shards.expand(f"{web_on_s3}/*.tar") == shards.expand(web_on_s3)
+    assert braces[7] == f"{web_on_s3}/00007.tar"
     assert list(shards.read(braces[7])) == list(shards.read(str(web / "00007.tar")))
     before = shards.stat(braces[7])
     assert before["size"] == (web / "00007.tar").stat().st_size
@@ -103,10 +108,10 @@ def test_a_large_shard_comes_and_goes_in_parts(bucket: str, tmp_path: Path) -> N
 
 
 def test_a_run_on_shards_of_s3(
-    bucket: str, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], request: Any
+    web_on_s3: str, driver: Callable[..., Any], record: Any, undisturbed: dict[str, bytes], request: Any
 ) -> None:
     row = record.begin(f"shards on S3 ({request.node.callspec.id})")
-    run = driver(shards=f"{bucket}/web")
+    run = driver(shards=web_on_s3)
     run.run()
     made = {name: data for name, data in run.outputs().items() if name.startswith("annotations")}
     row.survived += len(run.outputs()) == 80
@@ -129,10 +134,10 @@ def settled(out: RemotePath) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_run_folder_on_s3(bucket: str, driver: Callable[..., Any], record: Any, request: Any) -> None:
+def test_a_run_folder_on_s3(bucket: str, web_on_s3: str, driver: Callable[..., Any], record: Any, request: Any) -> None:
     """Byte for byte what the same run leaves in a folder; and all who look see it."""
     row = record.begin(f"a run folder on S3 ({request.node.callspec.id})")
-    there, here = driver(shards=f"{bucket}/web", out=f"{bucket}/run"), driver(shards=f"{bucket}/web")
+    there, here = driver(shards=web_on_s3, out=f"{bucket}/run"), driver(shards=web_on_s3)
     here.run()
     there.run()
     row.survived += len(there.outputs()) == 80

@@ -324,18 +324,28 @@ RUNS: dict[str, Callable[[], Tree]] = {"whole": whole, "resume": resume}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuts", action="store_true", help="cut new runs too; only with the commit that is to be held")
-    parser.add_argument("what", nargs="?", help="for the tests: one of the runs, in the working directory")
+    parser.add_argument("what", nargs="*", help="for the tests: one of the runs, or several, each in its folder")
     given = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in AVX2.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **AVX2})
-    if given.what in RUNS:
-        json.dump(RUNS[given.what](), sys.stdout)
-    elif given.what in PLACES:
-        cut(given.what)
-    elif given.what is None:
+    if unknown := [what for what in given.what if what not in (*RUNS, *PLACES)]:
+        parser.error(f"found {unknown[0]}, allowed: {', '.join((*RUNS, *PLACES))}")
+    if not given.what:
         regenerate(given.cuts)
+    elif given.what[0] in PLACES:
+        cut(given.what[0])
     else:
-        parser.error(f"found {given.what}, allowed: {', '.join((*RUNS, *PLACES))}")
+        json.dump({what: in_folder(what) for what in given.what}, sys.stdout)
+
+
+def in_folder(what: str) -> Tree:
+    """Do one of `RUNS` in the folder of its name."""
+    home = os.getcwd()
+    os.chdir(what)
+    try:
+        return RUNS[what]()
+    finally:
+        os.chdir(home)
 
 
 def regenerate(cuts: bool) -> None:
@@ -343,32 +353,39 @@ def regenerate(cuts: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         if cuts:
+            provide(work)
             for name in PLACES:
-                if (code := begin(name, work).returncode) != -signal.SIGKILL:
+                if (code := begin(work, name).returncode) != -signal.SIGKILL:
                     sys.exit(f"{name} left with {code}")
             pack([work / name for name in PLACES])
-        for what in RUNS:
-            (work / what).mkdir()
-        write("runs", made("whole", work))
-        write("cuts", {"kept": {name: found["kept"] for name, found in made("resume", work).items()}})
+        found = made(work)
+        write("runs", found["whole"])
+        write("cuts", {"kept": {name: run["kept"] for name, run in found["resume"].items()}})
 
 
-def begin(what: str, work: Path) -> subprocess.CompletedProcess[str]:
-    """Do one of `RUNS` or `PLACES` in another process, in the folder `work`."""
-    for path in (*HERE.glob("*.yaml"), *HERE.glob(CUTS.name)):
-        shutil.copy(path, work)
-    return subprocess.run([sys.executable, __file__, what], cwd=work, stdout=subprocess.PIPE, text=True)
+def begin(work: Path, *what: str) -> subprocess.CompletedProcess[str]:
+    """Do some of `RUNS`, or one of `PLACES`, in another process."""
+    return subprocess.run([sys.executable, __file__, *what], cwd=work, capture_output=True, text=True, check=False)
 
 
-def made(what: str, work: Path) -> Tree:
-    """What came of one of `RUNS`."""
-    done = begin(what, work / what)
+def made(work: Path) -> Tree:
+    """What came of all `RUNS`, which are made in folders of `work`."""
+    for what in RUNS:
+        provide(work / what)
+    done = begin(work, *RUNS)
     if done.returncode:
-        sys.exit(f"{what} left with {done.returncode}")
+        sys.exit(f"it left with {done.returncode}: {done.stderr}")
     found: Tree = json.loads(done.stdout)
     if wrong := re.findall(r"left with \d.*?\\n|left with \d.*?\"", done.stdout):
-        sys.exit(f"{what}: {wrong[0]}")
+        sys.exit(wrong[0])
     return found
+
+
+def provide(folder: Path) -> None:
+    """Make a folder with what the runs begin from."""
+    folder.mkdir(exist_ok=True)
+    for path in (*HERE.glob("*.yaml"), *HERE.glob(CUTS.name)):
+        shutil.copy(path, folder)
 
 
 def write(name: str, found: Tree) -> None:

@@ -41,15 +41,19 @@ def elsewhere() -> str:
 pytestmark = pytest.mark.skipif(bool(elsewhere()), reason=elsewhere())
 
 
-def make(what: str, work: Path) -> dict[str, Any]:
-    """Have `make_run.py` do it in the folder `work`, in a process that computes as with AVX2 from its beginning."""
-    for path in (*GOLDENS.glob("*.yaml"), GOLDENS / "cuts.tar.xz"):
-        shutil.copy(path, work)
-    command = [sys.executable, str(GOLDENS.parent / "make_run.py"), what]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=280)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `make_run.py` makes, in one process that computes as with AVX2 from its beginning."""
+    work = tmp_path_factory.mktemp("made")
+    for what in ("whole", "resume"):
+        (work / what).mkdir()
+        for path in (*GOLDENS.glob("*.yaml"), GOLDENS / "cuts.tar.xz"):
+            shutil.copy(path, work / what)
+    command = [sys.executable, str(GOLDENS.parent / "make_run.py"), "whole", "resume"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    trees: dict[str, Any] = json.loads(done.stdout)
+    return trees
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -79,23 +83,23 @@ def differences(found: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if found == wanted else [f"{where.strip()}: found {str(found)[:200]}, wanted {str(wanted)[:200]}"]
 
 
-def test_every_verb_writes_what_it_wrote(tmp_path: Path) -> None:
+def test_every_verb_writes_what_it_wrote(made: dict[str, Any]) -> None:
     """bootstrap, annotate, select, evaluate, pretrain, download: all files, and what they say with --json."""
     wanted = golden("runs")
     wanted.pop("commit")
-    compare(make("whole", tmp_path), wanted)
+    compare(made["whole"], wanted)
 
 
-def test_runs_that_were_cut_go_on_to_the_bytes_of_an_uncut_one(tmp_path: Path) -> None:
+def test_runs_that_were_cut_go_on_to_the_bytes_of_an_uncut_one(made: dict[str, Any]) -> None:
     """Cut in round 1: in the captioner's training and in the model's, with states halfway, and between two shards."""
-    made, wanted = make("resume", tmp_path), golden("runs")
-    assert set(made) == set(TWICE)
+    resumed_runs, wanted = made["resume"], golden("runs")
+    assert set(resumed_runs) == set(TWICE)
     for name, twice in TWICE.items():
-        run = made[name]["run"]
+        run = resumed_runs[name]["run"]
         resumed = [line.pop("resumed", 0) for line in run.get(f"round-1/{name}/log.jsonl", [])]
         assert twice <= set(run)
         uncut = wanted["blip2" if name.startswith("stage-") else "bootstrap"]
         compare(*({k: tree[k] for k in tree if k not in twice} for tree in (run, uncut)))
         assert resumed == ([] if name == "annotate" else [0, 0, 2, 0])
     # What was there stayed: nothing that was committed was done again.
-    assert {name: made[name]["kept"] for name in made} == golden("cuts")["kept"]
+    assert {name: resumed_runs[name]["kept"] for name in resumed_runs} == golden("cuts")["kept"]
