@@ -44,6 +44,16 @@ def cores_come_back(patience: float = 20) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def pickled_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test module sends to a worker goes there whole: workers cannot import test modules."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
 @pytest.fixture(params=["local", "ray"])
 def session(request: pytest.FixtureRequest) -> Session:
     """The same test in this process and on Ray."""

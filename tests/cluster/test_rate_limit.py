@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -89,13 +88,7 @@ class Visits:
         return work
 
 
-@pytest.fixture(scope="module", autouse=True)
-def travels() -> Iterator[None]:
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 def test_all_workers_together_keep_to_the_rate(session: Session) -> None:

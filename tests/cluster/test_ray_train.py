@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,7 @@ from capfilt.cluster.ray_train import Fault, Trouble, _unanswered, _verdict, fit
 from capfilt.cluster.session import Session, connect
 from capfilt.errors import ClusterError, ModelError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def travels() -> Iterator[None]:
-    """Workers cannot import a test module: send its functions whole."""
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 def reduces(config: dict[str, Any]) -> None:

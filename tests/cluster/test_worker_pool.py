@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from capfilt.cluster import worker_pool as spreading
+from capfilt.cluster import worker_pool
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.worker_pool import Done, Resources, spread
 from capfilt.errors import ClusterError, DataError, ModelError
@@ -21,19 +20,7 @@ from capfilt.runs import deadline
 HALF = Resources(cpus=0.5)
 
 
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spreading, "ELSEWHERE", 2.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def travels() -> Iterator[None]:
-    """Workers cannot import a test module: send its classes whole."""
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 def once(marker: Path) -> bool:
@@ -167,8 +154,11 @@ def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Se
     assert len(set(job.calls("slow"))) == len(set(job.calls("slow-once"))) == 2
 
 
-def test_where_no_other_worker_is_left_the_same_one_tries_again(ray_session: Session, tmp_path: Path) -> None:
+def test_where_no_other_worker_is_left_the_same_one_tries_again(
+    ray_session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second worker dies of an item that is given up, and nothing is left for a new one, but for what crashed."""
+    monkeypatch.setattr(worker_pool, "ELSEWHERE", 2.0)
     job = Act(tmp_path)
     done = ends(spread(ray_session, job, ["crash-late", "die-later"], Resources(cpus=1, workers=2), tries=1))
     assert done["crash-late"].error is None

@@ -160,7 +160,7 @@ class TestInTheLoader:
         halves = [self.batches(small_world, 3, rank=rank, ranks=2) for rank in (0, 1)]
         for step in range(3):
             assert torch.equal(torch.cat([half[step].images for half in halves]), whole[step].images)
-            assert torch.equal(torch.cat([half[step].groups for half in halves]), whole[step].groups)
+            assert torch.equal(torch.cat([half[step].image_ids for half in halves]), whole[step].image_ids)
 
     def test_a_picture_looks_different_each_time(self, small_world: Path) -> None:
         views: dict[str, list[bytes]] = {}
