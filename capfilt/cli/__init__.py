@@ -1,6 +1,6 @@
-"""The command line: a verb is a module of `capfilt/pipelines/`.
+"""The command line: one function for each verb, which calls the public function of the same name.
 
-Heavy imports are inside the verbs, so that `--help` answers at once.
+torch and ray are imported inside the verbs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import download, jobs, models, run_folder, work
+from capfilt.cli import download, jobs, models, pipelines, run_folder
 from capfilt.cli.terminal import say
 from capfilt.printable import MAX_MESSAGE, printable
 
@@ -25,11 +25,11 @@ app = typer.Typer(
 )
 
 VERBS = (
-    work.bootstrap,
+    pipelines.bootstrap,
     download.download,
-    work.pretrain,
-    work.annotate,
-    work.select,
+    pipelines.pretrain,
+    pipelines.annotate,
+    pipelines.select,
     models.evaluate,
     models.show,
     run_folder.report,
@@ -43,11 +43,11 @@ VERBS = (
 )
 """In the order in which `--help` lists them."""
 
-# img2dataset's users write --url_col.
-_EITHER = {"token_normalize_func": lambda word: word.replace("_", "-")}
+# Users of img2dataset write --url_col.
+_UNDERSCORES = {"token_normalize_func": lambda word: word.replace("_", "-")}
 
 for _verb in VERBS:
-    app.command(context_settings=_EITHER)(jobs.sendable(_verb))
+    app.command(context_settings=_UNDERSCORES)(jobs.sendable(_verb))
 
 
 @app.callback(invoke_without_command=True)
@@ -61,7 +61,7 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
         code = app(standalone_mode=False)
-    except Exception as error:  # what the argument parser refuses is one line; where no verb was given, the help
+    except Exception as error:  # an error of the argument parser is one line; without a verb it is the help
         if not hasattr(error, "format_message") or not hasattr(error, "show"):
             raise
         if type(error).__name__ == "NoArgsIsHelpError":

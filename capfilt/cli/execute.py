@@ -1,4 +1,4 @@
-"""How a verb is run: its result printed, for people or as JSON; what a person can put right in one line."""
+"""Runs a verb: prints its result, for a person or as JSON, and turns errors and signals into exit codes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a batch system sends it some seconds before it kills: leave as on Ctrl-C."""
+    """SIGTERM, which a batch system sends some seconds before it kills: end as after Ctrl-C."""
 
 
 def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
-    """Run a verb and print its result; what a person can put right becomes one line and an exit code."""
+    """Run a verb and print its result; an error that its user can fix becomes one line and an exit code."""
     if logging.lastResort is not None:  # through which warnings go to stderr
         logging.lastResort.setFormatter(PrintableFormatter())
-    came: list[int] = []
-    with _signals(came):
-        result, short = _answer(work, as_json, debug, came)
+    received: list[int] = []
+    with _signals(received):
+        result, short = _answer(work, as_json, debug, received)
     if as_json:
         say_json(result, indent=1)
     elif show_result:
@@ -46,20 +46,20 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
         raise typer.Exit(ShortfallError.exit_code)
 
 
-def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: list[int]) -> tuple[Any, str]:
-    """The result of a verb, and what it falls short of."""
+def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, received: list[int]) -> tuple[Any, str]:
+    """The result of a verb, and the error message of a result that falls short ("" for none)."""
     from capfilt.runs.locking import lock
     from capfilt.runs.progress import Progress
 
-    # Ray tells of dead workers on stdout, which is the result's alone.
-    aside = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    # Ray reports dead workers on stdout, where only the result belongs.
+    output = redirect_stdout(sys.stderr) if as_json else nullcontext()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
-        with aside, lock.driving():
+        with output, lock.driving():
             return work(Progress(quiet=as_json)), ""
     except KeyboardInterrupt:
         say("interrupted: run the same command again to go on", err=True)
-        raise typer.Exit(143 if came[:1] == [signal.SIGTERM] else 130) from None
+        raise typer.Exit(143 if received[:1] == [signal.SIGTERM] else 130) from None
     except CapfiltError as error:
         if isinstance(error, ShortfallError) and error.result is not None:
             return error.result, str(error)
@@ -67,7 +67,7 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
             raise
         say(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
-    except OSError as error:  # a full disk, a folder that may not be written: the machine's fault, still one line
+    except OSError as error:  # a full disk, a folder without permission: not our bug, so it is one line too
         if debug:
             raise
         say(f"error: {error}; nothing that was committed is lost, run the same command again", err=True)
@@ -75,16 +75,16 @@ def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, came: l
 
 
 @contextmanager
-def _signals(came: list[int]) -> Iterator[None]:
-    """SIGINT and SIGTERM interrupt, even where this process was started to ignore or to block them, as CI runners,
-    a shell's `&` and Ray's jobs do. `came` gets their numbers: Ray makes a plain KeyboardInterrupt of what was raised.
+def _signals(received: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM interrupt, even if this process was started with them ignored or blocked, as CI runners, a
+    shell's `&` and Ray's jobs do. `received` gets their numbers: Ray replaces what was raised by KeyboardInterrupt.
     """
 
     def interrupt(number: int, _frame: object) -> None:
-        came.append(number)
+        received.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if came.count(number) == 1:  # `timeout` and batch systems send it to the process and then to its group
+        if received.count(number) == 1:  # `timeout` and batch systems send it to the process and then to its group
             raise Terminated
 
     before = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}

@@ -34,10 +34,12 @@ _PATH_OPTIONS = {
     "captioner": "--captioner", "filter_": "--filter", "annotations": "--annotations", "val": "--val",
 }  # fmt: skip
 
-Detach = Annotated[bool, typer.Option("--detach", help="With a cluster's http address: do not wait for the job's end.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="With a cluster's http address: do not wait until the job ends.")
+]
 There = Annotated[
     str | None,
-    typer.Option("--address", metavar="URL", help="Look there: http://HEAD:8265; RUN is a path of that cluster."),
+    typer.Option("--address", metavar="URL", help="Read it on a cluster: http://HEAD:8265; RUN is a path there."),
 ]
 Dashboard = Annotated[str, typer.Option("--address", metavar="URL", help="The dashboard of a Ray head.")]
 
@@ -47,13 +49,13 @@ def jobs(
         str | None, typer.Argument(help="A job to follow from its first line; without it, list all.")
     ] = None,
     address: Dashboard = "http://127.0.0.1:8265",
-    stop: Annotated[bool, typer.Option("--stop", help="End the job; what it committed stays.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the job; what it committed stays.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The commands that a cluster was sent by `--address http://...`: which, since when, how it ended.
+    """List the commands that were sent to a cluster by `--address http://...`, or follow one.
 
-    Leaves with the exit code of the job it followed. Ctrl-C leaves, and the job goes on; a second one ends the job.
+    Exits with the exit code of the job it followed. After Ctrl-C the job goes on; a second Ctrl-C stops it.
 
     Example: `capfilt jobs --address http://head:8265`
     """

@@ -1,4 +1,4 @@
-"""The verbs that look at a model, a recipe or a machine; they change nothing that was made."""
+"""The verbs about a model, a recipe or this machine: evaluate, export, show, bench."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Retrieval, captioning and filter figures of a model.
+    """Evaluate a model: retrieval, captioning and filter metrics.
 
     Example: `capfilt evaluate runs/demo/round-2/pretrain/checkpoint runs/demo/data/test`
     """
@@ -53,14 +53,14 @@ def evaluate(
 
 def export(
     model: Annotated[str, typer.Argument(help="A model folder, a .pth of BLIP, or a name on the Hugging Face hub.")],
-    out: Annotated[str, typer.Option("--out", help="A new folder of this machine for it.")],
+    out: Annotated[str, typer.Option("--out", help="A new folder on this machine.")],
     form: Annotated[
         str, typer.Option("--as", help="hf: for transformers; pth: BLIP's own names; capfilt: as trained here.")
     ] = "hf",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as transformers' `from_pretrained`, or BLIP's own code, reads it.
+    """Write a model in the format of transformers' `from_pretrained` or of BLIP's own code.
 
     Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
     """
@@ -81,7 +81,7 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a recipe in full, every default spelled out, after checking that its parts meet.
+    """Print a recipe with all its defaults, after checking that its parts fit together.
 
     Example: `capfilt show demo --set seed=1`; `capfilt show blip/base`
     """
@@ -104,7 +104,7 @@ def bench(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """How fast a stage is on this machine, and where its time goes; models and pictures are made up.
+    """Measure how fast a stage is on this machine and how its time is spent, on random models and pictures.
 
     Example: `capfilt bench annotate --set captions=10 --json`
     """

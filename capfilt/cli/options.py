@@ -13,26 +13,26 @@ Out = Annotated[
 Fork = Annotated[
     str | None,
     typer.Option(
-        "--fork", metavar="NEW_OUT", help="Begin a new run there that takes over from --out whatever still holds."
+        "--fork", metavar="NEW_OUT", help="Begin a new run there that takes over from --out whatever is still valid."
     ),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")]
 Address = Annotated[
     str,
     typer.Option(
-        help="start: a Ray of its own; auto, HOST:PORT or ray://...: a running one; local: this process, no Ray;"
-        " http://HEAD:8265: there, as a job that outlives this command."
+        help="start: a new Ray on this machine; auto, HOST:PORT or ray://...: a running one; local: this process,"
+        " no Ray; http://HEAD:8265: a cluster, as a job that outlives this command."
     ),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="How many work side by side; 0: as many as fit.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Number of workers; 0: as many as fit.")]
 Cpus = Annotated[
-    float | None, typer.Option("--cpus", min=0.01, help="CPUs of each worker [default: 1; with local, all there are].")
+    float | None, typer.Option("--cpus", min=0.01, help="CPUs of each worker [default: 1; with local, all].")
 ]
 MinSuccess = Annotated[
     float,
     typer.Option(
-        "--min-success", min=0, max=1, help="Leave with 1 if a smaller share of the samples succeeds, or if none does."
+        "--min-success", min=0, max=1, help="Exit with 1 if a smaller share of the samples succeeds, or if none does."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

@@ -1,4 +1,4 @@
-"""The verbs that look into a run folder: how far it is, whether it holds, what became of an image."""
+"""The verbs that read a run folder: status, verify, explain, report, review."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 
 FetchInputs = Annotated[
     bool,
-    typer.Option("--fetch-inputs", help="Fetch shards that the run's plan names from elsewhere, too: do you trust it?"),
+    typer.Option(
+        "--fetch-inputs",
+        help="Also fetch shards that the run's plan names on other machines; only for a run that you trust.",
+    ),
 ]
-RunFolder = Annotated[str, typer.Argument(help="A run folder: what was an --out.")]
+RunFolder = Annotated[str, typer.Argument(help="A run folder: the --out of another command.")]
 
 
 def status(
     run: RunFolder,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again until the run ends; Ctrl-C leaves it.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch, a line for each look.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update until the run ends, or until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates of --watch.")] = 2,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --watch, one line for each update.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """How far a run is: per stage what is done, the rate, the time left, failures by reason. Needs no Ray.
+    """Show the progress of a run: per stage what is done, the rate, the time left, failures by reason. Needs no Ray.
 
     Example: `capfilt status runs/demo --watch`
     """
@@ -39,14 +44,14 @@ def status(
     def work(_show: Progress) -> Any:
         if watch:
             return watched(seen.record for seen in inspection.watch(run, every))
-        told = inspection.status(run).record
+        result = inspection.status(run).record
         if not as_json:
-            print_status(told)
-        return told
+            print_status(result)
+        return result
 
-    def watched(looks: Iterator[dict[str, Any]]) -> None:
+    def watched(statuses: Iterator[dict[str, Any]]) -> None:
         try:
-            watch_status(looks, as_json)
+            watch_status(statuses, as_json)
         except Terminated:
             raise
         except KeyboardInterrupt:  # how one leaves, and nothing was interrupted
@@ -58,18 +63,18 @@ def status(
 def verify(
     run: RunFolder,
     mend: Annotated[
-        bool, typer.Option("--mend", help="Withdraw what does not hold: the command that made it does it again.")
+        bool, typer.Option("--mend", help="Withdraw what differs, so that the command that wrote it does it again.")
     ] = False,
     inputs: Annotated[
-        bool, typer.Option("--inputs", help="Read the input shards again, too, and compare them with what was read.")
+        bool, typer.Option("--inputs", help="Also read the input shards again and compare them with what the run read.")
     ] = False,
     fetch_inputs: FetchInputs = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read again and hash everything that a run committed, check the balance, and name what does not hold.
+    """Read every file that a run committed, compare it with its sha256, check the counts, and name what differs.
 
-    Leaves with 1 where something does not hold, unless `--mend` withdrew it, and where an input has changed.
+    Exits with 1 if something differs, unless `--mend` withdrew it, or if an input has changed.
 
     Example: `capfilt verify runs/demo --mend`
     """
@@ -94,7 +99,7 @@ def explain(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What happened to one image: every text, its scores, which model wrote and judged it, the verdict and why.
+    """Show what happened to one image: every text, its scores, its models, the verdict and the reason.
 
     Example: `capfilt explain runs/demo 000000012`
     """
@@ -116,7 +121,7 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run as one HTML page: figures, charts, a gallery, a threshold to move. It needs no network.
+    """Write a run as one HTML page: metrics, charts, a gallery, a threshold to move. It needs no network.
 
     Example: `capfilt report runs/demo`
     """
@@ -132,13 +137,13 @@ def review(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 [default: any that is free].")] = 0,
     fetch_inputs: FetchInputs = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print two lines of JSON: the address, and in the end the result.")
+        bool, typer.Option("--json", help="Print two lines of JSON: the address, and at the end the result.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Serve the report with buttons, to this machine alone, and keep every click as a label in the run folder.
+    """Serve the report with buttons, to this machine alone, and store every click as a label in the run folder.
 
-    What was said sets a threshold where `capfilt select` is told to calibrate on labels.
+    `capfilt select --calibrate labels` sets a threshold on these labels.
 
     Example: `capfilt review runs/demo`
     """

@@ -1,4 +1,4 @@
-"""The verbs that do the work, in the order of the story: pairs come in, are cleaned, and train a model."""
+"""The verbs that run a pipeline into a run folder: bootstrap, pretrain, annotate, select."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ Gpus = Annotated[
 ]
 Limit = Annotated[
     float,
-    typer.Option(min=0, help="Seconds that a shard may take (on Ray it is then tried once more, elsewhere); 0: any."),
+    typer.Option(
+        min=0, help="Seconds that a shard may take; on Ray it is then tried once more on another node. 0: no limit."
+    ),
 ]
 
 
 class Calibration(StrEnum):
-    """What a threshold may be set on, beside validation pairs."""
+    """What a threshold may be calibrated on, besides validation pairs."""
 
     labels = "labels"
 
@@ -50,9 +52,9 @@ def bootstrap(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Caption, filter, pretrain, in rounds: the whole of CapFilt.
+    """Run CapFilt: caption, filter and pretrain, in rounds.
 
-    Example: `capfilt bootstrap --rounds 2`, the demo, on the embedded world;
+    Example: `capfilt bootstrap --rounds 2`, the demo on the embedded world;
     `capfilt bootstrap my.yaml --out runs/mine --set seed=1`.
     """
 
@@ -79,7 +81,7 @@ def pretrain(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Pretrain one model on shards, under Ray Train.
+    """Pretrain or fine-tune one model on shards, under Ray Train.
 
     Example: `capfilt pretrain blip-tiny --out runs/tiny --set 'data=shards/{00000..00009}.tar'`
     """
@@ -95,7 +97,7 @@ def pretrain(
 def annotate(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
     captioner: Annotated[str, typer.Option(help="Model folder that writes the texts.")],
-    filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them, and the web's.")],
+    filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them and the web texts.")],
     out: Out,
     captions: Captions = None,
     recipe: Annotated[
@@ -111,7 +113,7 @@ def annotate(
     cpus: Cpus = None,
     limit: Limit = 0,
     retry: Annotated[
-        str | None, typer.Option(metavar="failed", help="failed: do the shards again in which samples failed.")
+        str | None, typer.Option(metavar="failed", help="failed: repeat the shards in which samples failed.")
     ] = None,
     min_success: MinSuccess = 0,
     fork: Fork = None,
@@ -119,7 +121,7 @@ def annotate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write synthetic texts for images, score them and the web's, keep everything.
+    """Write synthetic texts for images and score them and the web texts.
 
     Example: `capfilt annotate shards/ --captioner CAP --filter FILT --out runs/a --captions 10`
     """
@@ -152,7 +154,9 @@ def select(
     shards: Annotated[list[str], typer.Argument(help="The shards that were annotated.")],
     annotations: Annotated[
         str,
-        typer.Option(help="What holds their annotations/: the --out of `capfilt annotate`, a round of a bootstrap."),
+        typer.Option(
+            help="The folder of their annotations/: the --out of `capfilt annotate`, or a round of a bootstrap."
+        ),
     ],
     out: Out,
     recipe: Annotated[
@@ -171,7 +175,9 @@ def select(
     filter_: Annotated[str | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
     by: Annotated[
         Calibration | None,
-        typer.Option("--calibrate", help="labels: set the threshold on what people said under `capfilt review`."),
+        typer.Option(
+            "--calibrate", help="labels: set the threshold on the labels that people gave in `capfilt review`."
+        ),
     ] = None,
     workers: Workers = 0,
     cpus: Cpus = None,
@@ -181,7 +187,7 @@ def select(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply a policy to annotations and write the cleaned shards; no model is touched.
+    """Apply a policy to annotations and write the cleaned shards; no model is needed.
 
     Example: `capfilt select shards/ --annotations runs/a --out runs/clean --set threshold=0.5`
     """
