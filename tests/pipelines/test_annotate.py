@@ -151,7 +151,7 @@ def test_a_touched_shard_is_compared_once_and_not_done_again(
     (web / "00002.tar").unlink()
     compared: list[str] = []
     look = shards.read_input
-    monkeypatch.setattr(shards, "input_now", lambda url: (compared.append(Path(url).name), look(url))[1])
+    monkeypatch.setattr(shards, "read_input", lambda url: (compared.append(Path(url).name), look(url))[1])
 
     def runs() -> tuple[str, str]:
         one = capfilt("annotate", web, *models(finished_run), "--out", tmp_path / "a")
