@@ -1,7 +1,6 @@
-"""Annotations: one Parquet per shard, one row per (key, text) with every score; policies read these only.
+"""Annotations: one Parquet per shard, one row per (key, text) with every score; policies read nothing else.
 
-A key that could not be read has a row as well (`status` failed, with its reason): the rows account for every
-input.
+A key that could not be read has a row as well (`status` failed, with its reason): the rows account for every input.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Annotation:
-    """One text of one image and what the models think of it; the fields are the columns of `SCHEMA`."""
+    """One text of one image with its scores; the fields are the columns of `SCHEMA`."""
 
     key: str
     uid: str
@@ -61,14 +60,14 @@ class Annotation:
     captioner: str
     """fingerprint of the model that wrote the text; "" for a text that came with the image"""
     filter: str
-    """fingerprint of the model that scored it; "" where none did"""
+    """fingerprint of the model that scored it; "" for none"""
     seed: int
     round: int
-    """the round that scored it; of a synthetic text that came with the image, the round that wrote it"""
+    """the round that scored it; for a synthetic text that came with the image, the round that wrote it"""
     status: str = "ok"
     """ok | failed"""
     reason: str = ""
-    """why it failed; of an ok row "", or a remark on its scores: there are none, or of a long text's beginning"""
+    """why it failed; for an ok row "", or a remark: it has no scores, or they are of a long text's beginning"""
 
 
 def check_size(num_rows: int, shard: str) -> None:
@@ -78,15 +77,14 @@ def check_size(num_rows: int, shard: str) -> None:
 
 
 def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
-    """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; return how many.
+    """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; returns their number.
 
-    The same rows give the same bytes, in whatever order they come, as long as (key, source, candidate) is
-    unique.
+    The same rows give the same bytes, in whatever order they come, as long as (key, source, candidate) is unique.
 
     Raises:
-        DataError: a row that breaks the contract (a score out of range or NaN, an unknown source or status, a
-            failed row without its reason, a text that is not UTF-8); the message names the key. More rows or bytes than
-            `read` reads.
+        DataError: a row that is not valid (a score out of range or NaN, an unknown source or status, a failed row
+            without its reason, a text that is not UTF-8); the message names the key. More rows or bytes than `read`
+            takes.
     """
     ordered = sorted(rows, key=lambda row: (row.key, row.source, row.candidate))
     for row in ordered:
@@ -95,7 +93,7 @@ def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
     try:
         columns = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
         table = pa.Table.from_pydict(columns, schema=SCHEMA)
-        if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # nobody could read it
+        if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # `read` would refuse it
             raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
         with atomic(storage_path(path)) as file:
             pq.write_table(table, file, compression="zstd")
@@ -105,44 +103,47 @@ def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
 
 
 def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read one shard's annotations, in bounded memory (`parquet.read`); `schema`: with columns of verdicts behind.
+    """Read one shard's annotations in bounded memory (`parquet.read`).
+
+    `schema`: the columns of the file, for one that has columns of verdicts too.
 
     Raises:
-        DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that breaks the contract.
+        DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that is not valid.
     """
     where = storage_path(path)
     columns = parquet.schema(where)
     if not columns.equals(schema):
-        found = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]
-        raise DataError(f"{path} holds other columns than annotations do: {found}. Annotate the shard again.")
+        shown = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]
+        raise DataError(f"{path} holds other columns than annotations do: {shown}. Annotate the shard again.")
     table = parquet.read(where)
-    if broken := next((name for name, holds in _contract(table) if not pc.all(holds, min_count=0).as_py()), None):
-        raise DataError(f"{path} has a row whose {broken} no annotation has. Annotate the shard again.")
+    if wrong := next((name for name, valid in _validity(table) if not pc.all(valid, min_count=0).as_py()), None):
+        raise DataError(f"{path} has a row whose {wrong} no annotation has. Annotate the shard again.")
     return table
 
 
-def _contract(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """What `write` sees to, by column; nothing is said of a null."""
+def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Which rows `write` would have written, by column; null for a null."""
     for name, allowed in (("source", SOURCES), ("status", STATUSES)):
         yield name, pc.is_in(table[name], pa.array(allowed, pa.string()))
     for name, low in (("itm", 0), ("itc", -1)):
-        yield name, pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], 1))  # not so NaN
+        yield name, pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], 1))  # false for NaN
     yield "candidate", pc.greater_equal(table["candidate"], 0)
 
 
 def rows(table: pa.Table) -> Iterator[Annotation]:
-    """Walk a table of annotations as rows, a batch at a time."""
+    """The rows of a table of annotations, converted a batch at a time."""
     for batch in table.to_batches(max_chunksize=1024):
         for values in batch.to_pylist():
             yield Annotation(**values)
 
 
 def failed(row: Annotation, reason: str) -> Annotation:
-    """The row that stands for a text that could not be annotated: no scores, only the reason."""
+    """The row of a text that could not be annotated: no scores, only the reason."""
     return Annotation(**{**asdict(row), "itm": None, "itc": None, "status": "failed", "reason": reason})
 
 
 def _problem(row: Annotation) -> str:
+    """What is not valid about a row, or ""."""
     if row.source not in SOURCES:
         return f"source '{row.source}'; allowed are {', '.join(SOURCES)}"
     if row.status not in STATUSES:

@@ -1,7 +1,7 @@
-"""Labels: what people said of texts, right or wrong, kept as lines in the run folder, and what they say of a threshold.
+"""Labels: people's verdicts on texts, right or wrong, kept as lines in the run folder; and the precision they imply.
 
-A label belongs to a picture and a text, not to a round or a score, so it holds wherever the same text meets the same
-picture again. The file is only ever appended to; the newest line about a text is the one that counts.
+A label belongs to a picture and a text, not to a round or a score, so it holds wherever the same text comes with the
+same picture again. The file is only appended to; of several lines about a text the newest counts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from capfilt.storage.remote_path import RemotePath
 
 FILE = "labels.jsonl"
 VERDICTS = ("right", "wrong", "none")
-"""none takes a label back."""
+"""none withdraws a label."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """One click."""
+    """One verdict of a person."""
 
     uid: str
     """of the picture"""
@@ -36,11 +36,11 @@ class Label:
     verdict: str
     """right | wrong | none"""
     at_random: bool
-    """whether the text was met in random order with no filter: only such labels stand for all texts"""
+    """whether the text was shown in random order and unfiltered: only such labels are a sample of all texts"""
 
 
-def home(folder: StoragePath) -> StoragePath:
-    """The run folder that annotations belong to: their own, or that of the bootstrap whose round they are."""
+def run_folder_of(folder: StoragePath) -> StoragePath:
+    """The run folder that annotations belong to: `folder` itself, or the bootstrap whose round it is."""
     inside = not (folder / "plan.json").is_file() and (folder.parent / "plan.json").is_file()
     return folder.parent if inside else folder
 
@@ -48,8 +48,11 @@ def home(folder: StoragePath) -> StoragePath:
 def append(folder: StoragePath, label: Label) -> None:
     """Add a label to the run folder, whole or not at all: one write, then an fsync.
 
-    A line that a kill cut short is ended first, so that it takes no other with it. On a store the file is written anew
-    with each label: there, one `capfilt review` at a time.
+    A line that a kill cut short is ended first, so that the new one stays readable. On a store the file is written anew
+    with each label, so that only one `capfilt review` may run at a time there.
+
+    Raises:
+        RunError: a verdict that is none of VERDICTS.
     """
     if label.verdict not in VERDICTS:
         raise RunError(f"a label is {', '.join(VERDICTS)}, not {label.verdict!r}.")
@@ -71,20 +74,24 @@ def append(folder: StoragePath, label: Label) -> None:
 
 
 def read(folder: StoragePath) -> dict[tuple[str, str], Label]:
-    """The labels of a run folder by (uid, text), those taken back left out; {} where there are none."""
+    """The labels of a run folder by (uid, text), without those that were withdrawn; {} where there are none.
+
+    Raises:
+        RunError: a whole line that is no label; one that a kill cut short is skipped.
+    """
     path = folder / FILE
-    found: dict[tuple[str, str], Label] = {}
+    labels: dict[tuple[str, str], Label] = {}
     for number, line in enumerate(documents.newest_lines(path, documents.LOG_BYTES), 1):
-        label = _parsed(line)
+        label = _parse(line)
         if label is not None:
-            found[label.uid, label.text] = label
+            labels[label.uid, label.text] = label
         elif line.endswith(b"}"):
             raise RunError(f"{path}, line {number} is no label: {line[:80]!r}; take the line out.")
-    return {key: label for key, label in found.items() if label.verdict != "none"}
+    return {key: label for key, label in labels.items() if label.verdict != "none"}
 
 
-def _parsed(line: bytes) -> Label | None:
-    """A line as a label; None for what a kill cut short, or for what is none."""
+def _parse(line: bytes) -> Label | None:
+    """A line as a label; None for one that was cut short, or is none."""
     try:
         tree: dict[str, Any] = documents.parse(line)
         label = Label(**{name: tree[name] for name in Label.__dataclass_fields__})
@@ -94,8 +101,8 @@ def _parsed(line: bytes) -> Label | None:
     return label if typed and label.verdict in VERDICTS else None
 
 
-def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which holds for few samples and near 0 and 1; (0, 1) for none."""
+def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % confidence interval of a share (Wilson 1927), good for few samples and near 0 and 1; (0, 1) for none."""
     if not total:
         return 0.0, 1.0
     share, square = hits / total, z * z
@@ -105,14 +112,17 @@ def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def figures(judged: Iterable[tuple[float, bool]], threshold: float) -> dict[str, Any]:
-    """Precision and recall with 95 % intervals, from (score, is right) of labelled texts; absent where undefined."""
-    pairs = list(judged)
+def precision_and_recall(labelled: Iterable[tuple[float, bool]], threshold: float) -> dict[str, Any]:
+    """Precision and recall of a threshold with 95 % intervals; absent where undefined.
+
+    `labelled`: the score of each labelled text, and whether it is right.
+    """
+    pairs = list(labelled)
     kept = [right for score, right in pairs if score >= threshold]
     num_right = sum(right for _, right in pairs)
-    found: dict[str, Any] = {"labels": len(pairs), "right": num_right}
+    measured: dict[str, Any] = {"labels": len(pairs), "right": num_right}
     for name, hits, total in (("precision", sum(kept), len(kept)), ("recall", sum(kept), num_right)):
         if total:
-            found[name] = hits / total
-            found[f"{name}_interval"] = list(wilson(hits, total))
-    return found
+            measured[name] = hits / total
+            measured[f"{name}_interval"] = list(wilson_interval(hits, total))
+    return measured

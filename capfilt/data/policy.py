@@ -24,22 +24,23 @@ Score = Literal["itm", "itc"]
 
 
 class RankConfig(Config):
-    """What comes after the thresholds: which of an image's texts that passed are kept."""
+    """Which texts reach their thresholds, and which of an image's texts that do are kept."""
 
     combine: Literal["and", "or"] = "and"
     """With `other_threshold`: whether a text must reach both thresholds, or one of them."""
     other_threshold: float | None = None
     """A threshold on the other score too (on itc where `score` is itm)."""
     top_k: int = Field(default=0, ge=0)
-    """Of an image's texts, web and synthetic together, the best so many; 0 = all. BLIP-2: 2, and no threshold."""
+    """How many of an image's texts, web and synthetic together, are kept, the best ones; 0 = all. BLIP-2: 2, and no
+    threshold."""
     rank: Score = "itc"
-    """The score by which texts are better than one another."""
+    """The score by which an image's texts are ranked."""
     keep: Literal["all", "best-of"] = "all"
-    """best-of: one text an image, the best that came with it if one passes, else the best synthetic one that does."""
+    """best-of: one text an image: of those that pass, the best that came with it, else the best synthetic one."""
 
 
 class PolicyConfig(RankConfig):
-    """Which texts are kept."""
+    """How texts are chosen: the settings of `select`."""
 
     folder: ClassVar[str] = "select"
 
@@ -47,23 +48,23 @@ class PolicyConfig(RankConfig):
     """itm = P(match); itc = cosine."""
     threshold: float | Literal["calibrated", "keep-rate"] | None = 0.5
     """A number (the paper's is 0.5 on itm); "calibrated": set on human validation pairs; "keep-rate": a share is
-    kept; null: none, which is what it is where `top_k` is given and this is not."""
+    kept; null: none, the default where `top_k` is given."""
     recall: float = Field(default=0.8, gt=0, lt=1)
-    """For "calibrated": the share of human validation pairs that must pass."""
+    """For "calibrated": the share of the human validation pairs that must pass."""
     keep_rate: float = Field(default=0.5, gt=0, lt=1)
     """For "keep-rate": the share of all texts to keep."""
     carry: bool = True
-    """Whether a kept sample takes along, byte for byte, what else lay under its key (`KEY.npy`, `KEY.mask.png`)."""
+    """Whether a kept sample keeps, byte for byte, the other members under its key (`KEY.npy`, `KEY.mask.png`)."""
 
     @model_validator(mode="before")
     @classmethod
-    def _ranking_alone(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("top_k") and "threshold" not in given:
-            return {**given, "threshold": None}
-        return given
+    def _no_threshold_with_top_k(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("top_k") and "threshold" not in values:
+            return {**values, "threshold": None}
+        return values
 
     @model_validator(mode="after")
-    def _meaningful(self) -> PolicyConfig:
+    def _consistent(self) -> PolicyConfig:
         if self.top_k and self.keep == "best-of":
             raise ValueError(f"top_k {self.top_k} keeps several texts an image and keep best-of one; leave one out")
         if self.threshold is None and self.other_threshold is not None:
@@ -72,24 +73,24 @@ class PolicyConfig(RankConfig):
 
     @property
     def needed_scores(self) -> tuple[Score, ...]:
-        """The scores without which this policy keeps nothing, or ranks blindly."""
+        """The scores without which this policy keeps nothing, or cannot rank."""
         needed: list[Score] = []
         if self.threshold is not None and (self.other_threshold is None or self.combine == "and"):
             needed.append(self.score)
             if self.other_threshold is not None:
-                needed.append(other(self.score))
+                needed.append(other_score(self.score))
         if self.threshold is None or self.top_k or self.keep == "best-of":
             needed.append(self.rank)
         return tuple(dict.fromkeys(needed))
 
     def rule(self, threshold: float | None) -> Rule:
-        """This policy with the number that its threshold turned out to be."""
-        own = {name: getattr(self, name) for name in RankConfig.model_fields}
-        return Rule(score=self.score, threshold=threshold, **own)
+        """This policy with the number that its threshold came to; None for none."""
+        ranking = {name: getattr(self, name) for name in RankConfig.model_fields}
+        return Rule(score=self.score, threshold=threshold, **ranking)
 
 
 class Rule(RankConfig):
-    """A policy whose threshold is known: what a worker decides by."""
+    """A policy whose threshold is a number: what a worker applies."""
 
     score: Score
     threshold: float | None
@@ -98,13 +99,13 @@ class Rule(RankConfig):
         """What a text must reach, in a few words."""
         if self.threshold is None:
             return f"the {self.top_k} best by {self.rank}" if self.top_k else "any score"
-        reach = f"{self.score} >= {self.threshold:.4f}"
+        condition = f"{self.score} >= {self.threshold:.4f}"
         if self.other_threshold is not None:
-            reach += f" {self.combine} {other(self.score)} >= {self.other_threshold:.4f}"
-        return reach
+            condition += f" {self.combine} {other_score(self.score)} >= {self.other_threshold:.4f}"
+        return condition
 
 
-def other(score: Score) -> Score:
+def other_score(score: Score) -> Score:
     """The other of the two scores."""
     return "itc" if score == "itm" else "itm"
 
@@ -118,58 +119,62 @@ def check_scores(needed: Iterable[str], given: Sequence[str], whose: object) -> 
         )
 
 
-def judge(rows: Sequence[Annotation], rule: Rule) -> list[str]:
-    """Why each text of one image is dropped, or "" where it is kept. A score passes when it reaches its threshold."""
-    whys = [_alone(row, rule) for row in rows]
+def verdicts_of_image(rows: Sequence[Annotation], rule: Rule) -> list[str]:
+    """Why each text of one image is dropped, or "" where it is kept. A score passes when it reaches its threshold.
+
+    `rows`: all texts of the image.
+    """
+    reasons = [_verdict_alone(row, rule) for row in rows]
     if not rule.top_k and rule.keep == "all":
-        return whys
-    passed = [i for i, why in enumerate(whys) if not why]
-    passed.sort(key=lambda i: _place(rows[i], rule.rank))
+        return reasons
+    passing = [i for i, reason in enumerate(reasons) if not reason]
+    passing.sort(key=lambda i: _sort_key(rows[i], rule.rank))
     if rule.keep == "best-of":
-        passed.sort(key=lambda i: rows[i].source == "synthetic")
-    taken: set[str] = set()
-    for i in passed:
-        if rows[i].text.strip() in taken:
-            whys[i] = "same text as a better one"
-        elif rule.top_k and len(taken) == rule.top_k:
-            whys[i] = f"not among the {rule.top_k} best by {rule.rank}"
-        elif rule.keep == "best-of" and taken:
-            whys[i] = "another text of the image is better"
+        passing.sort(key=lambda i: rows[i].source == "synthetic")
+    kept: set[str] = set()
+    for i in passing:
+        if rows[i].text.strip() in kept:
+            reasons[i] = "same text as a better one"
+        elif rule.top_k and len(kept) == rule.top_k:
+            reasons[i] = f"not among the {rule.top_k} best by {rule.rank}"
+        elif rule.keep == "best-of" and kept:
+            reasons[i] = "another text of the image is better"
         else:
-            taken.add(rows[i].text.strip())
-    return whys
+            kept.add(rows[i].text.strip())
+    return reasons
 
 
-def best(kept: Iterable[Annotation], rule: Rule) -> Annotation:
+def best_text(kept: Iterable[Annotation], rule: Rule) -> Annotation:
     """The best of an image's kept texts, by `rank` where the policy ranks (`top_k`, no threshold), else by `score`."""
     by = rule.rank if rule.top_k or rule.threshold is None else rule.score
-    return min(kept, key=lambda row: _place(row, by))
+    return min(kept, key=lambda row: _sort_key(row, by))
 
 
-def _place(row: Annotation, score: Score) -> tuple[float, bool, bool, int]:
-    """Sorts better texts first; of equals those that came from the web, then people's, then the first written."""
+def _sort_key(row: Annotation, score: Score) -> tuple[float, bool, bool, int]:
+    """Sorts better texts first; of equals web texts, then human ones, then the first candidate."""
     order = (row.source == "synthetic", row.source != "web", row.candidate)
     return (-_score(row, score), *order)
 
 
-def _alone(row: Annotation, rule: Rule) -> str:
-    """Why a text is dropped whatever the image's other texts are."""
+def _verdict_alone(row: Annotation, rule: Rule) -> str:
+    """Why a text is dropped whatever the image's other texts are, or ""."""
     if row.status == "failed":
         return row.reason
     if not is_text(row.text):
         return NO_TEXT
     if rule.threshold is None:
         return f"no {rule.rank} score" if _missing(row, rule.rank) else ""
-    one = _below(row, rule.score, rule.threshold)
+    reason = _below(row, rule.score, rule.threshold)
     if rule.other_threshold is None:
-        return one or (f"no {rule.rank} score" if rule.top_k and _missing(row, rule.rank) else "")
-    two = _below(row, other(rule.score), rule.other_threshold)
+        return reason or (f"no {rule.rank} score" if rule.top_k and _missing(row, rule.rank) else "")
+    other_reason = _below(row, other_score(rule.score), rule.other_threshold)
     if rule.combine == "or":
-        return f"{one}, {two}" if one and two else ""
-    return one or two
+        return f"{reason}, {other_reason}" if reason and other_reason else ""
+    return reason or other_reason
 
 
 def _below(row: Annotation, score: Score, threshold: float) -> str:
+    """Why a score does not reach a threshold, or ""."""
     if _missing(row, score):
         return f"no {score} score"
     return "" if _score(row, score) >= threshold else f"{score} below threshold"
@@ -184,20 +189,26 @@ def _score(row: Annotation, score: Score) -> float:
     return -2.0 if value is None else float(value)  # below every cosine
 
 
-def failure(reason: str) -> str:
-    """The class of a failure, as it is counted: its reason without the particulars (a place, a size, a message)."""
+def failure_class(reason: str) -> str:
+    """The class by which a failure is counted: its reason without the particulars (a position, a size, a message)."""
     return printable(re.split(r":| \(| at byte", reason, maxsplit=1)[0])
 
 
 def keep_rate_threshold(scores: Iterable[np.ndarray], keep_rate: float) -> float:
-    """The threshold that keeps this share of all scores, from shard after shard in bounded memory.
+    """The threshold that keeps this share of all scores; shard after shard, in bounded memory.
 
-    Scores are counted in 2^20 bins over [-1, 1]: exact to two millionths.
+    Scores are counted in 2^20 bins over [-1, 1], so the threshold is exact to 2 x 10^-6.
+
+    Args:
+        scores: the scores of each shard, [n].
+
+    Raises:
+        DataError: there are no scores.
     """
     bins = 1 << 20
     counts = np.zeros(bins, np.int64)
-    for part in scores:
-        counts += np.bincount(np.clip(((part + 1) / 2 * bins).astype(np.int64), 0, bins - 1), minlength=bins)
+    for of_shard in scores:
+        counts += np.bincount(np.clip(((of_shard + 1) / 2 * bins).astype(np.int64), 0, bins - 1), minlength=bins)
     if not counts.any():
         raise DataError("no text has a score, so no share of them can be kept; annotate first")
     from_top = np.cumsum(counts[::-1])

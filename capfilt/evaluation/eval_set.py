@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from capfilt.data import shards
-from capfilt.data.policy import failure
+from capfilt.data.policy import failure_class
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError
 from capfilt.inference.batches import pictures
@@ -137,7 +137,7 @@ def encode_batches(
     for url in urls:
         for batch in pictures(shards.read(url), batch_size, formats):
             tokens = local.image_tokens(batch.on(device, formats)) if batch.samples else torch.empty(0)
-            yield EncodedBatch(tokens, batch.samples, Counter(failure(fault.reason) for fault in batch.faults))
+            yield EncodedBatch(tokens, batch.samples, Counter(failure_class(fault.reason) for fault in batch.faults))
 
 
 def encode_pairs(local: LocalModel, urls: Sequence[str], batch_size: int, device: torch.device) -> EvalSet:

@@ -56,7 +56,7 @@ def run(
     dataset's folder, the threshold and the counts.
     """
     urls = shards.expand(specs)
-    if (home := labels.home(source) / "plan.json").is_file():
+    if (home := labels.run_folder_of(source) / "plan.json").is_file():
         Run.load(home.parent)  # refuses links that lead out of it
     folder, urls_by_name = source / "annotations", inputs.annotated_urls_by_name(source, urls)
     check_annotations(urls_by_name, folder)

@@ -71,7 +71,7 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
         inputs.check_reachable(folder, [str(inputs.annotations_source(folder, run.plan))], fetch)
     sources = [s for s in _sources(folder, command, run.plan, rounds) if any(s.annotations.glob("*.parquet"))]
     urls = _urls(folder, run.plan, fetch, web, notes) if sources else {}
-    gallery = make_gallery(sources, urls, labels.read(labels.home(folder)) if sources else {})
+    gallery = make_gallery(sources, urls, labels.read(labels.run_folder_of(folder)) if sources else {})
     trainings = list(_trainings(folder))
     notes += gallery.notes
     notes += [line for entry in rounds for line in stage_lines(entry)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from capfilt.data.annotations import Annotation
 from capfilt.data.labels import Label
-from capfilt.data.policy import failure
+from capfilt.data.policy import failure_class
 from capfilt.data.sample import SOURCES
 from capfilt.evaluation.known_truth import MAX_KINDS, Truth, truths
 from capfilt.evaluation.metrics.captioning import diversity
@@ -43,7 +43,7 @@ class ColumnLists:
         """The position of a reason that holds whatever the threshold, -1 for none."""
         if not why:
             return -1
-        entry = (printable(why), failure(why), row.status == "failed")
+        entry = (printable(why), failure_class(why), row.status == "failed")
         if entry not in self.reasons and len(self.reasons) >= MAX_REASONS:
             entry = (OTHER, OTHER, row.status == "failed")
         return self.reasons.setdefault(entry, len(self.reasons))

@@ -47,7 +47,7 @@ class ReviewSession:
     """A run under review: its page, and the labels given so far."""
 
     def __init__(self, folder: StoragePath, report: Report):
-        self.home = labels.home(folder)
+        self.home = labels.run_folder_of(folder)
         self.report = report
         self.lock = threading.Lock()
         self.positions: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -96,7 +96,7 @@ class ReviewSession:
             for score, code in zip(newest.texts[newest.score], newest.texts["label"], strict=True)
             if code in (0, 1) and score is not None
         ]
-        return {"round": newest.round, "score": newest.score, **labels.figures(labelled, newest.threshold)}
+        return {"round": newest.round, "score": newest.score, **labels.precision_and_recall(labelled, newest.threshold)}
 
 
 class ReviewServer(ThreadingHTTPServer):

@@ -19,7 +19,7 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import failure
+from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
 from capfilt.data.shards.members import MemberCounts
 from capfilt.inference.annotator import Annotator, Text
@@ -149,7 +149,7 @@ class ShardAnnotator:
             tally.samples["in"] += 1
             if texts[0].status == "failed":
                 tally.samples["failed"] += 1
-                tally.failed[failure(texts[0].reason)] += 1
+                tally.failed[failure_class(texts[0].reason)] += 1
                 continue
             tally.samples["kept"] += 1
             for row in texts:

@@ -95,7 +95,7 @@ def calibrate_on_labels(source: StoragePath, names: Iterable[str], policy: Polic
 
     Only labels given at random count: close calls alone would set it too high. DataError where there are too few.
     """
-    given = {key: label for key, label in labels.read(labels.home(source)).items() if label.at_random}
+    given = {key: label for key, label in labels.read(labels.run_folder_of(source)).items() if label.at_random}
     labelled: list[tuple[float, bool]] = []
     for name in names:
         for row in tables.rows(tables.read(source / "annotations" / f"{name}.parquet")):
@@ -107,8 +107,9 @@ def calibrate_on_labels(source: StoragePath, names: Iterable[str], policy: Polic
     if len(right) < MIN_RIGHT or not wrong:
         raise DataError(
             f"{len(right)} texts of these shards are labelled right and {len(wrong)} wrong, in random order;"
-            f" at least {MIN_RIGHT} right and 1 wrong are needed. Give more: capfilt review {labels.home(source)}"
+            f" at least {MIN_RIGHT} right and 1 wrong are needed. Give more:"
+            f" capfilt review {labels.run_folder_of(source)}"
         )
     calibration = matching.calibrate(right, wrong, policy.recall)
-    figures_of_labels = labels.figures(labelled, calibration.threshold)
+    figures_of_labels = labels.precision_and_recall(labelled, calibration.threshold)
     return {"score": policy.score, **asdict(calibration), "labels": figures_of_labels}

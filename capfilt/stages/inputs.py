@@ -96,7 +96,7 @@ def annotated_urls_by_name(source: StoragePath, urls: Sequence[str]) -> dict[str
 
     A file name is not enough where several shards that were annotated together share it (`shards.by_name`).
     """
-    home = labels.home(source)
+    home = labels.run_folder_of(source)
     if not (home / "plan.json").is_file():
         return shards.by_name(urls)
     try:

@@ -21,7 +21,7 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, best, failure, judge, keep_rate_threshold
+from capfilt.data.policy import PolicyConfig, Rule, best_text, failure_class, keep_rate_threshold, verdicts_of_image
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import CARRIED, MemberCounts
 from capfilt.errors import DataError, ShortfallError
@@ -119,14 +119,14 @@ class SelectJob(Config):
                 for row in kept
             ]
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": captions}
-            yield replace(item, text=best(kept, self.rule).text, meta=meta)
+            yield replace(item, text=best_text(kept, self.rule).text, meta=meta)
 
 
 def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     """The reason why each row is dropped, "" where it is kept. Rows of one image must be adjacent; they are decided
     together."""
     images = groupby(rows, key=lambda row: (row.key, row.status))
-    return [why for _, image in images for why in judge(list(image), rule)]
+    return [why for _, image in images for why in verdicts_of_image(list(image), rule)]
 
 
 def annotations_sha256(folder: StoragePath, name: str) -> str:
@@ -159,7 +159,7 @@ def _tally(outcomes: Outcomes) -> Tally:
     for (_, status), texts in outcomes.items():
         # A failed row is a sample; the other rows of a key are the texts of one sample.
         if status == "failed":
-            tally.failed.update(failure(row.reason) for row, _ in texts)
+            tally.failed.update(failure_class(row.reason) for row, _ in texts)
             tally.samples.update({"in": len(texts), "failed": len(texts)})
             continue
         tally.samples.update(["in", "dropped" if all(why for _, why in texts) else "kept"])

@@ -72,8 +72,8 @@ def test_labels_lie_in_the_run_folder_that_a_round_belongs_to(tmp_path: Path) ->
     run, round_1 = tmp_path / "run", tmp_path / "run/round-1"
     round_1.mkdir(parents=True)
     (run / "plan.json").write_text("{}")
-    assert labels.home(round_1) == run
-    assert labels.home(run) == run
+    assert labels.run_folder_of(round_1) == run
+    assert labels.run_folder_of(run) == run
 
 
 @pytest.mark.parametrize(
@@ -82,24 +82,24 @@ def test_labels_lie_in_the_run_folder_that_a_round_belongs_to(tmp_path: Path) ->
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_s_intervals_are_the_published_ones(hits: int, total: int, low: float, high: float) -> None:
-    assert labels.wilson(hits, total) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-    mirrored = labels.wilson(total - hits, total)
+    assert labels.wilson_interval(hits, total) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    mirrored = labels.wilson_interval(total - hits, total)
     assert mirrored == (pytest.approx(1 - high, abs=5e-5), pytest.approx(1 - low, abs=5e-5))
 
 
 def test_nothing_seen_nothing_known() -> None:
-    assert labels.wilson(0, 0) == (0, 1)
-    assert labels.figures([], 0.5) == {"labels": 0, "right": 0}
+    assert labels.wilson_interval(0, 0) == (0, 1)
+    assert labels.precision_and_recall([], 0.5) == {"labels": 0, "right": 0}
 
 
 def test_precision_and_recall_of_labelled_texts() -> None:
     judged = [(0.9, True), (0.5, True), (0.7, False), (0.4, True), (0.1, False)]
-    found = labels.figures(judged, 0.5)
+    found = labels.precision_and_recall(judged, 0.5)
     assert (found["labels"], found["right"]) == (5, 3)
     assert found["precision"] == pytest.approx(2 / 3)
     assert found["recall"] == pytest.approx(2 / 3)
-    assert found["precision_interval"] == list(labels.wilson(2, 3))
-    assert "precision" not in labels.figures(judged, 0.95), "nothing is kept"
+    assert found["precision_interval"] == list(labels.wilson_interval(2, 3))
+    assert "precision" not in labels.precision_and_recall(judged, 0.95), "nothing is kept"
 
 
 def test_labels_on_a_store(store: RemotePath) -> None:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, best, check_scores, failure, judge, keep_rate_threshold
+from capfilt.data.policy import (
+    PolicyConfig,
+    Rule,
+    best_text,
+    check_scores,
+    failure_class,
+    keep_rate_threshold,
+    verdicts_of_image,
+)
 from capfilt.errors import DataError, RecipeError
 
 
@@ -19,7 +27,7 @@ def row(source: str = "web", candidate: int = 0, **fields: Any) -> Annotation:
 
 
 def why(one: Annotation, **rule: Any) -> str:
-    return judge([one], Rule(**rule))[0]
+    return verdicts_of_image([one], Rule(**rule))[0]
 
 
 @pytest.mark.parametrize(
@@ -64,9 +72,9 @@ def test_the_best_text_of_an_image(policy: dict[str, Any], text: str) -> None:
     rule = config.rule(config.threshold)
     if text == "second":  # of equals the one that people wrote, of these the web's
         kept[2] = row("human", 0, text="human", itm=0.9, itc=0.8)
-    assert best(kept, rule).text == best(kept[::-1], rule).text == text
-    equal = row("web", 7, text="equal", itm=best(kept, rule).itm, itc=best(kept, rule).itc)
-    assert best([*kept, equal], rule) == equal
+    assert best_text(kept, rule).text == best_text(kept[::-1], rule).text == text
+    equal = row("web", 7, text="equal", itm=best_text(kept, rule).itm, itc=best_text(kept, rule).itc)
+    assert best_text([*kept, equal], rule) == equal
 
 
 def test_a_score_is_judged_in_the_precision_it_was_kept_in() -> None:
@@ -133,13 +141,13 @@ TEXTS = [
 def test_the_texts_of_an_image_against_one_another(policy: dict[str, Any], expected: list[str]) -> None:
     config = PolicyConfig(**policy)
     assert not isinstance(config.threshold, str)
-    assert judge(TEXTS, config.rule(config.threshold)) == expected
-    turned = judge(TEXTS[::-1], config.rule(config.threshold))
+    assert verdicts_of_image(TEXTS, config.rule(config.threshold)) == expected
+    turned = verdicts_of_image(TEXTS[::-1], config.rule(config.threshold))
     assert turned[::-1] == expected, "the order in which they come says nothing"
 
 
 def test_what_cannot_be_ranked_says_so() -> None:
-    assert judge([row(itc=None), row(itc=-1.0)], PolicyConfig(top_k=2).rule(None)) == ["no itc score", ""]
+    assert verdicts_of_image([row(itc=None), row(itc=-1.0)], PolicyConfig(top_k=2).rule(None)) == ["no itc score", ""]
     assert why(row(itc=None), score="itm", threshold=0.1, top_k=1) == "no itc score"
 
 
@@ -169,7 +177,7 @@ def test_a_rule_says_what_it_asks() -> None:
     ],
 )
 def test_failures_are_counted_by_their_class(reason: str, counted: str) -> None:
-    assert failure(reason) == counted
+    assert failure_class(reason) == counted
 
 
 def test_keep_rate_keeps_the_share_that_was_asked() -> None:

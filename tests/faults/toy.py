@@ -23,7 +23,7 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import failure
+from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample, skip_positions
 from capfilt.runs import quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -68,7 +68,7 @@ class Toy(Config):
             rows.append(row)
             tally.samples.update(["in", "failed" if row.status == "failed" else "kept"])
             if row.status == "failed":
-                tally.failed[failure(row.reason)] += 1
+                tally.failed[failure_class(row.reason)] += 1
         path = self.out / "annotations" / f"{name}.parquet"
         tables.write(path, rows)
         ledger.commit(name, identity, [path], tally, digest.result())

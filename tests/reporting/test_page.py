@@ -238,7 +238,7 @@ def test_labels_have_intervals_and_only_those_at_random_count(tmp_path: Path, br
     for image, code in [*((i, 1) for i in range(22, 30)), (20, 0), (21, 0), (3, 1), (4, 1), (5, 3)]:
         shown.texts["label"][2 * image] = code
     opened = browser.open(written(tmp_path, page_data(shown)))
-    low, high = labels.wilson(8, 10)
+    low, high = labels.wilson_interval(8, 10)
     told = opened.locator("#live").inner_text()
     assert f"12 random labels: precision 0.800 [{low:.2f}, {high:.2f}], recall 0.800 [{low:.2f}, {high:.2f}]" in told
     assert "1 labels given otherwise, not counted" in told

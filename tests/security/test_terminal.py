@@ -17,7 +17,7 @@ import capfilt.data.annotations as tables
 from capfilt.cli import app, main, terminal
 from capfilt.cli import tables as printed
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import failure
+from capfilt.data.policy import failure_class
 from capfilt.pipelines.inspect import explain
 from capfilt.printable import MAX_MESSAGE, MAX_NAME
 from capfilt.runs import stage_status
@@ -195,7 +195,7 @@ def test_a_failed_shard_s_error_is_bounded(run: Path) -> None:
 
 
 def test_reasons_are_few_and_short_and_still_balance() -> None:
-    failed = Counter({f"{failure(f'{EVIL * 1000}{i}')} {i}": 1 for i in range(5000)})
+    failed = Counter({f"{failure_class(f'{EVIL * 1000}{i}')} {i}": 1 for i in range(5000)})
     tally = Tally(Counter({"in": 5000, "failed": 5000}), failed=failed)
     for i in range(5000):
         source = ("web", "synthetic")[i % 2]

@@ -1,55 +1,39 @@
 """The embedded world: endless small pictures with texts, drawn from a seed, so that the loop runs offline.
 
-Any sample is a pure function of (config, seed, split, index): it can be made alone, in any order, on any
-worker. Whether a web text is true travels in the json (`truth`) for evaluation only; nothing that trains or
-filters may read it.
+A sample is a pure function of (config, seed, split, index): it can be made alone, in any order, on any worker. Whether
+a web text is true is in the json (`truth`) for evaluation only; nothing that trains or filters may read it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 from pydantic import Field, field_validator
 
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.data.synthetic import world_texts
-from capfilt.data.synthetic.world_texts import HELD_OUT, Scene, Thing, captions, pick, vocabulary
+from capfilt.data.synthetic import web_texts
+from capfilt.data.synthetic.captions import captions, pick
+from capfilt.data.synthetic.painting import encode, paint
+from capfilt.data.synthetic.scenes import APPEARANCES, BACKGROUNDS, HELD_OUT, Appearance, Scene, Thing
+from capfilt.data.synthetic.web_texts import vocabulary
 from capfilt.errors import DataError, did_you_mean
 from capfilt.storage.paths import StoragePath
 
 __all__ = ["HELD_OUT", "KINDS", "SPLITS", "Scene", "Thing", "WorldConfig"]
 __all__ += ["captions", "count", "paint", "sample", "scene", "vocabulary", "write"]
 
-Mask = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
-
 SPLITS = ("web", "human", "val", "test")
 KINDS = ("other", "boilerplate", "seo", "truncated", "attribute")
-_SEEN = tuple(look for look in world_texts.LOOKS if look not in HELD_OUT)
-_UNSEEN = tuple(sorted(HELD_OUT))
+_TRAINED = tuple(appearance for appearance in APPEARANCES if appearance not in HELD_OUT)
+_HELD_OUT = tuple(sorted(HELD_OUT))
 
-# sRGB; the eight stay apart from each other and from the four backgrounds through jitter and JPEG.
-_PAINTS = {
-    "red": (222, 24, 32),
-    "yellow": (250, 230, 40),
-    "green": (20, 165, 55),
-    "blue": (60, 105, 255),
-    "purple": (165, 50, 205),
-    "white": (250, 250, 250),
-}
-_GROUNDS = {"gray": (72, 72, 72), "black": (14, 14, 16), "brown": (74, 46, 26), "navy": (20, 26, 66)}
 _DIAMETERS = {"large": 0.46, "small": 0.32}  # of the side
-_WANDER = 0.02  # how far a thing strays from the middle of its cell, of the side
-_SUPERSAMPLING = 4
-_SHADE = 0.3  # what is left of a colour under a stripe or dot: dark, yet not the black of a background
+_OFFSET = 0.02  # how far a thing lies from the middle of its cell at most, of the side
 
 
 class WorldConfig(Config):
@@ -115,128 +99,45 @@ def _stream(seed: int, split: str, index: int, purpose: str) -> np.random.Genera
 
 
 def scene(config: WorldConfig, seed: int, split: str, index: int) -> Scene:
-    """What picture `index` of `split` shows: at least one held-out look in test, none in the other splits."""
+    """What picture `index` of `split` shows: at least one held-out appearance in test, none in the other splits."""
     _check_split(split)
     rng = _stream(seed, split, index, "scene")
     weights = np.cumsum(config.objects)
     number = 1 + int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
-    looks = [pick(rng, _UNSEEN if split == "test" else _SEEN)]
-    while len(looks) < number:
-        look = pick(rng, world_texts.LOOKS if split == "test" else _SEEN)
-        if all(look[:2] != other[:2] for other in looks):
-            looks.append(look)
-    return Scene(_place(looks, rng), pick(rng, world_texts.BACKGROUNDS))
+    appearances = [pick(rng, _HELD_OUT if split == "test" else _TRAINED)]
+    while len(appearances) < number:
+        appearance = pick(rng, APPEARANCES if split == "test" else _TRAINED)
+        if all(appearance[:2] != other[:2] for other in appearances):
+            appearances.append(appearance)
+    return Scene(_place(appearances, rng), pick(rng, BACKGROUNDS))
 
 
-def _place(looks: list[world_texts.Look], rng: np.random.Generator) -> tuple[Thing, ...]:
-    """Each look becomes a thing in its own cell of a 2 x 2 grid, a little off its middle.
+def _place(appearances: list[Appearance], rng: np.random.Generator) -> tuple[Thing, ...]:
+    """Each appearance becomes a thing in its own cell of a 2 x 2 grid, a little off its middle.
 
-    Shapes stay near the patches of a small vision transformer: wandering freely, they take it minutes more to learn.
+    Shapes stay near the patches of a small vision transformer: placed freely, they take it minutes more to learn.
     """
     cells = rng.permutation(4)
     things = []
-    for (colour, shape, size, texture), cell in zip(looks, cells, strict=False):
+    for (colour, shape, size, texture), cell in zip(appearances, cells, strict=False):
         radius = _DIAMETERS[size] / 2 * rng.uniform(0.95, 1.05)
-        dx, dy = rng.uniform(-_WANDER, _WANDER, 2)
+        dx, dy = rng.uniform(-_OFFSET, _OFFSET, 2)
         x, y = 0.25 + 0.5 * (cell % 2) + dx, 0.25 + 0.5 * (cell // 2) + dy
         things.append(Thing(shape, colour, size, texture, float(x), float(y), float(radius)))
     return tuple(things)
-
-
-def _cross(u: Floats, v: Floats) -> Mask:
-    a, b = np.abs(u), np.abs(v)
-    inside: Mask = (np.minimum(a, b) < 0.32) & (np.maximum(a, b) < 0.95)
-    return inside
-
-
-# Inside or not, for coordinates in radii (u to the right, v downwards); tilted, each stays within one radius
-# to the right and left, up and down.
-_OUTLINES: dict[str, Callable[[Floats, Floats], Mask]] = {
-    "circle": lambda u, v: u * u + v * v < 1,
-    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.88,
-    "triangle": lambda u, v: (v < 0.8) & (v > 1.9 * np.abs(u) - 0.95),
-    "cross": _cross,
-    "ring": lambda u, v: np.abs(u * u + v * v - 0.65) < 0.35,
-}
-
-
-def paint(scene: Scene, side: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """`scene` as uint8 [side, side, 3]: anti-aliased, tinted, a little uneven in light, with sensor noise."""
-    ground = np.asarray(_GROUNDS[scene.background], np.float32) + rng.normal(0, 5, 3).astype(np.float32)
-    canvas = np.empty((side, side, 3), np.float32)
-    canvas[:] = ground
-    for thing in scene.things:
-        _paint_thing(canvas, thing, rng)
-    slope = np.linspace(-1, 1, side, dtype=np.float32)
-    across, down = rng.uniform(-0.06, 0.06, 2).astype(np.float32)
-    canvas *= (1 + across * slope[None, :] + down * slope[:, None])[..., None]
-    canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(2, 6))
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-
-
-def _paint_thing(canvas: Floats, thing: Thing, rng: np.random.Generator) -> None:
-    side = len(canvas)
-    x, y, radius = thing.x * side, thing.y * side, thing.radius * side
-    x0, x1 = max(0, int(x - radius)), min(side, int(np.ceil(x + radius)))
-    y0, y1 = max(0, int(y - radius)), min(side, int(np.ceil(y + radius)))
-    dx, dy = _ticks(x0 - x, x1 - x0)[None, :], _ticks(y0 - y, y1 - y0)[:, None]
-    tilt = rng.uniform(-0.1, 0.1)  # radians
-    cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
-    cos, sin = cos / np.float32(radius), sin / np.float32(radius)
-    inside = _OUTLINES[thing.shape](cos * dx + sin * dy, cos * dy - sin * dx)
-    tint = (np.asarray(_PAINTS[thing.colour], np.float32) + rng.normal(0, 7, 3)).astype(np.float32)
-    lit = inside.astype(np.float32)
-    if thing.texture != "solid":
-        marks = _marks(thing.texture, dx, dy, max(4.0, side * 0.1), rng)
-        lit *= np.where(marks, np.float32(_SHADE), np.float32(1))
-    area, light = _shrink(inside.astype(np.float32)), _shrink(lit)
-    patch = canvas[y0:y1, x0:x1]
-    patch *= 1 - area
-    patch += tint * light
-
-
-def _ticks(start: float, pixels: int) -> Floats:
-    """The middles of the fine pixels of `pixels` whole ones, the first of which begins at `start`."""
-    fine = np.arange(pixels * _SUPERSAMPLING, dtype=np.float32) + np.float32(0.5)
-    return fine / np.float32(_SUPERSAMPLING) + np.float32(start)
-
-
-def _shrink(plane: Floats) -> Floats:
-    """Means over whole pixels: [fine h, fine w] to [h, w, 1]."""
-    h, w = (n // _SUPERSAMPLING for n in plane.shape)
-    means: Floats = plane.reshape(h, _SUPERSAMPLING, w, _SUPERSAMPLING).mean((1, 3))
-    return means[..., None]
-
-
-def _marks(texture: str, dx: Floats, dy: Floats, period: float, rng: np.random.Generator) -> Mask:
-    """The dark part of a texture; dx [1, w] and dy [h, 1] in pixels from the middle, `period` in pixels."""
-    angle, phase = rng.uniform(0, np.pi), rng.random()
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    striped: Mask = np.mod((cos * dx + sin * dy) / period + phase, 1) < 0.45
-    return striped
-
-
-def _encode(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[bytes, str]:
-    buffer, image = io.BytesIO(), Image.fromarray(pixels)
-    if rng.random() < 0.5:
-        image.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue(), "png"
-    # No chroma subsampling: halving the colour of a 13-pixel object is not the noise this world is about.
-    image.save(buffer, "JPEG", quality=int(rng.integers(85, 96)), subsampling=0)
-    return buffer.getvalue(), "jpg"
 
 
 def _web_text(config: WorldConfig, seed: int, split: str, index: int, shown: Scene) -> tuple[str, str]:
     """A web text of `shown` and its kind: "right" or one of KINDS."""
     rng = _stream(seed, split, index, "text")
     if rng.random() >= config.noise:
-        return world_texts.right(shown, rng), "right"
+        return web_texts.right(shown, rng), "right"
     ways: dict[str, Callable[[], str]] = {
-        "other": lambda: world_texts.other(shown, rng, lambda i: scene(config, seed, split, i)),
-        "boilerplate": lambda: world_texts.boilerplate(rng),
-        "seo": lambda: world_texts.seo(shown, rng),
-        "truncated": lambda: world_texts.truncated(shown, rng),
-        "attribute": lambda: world_texts.attribute(shown, rng),
+        "other": lambda: web_texts.other(shown, rng, lambda i: scene(config, seed, split, i)),
+        "boilerplate": lambda: web_texts.boilerplate(rng),
+        "seo": lambda: web_texts.seo(shown, rng),
+        "truncated": lambda: web_texts.truncated(shown, rng),
+        "attribute": lambda: web_texts.attribute(shown, rng),
     }
     weights = np.cumsum([config.kinds.get(kind, 0.0) for kind in KINDS])
     kind = KINDS[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
@@ -252,7 +153,7 @@ def sample(config: WorldConfig, seed: int, split: str, index: int) -> Sample:
         raise DataError(f"found index {index}, the world counts from 0: ask for an index of 0 or more.")
     shown = scene(config, seed, split, index)
     rng = _stream(seed, split, index, "image")
-    image, extension = _encode(paint(shown, config.image_size, rng), rng)
+    image, extension = encode(paint(shown, config.image_size, rng), rng)
     key = f"{index // config.shard_size:05d}{index % config.shard_size:04d}"
     meta: dict[str, Any] = {
         "uid": _digest(seed, split, index, "uid").hex(),
@@ -282,10 +183,10 @@ def write(config: WorldConfig, seed: int, folder: StoragePath, split: str) -> li
     total, step = count(config, split), config.shard_size
     home = folder / split
     paths = [home / f"{number:05d}.tar" for number in range(-(-total // step))]
-    there: set[StoragePath] = {*home.glob("*.tar")}
-    strangers = sorted(path.name for path in there - {*paths})
-    if strangers:
-        raise DataError(f"{home} already holds {strangers[0]}, not part of this world: use an empty folder.")
+    present: set[StoragePath] = {*home.glob("*.tar")}
+    others = sorted(path.name for path in present - {*paths})
+    if others:
+        raise DataError(f"{home} already holds {others[0]}, not part of this world: use an empty folder.")
     home.mkdir(parents=True, exist_ok=True)
     counts = {}
     for number, path in enumerate(paths):

@@ -178,7 +178,7 @@ def test_attribute_corruptions_touch_every_kind_of_word(web: list[tuple[Scene, S
     assert min(touched.values()) > 10
 
 
-def test_attribute_corruptions_are_not_betrayed_by_their_words(web: list[tuple[Scene, Sample]]) -> None:
+def test_attribute_corruptions_are_not_obvious_from_their_words(web: list[tuple[Scene, Sample]]) -> None:
     for _, text in of_kind(web, "attribute"):
         pairs = [(phrase["colour"], phrase["shape"]) for phrase in parse(text)["phrases"]]
         assert len(set(pairs)) == len(pairs), text
@@ -229,14 +229,14 @@ def test_no_noise_means_all_right() -> None:
     assert all(truth == {"matches": True, "kind": "right"} for truth in truths)
 
 
-def test_held_out_looks_are_in_every_test_scene_and_nowhere_else(web: list[tuple[Scene, Sample]]) -> None:
+def test_held_out_appearances_are_in_every_test_scene_and_nowhere_else(web: list[tuple[Scene, Sample]]) -> None:
     for split in world.SPLITS:
         for i in range(300):
-            looks = {thing.look for thing in world.scene(CONFIG, SEED, split, i).things}
+            looks = {thing.appearance for thing in world.scene(CONFIG, SEED, split, i).things}
             assert bool(HELD_OUT & looks) == (split == "test")
     # A word, or a colour with a shape, that only the test split shows could not be learnt at all.
     for part, words in enumerate((SLOTS["colour"], SLOTS["shape"], SLOTS["size"], SLOTS["texture"])):
-        assert {thing.look[part] for scene, _ in web for thing in scene.things} == set(words)
+        assert {thing.appearance[part] for scene, _ in web for thing in scene.things} == set(words)
     every_pair = {(colour, shape) for colour in SLOTS["colour"] for shape in SLOTS["shape"]}
     assert {thing.pair for scene, _ in web for thing in scene.things} == every_pair
 
