@@ -5,10 +5,11 @@ A captioner must be able to decode; a filter must encode images and texts, and g
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from capfilt.data.images.preprocess import Preprocess
+from capfilt.data.loading.loader import LoaderConfig
 from capfilt.data.policy import check_scores
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
@@ -76,6 +77,27 @@ def check_prompt(tokenizer: Tokenizer, config: DecodeConfig) -> None:
             f"{config.max_length} leaves none for the text: shorten the prompt, or set "
             f"decode.max_length={len(prompt) + 20} or more"
         )
+
+
+def check_prompts(
+    tokenizer: str,
+    architecture: Architecture,
+    loaders: Mapping[str, LoaderConfig],
+    decodes: Sequence[DecodeConfig] = (),
+) -> None:
+    """Refuse a prompt that leaves no token for the text after it, of trainings (`loaders`, by name) or of captioners.
+    RecipeError."""
+    loaded = tokenizer_of(tokenizer, architecture.language_kind)
+    for decode in decodes:
+        check_prompt(loaded, decode)
+    for where, loader in loaders.items():
+        prompt = len(loaded.encode([loader.prompt], MAX_CHARACTERS)[0][0])  # with a beginning and an end
+        if loader.prompt and prompt >= loader.max_length:
+            raise RecipeError(
+                f"{where}.loader.prompt has {prompt} tokens with the ends of a text, and loader.max_length "
+                f"{loader.max_length} leaves none for the text: shorten the prompt, or set "
+                f"{where}.loader.max_length={prompt + 20} or more"
+            )
 
 
 def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:

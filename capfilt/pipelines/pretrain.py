@@ -12,13 +12,13 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loading.loader import Source
 from capfilt.errors import RecipeError
+from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import without_text
-from capfilt.stages.prompts import check_prompts
 from capfilt.stages.train import (
     TrainResources,
     check_features,

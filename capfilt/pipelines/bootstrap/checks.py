@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capfilt.errors import RecipeError
+from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
 from capfilt.pipelines.bootstrap.role_sources import check_roles
-from capfilt.stages.prompts import check_prompts
 from capfilt.stages.train import TrainResources, check_shape, check_sources, check_training, read_architecture
 from capfilt.training.language_model import TeachConfig
 

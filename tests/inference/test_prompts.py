@@ -12,8 +12,8 @@ from capfilt import presets
 from capfilt.data.loading.loader import LoaderConfig
 from capfilt.errors import RecipeError
 from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.roles import check_prompts
 from capfilt.models import BlipConfig
-from capfilt.stages.prompts import check_prompts
 
 PROMPT = "a picture of "
 
