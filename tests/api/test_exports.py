@@ -85,7 +85,6 @@ def test_importing_it_imports_nothing_else() -> None:
         ("status", {"torch", "ray", "pydantic", "pyarrow", "transformers"}),
         ("read_shards", {"torch", "ray", "pydantic", "pyarrow", "transformers"}),
         ("AnnotateResult", {"torch", "ray", "pydantic", "pyarrow", "rich", "transformers"}),
-        ("load_model", {"ray"}),
     ],
 )
 def test_a_name_imports_only_what_it_needs(name: str, absent: set[str]) -> None:
