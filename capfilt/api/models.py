@@ -13,21 +13,23 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from capfilt import config as configs
 from capfilt.api.arguments import Location, Settings, assignments, location
 from capfilt.api.results import PretrainResult, Scores
 from capfilt.cluster.session import connect
 from capfilt.data.images import decode
-from capfilt.errors import DataError, ImageError, ModelError, UsageError
+from capfilt.data.images.preprocess import ImageFormat
+from capfilt.data.sample import Sample
+from capfilt.errors import DataError, ImageError, UsageError
 from capfilt.inference.annotator import score_texts
+from capfilt.inference.batches import Images, Pictures
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
 from capfilt.inference.filters import local_filter
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.oom_backoff import OomBackoff
-from capfilt.inference.roles import NEEDS
+from capfilt.inference.roles import check_capabilities
 from capfilt.models.checkpoints import store
 from capfilt.stages.annotate import AnnotateConfig
 from capfilt.storage.paths import StoragePath
@@ -45,7 +47,6 @@ class LoadedModel:
         self.device = device
         self._dtype = compute.dtype
         self._local = LocalModel.load(path, device, compute.dtype)
-        self._model = self._local.model
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.family} from {self.path} on {self.device} in {self.precision}>"
@@ -53,12 +54,12 @@ class LoadedModel:
     @property
     def family(self) -> str:
         """The family of its architecture, such as "blip"."""
-        return str(self._model.config.family)
+        return str(self._local.model.config.family)
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can do: encode_image, encode_text, fuse, decode."""
-        return self._model.config.capabilities
+        return self._local.model.config.capabilities
 
     @property
     def precision(self) -> str:
@@ -82,20 +83,18 @@ class LoadedModel:
                 default texts are sampled as CapFilt does it (nucleus, p = 0.9).
 
         Raises:
-            CapfiltError: ModelError for a model that cannot write, ImageError or DataError for an image that cannot be
-                read, RecipeError for settings that cannot be, RunError where a single image does not fit into memory.
+            CapfiltError: RecipeError for a model that cannot write, or settings that cannot be; ImageError or DataError
+                for an image that cannot be read; RunError where a single image does not fit into memory.
         """
-        self._check("write texts", NEEDS["captioner"])
-        config = _config(settings, captions=captions)
+        check_capabilities("captioner", self.path, self.capabilities)
+        config, given = _config(settings, captions=captions), _images(images)
         captioner = LocalCaptioner(self._local, config.decode, config.captions, seed)
-        loaded = _images(images)
 
-        def some(start: int, stop: int) -> list[list[str]]:
-            tokens, uids = self._encode(loaded[start:stop], start)
-            return captioner.write(tokens, uids)
+        def part(start: int, stop: int) -> list[list[str]]:
+            return captioner.caption(*self._batch(given[start:stop], start))
 
         with torch.inference_mode(), autocast(self.device, self._dtype):
-            return OomBackoff(config.batch_size).run(some, len(loaded))
+            return OomBackoff(config.batch_size).run(part, len(given))
 
     def score(self, images: Sequence[ImageInput], texts: Sequence[str], *, settings: Settings = ()) -> list[Scores]:
         """Score each text against the image at the same place; `score_many` says what is what."""
@@ -114,37 +113,31 @@ class LoadedModel:
             settings: as in `annotate`: `{"batch_size": 16, "max_length": 35}`, in images and tokens.
 
         Raises:
-            CapfiltError: ModelError for a model that cannot score, UsageError for lists of different lengths,
+            CapfiltError: RecipeError for a model that cannot score, UsageError for lists of different lengths,
                 ImageError or DataError for an image that cannot be read, RunError where a single image does not fit
                 into memory.
         """
-        self._check("score texts", NEEDS["filter"])
-        config, loaded = _config(settings), _images(images)
-        if len(texts) != len(loaded) or any(isinstance(each, str) for each in texts):
-            raise UsageError(
-                f"there are {len(loaded)} images and {len(texts)} lists of texts; give one for each image."
-            )
+        check_capabilities("filter", self.path, self.capabilities)
+        config, given = _config(settings), _images(images)
+        if len(texts) != len(given) or any(isinstance(each, str) for each in texts):
+            raise UsageError(f"there are {len(given)} images and {len(texts)} lists of texts; give one for each image.")
         filter_ = local_filter(self._local, config.max_length)
 
-        def some(start: int, stop: int) -> list[list[Scores]]:
-            tokens, _ = self._encode(loaded[start:stop], start)
-            pairs = score_texts(lambda real: filter_.score_tokens(tokens, real), texts[start:stop])
+        def part(start: int, stop: int) -> list[list[Scores]]:
+            batch, _ = self._batch(given[start:stop], start)
+            pairs = score_texts(lambda real: filter_.score(batch, real), texts[start:stop])
             return [[Scores(*pair) for pair in of_image] for of_image in pairs]
 
         with torch.inference_mode(), autocast(self.device, self._dtype):
-            return OomBackoff(config.batch_size).run(some, len(loaded))
+            return OomBackoff(config.batch_size).run(part, len(given))
 
-    def _check(self, what: str, needs: frozenset[str]) -> None:
-        if missing := needs - self.capabilities:
-            raise ModelError(f"{self.path} cannot {what}: it cannot {', '.join(sorted(missing))}; load another model.")
-
-    def _encode(self, images: Sequence[ImageInput], first: int) -> tuple[Tensor, list[str]]:
-        """Image tokens [B, N, D], and the uid of each image; the first one is number `first` of the caller's."""
+    def _batch(self, images: Sequence[ImageInput], first: int) -> tuple[Images, list[Sample]]:
+        """Images on the device, and the sample that stands for each; `first` is the caller's number of the first."""
         wanted = self._local.image_format
-        read = [_read(image, first + i) for i, image in enumerate(images)]
-        pixels_BSS3 = torch.from_numpy(np.stack([wanted.to_pixels(image) for image, _ in read]))
-        tokens = self._model.encode_image(wanted.preprocess.normalise(pixels_BSS3.to(self.device)))
-        return tokens, [uid for _, uid in read]
+        read = [_read(image, first + i, wanted) for i, image in enumerate(images)]
+        samples, pixels_BSS3 = [sample for sample, _ in read], np.stack([pixels for _, pixels in read])
+        batch = Pictures(samples, {wanted.resizing: torch.from_numpy(pixels_BSS3)}, [])
+        return batch.on(self.device, (wanted,)), samples
 
 
 def load_model(
@@ -186,15 +179,16 @@ def _images(images: Sequence[ImageInput]) -> list[ImageInput]:
     return list(images)
 
 
-def _read(image: ImageInput, number: int) -> tuple[Image.Image, str]:
-    """An upright RGB picture, and the uid under which its texts are sampled: as `Sample.uid` where there are bytes."""
+def _read(image: ImageInput, number: int, wanted: ImageFormat) -> tuple[Sample, np.ndarray]:
+    """The sample that stands for an image, with the uid that its bytes would have in a shard, and its pixels."""
     where = f"image {number}" if isinstance(image, Image.Image | bytes) else f"image {number} ({image})"
     try:
         if isinstance(image, Image.Image):
-            rgb = decode.convert(image)
-            return rgb, hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()[:32]
+            picture = decode.convert(image)
+            uid = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:32]
+            return Sample(where, b"", "", "", {"uid": uid}), wanted.to_pixels(picture)
         data = image if isinstance(image, bytes) else location(image).read_bytes()
-        return decode.decode(data), hashlib.sha256(data).hexdigest()[:32]
+        return Sample(where, data, "", ""), wanted.to_pixels(decode.decode(data))
     except ImageError as error:
         raise ImageError(f"{where}: {error}; leave it out, or give another.") from error
     except OSError as error:

@@ -134,9 +134,9 @@ def test_a_blip2(small_blip2: Any, images: list[bytes], tmp_path: Path) -> None:
 
 class TestErrors:
     def test_a_model_that_cannot(self, captioner: Any, scorer: Any, images: list[bytes]) -> None:
-        with pytest.raises(capfilt.ModelError, match="cannot write texts: it cannot decode"):
+        with pytest.raises(capfilt.RecipeError, match="cannot be the captioner: it cannot decode"):
             scorer.caption(images[:1])
-        with pytest.raises(capfilt.ModelError, match="cannot score texts"):
+        with pytest.raises(capfilt.RecipeError, match="cannot be the filter: it cannot encode_text"):
             captioner.score(images[:1], ["a"])
 
     def test_an_image_that_cannot_be_read(self, captioner: Any, images: list[bytes], tmp_path: Path) -> None:
