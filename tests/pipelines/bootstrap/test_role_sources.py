@@ -143,6 +143,20 @@ def test_with_both_roles_pretrained_the_model_needs_no_decoder(
     assert "captioning" not in entry
 
 
+def test_a_pretrained_filter_may_read_pictures_of_another_size(
+    finished_run: Path, filter_model: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    large = Path(shutil.copytree(filter_model, tmp_path / "large"))
+    store.save(store.load(filter_model, image_size=48), large)
+    words = ("bootstrap", finished_run.parent / "mine.yaml", "--out", finished_run, "--fork", tmp_path / "new")
+    done = capfilt(*words, "--set", f"filter.pretrained={large}")
+    assert done.code == 0, done.err
+    scored, before = rows(tmp_path / "new", 1), rows(finished_run, 1)
+    assert {row["filter"] for row in scored} == {store.fingerprint(large)}
+    assert [row["text"] for row in scored] == [row["text"] for row in before], "the captioner reads what it read"
+    assert [row["itm"] for row in scored] != [row["itm"] for row in before]
+
+
 @pytest.mark.parametrize(
     ("sets", "code", "message"),
     [
