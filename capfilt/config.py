@@ -297,15 +297,15 @@ def _set(tree: dict[str, Any], assignment: str, alternatives: frozenset[str]) ->
     parents, last, value = _parsed(assignment)
     node = tree
     for depth, key in enumerate(parents):
-        if node.get(key) is None:
-            node[key] = {}
+        inner = {} if node.get(key) is None else node[key]
+        if not isinstance(inner, dict):
+            dotted, shown = ".".join(parents[: depth + 1]), short_repr(assignment, 200)
+            raise RecipeError(
+                f"--set {shown}: {dotted!r} is {short_repr(inner)} and has no keys; set {dotted!r} itself."
+            )
+        replaced = depth == len(parents) - 1 and last in alternatives and last not in inner
+        node[key] = {} if replaced else dict(inner)  # a copy: an alias in the YAML is the same dict
         node = node[key]
-        if not isinstance(node, dict):
-            inner = ".".join(parents[: depth + 1])
-            shown = short_repr(assignment, 200)
-            raise RecipeError(f"--set {shown}: {inner!r} is {short_repr(node)} and has no keys; set {inner!r} itself.")
-    if parents and last in alternatives and last not in node:
-        node.clear()
     node[last] = value
 
 

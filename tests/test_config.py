@@ -123,6 +123,12 @@ def test_a_section_of_another_kind_replaces_what_it_extends(tmp_path: Path) -> N
     assert config.build(Drink, ["tea.cups=1", "tea.bought=7"]).tea == {"bought": 7}
 
 
+def test_set_changes_one_of_two_sections_that_are_an_anchor_and_its_alias(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.yaml", "tea: &hot {cups: 2}\ncoffee: *hot\n")
+    assert config.read(file, Drink, ["coffee.cups=3"]) == Drink(tea={"cups": 2}, coffee={"cups": 3})
+    assert config.read(file, Drink, ["coffee.bought=3"]) == Drink(tea={"cups": 2}, coffee={"bought": 3})
+
+
 def test_set_overrides_with_yaml_values(tmp_path: Path) -> None:
     file = write(tmp_path / "r.yaml", "name: a\nthreshold: 0.5\n")
     sets = ["optimizer.lr=1e-5", "stages=[{lr: 2}]", "threshold=", "by_name.x.lr=3", "name=a=b"]
