@@ -34,8 +34,9 @@ from capfilt import presets
 from capfilt.data.loading.loader import LoaderConfig, Source
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture, build, read_architecture
-from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import pretraining_of
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
+from capfilt.objectives.tasks import build_task
 from capfilt.pipelines.bench import BenchConfig, made_up_words, make_shard
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
 from capfilt.training.flops import peak_flops, step_flops
@@ -153,12 +154,12 @@ def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
         print(f"Ray / torchrun: {rate['2 ranks, Ray'] / rate['2 ranks, torchrun']:.3f}")
 
 
-def made_up(pairs: int, size: int, words: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+def made_up(pairs: int, size: int, words: int, device: torch.device) -> PairBatch:
     """A batch of noise and of texts of 30 tokens."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(pairs, 3, size, size, generator=generator)
     ids = torch.randint(4, words - 2, (pairs, 30), generator=generator)
-    return tuple(x.to(device) for x in (images, ids, torch.ones_like(ids), torch.arange(pairs)))
+    return PairBatch(images, ids, torch.ones_like(ids), torch.arange(pairs)).to(device)
 
 
 def timed(step: Callable[[], Any], device: torch.device, steps: int) -> float:
@@ -174,11 +175,15 @@ def timed(step: Callable[[], Any], device: torch.device, steps: int) -> float:
 
 
 def own_step(
-    architecture: Architecture, objectives: ObjectivesConfig, execution: ExecutionConfig, batch: Any, dtype: torch.dtype
+    architecture: Architecture,
+    objectives: ObjectivesConfig,
+    execution: ExecutionConfig,
+    batch: PairBatch,
+    dtype: torch.dtype,
 ) -> Callable[[], None]:
     """capfilt's step, as its loop takes it."""
-    device = batch[0].device
-    learner = pretraining_of(build(architecture), objectives).to(device)
+    device = batch.device
+    learner = build_task(build(architecture), objectives).to(device)
     gradients = Gradients(learner, execution, device, dtype)
     optimizer = make_optimizer(learner, OptimizerConfig())
 
@@ -198,7 +203,7 @@ def gpu(model: str, pairs: int, steps: int, compile_blocks: bool) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     architecture = read_architecture(presets.find("models", model))
     objectives = ObjectivesConfig(queue=pairs * 256)
-    batch: Any = made_up(pairs, architecture.vision.image_size, architecture.vocabulary_size, device)
+    batch = made_up(pairs, architecture.image_size, architecture.vocabulary_size, device)
     flops = step_flops(architecture, objectives, pairs, 30)
     peak = peak_flops(torch.cuda.get_device_name(device) if device.type == "cuda" else "", dtype)
     rates = {}

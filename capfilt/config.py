@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
@@ -62,6 +62,27 @@ class Config(pydantic.BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+class OpenSection:
+    """How a section of several possible classes is read: a key of it says which one it is, as in `family: blip`.
+
+    For pydantic's BeforeValidator. Unlike a union, the classes are asked for at each reading: tables can be added to.
+    """
+
+    def __init__(self, key: str, classes: Callable[[], Mapping[str, type[Config]]], default: str):
+        """`default` is what a section means that does not have the key."""
+        self.key, self.classes, self.default = key, classes, default
+
+    def __call__(self, value: Any) -> Any:
+        """A mapping read as the class that it names; anything else as it is."""
+        if not isinstance(value, Mapping):
+            return value
+        classes, named = self.classes(), value.get(self.key, self.default)
+        if named not in classes:
+            known = ", ".join(name for name in classes if name)
+            raise ValueError(f"there is no {self.key} {short_repr(named)}; there are: {known or 'none'}")
+        return classes[named].model_validate(value)
 
 
 def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
@@ -359,7 +380,10 @@ def _allowed(kind: type[pydantic.BaseModel], place: Iterable[str | int]) -> list
 def _step(spot: Any, part: str | int) -> list[Any]:
     if _is_model(spot):
         if part in spot.model_fields:
-            return list(_members(spot.model_fields[part].annotation))
+            field = spot.model_fields[part]
+            opened = [m.func for m in field.metadata if isinstance(m, pydantic.BeforeValidator)]
+            sections = [section for section in opened if isinstance(section, OpenSection)]
+            return [*(sections[0].classes().values() if sections else _members(field.annotation))]
         return [spot] if part in _tags(spot) else []
     if get_origin(spot) in (list, tuple, dict, Sequence):
         return [inner for argument in get_args(spot) for inner in _members(argument)]

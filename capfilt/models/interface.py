@@ -71,6 +71,11 @@ class ArchitectureConfig(Config, ABC):
         """Blocks of the vision tower, whose activations can be recomputed."""
 
     @property
+    def feature_width(self) -> int:
+        """Width of the vectors in which images and texts are compared; 0 where they are not."""
+        return 0
+
+    @property
     def towers(self) -> dict[str, dict[str, int]]:
         """The shape of each tower, by its name ("vision", "text"): what a saved model must have alike to begin from."""
         return {}

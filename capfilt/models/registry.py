@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
 
 from capfilt import config as configs
 from capfilt import presets
+from capfilt.config import OpenSection
 from capfilt.errors import RecipeError, did_you_mean
 from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
@@ -64,14 +65,10 @@ def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfi
     return configs.read(path, FAMILIES[family].config, sets)
 
 
-def _of_its_family(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    family = value.get("family", next(iter(FAMILIES)))
-    if family not in FAMILIES:
-        raise ValueError(f"there is no family {family!r}; there are: {', '.join(FAMILIES)}")
-    return FAMILIES[family].config.model_validate(value)
-
-
-Architecture = Annotated[SerializeAsAny[ArchitectureConfig], BeforeValidator(_of_its_family)]
+Architecture = Annotated[
+    SerializeAsAny[ArchitectureConfig],
+    BeforeValidator(
+        OpenSection("family", lambda: {name: family.config for name, family in FAMILIES.items()}, next(iter(FAMILIES)))
+    ),
+]
 """The architecture of a model of any family."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.errors import RecipeError
-from capfilt.models.blip.model import Blip
+from capfilt.models import Model, build
 from capfilt.objectives.collectives import gather
 
 NO_IMAGE = -100
@@ -22,8 +22,8 @@ NO_IMAGE = -100
 class Momentum(nn.Module):
     """Exponential moving average of the encoders, and first-in-first-out queues of their features.
 
-    Queues are [size, projection], unit rows, random at the start as in the public code. `image_ids` keeps beside
-    them of which images they are, [size], -100 where they are of none yet.
+    Queues are [size, width], unit rows, random at the start as in the public code; `width` is that of the features.
+    `image_ids` keeps beside them of which images they are, [size], -100 where they are of none yet.
     """
 
     queue_image: Tensor
@@ -31,21 +31,20 @@ class Momentum(nn.Module):
     queue_groups: Tensor | None
     pointer: Tensor
 
-    def __init__(self, model: Blip, decay: float, queue: int, image_ids: bool = False):
+    def __init__(self, model: Model, decay: float, queue: int, image_ids: bool = False):
         super().__init__()
         self.decay = decay
-        text = model.config.text.model_copy(update={"roles": ("encoder",)})
-        self.model = Blip(model.config.model_copy(update={"text": text}))
+        self.model = build(model.config.for_role("filter"))
         online = model.state_dict()
         self.model.load_state_dict({name: online[name] for name in self.model.state_dict()})
         self.model.requires_grad_(False)
         for name in ("queue_image", "queue_text"):
-            self.register_buffer(name, F.normalize(torch.randn(queue, model.config.projection), dim=-1))
+            self.register_buffer(name, F.normalize(torch.randn(queue, model.config.feature_width), dim=-1))
         self.register_buffer("queue_groups", torch.full((queue,), NO_IMAGE) if image_ids else None)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def update(self, model: Blip) -> None:
+    def update(self, model: Model) -> None:
         """Move the copy towards the model: p_m <- decay p_m + (1 - decay) p; before a step's features are taken."""
         online = dict(model.named_parameters())
         mine = list(self.model.named_parameters())
@@ -53,7 +52,7 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def features(self, images_B3SS: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit features of images and texts by the slow encoders, two of [B, projection]."""
+        """Unit features of images and texts by the slow encoders, two of [B, width]."""
         image = self.model.project_image(self.model.encode_image(images_B3SS))
         text = self.model.project_text(self.model.encode_text(ids_BT, mask_BT))
         return image, text

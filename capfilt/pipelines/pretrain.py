@@ -61,7 +61,7 @@ class PretrainConfig(Config):
     def _one_beginning(self) -> PretrainConfig:
         if self.start is not None and self.initial.model_copy(update={"language": None}) != InitialConfig():
             raise ValueError("start and initial both say what a model begins with; give one of them")
-        if self.start is None and self.train.objectives.momentum_from == "start":
+        if self.start is None and self.train.objectives.resumes_momentum:
             raise ValueError("train.objectives.momentum_from is 'start', and there is none: give `start`")
         return self
 

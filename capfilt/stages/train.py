@@ -22,12 +22,10 @@ from capfilt.data import shards
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import preprocess_for
-from capfilt.models import Architecture, Blip2Config
+from capfilt.models import Architecture
 from capfilt.models.checkpoints import files, store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.objectives.grad_cache import cannot
-from capfilt.objectives.tasks.blip import NEEDS
-from capfilt.objectives.tasks.blip2 import without_use
+from capfilt.objectives.tasks import unsupported
 from capfilt.runs import metrics
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress, StageLine
@@ -67,36 +65,21 @@ def read_architecture(name: str, image_size: int | None = None) -> Architecture:
 
 def check_training(architecture: Architecture, config: TrainConfig, resources: TrainResources, where: str) -> None:
     """Refuse a training whose objectives ask for what the model cannot do, or whose batch cannot be split."""
-    can = architecture.capabilities
-    for name in config.objectives.losses:
-        if missing := NEEDS[name] - can:
-            possible = [o for o, needs in NEEDS.items() if needs <= can]
-            raise RecipeError(
-                f"{where}: objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
-                f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
-            )
-    if isinstance(architecture, Blip2Config) and architecture.language and architecture.frozen == "fp16":
-        raise RecipeError(
-            f"{where}: frozen is fp16, in which gradients that come through a language model vanish unless they are "
-            "scaled, and here they are not: set it to bf16."
-        )
+    chunks = resources.micro_batches
+    if said := unsupported(architecture, config.objectives, chunks):
+        raise RecipeError(f"{where}: {said}")
     if config.features and not architecture.frozen_vision:
         raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
-    if said := without_use(architecture, config.objectives):
-        raise RecipeError(f"{where}: {said}")
     if config.loader.batch_size % resources.workers:
         raise RecipeError(
             f"{where}: batch_size {config.loader.batch_size} cannot be split over {resources.workers} workers;"
             f" make it a multiple of {resources.workers}."
         )
-    pieces = resources.micro_batches
-    if config.loader.batch_size % (resources.workers * pieces):
+    if config.loader.batch_size % (resources.workers * chunks):
         raise RecipeError(
-            f"{where}: batch_size {config.loader.batch_size} cannot be split into {pieces} micro_batches of each of"
-            f" {resources.workers} workers; make it a multiple of {resources.workers * pieces}."
+            f"{where}: batch_size {config.loader.batch_size} cannot be split into {chunks} micro_batches of each of"
+            f" {resources.workers} workers; make it a multiple of {resources.workers * chunks}."
         )
-    if pieces > 1 and (said := cannot(architecture.family, architecture.language_kind is not None, config.objectives)):
-        raise RecipeError(f"{where}: micro_batches is {pieces}, and {said}: set it to 1.")
     if config.recompute > architecture.vision_depth:
         raise RecipeError(
             f"{where}: recompute {config.recompute}, and the vision tower has {architecture.vision_depth} blocks."

@@ -15,7 +15,8 @@ from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.device import Compute, Precision
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.tasks import ObjectivesSection
 from capfilt.storage.paths import StoragePath
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 from capfilt.training.optimizer import OptimizerConfig
@@ -35,7 +36,7 @@ class TrainConfig(Config):
     image_size: int | None = Field(default=None, ge=1)
     """Picture size other than the architecture's: BLIP pretrains at 224 and fine-tunes at 384."""
     loader: LoaderConfig = LoaderConfig()
-    objectives: ObjectivesConfig = ObjectivesConfig()
+    objectives: ObjectivesSection = ObjectivesConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "auto"
     """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
@@ -66,13 +67,10 @@ class TrainConfig(Config):
         return features
 
     @model_validator(mode="after")
-    def _queue(self) -> TrainConfig:
-        queue, rows = self.objectives.queue, self.loader.batch_size
-        itc = "itc" in self.objectives.losses
-        if itc and queue % rows:
-            near = queue - queue % rows
-            raise ValueError(f"objectives.queue {queue} is not a multiple of loader.batch_size {rows}; {near} is")
-        if not itc and (self.keep_momentum or self.objectives.momentum_from == "start"):
+    def _objectives(self) -> TrainConfig:
+        objectives = self.objectives
+        objectives.check_batch(self.loader.batch_size)
+        if not objectives.has_momentum and (self.keep_momentum or objectives.resumes_momentum):
             raise ValueError("without the objective itc there is no momentum copy to keep or to begin with")
         if self.features and self.loader.augment != AugmentConfig():
             raise ValueError("features are kept of pictures as they are; set loader.augment={} or features=false")

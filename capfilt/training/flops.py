@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Architecture, build
 from capfilt.objectives.collectives import alone, world_size
-from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import pretraining_of
+from capfilt.objectives.interface import PairBatch, TaskConfig
+from capfilt.objectives.tasks import build_task
 from capfilt.training.config import TrainJob
 
 PEAKS = {
@@ -56,16 +56,17 @@ def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
     return next((peaks[dtype] for name, peaks in PEAKS.items() if all(word in found for word in name.split())), None)
 
 
-def step_flops(architecture: Architecture, objectives: ObjectivesConfig, pairs: int, tokens: int) -> int:
+def step_flops(architecture: Architecture, objectives: TaskConfig, pairs: int, tokens: int) -> int:
     """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
     with torch.device("meta"):
-        learner = pretraining_of(build(architecture), objectives).eval()  # in training a queue would ask where it is
+        task = build_task(build(architecture), objectives).eval()  # in training a queue would ask where it is
     with FakeTensorMode(allow_non_fake_inputs=True), alone():
-        learner.to_empty(device="cpu")
+        task.to_empty(device="cpu")
         size = architecture.image_size
         ids = torch.ones(pairs, tokens, dtype=torch.long)
         # Of fused attention the counter knows some kernels only; written out, it is products like any others.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            losses, _ = learner(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs), 0.0)
-            learner.total(losses).backward()
+            batch = PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
+            losses, _ = task(batch, 0.0)
+            task.total(losses).backward()
     return int(counter.get_total_flops())

@@ -22,7 +22,8 @@ from capfilt.errors import ModelError
 from capfilt.models import Model, build
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
-from capfilt.objectives.tasks.blip2 import Pretraining, pretraining_of
+from capfilt.objectives.interface import PairBatch, Task
+from capfilt.objectives.tasks import build_task
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, make_folder
@@ -75,22 +76,22 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     )
     loader.pinned = device.type == "cuda"
     model.recompute_vision(job.train.recompute)
-    learner = pretraining_of(model, job.train.objectives, loader.prompt_tokens)
-    if learner.momentum is not None and job.train.objectives.momentum_from == "start":
+    task = build_task(model, job.train.objectives, loader.prompt_tokens)
+    if task.momentum is not None and job.train.objectives.resumes_momentum:
         assert job.start is not None, "whoever reads a recipe asks for a start"
-        checkpoint.load_momentum(learner.momentum, job.start)
-    learner.to(device)
-    gradients = Gradients(learner, job.execution, device, job.compute.dtype)
-    optimizer = make_optimizer(learner, job.train.optimizer)
-    own = identity(job, tokenizer, loader, learner.model) if data_parallel.rank() == 0 else {}
+        checkpoint.load_momentum(task.momentum, job.start)
+    task.to(device)
+    gradients = Gradients(task, job.execution, device, job.compute.dtype)
+    optimizer = make_optimizer(task, job.train.optimizer)
+    own = identity(job, tokenizer, loader, task.model) if data_parallel.rank() == 0 else {}
     kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origins(job), job.train.steps)
     with closing(States(job.out, own, *kept)) as states:
-        done = states.resume(learner, optimizer)
+        done = states.resume(task, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
             run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
         states.settle()
         data_parallel.barrier()
-        leave(job, learner, optimizer, tokenizer, states, log.mean_loss())
+        leave(job, task, optimizer, tokenizer, states, log.mean_loss())
     data_parallel.barrier()
 
 
@@ -106,7 +107,7 @@ def origins(job: TrainJob) -> list[StoragePath]:
 
 def leave(
     job: TrainJob,
-    learner: Pretraining,
+    task: Task,
     optimizer: torch.optim.AdamW,
     tokenizer: Tokenizer,
     states: States,
@@ -116,24 +117,24 @@ def leave(
 
     The states stay until the model is in the ledger: a process may be lost between the two.
     """
-    whole = fsdp.whole(learner.model)
-    momentum = fsdp.whole(learner.momentum) if learner.momentum is not None and job.train.keep_momentum else None
+    whole = fsdp.whole(task.model)
+    momentum = fsdp.whole(task.momentum) if task.momentum is not None and job.train.keep_momentum else None
     if data_parallel.rank() == 0:
         tokenizer.save(job.model_folder)
         if momentum is not None:
             checkpoint.save_momentum(momentum, job.model_folder)
-        store.save(learner.model, job.model_folder, whole)
+        store.save(task.model, job.model_folder, whole)
     if job.train.keep_best:
         every = job.train.checkpoint_every
         share = (job.train.steps % every or every) / every
         if (
             best := data_parallel.of_first(states.better_than(last, share) if data_parallel.rank() == 0 else None)
         ) is not None:
-            states.load(learner, optimizer, best)
-            whole = fsdp.whole(learner.model)
+            states.load(task, optimizer, best)
+            whole = fsdp.whole(task.model)
         if data_parallel.rank() == 0:
             tokenizer.save(job.best_folder)
-            store.save(learner.model, job.best_folder, whole)
+            store.save(task.model, job.best_folder, whole)
         data_parallel.barrier()
 
 
@@ -200,18 +201,16 @@ def run_steps(
         lr = learning_rate(config.optimizer, step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images, ids, mask, image_ids = (
-            x.to(device, non_blocking=True) for x in (batch.images, batch.ids, batch.mask, batch.image_ids)
-        )
-        losses, figures = gradients.of((images, ids, mask, image_ids), step / config.steps)
+        pairs = PairBatch(batch.images, batch.ids, batch.mask, batch.image_ids).to(device)
+        losses, metrics = gradients.of(pairs, step / config.steps)
         norm = gradients.clip(config.optimizer.clip)
         if bool(norm.isfinite()):
             optimizer.step()
-            log.add(step, losses | figures | {"grad_norm": norm}, batch.unreadable, lr)
+            log.add(step, losses | metrics | {"grad_norm": norm}, batch.unreadable, lr)
         else:
             log.skip_step(step, batch, lr)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            states.save(gradients.learner, optimizer, step + 1, log.mean_loss())
+            states.save(gradients.task, optimizer, step + 1, log.mean_loss())
             log.unsaved = states.failed
 
 

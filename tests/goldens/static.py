@@ -199,9 +199,13 @@ def _told(annotation: Any) -> str:
 
 def _models(annotation: Any) -> list[type]:
     from capfilt.models import FAMILIES, ArchitectureConfig
+    from capfilt.objectives.interface import TaskConfig
+    from capfilt.objectives.tasks import task_configs
 
     if annotation is ArchitectureConfig:  # stands for the architecture of any family
         return [family.config for family in FAMILIES.values()]
+    if annotation is TaskConfig:
+        return [*task_configs().values()]
     if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
@@ -220,8 +224,8 @@ def state_dicts() -> str:
 
     from capfilt import presets
     from capfilt.models import build, read_architecture
+    from capfilt.objectives.tasks import build_task
     from capfilt.objectives.tasks.blip import ObjectivesConfig
-    from capfilt.training.loop import pretraining_of
 
     parts = []
     for name in presets.names("models"):
@@ -230,8 +234,8 @@ def state_dicts() -> str:
             parts.append(_collapsed(name, model))
             if "/tiny" in name:
                 losses = {"losses": {"lm": 1.0}} if name == "blip2/tiny-opt" else {}
-                learner = pretraining_of(model, ObjectivesConfig(queue=128, **losses), 0)
-                parts.append(_collapsed(f"training of {name}", learner))
+                task = build_task(model, ObjectivesConfig(queue=128, **losses))
+                parts.append(_collapsed(f"training of {name}", task))
     return "".join(parts)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from capfilt.objectives.collectives import gather, rank, world_size
+from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.losses.itc_queries import itc_queries
 from capfilt.objectives.losses.itm import global_negatives, itm
@@ -43,7 +44,7 @@ def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
     wrapped = data_parallel.wrap(learner, torch.device("cpu")).train()
     for progress in (0.02, 0.05):
         learner.zero_grad()
-        losses, _ = wrapped(*(half(x, of) for x in task["batch"]), progress=progress)
+        losses, _ = wrapped(PairBatch(*(half(x, of) for x in task["batch"])), progress=progress)
         learner.total(losses).backward()
     return {
         "loss": losses["itc"].detach(),
@@ -65,7 +66,7 @@ def step_of_first_stage(task: dict[str, Any], of: int) -> dict[str, Any]:
     learner = task["first_stage"]
     wrapped = data_parallel.wrap(learner, torch.device("cpu")).train()
     images, *texts = (half(x, of) for x in task["batch"])
-    losses, _ = wrapped(images.double(), *texts, progress=0.0)
+    losses, _ = wrapped(PairBatch(images.double(), *texts), progress=0.0)
     learner.total(losses).backward()
     return {
         "losses": {name: loss.detach() for name, loss in losses.items()},

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.collectives import gather, rank, world_size
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.losses.itc_queries import itc_queries
 from capfilt.objectives.losses.itm import itm, local_negatives
-from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.objectives.tasks.blip2 import Blip2Stage1
 
 pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
@@ -113,7 +115,7 @@ def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answe
     learner = copy.deepcopy(task["learner"]).train()
     for progress in (0.02, 0.05):
         learner.zero_grad()
-        losses, _ = learner(*task["batch"], progress=progress)
+        losses, _ = learner(PairBatch(*task["batch"]), progress=progress)
         learner.total(losses).backward()
     wanted = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     one, other = (answer["learner"] for answer in answers)
@@ -144,7 +146,7 @@ def test_itc_of_queries_has_the_gradients_of_one_process(task: dict[str, Any], a
 def test_a_step_of_the_first_stage_is_that_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     learner = copy.deepcopy(task["first_stage"]).train()
     images, *texts = task["batch"]
-    losses, _ = learner(images.double(), *texts, progress=0.0)
+    losses, _ = learner(PairBatch(images.double(), *texts), progress=0.0)
     learner.total(losses).backward()
     found = [answer["first_stage"] for answer in answers]
     for name, loss in losses.items():

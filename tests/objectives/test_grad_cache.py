@@ -11,8 +11,11 @@ from torch import Tensor
 
 from capfilt.errors import RecipeError
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.grad_cache import Draws, backward_in_chunks, cannot
-from capfilt.objectives.tasks.blip import BlipPretraining, LossesAndMetrics, ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.grad_cache import Draws
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch
+from capfilt.objectives.tasks import unsupported
+from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2
 
 B = 8
@@ -38,9 +41,9 @@ def learned(
         learner.zero_grad()
         torch.manual_seed(number)
         if pieces:
-            found = backward_in_chunks(learner, batch, 0.02, pieces, contextlib.nullcontext)  # type: ignore[arg-type]
+            found = learner.backward_in_chunks(PairBatch(*batch), 0.02, pieces, contextlib.nullcontext)
         else:
-            found = learner(*batch, progress=0.02)
+            found = learner(PairBatch(*batch), progress=0.02)
             learner.total(found[0]).backward()
     gradients = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
     return found, {**gradients, **{name: t for name, t in learner.state_dict().items() if "queue" in name}}
@@ -101,7 +104,7 @@ def test_plain_pieces_would_not(small_blip: Callable[..., Blip], batch: tuple[Te
     learner = BlipPretraining(small_blip(init_std=0.1), ObjectivesConfig(losses={"itc": 1.0}, queue=0)).train()
     _, whole = learned(learner, batch, 0, steps=1)
     for own in (slice(0, 4), slice(4, 8)):
-        losses, _ = learner(*(x[own] for x in batch), progress=0.02)
+        losses, _ = learner(PairBatch(*batch).select(own), progress=0.02)
         (learner.total(losses) / 2).backward()
     apart = {name: p.grad for name, p in learner.named_parameters() if name in whole and p.grad is not None}
     both = [torch.cat([g[name].flatten() for name in apart]) for g in (apart, whole)]
@@ -117,7 +120,7 @@ def test_a_piece_has_the_same_draws_both_times(small_blip: Callable[..., Blip], 
     def said() -> float:
         learner.zero_grad()
         torch.manual_seed(3)
-        losses, _ = backward_in_chunks(learner, batch, 0.0, 4, contextlib.nullcontext)  # type: ignore[arg-type]
+        losses, _ = learner.backward_in_chunks(PairBatch(*batch), 0.0, 4, contextlib.nullcontext)
         return float(losses["itc"])
 
     for weight in (model.text.layers[0].self_attention["encoder"].block.query.weight, model.vision.positions):  # type: ignore[union-attr,index]
@@ -136,20 +139,23 @@ def test_a_piece_has_the_same_draws_both_times(small_blip: Callable[..., Blip], 
 def test_draws_come_again() -> None:
     before = Draws(torch.device("cpu"))
     first = torch.rand(3)
-    before.again()
+    before.restore()
     assert torch.equal(torch.rand(3), first)
 
 
 def test_what_cannot_be_cut_says_why(
     small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2], batch: Any
 ) -> None:
+    batch = PairBatch(*batch)
     plain, all_ranks = ObjectivesConfig(queue=0), ObjectivesConfig(queue=0, negatives="all")
-    assert cannot("blip", False, plain) == ""
-    assert cannot("blip2", True, plain) == ""
-    assert "all queries with all texts" in cannot("blip2", False, plain)
-    assert "images of other processes" in cannot("blip", False, all_ranks)
+    only_lm = ObjectivesConfig(losses={"lm": 1.0}, queue=0)
+    assert unsupported(small_blip().config, plain, micro_batches=2) == ""
+    assert unsupported(small_blip2("opt").config, only_lm, micro_batches=2) == ""
+    assert "all queries with all texts" in unsupported(small_blip2().config, plain, micro_batches=2)
+    assert "images of other processes" in unsupported(small_blip().config, all_ranks, micro_batches=2)
+    assert unsupported(small_blip().config, all_ranks) == unsupported(small_blip2().config, plain) == ""
     for learner in (Blip2Stage1(small_blip2(), plain), BlipPretraining(small_blip(), all_ranks)):
         with pytest.raises(RecipeError, match="set micro_batches to 1"):
-            backward_in_chunks(learner, batch, 0.0, 2, contextlib.nullcontext)
+            learner.backward_in_chunks(batch, 0.0, 2, contextlib.nullcontext)
     with pytest.raises(RecipeError, match="has 8 pairs of a batch, which micro_batches 3 does not divide"):
-        backward_in_chunks(BlipPretraining(small_blip(), plain), batch, 0.0, 3, contextlib.nullcontext)
+        BlipPretraining(small_blip(), plain).backward_in_chunks(batch, 0.0, 3, contextlib.nullcontext)

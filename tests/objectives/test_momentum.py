@@ -9,9 +9,11 @@ from torch import Tensor
 from capfilt.errors import RecipeError
 from capfilt.models import Blip
 from capfilt.models.layers.bert import Share
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.momentum import Momentum
-from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining
 
 MakeBlip = Callable[..., Blip]
 ITC = ObjectivesConfig(losses={"itc": 1.0}, queue=8, momentum=0.75, alpha=0.4, alpha_ramp=0.5)
@@ -79,7 +81,7 @@ class TestUpdate:
             for p in learner.model.parameters():
                 p.add_(0.05 * torch.randn_like(p))
         images, ids, mask, image_ids = batch(1)
-        learner(images, ids, mask, image_ids, progress=0.0)
+        learner(PairBatch(images, ids, mask, image_ids), progress=0.0)
         online = dict(learner.model.named_parameters())
         for name, p in learner.momentum.model.named_parameters():
             torch.testing.assert_close(p, 0.75 * old[name] + 0.25 * online[name].detach(), atol=1e-6, rtol=1e-6)
@@ -93,7 +95,7 @@ class TestUpdate:
         with torch.no_grad():
             learner.model.image_projection.weight.mul_(2)
         before = copy_of(learner.momentum.state_dict())  # type: ignore[union-attr]
-        learner(*batch(1), progress=0.0)
+        learner(PairBatch(*batch(1)), progress=0.0)
         assert all(torch.equal(x, before[name]) for name, x in learner.momentum.state_dict().items())  # type: ignore[union-attr]
 
     def test_is_the_paper_s_by_default(self) -> None:
@@ -140,7 +142,7 @@ class TestQueue:
         for step in range(3):
             images, ids, mask, image_ids = batch(step)
             queues = momentum.queue_image.clone(), momentum.queue_text.clone()
-            losses, _ = learner(images, ids, mask, image_ids, progress=0.25)
+            losses, _ = learner(PairBatch(images, ids, mask, image_ids), progress=0.25)
             wanted = itc(
                 learner.model.project_image(learner.model.encode_image(images)),
                 learner.model.project_text(learner.model.encode_text(ids, mask)),
@@ -154,7 +156,7 @@ class TestQueue:
 
     def test_is_part_of_the_state(self, small_blip: MakeBlip) -> None:
         learner, other = BlipPretraining(small_blip(), ITC).train(), BlipPretraining(small_blip(seed=9), ITC)
-        learner(*batch(0), progress=0.5)
+        learner(PairBatch(*batch(0)), progress=0.5)
         other.load_state_dict(learner.state_dict())
         for name in ("queue_image", "queue_text", "pointer"):
             assert torch.equal(getattr(other.momentum, name), getattr(learner.momentum, name))

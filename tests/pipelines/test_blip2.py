@@ -27,7 +27,7 @@ from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip2, read_architecture
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
 from capfilt.pipelines import export
 from capfilt.training.checkpoints import states
 from capfilt.training.checkpoints.files import StateFiles

@@ -9,7 +9,7 @@ import pytest
 from capfilt.data.loading.loader import LoaderConfig, Source
 from capfilt.inference.device import Compute
 from capfilt.models import Blip
-from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
 from capfilt.training.loop import TrainConfig, TrainJob
 from capfilt.training.optimizer import OptimizerConfig
 

@@ -10,8 +10,9 @@ import torch
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import pretraining_of
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
+from capfilt.objectives.tasks import build_task
 from capfilt.training.deterministic import deterministic
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
 
@@ -47,12 +48,13 @@ def test_gradients_of_two_threads_are_the_same_each_time(
     model: Any = (
         small_blip(**size, dropout=0.1) if family == "blip" else small_blip2(family.removeprefix("blip2"), **size)
     )
-    learner = pretraining_of(model, ObjectivesConfig(**settings, queue=0))
+    learner = build_task(model, ObjectivesConfig(**settings, queue=0))
     gradients = Gradients(learner, ExecutionConfig(micro_batches=pieces), CPU, torch.float32)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(4, 190, (ROWS, 12), generator=generator)
     mask = (torch.arange(12) < torch.randint(3, 13, (ROWS, 1), generator=generator)).long()
-    batch = (torch.randn(ROWS, 3, 32, 32, generator=generator), ids * mask, mask, torch.arange(ROWS) // 2)
+    images = torch.randn(ROWS, 3, 32, 32, generator=generator)
+    batch = PairBatch(images, ids * mask, mask, torch.arange(ROWS) // 2)
 
     def step() -> dict[str, torch.Tensor]:
         torch.manual_seed(3)

@@ -13,8 +13,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import pretraining_of
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
+from capfilt.objectives.tasks import build_task
 from capfilt.training import flops as speed
 from capfilt.training.flops import Speed, peak_flops, step_flops
 from capfilt.training.loop import TrainJob, train
@@ -31,10 +32,11 @@ def test_what_is_counted_is_what_a_real_step_does(
         queue=12 if family == "blip" else 0, **({"losses": {"lm": 1.0}} if family == "opt" else {})
     )
     ids = torch.randint(4, 190, (PAIRS, TOKENS))
-    learner = pretraining_of(model, config).train()
+    learner = build_task(model, config).train()
+    batch = PairBatch(torch.randn(PAIRS, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(PAIRS))
     # Of the CPU's fused attention torch's counter knows nothing.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        losses, _ = learner(torch.randn(PAIRS, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(PAIRS), 0.5)
+        losses, _ = learner(batch, 0.5)
         learner.total(losses).backward()
     assert step_flops(model.config, config, PAIRS, TOKENS) == counter.get_total_flops() > 0
 

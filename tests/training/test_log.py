@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from capfilt.data.loading.loader import LoaderConfig
-from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
 from capfilt.training.config import TrainConfig
 from capfilt.training.log import StepLog
 

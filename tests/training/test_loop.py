@@ -21,7 +21,8 @@ from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store as weights
 from capfilt.models.layers.vit import resize_positions
-from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.runs.forks import FORK
 from capfilt.storage.atomic import write_json
 from capfilt.storage.remote_path import RemotePath

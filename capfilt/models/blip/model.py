@@ -55,6 +55,11 @@ class BlipConfig(TowersConfig):
         return self.text.dec
 
     @property
+    def feature_width(self) -> int:
+        """Width of the vectors in which images and texts are compared."""
+        return self.projection
+
+    @property
     def compares(self) -> bool:
         """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
         return "encoder" in self.text.roles and not self.answers

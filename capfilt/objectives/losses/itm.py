@@ -25,6 +25,9 @@ STUCK_WITHIN = 0.005
 STUCK_STEPS, STUCK_SHARE = 200, 0.3
 """How long it must stay there for an alarm: so many steps, and this share of the training."""
 
+Similarities = tuple[Tensor, Tensor]
+"""Image to text and text to image, [B, N] each: this process's rows against those of all, over the temperature."""
+
 
 class Negatives(NamedTuple):
     """A wrong image and a wrong text for each of B pairs."""

@@ -1,1 +1,49 @@
-"""What a family is pretrained with: one file a family."""
+"""What models are trained for: a line a family. Everything that is known of a family's losses is in its own file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from capfilt.config import OpenSection
+from capfilt.models.interface import ArchitectureConfig, Model
+from capfilt.objectives.interface import Task, TaskConfig, TaskKind
+from capfilt.objectives.tasks.blip import BLIP
+from capfilt.objectives.tasks.blip2 import BLIP2
+
+PRETRAINING: dict[str, TaskKind] = {
+    "blip": BLIP,
+    "blip2": BLIP2,
+}
+"""How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
+
+
+def task_configs() -> dict[str, type[TaskConfig]]:
+    """The config of every task by what the key `task` says; "" is what a section without the key means."""
+    return {kind.config.name(): kind.config for kind in PRETRAINING.values()}
+
+
+def build_task(model: Model, config: TaskConfig, prompt: int = 0) -> Task:
+    """What trains a model; `prompt` is how many tokens each text begins with that are not learned."""
+    return PRETRAINING[model.config.family].build(model, config, prompt)
+
+
+def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int = 1) -> str:
+    """Why a model of this architecture cannot be trained so, as a sentence with what to do; "" where it can."""
+    kind = PRETRAINING[architecture.family]
+    if not isinstance(config, kind.config):
+        advice = f"set objectives.task={kind.config.name()}" if kind.config.name() else "leave objectives.task out"
+        return f"its objectives are not those with which the family {architecture.family} is trained: {advice}."
+    for name in config.losses:
+        if missing := kind.needs[name] - architecture.capabilities:
+            possible = [loss for loss, needs in kind.needs.items() if needs <= architecture.capabilities]
+            return (
+                f"objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
+                f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
+            )
+    return kind.unsupported(architecture, config, micro_batches)
+
+
+ObjectivesSection = Annotated[SerializeAsAny[TaskConfig], BeforeValidator(OpenSection("task", task_configs, ""))]
+"""The type of a config field that holds what any task minimises."""

@@ -40,12 +40,12 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
 
 def check_momentum(config: BootstrapConfig) -> None:
     """Refuse a training that would resume a momentum copy that no training has kept."""
-    if config.pretrain.objectives.momentum_from == "start":
+    if config.pretrain.objectives.resumes_momentum:
         raise RecipeError(
             "pretrain.objectives.momentum_from is 'start', and round 0 starts from nothing: take 'model'."
         )
     filter_training = config.trainings.get("filter")
-    resumes = filter_training is not None and filter_training.objectives.momentum_from == "start"
+    resumes = filter_training is not None and filter_training.objectives.resumes_momentum
     if resumes and not config.pretrain.keep_momentum:
         raise RecipeError(
             "filter.objectives.momentum_from is 'start': set pretrain.keep_momentum=true, or take 'model'."

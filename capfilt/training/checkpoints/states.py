@@ -1,6 +1,6 @@
 """The states of a training, so that a killed one goes on where it was.
 
-A state has the learner (model, momentum copy, queues), the optimizer's moments and the number of steps done. Nothing
+A state has the task (model, momentum copy, queues), the optimizer's moments and the number of steps done. Nothing
 else is needed: the order of the data and every random draw of a step are functions of the seed and the step. Tensors
 go by the names of the parameters that they belong to, so that a state of whole weights (DDP) is taken up by processes
 that share them (FSDP) and the other way round, by any number of processes. The newest few states are kept, and written
@@ -78,13 +78,13 @@ class States:
         self._writing: Future[None] | None = None
         self._step = 0
 
-    def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int, loss: float | None = None) -> None:
+    def save(self, task: nn.Module, optimizer: torch.optim.Optimizer, step: int, loss: float | None = None) -> None:
         """Take a copy of the state after `step` steps; it is written while the next steps are taken.
 
         Raises ModelError instead where a weight is no longer finite: from such a state nothing could go on. What keeps
         going wrong with the states before is raised here, too.
         """
-        spoilt = [name for name, p in learner.named_parameters() if not bool(torch.isfinite(own_part(p)).all())]
+        spoilt = [name for name, p in task.named_parameters() if not bool(torch.isfinite(own_part(p)).all())]
         if spoilt:
             raise ModelError(
                 f"{len(spoilt)} weights are not finite after step {step}, first {spoilt[0]}; "
@@ -93,7 +93,7 @@ class States:
         if not self._shared and rank() > 0:
             return
         self.settle()
-        written = self.files.write(step, tensors_of(learner, optimizer), self._group, alone=not self._shared)
+        written = self.files.write(step, tensors_of(task, optimizer), self._group, alone=not self._shared)
         self._step, self._writing = step, self._pool.submit(self._finish, written, step, loss)
 
     def settle(self) -> None:
@@ -118,7 +118,7 @@ class States:
             if rank() == 0:
                 self.files.remove(self._step)
 
-    def resume(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def resume(self, task: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest state that can be read, if there is any, and return the number of steps done.
 
         One that is damaged is told in a warning, and the one before it is taken. A fork without a state of its own
@@ -127,18 +127,18 @@ class States:
         """
         step = self._agreed()
         if step:
-            self.load(learner, optimizer, step)
+            self.load(task, optimizer, step)
         return step
 
-    def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def load(self, task: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Load the state after `step` steps."""
         there = self.files.names(step)
-        for name, p in learner.named_parameters():
+        for name, p in task.named_parameters():
             if f"optimizer.{name}.step" in there:
                 begun = [torch.zeros((), device=p.device if _fused(optimizer) else "cpu")]
                 begun += [torch.zeros_like(p, requires_grad=False) for _ in MOMENTS[1:]]
                 optimizer.state[p] = dict(zip(MOMENTS, begun, strict=True))
-        self.files.read(step, tensors_of(learner, optimizer))
+        self.files.read(step, tensors_of(task, optimizer))
 
     def better_than(self, last: float | None, share: float = 1.0) -> int | None:
         """The best state, if it is sound and its loss is lower than that of the last steps; else None.
@@ -258,10 +258,10 @@ class States:
         return {part for part, own in self.identity.items() if about["identity"].get(part) != own}
 
 
-def tensors_of(learner: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def tensors_of(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All tensors of a state under one name each, not copied."""
-    found = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
-    for name, p in learner.named_parameters():
+    found = {f"learner.{name}": tensor for name, tensor in task.state_dict().items()}
+    for name, p in task.named_parameters():
         for moment, tensor in optimizer.state.get(p, {}).items():
             found[f"optimizer.{name}.{moment}"] = tensor
     return found

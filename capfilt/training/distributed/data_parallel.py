@@ -17,10 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from capfilt.config import Config
 from capfilt.inference.device import autocast
+from capfilt.models import family_of
 from capfilt.objectives.collectives import rank, world_size
-from capfilt.objectives.grad_cache import Batch, backward_in_chunks
-from capfilt.objectives.tasks.blip import BlipPretraining, LossesAndMetrics
-from capfilt.objectives.tasks.blip2 import Pretraining
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Task
 from capfilt.training.distributed import fsdp
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ class ExecutionConfig(Config):
     compile: bool = False
     """Compile the blocks of the transformers with torch.compile; the first steps wait for the compiler."""
     micro_batches: int = Field(default=1, ge=1)
-    """In how many pieces a process goes through its share of a batch: memory for time. The loss is that of the whole
+    """In how many chunks a process goes through its share of a batch: memory for time. The loss is that of the whole
     batch all the same (`objectives/grad_cache.py`)."""
     deterministic: bool = False
     """Take kernels only that give the same bits each time, and refuse where there are none. On CPUs trainings are
@@ -49,37 +48,37 @@ class ExecutionConfig(Config):
 
 
 class Gradients:
-    """Gradients of a learner's loss over the pairs of all ranks. Made before the optimizer: FSDP puts other parameters
+    """Gradients of a task's loss over the pairs of all ranks. Made before the optimizer: FSDP puts other parameters
     in the place of a model's own."""
 
-    def __init__(self, learner: Pretraining, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype):
-        self.learner, self.pieces, self.device = learner, execution.micro_batches, device
+    def __init__(self, task: Task, execution: ExecutionConfig, device: torch.device, dtype: torch.dtype):
+        self.task, self.chunks, self.device = task, execution.micro_batches, device
         self.sharded = execution.parallel == "fsdp" and world_size() > 1
         self.autocast: Callable[[], AbstractContextManager[object]] = partial(autocast, device, dtype)
         if execution.compile:
-            compile_blocks(learner)
+            compile_blocks(task)
         if self.sharded:
-            fsdp.shard(learner, device, verb_by_verb=self.pieces > 1 and isinstance(learner, BlipPretraining))
-        # In pieces there are several backward passes to one average, and the averaging is ours.
-        plain = self.sharded or self.pieces > 1
-        wrapped = (learner if plain else wrap(learner, device)).train()
-        self.forward: Callable[..., LossesAndMetrics] = partial(fsdp.ask, learner) if self.sharded else wrapped
+            fsdp.shard(task, device, call_by_call=self.chunks > 1 and task.chunks_enter_model)
+        # In chunks there are several backward passes to one average, and the averaging is ours.
+        plain = self.sharded or self.chunks > 1
+        wrapped = (task if plain else wrap(task, device)).train()
+        self.forward: Callable[..., LossesAndMetrics] = partial(fsdp.forward, task) if self.sharded else wrapped
 
-    def of(self, batch: Batch, progress: float) -> LossesAndMetrics:
-        """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and figures."""
-        self.learner.zero_grad(set_to_none=True)
-        if self.pieces > 1:
-            found = backward_in_chunks(self.learner, batch, progress, self.pieces, self.autocast)
+    def of(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+        """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and metrics."""
+        self.task.zero_grad(set_to_none=True)
+        if self.chunks > 1:
+            losses, metrics = self.task.backward_in_chunks(batch, progress, self.chunks, self.autocast)
             if world_size() > 1 and not self.sharded:
-                average([p.grad for p in self.learner.parameters() if p.grad is not None])
+                average([p.grad for p in self.task.parameters() if p.grad is not None])
         else:
             with self.autocast():
-                found = self.forward(*batch, progress)
-                total = self.learner.total(found[0])
+                losses, metrics = self.forward(batch, progress)
+                total = self.task.total(losses)
             total.backward()
         if self.sharded:
-            fsdp.settle(self.learner)
-        return found
+            fsdp.after_backward(self.task)
+        return losses, metrics
 
     def clip(self, most: float) -> Tensor:
         """Scale the gradients down to this global norm, 0 = leave them; returns the norm that they had.
@@ -87,8 +86,8 @@ class Gradients:
         It is the same on all ranks, so that all of them leave out the same steps where it is not finite.
         """
         if self.sharded:
-            return fsdp.clip(self.learner, most or math.inf)
-        return torch.nn.utils.clip_grad_norm_(self.learner.model.parameters(), most or math.inf)
+            return fsdp.clip(self.task, most or math.inf)
+        return torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), most or math.inf)
 
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
@@ -113,7 +112,7 @@ def average(gradients: list[Tensor]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def compile_blocks(learner: Pretraining) -> None:
+def compile_blocks(task: Task) -> None:
     """Compile each block of the towers by itself, those of the momentum copy too: equal blocks are compiled once.
 
     A text layer is asked in some ten ways (both roles, with images and without, with gradients and without), more than
@@ -121,8 +120,9 @@ def compile_blocks(learner: Pretraining) -> None:
     """
     torch._dynamo.config.recompile_limit = WAYS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for module in learner.modules():
-        if isinstance(module, fsdp.BLOCKS):
+    kinds = tuple(block.kind for block in family_of(task.model.config).blocks)
+    for module in task.modules():
+        if isinstance(module, kinds):
             module.compile()
 
 

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from capfilt.models import Blip
 from capfilt.models.layers.bert import Share
+from capfilt.objectives.config import NEEDS, ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itm import hard_negatives, itm, local_negatives
 from capfilt.objectives.losses.lm import lm
 from capfilt.objectives.tasks import blip as step_module
-from capfilt.objectives.tasks.blip import NEEDS, BlipPretraining, ObjectivesConfig
+from capfilt.objectives.tasks.blip import BlipPretraining
 
 MakeBlip = Callable[..., Blip]
 B = 5
@@ -44,7 +46,7 @@ def test_all_together_are_what_they_are_alone(
     monkeypatch.setattr(step_module, "hard_negatives", noted)
     torch.manual_seed(0)
     learner = BlipPretraining(small_blip(share=share), config(itc=1.0, itm=1.0, lm=1.0)).eval()
-    losses, figures = learner(*batch, progress=0.5)
+    losses, figures = learner(PairBatch(*batch), progress=0.5)
     model = learner.model
     tokens = model.encode_image(images)
     image, text = model.project_image(tokens), model.project_text(model.encode_text(ids, mask))
@@ -60,7 +62,7 @@ def test_all_together_are_what_they_are_alone(
     torch.testing.assert_close(losses["lm"], lm(written, ids, mask))
     alone = BlipPretraining(small_blip(share=share), config(itc=1.0)).eval()
     alone.load_state_dict(learner.state_dict())
-    torch.testing.assert_close(losses["itc"], alone(*batch, progress=0.5)[0]["itc"])
+    torch.testing.assert_close(losses["itc"], alone(PairBatch(*batch), progress=0.5)[0]["itc"])
 
 
 @pytest.mark.parametrize("names", [("lm",), ("itm",), ("itc",), ("itc", "itm"), ("itm", "lm")])
@@ -68,7 +70,7 @@ def test_only_what_is_asked_is_computed(
     small_blip: MakeBlip, batch: tuple[Tensor, ...], names: tuple[str, ...]
 ) -> None:
     learner = BlipPretraining(small_blip(), config(**dict.fromkeys(names, 1.0))).train()
-    losses, figures = learner(*batch, progress=0.0)
+    losses, figures = learner(PairBatch(*batch), progress=0.0)
     assert tuple(losses) == names
     assert set(figures) == ({"itm_accuracy"} if "itm" in names else set())
     assert (learner.momentum is not None) == ("itc" in names)
@@ -79,7 +81,7 @@ def test_each_objective_works_with_the_verbs_it_names(small_blip: MakeBlip, batc
         role = "decoder" if "decode" in needs else "encoder"
         model = small_blip(roles=(role,))
         assert needs <= model.capabilities
-        assert BlipPretraining(model, config(**{name: 1.0}))(*batch, progress=0.0)[0][name].isfinite()
+        assert BlipPretraining(model, config(**{name: 1.0}))(PairBatch(*batch), progress=0.0)[0][name].isfinite()
 
 
 def test_the_total_is_the_weighted_sum(small_blip: MakeBlip) -> None:
@@ -96,7 +98,7 @@ def test_the_temperature_is_clamped_in_place_and_still_learned(
     learner = BlipPretraining(small_blip(), config(itc=1.0)).train()
     with torch.no_grad():
         learner.model.temperature.fill_(before)
-    learner(*batch, progress=0.0)[0]["itc"].backward()
+    learner(PairBatch(*batch), progress=0.0)[0]["itc"].backward()
     assert learner.model.temperature.item() == pytest.approx(after)
     assert learner.model.temperature.grad is not None
     assert learner.model.temperature.grad.item() != 0
@@ -110,7 +112,7 @@ def test_without_itc_any_other_image_may_be_the_wrong_one(
     learner = BlipPretraining(small_blip(), config(itm=1.0))
     torch.manual_seed(0)
     for _ in range(40):
-        learner(*batch, progress=0.0)
+        learner(PairBatch(*batch), progress=0.0)
     seen = torch.stack(drawn)
     assert {int(c) for c in seen[:, 0]} == {1, 2, 3, 4}
     assert not (seen == torch.arange(B)).any()
@@ -120,7 +122,7 @@ def test_the_smoothing_of_the_recipe_reaches_the_loss(small_blip: MakeBlip, batc
     model, (images, ids, mask, _) = small_blip(), batch
     learner = BlipPretraining(model, ObjectivesConfig(losses={"lm": 1.0}, smoothing=0.0))
     logits = model.decode(ids, mask, model.image_context(model.encode_image(images), "decoder"))
-    found = learner(*batch, progress=0.0)[0]["lm"]
+    found = learner(PairBatch(*batch), progress=0.0)[0]["lm"]
     torch.testing.assert_close(found, lm(logits, ids, mask, smoothing=0.0))
 
 
@@ -138,7 +140,7 @@ def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
 def test_the_prompt_is_left_out_of_the_language_loss(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
     model, (images, ids, mask, _) = small_blip(), batch
     logits = model.decode(ids, mask, model.image_context(model.encode_image(images), "decoder"))
-    found = BlipPretraining(model, config(lm=1.0), prompt=4)(*batch, progress=0.0)[0]["lm"]
+    found = BlipPretraining(model, config(lm=1.0), prompt=4)(PairBatch(*batch), progress=0.0)[0]["lm"]
     torch.testing.assert_close(found, lm(logits, ids, mask, prompt=4))
     assert not torch.isclose(found, lm(logits, ids, mask))
 
@@ -157,7 +159,9 @@ def test_the_queue_remembers_images_where_targets_ask_for_them(small_blip: MakeB
         mask.roll(1, 0),
         image_ids,
     )  # other looks of the images that are queued now
-    losses = [[each(*seen, progress=0.0)[0]["itc"].item() for each in (learner, pairs)] for seen in (batch, later)]
+    losses = [
+        [each(PairBatch(*seen), progress=0.0)[0]["itc"].item() for each in (learner, pairs)] for seen in (batch, later)
+    ]
     assert losses[0][0] == pytest.approx(losses[0][1])
     assert losses[1][0] != pytest.approx(losses[1][1])
     assert learner.momentum.queue_groups.tolist() == [0, 1, 2, 3, 4] * 2
@@ -175,7 +179,7 @@ def test_negatives_are_as_hard_as_the_features_say_that_are_asked(
     learner = BlipPretraining(small_blip(), options).eval()
     assert learner.momentum is not None
     learner.momentum.model = small_blip(seed=1, roles=("encoder",))
-    learner(*batch, progress=0.0)
+    learner(PairBatch(*batch), progress=0.0)
     images, ids, mask, _ = batch
     model, other = learner.model, learner.momentum.model if by == "momentum" else learner.model
     image, text = model.project_image(model.encode_image(images)), model.project_text(model.encode_text(ids, mask))
@@ -193,5 +197,5 @@ def test_alone_the_negatives_of_all_are_one_s_own(small_blip: MakeBlip, batch: t
     for negatives in ("rank", "all"):
         learner = BlipPretraining(small_blip(), ObjectivesConfig(queue=10, negatives=negatives)).train()
         torch.manual_seed(3)
-        losses.append(learner(*batch, progress=0.0)[0]["itm"])
+        losses.append(learner(PairBatch(*batch), progress=0.0)[0]["itm"])
     torch.testing.assert_close(*losses)

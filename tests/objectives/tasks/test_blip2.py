@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from capfilt.models import Blip, Blip2
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
 from capfilt.objectives.losses.itm import itm, local_negatives
 from capfilt.objectives.losses.lm import answered, lm
 from capfilt.objectives.tasks import blip2 as stages
-from capfilt.objectives.tasks.blip import BlipPretraining, ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2, pretraining_of, without_use
+from capfilt.objectives.tasks import build_task, unsupported
+from capfilt.objectives.tasks.blip import BlipPretraining
+from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2
 
 MakeBlip2 = Callable[..., Blip2]
 B = 5
@@ -42,7 +45,7 @@ def test_the_first_stage_asks_all_three_as_they_are_alone(
 
     monkeypatch.setattr(stages, "hard_negatives_of_all", noted)
     learner = Blip2Stage1(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
-    losses, figures = learner(*batch, progress=0.5)
+    losses, figures = learner(PairBatch(*batch), progress=0.5)
     model = learner.model
     tokens = model.encode_image(images)
     image, text = model.project_image(tokens), model.project_text(model.encode_text(ids, mask))
@@ -62,7 +65,7 @@ def test_the_first_stage_asks_all_three_as_they_are_alone(
 
 def test_every_weight_that_is_trained_learns_and_no_other(small_blip2: MakeBlip2, batch: tuple[Tensor, ...]) -> None:
     learner = Blip2Stage1(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
-    learner.total(learner(*batch, progress=0.0)[0]).backward()
+    learner.total(learner(PairBatch(*batch), progress=0.0)[0]).backward()
     learned = {name for name, p in learner.named_parameters() if p.grad is not None and p.grad.any()}
     assert learned == {name for name, p in learner.named_parameters() if p.requires_grad}
     assert not any(name.startswith("model.vision.") for name in learned)
@@ -74,7 +77,7 @@ def test_the_temperature_is_not_clamped(small_blip2: MakeBlip2, batch: tuple[Ten
     learner = Blip2Stage1(small_blip2(), config(itc=1.0)).train()
     with torch.no_grad():
         learner.model.temperature.fill_(heat)
-    learner(*batch, progress=0.0)[0]["itc"].backward()
+    learner(PairBatch(*batch), progress=0.0)[0]["itc"].backward()
     assert learner.model.temperature.item() == pytest.approx(heat)
 
 
@@ -83,7 +86,7 @@ def test_half_a_model_is_asked_for_half(
     small_blip2: MakeBlip2, batch: tuple[Tensor, ...], roles: tuple[str, ...]
 ) -> None:
     names = {"encoder": {"itc": 1.0, "itm": 1.0}, "decoder": {"lm": 1.0}}[roles[0]]
-    losses, _ = Blip2Stage1(small_blip2(roles=roles), config(**names))(*batch, progress=0.0)
+    losses, _ = Blip2Stage1(small_blip2(roles=roles), config(**names))(PairBatch(*batch), progress=0.0)
     assert set(losses) == set(names)
     assert all(loss.isfinite() for loss in losses.values())
 
@@ -97,7 +100,7 @@ def test_the_second_stage_asks_the_language_model(
     learner = Blip2Stage2(
         small_blip2(language), ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=0.0), prompt
     ).train()
-    losses, _ = learner(*batch, progress=0.0)
+    losses, _ = learner(PairBatch(*batch), progress=0.0)
     logits, labels = learner.model.predict(learner.model.encode_image(images), ids, mask, prompt)
     told = logits.double().log_softmax(dim=-1)
     rows = [(b, t) for b in range(B) for t in range(labels.shape[1]) if labels[b, t] != -100]
@@ -111,15 +114,15 @@ def test_the_second_stage_asks_the_language_model(
 
 
 def test_each_family_and_stage_has_its_own(small_blip2: MakeBlip2, small_blip: Callable[..., Blip]) -> None:
-    assert type(pretraining_of(small_blip(), config(itc=1.0))) is BlipPretraining
-    assert type(pretraining_of(small_blip2(), config(itc=1.0))) is Blip2Stage1
-    assert type(pretraining_of(small_blip2("opt"), config(lm=1.0))) is Blip2Stage2
+    assert type(build_task(small_blip(), config(itc=1.0))) is BlipPretraining
+    assert type(build_task(small_blip2(), config(itc=1.0))) is Blip2Stage1
+    assert type(build_task(small_blip2("opt"), config(lm=1.0))) is Blip2Stage2
 
 
 def test_what_would_be_passed_over_is_named(small_blip2: MakeBlip2, small_blip: Callable[..., Blip]) -> None:
     blip2 = small_blip2().config
-    assert without_use(blip2, config(itc=1.0)) == ""
-    assert "objectives.queue is 57600" in without_use(blip2, ObjectivesConfig())
-    assert "objectives.alpha " in without_use(blip2, ObjectivesConfig(queue=0, alpha=0.1))
-    assert "objectives.negatives " in without_use(blip2, ObjectivesConfig(queue=0, negatives="all"))
-    assert without_use(small_blip().config, ObjectivesConfig(alpha=0.1)) == ""
+    assert unsupported(blip2, config(itc=1.0)) == ""
+    assert "objectives.queue is 57600" in unsupported(blip2, ObjectivesConfig())
+    assert "objectives.alpha " in unsupported(blip2, ObjectivesConfig(queue=0, alpha=0.1))
+    assert "objectives.negatives " in unsupported(blip2, ObjectivesConfig(queue=0, negatives="all"))
+    assert unsupported(small_blip().config, ObjectivesConfig(alpha=0.1)) == ""

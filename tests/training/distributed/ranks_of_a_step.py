@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from capfilt.objectives.interface import PairBatch, Task
 from capfilt.objectives.tasks import blip, blip2
-from capfilt.objectives.tasks.blip2 import Pretraining
 from capfilt.training.checkpoints.states import States
 from capfilt.training.distributed import fsdp
 from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
@@ -30,7 +30,7 @@ WHO = {"settings": "of this test"}
 
 @dataclass
 class Case:
-    learner: Pretraining
+    learner: Task
     batch: list[Tensor]
     execution: ExecutionConfig
     dtype: torch.dtype = torch.float32
@@ -56,7 +56,7 @@ def take(case: Case, rank: int, world_size: int, out: Path) -> dict[str, Any]:
     rows = case.batch[0].shape[0] // world_size
     images, ids, mask, image_ids = (x[rank * rows : (rank + 1) * rows].clone() for x in case.batch)
     for number in range(2):
-        losses, figures = gradients.of((images, ids, mask, image_ids), 0.02)
+        losses, figures = gradients.of(PairBatch(images, ids, mask, image_ids), 0.02)
         found = {name: whole(p.grad) for name, p in case.learner.named_parameters() if p.grad is not None}
         norm = gradients.clip(0.0)
         if number == 0:

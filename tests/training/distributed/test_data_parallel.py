@@ -14,7 +14,7 @@ from torch import nn
 from capfilt.data.loading.loader import Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.models.checkpoints import store
-from capfilt.objectives.tasks.blip import ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
 from capfilt.training.distributed import data_parallel
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 from capfilt.training.loop import TrainJob, initial_model, train

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from capfilt.models import Blip, Blip2
-from capfilt.objectives.tasks.blip import ObjectivesConfig
-from capfilt.objectives.tasks.blip2 import pretraining_of
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.tasks import build_task
 from capfilt.training.distributed.data_parallel import ExecutionConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # two processes start, perhaps on a busy machine
@@ -83,7 +83,7 @@ def cases(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) ->
         smoothing = {"smoothing": 0.0} if family == "opt" else {}
         config = ObjectivesConfig(**settings, **smoothing, queue=queue, momentum=0.5, mean_over="all")
         torch.manual_seed(0)
-        made[name] = script.Case(pretraining_of(model, config), batch, ExecutionConfig())
+        made[name] = script.Case(build_task(model, config), batch, ExecutionConfig())
     return made
 
 

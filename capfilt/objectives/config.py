@@ -1,0 +1,72 @@
+"""ITC, ITM and LM: which of them a training minimises, and their constants."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from capfilt.objectives.collectives import share_of_total
+from capfilt.objectives.interface import TaskConfig
+from capfilt.objectives.losses.lm import SMOOTHING
+
+Objective = Literal["itc", "itm", "lm"]
+
+NEEDS: dict[Objective, frozenset[str]] = {
+    "itc": frozenset({"encode_image", "encode_text"}),
+    "itm": frozenset({"encode_image", "fuse"}),
+    "lm": frozenset({"encode_image", "decode"}),
+}
+"""The capabilities that each objective asks of a model."""
+
+
+class ObjectivesConfig(TaskConfig):
+    """Which losses are summed, and their constants; the defaults are the paper's."""
+
+    losses: dict[Objective, float] = Field(default={"itc": 1.0, "itm": 1.0, "lm": 1.0}, min_length=1)
+    """Weight of each; BLIP sums them unweighted."""
+    momentum: float = Field(default=0.995, ge=0, le=1)
+    queue: int = Field(default=57600, ge=0)
+    """Features kept from earlier steps as negatives; a multiple of the global batch."""
+    alpha: float = Field(default=0.4, ge=0, le=1)
+    """Final weight of the soft targets."""
+    alpha_ramp: float = Field(default=0.1, ge=0, le=1)
+    """Share of training over which alpha grows from 0; BLIP: 2 of 20 epochs."""
+    itc_targets: Literal["pair", "image"] = "pair"
+    """What ITC asks for: the pair alone (BLIP's pretraining), or whatever is of the same image, in the queue too (its
+    retrieval fine-tuning)."""
+    negatives: Literal["rank", "all"] = "rank"
+    """Where ITM draws its hard negatives: from a process's own pairs (BLIP's pretraining), or from those of all
+    processes (its fine-tuning on COCO)."""
+    negatives_by: Literal["momentum", "online"] = "momentum"
+    """What tells how hard a negative is: online features against momentum features (BLIP's pretraining), or against
+    online features (its retrieval fine-tuning)."""
+    momentum_from: Literal["model", "start"] = "model"
+    """What the momentum copy and the queues begin with: the model and noise, or what the training that the model
+    starts from ended with (BLIP's retrieval fine-tuning); that training must have kept them (`keep_momentum`)."""
+    mean_over: Literal["rank", "all"] = "rank"
+    """Of what LM and ITM are the mean: of a process's own tokens and pairs, and then over processes (BLIP's code), or
+    of those of all processes, which does not depend on how many there are."""
+    smoothing: float = Field(default=SMOOTHING, ge=0, lt=1)
+
+    @property
+    def has_momentum(self) -> bool:
+        """ITC has one; BLIP-2's ITC, which has none, refuses whatever is said of it."""
+        return "itc" in self.losses
+
+    @property
+    def resumes_momentum(self) -> bool:
+        """Whether the momentum copy begins as the one that another training has kept."""
+        return self.momentum_from == "start"
+
+    def check_batch(self, rows: int) -> None:
+        """Refuse a queue that global batches of so many pairs do not fill evenly; ValueError."""
+        if "itc" in self.losses and self.queue % rows:
+            near = self.queue - self.queue % rows
+            raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
+
+    def weight_of_mean(self, count: Tensor) -> Tensor | float:
+        """What a mean over `count` things of this process weighs; 1 where processes count alike, however much they
+        have."""
+        return share_of_total(count) if self.mean_over == "all" else 1.0

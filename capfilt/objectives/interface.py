@@ -1,0 +1,154 @@
+"""What every training task agrees on: a typed batch in, losses and metrics out, and a frozen config of its own.
+
+The training room knows these classes alone. A task is one class in `objectives/tasks/` and one line in its table.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from capfilt.config import Config
+from capfilt.errors import RecipeError
+from capfilt.models.interface import ArchitectureConfig, Model
+from capfilt.objectives.momentum import Momentum
+
+LossesAndMetrics = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Losses with gradients and metrics without, scalars by their names."""
+Precision = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which forward passes run."""
+
+
+class PairBatch(NamedTuple):
+    """B pairs of an image and a text. A tuple, so that what wraps a task finds the tensors in it."""
+
+    images: Tensor
+    """Pictures [B, 3, S, S], normalised floats, or the kept features of a frozen tower [B, N, D]."""
+    ids_BT: Tensor
+    mask_BT: Tensor
+    """1 for text, 0 for padding."""
+    image_ids_B: Tensor
+    """Equal numbers are the same image."""
+
+    @property
+    def rows(self) -> int:
+        """How many pairs these are."""
+        return self.ids_BT.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.ids_BT.device
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same on a device; pinned memory is copied while the host goes on."""
+        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def select(self, rows: slice) -> PairBatch:
+        """Some of the pairs."""
+        return PairBatch(*(tensor[rows] for tensor in self))
+
+    def chunks(self, count: int) -> list[slice]:
+        """The rows of `count` equal chunks. RecipeError where there are none."""
+        if self.rows % count:
+            raise RecipeError(
+                f"a process has {self.rows} pairs of a batch, which micro_batches {count} does not divide"
+            )
+        size = self.rows // count
+        return [slice(start, start + size) for start in range(0, self.rows, size)]
+
+
+class TaskConfig(Config):
+    """What is minimised, and its constants: the section `objectives` of a training. Each task has a class of its own,
+    so that a new task adds no key to the plans of others; a section says which by its key `task`."""
+
+    losses: Mapping[Any, float]
+    """The weight of each loss."""
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether a momentum copy of the model is trained along."""
+        return False
+
+    @property
+    def resumes_momentum(self) -> bool:
+        """Whether it begins as the one that the training which the model starts from has kept."""
+        return False
+
+    def check_batch(self, rows: int) -> None:
+        """Refuse a global batch of so many pairs that the task cannot take; ValueError."""
+
+    @classmethod
+    def name(cls) -> str:
+        """What the key `task` says; "" for the task that a section without the key means."""
+        field = cls.model_fields.get("task")
+        return "" if field is None else str(field.default)
+
+
+class Task(nn.Module, ABC):
+    """A model with what its losses must remember; what data-parallel training wraps."""
+
+    model: Model
+    config: TaskConfig
+    momentum: Momentum | None
+    """The momentum copy and its queues, where the task has them."""
+    chunks_enter_model: ClassVar[bool] = False
+    """Whether `backward_in_chunks` calls the model's own methods, and not `compute_losses`."""
+
+    def __init__(self, model: Model, config: TaskConfig, prompt: int = 0):
+        """`prompt`: how many tokens each text begins with that are not learned, the first one included."""
+        super().__init__()
+        self.model, self.config, self.prompt = model, config, prompt
+        self.momentum = None
+
+    def forward(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+        """One step's losses; `progress` is the share of the training that is done, in [0, 1)."""
+        self.before_step()
+        return self.compute_losses(batch, progress)
+
+    def before_step(self) -> None:
+        """What changes weights before any of them is used: momentum updates, values kept in their range."""
+
+    @abstractmethod
+    def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+        """`forward` after `before_step`."""
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, of those losses that are there, that is minimised."""
+        weighted = [losses[name] * weight for name, weight in self.config.losses.items() if name in losses]
+        return torch.stack(weighted).sum()
+
+    def backward_in_chunks(
+        self, batch: PairBatch, progress: float, chunks: int, precision: Precision
+    ) -> LossesAndMetrics:
+        """Add the gradients of the loss over the whole batch to the weights, with the memory of one chunk; losses and
+        metrics as `forward`.
+
+        Raises:
+            RecipeError: a task that cannot; recipes are checked before (`TaskKind.unsupported`).
+        """
+        raise RecipeError("this training cannot go through a batch in chunks: set micro_batches to 1")
+
+
+def nothing(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int) -> str:
+    """Nothing is unsupported."""
+    return ""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """How models of a family are trained for a task."""
+
+    config: type[TaskConfig]
+    build: Callable[[Any, Any, int], Task]
+    """(model, config, how many tokens each text begins with that are not learned) -> the task."""
+    needs: Mapping[Any, frozenset[str]]
+    """The capabilities that each loss asks of a model."""
+    unsupported: Callable[[Any, Any, int], str] = nothing
+    """(architecture, config, micro_batches) -> what of them does not go together, as a sentence with what to do; ""."""
