@@ -21,12 +21,12 @@ import hypothesis
 import pytest
 import typer.testing
 
-from capfilt.cluster.session import SAME_ANSWERS
+from capfilt.cluster.session import REPRODUCIBLE_ENV
 
 pytest_plugins = ["finished_run", "rank_pair"]
 
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
-os.environ.update(SAME_ANSWERS)
+os.environ.update(REPRODUCIBLE_ENV)
 # Threads that wait for each other give their core away: on a busy machine those that spin take it from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

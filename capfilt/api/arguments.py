@@ -125,9 +125,9 @@ def options(**given: object) -> CommandOptions:
 
 def working_address(address: str | None) -> str:
     """Where a call works; without an address where the caller's process works already, so that none starts a Ray."""
-    from capfilt.cluster.session import address_here
+    from capfilt.cluster.session import current_address
 
-    return address_here() if address is None else address
+    return current_address() if address is None else address
 
 
 def out_of(recipe: Location, out: Location | None) -> Location:

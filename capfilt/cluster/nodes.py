@@ -1,4 +1,4 @@
-"""What the nodes of a cluster are, asked of a process on each before work is handed out."""
+"""Runs a function once on every node of a cluster, to learn what the nodes are before work is assigned."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from capfilt.cluster.session import Session
 
 R = TypeVar("R")
 
-PATIENCE = 60.0
-"""Seconds after which a node that has no room for a question, or whose process does not start, is left out."""
+TIMEOUT = 60.0
+"""Seconds after which a node that has no free slot for the function, or whose process does not start, is skipped."""
 
 
-def ask_nodes(session: Session, question: Callable[[], R], cpus: float, gpus: float) -> list[R]:
-    """The answers of every node that can hold a worker of this size, each from a process that holds `gpus`.
+def run_on_nodes(session: Session, function: Callable[[], R], cpus: float, gpus: float) -> list[R]:
+    """The results of a function on every node that can hold a worker of this size, in a process that has `gpus`.
 
-    A node that is busy for `PATIENCE` is left out; whoever gets work there later must be able to refuse it.
+    A node that is busy for `TIMEOUT` seconds is skipped, so a worker that gets work there later must check again.
     """
-    assert not session.local, "a lone process asks itself"
+    assert not session.local, "a local session has no nodes"
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # No cores are asked for: what a question needs of them is a moment's.
-    task: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=1)(question)
+    # No CPUs are reserved: the function needs one for a moment only.
+    task: Any = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=1)(function)
     calls = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
@@ -31,7 +31,7 @@ def ask_nodes(session: Session, question: Callable[[], R], cpus: float, gpus: fl
     ]
     if not calls:
         return []
-    ready, busy = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE)
+    ready, busy = ray.wait(calls, num_returns=len(calls), timeout=TIMEOUT)
     for call in busy:
         ray.cancel(call, force=True)
     return [ray.get(call) for call in ready]

@@ -1,7 +1,7 @@
-"""Ray Jobs: a command that a cluster runs by itself, sent and watched over HTTP alone.
+"""Ray Jobs: commands that a cluster runs by itself, submitted and watched over HTTP alone.
 
-A job outlives its sender. Ray's own client waits for ever for a head that has stopped answering, and tells a log from
-its first line again each time it is asked; `Jobs` does neither.
+A job outlives its sender. Ray's own client waits for ever for a head that has stopped answering, and sends a log from
+its first line again after each reconnection; `Jobs` does neither.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from capfilt.cluster.session import one_line
+from capfilt.cluster.failures import one_line
 from capfilt.errors import ClusterError, UsageError
 from capfilt.runs.locking.lock_file import JOB_VARIABLE
 
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL of a job that is stopped; Ray's own default is 3."""
 TIMEOUT = 20.0
-"""Seconds that one question may take."""
+"""Seconds that one request may take."""
 SILENCE = 60.0
-"""Seconds without a line after which a log is asked for anew: a connection may be dead and not say so."""
+"""Seconds without a line after which a log is requested again: a connection may be dead unnoticed."""
 PAUSE = 2.0
-"""Seconds before a lost connection is tried again."""
+"""Seconds before a lost connection is opened again."""
 PATIENCE = 600.0
-"""Seconds that a head may be out of reach before the watcher gives up; the job does not."""
+"""Seconds that a head may be out of reach before watching ends; the job goes on."""
 
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray's client would prefer these to the address it is given
-_CHATTY = (
+_VERBOSE_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
@@ -60,7 +60,7 @@ exec capfilt "$@"
 
 @dataclass(frozen=True)
 class Command:
-    """`capfilt WORDS`, to be run in a folder that holds `files` (name -> text); `notes` are kept with the job."""
+    """`capfilt WORDS`, to run in a folder that holds `files` (name -> text); `notes` are stored with the job."""
 
     words: tuple[str, ...]
     version: str
@@ -70,7 +70,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Job:
-    """What a cluster says of a job. `code` is the exit code of a command that came to an end of its own."""
+    """A job as a cluster reports it. `code` is the exit code of a command that ended by itself."""
 
     id: str
     state: str
@@ -84,26 +84,26 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it has come to an end, whichever."""
+        """Whether it has ended, in any way."""
         return self.state in ("stopped", "succeeded", "failed")
 
 
 class Jobs:
-    """The jobs of one cluster. Raises ClusterError, in one line, where nobody answers and for what Ray refuses."""
+    """The jobs of one cluster. Raises ClusterError, in one line, where nothing answers and for what Ray refuses."""
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        _knock(self.address)
-        with self._asking(), _without(_OVERRIDES):
+        _check_reachable(self.address)
+        with self._errors_as_one_line(), _without(_OVERRIDES):
             self._client = _client(self.address)
 
     def submit(self, command: Command, name: str) -> str:
-        """Hand over a command; the job's id, which begins with `name`."""
+        """Submit a command; returns the id of the job, which begins with `name`."""
         id = f"{name}-{uuid.uuid4().hex[:8]}"
-        with tempfile.TemporaryDirectory() as folder, self._asking():
+        with tempfile.TemporaryDirectory() as folder, self._errors_as_one_line():
             for file, text in {_SCRIPT: _CHECKED.format(version=command.version), **command.files}.items():
                 Path(folder, file).write_text(text, encoding="utf-8")
-            sent: str = self._client.submit_job(
+            submitted: str = self._client.submit_job(
                 entrypoint=f"sh {_SCRIPT} {shlex.join(command.words)}",
                 submission_id=id,
                 metadata=dict(command.notes),
@@ -112,42 +112,44 @@ class Jobs:
                     "env_vars": {JOB_VARIABLE: id, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE)},
                 },
             )
-        return sent
+        return submitted
 
     def list(self) -> list[Job]:
         """Every job that was sent to this cluster since its head began, the oldest first."""
-        with self._asking():
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: job.began or datetime.max.replace(tzinfo=UTC))
+        with self._errors_as_one_line():
+            jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: job.began or datetime.max.replace(tzinfo=UTC))
 
     def get(self, id: str) -> Job:
         """One job."""
-        with self._asking(id):
+        with self._errors_as_one_line(id):
             return _job(self._client.get_job_info(id))
 
     def stop(self, id: str) -> Job:
         """End a job as a batch system would, SIGTERM and then SIGKILL, and wait until it has ended."""
-        with self._asking(id):
+        with self._errors_as_one_line(id):
             self._client.stop_job(id)
         end = time.monotonic() + GRACE + TIMEOUT
         while not (job := self.get(id)).over:
             if time.monotonic() > end:
-                raise ClusterError(f"{id} was told to stop and is still {job.state}; look at it in {self.address}.")
+                raise ClusterError(f"{id} was asked to stop and is still {job.state}; see {self.address}.")
             time.sleep(0.5)
         return job
 
     def follow(self, id: str, say: Callable[[str], None]) -> Iterator[str]:
         """Yield a job's log from its first line, as it grows, until the job is over.
 
-        A connection that is lost is opened again, and the log goes on where it was; `say` is told. ClusterError where
-        the cluster is out of reach for `PATIENCE` seconds, or has forgotten the job.
+        A lost connection is opened again, with a message to `say`, and the log continues where it was.
+
+        Raises:
+            ClusterError: the cluster is out of reach for `PATIENCE` seconds, or does not know the job any more.
         """
-        seen, lost = 0, 0.0
+        num_read, lost = 0, 0.0
         while True:
             try:
                 over = self.get(id).over
-                for text in self._tail(id, seen):
-                    seen, lost = seen + len(text), 0.0
+                for text in self._tail(id, num_read):
+                    num_read, lost = num_read + len(text), 0.0
                     yield text
                 if over or self.get(id).over:
                     return
@@ -165,14 +167,14 @@ class Jobs:
 
     def _tail(self, id: str, skip: int) -> Iterator[str]:
         """The log from character `skip` on, until the other side ends it: the job is over, or a head is restarted."""
-        with self._asking(id), closing(_read(self._client.tail_job_logs(id))) as pieces:
+        with self._errors_as_one_line(id), closing(_read(self._client.tail_job_logs(id))) as pieces:
             for text in pieces:
                 yield text[skip:]
                 skip = max(0, skip - len(text))
 
     @contextmanager
-    def _asking(self, id: str = "") -> Iterator[None]:
-        """Errors of Ray's client and of what it is built on, as one line."""
+    def _errors_as_one_line(self, id: str = "") -> Iterator[None]:
+        """Turn errors of Ray's client and of the libraries below it into errors of one line."""
         import aiohttp
         from ray.exceptions import AuthenticationError
 
@@ -193,49 +195,49 @@ class Jobs:
                     f"{self.address} knows no job {id}: `capfilt jobs --address {self.address}` lists those it knows. "
                     "A head that was restarted has forgotten all; the same command goes on from what was committed."
                 ) from error
-            if _passing(str(error)):
+            if _is_transient(str(error)):
                 raise _Unreachable(f"{self.address}: {one_line(str(error))}") from error
             raise ClusterError(f"{self.address}: {one_line(str(error))}") from error
 
 
 class _Unreachable(ClusterError):
-    """Nobody answers, for now."""
+    """The cluster does not answer now, and may later."""
 
 
-def _passing(said: str) -> bool:
-    """Whether Ray's client tells of a connection or a gateway, and not of the job."""
-    return "WebSocket" in said or any(f"status code {code}" in said for code in (500, 502, 503, 504))
+def _is_transient(message: str) -> bool:
+    """Whether an error of Ray's client is about a connection or a gateway, and not about the job."""
+    return "WebSocket" in message or any(f"status code {code}" in message for code in (500, 502, 503, 504))
 
 
 class _Silent(Exception):
-    """Nothing was said for `SILENCE` seconds."""
+    """No line came for `SILENCE` seconds."""
 
 
 def _read(stream: AsyncIterator[str]) -> Generator[str, None, None]:
-    """Yield what an asynchronous stream yields; _Silent after `SILENCE` seconds of nothing.
+    """Yield what an asynchronous stream yields; _Silent after `SILENCE` seconds without anything.
 
-    A thread of its own reads it: a Ctrl-C that meets asyncio at work may be forgotten there, and comes to no thread.
+    Another thread reads it: a Ctrl-C that comes while asyncio runs in the main thread may get lost.
     """
-    found: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     async def read() -> None:
         async for text in stream:
-            found.put(text)
+            lines.put(text)
 
     loop = asyncio.new_event_loop()
-    # Of a connection that is left half-way, which is no news to anybody.
+    # Ignore errors of a connection that is closed half-way.
     loop.set_exception_handler(lambda *_: None)
     task = loop.create_task(read())
-    task.add_done_callback(lambda _: found.put(None))
+    task.add_done_callback(lambda _: lines.put(None))
     threading.Thread(target=_finish, args=(loop, task), name="log", daemon=True).start()
     try:
-        while (text := found.get(timeout=SILENCE)) is not None:
+        while (text := lines.get(timeout=SILENCE)) is not None:
             yield text
         task.result()  # raises what ended it, if that was not the stream's end
     except queue.Empty:
         raise _Silent from None
     finally:
-        with suppress(RuntimeError):  # the loop is closed: it was the end
+        with suppress(RuntimeError):  # the loop is closed: the stream has ended
             loop.call_soon_threadsafe(task.cancel)
 
 
@@ -248,25 +250,24 @@ def _finish(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    for chatty in _CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in _VERBOSE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
-    class Impatient(JobSubmissionClient):
-        """Gives every question a time limit. The method is Ray's own affair, made to take what `requests` takes."""
+    class ClientWithTimeout(JobSubmissionClient):
+        """Gives every request a time limit. The method is internal to Ray and passes its arguments to `requests`."""
 
         def _do_request(self, *args: Any, **settings: Any) -> Any:
             return super()._do_request(*args, **{"timeout": TIMEOUT, **settings})
 
-    return Impatient(address)
+    return ClientWithTimeout(address)
 
 
 def _job(details: Any) -> Job:
-    notes = details.metadata or {}
     return Job(
         id=details.submission_id,
         state=details.status.value.lower(),
         command=details.entrypoint,
-        notes=notes,
+        notes=details.metadata or {},
         began=_time(details.start_time),
         ended=_time(details.end_time),
         code=details.driver_exit_code,
@@ -278,8 +279,8 @@ def _time(milliseconds: int | None) -> datetime | None:
     return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _knock(address: str) -> None:
-    """Raise where nobody listens, at once; Ray's client would try for a while."""
+def _check_reachable(address: str) -> None:
+    """Raise at once where nothing listens; Ray's client would retry for a while."""
     url = urlsplit(address)
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
@@ -301,8 +302,8 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _without(names: tuple[str, ...]) -> Iterator[None]:
-    held = {name: os.environ.pop(name) for name in names if name in os.environ}
+    removed = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(removed)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfilt.cluster.session import Session
-from capfilt.cluster.worker_pool import Job, Resources, spread
+from capfilt.cluster.worker import Job
+from capfilt.cluster.worker_pool import Resources, run_items
 from capfilt.data import shards
 from capfilt.runs import quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -94,5 +95,5 @@ class Bisection:
 
     def _try(self, item: str, start: int, stop: int) -> int | None:
         """Process samples [start, stop) of an item; returns its number of samples, None if the worker died."""
-        [end] = spread(self.session, Probe(self.job), [f"{start}:{stop}:{item}"], self.resources, tries=1)
+        [end] = run_items(self.session, Probe(self.job), [f"{start}:{stop}:{item}"], self.resources, tries=1)
         return None if end.deaths else end.result or 0

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from capfilt.cluster.nodes import ask_nodes
+from capfilt.cluster.nodes import run_on_nodes
 from capfilt.cluster.session import Session
 from capfilt.errors import RunError
 from capfilt.inference.device import Ability, Compute, DeviceKind, Precision, ability, choose, local_device
@@ -112,5 +112,5 @@ class _NodeSurvey:
             return [ability()]
         key = (size.cpus, size.gpus)
         if key not in self._abilities:
-            self._abilities[key] = ask_nodes(self.session, ability, *key)
+            self._abilities[key] = run_on_nodes(self.session, ability, *key)
         return self._abilities[key]

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from capfilt.cluster.rate_limit import Ticket, shared_turns
+from capfilt.cluster.rate_limit import RateLimiterHandle, shared_rate_limiter
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
@@ -106,7 +106,7 @@ class DownloadJob(Config):
 
     out: StoragePath
     config: DownloadConfig
-    ticket: Ticket = Ticket()
+    ticket: RateLimiterHandle = RateLimiterHandle()
 
     @property
     def name(self) -> str:
@@ -208,8 +208,8 @@ class _Download:
     def ledger(self) -> Ledger:
         return Ledger(self.out, STAGE)
 
-    def job(self, ticket: Ticket | None = None) -> DownloadJob:
-        return DownloadJob(out=self.out.absolute(), config=self.config, ticket=ticket or Ticket())
+    def job(self, ticket: RateLimiterHandle | None = None) -> DownloadJob:
+        return DownloadJob(out=self.out.absolute(), config=self.config, ticket=ticket or RateLimiterHandle())
 
     def names(self, planned: Sequence[Pass]) -> list[str]:
         """The names of all planned shards."""
@@ -233,7 +233,7 @@ class _Download:
 
     def fetch(self, planned: Sequence[Pass], label: str) -> None:
         """Fetch the shards that are not committed yet."""
-        with shared_turns(self.session, self.config.manners.host_rate, self.config.manners.host_burst) as ticket:
+        with shared_rate_limiter(self.session, self.config.manners.host_rate, self.config.manners.host_burst) as ticket:
             items = {shard: shard for shard in self.names(planned)}
             run_stage(self.session, self.job(ticket), items, self.resources, self.show, label)
         remove_tmp(self.out)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from capfilt.cluster.session import Session, set_threads
-from capfilt.cluster.worker_pool import Resources, spread
+from capfilt.cluster.worker_pool import Resources, run_items
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
 from capfilt.runs import metrics, quarantine, stage_status
@@ -85,7 +85,7 @@ def run_stage(
         pending = list(todo)
         while pending:
             to_bisect: list[str] = []
-            for end in spread(session, job, pending, resources, TRIES if bisection.enabled else 3):
+            for end in run_items(session, job, pending, resources, TRIES if bisection.enabled else 3):
                 write_guard.check_lock(ledger.path)
                 name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
                 if end.deaths and bisection.is_worthwhile(end.item):
@@ -218,7 +218,7 @@ class CommandOptions(Config):
             set_threads(max(1, int(self.cpus)))
         gpus = self.gpus
         if gpus is None:
-            gpus = 0 if session.local else float(session.fits(0, 1) > 0)
+            gpus = 0 if session.local else float(session.capacity(0, 1) > 0)
         return Resources(cpus=self.cpus or 1, gpus=gpus, workers=self.workers, limit=self.limit)
 
 

@@ -201,11 +201,11 @@ class TestCallbacks:
 
 class TestTheProcessIsTheCallers:
     def test_without_an_address_no_ray_is_started(self, annotated: Any) -> None:
-        from capfilt.cluster.session import address_here
+        from capfilt.cluster.session import current_address
 
         if "ray" in sys.modules:
             pytest.skip("another test of this process has imported Ray")
-        assert address_here() == "local"
+        assert current_address() == "local"
 
     def test_random_draws_go_on_as_if_nothing_had_happened(self, finished_run: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "pretrain.yaml"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from capfilt.cluster.rate_limit import MAX_NAMES, Buckets, Ticket, shared_turns
+from capfilt.cluster.rate_limit import MAX_NAMES, Buckets, RateLimiterHandle, shared_rate_limiter
 from capfilt.cluster.session import Session
-from capfilt.cluster.worker_pool import Resources, spread
+from capfilt.cluster.worker_pool import Resources, run_items
 
 
 class Watch:
@@ -30,34 +30,34 @@ def watch() -> Watch:
 class TestBuckets:
     def test_a_burst_is_free_and_then_the_rate_holds(self, watch: Watch) -> None:
         buckets = Buckets(2, 3, watch)
-        waits = [wait for wait, _ in buckets.ask(["a"] * 6)]
+        waits = [wait for wait, _ in buckets.acquire(["a"] * 6)]
         assert waits == pytest.approx([0, 0, 0, 0.5, 1.0, 1.5])
-        assert buckets.ask(["b"]) == [(0.0, 0.0)], "each name has its own"
+        assert buckets.acquire(["b"]) == [(0.0, 0.0)], "each name has its own"
         watch.time += 10
-        assert [wait for wait, _ in buckets.ask(["a"] * 4)] == pytest.approx([0, 0, 0, 0.5])
+        assert [wait for wait, _ in buckets.acquire(["a"] * 4)] == pytest.approx([0, 0, 0, 0.5])
 
     def test_no_rate_is_no_wait(self, watch: Watch) -> None:
-        assert Buckets(0, 1, watch).ask(["a"] * 100) == [(0.0, 0.0)] * 100
+        assert Buckets(0, 1, watch).acquire(["a"] * 100) == [(0.0, 0.0)] * 100
 
     def test_a_pause_holds_and_takes_no_turn(self, watch: Watch) -> None:
         buckets = Buckets(1, 1, watch)
         buckets.pause("a", 5)
         buckets.pause("a", 2)
-        assert buckets.ask(["a", "b"]) == [(0.0, 5.0), (0.0, 0.0)]
+        assert buckets.acquire(["a", "b"]) == [(0.0, 5.0), (0.0, 0.0)]
         watch.time += 5
-        assert buckets.ask(["a"]) == [(0.0, 0.0)]
+        assert buckets.acquire(["a"]) == [(0.0, 0.0)]
 
     def test_a_pause_holds_without_a_rate(self, watch: Watch) -> None:
         buckets = Buckets(0, 1, watch)
         buckets.pause("a", 5)
-        assert buckets.ask(["a"]) == [(0.0, 5.0)]
+        assert buckets.acquire(["a"]) == [(0.0, 5.0)]
 
     def test_names_without_a_claim_are_forgotten(self, watch: Watch) -> None:
         buckets = Buckets(1, 1, watch)
         for start in range(0, MAX_NAMES + 1, 1000):
-            buckets.ask([str(i) for i in range(start, start + 1000)])
+            buckets.acquire([str(i) for i in range(start, start + 1000)])
         watch.time += 2
-        buckets.ask(["last"])
+        buckets.acquire(["last"])
         assert len(buckets._due) == 1
 
 
@@ -65,7 +65,7 @@ class TestBuckets:
 class Visits:
     """An item takes a number of turns at one host from several threads, and answers when each had come."""
 
-    ticket: Ticket
+    ticket: RateLimiterHandle
     name: str = "visits"
 
     def open(self) -> Callable[[str], list[float]]:
@@ -75,7 +75,7 @@ class Visits:
             times: list[float] = []
 
             def visit() -> None:
-                wait, _ = turns.ask("host")
+                wait, _ = turns.acquire("host")
                 times.append(time.time() + wait)
 
             threads = [threading.Thread(target=visit) for _ in range(5)]
@@ -92,8 +92,8 @@ pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 def test_all_workers_together_keep_to_the_rate(session: Session) -> None:
-    with shared_turns(session, rate=20, burst=1) as ticket:
-        done = list(spread(session, Visits(ticket), ["a", "b"], Resources(cpus=1, workers=2)))
+    with shared_rate_limiter(session, rate=20, burst=1) as ticket:
+        done = list(run_items(session, Visits(ticket), ["a", "b"], Resources(cpus=1, workers=2)))
     times = sorted(when for end in done for when in end.result or [])
     assert len(times) == 10
     # Ten turns, the first at once, 50 ms between: whoever had a bucket of its own would need half of that.
@@ -101,19 +101,19 @@ def test_all_workers_together_keep_to_the_rate(session: Session) -> None:
 
 
 def test_a_pause_is_everyone_s(session: Session) -> None:
-    with shared_turns(session, rate=0, burst=1) as ticket:
+    with shared_rate_limiter(session, rate=0, burst=1) as ticket:
         turns = ticket.connect()
         turns.pause("host", 60)
-        wait, pause = turns.ask("host")
+        wait, pause = turns.acquire("host")
         assert wait == 0
         assert 50 < pause <= 60
-        assert (ticket.connect().ask("host")[1] > 50) is not session.local  # a local ticket has its own buckets
+        assert (ticket.connect().acquire("host")[1] > 50) is not session.local  # a local ticket has its own buckets
 
 
 def test_the_buckets_end_with_their_session(ray_session: Session) -> None:
     import ray
 
-    with shared_turns(ray_session, rate=1, burst=1) as ticket:
+    with shared_rate_limiter(ray_session, rate=1, burst=1) as ticket:
         turns = ticket.connect()
     with pytest.raises((ray.exceptions.RayActorError, ValueError)):
-        turns.ask("host")
+        turns.acquire("host")

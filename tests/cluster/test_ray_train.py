@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from capfilt.cluster.ray_train import Fault, Trouble, _unanswered, _verdict, fit
+from capfilt.cluster.failures import Failure
+from capfilt.cluster.ray_train import fit
 from capfilt.cluster.session import Session, connect
+from capfilt.cluster.training_actor import TrainingFailure, _explaining_failure, _peer_gone
 from capfilt.errors import ClusterError, ModelError
 
 pytestmark = pytest.mark.usefixtures("pickled_by_value")
@@ -153,19 +155,22 @@ def test_local_is_this_process_and_one(tmp_path: Path) -> None:
 
 
 def test_the_failure_that_explains_the_others_is_told() -> None:
-    refusal = Fault(Trouble.of(ModelError("no")))
+    user_error = TrainingFailure(Failure.of_exception(ModelError("no")))
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:40513")
-    orphan, bug = Fault(Trouble.of(lost), _unanswered(lost)), Fault(Trouble.of(ValueError("no")))
+    orphan = TrainingFailure(Failure.of_exception(lost), _peer_gone(lost))
+    bug = TrainingFailure(Failure.of_exception(ValueError("no")))
     death = RuntimeError("the actor died")
-    assert _verdict([orphan, refusal]).refusal is ModelError
-    assert _verdict([orphan, death]).died
-    assert not _verdict([orphan, bug]).died
-    assert "ValueError: no" in _verdict([orphan, bug]).line
-    assert _verdict([orphan, orphan]).died, "nothing is heard of the worker that they waited for: it is begun again"
+    assert _explaining_failure([orphan, user_error]).user_error is ModelError
+    assert _explaining_failure([orphan, death]).died
+    assert not _explaining_failure([orphan, bug]).died
+    assert "ValueError: no" in _explaining_failure([orphan, bug]).message
+    assert _explaining_failure([orphan, orphan]).died, (
+        "nothing is heard of the worker that they waited for: it starts again"
+    )
 
 
 @pytest.mark.parametrize(
-    ("error", "unanswered"),
+    ("error", "peer_gone"),
     [
         (torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
         (RuntimeError("[enforce fail at inline_container.cc] ... disk full"), False),
@@ -173,5 +178,5 @@ def test_the_failure_that_explains_the_others_is_told() -> None:
         (ValueError("timed out"), False),
     ],
 )  # fmt: skip
-def test_what_torch_raises_for_want_of_an_answer(error: Exception, unanswered: bool) -> None:
-    assert _unanswered(error) == unanswered
+def test_errors_of_torch_that_mean_a_lost_peer(error: Exception, peer_gone: bool) -> None:
+    assert _peer_gone(error) == peer_gone

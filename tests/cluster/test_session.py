@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from capfilt.cluster import session
-from capfilt.cluster.session import Session, Trouble, connect, environment
-from capfilt.errors import ClusterError, DataError
+from capfilt.cluster.session import Session, connect, default_environment
+from capfilt.errors import ClusterError
 
 
 @pytest.mark.parametrize("address", ["http://host:8265", "https://host:8265", "cluster", "ray://", "host:"])
@@ -56,7 +56,7 @@ signal.signal(signal.SIGTERM, leave)
 try:
     with connect("start", cpus=1) as session:
         folder = ray._private.worker._global_node.get_temp_dir_path()
-        print(folder, session.fits(1), os.listdir(folder) != [], len(os.environ["RAY_AUTH_TOKEN"]), flush=True)
+        print(folder, session.capacity(1), os.listdir(folder) != [], len(os.environ["RAY_AUTH_TOKEN"]), flush=True)
         signal.raise_signal(signal.SIGTERM)
 finally:
     print(os.path.exists(folder))
@@ -92,14 +92,14 @@ def test_a_tmpdir_is_too_long_from_one_byte_on(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/" + "x" * (session.MAX_TEMPORARY - 1 + extra))
-    monkeypatch.setattr(session, "_SHORT", (str(tmp_path / "not there"), str(tmp_path)))
-    made = session._scratch()
+    monkeypatch.setattr(session, "_SHORT_FOLDERS", (str(tmp_path / "not there"), str(tmp_path)))
+    made = session._temporary_folder()
     assert (made is not None) is moved
     if moved:
         assert Path(str(made)).parent == tmp_path
-        monkeypatch.setattr(session, "_SHORT", (str(tmp_path / "not there"),))
+        monkeypatch.setattr(session, "_SHORT_FOLDERS", (str(tmp_path / "not there"),))
         with pytest.raises(ClusterError, match=r"set RAY_TMPDIR to a short folder of this machine, or use .*local"):
-            session._scratch()
+            session._temporary_folder()
 
 
 def test_a_quota_bounds_the_threads_of_a_local_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,18 +122,18 @@ def test_a_quota_bounds_the_threads_of_a_local_session(monkeypatch: pytest.Monke
 def test_a_local_session_has_no_ray() -> None:
     code = (
         "import sys; from capfilt.cluster.session import connect; import capfilt.cluster.ray_train\n"
-        "with connect('local') as session: assert session.local and session.fits(8) == 1\n"
+        "with connect('local') as session: assert session.local and session.capacity(8) == 1\n"
         "sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_started_ray_has_the_cores_asked_for(ray_session: Session) -> None:
-    assert ray_session.owned
-    assert ray_session.fits(cpus=1) == 2
-    assert ray_session.fits(cpus=0.1) == 20
-    assert ray_session.fits(cpus=3) == 0
-    assert ray_session.fits(cpus=1, gpus=512) == 0
+    assert ray_session.started_ray
+    assert ray_session.capacity(cpus=1) == 2
+    assert ray_session.capacity(cpus=0.1) == 20
+    assert ray_session.capacity(cpus=3) == 0
+    assert ray_session.capacity(cpus=1, gpus=512) == 0
 
 
 @pytest.mark.parametrize("address", ["start", "auto"])
@@ -141,8 +141,8 @@ def test_a_ray_of_the_caller_is_used_and_left_running(ray_session: Session, addr
     import ray
 
     with connect(address) as session:
-        assert not session.owned
-        assert session.fits(cpus=1) == 2
+        assert not session.started_ray
+        assert session.capacity(cpus=1) == 2
     session.close()
     assert ray.is_initialized()
 
@@ -184,32 +184,8 @@ def test_a_server_of_ray_client_that_dies_at_once_is_asked_for_again(monkeypatch
 def test_environment_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPFILT_SET", "theirs")
     monkeypatch.delenv("CAPFILT_UNSET", raising=False)
-    with environment({"CAPFILT_SET": "ours", "CAPFILT_UNSET": "ours"}):
+    with default_environment({"CAPFILT_SET": "ours", "CAPFILT_UNSET": "ours"}):
         assert os.environ["CAPFILT_SET"] == "theirs"
         assert os.environ["CAPFILT_UNSET"] == "ours"
     assert os.environ["CAPFILT_SET"] == "theirs"
     assert "CAPFILT_UNSET" not in os.environ
-
-
-def test_trouble_keeps_a_refusal_and_names_an_accident() -> None:
-    refusal = Trouble.of(DataError("a torn tar")).as_error("annotate")
-    assert type(refusal) is DataError
-    assert str(refusal) == "a torn tar"
-    accident = Trouble.of(KeyError("x")).as_error("annotate")
-    assert type(accident) is ClusterError
-    assert str(accident) == "annotate: KeyError: 'x'"
-    assert "KeyError" in accident.__notes__[0]
-
-
-@pytest.mark.parametrize(
-    ("said", "blameless"),
-    [
-        ("The actor died because its node has died. Node Id: 0a", True),
-        ("Its worker process has died.\n Worker exit detail: The process receives\n a SIGTERM.", True),
-        ("Worker exit type: SYSTEM_ERROR Worker exit detail: End of file.", False),
-    ],
-)
-def test_a_death_by_the_machine_s_doing_is_nobody_s_fault(said: str, blameless: bool) -> None:
-    trouble = Trouble.death(RuntimeError(said))
-    assert trouble.died
-    assert trouble.blameless is blameless

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from capfilt.cluster import worker_pool
 from capfilt.cluster.session import Session, connect
-from capfilt.cluster.worker_pool import Done, Resources, spread
+from capfilt.cluster.worker import ItemResult
+from capfilt.cluster.worker_pool import Resources, run_items
 from capfilt.errors import ClusterError, DataError, ModelError
 from capfilt.runs import deadline
 
@@ -79,7 +80,7 @@ class Unopenable:
         raise self.error
 
 
-def ends(done: Iterator[Done[dict[str, Any]]]) -> dict[str, Done[dict[str, Any]]]:
+def ends(done: Iterator[ItemResult[dict[str, Any]]]) -> dict[str, ItemResult[dict[str, Any]]]:
     """By item; an item that ends twice is an error."""
     all_done = list(done)
     assert len({d.item for d in all_done}) == len(all_done)
@@ -91,7 +92,7 @@ class TestAnywhere:
 
     def test_every_item_ends_once_and_the_job_is_opened_once_a_worker(self, session: Session, tmp_path: Path) -> None:
         items = [f"{i:05d}" for i in range(20)]
-        done = ends(spread(session, Act(tmp_path), items, HALF))
+        done = ends(run_items(session, Act(tmp_path), items, HALF))
         assert sorted(done) == items
         assert [done[item].result["item"] for item in items] == items
         assert not any(d.error for d in done.values())
@@ -101,15 +102,15 @@ class TestAnywhere:
 
     def test_a_refusal_is_the_answer_and_is_not_tried_again(self, session: Session, tmp_path: Path) -> None:
         job = Act(tmp_path)
-        done = ends(spread(session, job, ["a", "refuse", "b"], HALF))
-        assert done["refuse"] == Done("refuse", None, "refuse: a torn tar")
+        done = ends(run_items(session, job, ["a", "refuse", "b"], HALF))
+        assert done["refuse"] == ItemResult("refuse", None, "refuse: a torn tar")
         assert len(job.calls("refuse")) == 1
         assert done["a"].result
         assert done["b"].result
 
     def test_an_accident_is_tried_once_more(self, session: Session, tmp_path: Path) -> None:
         job = Act(tmp_path)
-        done = ends(spread(session, job, ["crash-once", "crash-always", "a"], HALF))
+        done = ends(run_items(session, job, ["crash-once", "crash-always", "a"], HALF))
         assert done["crash-once"].error is None
         assert done["crash-always"].error == "ValueError: tripped over crash-always"
         assert len(job.calls("crash-once")) == len(job.calls("crash-always")) == 2
@@ -120,7 +121,7 @@ class TestAnywhere:
     def test_a_job_that_cannot_be_opened_is_one_error(self, session: Session, error: Exception) -> None:
         cause = str(error) if isinstance(error, ModelError) else "KeyError: 'weights'"
         with pytest.raises(ClusterError) as caught:
-            list(spread(session, Unopenable(error), ["a", "b", "c"], HALF))
+            list(run_items(session, Unopenable(error), ["a", "b", "c"], HALF))
         assert str(caught.value) == f"unopenable could not be opened: {cause}"
         assert "Traceback" in caught.value.__notes__[0]
 
@@ -128,7 +129,7 @@ class TestAnywhere:
 def test_a_death_is_survived(ray_session: Session, tmp_path: Path) -> None:
     job = Act(tmp_path)
     items = ["a", "die-once", *(f"{i:05d}" for i in range(6))]
-    done = ends(spread(ray_session, job, items, Resources(cpus=1, workers=2)))
+    done = ends(run_items(ray_session, job, items, Resources(cpus=1, workers=2)))
     assert sorted(done) == sorted(items)
     assert all(d.error is None for d in done.values())
     assert len(job.calls("die-once")) == 2
@@ -137,7 +138,7 @@ def test_a_death_is_survived(ray_session: Session, tmp_path: Path) -> None:
 def test_an_item_that_always_kills_is_given_up_and_alone(ray_session: Session, tmp_path: Path) -> None:
     job = Act(tmp_path)
     items = ["die-always", *(f"{i:05d}" for i in range(4))]
-    done = ends(spread(ray_session, job, items, Resources(cpus=1, workers=1), tries=2))
+    done = ends(run_items(ray_session, job, items, Resources(cpus=1, workers=1), tries=2))
     assert sorted(done) == sorted(items)
     assert (done["die-always"].error or "").startswith("killed its worker 2 times, the last so: ")
     assert len(job.calls("die-always")) == 2
@@ -147,9 +148,9 @@ def test_an_item_that_always_kills_is_given_up_and_alone(ray_session: Session, t
 
 def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Session, tmp_path: Path) -> None:
     job, items = Act(tmp_path), ["slow", "slow-once", *(f"{i:05d}" for i in range(4))]
-    done = ends(spread(ray_session, job, items, Resources(cpus=1, limit=1.5)))
+    done = ends(run_items(ray_session, job, items, Resources(cpus=1, limit=1.5)))
     assert sorted(done) == sorted(items)
-    assert done["slow"] == Done("slow", None, "took longer than 1.5 s, twice")
+    assert done["slow"] == ItemResult("slow", None, "took longer than 1.5 s, twice")
     assert [d.item for d in done.values() if d.error] == ["slow"]
     assert len(set(job.calls("slow"))) == len(set(job.calls("slow-once"))) == 2
 
@@ -158,9 +159,9 @@ def test_where_no_other_worker_is_left_the_same_one_tries_again(
     ray_session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second worker dies of an item that is given up, and nothing is left for a new one, but for what crashed."""
-    monkeypatch.setattr(worker_pool, "ELSEWHERE", 2.0)
+    monkeypatch.setattr(worker_pool, "OTHER_WORKER_SECONDS", 2.0)
     job = Act(tmp_path)
-    done = ends(spread(ray_session, job, ["crash-late", "die-later"], Resources(cpus=1, workers=2), tries=1))
+    done = ends(run_items(ray_session, job, ["crash-late", "die-later"], Resources(cpus=1, workers=2), tries=1))
     assert done["crash-late"].error is None
     assert done["die-later"].deaths == 1
     assert len(job.calls("crash-late")) == 2
@@ -168,28 +169,28 @@ def test_where_no_other_worker_is_left_the_same_one_tries_again(
 
 def test_a_preemption_is_not_the_item_s_fault(ray_session: Session, tmp_path: Path) -> None:
     job = Act(tmp_path)
-    done = ends(spread(ray_session, job, ["preempted", "a"], Resources(cpus=1, workers=1), tries=1))
+    done = ends(run_items(ray_session, job, ["preempted", "a"], Resources(cpus=1, workers=1), tries=1))
     assert not any(d.error for d in done.values())
     assert len(job.calls("preempted")) == 2
 
 
 def test_a_worker_for_which_there_is_no_place_is_not_waited_for(ray_session: Session, tmp_path: Path) -> None:
     """As after a node was lost: the new worker has nowhere to go, and the others do its work."""
-    ray_session.owned = False  # another's cluster might grow
+    ray_session.started_ray = False  # another's cluster might grow
     try:
-        done = ends(spread(ray_session, Act(tmp_path), ["a", "b", "c", "d"], Resources(cpus=1, workers=3)))
+        done = ends(run_items(ray_session, Act(tmp_path), ["a", "b", "c", "d"], Resources(cpus=1, workers=3)))
     finally:
-        ray_session.owned = True
+        ray_session.started_ray = True
     assert len(done) == 4
 
 
 def test_a_job_that_kills_its_workers_when_opened_is_one_error(ray_session: Session) -> None:
     with pytest.raises(ClusterError, match="2 workers in a row died of it"):
-        list(spread(ray_session, Unopenable(None), ["a"], HALF, tries=2))
+        list(run_items(ray_session, Unopenable(None), ["a"], HALF, tries=2))
 
 
 def test_closing_early_kills_the_workers(ray_session: Session, tmp_path: Path) -> None:
-    done = spread(ray_session, Act(tmp_path), ["a", "slow", "slow", "b"], Resources(cpus=1))
+    done = run_items(ray_session, Act(tmp_path), ["a", "slow", "slow", "b"], Resources(cpus=1))
     next(done)
     pids = [int(path.name.removeprefix("opened-")) for path in tmp_path.glob("opened-*")]
     assert pids
@@ -201,17 +202,17 @@ def test_closing_early_kills_the_workers(ray_session: Session, tmp_path: Path) -
 
 
 def test_workers_have_the_threads_of_their_cpus(ray_session: Session, tmp_path: Path) -> None:
-    done = ends(spread(ray_session, Act(tmp_path), ["a"], Resources(cpus=2)))
+    done = ends(run_items(ray_session, Act(tmp_path), ["a"], Resources(cpus=2)))
     assert done["a"].result["threads"] == "2"
 
 
 def test_a_worker_that_fits_nowhere_is_refused(ray_session: Session, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"act fits: it needs 3 CPUs and 0 GPUs on a node"):
-        list(spread(ray_session, Act(tmp_path), ["a"], Resources(cpus=3, workers=1)))
+        list(run_items(ray_session, Act(tmp_path), ["a"], Resources(cpus=3, workers=1)))
 
 
 def test_the_driver_spends_little_on_an_item(ray_session: Session, tmp_path: Path) -> None:
-    done = spread(ray_session, Act(tmp_path), [f"{i:05d}" for i in range(300)], Resources(cpus=1))
+    done = run_items(ray_session, Act(tmp_path), [f"{i:05d}" for i in range(300)], Resources(cpus=1))
     next(done)
     before = time.process_time()
     assert len(list(done)) == 299
@@ -225,11 +226,11 @@ def test_resources_refuse_what_cannot_be(needs: dict[str, float]) -> None:
 
 
 def test_no_items_need_no_worker(ray_session: Session) -> None:
-    assert list(spread(ray_session, Unopenable(None), [])) == []
+    assert list(run_items(ray_session, Unopenable(None), [])) == []
 
 
 def test_local_runs_in_this_process(tmp_path: Path) -> None:
-    done = ends(spread(connect("local"), Act(tmp_path), ["a"]))
+    done = ends(run_items(connect("local"), Act(tmp_path), ["a"]))
     assert done["a"].result["pid"] == os.getpid()
 
 
@@ -252,8 +253,8 @@ class Reading:
 def test_in_this_process_an_item_ends_where_it_reads_on() -> None:
     begun = time.monotonic()
     with connect("local") as session:
-        done = list(spread(session, Reading(), ["0", "600", "0"], Resources(limit=0.3)))
+        done = list(run_items(session, Reading(), ["0", "600", "0"], Resources(limit=0.3)))
         assert [end.result for end in done] == ["read", None, "read"]
         assert done[1].error == "took longer than 0.3 s; give it more time with --limit, or leave it out"
-        assert list(spread(session, Reading(), ["0.1"])) == [Done("0.1", "read")]
+        assert list(run_items(session, Reading(), ["0.1"])) == [ItemResult("0.1", "read")]
     assert time.monotonic() - begun < 60

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:value is deprecated")
 class NoRateLimit:
     """Lets every host be asked at once."""
 
-    def ask(self, name: str) -> tuple[float, float]:
+    def acquire(self, name: str) -> tuple[float, float]:
         return 0.0, 0.0
 
     def pause(self, name: str, seconds: float) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from capfilt.cluster.metrics import MOST
+from capfilt.cluster.metrics import MAX_LABEL_VALUES
 from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.runs.metrics import TABLE
@@ -238,7 +238,7 @@ def test_the_dashboard_says_shard_and_stage(head: Head, run: tuple[Path, float])
     actors = [(actor["name"], actor["repr_name"]) for actor in head.state("actors")]
     assert ("annotate-0", "annotate-0") in actors
     assert ("select-0", "select-0") in actors
-    assert "conductor" in {shown for _, shown in actors}
+    assert "training" in {shown for _, shown in actors}
 
 
 def test_a_driver_outside_the_cluster_loses_no_number(head: Head, prometheus: str) -> None:
@@ -256,5 +256,5 @@ def test_a_driver_outside_the_cluster_loses_no_number(head: Head, prometheus: st
     query = "sum by (stage) (ray_capfilt_shards_total{stage='outside'})"
     assert eventually(lambda: by(prometheus, query, "stage"), "the numbers", 10) == {("outside",): 100}
     reasons = by(prometheus, "sum by (reason) (ray_capfilt_samples_failed_total{stage='outside'})", "reason")
-    assert len(reasons) == MOST + 1
-    assert reasons["other",] == 100 - MOST
+    assert len(reasons) == MAX_LABEL_VALUES + 1
+    assert reasons["other",] == 100 - MAX_LABEL_VALUES

@@ -33,7 +33,7 @@ class Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *nodes: Ability):
         self.nodes, self.asked = list(nodes), 0
-        monkeypatch.setattr(module, "ask_nodes", self._ask)
+        monkeypatch.setattr(module, "run_on_nodes", self._ask)
 
     def _ask(self, session: Session, question: object, cpus: float, gpus: float) -> list[Ability]:
         self.asked += 1

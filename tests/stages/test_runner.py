@@ -141,7 +141,7 @@ def test_models_get_a_gpu_where_there_is_one() -> None:
         def __init__(self, gpus: int):
             self.gpus = gpus
 
-        def fits(self, cpus: float, gpus: float) -> int:
+        def capacity(self, cpus: float, gpus: float) -> int:
             return int(self.gpus // gpus)
 
     for place, asked, given in ((Place(2), None, 1), (Place(0), None, 0), (Place(2), 0.25, 0.25), (Place(2), 0, 0)):

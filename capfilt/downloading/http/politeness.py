@@ -33,7 +33,7 @@ _BUSY = (429, 503)
 class RateLimiter(Protocol):
     """When a host may be asked, for all workers together: capfilt/cluster/rate_limit.py."""
 
-    def ask(self, name: str) -> tuple[float, float]: ...
+    def acquire(self, name: str) -> tuple[float, float]: ...
 
     def pause(self, name: str, seconds: float) -> None: ...
 
@@ -162,7 +162,7 @@ class PoliteClient:
     def _wait_for_rate(self, host: str, deadline: Deadline) -> None:
         """Wait until the host may be asked; of the deadline only pauses that the host asked for are spent."""
         while True:
-            wait, pause = self._rate_limiter.ask(host)
+            wait, pause = self._rate_limiter.acquire(host)
             if not pause:
                 time.sleep(wait)
                 deadline.extend(wait)

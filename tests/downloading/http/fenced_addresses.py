@@ -25,7 +25,7 @@ def alone() -> None:
 class NoRateLimit:
     """Lets every host be asked at once."""
 
-    def ask(self, name: str) -> tuple[float, float]:
+    def acquire(self, name: str) -> tuple[float, float]:
         return 0.0, 0.0
 
     def pause(self, name: str, seconds: float) -> None:

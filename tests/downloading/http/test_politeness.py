@@ -32,7 +32,7 @@ class Book:
         self.pauses: list[tuple[str, float]] = []
         self.answers: list[tuple[float, float]] = []
 
-    def ask(self, name: str) -> tuple[float, float]:
+    def acquire(self, name: str) -> tuple[float, float]:
         self.asked.append(name)
         return self.answers.pop(0) if self.answers else (0.0, 0.0)
 
@@ -128,7 +128,7 @@ class TestPauses:
 
     def test_the_good_rows_of_a_host_outlast_it(self, hostile: Any) -> None:
         """One URL that asks for a day, then 20 pictures of the same host, from several threads, with real turns."""
-        shared = polite_client(RateLimiter(here=Buckets(0, 1)), deadline=2, robots=False)  # type: ignore[arg-type]
+        shared = polite_client(RateLimiter(buckets=Buckets(0, 1)), deadline=2, robots=False)  # type: ignore[arg-type]
         with pytest.raises(Failure, match="long-pause"):
             shared.get(hostile.url("/busy?after=86400"))
         with ThreadPoolExecutor(4) as pool:

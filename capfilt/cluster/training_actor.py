@@ -1,0 +1,169 @@
+"""The actor that calls Ray Train, and what its training workers run.
+
+Ray Train is configured by environment variables: in an actor of its own they affect nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from capfilt.cluster.failures import Failure
+
+Function = Callable[[dict[str, Any]], None]
+
+START_TRIES = 10
+"""How often Ray Train waits a minute for a cluster to have room, before that is an error."""
+
+_TRAIN_ENV = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # our log.jsonl has them
+}
+
+_SINGLE_NODE_ENV = {
+    # The delay after which the end of a training is noticed: 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A process that watches for preemption of nodes: a Ray that we started has only this one.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+_PEER_GONE = re.compile(r"closed by peer|reset by peer|[Cc]onnection refused|Broken pipe|NCCL|gloo|[Tt]imed out")
+"""What torch.distributed says, in a plain RuntimeError, when another process has gone."""
+
+
+class TrainingFailure(Exception):
+    """What the function raised in a training worker, for the driver; `peer_gone`: because another worker has gone."""
+
+    def __init__(self, failure: Failure, peer_gone: bool = False) -> None:
+        super().__init__(failure, peer_gone)
+        self.failure, self.peer_gone = failure, peer_gone
+
+    def __str__(self) -> str:
+        return self.failure.message
+
+
+class TrainingActor:
+    """The actor that calls Ray Train."""
+
+    def __init__(self, single_node: bool) -> None:
+        """`single_node`: on a Ray that this command started."""
+        self._single_node = single_node
+        environment = _TRAIN_ENV | _SINGLE_NODE_ENV if single_node else _TRAIN_ENV
+        for key, value in environment.items():
+            os.environ.setdefault(key, value)
+
+    def __repr__(self) -> str:
+        return "training"
+
+    def fit(
+        self, function: Function, config: dict[str, Any], size: dict[str, Any], folder: dict[str, str]
+    ) -> Failure | None:
+        """Run one training from start to end."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        # max_failures=0: Ray would also retry after an exception of the function, so `fit` in the driver retries.
+        failure = FailureConfig(max_failures=0, controller_failure_limit=START_TRIES)
+        trainer = _trainer_class(self._single_node)(
+            _with_failures(function, size["cpus"]),
+            train_loop_config=config,
+            scaling_config=ScalingConfig(
+                num_workers=size["workers"],
+                use_gpu=size["gpus"] > 0,
+                resources_per_worker={"CPU": size["cpus"], "GPU": size["gpus"]},
+            ),
+            run_config=RunConfig(name=folder["name"], failure_config=failure, **_storage(folder["storage"])),
+        )
+        return _run(trainer)
+
+
+def _storage(path: str) -> dict[str, Any]:
+    """Ray's settings for a storage folder. Ray knows fewer stores than fsspec, but accepts a file system."""
+    if "://" not in path:
+        return {"storage_path": path}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    class Handler(FSSpecHandler):
+        """A folder on a store exists when something is in it; s3fs would check for the bucket, or create it."""
+
+        def create_dir(self, path: str, recursive: bool) -> None:
+            """Nothing."""
+
+    files, name = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    return {"storage_path": name, "storage_filesystem": PyFileSystem(Handler(files))}
+
+
+def _trainer_class(single_node: bool) -> Any:
+    from ray.train.torch import TorchTrainer
+
+    if not single_node:
+        return TorchTrainer
+
+    class SingleNodeTrainer(TorchTrainer):
+        """Starts two processes fewer: one serves Ray Datasets, which are not used, the other cleans up after a
+        controller that died, and here Ray itself ends with the driver.
+
+        The method is internal to Ray. Where a later Ray has none of that name, the start is slower again.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            not_needed = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+            callbacks: list[Any] = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ not in not_needed]
+
+    return SingleNodeTrainer
+
+
+def _run(trainer: Any) -> Failure | None:
+    from ray.exceptions import RayError, RayTaskError
+    from ray.train import ControllerError, WorkerGroupError
+
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        return _explaining_failure(list(error.worker_failures.values()))
+    except ControllerError as error:
+        # A worker that died while its group was still starting.
+        cause = error.controller_failure
+        died = isinstance(cause, RayError) and not isinstance(cause, RayTaskError)
+        return Failure.of_death(cause) if died else Failure.of_exception(cause)
+    return None
+
+
+def _explaining_failure(failures: list[Exception]) -> Failure:
+    """The failure that explains the others: when a worker dies, its peers fail too, because it does not answer."""
+    raised = [error for error in failures if isinstance(error, TrainingFailure)]
+    for error in raised:
+        if error.failure.user_error is not None:
+            return error.failure
+    for failure in failures:
+        if not isinstance(failure, TrainingFailure):
+            return Failure.of_death(failure)
+    for error in raised:
+        if not error.peer_gone:
+            return error.failure
+    return replace(raised[0].failure, died=True)  # Ray does not know yet which worker has gone
+
+
+def _with_failures(function: Function, cpus: float) -> Function:
+    def attempt(config: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, int(cpus)))
+        try:
+            function(config)
+        except Exception as error:
+            raise TrainingFailure(Failure.of_exception(error), _peer_gone(error)) from error
+
+    return attempt
+
+
+def _peer_gone(error: Exception) -> bool:
+    """Whether torch.distributed raised this because another process has gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_PEER_GONE.search(str(error))))
