@@ -8,10 +8,11 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.data import shards
+from capfilt.inference.roles import check_captioner, check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.annotate import EXECUTION_FIELDS, AnnotateConfig, AnnotateJob, annotate, check_roles
+from capfilt.stages.annotate import EXECUTION_FIELDS, AnnotateConfig, AnnotateJob, annotate
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath
@@ -32,7 +33,8 @@ def run(
     ShortfallError where no image, or too few, could be annotated.
     """
     captioner, filter_ = (store.find(model) for model in models)
-    check_roles(captioner, filter_, config.decode)
+    check_captioner(captioner, config.decode)
+    check_filter(filter_)
     urls = shards.expand(specs)
     writes, scores = store.fingerprint(captioner), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}

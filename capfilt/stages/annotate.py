@@ -29,7 +29,6 @@ from capfilt.inference.device import Compute, Precision, autocast
 from capfilt.inference.filters import local_filter
 from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
-from capfilt.inference.roles import check_captioner, check_filter
 from capfilt.inference.timer import StageTimer, timed
 from capfilt.runs import deadline, quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -259,12 +258,6 @@ def texts_of(sample: Sample) -> list[str]:
     return [caption["text"].encode("utf-8", "replace").decode() for caption in sample.all_captions]
 
 
-def check_roles(captioner: StoragePath, filter_: StoragePath, decode: DecodeConfig) -> None:
-    """Refuse models that cannot play their roles, and a prompt that is too long, before anything is loaded."""
-    check_captioner(captioner, decode)
-    check_filter(filter_)
-
-
 def annotate(
     session: Session,
     urls: Sequence[str],
@@ -273,8 +266,8 @@ def annotate(
     show: Progress,
     label: str = "annotate",
 ) -> Tally:
-    """Annotate shards; returns what became of their samples and texts."""
-    check_roles(job.captioner, job.filter, job.config.decode)
+    """Annotate shards with models that fit their roles (`inference.roles`); returns what became of their samples and
+    texts."""
     named = shards.by_name(urls)
     job = job.model_copy(update={"names": shards.renamed(named)})
     return run_stage(session, job, named, resources, show, label)

@@ -14,7 +14,6 @@ from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, examin
 from capfilt.evaluation.known_truth import ScoredTexts, truths
 from capfilt.inference.device import Compute
 from capfilt.inference.local_model import LocalModel
-from capfilt.inference.roles import check_any_role
 from capfilt.models.checkpoints import store
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -67,9 +66,7 @@ class EvaluateJob(Config):
 
 
 def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:
-    """Examine models; the figures of each are in `job.out/NAME.json`."""
-    for model in job.models.values():
-        check_any_role(model, job.config.decode)
+    """Examine models that fit a role (`inference.roles`); the figures of each are in `job.out/NAME.json`."""
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
 
 

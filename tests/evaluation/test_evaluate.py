@@ -59,9 +59,9 @@ def held_out(model: Blip, data: Path, batch_size: int = 4) -> EvalSet:
     return encode_pairs(local(model), shards.expand(str(data / "test")), batch_size, CPU)
 
 
-def same(told: dict[str, Any], wanted: Any) -> None:
+def same(result: dict[str, Any], wanted: Any) -> None:
     """Equal figures, the table by kind included."""
-    flat = [{**figures, **figures["auc_by_kind"]} for figures in (told, wanted)]
+    flat = [{**figures, **figures["auc_by_kind"]} for figures in (result, wanted)]
     for figures in flat:
         del figures["auc_by_kind"]
     assert flat[0] == pytest.approx(flat[1], abs=1e-6)
@@ -87,8 +87,8 @@ def test_a_held_out_set_is_seen_in_its_order_whatever_the_batch(model: Blip, dat
 def test_retrieval_is_that_of_every_pair(model: Blip, data: Path) -> None:
     held = held_out(model, data)
     cosines, _ = naive_scores(model, held)
-    found = evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=4))
-    assert found == pytest.approx(retrieval.recalls(cosines, held.image_of_text))
+    actual = evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=4))
+    assert actual == pytest.approx(retrieval.recalls(cosines, held.image_of_text))
 
 
 def test_reranking_all_candidates_is_logit_plus_cosine_of_every_pair(model: Blip, data: Path) -> None:
@@ -98,8 +98,8 @@ def test_reranking_all_candidates_is_logit_plus_cosine_of_every_pair(model: Blip
     logits = np.array([filter_.match_logits(image.expand(18, -1, -1), held.flat_texts) for image in held.tokens])
     # The two-way softmax says the same as the difference of its logits; BLIP adds the positive one alone.
     assert np.corrcoef(logits.ravel(), np.log(matches / (1 - matches)).ravel())[0, 1] > 0.5
-    found = evaluate.retrieve(filter_, held, EvaluateConfig(batch_size=4, rerank=18))
-    assert found == pytest.approx(retrieval.recalls(logits + cosines, held.image_of_text))
+    actual = evaluate.retrieve(filter_, held, EvaluateConfig(batch_size=4, rerank=18))
+    assert actual == pytest.approx(retrieval.recalls(logits + cosines, held.image_of_text))
 
 
 @pytest.mark.parametrize("score", ["itm", "itc"])
@@ -111,42 +111,42 @@ def test_calibration_sets_own_texts_against_another_image_s(
     table = {"itm": matches, "itc": cosines}[score]
     own = np.array([table[i // 2, i] for i in range(18)])
 
-    asked: dict[str, np.ndarray] = {}
+    calls: dict[str, np.ndarray] = {}
 
     def spy(positives: Any, negatives: Any, recall: float) -> str:
-        asked.update(right=np.array(positives), wrong=np.array(negatives), recall=np.array(recall))
-        return "found"
+        calls.update(right=np.array(positives), wrong=np.array(negatives), recall=np.array(recall))
+        return "calibrated"
 
     monkeypatch.setattr(matching, "calibrate", spy)
-    assert evaluate.calibrate(fusion(model), held, score, 0.8, 4) == "found"  # type: ignore[comparison-overlap]
-    assert asked["recall"] == 0.8
-    assert np.allclose(asked["right"], own, atol=1e-5)
+    assert evaluate.calibrate(fusion(model), held, score, 0.8, 4) == "calibrated"  # type: ignore[comparison-overlap]
+    assert calls["recall"] == 0.8
+    assert np.allclose(calls["right"], own, atol=1e-5)
     # Each image is given the two texts of one other image, and every image's texts are given once.
-    strangers = asked["wrong"].reshape(9, 2)
+    strangers = calls["wrong"].reshape(9, 2)
     givers = [
         [j for j in range(9) if np.allclose(table[i, 2 * j : 2 * j + 2], strangers[i], atol=1e-5)] for i in range(9)
     ]
-    assert all(i not in found and found for i, found in enumerate(givers))
-    assert {j for found in givers for j in found} == set(range(9))
+    assert all(i not in actual and actual for i, actual in enumerate(givers))
+    assert {j for actual in givers for j in actual} == set(range(9))
 
 
 def test_everything_is_measured_where_it_can_be(model: Blip, data: Path, small_blip: Callable[..., Blip]) -> None:
     config = EvaluateConfig(batch_size=7)
     both = [*shards.expand(str(data / "web")), *shards.expand(str(data / "test"))]
-    told = evaluate.examine(local(model), both, config, CPU)
-    assert told.keys() == {"retrieval", "captioning", "filter"}
-    assert told["captioning"]["tokenisation"] == "words"
+    result = evaluate.examine(local(model), both, config, CPU)
+    assert result.keys() == {"retrieval", "captioning", "filter"}
+    assert result["captioning"]["tokenisation"] == "words"
     alone = evaluate.examine(local(model), shards.expand(str(data / "test")), config, CPU)
     assert alone.keys() == {"retrieval", "captioning"}
-    assert told["retrieval"] == pytest.approx(alone["retrieval"])
+    assert result["retrieval"] == pytest.approx(alone["retrieval"])
     web = shards.expand(str(data / "web"))
-    judged = evaluate.examine(local(model), web, config, CPU)
-    assert judged.keys() == {"filter"}
-    same(judged["filter"], told["filter"])
-    writer = small_blip(roles=("decoder",))
-    assert evaluate.examine(local(writer), both, config, CPU).keys() == {"captioning"}
+    scored_texts = evaluate.examine(local(model), web, config, CPU)
+    assert scored_texts.keys() == {"filter"}
+    same(scored_texts["filter"], result["filter"])
+    captioner_model = small_blip(roles=("decoder",))
+    assert evaluate.examine(local(captioner_model), both, config, CPU).keys() == {"captioning"}
     with pytest.raises(DataError, match="nothing can be measured"):
-        evaluate.examine(local(writer), web, config, CPU)
+        evaluate.examine(local(captioner_model), web, config, CPU)
 
 
 def test_the_filter_s_figures_are_those_of_its_scores(model: Blip, data: Path) -> None:
@@ -158,9 +158,9 @@ def test_the_filter_s_figures_are_those_of_its_scores(model: Blip, data: Path) -
             matches.append(sample.meta["truth"]["matches"])
             kinds.append(sample.meta["truth"]["kind"])
     config = EvaluateConfig(batch_size=7, score="itc", threshold=float(np.median(scores)) - 1e-4)
-    told = evaluate.examine(local(model), urls, config, CPU)["filter"]
+    result = evaluate.examine(local(model), urls, config, CPU)["filter"]
     wanted = matching.report(np.array(scores), np.array(matches), kinds, config.threshold)
-    same(told, wanted)
+    same(result, wanted)
 
 
 def test_a_dropped_web_text_is_not_judged_in_a_cleaned_shard(model: Blip, data: Path, tmp_path: Path) -> None:
@@ -172,22 +172,22 @@ def test_a_dropped_web_text_is_not_judged_in_a_cleaned_shard(model: Blip, data: 
         meta = {**sample.meta, "captions": captions}
         cleaned.append(Sample(sample.key, sample.image, sample.extension, "a red circle", meta))
     shards.write(tmp_path / "0.tar", cleaned)
-    judged = ScoredTexts()
+    scored_texts = ScoredTexts()
     for batch in encode_batches(local(model), [str(tmp_path / "0.tar")], 16, CPU):
-        evaluate.score_known(fusion(model), "itm", batch, judged)
-    assert len(judged.scores) == 30
+        evaluate.score_known(fusion(model), "itm", batch, scored_texts)
+    assert len(scored_texts.scores) == 30
     truths = [sample.meta["truth"] for i, sample in enumerate(cleaned) if i % 4]
-    assert judged.kinds == [truth["kind"] for truth in truths]
-    assert judged.matches == [truth["matches"] for truth in truths]
+    assert scored_texts.kinds == [truth["kind"] for truth in truths]
+    assert scored_texts.matches == [truth["matches"] for truth in truths]
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_stop_nothing(model: Blip, data: Path, tmp_path: Path) -> None:
     whole = list(read(data / "test"))
     broken = Sample("broken", b"\xff\xd8\xffnothing", "jpg", "a cat", {})
     shards.write(tmp_path / "0.tar", [*whole[:4], broken, *whole[4:]])
-    told = evaluate.examine(local(model), [str(tmp_path / "0.tar")], EvaluateConfig(batch_size=3), CPU)
-    assert told.pop("unreadable") == 1
-    assert told["retrieval"] == pytest.approx(
+    result = evaluate.examine(local(model), [str(tmp_path / "0.tar")], EvaluateConfig(batch_size=3), CPU)
+    assert result.pop("unreadable") == 1
+    assert result["retrieval"] == pytest.approx(
         evaluate.examine(local(model), shards.expand(str(data / "test")), EvaluateConfig(), CPU)["retrieval"]
     )
     shards.write(tmp_path / "1.tar", [broken])
@@ -218,9 +218,9 @@ def test_one_picture_under_many_keys_is_one_image_with_all_their_texts(model: Bl
     assert held.without_text == 1
     whole = held_out(model, data)
     torch.testing.assert_close(held.tokens, whole.tokens[[0, 2]])
-    found = evaluate.examine(local(model), urls, EvaluateConfig(batch_size=3), CPU)
-    assert found["without_text"] == 1
-    assert found["retrieval"] == evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=3))
+    actual = evaluate.examine(local(model), urls, EvaluateConfig(batch_size=3), CPU)
+    assert actual["without_text"] == 1
+    assert actual["retrieval"] == evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=3))
 
 
 def test_a_model_that_is_always_right_finds_a_picture_under_five_keys(
@@ -242,10 +242,10 @@ def test_pictures_without_a_text_are_in_no_figure(model: Blip, data: Path, tmp_p
     web = list(read(data / "web"))
     bare = [Sample("bare0", web[0].image, "png", "", {}), Sample("bare1", web[1].image, "png", "?!", {})]
     shards.write(tmp_path / "0.tar", [bare[0], *whole, bare[1]])
-    told = evaluate.examine(local(model), [str(tmp_path / "0.tar")], EvaluateConfig(), CPU)
-    assert told.pop("without_text") == 2
+    result = evaluate.examine(local(model), [str(tmp_path / "0.tar")], EvaluateConfig(), CPU)
+    assert result.pop("without_text") == 2
     alone = evaluate.examine(local(model), shards.expand(str(data / "test")), EvaluateConfig(), CPU)
-    assert told == {kind: pytest.approx(figures, abs=1e-6) for kind, figures in alone.items()}
+    assert result == {kind: pytest.approx(figures, abs=1e-6) for kind, figures in alone.items()}
     shards.write(tmp_path / "1.tar", bare)
     with pytest.raises(DataError, match=r"0 unreadable, 2 without a text"):
         evaluate.examine(local(model), [str(tmp_path / "1.tar")], EvaluateConfig(), CPU)
@@ -253,8 +253,8 @@ def test_pictures_without_a_text_are_in_no_figure(model: Blip, data: Path, tmp_p
 
 def test_the_truth_of_a_shard_is_asked_once(data: Path, tmp_path: Path) -> None:
     web, test = (shards.expand(str(data / split))[0] for split in ("web", "test"))
-    told = {sample.uid: sample.meta["truth"] for sample in list(read(data / "web"))[:20]}
-    assert known_truth.truths(web) == {uid: (truth["matches"], truth["kind"]) for uid, truth in told.items()}
+    result = {sample.uid: sample.meta["truth"] for sample in list(read(data / "web"))[:20]}
+    assert known_truth.truths(web) == {uid: (truth["matches"], truth["kind"]) for uid, truth in result.items()}
     assert known_truth.truths(test) == {}
     # After the first sample without one, nothing more is read: a crawl has millions.
     (tmp_path / "0.tar").write_bytes(Path(test).read_bytes()[:8192] + b"\0garbage" * 1000)
@@ -262,6 +262,6 @@ def test_the_truth_of_a_shard_is_asked_once(data: Path, tmp_path: Path) -> None:
     assert known_truth.truths(str(tmp_path / "0.tar")) == {}
 
 
-@pytest.mark.parametrize("told", [None, "yes", {"matches": True}, ["right"]])
-def test_what_others_call_truth_is_not_ours(told: Any) -> None:
-    assert known_truth.truth(Sample("k", b"", "jpg", "t", {"truth": told})) is None
+@pytest.mark.parametrize("result", [None, "yes", {"matches": True}, ["right"]])
+def test_what_others_call_truth_is_not_ours(result: Any) -> None:
+    assert known_truth.truth(Sample("k", b"", "jpg", "t", {"truth": result})) is None

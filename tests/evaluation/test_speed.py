@@ -37,11 +37,11 @@ def load() -> Load:
 
 
 def test_a_load_goes_through_the_engine_in_batches(annotator: Annotator, load: Load) -> None:
-    found = load.annotated(annotator, 4)
-    assert [text.text for own in found for text in own] == [
-        text.text for own in load.annotated(annotator, 6) for text in own
+    actual = load.annotated(annotator, 4)
+    assert [text.text for row in actual for text in row] == [
+        text.text for row in load.annotated(annotator, 6) for text in row
     ]
-    assert [len(own) for own in found] == [3] * 6
+    assert [len(row) for row in actual] == [3] * 6
 
 
 def test_fp32_agrees_with_itself_and_bf16_nearly(annotator: Annotator, load: Load) -> None:

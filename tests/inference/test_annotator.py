@@ -49,7 +49,7 @@ def annotated(engine: Annotator, pixels: Tensor, some: list[int] | None = None) 
 
 
 @pytest.fixture(scope="module")
-def writer(small_blip: MakeBlip) -> Blip:
+def captioner_model(small_blip: MakeBlip) -> Blip:
     model = small_blip(seed=1, roles=("decoder",))
     with torch.no_grad():
         model.text.head.bias[3] += 3  # texts of many lengths
@@ -57,7 +57,7 @@ def writer(small_blip: MakeBlip) -> Blip:
 
 
 @pytest.fixture(scope="module")
-def judge(small_blip: MakeBlip) -> Blip:
+def filter_model(small_blip: MakeBlip) -> Blip:
     return small_blip(seed=2, roles=("encoder",))
 
 
@@ -71,9 +71,9 @@ def pixels() -> Tensor:
     return torch.randn(11, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2
 
 
-def close(found: list[list[Text]], wanted: list[list[Text]]) -> None:
+def close(actual: list[list[Text]], wanted: list[list[Text]]) -> None:
     """The same texts, and scores to 1e-5."""
-    for own, other in zip(found, wanted, strict=True):
+    for own, other in zip(actual, wanted, strict=True):
         assert [(t.source, t.candidate, t.text, t.whole) for t in own] == [
             (t.source, t.candidate, t.text, t.whole) for t in other
         ]
@@ -81,10 +81,10 @@ def close(found: list[list[Text]], wanted: list[list[Text]]) -> None:
             assert [getattr(t, score) for t in own] == pytest.approx([getattr(t, score) for t in other], abs=1e-5)
 
 
-def one_by_one(writer: Blip, judge: Blip, pixels: Tensor) -> list[list[Text]]:
-    found = []
+def one_by_one(captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> list[list[Text]]:
+    actual = []
     for i, sample in enumerate(SAMPLES):
-        one = annotator(writer, judge)
+        one = annotator(captioner_model, filter_model)
         images = Images({FORMAT: pixels[i : i + 1]})
         (written,) = one.captioner.caption(images, [sample])
         texts = [("web", n, text) for n, text in enumerate(WEB[i])]
@@ -95,14 +95,14 @@ def one_by_one(writer: Blip, judge: Blip, pixels: Tensor) -> list[list[Text]]:
             if is_text(text):  # else there is nothing to read, and no score
                 scores = [values[0][0] for values in one.filter.score(images, [[text]]).values() if values]
             of_image.append(Text(source, number, text, *scores, one.filter.reads_all(text)))
-        found.append(of_image)
-    return found
+        actual.append(of_image)
+    return actual
 
 
-def test_batches_order_and_neighbours_change_nothing(writer: Blip, judge: Blip, pixels: Tensor) -> None:
+def test_batches_order_and_neighbours_change_nothing(captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> None:
     with torch.inference_mode():
-        wanted = one_by_one(writer, judge, pixels)
-    engine = annotator(writer, judge)
+        wanted = one_by_one(captioner_model, filter_model, pixels)
+    engine = annotator(captioner_model, filter_model)
     assert not engine.shared_vision
     close(annotated(engine, pixels), wanted)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(1)).tolist()
@@ -112,10 +112,12 @@ def test_batches_order_and_neighbours_change_nothing(writer: Blip, judge: Blip, 
             close(annotated(engine, pixels, some), [wanted[i] for i in some])
 
 
-def test_texts_that_are_longer_than_the_filter_reads_are_known(writer: Blip, judge: Blip, pixels: Tensor) -> None:
-    engine = annotator(writer, judge)
-    found = annotated(engine, pixels)
-    assert [[t.whole for t in own if t.source == "web"] for own in found[:5]] == [
+def test_texts_that_are_longer_than_the_filter_reads_are_known(
+    captioner_model: Blip, filter_model: Blip, pixels: Tensor
+) -> None:
+    engine = annotator(captioner_model, filter_model)
+    actual = annotated(engine, pixels)
+    assert [[t.whole for t in own if t.source == "web"] for own in actual[:5]] == [
         [True],
         [True, False],
         [],
@@ -128,9 +130,9 @@ def test_texts_that_are_longer_than_the_filter_reads_are_known(writer: Blip, jud
 
 class TestWorkIsDoneOnce:
     def test_one_pass_of_the_eyes_serves_both_where_they_are_the_same(self, both: Blip, pixels: Tensor) -> None:
-        looks, keys = Counted(both.vision), []
+        counted, keys = Counted(both.vision), []
         model = copy.deepcopy(both)
-        model.vision = looks  # type: ignore[assignment]
+        model.vision = counted  # type: ignore[assignment]
         project = TextTransformer.image_context
 
         def noted(self: TextTransformer, tokens: Tensor, role: str) -> object:
@@ -140,20 +142,20 @@ class TestWorkIsDoneOnce:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TextTransformer, "image_context", noted)
             engine = annotator(model, model, captions=4)
-            found = annotated(engine, pixels)
+            actual = annotated(engine, pixels)
         assert engine.shared_vision
         assert engine.shared_context
-        assert (looks.asked, keys) == ([11], ["decoder"])
+        assert (counted.batch_sizes, keys) == ([11], ["decoder"])
         apart = annotator(model, model, captions=4)
         assert isinstance(apart.filter, FusionFilter)
         apart.filter.local.tokens_name, apart.filter.context_name = object(), object()
-        close(found, annotated(apart, pixels))
+        close(actual, annotated(apart, pixels))
 
-    def test_each_pair_of_eyes_looks_once(self, writer: Blip, judge: Blip, pixels: Tensor) -> None:
-        one, two = copy.deepcopy(writer), copy.deepcopy(judge)
-        one.vision, two.vision = Counted(writer.vision), Counted(judge.vision)  # type: ignore[assignment]
+    def test_each_pair_of_eyes_looks_once(self, captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> None:
+        one, two = copy.deepcopy(captioner_model), copy.deepcopy(filter_model)
+        one.vision, two.vision = Counted(captioner_model.vision), Counted(filter_model.vision)  # type: ignore[assignment]
         annotated(annotator(one, two, captions=10), pixels)
-        assert (one.vision.asked, two.vision.asked) == ([11], [11])
+        assert (one.vision.batch_sizes, two.vision.batch_sizes) == ([11], [11])
 
     def test_what_is_the_same_is_known_by_its_weights(self, both: Blip, small_blip: MakeBlip) -> None:
         again = copy.deepcopy(both)
@@ -173,10 +175,10 @@ class Counted(nn.Module):
     def __init__(self, vision_modules: nn.Module, room: int = 1000, error: RuntimeError | None = None):
         super().__init__()
         self.vision_modules, self.room, self.error = vision_modules, room, error
-        self.asked: list[int] = []
+        self.batch_sizes: list[int] = []
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        self.asked.append(len(images_B3SS))
+        self.batch_sizes.append(len(images_B3SS))
         if len(images_B3SS) > self.room:
             raise self.error or torch.OutOfMemoryError("CUDA out of memory")
         tokens: Tensor = self.vision_modules(images_B3SS)
@@ -184,22 +186,22 @@ class Counted(nn.Module):
 
 
 def test_models_may_read_pictures_of_other_sizes_and_normalised_otherwise(
-    writer: Blip, small_blip: MakeBlip, pixels: Tensor
+    captioner_model: Blip, small_blip: MakeBlip, pixels: Tensor
 ) -> None:
     """The texts are those of the captioner's pictures, the scores those of the filter's, each image alone."""
     grey = ImageFormat(24, Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     larger = small_blip(seed=2, roles=("encoder",), image_size=24)
     others = torch.randn(11, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     tokenizer = Tokenizer.load("world")
-    captioner = LocalCaptioner(LocalModel(writer, tokenizer), CONFIG, 3, seed=5, round_=1)
+    captioner = LocalCaptioner(LocalModel(captioner_model, tokenizer), CONFIG, 3, seed=5, round_=1)
     filter_ = FusionFilter(LocalModel(larger, tokenizer, grey.preprocess), 16)
     engine = Annotator(captioner, filter_)
     assert not engine.shared_vision
     assert (captioner.image_formats, filter_.image_formats) == ((FORMAT,), (grey,))
-    found = engine.annotate(Images({FORMAT: pixels, grey: others}), SAMPLES, WEB)
+    actual = engine.annotate(Images({FORMAT: pixels, grey: others}), SAMPLES, WEB)
     with torch.inference_mode():
-        for i, texts in enumerate(found):
-            written = captioner.write(writer.encode_image(pixels[i : i + 1]), [SAMPLES[i].uid])
+        for i, texts in enumerate(actual):
+            written = captioner.write(captioner_model.encode_image(pixels[i : i + 1]), [SAMPLES[i].uid])
             assert [text.text for text in texts] == [*WEB[i], *written[0]]
             real = [text for text in texts if is_text(text.text)]
             scores = filter_.score_tokens(larger.encode_image(others[i : i + 1]), [[text.text for text in real]])
@@ -215,31 +217,35 @@ def test_equal_weights_that_read_other_pictures_share_nothing(both: Blip) -> Non
         assert engine.shared_vision == engine.shared_context == shared
 
 
-def test_a_filter_that_cannot_fuse_gives_cosines_alone(writer: Blip, judge: Blip, pixels: Tensor) -> None:
+def test_a_filter_that_cannot_fuse_gives_cosines_alone(
+    captioner_model: Blip, filter_model: Blip, pixels: Tensor
+) -> None:
     tokenizer = Tokenizer.load("world")
-    wanted = annotated(annotator(writer, judge), pixels)
-    captioner = LocalCaptioner(LocalModel(writer, tokenizer), CONFIG, 3, seed=5, round_=1)
-    found = annotated(Annotator(captioner, DualEncoderFilter(LocalModel(judge, tokenizer), 16)), pixels)
-    assert all(text.itm is None for texts in found for text in texts)
-    close(found, [[replace(text, itm=None) for text in texts] for texts in wanted])
+    wanted = annotated(annotator(captioner_model, filter_model), pixels)
+    captioner = LocalCaptioner(LocalModel(captioner_model, tokenizer), CONFIG, 3, seed=5, round_=1)
+    actual = annotated(Annotator(captioner, DualEncoderFilter(LocalModel(filter_model, tokenizer), 16)), pixels)
+    assert all(text.itm is None for texts in actual for text in texts)
+    close(actual, [[replace(text, itm=None) for text in texts] for texts in wanted])
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_out_of_memory_is_not_the_end(writer: Blip, judge: Blip, pixels: Tensor, error: RuntimeError) -> None:
-    small = copy.deepcopy(judge)
-    small.vision = Counted(judge.vision, 3, error)  # type: ignore[assignment]
-    engine = annotator(writer, small)
-    close(annotated(engine, pixels), annotated(annotator(writer, judge), pixels))
-    assert small.vision.asked == [11, 5, 2, 2, 2, 2, 2, 1]
+def test_out_of_memory_is_not_the_end(
+    captioner_model: Blip, filter_model: Blip, pixels: Tensor, error: RuntimeError
+) -> None:
+    small = copy.deepcopy(filter_model)
+    small.vision = Counted(filter_model.vision, 3, error)  # type: ignore[assignment]
+    engine = annotator(captioner_model, small)
+    close(annotated(engine, pixels), annotated(annotator(captioner_model, filter_model), pixels))
+    assert small.vision.batch_sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert engine.oom_backoff.limit == 2
     small.vision.room = 0
     with pytest.raises(RunError, match="one picture at a time"):
         annotated(engine, pixels)
 
 
-def test_a_timer_sees_the_stages(writer: Blip, judge: Blip, pixels: Tensor) -> None:
+def test_a_timer_sees_the_stages(captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> None:
     timer = StageTimer(torch.device("cpu"))
-    annotated(annotator(writer, judge, timer=timer), pixels)
+    annotated(annotator(captioner_model, filter_model, timer=timer), pixels)
     assert set(timer.seconds) == {"vision", "caption", "score"}

@@ -53,9 +53,9 @@ def test_pixels_are_those_of_their_samples(tmp_path: Path) -> None:
     write(tmp_path / "0.tar", 13, WRONG)
     for batch in pictures(shards.read(str(tmp_path / "0.tar")), 4, [FORMAT]):
         assert batch.pixels[FORMAT.resizing].shape[0] == len(batch.samples)
-        for sample, found in zip(batch.samples, batch.on(torch.device("cpu"), [FORMAT]).pixels(FORMAT), strict=True):
+        for sample, actual in zip(batch.samples, batch.on(torch.device("cpu"), [FORMAT]).pixels(FORMAT), strict=True):
             wanted = decode.normalise(decode.to_pixels(decode.decode(sample.image), 8))
-            assert torch.equal(found, torch.from_numpy(wanted))
+            assert torch.equal(actual, torch.from_numpy(wanted))
 
 
 def test_a_batch_of_faults_alone_has_no_pixels(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_picture_is_decoded_once_and_resized_once_for_each_size_and_rule(
     (batch,) = pictures(shards.read(str(tmp_path / "0.tar")), 5, formats)
     assert Counter(calls) == {"decode": 5, "to_pixels": 3 * 5}
     images = batch.on(torch.device("cpu"), formats)
-    for sample, *found in zip(batch.samples, *(images.pixels(one) for one in formats), strict=True):
-        for one, pixels in zip(formats, found, strict=True):
+    for sample, *actual in zip(batch.samples, *(images.pixels(one) for one in formats), strict=True):
+        for one, pixels in zip(formats, actual, strict=True):
             alone = one.preprocess.to_pixels(decode.decode(sample.image), one.size)
             assert torch.equal(pixels, one.preprocess.normalise(torch.from_numpy(alone)[None])[0])

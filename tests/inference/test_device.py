@@ -11,18 +11,18 @@ CPU = torch.device("cpu")
 FAST, SLOW = Ability("cuda", "H100 on a", bf16=True), Ability("cuda", "T4 on b", bf16=False)
 
 
-@pytest.mark.parametrize("asked", ["auto", "fp32", "bf16"])
-def test_a_cpu_computes_in_fp32_unless_it_is_asked_for_bf16(asked: devices.Precision) -> None:
+@pytest.mark.parametrize("precision_wanted", ["auto", "fp32", "bf16"])
+def test_a_cpu_computes_in_fp32_unless_it_is_asked_for_bf16(precision_wanted: devices.Precision) -> None:
     """Whatever its instruction set: with AVX-512 bf16 units, auto took bf16."""
-    compute, said = choose(asked, "cpu")
-    assert compute == Compute(device="cpu", precision="bf16" if asked == "bf16" else "fp32")
-    assert said == ""
+    compute, message = choose(precision_wanted, "cpu")
+    assert compute == Compute(device="cpu", precision="bf16" if precision_wanted == "bf16" else "fp32")
+    assert message == ""
     assert compute.open() == CPU
-    assert compute.dtype == (torch.bfloat16 if asked == "bf16" else torch.float32)
+    assert compute.dtype == (torch.bfloat16 if precision_wanted == "bf16" else torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("found", "precision", "said"),
+    ("abilities", "precision", "message"),
     [
         ([FAST, FAST], "bf16", ""),
         ([SLOW], "fp32", ""),
@@ -31,10 +31,10 @@ def test_a_cpu_computes_in_fp32_unless_it_is_asked_for_bf16(asked: devices.Preci
     ],
 )
 def test_auto_is_the_format_that_all_nodes_with_gpus_are_fast_in(
-    found: list[Ability], precision: devices.Format, said: str
+    abilities: list[Ability], precision: devices.Format, message: str
 ) -> None:
-    assert choose("auto", "cuda", found) == (Compute(device="cuda", precision=precision), said)
-    assert choose("bf16", "cuda", found)[0].precision == "bf16", "what is asked for is taken"
+    assert choose("auto", "cuda", abilities) == (Compute(device="cuda", precision=precision), message)
+    assert choose("bf16", "cuda", abilities)[0].precision == "bf16", "what is asked for is taken"
 
 
 def test_a_node_whose_gpu_torch_does_not_see_is_named() -> None:
@@ -47,10 +47,10 @@ def test_emulated_bf16_is_no_reason_to_take_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    found = ability()
-    assert (found.device, found.bf16) == ("cuda", False)
-    assert "Tesla V100" in found.name
-    assert choose("auto", "cuda", [found])[0].precision == "fp32"
+    abilities = ability()
+    assert (abilities.device, abilities.bf16) == ("cuda", False)
+    assert "Tesla V100" in abilities.name
+    assert choose("auto", "cuda", [abilities])[0].precision == "fp32"
 
 
 def test_a_worker_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch) -> None:

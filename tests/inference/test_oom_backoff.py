@@ -16,10 +16,10 @@ class Device:
 
     def __init__(self, room: int, error: RuntimeError):
         self.room, self.error = room, error
-        self.asked: list[int] = []
+        self.batch_sizes: list[int] = []
 
     def __call__(self, start: int, stop: int) -> list[int]:
-        self.asked.append(stop - start)
+        self.batch_sizes.append(stop - start)
         if stop - start > self.room:
             raise self.error
         return list(range(start, stop))
@@ -42,15 +42,15 @@ def test_the_size_that_fitted_is_remembered_and_logged(error: RuntimeError, capl
     device, pieces = Device(5, error), OomBackoff()
     with caplog.at_level(logging.WARNING):
         pieces.run(device, 16)
-    assert device.asked == [16, 8, 4, 4, 4, 4]
+    assert device.batch_sizes == [16, 8, 4, 4, 4, 4]
     assert pieces.limit == 4
     assert caplog.messages == [
         "out of memory with 16 pictures, going on with 8",
         "out of memory with 8 pictures, going on with 4",
     ]
-    device.asked.clear()
+    device.batch_sizes.clear()
     assert pieces.run(device, 10) == list(range(10))
-    assert device.asked == [4, 4, 2], "it must not run out of memory once more"
+    assert device.batch_sizes == [4, 4, 2], "it must not run out of memory once more"
 
 
 def test_one_that_does_not_fit_alone_is_said(error: RuntimeError) -> None:
@@ -66,4 +66,4 @@ def test_other_errors_are_not_swallowed() -> None:
 def test_nothing_to_do_asks_for_nothing() -> None:
     device = Device(1, RuntimeError(CPU_SAYS))
     assert OomBackoff().run(device, 0) == []
-    assert device.asked == []
+    assert device.batch_sizes == []

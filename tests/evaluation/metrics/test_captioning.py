@@ -109,10 +109,12 @@ def textbook_bleu4(pairs: list[tuple[str, list[str]]]) -> float:
     for order in (1, 2, 3, 4):
         right = total = 0
         for candidate, references in pairs:
-            said = grams(candidate.split(), order)
-            total += len(said)
-            for gram in set(said):
-                right += min(said.count(gram), max(grams(text.split(), order).count(gram) for text in references))
+            candidate_tokens = grams(candidate.split(), order)
+            total += len(candidate_tokens)
+            for gram in set(candidate_tokens):
+                right += min(
+                    candidate_tokens.count(gram), max(grams(text.split(), order).count(gram) for text in references)
+                )
         product *= right / total if total else 0.0
     for candidate, references in pairs:
         size = len(candidate.split())
@@ -130,19 +132,19 @@ def textbook_cider(pairs: list[tuple[str, list[str]]]) -> float:
         for reference in references:
             gap = len(candidate.split()) - len(reference.split())
             for order in (1, 2, 3, 4):
-                said, wanted = (
+                candidate_tokens, wanted = (
                     Counter(grams(candidate.split(), order)),
                     Counter(grams(reference.split(), order)),
                 )
                 idf = {}
-                for gram in said | wanted:
+                for gram in candidate_tokens | wanted:
                     holds = sum(any(gram in grams(text.split(), order) for text in texts) for _, texts in pairs)
                     idf[gram] = math.log(len(pairs)) - math.log(max(1, holds))
-                dot = sum(min(said[g], wanted[g]) * idf[g] * wanted[g] * idf[g] for g in idf)
-                norm_said = math.sqrt(sum((said[g] * idf[g]) ** 2 for g in idf))
+                dot = sum(min(candidate_tokens[g], wanted[g]) * idf[g] * wanted[g] * idf[g] for g in idf)
+                norm_candidate = math.sqrt(sum((candidate_tokens[g] * idf[g]) ** 2 for g in idf))
                 norm_wanted = math.sqrt(sum((wanted[g] * idf[g]) ** 2 for g in idf))
-                if norm_said > 0 and norm_wanted > 0:
-                    score += dot / norm_said / norm_wanted * math.exp(-(gap**2) / 72) / 4 / len(references)
+                if norm_candidate > 0 and norm_wanted > 0:
+                    score += dot / norm_candidate / norm_wanted * math.exp(-(gap**2) / 72) / 4 / len(references)
         scores.append(10 * score)
     return 100 * sum(scores) / len(scores)
 

@@ -27,11 +27,11 @@ def slow_auc(right: list[float], wrong: list[float]) -> float:
 def test_auc_counts_every_pair(pairs: list[tuple[float, bool]]) -> None:
     scores, labels = [s for s, _ in pairs], [label for _, label in pairs]
     right, wrong = [s for s, label in pairs if label], [s for s, label in pairs if not label]
-    found = matching.auc(np.array(scores), np.array(labels, bool))
+    actual = matching.auc(np.array(scores), np.array(labels, bool))
     if right and wrong:
-        assert found == slow_auc(right, wrong)
+        assert actual == slow_auc(right, wrong)
     else:
-        assert found is None
+        assert actual is None
 
 
 @settings(deadline=None)
@@ -118,28 +118,28 @@ def test_calibration_finds_the_highest_threshold_that_keeps_enough(right, wrong,
         with pytest.raises(ModelError, match="cannot tell right texts from wrong ones: AUC"):
             matching.calibrate(np.array(right), np.array(wrong), recall)
         return
-    found = matching.calibrate(np.array(right), np.array(wrong), recall)
+    actual = matching.calibrate(np.array(right), np.array(wrong), recall)
 
     def share(scores: list[float], threshold: float) -> float:
         return sum(s >= threshold for s in scores) / len(scores)
 
-    assert found.threshold == max(t for t in right if share(right, t) >= recall)
-    assert share(right, np.nextafter(found.threshold, np.inf)) < recall
-    assert found.recall == share(right, found.threshold) >= recall
-    assert found.false_positive_rate == share(wrong, found.threshold)
-    assert found.auc == area
+    assert actual.threshold == max(t for t in right if share(right, t) >= recall)
+    assert share(right, np.nextafter(actual.threshold, np.inf)) < recall
+    assert actual.recall == share(right, actual.threshold) >= recall
+    assert actual.false_positive_rate == share(wrong, actual.threshold)
+    assert actual.auc == area
 
 
 def test_calibration_is_not_fooled_by_binary_fractions() -> None:
     # 0.07 * 100 is 7.000000000000001: 7 of 100 are enough, the 8th is not needed.
-    found = matching.calibrate(np.arange(100), np.full(3, -1.0), 0.07)
-    assert (found.threshold, found.recall, found.false_positive_rate) == (93.0, 0.07, 0.0)
+    actual = matching.calibrate(np.arange(100), np.full(3, -1.0), 0.07)
+    assert (actual.threshold, actual.recall, actual.false_positive_rate) == (93.0, 0.07, 0.0)
 
 
 def test_a_float32_threshold_keeps_the_text_it_came_from() -> None:
     right = np.random.default_rng(0).random(1000, dtype=np.float32)
-    found = matching.calibrate(right, right - np.float32(0.5), 0.9)
-    assert found.recall == 0.9 == matching.precision_recall(right, np.ones(1000, bool), found.threshold)["recall"]
+    actual = matching.calibrate(right, right - np.float32(0.5), 0.9)
+    assert actual.recall == 0.9 == matching.precision_recall(right, np.ones(1000, bool), actual.threshold)["recall"]
 
 
 @pytest.mark.parametrize("recall", [0.0, -1.0, 1.01, 95.0, float("nan")])

@@ -30,8 +30,8 @@ def slow_recalls(scores_IT: np.ndarray, image_of_text: list[int]) -> dict[str, f
     num_images, num_texts = scores_IT.shape
     figures = {}
     for k in (1, 5, 10):
-        own = {i: {t for t in range(num_texts) if image_of_text[t] == i} for i in range(num_images)}
-        texts = [slow_share(scores_IT[i].tolist(), own[i], k) for i in range(num_images) if own[i]]
+        row = {i: {t for t in range(num_texts) if image_of_text[t] == i} for i in range(num_images)}
+        texts = [slow_share(scores_IT[i].tolist(), row[i], k) for i in range(num_images) if row[i]]
         images = [slow_share(scores_IT[:, t].tolist(), {image_of_text[t]}, k) for t in range(num_texts)]
         figures[f"tr@{k}"] = 100 * sum(texts) / len(texts)
         figures[f"ir@{k}"] = 100 * sum(images) / len(images)
@@ -144,10 +144,10 @@ def test_rerank_is_itm_plus_itc_for_each_querys_candidates(top_k: int) -> None:
     rng = np.random.default_rng(top_k)
     itc = rng.uniform(-1, 1, (6, 9)).astype(np.float32)
     logits = rng.normal(0, 3, (6, 9)).astype(np.float32)
-    asked: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
 
     def itm(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        asked.extend(zip(images.tolist(), texts.tolist(), strict=True))
+        calls.extend(zip(images.tolist(), texts.tolist(), strict=True))
         return logits[images, texts]
 
     i2t, t2i = retrieval.rerank(itc, top_k, itm)
@@ -160,8 +160,8 @@ def test_rerank_is_itm_plus_itc_for_each_querys_candidates(top_k: int) -> None:
             expected_t2i[i, t] = logits[i, t] + itc[i, t]
     np.testing.assert_array_equal(i2t, expected_i2t)
     np.testing.assert_array_equal(t2i, expected_t2i)
-    assert asked == sorted(set(asked))  # each pair once, image by image
-    assert set(asked) == {(i, t) for i in range(6) for t in range(9) if max(i2t[i, t], t2i[i, t]) > -100}
+    assert calls == sorted(set(calls))  # each pair once, image by image
+    assert set(calls) == {(i, t) for i in range(6) for t in range(9) if max(i2t[i, t], t2i[i, t]) > -100}
 
 
 def test_rerank_lets_itm_correct_itc() -> None:

@@ -40,7 +40,7 @@ def test_a_caption_is_the_image_s_own_whatever_is_beside_it(model: Blip, tokeniz
     local = LocalModel(model, tokenizer)
     captioner = LocalCaptioner(local, DecodeConfig(min_length=3, max_length=16), captions=2, seed=1, round_=2)
     together = dict(zip(UIDS, captioner.write(images, UIDS), strict=True))
-    assert len({text for own in together.values() for text in own}) > 30
+    assert len({text for row in together.values() for text in row}) > 30
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
     for size in (1, 3, 7):
         for start in range(0, 20, size):

@@ -60,28 +60,28 @@ def by_hand(filter_: FusionFilter, image: Tensor, text: str, first: int | None =
 
 
 def test_many_are_scored_as_one_by_one(filter_: FusionFilter, images: Tensor) -> None:
-    found = scored(filter_, images, TEXTS)
-    assert [len(own) for own in found] == [1, 4, 2, 3]
-    for image, texts, own in zip(images, TEXTS, found, strict=True):
-        for text, (itm, itc) in zip(texts, own, strict=True):
+    actual = scored(filter_, images, TEXTS)
+    assert [len(row) for row in actual] == [1, 4, 2, 3]
+    for image, texts, row in zip(images, TEXTS, actual, strict=True):
+        for text, (itm, itc) in zip(texts, row, strict=True):
             assert (itm, itc) == pytest.approx(by_hand(filter_, image, text), abs=1e-6)
             assert scored(filter_, image[None], [[text]])[0][0] == pytest.approx((itm, itc), abs=1e-6)
-    assert len({round(itm, 4) for own in found for itm, _ in own}) > 6
+    assert len({round(itm, 4) for row in actual for itm, _ in row}) > 6
 
 
 def test_an_image_without_texts_beside_others_has_no_scores(filter_: FusionFilter, images: Tensor) -> None:
-    found = scored(filter_, images[:2], [[], ["a red circle"]])
-    assert found[0] == []
-    assert found[1][0] == pytest.approx(by_hand(filter_, images[1], "a red circle"), abs=1e-6)
+    actual = scored(filter_, images[:2], [[], ["a red circle"]])
+    assert actual[0] == []
+    assert actual[1][0] == pytest.approx(by_hand(filter_, images[1], "a red circle"), abs=1e-6)
 
 
 def test_an_image_is_scored_alike_in_any_batch_and_order(filter_: FusionFilter, images: Tensor) -> None:
-    found = scored(filter_, images, TEXTS)
+    actual = scored(filter_, images, TEXTS)
     for order in ([3, 1, 0, 2], [2, 0], [1]):
         some = [i for i in order if i < len(TEXTS)]
         again = scored(filter_, images[some], [TEXTS[i][::-1] for i in some])
-        for i, own in zip(some, again, strict=True):
-            np.testing.assert_allclose(own[::-1], found[i], atol=1e-6)
+        for i, row in zip(some, again, strict=True):
+            np.testing.assert_allclose(row[::-1], actual[i], atol=1e-6)
 
 
 @pytest.mark.parametrize("most", [1, 4, 5])
@@ -91,8 +91,8 @@ def test_many_texts_are_read_some_at_a_time(
     wanted = scored(filter_, images, TEXTS)
     monkeypatch.setattr("capfilt.inference.filters.dual_encoder.MAX_TEXTS", most)
     for keys in (None, filter_.model.image_context(images, "encoder")):
-        for own, other in zip(scored(filter_, images, TEXTS, keys), wanted, strict=True):
-            np.testing.assert_allclose(own, other, atol=1e-6)
+        for row, other in zip(scored(filter_, images, TEXTS, keys), wanted, strict=True):
+            np.testing.assert_allclose(row, other, atol=1e-6)
 
 
 def test_no_work_is_done_twice(filter_: FusionFilter, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,11 +105,11 @@ def test_no_work_is_done_twice(filter_: FusionFilter, images: Tensor, monkeypatc
         return cls_states(self, ids, lengths, *image)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TextTransformer, "cls_states", noted)
-    found = scored(filter_, images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
+    actual = scored(filter_, images[:2], [["a red circle"] * 10 + ["photo"], ["A red circle!", "photo"]])
     red, photo = (int(filter_.tokenizer.encode([text], 16)[1].sum()) for text in ("a red circle", "photo"))
     assert sorted(read) == [(red + photo, False), (2 * (red + photo), True)], "padding is no work either"
-    assert len(set(found[0])) == 2
-    assert found[0][0] == found[0][9]
+    assert len(set(actual[0])) == 2
+    assert actual[0][0] == actual[0][9]
 
 
 def test_keys_that_are_there_are_not_projected_again(
@@ -136,21 +136,21 @@ def test_texts_are_cleaned_first(filter_: FusionFilter, images: Tensor) -> None:
 
 
 def test_features_are_what_the_cosine_is_of(filter_: FusionFilter, images: Tensor) -> None:
-    texts = [own[-1] for own in TEXTS]
+    texts = [row[-1] for row in TEXTS]
     image, text = filter_.image_features(images), filter_.text_features(texts)
     assert image.shape == text.shape == (4, 8)
-    wanted = [own[0][1] for own in scored(filter_, images, [[t] for t in texts])]
+    wanted = [row[0][1] for row in scored(filter_, images, [[t] for t in texts])]
     np.testing.assert_allclose((image * text).sum(axis=1), wanted, atol=1e-6)
 
 
 def test_the_match_logit_is_the_positive_column(filter_: FusionFilter, images: Tensor) -> None:
-    texts = [own[0] for own in TEXTS]
-    found = filter_.match_logits(images, texts)
+    texts = [row[0] for row in TEXTS]
+    actual = filter_.match_logits(images, texts)
     ids, mask = (torch.from_numpy(x) for x in filter_.tokenizer.encode([clean_caption(t) for t in texts], 16))
     model = filter_.model
     logits = model.match(model.fuse(ids, mask, model.image_context(images, "encoder"))).detach()
-    np.testing.assert_allclose(found, logits[:, 1].numpy(), atol=1e-6)
-    itm = [own[0][0] for own in scored(filter_, images, [[t] for t in texts])]
+    np.testing.assert_allclose(actual, logits[:, 1].numpy(), atol=1e-6)
+    itm = [row[0][0] for row in scored(filter_, images, [[t] for t in texts])]
     np.testing.assert_allclose(logits.softmax(dim=1)[:, 1].numpy(), itm, atol=1e-6)
 
 

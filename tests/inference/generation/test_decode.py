@@ -95,11 +95,11 @@ class TestGenerate:
         candidates, prompt = 2, [model.config.text.dec, 40, 41][: 1 + words]
         rows = len(images) * candidates
         draws = np.random.default_rng(0).random((rows, config.max_length - len(prompt)))
-        found = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
+        actual = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
         wanted = [slow_text(model, images[i // candidates], prompt, config, draws[i]) for i in range(rows)]
-        assert found == wanted
+        assert actual == wanted
         if config.method == "nucleus":
-            assert len({len(text) for text in found}) > 2
+            assert len({len(text) for text in actual}) > 2
 
     @pytest.mark.parametrize(("eager", "length"), [(50, 4), (-50, 6)])
     def test_trap_7_lengths_count_the_prompt_and_dec(
@@ -126,8 +126,8 @@ class TestGenerate:
         shuffled = generate(model, mixed, [model.config.text.dec], SEP, config, draws[order])
         assert shuffled == [together[i] for i in order]
         for i in range(12):
-            own = keys.select(slice(i, i + 1))
-            assert generate(model, own, [model.config.text.dec], SEP, config, draws[i : i + 1]) == [together[i]]
+            row = keys.select(slice(i, i + 1))
+            assert generate(model, row, [model.config.text.dec], SEP, config, draws[i : i + 1]) == [together[i]]
 
 
 class TestTextsThatEndedLeave:
@@ -145,11 +145,11 @@ class TestTextsThatEndedLeave:
         rows = len(images) * candidates
         draws = np.random.default_rng(candidates).random((rows, 19))
         prompt = [model.config.text.dec]
-        found = generate(
+        actual = generate(
             model, model.image_context(images, "decoder"), prompt, SEP, self.CONFIG, torch.from_numpy(draws)
         )
         wanted = [slow_text(model, images[i // candidates], prompt, self.CONFIG, draws[i]) for i in range(rows)]
-        assert found == wanted
+        assert actual == wanted
         assert fed[0] == rows
         assert fed == sorted(fed, reverse=True)
         assert fed[-1] < 0.75 * rows, "no row has left"
@@ -160,8 +160,8 @@ class TestTextsThatEndedLeave:
         draws = np.random.default_rng(3).random((12, 18))
         prompt = [model.config.text.dec, 40]
         fed = rows_fed(model, monkeypatch)
-        found = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
-        assert found == [slow_text(model, images[i], prompt, config, draws[i]) for i in range(12)]
+        actual = generate(model, model.image_context(images, "decoder"), prompt, SEP, config, torch.from_numpy(draws))
+        assert actual == [slow_text(model, images[i], prompt, config, draws[i]) for i in range(12)]
         assert fed[-1] < fed[0]
 
     def test_a_few_rows_are_as_many_as_libraries_multiply_alike(
@@ -173,8 +173,8 @@ class TestTextsThatEndedLeave:
         for rows in (1, 2, 3):
             fed = rows_fed(model, monkeypatch)
             some = keys.select(slice(rows))
-            found = generate(model, some, prompt, SEP, self.CONFIG, torch.from_numpy(draws[:rows]))
-            assert found == [slow_text(model, images[i], prompt, self.CONFIG, draws[i]) for i in range(rows)]
+            actual = generate(model, some, prompt, SEP, self.CONFIG, torch.from_numpy(draws[:rows]))
+            assert actual == [slow_text(model, images[i], prompt, self.CONFIG, draws[i]) for i in range(rows)]
             assert min(fed) >= decode.MIN_ROWS
 
     def test_a_batch_does_not_shrink_below_what_libraries_multiply_alike(

@@ -38,8 +38,8 @@ def test_the_texts_are_those_of_the_model(model: Blip) -> None:
     draws = torch.from_numpy(np.random.default_rng(0).random((6, 9)))
     for method in ("greedy", "nucleus"):
         config = DecodeConfig(method=method, min_length=3, max_length=10)
-        own = generate(model, keys, [model.config.text.dec], 3, config, draws)
-        assert generate(model, keys, [model.config.text.dec], 3, config, draws, blocked_head(model)) == own
+        row = generate(model, keys, [model.config.text.dec], 3, config, draws)
+        assert generate(model, keys, [model.config.text.dec], 3, config, draws, blocked_head(model)) == row
 
 
 def test_a_small_vocabulary_needs_none(small_blip: MakeBlip) -> None:

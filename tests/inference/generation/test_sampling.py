@@ -64,5 +64,5 @@ def test_a_large_vocabulary_is_drawn_from_by_its_probabilities() -> None:
 
 def test_the_penalty_divides_what_is_likely_and_multiplies_what_is_not() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5]])
-    found = penalise(logits, torch.tensor([[0, 1, 1], [2, 2, 2]]), 2.0)
-    assert found.tolist() == [[1.0, -4.0, 1.0, 0.5], [2.0, -2.0, 0.5, 0.5]]
+    actual = penalise(logits, torch.tensor([[0, 1, 1], [2, 2, 2]]), 2.0)
+    assert actual.tolist() == [[1.0, -4.0, 1.0, 0.5], [2.0, -2.0, 0.5, 0.5]]
