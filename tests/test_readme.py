@@ -107,7 +107,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_commands_are_ones_that_capfilt_takes(page: Path) -> None:
     verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     for verb, *words in commands(page):
-        verbs[verb].make_context(verb, words)
+        assert verbs[verb].make_context(verb, words).command is verbs[verb]
 
 
 def test_there_are_commands_to_hold() -> None:

@@ -266,6 +266,7 @@ def test_the_pods_hold_what_capfilt_needs(pods: dict[str, dict[str, Any]]) -> No
 
 def test_kubernetes_takes_the_pods_and_the_claim(pods: dict[str, dict[str, Any]]) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed").validate
+    assert pods.keys() == {"head", "cpu", "gpu"}
     for name, pod in pods.items():
         validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod}, "1.34", strict=True)
     validate(loaded("kuberay/storage.yaml"), "1.34", strict=True)

@@ -216,7 +216,7 @@ READERS: dict[str, tuple[str, ...]] = {
 def test_a_record_of_other_types_is_one_line(name: str, home: Any, victim: Any, run_verbs: Any) -> None:
     for text in WRONG:
         write(name, f"{text}\n{text}\n" if name.endswith("jsonl") else text)(home.run, victim.folder)
-        run_verbs(READERS[name])
+        assert run_verbs(READERS[name]).keys() == set(READERS[name])
 
 
 @pytest.mark.parametrize(

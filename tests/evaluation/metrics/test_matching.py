@@ -168,5 +168,6 @@ def test_faulty_scores_are_refused() -> None:
 def test_no_warnings_on_empty_input() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        matching.report([], [], [], 0.5)
-        matching.report(np.zeros(3, np.float32), np.zeros(3, bool), ["swap"] * 3, 0.5)
+        assert matching.report([], [], [], 0.5) == {"threshold": 0.5}
+        one_kind = matching.report(np.zeros(3, np.float32), np.zeros(3, bool), ["swap"] * 3, 0.5)
+        assert one_kind == {"threshold": 0.5, "kept": 0.0}

@@ -81,13 +81,17 @@ def test_a_killed_driver_that_is_still_a_zombie_is_replaced(tmp_path: Path) -> N
     with driver(tmp_path) as first:
         os.kill(first.pid, signal.SIGKILL)
         os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
-        acquire(tmp_path).release()
+        held = acquire(tmp_path)
+    assert held.path.name == "lock-2.json"
+    held.release()
 
 
 def test_a_later_process_with_the_owner_s_id_is_not_the_owner(tmp_path: Path) -> None:
     owner = replace(Owner.this_process(), born="1")
     (tmp_path / "lock-1.json").write_text(f"{json.dumps(asdict(owner))}\n{0:016d}\n")
-    acquire(tmp_path).release()
+    held = acquire(tmp_path)
+    assert held.path.name == "lock-2.json"
+    held.release()
 
 
 def test_a_suspended_driver_of_this_machine_keeps_its_lock(tmp_path: Path) -> None:
