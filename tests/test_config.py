@@ -287,7 +287,7 @@ def test_to_yaml_keeps_the_order_of_the_fields() -> None:
     assert [line.split(":")[0] for line in lines if not line.startswith((" ", "-"))] == list(Recipe.model_fields)
 
 
-def test_digest_tells_configs_apart(tmp_path: Path) -> None:
+def test_digest_differs_between_configs(tmp_path: Path) -> None:
     a = config.read(write(tmp_path / "a.yaml", "name: a\noptimizer: {lr: 1}\n"), Recipe)
     b = config.read(write(tmp_path / "b.yaml", "optimizer:\n  lr: 1.0\nname: a  # same\n"), Recipe)
     assert config.digest(a) == config.digest(b)

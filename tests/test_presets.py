@@ -62,7 +62,7 @@ def test_the_wheel_s_own_shelf_comes_first(checkout: Path) -> None:
     assert presets.names("models") == ["clip/tiny"]
 
 
-def test_a_stranger_s_models_folder_beside_the_package_is_left_alone(checkout: Path) -> None:
+def test_an_unrelated_models_folder_beside_the_package_is_left_alone(checkout: Path) -> None:
     (checkout / "pyproject.toml").unlink()
     assert presets.names("models") == []
 

@@ -106,7 +106,7 @@ def test_the_texts_of_blip2_are_the_same_in_every_recipe() -> None:
     assert {stage.train.loader.captions for stage in config.final} == {"one"}
 
 
-def test_trap_10_the_schedule_of_blip2_is_the_paper_s() -> None:
+def test_the_schedule_of_blip2_is_the_paper_s() -> None:
     for name, warmup, floor in (("blip2-stage1", 2000, 1e-5), ("blip2-stage2-opt-2.7b", 2000, 5e-5)):
         train = read_pretrain(name).train
         at = [learning_rate(train.optimizer, step, train.steps) for step in (warmup - 1, warmup, train.steps - 1)]
@@ -115,7 +115,7 @@ def test_trap_10_the_schedule_of_blip2_is_the_paper_s() -> None:
         assert not train.optimizer.decay_vectors
 
 
-def test_trap_4_the_schedule_of_blip_14m() -> None:
+def test_the_schedule_of_blip_14m() -> None:
     train = read_pretrain("blip-14m").train
     rates = [learning_rate(train.optimizer, step, train.steps) for step in (0, 1499, 2998, 2999, 3000, 8576, 171_519)]
     wanted = [1.1e-6, 1.505e-4, 2.999e-4, 3e-4, 3e-4, 2.7e-4, 4.05e-5]

@@ -79,7 +79,7 @@ class TestTheCommandLineDoesTheSame:
         assert Counter(row.source for row in rows) == {"web": 60, "synthetic": 60}
 
     @pytest.mark.parametrize("verb", ["status", "verify"])
-    def test_what_looks_at_a_run(self, verb: str, finished_run: Path, capfilt: Any) -> None:
+    def test_verbs_that_read_a_run(self, verb: str, finished_run: Path, capfilt: Any) -> None:
         import capfilt as library
 
         assert getattr(library, verb)(finished_run).record == json.loads(capfilt(verb, finished_run, "--json").out)

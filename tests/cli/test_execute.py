@@ -42,7 +42,7 @@ def test_every_end_has_its_code_and_its_line(
     assert capsys.readouterr() == ("", said)
 
 
-def test_our_own_bugs_are_not_dressed_up() -> None:
+def test_our_own_bugs_keep_their_traceback() -> None:
     def work(_: object) -> None:
         raise ZeroDivisionError
 

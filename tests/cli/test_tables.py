@@ -26,7 +26,7 @@ def test_the_table_has_a_dash_for_what_was_not_measured(capsys: pytest.CaptureFi
     ]
 
 
-def test_status_tells_the_rate_and_why_things_failed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_the_rate_and_why_things_failed(capsys: pytest.CaptureFixture[str]) -> None:
     running = {"label": "annotate", "unit": "shards", "done": 30, "total": 90, "samples": {"in": 99, "failed": 4}}
     running |= {"failed": {"no image": 4}, "errors": {"killed its worker": 1}, "per_second": 0.5, "seconds_left": 120}
     over = {"label": "round 0 pretrain", "unit": "steps", "done": 9, "total": 9, "samples": {}}

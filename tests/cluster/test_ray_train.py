@@ -154,7 +154,7 @@ def test_local_is_this_process_and_one(tmp_path: Path) -> None:
         fit(connect("local"), notes, {}, 2, 1, 0, tmp_path, "here")
 
 
-def test_the_failure_that_explains_the_others_is_told() -> None:
+def test_the_failure_that_explains_the_others_is_reported() -> None:
     user_error = TrainingFailure(Failure.of_exception(ModelError("no")))
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:40513")
     orphan = TrainingFailure(Failure.of_exception(lost), _peer_gone(lost))

@@ -39,7 +39,7 @@ def test_a_line_that_a_kill_cut_short_takes_no_other_with_it(tmp_path: Path) -> 
     assert set(labels.read(tmp_path)) == {("u1", "a dog"), ("u1", "a cat")}
 
 
-def test_a_line_that_somebody_spoilt_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     labels.append(tmp_path, label())
     with (tmp_path / labels.FILE).open("ab") as file:
         file.write(b'{"uid": "u2", "verdict": "rigth"}\n')

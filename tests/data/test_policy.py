@@ -77,7 +77,7 @@ def test_the_best_text_of_an_image(policy: dict[str, Any], text: str) -> None:
     assert best_text([*kept, equal], rule) == equal
 
 
-def test_a_score_is_judged_in_the_precision_it_was_kept_in() -> None:
+def test_a_score_is_compared_in_the_precision_it_was_kept_in() -> None:
     kept = float(np.float32(0.1))  # 0.10000000149: what Parquet gives back for a threshold found among such scores
     assert why(row(itc=kept), score="itc", threshold=kept) == ""
 

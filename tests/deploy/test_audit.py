@@ -56,7 +56,7 @@ def test_what_is_tested_can_be_audited(tmp_path: Path) -> None:
     assert int(done.stdout.split()[0]) > 100
 
 
-def test_without_network_it_says_that_it_did_not_look(tmp_path: Path) -> None:
+def test_without_network_it_says_that_nothing_was_checked(tmp_path: Path) -> None:
     program = tmp_path / "pip-audit"
     program.write_text("#!/bin/sh\necho 'requests.exceptions.ConnectionError: Failed to resolve pypi.org'\nexit 1\n")
     program.chmod(0o755)

@@ -163,7 +163,7 @@ def test_the_filter_s_figures_are_those_of_its_scores(model: Blip, data: Path) -
     same(result, wanted)
 
 
-def test_a_dropped_web_text_is_not_judged_in_a_cleaned_shard(model: Blip, data: Path, tmp_path: Path) -> None:
+def test_a_dropped_web_text_is_not_scored_in_a_cleaned_shard(model: Blip, data: Path, tmp_path: Path) -> None:
     """There the first text may be the captioner's, of which the truth says nothing."""
     cleaned = []
     for i, sample in enumerate(read(data / "web")):

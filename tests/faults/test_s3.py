@@ -77,7 +77,7 @@ def web_on_s3(bucket: str, web: Path) -> str:
     return f"{bucket}/web"
 
 
-def test_shards_are_found_read_and_told_apart(bucket: str, web_on_s3: str, web: Path) -> None:
+def test_shards_are_found_read_and_distinguished(bucket: str, web_on_s3: str, web: Path) -> None:
     braces = shards.expand(f"{web_on_s3}/{{00000..00039}}.tar")
     assert braces == shards.expand(f"{web_on_s3}/*.tar") == shards.expand(web_on_s3)
     assert braces[7] == f"{web_on_s3}/00007.tar"

@@ -129,7 +129,7 @@ def test_texts_that_are_longer_than_the_filter_reads_are_known(
 
 
 class TestWorkIsDoneOnce:
-    def test_one_pass_of_the_eyes_serves_both_where_they_are_the_same(self, both: Blip, pixels: Tensor) -> None:
+    def test_one_pass_of_the_vision_tower_serves_both_where_it_is_the_same(self, both: Blip, pixels: Tensor) -> None:
         counted, keys = Counted(both.vision), []
         model = copy.deepcopy(both)
         model.vision = counted  # type: ignore[assignment]
@@ -151,7 +151,7 @@ class TestWorkIsDoneOnce:
         apart.filter.local.tokens_name, apart.filter.context_name = object(), object()
         close(actual, annotated(apart, pixels))
 
-    def test_each_pair_of_eyes_looks_once(self, captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> None:
+    def test_each_vision_tower_runs_once(self, captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> None:
         one, two = copy.deepcopy(captioner_model), copy.deepcopy(filter_model)
         one.vision, two.vision = Counted(captioner_model.vision), Counted(filter_model.vision)  # type: ignore[assignment]
         annotated(annotator(one, two, captions=10), pixels)

@@ -29,7 +29,7 @@ WHOLE = (
     "tests/training/distributed/test_step_of_ranks.py",
     "tests/training/test_deterministic.py",
     "tests/pipelines/test_annotate.py::test_the_seed_decides_the_texts_and_batches_do_not",
-    "tests/pipelines/test_annotate.py::test_out_of_memory_is_told_and_changes_nothing",
+    "tests/pipelines/test_annotate.py::test_out_of_memory_is_reported_and_changes_nothing",
 )  # fmt: skip
 
 RUN = """

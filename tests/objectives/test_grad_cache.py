@@ -70,7 +70,7 @@ def same(found: tuple[LossesAndMetrics, dict[str, Tensor]], wanted: tuple[Losses
         ({"lm": 1.0}, {"mean_over": "all"}),
     ],
 )
-def test_pieces_learn_what_the_batch_as_a_whole_does(
+def test_chunks_learn_what_the_whole_batch_does(
     small_blip: Callable[..., Blip],
     batch: tuple[Tensor, ...],
     losses: dict[str, float],

@@ -31,7 +31,7 @@ def copy_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 class TestCopy:
     @pytest.mark.parametrize("share", ["all", "all_but_cross_attention", "all_but_self_attention", "none"])
-    def test_trap_9_starts_equal_to_the_tied_model_in_every_weight(self, small_blip: MakeBlip, share: Share) -> None:
+    def test_starts_equal_to_the_tied_model_in_every_weight(self, small_blip: MakeBlip, share: Share) -> None:
         model = small_blip(share=share)
         momentum = Momentum(model, 0.9, 0)
         mine, online = momentum.model.state_dict(), model.state_dict()

@@ -362,7 +362,7 @@ def test_several_workers_in_one_process_are_refused(finished_run: Path, tmp_path
     assert done.line.startswith("error: --workers 2: --address local is this process alone;")
 
 
-def test_out_of_memory_is_told_and_changes_nothing(
+def test_out_of_memory_is_reported_and_changes_nothing(
     finished_run: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["annotate", finished_run / "data/web/00000.tar", *models(finished_run), "--seed", "5"]

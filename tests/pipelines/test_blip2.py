@@ -69,7 +69,7 @@ def stages(
     return {"first": first, "second": Path(json.loads(done.out)["model"])}
 
 
-def test_the_first_stage_learns_beside_frozen_eyes(stages: dict[str, Path]) -> None:
+def test_the_first_stage_learns_with_a_frozen_vision_tower(stages: dict[str, Path]) -> None:
     model = store.load(stages["first"])
     assert isinstance(model, Blip2)
     assert model.capabilities == {"encode_image", "encode_text", "fuse", "decode"}
@@ -170,7 +170,7 @@ def test_it_is_evaluated(capfilt: Any, small_world: Path, stages: dict[str, Path
     assert "cider" in found["second"]["captioning"]
 
 
-def test_the_second_stage_cannot_judge(
+def test_the_second_stage_cannot_be_the_filter(
     capfilt: Any, small_world: Path, stages: dict[str, Path], tmp_path: Path
 ) -> None:
     models = ["--captioner", stages["second"], "--filter", stages["second"]]

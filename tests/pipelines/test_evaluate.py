@@ -17,7 +17,7 @@ def test_the_verb_measures_what_the_round_measured(finished_run: Path, tmp_path:
     assert json.loads(done.out) == json.loads((finished_run / "round-1/metrics.json").read_text())
 
 
-def test_the_filter_is_judged_where_the_truth_is_known(colours: Path, tmp_path: Path, capfilt: Any) -> None:
+def test_the_filter_is_measured_where_the_truth_is_known(colours: Path, tmp_path: Path, capfilt: Any) -> None:
     """By the model itself, without annotations: the same figures as the round had from its annotations."""
     known = json.loads((colours / "summary.json").read_text())["rounds"][1]["filter"]
     threshold = f"threshold={known['threshold'] - 1e-6!r}"  # scores may differ in the last digit between batches

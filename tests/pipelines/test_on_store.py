@@ -191,7 +191,7 @@ def test_an_export_onto_a_store_is_refused(models: list[str], capfilt: Any) -> N
     assert done.line.startswith("error: --out s3://bucket/model is on a store; export into a folder")
 
 
-def test_a_store_that_does_not_let_us_look_is_one_line(
+def test_a_store_that_refuses_to_be_listed_is_one_line(
     store: RemotePath, small_world: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any, **__: Any) -> None:
@@ -216,7 +216,7 @@ def test_features_are_not_kept_on_a_store(store: RemotePath, small_world: Path, 
     assert f"features is true, which keeps them in the run folder, and {store}/run is on a store" in done.line
 
 
-def test_a_store_that_nobody_knows_is_one_line(capfilt: Any) -> None:
+def test_a_store_of_an_unknown_scheme_is_one_line(capfilt: Any) -> None:
     done = capfilt("status", "s4://bucket/run")
     assert done.code == 2
     assert done.line.startswith("error: s4://bucket/run: Protocol not known: s4")

@@ -104,7 +104,7 @@ def test_what_cannot_be_trained_is_said(
     assert not list(tmp_path.glob("run/pretrain/checkpoint"))
 
 
-def test_an_objective_that_the_model_cannot_be_asked(
+def test_an_objective_that_the_model_has_no_part_for(
     finished_run: Path, tmp_path: Path, capfilt: Any, small: list[str], model_yaml: Path
 ) -> None:
     tree = yaml.safe_load(model_yaml.read_text())

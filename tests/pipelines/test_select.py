@@ -264,7 +264,7 @@ class TestCalibrated:
         assert done.code == 2
         assert "was scored by another filter" in done.line
 
-    def test_a_captioner_cannot_judge(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    def test_a_captioner_cannot_be_the_filter(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
         captioner = finished_run / "round-1/captioner"
         assert "encoder" not in store.architecture(store.find(str(captioner))).text.roles
         done = capfilt(

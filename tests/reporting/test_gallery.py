@@ -85,7 +85,7 @@ def test_a_histogram_has_equal_bins_where_the_texts_are(source: RoundSource) -> 
     assert per_bin == [2, 2, 2, 2, 1] * 10
 
 
-def test_truth_is_told_of_the_first_web_text_alone(source: RoundSource) -> None:
+def test_truth_is_given_for_the_first_web_text_alone(source: RoundSource) -> None:
     known = {f"{i:032x}": (i % 2 == 0, "seo") for i in range(100)}
     sample = sampled(source, truths=known)
     itm = sample.histograms()["itm"]

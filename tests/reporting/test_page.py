@@ -149,7 +149,7 @@ def test_a_run_without_rounds_or_annotations_has_a_page_too(data: PageData) -> N
 # ---- what a person sees ----
 
 
-def test_it_opens_without_a_word_and_asks_for_nothing(tmp_path: Path, browser: Any) -> None:
+def test_it_opens_without_a_message_and_requests_nothing(tmp_path: Path, browser: Any) -> None:
     url = written(tmp_path, page_data())
     for dark, width in ((False, 1280), (True, 390)):
         opened = browser.open(url, width, dark)

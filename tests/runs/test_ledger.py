@@ -153,7 +153,7 @@ def test_a_shard_that_is_withdrawn_is_to_be_done_again(tmp_path: Path) -> None:
     book.invalidate("00000")
 
 
-def test_a_fork_takes_over_what_holds_and_only_what_is_asked_for(tmp_path: Path) -> None:
+def test_a_fork_takes_over_what_is_still_valid_and_only_what_is_named(tmp_path: Path) -> None:
     old, new = tmp_path / "old/round-1", tmp_path / "new/round-1"
     book = Ledger(old, "annotate")
     for shard in ("00000", "00001", "00002"):

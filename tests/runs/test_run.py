@@ -103,7 +103,7 @@ def test_only_the_first_five_changes_are_named(tmp_path: Path) -> None:
         (None, 0, "k: null -> 0"),
     ],
 )
-def test_changes_are_told_briefly(tmp_path: Path, old: Any, new: Any, said: str) -> None:
+def test_changes_are_reported_briefly(tmp_path: Path, old: Any, new: Any, said: str) -> None:
     opened(tmp_path / "run", {"k": old})
     with pytest.raises(RunError) as caught:
         opened(tmp_path / "run", {"k": new})
@@ -224,7 +224,7 @@ def test_rounds_and_summary(tmp_path: Path) -> None:
     assert json.loads(run.path("summary.json").read_text()) == {"command": "bootstrap", "rounds": []}
 
 
-def test_load_looks_and_does_not_touch(tmp_path: Path) -> None:
+def test_load_reads_and_writes_nothing(tmp_path: Path) -> None:
     opened(tmp_path / "run")
     assert Run.load(tmp_path / "run").plan == {**PLAN, "format": FORMAT}
     with pytest.raises(RunError, match=r"no run folder: it holds no plan\.json"):

@@ -98,7 +98,7 @@ def test_a_training_s_rate_is_that_of_its_log(tmp_path: Path) -> None:
     assert (stand.done, stand.rate, stand.seconds_left) == (20, 2.0, 40)
 
 
-def test_failures_are_told_until_the_stage_begins_again(tmp_path: Path) -> None:
+def test_failures_are_reported_until_the_stage_begins_again(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "annotate")
     assert stage_status.read_failures(ledger) == {}
     stage_status.record_failure(ledger, "00000", "it broke")

@@ -152,7 +152,7 @@ def test_the_store_of_the_run_itself_is_asked(folder: str, address: str, near: b
 
 
 @pytest.mark.parametrize("named", [5, "http://127.0.0.1/", [1], [["x"]], {"a": 1}])
-def test_a_plan_that_names_no_shards_is_told(planted: Make, named: Any) -> None:
+def test_a_plan_that_names_no_shards_is_reported(planted: Make, named: Any) -> None:
     run = planted(shards=named)
     code, said = capfilt("verify", run, "--inputs")
     assert code == 1

@@ -113,7 +113,7 @@ def test_dripping_connections_end_and_have_few_threads(server: review.ReviewServ
     assert status(ask(GET)) == 200
 
 
-def test_one_connection_too_many_is_told_so(server: review.ReviewServer) -> None:
+def test_one_connection_too_many_is_refused_with_a_reason(server: review.ReviewServer) -> None:
     waiting = [connect(server) for _ in range(8)]
     while own_threads() < 8:
         time.sleep(0.01)

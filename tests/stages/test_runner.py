@@ -60,7 +60,7 @@ def go(job: Copies, items: dict[str, str]) -> Tally:
     return run_stage(connect("local"), job, items, Resources(), Progress(quiet=True), "copy")
 
 
-def test_one_failure_stops_no_other_and_is_told_with_the_way_on(tmp_path: Path, items: dict[str, str]) -> None:
+def test_one_failure_stops_no_other_and_is_reported_with_what_to_do(tmp_path: Path, items: dict[str, str]) -> None:
     job = Copies(out=tmp_path / "out")
     with pytest.raises(RunError) as caught:
         go(job, items)

@@ -48,7 +48,7 @@ def test_a_write_of_a_journal_that_fails_loses_nothing(
         journal.__exit__(None)
 
 
-def test_what_stopped_the_work_is_told_and_not_its_journal(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stopped_the_work_is_reported_and_not_its_log(store: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no route")
 

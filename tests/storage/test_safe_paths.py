@@ -75,7 +75,7 @@ def test_a_link_planted_in_a_run_is_never_gone_through(run: Path, act: str) -> N
     assert state(run.parent / "outside") == before
 
 
-def test_a_sweep_looks_through_no_link_and_leaves_names_of_no_writer(run: Path) -> None:
+def test_a_sweep_follows_no_link_and_leaves_files_that_are_not_temporary(run: Path) -> None:
     (run / "round-1/link").symlink_to(run.parent / "outside")
     for name in (f"{PART}foo", f"{PART}elsewhere-0-0", f"{PART}elsewhere-x-0", f"{PART}elsewhere-1-0"):
         (run / "round-1" / name).write_text("")

@@ -55,7 +55,7 @@ class TestLog:
             # To and fro around its mean, as a loss does.
             log.add(step, {"itm": torch.tensor(itm + 0.02 * (-1) ** step)}, 0, 0.5)
 
-    def test_itm_at_the_trivial_answer_is_told_in_the_log_and_once_aloud(
+    def test_itm_at_the_trivial_answer_is_logged_and_warned_of_once(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "log.jsonl"

@@ -346,7 +346,7 @@ def test_bf16_trains_the_same_model_nearly(make_job: MakeJob, tmp_path: Path) ->
     assert all(tensor.dtype == torch.float32 for tensor in weights.load(job.model_folder).state_dict().values())
 
 
-def test_a_prompt_in_the_texts_is_not_what_lm_is_asked_for(make_job: MakeJob, tmp_path: Path) -> None:
+def test_a_prompt_in_the_texts_is_no_target_of_lm(make_job: MakeJob, tmp_path: Path) -> None:
     given = {"steps": 2, "objectives": ObjectivesConfig(losses={"lm": 1.0}, smoothing=0.0)}
     loader = LoaderConfig(batch_size=8, max_length=24, shuffle=32, prompt="a picture of ")
     job = make_job(tmp_path, text={"roles": ("decoder",)}, **given, loader=loader)

@@ -44,7 +44,7 @@ def test_without_warm_up_the_first_step_is_at_the_peak() -> None:
 
 
 @pytest.mark.parametrize(("rate", "last"), [(0.9, 4.05e-5), (0.85, 1.37e-5)])
-def test_trap_4_the_released_decay_is_ten_percent_an_epoch_and_the_paper_s_fifteen(rate: float, last: float) -> None:
+def test_the_released_decay_is_ten_percent_an_epoch_and_the_paper_s_fifteen(rate: float, last: float) -> None:
     config = OptimizerConfig(decay="exponential", rate=rate, warmup=3000 / 171_000)
     assert (config.lr, config.min_lr, config.epochs, OptimizerConfig().rate) == (3e-4, 1e-6, 20, 0.9)
     steps = 171_000
@@ -66,7 +66,7 @@ def test_a_training_of_one_step_has_a_rate() -> None:
         assert learning_rate(PLAIN.model_copy(update={"decay": decay}), 0, 1) == 1.0
 
 
-def test_trap_9_every_weight_decays_and_the_momentum_copy_is_left_alone(small_blip: Callable[..., Blip]) -> None:
+def test_every_weight_decays_and_the_momentum_copy_is_left_alone(small_blip: Callable[..., Blip]) -> None:
     learner = BlipPretraining(small_blip(), ObjectivesConfig(queue=0))
     (group,) = make_optimizer(learner, OptimizerConfig()).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.model.parameters()}

@@ -83,7 +83,7 @@ def changes(name: str, picture: Image.Image, magnitude: int, sign: int = 1) -> b
     return not np.array_equal(OPERATIONS[name](picture, magnitude, sign), picture)
 
 
-def test_trap_3_at_magnitude_5_brightness_and_sharpness_do_nothing(picture: Image.Image) -> None:
+def test_at_magnitude_5_brightness_and_sharpness_do_nothing(picture: Image.Image) -> None:
     assert enhancement(5) == 1.0
     assert enhancement(7) == pytest.approx(1.36)
     assert {name for name in OPERATIONS if not changes(name, picture, 5)} == {"Identity", "Brightness", "Sharpness"}
@@ -162,7 +162,7 @@ class TestInTheLoader:
             assert torch.equal(torch.cat([half[step].images for half in halves]), whole[step].images)
             assert torch.equal(torch.cat([half[step].image_ids for half in halves]), whole[step].image_ids)
 
-    def test_a_picture_looks_different_each_time(self, small_world: Path) -> None:
+    def test_an_image_is_augmented_differently_each_time(self, small_world: Path) -> None:
         views: dict[str, list[bytes]] = {}
         for batch in self.batches(small_world, 24):  # two epochs, two texts a picture
             for uid, image in zip(batch.uids, batch.images, strict=True):

@@ -98,7 +98,7 @@ class TestOrder:
         assert Counter(both[:ROWS]) == Counter(both[ROWS:])
 
     @pytest.mark.parametrize("start", [1, 7, 12, 17])
-    def test_goes_on_exactly_where_it_is_told_to(self, small_world: Path, tokenizer: Tokenizer, start: int) -> None:
+    def test_goes_on_exactly_at_the_given_step(self, small_world: Path, tokenizer: Tokenizer, start: int) -> None:
         whole = take(loader(small_world / "human", tokenizer).batches(), 20)
         rest = take(loader(small_world / "human", tokenizer).batches(start), 20 - start)
         assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
@@ -250,7 +250,7 @@ class TestBatch:
                     seen_twice |= i != j and one == other
         assert seen_twice
 
-    def test_trap_5_and_9_texts_are_cleaned_cut_at_30_words_and_begin_with_no_prompt(
+    def test_texts_are_cleaned_cut_at_30_words_and_begin_with_no_prompt(
         self, tmp_path: Path, tokenizer: Tokenizer, small_world: Path
     ) -> None:
         picture = next(iter(shards.read(str(small_world / "human" / "00000.tar"))))

@@ -305,7 +305,7 @@ def test_names_of_people_are_ordinary(of, name: str, tmp_path: Path) -> None:  #
 
 
 @pytest.mark.parametrize("mark", ["\u202e", "\u202a", "\u2066", "\u2069", "\x1b", "\x85", "\u2028"])
-def test_what_hides_or_turns_a_name_is_refused(of, mark: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_disguises_a_name_is_refused(of, mark: str) -> None:  # type: ignore[no-untyped-def]
     why = "unsafe key (control characters, or such as turn the direction of writing)"
     assert of(*pair(f"a{mark}b"))[0] == [FailedSample(f"a{mark}b", why)]
 

@@ -35,7 +35,7 @@ def test_packed_streams_in_a_row_are_one(pack: Callable[[bytes], bytes], parts: 
 
 
 @pytest.mark.parametrize("pack", PACKS)
-def test_much_comes_out_in_pieces(pack: Callable[[bytes], bytes]) -> None:
+def test_a_long_answer_is_printed_in_parts(pack: Callable[[bytes], bytes]) -> None:
     data = random.Random(0).randbytes(700_000) + bytes(3_000_000)
     file = opened(pack(data))
     assert file.read(5) + file.read(1_000_000) + file.read() == data

@@ -49,7 +49,7 @@ def test_what_is_cut_has_no_end(folder: Path) -> None:
     assert tokenizer.sep not in cut
 
 
-def test_trap_a_space_at_the_end_of_the_prompt_is_no_token(folder: Path) -> None:
+def test_a_space_at_the_end_of_the_prompt_is_no_token(folder: Path) -> None:
     """With it the public code leaves the first word of the caption out of the loss too."""
     tokenizer = LanguageTokenizer.load(folder)
     opening = tokenizer.opening("a red ", 32)

@@ -94,7 +94,7 @@ def test_a_name_with_one_private_address_among_its_own_is_refused(hostile: Any) 
     assert kind_of(client, f"http://mixed.test:{hostile.port}/ok") == "private-address"
 
 
-def test_a_name_that_changes_its_answer_is_never_asked_between_check_and_use(hostile: Any) -> None:
+def test_a_name_is_not_resolved_again_between_check_and_use(hostile: Any) -> None:
     """First public, then loopback: the connection goes to the public one, which this network does not have."""
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
     client = SafeHttpClient(Limits(), "t", Resolver(lookup=lambda name: next(answers)))

@@ -103,7 +103,7 @@ def test_only_six_lengths_are_nat64_s() -> None:
         ("2a00:db8:c000:aa::", "2a00:db8:a9fe:a9fe::", "2a00:db8:808:808::"),
     ],
 )
-def test_the_network_tells_its_prefix(answer: str, inside: str, outside: str) -> None:
+def test_the_network_gives_its_prefix(answer: str, inside: str, outside: str) -> None:
     """RFC 7050: what a name server with DNS64 makes of the name that has IPv4 addresses only."""
     asked: list[str] = []
 
@@ -148,7 +148,7 @@ class TestResolver:
         with pytest.raises(Failure, match=r"^dns: none has no address"):
             resolver.addresses("none", 1)
 
-    def test_a_name_is_asked_once_and_its_answer_judged_each_time(self) -> None:
+    def test_a_name_is_resolved_once_and_its_address_checked_each_time(self) -> None:
         asked: list[str] = []
 
         def lookup(name: str) -> list[str]:

@@ -210,7 +210,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
         server.close()
 
 
-def test_a_proxy_is_told_the_address_that_was_checked(
+def test_a_proxy_is_given_the_address_that_was_checked(
     certificate: tuple[Path, Path], hostile: Any, hostile_kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = hostile_kind.Hostile(certificate)

@@ -184,7 +184,7 @@ class TestPauses:
 
 
 class TestRobots:
-    def test_it_is_asked_once_and_kept_to(self, hostile: Any, book: Book) -> None:
+    def test_it_is_read_once_and_obeyed(self, hostile: Any, book: Book) -> None:
         hostile.robots = "User-agent: capfilt\nDisallow: /ok?seed=2"
         ours = polite_client(book)
         assert ours.get(hostile.url("/ok?seed=1")).status == 200

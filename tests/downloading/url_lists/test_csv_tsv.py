@@ -90,7 +90,7 @@ class TestQuotes:
         with pytest.raises(DataError, match="cannot be read: 'utf-8' codec can't decode"):
             rows_of(tmp_path / "list.csv")
 
-    def test_a_tsv_that_is_called_csv_is_told(self, tmp_path: Path) -> None:
+    def test_a_tsv_that_is_called_csv_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text("caption\turl\na\tu\n")
         with pytest.raises(DataError, match=r"list.csv: its first line has tabs and no commas; say --input-format tsv"):
             rows_of(tmp_path / "list.csv")

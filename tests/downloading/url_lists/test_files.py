@@ -90,7 +90,7 @@ class TestNames:
         for spec in ("run [1]", "run [1]/a [2].csv", "run*", "*/*.csv"):
             assert [Path(file.url).name for file in find_files([str(tmp_path / spec)])] == ["a [2].csv"], spec
 
-    def test_bad_braces_are_told(self) -> None:
+    def test_bad_braces_are_reported(self) -> None:
         with pytest.raises(DataError, match=r"braces in '/none/\{a.csv'"):
             find_files(["/none/{a.csv"])
 

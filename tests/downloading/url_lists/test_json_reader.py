@@ -70,7 +70,7 @@ class TestPandas:
             ({"images": [{"id": 1}], "info": {}}, "no column 'caption'.*Columns: images, info"),
         ],
     )
-    def test_what_is_no_table_is_told(self, tmp_path: Path, value: Any, said: str) -> None:
+    def test_what_is_no_table_is_reported(self, tmp_path: Path, value: Any, said: str) -> None:
         (tmp_path / "list.json").write_text(json.dumps(value))
         with pytest.raises(DataError, match=said):
             rows_of(tmp_path / "list.json")

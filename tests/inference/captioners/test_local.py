@@ -93,7 +93,7 @@ def test_the_prompt_steers_and_is_not_part_of_the_answer(model: Blip, tokenizer:
         assert text.startswith(begun)
 
 
-def test_trap_5_no_prompt_is_dec_alone(model: Blip, tokenizer: Tokenizer) -> None:
+def test_no_prompt_is_dec_alone(model: Blip, tokenizer: Tokenizer) -> None:
     assert LocalCaptioner(LocalModel(model, tokenizer), DecodeConfig()).prompt == [model.config.text.dec]
 
 

@@ -121,7 +121,7 @@ def test_keys_that_are_there_are_not_projected_again(
     assert scored(filter_, images, TEXTS, keys) == wanted
 
 
-def test_trap_1_pairs_are_judged_at_enc(filter_: FusionFilter, images: Tensor) -> None:
+def test_pairs_are_scored_at_enc(filter_: FusionFilter, images: Tensor) -> None:
     cls = filter_.tokenizer.cls
     gaps = [
         abs(scored(filter_, image[None], [[text]])[0][0][0] - by_hand(filter_, image, text, first=cls)[0])

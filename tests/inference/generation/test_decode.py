@@ -102,9 +102,7 @@ class TestGenerate:
             assert len({len(text) for text in actual}) > 2
 
     @pytest.mark.parametrize(("eager", "length"), [(50, 4), (-50, 6)])
-    def test_trap_7_lengths_count_the_prompt_and_dec(
-        self, model: Blip, images: Tensor, eager: float, length: int
-    ) -> None:
+    def test_lengths_count_the_prompt_and_dec(self, model: Blip, images: Tensor, eager: float, length: int) -> None:
         """A model that always wants to end writes up to min_length, one that never does up to max_length."""
         model = copy.deepcopy(model)
         with torch.no_grad():
@@ -259,7 +257,7 @@ class TestChoose:
         draws = torch.tensor([0.0, 0.5, 0.99], dtype=torch.double)
         assert next_token(logits, DecodeConfig(method="greedy"), draws).tolist() == [7, 7, 7]
 
-    def test_trap_7_nothing_narrows_the_nucleus_unasked(self) -> None:
+    def test_nothing_narrows_the_nucleus_unrequested(self) -> None:
         config = DecodeConfig()
         assert (config.method, config.top_p, config.top_k) == ("nucleus", 0.9, 0)
         assert (config.repetition_penalty, config.temperature, config.prompt) == (1.0, 1.0, "")

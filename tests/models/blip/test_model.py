@@ -76,7 +76,7 @@ class TestPresets:
     def test_each_family_has_a_tiny_one(self, family: str) -> None:
         assert weights_of(preset(f"{family}/tiny")) < 1_000_000
 
-    def test_trap_6_the_paper_s_values_not_those_of_transformers(self) -> None:
+    def test_the_paper_s_values_not_those_of_transformers(self) -> None:
         base, large = preset("blip/base"), preset("blip/large")
         for config in (base, large):
             text = config.text
@@ -104,7 +104,7 @@ class TestFirstToken:
         assert torch.equal(replace_first(ids, 99)[:, 1:], IDS[:, 1:])
         assert torch.equal(ids, IDS)
 
-    def test_trap_1_matching_reads_enc_and_not_cls(self, small_blip: MakeBlip) -> None:
+    def test_matching_reads_enc_and_not_cls(self, small_blip: MakeBlip) -> None:
         model = small_blip()
         keys = self.keys(model, "encoder")
         by_hand = IDS.clone()

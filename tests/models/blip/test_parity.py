@@ -94,7 +94,7 @@ class TestTexts:
         assert max(map(len, ours)) == 16 - 4
 
 
-def test_the_page_tells_of_every_comparison(parity: ModuleType, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_the_page_lists_every_comparison(parity: ModuleType, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     page = (pytestconfig.rootpath / "docs" / "parity.md").read_text()
     assert "python benchmarks/parity.py" in page
     rows = re.findall(r"^\| (Blip\w+) \| (theirs|ours), .* \| (.*) \| (\S+)(?: of \d+ differ)? \|$", page, re.M)

@@ -51,7 +51,7 @@ def slow(model: LanguageModel, image: Tensor, ids: list[int], prompt: int) -> Te
 
 @pytest.mark.parametrize("prompt", [0, 1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_is_told_token_by_token(small_blip2: MakeBlip2, case: tuple, kind: str, prompt: int) -> None:
+def test_a_text_is_scored_token_by_token(small_blip2: MakeBlip2, case: tuple, kind: str, prompt: int) -> None:
     model, (image, ids, mask) = small_blip2(kind).language, case
     logits, labels = model.predict(image, ids, mask, prompt)
     if kind == "t5":

@@ -94,7 +94,7 @@ class TestVerbs:
                 near = max(float(image[i, q] @ text[t]) for q in range(3))
                 assert model.similarity(image, text)[i, t].item() == pytest.approx(near, abs=1e-6)
 
-    def test_a_pair_is_judged_by_the_mean_over_queries(self, small_blip2: MakeBlip2, case: tuple) -> None:
+    def test_a_pair_is_scored_by_the_mean_over_queries(self, small_blip2: MakeBlip2, case: tuple) -> None:
         model, (images, ids, mask) = small_blip2(), case
         states = model.fuse(ids, mask, model.image_context(model.encode_image(images), "encoder"))
         assert states.shape == (2, 3, 16)

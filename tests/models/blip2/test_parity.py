@@ -52,7 +52,7 @@ def test_no_tensor_could_be_wrong_unseen(parity: ModuleType, name: str, tmp_path
     assert {key for key in unseen if not key.endswith(("key.bias", "k_proj.bias", "temperature"))} == set()
 
 
-def test_the_page_tells_of_every_comparison(parity: ModuleType, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_the_page_lists_every_comparison(parity: ModuleType, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     page = (pytestconfig.rootpath / "docs" / "parity.md").read_text().partition(parity.HEADING)[2]
     assert "python benchmarks/parity_blip2.py" in page
     rows = re.findall(r"^\| (Blip2.+?) \| (theirs|ours), .* \| (.*) \| (\S+) \|$", page, re.M)

@@ -90,7 +90,7 @@ class TestWhoSeesWhom:
         assert qformer.layers[0].cross_attention.block.value.weight.grad.any()
 
 
-def test_only_every_second_layer_looks(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
+def test_only_every_second_layer_attends_to_the_image(qformer: QFormer, case: tuple[Tensor, ...]) -> None:
     assert [layer.cross_attention is not None for layer in qformer.layers] == [True, False, True]
     assert len(qformer.image_context(case[2]).layers) == 2
 

@@ -66,7 +66,7 @@ def test_what_describes_a_model_comes_without_its_weights(hub: Path) -> None:
     assert {path.name for path in files.download("somebody/something", weights=False).iterdir()} == BESIDE
 
 
-def test_a_name_that_is_none_is_refused_before_it_is_asked_for() -> None:
+def test_an_invalid_name_is_refused_before_it_is_resolved() -> None:
     with pytest.raises(ModelError, match="names on the Hugging Face hub look like OWNER/NAME"):
         files.download("nowhere")
 

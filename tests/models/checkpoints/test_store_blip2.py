@@ -129,7 +129,9 @@ def test_what_transformers_can_and_we_cannot_is_said(
 
 
 class TestBeginnings:
-    def test_the_eyes_of_a_blip(self, small_blip2: MakeBlip2, small_blip: Callable[..., Blip], tmp_path: Path) -> None:
+    def test_the_vision_tower_of_a_blip(
+        self, small_blip2: MakeBlip2, small_blip: Callable[..., Blip], tmp_path: Path
+    ) -> None:
         other = small_blip(seed=5)
         deeper = Blip(other.config.model_copy(update={"vision": other.config.vision.model_copy(update={"depth": 4})}))
         store.save(deeper, tmp_path)

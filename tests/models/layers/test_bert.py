@@ -96,7 +96,7 @@ class TestMask:
             torch.testing.assert_close(longer, alone, atol=5e-6, rtol=0)
         assert not torch.allclose(model.text(IDS, "encoder", None)[1:, :4], model.encode_text(IDS, MASK)[1:, :4])
 
-    def test_the_decoder_looks_back_only(self, small_blip: MakeBlip) -> None:
+    def test_the_decoder_attends_to_earlier_tokens_only(self, small_blip: MakeBlip) -> None:
         model = small_blip()
         changed = IDS.clone()
         changed[0, 3:] = torch.tensor([30, 31, 32])
@@ -106,7 +106,7 @@ class TestMask:
         assert not torch.allclose(one[0, 3:], other[0, 3:], atol=1e-2)
         torch.testing.assert_close(one[1], other[1], atol=1e-6, rtol=0)
 
-    def test_the_encoder_looks_both_ways(self, small_blip: MakeBlip) -> None:
+    def test_the_encoder_attends_both_ways(self, small_blip: MakeBlip) -> None:
         model = small_blip()
         changed = IDS.clone()
         changed[0, 4] = 30
@@ -151,7 +151,7 @@ class TestCache:
 
 
 class TestLanguageHead:
-    def test_trap_2_a_tied_head_is_the_word_embeddings(self, small_blip: MakeBlip) -> None:
+    def test_a_tied_head_is_the_word_embeddings(self, small_blip: MakeBlip) -> None:
         model = small_blip(tie_lm_head=True)
         states = torch.randn(1, 2, 16)
         before = model.text.logits(states)
@@ -160,7 +160,7 @@ class TestLanguageHead:
         change = (model.text.logits(states) - before)[0].abs().amax(dim=0)
         assert torch.nonzero(change).flatten().tolist() == [7]
 
-    def test_trap_2_an_untied_head_has_a_matrix_of_its_own(self, small_blip: MakeBlip) -> None:
+    def test_an_untied_head_has_a_matrix_of_its_own(self, small_blip: MakeBlip) -> None:
         tied, model = small_blip(), small_blip(tie_lm_head=False)
         more = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in tied.parameters())
         assert more == model.config.text.vocab_size * 16

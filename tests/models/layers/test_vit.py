@@ -64,7 +64,7 @@ def test_stochastic_depth_grows_linearly_to_its_rate() -> None:
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
-def test_fresh_weights_have_the_asked_spread() -> None:
+def test_fresh_weights_have_the_configured_spread() -> None:
     torch.manual_seed(0)
     wide = VisionTransformer(SMALL.model_copy(update={"width": 64, "heads": 2, "hidden": 256, "init_std": 0.02}))
     assert float(wide.blocks[0].feed_forward.up.weight.detach().std()) == pytest.approx(0.02, rel=0.05)

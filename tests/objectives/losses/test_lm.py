@@ -45,7 +45,7 @@ def test_value_and_gradient_are_the_formula_s(logits: Tensor, smoothing: float, 
     torch.testing.assert_close(mine, gradient, atol=1e-7, rtol=1e-5)
 
 
-def test_trap_6_smoothing_is_the_paper_s_tenth(logits: Tensor) -> None:
+def test_smoothing_is_the_paper_s_tenth(logits: Tensor) -> None:
     assert SMOOTHING == 0.1
     assert torch.equal(lm(logits, IDS, MASK), lm(logits, IDS, MASK, smoothing=0.1))
     assert not torch.isclose(lm(logits, IDS, MASK), lm(logits, IDS, MASK, smoothing=0.0))
@@ -71,7 +71,7 @@ def test_the_mean_is_over_tokens_not_over_texts(logits: Tensor) -> None:
     torch.testing.assert_close(lm(logits, IDS, MASK), (6 * each[0] + 4 * each[1] + 2 * each[2]) / 12)
 
 
-def test_trap_5_without_a_prompt_every_word_is_predicted(logits: Tensor) -> None:
+def test_without_a_prompt_every_word_is_predicted(logits: Tensor) -> None:
     assert torch.equal(lm(logits, IDS, MASK), lm(logits, IDS, MASK, prompt=0))
     assert torch.equal(lm(logits, IDS, MASK, prompt=1), lm(logits, IDS, MASK, prompt=0))
     assert labelled(logits, IDS, MASK)[0][0] == 0  # [DEC] predicts the first word

@@ -61,7 +61,7 @@ def release_locks() -> Iterator[None]:
     release_all()
 
 
-def test_the_second_driver_is_refused_and_told_who_works(tmp_path: Path) -> None:
+def test_the_second_driver_is_refused_and_learns_who_holds_the_lock(tmp_path: Path) -> None:
     with driver(tmp_path) as first, pytest.raises(RunError) as caught:
         acquire(tmp_path)
     assert f"{tmp_path} is in use by process {first.pid} on {os.uname().nodename}: two drivers" in str(caught.value)

@@ -282,7 +282,7 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(tmp_path: Path
     assert states(tmp_path).resume(module, optimizer) == 3
 
 
-def test_a_state_that_could_not_be_written_is_told_at_the_next(tmp_path: Path) -> None:
+def test_a_state_that_could_not_be_written_is_reported_at_the_next(tmp_path: Path) -> None:
     (module, optimizer), kept = pair(0), states(tmp_path / "file")
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(NotADirectoryError):
