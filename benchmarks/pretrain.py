@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from capfilt import presets
-from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture, build, read_architecture
 from capfilt.objectives.config import ObjectivesConfig

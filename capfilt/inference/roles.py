@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from capfilt.data.images.preprocess import Preprocess
-from capfilt.data.loading.loader import LoaderConfig
+from capfilt.data.loading.config import LoaderConfig
 from capfilt.data.policy import check_scores
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer

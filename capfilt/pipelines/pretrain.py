@@ -10,7 +10,7 @@ from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture

@@ -12,8 +12,8 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source
-from capfilt.data.loading.rows import Captions, count_pairs
+from capfilt.data.loading.config import Captions, Source
+from capfilt.data.loading.rows import count_pairs
 from capfilt.data.shards.members import MemberCounts
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from capfilt.config import Config
 from capfilt.data.images.augment import AugmentConfig
-from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.device import Compute, Precision

@@ -12,8 +12,8 @@ import torch
 from capfilt.data import shards
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading import features
+from capfilt.data.loading.config import Source
 from capfilt.data.loading.features import Features
-from capfilt.data.loading.loader import Source
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError, ModelError
 from capfilt.inference.batches import pictures

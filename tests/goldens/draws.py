@@ -108,7 +108,8 @@ def _world_draws() -> dict[str, Any]:
 
 
 def _batch_draws() -> dict[str, Any]:
-    from capfilt.data.loading.loader import Loader, LoaderConfig, Source
+    from capfilt.data.loading.config import LoaderConfig, Source
+    from capfilt.data.loading.loader import Loader
     from capfilt.data.synthetic import world
     from capfilt.data.text.tokenizer import Tokenizer
 

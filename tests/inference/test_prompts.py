@@ -9,7 +9,7 @@ import pytest
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.data.loading.loader import LoaderConfig
+from capfilt.data.loading.config import LoaderConfig
 from capfilt.errors import RecipeError
 from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.roles import check_prompts

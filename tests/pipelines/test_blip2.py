@@ -15,7 +15,7 @@ from PIL import Image
 import capfilt.data.annotations as tables
 from capfilt import presets
 from capfilt.data.images import decode
-from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError

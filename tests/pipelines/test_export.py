@@ -21,7 +21,7 @@ from capfilt import presets
 from capfilt.cli import app
 from capfilt.data import annotations
 from capfilt.data.images import decode
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError, RunError, UsageError
 from capfilt.inference.captioners.local import LocalCaptioner

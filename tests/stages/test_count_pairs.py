@@ -8,7 +8,7 @@ import pytest
 
 from capfilt.cluster.session import connect
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.data.shards import files
 from capfilt.runs.progress import Progress
 from capfilt.stages.count_pairs import count_rows, entry

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from capfilt.data.loading.loader import LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.inference.device import Compute
 from capfilt.models import Blip
 from capfilt.objectives.config import ObjectivesConfig

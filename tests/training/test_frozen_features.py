@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from capfilt.data.loading.loader import Loader, LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
+from capfilt.data.loading.loader import Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Blip2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from capfilt.data.loading.loader import LoaderConfig
+from capfilt.data.loading.config import LoaderConfig
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.training.config import TrainConfig
 from capfilt.training.log import StepLog

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.data.loading.loader import Batch, Loader, LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
+from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig

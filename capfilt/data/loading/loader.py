@@ -16,63 +16,21 @@ from itertools import islice
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.images import decode as images
-from capfilt.data.images.augment import AugmentConfig, augment, generator
+from capfilt.data.images.augment import augment, generator
+from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.features import Features
 from capfilt.data.loading.order import RowOrder
 from capfilt.data.loading.prefetch import prefetched
-from capfilt.data.loading.rows import Captions, LaneRows, Row, RowReader, count_pairs
+from capfilt.data.loading.rows import LaneRows, Row, RowReader, count_pairs
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError, ImageError
 
 MAX_UNREADABLE = 1000
 """Rows behind a batch none of whose pictures can be decoded that are searched for one that can."""
-
-
-class Source(Config):
-    """Some of the shards that a training mixes."""
-
-    shards: str | tuple[str, ...]
-    """What `shards.expand` takes: a folder, a glob, braces, an fsspec URL."""
-    repeat: float = Field(default=1, gt=0)
-    """How often an epoch walks them: a small clean set may count more than once, and of a large one an epoch may take a
-    fifth, the next epoch the next fifth (0.2, as BLIP takes LAION)."""
-
-
-class LoaderConfig(Config):
-    """How pairs become batches."""
-
-    batch_size: int = Field(default=64, ge=1)
-    """Pairs a step over all ranks."""
-    max_length: int = Field(default=30, ge=4)
-    """Tokens of a text, with [CLS] and [SEP]; BLIP pretrains with 30."""
-    shuffle: int = Field(default=4096, ge=1)
-    """Rows held back to draw from, over all ranks; the larger, the better mixed. Encoded images, not pixels."""
-    lanes: int = Field(default=16, ge=1)
-    """Places of the data that are read side by side, of which ranks take equal parts: as many as ranks, or a multiple.
-    Lowered to a divisor of the batch size."""
-    captions: Captions = "all"
-    """Whether each text of an image is a row, or each image, with one of its texts drawn in every epoch."""
-    weights: dict[str, float] = {}
-    """For captions "one": how likely a text is drawn by its source ("web", "synthetic", "human"); 1 where not given."""
-    decoders: int = Field(default=0, ge=0)
-    """Threads of each rank that decode pictures; 0 = as many as it computes with."""
-    augment: AugmentConfig = AugmentConfig()
-    """What happens to a picture at random; by default nothing."""
-    prompt: str = ""
-    """What each text begins with; the LM loss leaves it out. Captioning fine-tuning: "a picture of "."""
-
-    @field_validator("weights")
-    @classmethod
-    def _positive(cls, weights: dict[str, float]) -> dict[str, float]:
-        if wrong := [source for source, weight in weights.items() if not weight > 0]:
-            raise ValueError(f"the weight of {wrong[0]!r} is not above 0; leave such texts out when selecting")
-        return weights
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from capfilt.data import shards
 from capfilt.data.images.augment import generator
+from capfilt.data.loading.config import Captions
 from capfilt.data.loading.order import Span
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import DataError, StorageError
-
-Captions = Literal["all", "one"]
-"""Whether each text of an image is a row, or each image."""
 
 PAUSES = (1, 5, 30, 120, 300)
 """Seconds between tries to go on with a shard whose storage failed."""

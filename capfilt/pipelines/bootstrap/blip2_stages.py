@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext

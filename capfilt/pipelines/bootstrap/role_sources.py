@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import NEEDS, check_captioner, check_filter, check_prompts, scores_given

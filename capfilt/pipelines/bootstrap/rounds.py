@@ -16,7 +16,7 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps
 from capfilt.pipelines.bootstrap.checks import check, check_files

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from capfilt.data import shards
-from capfilt.data.loading.loader import Source
+from capfilt.data.loading.config import Source
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
 from capfilt.pipelines.bootstrap.context import BootstrapContext

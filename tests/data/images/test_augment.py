@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from capfilt.data.images import decode
 from capfilt.data.images.augment import OPERATIONS, AugmentConfig, augment, crop_box, enhancement, generator
-from capfilt.data.loading.loader import Batch, Loader, LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
+from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
 
 BLIP = AugmentConfig(crop=(0.2, 1.0), flip=True, randaugment=(2, 5))

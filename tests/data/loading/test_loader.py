@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from capfilt.data import shards
 from capfilt.data.images import decode
 from capfilt.data.loading import rows as rows_module
-from capfilt.data.loading.loader import Batch, Loader, LoaderConfig, Source
+from capfilt.data.loading.config import LoaderConfig, Source
+from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.loading.rows import KEPT_BYTES, PairCount, count_pairs
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.text.tokenizer import Tokenizer

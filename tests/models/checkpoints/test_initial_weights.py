@@ -238,7 +238,7 @@ class TestTraining:
     def test_a_model_from_scratch_begins_with_it(
         self, hf: SimpleNamespace, small_blip: MakeBlip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from capfilt.data.loading.loader import Source
+        from capfilt.data.loading.config import Source
         from capfilt.inference.device import Compute
         from capfilt.training.loop import TrainConfig, TrainJob, initial_model
 

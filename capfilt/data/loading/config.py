@@ -1,0 +1,54 @@
+"""The configs of a training's data. They import no torch, so that a recipe is checked and a run reported without it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from capfilt.config import Config
+from capfilt.data.images.augment import AugmentConfig
+
+Captions = Literal["all", "one"]
+"""Whether each text of an image is a row, or each image."""
+
+
+class Source(Config):
+    """Some of the shards that a training mixes."""
+
+    shards: str | tuple[str, ...]
+    """What `shards.expand` takes: a folder, a glob, braces, an fsspec URL."""
+    repeat: float = Field(default=1, gt=0)
+    """How often an epoch walks them: a small clean set may count more than once, and of a large one an epoch may take a
+    fifth, the next epoch the next fifth (0.2, as BLIP takes LAION)."""
+
+
+class LoaderConfig(Config):
+    """How pairs become batches."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Pairs a step over all ranks."""
+    max_length: int = Field(default=30, ge=4)
+    """Tokens of a text, with [CLS] and [SEP]; BLIP pretrains with 30."""
+    shuffle: int = Field(default=4096, ge=1)
+    """Rows held back to draw from, over all ranks; the larger, the better mixed. Encoded images, not pixels."""
+    lanes: int = Field(default=16, ge=1)
+    """Places of the data that are read side by side, of which ranks take equal parts: as many as ranks, or a multiple.
+    Lowered to a divisor of the batch size."""
+    captions: Captions = "all"
+    """Whether each text of an image is a row, or each image, with one of its texts drawn in every epoch."""
+    weights: dict[str, float] = {}
+    """For captions "one": how likely a text is drawn by its source ("web", "synthetic", "human"); 1 where not given."""
+    decoders: int = Field(default=0, ge=0)
+    """Threads of each rank that decode pictures; 0 = as many as it computes with."""
+    augment: AugmentConfig = AugmentConfig()
+    """What happens to a picture at random; by default nothing."""
+    prompt: str = ""
+    """What each text begins with; the LM loss leaves it out. Captioning fine-tuning: "a picture of "."""
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, weights: dict[str, float]) -> dict[str, float]:
+        if wrong := [source for source, weight in weights.items() if not weight > 0]:
+            raise ValueError(f"the weight of {wrong[0]!r} is not above 0; leave such texts out when selecting")
+        return weights
