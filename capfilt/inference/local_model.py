@@ -47,13 +47,13 @@ class LocalModel:
 
 
 def same_vision(a: Model, b: Model) -> bool:
-    """Whether two models encode an image with equal weights."""
-    return same_modules(a.vision_modules, b.vision_modules)
+    """Whether two models of one kind encode an image with equal weights."""
+    return type(a) is type(b) and same_modules(a.vision_modules, b.vision_modules)
 
 
 def same_modules(one: list[torch.nn.Module] | None, two: list[torch.nn.Module] | None) -> bool:
-    """Whether two lists hold modules of equal weights; not where a model has none to compare."""
-    if one is None or two is None or len(one) != len(two):
+    """Whether two lists hold modules of equal weights; not where a model names none to compare."""
+    if not one or not two or len(one) != len(two):
         return False
     return all(_same(a, b) for a, b in zip(one, two, strict=True))
 

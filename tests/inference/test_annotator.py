@@ -1,4 +1,4 @@
-"""Two roles on whole batches, against both of them asked one image and one text at a time."""
+"""Two roles on whole batches, against both of them with one image and one text at a time."""
 
 from __future__ import annotations
 
@@ -168,9 +168,16 @@ class TestWorkIsDoneOnce:
         apart = small_blip(seed=3, share="none")
         assert not same_context(apart, apart)
 
+    def test_nothing_is_shared_by_models_that_name_no_vision_modules(
+        self, both: Blip, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert same_vision(both, both)
+        monkeypatch.setattr(Blip, "vision_modules", [])
+        assert not same_vision(both, both)
+
 
 class Counted(nn.Module):
-    """Eyes that count; more pictures than there is room for run out of memory, as an accelerator does."""
+    """A vision tower that counts; more pictures than there is room for run out of memory, as an accelerator does."""
 
     def __init__(self, vision_modules: nn.Module, room: int = 1000, error: RuntimeError | None = None):
         super().__init__()
