@@ -1,7 +1,7 @@
 """capfilt: captioner and filter, pretrained in rounds on web pairs that they have cleaned themselves.
 
 Everything public is a name of this module and is imported when it is first used: `import capfilt` itself imports
-nothing else, sets no environment variable, configures no logging and looks for no device.
+nothing else, sets no environment variable, configures no logging and queries no device.
 """
 
 from __future__ import annotations

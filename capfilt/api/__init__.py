@@ -1,4 +1,4 @@
-"""The public Python API, which `import capfilt` offers: functions for the verbs, models and files in the hand.
+"""The public Python API, which `import capfilt` offers: the verbs as functions, loaded models, readers.
 
 The command line calls the same functions. What is heavy (torch, pyarrow, Ray) is imported inside of them.
 """

@@ -119,7 +119,7 @@ def select(
         settings: the policy, such as `{"threshold": 0.7}`, `{"threshold": "keep-rate", "keep_rate": 0.4}`.
         val: human pairs, for `threshold: calibrated`.
         filter: the filter that scored, for the same.
-        calibrate: "labels" sets the threshold on what people said under `capfilt review`.
+        calibrate: "labels" sets the threshold on the labels that people gave in `capfilt review`.
         address: as in `annotate`; so are `workers`, `cpus`, `min_success`, `fork`, `on_progress` and `on_log`.
 
     Raises:
@@ -163,8 +163,8 @@ def download(
         out: the run folder, or its URL.
         url_col: the column of URLs; by default "url".
         caption_col: the column of texts; by default there is none.
-        input_format: where the names of the lists do not tell.
-        contact: a page or an address for those whose servers are asked.
+        input_format: by default each list's format follows from its name.
+        contact: a page or an address, sent to the servers with every request.
         settings: all else, by the names that docs/download.md lists: `{"image_size": 256, "manners.host_rate": 2}`.
         retry: "failed", or kinds of failure such as "timeout" or "http-429", to try again.
         min_success: the share of URLs that must come through.
@@ -183,8 +183,8 @@ def download(
     sets = assignments(settings, urls=names_of(urls), **given, **{"manners.contact": contact})
     with arguments.driving():
         config = configs.build(DownloadConfig, sets)
-        asked = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
-        wanted = configs.validated(DownloadOptions, asked, "arguments")
+        given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
+        wanted = configs.validated(DownloadOptions, given_options, "arguments")
         folder, options = location(out), arguments.options(workers=workers)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, config, wanted, folder, options, show)

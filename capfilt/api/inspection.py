@@ -1,4 +1,4 @@
-"""The verbs that look at run folders, recipes and models, as functions. None needs a cluster, and only `verify` with
+"""The verbs that read run folders, recipes and models, as functions. None needs a cluster, and only `verify` with
 `mend`, `report` and `export` write anything.
 """
 

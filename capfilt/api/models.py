@@ -1,4 +1,4 @@
-"""Models in the hand: `load_model` gives one that captions and scores images of any origin.
+"""Loaded models: `load_model` returns one that captions and scores images of any origin.
 
 Texts and scores are those of `annotate`: the same image, settings and seed give the same texts, in a batch of any size.
 """

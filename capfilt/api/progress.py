@@ -44,16 +44,16 @@ class CallbackProgress(Progress):
 
     @contextmanager
     def _show_stage(self, label: str, total: int) -> Iterator[StageLine]:
-        def tell(line: StageLine, ended: bool = False) -> None:
+        def report(line: StageLine, ended: bool = False) -> None:
             if self._on_progress is not None:
                 self._on_progress(ProgressEvent(line.label, line.done, line.total, line.done_before, line.note, ended))
 
-        line = StageLine(label, total, tell)
-        tell(line)
+        line = StageLine(label, total, report)
+        report(line)
         try:
             yield line
         finally:
-            tell(line, ended=True)
+            report(line, ended=True)
 
     def say(self, text: str) -> None:
         """Hand on a line between stages."""

@@ -1,4 +1,4 @@
-"""Files in the hand: annotations as rows or Arrow tables, shards as samples, one shard in memory at a time."""
+"""Readers: annotations as rows or Arrow tables, shards as samples, one shard in memory at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OnFailed = Callable[["FailedSample"], object]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a policy said of one annotation."""
+    """An annotation with the verdict of a policy."""
 
     annotation: Annotation
     verdict: str
@@ -49,15 +49,17 @@ class Annotations:
         """Every annotation with its verdict.
 
         Raises:
-            DataError: these are annotations without verdicts, of which `select` has not been asked.
+            DataError: these are annotations without verdicts, as `annotate` writes them.
         """
         from capfilt.data import annotations
 
         for path, table in zip(self.files, self.tables(), strict=True):
             if "verdict" not in table.column_names:
                 raise DataError(f"{path} has no verdicts: it is what `annotate` wrote; read what `select` wrote.")
-            said = zip(table["verdict"].to_pylist(), table["why"].to_pylist(), strict=True)
-            for row, (verdict, why) in zip(annotations.rows(table.select(annotations.SCHEMA.names)), said, strict=True):
+            verdicts = zip(table["verdict"].to_pylist(), table["why"].to_pylist(), strict=True)
+            for row, (verdict, why) in zip(
+                annotations.rows(table.select(annotations.SCHEMA.names)), verdicts, strict=True
+            ):
                 yield Verdict(row, verdict, why)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -70,8 +72,8 @@ class Annotations:
         from capfilt.stages.select import VERDICT_SCHEMA
 
         for path in self.files:
-            judged = "verdict" in parquet.schema(path).names
-            yield annotations.read(path, VERDICT_SCHEMA if judged else annotations.SCHEMA)
+            has_verdicts = "verdict" in parquet.schema(path).names
+            yield annotations.read(path, VERDICT_SCHEMA if has_verdicts else annotations.SCHEMA)
 
     def to_arrow(self) -> pa.Table:
         """All of it as one Arrow table, in memory; `.to_pandas()` goes on from there."""

@@ -200,7 +200,7 @@ class EvaluateResult:
 
     model: str
     out: StoragePath | None
-    """The run folder; None where none was asked for."""
+    """The run folder; None where none was given."""
     metrics: Record
     """By task: retrieval, captioning, filter; a metric that cannot be measured on these shards is absent."""
     record: Record = field(repr=False)
@@ -328,7 +328,7 @@ class Explanation:
     """What happened to one image, through all rounds."""
 
     image: str
-    """The key, uid or sha256 that was asked for."""
+    """The key, uid or sha256 that was given."""
     models: Mapping[str, str]
     """Where the models that wrote and scored its texts lie in the run folder, by their fingerprints."""
     record: Record = field(repr=False)

@@ -87,10 +87,10 @@ def show(
     """
 
     def work(_show: Progress) -> Any:
-        found = inspection.show(recipe, settings=sets or ())
+        result = inspection.show(recipe, settings=sets or ())
         if not as_json:
-            typer.echo(found.yaml, nl=False)
-        return found.settings
+            typer.echo(result.yaml, nl=False)
+        return result.settings
 
     execute(work, as_json, debug, show_result=False)
 

@@ -43,7 +43,7 @@ def status(
 
     def work(_show: Progress) -> Any:
         if watch:
-            return watched(seen.record for seen in inspection.watch(run, every))
+            return watched(result.record for result in inspection.watch(run, every))
         result = inspection.status(run).record
         if not as_json:
             print_status(result)
@@ -81,12 +81,12 @@ def verify(
     broken: list[Any] = []
 
     def work(show: Progress) -> Any:
-        found = inspection.verify(run, mend=mend, inputs=inputs, fetch_inputs=fetch_inputs, on_progress=show)
-        broken.extend(() if mend else found.broken)
-        broken.extend(found.changed_inputs)
+        result = inspection.verify(run, mend=mend, inputs=inputs, fetch_inputs=fetch_inputs, on_progress=show)
+        broken.extend(() if mend else result.broken)
+        broken.extend(result.changed_inputs)
         if not as_json:
-            print_verified(found.record)
-        return found.record
+            print_verified(result.record)
+        return result.record
 
     execute(work, as_json, debug, show_result=False)
     if broken:
@@ -105,11 +105,11 @@ def explain(
     """
 
     def work(_show: Progress) -> Any:
-        found = inspection.explain(run, image)
+        result = inspection.explain(run, image)
         if not as_json:
-            for line in found.lines():
+            for line in result.lines():
                 say(line)
-        return found.record
+        return result.record
 
     execute(work, as_json, debug, show_result=False)
 

@@ -47,9 +47,9 @@ class TestTheCommandLineDoesTheSame:
         words = ("--out", tmp_path / "run", "--captions", "2", "--seed", "7", *sets, "--json")
         done = capfilt("annotate", finished_run / "data/web", *roles, *words)
         assert files(tmp_path / "run/annotations") == files(annotated.annotations)
-        told = json.loads(done.out)
-        assert told.pop("annotations") == str(tmp_path / "run/annotations")
-        assert told == {key: value for key, value in annotated.record.items() if key != "annotations"}
+        printed = json.loads(done.out)
+        assert printed.pop("annotations") == str(tmp_path / "run/annotations")
+        assert printed == {key: value for key, value in annotated.record.items() if key != "annotations"}
 
     def test_select(self, finished_run: Path, annotated: Any, tmp_path: Path, capfilt: Any) -> None:
         import capfilt as library
@@ -59,22 +59,22 @@ class TestTheCommandLineDoesTheSame:
         )
         words = ("--annotations", annotated.out, "--out", tmp_path / "b", "--set", "threshold=0.1", "--json")
         done = capfilt("select", finished_run / "data/web", *words)
-        told = json.loads(done.out)
+        printed = json.loads(done.out)
         assert files(tmp_path / "b/dataset") == files(cleaned.dataset)
-        assert (told["samples"], told["threshold"]) == (cleaned.record["samples"], cleaned.threshold)
+        assert (printed["samples"], printed["threshold"]) == (cleaned.record["samples"], cleaned.threshold)
 
     def test_a_resumed_bootstrap(self, finished_run: Path, run_copy: Path, capfilt: Any) -> None:
         import capfilt as library
 
-        found = library.bootstrap(finished_run.parent / "mine.yaml", out=run_copy)
-        assert found.record == json.loads(
+        result = library.bootstrap(finished_run.parent / "mine.yaml", out=run_copy)
+        assert result.record == json.loads(
             capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy, "--json").out
         )
-        assert [done.number for done in found.rounds] == [0, 1]
-        assert found.rounds[0].models.keys() == {"pretrain"}
-        assert found.rounds[1].models.keys() == {"captioner", "filter", "pretrain"}
-        assert found.rounds[1].figures["samples_in"] == 60
-        ((number, rows),) = found.rows()
+        assert [done.number for done in result.rounds] == [0, 1]
+        assert result.rounds[0].models.keys() == {"pretrain"}
+        assert result.rounds[1].models.keys() == {"captioner", "filter", "pretrain"}
+        assert result.rounds[1].figures["samples_in"] == 60
+        ((number, rows),) = result.rows()
         assert number == 1
         assert Counter(row.source for row in rows) == {"web": 60, "synthetic": 60}
 
@@ -87,9 +87,9 @@ class TestTheCommandLineDoesTheSame:
     def test_show(self, capfilt: Any) -> None:
         import capfilt as library
 
-        found = library.show("demo", settings={"seed": 3})
-        assert found.yaml == capfilt("show", "demo", "--set", "seed=3").out
-        assert found.settings["seed"] == 3
+        result = library.show("demo", settings={"seed": 3})
+        assert result.yaml == capfilt("show", "demo", "--set", "seed=3").out
+        assert result.settings["seed"] == 3
 
 
 class TestResults:
@@ -107,30 +107,30 @@ class TestResults:
         kept = list(cleaned.kept())
         assert len(kept) == cleaned.samples.kept
         assert sum(len(sample.captions) for sample in kept) == sum(cleaned.texts.kept.values())
-        said = [judged for judged in cleaned.rows().verdicts() if judged.verdict == "kept"]
-        assert len(said) == sum(cleaned.texts.kept.values())
-        assert all(judged.annotation.itm >= cleaned.threshold for judged in said)
+        kept_rows = [row for row in cleaned.rows().verdicts() if row.verdict == "kept"]
+        assert len(kept_rows) == sum(cleaned.texts.kept.values())
+        assert all(row.annotation.itm >= cleaned.threshold for row in kept_rows)
 
     def test_damage_is_named_and_mended(self, run_copy: Path) -> None:
         tar = next((run_copy / "round-1/dataset").glob("*.tar"))
         tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-        found = capfilt.verify(run_copy)
-        assert not found.ok
-        (damage,) = found.rows()
+        result = capfilt.verify(run_copy)
+        assert not result.ok
+        (damage,) = result.rows()
         assert (damage.stage, damage.folder, damage.shard) == ("select", "round-1", tar.stem)
         assert capfilt.verify(run_copy, mend=True).withdrawn == 1
         assert capfilt.verify(run_copy).undone == 1
 
     def test_one_image_is_explained(self, finished_run: Path) -> None:
         key = next(iter(capfilt.read_annotations(finished_run / "round-1"))).key
-        found = capfilt.explain(finished_run, key)
-        assert {row["source"] for row in found.rows() if "source" in row} == {"web", "synthetic"}
-        assert any("shard" in line for line in found.lines())
+        result = capfilt.explain(finished_run, key)
+        assert {row["source"] for row in result.rows() if "source" in row} == {"web", "synthetic"}
+        assert any("shard" in line for line in result.lines())
 
     def test_a_run_is_watched_to_its_end(self, finished_run: Path) -> None:
-        (seen,) = capfilt.watch(finished_run)
-        assert seen.done
-        assert {stage.stage for stage in seen.stages} >= {"annotate", "select", "pretrain"}
+        (status,) = capfilt.watch(finished_run)
+        assert status.done
+        assert {stage.stage for stage in status.stages} >= {"annotate", "select", "pretrain"}
 
 
 class TestErrors:
@@ -143,17 +143,17 @@ class TestErrors:
         assert caught.value.result["failed"] == {"not an image": 1}
 
     @pytest.mark.parametrize(
-        ("settings", "said"),
+        ("settings", "message"),
         [
             ({"decode.metod": "beam"}, "unknown key 'decode.metod'. Did you mean 'method'?"),
             ({"batch_size": object()}, "settings: 'batch_size' is a object: a object cannot be written"),
             ("batch_size=3", "settings is the text 'batch_size=3'; give a mapping"),
         ],
     )
-    def test_settings_that_cannot_be(self, settings: Any, said: str, tmp_path: Path, models: dict[str, str]) -> None:
+    def test_settings_that_cannot_be(self, settings: Any, message: str, tmp_path: Path, models: dict[str, str]) -> None:
         with pytest.raises(capfilt.CapfiltError) as caught:
             capfilt.annotate("shards", **models, out=tmp_path / "run", settings=settings)
-        assert said in str(caught.value)
+        assert message in str(caught.value)
 
     def test_numbers_that_cannot_be(self, tmp_path: Path, models: dict[str, str]) -> None:
         with pytest.raises(capfilt.RecipeError, match="'workers' is -1"):
@@ -296,8 +296,8 @@ def server(picture: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_download(server: str, url_list: Any, tmp_path: Path) -> None:
     urls = url_list(tmp_path, [f"{server}/{name}.png" for name in ("a", "b", "gone")])
     settings = {"limits.allow_private": ["127.0.0.0/8"], "manners.host_rate": 0, "thread_count": 4, "image_size": 16}
-    found = capfilt.download(urls, out=tmp_path / "shards", caption_col="text", settings=settings)
-    assert found.samples == capfilt.Counts(num_in=3, kept=2, dropped=0, failed=1)
-    assert found.failed == {"http-404": 1}
-    assert [sample.text for sample in found.rows()] == ["text 0", "text 1"]
-    assert list(found.repeated.values()) == [2]
+    result = capfilt.download(urls, out=tmp_path / "shards", caption_col="text", settings=settings)
+    assert result.samples == capfilt.Counts(num_in=3, kept=2, dropped=0, failed=1)
+    assert result.failed == {"http-404": 1}
+    assert [sample.text for sample in result.rows()] == ["text 0", "text 1"]
+    assert list(result.repeated.values()) == [2]

@@ -31,9 +31,9 @@ def test_the_names_are_sorted_and_each_is_there_once() -> None:
 
 def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
     block, _ = [node for node in SOURCE.body if isinstance(node, ast.If)]
-    seen = {alias.name: node.module for node in block.body for alias in node.names}  # type: ignore[attr-defined]
-    assert seen == {name: f"capfilt.{module}" for name, module in capfilt._MODULE_OF.items()}
-    assert sorted(seen) == NAMES
+    imported = {alias.name: node.module for node in block.body for alias in node.names}  # type: ignore[attr-defined]
+    assert imported == {name: f"capfilt.{module}" for name, module in capfilt._MODULE_OF.items()}
+    assert sorted(imported) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,12 +47,12 @@ def test_a_name_resolves_and_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_arguments_of_a_function_are_typed_and_explained(name: str) -> None:
     function = getattr(capfilt, name)
-    signature, said = inspect.signature(function), inspect.getdoc(function) or ""
+    signature, docstring = inspect.signature(function), inspect.getdoc(function) or ""
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in signature.parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
-        assert re.search(rf"\b{parameter.name}\b", said), f"{name} does not say what {parameter.name} is"
-    assert "Raises:" in said
+        assert re.search(rf"\b{parameter.name}\b", docstring), f"{name} does not say what {parameter.name} is"
+    assert "Raises:" in docstring
 
 
 def test_results_are_frozen() -> None:
@@ -88,8 +88,8 @@ def test_importing_it_imports_nothing_else() -> None:
     ],
 )
 def test_a_name_imports_only_what_it_needs(name: str, absent: set[str]) -> None:
-    found = in_a_new_process(f"import sys, capfilt; capfilt.{name}; print(*sys.modules)")
-    assert not absent & set(found.split())
+    modules = in_a_new_process(f"import sys, capfilt; capfilt.{name}; print(*sys.modules)")
+    assert not absent & set(modules.split())
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -1,4 +1,4 @@
-"""Models in the hand: what they write and score is what `annotate` does, whatever an image is given as."""
+"""Loaded models: what they write and score is what `annotate` does, whatever an image is given as."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def annotated(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         capfilt.Sample(s.key, s.image, s.extension, s.text) for s in capfilt.read_shards(finished_run / "data/web")
     ][:9]
     shards.write(out.parent / "plain/00000.tar", plain)
-    found: dict[str, list[Any]] = {}
+    rows_by_image: dict[str, list[Any]] = {}
     done = capfilt.annotate(out.parent / "plain", **roles, out=out, captions=2, settings=DECODE, seed=5)
     for row in done.rows():
-        found.setdefault(row.sha256, []).append(row)
-    return found
+        rows_by_image.setdefault(row.sha256, []).append(row)
+    return rows_by_image
 
 
 def sha256(data: bytes) -> str:
@@ -61,8 +61,8 @@ def test_the_texts_are_those_of_annotate(captioner: Any, images: list[bytes], an
 
 def test_the_scores_are_those_of_annotate(scorer: Any, images: list[bytes], annotated: dict[str, Any]) -> None:
     rows = [annotated[sha256(image)] for image in images]
-    found = scorer.score_many(images, [[row.text for row in each] for each in rows])
-    for scores, each in zip(found, rows, strict=True):
+    every_score = scorer.score_many(images, [[row.text for row in each] for each in rows])
+    for scores, each in zip(every_score, rows, strict=True):
         assert [(s.itm, s.itc) for s in scores] == [
             pytest.approx((row.itm, row.itc), abs=1e-5) if row.itm is not None else (None, None) for row in each
         ]

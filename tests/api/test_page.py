@@ -42,9 +42,9 @@ def test_the_blocks_run(tmp_path: Path, finished_run: Path) -> None:
     code = "\n".join(block for how, block in BLOCKS if not how)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert re.fullmatch(r"[1-9]\d* of 40 images kept, in runs/clean/dataset", said[0])
-    assert said[-1] == "annotate: 1 of 1 20 images"
+    printed = done.stdout.splitlines()
+    assert re.fullmatch(r"[1-9]\d* of 40 images kept, in runs/clean/dataset", printed[0])
+    assert printed[-1] == "annotate: 1 of 1 20 images"
     assert {"exported", "runs"} <= {path.name for path in tmp_path.iterdir()}
 
 

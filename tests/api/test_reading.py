@@ -10,21 +10,21 @@ import capfilt
 from capfilt.data import shards
 
 
-@pytest.mark.parametrize(("place", "judged"), [("round-1", True), ("round-1/annotations", False)])
-def test_annotations_of_a_folder(place: str, judged: bool, finished_run: Path) -> None:
-    found = capfilt.read_annotations(finished_run / place)
-    rows = list(found)
-    assert len(rows) == len(list(found)) == 120, "it can be walked again"
+@pytest.mark.parametrize(("place", "has_verdicts"), [("round-1", True), ("round-1/annotations", False)])
+def test_annotations_of_a_folder(place: str, has_verdicts: bool, finished_run: Path) -> None:
+    read = capfilt.read_annotations(finished_run / place)
+    rows = list(read)
+    assert len(rows) == len(list(read)) == 120, "it can be walked again"
     assert isinstance(rows[0], capfilt.Annotation)
     assert {row.source for row in rows} == {"web", "synthetic"}
-    assert ("verdict" in found.to_arrow().column_names) is judged
-    assert found.to_arrow().num_rows == 120
-    if judged:
-        assert {said.verdict for said in found.verdicts()} == {"kept", "dropped"}
-        assert all(bool(said.why) == (said.verdict == "dropped") for said in found.verdicts())
+    assert ("verdict" in read.to_arrow().column_names) is has_verdicts
+    assert read.to_arrow().num_rows == 120
+    if has_verdicts:
+        assert {row.verdict for row in read.verdicts()} == {"kept", "dropped"}
+        assert all(bool(row.why) == (row.verdict == "dropped") for row in read.verdicts())
     else:
         with pytest.raises(capfilt.DataError, match="has no verdicts: it is what `annotate` wrote"):
-            next(found.verdicts())
+            next(read.verdicts())
 
 
 def test_annotations_of_one_shard(finished_run: Path) -> None:
@@ -40,10 +40,10 @@ def test_no_annotations(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["data/web", "data/web/{00000..00002}.tar", "data/web/*.tar"])
 def test_samples_of_shards(spec: str, finished_run: Path) -> None:
-    found = list(capfilt.read_shards(str(finished_run / spec)))
-    assert len(found) == 60
-    assert found[0].image
-    assert len(found[0].uid) == 32
+    read = list(capfilt.read_shards(str(finished_run / spec)))
+    assert len(read) == 60
+    assert read[0].image
+    assert len(read[0].uid) == 32
 
 
 def test_several_specs_at_once(finished_run: Path) -> None:
