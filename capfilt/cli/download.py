@@ -1,4 +1,4 @@
-"""The verb that brings pairs in, with its options: img2dataset's names where it has one, `_` and `-` alike."""
+"""The verb `download` with its options: img2dataset's names where it has one, with `_` or `-`."""
 
 from __future__ import annotations
 
@@ -52,32 +52,32 @@ MaxRatio = Annotated[float | None, _option("Refuse longer pictures.", "--max-asp
 MaxPixels = Annotated[
     int | None,
     _option(
-        "Refuse larger pictures, unseen [default: 64 million].", "--max-pixels", "--max-image-area", panel=_PICTURE
+        "Refuse larger pictures, undecoded [default: 64 million].", "--max-pixels", "--max-image-area", panel=_PICTURE
     ),
 ]
 ShardSize = Annotated[
     int | None, _option("Rows [default: 10000].", "--shard-size", "--number-sample-per-shard", panel=_PICTURE)
 ]
 Digits = Annotated[int | None, _option("Digits of a shard's name [default: 5].", "--oom-shard-count", panel=_PICTURE)]
-Contact = Annotated[str | None, _option("A page or address for those who are asked.", panel=_HOST)]
-NoRobots = Annotated[bool, _option("Do not ask robots.txt.", "--no-robots", panel=_HOST)]
+Contact = Annotated[str | None, _option("A page or address for the hosts to see.", panel=_HOST)]
+NoRobots = Annotated[bool, _option("Ignore robots.txt.", "--no-robots", panel=_HOST)]
 Directives = Annotated[
     list[str] | None, _option("X-Robots-Tag that refuse [default: noai,noimageai,noindex,noimageindex].", panel=_HOST)
 ]
 Rate = Annotated[float | None, _option("Requests a second to a host; 0 = any [default: 10].", panel=_HOST)]
 Timeout = Annotated[float | None, _option("Seconds for one wait [default: 10].", panel=_HOST)]
 Deadline = Annotated[float | None, _option("Seconds for one URL in all [default: 30].", panel=_HOST)]
-Retries = Annotated[int | None, _option("Tries after a passing failure [default: 0].", panel=_HOST)]
+Retries = Annotated[int | None, _option("Tries after a failure that may not last [default: 0].", panel=_HOST)]
 MaxBytes = Annotated[int | None, _option("Bytes of a picture [default: 32 MiB].", panel=_HOST)]
 Private = Annotated[list[str] | None, _option("A block (CIDR) to allow though it is private.", panel=_HOST)]
 Deny = Annotated[list[str] | None, _option("A block (CIDR) to refuse though it is public.", panel=_HOST)]
-Nat64 = Annotated[list[str] | None, _option("A NAT64 prefix of your network [default: its own word].", panel=_HOST)]
+Nat64 = Annotated[list[str] | None, _option("A NAT64 prefix of your network [default: as its DNS gives].", panel=_HOST)]
 Proxies = Annotated[bool, _option("Go through the environment's proxies.", "--use-proxies", panel=_HOST)]
 Threads = Annotated[int | None, _option("Connections of a worker [default: 64].", panel=_RUN)]
 Workers = Annotated[int, _option("0 = as many as fit.", "--workers", "--processes-count", panel=_RUN, min=0)]
 Retry = Annotated[list[str] | None, _option("failed, or kinds of it (timeout,http-429): try these again.", panel=_RUN)]
-MinSuccess = Annotated[float, _option("Leave with 1 if a smaller share came through.", panel=_RUN, min=0, max=1)]
-Drop = Annotated[int, _option("Fail pictures whose bytes came under N URLs.", panel=_RUN, min=0, metavar="N")]
+MinSuccess = Annotated[float, _option("Exit with 1 if a smaller share succeeds.", panel=_RUN, min=0, max=1)]
+Drop = Annotated[int, _option("Fail pictures whose bytes come under N URLs.", panel=_RUN, min=0, metavar="N")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="E.g. manners.host_burst=4.")]
 
 

@@ -87,7 +87,7 @@ class ImageCheck:
             if self._config.resize_mode == "no":
                 return data, header.width, header.height, header.width, header.height, None
             self._check_resized_size(header)
-            if not header.plain:
+            if not header.is_plain:
                 stream = self._as_plain_png(data)
         except Failure as failure:
             return None, None, None, None, None, str(failure)
@@ -105,7 +105,7 @@ class ImageCheck:
         if self._config.max_aspect_ratio is not None and longer / shorter > self._config.max_aspect_ratio:
             raise Failure("too-narrow", size)
         if not decode.has_end(data):
-            raise Failure("truncated", f"{len(data)} bytes of a {header.form}")
+            raise Failure("truncated", f"{len(data)} bytes of a {header.format}")
         return header
 
     def _read_header(self, data: bytes) -> decode.Header:

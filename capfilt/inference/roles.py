@@ -70,7 +70,7 @@ def check_any_role(model: StoragePath, decode: DecodeConfig) -> Architecture:
 
 def check_prompt(tokenizer: Tokenizer, config: DecodeConfig) -> None:
     """Refuse a prompt that leaves no room for a text. RecipeError."""
-    prompt = tokenizer.opening(config.prompt, MAX_CHARACTERS)
+    prompt = tokenizer.decoder_prompt(config.prompt, MAX_CHARACTERS)
     if len(prompt) >= config.max_length:
         raise RecipeError(
             f"decode.prompt has {len(prompt)} tokens with the one that a text begins with, and decode.max_length "

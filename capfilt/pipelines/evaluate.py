@@ -16,7 +16,7 @@ from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
-from capfilt.stages.count_pairs import contents_of
+from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.evaluate import EvaluateJob, evaluate
 from capfilt.stages.runner import CommandOptions
 from capfilt.storage import documents
@@ -48,7 +48,7 @@ def run(
                 out=folder,
                 models={"metrics": folder_of_model},
                 shards=tuple(urls),
-                contents=contents_of(session, urls, {}, folder, show),
+                contents=shard_digests(session, urls, {}, folder, show),
                 config=config,
                 compute=compute,
             )

@@ -72,7 +72,7 @@ def write_hf(model: Model, tokenizer: Tokenizer, picture: Preprocess, folder: Pa
     }
     if config.language_kind is None:  # a language model's tokenizer has written its own
         write_json(folder / "tokenizer_config.json", settings)
-    write_json(folder / ALONE, {**picture.described(config.image_size), **form.processor})
+    write_json(folder / ALONE, {**picture.to_transformers(config.image_size), **form.processor})
     usage = form.usage(config).replace("FOLDER", f'"{folder.name}"').replace("END)  #", f"{tokenizer.sep})  #")
     with atomic(folder / "README.md") as file:
         file.write(f"# {folder.name}\n\nWritten by `capfilt export`, for transformers:\n{usage}".encode())

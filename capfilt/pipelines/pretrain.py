@@ -18,7 +18,7 @@ from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
-from capfilt.stages.count_pairs import without_text
+from capfilt.stages.count_pairs import num_without_text
 from capfilt.stages.train import (
     TrainResources,
     check_features,
@@ -104,5 +104,5 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
             seed=config.seed,
         )
         model = run_training(session, job, config.resources, show, "pretrain")
-    bare = without_text(job.out.parent)
+    bare = num_without_text(job.out.parent)
     return {"model": str(model)} | ({"without_text": bare} if bare else {})

@@ -21,7 +21,7 @@ from capfilt.stages import inputs
 from capfilt.stages.annotate import AnnotateConfig
 from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
-from capfilt.stages.count_pairs import contents_of
+from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.runner import CommandOptions
 from capfilt.stages.select import SelectJob, check_selected, resolve_threshold, select
 from capfilt.storage import documents
@@ -103,7 +103,7 @@ def _calibrate(
     batch_size, precision = scored_with(source)
     compute = decide(session, run, {"calibrate": ComputeRequest(precision, worker)}, show)["calibrate"]
     out = run.folder.absolute()
-    contents = contents_of(session, fields["shards"], {}, out, show)
+    contents = shard_digests(session, fields["shards"], {}, out, show)
     job = CalibrateJob(out=out, **fields, contents=contents, batch_size=batch_size, compute=compute)
     return calibrate(session, job, worker, show)
 

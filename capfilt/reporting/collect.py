@@ -22,7 +22,7 @@ from capfilt.runs import round_figures
 from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
-from capfilt.stages.count_pairs import without_text
+from capfilt.stages.count_pairs import num_without_text
 from capfilt.stages.select import resolve_threshold
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, storage_path
@@ -75,7 +75,7 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
     trainings = list(_trainings(folder))
     notes += gallery.notes
     notes += [line for entry in rounds for line in stage_lines(entry)]
-    if num_bare := without_text(folder):
+    if num_bare := num_without_text(folder):
         notes.append(f"{num_bare:,} pictures have no text: they were not trained on.")
     if not (rounds or gallery.rounds or trainings):
         raise RunError(f"{folder} holds nothing to show yet; give it a round, an annotated shard or a training.")

@@ -1,5 +1,6 @@
-"""rows: how many rows of a training each shard has and the sha256 of its bytes, for which it is read once (a step of
-every training and of whatever reads a set of shards as a whole, not a verb).
+"""rows: the number of training rows of each shard, and the sha256 of its bytes.
+
+A shard is read once for both, by every training and by whatever needs a set of shards as a whole; it is no verb.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from capfilt.storage.paths import StoragePath
 
 
 class RowsJob(Config):
-    """Reads shards to their end and counts; the outcome is the tally in the ledger."""
+    """Reads shards to their end and counts their pairs; the outcome is the tally in the ledger."""
 
     out: StoragePath
     names: dict[str, str] = {}
-    """By its url, the ledger's name of a shard that `entry` alone does not tell from another."""
+    """By url, the ledger's name of a shard that `ledger_name` alone would give to another too."""
 
     @property
     def name(self) -> str:
@@ -35,7 +36,7 @@ class RowsJob(Config):
         return "rows"
 
     def identity(self, item: str) -> str:
-        """The shard."""
+        """The fingerprint of what the storage says of the shard."""
         return fingerprint(shards.stat(item))
 
     def open(self) -> Callable[[str], str]:
@@ -43,63 +44,66 @@ class RowsJob(Config):
 
         def work(url: str) -> str:
             digest, members = shards.Digest(shards.stat(url)["version"]), MemberCounts()
-            found = count_pairs(url, digest, members)
-            came = found.images + found.without_text
-            samples = Counter({"in": came, "kept": found.images, "dropped": found.without_text})
-            texts = Counter({"all": found.texts})
+            count = count_pairs(url, digest, members)
+            num_images = count.images + count.without_text
+            samples = Counter({"in": num_images, "kept": count.images, "dropped": count.without_text})
+            texts = Counter({"all": count.texts})
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()}, members=members)
             Ledger(self.out, self.name).commit(
-                self.names.get(url) or entry(url), self.identity(url), [], tally, digest.result()
+                self.names.get(url) or ledger_name(url), self.identity(url), [], tally, digest.result()
             )
-            return f"{found.without_text} images without a text" if found.without_text else ""
+            return f"{count.without_text} images without a text" if count.without_text else ""
 
         return work
 
 
-def without_text(folder: StoragePath) -> int:
-    """How many pictures a run left out of its trainings since they have no text; each shard counts once."""
+def num_without_text(folder: StoragePath) -> int:
+    """How many pictures a run left out of its trainings because they have no text; each shard counts once."""
     return sum(done.tally.samples["dropped"] for done in Ledger(folder, "rows").completions())
 
 
-def entry(url: str, known: dict[str, Any] | None = None) -> str:
+def ledger_name(url: str, identity: dict[str, Any] | None = None) -> str:
     """The name of a shard in the ledger: two sources may have a shard 00000 each, and a run folder may be moved."""
-    return f"{shards.name(url)}-{fingerprint(known or shards.identity(url))[:16]}"
+    return f"{shards.name(url)}-{fingerprint(identity or shards.identity(url))[:16]}"
 
 
 def count_rows(
     session: Session, sources: Sequence[Source], captions: Captions, folder: StoragePath, show: Progress
 ) -> dict[str, int]:
-    """How many rows each shard has, by its url; `folder/ledger/rows` keeps what was counted."""
-    found = read_once(session, [url for source in sources for url in shards.expand(source.shards)], folder, show)
-    if bare := sum(done.tally.samples["dropped"] for done in found.values()):
-        show.say(f"{bare} pictures have no text: they are not trained on")
-    kind = {"all": lambda tally: tally.texts["kept"]["all"], "one": lambda tally: tally.samples["kept"]}[captions]
-    return {url: kind(done.tally) for url, done in found.items()}
+    """The number of rows of each shard, by its url; `folder/ledger/rows` keeps the counts."""
+    urls = [url for source in sources for url in shards.expand(source.shards)]
+    completions = _completions(session, urls, folder, show)
+    if num_bare := sum(done.tally.samples["dropped"] for done in completions.values()):
+        show.say(f"{num_bare} pictures have no text: they are not trained on")
+    tallies = {url: done.tally for url, done in completions.items()}
+    if captions == "all":
+        return {url: tally.texts["kept"]["all"] for url, tally in tallies.items()}
+    return {url: tally.samples["kept"] for url, tally in tallies.items()}
 
 
-def contents_of(
+def shard_digests(
     session: Session, urls: Iterable[str], made: Mapping[str, str], folder: StoragePath, show: Progress
 ) -> dict[str, str]:
-    """The sha256 of each shard, by its url: those that the run `made` itself are known, others are read once.
+    """The sha256 of each shard, by its url: a shard of the same bytes and another time of writing is the same.
 
-    A shard that has the same bytes under another time of writing is the same.
+    `made`: the sha256 of those that the run wrote itself; the others are read, each once.
     """
     known = {url: made[url] for url in urls if url in made}
-    found = read_once(session, [url for url in urls if url not in made], folder, show)
-    return known | {url: done.input.sha256 for url, done in found.items() if done.input is not None}
+    completions = _completions(session, [url for url in urls if url not in made], folder, show)
+    return known | {url: done.input.sha256 for url, done in completions.items() if done.input is not None}
 
 
-def read_once(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Completion]:
-    """What is known of shards that were read to their end, by their urls; those of which nothing is are read now."""
-    # A store is asked once for all of them: 100,000 shards, one after the other, would take hours.
+def _completions(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Completion]:
+    """The ledger's records of shards, by their urls; those that have none are read now."""
+    # All are looked up at the same time: 100,000 shards of a store, one after the other, would take hours.
     stats = shards.stats(urls)
-    known = shards.identities(stats)
-    names = {url: entry(url, known[url]) for url in stats}
+    identities = shards.identities(stats)
+    names = {url: ledger_name(url, identities[url]) for url in stats}
     items = {name: url for url, name in names.items()}
-    job = RowsJob(out=folder, names={url: name for url, name in names.items() if "url" in known[url]})
+    job = RowsJob(out=folder, names={url: name for url, name in names.items() if "url" in identities[url]})
     ledger = Ledger(folder, job.name)
     todo = {name: url for name, url in items.items() if ledger.completion(name, fingerprint(stats[url])) is None}
     if todo:
         run_stage(session, job, todo, Resources(), show, "count pairs")
-    found = {done.shard: done for done in ledger.completions()}
-    return {url: found[name] for url, name in names.items()}
+    by_name = {done.shard: done for done in ledger.completions()}
+    return {url: by_name[name] for url, name in names.items()}

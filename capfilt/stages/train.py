@@ -31,7 +31,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress, StageLine
 from capfilt.runs.stage_status import StagePlan, write_plan
 from capfilt.runs.tally import Tally
-from capfilt.stages.count_pairs import contents_of, count_rows
+from capfilt.stages.count_pairs import count_rows, shard_digests
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
@@ -124,7 +124,7 @@ def run_training(
     the folder `counts` (by default beside the job's).
     """
     counts, urls = counts or job.out.parent, [url for source in job.sources for url in shards.expand(source.shards)]
-    contents = contents_of(session, urls, made or {}, counts, show)
+    contents = shard_digests(session, urls, made or {}, counts, show)
     ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, contents)
     done = ledger.completion("model", wanted) is not None
     if not done:

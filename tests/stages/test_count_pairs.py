@@ -11,7 +11,7 @@ from capfilt.data import shards
 from capfilt.data.loading.config import Source
 from capfilt.data.shards import files
 from capfilt.runs.progress import Progress
-from capfilt.stages.count_pairs import count_rows, entry
+from capfilt.stages.count_pairs import count_rows, ledger_name
 
 
 def test_every_shard_is_counted_once_and_stays_known(
@@ -36,5 +36,5 @@ def test_every_shard_is_counted_once_and_stays_known(
 def test_shards_without_a_version_are_told_apart_by_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "stat", lambda url: {"name": "00000", "size": 20480, "version": ""})
     one, other = "https://a.example/00000.tar", "https://b.example/00000.tar"
-    assert entry(one) != entry(other)
-    assert entry(one) == entry(one)
+    assert ledger_name(one) != ledger_name(other)
+    assert ledger_name(one) == ledger_name(one)

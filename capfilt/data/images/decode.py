@@ -1,8 +1,7 @@
 """Images: from bytes of any origin to an upright RGB picture, and from there to the arrays a model reads.
 
-A picture can lie about itself: it is refused by the size in its header, before a pixel is decoded. Python's
-warning filters are global and not thread-safe, so the first `decode` silences Pillow's remarks for the whole
-process.
+A small file may hold a huge picture, so one is refused by the size in its header, before a pixel is decoded. Python's
+warning filters are global and not thread-safe, so the first `decode` silences Pillow's warnings for the whole process.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's normalisation, which BLIP took over."""
 
-# Chosen by their first bytes, not by Image.open: that one warns about large pictures before their size can be
-# asked for.
+# Chosen by their first bytes, not by Image.open, which warns about large pictures before their size is known.
 _OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], ImageFile]], ...] = (
     (b"\xff\xd8\xff", jpeg_factory),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
@@ -49,7 +47,7 @@ _DAMAGE = (
     struct.error, zlib.error,
 )  # fmt: skip
 _ORIENTATION = 0x0112
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -58,38 +56,36 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_REMARKS = re.compile(r"PIL\.")
-_TAIL = 2**16  # bytes in which a picture's end mark is looked for: cameras append things of their own
+_PILLOW_MODULES = re.compile(r"PIL\.")
+_TAIL = 2**16  # last bytes that are searched for a picture's end mark: cameras append data behind it
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture says of itself before a pixel is decoded."""
+    """The header of a picture, read before a pixel is decoded."""
 
-    form: str
+    format: str
     """Pillow's name of the format."""
     width: int
-    """As stored: EXIF rotation is not applied."""
+    """Pixels as stored: EXIF rotation is not applied."""
     height: int
-    plain: bool
-    """Stored upright, with 8 bits a channel."""
+    is_plain: bool
+    """Whether it is stored upright, with 8 bits a channel."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a JPEG, PNG, WebP, GIF or BMP into an upright RGB picture; safe to call from many threads.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits (Pillow alone
-    would clip it to white), of an animation the first frame is taken.
+    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits (Pillow alone would clip it
+    to white), of an animation the first frame is taken.
 
     Raises:
         ImageError: "not an image", "truncated image", "broken image" or "too many pixels (W x H, limit N)".
     """
-    _hush()
+    _silence_pillow()
     try:
         image = _open(data)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+        _check_size(image, max_pixels)
         image.load()
         return _upright(_rgb(image), _orientation(image))
     except Image.DecompressionBombError as error:
@@ -105,10 +101,8 @@ def convert(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: as `decode`, of a file that Pillow reads only now.
     """
-    _hush()
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+    _silence_pillow()
+    _check_size(image, max_pixels)
     try:
         image.load()
         return _upright(_rgb(image), _orientation(image))
@@ -122,15 +116,14 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
         ImageError: "not an image", "broken image" or "too many pixels (W x H, limit N)".
     """
-    _hush()
+    _silence_pillow()
     try:
         image = _open(data)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
-        # Of a PNG Pillow decodes all to find that it has no EXIF.
-        turned = (image.format != "PNG" or b"eXIf" in data) and _orientation(image) in _TURNS
-        return Header(image.format or "", width, height, not turned and not image.mode.startswith("I"))
+        _check_size(image, max_pixels)
+        # Pillow decodes all of a PNG to find that it has no EXIF.
+        is_turned = (image.format != "PNG" or b"eXIf" in data) and _orientation(image) in _TRANSPOSES
+        is_plain = not is_turned and not image.mode.startswith("I")
+        return Header(image.format or "", *image.size, is_plain)
     except Image.DecompressionBombError as error:
         raise ImageError(f"too many pixels (limit {max_pixels})") from error
     except _DAMAGE as error:
@@ -162,6 +155,12 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(centred, -1, -3))
 
 
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"too many pixels ({width} x {height}, limit {max_pixels})")
+
+
 def _open(data: bytes) -> ImageFile:
     for magic, opener in _OPENERS:
         if data.startswith(magic):
@@ -188,10 +187,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    return image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
 
 
-def _hush() -> None:
-    # Not only there but first: a filter that was put before it would win.
-    if ("ignore", None, Warning, _REMARKS, 0) not in warnings.filters[:1]:
-        warnings.filterwarnings("ignore", module=_REMARKS.pattern)
+def _silence_pillow() -> None:
+    # The filter must be the first: one that was added after it would take precedence.
+    if ("ignore", None, Warning, _PILLOW_MODULES, 0) not in warnings.filters[:1]:
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)

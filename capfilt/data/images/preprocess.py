@@ -1,4 +1,4 @@
-"""How a model wants its pictures: resized by which rule, with which mean and standard deviation.
+"""How pictures are prepared for a model: the rule of resizing, mean and standard deviation.
 
 A folder of transformers says so in `preprocessor_config.json`, or in `processor_config.json` under `image_processor`,
 which comes first where both are there, as in transformers. A folder without either takes the default of its family;
@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Blip": {"size": None, "do_center_crop": False},
     "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224},
 }
-_DONE = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
+_SUPPORTED = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
 
 
 class Preprocess(Config):
@@ -59,17 +59,18 @@ class Preprocess(Config):
 
     @classmethod
     def read(cls, model: StoragePath, size: int, default: Preprocess | None = None) -> Preprocess:
-        """What the folder of a model that reads pictures of `size` pixels says, or the folder of a .pth; where it says
-        nothing, the default of its family (none: BLIP's).
+        """Read the settings in the folder of a model, or of a .pth, for pictures of `size` pixels.
+
+        `default`: the family's, where the folder has none; None: BLIP's.
 
         Raises:
-            ModelError: what cannot be done.
+            ModelError: settings that cannot be done.
         """
         where = storage_path(model)
         folder = local_copy(where.parent if where.name.endswith(".pth") else where)
         try:
-            said = _described(Path(folder))
-            return default or cls() if said is None else _preprocess(said, size)
+            settings = _read_settings(Path(folder))
+            return default or cls() if settings is None else _preprocess(settings, size)
         except (OSError, ValueError, TypeError, ArithmeticError) as error:  # pydantic's errors are ValueErrors
             why = " ".join(str(error).split())[:300]
             raise ModelError(f"{model}: how it wants its pictures ({ALONE}) cannot be done: {why}") from None
@@ -96,8 +97,8 @@ class Preprocess(Config):
         mean, std = (torch.tensor(constants, device=scaled.device) for constants in (self.mean, self.std))
         return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
 
-    def described(self, size: int) -> dict[str, Any]:
-        """It as transformers writes it, for a model that reads pictures of `size` pixels."""
+    def to_transformers(self, size: int) -> dict[str, Any]:
+        """The settings of a transformers image processor that does the same, for pictures of `size` pixels."""
         side = self.resized or size
         squash = self.shape == "squash"
         crop = {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
@@ -118,7 +119,7 @@ class Preprocess(Config):
     def save(self, folder: StoragePath, size: int, default: Preprocess | None = None) -> None:
         """Write it into a model's folder, unless it is the default of its family (none: BLIP's)."""
         if self != (default or Preprocess()):
-            write_json(folder / ALONE, self.described(size))
+            write_json(folder / ALONE, self.to_transformers(size))
 
 
 BLIP_PREPROCESS = Preprocess()
@@ -155,7 +156,8 @@ class ImageFormat:
         return self.preprocess.to_pixels(image, self.size)
 
 
-def _described(folder: Path) -> dict[str, Any] | None:
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of a transformers image processor; None where the folder has none."""
     if (folder / NESTED).is_file():
         nested = read_model_object(folder / NESTED).get("image_processor")
         if isinstance(nested, dict):
@@ -163,11 +165,12 @@ def _described(folder: Path) -> dict[str, Any] | None:
     return read_model_object(folder / ALONE) if (folder / ALONE).is_file() else None
 
 
-def _preprocess(said: dict[str, Any], size: int) -> Preprocess:
-    name = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "Blip")
+def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
+    """Settings of transformers as a Preprocess; ValueError for those that cannot be done."""
+    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "Blip")
     family = next((family for family in _DEFAULTS if name.startswith(family)), None)
     if family is None and (
-        missing := [key for key in ("size", "image_mean", "image_std", "resample") if key not in said]
+        missing := [key for key in ("size", "image_mean", "image_std", "resample") if key not in settings]
     ):
         raise ValueError(f"it is a {name}, whose own {', '.join(missing)} are not known here; write them down")
     usual: dict[str, Any] = {
@@ -176,20 +179,20 @@ def _preprocess(said: dict[str, Any], size: int) -> Preprocess:
         "resample": 3,
         "rescale_factor": 1 / 255,
     }
-    said = usual | _DEFAULTS.get(family or "", {}) | said
-    if unknown := [key for key, value in said.items() if key.startswith("do_") and key not in _DONE and value]:
-        raise ValueError(f"{unknown[0]} is {said[unknown[0]]!r}; what can be done: {', '.join(_DONE)}")
-    if not said.get("do_resize", True):
+    settings = usual | _DEFAULTS.get(family or "", {}) | settings
+    if unknown := [key for key, value in settings.items() if key.startswith("do_") and key not in _SUPPORTED and value]:
+        raise ValueError(f"{unknown[0]} is {settings[unknown[0]]!r}; what can be done: {', '.join(_SUPPORTED)}")
+    if not settings.get("do_resize", True):
         raise ValueError("do_resize is false; pictures of any size do not fit into a batch")
-    resample = said["resample"]
+    resample = settings["resample"]
     if not isinstance(resample, int) or not 0 <= resample < len(_FILTERS):
         raise ValueError(f"resample is {resample!r}; it is a number of Pillow's, 0 to {len(_FILTERS) - 1}")
-    normalises = said.get("do_normalize", True)
-    divisor = round(1 / float(said["rescale_factor"]), 9) if said.get("do_rescale", True) else 1.0
-    shape, resized = _geometry(said, size, square=family != "CLIP")
+    normalises = settings.get("do_normalize", True)
+    divisor = round(1 / float(settings["rescale_factor"]), 9) if settings.get("do_rescale", True) else 1.0
+    shape, resized = _shape_and_size(settings, size, square=family != "CLIP")
     return Preprocess(
-        mean=said["image_mean"] if normalises else (0.0, 0.0, 0.0),
-        std=said["image_std"] if normalises else (1.0, 1.0, 1.0),
+        mean=settings["image_mean"] if normalises else (0.0, 0.0, 0.0),
+        std=settings["image_std"] if normalises else (1.0, 1.0, 1.0),
         divisor=divisor,
         resample=_FILTERS[resample],
         shape=shape,
@@ -197,22 +200,27 @@ def _preprocess(said: dict[str, Any], size: int) -> Preprocess:
     )
 
 
-def _geometry(said: dict[str, Any], size: int, square: bool) -> tuple[Literal["squash", "shortest edge"], int]:
-    """By which rule and to how many pixels; what is cropped of that must be what the model reads."""
-    given = said["size"] if said["size"] is not None else size
+def _shape_and_size(
+    settings: dict[str, Any], size: int, square: bool
+) -> tuple[Literal["squash", "shortest edge"], int]:
+    """The rule by which a picture is resized, and to how many pixels.
+
+    ValueError where the crop of it has not the `size` that the model reads.
+    """
+    given = settings["size"] if settings["size"] is not None else size
     if isinstance(given, int):
         given = {"height": given, "width": given} if square else {"shortest_edge": given}
     if not isinstance(given, dict) or not all(isinstance(side, int) and side > 0 for side in given.values()):
         raise ValueError(f"size is {given!r}; it is a number of pixels, or height and width, or shortest_edge")
     if given.keys() == {"height", "width"} and given["height"] == given["width"]:
         shape, resized = "squash", given["height"]
-    elif given.keys() == {"shortest_edge"} and said.get("do_center_crop"):
+    elif given.keys() == {"shortest_edge"} and settings.get("do_center_crop"):
         shape, resized = "shortest edge", given["shortest_edge"]
     else:
         raise ValueError(f"size is {given!r}; what can be done: equal height and width, or shortest_edge and a crop")
     kept = resized
-    if said.get("do_center_crop"):
-        crop = said.get("crop_size", resized)
+    if settings.get("do_center_crop"):
+        crop = settings.get("crop_size", resized)
         sides = set(crop.values()) if isinstance(crop, dict) else {crop}
         kept = sides.pop() if len(sides) == 1 else 0
         if not isinstance(kept, int) or not 0 < kept <= resized:

@@ -88,14 +88,14 @@ class LanguageTokenizer(Tokenizer):
             mask[index, : len(row)] = 1
         return ids, mask
 
-    def opening(self, prompt: str, max_length: int) -> list[int]:
-        """What a text that is written begins with; of T5 no prompt, which its encoder reads (`question`)."""
+    def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
+        """The ids that a generated text begins with; of T5 without the prompt, which its encoder reads."""
         if self.kind == "t5":
             return [self.cls]
         return [self.cls, *self._pieces(prompt.strip())][:max_length]
 
-    def question(self, prompt: str) -> list[int]:
-        """What a T5 reads beside the image before it writes, without the end that comes after; OPT reads nothing."""
+    def encoder_prompt(self, prompt: str) -> list[int]:
+        """The ids of a prompt that a T5's encoder reads beside the image, without its end token; of OPT none."""
         return self._pieces(prompt.strip()) if self.kind == "t5" else []
 
     def decode(self, ids: Iterable[int]) -> str:

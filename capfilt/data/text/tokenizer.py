@@ -82,11 +82,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | StoragePath) -> Tokenizer:
-        """Load "world" (the built-in corpus), or the tokenizer.json or vocab.txt in a folder, beside a .pth, or itself;
-        on a store, too. What lies beside it and says how texts are cut is obeyed.
+        """Load "world" (the built-in vocabulary), or a tokenizer.json or vocab.txt by its path, its folder, or a .pth
+        beside it, on a store too. The configuration files beside it count.
 
         Raises:
-            TextError: nothing of the kind at `source`, or a tokenizer that cannot be obeyed.
+            TextError: none at `source`, or one with settings that are not supported.
         """
         if source == "world":
             from capfilt.data.synthetic import world  # here, not above: only this one vocabulary needs the corpus
@@ -106,8 +106,8 @@ class Tokenizer:
             ) from error
 
     def save(self, folder: StoragePath | str) -> StoragePath:
-        """Write `folder`/vocab.txt, the marks included; and how texts are cut, where that is not as in
-        `bert-base-uncased`. Return the path of the first."""
+        """Write `folder`/vocab.txt, the marks included, and return its path; beside it a tokenizer.json where texts are
+        not cut as `bert-base-uncased` does."""
         path = storage_path(folder) / tokenizer_files.VOCABULARY
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
@@ -116,8 +116,8 @@ class Tokenizer:
             with atomic(path.with_name(tokenizer_files.FULL)) as file:
                 file.write(self.rules.encode("utf-8"))
         if self._names != tokenizer_files.NAMES:
-            said = {f"{role}_token": token for role, token in self._names.items()}
-            write_json(path.with_name(tokenizer_files.SPECIAL), said)
+            names = {f"{role}_token": token for role, token in self._names.items()}
+            write_json(path.with_name(tokenizer_files.SPECIAL), names)
         return path
 
     @property
@@ -133,7 +133,7 @@ class Tokenizer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a `tokenizer_config.json` of transformers says of it."""
+        """Its `tokenizer_config.json` as transformers has it."""
         if self._plain:
             return {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
         names = {f"{role}_token": token for role, token in self._names.items()}
@@ -176,12 +176,12 @@ class Tokenizer:
             mask[index, : len(row)] = 1
         return ids, mask
 
-    def question(self, prompt: str) -> list[int]:
-        """What of a prompt is read by an encoder beside the image: nothing, the text begins with it."""
+    def encoder_prompt(self, prompt: str) -> list[int]:
+        """The ids of a prompt that an encoder reads beside the image: none, the text begins with it."""
         return []
 
-    def opening(self, prompt: str, max_length: int) -> list[int]:
-        """What a text that is written begins with: [DEC], and the prompt without an end."""
+    def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
+        """The ids that a generated text begins with: [DEC], and the prompt without an end."""
         ids, mask = self.encode([prompt], max_length)
         return [self.dec, *ids[0, 1 : int(mask.sum()) - 1].tolist()]
 

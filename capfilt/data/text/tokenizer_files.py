@@ -148,11 +148,11 @@ def numbered(vocab: Sequence[str]) -> dict[str, int]:
 
 
 def _names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The special tokens' names: BERT's, or what the folder says."""
-    said = (read_model_object(folder / SPECIAL) if (folder / SPECIAL).is_file() else {}) | config
+    """The special tokens' names: BERT's, or those that the folder has."""
+    named = (read_model_object(folder / SPECIAL) if (folder / SPECIAL).is_file() else {}) | config
     names = {}
     for role, usual in NAMES.items():
-        given = said.get(f"{role}_token") or usual
+        given = named.get(f"{role}_token") or usual
         given = given.get("content") if isinstance(given, dict) else given
         if not isinstance(given, str):
             raise ValueError(f"{role}_token is {given!r}, which is no token")

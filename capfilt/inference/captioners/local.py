@@ -30,10 +30,10 @@ class LocalCaptioner:
         self.config, self.captions, self.seed, self.round = config, captions, seed, round_
         self.head = blocked_head(self.model)
         check_prompt(self.tokenizer, config)
-        self.prompt = self.tokenizer.opening(config.prompt, config.max_length)
+        self.prompt = self.tokenizer.decoder_prompt(config.prompt, config.max_length)
         if (first := self.model.config.first_token) is not None:  # as in training, whatever the tokenizer says
             self.prompt[0] = first
-        self.question = self.tokenizer.question(config.prompt)
+        self.question = self.tokenizer.encoder_prompt(config.prompt)
         self.context_name: object = object()
         """Under which the image context is kept in a batch of images."""
 

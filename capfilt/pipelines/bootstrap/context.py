@@ -16,7 +16,7 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest
-from capfilt.stages.count_pairs import contents_of
+from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.runner import digests
 from capfilt.storage.paths import StoragePath
 
@@ -83,7 +83,7 @@ class BootstrapContext:
 
     def contents(self, r: int, urls: Sequence[str]) -> dict[str, str]:
         """The sha256 of shards that round `r` reads, by URL."""
-        return contents_of(self.session, urls, self.written_digests(r), self.run.folder.absolute(), self.progress)
+        return shard_digests(self.session, urls, self.written_digests(r), self.run.folder.absolute(), self.progress)
 
     def seed(self, r: int, purpose: str) -> int:
         """A different seed for each training: the rounds must not draw the same noise."""

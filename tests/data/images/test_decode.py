@@ -239,7 +239,7 @@ class TestInspect:
     @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
     def test_a_picture_says_its_size(self, form):
         header = decode.inspect(encoded(picture(), form))
-        assert (header.form, header.width, header.height, header.plain) == (form, 40, 30, True)
+        assert (header.format, header.width, header.height, header.is_plain) == (form, 40, 30, True)
         assert decode.has_end(encoded(picture(), form))
 
     def test_pixels_are_not_decoded(self):
@@ -251,13 +251,13 @@ class TestInspect:
     def test_what_stands_on_its_side_is_not_plain(self, form):
         exif = Image.Exif()
         exif[0x0112] = 6
-        assert not decode.inspect(encoded(picture(), form, exif=exif)).plain
+        assert not decode.inspect(encoded(picture(), form, exif=exif)).is_plain
         exif[0x0112] = 1
-        assert decode.inspect(encoded(picture(), form, exif=exif)).plain
+        assert decode.inspect(encoded(picture(), form, exif=exif)).is_plain
 
     def test_deep_grey_is_not_plain(self):
         grey = Image.fromarray(np.full((3, 3), 1000, np.uint16))
-        assert not decode.inspect(encoded(grey)).plain
+        assert not decode.inspect(encoded(grey)).is_plain
 
     def test_what_is_no_picture(self):
         with pytest.raises(ImageError, match=r"^not an image"):

@@ -52,11 +52,11 @@ def test_what_is_cut_has_no_end(folder: Path) -> None:
 def test_a_space_at_the_end_of_the_prompt_is_no_token(folder: Path) -> None:
     """With it the public code leaves the first word of the caption out of the loss too."""
     tokenizer = LanguageTokenizer.load(folder)
-    opening = tokenizer.opening("a red ", 32)
+    opening = tokenizer.decoder_prompt("a red ", 32)
     whole = tokenizer.encode(["a red square"], 32)[0][0].tolist()
-    assert opening == tokenizer.opening("a red", 32) == whole[: len(opening)]
+    assert opening == tokenizer.decoder_prompt("a red", 32) == whole[: len(opening)]
     assert tokenizer.encode(["a red "], 32)[0].shape[1] - 1 == len(opening)
-    assert tokenizer.opening("", 32) == [tokenizer.cls]
+    assert tokenizer.decoder_prompt("", 32) == [tokenizer.cls]
 
 
 def test_t5_has_an_end_and_no_beginning(folder: Path) -> None:
@@ -64,10 +64,10 @@ def test_t5_has_an_end_and_no_beginning(folder: Path) -> None:
     row = tokenizer.encode(TEXTS[1:2], 32)[0][0].tolist()
     assert row[-1] == tokenizer.sep == 2
     assert tokenizer.decode(row) == TEXTS[1]
-    assert tokenizer.opening("", 32) == [tokenizer.pad]
-    assert tokenizer.opening("a red", 32) == [tokenizer.pad], "a prompt is the encoder's"
-    assert [*tokenizer.question("a red "), tokenizer.sep] == tokenizer.encode(["a red"], 32)[0][0].tolist()
-    assert tokenizer.question("") == LanguageTokenizer.load(folder, "opt").question("a red") == []
+    assert tokenizer.decoder_prompt("", 32) == [tokenizer.pad]
+    assert tokenizer.decoder_prompt("a red", 32) == [tokenizer.pad], "a prompt is the encoder's"
+    assert [*tokenizer.encoder_prompt("a red "), tokenizer.sep] == tokenizer.encode(["a red"], 32)[0][0].tolist()
+    assert tokenizer.encoder_prompt("") == LanguageTokenizer.load(folder, "opt").encoder_prompt("a red") == []
 
 
 def test_it_is_saved_and_found_again(folder: Path, tmp_path: Path) -> None:
@@ -89,5 +89,5 @@ def test_what_is_none_is_said(tmp_path: Path) -> None:
 def test_wordpiece_begins_with_dec() -> None:
     tokenizer = Tokenizer.load("world")
     ids = tokenizer.encode(["a red"], 32)[0][0].tolist()
-    assert tokenizer.opening("a red", 32) == [tokenizer.dec, *ids[1:-1]]
-    assert tokenizer.opening("", 32) == [tokenizer.dec]
+    assert tokenizer.decoder_prompt("a red", 32) == [tokenizer.dec, *ids[1:-1]]
+    assert tokenizer.decoder_prompt("", 32) == [tokenizer.dec]
