@@ -1,4 +1,4 @@
-"""What reaches a Prometheus is tested with one: tests/pipelines/test_monitoring.py."""
+"""What reaches a Prometheus is tested with one: tests/pipelines/together/test_monitoring.py."""
 
 from __future__ import annotations
 

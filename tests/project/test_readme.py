@@ -13,7 +13,7 @@ import typer.main
 
 from capfilt import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([README, *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"])
 HISTORY = [ROOT / "CHANGELOG.md", ROOT / "LOG.md", *sorted(ROOT.glob("benchmarks/*.md"))]
