@@ -26,15 +26,15 @@ ROLES: tuple[ModelRole, ...] = ("captioner", "filter")
 
 
 class SourceType(Protocol):
-    """The class of a source, before its files are there to be read."""
+    """The class of a source: how one is checked and opened."""
 
     @classmethod
     def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
-        """Refuse what does not fit, as far as the recipe and its `architecture` alone tell. RecipeError."""
+        """Refuse what the recipe and the architecture of its `model` show not to fit. Raises RecipeError."""
 
     @classmethod
     def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> RoleSource:
-        """The source itself. RecipeError, ModelError or TextError where its files do not do."""
+        """Return the source after checking its files. RecipeError, ModelError or TextError."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Finetuned:
 
     @classmethod
     def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> Self:
-        """Nothing is there yet but the prompts, which must leave room for a text."""
+        """There is no model yet to be checked; the prompts must leave room for a text."""
         train = config.trainings[role]
         decodes = [config.annotate.decode] if role == "captioner" else []
         check_prompts(config.tokenizer, architecture, {role: train.loader}, decodes)
@@ -71,7 +71,7 @@ class Finetuned:
         return training_plan(self.train)
 
     def compute_request(self) -> ComputeRequest:
-        """A training's."""
+        """A training's request."""
         return ComputeRequest(self.train.precision, self.config.cluster.finetune, training=True)
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
@@ -97,14 +97,14 @@ class Finetuned:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model that lies there already, the same in every round."""
+    """A model that exists before the run, the same in every round."""
 
     folder: StoragePath
     fingerprint: str
 
     @classmethod
     def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
-        """Nothing: whether the model does shows when it is opened, which may download it."""
+        """Nothing yet: reading the model may download it, and `capfilt show` needs no network."""
 
     @classmethod
     def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> Self:
@@ -135,7 +135,7 @@ SOURCES: dict[type, type[SourceType]] = {TrainConfig: Finetuned, PretrainedConfi
 
 
 def check_roles(config: BootstrapConfig, architecture: Architecture) -> None:
-    """Refuse roles that the recipe and its architecture alone show to be impossible. RecipeError."""
+    """Refuse sources that do not fit, before any file of theirs is read. RecipeError."""
     for role in ROLES:
         SOURCES[type(getattr(config, role))].check(config, role, architecture)
 
