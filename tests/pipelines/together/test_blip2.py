@@ -176,7 +176,9 @@ def test_the_second_stage_cannot_be_the_filter(
     models = ["--captioner", stages["second"], "--filter", stages["second"]]
     done = capfilt("annotate", small_world / "human", *models, "--out", tmp_path)
     assert done.code == 2
-    assert "cannot be the filter: it cannot encode_text, fuse" in done.line
+    assert (
+        "cannot be the filter: it cannot encode_text. A filter must be able to encode_image, encode_text" in done.line
+    )
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])
