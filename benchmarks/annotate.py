@@ -41,8 +41,8 @@ from capfilt.evaluation import speed
 from capfilt.inference.annotator import Annotator
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store

@@ -23,11 +23,12 @@ import torch
 from capfilt import presets
 from capfilt.data import shards
 from capfilt.data.synthetic import world
+from capfilt.evaluation.config import EvaluateConfig
 from capfilt.evaluation.eval_set import EvalSet, encode_pairs
-from capfilt.evaluation.evaluate import EvaluateConfig, caption, retrieve
+from capfilt.evaluation.evaluate import caption, retrieve
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import read_architecture
 from capfilt.pipelines.bootstrap.language_model import documents

@@ -27,8 +27,9 @@ from transformers.models.blip.modeling_blip import (
     BlipForQuestionAnswering,
 )
 
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.beam import beam_search
-from capfilt.inference.generation.decode import DecodeConfig, generate
+from capfilt.inference.generation.decode import generate
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.blip.transformers_config import ROLES
 from capfilt.models.checkpoints import store

@@ -15,6 +15,8 @@ from capfilt.errors import UsageError
 if TYPE_CHECKING:
     from capfilt.config import C
     from capfilt.data.policy import PolicyConfig
+    from capfilt.evaluation.config import EvaluateConfig
+    from capfilt.inference.config import AnnotateConfig
     from capfilt.stages.runner import CommandOptions
     from capfilt.storage.paths import StoragePath
     from capfilt.storage.remote_path import RemotePath
@@ -89,6 +91,22 @@ def read_recipe(verb: str, recipe: Location, kind: type[C], sets: Sequence[str])
     from capfilt import presets
 
     return configs.read(presets.find("pipelines", str(recipe), within=verb), kind, sets)
+
+
+def annotate_config(recipe: Location | None, sets: Sequence[str]) -> AnnotateConfig:
+    """How texts are written and scored, checked before torch is imported."""
+    from capfilt import config as configs
+    from capfilt.inference.config import AnnotateConfig
+
+    return configs.named(AnnotateConfig, None if recipe is None else str(recipe), sets)
+
+
+def evaluate_config(sets: Sequence[str]) -> EvaluateConfig:
+    """How a model is evaluated, checked before torch is imported."""
+    from capfilt import config as configs
+    from capfilt.evaluation.config import EvaluateConfig
+
+    return configs.build(EvaluateConfig, sets)
 
 
 def policy(

@@ -72,19 +72,15 @@ def annotate(
         CapfiltError: RecipeError for models or settings that do not fit, RunError for a run folder that does not,
             ShortfallError (with the result in `.result`) where too few images could be annotated, and its other kin.
     """
-    sets = assignments(settings, captions=captions)
-    arguments.check_syntax("annotate", recipe, sets)
-    from capfilt import config as configs
+    config = arguments.annotate_config(recipe, assignments(settings, captions=captions))
     from capfilt.pipelines import annotate as pipeline
     from capfilt.stages import runner
-    from capfilt.stages.annotate import AnnotateConfig
 
     with arguments.driving():
         folder = arguments.run_folder(out, fork)
         if retry is not None:
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
-        config = configs.named(AnnotateConfig, _name(recipe), sets)
         models, show = (str(captioner), str(filter)), progress_of(on_progress, on_log)
         where = arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show)
@@ -290,8 +286,7 @@ def evaluate(
     Raises:
         CapfiltError: ModelError or RecipeError for a model that cannot be evaluated, and its other kin.
     """
-    sets = assignments(settings)
-    arguments.check_syntax("evaluate", None, sets)
+    config = arguments.evaluate_config(assignments(settings))
     from capfilt.pipelines import evaluate as pipeline
 
     name = str(model.model if isinstance(model, PretrainResult) else model)
@@ -299,7 +294,7 @@ def evaluate(
         folder = None if out is None else location(out)
         options = arguments.options(workers=workers, cpus=cpus, gpus=None)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
-        record = pipeline.run(where, name, names_of(shards), sets, folder, show, options)
+        record = pipeline.run(where, name, names_of(shards), config, folder, options, show)
     return EvaluateResult(name, folder, record, record)
 
 

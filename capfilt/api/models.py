@@ -25,13 +25,13 @@ from capfilt.errors import DataError, ImageError, UsageError
 from capfilt.inference.annotator import score_texts
 from capfilt.inference.batches import Images, Pictures
 from capfilt.inference.captioners.local import LocalCaptioner
-from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
+from capfilt.inference.config import AnnotateConfig, Precision
+from capfilt.inference.device import Compute, ability, autocast, choose, local_device
 from capfilt.inference.filters import local_filter
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.oom_backoff import OomBackoff
 from capfilt.inference.roles import check_capabilities
 from capfilt.models.checkpoints import store
-from capfilt.stages.annotate import AnnotateConfig
 from capfilt.storage.paths import StoragePath
 from capfilt.storage.remote_path import RemotePath
 

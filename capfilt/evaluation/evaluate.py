@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from capfilt.config import Config
 from capfilt.data.policy import check_scores
 from capfilt.errors import DataError, RecipeError
+from capfilt.evaluation.config import EvaluateConfig
 from capfilt.evaluation.eval_set import EncodedBatch, EvalSet, UniqueImages, encode_batches
 from capfilt.evaluation.known_truth import ScoredTexts, truth
 from capfilt.evaluation.metrics import captioning, matching, retrieval
@@ -23,29 +22,11 @@ from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.filters import local_filter
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import NEEDS
 
 T = TypeVar("T")
 Figures = dict[str, float]
-
-
-class EvaluateConfig(Config):
-    """How a model is examined."""
-
-    rerank: int = Field(default=0, ge=0)
-    """Retrieval: re-score so many ITC candidates with ITM (BLIP: 256 on COCO); 0 = cosines alone."""
-    decode: DecodeConfig = DecodeConfig(method="greedy")
-    batch_size: int = Field(default=64, ge=1)
-    score: Literal["itm", "itc"] = "itm"
-    """The filter's score by which web texts of known truth are told apart."""
-    threshold: float = 0.5
-    """From which score on such a text counts as kept."""
-
-
-EXECUTION_FIELDS = {"batch_size": True}
-"""What EvaluateConfig says of how figures are computed, and not of which: no part of plan and fingerprint."""
 
 
 def examine(local: LocalModel, urls: Sequence[str], config: EvaluateConfig, device: torch.device) -> dict[str, Any]:

@@ -10,16 +10,12 @@ import contextlib
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from capfilt.config import Config
 from capfilt.errors import ClusterError
-
-Format = Literal["fp32", "bf16"]
-Precision = Literal["auto", "fp32", "bf16"]
-DeviceKind = Literal["cpu", "cuda"]
+from capfilt.inference.config import DeviceKind, Format, Precision
 
 
 class Compute(Config):

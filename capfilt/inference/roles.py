@@ -14,7 +14,7 @@ from capfilt.data.policy import check_scores
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import ModelError, RecipeError
-from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.config import DecodeConfig
 from capfilt.models import Architecture, family_of
 from capfilt.models.checkpoints import store
 from capfilt.storage.paths import StoragePath

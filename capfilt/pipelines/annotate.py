@@ -8,11 +8,12 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.data import shards
+from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.roles import check_captioner, check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.annotate import EXECUTION_FIELDS, AnnotateConfig, AnnotateJob, annotate
+from capfilt.stages.annotate import AnnotateJob, annotate
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath

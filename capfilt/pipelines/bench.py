@@ -29,14 +29,14 @@ from capfilt.errors import UsageError
 from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
 from capfilt.inference.batches import pictures
-from capfilt.inference.device import Compute, Precision, ability, autocast, choose, local_device
-from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.config import AnnotateConfig, DecodeConfig, Precision
+from capfilt.inference.device import Compute, ability, autocast, choose, local_device
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.models.layers.bert import Role
 from capfilt.runs.progress import Progress
-from capfilt.stages.annotate import AnnotateConfig, AnnotateJob, ShardAnnotator, texts_of
+from capfilt.stages.annotate import AnnotateJob, ShardAnnotator, texts_of
 
 STAGES = ("annotate",)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

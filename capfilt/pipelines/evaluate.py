@@ -10,7 +10,7 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.data import shards
-from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig
+from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
 from capfilt.inference.roles import check_any_role
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
@@ -27,13 +27,13 @@ def run(
     address: str,
     model: str,
     specs: Sequence[str],
-    sets: Sequence[str],
+    config: EvaluateConfig,
     out: StoragePath | None,
+    options: CommandOptions,
     show: Progress,
-    options: CommandOptions | None = None,
 ) -> dict[str, Any]:
     """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
-    urls, config = shards.expand(specs), configs.build(EvaluateConfig, sets)
+    urls = shards.expand(specs)
     folder_of_model = store.find(model)
     check_any_role(folder_of_model, config.decode)
     with tempfile.TemporaryDirectory() as scratch:
@@ -42,7 +42,7 @@ def run(
         plan = {"verb": "evaluate", **settings, "model": store.fingerprint(folder_of_model), "shards": urls}
         opened = Run.open(folder, configs.to_yaml(config), plan)
         with connect(address) as session:
-            worker = (options or CommandOptions(gpus=None)).resources(session)
+            worker = options.resources(session)
             compute = decide(session, opened, {"evaluate": ComputeRequest("fp32", worker)}, show)["evaluate"]
             job = EvaluateJob(
                 out=folder,

@@ -12,13 +12,12 @@ from capfilt.cluster.session import Session, connect
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, check_scores
 from capfilt.errors import DataError, UsageError
-from capfilt.inference.device import Precision
+from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
-from capfilt.stages.annotate import AnnotateConfig
 from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests

@@ -11,7 +11,6 @@ from itertools import islice, zip_longest
 from typing import Any, ClassVar, TypeGuard
 
 import torch
-from pydantic import Field, model_validator
 
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
@@ -25,9 +24,9 @@ from capfilt.data.shards.members import MemberCounts
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Pictures, pictures
 from capfilt.inference.captioners.local import LocalCaptioner
-from capfilt.inference.device import Compute, Precision, autocast
+from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
+from capfilt.inference.device import Compute, autocast
 from capfilt.inference.filters import local_filter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer, timed
 from capfilt.runs import deadline, quarantine
@@ -38,35 +37,6 @@ from capfilt.runs.tally import NO_TEXT, Tally
 from capfilt.stages.bisect import Splittable, version_of
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import StoragePath
-
-
-class AnnotateConfig(Config):
-    """How texts are written and scored. CapFilt: one nucleus sample per image (BLIP section 4.1)."""
-
-    folder: ClassVar[str] = "annotate"
-
-    captions: int = Field(default=1, ge=1, le=1000)
-    """Synthetic texts per image; BLIP-2 takes 10."""
-    decode: DecodeConfig = DecodeConfig()
-    batch_size: int = Field(default=64, ge=1)
-    """Images at a time. A run may go on with another number; docs/promises.md says what that changes."""
-    max_length: int = Field(default=35, ge=4)
-    """Tokens of a text that is scored; BLIP scores with 35."""
-    precision: Precision = "auto"
-    """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
-
-    @model_validator(mode="after")
-    def _enough(self) -> AnnotateConfig:
-        if self.decode.method == "beam" and self.captions > self.decode.beams:
-            raise ValueError(
-                f"captions {self.captions} of {self.decode.beams} beams: decode.beams must be at least as many"
-            )
-        return self
-
-
-EXECUTION_FIELDS = {"batch_size": True, "precision": True}
-"""What AnnotateConfig says of how texts are computed and not of which: no part of plan and fingerprint. In their place
-stands the format that was chosen, in `AnnotateJob.compute`. As what pydantic leaves out."""
 
 
 class AnnotateJob(Config):

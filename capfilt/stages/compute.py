@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from capfilt.cluster.nodes import run_on_nodes
 from capfilt.cluster.session import Session
 from capfilt.errors import RunError
-from capfilt.inference.device import Ability, Compute, DeviceKind, Precision, ability, choose, local_device
+from capfilt.inference.config import DeviceKind, Precision
+from capfilt.inference.device import Ability, Compute, ability, choose, local_device
 from capfilt.printable import short_repr
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run

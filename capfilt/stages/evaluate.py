@@ -10,7 +10,8 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.evaluation.evaluate import EXECUTION_FIELDS, EvaluateConfig, examine
+from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
+from capfilt.evaluation.evaluate import examine
 from capfilt.evaluation.known_truth import ScoredTexts, truths
 from capfilt.inference.device import Compute
 from capfilt.inference.local_model import LocalModel

@@ -12,7 +12,8 @@ from capfilt.data.images.augment import AugmentConfig
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.inference.device import Compute, Precision
+from capfilt.inference.config import Precision
+from capfilt.inference.device import Compute
 from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.objectives.config import ObjectivesConfig

@@ -102,7 +102,9 @@ LIGHT = (
     "pretrain absent.yaml --out o", "show nowhere",
     "show demo --set seed", "annotate s --captioner c --filter f --out o --recipe nowhere", "annotate",
     "select s --annotations a --out o --set treshold=1", "select s --annotations a --out o --set threshold=some",
-    "evaluate m s --set rerank", "download l --out o --set size=1", "download l --out o --workers -2",
+    "evaluate m s --set rerank", "evaluate m s --set rank=1",
+    "annotate s --captioner c --filter f --out o --set caption=2",
+    "download l --out o --set size=1", "download l --out o --workers -2",
     "status nowhere", "verify nowhere",
     "explain nowhere k", "report nowhere", "review nowhere",
 )  # fmt: skip

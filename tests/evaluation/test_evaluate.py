@@ -14,8 +14,8 @@ from capfilt.data.synthetic.world import WorldConfig, write
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError
 from capfilt.evaluation import evaluate, known_truth
+from capfilt.evaluation.config import EvaluateConfig
 from capfilt.evaluation.eval_set import EvalSet, encode_batches, encode_pairs
-from capfilt.evaluation.evaluate import EvaluateConfig
 from capfilt.evaluation.known_truth import ScoredTexts
 from capfilt.evaluation.metrics import matching, retrieval
 from capfilt.inference.filters.fusion import FusionFilter

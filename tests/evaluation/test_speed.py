@@ -13,8 +13,8 @@ from capfilt.evaluation.speed import Load
 from capfilt.inference.annotator import Annotator
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
 from capfilt.models.layers.vit import VisionConfig

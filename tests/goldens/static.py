@@ -132,13 +132,14 @@ def _configs() -> dict[str, type]:
     from capfilt.downloading.http.client import Limits
     from capfilt.downloading.http.politeness import Politeness
     from capfilt.downloading.plans import Pass
-    from capfilt.evaluation.evaluate import EvaluateConfig
+    from capfilt.evaluation.config import EvaluateConfig
+    from capfilt.inference.config import AnnotateConfig
     from capfilt.models import Blip2Config, BlipConfig
     from capfilt.pipelines.bench import BenchConfig
     from capfilt.pipelines.bootstrap.config import BootstrapConfig
     from capfilt.pipelines.bootstrap.language_model import LanguageJob
     from capfilt.pipelines.pretrain import PretrainConfig
-    from capfilt.stages.annotate import AnnotateConfig, AnnotateJob
+    from capfilt.stages.annotate import AnnotateJob
     from capfilt.stages.calibrate import CalibrateJob
     from capfilt.stages.count_pairs import RowsJob
     from capfilt.stages.download import DownloadJob, DownloadOptions

@@ -17,9 +17,9 @@ from capfilt.errors import RunError
 from capfilt.inference.annotator import Annotator, Text, same_context
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel, same_vision
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip

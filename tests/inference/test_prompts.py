@@ -11,7 +11,7 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.data.loading.config import LoaderConfig
 from capfilt.errors import RecipeError
-from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.roles import check_prompts
 from capfilt.models import BlipConfig
 

@@ -9,7 +9,7 @@ import pytest
 
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError, RecipeError
-from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.roles import (
     check_any_role,
     check_capabilities,

@@ -25,15 +25,14 @@ from capfilt.data.loading.config import Source
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError, RunError, UsageError
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import AnnotateConfig, DecodeConfig
 from capfilt.inference.device import Compute
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.pipelines import annotate, evaluate, export
 from capfilt.runs.progress import Progress
-from capfilt.stages.annotate import AnnotateConfig
 from capfilt.stages.runner import CommandOptions
 from capfilt.training.loop import TrainConfig, TrainJob, train
 

@@ -8,12 +8,12 @@ import torch
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.data.policy import PolicyConfig
+from capfilt.inference.config import AnnotateConfig
 from capfilt.models import Architecture, build, read_architecture
 from capfilt.pipelines import pretrain
 from capfilt.pipelines.bootstrap import checks
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.inspect import show
-from capfilt.stages.annotate import AnnotateConfig
 from capfilt.training.optimizer import learning_rate
 
 COUNTS = {

@@ -12,7 +12,8 @@ import pytest
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.errors import RunError
-from capfilt.inference.device import Ability, Compute, Precision
+from capfilt.inference.config import Precision
+from capfilt.inference.device import Ability, Compute
 from capfilt.runs.locking import lock
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, fork

@@ -11,8 +11,9 @@ from torch import Tensor
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
 from capfilt.inference.batches import Images
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.beam import beam_search
-from capfilt.inference.generation.decode import DecodeConfig, generate, uniforms
+from capfilt.inference.generation.decode import generate, uniforms
 from capfilt.inference.generation.output_layer import blocked_head
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import check_prompt

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capfilt.inference.generation.decode import MIN_ROWS, DecodeConfig, FiniteLogits, copies, is_poll_step
+from capfilt.inference.config import DecodeConfig
+from capfilt.inference.generation.decode import MIN_ROWS, FiniteLogits, copies, is_poll_step
 from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head

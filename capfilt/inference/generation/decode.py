@@ -9,52 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from capfilt.config import Config
 from capfilt.errors import ModelError
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.sampling import nucleus, penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
-
-
-class DecodeConfig(Config):
-    """How a captioner writes. CapFilt: nucleus sampling with p = 0.9 (BLIP section 4.2)."""
-
-    method: Literal["nucleus", "greedy", "beam"] = "nucleus"
-    """Nucleus draws, and writes other texts for other seeds; greedy and beam search give each image its one answer.
-    BLIP's figures for captioning are of beam search (section 5.2)."""
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    """Nucleus: draw from the smallest set of tokens whose probabilities reach this."""
-    top_k: int = Field(default=0, ge=0)
-    """Nucleus: at most so many tokens; 0 = no limit. (The public BLIP script has 50 here without saying so.)"""
-    temperature: float = Field(default=1.0, gt=0)
-    beams: int = Field(default=3, ge=1)
-    """Beam search: how many texts of an image grow at a time; at most so many `captions` can be had."""
-    length_penalty: float = 1.0
-    """Beam search: a text's log-probability is divided by its length to this power; above 0, longer texts gain."""
-    repetition_penalty: float = Field(default=1.0, ge=1)
-    """Divides the positive logits of tokens already there (the prompt's too), multiplies the negative ones; 1 = none.
-    (The public BLIP script has 1.1 here when it draws.)"""
-    min_length: int = Field(default=5, ge=1)
-    """Tokens of prompt and text before the text may end."""
-    max_length: int = Field(default=30, ge=3)
-    """Tokens of prompt and text at most, with [DEC]."""
-    prompt: str = ""
-    """What the text begins with; not part of what is returned. Public captioners were fine-tuned with "a picture of
-    "."""
-
-    @model_validator(mode="after")
-    def _lengths(self) -> DecodeConfig:
-        if self.min_length >= self.max_length:
-            raise ValueError(f"min_length {self.min_length} is not below max_length {self.max_length}")
-        return self
 
 
 def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np.ndarray:

@@ -12,10 +12,10 @@ from pydantic import Discriminator, Field, Tag
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
-from capfilt.evaluation.evaluate import EvaluateConfig
+from capfilt.evaluation.config import EvaluateConfig
+from capfilt.inference.config import AnnotateConfig
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.data import DataConfig
-from capfilt.stages.annotate import AnnotateConfig
 from capfilt.stages.train import TrainResources
 from capfilt.training.config import TrainConfig
 from capfilt.training.language_model import TeachConfig

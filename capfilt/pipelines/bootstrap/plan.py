@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capfilt.evaluation import evaluate
+from capfilt.evaluation import config as evaluation_config
+from capfilt.inference import config as inference_config
 from capfilt.models import Architecture
 from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.blip2_stages import stage_name
@@ -16,7 +17,6 @@ from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import RoleSource
 from capfilt.pipelines.bootstrap.data import input_names
 from capfilt.pipelines.bootstrap.role_sources import training_plan
-from capfilt.stages import annotate
 from capfilt.stages.compute import ComputeRequest
 
 
@@ -33,8 +33,8 @@ def plan_of(
         "rounds": True,
         "cluster": True,
         "data": {"download": {"manners": True, "thread_count": True}},
-        "annotate": annotate.EXECUTION_FIELDS,
-        "evaluate": evaluate.EXECUTION_FIELDS,
+        "annotate": inference_config.EXECUTION_FIELDS,
+        "evaluate": evaluation_config.EXECUTION_FIELDS,
     }
     plan = config.model_dump(mode="json", exclude=exclude)
     plan["pretrain"] = training_plan(config.pretrain)

@@ -9,12 +9,12 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
+from capfilt.inference.config import AnnotateConfig
 from capfilt.models import FAMILIES, read_architecture
 from capfilt.pipelines import pretrain
 from capfilt.pipelines.bootstrap import checks
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
-from capfilt.stages.annotate import AnnotateConfig
 
 KINDS: dict[str, tuple[type[Config], ...]] = {
     "bootstrap": (BootstrapConfig,),

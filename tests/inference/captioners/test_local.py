@@ -8,7 +8,7 @@ from torch import Tensor
 
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.captioners.local import LocalCaptioner
-from capfilt.inference.generation.decode import DecodeConfig
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import NEEDS
 from capfilt.models import Blip

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation import beam
 from capfilt.inference.generation.beam import beam_search
-from capfilt.inference.generation.decode import DecodeConfig, generate
+from capfilt.inference.generation.decode import generate
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
 from capfilt.models.layers.image_context import ImageContext

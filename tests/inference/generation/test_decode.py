@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation import decode
 from capfilt.inference.generation.beam import beam_search
-from capfilt.inference.generation.decode import DecodeConfig, generate, next_token, uniforms
+from capfilt.inference.generation.decode import generate, next_token, uniforms
 from capfilt.models import Blip, Blip2
 
 MakeBlip = Callable[..., Blip]

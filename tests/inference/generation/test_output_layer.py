@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.device import autocast
-from capfilt.inference.generation.decode import DecodeConfig, generate
+from capfilt.inference.generation.decode import generate
 from capfilt.inference.generation.output_layer import LARGE, blocked_head
 from capfilt.models import Blip
 

@@ -11,10 +11,10 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
+from capfilt.inference.config import AnnotateConfig
 from capfilt.models import FAMILIES, ArchitectureConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
-from capfilt.stages.annotate import AnnotateConfig
 
 KINDS: dict[str, type[Config]] = {
     "bootstrap": BootstrapConfig,

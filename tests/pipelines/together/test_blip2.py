@@ -20,9 +20,9 @@ from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.config import DecodeConfig
 from capfilt.inference.device import Compute
 from capfilt.inference.filters.fusion import FusionFilter
-from capfilt.inference.generation.decode import DecodeConfig
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip2, read_architecture
 from capfilt.models.checkpoints import store

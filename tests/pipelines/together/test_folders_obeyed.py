@@ -22,13 +22,13 @@ from capfilt.data import annotations, shards
 from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError, ModelError, RecipeError, TextError
+from capfilt.inference.config import AnnotateConfig
 from capfilt.inference.roles import preprocess_for
 from capfilt.models.checkpoints import files, store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines import annotate, evaluate, export
 from capfilt.runs.progress import Progress
 from capfilt.stages import train
-from capfilt.stages.annotate import AnnotateConfig
 from capfilt.stages.runner import CommandOptions
 
 TEXTS = [

@@ -1,0 +1,27 @@
+"""How models are evaluated: a config, checked without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from capfilt.config import Config
+from capfilt.inference.config import DecodeConfig
+
+
+class EvaluateConfig(Config):
+    """How a model is examined."""
+
+    rerank: int = Field(default=0, ge=0)
+    """Retrieval: re-score so many ITC candidates with ITM (BLIP: 256 on COCO); 0 = cosines alone."""
+    decode: DecodeConfig = DecodeConfig(method="greedy")
+    batch_size: int = Field(default=64, ge=1)
+    score: Literal["itm", "itc"] = "itm"
+    """The filter's score by which web texts of known truth are told apart."""
+    threshold: float = 0.5
+    """From which score on such a text counts as kept."""
+
+
+EXECUTION_FIELDS = {"batch_size": True}
+"""What EvaluateConfig says of how figures are computed, and not of which: no part of plan and fingerprint."""
