@@ -51,9 +51,9 @@ class ArchitectureConfig(Config, ABC):
         """How many entries a tokenizer may have, special tokens included."""
 
     @property
-    @abstractmethod
     def max_positions(self) -> int:
         """Tokens of a text at most."""
+        return 512
 
     @property
     @abstractmethod
@@ -61,14 +61,14 @@ class ArchitectureConfig(Config, ABC):
         """About how many numbers a model learns; norms and biases are not counted."""
 
     @property
-    @abstractmethod
     def num_layers(self) -> int:
-        """Layers of all towers: a file of weights has at least as many tensors."""
+        """Layers of all towers, of which a file of weights has a tensor each at least."""
+        return 0
 
     @property
-    @abstractmethod
     def vision_depth(self) -> int:
-        """Blocks of the vision tower, whose activations can be recomputed."""
+        """Blocks of the vision tower whose activations can be recomputed."""
+        return 0
 
     @property
     def feature_width(self) -> int:
@@ -95,9 +95,20 @@ class ArchitectureConfig(Config, ABC):
         """Whether the vision tower is frozen, so that its features of a picture can be kept."""
         return False
 
-    @abstractmethod
     def changed(self, **changes: object) -> Self:
-        """The same with some fields set otherwise, whichever part has them: image_size, roles, dropout, ..."""
+        """The same with some fields set otherwise, its own and those of its parts: roles, image_size, dropout, ..."""
+        known: dict[str, object] = {}
+        update: dict[str, object] = {}
+        for name in type(self).model_fields:
+            part = getattr(self, name)
+            if isinstance(part, Config):
+                mine = {key: value for key, value in changes.items() if key in type(part).model_fields}
+                update[name] = part.model_copy(update=mine) if mine else part
+                known |= mine
+            elif name in changes:
+                update[name] = known[name] = changes[name]
+        assert not changes.keys() - known.keys(), f"no such part of an architecture: {changes.keys() - known.keys()}"
+        return self.model_copy(update=update)
 
     def for_role(self, role: ModelRole) -> Self:
         """The same with the parts alone that a role needs."""
@@ -325,10 +336,10 @@ class Family:
     name: str
     config: type[ArchitectureConfig]
     build: Callable[[Any], Model]
-    blocks: tuple[Block, ...]
-    continued: Callable[[Any, ArchitectureConfig, Tensors, object], Model]
+    blocks: tuple[Block, ...] = ()
+    continued: Callable[[Any, Any, Tensors, object], Model] | None = None
     """A model that goes on from a saved one: (its architecture, the saved one's, the saved tensors, their source).
-    ModelError where more is missing than may start fresh."""
+    ModelError where more is missing than may start fresh. None: from one of the same shape alone."""
     preprocess: Preprocess = BLIP_PREPROCESS
     """How pictures are wanted where a model's folder does not say."""
     initial: Mapping[str, InitialPart] = field(default_factory=dict)

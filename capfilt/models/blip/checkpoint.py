@@ -248,9 +248,7 @@ class BlipTransformers(TransformersFormat):
 
 def continued(config: BlipConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Blip:
     """The saved model with the parts and at the picture size that the new architecture has."""
-    model = load_whole(Blip, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
-    assert isinstance(model, Blip)
-    return model
+    return load_whole(Blip, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
 
 
 def vision_from(model: Blip, source: str) -> set[str]:

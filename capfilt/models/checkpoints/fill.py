@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from capfilt.models.checkpoints import key_maps
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import ArchitectureConfig, Model
+
+M = TypeVar("M", bound=Model)
 
 
 def own_names(model: Model) -> list[str]:
@@ -40,7 +42,7 @@ def refuse_misfit(model: Model, tensors: Mapping[str, Tensor], source: object) -
     key_maps.refuse(source, [("missing", missing), ("of another shape", misshapen)])
 
 
-def load_whole(build: Callable[[Any], Model], config: ArchitectureConfig, tensors: Tensors, source: object) -> Model:
+def load_whole(build: Callable[[Any], M], config: ArchitectureConfig, tensors: Tensors, source: object) -> M:
     """A model of this architecture with saved tensors, those that it does not have left behind, positions interpolated.
 
     Raises:

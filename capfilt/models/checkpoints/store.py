@@ -103,7 +103,10 @@ def load_continued(path: StoragePath, config: ArchitectureConfig) -> Model:
     """
     path = local_copy(path)
     saved, tensors = read(path)
-    return family_of(config).continued(config, saved, tensors, path)
+    family = family_of(config)
+    if family.continued is None:
+        return load_whole(family.build, config, tensors, path)
+    return family.continued(config, saved, tensors, path)
 
 
 def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Self
 
-from capfilt.config import Config
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import ArchitectureConfig, ModelRole
 from capfilt.models.layers.bert import BertConfig, Role
@@ -59,21 +58,6 @@ class TowersConfig(ArchitectureConfig):
         """The shape of each tower; a vision tower may be used at another picture size."""
         vision = {name: getattr(self.vision, name) for name in (*_SHAPE, "patch_size")}
         return {"vision": vision, "text": {name: getattr(self.text, name) for name in _SHAPE}}
-
-    def changed(self, **changes: object) -> Self:
-        """The same with some fields set otherwise: those of the towers, and of the architecture itself."""
-        known: dict[str, object] = {}
-        update: dict[str, object] = {}
-        for name in type(self).model_fields:
-            part = getattr(self, name)
-            if isinstance(part, Config):
-                mine = {key: value for key, value in changes.items() if key in type(part).model_fields}
-                update[name] = part.model_copy(update=mine) if mine else part
-                known |= mine
-            elif name in changes:
-                update[name] = known[name] = changes[name]
-        assert not changes.keys() - known.keys(), f"no such part of an architecture: {changes.keys() - known.keys()}"
-        return self.model_copy(update=update)
 
     def for_role(self, role: ModelRole) -> Self:
         """The same with the one part of the text stack that a role needs."""
