@@ -146,7 +146,7 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
         raise UsageError("--out is needed: a job's paths are the cluster's. Give one that every machine there sees.")
     if given.get("watch"):
         raise UsageError(
-            "--watch looks at a folder that this machine sees. With an http address look once, or follow the job: "
+            "--watch looks at a folder that this machine sees. With an http address leave it out, or follow the job: "
             "`capfilt jobs ID`."
         )
     pipeline.check_absolute({_PATH_OPTIONS[name]: given[name] for name in _PATH_OPTIONS if given.get(name)})
@@ -166,8 +166,8 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
 def _recipe(verb: str, given: dict[str, Any]) -> Config:
     from capfilt.pipelines.inspect import show
 
-    own = [] if given.get("rounds") is None else [f"rounds={given['rounds']}"]
-    return read_recipe(verb, given["recipe"], show.KINDS[verb][0], [*(given["sets"] or ()), *own])
+    rounds = [] if given.get("rounds") is None else [f"rounds={given['rounds']}"]
+    return read_recipe(verb, given["recipe"], show.KINDS[verb][0], [*(given["sets"] or ()), *rounds])
 
 
 def _words(context: typer.Context, without: set[str]) -> list[str]:

@@ -37,6 +37,12 @@ class Calibration(StrEnum):
     labels = "labels"
 
 
+CalibrateOn = Annotated[
+    Calibration | None,
+    typer.Option("--calibrate", help="labels: set the threshold on the labels that people gave in `capfilt review`."),
+]
+
+
 def bootstrap(
     recipe: Annotated[str, typer.Argument(help="A preset of pipelines/bootstrap/, or a YAML.")] = "demo",
     rounds: Annotated[
@@ -173,12 +179,7 @@ def select(
     ] = None,
     val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
     filter_: Annotated[str | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
-    by: Annotated[
-        Calibration | None,
-        typer.Option(
-            "--calibrate", help="labels: set the threshold on the labels that people gave in `capfilt review`."
-        ),
-    ] = None,
+    by: CalibrateOn = None,
     workers: Workers = 0,
     cpus: Cpus = None,
     min_success: MinSuccess = 0,
