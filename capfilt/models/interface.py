@@ -1,4 +1,4 @@
-"""What every model family agrees on: what its architecture says of itself, what its models are asked, what it brings.
+"""What every model family agrees on: what its architecture says of itself, what its models can do, what belongs to it.
 
 A family is one `Family` (in the `__init__` of its folder) and one line in `capfilt/models/registry.py`. The rooms above
 know these classes alone: whoever wants to know what a model can do asks for its `capabilities`, never for its class.
@@ -37,7 +37,7 @@ class ArchitectureConfig(Config, ABC):
     @property
     @abstractmethod
     def capabilities(self) -> frozenset[str]:
-        """What a model of this architecture can be asked, known before anything is built: encode_image, encode_text,
+        """What a model of this architecture can do, known before anything is built: encode_image, encode_text,
         fuse (score a text beside an image), decode (write a text), answer (a question)."""
 
     @property
@@ -139,7 +139,7 @@ class FrozenTower(NamedTuple):
 
 
 class Model(nn.Module):
-    """A model of any family. A method that its architecture's `capabilities` do not promise is not there to be asked.
+    """A model of any family. A method that its architecture's `capabilities` do not name is not for it.
 
     Shape letters: B rows, T text positions, N image tokens, D width, P projection, V vocabulary, S side of a picture.
     """
@@ -152,7 +152,7 @@ class Model(nn.Module):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this model can be asked."""
+        """What this model can do."""
         return self.config.capabilities
 
     @property
@@ -249,7 +249,7 @@ class Model(nn.Module):
         self._cannot("decode")
 
     def _cannot(self, what: str) -> NoReturn:
-        raise NotImplementedError(f"a model of the family {self.config.family} was asked to {what}")
+        raise AssertionError(f"a model of the family {self.config.family} cannot {what}")
 
 
 class TransformersFormat(ABC):

@@ -1,1 +1,1 @@
-"""What is asked of models: each objective is a function of tensors; `step.py` asks several in one forward pass."""
+"""Objectives: losses as functions of tensors, and the tasks that sum several of them in one forward pass."""

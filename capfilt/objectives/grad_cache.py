@@ -53,9 +53,9 @@ class CachedStep:
         for rows in self.rows:
             self.before.append(Draws(self.images.device))
             with self.precision():
-                found = self._through(rows)
-            tokens.append(found[0])
-            text += found[1:]
+                towers = self._through(rows)
+            tokens.append(towers[0])
+            text += towers[1:]
         return torch.cat(tokens), torch.cat(text) if text else None
 
     def _through(self, rows: slice) -> list[Tensor]:

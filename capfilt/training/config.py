@@ -1,4 +1,4 @@
-"""What a training is told: how long and how, of which model, on which data."""
+"""The configuration of a training: how long and how, which model, which data."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class TrainConfig(Config):
     keep_momentum: bool = False
     """Leave the momentum copy and the queues beside the model, for a fine-tuning that goes on with them."""
     features: bool | Path = False
-    """BLIP-2: keep what the frozen tower sees of each image on disk, and look once only: true (in `features/` of the
-    run folder, or of the round) or a folder that several trainings share. An image takes N x D numbers in the format
-    `frozen` of the architecture: 724 kB of ViT-g at 224 px. Not with pictures that are changed at random."""
+    """BLIP-2: keep what the frozen tower sees of each image on disk, and compute it once only: true (in `features/` of
+    the run folder, or of the round) or a folder that several trainings share. An image takes N x D numbers in the
+    format `frozen` of the architecture: 724 kB of ViT-g at 224 px. Not with pictures that are changed at random."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between two states on disk: what a kill costs at most."""
     checkpoints: int = Field(default=2, ge=1)

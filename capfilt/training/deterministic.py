@@ -1,4 +1,4 @@
-"""Trainings that give the same weights each time: what torch must be told, and what it may not do then."""
+"""Trainings that give the same weights each time: what torch must be set to, and what it may not do then."""
 
 from __future__ import annotations
 

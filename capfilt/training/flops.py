@@ -50,10 +50,10 @@ class Speed:
 
 def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
     """FLOP/s that a GPU of this name can do at most in this format; None where the table has it not."""
-    found = gpu.replace("-", " ").split()  # NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3
-    if "NVL" in found:
+    words = gpu.replace("-", " ").split()  # NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3
+    if "NVL" in words:
         return None
-    return next((peaks[dtype] for name, peaks in PEAKS.items() if all(word in found for word in name.split())), None)
+    return next((peaks[dtype] for name, peaks in PEAKS.items() if all(word in words for word in name.split())), None)
 
 
 def step_flops(architecture: Architecture, objectives: TaskConfig, pairs: int, tokens: int) -> int:

@@ -28,14 +28,14 @@ PROGRESS = "features.json"
 """How many shards are done, beside a training's log."""
 BATCH = 64
 PATIENCE = timedelta(days=30)
-"""How long a rank waits for the slowest: a large tower looks for hours. Whoever started the ranks sees a dead one."""
+"""How long a rank waits for the slowest: a large tower takes hours. Whoever started the ranks sees a dead one."""
 
 
 def prepare(
     model: Model,
     sources: Sequence[Source],
     folder: Path,
-    told: StoragePath,
+    progress: StoragePath,
     device: torch.device,
     contents: Mapping[str, str] | None = None,
 ) -> Features:
@@ -43,7 +43,7 @@ def prepare(
 
     Shards are known by their sha256 where `contents` has it by their urls, else by size and time.
     A file appears whole or not at all, so a training that was killed goes on with the next shard. Rank 0 tells in
-    `told` how far it is.
+    `progress` how far it is.
 
     Raises:
         ModelError: a model whose tower is trained.
@@ -63,11 +63,11 @@ def prepare(
     frozen.module.to(device)
     for done, url in enumerate(mine):
         if data_parallel.rank() == 0:
-            write_json(told / PROGRESS, {"done": done, "of": len(mine)})
+            write_json(progress / PROGRESS, {"done": done, "of": len(mine)})
         features.write(files[url], encoded(frozen, url, model.config.image_size, device))
     data_parallel.barrier(PATIENCE)
     if data_parallel.rank() == 0:
-        remove_file(told / PROGRESS)
+        remove_file(progress / PROGRESS)
     if gone := [url for url in urls if not files[url].is_file()]:
         raise DataError(f"{folder} lacks the features of {gone[0]}: it must be a folder that all processes see")
     return Features(files)

@@ -3,7 +3,7 @@
 What the paper freezes has read the web, and with it that what came before tells what comes next; queries in front of
 a text are listened to for that reason. A small model that read single texts never met anything before a text that was
 worth a look, and writes the same beside every image. So texts are read as documents: all texts of an image, one after
-another, in an order of their own each time. Nothing of this is BLIP-2's; it stands where OPT-2.7B stands.
+another, in another order each time. Nothing of this is BLIP-2's; it stands where OPT-2.7B stands.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TeachConfig(Config):
 def teach(
     folder: Path, language: LanguageConfig, documents: Sequence[Sequence[str]], config: TeachConfig, seed: int
 ) -> float:
-    """Write a model that has read these documents, with a byte-level BPE of its own, as transformers lays both out.
+    """Write a model that has read these documents, with a byte-level BPE trained on them, in transformers' layout.
 
     Returns: the loss of its last step in nats a token; 0 where there was none.
 
@@ -60,11 +60,11 @@ def teach(
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
         ids = rows(read, config.batch_size, length, draw)
-        told = model(input_ids=ids, labels=ids).loss
+        output = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
-        told.backward()
+        output.backward()
         optimizer.step()
-        loss = told.item()
+        loss = output.item()
     model.eval().save_pretrained(folder)
     tokenizer.save(folder)
     return loss

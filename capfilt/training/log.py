@@ -36,7 +36,7 @@ OnLog = Callable[[dict[str, Any]], None]
 
 
 class StepLog:
-    """Means of the losses, one JSON line every `log_every` steps, written by rank 0 and told to `on_line`.
+    """Means of the losses, one JSON line every `log_every` steps, written by rank 0 and passed to `on_line`.
 
     Lines past step `done` tell of steps that a kill undid and that are done again: they are taken out.
     """
@@ -57,7 +57,7 @@ class StepLog:
         self.spoilt: list[tuple[int, tuple[str, ...]]] = []
         self.since = time.perf_counter()
         self.waited = 0.0
-        self.asked: dict[str, Tensor] = {}
+        self.since_mean: dict[str, Tensor] = {}
         self.taken = 0
         self.resumed = done
         self.unsaved = 0
@@ -90,12 +90,12 @@ class StepLog:
         return time.perf_counter()
 
     def mean_loss(self) -> float | None:
-        """The mean of the total loss since this was asked before, for `keep_best`; None where no step was taken.
+        """The mean of the total loss since this was called before, for `keep_best`; None where no step was taken.
 
         Every rank asks at the same step.
         """
-        sums, taken = self.asked, self.taken
-        self.asked, self.taken = {}, 0
+        sums, taken = self.since_mean, self.taken
+        self.since_mean, self.taken = {}, 0
         if not sums:
             return None
         weights = self.config.objectives.losses
@@ -112,7 +112,7 @@ class StepLog:
             value = value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             if self.config.keep_best:
-                self.asked[name] = self.asked[name] + value if name in self.asked else value
+                self.since_mean[name] = self.since_mean[name] + value if name in self.since_mean else value
         self.count += 1
         self.taken += 1
         self.unreadable += unreadable
@@ -136,8 +136,8 @@ class StepLog:
         path, every = self.path.with_name(NOT_FINITE), data_parallel.of_all(self.spoilt)
         if data_parallel.rank() == 0:
             batches = [
-                {"step": own[0][0], "uids": [uid for _, uids in own for uid in uids]}
-                for own in zip(*every, strict=True)
+                {"step": skipped[0][0], "uids": [uid for _, uids in skipped for uid in uids]}
+                for skipped in zip(*every, strict=True)
             ]
             write_json(path, {"step": step, "batches": batches})
         data_parallel.barrier()  # the first rank to raise ends the others
@@ -190,7 +190,7 @@ class StepLog:
         if not self.warned:
             logging.getLogger(__name__).warning(
                 "step %d: itm has stood at %.4f since step %d, which is guessing: lower optimizer.lr, "
-                "raise loader.batch_size, or look whether the texts belong to the images",
+                "raise loader.batch_size, or check whether the texts belong to the images",
                 step, TRIVIAL_LOSS, self.alarm.moved,
             )  # fmt: skip
         self.warned = True

@@ -83,13 +83,13 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     task.to(device)
     gradients = Gradients(task, job.execution, device, job.compute.dtype)
     optimizer = make_optimizer(task, job.train.optimizer)
-    own = identity(job, tokenizer, loader, task.model) if data_parallel.rank() == 0 else {}
+    identities = identity(job, tokenizer, loader, task.model) if data_parallel.rank() == 0 else {}
     kept = (job.train.checkpoints, job.train.keep_best, gradients.sharded, origins(job), job.train.steps)
-    with closing(States(job.out, own, *kept)) as states:
+    with closing(States(job.out, identities, *kept)) as states:
         done = states.resume(task, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
             run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
-        states.settle()
+        states.finish()
         data_parallel.barrier()
         leave(job, task, optimizer, tokenizer, states, log.mean_loss())
     data_parallel.barrier()
@@ -97,12 +97,12 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
 
 def origins(job: TrainJob) -> list[StoragePath]:
     """The folders of the same training in the run that this one's was forked from, in that one's, and so on."""
-    found: list[StoragePath] = []
+    folders: list[StoragePath] = []
     ledger = Ledger(job.out.parent, job.out.name).forked_from
     while ledger is not None:
-        found.append(ledger.folder / job.out.name)
+        folders.append(ledger.folder / job.out.name)
         ledger = ledger.forked_from
-    return found
+    return folders
 
 
 def leave(

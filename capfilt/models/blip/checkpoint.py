@@ -151,7 +151,7 @@ def _from_shapes(tensors: Tensors, source: object) -> BlipConfig:
 def shared(tensors: Tensors) -> Share:
     """Which way of sharing the values of both stacks allow: the one that keeps the fewest parts apart."""
     apart = frozenset(part for part, table in BERT.items() if _differ(tensors, table))
-    return next(share for share, own in sorted(APART.items(), key=lambda item: len(item[1])) if apart <= own)
+    return next(share for share, parts in sorted(APART.items(), key=lambda item: len(item[1])) if apart <= parts)
 
 
 def _differ(tensors: Tensors, table: Table) -> bool:
@@ -197,8 +197,8 @@ class BlipPth(OriginalFormat):
         wanted = once([*theirs.items(), ("queue_image", "image_queue"), ("queue_text", "text_queue")])
         missing = sorted({name for several in wanted.values() for name in several} - tensors.keys())
         key_maps.refuse(source, [("missing", missing)])
-        found = {ours: tensors[several[0]] for ours, several in wanted.items()}
-        return {name: t.T.contiguous() if name.startswith("queue_") else t for name, t in found.items()}
+        kept = {ours: tensors[several[0]] for ours, several in wanted.items()}
+        return {name: t.T.contiguous() if name.startswith("queue_") else t for name, t in kept.items()}
 
     def write(self, config: BlipConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names, everything that its own code expects included."""
@@ -273,9 +273,9 @@ def bert_of(config: TextConfig, tensors: Tensors, source: str) -> Tensors:
         wanted |= once(expand(LM_HEAD, 1, "text.head.", "cls.predictions."))
         if not config.tie_lm_head:
             wanted["text.head.weight"] = (WORDS,)
-    found = towers.take(tensors, wanted, source)
+    taken = towers.take(tensors, wanted, source)
     towers.check_vocabulary(tensors[WORDS].shape[0], config.dec, ("[DEC]", "[ENC]"), source)
-    return towers.first_positions(found, config.max_positions)
+    return towers.first_positions(taken, config.max_positions)
 
 
 USAGE = {

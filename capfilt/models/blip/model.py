@@ -34,15 +34,15 @@ class BlipConfig(TowersConfig):
     temperature: Temperature = 0.07
     """Initial temperature of ITC; learned."""
     itm_token: Literal["enc", "cls"] = "enc"
-    """What ITM reads a text behind. Training puts [ENC] there; BLIP's own ITM script and transformers leave [CLS],
-    which a checkpoint has never seen in that place and scores differently."""
+    """The first token of a text that ITM reads. Training puts [ENC] there; BLIP's own ITM script and transformers leave
+    [CLS], which a checkpoint has never seen in that place and scores differently."""
     answers: bool = False
-    """A question-answering model: its decoder looks at the question as the encoder fused it with the image, not at the
-    image, and it has no heads that compare."""
+    """A question-answering model: its decoder attends to the question as the encoder fused it with the image, not to
+    the image, and it has no heads that compare."""
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What a model can be asked, by the parts of its text stack."""
+        """What a model can do, by the parts of its text stack."""
         if self.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
             return frozenset({"encode_image", "answer"})
         encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
@@ -68,7 +68,7 @@ class BlipConfig(TowersConfig):
     def _askable(self) -> BlipConfig:
         if self.answers and self.vision.width != self.text.width:
             raise ValueError(
-                f"a model that answers looks at images and at questions through one width, not {self.vision.width} "
+                f"a model that answers attends to images and to questions through one width, not {self.vision.width} "
                 f"and {self.text.width}"
             )
         return self

@@ -147,10 +147,10 @@ def bert_of(config: QFormerConfig, tensors: Tensors, source: str) -> Tensors:
     used = {theirs for several in wanted.values() for theirs in several}
     spare = ("cls.predictions.", "embeddings.word", "embeddings.position_embeddings")
     tensors = {name: t for name, t in tensors.items() if name in used or not name.startswith(spare)}
-    found = towers.take(tensors, wanted, source)
+    taken = towers.take(tensors, wanted, source)
     if config.roles:
         towers.check_vocabulary(tensors[WORDS].shape[0], config.dec, ("[DEC]",), source)
-    return towers.first_positions(found, config.max_positions)
+    return towers.first_positions(taken, config.max_positions)
 
 
 USAGE = {

@@ -1,7 +1,7 @@
 """BLIP-2: a Q-Former between a frozen vision transformer and, in its second stage, a frozen language model.
 
-After stage 1 (section 3.2) it compares, matches and writes by itself and is asked as BLIP is, with one difference: an
-image is as many vectors as there are queries, and `similarity` takes the one nearest to the text. In stage 2
+After stage 1 (section 3.2) it compares, matches and writes by itself and has the methods of BLIP, with one difference:
+an image is as many vectors as there are queries, and `similarity` takes the one nearest to the text. In stage 2
 (section 3.3) the Q-Former has no part for texts any more: its queries pass through one linear layer into the language
 model, which writes.
 """
@@ -60,7 +60,7 @@ class Blip2Config(TowersConfig):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What a model can be asked: of stage 2 texts alone, of stage 1 what the parts of its Q-Former can do."""
+        """What a model can do: in stage 2 texts alone, in stage 1 what the parts of its Q-Former can do."""
         if self.language is not None:
             return frozenset({"encode_image", "decode"})
         encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
@@ -103,7 +103,7 @@ class Blip2Config(TowersConfig):
         if self.language is not None and self.text.roles:
             raise ValueError("with a language model the Q-Former has no part for texts: text.roles must be []")
         if self.language is None and not self.text.roles:
-            raise ValueError("text.roles is empty, and there is no language model: nothing could be asked of it")
+            raise ValueError("text.roles is empty, and there is no language model: it could do nothing")
         if self.frozen == "fp16" and self.language_kind == "t5":
             raise ValueError("frozen is fp16, in which T5 overflows: set it to bf16")
         if self.vision.final_norm:
@@ -179,7 +179,7 @@ class Blip2(Model):
         """Interpolate a saved model's positions to this one's picture size, in place."""
         self.config.resize_positions(tensors)
 
-    # ---- what every model is asked ----
+    # ---- the methods of every model ----
 
     def encode_frozen(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> what the frozen tower makes of them [B, N, vision width]; no gradients."""

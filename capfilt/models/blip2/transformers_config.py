@@ -118,8 +118,8 @@ NO_PLACE = "the head that writes in stage 1, for which transformers has no place
 
 def left_out(config: Blip2Config) -> dict[str, int]:
     """How many tensors of a model of ours are left behind in transformers' layout, by the reason."""
-    own = [*expand(LM_HEAD, 1, "text.head.", "")] if "decoder" in config.text.roles else []
-    return {NO_PLACE: len(own)} if own else {}
+    head = [*expand(LM_HEAD, 1, "text.head.", "")] if "decoder" in config.text.roles else []
+    return {NO_PLACE: len(head)} if head else {}
 
 
 def settle_language(tensors: dict[str, Tensor], second: Mapping[str, str]) -> bool:
@@ -192,8 +192,8 @@ def _language(config: Mapping[str, Any], tied: bool, source: Path) -> LanguageCo
             kind, width = "opt", ("hidden_size", "word_embed_proj_dim")
         case "t5":
             kind, width = "t5", ("d_model",)
-        case found:
-            raise ModelError(f"{source}: its language model is a {found}; there are opt and t5")
+        case other:
+            raise ModelError(f"{source}: its language model is a {other}; there are opt and t5")
     given = {name: value for name, value in text.items() if name not in _NOT_SETTINGS}
     full = LanguageConfig(kind=kind, settings={k: v for k, v in given.items() if _plain(v)}).described().to_dict()
     default = LanguageConfig(kind=kind, settings={"use_cache": True}).described().to_dict()

@@ -92,15 +92,15 @@ def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tens
 
 def _in_parts(index: Path, only: Callable[[str], bool]) -> Tensors:
     """The tensors of several files, each where the index says, and none in two."""
-    where, found = _weight_map(index), Tensors()
+    where, merged = _weight_map(index), Tensors()
     for part in parts(index):
         tensors = _unpickled(part, only) if part.suffix in PICKLES else _safe(part, only)
-        if twice := sorted(found.keys() & tensors.keys()):
+        if twice := sorted(merged.keys() & tensors.keys()):
             raise ModelError(f"{index}: {twice[0]} is in {part.name} and in another of its files; it must be in one")
-        found |= tensors
+        merged |= tensors
         if missing := sorted(name for name in where if where[name] == part and only(name) and name not in tensors):
             raise ModelError(f"{part} lacks {missing[0]} ({len(missing)} in all), which {index.name} says it has")
-    return found
+    return merged
 
 
 def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:
@@ -118,28 +118,28 @@ _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeE
 
 
 def _why_unreadable(error: Exception) -> str:
-    """What was found, in our words: torch's advise to load the file without restrictions."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    if found:
-        return f"it holds {found[1].rstrip('.')}"
+    """What the file holds, in our words: torch's advise to load the file without restrictions."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    if match:
+        return f"it holds {match[1].rstrip('.')}"
     return "it is damaged, or no checkpoint"
 
 
 def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     try:
         # Checkpoints from before torch 1.6 are no zip files and cannot be mapped into memory.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _UNREADABLE as error:
         raise ModelError(
             f"{path} cannot be read as tensors alone ({_why_unreadable(error)}); other pickles are not opened, they can"
             " run code: save its state_dict alone, as safetensors or with torch.save, where you trust it."
         ) from None
     for wrapper in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
+            tree = tree[wrapper]
+    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
         raise ModelError(f"{path} holds no table of tensors; a checkpoint is one, or has one under 'model'")
-    return {name: tensor for name, tensor in found.items() if only(name)}
+    return {name: tensor for name, tensor in tree.items() if only(name)}
 
 
 def fetched(source: str) -> Path:

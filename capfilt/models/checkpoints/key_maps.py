@@ -78,15 +78,15 @@ def once(lines: Iterable[tuple[str, str]]) -> Names:
 
 def text_names(config: TextConfig, stacks: Mapping[str, str], parts: Iterable[str] = tuple(BERT)) -> Names:
     """What each stack calls the parts of ours; a part that both roles use has a name in both stacks."""
-    found: Names = {}
+    names: Names = {}
     for part in parts:
         owners = config.roles if part in APART[config.share] else ("shared",)
         for owner in owners:
             place = "embeddings" if part == "embeddings" else f"layers.{{n}}.{part}"
             for role in config.roles if owner == "shared" else (owner,):
                 for ours, theirs in expand(BERT[part], config.depth, f"text.{place}.{owner}.", stacks[role]):
-                    found[ours] = (*found.get(ours, ()), theirs)
-    return found
+                    names[ours] = (*names.get(ours, ()), theirs)
+    return names
 
 
 def expand(table: Table, depth: int, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
@@ -113,11 +113,11 @@ def take(tensors: Tensors, wanted: Names, source: object, ignored: Mapping[str, 
 
 def refuse(source: object, faults: Iterable[tuple[str, list[str]]]) -> None:
     """Raise ModelError with the first names of every fault, if there is one."""
-    told = "; ".join(
+    misfits = "; ".join(
         f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" for kind, keys in faults if keys
     )
-    if told:
-        raise ModelError(f"{source} does not fit the architecture: {told}")
+    if misfits:
+        raise ModelError(f"{source} does not fit the architecture: {misfits}")
 
 
 def why_ignored(name: str, ignored: Mapping[str, str]) -> str:

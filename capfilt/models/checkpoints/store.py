@@ -46,15 +46,15 @@ def find(name: str) -> StoragePath:
     if not there and not path.exists():
         return files.download(name)
     try:
-        found = [candidate for candidate in (path, path / "checkpoint") if layout(candidate) is not None]
+        models = [candidate for candidate in (path, path / "checkpoint") if layout(candidate) is not None]
     except OSError as error:
         raise ModelError(f"{name} cannot be looked at ({error}); are the store's keys in the environment?") from error
-    if not found:
+    if not models:
         only = "on a store a model is a folder; " if there else ""
         raise ModelError(f"{name} is no model; {only}what can be read: {READABLE}, a name on the Hugging Face hub")
-    if isinstance(found[0], Path):
-        safe_paths.check_model(found[0])
-    return found[0]
+    if isinstance(models[0], Path):
+        safe_paths.check_model(models[0])
+    return models[0]
 
 
 def layout(path: StoragePath) -> Layout | None:
@@ -113,19 +113,19 @@ def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:
     """A model's architecture and its tensors by our names, every key of its file accounted for."""
     match layout(path):
         case "hf":
-            form, config, found = _read_transformers(path)
+            form, config, tensors = _read_transformers(path)
             wanted = form.names(config)
-            return config, key_maps.take(found, wanted, path, family_of(config).ignored) | form.absent(config)
+            return config, key_maps.take(tensors, wanted, path, family_of(config).ignored) | form.absent(config)
         case "pth":
-            original, config, found = _read_original(path)
-            return config, key_maps.take(found, original.names(config), path, family_of(config).ignored)
-    config, found = architecture(path), files.tensors(path / WEIGHTS)
-    if config.num_layers > len(found):
+            original, config, tensors = _read_original(path)
+            return config, key_maps.take(tensors, original.names(config), path, family_of(config).ignored)
+    config, tensors = architecture(path), files.tensors(path / WEIGHTS)
+    if config.num_layers > len(tensors):
         raise ModelError(
-            f"{path}: {ARCHITECTURE} describes {config.num_layers} layers, and {WEIGHTS} has {len(found)} tensors"
+            f"{path}: {ARCHITECTURE} describes {config.num_layers} layers, and {WEIGHTS} has {len(tensors)} tensors"
         )
-    own = key_maps.once((name, name) for name in own_names(blank(config)))
-    return config, key_maps.take(found, own, path / WEIGHTS, family_of(config).ignored)
+    names = key_maps.once((name, name) for name in own_names(blank(config)))
+    return config, key_maps.take(tensors, names, path / WEIGHTS, family_of(config).ignored)
 
 
 def read_momentum(path: StoragePath, model: Model) -> Tensors:
@@ -253,8 +253,8 @@ def _read_original(path: Path) -> tuple[OriginalFormat, ArchitectureConfig, Tens
 def _whose(tensors: Tensors, path: Path) -> OriginalFormat:
     originals = [family.original for family in FAMILIES.values() if family.original is not None]
     lacking = {original: original.lacks(tensors) for original in originals}
-    if found := next((original for original, lack in lacking.items() if not lack), None):
-        return found
+    if original := next((original for original, lack in lacking.items() if not lack), None):
+        return original
     raise ModelError(
         "; ".join(f"{path} is no checkpoint of {one.name}: it lacks {lack}" for one, lack in lacking.items())
     )

@@ -64,9 +64,9 @@ def vit(config: VisionConfig, tensors: Tensors, source: str) -> Tensors:
     if any("dist" in name for name in tensors):
         raise ModelError(f"{source} is a distilled DeiT, with a second token beside [CLS]; take the plain one")
     wanted = key_maps.once(key_maps.expand(table, config.depth, "vision.", ""))
-    found = take(dict(joined(tensors)), wanted, source)
-    found["vision.positions"] = resize_positions(found["vision.positions"], config.image_size, config.patch_size)
-    return found
+    taken = take(dict(joined(tensors)), wanted, source)
+    taken["vision.positions"] = resize_positions(taken["vision.positions"], config.image_size, config.patch_size)
+    return taken
 
 
 def _behind(name: str, depth: int) -> bool:
@@ -85,9 +85,9 @@ def _modern(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
 
 
-def first_positions(found: Tensors, most: int) -> Tensors:
+def first_positions(tensors: Tensors, most: int) -> Tensors:
     """The same with the first `most` positions: of BERT's 512 a model for captions may have the first few."""
-    return {name: t[:most] if name.endswith("positions.weight") else t for name, t in found.items()}
+    return {name: t[:most] if name.endswith("positions.weight") else t for name, t in tensors.items()}
 
 
 def check_vocabulary(entries: int, words: int, marks: Sequence[str], source: str) -> None:
@@ -107,18 +107,18 @@ def take(tensors: Tensors, wanted: Names, source: str) -> Tensors:
 
 
 @torch.no_grad()
-def copy(model: Model, found: Tensors, source: str) -> set[str]:
+def copy(model: Model, tensors: Tensors, source: str) -> set[str]:
     """Copy tensors into a model, where the words that only it has stay as they are."""
-    own = model.state_dict()
-    for name, tensor in found.items():
+    targets = model.state_dict()
+    for name, tensor in tensors.items():
         of_words = name.endswith("words.weight") or name in ("text.head.weight", "text.head.bias")
-        target, rows = own[name], tensor.shape[0] if of_words else own[name].shape[0]
+        target, rows = targets[name], tensor.shape[0] if of_words else targets[name].shape[0]
         if tensor.shape != target[:rows].shape:
             raise ModelError(
                 f"{source} does not fit the architecture: {name} is {list(target.shape)}, there {list(tensor.shape)}"
             )
         target[:rows] = tensor
-    return set(found)
+    return set(tensors)
 
 
 def joined(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:

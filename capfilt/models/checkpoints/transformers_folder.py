@@ -24,13 +24,13 @@ def read(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from None
     named = config.get("architectures")
-    found = str(named[0])[:100] if isinstance(named, list) and named else "none"
+    declared = str(named[0])[:100] if isinstance(named, list) and named else "none"
     for part in ("vision_config", "text_config", "qformer_config"):
         if not isinstance(config.get(part) or {}, dict):
             raise ModelError(f"{path}: {part} is a {type(config[part]).__name__}, and not an object")
-    if found not in classes:
+    if declared not in classes:
         raise ModelError(
-            f"{path} describes the class {found}; of transformers' classes these can be read: {', '.join(classes)}"
+            f"{path} describes the class {declared}; of transformers' classes these can be read: {', '.join(classes)}"
         )
     return dict(config)
 

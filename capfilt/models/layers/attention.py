@@ -150,4 +150,4 @@ def stochastic_depth(x_BND: Tensor, rate: float) -> Tensor | None:
         return None
     keep = 1.0 - rate
     rows = [torch.empty(len(x_BND), 1, 1, device=x_BND.device, dtype=x_BND.dtype) for _ in range(2)]
-    return torch.stack([own.bernoulli_(keep).div_(keep) for own in rows])
+    return torch.stack([row.bernoulli_(keep).div_(keep) for row in rows])

@@ -37,7 +37,7 @@ def itc(
 
     Queries [B, P] are online features, keys are momentum features of all ranks and then the queue [Q, P]; all unit
     vectors. The keys carry no gradient, so the mean over ranks that data-parallel training takes is the gradient of
-    the global loss. BLIP section 3.2, ALBEF equations 1 and 6; the target is the pair's own column, not its image.
+    the global loss. BLIP section 3.2, ALBEF equations 1 and 6; the target is the pair's column, not its image.
 
     With `image_ids`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the
     onehot
@@ -46,13 +46,13 @@ def itc(
     keys_text = torch.cat([gather(momentum_text_BP), queue_text_QP])
     keys_image = torch.cat([gather(momentum_image_BP), queue_image_QP])
     B = image_BP.shape[0]
-    own = slice(rank() * B, rank() * B + B)
+    local = slice(rank() * B, rank() * B + B)
     # A cosine in bf16 is off by up to 0.004, and that is divided by a temperature of 0.07.
     with torch.autocast(image_BP.device.type, enabled=False):
         with torch.no_grad():
             if image_ids is None:
                 onehot = image_BP.new_zeros(B, keys_text.shape[0])
-                onehot[:, own].fill_diagonal_(1.0)
+                onehot[:, local].fill_diagonal_(1.0)
             else:
                 same = image_ids[0][:, None] == torch.cat([gather(image_ids[0]), image_ids[1]])[None, :]
                 onehot = same / same.sum(dim=1, keepdim=True).to(image_BP.dtype)

@@ -52,7 +52,7 @@ def itc_queries(
 def hard_negatives_of_all(similarity_BN: Tensor, image_ids_B: Tensor, groups_N: Tensor) -> Tensor:
     """For each row draw one column that is another image, by softmax over those columns alone; [B] indices.
 
-    The row's own image is taken out before the softmax, not after it as in BLIP, so that nothing can underflow. The
+    The row's image is taken out before the softmax, not after it as in BLIP, so that nothing can underflow. The
     public code takes out the pair itself alone; another text of the same image is no wrong one either.
     """
     same = image_ids_B[:, None] == groups_N[None, :]

@@ -18,7 +18,7 @@ TRIVIAL_LOSS = 0.6365
 200)."""
 
 LEFT_OUT = -100
-"""The label of a pair that is not asked about."""
+"""The label of a pair that has no part in the loss."""
 
 STUCK_WITHIN = 0.005
 """How near to the trivial loss a mean must be to count as trivial."""
@@ -37,7 +37,7 @@ class Negatives(NamedTuple):
     ids_BT: Tensor
     mask_BT: Tensor
     image_is_wrong_B: Tensor
-    """False where the image drawn is of the pair's own group after all: there was no other."""
+    """False where the image drawn is of the pair's group after all: there was no other."""
     text_is_wrong_B: Tensor
 
     @property
@@ -52,7 +52,7 @@ def hard_negatives(similarity_BN: Tensor, image_ids_B: Tensor, groups_N: Tensor)
 
     1e-4 is added after the softmax, as in the public BLIP: without it a confident row can underflow to all zeros.
     Rows and columns of the same group (the same image, written about twice) are no negatives of each other. Where all
-    columns are of the row's own group, nothing can be wrong, and the column drawn is one that `itm` leaves out.
+    columns are of the row's group, nothing can be wrong, and the column drawn is one that `itm` leaves out.
     Similarities that are not finite are no crash here: the loss, not finite either, is what tells of them.
     """
     weights = F.softmax(similarity_BN.float(), dim=1).nan_to_num() + 1e-4
@@ -70,7 +70,7 @@ def local_negatives(
     wrong_images_B: Tensor,
     wrong_texts_B: Tensor,
 ) -> Negatives:
-    """Partners from this process's own rows, whose image keys are there already (BLIP's pretraining)."""
+    """Negatives among this process's rows, whose image context is there already (BLIP's pretraining)."""
     return Negatives(
         image_context=image_context.select(wrong_images_B),
         ids_BT=ids_BT[wrong_texts_B],
@@ -113,7 +113,7 @@ def itm(
     """
     wider = wrong.ids_BT.shape[1] - ids_BT.shape[1]
     own_ids, own_mask = F.pad(ids_BT, (0, wider)), F.pad(mask_BT, (0, wider))
-    # Rows that share an image are adjacent: each image with its own text, then with a wrong one.
+    # Rows that share an image are adjacent: each image with its text, then with a wrong one.
     with_own = torch.stack([own_ids, wrong.ids_BT], dim=1).flatten(0, 1)
     with_own_mask = torch.stack([own_mask, wrong.mask_BT], dim=1).flatten(0, 1)
     paired = model.match(model.fuse(with_own, with_own_mask, image_context))

@@ -37,8 +37,8 @@ def _labels(ids_BT: Tensor, mask_BT: Tensor, prompt: int) -> Tensor:
 def answered(logits_BTV: Tensor, labels_BT: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the tokens that a language model should tell, the mean over all of them in the batch.
 
-    Logits [B, T, V] at position t are for the label t itself; -100 is not asked for. BLIP-2 section 3.3; the public
-    code does not smooth.
+    Logits [B, T, V] at position t are for the label t itself; -100 has no part in the loss. BLIP-2 section 3.3; the
+    public code does not smooth.
     """
     logits = logits_BTV.flatten(0, 1).float()
     return F.cross_entropy(logits, labels_BT.flatten(), ignore_index=-100, label_smoothing=smoothing)

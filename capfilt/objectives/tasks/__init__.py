@@ -40,7 +40,7 @@ def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batc
             possible = [loss for loss, needs in kind.needs.items() if needs <= architecture.capabilities]
             return (
                 f"objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
-                f" Objectives that it can be asked: {', '.join(possible) or 'none'}."
+                f" Objectives that it can be trained with: {', '.join(possible) or 'none'}."
             )
     return kind.unsupported(architecture, config, micro_batches)
 

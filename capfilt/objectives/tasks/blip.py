@@ -111,9 +111,9 @@ class BlipPretraining(Task):
         if self.config.negatives == "all":
             every = gather(image_ids)
             return hard_negatives(to_image, image_ids, every), hard_negatives(to_text, image_ids, every)
-        own = slice(rank() * B, rank() * B + B)
-        return hard_negatives(to_image[:, own], image_ids, image_ids), hard_negatives(
-            to_text[:, own], image_ids, image_ids
+        local = slice(rank() * B, rank() * B + B)
+        return hard_negatives(to_image[:, local], image_ids, image_ids), hard_negatives(
+            to_text[:, local], image_ids, image_ids
         )
 
     def _negatives(

@@ -57,8 +57,8 @@ class StateFiles:
 
     def steps(self) -> list[int]:
         """The states that were written to their end, oldest first."""
-        found = (name for name, stat in listing(self.folder).items() if stat is None and re.fullmatch(r"\d{9}", name))
-        return sorted(int(name) for name in found if (self.folder / name / MARKER).is_file())
+        steps = (name for name, stat in listing(self.folder).items() if stat is None and re.fullmatch(r"\d{9}", name))
+        return sorted(int(name) for name in steps if (self.folder / name / MARKER).is_file())
 
     def write(self, step: int, tensors: dict[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> Future[Any]:
         """Take a copy of the tensors and write it in a thread: together with the processes of `group`, or alone.
@@ -87,22 +87,22 @@ class StateFiles:
         self.commit(step, about)
 
     def about(self, step: int) -> dict[str, Any]:
-        """What `commit` was told. Raises DamagedState."""
+        """What `commit` recorded. Raises DamagedState."""
         path = self.path(step) / MARKER
         try:
-            found = documents.parse(documents.read_bytes(path))
+            record = documents.parse(documents.read_bytes(path))
             files = {
                 safe_paths.check_file_name(name): (int(size), str(digest))
-                for name, (size, digest) in found["files"].items()
+                for name, (size, digest) in record["files"].items()
             }
-            if not isinstance(found["identity"], dict) or not isinstance(found["loss"], int | float | None):
+            if not isinstance(record["identity"], dict) or not isinstance(record["loss"], int | float | None):
                 raise TypeError("identity or loss")
-            return {**found, "files": files}
+            return {**record, "files": files}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DamagedState(f"{path} cannot be read ({type(error).__name__})") from error
 
     def check(self, step: int) -> dict[str, Any]:
-        """Read every byte of a state; returns what `commit` was told. Raises DamagedState."""
+        """Read every byte of a state; returns what `commit` recorded. Raises DamagedState."""
         about = self.about(step)
         for name, (size, digest) in about["files"].items():
             path = self.path(step) / name
@@ -201,18 +201,18 @@ class _TensorsAlone(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """As torch does it. UnpicklingError, ValueError or TypeError for anything but tensors."""
         with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
-            found = _Unpickler(file).load()
-        if not isinstance(found, Metadata):
-            raise TypeError(f"it describes a {type(found).__name__}")
-        for name, tensor in found.state_dict_metadata.items():
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"it describes a {type(metadata).__name__}")
+        for name, tensor in metadata.state_dict_metadata.items():
             if not isinstance(tensor, TensorStorageMetadata):  # of bytes torch makes an object, by pickle
                 raise TypeError(f"{name} is no tensor")
-        for part in found.storage_data.values():
+        for part in metadata.storage_data.values():
             if safe_paths.check_file_name(part.relative_path) and part.transform_descriptors:
                 raise TypeError(f"{part.relative_path} is written in another way")
-        found.storage_meta = found.storage_meta or StorageMeta()
-        found.storage_meta.load_id = self.load_id
-        return found
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
 
 
 class _StoreReader(_TensorsAlone, FsspecReader):

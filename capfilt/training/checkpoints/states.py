@@ -92,11 +92,11 @@ class States:
             )
         if not self._shared and rank() > 0:
             return
-        self.settle()
+        self.finish()
         written = self.files.write(step, tensors_of(task, optimizer), self._group, alone=not self._shared)
         self._step, self._writing = step, self._pool.submit(self._finish, written, step, loss)
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Wait until the last state is on disk.
 
         One that did not get there leaves the one before it in its place, and is counted in `failed`; what kept the
@@ -121,7 +121,7 @@ class States:
     def resume(self, task: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest state that can be read, if there is any, and return the number of steps done.
 
-        One that is damaged is told in a warning, and the one before it is taken. A fork without a state of its own
+        One that is damaged is named in a warning, and the one before it is taken. A fork without a state of its own
         makes one its own of the training that it was forked from, if but for the pace that is the same training. Raises
         ModelError for the states of another training, and where none of them can be read.
         """
@@ -171,7 +171,7 @@ class States:
     def close(self) -> None:
         """Let the state that is being written get to the disk, however the training ended."""
         try:
-            self.settle()
+            self.finish()
         finally:
             self._pool.shutdown()
 
@@ -193,7 +193,7 @@ class States:
                 self.files.remove(old)
 
     def _agreed(self) -> int:
-        """The step to go on from: the first rank looks, all of them hear the same."""
+        """The step to go on from: rank 0 reads, and all ranks get its answer."""
         if world_size() == 1:
             return self._found()
         said: list[object] = [None]
@@ -220,8 +220,8 @@ class States:
         return 0
 
     def _newest(self) -> int:
-        found = self.files.steps()
-        for step in reversed(found):
+        steps = self.files.steps()
+        for step in reversed(steps):
             about = self._sound(self.files, step)
             if about is None:
                 continue
@@ -231,8 +231,8 @@ class States:
                     "use another folder"
                 )
             return step
-        if found:
-            raise ModelError(f"all {len(found)} states in {self.files.folder} are damaged; delete them to begin again")
+        if steps:
+            raise ModelError(f"all {len(steps)} states in {self.files.folder} are damaged; delete them to begin again")
         return 0
 
     def _made_own(self, origin: StateFiles) -> int:
@@ -255,16 +255,16 @@ class States:
 
     def _other(self, about: Mapping[str, Any]) -> set[str]:
         """The parts in which the training of a state is another."""
-        return {part for part, own in self.identity.items() if about["identity"].get(part) != own}
+        return {part for part, digest in self.identity.items() if about["identity"].get(part) != digest}
 
 
 def tensors_of(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All tensors of a state under one name each, not copied."""
-    found = {f"learner.{name}": tensor for name, tensor in task.state_dict().items()}
+    tensors = {f"learner.{name}": tensor for name, tensor in task.state_dict().items()}
     for name, p in task.named_parameters():
         for moment, tensor in optimizer.state.get(p, {}).items():
-            found[f"optimizer.{name}.{moment}"] = tensor
-    return found
+            tensors[f"optimizer.{name}.{moment}"] = tensor
+    return tensors
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -293,13 +293,13 @@ def load_momentum(momentum: Momentum, start: StoragePath) -> None:
     Raises:
         ModelError: nothing was kept beside that model, or queues of another size.
     """
-    found = store.read_momentum(start, momentum.model)
+    kept = store.read_momentum(start, momentum.model)
     size = momentum.queue_image.shape[0]
     for name in ("queue_image", "queue_text"):
-        rows = found[name].shape[0]
+        rows = kept[name].shape[0]
         if rows != size:
             raise ModelError(f"{start} was trained with a queue of {rows}; set objectives.queue to it, not to {size}")
-        getattr(momentum, name).copy_(found.pop(name))
+        getattr(momentum, name).copy_(kept.pop(name))
     heads = {n: t for n, t in momentum.model.state_dict().items() if n.startswith(("match_head.", "temperature"))}
-    fill(momentum.model, {**heads, **found}, start)
+    fill(momentum.model, {**heads, **kept}, start)
     momentum.pointer.zero_()

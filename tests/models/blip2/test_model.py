@@ -140,7 +140,7 @@ class TestVerbs:
     ("change", "said"),
     [
         ({"text": {"roles": ["decoder"]}, "language": {"kind": "opt", "settings": {"hidden_size": 8}}}, "text.roles"),
-        ({"text": {"roles": []}}, "nothing could be asked"),
+        ({"text": {"roles": []}}, "it could do nothing"),
         ({"vision": {"final_norm": True}}, "final_norm must be false"),
         ({"text": {"roles": []}, "language": {"kind": "t5", "settings": {"d_model": 8}}}, "in which T5 overflows"),
     ],

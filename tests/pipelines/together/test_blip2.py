@@ -103,7 +103,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
     def kill(self: states.States, *state: Any) -> None:
         saved(self, *state)
-        self.settle()
+        self.finish()
         raise Killed
 
     def job(name: str) -> TrainJob:

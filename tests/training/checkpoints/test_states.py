@@ -53,7 +53,7 @@ def saved(folder: StoragePath, *steps: int, keep: int = 2) -> tuple[nn.Module, t
     kept = states(folder, keep=keep)
     for step in steps:
         kept.save(module, optimizer, step)
-    kept.settle()
+    kept.finish()
     return module, optimizer
 
 
@@ -78,7 +78,7 @@ def test_what_is_written_is_the_state_when_it_was_asked_for(tmp_path: Path) -> N
     with torch.no_grad():
         for p in module.parameters():
             p.add_(1)
-    kept.settle()
+    kept.finish()
     other, its = pair(1)
     kept.resume(other, its)
     assert flat(other.state_dict()) == before
@@ -101,7 +101,7 @@ def test_what_a_kill_left_half_written_is_passed_over_and_swept(home: StoragePat
     assert states(home).resume(module, optimizer) == 3
     again = states(home)
     again.save(module, optimizer, 9)
-    again.settle()
+    again.finish()
     assert sorted(path.name for path in (home / "states").iterdir()) == ["000000003", "000000009"]
 
 
@@ -116,7 +116,7 @@ def test_a_state_that_cannot_be_written_says_where_and_why(store: RemotePath, mo
     with pytest.raises(OSError, match=f"{store}/states/000000009: PermissionError: Access Denied"):
         for step in (3, 6, 9):
             kept.save(module, optimizer, step)
-            kept.settle()
+            kept.finish()
     assert kept.failed == 3
 
 
@@ -128,17 +128,17 @@ def test_a_training_outlives_a_store_that_is_away_for_a_while(
 
     (module, optimizer), kept = pair(0), states(store)
     kept.save(module, optimizer, 3)
-    kept.settle()
+    kept.finish()
     with monkeypatch.context() as away:
         away.setattr(MemoryFileSystem, "open", refused)
         for step in (6, 9):
             kept.save(module, optimizer, step)
-            kept.settle()
+            kept.finish()
     assert kept.failed == 2
     assert "the state after step 9 is not on disk, and training goes on" in caplog.text
     assert states(store).files.steps() == [3]
     kept.save(module, optimizer, 12)
-    kept.settle()
+    kept.finish()
     assert kept.failed == 0
     assert states(store).resume(*pair(1)) == 12
 
@@ -179,7 +179,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     (module, optimizer), kept = pair(0), states(tmp_path, keep=1, keep_best=True)
     for step, loss in ((3, 2.0), (6, 1.0), (9, 1.5), (12, 1.5)):
         kept.save(module, optimizer, step, loss)
-        kept.settle()
+        kept.finish()
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["000000006", "000000012"]
     assert kept.best() == 6
     assert kept.better_than(None) == kept.better_than(1.1) == 6
