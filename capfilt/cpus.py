@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, which on a shared machine are not all that it has."""
+"""How many CPUs this process may use, which on a shared machine may be fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path, PurePosixPath
 
 
 def available() -> int:
-    """The fewest of: CPUs of the machine, of this process's affinity (taskset, cpusets, Slurm), of its cgroups' quotas
-    (containers, systemd), rounded down; at least 1.
+    """The number of CPUs that this process may use, at least 1.
+
+    It is the least of the CPUs of the machine, the affinity of this process (taskset, cpusets, Slurm) and the quotas of
+    its cgroups (containers, systemd), rounded down.
     """
     return max(1, math.floor(min(affinity(), quota())))
 
@@ -23,9 +25,9 @@ def affinity() -> int:
 
 
 def quota(root: Path = Path("/")) -> float:
-    """The CPUs that the cgroups of this process may use at a time; infinity where there is no limit.
+    """The CPU quota of the cgroups of this process and of their parents; infinity without a limit.
 
-    A limit of any group above counts, too. `root` is where /proc and /sys are looked for.
+    `root` is the folder of /proc and /sys, for tests.
     """
     return min((limit for folder in _groups(root) for limit in _limits(folder)), default=math.inf)
 
@@ -38,35 +40,35 @@ def _limits(folder: Path) -> Iterator[float]:
             amount, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         if amount not in ("max", "-1"):
             yield int(amount) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # a group without a limit, or a kernel that has none
+    except (OSError, ValueError, ZeroDivisionError):  # the group has no limit, or the kernel no such file
         return
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of the cgroups that this process is in, and of those above, as far as they can be seen here."""
+    """The folders of the cgroups of this process and of their parents, as far as they are visible here."""
     mounts = [mount for line in _lines(root / "proc/self/mountinfo") if (mount := _mount(line))]
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = line.split(":", 2)
-        wanted = "cpu" if controllers else ""  # v2 has one hierarchy, without a name
+        mount_kind = "cpu" if controllers else ""  # v2 has one hierarchy, without a name
         if controllers and "cpu" not in controllers.split(","):
             continue
-        for kind, top, where in mounts:
-            if kind == wanted:
-                own = PurePosixPath(group)
-                # A container sees its own group as the mount's root, by whatever name.
-                inner = own.relative_to(top) if own.is_relative_to(top) else PurePosixPath()
+        for kind, top, mount_point in mounts:
+            if kind == mount_kind:
+                path = PurePosixPath(group)
+                # In a container the root of the mount is its group, whatever the name of the group.
+                inner = path.relative_to(top) if path.is_relative_to(top) else PurePosixPath()
                 for part in (inner, *inner.parents):
-                    yield root / where.lstrip("/") / part
+                    yield root / mount_point.lstrip("/") / part
 
 
 def _mount(line: str) -> tuple[str, str, str] | None:
-    """The kind of a cgroup mount ("" for v2, "cpu"), what of the hierarchy it shows, and where."""
+    """The kind of a cgroup mount ("" for v2, "cpu"), the part of the hierarchy that it shows, and its mount point."""
     before, _, after = line.partition(" - ")
-    _, _, _, top, where, *_ = before.split()
+    _, _, _, top, mount_point, *_ = before.split()
     kind, _, options = after.split()
     if kind == "cgroup2":
-        return "", top, where
-    return ("cpu", top, where) if kind == "cgroup" and "cpu" in options.split(",") else None
+        return "", top, mount_point
+    return ("cpu", top, mount_point) if kind == "cgroup" and "cpu" in options.split(",") else None
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,22 +1,22 @@
-"""The exceptions of users' mistakes and of data's faults; bugs of our own stay `assert`.
+"""Exceptions for mistakes of users and faults of data; bugs of this package are assertions.
 
     CapfiltError            exit code 1; the message is one line for a person
-    ├── RecipeError         exit code 2; an unknown key or preset, roles that do not meet
-    ├── UsageError          exit code 2; a command line that cannot be meant
-    ├── RunError            a run folder, ledger or balance that does not hold
-    │   ├── ShortfallError  all is done, and too little of it came to something; carries the result
+    ├── RecipeError         exit code 2; an unknown key or preset, or parts that do not fit
+    ├── UsageError          exit code 2; a command line that cannot be run
+    ├── RunError            a run folder, ledger or balance that is not valid
+    │   ├── ShortfallError  all is done, and too little of it succeeded; has the result
     │   └── LockLostError   another driver took the run folder over, or its lock was removed
     ├── DataError
     │   ├── ShardError      a shard that is not there or cannot be read
-    │   │   └── StorageError    what keeps it does not give it now, and may later
-    │   ├── ImageError      bytes that are no usable picture
+    │   │   └── StorageError    its storage cannot be read now, and may be later
+    │   ├── ImageError      bytes that are not a usable image
     │   └── TextError       a caption or vocabulary that cannot be used
     ├── ModelError          an architecture or checkpoint that does not fit
-    └── ClusterError        work that could not be placed or finished
+    └── ClusterError        work that could not be started or finished
         └── TimeLimitError  a piece of work that takes longer than it may
 
-Every message says what was found, what is allowed and what to do, on one line of bounded length, whatever the names
-in it hold. The classes carry the exit code, so that the command line needs one `except` and no table.
+Every message says what was found, what is allowed and what to do, on one line of bounded length, whatever characters
+the names in it have. The exit code is an attribute of the class.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from capfilt.printable import MAX_MESSAGE, MAX_NAME, printable
 
 
 class CapfiltError(Exception):
-    """What a person can put right; printed without a traceback."""
+    """An error that a user can correct; the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -44,17 +44,17 @@ class RecipeError(CapfiltError):
 
 
 class UsageError(CapfiltError):
-    """A command line that cannot be meant."""
+    """A command line that cannot be run."""
 
     exit_code = 2
 
 
 class RunError(CapfiltError):
-    """A run folder, ledger or balance that does not hold."""
+    """A run folder, ledger or balance that is not valid."""
 
 
 class ShortfallError(RunError):
-    """Work that is done and committed, of which nothing, or less than was asked for, succeeded; `result` is printed."""
+    """Work that is committed, of which nothing or less than requested succeeded; `result` is printed."""
 
     def __init__(self, message: str, result: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -62,11 +62,11 @@ class ShortfallError(RunError):
 
 
 class LockLostError(RunError):
-    """A run folder that is not this command's any more."""
+    """A run folder whose lock this command has lost."""
 
 
 class DataError(CapfiltError):
-    """A fault of what came in."""
+    """A fault of the input data."""
 
 
 class ShardError(DataError):
@@ -74,11 +74,11 @@ class ShardError(DataError):
 
 
 class StorageError(ShardError):
-    """A shard whose storage failed; asked again, it may not."""
+    """A shard whose storage failed; a later try may succeed."""
 
 
 class ImageError(DataError):
-    """Bytes that are no usable picture."""
+    """Bytes that are not a usable image."""
 
 
 class TextError(DataError):
@@ -90,22 +90,22 @@ class ModelError(CapfiltError):
 
 
 class ClusterError(CapfiltError):
-    """Work that could not be placed or finished."""
+    """Work that could not be started or finished."""
 
 
 class TimeLimitError(ClusterError):
     """A piece of work that takes longer than it may."""
 
 
-def did_you_mean(found: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest allowed name, or "" when none is near.
 
-    "demo" is taken to be near "bootstrap/demo" and "lr" near "optimizer.lr": people forget the first part.
+    "demo" counts as near "bootstrap/demo" and "lr" as near "optimizer.lr": people leave out the first part.
     """
-    if len(found) > MAX_NAME:
+    if len(name) > MAX_NAME:
         return ""
-    names = list(allowed)
-    tails = [name for name in names if found and name.replace(".", "/").endswith("/" + found)]
-    folded = {name.lower(): name for name in names}
-    near = tails or [folded[match] for match in get_close_matches(found.lower(), folded, n=1)]
+    choices = list(allowed)
+    tails = [choice for choice in choices if name and choice.replace(".", "/").endswith("/" + name)]
+    folded = {choice.lower(): choice for choice in choices}
+    near = tails or [folded[match] for match in get_close_matches(name.lower(), folded, n=1)]
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,7 +1,7 @@
 """Finds the YAML presets by name: `find("models", "blip/base")`, in an installed wheel or in a checkout.
 
-The wheel carries the shelves inside the package (deploy/ship.py); a checkout has them beside it. Only the
-standard library is imported here, so that a wheel can be asked for its presets with nothing else installed.
+The wheel has the shelves inside the package (deploy/ship.py); a checkout has them beside it. Only the standard library
+is imported here, so that the presets of a wheel can be listed with nothing else installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def find(shelf: Shelf, name: str | Path, within: str = "") -> Path:
     """Return the path of a preset, or of the YAML file that `name` itself points at.
 
     `find("pipelines", "demo", within="bootstrap")` takes "demo" for "bootstrap/demo" if there is no "demo".
-    Raises RecipeError for a name that is on no shelf, with the names that are.
+    Raises RecipeError, with the names that exist, for a name that is not on the shelf.
     """
     text = str(name)
     if text.endswith((".yaml", ".yml")):
@@ -66,7 +66,7 @@ def names(shelf: Shelf) -> list[str]:
 def _root(shelf: Shelf) -> Path:
     assert shelf in get_args(Shelf), shelf
     packed = PACKED / shelf
-    # In site-packages a neighbour called models/ is somebody else's: beside the package counts in a checkout.
+    # In site-packages a folder models/ beside the package belongs to another package: only in a checkout it counts.
     if packed.is_dir() or not (CHECKOUT / "pyproject.toml").is_file():
         return packed
     return CHECKOUT / shelf

@@ -1,9 +1,8 @@
-"""Text that others wrote, made fit to be shown: on one line, without control characters, no longer than stated.
+"""Makes text from other people safe to print: on one line, without control characters, of bounded length.
 
-A caption, a key, a shard's or a host's name may hold anything: sequences that a terminal obeys, line ends that forge a
-line of a log, signs that turn the direction of reading, or a hundred megabytes. What is shown of such a text, on a
-terminal, in a log, in an error or as a reason that is counted, goes through `printable`. JSON output has its own
-escapes, and pages have theirs (report/page.py).
+A caption, a key, or the name of a shard or host may hold anything: control sequences of a terminal, line ends that
+forge a line of a log, characters that reverse the direction of text, or a hundred megabytes. All of it that is printed,
+logged, or counted as a reason goes through `printable`. JSON output has its own escapes, and so have pages.
 """
 
 from __future__ import annotations
@@ -25,20 +24,19 @@ _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 def printable(value: object, limit: int = MAX_NAME) -> str:
-    """The text on one line of at most `limit` characters; of a longer one the beginning and the end.
+    """The text on one line of at most `limit` characters: of a longer one, its beginning and its end.
 
-    Line ends and other white space become a space, what else cannot be seen becomes its escape: "\\x1b", "\\u202e".
-    Secrets of addresses are left out (`redact`). What is printable already stays as it is, so it does no harm to do
-    this twice.
+    Line ends and other white space become a space, other invisible characters their escapes: "\\x1b", "\\u202e".
+    Secrets in URLs are removed (`redact`). Text that is printable already stays the same.
     """
     text = value if isinstance(value, str) else str(value)
-    if len(text) > 8 * limit:  # its ends are enough to tell where an address begins
+    if len(text) > 8 * limit:  # more than `limit` at both ends, so that URLs there are recognised
         text = f"{text[: 4 * limit]}…{text[-4 * limit :]}"
     text = redact(text)
     if len(text) <= limit and text.isprintable():
         return text
     cut = len(text) > 2 * limit
-    if cut:  # as much as can be in the answer; a long text is not gone through
+    if cut:  # as much as can be in the result: a long text is not scanned
         text = text[:limit] + text[-limit:]
     clean = "".join(c if c.isprintable() else _escaped(c) for c in _SPACES.sub(" ", text))
     if not cut and len(clean) <= limit:
@@ -48,13 +46,13 @@ def printable(value: object, limit: int = MAX_NAME) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same of a piece of another program's output, of any length: its lines stay, its colours go."""
+    """The output of another program, of any length: lines are kept, colours removed, the rest as in `printable`."""
     lines = redact(_COLOURS.sub("", text)).replace("\r\n", "\n").split("\n")
     return "\n".join("".join(c if c.isprintable() or c == "\t" else _escaped(c) for c in line) for line in lines)
 
 
 def short_repr(value: object, limit: int = 60) -> str:
-    """`repr` in at most `limit` characters, made without writing out the rest of a large value."""
+    """`repr` in at most `limit` characters, computed without formatting all of a large value."""
     return printable(_REPR.repr(value), limit)
 
 
@@ -75,10 +73,10 @@ _REPR.maxlevel = 3
 
 
 class PrintableFormatter(logging.Formatter):
-    """Warnings, as they go to the terminal."""
+    """Formats warnings for the terminal."""
 
     def format(self, record: Any) -> str:
-        """One line, whatever the names in it hold; a traceback is another matter."""
+        """One line, or several where there is a traceback."""
         return (
             printable_lines(super().format(record))
             if record.exc_info

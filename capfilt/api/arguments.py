@@ -98,7 +98,7 @@ def annotate_config(recipe: Location | None, sets: Sequence[str]) -> AnnotateCon
     from capfilt import config as configs
     from capfilt.inference.config import AnnotateConfig
 
-    return configs.named(AnnotateConfig, None if recipe is None else str(recipe), sets)
+    return configs.read_named(AnnotateConfig, None if recipe is None else str(recipe), sets)
 
 
 def evaluate_config(sets: Sequence[str]) -> EvaluateConfig:
@@ -123,7 +123,7 @@ def policy(
                 "--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter."
             )
         sets = [*sets, "threshold=calibrated"]
-    return configs.named(PolicyConfig, None if recipe is None else str(recipe), sets)
+    return configs.read_named(PolicyConfig, None if recipe is None else str(recipe), sets)
 
 
 def run_folder(out: Location, fork: Location | None) -> StoragePath:
@@ -138,7 +138,7 @@ def options(**given: object) -> CommandOptions:
     from capfilt import config as configs
     from capfilt.stages.runner import CommandOptions
 
-    return configs.validated(CommandOptions, given, "arguments")
+    return configs.validate(CommandOptions, given, "arguments")
 
 
 def working_address(address: str | None) -> str:

@@ -180,7 +180,7 @@ def download(
     with arguments.driving():
         config = configs.build(DownloadConfig, sets)
         given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
-        wanted = configs.validated(DownloadOptions, given_options, "arguments")
+        wanted = configs.validate(DownloadOptions, given_options, "arguments")
         folder, options = location(out), arguments.options(workers=workers)
         show, where = progress_of(on_progress, on_log), arguments.working_address(address)
         record = pipeline.run(where, config, wanted, folder, options, show)

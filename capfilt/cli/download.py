@@ -167,13 +167,15 @@ def _assignments(given: dict[str, Any]) -> list[str]:
 
 def _listed(words: list[str]) -> list[str]:
     """Several words of one option: given apart, with commas, or as img2dataset has them, '["a", "b"]'."""
+    from capfilt.storage.documents import parse
+
     names: list[str] = []
     for word in words:
         if not word.startswith("["):
             names += word.split(",")
             continue
         try:
-            names += [str(name) for name in json.loads(word.replace("'", '"'))]
+            names += [str(name) for name in parse(word.replace("'", '"').encode())]
         except ValueError as error:
             raise UsageError(f'{word} is no list; write it a,b or \'["a", "b"]\'.') from error
     return [name.strip() for name in names]

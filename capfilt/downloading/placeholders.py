@@ -6,7 +6,6 @@ one Parquet column and not ten gigabytes.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from capfilt.downloading.failures import PLACEHOLDER
 from capfilt.downloading.finalize import shard_stats, tally_of, write_table, write_tar_without
 from capfilt.runs.tally import Tally
+from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, table_source
 
@@ -68,7 +68,7 @@ def drop(folder: StoragePath, shard: str, dropped: Counter[str], commit: Commit)
     table = _marked(table, hit, dropped)
     write_table(parquet, table)
     tally = tally_of(table)
-    write_json(stats, shard_stats(tally, table, json.loads(stats.read_bytes())))
+    write_json(stats, shard_stats(tally, table, documents.read_object(stats)))
     commit([tar, parquet, stats], tally)
     return len(keys)
 

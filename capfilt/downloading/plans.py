@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from capfilt.config import Config, validated
+from capfilt.config import Config, validate
 from capfilt.downloading.failures import PLACEHOLDER, kind_of
 from capfilt.downloading.url_lists.column_types import TypeClash, Types
 from capfilt.downloading.url_lists.files import ListFile
@@ -67,7 +67,7 @@ def passes(folder: StoragePath) -> list[Pass]:
     """The passes that are planned in `folder`, in order."""
     matches = (re.fullmatch(r"pass-(\d{1,9})\.json", name) for name in listing(folder))
     paths = [folder / f"pass-{number}.json" for number in sorted(int(match[1]) for match in matches if match)]
-    return [validated(Pass, documents.read_json(path), path) for path in paths]
+    return [validate(Pass, documents.read_json(path), path) for path in paths]
 
 
 def read(folder: StoragePath, shard: str) -> pa.Table:

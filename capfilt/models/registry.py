@@ -20,6 +20,7 @@ from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
 from capfilt.models.interface import ArchitectureConfig, Family, Model
 from capfilt.models.limits import refuse_too_large
+from capfilt.yaml_loader import load_yaml
 
 FAMILIES: dict[str, Family] = {
     "blip": BLIP,
@@ -52,11 +53,11 @@ def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfi
     Raises:
         RecipeError: a family that is not there, or what `config.read` raises.
     """
-    tree = configs.load(path)
+    tree = load_yaml(path)
     parent = tree.get("extends")
     if "family" not in tree and isinstance(parent, str):
         relative = parent.endswith((".yaml", ".yml"))
-        tree = configs.load(path.parent / parent if relative else presets.find("models", parent))
+        tree = load_yaml(path.parent / parent if relative else presets.find("models", parent))
     family = str(tree.get("family", next(iter(FAMILIES))))
     if family not in FAMILIES:
         raise RecipeError(

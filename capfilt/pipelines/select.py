@@ -26,6 +26,7 @@ from capfilt.stages.select import SelectJob, check_selected, resolve_threshold, 
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, listing
+from capfilt.yaml_loader import load_yaml
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def scoring(source: StoragePath) -> AnnotateConfig:
     """The settings with which annotations were scored: those of `capfilt annotate`, or of their bootstrap."""
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():
-            tree = configs.load(documents.check_record(file))
-            return configs.validated(AnnotateConfig, tree.get(section, {}) if section else tree, file)
+            tree = load_yaml(documents.check_record(file))
+            return configs.validate(AnnotateConfig, tree.get(section, {}) if section else tree, file)
     return AnnotateConfig()
 
 

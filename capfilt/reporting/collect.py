@@ -27,6 +27,7 @@ from capfilt.stages.select import resolve_threshold
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, storage_path
 from capfilt.storage.remote_path import RemotePath
+from capfilt.yaml_loader import load_yaml
 
 PAGE = "report.html"
 LOG_FIELDS = {
@@ -178,9 +179,9 @@ def _sources(
     folder: StoragePath, command: str, plan: Mapping[str, Any], rounds: list[dict[str, Any]]
 ) -> Iterator[RoundSource]:
     """Every round of a run that has annotations."""
-    recipe = configs.load(documents.check_record(folder / "recipe.yaml"))
+    recipe = load_yaml(documents.check_record(folder / "recipe.yaml"))
     if command == "bootstrap":
-        policy = configs.validated(PolicyConfig, recipe.get("select", {}), folder / "recipe.yaml")
+        policy = configs.validate(PolicyConfig, recipe.get("select", {}), folder / "recipe.yaml")
         entries = {entry["round"]: entry for entry in rounds}
         homes = (path.parent for path in folder.glob("round-*/annotations") if _is_round(path.parent))
         for home in sorted(homes, key=_number)[-MAX_ROUNDS:]:
@@ -191,7 +192,7 @@ def _sources(
         web = _by_folder(inputs.input_shards(folder, plan))
         yield _source(0, (folder, None), PolicyConfig(), None, folder, web)
     elif command == "select":
-        policy = configs.validated(PolicyConfig, recipe, folder / "recipe.yaml")
+        policy = configs.validate(PolicyConfig, recipe, folder / "recipe.yaml")
         web = _by_folder(inputs.input_shards(folder, plan))
         yield _source(0, (inputs.annotations_source(folder, plan), folder), policy, None, folder, web)
 

@@ -29,6 +29,7 @@ from capfilt.printable import printable
 from capfilt.reporting.collect import Report, collect_report
 from capfilt.reporting.gallery import label_code
 from capfilt.reporting.page import content_security_policy, render
+from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 
 HOST = "127.0.0.1"
@@ -217,9 +218,7 @@ class ReviewHandler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json" or int(lengths[0]) > MAX_POST:
             return self._answer(413, f"a label is JSON of at most {MAX_POST} bytes".encode())
         try:
-            stored = self.server.session.add_label(json.loads(self.rfile.read(int(lengths[0]))))
-        except RecursionError:
-            return self._answer(400, b"a label is JSON without depth")
+            stored = self.server.session.add_label(documents.parse(self.rfile.read(int(lengths[0]))))
         except (ValueError, UsageError) as error:
             return self._answer(400, printable(error).encode())
         except OSError as error:  # the disk; the page says that the label was not saved

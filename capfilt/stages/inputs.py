@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from capfilt import config as configs
 from capfilt.data import labels, shards
 from capfilt.errors import RunError, ShardError
 from capfilt.printable import short_repr
@@ -24,6 +23,7 @@ from capfilt.runs.run import Run
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, map_concurrent, storage_path
 from capfilt.storage.remote_path import RemotePath
+from capfilt.yaml_loader import load_yaml
 
 _LOCAL_PROTOCOLS = ("file", "local", "memory")
 """Protocols that reach nothing but this machine."""
@@ -46,7 +46,7 @@ def web_shards(folder: StoragePath, recipe: Mapping[str, Any]) -> list[str]:
 def input_shards(folder: StoragePath, plan: Mapping[str, Any]) -> list[str]:
     """The shards that a run annotated or selected from, for `shards.expand`."""
     if verb_of(plan) == "bootstrap":
-        return web_shards(folder, configs.load(documents.check_record(folder / "recipe.yaml")))
+        return web_shards(folder, load_yaml(documents.check_record(folder / "recipe.yaml")))
     return _texts(plan.get("shards", []), f"the plan of {folder}", "shards")
 
 

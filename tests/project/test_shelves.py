@@ -50,7 +50,7 @@ def test_a_recipe_is_whole_and_says_how_it_is_run(name: str) -> None:
         return
     if kind in ("annotate", "select"):
         assert f"#   capfilt {kind} SHARDS --recipe {stem} " in text
-        configs.named(show.KINDS[kind][0], stem)
+        configs.read_named(show.KINDS[kind][0], stem)
         return
     assert kind == "pretrain"
     assert f"#   capfilt pretrain {stem} " in text
@@ -99,7 +99,7 @@ def test_blip_warms_up_for_3000_steps(name: str) -> None:
 def test_the_texts_of_blip2_are_the_same_in_every_recipe() -> None:
     """Ten written, the two best of all by similarity kept, one drawn at each pass (BLIP-2, section 3.4)."""
     config = configs.read(presets.find("pipelines", "bootstrap/blip2"), BootstrapConfig)
-    written, chosen = configs.named(AnnotateConfig, "blip2-ten"), configs.named(PolicyConfig, "blip2-two")
+    written, chosen = configs.read_named(AnnotateConfig, "blip2-ten"), configs.read_named(PolicyConfig, "blip2-two")
     assert written.captions == config.annotate.captions == 10
     assert chosen == config.select
     assert str(chosen.rule(None)) == "the 2 best by itc"

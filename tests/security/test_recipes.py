@@ -11,12 +11,13 @@ from textwrap import indent
 import pytest
 from typer.testing import CliRunner
 
-from capfilt import config
+from capfilt import config, yaml_loader
 from capfilt.cli import app
 from capfilt.errors import RecipeError
 from capfilt.models import read_architecture
 from capfilt.printable import MAX_MESSAGE
 from capfilt.stages.select import PolicyConfig
+from capfilt.yaml_loader import load_yaml
 
 
 def laughs(levels: int = 9) -> str:
@@ -41,8 +42,8 @@ BOMBS = {
     "billion laughs in a known key": (f"threshold:\n{indent(laughs(), '  ')}", LARGE),
     "merge keys": (merges(), LARGE),
     "one long text, often": (f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 1000)}]", LARGE),
-    "an alias in what it names": ("a: &a [*a]", "alias 'a' stands in what it names"),
-    "an alias in what it names, by a merge": ("a: &a {<<: *a}", "alias 'a' stands in what it names"),
+    "an alias in what it names": ("a: &a [*a]", "alias 'a' is inside the node that it names"),
+    "an alias in what it names, by a merge": ("a: &a {<<: *a}", "alias 'a' is inside the node that it names"),
     "deep lists": ("a: " + "[" * 600, DEEP),
     "deep mappings": ("a: " + "{a: " * 600, DEEP),
     "deep blocks": ("\n".join(" " * n + "a:" for n in range(400)), DEEP),
@@ -67,7 +68,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 
     The bound on sizes is a sixteenth of the real one, since PyYAML and the tracing of memory are slow.
     """
-    monkeypatch.setattr(config, "MAX_BYTES", config.MAX_BYTES // 16)
+    monkeypatch.setattr(yaml_loader, "MAX_BYTES", yaml_loader.MAX_BYTES // 16)
 
     def read(text: str, *sets: str) -> str:
         path = tmp_path / "r.yaml"
@@ -120,7 +121,7 @@ def test_a_bomb_in_an_assignment_is_one_line(refused: Callable[..., str], assign
 def test_aliases_as_people_use_them_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]\n")
-    assert config.load(path) == {
+    assert load_yaml(path) == {
         "a": {"x": 1, "y": 2},
         "b": {"x": 1, "y": 3},
         "c": [{"x": 1, "y": 2}, {"x": 1, "y": 2}],

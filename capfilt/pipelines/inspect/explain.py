@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capfilt import config as configs
 from capfilt.data import parquet
 from capfilt.errors import DataError, RunError
 from capfilt.runs import stage_status
@@ -20,6 +19,7 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.run import Run
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, relative_to
+from capfilt.yaml_loader import load_yaml
 
 NAMES = ("key", "uid", "sha256")
 """The columns that identify an image."""
@@ -66,7 +66,7 @@ def pretrained_roles(folder: StoragePath, plan: Mapping[str, Any]) -> dict[str, 
     for role in ("captioner", "filter"):
         planned = plan.get(role)
         if isinstance(planned, dict) and isinstance(fingerprint := planned.get("pretrained"), str) and recipe.is_file():
-            section = configs.load(documents.check_record(recipe)).get(role)
+            section = load_yaml(documents.check_record(recipe)).get(role)
             model = section.get("pretrained") if isinstance(section, dict) else None
             if isinstance(model, str):
                 names[fingerprint] = model

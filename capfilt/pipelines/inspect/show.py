@@ -15,6 +15,7 @@ from capfilt.pipelines import pretrain
 from capfilt.pipelines.bootstrap import checks
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
+from capfilt.yaml_loader import load_yaml
 
 KINDS: dict[str, tuple[type[Config], ...]] = {
     "bootstrap": (BootstrapConfig,),
@@ -44,12 +45,12 @@ def kind_of(name: str) -> str:
     keys."""
     if not name.endswith((".yaml", ".yml")):
         return presets.folder_of(name)
-    keys = configs.load(Path(name))
+    keys = load_yaml(Path(name))
     if isinstance(parent := keys.get("extends"), str):
         if not parent.endswith((".yaml", ".yml")):
             return presets.folder_of(parent)
         # One level, as `configs.read` allows: what the parent itself extends is not read.
-        keys = {**configs.load(Path(name).parent / parent), **keys}
+        keys = {**load_yaml(Path(name).parent / parent), **keys}
     num_known = {
         kind: max(len(keys.keys() & config.model_fields.keys()) for config in configs_of_kind)
         for kind, configs_of_kind in KINDS.items()
