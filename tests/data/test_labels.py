@@ -87,7 +87,7 @@ def test_wilson_s_intervals_are_the_published_ones(hits: int, total: int, low: f
     assert mirrored == (pytest.approx(1 - high, abs=5e-5), pytest.approx(1 - low, abs=5e-5))
 
 
-def test_nothing_seen_nothing_known() -> None:
+def test_without_labels_the_interval_is_all() -> None:
     assert labels.wilson_interval(0, 0) == (0, 1)
     assert labels.precision_and_recall([], 0.5) == {"labels": 0, "right": 0}
 

@@ -180,7 +180,7 @@ def test_failures_are_counted_by_their_class(reason: str, counted: str) -> None:
     assert failure_class(reason) == counted
 
 
-def test_keep_rate_keeps_the_share_that_was_asked() -> None:
+def test_keep_rate_keeps_the_given_share() -> None:
     scores = np.random.default_rng(0).uniform(0, 1, 10_000)
     for rate in (0.01, 0.25, 0.5, 0.99):
         threshold = keep_rate_threshold(iter(np.array_split(scores, 7)), rate)

@@ -70,7 +70,7 @@ def test_t5_has_an_end_and_no_beginning(folder: Path) -> None:
     assert tokenizer.encoder_prompt("") == LanguageTokenizer.load(folder, "opt").encoder_prompt("a red") == []
 
 
-def test_it_is_saved_and_found_again(folder: Path, tmp_path: Path) -> None:
+def test_it_is_saved_and_loaded_again(folder: Path, tmp_path: Path) -> None:
     tokenizer = LanguageTokenizer.load(folder)
     tokenizer.save(tmp_path)
     again = tokenizer_of(tmp_path, "opt")

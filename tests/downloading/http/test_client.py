@@ -1,4 +1,4 @@
-"""The client before a hostile server on loopback. What names forbidden addresses is in fenced_addresses.py."""
+"""The client before a hostile server on loopback. What names forbidden addresses is in forbidden_addresses.py."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_proxy_is_given_the_address_that_was_checked(
 
 
 def test_forbidden_addresses_in_a_network_of_their_own(pytestconfig: pytest.Config) -> None:
-    """Runs fenced_addresses.py where there is nothing but loopback, so that a hole in the client reaches nothing."""
+    """Runs forbidden_addresses.py where there is nothing but loopback, so that a hole in the client reaches nothing."""
     alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     try:
         able = subprocess.run([*alone, "true"], capture_output=True, timeout=100).returncode == 0
@@ -244,7 +244,7 @@ def test_forbidden_addresses_in_a_network_of_their_own(pytestconfig: pytest.Conf
         able = False
     if not able:
         pytest.skip("no network namespaces here (unshare -rn)")
-    tests = str(Path(__file__).with_name("fenced_addresses.py"))
+    tests = str(Path(__file__).with_name("forbidden_addresses.py"))
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
     done = subprocess.run([*alone, *words], capture_output=True, text=True, timeout=100, cwd=pytestconfig.rootpath)
     assert done.returncode == 0, done.stdout[-3000:]

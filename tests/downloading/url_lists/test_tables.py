@@ -103,7 +103,7 @@ class TestColumns:
             with pytest.raises(DataError, match=r"has no column 'txt'. Did you mean 'text'\? Columns: "):
                 read(tmp_path / f"list.{form}", Columns(caption_col="txt"))
 
-    def test_an_own_column_cannot_be_overwritten(self) -> None:
+    def test_a_column_of_the_output_cannot_be_overwritten(self) -> None:
         with pytest.raises(ValidationError, match="status would overwrite a column of the output"):
             Columns(save_additional_columns=("uid", "status"))
 

@@ -1,4 +1,4 @@
-"""URLs that lead to forbidden addresses, in every spelling; run by test_guard.py in a network that has loopback only.
+"""URLs that lead to forbidden addresses, in every spelling; run by test_client.py in a network that has loopback only.
 
 Not called test_...: nothing here may run where there is a network.
 """
@@ -19,7 +19,7 @@ from capfilt.downloading.http.politeness import PoliteClient, Politeness
 @pytest.fixture(autouse=True)
 def alone() -> None:
     names = {line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]}
-    assert names == {"lo"}, "run by test_guard.py only"
+    assert names == {"lo"}, "run by test_client.py only"
 
 
 class NoRateLimit:
