@@ -276,7 +276,7 @@ def chromium() -> Iterator[Any]:
     """One Chromium for a module's tests; they skip where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((found for name in names if (found := shutil.which(name))), None)
+    program = next((result for name in names if (result := shutil.which(name))), None)
     if program is None:
         pytest.skip("no chromium is installed")
     with sync_api.sync_playwright() as playwright:

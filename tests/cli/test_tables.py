@@ -43,16 +43,16 @@ def test_status_shows_the_rate_and_why_things_failed(capsys: pytest.CaptureFixtu
 
 def test_verify_names_twenty_and_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     piece = {"folder": ".", "stage": "annotate", "shard": "00000", "why": "it is gone"}
-    told = {"run": "runs/a", "shards": 30, "files": 40, "bytes": 50, "undone": 2, "withdrawn": 0, "members": {}}
-    print_verified({**told, "broken": [piece] * 23})
+    answer = {"run": "runs/a", "shards": 30, "files": 40, "bytes": 50, "undone": 2, "withdrawn": 0, "members": {}}
+    print_verified({**answer, "broken": [piece] * 23})
     out = capsys.readouterr().out
     assert out.count("annotate, shard 00000: it is gone") == 20
     assert "and 3 more; --json names all" in out
     assert "23 do not hold: `capfilt verify runs/a --mend`, then the same command" in out
     assert "2 shards are not done yet" in out
-    print_verified({**told, "broken": [piece], "withdrawn": 1})
+    print_verified({**answer, "broken": [piece], "withdrawn": 1})
     assert "1 withdrawn: run the command that made them again" in capsys.readouterr().out
-    print_verified({**told, "broken": []})
+    print_verified({**answer, "broken": []})
     assert "everything holds" in capsys.readouterr().out
 
 

@@ -80,8 +80,8 @@ def test_the_version() -> None:
     ],
 )
 def test_usage_errors_leave_with_two(words: list[str], code: int, said: str) -> None:
-    found, out, err = run(*words)
-    assert found == code
+    result, out, err = run(*words)
+    assert result == code
     assert said in " ".join((out + err).split())
 
 

@@ -166,10 +166,10 @@ def test_a_server_of_ray_client_that_dies_at_once_is_asked_for_again(monkeypatch
     import ray
 
     answers = iter([ConnectionAbortedError("Initialization failure from server"), None])
-    asked = []
+    requested = []
 
     def init(**options: object) -> None:
-        asked.append(options["address"])
+        requested.append(options["address"])
         if (error := next(answers)) is not None:
             raise error
 
@@ -178,7 +178,7 @@ def test_a_server_of_ray_client_that_dies_at_once_is_asked_for_again(monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as there:
         address = f"ray://127.0.0.1:{there.getsockname()[1]}"
         connect(address)
-    assert asked == [address, address]
+    assert requested == [address, address]
 
 
 def test_environment_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,8 @@ def test_a_pinned_version_is_looked_for_in_the_records(tmp_path: Path, version: 
         archive.writestr("OSV-1.json", json.dumps(record()))
     done = audit("--constraints", tmp_path / "constraints.txt", "--advisories", tmp_path / "all.zip")
     assert done.returncode == int(is_known), done.stderr
-    told = f"some-thing {version}: OSV-1 opens the door" if is_known else "2 packages, no known vulnerability"
-    assert done.stdout.strip() == told
+    answer = f"some-thing {version}: OSV-1 opens the door" if is_known else "2 packages, no known vulnerability"
+    assert done.stdout.strip() == answer
 
 
 def test_versions_may_be_listed_and_records_withdrawn(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_versions_may_be_listed_and_records_withdrawn(tmp_path: Path) -> None:
     other = {"package": {"ecosystem": "npm", "name": "some-thing"}, "versions": ["3.0"]}
     (tmp_path / "constraints.txt").write_text("some-thing==3.0\n")
     words = ("--constraints", tmp_path / "constraints.txt", "--advisories", tmp_path / "records.json")
-    for found, code in ((record(affected=[listed]), 1), (record(affected=[other]), 0)):
-        (tmp_path / "records.json").write_text(json.dumps([found]))
+    for result, code in ((record(affected=[listed]), 1), (record(affected=[other]), 0)):
+        (tmp_path / "records.json").write_text(json.dumps([result]))
         assert audit(*words).returncode == code
     (tmp_path / "records.json").write_text(json.dumps(record(affected=[listed], withdrawn="2026-01-01T00:00:00Z")))
     assert audit(*words).returncode == 0

@@ -15,8 +15,8 @@ from deploy import dashboards
 
 @pytest.fixture(scope="module")
 def board() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((dashboards.ROOT / "deploy/grafana/capfilt.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((dashboards.ROOT / "deploy/grafana/capfilt.json").read_text())
+    return result
 
 
 @pytest.mark.parametrize("path", dashboards.files(), ids=lambda path: path.name)
@@ -26,8 +26,8 @@ def test_the_files_are_what_the_table_makes(path: Path) -> None:
 
 def test_every_metric_is_drawn_and_no_other(board: dict[str, Any]) -> None:
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
-    asked = {name for query in queries for name in re.findall(r"(\w+)\{", query)}
-    assert asked == {metric.prometheus_name for metric in TABLE}
+    requested = {name for query in queries for name in re.findall(r"(\w+)\{", query)}
+    assert requested == {metric.prometheus_name for metric in TABLE}
 
 
 def test_panels_do_not_lie_on_each_other(board: dict[str, Any]) -> None:

@@ -31,8 +31,8 @@ SHARED = "/mnt/capfilt"
 
 
 def loaded(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
-    return found
+    result: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    return result
 
 
 # ---- commands, in whatever file ----
@@ -43,9 +43,9 @@ def commands(text: str, program: str) -> Iterator[list[str]]:
     joined = re.sub(r"\\\n\s*#?", " ", text)
     for line in joined.splitlines():
         for piece in re.split(r"&&|\|\||;|\s&\s*$|\s\|\s", line):
-            found = re.match(rf"^[\s#>-]*(?:RUN )?(?:\w+=\S+ )*{program} (.*)$", piece)
-            if found:
-                yield shlex.split(re.sub(r"\s2?> \S+", "", found[1]), comments=True)
+            result = re.match(rf"^[\s#>-]*(?:RUN )?(?:\w+=\S+ )*{program} (.*)$", piece)
+            if result:
+                yield shlex.split(re.sub(r"\s2?> \S+", "", result[1]), comments=True)
 
 
 def every_text() -> dict[str, str]:
@@ -185,16 +185,16 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 }  # fmt: skip
 
 
-def check_fields(kind: str, found: dict[str, Any]) -> None:
-    for name, value in found.items():
+def check_fields(kind: str, result: dict[str, Any]) -> None:
+    for name, value in result.items():
         assert name in FIELDS[kind], f"{kind} has no field {name}"
         assert isinstance(value, FIELDS[kind][name]), f"{kind}.{name} is {value!r}"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    found: dict[str, Any] = loaded("kuberay/raycluster.yaml")["spec"]
-    return found
+    result: dict[str, Any] = loaded("kuberay/raycluster.yaml")["spec"]
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -408,14 +408,14 @@ def survives(record: Record, undisturbed: Bytes) -> Callable[..., Callable[..., 
     def begin(fault: str) -> Callable[..., None]:
         row = record.begin(fault)
 
-        def check(run: Driver, *words: object, wanted: Bytes | None = None) -> None:
+        def check(run: Driver, *words: object, expected: Bytes | None = None) -> None:
             run.run(*words)
             made = run.outputs()
             left = [path.name for path in run.out.rglob(".capfilt-part-*")] + [p.name for p in run.out.glob("lock-*")]
-            row.survived += made.keys() == (wanted or undisturbed).keys() and not left
-            row.equal += made == (wanted or undisturbed)
-            assert made.keys() == (wanted or undisturbed).keys()
-            assert made == (wanted or undisturbed)
+            row.survived += made.keys() == (expected or undisturbed).keys() and not left
+            row.equal += made == (expected or undisturbed)
+            assert made.keys() == (expected or undisturbed).keys()
+            assert made == (expected or undisturbed)
             assert left == []
 
         return check

@@ -89,13 +89,13 @@ def main() -> int:
             write_shard(home / "web" / f"{i:05d}.tar", [f"text {i} {j}" for j in range(5)])
         calm = Driver(home / "calm", [str(home / "web")], home / "calm-pids")
         calm.run()
-        wanted: Bytes = calm.outputs()
+        expected: Bytes = calm.outputs()
         end = time.monotonic() + 60 * words.minutes
         while time.monotonic() < end:
             run = Driver(home / f"run-{runs}", [str(home / "web")], home / f"run-{runs}-pids")
             sizes = go_through(run, nodes, chance, hits)
             runs += 1
-            equal = run.outputs() == wanted
+            equal = run.outputs() == expected
             wrong += not equal
             quarter = max(1, len(sizes) // 4)
             first, last = (

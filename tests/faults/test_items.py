@@ -19,9 +19,9 @@ def test_a_sample_kills_its_worker(
     shard, place = chance.randrange(40), chance.randrange(5)
     folder = spoiled({shard: {place: "die"}})
     run = driver("--address", nodes.address, shards=folder)
-    told = json.loads(run.run())
-    assert told["samples"] == {"in": 200, "kept": 199, "dropped": 0, "failed": 1}
-    assert told["failed"] == {"killed its worker": 1}
+    answer = json.loads(run.run())
+    assert answer["samples"] == {"in": 200, "kept": 199, "dropped": 0, "failed": 1}
+    assert answer["failed"] == {"killed its worker": 1}
     [record] = (run.out / "poison/toy").iterdir()
     assert record.name == f"{shard:05d}.json"
     assert json.loads(record.read_bytes())["samples"].keys() == {str(place)}

@@ -73,11 +73,11 @@ def test_another_driver_takes_over(nodes: Any, driver: Any, survives: Any, seed:
     run = driver("--address", nodes.address, *PAUSE)
     run.start()
     run.reach(random.Random(seed).randrange(1, 30))
-    found = find_lock(run.out)
-    assert found is not None
-    assert found.owner is not None
-    winner = replace(found.owner, token="winner", pid=2**30, born="1")
-    (run.out / f"lock-{found.number + 1}.json").write_text(f"{json.dumps(asdict(winner))}\n")
+    result = find_lock(run.out)
+    assert result is not None
+    assert result.owner is not None
+    winner = replace(result.owner, token="winner", pid=2**30, born="1")
+    (run.out / f"lock-{result.number + 1}.json").write_text(f"{json.dumps(asdict(winner))}\n")
     time.sleep(0.05)  # what was between its look at the lock and its rename
     before = snapshot(run.out)
     code, _, err = run.end()

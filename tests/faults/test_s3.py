@@ -145,10 +145,10 @@ def test_a_run_folder_on_s3(bucket: str, web_on_s3: str, driver: Callable[..., A
     assert there.outputs() == here.outputs()
     settled(there.out)
     assert there.run() == here.run(), "what is done stays done"
-    code, told = look("status", there.out)
-    assert (code, told["stages"][0]["done"], told["state"]) == (0, 40, "done: every stage that was begun")
-    code, told = look("verify", there.out)
-    assert (code, told["files"], told["broken"]) == (0, 40, [])
+    code, answer = look("status", there.out)
+    assert (code, answer["stages"][0]["done"], answer["state"]) == (0, 40, "done: every stage that was begun")
+    code, answer = look("verify", there.out)
+    assert (code, answer["files"], answer["broken"]) == (0, 40, [])
 
 
 @pytest.mark.slow
@@ -281,9 +281,9 @@ def test_the_lock_on_s3_is_a_conditional_put(bucket: str) -> None:
     assert not (run / "a").create(b"second")
     held = lock.acquire(run, interval=0.05)
     time.sleep(0.3)
-    found = find_lock(run)
-    assert found is not None
-    assert int(found.read_heartbeat()) > 0
+    result = find_lock(run)
+    assert result is not None
+    assert int(result.read_heartbeat()) > 0
     with pytest.raises(RunError, match=f"{run} is in use by process {os.getpid()}"):
         lock.acquire(run)
     held.release()

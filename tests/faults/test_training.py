@@ -27,7 +27,7 @@ def ranks_of(nodes: Any) -> dict[int, Any]:
     """The training processes that run now, each with its node of the cluster."""
     cluster = nodes.cluster
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in (cluster.head_node, *nodes.lost)}
-    found = {}
+    result = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or parent(int(entry.name)) not in raylets:
             continue
@@ -36,8 +36,8 @@ def ranks_of(nodes: Any) -> dict[int, Any]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         if b"RayTrainWorker" in name:
-            found[int(entry.name)] = raylets[parent(int(entry.name))]
-    return found
+            result[int(entry.name)] = raylets[parent(int(entry.name))]
+    return result
 
 
 @pytest.fixture(scope="session")

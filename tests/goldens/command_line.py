@@ -22,12 +22,12 @@ USAGE = (
 
 def pages() -> str:
     """`--help` of the program and of every verb, without the frames around it."""
-    found = []
+    result = []
     for verb in ("", *_commands()):
         lines = [re.sub(r"  +", "  ", line.strip(" │╭╮╰╯─")) for line in run(verb, "--help")[1].splitlines()]
         page = "".join(f"{line}\n" for line in lines if line)
-        found.append(f"$ {' '.join(['capfilt', *[verb] * bool(verb), '--help'])}\n{page}")
-    return "".join(found)
+        result.append(f"$ {' '.join(['capfilt', *[verb] * bool(verb), '--help'])}\n{page}")
+    return "".join(result)
 
 
 def options() -> str:
@@ -87,8 +87,8 @@ def _option(param: Any) -> str:
         "envvar": param.envvar,
         "hidden": getattr(param, "hidden", False),
     }
-    told = [f"{name}={value}" for name, value in facts.items() if value is not None and value is not False]
-    return " ".join(["/".join([*param.opts, *param.secondary_opts]), kind, *told])
+    answer = [f"{name}={value}" for name, value in facts.items() if value is not None and value is not False]
+    return " ".join(["/".join([*param.opts, *param.secondary_opts]), kind, *answer])
 
 
 if __name__ == "__main__":

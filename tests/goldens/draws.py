@@ -16,11 +16,11 @@ UIDS = ("00000000000000000000000000000000", "8f14e45fceea167a5a36dedd4bea2543")
 
 def drawn() -> str:
     """What is drawn for fixed inputs: texts, steps, weights, order, pictures, the embedded world."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for part in (_text_draws, _training_draws, _order_draws, _picture_draws, _world_draws, _batch_draws, _weight_draws):
-        found |= part()
+        result |= part()
     return "".join(
-        f"{name}: {value if isinstance(value, str) else json.dumps(value)}\n" for name, value in found.items()
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}\n" for name, value in result.items()
     )
 
 
@@ -29,8 +29,8 @@ def _text_draws() -> dict[str, Any]:
     from capfilt.reporting.sampling import sampled_shards
 
     places = [(0, 0, UIDS[0], 0), (0, 1, UIDS[0], 0), (0, 0, UIDS[0], 1), (7, 2, UIDS[1], 3)]
-    found: dict[str, Any] = {f"text {place}": uniforms(*place, 4).tolist() for place in places}
-    return found | {"shards of a gallery": sorted(sampled_shards([f"{i:05d}" for i in range(40)], 6))}
+    result: dict[str, Any] = {f"text {place}": uniforms(*place, 4).tolist() for place in places}
+    return result | {"shards of a gallery": sorted(sampled_shards([f"{i:05d}" for i in range(40)], 6))}
 
 
 def _training_draws() -> dict[str, Any]:
@@ -41,17 +41,17 @@ def _training_draws() -> dict[str, Any]:
     from capfilt.training.loop import draw
 
     places = [(0, "weights"), (0, "step", 0, 0), (0, "step", 0, 1), (0, "step", 1, 0), (12345, "step", 499, 3)]
-    found: dict[str, Any] = {f"draw {place}": draw(*place) for place in places}
+    result: dict[str, Any] = {f"draw {place}": draw(*place) for place in places}
     similarity = torch.tensor([[((7 * i + 3 * j) % 11) / 5 for j in range(8)] for i in range(8)])
     images = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
     for step in range(3):
         torch.manual_seed(draw(0, "step", step, 0))
-        found[f"hard negatives of step {step}"] = hard_negatives(similarity, images, images).tolist()
+        result[f"hard negatives of step {step}"] = hard_negatives(similarity, images, images).tolist()
     for seed in (0, 1):
         context: Any = SimpleNamespace(config=SimpleNamespace(seed=seed))
         purposes = ("pretrain", "captioner", "filter", "stage-1", "stage-2", "language")
-        found |= {f"seed {(seed, r)}": {p: BootstrapContext.seed(context, r, p) for p in purposes} for r in range(3)}
-    return found
+        result |= {f"seed {(seed, r)}": {p: BootstrapContext.seed(context, r, p) for p in purposes} for r in range(3)}
+    return result
 
 
 def _order_draws() -> dict[str, Any]:
@@ -67,8 +67,8 @@ def _order_draws() -> dict[str, Any]:
         stream = order.walk(lane, position, 4, read)
         return " ".join(next(stream) for _ in range(20))
 
-    found: dict[str, Any] = {f"shards of epoch {epoch}": "".join(order.shards(epoch)) for epoch in range(4)}
-    return found | {f"rows of lane {lane} from {at}": walked(lane, at) for lane in (0, 3) for at in (0, 13)}
+    result: dict[str, Any] = {f"shards of epoch {epoch}": "".join(order.shards(epoch)) for epoch in range(4)}
+    return result | {f"rows of lane {lane} from {at}": walked(lane, at) for lane in (0, 3) for at in (0, 13)}
 
 
 def _picture_draws() -> dict[str, Any]:
@@ -79,32 +79,32 @@ def _picture_draws() -> dict[str, Any]:
 
     config = AugmentConfig(crop=(0.5, 1.0), flip=True, randaugment=(2, 5))
     picture = images.decode(world.sample(world.WorldConfig(image_size=64), 0, "web", 0).image)
-    found: dict[str, Any] = {f"number of {uid}": image_id(uid) for uid in UIDS}
+    result: dict[str, Any] = {f"number of {uid}": image_id(uid) for uid in UIDS}
     for place in [(0, 0, UIDS[0]), (0, 1, UIDS[0]), (5, 777, UIDS[1])]:
-        found[f"picture {place}"] = {
+        result[f"picture {place}"] = {
             "drawn": generator(*place).random(2).tolist(),
             "crop": crop_box(640, 480, (0.2, 1.0), generator(*place)),
             "augmented": _digest(augment(picture, 32, config, generator(*place)).tobytes()),
         }
-    return found
+    return result
 
 
 def _world_draws() -> dict[str, Any]:
     from capfilt.data.images import decode as images
     from capfilt.data.synthetic import world
 
-    config, found = world.WorldConfig(), dict[str, Any]()
+    config, result = world.WorldConfig(), dict[str, Any]()
     for seed, split, index in [(0, "web", 0), (0, "web", 1), (0, "web", 3999), (1, "web", 0), (0, "human", 0),
                                (0, "val", 0), (0, "test", 0), (0, "test", 249)]:  # fmt: skip
         made = world.sample(config, seed, split, index)
         pixels = images.to_pixels(images.decode(made.image), config.image_size)
-        found[f"world {(seed, split, index)}"] = {
+        result[f"world {(seed, split, index)}"] = {
             **{name: made.meta.get(name) for name in ("key", "uid", "truth")},
             "texts": [caption["text"] for caption in made.captions],
             "image": f"{made.extension} {_digest(made.image)}",
             "pixels": _digest(pixels.tobytes()),
         }
-    return found
+    return result
 
 
 def _batch_draws() -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _batch_draws() -> dict[str, Any]:
     from capfilt.data.synthetic import world
     from capfilt.data.text.tokenizer import Tokenizer
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         small = world.WorldConfig(human=24, shard_size=10, captions=2)
         urls = tuple(map(str, world.write(small, 0, Path(folder), "human")))
@@ -123,13 +123,13 @@ def _batch_draws() -> dict[str, Any]:
             loader = Loader(sources, config, Tokenizer.load("world"), 32, 1, rank, ranks)
             stream = loader.batches(start=1)
             for step, batch in enumerate(islice(stream, 3), 1):
-                found[f"batch {step}, captions {captions}, rank {rank} of {ranks}"] = {
+                result[f"batch {step}, captions {captions}, rank {rank} of {ranks}"] = {
                     "uids": " ".join(uid[:6] for uid in batch.uids),
                     "ids": _digest(batch.ids.numpy().tobytes()),
                     "pixels": _digest(batch.images.numpy().round(3).tobytes()),
                 }
             stream.close()
-    return found
+    return result
 
 
 def _weight_draws() -> dict[str, Any]:
@@ -140,15 +140,15 @@ def _weight_draws() -> dict[str, Any]:
     from capfilt.models import build, read_architecture
     from capfilt.training.loop import draw
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in ("blip/tiny", "blip2/tiny", "blip2/tiny-opt"):
         torch.manual_seed(draw(0, "weights"))
         state = build(read_architecture(presets.find("models", name))).state_dict()
         random = [key for key, tensor in state.items() if tensor.ndim > 1 and bool(tensor.float().std() > 0)]
         for key in (*random[:2], random[len(random) // 2], *random[-2:]):
             values = state[key].float().flatten()[:4].tolist()
-            found[f"first weights of {name} {key}"] = " ".join(f"{value:.3f}" for value in values)
-    return found
+            result[f"first weights of {name} {key}"] = " ".join(f"{value:.3f}" for value in values)
+    return result
 
 
 def _digest(data: bytes) -> str:

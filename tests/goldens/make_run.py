@@ -67,26 +67,26 @@ def tree(folder: Path, dated: bool = False) -> Tree:
     contain them (of the stage `rows`) by "<dated>". JSON that is not written as the ledger writes it (keys sorted,
     indent 1) stands here as its text.
     """
-    found: Tree = {}
+    result: Tree = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink()):
         name, content = str(path.relative_to(folder)), _content(path)
         if not dated:
             content = _undated(content, rows="/rows" in f"/{name}")
             name = _ROWS.sub(r"\1.json", name)
-        while name in found:  # shards of two folders may have one name
+        while name in result:  # shards of two folders may have one name
             name += "+"
-        found[name] = content
-    return _ordered(found)
+        result[name] = content
+    return _ordered(result)
 
 
-def _ordered(found: Tree) -> Tree:
+def _ordered(result: Tree) -> Tree:
     """Files of one name, whose order was that of a time, in the order of their contents."""
     groups: dict[str, list[Any]] = {}
-    for name, content in found.items():
+    for name, content in result.items():
         groups.setdefault(name.rstrip("+"), []).append(content)
     for contents in groups.values():
         contents.sort(key=json.dumps)
-    return {name: groups[name.rstrip("+")].pop(0) for name in found}
+    return {name: groups[name.rstrip("+")].pop(0) for name in result}
 
 
 def _content(path: Path) -> Any:
@@ -302,9 +302,9 @@ def resume() -> Tree:
         tar.extractall(".", filter="data")
     made: Tree = {}
     for name, (recipe, _, _) in PLACES.items():
-        found = bootstrap(recipe, name)
+        result = bootstrap(recipe, name)
         kept = sorted(path for path in Path(name).rglob("*") if path.is_file() and path.stat().st_mtime < TIME + 1000)
-        made[name] = {"run": found, "kept": [str(path.relative_to(name)) for path in kept]}
+        made[name] = {"run": result, "kept": [str(path.relative_to(name)) for path in kept]}
     return made
 
 
@@ -313,9 +313,9 @@ def resume() -> Tree:
 
 def whole() -> Tree:
     """Every verb; where the first fails, the others have nothing to work on."""
-    found = {"bootstrap": bootstrap("bootstrap.yaml", "run"), "blip2": bootstrap("blip2.yaml", "blip2")}
-    failed = any(isinstance(run[SAID], str) for run in found.values())
-    return found | ({} if failed else verbs())
+    result = {"bootstrap": bootstrap("bootstrap.yaml", "run"), "blip2": bootstrap("blip2.yaml", "blip2")}
+    failed = any(isinstance(run[SAID], str) for run in result.values())
+    return result | ({} if failed else verbs())
 
 
 RUNS: dict[str, Callable[[], Tree]] = {"whole": whole, "resume": resume}
@@ -358,9 +358,9 @@ def regenerate(cuts: bool) -> None:
                 if (code := begin(work, name).returncode) != -signal.SIGKILL:
                     sys.exit(f"{name} left with {code}")
             pack([work / name for name in PLACES])
-        found = made(work)
-        write("runs", found["whole"])
-        write("cuts", {"kept": {name: run["kept"] for name, run in found["resume"].items()}})
+        result = made(work)
+        write("runs", result["whole"])
+        write("cuts", {"kept": {name: run["kept"] for name, run in result["resume"].items()}})
 
 
 def begin(work: Path, *what: str) -> subprocess.CompletedProcess[str]:
@@ -375,10 +375,10 @@ def made(work: Path) -> Tree:
     done = begin(work, *RUNS)
     if done.returncode:
         sys.exit(f"it left with {done.returncode}: {done.stderr}")
-    found: Tree = json.loads(done.stdout)
+    result: Tree = json.loads(done.stdout)
     if wrong := re.findall(r"left with \d.*?\\n|left with \d.*?\"", done.stdout):
         sys.exit(wrong[0])
-    return found
+    return result
 
 
 def provide(folder: Path) -> None:
@@ -388,12 +388,12 @@ def provide(folder: Path) -> None:
         shutil.copy(path, folder)
 
 
-def write(name: str, found: Tree) -> None:
+def write(name: str, result: Tree) -> None:
     """Write a golden: a line for each file."""
     head = f'{{\n "commit": "{MADE_BY}",\n'
     parts = [
         f' "{part}": {{\n' + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in own.items()) + "\n }"
-        for part, own in found.items()
+        for part, own in result.items()
     ]
     (HERE / f"{name}.json").write_text(head + ",\n".join(parts) + "\n}\n")
 

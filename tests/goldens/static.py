@@ -71,10 +71,10 @@ def names() -> str:
 
 def environment() -> str:
     """Names of environment variables that the source reads or sets: upper-case strings that are nothing else."""
-    found: set[str] = set()
+    actual: set[str] = set()
     for path in (ROOT / "capfilt").rglob("*.py"):
-        found |= set(_variables(ast.parse(path.read_text())))
-    return "".join(f"{name}\n" for name in sorted(found))
+        actual |= set(_variables(ast.parse(path.read_text())))
+    return "".join(f"{name}\n" for name in sorted(actual))
 
 
 _VARIABLE = re.compile(r"(?!BYTE_ARRAY$|O_PATH$)[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|TMPDIR|HOME|PATH")
@@ -186,8 +186,8 @@ def _told(annotation: Any) -> str:
     if origin is Literal:
         return "|".join(map(repr, arguments))
     if origin in (Union, UnionType):
-        told = dict.fromkeys(map(_told, arguments))
-        return "place" if "RemotePath" in {getattr(a, "__name__", "") for a in arguments} else "|".join(told)
+        answer = dict.fromkeys(map(_told, arguments))
+        return "place" if "RemotePath" in {getattr(a, "__name__", "") for a in arguments} else "|".join(answer)
     if hasattr(annotation, "__metadata__"):
         return _told(arguments[0])
     if arguments:
@@ -271,8 +271,8 @@ def _ranges(numbers: list[int]) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    told = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
-    return told if told.isdigit() else f"{{{told}}}"
+    answer = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+    return answer if answer.isdigit() else f"{{{answer}}}"
 
 
 # ---- kept and compared ----
@@ -303,13 +303,13 @@ def changed(name: str) -> str:
     return "\n".join(difflib.unified_diff(before, now, f"static/{name}.txt", "now", lineterm="", n=2))
 
 
-def write(wanted: Iterable[str]) -> None:
+def write(expected: Iterable[str]) -> None:
     """Write goldens anew; those that say the same keep the commit that they were made with."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     FOLDER.mkdir(exist_ok=True)
-    for name in wanted:
+    for name in expected:
         text = GOLDENS[name]()
         if not (FOLDER / f"{name}.txt").is_file() or kept(name)[1] != text:
             head = f"# Made with commit {commit} by `python tests/goldens/static.py {name}`."

@@ -57,30 +57,30 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def golden(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((GOLDENS / f"{name}.json").read_text())
-    return found
+    actual: dict[str, Any] = json.loads((GOLDENS / f"{name}.json").read_text())
+    return actual
 
 
-def compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    lines = differences(found, wanted)
+def compare(actual: dict[str, Any], wanted: dict[str, Any]) -> None:
+    lines = differences(actual, wanted)
     assert not lines, "\n".join([f"{len(lines)} differences, the first of them:", *lines[:20]])
 
 
-def differences(found: Any, wanted: Any, where: str = "") -> list[str]:
+def differences(actual: Any, wanted: Any, where: str = "") -> list[str]:
     """Where two trees differ, and how."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
+    if isinstance(actual, dict) and isinstance(wanted, dict):
         return [
             line
-            for key in (*wanted, *(key for key in found if key not in wanted))
-            for line in differences(found.get(key, "nothing"), wanted.get(key, "nothing"), f"{where} {key}")
+            for key in (*wanted, *(key for key in actual if key not in wanted))
+            for line in differences(actual.get(key, "nothing"), wanted.get(key, "nothing"), f"{where} {key}")
         ]
-    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+    if isinstance(actual, list) and isinstance(wanted, list) and len(actual) == len(wanted):
         return [
             line
-            for i, pair in enumerate(zip(found, wanted, strict=True))
+            for i, pair in enumerate(zip(actual, wanted, strict=True))
             for line in differences(*pair, f"{where}[{i}]")
         ]
-    return [] if found == wanted else [f"{where.strip()}: found {str(found)[:200]}, wanted {str(wanted)[:200]}"]
+    return [] if actual == wanted else [f"{where.strip()}: found {str(actual)[:200]}, wanted {str(wanted)[:200]}"]
 
 
 def test_every_verb_writes_what_it_wrote(made: dict[str, Any]) -> None:

@@ -45,11 +45,11 @@ def test_ten_texts_an_image_for_people_with_two_checkpoints(finished_run: Path, 
     tar, settings = finished_run / "data/web/00001.tar", ("--recipe", "blip2-ten", "--set", "decode.max_length=12")
     done = capfilt("annotate", tar, *models(finished_run), "--out", tmp_path / "a", *settings, "--json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["samples"] == {"in": 20, "kept": 20, "dropped": 0, "failed": 0}
+    answer = json.loads(done.out)
+    assert answer["samples"] == {"in": 20, "kept": 20, "dropped": 0, "failed": 0}
     rows = pq.read_table(tmp_path / "a/annotations/00001.parquet").to_pylist()
     said = [row for row in rows if is_text(row["text"])]  # a model without training may write a full stop
-    assert told["texts"]["kept"] == Counter(row["source"] for row in said)
+    assert answer["texts"]["kept"] == Counter(row["source"] for row in said)
     assert len(said) > 210
     assert Counter((row["source"], row["candidate"]) for row in rows) == {
         ("web", 0): 20, **{("synthetic", i): 20 for i in range(10)},
@@ -106,8 +106,8 @@ def test_the_seed_decides_the_texts_and_batches_do_not(finished_run: Path, tmp_p
             "annotate", finished_run / "data/web/00000.tar", *models(finished_run), "--out", tmp_path / name, *more
         )
         assert done.code == 0, done.err
-        found: list[str] = pq.read_table(tmp_path / name / "annotations/00000.parquet").column("text").to_pylist()
-        return found
+        result: list[str] = pq.read_table(tmp_path / name / "annotations/00000.parquet").column("text").to_pylist()
+        return result
 
     first = texts("one", "--seed", "5")
     assert texts("two", "--seed", "5", "--set", "batch_size=7") == first
@@ -214,8 +214,8 @@ def test_a_person_sees_what_became_of_the_texts(finished_run: Path, tmp_path: Pa
     assert done.code == 0
     assert done.err.startswith("annotate ")
     assert "3/3" in done.err
-    told = dict(line.split() for line in done.out.splitlines())
-    assert told == {
+    answer = dict(line.split() for line in done.out.splitlines())
+    assert answer == {
         "annotations": str(tmp_path / "a/annotations"), "samples.in": "60", "samples.kept": "60",
         "samples.dropped": "0", "samples.failed": "0", "texts.in.web": "60", "texts.in.synthetic": "60",
         "texts.kept.web": "60", "texts.kept.synthetic": "60",
@@ -290,10 +290,10 @@ def test_every_kind_of_bad_input_is_a_row_and_the_rest_is_untouched(
     assert cut[0] == "failed"
     assert cut[1].startswith("shard cut at byte ")
     assert came == {**fine, **failed}
-    told = json.loads(done.out)
-    assert told["samples"] == {"in": 19, "kept": len(fine), "dropped": 0, "failed": len(failed) + 1}
+    answer = json.loads(done.out)
+    assert answer["samples"] == {"in": 19, "kept": len(fine), "dropped": 0, "failed": len(failed) + 1}
     used = len(fine) + 4 + 5  # four have a text; the pictures that cannot be decoded are members that were read
-    assert told["members"] == {"in": len(files), "used": used, "of a sample that failed": len(files) - used}
+    assert answer["members"] == {"in": len(files), "used": used, "of a sample that failed": len(files) - used}
     synthetic = {row["key"] for row in rows if row["source"] == "synthetic"}
     assert synthetic == {key for key, _ in fine}
 
@@ -328,8 +328,8 @@ def test_nothing_that_could_be_annotated_is_a_failure_and_a_result(
         done = capfilt(*words)
         assert done.code == 1
         assert done.line.startswith(f"error: {said}")
-        told = json.loads(done.out)
-        assert told["samples"] == {"in": came, "kept": 0, "dropped": 0, "failed": came}
+        answer = json.loads(done.out)
+        assert answer["samples"] == {"in": came, "kept": 0, "dropped": 0, "failed": came}
     assert (tmp_path / "run/annotations" / f"{Path(name).stem}.parquet").is_file()
     done = capfilt("select", tmp_path / name, "--annotations", tmp_path / "run", "--out", tmp_path / "b", "--json")
     assert done.code == 1

@@ -23,20 +23,20 @@ def test_the_record_is_whole(more: tuple[str, ...], passes: int) -> None:
     sets = [word for assignment in (*TINY, *more) for word in ("--set", assignment)]
     done = run("annotate", *sets, "--json")
     assert done.exit_code == 0, done.stderr
-    told = json.loads(done.stdout)
-    captions = told["setup"]["captions"]
-    assert told["captions_per_second"] == pytest.approx(captions * told["images_per_second"])
-    assert told["pairs_per_second"] == pytest.approx((1 + captions) * told["images_per_second"])
-    assert {"read", "decode", "vision", "caption", "score", "write", "other"} <= told["share"].keys()
-    assert sum(share for name, share in told["share"].items() if name != "decode") == pytest.approx(1)
-    assert min(told["share"][name] for name in ("read", "decode", "vision", "caption", "score", "write")) > 0
-    assert len(told["runs"]["stage_seconds"]) == len(told["runs"]["bare_seconds"]) == 2
-    assert told["against_fp32"]["batches_of_one"]["equal_tokens"] == 1
-    assert told["against_fp32"]["bf16"].keys() == {"equal_tokens", "itm_error", "itc_error"}
-    assert told["ratio"].keys() == {"stage_of_bare", "vision_floor_of_stage"}
-    assert told["setup"]["architecture"]["vision"]["width"] == 64
-    assert {"cpu", "cores", "threads"} <= told["machine"].keys()
-    assert {"python", "torch", "capfilt"} <= told["versions"].keys()
+    answer = json.loads(done.stdout)
+    captions = answer["setup"]["captions"]
+    assert answer["captions_per_second"] == pytest.approx(captions * answer["images_per_second"])
+    assert answer["pairs_per_second"] == pytest.approx((1 + captions) * answer["images_per_second"])
+    assert {"read", "decode", "vision", "caption", "score", "write", "other"} <= answer["share"].keys()
+    assert sum(share for name, share in answer["share"].items() if name != "decode") == pytest.approx(1)
+    assert min(answer["share"][name] for name in ("read", "decode", "vision", "caption", "score", "write")) > 0
+    assert len(answer["runs"]["stage_seconds"]) == len(answer["runs"]["bare_seconds"]) == 2
+    assert answer["against_fp32"]["batches_of_one"]["equal_tokens"] == 1
+    assert answer["against_fp32"]["bf16"].keys() == {"equal_tokens", "itm_error", "itc_error"}
+    assert answer["ratio"].keys() == {"stage_of_bare", "vision_floor_of_stage"}
+    assert answer["setup"]["architecture"]["vision"]["width"] == 64
+    assert {"cpu", "cores", "threads"} <= answer["machine"].keys()
+    assert {"python", "torch", "capfilt"} <= answer["versions"].keys()
 
 
 def test_a_person_sees_rates_and_shares() -> None:

@@ -24,24 +24,24 @@ def test_the_filter_is_measured_where_the_truth_is_known(colours: Path, tmp_path
     words = ["evaluate", colours / "round-1/filter", colours.parent / "web", "--set", threshold]
     done = capfilt(*words, "--json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told.keys() == {"filter"}, "these are web texts: neither retrieval nor captioning is measured on them"
+    answer = json.loads(done.out)
+    assert answer.keys() == {"filter"}, "these are web texts: neither retrieval nor captioning is measured on them"
     for name in ("auc", "precision", "recall", "kept"):
-        assert told["filter"][name] == pytest.approx(known[name], abs=1e-3)
-    assert told["filter"]["auc_by_kind"].keys() == {"other"}
+        assert answer["filter"][name] == pytest.approx(known[name], abs=1e-3)
+    assert answer["filter"]["auc_by_kind"].keys() == {"other"}
     rows = pq.read_table(colours / "round-1/annotations/00000.parquet").to_pylist()
     cosine = {row["key"]: row["itc"] for row in rows if row["source"] == "web"}
-    wanted = {key for key, score in cosine.items() if score >= 0.2}
+    expected = {key for key, score in cosine.items() if score >= 0.2}
     by_cosine = json.loads(capfilt(*words[:3], "--set", "score=itc", "--set", "threshold=0.2", "--json").out)
-    assert by_cosine["filter"]["kept"] == pytest.approx(len(wanted) / 64, abs=0.02)
+    assert by_cosine["filter"]["kept"] == pytest.approx(len(expected) / 64, abs=0.02)
 
 
 def test_both_kinds_of_shards_at_once(finished_run: Path, capfilt: Any) -> None:
     both = f"{finished_run / 'data/web'}::{finished_run / 'data/test'}"
-    told = json.loads(capfilt("evaluate", finished_run / "round-0/pretrain", both, "--json").out)
+    answer = json.loads(capfilt("evaluate", finished_run / "round-0/pretrain", both, "--json").out)
     alone = json.loads(capfilt("evaluate", finished_run / "round-0/pretrain", finished_run / "data/test", "--json").out)
-    assert told["retrieval"] == pytest.approx(alone["retrieval"])
-    assert set(told) - set(alone) == {"filter"}
+    assert answer["retrieval"] == pytest.approx(alone["retrieval"])
+    assert set(answer) - set(alone) == {"filter"}
 
 
 def test_roles_that_a_model_cannot_play_are_left_out(finished_run: Path, capfilt: Any) -> None:
@@ -70,9 +70,9 @@ def test_a_picture_that_cannot_be_read_is_counted(finished_run: Path, tmp_path: 
     (tmp_path / "test/00000.tar").write_bytes(data.replace(first, b"\0" * len(first)))
     done = capfilt("evaluate", finished_run / "round-0/pretrain", tmp_path / "test", "--json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["unreadable"] == 1
-    assert "retrieval" in told
+    answer = json.loads(done.out)
+    assert answer["unreadable"] == 1
+    assert "retrieval" in answer
 
 
 def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
@@ -80,8 +80,8 @@ def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(finished_run: Path
     done = capfilt(*words)
     assert done.code == 0
     kept = tmp_path / "e/metrics.json"
-    told = dict(line.split() for line in done.out.splitlines())
-    assert told["retrieval.tr@1"] == f"{json.loads(kept.read_text())['retrieval']['tr@1']:.4f}"
+    answer = dict(line.split() for line in done.out.splitlines())
+    assert answer["retrieval.tr@1"] == f"{json.loads(kept.read_text())['retrieval']['tr@1']:.4f}"
     before = kept.stat().st_mtime_ns
     assert "resumed" in capfilt(*words).err
     assert kept.stat().st_mtime_ns == before

@@ -81,8 +81,8 @@ def save(model: Blip, folder: Path) -> Path:
 
 def opened(cls: Any, folder: Path) -> Any:
     """A model by transformers, which must find every tensor and no other."""
-    model, told = cls.from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
+    model, answer = cls.from_pretrained(folder, output_loading_info=True)
+    assert not any(answer.values()), answer
     return model.eval()
 
 
@@ -106,9 +106,9 @@ class TestToTransformers:
     def test_a_model_of_the_demo_goes_out_and_comes_back(
         self, hf: SimpleNamespace, trained: Path, tmp_path: Path
     ) -> None:
-        told = export.run(str(trained), "hf", tmp_path / "out")
+        answer = export.run(str(trained), "hf", tmp_path / "out")
         captioner, judge = (tmp_path / "out" / part for part in ("captioner", "filter"))
-        assert told["written"] == [str(captioner), str(judge)]
+        assert answer["written"] == [str(captioner), str(judge)]
         ours = store.load(trained).eval()
         pixels, ids, mask = asked(32)
         tokens = ours.encode_image(pixels)
@@ -198,10 +198,10 @@ class TestOtherForms:
         model = small_blip()
         export.run(str(save(model, tmp_path / "model")), form, tmp_path / "out")
         assert (tmp_path / "out" / file).is_file()
-        found = store.find(str(tmp_path / "out" / file if form == "pth" else tmp_path / "out"))
-        assert Tokenizer.load(found).vocab == TOKENIZER.vocab
-        assert store.load(found).config == model.config
-        state = store.load(found).state_dict()
+        result = store.find(str(tmp_path / "out" / file if form == "pth" else tmp_path / "out"))
+        assert Tokenizer.load(result).vocab == TOKENIZER.vocab
+        assert store.load(result).config == model.config
+        state = store.load(result).state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -215,8 +215,8 @@ class TestCommand:
         done = CliRunner().invoke(app, ["export", str(model), "--as", "hf", "--out", str(out)])
         assert done.exit_code == 0
         assert done.output.split() == [str(out / "captioner"), str(out / "filter")]
-        told = CliRunner().invoke(app, ["export", str(out / "filter"), "--out", str(tmp_path / "again"), "--json"])
-        assert json.loads(told.output) == {
+        answer = CliRunner().invoke(app, ["export", str(out / "filter"), "--out", str(tmp_path / "again"), "--json"])
+        assert json.loads(answer.output) == {
             "model": str(out / "filter"), "as": "hf", "written": [str(tmp_path / "again")], "left_behind": {},
         }  # fmt: skip
         done = CliRunner().invoke(app, ["export", str(model), "--as", "onnx", "--out", str(tmp_path / "b")])
@@ -267,8 +267,8 @@ class TestAnnotateWithTransformersModels:
     def test_every_picture_gets_its_rows(
         self, hf: SimpleNamespace, folders: tuple[Path, Path], small_world: Path, tmp_path: Path
     ) -> None:
-        told = self.run(folders, small_world, tmp_path / "out", "captions=2", "precision=fp32")
-        assert told["samples"] == {"in": 48, "kept": 48, "dropped": 0, "failed": 0}
+        answer = self.run(folders, small_world, tmp_path / "out", "captions=2", "precision=fp32")
+        assert answer["samples"] == {"in": 48, "kept": 48, "dropped": 0, "failed": 0}
         rows = [
             row
             for path in sorted((tmp_path / "out" / "annotations").glob("*.parquet"))
@@ -284,8 +284,8 @@ class TestAnnotateWithTransformersModels:
     def test_beams_give_several_texts(
         self, hf: SimpleNamespace, folders: tuple[Path, Path], small_world: Path, tmp_path: Path
     ) -> None:
-        told = self.run(folders, small_world, tmp_path / "out", "captions=3", "decode.method=beam")
-        assert told["texts"]["kept"]["synthetic"] == 3 * 48
+        answer = self.run(folders, small_world, tmp_path / "out", "captions=3", "decode.method=beam")
+        assert answer["texts"]["kept"]["synthetic"] == 3 * 48
         table = annotations.read(next((tmp_path / "out" / "annotations").glob("*.parquet"))).to_pylist()
         by_key: dict[str, set[str]] = {}
         for row in table:

@@ -67,13 +67,13 @@ def test_a_recipe_names_its_places() -> None:
         "data.val=/v",
         "tokenizer=/t/vocab.txt",
     )
-    found = jobs.external_paths(recipe(*shards, "model=/m/mine.yaml"))
-    assert found == {
+    outcome = jobs.external_paths(recipe(*shards, "model=/m/mine.yaml"))
+    assert outcome == {
         "data.web": ["/w", "s3://b/w"], "data.human": "/h", "data.val": "/v", "tokenizer": "/t/vocab.txt",
         "model": "/m/mine.yaml",
     }  # fmt: skip
     assert jobs.external_paths(recipe()) == {}
-    jobs.check_absolute({**found, "SHARDS": ("/a::s3://b/{0..9}.tar", Path("/c"))})
+    jobs.check_absolute({**outcome, "SHARDS": ("/a::s3://b/{0..9}.tar", Path("/c"))})
     with pytest.raises(UsageError, match="SHARDS is 'b'"):
         jobs.check_absolute({"SHARDS": ("/a::b",)})
 
@@ -81,20 +81,20 @@ def test_a_recipe_names_its_places() -> None:
 def test_names_on_the_hub_are_no_places() -> None:
     sets = ["start=/runs/stage1/checkpoint", "data=/shards"]
     config = configs.read(presets.find("pipelines", "pretrain/blip2-stage2-opt-2.7b"), PretrainConfig, sets)
-    found = jobs.external_paths(config)
-    jobs.check_absolute(found)
-    assert set(found) == {"start", "data[0].shards"}
+    outcome = jobs.external_paths(config)
+    jobs.check_absolute(outcome)
+    assert set(outcome) == {"start", "data[0].shards"}
     with pytest.raises(UsageError, match=r"tokenizer is 'bert/vocab\.txt'"):
         jobs.check_absolute(jobs.external_paths(recipe("tokenizer=bert/vocab.txt")))
 
 
 def test_a_pretrained_role_is_a_place_where_it_is_a_file() -> None:
-    found = jobs.external_paths(
+    outcome = jobs.external_paths(
         recipe("filter.pretrained=models/blip.pth", "captioner.pretrained=Salesforce/blip2-opt-2.7b")
     )
-    assert found == {"filter.pretrained": "models/blip.pth"}
+    assert outcome == {"filter.pretrained": "models/blip.pth"}
     with pytest.raises(UsageError, match=r"filter\.pretrained is 'models"):
-        jobs.check_absolute(found)
+        jobs.check_absolute(outcome)
 
 
 def test_a_row_holds_what_is_known() -> None:

@@ -68,9 +68,9 @@ def test_a_model_can_be_trained_further(finished_run: Path, tmp_path: Path, capf
     words = ["pretrain", "blip-tiny", *small, "--set", f"data={finished_run}/data/human", "--set", f"start={start}"]
     still = ["--set", "train.optimizer.lr=1e-12", "--set", "train.optimizer.min_lr=0"]
     assert capfilt(*words, *still, "--out", tmp_path / "run").code == 0
-    found = store.read(tmp_path / "run/pretrain/checkpoint")[1]
+    result = store.read(tmp_path / "run/pretrain/checkpoint")[1]
     own = store.read(start / "checkpoint")[1]
-    assert all(found[name].allclose(own[name], atol=1e-6) for name in own)
+    assert all(result[name].allclose(own[name], atol=1e-6) for name in own)
     done = capfilt(*words, "--set", "model=blip/tiny", "--out", tmp_path / "other")
     assert done.code == 2
     assert "has vision.width 16, and `model`" in done.line
@@ -193,18 +193,18 @@ def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogC
 
 
 def test_the_log_moves_the_line(tmp_path: Path) -> None:
-    told: list[tuple[int, str]] = []
-    line = StageLine("pretrain", 100, lambda line: told.append((line.done, line.note)))
+    answer: list[tuple[int, str]] = []
+    line = StageLine("pretrain", 100, lambda line: answer.append((line.done, line.note)))
     reported: list[tuple[int, int]] = []
     tail = Tail(tmp_path / "log.jsonl", line, lambda newest, steps: reported.append((newest["step"], steps)))
     assert tail.poll() == 0
-    assert told == []
+    assert answer == []
     (tmp_path / "log.jsonl").write_text('{"step": 20, "lm": 3.14159, "samples_per_second": 99.6}\n{"step": 40, "l')
     tail.poll()
-    assert told == [], "a line that is being written is not read"
+    assert answer == [], "a line that is being written is not read"
     (tmp_path / "log.jsonl").write_text('{"step": 20, "itc": 1.0, "lm": 3.14159, "samples_per_second": 99.6}\n')
     assert tail.poll() == 20
-    assert told == [(20, "itc 1.000 lm 3.142  100 pairs/s")]
+    assert answer == [(20, "itc 1.000 lm 3.142  100 pairs/s")]
     for step in (20, 10, 30):  # after a kill, steps are done again
         (tmp_path / "log.jsonl").write_text(f'{{"step": {step}, "samples_per_second": 99.6}}\n')
         tail.poll()

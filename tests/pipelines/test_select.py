@@ -37,25 +37,25 @@ def annotated(tmp_path: Path) -> Path:
     """Two shards and their annotations; no picture is looked at, so the bytes need be none."""
     shards.write(tmp_path / "web/00000.tar", [sample("a"), sample("b")])
     shards.write(tmp_path / "web/00001.tar", [sample("c"), sample("d"), sample("e")])
-    found = [
+    result = [
         written
         for key, (itm, itc) in SCORES.items()
         for written in (row(key, "web", itm, itc), row(key, "synthetic", abs(itc), itm))
     ]
     broken = tables.failed(row("e", "web", 0, 0), "truncated image")
-    tables.write(tmp_path / "a/annotations/00000.parquet", found[:4])
-    tables.write(tmp_path / "a/annotations/00001.parquet", [*found[4:], broken])
+    tables.write(tmp_path / "a/annotations/00000.parquet", result[:4])
+    tables.write(tmp_path / "a/annotations/00001.parquet", [*result[4:], broken])
     return tmp_path
 
 
 def kept(run: Path) -> dict[str, list[str]]:
-    found = {}
+    result = {}
     for url in shards.expand(str(run / "dataset")):
         for item in shards.read(url):
             assert isinstance(item, Sample)
             assert item.image == sample(item.key).image
-            found[item.key] = [caption["text"] for caption in item.meta["captions"]]
-    return found
+            result[item.key] = [caption["text"] for caption in item.meta["captions"]]
+    return result
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_texts_are_kept_that_reach_the_threshold(
     out = annotated / "clean"
     done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", out, *words, "--json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["threshold"] == pytest.approx(threshold, abs=1e-5)
+    answer = json.loads(done.out)
+    assert answer["threshold"] == pytest.approx(threshold, abs=1e-5)
     assert kept(out) == expected
     count = Counter(text.split()[0] for texts in expected.values() for text in texts)
-    assert told["texts"]["kept"] == count
-    assert told["samples"] == {"in": 5, "kept": len(expected), "dropped": 4 - len(expected), "failed": 1}
-    assert told["failed"] == {"truncated image": 1}
+    assert answer["texts"]["kept"] == count
+    assert answer["samples"] == {"in": 5, "kept": len(expected), "dropped": 4 - len(expected), "failed": 1}
+    assert answer["failed"] == {"truncated image": 1}
     sizes = json.loads((out / "dataset/sizes.json").read_text())
     assert sizes == {"00000.tar": len(expected.keys() & {"a", "b"}), "00001.tar": len(expected.keys() & {"c", "d"})}
 
@@ -105,8 +105,8 @@ def test_the_txt_is_the_best_kept_text(annotated: Path, capfilt: Any, policy: li
     done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean", *words)
     assert done.code == 0, done.err
     urls = shards.expand(str(annotated / "clean/dataset"))
-    found = [item for url in urls for item in shards.read(url) if isinstance(item, Sample)]
-    assert {sample.key: sample.text for sample in found} == texts
+    result = [item for url in urls for item in shards.read(url) if isinstance(item, Sample)]
+    assert {sample.key: sample.text for sample in result} == texts
 
 
 @pytest.mark.parametrize(
@@ -144,15 +144,15 @@ def test_why_each_text_went_stays_known(annotated: Path, capfilt: Any) -> None:
     tables.write(annotated / "a/annotations/00001.parquet", [*(r for r in others if r.key != "d"), blank, unscored])
     done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean")
     assert done.code == 0, done.err
-    found = pq.read_table(annotated / "clean/dataset/00001.parquet").to_pylist()
-    assert {(r["key"], r["source"]): (r["verdict"], r["why"]) for r in found} == {
+    result = pq.read_table(annotated / "clean/dataset/00001.parquet").to_pylist()
+    assert {(r["key"], r["source"]): (r["verdict"], r["why"]) for r in result} == {
         ("c", "web"): ("dropped", "itm below threshold"),
         ("c", "synthetic"): ("kept", ""),
         ("d", "web"): ("dropped", "no itm score"),
         ("d", "synthetic"): ("dropped", "no text"),
         ("e", "web"): ("failed", "truncated image"),
     }
-    assert found[0].keys() == {*tables.SCHEMA.names, "verdict", "why"}
+    assert result[0].keys() == {*tables.SCHEMA.names, "verdict", "why"}
 
 
 def test_a_new_threshold_needs_the_scores_alone(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
@@ -334,11 +334,11 @@ def test_what_lies_under_a_key_comes_along_and_names_with_dots_too(tmp_path: Pat
         members = {"in": 10, "used": 4, **counted, "AppleDouble": 1, "a name without key or extension": 1}
         assert json.loads(done.out)["members"] == members
         with tarfile.open(out / "dataset/00000.tar") as tar:
-            found = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+            result = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
         texts = {f"{key}.{kind}" for key in keys.values() for kind in ("txt", "json")}
-        assert found.keys() - texts == {"k.jpg", "22%2E05 track 1.jpg", *(f"k.{name}" for name in more)}
-        assert {name: found[f"k.{name}"] for name in more} == more
-        assert json.loads(found["22%2E05 track 1.json"])["original_key"] == "22.05 track 1"
+        assert result.keys() - texts == {"k.jpg", "22%2E05 track 1.jpg", *(f"k.{name}" for name in more)}
+        assert {name: result[f"k.{name}"] for name in more} == more
+        assert json.loads(result["22%2E05 track 1.json"])["original_key"] == "22.05 track 1"
         passed = "1 AppleDouble, 1 a name without key or extension" + (", 4 not carried" if carry == "false" else "")
         said = f"select: 10 members of its shards = 4 used + {4 if more else 0} carried + {2 if more else 6} skipped"
         checked = capfilt("verify", out)

@@ -34,9 +34,9 @@ def parameters(architecture: Architecture) -> int:
 
 @pytest.mark.parametrize("name", presets.names("models"))
 def test_an_architecture_can_be_built(name: str) -> None:
-    found = parameters(read_architecture(presets.find("models", name)))
-    assert found == COUNTS.get(name, found)
-    assert found > 0
+    actual = parameters(read_architecture(presets.find("models", name)))
+    assert actual == COUNTS.get(name, actual)
+    assert actual > 0
 
 
 @pytest.mark.parametrize("name", presets.names("pipelines"))
@@ -118,6 +118,6 @@ def test_the_schedule_of_blip2_is_the_paper_s() -> None:
 def test_the_schedule_of_blip_14m() -> None:
     train = read_pretrain("blip-14m").train
     rates = [learning_rate(train.optimizer, step, train.steps) for step in (0, 1499, 2998, 2999, 3000, 8576, 171_519)]
-    wanted = [1.1e-6, 1.505e-4, 2.999e-4, 3e-4, 3e-4, 2.7e-4, 4.05e-5]
-    assert rates == pytest.approx(wanted, rel=2e-3)
+    expected = [1.1e-6, 1.505e-4, 2.999e-4, 3e-4, 3e-4, 2.7e-4, 4.05e-5]
+    assert rates == pytest.approx(expected, rel=2e-3)
     assert rates[2] < 3e-4

@@ -63,9 +63,9 @@ def test_only_capfilt_is_at_the_top(installed: Path) -> None:
 
 
 def test_every_preset_is_found_by_name_and_has_the_same_text(installed: Path) -> None:
-    found = json.loads(run(installed, "-c", FIND_ALL % (SHELVES,), cwd=installed.parent))
-    assert found == {shelf: shelf_texts(shelf) for shelf in SHELVES}
-    assert all(found.values())
+    result = json.loads(run(installed, "-c", FIND_ALL % (SHELVES,), cwd=installed.parent))
+    assert result == {shelf: shelf_texts(shelf) for shelf in SHELVES}
+    assert all(result.values())
 
 
 def test_every_module_of_the_checkout_is_in_the_wheel(installed: Path) -> None:
@@ -84,8 +84,8 @@ def test_the_command_is_installed(installed: Path) -> None:
 
 
 def test_the_editable_checkout_finds_its_yaml_live_and_exposes_capfilt_alone(tmp_path: Path) -> None:
-    found = json.loads(run(sys.executable, "-c", FIND_ALL % (SHELVES,), cwd=tmp_path))
-    assert found == {shelf: shelf_texts(shelf) for shelf in SHELVES}
+    result = json.loads(run(sys.executable, "-c", FIND_ALL % (SHELVES,), cwd=tmp_path))
+    assert result == {shelf: shelf_texts(shelf) for shelf in SHELVES}
     names = ("capfilt", *SHELVES)
     probe = f"from importlib.util import find_spec; print([bool(find_spec(n)) for n in {names}])"
     assert run(sys.executable, "-c", probe, cwd=tmp_path).strip() == "[True, False, False]"

@@ -162,8 +162,8 @@ class Victim:
 
     def state(self) -> dict[str, tuple[object, ...]]:
         """Everything about every file."""
-        found = {str(p.relative_to(self.folder)): p.lstat() for p in sorted(self.folder.rglob("*"))}
-        return {name: (s.st_ino, s.st_mode, s.st_nlink, s.st_size, s.st_mtime_ns) for name, s in found.items()}
+        result = {str(p.relative_to(self.folder)): p.lstat() for p in sorted(self.folder.rglob("*"))}
+        return {name: (s.st_ino, s.st_mode, s.st_nlink, s.st_size, s.st_mtime_ns) for name, s in result.items()}
 
     def opened(self) -> list[str]:
         """The names of files that were opened since the last question; opening a folder reads nothing in it."""
@@ -184,9 +184,9 @@ class Victim:
 
 @pytest.fixture
 def victim(tmp_path: Path, made: Home) -> Iterator[Victim]:
-    found = Victim(tmp_path / "victim", made)
-    yield found
-    found.close()
+    result = Victim(tmp_path / "victim", made)
+    yield result
+    result.close()
 
 
 def verbs(home: Home) -> dict[str, Callable[[], Outcome]]:
@@ -233,10 +233,10 @@ def all_verbs(home: Home, victim: Victim, without: tuple[str, ...] = ()) -> dict
             lock.release_all()
         assert write_guard.active_guards() == raised, name
         assert done.code in (0, 1, 2), (name, done)
-        told = [line for line in done.err.splitlines() if line.startswith("error:")]
-        broken = name == "verify" and not told  # it then lists what does not hold
-        assert (len(told) == 1) == (done.code != 0) or broken, (name, done)
-        assert all(len(line) < 2000 for line in told), (name, "a line for a person")
+        answer = [line for line in done.err.splitlines() if line.startswith("error:")]
+        broken = name == "verify" and not answer  # it then lists what does not hold
+        assert (len(answer) == 1) == (done.code != 0) or broken, (name, done)
+        assert all(len(line) < 2000 for line in answer), (name, "a line for a person")
         assert SECRET not in done.out + done.err, name
         assert victim.opened() == [], name
         assert victim.state() == victim.before, name

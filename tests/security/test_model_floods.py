@@ -37,9 +37,9 @@ def cheap() -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024
 
 
-def one_line(told: pytest.ExceptionInfo[CapfiltError]) -> None:
-    assert "\n" not in str(told.value)
-    assert len(str(told.value)) < 1000
+def one_line(answer: pytest.ExceptionInfo[CapfiltError]) -> None:
+    assert "\n" not in str(answer.value)
+    assert len(str(answer.value)) < 1000
 
 
 @pytest.mark.parametrize("number", HUGE, ids=str)
@@ -59,9 +59,9 @@ def test_a_yaml(key: str, number: int, tmp_path: Path) -> None:
     section, _, name = key.rpartition(".")
     (tree[section] if section else tree)[name] = number
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(RecipeError, match=name) as told:
+    with pytest.raises(RecipeError, match=name) as answer:
         read_architecture(tmp_path / "a.yaml")
-    one_line(told)
+    one_line(answer)
 
 
 def test_a_picture_of_too_many_patches() -> None:
@@ -78,9 +78,9 @@ def test_a_model_of_more_weights_than_this_machine_has_memory_for() -> None:
         {"vision": {**vision, "depth": 1}, "text": {**sizes, "depth": 1, "vocab_size": 30}}
     )
     assert config.vision.weights < MAX_WEIGHTS
-    with pytest.raises(ModelError, match=r"this machine has .* GB of memory; take a smaller one") as told:
+    with pytest.raises(ModelError, match=r"this machine has .* GB of memory; take a smaller one") as answer:
         build(config)
-    one_line(told)
+    one_line(answer)
 
 
 @pytest.fixture
@@ -113,16 +113,16 @@ NO_NUMBERS = ["x", [1], None, 1e400, float("nan")]
 )
 def test_a_config_json(folder: Path, section: str, key: str, number: object) -> None:
     edited(folder, section, **{key: number})
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as answer:
         store.load(folder)
-    one_line(told)
+    one_line(answer)
 
 
 @pytest.mark.parametrize(("key", "number"), [("logit_scale_init_value", -1e5), ("logit_scale_init_value", "x")])
 def test_a_temperature_that_is_none(folder: Path, key: str, number: object) -> None:
-    with pytest.raises(ModelError, match="describes no possible model") as told:
+    with pytest.raises(ModelError, match="describes no possible model") as answer:
         store.load(edited(folder, "", **{key: number}))
-    one_line(told)
+    one_line(answer)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_a_temperature_that_is_none(folder: Path, key: str, number: object) -> N
     ids=str,
 )
 def test_a_model_larger_than_its_file(folder: Path, section: str, keys: dict[str, int]) -> None:
-    with pytest.raises(ModelError, match=r"missing|of another shape") as told:
+    with pytest.raises(ModelError, match=r"missing|of another shape") as answer:
         store.load(edited(folder, section, **keys))
-    one_line(told)
+    one_line(answer)
 
 
 @pytest.mark.parametrize("key", ["vision.depth", "text.depth", "text.vocab_size", "text.hidden", "vision.hidden"])
@@ -159,9 +159,9 @@ def test_a_folder_of_ours_larger_than_its_file(small_blip: MakeBlip, key: str, t
 )
 def test_a_config_json_that_is_none(folder: Path, text: str) -> None:
     (folder / transformers_folder.CONFIG).write_text(text, encoding="latin-1")
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as answer:
         store.load(folder)
-    one_line(told)
+    one_line(answer)
 
 
 def test_an_endless_config_json(folder: Path) -> None:

@@ -49,8 +49,8 @@ def annotated(tmp_path: Path) -> Make:
 
     def make(rows: list[Annotation], truths: list[Any] | None = None) -> Path:
         image = picture()
-        told = truths or [{"matches": True, "kind": "right"}] * len(rows)
-        meta = [{"uid": f"{n:032x}", "truth": each} for n, each in enumerate(told)]
+        answer = truths or [{"matches": True, "kind": "right"}] * len(rows)
+        meta = [{"uid": f"{n:032x}", "truth": each} for n, each in enumerate(answer)]
         samples = [Sample(f"{n:05d}", image, "png", "a dog", each) for n, each in enumerate(meta)]
         shards.write(tmp_path / "00000.tar", samples)
         folder = tmp_path / "run"
@@ -75,8 +75,8 @@ def reported(folder: Path, max_bytes: int, max_memory: int) -> dict[str, Any]:
     assert len(html.encode()) < max_bytes
     assert peak < max_memory
     (island,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html)
-    found: dict[str, Any] = json.loads(island)
-    return found
+    result: dict[str, Any] = json.loads(island)
+    return result
 
 
 def test_kinds_of_truth_are_short(annotated: Make) -> None:
@@ -141,22 +141,22 @@ def test_reasons_in_the_page_are_few() -> None:
 def test_texts_that_are_long_on_the_page_are_fewer(tmp_path: Path) -> None:
     rows = [row(n, "<" * 400) for n in range(100)]  # six bytes each where they may not end an element
     tables.write(tmp_path / "annotations" / "00000.parquet", rows)
-    found = RoundSample(
+    result = RoundSample(
         RoundSource(0, tmp_path / "annotations", None, PolicyConfig().rule(0.5), "itm", 0.5, "", ""), 100, 100_000
     )
-    found.add("00000", {}, sample=True)
-    assert 90_000 < found.num_bytes <= 100_000
-    assert len(found.images) == 100_000 // (sampling.ROW_BYTES + 2402 + 7)
-    assert found.totals["web"] == 100
+    result.add("00000", {}, sample=True)
+    assert 90_000 < result.num_bytes <= 100_000
+    assert len(result.images) == 100_000 // (sampling.ROW_BYTES + 2402 + 7)
+    assert result.totals["web"] == 100
     ranks = sorted(sampling.random_rank(SampledImage(("00000", r.key), r.uid)) for r in rows)
-    assert [sampling.random_rank(image) for image in found.images] == ranks[: len(found.images)]
+    assert [sampling.random_rank(image) for image in result.images] == ranks[: len(result.images)]
 
 
 def test_a_command_names_shards_one_by_one_up_to_a_length(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     web = [f"s3://bucket/{n:09d}.tar" for n in range(100_000)]
-    found = collect._source(0, (tmp_path, None), PolicyConfig(), 0.5, tmp_path, web)
-    assert found.select_command == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
+    result = collect._source(0, (tmp_path, None), PolicyConfig(), 0.5, tmp_path, web)
+    assert result.select_command == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
 
 
 def test_a_shard_s_name_may_be_no_text() -> None:

@@ -65,13 +65,13 @@ def connect(server: review.ReviewServer) -> socket.socket:
 
 def received(connection: socket.socket) -> bytes:
     """What came until the end, or until nothing more comes to a whole answer."""
-    found = b""
+    result = b""
     try:
-        while b"\r\n\r\n" not in found and (piece := connection.recv(65536)):
-            found += piece
+        while b"\r\n\r\n" not in result and (piece := connection.recv(65536)):
+            result += piece
     except ConnectionResetError:  # it was closed while we were sending
         pass
-    return found
+    return result
 
 
 def status(answer: bytes) -> int:

@@ -70,9 +70,9 @@ def test_a_bomb_is_one_line(bomb: Any, tmp_path: Path) -> None:
     bomb(path)
     assert path.stat().st_size < 200_000
     for read in (annotations.read, lambda path: explain.read(path, "00000")):
-        with pytest.raises(DataError, match="more than 300,000 rows or 192 MiB") as told:
+        with pytest.raises(DataError, match="more than 300,000 rows or 192 MiB") as answer:
             read(path)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(answer.value)
 
 
 def test_a_bomb_of_lists_is_one_line(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_columns_of_every_kind_are_read_as_they_are(tmp_path: Path) -> None:
     })  # fmt: skip
     pq.write_table(table, tmp_path / "a.parquet")
     assert parquet.read(tmp_path / "a.parquet").equals(table)
-    (found,) = explain.read(tmp_path / "a.parquet", "a")
-    assert list(found) == [name for name in table.column_names if name != "data"]
-    assert json.loads(json.dumps(found))["day"] == "2026-01-01"
+    (result,) = explain.read(tmp_path / "a.parquet", "a")
+    assert list(result) == [name for name in table.column_names if name != "data"]
+    assert json.loads(json.dumps(result))["day"] == "2026-01-01"
 
 
 def test_a_column_whose_values_have_no_bound_is_refused(tmp_path: Path) -> None:

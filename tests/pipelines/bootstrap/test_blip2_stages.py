@@ -66,8 +66,8 @@ def blip2_run(tmp_path_factory: pytest.TempPathFactory, recipe: Any, stages: Any
 
 
 def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return found
+    actual: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return actual
 
 
 def test_the_last_round_is_a_blip2_with_the_vision_tower_of_the_newest_blip(blip2_run: Path) -> None:
@@ -112,8 +112,8 @@ def test_terminal_status_and_report_show_both_stages(blip2_run: Path, capfilt: A
     assert "round-1/stage-2/checkpoint --as hf" in printed
     status = capfilt("status", blip2_run, "--json")
     labels = [stage["label"] for stage in json.loads(status.out)["stages"]]
-    wanted = ["round 1 select", "round 1 language", "round 1 stage 1", "round 1 stage 2", "round 1 evaluate"]
-    assert [label for label in labels if label in wanted] == wanted
+    expected = ["round 1 select", "round 1 language", "round 1 stage 1", "round 1 stage 2", "round 1 evaluate"]
+    assert [label for label in labels if label in expected] == expected
     page = (blip2_run / "report.html").read_text()
     assert "Round 1, stage 2 (" in page
     assert "stage-2: lm" in page
@@ -191,7 +191,7 @@ def test_a_missing_checkpoint_of_the_last_stage_is_refused_at_the_start(
 
 def test_merge_figures_takes_each_kind_from_the_last_stage_that_has_it() -> None:
     one, two = {"retrieval": {"tr@1": 1.0}, "captioning": {"cider": 2.0}}, {"captioning": {"cider": 3.0}}
-    found = merge_figures({"stage-1": one, "stage-2": two}, ["a", "b"])
-    assert found["retrieval"] == one["retrieval"]
-    assert found["captioning"] == two["captioning"]
-    assert found["stages"] == {"stage-1": {"model": "a", **one}, "stage-2": {"model": "b", **two}}
+    actual = merge_figures({"stage-1": one, "stage-2": two}, ["a", "b"])
+    assert actual["retrieval"] == one["retrieval"]
+    assert actual["captioning"] == two["captioning"]
+    assert actual["stages"] == {"stage-1": {"model": "a", **one}, "stage-2": {"model": "b", **two}}

@@ -22,18 +22,18 @@ MADE_ANEW = {"summary.json", "report.html"}
 
 
 def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return result
 
 
 def samples(folder: Path) -> dict[str, Sample]:
     """Every sample of a folder of shards by key; nothing in them may be unreadable."""
-    found = {}
+    result = {}
     for url in shards.expand(str(folder)):
         for item in shards.read(url):
             assert isinstance(item, Sample), item
-            found[item.key] = item
-    return found
+            result[item.key] = item
+    return result
 
 
 def rows(run: Path, kind: str = "annotations") -> list[dict[str, Any]]:
@@ -55,11 +55,11 @@ class TestAFinishedRun:
     """The files of its run folder, and whether its counts add up."""
 
     def test_the_summary_has_the_figures_of_every_round(self, finished_run: Path) -> None:
-        told = summary(finished_run)
-        assert told["command"] == "bootstrap"
-        assert told["recipe"] == "recipe.yaml"
-        assert told["seconds"] >= sum(entry["seconds"] for entry in told["rounds"]) - 0.2 > 0
-        first, second = told["rounds"]
+        answer = summary(finished_run)
+        assert answer["command"] == "bootstrap"
+        assert answer["recipe"] == "recipe.yaml"
+        assert answer["seconds"] >= sum(entry["seconds"] for entry in answer["rounds"]) - 0.2 > 0
+        first, second = answer["rounds"]
         assert (first["round"], second["round"]) == (0, 1)
         for entry in (first, second):
             assert set(entry["retrieval"]) == {f"{way}@{k}" for way in ("tr", "ir") for k in (1, 5, 10)}
@@ -89,8 +89,8 @@ class TestAFinishedRun:
 
     def test_every_image_has_its_web_text_and_one_synthetic_text_with_scores(self, finished_run: Path) -> None:
         web = samples(finished_run / "data/web")
-        found = Counter((row["key"], row["source"]) for row in rows(finished_run))
-        assert found == {(key, source): 1 for key in web for source in ("web", "synthetic")}
+        result = Counter((row["key"], row["source"]) for row in rows(finished_run))
+        assert result == {(key, source): 1 for key in web for source in ("web", "synthetic")}
         for row in rows(finished_run):
             sample = web[row["key"]]
             assert (row["uid"], row["sha256"], row["round"]) == (sample.uid, sample.sha256, 1)
@@ -132,16 +132,16 @@ class TestAFinishedRun:
         tars = sorted((finished_run / "round-1/dataset").glob("*.tar"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it leaves closing the tars to the garbage collector
-            found = list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False))
+            result = list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False))
             gc.collect()
         clean = samples(finished_run / "round-1/dataset")
-        assert [row["__key__"] for row in found] == list(clean)
-        for row in found:
+        assert [row["__key__"] for row in result] == list(clean)
+        for row in result:
             sample = clean[row["__key__"]]
             assert row[sample.extension] == sample.image
             assert json.loads(row["json"]) == sample.meta
         sizes = json.loads((finished_run / "round-1/dataset/sizes.json").read_text())
-        counts = Counter(Path(row["__url__"]).name for row in found)
+        counts = Counter(Path(row["__url__"]).name for row in result)
         assert sizes == {tar.name: counts[tar.name] for tar in tars}
 
     def test_each_model_has_the_parts_of_its_role(self, finished_run: Path) -> None:
@@ -258,8 +258,8 @@ class TestResuming:
 
 
 def tensors(run: Path, r: int) -> np.ndarray:
-    found = store.read(run / f"round-{r}/pretrain/checkpoint")[1]
-    return np.concatenate([found[name].numpy().ravel() for name in sorted(found)])
+    result = store.read(run / f"round-{r}/pretrain/checkpoint")[1]
+    return np.concatenate([result[name].numpy().ravel() for name in sorted(result)])
 
 
 def test_continue_trains_the_newest_model_further(tmp_path: Path, recipe: Any, capfilt: Any) -> None:
@@ -288,9 +288,9 @@ def test_a_policy_may_rank_alone(tmp_path: Path, recipe: Any, capfilt: Any) -> N
     """BLIP-2's policy in a recipe: no threshold, so none is told; one text of each image stays."""
     done = capfilt("bootstrap", recipe(tmp_path, select={"top_k": 1}), "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    told = summary(tmp_path / "run")["rounds"][1]
-    assert sum(told["kept"].values()) == told["samples"]["kept"] == 60
-    assert told["filter"].keys() == {"auc", "auc_by_kind"}
+    answer = summary(tmp_path / "run")["rounds"][1]
+    assert sum(answer["kept"].values()) == answer["samples"]["kept"] == 60
+    assert answer["filter"].keys() == {"auc", "auc_by_kind"}
 
 
 def test_the_known_truth_of_the_world_changes_nothing(
@@ -308,9 +308,9 @@ def test_the_known_truth_of_the_world_changes_nothing(
     mine = recipe(tmp_path, data={**named, "web": str(tmp_path / "web")})
     done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    told, known = summary(tmp_path / "run")["rounds"][1], summary(finished_run)["rounds"][1]
-    assert told["filter"] == {"threshold": known["filter"]["threshold"]}
-    assert {**told, "filter": 0, "seconds": 0} == {**known, "filter": 0, "seconds": 0}
+    answer, known = summary(tmp_path / "run")["rounds"][1], summary(finished_run)["rounds"][1]
+    assert answer["filter"] == {"threshold": known["filter"]["threshold"]}
+    assert {**answer, "filter": 0, "seconds": 0} == {**known, "filter": 0, "seconds": 0}
     mine_made, made = results(tmp_path / "run"), results(finished_run)
     assert mine_made.keys() == made.keys()
     for name in made.keys() - {name for name in made if name.endswith(".tar")}:

@@ -57,9 +57,9 @@ def test_a_list_becomes_shards_that_others_read(hostile: Any, hostile_kind: Any,
         [*urls, hostile.url("/status/404")], "--number_sample_per_shard", "3", "--save_additional_columns", '["n"]'
     )
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["samples"] == {"in": 8, "kept": 7, "failed": 1}
-    assert (told["success_rate"], told["failed"]) == (0.875, {"http-404": 1})
+    answer = json.loads(done.out)
+    assert answer["samples"] == {"in": 8, "kept": 7, "failed": 1}
+    assert (answer["success_rate"], answer["failed"]) == (0.875, {"http-404": 1})
     out = tmp_path / "out"
     tars = shards.expand(str(out))
     assert [Path(tar).name for tar in tars] == ["00000.tar", "00001.tar", "00002.tar"]
@@ -83,7 +83,7 @@ def test_a_list_becomes_shards_that_others_read(hostile: Any, hostile_kind: Any,
     assert all(isinstance(item, Sample) for item in ours)
     assert [item.image for item in ours if isinstance(item, Sample)] == [hostile_kind.jpeg(i) for i in range(7)]
     assert [item.uid for item in ours if isinstance(item, Sample)] == [sample["json"]["uid"] for sample in read]
-    assert json.loads((out / "summary.json").read_text())["samples"] == told["samples"]
+    assert json.loads((out / "summary.json").read_text())["samples"] == answer["samples"]
     assert not (out / "tmp").exists()
 
 
@@ -137,9 +137,9 @@ def test_every_hostile_url_is_one_row_with_its_kind_and_the_rest_is_unharmed(
     assert {kinds[hostile.url(path)] for path in cuts if "untold" not in path} == {"cut"}
     assert {kinds[hostile.url(path)] for path in cuts if "untold" in path} == {"truncated"}
     assert [kinds[url] for url in others] == ["bad-url"] * len(malformed) + ["refused"]
-    told = json.loads(done.out)
-    assert told["failed"] == Counter(kind for kind in kinds.values() if kind)
-    assert told["samples"]["kept"] == 6 == len(list(shards.read(str(tmp_path / "out/00000.tar"))))
+    answer = json.loads(done.out)
+    assert answer["failed"] == Counter(kind for kind in kinds.values() if kind)
+    assert answer["samples"]["kept"] == 6 == len(list(shards.read(str(tmp_path / "out/00000.tar"))))
     assert hostile.paths().count("/secret/1") == 0
 
 
@@ -157,14 +157,14 @@ def test_private_hosts_need_a_word(hostile: Any, capfilt: Any, url_list: Any, tm
 def test_a_rerun_fetches_nothing_and_writes_nothing(hostile: Any, fetch: Any, tmp_path: Path, snapshot: Any) -> None:
     urls = [hostile.url(f"/ok?seed={i}") for i in range(4)]
     assert fetch(urls, "--shard-size", "2").code == 0
-    before, asked = snapshot(tmp_path / "out"), len(hostile.seen)
+    before, requested = snapshot(tmp_path / "out"), len(hostile.seen)
     assert fetch(urls, "--shard-size", "2", "--timeout", "3", "--contact", "me@example.org").code == 0
     after = snapshot(tmp_path / "out")
     for name in ("recipe.yaml", "summary.json"):  # how hosts are asked may change, and how long it took
         before.pop(name)
         after.pop(name)
     assert after == before
-    assert len(hostile.seen) == asked
+    assert len(hostile.seen) == requested
 
 
 @pytest.mark.parametrize(
@@ -223,13 +223,13 @@ def test_a_kill_leaves_no_half_shard_and_a_rerun_goes_on(
     assert [done.shard for done in Ledger(killed, "download").completions()] == ["00000"]
     assert list((killed / "tmp").iterdir()), "what was being fetched"
     first = (killed / "00000.tar").stat().st_mtime_ns
-    asked = len(hostile.seen)
+    requested = len(hostile.seen)
     path = tmp_path / "list.jsonl"
     done = fetch(path, "--shard-size", "2", "--timeout", "1", "--deadline", "1")
     assert done.code == 0, done.err
     assert json.loads(done.out)["failed"] == {"timeout": 1}
     assert (killed / "00000.tar").stat().st_mtime_ns == first
-    assert [name for _, name, _ in hostile.seen[asked:] if name != "/robots.txt"].count("/ok?seed=1") == 0
+    assert [name for _, name, _ in hostile.seen[requested:] if name != "/robots.txt"].count("/ok?seed=1") == 0
     assert not (killed / "tmp").exists()
     assert fetch(path, "--shard-size", "2", "--timeout", "1", "--deadline", "1", out="other").code == 0
     assert (tmp_path / "other/00001.tar").read_bytes() == (killed / "00001.tar").read_bytes()
@@ -242,10 +242,10 @@ def test_a_plan_that_was_cut_short_is_made_again(hostile: Any, fetch: Any, tmp_p
     (plan / "pass-0.json").unlink()
     (plan / "00001.parquet").write_bytes(b"half")
     (plan / "00007.parquet").write_bytes(b"of another plan")
-    asked = len(hostile.seen)
+    requested = len(hostile.seen)
     assert fetch(urls, "--shard-size", "2").code == 0
     assert sorted(path.name for path in plan.iterdir()) == ["00000.parquet", "00001.parquet", "pass-0.json"]
-    assert len(hostile.seen) == asked, "the same plan, so its shards are still done"
+    assert len(hostile.seen) == requested, "the same plan, so its shards are still done"
 
 
 # ---- lists and options ----
@@ -305,14 +305,14 @@ def test_a_bootstrap_begins_at_a_list_of_urls(
         warnings.filterwarnings("ignore", "value is deprecated")  # img2dataset's way with albumentations
         done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    told = json.loads((tmp_path / "run/summary.json").read_text())["rounds"][1]
-    assert told["samples_in"] == 24 == sum(told["samples"].values())
+    answer = json.loads((tmp_path / "run/summary.json").read_text())["rounds"][1]
+    assert answer["samples_in"] == 24 == sum(answer["samples"].values())
     came = json.loads((tmp_path / "run/data/web/summary.json").read_text())
     assert (came["samples"], came["failed"]) == ({"in": 25, "kept": 24, "failed": 1}, {"not-an-image": 1})
-    before, asked = snapshot(tmp_path / "run"), len(hostile.seen)
+    before, requested = snapshot(tmp_path / "run"), len(hostile.seen)
     assert capfilt("bootstrap", mine, "--out", tmp_path / "run").code == 0
     assert snapshot(tmp_path / "run") == before
-    assert len(hostile.seen) == asked
+    assert len(hostile.seen) == requested
     path.write_text(path.read_text().replace("text 3", "text 4"))
     done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
     assert done.code == 1

@@ -23,9 +23,9 @@ def test_what_failed_is_tried_again_into_new_shards(hostile: Any, fetch: Any, tm
     assert again.code == 0, again.err
     assert json.loads(again.out)["failed"] == {"http-404": 1, "http-410": 1}
     again = fetch(urls, "--shard-size", "2", "--retry", "failed")
-    told = json.loads(again.out)
-    assert told["samples"] == {"in": 4, "kept": 3, "failed": 1}
-    assert told["failed"] == {"http-410": 1}
+    answer = json.loads(again.out)
+    assert answer["samples"] == {"in": 4, "kept": 3, "failed": 1}
+    assert answer["failed"] == {"http-410": 1}
     out = tmp_path / "out"
     assert (out / "00000.tar").read_bytes() == first
     sizes = json.loads((out / "sizes.json").read_text())
@@ -35,7 +35,7 @@ def test_what_failed_is_tried_again_into_new_shards(hostile: Any, fetch: Any, tm
     assert hostile.paths().count("/ok") == 1
     assert hostile.paths().count("/status/410") == 2
     # And without the word nothing is tried again.
-    assert json.loads(fetch(urls, "--shard-size", "2").out)["samples"] == told["samples"]
+    assert json.loads(fetch(urls, "--shard-size", "2").out)["samples"] == answer["samples"]
     assert hostile.paths().count("/status/410") == 2
 
 
@@ -47,11 +47,11 @@ def test_a_retry_that_was_interrupted_is_continued_and_not_begun_anew(hostile: A
     out = tmp_path / "out"
     for path in (out / "ledger/download/00001.json", out / "00001.tar", out / "00001.parquet"):
         path.unlink()
-    told = json.loads(fetch(urls, "--retry", "failed").out)
-    assert told["samples"] == {"in": 2, "kept": 2, "failed": 0}
+    answer = json.loads(fetch(urls, "--retry", "failed").out)
+    assert answer["samples"] == {"in": 2, "kept": 2, "failed": 0}
     assert not (out / "00002.tar").exists()
     done = fetch(urls, "--retry", "failed")
-    assert json.loads(done.out)["samples"] == told["samples"]
+    assert json.loads(done.out)["samples"] == answer["samples"]
     assert len(list((out / "plan").glob("pass-*.json"))) == 2, "nothing failed, so there is no third"
 
 
@@ -90,16 +90,16 @@ def test_a_list_of_which_nothing_comes_is_exit_one_with_the_commonest_reason(hos
         done = fetch(urls)
         assert done.code == 1
         assert done.line.startswith("error: download: 0 of 3 pictures came; 2 failed by: http-404. What came stays.")
-        told = json.loads(done.out)
-        assert (told["enough"], told["samples"]) == (False, {"in": 3, "kept": 0, "failed": 3})
+        answer = json.loads(done.out)
+        assert (answer["enough"], answer["samples"]) == (False, {"in": 3, "kept": 0, "failed": 3})
 
 
 def test_rows_that_are_none_are_counted(hostile: Any, fetch: Any, tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text(f"url,text\n{hostile.url('/ok')},a\nhttp://h/,b,c,d\n")
-    told = json.loads(fetch(path).out)
-    assert told["samples"] == {"in": 2, "kept": 1, "failed": 1}
-    assert told["failed"] == {"unreadable-row": 1}
+    answer = json.loads(fetch(path).out)
+    assert answer["samples"] == {"in": 2, "kept": 1, "failed": 1}
+    assert answer["failed"] == {"unreadable-row": 1}
 
 
 # ---- placeholders ----
@@ -107,19 +107,21 @@ def test_rows_that_are_none_are_counted(hostile: Any, fetch: Any, tmp_path: Path
 
 def test_placeholders_are_reported_and_dropped_when_asked(hostile: Any, fetch: Any, tmp_path: Path) -> None:
     urls = [hostile.url(f"/ok?seed={i if i % 2 else 0}&n={i}") for i in range(8)]
-    told = json.loads(fetch(urls, "--shard-size", "3").out)
-    [(digest, count)] = told["repeated"].items()
+    answer = json.loads(fetch(urls, "--shard-size", "3").out)
+    [(digest, count)] = answer["repeated"].items()
     assert count == 4
-    assert told["samples"]["kept"] == 8
+    assert answer["samples"]["kept"] == 8
     assert json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "5").out)["samples"]["kept"] == 8
-    told = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4").out)
-    assert told["samples"] == {"in": 8, "kept": 4, "failed": 4}
-    assert told["failed"] == {"placeholder": 4}
-    assert told["repeated"] == {digest: 4}
+    answer = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4").out)
+    assert answer["samples"] == {"in": 8, "kept": 4, "failed": 4}
+    assert answer["failed"] == {"placeholder": 4}
+    assert answer["repeated"] == {digest: 4}
     out = tmp_path / "out"
     assert json.loads((out / "sizes.json").read_text()) == {"00000.tar": 1, "00001.tar": 2, "00002.tar": 1}
     kept = [item for tar in shards.expand(str(out)) for item in shards.read(tar)]
     assert {item.sha256 for item in kept if isinstance(item, Sample)}.isdisjoint({digest})
-    asked = len(hostile.seen)
+    requested = len(hostile.seen)
     again = json.loads(fetch(urls, "--shard-size", "3", "--drop-placeholders", "4", "--retry", "failed").out)
-    assert (again["samples"], len(hostile.seen)) == (told["samples"], asked), "they did come: no reason to ask again"
+    assert (again["samples"], len(hostile.seen)) == (answer["samples"], requested), (
+        "they did come: no reason to ask again"
+    )

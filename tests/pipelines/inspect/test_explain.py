@@ -23,14 +23,14 @@ def test_every_text_with_scores_models_and_verdict(finished_run: Path, capfilt: 
     row = first_row(finished_run)
     done = capfilt("explain", finished_run, row[column], "--json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    [chapter] = told["found"]
+    answer = json.loads(done.out)
+    [chapter] = answer["found"]
     assert (chapter["folder"], chapter["stage"], chapter["shard"]) == ("round-1", "select", "00001")
     assert [(r["source"], r["candidate"]) for r in chapter["rows"]] == [("synthetic", 0), ("web", 0)]
     assert chapter["rows"][0] == row
     assert {r["verdict"] for r in chapter["rows"]} <= {"kept", "dropped"}
     assert all((r["verdict"] == "dropped") == bool(r["why"]) for r in chapter["rows"])
-    assert told["models"] == {
+    assert answer["models"] == {
         chapter["rows"][0]["captioner"]: "round-1/captioner/checkpoint",
         chapter["rows"][0]["filter"]: "round-1/filter/checkpoint",
     }
@@ -62,9 +62,9 @@ def test_tables_of_stages_that_it_does_not_know(run_copy: Path, capfilt: Any) ->
     table.parent.mkdir()
     pq.write_table(pa.table({"key": [row["key"], "x"], "url": ["http://a/1.jpg", ""], "jpg": [b"1", b""]}), table)
     Ledger(run_copy, "download").commit("00001", "f", [table], Tally.zero())
-    told = json.loads(capfilt("explain", run_copy, row["key"], "--json").out)
-    assert [chapter["stage"] for chapter in told["found"]] == ["download", "select"]
-    assert told["found"][0]["rows"] == [{"key": row["key"], "url": "http://a/1.jpg"}]
+    answer = json.loads(capfilt("explain", run_copy, row["key"], "--json").out)
+    assert [chapter["stage"] for chapter in answer["found"]] == ["download", "select"]
+    assert answer["found"][0]["rows"] == [{"key": row["key"], "url": "http://a/1.jpg"}]
     assert "  url: http://a/1.jpg\n" in capfilt("explain", run_copy, row["key"]).out
 
 

@@ -21,14 +21,14 @@ from capfilt.runs.stage_status import StagePlan
 def told(run: Path, capfilt: Any) -> dict[str, Any]:
     done = capfilt("status", run, "--json")
     assert done.code == 0, done.err
-    found: dict[str, Any] = json.loads(done.out)
-    return found
+    result: dict[str, Any] = json.loads(done.out)
+    return result
 
 
 def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
-    found = told(finished_run, capfilt)
-    assert found["state"] == "done: every stage that was begun"
-    table = [(s["folder"], s["stage"], s["done"], s["total"], s["unit"]) for s in found["stages"]]
+    result = told(finished_run, capfilt)
+    assert result["state"] == "done: every stage that was begun"
+    table = [(s["folder"], s["stage"], s["done"], s["total"], s["unit"]) for s in result["stages"]]
     assert table == [
         (".", "rows", 3, 3, "shards"),
         ("data", "world", 4, 4, "shards"),
@@ -41,7 +41,7 @@ def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
         ("round-1", "pretrain", 4, 4, "steps"),
         ("round-1", "evaluate", 1, 1, "shards"),
     ]
-    annotated = found["stages"][6]
+    annotated = result["stages"][6]
     assert annotated["label"] == "round 1 annotate"
     assert annotated["samples"] == {"in": 60, "kept": 60}
     assert annotated["per_second"] > 0
@@ -61,12 +61,12 @@ def test_a_run_that_was_cut_short(run_copy: Path, capfilt: Any) -> None:
     stage_status.record_failure(
         Ledger(run_copy / "round-1", "annotate"), "00002", "killed its worker 3 times: pid 19 in /tmp/y"
     )
-    found = {(s["folder"], s["stage"]): s for s in told(run_copy, capfilt)["stages"]}
-    annotated = found["round-1", "annotate"]
+    result = {(s["folder"], s["stage"]): s for s in told(run_copy, capfilt)["stages"]}
+    annotated = result["round-1", "annotate"]
     assert (annotated["done"], annotated["total"]) == (1, 3)
     assert annotated["errors"] == {"killed its worker … times: pid … in …": 2}
     assert annotated["seconds_left"] is not None
-    assert (found["round-1", "pretrain"]["done"], found["round-1", "pretrain"]["total"]) == (3, 4)
+    assert (result["round-1", "pretrain"]["done"], result["round-1", "pretrain"]["total"]) == (3, 4)
     assert told(run_copy, capfilt)["state"] == "stopped: the same command goes on"
 
 

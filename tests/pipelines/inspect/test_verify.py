@@ -34,10 +34,10 @@ def test_a_sound_run_holds(finished_run: Path, capfilt: Any, snapshot: Any) -> N
     before = snapshot(finished_run)
     done = capfilt("verify", finished_run, "--json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["broken"] == []
-    assert (told["shards"], told["undone"]) == (24, 0)
-    assert told["files"] > 20
+    answer = json.loads(done.out)
+    assert answer["broken"] == []
+    assert (answer["shards"], answer["undone"]) == (24, 0)
+    assert answer["files"] > 20
     assert snapshot(finished_run) == before
     assert "everything holds" in capfilt("verify", finished_run).out
 
@@ -75,13 +75,13 @@ def test_every_kind_of_damage_is_named(run_copy: Path, capfilt: Any) -> None:
     torn = home / "ledger/annotate/00002.json"
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
     (home / "ledger/select/00002.json").rename(home / "ledger/select/00009.json")
-    told = json.loads(capfilt("verify", run_copy, "--json").out)
-    found = {(piece["stage"], piece["shard"]): piece["why"] for piece in told["broken"]}
-    assert found.keys() == {("annotate", "00000"), ("annotate", "00002"), ("select", "00000"), ("select", "00009")}
-    assert "is not there" in found["annotate", "00000"]
-    assert found["annotate", "00002"] == "its completion cannot be read"
-    assert "has 1000 bytes" in found["select", "00000"]
-    assert found["select", "00009"] == "its completion is that of shard 00002"
+    answer = json.loads(capfilt("verify", run_copy, "--json").out)
+    result = {(piece["stage"], piece["shard"]): piece["why"] for piece in answer["broken"]}
+    assert result.keys() == {("annotate", "00000"), ("annotate", "00002"), ("select", "00000"), ("select", "00009")}
+    assert "is not there" in result["annotate", "00000"]
+    assert result["annotate", "00002"] == "its completion cannot be read"
+    assert "has 1000 bytes" in result["select", "00000"]
+    assert result["select", "00009"] == "its completion is that of shard 00002"
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_inputs_are_compared_with_what_was_read(run_copy: Path, capfilt: Any) ->
     assert inputs() == (0, {"compared": 5, "unrecorded": 1, "changed": []})
     flip(web)
     (run_copy / "data/web/00000.tar").unlink()
-    code, told = inputs()
+    code, answer = inputs()
     assert code == 1
     gone, other = "the run does not name such a shard any more", "it does not have the bytes that were read"
-    found = {(piece["stage"], piece["shard"]): piece["why"] for piece in told["changed"]}
+    result = {(piece["stage"], piece["shard"]): piece["why"] for piece in answer["changed"]}
     stages = ("annotate", "select")
-    assert found == {(stage, shard): why for stage in stages for shard, why in (("00000", gone), ("00001", other))}
+    assert result == {(stage, shard): why for stage in stages for shard, why in (("00000", gone), ("00001", other))}

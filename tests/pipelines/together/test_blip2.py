@@ -160,14 +160,14 @@ def test_both_stages_write_and_the_first_judges(
 
 
 def test_it_is_evaluated(capfilt: Any, small_world: Path, stages: dict[str, Path]) -> None:
-    found = {}
+    result = {}
     for name, folder in stages.items():
         done = capfilt("evaluate", folder, small_world / "human", "--set", "rerank=4", "--json")
         assert done.code == 0, done.err
-        found[name] = json.loads(done.out)
-    assert {"retrieval", "captioning"} <= set(found["first"])
-    assert "retrieval" not in found["second"]
-    assert "cider" in found["second"]["captioning"]
+        result[name] = json.loads(done.out)
+    assert {"retrieval", "captioning"} <= set(result["first"])
+    assert "retrieval" not in result["second"]
+    assert "cider" in result["second"]["captioning"]
 
 
 def test_the_second_stage_cannot_be_the_filter(
@@ -215,9 +215,9 @@ def test_the_usage_beside_it_runs_and_says_what_we_say(
 def test_transformers_opens_what_is_exported(stages: dict[str, Path], tmp_path: Path, stage: str) -> None:
     import transformers
 
-    told = export.run(str(stages[stage]), "hf", tmp_path / "hf")
-    assert told["written"] == [str(tmp_path / "hf")]
-    assert list(told["left_behind"].values()) == ([5] if stage == "first" else [])
+    answer = export.run(str(stages[stage]), "hf", tmp_path / "hf")
+    assert answer["written"] == [str(tmp_path / "hf")]
+    assert list(answer["left_behind"].values()) == ([5] if stage == "first" else [])
     name = {"first": "Blip2ForImageTextRetrieval", "second": "Blip2ForConditionalGeneration"}[stage]
     model, loading = getattr(transformers, name).from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(loading.values()), loading

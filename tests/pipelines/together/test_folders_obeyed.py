@@ -97,8 +97,8 @@ def run(home: Path, out: Path, *sets: str) -> list[dict[str, Any]]:
     config = configs.build(AnnotateConfig, ("precision=fp32", "decode.max_length=16", *sets))
     models = (str(home / "captioner"), str(home / "filter"))
     annotate.run("local", [str(home / "0.tar")], models, out, 0, config, CommandOptions(), Progress(quiet=True))
-    found: list[dict[str, Any]] = annotations.read(out / "annotations" / "0.parquet").to_pylist()
-    return found
+    result: list[dict[str, Any]] = annotations.read(out / "annotations" / "0.parquet").to_pylist()
+    return result
 
 
 def test_scores_are_those_of_transformers_with_its_own_processor(
@@ -137,8 +137,8 @@ def check_scores(home: Path, hf: SimpleNamespace, rows: list[dict[str, Any]]) ->
         image = Image.open(io.BytesIO(picture(int(row["key"]))))
         pixels = torch.from_numpy(np.stack(processor(image)["pixel_values"]))
         text = " ".join(re.sub(r"[.!\"()*#:;~]", " ", row["text"]).split())
-        asked = tokenizer(text, return_tensors="pt", truncation=True, max_length=35)
-        ids, mask = asked.input_ids, asked.attention_mask
+        requested = tokenizer(text, return_tensors="pt", truncation=True, max_length=35)
+        ids, mask = requested.input_ids, requested.attention_mask
         itc = model(ids, pixels, attention_mask=mask, use_itm_head=False).itm_score
         ids[:, 0] = model.config.text_config.vocab_size - 1  # [ENC], behind which it was trained
         itm = model(ids, pixels, attention_mask=mask).itm_score.softmax(dim=1)[0, 1]
@@ -176,12 +176,12 @@ def test_it_leaves_for_every_form_and_reads_as_before(home: Path, hf: SimpleName
     theirs = hf.Tokenizer.from_pretrained(home / "captioner")
     for form in export.FORMS:
         export.run(str(home / "captioner"), form, tmp_path / form)
-        found = tmp_path / form / "model.pth" if form == "pth" else tmp_path / form
-        ours = Tokenizer.load(found)
+        result = tmp_path / form / "model.pth" if form == "pth" else tmp_path / form
+        ours = Tokenizer.load(result)
         assert not ours.lower_case
         for text in TEXTS:
             assert ours.encode([text], 64)[0][0].tolist() == theirs(text).input_ids
-        assert preprocess_for(found, store.architecture(found)).mean == tuple(MEANS["captioner"])
+        assert preprocess_for(result, store.architecture(result)).mean == tuple(MEANS["captioner"])
     from transformers import AutoTokenizer
 
     again = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -196,9 +196,9 @@ class TestRefused:
     """Before anything is read or planned: there is no run folder afterwards."""
 
     def refused(self, home: Path, kind: type[CapfiltError], why: str, *sets: str) -> None:
-        with pytest.raises(kind, match=why) as told:
+        with pytest.raises(kind, match=why) as answer:
             run(home, home / "out", *sets)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(answer.value)
         assert not (home / "out").exists()
 
     def test_pictures_of_another_size_than_the_model_s(self, copied: Path) -> None:

@@ -64,8 +64,8 @@ def eventually(look: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     give_up = time.monotonic() + seconds
     while True:
         try:
-            if found := look():
-                return found
+            if result := look():
+                return result
         except (OSError, ValueError):
             pass
         assert time.monotonic() < give_up, f"{what}: nothing within {seconds:g} s"
@@ -84,8 +84,8 @@ class Head:
     def state(self, kind: str) -> list[dict[str, Any]]:
         """What Ray's state API lists."""
         answer = fetch(f"{self.dashboard}/api/v0/{kind}?limit=1000&detail=true&timeout=20", TOKEN)
-        found: list[dict[str, Any]] = answer["data"]["result"]["result"]
-        return found
+        result: list[dict[str, Any]] = answer["data"]["result"]["result"]
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +164,14 @@ def run(
 
 def instant(prometheus: str, query: str) -> list[dict[str, Any]]:
     answer = fetch(f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}")
-    found: list[dict[str, Any]] = answer["data"]["result"]
-    return found
+    result: list[dict[str, Any]] = answer["data"]["result"]
+    return result
 
 
 def by(prometheus: str, query: str, *labels: str) -> dict[tuple[str, ...], float]:
     """The newest value of a query within the last ten minutes."""
-    found = instant(prometheus, query)
-    return {tuple(each["metric"].get(label, "") for label in labels): float(each["value"][1]) for each in found}
+    result = instant(prometheus, query)
+    return {tuple(each["metric"].get(label, "") for label in labels): float(each["value"][1]) for each in result}
 
 
 def test_every_metric_that_the_dashboard_draws_is_alive(prometheus: str, run: tuple[Path, float]) -> None:
@@ -200,7 +200,7 @@ def test_every_metric_that_the_dashboard_draws_is_alive(prometheus: str, run: tu
 
 def test_the_numbers_are_those_of_the_run(prometheus: str, run: tuple[Path, float]) -> None:
     folder, _ = run
-    told = json.loads((folder / "summary.json").read_bytes())["rounds"][1]
+    report = json.loads((folder / "summary.json").read_bytes())["rounds"][1]
 
     def total(name: str, *labels: str) -> dict[tuple[str, ...], float]:
         return by(prometheus, f"sum by ({', '.join(labels)}) (ray_capfilt_{name}_total)", *labels)
@@ -208,15 +208,15 @@ def test_the_numbers_are_those_of_the_run(prometheus: str, run: tuple[Path, floa
     samples = total("samples", "stage", "outcome")
     assert samples["annotate", "kept"] == 23
     assert samples["annotate", "failed"] == 1
-    assert {name: samples.get(("select", name), 0) for name in ("kept", "dropped", "failed")} == told["samples"]
+    assert {name: samples.get(("select", name), 0) for name in ("kept", "dropped", "failed")} == report["samples"]
     assert total("samples_failed", "stage", "reason") == {
-        ("annotate", reason): count for reason, count in told["failed"].items()
-    } | {("select", reason): count for reason, count in told["failed"].items()}
+        ("annotate", reason): count for reason, count in report["failed"].items()
+    } | {("select", reason): count for reason, count in report["failed"].items()}
     texts = total("texts", "stage", "source", "outcome")
-    for source, kept in told["kept"].items():
+    for source, kept in report["kept"].items():
         assert texts.get(("select", source, "kept"), 0) == kept
     dropped = total("texts_dropped", "stage", "source", "reason")
-    assert {f"{source}: {reason}": count for (_, source, reason), count in dropped.items()} == told["dropped"]
+    assert {f"{source}: {reason}": count for (_, source, reason), count in dropped.items()} == report["dropped"]
     shards_done = total("shards", "stage", "outcome")
     assert shards_done["annotate", "done"] == shards_done["select", "done"] == 2
     assert total("train_steps", "stage") == {("captioner",): 4, ("filter",): 4, ("pretrain",): 8}

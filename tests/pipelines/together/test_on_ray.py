@@ -32,6 +32,6 @@ def test_a_round_on_ray_writes_what_it_wrote_in_one_process(run_copy: Path, fini
     assert store.load(run_copy / "round-1/pretrain/checkpoint").capabilities >= {"fuse", "decode"}
     log = [json.loads(line) for line in (run_copy / "round-1/pretrain/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    told = json.loads((run_copy / "summary.json").read_text())["rounds"][1]
-    assert told["samples_in"] == 60 == sum(told["samples"].values())
+    answer = json.loads((run_copy / "summary.json").read_text())["rounds"][1]
+    assert answer["samples_in"] == 60 == sum(answer["samples"].values())
     assert pq.read_table(run_copy / "round-1/annotations/00000.parquet").num_rows == 40

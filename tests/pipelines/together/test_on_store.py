@@ -61,18 +61,18 @@ def test_the_middle_of_the_loop_on_a_store(
     for run, num in (("a", 3), ("c", 3)):
         done = capfilt("status", store / run, "--json")
         assert done.code == 0, done.err
-        told = json.loads(done.out)
-        assert told["state"].startswith("done")
-        assert [(stage["done"], stage["total"]) for stage in told["stages"]] == [(num, num)]
+        answer = json.loads(done.out)
+        assert answer["state"].startswith("done")
+        assert [(stage["done"], stage["total"]) for stage in answer["stages"]] == [(num, num)]
         assert capfilt("verify", store / run).code == 0
         done = capfilt("report", store / run, "--json")
         assert done.code == 0, done.err
         assert (store / run / "report.html").read_bytes().startswith(b"<!doctype html>")
-    told = json.loads(capfilt("verify", store / "c", "--inputs", "--json").out)
-    assert told["inputs"] == {"compared": 3, "unrecorded": 0, "changed": []}
+    answer = json.loads(capfilt("verify", store / "c", "--inputs", "--json").out)
+    assert answer["inputs"] == {"compared": 3, "unrecorded": 0, "changed": []}
     key = next(item.key for item in shards.read(f"{web}/00000.tar"))
-    told = json.loads(capfilt("explain", store / "c", key, "--json").out)
-    assert [chapter["table"] for chapter in told["found"]] == ["dataset/00000.parquet"]
+    answer = json.loads(capfilt("explain", store / "c", key, "--json").out)
+    assert [chapter["table"] for chapter in answer["found"]] == ["dataset/00000.parquet"]
 
 
 def test_what_is_done_stays_done_and_what_does_not_hold_is_done_again(
@@ -147,8 +147,8 @@ def test_a_bootstrap_on_a_store_is_that_of_a_folder(
     assert capfilt(*words).code == 0
     assert {path: path.stat() for path in (store / "run").glob("round-*/*/checkpoint/*")} == before
     assert not list((store / "run").glob("round-*/*/states"))
-    told = json.loads(capfilt("status", store / "run", "--json").out)
-    assert told["state"].startswith("done")
+    answer = json.loads(capfilt("status", store / "run", "--json").out)
+    assert answer["state"].startswith("done")
     assert capfilt("verify", store / "run").code == 0
     assert (store / "run/report.html").read_bytes().startswith(b"<!doctype html>")
 

@@ -47,11 +47,11 @@ def served(shared_dir: Path) -> Iterator[str]:
 
 def download(served: str, shared_dir: Path, out: Path) -> dict[str, list[str]]:
     """Shards of the photographs; every second one has another picture's caption as its web text."""
-    told = json.loads((shared_dir / "photos" / "captions.json").read_text())
+    answer = json.loads((shared_dir / "photos" / "captions.json").read_text())
     texts: dict[int, list[str]] = {}
-    for note in told["annotations"]:
+    for note in answer["annotations"]:
         texts.setdefault(note["image_id"], []).append(note["caption"])
-    pictures = sorted(told["images"], key=lambda image: image["file_name"])[:NUM]
+    pictures = sorted(answer["images"], key=lambda image: image["file_name"])[:NUM]
     rows = [
         {
             "url": f"{served}/{image['file_name']}",
@@ -89,9 +89,9 @@ def download(served: str, shared_dir: Path, out: Path) -> dict[str, list[str]]:
 def test_a_round_on_photographs(served: str, shared_dir: Path, tmp_path: Path) -> None:
     human_texts = download(served, shared_dir, tmp_path / "web")
     web = str(tmp_path / "web" / "shards")
-    found = [item for url in shards.expand(web) for item in shards.read(url)]
-    assert len(found) == NUM
-    assert all(isinstance(item, Sample) for item in found)
+    result = [item for url in shards.expand(web) for item in shards.read(url)]
+    assert len(result) == NUM
+    assert all(isinstance(item, Sample) for item in result)
     clean = [
         Sample(
             item.key,
@@ -100,7 +100,7 @@ def test_a_round_on_photographs(served: str, shared_dir: Path, tmp_path: Path) -
             item.text,
             {"captions": [{"text": text, "source": "human"} for text in human_texts[item.meta["url"].split("/")[-1]]]},
         )
-        for item in found[:32]
+        for item in result[:32]
         if isinstance(item, Sample)
     ]
     (tmp_path / "human").mkdir()
@@ -119,11 +119,11 @@ def test_a_round_on_photographs(served: str, shared_dir: Path, tmp_path: Path) -
     )
     with connect("local") as session:
         summary = bootstrap(session, recipe, tmp_path / "run", Progress(quiet=True))
-    told = summary["rounds"][1]
-    assert told["samples_in"] == NUM == sum(told["samples"].values())
-    assert told["samples"]["failed"] == 0
-    came = {item.key: item.image for item in found if isinstance(item, Sample)}
+    answer = summary["rounds"][1]
+    assert answer["samples_in"] == NUM == sum(answer["samples"].values())
+    assert answer["samples"]["failed"] == 0
+    came = {item.key: item.image for item in result if isinstance(item, Sample)}
     cleaned = sorted(str(path) for path in (tmp_path / "run" / "round-1" / "dataset").glob("*.tar"))
     kept = list(webdataset.WebDataset(cleaned, shardshuffle=False))
-    assert len(kept) == told["samples"]["kept"] > 0
+    assert len(kept) == answer["samples"]["kept"] > 0
     assert all(sample["jpg"] == came[sample["__key__"]] for sample in kept)

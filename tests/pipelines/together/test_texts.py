@@ -47,8 +47,8 @@ def half(tmp_path_factory: pytest.TempPathFactory, picture: Any) -> Path:
 @pytest.fixture(scope="module")
 def annotated(half: Path, finished_run: Path, capfilt: Any) -> Path:
     out = half.parent / "a"
-    told = result(capfilt("annotate", half, *models(finished_run), "--out", out, "--json"))
-    assert told["texts"] == {
+    answer = result(capfilt("annotate", half, *models(finished_run), "--out", out, "--json"))
+    assert answer["texts"] == {
         "in": {"web": 40, "synthetic": 40},
         "kept": {"web": 20, "synthetic": 40},
         "dropped": {"web: no text": 20},
@@ -70,10 +70,10 @@ def test_a_share_of_the_texts_is_a_share_of_what_can_be_read(
 ) -> None:
     """24 of 60: 20 of the web, 40 written; 12 were kept while empty texts filled the quota."""
     words = ("--set", "threshold=keep-rate", "--set", "keep_rate=0.4")
-    told = result(capfilt("select", half, "--annotations", annotated, "--out", tmp_path / "b", *words, "--json"))
-    assert sum(told["texts"]["kept"].values()) == 24
-    assert told["texts"]["in"] == {"web": 40, "synthetic": 40}
-    assert told["texts"]["dropped"]["web: no text"] == 20
+    answer = result(capfilt("select", half, "--annotations", annotated, "--out", tmp_path / "b", *words, "--json"))
+    assert sum(answer["texts"]["kept"].values()) == 24
+    assert answer["texts"]["in"] == {"web": 40, "synthetic": 40}
+    assert answer["texts"]["dropped"]["web: no text"] == 20
     judged = rows_of(tmp_path / "b/dataset/half.parquet")
     assert {row["why"] for row in judged if row["text"] in ("", "...")} == {"no text"}
     for sample in samples_of(tmp_path / "b/dataset/half.tar"):
@@ -94,9 +94,9 @@ def test_pictures_without_a_text_are_left_out_of_trainings_and_figures(
     assert result(capfilt(*words, "--json"))["without_text"] == 20, "a rerun says so too"
     capfilt("report", tmp_path / "p", address=None)
     assert "20 pictures have no text: they were not trained on." in (tmp_path / "p/report.html").read_text()
-    told = result(capfilt("evaluate", finished_run / "round-1/pretrain", half, "--json"))
-    assert told["without_text"] == 20
-    assert told["retrieval"].keys() >= {"tr@1", "ir@1"}
+    answer = result(capfilt("evaluate", finished_run / "round-1/pretrain", half, "--json"))
+    assert answer["without_text"] == 20
+    assert answer["retrieval"].keys() >= {"tr@1", "ir@1"}
 
 
 def test_each_text_keeps_where_it_comes_from(finished_run: Path, tmp_path: Path, capfilt: Any, picture: Any) -> None:
@@ -113,8 +113,8 @@ def test_each_text_keeps_where_it_comes_from(finished_run: Path, tmp_path: Path,
     came += [("synthetic", 0, "written before"), ("synthetic", 1, "red")]
     for number in (1, 2):
         source, out = tmp_path / ("web" if number == 1 else "b1/dataset"), tmp_path / f"a{number}"
-        told = result(capfilt("annotate", source, *models(finished_run), "--out", out, "--json"))
-        assert told["texts"]["in"] == {"human": 1, "web": 1, "synthetic": 2 + number}
+        answer = result(capfilt("annotate", source, *models(finished_run), "--out", out, "--json"))
+        assert answer["texts"]["in"] == {"human": 1, "web": 1, "synthetic": 2 + number}
         rows = {(row["source"], row["candidate"]): row for row in rows_of(out / "annotations/00000.parquet")}
         assert {(*place, rows[place]["text"]) for place in rows} >= set(came)
         assert rows.keys() == {place[:2] for place in came} | {("synthetic", i + 2) for i in range(number)}
@@ -123,7 +123,7 @@ def test_each_text_keeps_where_it_comes_from(finished_run: Path, tmp_path: Path,
         newest = ("synthetic", 1 + number)
         assert {place for place, row in rows.items() if row["captioner"]} == {newest}, "who wrote the others is unknown"
         words = ("--annotations", out, "--out", tmp_path / f"b{number}", "--set", "threshold=null", "--json")
-        assert result(capfilt("select", source, *words))["texts"]["kept"] == told["texts"]["in"]
+        assert result(capfilt("select", source, *words))["texts"]["kept"] == answer["texts"]["in"]
         assert capfilt("verify", tmp_path / f"b{number}", address=None).code == 0
     (sample,) = samples_of(tmp_path / "b2/dataset/00000.tar")
     assert [(c["source"], c["round"]) for c in sample.meta["captions"]] == [
@@ -157,11 +157,11 @@ def joined(parts: Path, finished_run: Path, capfilt: Any) -> Path:
 
 def selected(capfilt: Any, spec: str, source: Path, out: Path, *more: str) -> Any:
     done = capfilt("select", spec, "--annotations", source, "--out", out, "--json", *more)
-    told = result(done)
+    answer = result(done)
     looked = result(capfilt("verify", out, "--inputs", "--json", address=None))
     assert (looked["broken"], looked["inputs"]["changed"]) == ([], [])
     assert looked["inputs"]["compared"] == looked["shards"] > 0
-    return told
+    return answer
 
 
 def test_folders_with_shards_of_one_name_are_one_data_set(
@@ -175,18 +175,18 @@ def test_folders_with_shards_of_one_name_are_one_data_set(
         "green2",
     ]
     any_score = ("--set", "threshold=null")
-    told = selected(capfilt, f"{parts}/p1::{parts}/p0", joined, tmp_path / "b", *any_score)
-    assert told["samples"]["kept"] == 9
+    answer = selected(capfilt, f"{parts}/p1::{parts}/p0", joined, tmp_path / "b", *any_score)
+    assert answer["samples"]["kept"] == 9
     sizes = {"00001.tar": 2, "p0-00000.tar": 4, "p1-00000.tar": 3}
     assert json.loads((tmp_path / "b/dataset/sizes.json").read_text()) == sizes
     assert {path.name: len(samples_of(path)) for path in (tmp_path / "b/dataset").glob("*.tar")} == sizes
-    told = result(capfilt("explain", tmp_path / "b", "green1", "--json", address=None))
-    assert [found["shard"] for found in told["found"]] == ["p1-00000"]
+    answer = result(capfilt("explain", tmp_path / "b", "green1", "--json", address=None))
+    assert [found["shard"] for found in answer["found"]] == ["p1-00000"]
     result(capfilt("report", tmp_path / "b", "--json", address=None))
     assert "of 9 images have a thumbnail" not in (tmp_path / "b/report.html").read_text()
     # Some of them, which on their own would be called otherwise.
-    told = selected(capfilt, f"{parts}/p1", joined, tmp_path / "c", *any_score)
-    assert told["samples"]["kept"] == 5
+    answer = selected(capfilt, f"{parts}/p1", joined, tmp_path / "c", *any_score)
+    assert answer["samples"]["kept"] == 5
     assert (tmp_path / "c/dataset/p1-00000.tar").read_bytes() == (tmp_path / "b/dataset/p1-00000.tar").read_bytes()
     assert capfilt("report", tmp_path / "c", address=None).code == 0
 
@@ -206,8 +206,8 @@ def test_a_shard_of_which_nothing_is_kept_has_no_tar(joined: Path, parts: Path, 
     worst, *_, highest = sorted(best, key=best.__getitem__)
     threshold = f"threshold={best[highest]!r}"
     spec, out = f"{parts}/p0::{parts}/p1", tmp_path / "b"
-    told = selected(capfilt, spec, joined, out, "--set", threshold)
-    assert told["samples"]["in"] == 9
+    answer = selected(capfilt, spec, joined, out, "--set", threshold)
+    assert answer["samples"]["in"] == 9
     assert [path.stem for path in (out / "dataset").glob("*.tar")] == [highest]
     assert json.loads((out / "dataset/sizes.json").read_text()).keys() == {f"{highest}.tar"}
     assert {path.stem for path in (out / "dataset").glob("*.parquet")} == set(best)
