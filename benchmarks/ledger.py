@@ -77,14 +77,14 @@ def make(folder: Path, num: int) -> None:
 
 
 def watched(clock: StageTimer, spent: list[float]) -> Callable[..., Iterator[object]]:
-    """`spread`, noting when the planning before it ended."""
-    real = runner.spread
+    """`run_items`, noting when the planning before it ended."""
+    real = runner.run_items
 
-    def spread(*words: object, **more: object) -> Iterator[object]:
+    def run_items(*words: object, **more: object) -> Iterator[object]:
         spent.append(clock.lap()[0])
         return real(*words, **more)  # type: ignore[arg-type]
 
-    return spread
+    return run_items
 
 
 def measure(out: Path, num: int) -> list[str]:
@@ -97,7 +97,7 @@ def measure(out: Path, num: int) -> list[str]:
         urls = shards.expand(str(web))
         Run.open(run, "", {"verb": "empty", "shards": urls})
         job, show = Empty(out=run.absolute()), Progress(quiet=True)
-        runner.spread = watched(clock, spent)  # type: ignore[assignment]
+        runner.run_items = watched(clock, spent)  # type: ignore[assignment]
         assert runner.run_stage(session, job, shards.by_name(urls), Resources(), show, "empty").samples["kept"] == num
         wall, cpu = clock.lap()
         assert runner.run_stage(session, job, shards.by_name(urls), Resources(), show, "empty").samples["kept"] == num
