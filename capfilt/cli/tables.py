@@ -160,13 +160,13 @@ def print_verified(result: dict[str, Any]) -> None:
 
 
 def _members_line(stage: str, members: dict[str, int]) -> str:
-    """`annotate: 9 members of its shards = 6 used + 1 carried + 2 passed over (2 a folder)`."""
-    passed = {why: num for why, num in sorted(members.items()) if num and why not in ("in", "used", "carried")}
-    why = f" ({', '.join(f'{num} {why}' for why, num in passed.items())})" if passed else ""
+    """`annotate: 9 members of its shards = 6 used + 1 carried + 2 skipped (2 a folder)`."""
+    skipped = {why: num for why, num in sorted(members.items()) if num and why not in ("in", "used", "carried")}
+    why = f" ({', '.join(f'{num} {why}' for why, num in skipped.items())})" if skipped else ""
     used, carried = members.get("used", 0), members.get("carried", 0)
     return (
         f"{stage}: {members['in']} members of its shards = {used} used + {carried} carried"
-        f" + {sum(passed.values())} passed over{why}"
+        f" + {sum(skipped.values())} skipped{why}"
     )
 
 
