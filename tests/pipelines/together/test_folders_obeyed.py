@@ -22,6 +22,7 @@ from capfilt.data import annotations, shards
 from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError, ModelError, RecipeError, TextError
+from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.config import AnnotateConfig
 from capfilt.inference.roles import preprocess_for
 from capfilt.models.checkpoints import files, store
@@ -225,7 +226,8 @@ class TestRefused:
         config = ["decode.max_length=16", prompt]
         with pytest.raises(RecipeError, match=rf"decode\.prompt has {length + 1} tokens"):
             evaluate.run(
-                "local", str(copied / "captioner"), [str(copied / "0.tar")], config, None, Progress(quiet=True)
+                *("local", str(copied / "captioner"), [str(copied / "0.tar")], configs.build(EvaluateConfig, config)),
+                *(None, CommandOptions(), Progress(quiet=True)),
             )
         assert run(copied, copied / "fits", "decode.prompt=" + " ".join(["Paris"] * 14))
 
