@@ -1,4 +1,4 @@
-"""capfilt's engine beside transformers' BLIP, the same weights, pictures and texts in both: images per second.
+"""capfilt's annotator beside transformers' BLIP, the same weights, pictures and texts in both: images per second.
 
     python benchmarks/annotate.py --captions 1
     python benchmarks/annotate.py --captions 10 --images 16
@@ -9,7 +9,7 @@ must give the same greedy captions and, to 1e-4, the same scores. Medians of `--
 
     transformers     its API, batched as well as it allows: a vision pass a `generate` and a vision pass a `forward`
     by hand          transformers' parts, the vision pass and its output shared by hand: an afternoon's work
-    capfilt          capfilt's engine, as `capfilt annotate` uses it
+    capfilt          capfilt's annotator, as `capfilt annotate` uses it
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class Theirs:
         itm, itc = [], None
         for j in range(1 + self.captions):  # a forward scores one text an image
             ids, mask = self._ids([own[j] for own in texts])
-            told = self.filter(ids, pairs.pixels, attention_mask=mask)
-            itm.append(told.itm_score.softmax(dim=1)[:, 1])
+            answers = self.filter(ids, pairs.pixels, attention_mask=mask)
+            itm.append(answers.itm_score.softmax(dim=1)[:, 1])
         ids, mask = self._ids([text for own in texts for text in own])
-        told = self.filter(ids, pairs.pixels, attention_mask=mask, use_itm_head=False)  # every image, every text
-        itc = told.itm_score.view(len(texts), len(texts), 1 + self.captions).diagonal().T
+        answers = self.filter(ids, pairs.pixels, attention_mask=mask, use_itm_head=False)  # every image, every text
+        itc = answers.itm_score.view(len(texts), len(texts), 1 + self.captions).diagonal().T
         return self._scored(texts, torch.stack(itm, dim=1), itc)
 
     def _generate(self, generate: Callable[..., Tensor], images: int) -> list[list[int]]:
@@ -182,14 +182,14 @@ def competitors(
 ) -> dict[str, Ours | Theirs]:
     """The same two models three times."""
     tokenizer = made_up_words(architecture.text.vocab_size)
-    writer, judge = models(architecture, shared)
+    captioner_model, filter_model = models(architecture, shared)
     special = {"pad": tokenizer.pad, "sep": tokenizer.sep}
     theirs: list[Any] = []
-    for model, kind in ((writer, BlipForConditionalGeneration), (judge, BlipForImageTextRetrieval)):
+    for model, kind in ((captioner_model, BlipForConditionalGeneration), (filter_model, BlipForImageTextRetrieval)):
         with tempfile.TemporaryDirectory() as folder:
             store.save_hf(model, Path(folder), special)
             theirs.append(kind.from_pretrained(folder).eval())
-    captioner, filter_ = (LocalModel(model, tokenizer) for model in (writer, judge))
+    captioner, filter_ = (LocalModel(model, tokenizer) for model in (captioner_model, filter_model))
     engine = Annotator(LocalCaptioner(captioner, decode, captions), FusionFilter(filter_))
     assert engine.shared_context == shared
     return {
@@ -212,10 +212,10 @@ def pairs(count: int, architecture: BlipConfig) -> Pairs:
 def check(architecture: BlipConfig, shared: bool, tokens: int, asked: Pairs) -> float:
     """Refuse to time what does not do the same: greedy captions must be equal; returns the largest score difference."""
     decode = DecodeConfig(method="greedy", min_length=tokens, max_length=tokens + 1)
-    told = {name: one.annotate(asked) for name, one in competitors(architecture, shared, decode, 1).items()}
+    answers = {name: one.annotate(asked) for name, one in competitors(architecture, shared, decode, 1).items()}
     far = 0.0
-    for name, found in told.items():
-        for own, wanted in zip(found, told["capfilt"], strict=True):
+    for name, annotated_texts in answers.items():
+        for own, wanted in zip(annotated_texts, answers["capfilt"], strict=True):
             assert [text for text, *_ in own] == [text for text, *_ in wanted], f"{name} writes otherwise"
             mine, others = (np.array([scores for _, *scores in texts]) for texts in (wanted, own))
             far = max(far, float(np.abs(mine - others).max()))
@@ -248,9 +248,13 @@ def measure(options: argparse.Namespace, architecture: BlipConfig) -> tuple[Seco
 
 def rates(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
     """Images per second, and how many times the others' that capfilt's is."""
-    found = {name: images / statistics.median(times) for name, times in seconds.items()}
-    times = {f"capfilt / {name}": found["capfilt"] / rate for name, rate in found.items() if name != "capfilt"}
-    return {"images_per_second": found, "ratio": times}
+    annotated_texts = {name: images / statistics.median(times) for name, times in seconds.items()}
+    times = {
+        f"capfilt / {name}": annotated_texts["capfilt"] / rate
+        for name, rate in annotated_texts.items()
+        if name != "capfilt"
+    }
+    return {"images_per_second": annotated_texts, "ratio": times}
 
 
 def arguments() -> argparse.Namespace:

@@ -61,7 +61,7 @@ def rerank(itc_IT: Scores, top_k: int, itm: Itm) -> tuple[NDArray[np.float32], N
     positive ITM logit plus its ITC cosine, every other pair `NO_CANDIDATE`. The candidates of an image are
     its top_k texts, those of a text its top_k images; equal cosines at the border go to the lower index.
     `itm` is called once, with every pair that is a candidate in either direction, sorted by image (so an
-    image is encoded once a run of pairs); a pair is never asked twice. With top_k below 10, recall at 10 also
+    image is encoded once a run of pairs); a pair is never scored twice. With top_k below 10, recall at 10 also
     counts pairs nobody ordered: they tie, and are worth chance.
 
     Raises UsageError when top_k < 1, DataError when the scores are no matrix, ModelError when a score is NaN
