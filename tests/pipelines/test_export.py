@@ -24,6 +24,7 @@ from capfilt.data.images import decode
 from capfilt.data.loading.config import Source
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError, RunError, UsageError
+from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.config import AnnotateConfig, DecodeConfig
 from capfilt.inference.device import Compute
@@ -311,7 +312,8 @@ class TestAnnotateWithTransformersModels:
 
 class TestEvaluateWithTransformersModels:
     def run(self, model: Path, shards: Path) -> dict[str, Any]:
-        return evaluate.run("local", model, [str(shards / "human")], [], None, Progress(quiet=True))
+        urls, quiet = [str(shards / "human")], Progress(quiet=True)
+        return evaluate.run("local", model, urls, EvaluateConfig(), None, CommandOptions(gpus=None), quiet)
 
     def test_a_filter_is_examined_and_a_model_that_answers_is_not(
         self, small_blip: MakeBlip, small_world: Path, tmp_path: Path
