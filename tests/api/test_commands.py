@@ -251,7 +251,7 @@ class TestTheProcessIsTheCallers:
         web = str(finished_run / "data/web")
         code = f"""
 import time, ray, capfilt
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 done = capfilt.annotate({web!r}, **{models!r}, out={str(tmp_path / "run")!r}, settings={QUICK!r})
 assert done.samples.kept == 60
 assert ray.is_initialized()
