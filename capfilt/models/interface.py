@@ -32,6 +32,9 @@ Names = dict[str, tuple[str, ...]]
 class ArchitectureConfig(Config, ABC):
     """The architecture of a model: what a YAML of `models/` says. Each family has a class of its own."""
 
+    image_size_key: ClassVar[str] = "image_size"
+    """The dotted key of the YAML that sets `image_size`."""
+
     family: str
 
     @property

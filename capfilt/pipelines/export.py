@@ -1,4 +1,4 @@
-"""export: write a model as other code reads it, transformers' `from_pretrained` above all.
+"""export: write a model for other code to read, transformers' `from_pretrained` above all.
 
 Where transformers has a class for the parts of a model alone, each part gets a folder, with a README of how to use it.
 """

@@ -70,10 +70,10 @@ def check(config: PretrainConfig) -> Architecture:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture = read_architecture(config.model, config.train.image_size)
     check_training(architecture, config.train, config.resources, config.model)
-    speaks = architecture.language_kind is not None
-    if config.initial.language and not speaks:
+    has_language = architecture.language_kind is not None
+    if config.initial.language and not has_language:
         raise RecipeError(f"initial.language is given, and {config.model} has no language model: leave it out.")
-    if speaks and not config.initial.language and config.start is None:
+    if has_language and not config.initial.language and config.start is None:
         raise RecipeError(f"{config.model} has a frozen language model: say which it is with initial.language.")
     return architecture
 

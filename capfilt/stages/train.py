@@ -44,7 +44,7 @@ from capfilt.training.frozen_features import PROGRESS
 from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
 
 ROWS = "rows.json"
-"""How a training's processes are told how many rows each shard has, and its sha256; gone when it ends."""
+"""Tells a training's processes how many rows each shard has, and its sha256; gone when it ends."""
 
 
 class TrainResources(ExecutionConfig):
@@ -54,20 +54,28 @@ class TrainResources(ExecutionConfig):
     cpus: float = Field(default=1, gt=0)
     """CPUs of each; a process computes with as many threads."""
     gpus: int = Field(default=0, ge=0, le=1)
-    """GPUs of each: none, or one of its own."""
+    """GPUs of each: none or one."""
 
 
 def read_architecture(name: str, image_size: int | None = None) -> Architecture:
     """The architecture that a preset or a YAML describes, with another picture size if one is given."""
-    sets = [f"vision.image_size={image_size}"] if image_size else []
-    return models.read_architecture(presets.find("models", name), sets)
+    path = presets.find("models", name)
+    architecture = models.read_architecture(path)
+    if image_size is None:
+        return architecture
+    return models.read_architecture(path, [f"{architecture.image_size_key}={image_size}"])
 
 
 def check_training(architecture: Architecture, config: TrainConfig, resources: TrainResources, where: str) -> None:
-    """Refuse a training whose objectives ask for what the model cannot do, or whose batch cannot be split."""
+    """Refuse a training whose objectives need what the model cannot do, or whose batch cannot be split."""
     chunks = resources.micro_batches
     if said := unsupported(architecture, config.objectives, chunks):
         raise RecipeError(f"{where}: {said}")
+    if models.family_of(architecture).preprocess != Preprocess():
+        raise RecipeError(
+            f"{where}: trainings normalise pictures as BLIP does, and the family {architecture.family} wants them"
+            " otherwise: it can be used, and not yet trained."
+        )
     if config.features and not architecture.frozen_vision:
         raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
     if config.loader.batch_size % resources.workers:
@@ -197,23 +205,23 @@ class Tail:
         self._looked = 0.0
 
     def glance(self) -> int:
-        """`poll`, as often as is decent; the last step that was seen where a store does not answer."""
+        """`poll`, as often as is decent; the last step that is known where a store does not answer."""
         if not isinstance(self.path, RemotePath):
             return self.poll()
         if time.monotonic() >= self._looked + self.PAUSE:
             self._looked = time.monotonic()
-            with suppress(OSError):  # it is a look at the log, and the training goes on without
+            with suppress(OSError):  # the training goes on without its log being read
                 return self.poll()
         return self.step or 0
 
     def poll(self) -> int:
         """Show the newest line of the log, if there is a new one; before the first, how far the features are.
 
-        Returns: the last step that was seen.
+        Returns: the last step that is known.
         """
-        with suppress(FileNotFoundError):  # there only while features are looked at
-            told = documents.read_object(self.path.with_name(PROGRESS))
-            self.line.update(0, f"features of {told['done']} of {told['of']} shards")
+        with suppress(FileNotFoundError):  # there only while features are computed
+            progress = documents.read_object(self.path.with_name(PROGRESS))
+            self.line.update(0, f"features of {progress['done']} of {progress['of']} shards")
         newest = self._newest()
         if newest is None:
             return self.step or 0
@@ -254,27 +262,27 @@ def check_start(start: StoragePath, architecture: Architecture, initial: Initial
     """Refuse a start of another shape than `model`, which would be trained in its place without a word, and one without
     the language model that nobody else names."""
     path = store.find(str(start))
-    found = store.architecture(path)
-    if found.family != architecture.family:
-        raise RecipeError(f"start: {path} is of the family {found.family}, and `model` of {architecture.family}.")
-    check_shape(found, architecture, f"start: {path}", "`model`", ("vision", "text"))
-    if preprocess_for(path, found) != Preprocess():
+    saved = store.architecture(path)
+    if saved.family != architecture.family:
+        raise RecipeError(f"start: {path} is of the family {saved.family}, and `model` of {architecture.family}.")
+    check_shape(saved, architecture, f"start: {path}", "`model`", ("vision", "text"))
+    if preprocess_for(path, saved) != Preprocess():
         raise RecipeError(
             f"start: {path} wants its pictures otherwise than BLIP (its preprocessor_config.json: mean, std, size), "
             "and trainings give them as BLIP does; start from a model of BLIP's."
         )
-    if architecture.language_kind and not found.language_kind and initial.language is None:
+    if architecture.language_kind and not saved.language_kind and initial.language is None:
         raise RecipeError(f"start: {path} has no language model, and `model` has: say which with initial.language.")
     return path
 
 
 def check_shape(
-    found: Architecture, wanted: Architecture, there: str, here: str, towers: Sequence[str] = ("vision",)
+    saved: Architecture, wanted: Architecture, there: str, here: str, towers: Sequence[str] = ("vision",)
 ) -> None:
     """Refuse a model whose towers are not shaped as those that are to begin with them."""
     for tower in towers:
         for name, ours in wanted.towers.get(tower, {}).items():
-            theirs = found.towers.get(tower, {}).get(name)
+            theirs = saved.towers.get(tower, {}).get(name)
             if theirs != ours:
                 raise RecipeError(
                     f"{there} has {tower}.{name} {theirs}, and {here} {ours}; give the architecture that it has."

@@ -43,7 +43,7 @@ class Speed:
             pairs = job.train.loader.batch_size // world_size()
             self.flops = step_flops(job.architecture, job.train.objectives, pairs, job.train.loader.max_length)
 
-    def figures(self, steps: int, seconds: float) -> dict[str, float]:
+    def metrics(self, steps: int, seconds: float) -> dict[str, float]:
         """Utilisation of this process's device over `steps`; nothing where its peak is not known."""
         return {"mfu": round(steps * self.flops / seconds / self.peak, 4)} if self.peak else {}
 

@@ -163,7 +163,7 @@ class StepLog:
             "lr": lr,
             "step_seconds": round(seconds / steps, 4),
             "samples_per_second": round(steps * self.config.loader.batch_size / seconds, 1),
-            **(self.speed.figures(steps, seconds) if self.speed is not None else {}),
+            **(self.speed.metrics(steps, seconds) if self.speed is not None else {}),
             "data_wait": round(max(waited) / seconds, 4),
             "unreadable": sum(unreadable),
             "skipped": self.skipped,

@@ -27,6 +27,7 @@ from capfilt.objectives.tasks import PRETRAINING
 
 
 class ToyConfig(ArchitectureConfig):
+    image_size_key = "side"
     family: Literal["toy"] = "toy"
     side: int
     words: int

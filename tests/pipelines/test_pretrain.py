@@ -115,7 +115,7 @@ def test_an_objective_that_the_model_has_no_part_for(
     done = capfilt("pretrain", "blip-tiny", "--out", tmp_path / "run", *words)
     assert done.code == 2
     assert "objective 'lm' needs a model that can decode" in done.line
-    assert "it can be asked: itc, itm" in done.line
+    assert "it can be trained with: itc, itm" in done.line
     assert not (tmp_path / "run").exists()
 
 

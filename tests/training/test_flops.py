@@ -102,4 +102,4 @@ def test_utilisation_is_flops_by_time_by_peak(
     job = make_job(tmp_path)
     meter = Speed(job, torch.device("cpu"))
     flops = step_flops(job.architecture, job.train.objectives, 8, 24)
-    assert meter.figures(steps=10, seconds=4.0) == {"mfu": pytest.approx(10 * flops / 4.0 / 1e9, abs=1e-4)}
+    assert meter.metrics(steps=10, seconds=4.0) == {"mfu": pytest.approx(10 * flops / 4.0 / 1e9, abs=1e-4)}

@@ -65,7 +65,7 @@ def names(config: BlipConfig, layout: Layout) -> Names:
     return once(lines) | key_maps.text_names(config.text, STACKS)
 
 
-def settle_head(tensors: Tensors) -> bool:
+def unify_head(tensors: Tensors) -> bool:
     """Bring the LM head of a file to one form, in place; say whether its output matrix is the word embeddings.
 
     The files name its bias once or twice; both codes add `decoder.bias`, which is left under the name `bias`. An output
@@ -180,7 +180,7 @@ class BlipPth(OriginalFormat):
     def architecture(self, tensors: Tensors, described: BlipConfig | None, source: Path) -> BlipConfig:
         """The architecture by the tensors' shapes, or as a YAML describes it; whether the LM head is tied the tensors
         decide."""
-        tied = settle_head(tensors)
+        tied = unify_head(tensors)
         return from_shapes(tensors, source) if described is None else described.changed(tie_lm_head=tied)
 
     def names(self, config: BlipConfig) -> Names:
@@ -217,7 +217,7 @@ class BlipTransformers(TransformersFormat):
     def architecture(self, described: Mapping[str, Any], tensors: Tensors, folder: Path) -> BlipConfig:
         """What a `config.json` describes; whether the LM head is tied the tensors decide."""
         here = OUTPUT in tensors
-        tied = settle_head(tensors) and (here or transformers_config.declares_tied(described))
+        tied = unify_head(tensors) and (here or transformers_config.declares_tied(described))
         return transformers_config.architecture(described, tied, folder)
 
     def names(self, config: BlipConfig) -> Names:

@@ -19,7 +19,7 @@ from capfilt.models.blip2.model import Blip2, Blip2Config
 from capfilt.models.blip2.qformer import QFormerConfig
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import fill, own_names
+from capfilt.models.checkpoints.fill import distinct_names, fill
 from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, WORDS, expand, once
 from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.interface import ArchitectureConfig, Names, TransformersFormat
@@ -38,7 +38,7 @@ class Blip2Transformers(TransformersFormat):
     """transformers' BLIP-2 classes. Of stage 1 they have the half that compares and matches; the head that writes, and
     the temperature of ITC, have no place there."""
 
-    classes = (transformers_config.JUDGE, transformers_config.WRITER)
+    classes = (transformers_config.FILTER, transformers_config.CAPTIONER)
     telling = frozenset(
         f"language_model.{name}" for name in ("lm_head.weight", "shared.weight", "model.decoder.embed_tokens.weight")
     )
@@ -51,13 +51,13 @@ class Blip2Transformers(TransformersFormat):
             return config
         renamed = transformers_config.renamed
         second = {renamed(name): renamed(first) for name, first in blank(config).tied().items()}
-        if transformers_config.settle_language(tensors, second):
+        if transformers_config.unify_language(tensors, second):
             return config
         return config.model_copy(update={"language": config.language.model_copy(update={"tied": False})})
 
     def names(self, config: Blip2Config) -> Names:
         """What transformers calls the tensors of a model of ours."""
-        names = own_names(blank(config)) if config.language is not None else []
+        names = distinct_names(blank(config)) if config.language is not None else []
         language = [name.removeprefix("language.") for name in names if name.startswith("language.")]
         return transformers_config.names(config, language)
 
@@ -93,10 +93,10 @@ def continued(config: Blip2Config, saved: ArchitectureConfig, tensors: Tensors, 
     behind. A language model that the saved one lacks stays without weights, on the meta device, until it is put there.
     """
     model = blank(config)
-    speaks = any(name.startswith("language.") for name in tensors)
+    has_language = any(name.startswith("language.") for name in tensors)
     nn.Module.to_empty(model, device="cpu", recurse=False)
     for name, part in model.named_children():
-        if name != "language" or speaks:
+        if name != "language" or has_language:
             part.to_empty(device="cpu")
     if config.language is not None:
         model.language.tie()

@@ -1,7 +1,7 @@
 """transformers' BLIP-2 classes: their `config.json` read into an architecture of ours and written from one; names.
 
-`Blip2ForImageTextRetrieval` is a model that judges, without the head that wrote in stage 1 and without a place for the
-temperature of ITC; `Blip2ForConditionalGeneration` is one of stage 2, its language model included.
+`Blip2ForImageTextRetrieval` is a model of stage 1 without its LM head, and without a place for the temperature of ITC;
+`Blip2ForConditionalGeneration` is one of stage 2, its language model included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from capfilt.models.checkpoints.key_maps import HF_VISION, LM_HEAD, Table, expan
 from capfilt.models.checkpoints.transformers_folder import vision_tower
 from capfilt.models.interface import Names
 
-JUDGE, WRITER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
+FILTER, CAPTIONER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
 
 # The defaults of transformers 5.23.0.
 _VISION: dict[str, Any] = {
@@ -122,7 +122,7 @@ def left_out(config: Blip2Config) -> dict[str, int]:
     return {NO_PLACE: len(head)} if head else {}
 
 
-def settle_language(tensors: dict[str, Tensor], second: Mapping[str, str]) -> bool:
+def unify_language(tensors: dict[str, Tensor], second: Mapping[str, str]) -> bool:
     """Bring a language model's tensors to one name each, in place; say whether its output matrix is its words.
 
     `second` are the second names in such a file, of a model that is tied, and the first ones. Files may have both.
@@ -151,14 +151,14 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
         raise ModelError(
             f"{source}: vision_config.qkv_bias is false; BLIP-2's towers have biases, and so has this code"
         )
-    judges = config["architectures"][0] == JUDGE
-    reads = text.get("use_qformer_text_input", text.get("qformer_text_input", judges))  # older files: the second
-    if reads != judges:
+    is_filter = config["architectures"][0] == FILTER
+    reads = text.get("use_qformer_text_input", text.get("qformer_text_input", is_filter))  # older files: the second
+    if reads != is_filter:
         raise ModelError(
-            f"{source}: use_qformer_text_input is {reads}; {JUDGE} reads texts in the Q-Former, {WRITER} does not"
+            f"{source}: use_qformer_text_input is {reads}; {FILTER} reads texts in the Q-Former, {CAPTIONER} does not"
         )
     held = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    language = None if judges else _language(config, tied, source)
+    language = None if is_filter else _language(config, tied, source)
     if language is not None and language.kind == "t5" and held == "float16":
         held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
     return Blip2Config(
@@ -174,7 +174,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
             layer_norm_eps=text["layer_norm_eps"],
             queries=config.get("num_query_tokens", 32),
             cross_every=text["cross_attention_frequency"],
-            roles=("encoder",) if judges else (),
+            roles=("encoder",) if is_filter else (),
         ),
         projection=config.get("image_text_hidden_size", 256),
         temperature=config.get("itc_temperature", 0.07),
@@ -214,11 +214,11 @@ def _plain(value: object) -> bool:
 def class_of(config: Blip2Config) -> str:
     """The class of transformers that a model of ours can be; ModelError where there is none."""
     if config.language is not None:
-        return WRITER
+        return CAPTIONER
     if config.text.roles == ("encoder",):
-        return JUDGE
+        return FILTER
     raise ModelError(
-        f"transformers has no class for a Q-Former that writes: leave that out (text.roles=[encoder]) for {JUDGE}"
+        f"transformers has no class for a Q-Former that writes: leave that out (text.roles=[encoder]) for {FILTER}"
     )
 
 

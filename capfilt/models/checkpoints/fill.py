@@ -15,7 +15,7 @@ from capfilt.models.interface import ArchitectureConfig, Model
 M = TypeVar("M", bound=Model)
 
 
-def own_names(model: Model) -> list[str]:
+def distinct_names(model: Model) -> list[str]:
     """The names of a model's tensors, one each: the second names of tied ones left out."""
     second = model.tied()
     return [name for name in model.state_dict() if name not in second]
@@ -32,7 +32,7 @@ def refuse_misfit(model: Model, tensors: Mapping[str, Tensor], source: object) -
     """Say exactly which tensors do not fit a model, which may still be without weights: what a file holds bounds what
     is allocated for it. ModelError."""
     every = model.state_dict()
-    wanted = {name: every[name] for name in own_names(model)}
+    wanted = {name: every[name] for name in distinct_names(model)}
     missing = sorted(wanted.keys() - tensors.keys())
     misshapen = sorted(
         f"{name} {list(tensors[name].shape)} for {list(wanted[name].shape)}"

@@ -18,7 +18,7 @@ from capfilt import config as configs
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints import files, key_maps, transformers_folder
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import load_whole, own_names
+from capfilt.models.checkpoints.fill import distinct_names, load_whole
 from capfilt.models.interface import ArchitectureConfig, Model, OriginalFormat, TransformersFormat
 from capfilt.models.registry import FAMILIES, blank, family_of, read_architecture
 from capfilt.runs.ledger import fingerprint as digest_of
@@ -124,7 +124,7 @@ def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:
         raise ModelError(
             f"{path}: {ARCHITECTURE} describes {config.num_layers} layers, and {WEIGHTS} has {len(tensors)} tensors"
         )
-    names = key_maps.once((name, name) for name in own_names(blank(config)))
+    names = key_maps.once((name, name) for name in distinct_names(blank(config)))
     return config, key_maps.take(tensors, names, path / WEIGHTS, family_of(config).ignored)
 
 
@@ -223,7 +223,7 @@ def transformers_format(config: ArchitectureConfig) -> TransformersFormat:
 
 def _tensors(model: Model, state: Mapping[str, Tensor] | None = None) -> Tensors:
     every = model.state_dict() if state is None else state
-    return {name: every[name].detach().cpu().contiguous() for name in own_names(model)}
+    return {name: every[name].detach().cpu().contiguous() for name in distinct_names(model)}
 
 
 def _read_transformers(folder: Path, everything: bool = True) -> tuple[TransformersFormat, ArchitectureConfig, Tensors]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import ArchitectureConfig, ModelRole
@@ -19,6 +19,8 @@ _SHAPE = ("width", "depth", "heads", "hidden")
 
 class TowersConfig(ArchitectureConfig):
     """An architecture of two towers."""
+
+    image_size_key: ClassVar[str] = "vision.image_size"
 
     vision: VisionConfig
     text: BertConfig
