@@ -72,7 +72,7 @@ class Tally:
         if num["failed"] != self.failed.total():
             return f"samples: {num['failed']} failed, but {self.failed.total()} reasons"
         if (num_in := self.members["in"]) != (num_out := self.members.total() - num_in):
-            return f"members: {num_in} in, but {num_out} used, carried or passed over"
+            return f"members: {num_in} in, but {num_out} used, carried or skipped"
         dropped: Counter[str] = Counter()
         for key, count in self.texts["dropped"].items():
             dropped[key.partition(": ")[0]] += count

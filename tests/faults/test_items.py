@@ -29,7 +29,7 @@ def test_a_sample_kills_its_worker(
     again = driver(shards=folder, out="again")
     shutil.copytree(run.out / "poison", again.out / "poison")
     again.run("--unlocked")
-    survived(run, wanted=again.outputs())
+    survived(run, expected=again.outputs())
 
 
 @pytest.mark.slow

@@ -340,9 +340,7 @@ def test_what_lies_under_a_key_comes_along_and_names_with_dots_too(tmp_path: Pat
         assert {name: result[f"k.{name}"] for name in more} == more
         assert json.loads(result["22%2E05 track 1.json"])["original_key"] == "22.05 track 1"
         passed = "1 AppleDouble, 1 a name without key or extension" + (", 4 not carried" if carry == "false" else "")
-        said = (
-            f"select: 10 members of its shards = 4 used + {4 if more else 0} carried + {2 if more else 6} passed over"
-        )
+        said = f"select: 10 members of its shards = 4 used + {4 if more else 0} carried + {2 if more else 6} skipped"
         checked = capfilt("verify", out)
         assert checked.code == 0, checked.out
         assert f"{said} ({passed})" in checked.out.replace("\n", " ")
@@ -359,4 +357,4 @@ def test_members_that_do_not_add_up_are_found(annotated: Path, capfilt: Any) -> 
     path.write_text(json.dumps(said))
     done = capfilt("verify", out)
     assert done.code == 1
-    assert "members: 6 in, but 5 used, carried or passed over" in done.out
+    assert "members: 6 in, but 5 used, carried or skipped" in done.out

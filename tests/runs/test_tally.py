@@ -62,7 +62,7 @@ def test_members_balance_where_they_were_counted() -> None:
     assert (tally + tally).members == {"in": 18, "used": 12, "carried": 4, "a folder": 2}
     assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
     tally.members["used"] -= 1
-    assert tally.imbalance() == "members: 9 in, but 8 used, carried or passed over"
+    assert tally.imbalance() == "members: 9 in, but 8 used, carried or skipped"
 
 
 def test_negative_and_unknown_counters_are_noticed() -> None:
