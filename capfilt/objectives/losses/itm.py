@@ -89,7 +89,7 @@ def global_negatives(
     wrong_images_B: Tensor,
     wrong_texts_B: Tensor,
 ) -> Negatives:
-    """Partners from the N rows of all ranks, image tokens with their gradients (BLIP's fine-tuning on COCO).
+    """Negatives from the N rows of all ranks, image tokens with their gradients (BLIP's fine-tuning on COCO).
 
     The indices count rows in rank order. Texts come back as wide as the longest of any rank.
     """
