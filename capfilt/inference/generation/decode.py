@@ -1,4 +1,4 @@
-"""Writing texts token by token, with the image's keys projected once and the self-attention cached.
+"""Writing texts token by token, with the image context made once and the self-attention cached.
 
 The random draws of a text come from (seed, round, uid, candidate), never from a generator that a batch shares, so a
 caption does not depend on its neighbours, on the worker or on a retry. Texts that have ended leave the

@@ -108,7 +108,7 @@ def itm(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of B right pairs, B texts beside wrong images and B images beside wrong texts; label 1 = match.
 
-    Returns the loss and the share of the pairs that were judged right. A partner that is not wrong (a batch of one
+    Returns the loss and the share of the pairs that were classified right. A negative that is not wrong (a batch of one
     image) leaves its pair out.
     """
     wider = wrong.ids_BT.shape[1] - ids_BT.shape[1]
