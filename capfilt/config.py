@@ -40,6 +40,14 @@ class Config(pydantic.BaseModel):
     """Keys that change the kind of a section: one that has it replaces what it extends and is not merged with it."""
 
 
+def added(default: Any, **constraints: Any) -> Any:
+    """A field that is newer than runs on users' disks; pydantic's Field with a default.
+
+    At its default it is left out of dumps, so that a run that never heard of it keeps its fingerprint.
+    """
+    return pydantic.Field(default=default, exclude_if=lambda value: value == default, **constraints)
+
+
 C = TypeVar("C", bound=Config)
 
 

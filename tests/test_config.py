@@ -294,3 +294,22 @@ def test_digest_differs_between_configs(tmp_path: Path) -> None:
     assert config.digest(a) == config.digest(b)
     assert config.digest(a) != config.digest(Recipe(name="a"))
     assert len(config.digest(a)) == 64
+
+
+class Grown(config.Config):
+    old: int = 1
+    new: int = config.added(2, ge=0)
+
+
+def test_an_added_field_at_its_default_leaves_the_fingerprint_alone() -> None:
+    class Before(config.Config):
+        old: int = 1
+
+    assert config.digest(Grown()) == config.digest(Before())
+    assert config.digest(Grown(new=3)) != config.digest(Before())
+
+
+def test_an_added_field_reads_back() -> None:
+    assert config.validate(Grown, Grown(new=3).model_dump(), "here") == Grown(new=3)
+    with pytest.raises(RecipeError, match="'new' is -1"):
+        config.validate(Grown, {"new": -1}, "here")
