@@ -32,7 +32,8 @@ from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import read_architecture
 from capfilt.pipelines.bootstrap.language_model import documents
-from capfilt.training.language_model import TeachConfig, teach
+from capfilt.training.config import TeachConfig
+from capfilt.training.language_model import teach
 
 IMAGES = 250
 

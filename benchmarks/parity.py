@@ -33,8 +33,7 @@ from capfilt.inference.generation.decode import generate
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.blip.transformers_config import ROLES
 from capfilt.models.checkpoints import store
-from capfilt.models.layers.bert import TextConfig
-from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.layers.config import TextConfig, VisionConfig
 
 LIMIT = 1e-5
 PAD, CLS, SEP = 0, 2, 3

@@ -24,11 +24,10 @@ from transformers import Blip2Config as HfConfig
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
 from capfilt.models import Blip2, Blip2Config
-from capfilt.models.blip2.language_model import LanguageConfig
-from capfilt.models.blip2.qformer import QFormerConfig
+from capfilt.models.blip2.config import LanguageConfig, QFormerConfig
 from capfilt.models.blip2.transformers_config import describe
 from capfilt.models.checkpoints import store
-from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.layers.config import VisionConfig
 
 LIMIT = 1e-4
 HEADING = "## BLIP-2"

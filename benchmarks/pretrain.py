@@ -38,10 +38,12 @@ from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.tasks import build_task
 from capfilt.pipelines.bench import BenchConfig, made_up_words, make_shard
-from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
+from capfilt.training.config import ExecutionConfig, OptimizerConfig, TrainConfig
+from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import peak_flops, step_flops
-from capfilt.training.loop import TrainConfig, TrainJob, train
-from capfilt.training.optimizer import OptimizerConfig, make_optimizer
+from capfilt.training.job import TrainJob
+from capfilt.training.loop import train
+from capfilt.training.optimizer import make_optimizer
 
 VIT_S = ["vision.depth=12"]
 """ViT-S/16 is 384 x 12 x 6; the preset has six blocks."""

@@ -55,8 +55,7 @@ def small_blip() -> Callable[..., Any]:
 
     from capfilt.data.text.tokenizer import Tokenizer
     from capfilt.models import Blip, BlipConfig
-    from capfilt.models.layers.bert import TextConfig
-    from capfilt.models.layers.vit import VisionConfig
+    from capfilt.models.layers.config import TextConfig, VisionConfig
 
     words = len(Tokenizer.load("world"))
 
@@ -104,9 +103,8 @@ def small_blip2() -> Callable[..., Any]:
 
     from capfilt.data.text.tokenizer import Tokenizer
     from capfilt.models import Blip2, Blip2Config
-    from capfilt.models.blip2.language_model import LanguageConfig
-    from capfilt.models.blip2.qformer import QFormerConfig
-    from capfilt.models.layers.vit import VisionConfig
+    from capfilt.models.blip2.config import LanguageConfig, QFormerConfig
+    from capfilt.models.layers.config import VisionConfig
 
     words = len(Tokenizer.load("world")) - 1  # there is no [ENC]
 

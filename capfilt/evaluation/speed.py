@@ -24,7 +24,8 @@ from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import autocast
-from capfilt.models.layers.vit import VisionConfig, VisionTransformer
+from capfilt.models.layers.config import VisionConfig
+from capfilt.models.layers.vit import VisionTransformer
 
 PACKAGES = ("capfilt", "torch", "numpy", "pillow", "pyarrow", "tokenizers")
 

@@ -8,125 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from capfilt.config import Config
-from capfilt.data.images.preprocess import BLIP_PREPROCESS, Preprocess
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.layers.bert import Head, OutputLayer, Role
-from capfilt.models.layers.block import Block
+from capfilt.models.layers.bert import Head, OutputLayer
+from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
-ModelRole = Literal["captioner", "filter"]
-"""What a model does to web pairs: it writes a text for an image, or scores texts beside one."""
-LanguageKind = Literal["opt", "t5"]
 Names = dict[str, tuple[str, ...]]
 """Our name of a tensor -> every name that it has in a file."""
-
-
-class ArchitectureConfig(Config, ABC):
-    """The architecture of a model: what a YAML of `models/` says. Each family has a class of its own."""
-
-    image_size_key: ClassVar[str] = "image_size"
-    """The dotted key of the YAML that sets `image_size`."""
-
-    family: str
-
-    @property
-    @abstractmethod
-    def capabilities(self) -> frozenset[str]:
-        """What a model of this architecture can do, known before anything is built: encode_image, encode_text,
-        fuse (score a text beside an image), decode (write a text), answer (a question)."""
-
-    @property
-    @abstractmethod
-    def image_size(self) -> int:
-        """Side of the square picture, pixels."""
-
-    @property
-    @abstractmethod
-    def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have, special tokens included."""
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens of a text at most."""
-        return 512
-
-    @property
-    @abstractmethod
-    def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of all towers, of which a file of weights has a tensor each at least."""
-        return 0
-
-    @property
-    def vision_depth(self) -> int:
-        """Blocks of the vision tower whose activations can be recomputed."""
-        return 0
-
-    @property
-    def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared; 0 where they are not."""
-        return 0
-
-    @property
-    def towers(self) -> dict[str, dict[str, int]]:
-        """The shape of each tower, by its name ("vision", "text"): what a saved model must have alike to begin from."""
-        return {}
-
-    @property
-    def language_kind(self) -> LanguageKind | None:
-        """The kind of the frozen language model, in whose tokens the texts are; None: WordPiece."""
-        return None
-
-    @property
-    def first_token(self) -> int | None:
-        """The id that a decoded text begins with; None: the one that the tokenizer begins texts with."""
-        return None
-
-    @property
-    def frozen_vision(self) -> bool:
-        """Whether the vision tower is frozen, so that its features of a picture can be kept."""
-        return False
-
-    def changed(self, **changes: object) -> Self:
-        """The same with some fields set otherwise, its own and those of its parts: roles, image_size, dropout, ..."""
-        known: dict[str, object] = {}
-        update: dict[str, object] = {}
-        for name in type(self).model_fields:
-            part = getattr(self, name)
-            if isinstance(part, Config):
-                mine = {key: value for key, value in changes.items() if key in type(part).model_fields}
-                update[name] = part.model_copy(update=mine) if mine else part
-                known |= mine
-            elif name in changes:
-                update[name] = known[name] = changes[name]
-        assert not changes.keys() - known.keys(), f"no such part of an architecture: {changes.keys() - known.keys()}"
-        return self.model_copy(update=update)
-
-    def for_role(self, role: ModelRole) -> Self:
-        """The same with the parts alone that a role needs."""
-        return self
-
-    def computing_in(self, dtype: torch.dtype | None) -> Self:
-        """The same for a model that is to compute in this format, of which frozen parts may be held in it."""
-        return self
-
-    def vocabulary_advice(self, entries: int) -> str:
-        """What to set so that a tokenizer of `entries` fits."""
-        return f"take a tokenizer of at most {self.vocabulary_size} entries"
-
-    def check_language(self, source: str) -> None:
-        """Refuse a language model other than the one described; ModelError."""
 
 
 class FrozenTower(NamedTuple):
@@ -330,24 +225,3 @@ class OriginalFormat(ABC):
 
 InitialPart = Callable[[Any, str], set[str]]
 """Fills a part of a new model from a checkpoint, in place: (model, source) -> the names of the tensors it filled."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """An architecture with everything that belongs to it. Its models are built by `build(config)`."""
-
-    name: str
-    config: type[ArchitectureConfig]
-    build: Callable[[Any], Model]
-    blocks: tuple[Block, ...] = ()
-    continued: Callable[[Any, Any, Tensors, object], Model] | None = None
-    """A model that goes on from a saved one: (its architecture, the saved one's, the saved tensors, their source).
-    ModelError where more is missing than may start fresh. None: from one of the same shape alone."""
-    preprocess: Preprocess = BLIP_PREPROCESS
-    """How pictures are wanted where a model's folder does not say."""
-    initial: Mapping[str, InitialPart] = field(default_factory=dict)
-    """The parts of a new model ("vision", "text", "language") that can begin with weights of other checkpoints."""
-    transformers: TransformersFormat | None = None
-    original: OriginalFormat | None = None
-    ignored: Mapping[str, str] = field(default_factory=dict)
-    """Keys of checkpoint files that are left behind on purpose (patterns), and why."""

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import BeforeValidator, SerializeAsAny
 
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import OpenSection
 from capfilt.errors import RecipeError, did_you_mean
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
-from capfilt.models.interface import ArchitectureConfig, Family, Model
+from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
 from capfilt.yaml_loader import load_yaml
+
+if TYPE_CHECKING:
+    from capfilt.models.interface import Model
 
 FAMILIES: dict[str, Family] = {
     "blip": BLIP,
@@ -36,13 +39,17 @@ def family_of(config: ArchitectureConfig) -> Family:
 
 def build(config: ArchitectureConfig) -> Model:
     """A model with fresh weights. ModelError for one that this machine has no memory for."""
+    import torch
+
     if torch.get_default_device().type != "meta":
         refuse_too_large(config.num_weights)
-    return family_of(config).build(config)
+    return family_of(config).code.build(config)
 
 
 def blank(config: ArchitectureConfig) -> Model:
     """A model without weights, on the meta device: its names and shapes."""
+    import torch
+
     with torch.device("meta"):
         return build(config)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from capfilt.objectives.collectives import share_of_total
-from capfilt.objectives.interface import TaskConfig
-from capfilt.objectives.losses.lm import SMOOTHING
+from capfilt.objectives.kinds import TaskConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Objective = Literal["itc", "itm", "lm"]
+
+SMOOTHING = 0.1
+"""Label smoothing of LM (BLIP section 3.2)."""
 
 NEEDS: dict[Objective, frozenset[str]] = {
     "itc": frozenset({"encode_image", "encode_text"}),
@@ -69,4 +72,6 @@ class ObjectivesConfig(TaskConfig):
     def weight_of_mean(self, count: Tensor) -> Tensor | float:
         """What a mean over `count` things of this process weighs; 1 where processes count alike, however much they
         have."""
+        from capfilt.objectives.collectives import share_of_total
+
         return share_of_total(count) if self.mean_over == "all" else 1.0

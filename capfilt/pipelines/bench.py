@@ -34,7 +34,7 @@ from capfilt.inference.device import Compute, ability, autocast, choose, local_d
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
-from capfilt.models.layers.bert import Role
+from capfilt.models.layers.config import Role
 from capfilt.runs.progress import Progress
 from capfilt.stages.annotate import AnnotateJob, ShardAnnotator, texts_of
 

@@ -20,7 +20,6 @@ from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import num_without_text
 from capfilt.stages.train import (
-    TrainResources,
     check_features,
     check_sources,
     check_start,
@@ -29,8 +28,8 @@ from capfilt.stages.train import (
     run_training,
 )
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import EXECUTION_FIELDS
-from capfilt.training.loop import TrainConfig, TrainJob
+from capfilt.training.config import EXECUTION_FIELDS, TrainConfig, TrainResources
+from capfilt.training.job import TrainJob
 
 
 class PretrainConfig(Config):

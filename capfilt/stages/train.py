@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from capfilt import models, presets
 from capfilt.cluster.ray_train import fit
 from capfilt.cluster.session import Session
@@ -38,23 +36,13 @@ from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, listing, remove_file, remove_folder
 from capfilt.storage.remote_path import RemotePath
 from capfilt.training.checkpoints.states import STATES
-from capfilt.training.config import EXECUTION_FIELDS
-from capfilt.training.distributed.data_parallel import ExecutionConfig
+from capfilt.training.config import EXECUTION_FIELDS, ExecutionConfig, TrainConfig, TrainResources
 from capfilt.training.frozen_features import PROGRESS
-from capfilt.training.loop import LOG, TrainConfig, TrainJob, train
+from capfilt.training.job import TrainJob
+from capfilt.training.loop import LOG, train
 
 ROWS = "rows.json"
 """Tells a training's processes how many rows each shard has, and its sha256; gone when it ends."""
-
-
-class TrainResources(ExecutionConfig):
-    """The processes that train together, and how each goes through a step."""
-
-    workers: int = Field(default=1, ge=1)
-    cpus: float = Field(default=1, gt=0)
-    """CPUs of each; a process computes with as many threads."""
-    gpus: int = Field(default=0, ge=0, le=1)
-    """GPUs of each: none or one."""
 
 
 def read_architecture(name: str, image_size: int | None = None) -> Architecture:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from capfilt.config import Config
 from capfilt.data.images.augment import AugmentConfig
-from capfilt.data.loading.config import LoaderConfig, Source
-from capfilt.data.text.language_tokenizer import tokenizer_of
-from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.data.loading.config import LoaderConfig
 from capfilt.inference.config import Precision
-from capfilt.inference.device import Compute
-from capfilt.models import Architecture
-from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.tasks import ObjectivesSection
-from capfilt.storage.paths import StoragePath
-from capfilt.training.distributed.data_parallel import ExecutionConfig
-from capfilt.training.optimizer import OptimizerConfig
 
 EXECUTION_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("precision", "recompute", "checkpoint_every", "checkpoints", "skips", "log_every"), True),
@@ -28,6 +20,60 @@ EXECUTION_FIELDS: dict[str, Any] = {
 }
 """What TrainConfig says of how a training goes and not of what it learns: it may go on with another answer. In the
 place of `precision` stands the format that was chosen (`TrainJob.compute`). As what pydantic leaves out."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with warm-up and decay. BLIP section 4.1: peak 3e-4, weight decay 0.05, on every parameter.
+
+    BLIP's decay is "exponential": x `rate` after each of 20 epochs, 0.9 in the released configuration, 0.85 in the
+    paper. That is a third of the last epoch's rate: 4.1e-5 against 1.4e-5.
+    """
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=1e-6, ge=0)
+    """Where the cosine ends; below it the exponential never falls."""
+    warmup: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the steps over which the rate grows linearly from `warmup_lr`."""
+    warmup_lr: float = Field(default=0.0, ge=0)
+    """Where the warm-up begins; BLIP: 1e-6."""
+    decay: Literal["cosine", "epoch_cosine", "exponential", "constant"] = "cosine"
+    """"epoch_cosine" is the cosine of BLIP's fine-tuning: one rate for each of `epochs`, and no warm-up in it."""
+    rate: float = Field(default=0.9, gt=0, le=1)
+    """Exponential: what the learning rate is multiplied by after each epoch."""
+    epochs: int = Field(default=20, ge=1)
+    """Exponential and epoch_cosine: how many epochs the steps are; within one the rate stays."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    decay_vectors: bool = True
+    """Whether biases, norms and other vectors decay too: in BLIP's code they do, in BLIP-2's not."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(default=0.0, ge=0)
+    """Largest global gradient norm; 0 = no clipping, as in BLIP."""
+
+
+class ExecutionConfig(Config):
+    """How steps are computed. What is learned does not depend on it, so a training may go on with other settings."""
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether every process holds all weights, or each its share of weights, gradients and optimizer (FSDP2)."""
+    compile: bool = False
+    """Compile the blocks of the transformers with torch.compile; the first steps wait for the compiler."""
+    micro_batches: int = Field(default=1, ge=1)
+    """In how many chunks a process goes through its share of a batch: memory for time. The loss is that of the whole
+    batch all the same (`objectives/grad_cache.py`)."""
+    deterministic: bool = False
+    """Take kernels only that give the same bits each time, and refuse where there are none. On CPUs trainings are
+    reproducible without it; on GPUs it costs speed (`training/deterministic.py`)."""
+
+
+class TrainResources(ExecutionConfig):
+    """The processes that train together, and how each goes through a step."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    """CPUs of each; a process computes with as many threads."""
+    gpus: int = Field(default=0, ge=0, le=1)
+    """GPUs of each: none or one."""
 
 
 class TrainConfig(Config):
@@ -78,45 +124,11 @@ class TrainConfig(Config):
         return self
 
 
-class TrainJob(Config):
-    """Everything that a training process needs to know."""
+class TeachConfig(Config):
+    """How long a language model reads."""
 
-    out: StoragePath
-    """Its folder: `log.jsonl`, `states/` while it runs, and in the end the model in `checkpoint/`."""
-    architecture: Architecture
-    start: StoragePath | None = None
-    """A model folder to start from; parts that the architecture lacks are left behind. None: from scratch."""
-    initial: InitialConfig = InitialConfig()
-    """What the towers of a model from scratch begin with."""
-    tokenizer: str
-    sources: tuple[Source, ...] = Field(min_length=1)
-    rows: StoragePath | None = None
-    """A JSON that says how many `rows` each shard has, and its sha256 (`contents`); None: every process counts the rows
-    before it begins."""
-    train: TrainConfig
-    compute: Compute
-    execution: ExecutionConfig = ExecutionConfig()
-    seed: int = 0
-
-    @property
-    def model_folder(self) -> StoragePath:
-        """Where the finished model lies."""
-        return self.out / "checkpoint"
-
-    @property
-    def best_folder(self) -> StoragePath:
-        """Where the best one lies, if it was kept."""
-        return self.out / "best"
-
-    @property
-    def features_folder(self) -> Path:
-        """Where features are kept, if they are: never on a store, for they are mapped into memory."""
-        kept = self.train.features
-        if isinstance(kept, Path):
-            return kept
-        assert isinstance(self.out, Path), "whoever reads a recipe asks for a folder"
-        return self.out.parent / "features"
-
-    def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer of its texts: the language model's, if the architecture has one."""
-        return tokenizer_of(self.tokenizer, self.architecture.language_kind)
+    steps: int = Field(default=1000, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    """Rows a step, each as long as the model has positions."""
+    lr: float = Field(default=3e-3, gt=0)
+    """Peak; from there it falls linearly to 0."""

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Architecture, build
 from capfilt.objectives.collectives import alone, world_size
-from capfilt.objectives.interface import PairBatch, TaskConfig
+from capfilt.objectives.interface import PairBatch
+from capfilt.objectives.kinds import TaskConfig
 from capfilt.objectives.tasks import build_task
-from capfilt.training.config import TrainJob
+from capfilt.training.job import TrainJob
 
 PEAKS = {
     "A100": {torch.bfloat16: 312e12, torch.float32: 19.5e12},

@@ -13,26 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from capfilt.config import Config
 from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.errors import DataError, ModelError
-from capfilt.models.blip2.language_model import LanguageConfig, LanguageModel
+from capfilt.models.blip2.config import LanguageConfig
+from capfilt.models.blip2.language_model import LanguageModel
+from capfilt.training.config import TeachConfig
 
 OWN_TOKENS = ("<s>", "<pad>", "</s>")
 """As OPT's tokenizer has them; a text begins with the last."""
-
-
-class TeachConfig(Config):
-    """How long a language model reads."""
-
-    steps: int = Field(default=1000, ge=0)
-    batch_size: int = Field(default=32, ge=1)
-    """Rows a step, each as long as the model has positions."""
-    lr: float = Field(default=3e-3, gt=0)
-    """Peak; from there it falls linearly to 0."""
 
 
 def teach(

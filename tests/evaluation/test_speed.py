@@ -17,7 +17,7 @@ from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
-from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.layers.config import VisionConfig
 
 CPU = torch.device("cpu")
 

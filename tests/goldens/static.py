@@ -147,7 +147,7 @@ def _configs() -> dict[str, type]:
     from capfilt.stages.runner import CommandOptions
     from capfilt.stages.select import SelectJob
     from capfilt.stages.world import WorldJob
-    from capfilt.training.config import TrainJob
+    from capfilt.training.job import TrainJob
 
     return {
         "blip": BlipConfig, "blip2": Blip2Config, "bootstrap": BootstrapConfig, "pretrain": PretrainConfig,
@@ -200,7 +200,7 @@ def _told(annotation: Any) -> str:
 
 def _models(annotation: Any) -> list[type]:
     from capfilt.models import FAMILIES, ArchitectureConfig
-    from capfilt.objectives.interface import TaskConfig
+    from capfilt.objectives.kinds import TaskConfig
     from capfilt.objectives.tasks import task_configs
 
     if annotation is ArchitectureConfig:  # stands for the architecture of any family
@@ -225,8 +225,8 @@ def state_dicts() -> str:
 
     from capfilt import presets
     from capfilt.models import build, read_architecture
+    from capfilt.objectives.config import ObjectivesConfig
     from capfilt.objectives.tasks import build_task
-    from capfilt.objectives.tasks.blip import ObjectivesConfig
 
     parts = []
     for name in presets.names("models"):

@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import store
-from capfilt.models.interface import ArchitectureConfig, Family, Model
+from capfilt.models.family import Family, FamilyCode
+from capfilt.models.interface import Model
 from capfilt.models.registry import FAMILIES
-from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Task, TaskConfig, TaskKind
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Task
+from capfilt.objectives.kinds import TaskConfig, TaskKind
 from capfilt.objectives.tasks import PRETRAINING
 
 # ---- models/toy/model.py ----
@@ -77,7 +80,7 @@ class Toy(Model):
         return image @ text_TP.T
 
 
-TOY = Family(name="toy", config=ToyConfig, build=Toy)
+TOY = Family(name="toy", config=ToyConfig, load=lambda: FamilyCode(build=Toy))
 
 # ---- objectives/tasks/toy.py ----
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from capfilt.errors import RecipeError
 from capfilt.models import Blip
-from capfilt.models.layers.bert import Share
+from capfilt.models.layers.config import Share
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc import itc

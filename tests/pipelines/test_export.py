@@ -35,7 +35,9 @@ from capfilt.models.checkpoints import store
 from capfilt.pipelines import annotate, evaluate, export
 from capfilt.runs.progress import Progress
 from capfilt.stages.runner import CommandOptions
-from capfilt.training.loop import TrainConfig, TrainJob, train
+from capfilt.training.config import TrainConfig
+from capfilt.training.job import TrainJob
+from capfilt.training.loop import train
 
 MakeBlip = Callable[..., Blip]
 TOKENIZER = Tokenizer.load("world")

@@ -21,7 +21,7 @@ from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.runs.progress import StageLine
 from capfilt.stages import train as stage_train
 from capfilt.stages.train import Tail
-from capfilt.training.config import TrainJob
+from capfilt.training.job import TrainJob
 
 FEW = ["--set", "train.steps=3", "--set", "train.loader.batch_size=8"]
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from capfilt.cli import app
 from capfilt.errors import CapfiltError, ModelError, RecipeError
 from capfilt.models import Blip, BlipConfig, build, read_architecture
-from capfilt.models.blip2.language_model import LanguageConfig
+from capfilt.models.blip2.config import LanguageConfig
 from capfilt.models.checkpoints import files, store, transformers_folder
-from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.layers.config import VisionConfig
 from capfilt.models.limits import MAX_WEIGHTS
 
 MakeBlip = Callable[..., Blip]

@@ -10,8 +10,8 @@ from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.inference.device import Compute
 from capfilt.models import Blip
 from capfilt.objectives.config import ObjectivesConfig
-from capfilt.training.loop import TrainConfig, TrainJob
-from capfilt.training.optimizer import OptimizerConfig
+from capfilt.training.config import OptimizerConfig, TrainConfig
+from capfilt.training.job import TrainJob
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.tasks import build_task
+from capfilt.training.config import ExecutionConfig
 from capfilt.training.deterministic import deterministic
-from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
+from capfilt.training.distributed.data_parallel import Gradients
 
 CPU = torch.device("cpu")
 ROWS = 192

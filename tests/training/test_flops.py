@@ -18,7 +18,8 @@ from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.tasks import build_task
 from capfilt.training import flops as speed
 from capfilt.training.flops import Speed, peak_flops, step_flops
-from capfilt.training.loop import TrainJob, train
+from capfilt.training.job import TrainJob
+from capfilt.training.loop import train
 
 PAIRS, TOKENS = 6, 9
 

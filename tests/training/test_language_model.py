@@ -8,8 +8,10 @@ import torch
 
 from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.errors import DataError, ModelError
-from capfilt.models.blip2.language_model import LanguageConfig, load_language
-from capfilt.training.language_model import TeachConfig, make_tokenizer, rows, teach
+from capfilt.models.blip2.config import LanguageConfig
+from capfilt.models.blip2.language_model import load_language
+from capfilt.training.config import TeachConfig
+from capfilt.training.language_model import make_tokenizer, rows, teach
 
 OPT = LanguageConfig(
     kind="opt",

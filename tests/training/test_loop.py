@@ -29,10 +29,11 @@ from capfilt.storage.atomic import write_json
 from capfilt.storage.remote_path import RemotePath
 from capfilt.training import loop
 from capfilt.training.checkpoints.states import States
-from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
+from capfilt.training.config import ExecutionConfig, OptimizerConfig, TrainConfig
+from capfilt.training.distributed.data_parallel import Gradients
+from capfilt.training.job import TrainJob
 from capfilt.training.log import StepLog
-from capfilt.training.loop import TrainConfig, TrainJob, draw, initial_model, train
-from capfilt.training.optimizer import OptimizerConfig
+from capfilt.training.loop import draw, initial_model, train
 
 MakeJob = Callable[..., TrainJob]
 

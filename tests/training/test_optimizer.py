@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.tasks.blip import BlipPretraining
-from capfilt.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from capfilt.training.config import OptimizerConfig
+from capfilt.training.optimizer import learning_rate, make_optimizer
 
 PLAIN = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=0.1)
 

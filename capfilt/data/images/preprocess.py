@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from capfilt.config import Config
 from capfilt.data.images import decode
@@ -25,6 +23,9 @@ from capfilt.storage.atomic import write_json
 from capfilt.storage.documents import read_model_object
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALONE, NESTED = "preprocessor_config.json", "processor_config.json"
 
@@ -93,6 +94,8 @@ class Preprocess(Config):
 
     def normalise(self, pixels_BSS3: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> what the model reads, float32 [B, 3, S, S]."""
+        import torch
+
         scaled = pixels_BSS3.float() / self.divisor
         mean, std = (torch.tensor(constants, device=scaled.device) for constants in (self.mean, self.std))
         return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip import transformers_config
-from capfilt.models.blip.model import Blip, BlipConfig
+from capfilt.models.blip.config import BlipConfig
+from capfilt.models.blip.model import Blip
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import load_whole
 from capfilt.models.checkpoints.key_maps import BERT, HF_VISION, LM_HEAD, TIMM_VISION, WORDS, Table, equal, expand, once
-from capfilt.models.interface import ArchitectureConfig, Names, OriginalFormat, TransformersFormat
-from capfilt.models.layers.bert import APART, Role, Share, TextConfig
-from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
+from capfilt.models.layers.config import APART, Role, Share, TextConfig, VisionConfig
 
 Layout = Literal["hf", "pth"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capfilt.errors import ModelError
-from capfilt.models.blip.model import BlipConfig
+from capfilt.models.blip.config import BlipConfig
 from capfilt.models.checkpoints.transformers_folder import possible, vision_tower
-from capfilt.models.layers.bert import Role, TextConfig
+from capfilt.models.layers.config import Role, TextConfig
 
 HfClass = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering"]
 ROLES: dict[HfClass, tuple[Role, ...]] = {

@@ -1,20 +1,27 @@
 """BLIP-2: Q-Former, frozen language model, and transformers' checkpoints of it."""
 
-from capfilt.models.blip2.checkpoint import Blip2Transformers, continued, language_from, text_from, vision_from
-from capfilt.models.blip2.model import Blip2, Blip2Config
-from capfilt.models.checkpoints.towers import POSITION_IDS
-from capfilt.models.interface import Family
-from capfilt.models.layers.vit import VISION_BLOCK
+from __future__ import annotations
 
-BLIP2 = Family(
-    name="blip2",
-    config=Blip2Config,
-    build=Blip2,
-    blocks=(VISION_BLOCK,),
-    continued=continued,
-    initial={"vision": vision_from, "text": text_from, "language": language_from},
-    transformers=Blip2Transformers(),
-    ignored=POSITION_IDS,
-)
+from capfilt.models.blip2.config import Blip2Config
+from capfilt.models.family import Family, FamilyCode
+
+
+def _code() -> FamilyCode:
+    from capfilt.models.blip2.checkpoint import Blip2Transformers, continued, language_from, text_from, vision_from
+    from capfilt.models.blip2.model import Blip2
+    from capfilt.models.checkpoints.towers import POSITION_IDS
+    from capfilt.models.layers.vit import VISION_BLOCK
+
+    return FamilyCode(
+        build=Blip2,
+        blocks=(VISION_BLOCK,),
+        continued=continued,
+        initial={"vision": vision_from, "text": text_from, "language": language_from},
+        transformers=Blip2Transformers(),
+        ignored=POSITION_IDS,
+    )
+
+
+BLIP2 = Family(name="blip2", config=Blip2Config, load=_code)
 
 __all__ = ["BLIP2"]

@@ -13,16 +13,17 @@ import torch
 from torch import nn
 
 from capfilt.errors import ModelError
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip2 import transformers_config
+from capfilt.models.blip2.config import Blip2Config, QFormerConfig
 from capfilt.models.blip2.language_model import load_language
-from capfilt.models.blip2.model import Blip2, Blip2Config
-from capfilt.models.blip2.qformer import QFormerConfig
+from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names, fill
 from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, WORDS, expand, once
 from capfilt.models.checkpoints.transformers_folder import possible
-from capfilt.models.interface import ArchitectureConfig, Names, TransformersFormat
+from capfilt.models.interface import Names, TransformersFormat
 
 QUERIES = {"self_attention": "self_attention", "query_feed_forward": "feed_forward", "feed_forward": "feed_forward"}
 """The parts of the Q-Former that begin as parts of BERT."""

@@ -10,77 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from capfilt.config import Config
 from capfilt.errors import ModelError
+from capfilt.models.blip2.config import CLASSES, Format, LanguageConfig
 from capfilt.models.checkpoints import files
 from capfilt.models.layers.image_context import ImageContext
-from capfilt.models.limits import MAX_DEPTH, MAX_ENTRIES
-
-Kind = Literal["opt", "t5"]
-Format = Literal["fp32", "bf16", "fp16"]
 
 FORMATS: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CLASSES: dict[Kind, tuple[str, str]] = {
-    "opt": ("OPTConfig", "OPTForCausalLM"),
-    "t5": ("T5Config", "T5ForConditionalGeneration"),
-}
-"""The classes of transformers."""
 
 NO_LABEL = -100
 """The label of a position that counts for nothing."""
-
-
-class LanguageConfig(Config):
-    """A language model of transformers. BLIP-2 section 3.3: OPT, whose decoder goes on after the image, or Flan-T5."""
-
-    kind: Kind
-    settings: dict[str, bool | int | float | str | None] = Field(min_length=1)
-    """The keys of its `config.json` that are not the defaults of transformers."""
-    tied: bool = True
-    """Whether its output matrix is its word embeddings; Flan-T5's is not."""
-    image_token: int | None = None
-    """The id that stands for an image in the texts of transformers' BLIP-2; none of ours. Default: the vocabulary's
-    last entry, which OPT and T5 have for padding alone."""
-
-    @field_validator("settings")
-    @classmethod
-    def _bounded(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        for name, value in settings.items():
-            most = MAX_DEPTH if "layers" in name else MAX_ENTRIES
-            if isinstance(value, int) and value > most:
-                raise ValueError(f"{name} is too large; allowed are {most} at most")
-        return settings
-
-    @property
-    def width(self) -> int:
-        """Width of the vectors that it reads."""
-        return int(self.settings["hidden_size" if self.kind == "opt" else "d_model"] or 0)
-
-    @property
-    def for_images(self) -> int:
-        """The id that stands for an image in the texts of transformers' BLIP-2."""
-        return self.described().vocab_size - 1 if self.image_token is None else self.image_token
-
-    def described(self) -> Any:
-        """Its configuration as an object of transformers.
-
-        Raises:
-            ModelError: settings that transformers does not take.
-        """
-        import transformers
-        from huggingface_hub.errors import StrictDataclassError
-
-        try:
-            return getattr(transformers, CLASSES[self.kind][0])(**self.settings)
-        except (TypeError, ValueError, StrictDataclassError) as error:
-            why = " ".join(str(error).split())
-            raise ModelError(f"language.settings describe no {self.kind.upper()} of transformers: {why}") from None
 
 
 class LanguageCache:

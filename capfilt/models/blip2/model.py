@@ -9,106 +9,22 @@ model, which writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from capfilt.models.blip.model import replace_first
-from capfilt.models.blip2 import language_model
-from capfilt.models.blip2.language_model import FORMATS, Format, Kind, LanguageCache, LanguageConfig, LanguageModel
-from capfilt.models.blip2.qformer import QFormer, QFormerConfig
+from capfilt.models.blip2.config import Blip2Config
+from capfilt.models.blip2.language_model import FORMATS, LanguageCache, LanguageModel
+from capfilt.models.blip2.qformer import QFormer
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import FrozenTower, Model
-from capfilt.models.layers.bert import Cache, Head, Role
+from capfilt.models.layers.bert import Cache, Head
+from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
-from capfilt.models.layers.towers import TowersConfig
-from capfilt.models.layers.vit import VisionConfig, VisionTransformer
-from capfilt.models.limits import Temperature, Width
-
-
-class Blip2Config(TowersConfig):
-    """An architecture of the family: what a YAML of `models/blip2/` says."""
-
-    family: Literal["blip2"] = "blip2"
-    vision: VisionConfig
-    """Frozen. Its own final norm is left out: a trained one takes its place (`vision_norm`)."""
-    text: QFormerConfig
-    """The Q-Former."""
-    projection: Width = 256
-    """Width of the space where images and texts are compared."""
-    temperature: Temperature = 0.07
-    """Initial temperature of ITC; learned, and never clamped."""
-    language: LanguageConfig | None = None
-    """Stage 2: what writes."""
-    frozen: Format = "bf16"
-    """The number format in which the frozen towers are held and compute."""
-
-    @property
-    def language_kind(self) -> Kind | None:
-        """In whose tokens its texts are: the language model's, or None for WordPiece."""
-        return self.language.kind if self.language is not None else None
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have: the language model's own, or those of the Q-Former and [ENC]."""
-        if self.language is not None:
-            return int(self.language.described().vocab_size)
-        return self.text.vocab_size + 1
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What a model can do: in stage 2 texts alone, in stage 1 what the parts of its Q-Former can do."""
-        if self.language is not None:
-            return frozenset({"encode_image", "decode"})
-        encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
-        decoder = {"decode"} if "decoder" in self.text.roles else set()
-        return frozenset({"encode_image"} | encoder | decoder)
-
-    @property
-    def first_token(self) -> int | None:
-        """[DEC] of the Q-Former, which a decoded text begins with; a language model's tokenizer has its own."""
-        return self.text.dec if self.language is None else None
-
-    @property
-    def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
-        return self.projection
-
-    @property
-    def compares(self) -> bool:
-        """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
-        return "encoder" in self.text.roles
-
-    @property
-    def frozen_vision(self) -> bool:
-        """The vision tower of a BLIP-2 is always frozen."""
-        return True
-
-    def computing_in(self, dtype: torch.dtype | None) -> Self:
-        """The same, and frozen towers that are kept in fp32 held in bf16 for a model that computes in it: they would
-        go through it slowly, or be cast anew for every token that is written."""
-        held = self.frozen == "fp32" and dtype == torch.bfloat16
-        return self.model_copy(update={"frozen": "bf16"}) if held else self
-
-    def check_language(self, source: str) -> None:
-        """Refuse a language model other than the one described; ModelError."""
-        if self.language is not None:
-            language_model.check_language(source, self.language)
-
-    @model_validator(mode="after")
-    def _one_writer(self) -> Blip2Config:
-        if self.language is not None and self.text.roles:
-            raise ValueError("with a language model the Q-Former has no part for texts: text.roles must be []")
-        if self.language is None and not self.text.roles:
-            raise ValueError("text.roles is empty, and there is no language model: it could do nothing")
-        if self.frozen == "fp16" and self.language_kind == "t5":
-            raise ValueError("frozen is fp16, in which T5 overflows: set it to bf16")
-        if self.vision.final_norm:
-            raise ValueError("vision.final_norm must be false: the norm behind the frozen tower is the Q-Former's")
-        return self
+from capfilt.models.layers.vit import VisionTransformer
 
 
 class Blip2(Model):

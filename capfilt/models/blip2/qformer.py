@@ -11,33 +11,16 @@ text that is written, so they are computed once for all texts and all steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.errors import ModelError
+from capfilt.models.blip2.config import QFormerConfig
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues
-from capfilt.models.layers.bert import BertConfig, Cache, LanguageHead, Residual, self_attention_mask
+from capfilt.models.layers.bert import Cache, LanguageHead, Residual, self_attention_mask
 from capfilt.models.layers.image_context import ImageContext
-from capfilt.models.limits import Depth, Positions
-
-
-class QFormerConfig(BertConfig):
-    """BERT with queries (BLIP-2 section 3.1: BERT-base, 32 queries). Of `vocab_size` entries the last is [DEC], 30522
-    after BERT's vocabulary. There is no [ENC]: matching reads a text behind [CLS]. With no role at all, as in stage 2,
-    there is no part for texts; the output matrix is always the word embeddings."""
-
-    tie_lm_head: Literal[True] = True
-    queries: Positions = 32
-    cross_every: Depth = 2
-    """Layers 0, `cross_every`, 2 `cross_every`, ... attend to the image."""
-
-    @property
-    def dec(self) -> int:
-        """Id of [DEC], which stands in place of [CLS] when the stack writes; also how many words there are beside."""
-        return self.vocab_size - 1
 
 
 class QFormerLayer(nn.Module):

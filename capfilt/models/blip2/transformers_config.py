@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import ModelError
-from capfilt.models.blip2.language_model import Format, Kind, LanguageConfig
-from capfilt.models.blip2.model import Blip2Config
-from capfilt.models.blip2.qformer import QFormerConfig
+from capfilt.models.blip2.config import Blip2Config, Format, Kind, LanguageConfig, QFormerConfig
 from capfilt.models.checkpoints.key_maps import HF_VISION, LM_HEAD, Table, expand, once
 from capfilt.models.checkpoints.transformers_folder import vision_tower
 from capfilt.models.interface import Names

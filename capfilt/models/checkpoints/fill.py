@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import key_maps
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.interface import ArchitectureConfig, Model
+from capfilt.models.interface import Model
 
 M = TypeVar("M", bound=Model)
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capfilt.config import Config
 from capfilt.errors import ModelError
-from capfilt.models.interface import Model
 from capfilt.models.registry import family_of
+
+if TYPE_CHECKING:
+    from capfilt.models.interface import Model
 
 
 class InitialConfig(Config):
@@ -48,7 +51,7 @@ def initialise(
         ModelError: a checkpoint that is not there, or does not fit, or a part that the model does not have.
     """
     filled: set[str] = set()
-    parts = family_of(model.config).initial
+    parts = family_of(model.config).code.initial
     for part, source in (("vision", vision), ("text", text), ("language", language)):
         if source is None:
             continue

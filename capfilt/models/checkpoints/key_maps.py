@@ -14,7 +14,7 @@ import torch
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import Names
-from capfilt.models.layers.bert import APART, TextConfig
+from capfilt.models.layers.config import APART, TextConfig
 
 Table = Mapping[str, str]
 

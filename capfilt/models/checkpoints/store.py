@@ -16,10 +16,12 @@ from torch import Tensor
 
 from capfilt import config as configs
 from capfilt.errors import ModelError
+from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import files, key_maps, transformers_folder
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names, load_whole
-from capfilt.models.interface import ArchitectureConfig, Model, OriginalFormat, TransformersFormat
+from capfilt.models.family import FamilyCode
+from capfilt.models.interface import Model, OriginalFormat, TransformersFormat
 from capfilt.models.registry import FAMILIES, blank, family_of, read_architecture
 from capfilt.runs.ledger import fingerprint as digest_of
 from capfilt.storage import safe_paths
@@ -92,7 +94,7 @@ def load(path: StoragePath, computes_in: torch.dtype | None = None, **changes: o
     path = local_copy(path)
     saved, tensors = read(path)
     config = saved.computing_in(computes_in).changed(**changes)
-    return load_whole(family_of(config).build, config, tensors, path)
+    return load_whole(family_of(config).code.build, config, tensors, path)
 
 
 def load_continued(path: StoragePath, config: ArchitectureConfig) -> Model:
@@ -103,7 +105,7 @@ def load_continued(path: StoragePath, config: ArchitectureConfig) -> Model:
     """
     path = local_copy(path)
     saved, tensors = read(path)
-    family = family_of(config)
+    family = family_of(config).code
     if family.continued is None:
         return load_whole(family.build, config, tensors, path)
     return family.continued(config, saved, tensors, path)
@@ -115,17 +117,17 @@ def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:
         case "hf":
             form, config, tensors = _read_transformers(path)
             wanted = form.names(config)
-            return config, key_maps.take(tensors, wanted, path, family_of(config).ignored) | form.absent(config)
+            return config, key_maps.take(tensors, wanted, path, family_of(config).code.ignored) | form.absent(config)
         case "pth":
             original, config, tensors = _read_original(path)
-            return config, key_maps.take(tensors, original.names(config), path, family_of(config).ignored)
+            return config, key_maps.take(tensors, original.names(config), path, family_of(config).code.ignored)
     config, tensors = architecture(path), files.tensors(path / WEIGHTS)
     if config.num_layers > len(tensors):
         raise ModelError(
             f"{path}: {ARCHITECTURE} describes {config.num_layers} layers, and {WEIGHTS} has {len(tensors)} tensors"
         )
     names = key_maps.once((name, name) for name in distinct_names(blank(config)))
-    return config, key_maps.take(tensors, names, path / WEIGHTS, family_of(config).ignored)
+    return config, key_maps.take(tensors, names, path / WEIGHTS, family_of(config).code.ignored)
 
 
 def read_momentum(path: StoragePath, model: Model) -> Tensors:
@@ -136,7 +138,7 @@ def read_momentum(path: StoragePath, model: Model) -> Tensors:
         ModelError: nothing was kept there, or it does not fit.
     """
     path = local_copy(path)
-    original = family_of(model.config).original
+    original = family_of(model.config).code.original
     if layout(path) == "pth" and original is not None:
         kept = original.momentum(model.config, files.tensors(path), path)
     elif (path / MOMENTUM).is_file():
@@ -173,7 +175,7 @@ def fingerprint(path: StoragePath) -> str:
 def left_behind(path: StoragePath) -> dict[str, int]:
     """How many keys of a model's file are left behind on purpose, by the reason."""
     path = local_copy(path)
-    file, ignored = files.weights_file(path), family_of(architecture(path)).ignored
+    file, ignored = files.weights_file(path), family_of(architecture(path)).code.ignored
     reasons = [key_maps.why_ignored(name, ignored) for name in (files.tensors(file) if file else ())]
     return {why: reasons.count(why) for why in ignored.values() if why in reasons}
 
@@ -203,9 +205,9 @@ def save_hf(model: Model, folder: Path, special: Mapping[str, int]) -> None:
 
 def save_pth(model: Model, path: Path) -> None:
     """Write a model as the family's own code names it, and beside it in a YAML what such a file does not say."""
-    original = family_of(model.config).original
+    original = family_of(model.config).code.original
     if original is None:
-        known = " and ".join(family.original.name for family in FAMILIES.values() if family.original is not None)
+        known = " and ".join(code.original.name for code in _codes() if code.original is not None)
         raise ModelError(f"{known}'s own code has no model of the family {model.config.family}: export it --as hf")
     with atomic(path.with_suffix(".yaml")) as file:
         file.write(configs.to_yaml(model.config).encode())
@@ -215,10 +217,14 @@ def save_pth(model: Model, path: Path) -> None:
 
 def transformers_format(config: ArchitectureConfig) -> TransformersFormat:
     """How models of this architecture's family lie in a folder of transformers; ModelError where they cannot."""
-    form = family_of(config).transformers
+    form = family_of(config).code.transformers
     if form is None:
         raise ModelError(f"transformers has no model of the family {config.family} that is known here")
     return form
+
+
+def _codes() -> list[FamilyCode]:
+    return [family.code for family in FAMILIES.values()]
 
 
 def _tensors(model: Model, state: Mapping[str, Tensor] | None = None) -> Tensors:
@@ -228,7 +234,7 @@ def _tensors(model: Model, state: Mapping[str, Tensor] | None = None) -> Tensors
 
 def _read_transformers(folder: Path, everything: bool = True) -> tuple[TransformersFormat, ArchitectureConfig, Tensors]:
     """The format of a folder of transformers, its architecture, and its tensors or those alone that decide it."""
-    forms = [family.transformers for family in FAMILIES.values() if family.transformers is not None]
+    forms = [code.transformers for code in _codes() if code.transformers is not None]
     described = transformers_folder.read(folder, [name for form in forms for name in form.classes])
     form = next(form for form in forms if described["architectures"][0] in form.classes)
     file = files.weights_file(folder)
@@ -244,14 +250,14 @@ def _read_original(path: Path) -> tuple[OriginalFormat, ArchitectureConfig, Tens
     """The format of a `.pth`, its architecture, as a YAML beside it or the tensors' shapes tell it, and its tensors."""
     tensors, beside = files.tensors(path), path.with_suffix(".yaml")
     described = read_architecture(beside) if beside.is_file() else None
-    original = _whose(tensors, path) if described is None else family_of(described).original
+    original = _whose(tensors, path) if described is None else family_of(described).code.original
     if original is None:
         raise ModelError(f"{beside} describes a model of a family whose own code has no .pth that can be read")
     return original, original.architecture(tensors, described, path), tensors
 
 
 def _whose(tensors: Tensors, path: Path) -> OriginalFormat:
-    originals = [family.original for family in FAMILIES.values() if family.original is not None]
+    originals = [code.original for code in _codes() if code.original is not None]
     lacking = {original: original.lacks(tensors) for original in originals}
     if original := next((original for original, lack in lacking.items() if not lack), None):
         return original

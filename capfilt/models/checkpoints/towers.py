@@ -13,7 +13,8 @@ from capfilt.models.checkpoints import files, key_maps
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.key_maps import Table
 from capfilt.models.interface import Model, Names
-from capfilt.models.layers.vit import VisionConfig, resize_positions
+from capfilt.models.layers.config import VisionConfig
+from capfilt.models.layers.vit import resize_positions
 
 VIT: Table = {
     "cls": "embeddings.cls_token",

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from capfilt.errors import ModelError
-from capfilt.models.layers.vit import VisionConfig
+from capfilt.models.layers.config import VisionConfig
 from capfilt.storage.documents import read_model_object
 
 CONFIG = "config.json"

@@ -10,90 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from capfilt.config import Config
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
 from capfilt.models.layers.block import Block
+from capfilt.models.layers.config import APART, BertConfig, Role, TextConfig
 from capfilt.models.layers.image_context import ImageContext
-from capfilt.models.limits import (
-    Depth,
-    Deviation,
-    Entries,
-    Epsilon,
-    Heads,
-    Hidden,
-    Positions,
-    Rate,
-    Width,
-    refuse_too_many,
-)
-
-Role = Literal["encoder", "decoder"]
-Share = Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"]
-
-APART: dict[Share, frozenset[str]] = {
-    "all": frozenset(),
-    "all_but_cross_attention": frozenset({"cross_attention"}),
-    "all_but_self_attention": frozenset({"self_attention"}),
-    "none": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
-}
-"""For each way of sharing, the parts that each role has for itself (BLIP, Table 3)."""
-
-
-class BertConfig(Config):
-    """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
-
-    vocab_size: Entries
-    width: Width
-    depth: Depth
-    heads: Heads
-    hidden: Hidden
-    max_positions: Positions = 512
-    dropout: Rate = 0.1
-    layer_norm_eps: Epsilon = 1e-12
-    init_std: Deviation = 0.02
-    """Standard deviation of fresh weights; see VisionConfig."""
-    roles: tuple[Role, ...] = ("encoder", "decoder")
-    """A pretrained model has both; a captioner needs only the decoder, a filter only the encoder."""
-    tie_lm_head: bool = True
-    """Whether the output matrix is the word embeddings."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> BertConfig:
-        if self.width % self.heads:
-            raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
-        refuse_too_many("text", self.weights)
-        return self
-
-    @property
-    def weights(self) -> int:
-        """About how many numbers it learns, of one role; norms and biases are not counted."""
-        layer = 8 * self.width**2 + 2 * self.width * self.hidden
-        return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
-
-
-class TextConfig(BertConfig):
-    """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
-    [ENC]: 30522 and 30523 after BERT's vocabulary."""
-
-    share: Share = "all_but_self_attention"
-
-    @property
-    def dec(self) -> int:
-        """Id of [DEC], which stands in place of [CLS] when the stack writes."""
-        return self.vocab_size - 2
-
-    @property
-    def enc(self) -> int:
-        """Id of [ENC], which stands in place of [CLS] when the stack matches a pair."""
-        return self.vocab_size - 1
 
 
 class PerRole(nn.ModuleDict):

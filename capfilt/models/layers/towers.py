@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.interface import ArchitectureConfig, ModelRole
-from capfilt.models.layers.bert import BertConfig, Role
-from capfilt.models.layers.vit import VisionConfig, resize_positions
+from capfilt.models.architecture import ArchitectureConfig, ModelRole
+from capfilt.models.layers.config import BertConfig, Role, VisionConfig
+
+if TYPE_CHECKING:
+    from capfilt.models.checkpoints.files import Tensors
 
 PART_OF: dict[ModelRole, Role] = {"captioner": "decoder", "filter": "encoder"}
 """The part of the text stack that each role needs."""
@@ -71,6 +72,8 @@ class TowersConfig(ArchitectureConfig):
 
     def resize_positions(self, tensors: Tensors) -> None:
         """Interpolate the vision tower's positions of a saved model to this picture size, in place."""
+        from capfilt.models.layers.vit import resize_positions
+
         if "vision.positions" in tensors:
             tensors["vision.positions"] = resize_positions(
                 tensors["vision.positions"], self.vision.image_size, self.vision.patch_size

@@ -9,64 +9,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from capfilt.config import Config
 from capfilt.models.layers.attention import FeedForward, FusedSelfAttention, stochastic_depth
 from capfilt.models.layers.block import Block
-from capfilt.models.limits import Depth, Deviation, Epsilon, Heads, Hidden, Rate, Side, Width, refuse_too_many
-
-MAX_TOKENS = 256**2 + 1
-"""Of a picture: 4096 px in patches of 16. The public models have up to 1,025."""
-
-
-class VisionConfig(Config):
-    """A ViT. BLIP section 3.1: B/16 is 768 x 12 x 12, L/16 is 1024 x 24 x 16. BLIP-2: EVA's g/14 without the last of
-    its 40 blocks, 1408 x 39 x 16, hidden 6144."""
-
-    image_size: Side
-    """Side of the square picture, pixels."""
-    patch_size: Side
-    width: Width
-    depth: Depth
-    heads: Heads
-    hidden: Hidden
-    """Inner width of the feed-forward layers; 4 x width in the public models."""
-    drop_path: Rate = 0.0
-    """Stochastic depth at the last block; grows linearly from 0."""
-    layer_norm_eps: Epsilon = 1e-6
-    key_bias: bool = True
-    final_norm: bool = True
-    """Without it the tokens come as the last block leaves them; BLIP-2 has a norm of its own behind."""
-    init_std: Deviation = 0.02
-    """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from
-    1 / sqrt(width)."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> VisionConfig:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.heads:
-            raise ValueError(f"vision width {self.width} is not a multiple of heads {self.heads}")
-        if self.num_tokens > MAX_TOKENS:
-            raise ValueError(
-                f"a picture of {self.image_size} px would be {self.num_tokens} tokens in patches of {self.patch_size}; "
-                f"allowed are {MAX_TOKENS}"
-            )
-        refuse_too_many("vision", self.weights)
-        return self
-
-    @property
-    def weights(self) -> int:
-        """About how many numbers it learns; norms and biases are not counted."""
-        block = 4 * self.width**2 + 2 * self.width * self.hidden
-        return self.depth * block + (self.num_tokens + 3 * self.patch_size**2) * self.width
-
-    @property
-    def num_tokens(self) -> int:
-        """Patches plus [CLS]."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+from capfilt.models.layers.config import VisionConfig
 
 
 class VisionBlock(nn.Module):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-SMOOTHING = 0.1
-"""Label smoothing (BLIP section 3.2)."""
+from capfilt.objectives.config import SMOOTHING
 
 
 def lm(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0, smoothing: float = SMOOTHING) -> Tensor:

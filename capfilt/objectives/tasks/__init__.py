@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from capfilt.config import OpenSection
-from capfilt.models.interface import ArchitectureConfig, Model
-from capfilt.objectives.interface import Task, TaskConfig, TaskKind
-from capfilt.objectives.tasks.blip import BLIP
-from capfilt.objectives.tasks.blip2 import BLIP2
+from capfilt.models.architecture import ArchitectureConfig
+from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds.blip import BLIP
+from capfilt.objectives.kinds.blip2 import BLIP2
+
+if TYPE_CHECKING:
+    from capfilt.models.interface import Model
+    from capfilt.objectives.interface import Task
 
 PRETRAINING: dict[str, TaskKind] = {
     "blip": BLIP,

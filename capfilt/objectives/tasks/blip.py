@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capfilt.models.blip.model import Blip, BlipConfig
+from capfilt.models.blip.model import Blip
 from capfilt.models.layers.image_context import ImageContext
 from capfilt.objectives.collectives import gather, rank, world_size
-from capfilt.objectives.config import NEEDS, ObjectivesConfig
+from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.grad_cache import CachedStep
-from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task, TaskKind
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
 from capfilt.objectives.losses.itc import TEMPERATURE_RANGE, itc, ramp
 from capfilt.objectives.losses.itm import (
     Negatives,
@@ -136,16 +136,3 @@ class BlipPretraining(Task):
         if self.config.negatives == "all":
             return super().backward_in_chunks(batch, progress, chunks, precision)
         return CachedStep(self, batch, batch.chunks(chunks), precision).backward(progress)
-
-
-def unsupported(architecture: BlipConfig, config: ObjectivesConfig, micro_batches: int) -> str:
-    """What does not go together, as a sentence; "" for nothing."""
-    if micro_batches > 1 and config.negatives == "all":
-        return (
-            f"micro_batches is {micro_batches}, and objectives.negatives 'all' takes images of other processes, whose "
-            "gradients are gathered once a step: set it to 1."
-        )
-    return ""
-
-
-BLIP = TaskKind(ObjectivesConfig, BlipPretraining, NEEDS, unsupported)

@@ -11,16 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capfilt.models.blip2.model import Blip2, Blip2Config
+from capfilt.models.blip2.model import Blip2
 from capfilt.objectives.collectives import all_reduce_sum, gather, world_size
-from capfilt.objectives.config import NEEDS, ObjectivesConfig
-from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task, TaskKind
+from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
 from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
 from capfilt.objectives.losses.itm import Similarities, global_negatives, itm
 from capfilt.objectives.losses.lm import answered, lm, num_targets
-
-MOMENTUM_FIELDS = ("momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "momentum_from")
-"""What ObjectivesConfig says of BLIP's ITC and ITM alone."""
 
 
 def exclude_frozen(task: nn.Module) -> None:
@@ -126,26 +123,3 @@ class Blip2Stage2(Task):
 def pretraining(model: Blip2, config: ObjectivesConfig, prompt: int = 0) -> Task:
     """The stage that an architecture is for: the second where it has a language model."""
     return (Blip2Stage1 if model.config.language is None else Blip2Stage2)(model, config, prompt)
-
-
-def unsupported(architecture: Blip2Config, config: ObjectivesConfig, micro_batches: int) -> str:
-    """What does not go together, or what of BLIP's objectives BLIP-2 would pass over in silence; ""."""
-    if architecture.language is not None and architecture.frozen == "fp16":
-        return (
-            "frozen is fp16, in which gradients that come through a language model vanish unless they are "
-            "scaled, and here they are not: set it to bf16."
-        )
-    if config.queue:
-        return f"objectives.queue is {config.queue}, and BLIP-2 has no queue: set it to 0."
-    default = ObjectivesConfig()
-    if given := [name for name in MOMENTUM_FIELDS if getattr(config, name) != getattr(default, name)]:
-        return f"objectives.{given[0]} is of BLIP's momentum copy, which BLIP-2 does not have: leave it out."
-    if micro_batches > 1 and architecture.language is None:
-        return (
-            f"micro_batches is {micro_batches}, and BLIP-2's first stage compares all queries with all texts of the "
-            "batch and is not cut: set it to 1."
-        )
-    return ""
-
-
-BLIP2 = TaskKind(ObjectivesConfig, pretraining, NEEDS, unsupported)

@@ -17,8 +17,8 @@ from capfilt.pipelines.bootstrap.context import BootstrapContext
 from capfilt.pipelines.bootstrap.language_model import LanguageJob, train_language_model
 from capfilt.stages.train import run_training
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import TrainJob
-from capfilt.training.language_model import TeachConfig
+from capfilt.training.config import TeachConfig
+from capfilt.training.job import TrainJob
 
 
 def stage_name(number: int) -> str:

@@ -14,8 +14,8 @@ from capfilt.models import Architecture
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
 from capfilt.pipelines.bootstrap.role_sources import check_roles
-from capfilt.stages.train import TrainResources, check_shape, check_sources, check_training, read_architecture
-from capfilt.training.language_model import TeachConfig
+from capfilt.stages.train import check_shape, check_sources, check_training, read_architecture
+from capfilt.training.config import TeachConfig, TrainResources
 
 
 def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ...]]:

@@ -16,9 +16,7 @@ from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.data import DataConfig
-from capfilt.stages.train import TrainResources
-from capfilt.training.config import TrainConfig
-from capfilt.training.language_model import TeachConfig
+from capfilt.training.config import TeachConfig, TrainConfig, TrainResources
 
 
 class ClusterConfig(Config):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from capfilt.cluster.session import Session
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture
-from capfilt.models.interface import ModelRole
+from capfilt.models.architecture import ModelRole
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress

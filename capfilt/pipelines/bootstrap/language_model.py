@@ -10,14 +10,15 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import clean_caption
-from capfilt.models.blip2.language_model import LanguageConfig
+from capfilt.models.blip2.config import LanguageConfig
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import staging_folder
 from capfilt.storage.paths import StoragePath, listing
-from capfilt.training.language_model import TeachConfig, teach
+from capfilt.training.config import TeachConfig
+from capfilt.training.language_model import teach
 
 
 class LanguageJob(Config):

@@ -11,7 +11,7 @@ from typing import Any
 from capfilt.evaluation import config as evaluation_config
 from capfilt.inference import config as inference_config
 from capfilt.models import Architecture
-from capfilt.models.interface import ModelRole
+from capfilt.models.architecture import ModelRole
 from capfilt.pipelines.bootstrap.blip2_stages import stage_name
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import RoleSource

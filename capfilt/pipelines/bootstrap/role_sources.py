@@ -13,14 +13,15 @@ from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import NEEDS, check_captioner, check_filter, check_prompts, scores_given
 from capfilt.models import Architecture
+from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
-from capfilt.models.interface import ModelRole
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, RoleSource
 from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.train import check_training, run_training
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import EXECUTION_FIELDS, TrainConfig, TrainJob
+from capfilt.training.config import EXECUTION_FIELDS, TrainConfig
+from capfilt.training.job import TrainJob
 
 ROLES: tuple[ModelRole, ...] = ("captioner", "filter")
 

@@ -25,7 +25,7 @@ from capfilt.stages.select import select as run_select
 from capfilt.stages.train import run_training
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import TrainJob
+from capfilt.training.job import TrainJob
 
 
 def pretrain(

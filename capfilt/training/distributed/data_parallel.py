@@ -7,44 +7,28 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from capfilt.config import Config
 from capfilt.inference.device import autocast
 from capfilt.models import family_of
 from capfilt.objectives.collectives import rank, world_size
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Task
+from capfilt.training.config import ExecutionConfig
 from capfilt.training.distributed import fsdp
 
 T = TypeVar("T")
 
-__all__ = ["ExecutionConfig", "Gradients", "barrier", "of_all", "of_first", "rank", "world_size", "wrap"]
+__all__ = ["Gradients", "barrier", "of_all", "of_first", "rank", "world_size", "wrap"]
 
 
 WAYS = 64
 """In how many ways a block may be compiled; one more is an error, and a sign that something is compiled for each batch
 anew."""
-
-
-class ExecutionConfig(Config):
-    """How steps are computed. What is learned does not depend on it, so a training may go on with other settings."""
-
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Whether every process holds all weights, or each its share of weights, gradients and optimizer (FSDP2)."""
-    compile: bool = False
-    """Compile the blocks of the transformers with torch.compile; the first steps wait for the compiler."""
-    micro_batches: int = Field(default=1, ge=1)
-    """In how many chunks a process goes through its share of a batch: memory for time. The loss is that of the whole
-    batch all the same (`objectives/grad_cache.py`)."""
-    deterministic: bool = False
-    """Take kernels only that give the same bits each time, and refuse where there are none. On CPUs trainings are
-    reproducible without it; on GPUs it costs speed (`training/deterministic.py`)."""
 
 
 class Gradients:
@@ -120,7 +104,7 @@ def compile_blocks(task: Task) -> None:
     """
     torch._dynamo.config.recompile_limit = WAYS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    kinds = tuple(block.kind for block in family_of(task.model.config).blocks)
+    kinds = tuple(block.kind for block in family_of(task.model.config).code.blocks)
     for module in task.modules():
         if isinstance(module, kinds):
             module.compile()

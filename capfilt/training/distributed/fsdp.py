@@ -53,7 +53,7 @@ def shard(task: Task, device: torch.device, call_by_call: bool = False) -> None:
 
 
 def _cut_blocks(model: Model, mesh: DeviceMesh, whole: set[nn.Parameter], trained: bool) -> None:
-    for block in family_of(model.config).blocks:
+    for block in family_of(model.config).code.blocks:
         for module in (module for module in model.modules() if isinstance(module, block.kind)):
             if all(p in whole for p in module.parameters()):
                 continue

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip2
-from capfilt.models.blip2.qformer import QFormer, QFormerConfig
+from capfilt.models.blip2.config import QFormerConfig
+from capfilt.models.blip2.qformer import QFormer
 from capfilt.models.layers.bert import Cache
 
 MakeBlip2 = Callable[..., Blip2]

@@ -240,7 +240,9 @@ class TestTraining:
     ) -> None:
         from capfilt.data.loading.config import Source
         from capfilt.inference.device import Compute
-        from capfilt.training.loop import TrainConfig, TrainJob, initial_model
+        from capfilt.training.config import TrainConfig
+        from capfilt.training.job import TrainJob
+        from capfilt.training.loop import initial_model
 
         scrambled(hf.vit.ViTModel(vit_config(hf.ViTConfig)), tmp_path / "vit")
         scrambled(hf.bert.BertModel(bert_config(hf)), tmp_path / "bert")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip
-from capfilt.models.layers.bert import APART, Cache, Share, TextConfig, self_attention_mask
+from capfilt.models.layers.bert import Cache, self_attention_mask
+from capfilt.models.layers.config import APART, Share, TextConfig
 
 MakeBlip = Callable[..., Blip]
 SHARES: tuple[Share, ...] = ("all", "all_but_cross_attention", "all_but_self_attention", "none")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from capfilt.models.layers.vit import VisionConfig, VisionTransformer, resize_positions
+from capfilt.models.layers.config import VisionConfig
+from capfilt.models.layers.vit import VisionTransformer, resize_positions
 
 SMALL = VisionConfig(image_size=16, patch_size=8, width=8, depth=2, heads=2, hidden=16, init_std=0.3)
 

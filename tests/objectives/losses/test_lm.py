@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.objectives.losses.lm import SMOOTHING, lm
+from capfilt.objectives.config import SMOOTHING
+from capfilt.objectives.losses.lm import lm
 
 V = 11
 CLS, SEP, PAD = 2, 3, 0

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from capfilt.models import Blip
-from capfilt.models.layers.bert import Share
+from capfilt.models.layers.config import Share
 from capfilt.objectives.config import NEEDS, ObjectivesConfig
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itm import hard_negatives, itm, local_negatives

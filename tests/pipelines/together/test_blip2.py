@@ -31,8 +31,10 @@ from capfilt.objectives.config import ObjectivesConfig
 from capfilt.pipelines import export
 from capfilt.training.checkpoints import states
 from capfilt.training.checkpoints.files import StateFiles
-from capfilt.training.language_model import TeachConfig, teach
-from capfilt.training.loop import TrainConfig, TrainJob, train
+from capfilt.training.config import TeachConfig, TrainConfig
+from capfilt.training.job import TrainJob
+from capfilt.training.language_model import teach
+from capfilt.training.loop import train
 
 FEW = {"train.steps": 3, "train.loader.batch_size": 8, "train.log_every": 1, "train.checkpoint_every": 2}
 

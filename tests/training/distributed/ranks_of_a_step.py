@@ -19,9 +19,10 @@ from torch import Tensor
 from capfilt.objectives.interface import PairBatch, Task
 from capfilt.objectives.tasks import blip, blip2
 from capfilt.training.checkpoints.states import States
+from capfilt.training.config import ExecutionConfig, OptimizerConfig
 from capfilt.training.distributed import fsdp
-from capfilt.training.distributed.data_parallel import ExecutionConfig, Gradients
-from capfilt.training.optimizer import OptimizerConfig, make_optimizer
+from capfilt.training.distributed.data_parallel import Gradients
+from capfilt.training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.01, decay_vectors=False)

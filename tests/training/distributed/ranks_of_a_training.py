@@ -20,8 +20,9 @@ from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.training.checkpoints.states import States
 from capfilt.training.distributed import data_parallel
 from capfilt.training.distributed.data_parallel import Gradients
+from capfilt.training.job import TrainJob
 from capfilt.training.log import StepLog
-from capfilt.training.loop import TrainJob, initial_model, run_steps, train
+from capfilt.training.loop import initial_model, run_steps, train
 from capfilt.training.optimizer import make_optimizer
 
 

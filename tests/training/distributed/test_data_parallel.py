@@ -15,9 +15,10 @@ from capfilt.data.loading.loader import Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.models.checkpoints import store
 from capfilt.objectives.config import ObjectivesConfig
+from capfilt.training.config import ExecutionConfig
 from capfilt.training.distributed import data_parallel
-from capfilt.training.distributed.data_parallel import ExecutionConfig
-from capfilt.training.loop import TrainJob, initial_model, train
+from capfilt.training.job import TrainJob
+from capfilt.training.loop import initial_model, train
 
 pytestmark = pytest.mark.timeout(300)  # two processes start, perhaps on a busy machine
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.tasks import build_task
-from capfilt.training.distributed.data_parallel import ExecutionConfig
+from capfilt.training.config import ExecutionConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # two processes start, perhaps on a busy machine
 

@@ -1,0 +1,119 @@
+"""What the architecture of any model says of itself: the part of a family that recipes and checks need, without torch.
+
+The classes here and in `config.py` of each family are read before torch is imported, so that a mistake in a recipe is
+shown within a second.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from capfilt.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+ModelRole = Literal["captioner", "filter"]
+"""What a model does to web pairs: it writes a text for an image, or scores texts beside one."""
+LanguageKind = Literal["opt", "t5"]
+
+
+class ArchitectureConfig(Config, ABC):
+    """The architecture of a model: what a YAML of `models/` says. Each family has a class of its own."""
+
+    image_size_key: ClassVar[str] = "image_size"
+    """The dotted key of the YAML that sets `image_size`."""
+
+    family: str
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> frozenset[str]:
+        """What a model of this architecture can do, known before anything is built: encode_image, encode_text,
+        fuse (score a text beside an image), decode (write a text), answer (a question)."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of the square picture, pixels."""
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """How many entries a tokenizer may have, special tokens included."""
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a text at most."""
+        return 512
+
+    @property
+    @abstractmethod
+    def num_weights(self) -> int:
+        """About how many numbers a model learns; norms and biases are not counted."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of all towers, of which a file of weights has a tensor each at least."""
+        return 0
+
+    @property
+    def vision_depth(self) -> int:
+        """Blocks of the vision tower whose activations can be recomputed."""
+        return 0
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the vectors in which images and texts are compared; 0 where they are not."""
+        return 0
+
+    @property
+    def towers(self) -> dict[str, dict[str, int]]:
+        """The shape of each tower, by its name ("vision", "text"): what a saved model must have alike to begin from."""
+        return {}
+
+    @property
+    def language_kind(self) -> LanguageKind | None:
+        """The kind of the frozen language model, in whose tokens the texts are; None: WordPiece."""
+        return None
+
+    @property
+    def first_token(self) -> int | None:
+        """The id that a decoded text begins with; None: the one that the tokenizer begins texts with."""
+        return None
+
+    @property
+    def frozen_vision(self) -> bool:
+        """Whether the vision tower is frozen, so that its features of a picture can be kept."""
+        return False
+
+    def changed(self, **changes: object) -> Self:
+        """The same with some fields set otherwise, its own and those of its parts: roles, image_size, dropout, ..."""
+        known: dict[str, object] = {}
+        update: dict[str, object] = {}
+        for name in type(self).model_fields:
+            part = getattr(self, name)
+            if isinstance(part, Config):
+                mine = {key: value for key, value in changes.items() if key in type(part).model_fields}
+                update[name] = part.model_copy(update=mine) if mine else part
+                known |= mine
+            elif name in changes:
+                update[name] = known[name] = changes[name]
+        assert not changes.keys() - known.keys(), f"no such part of an architecture: {changes.keys() - known.keys()}"
+        return self.model_copy(update=update)
+
+    def for_role(self, role: ModelRole) -> Self:
+        """The same with the parts alone that a role needs."""
+        return self
+
+    def computing_in(self, dtype: torch.dtype | None) -> Self:
+        """The same for a model that is to compute in this format, of which frozen parts may be held in it."""
+        return self
+
+    def vocabulary_advice(self, entries: int) -> str:
+        """What to set so that a tokenizer of `entries` fits."""
+        return f"take a tokenizer of at most {self.vocabulary_size} entries"
+
+    def check_language(self, source: str) -> None:
+        """Refuse a language model other than the one described; ModelError."""

@@ -1,0 +1,61 @@
+"""BLIP's architecture as a YAML of `models/blip/` describes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from capfilt.models.layers.config import TextConfig
+from capfilt.models.layers.towers import TowersConfig
+from capfilt.models.limits import Temperature, Width
+
+
+class BlipConfig(TowersConfig):
+    """An architecture of the family: what a YAML of `models/blip/` says."""
+
+    family: Literal["blip"] = "blip"
+    text: TextConfig
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned."""
+    itm_token: Literal["enc", "cls"] = "enc"
+    """The first token of a text that ITM reads. Training puts [ENC] there; BLIP's own ITM script and transformers leave
+    [CLS], which a checkpoint has never seen in that place and scores differently."""
+    answers: bool = False
+    """A question-answering model: its decoder attends to the question as the encoder fused it with the image, not to
+    the image, and it has no heads that compare."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a model can do, by the parts of its text stack."""
+        if self.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
+            return frozenset({"encode_image", "answer"})
+        encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
+        decoder = {"decode"} if "decoder" in self.text.roles else set()
+        return frozenset({"encode_image"} | encoder | decoder)
+
+    @property
+    def first_token(self) -> int:
+        """[DEC], which a decoded text begins with."""
+        return self.text.dec
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the vectors in which images and texts are compared."""
+        return self.projection
+
+    @property
+    def compares(self) -> bool:
+        """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
+        return "encoder" in self.text.roles and not self.answers
+
+    @model_validator(mode="after")
+    def _askable(self) -> BlipConfig:
+        if self.answers and self.vision.width != self.text.width:
+            raise ValueError(
+                f"a model that answers attends to images and to questions through one width, not {self.vision.width} "
+                f"and {self.text.width}"
+            )
+        return self

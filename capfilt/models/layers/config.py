@@ -1,0 +1,133 @@
+"""The configs of the towers that several families are made of, without torch: a ViT, and stacks made like BERT."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from capfilt.config import Config
+from capfilt.models.limits import (
+    Depth,
+    Deviation,
+    Entries,
+    Epsilon,
+    Heads,
+    Hidden,
+    Positions,
+    Rate,
+    Side,
+    Width,
+    refuse_too_many,
+)
+
+Role = Literal["encoder", "decoder"]
+Share = Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"]
+
+MAX_TOKENS = 256**2 + 1
+"""Of a picture: 4096 px in patches of 16. The public models have up to 1,025."""
+
+APART: dict[Share, frozenset[str]] = {
+    "all": frozenset(),
+    "all_but_cross_attention": frozenset({"cross_attention"}),
+    "all_but_self_attention": frozenset({"self_attention"}),
+    "none": frozenset({"embeddings", "self_attention", "cross_attention", "feed_forward"}),
+}
+"""For each way of sharing, the parts that each role has for itself (BLIP, Table 3)."""
+
+
+class VisionConfig(Config):
+    """A ViT. BLIP section 3.1: B/16 is 768 x 12 x 12, L/16 is 1024 x 24 x 16. BLIP-2: EVA's g/14 without the last of
+    its 40 blocks, 1408 x 39 x 16, hidden 6144."""
+
+    image_size: Side
+    """Side of the square picture, pixels."""
+    patch_size: Side
+    width: Width
+    depth: Depth
+    heads: Heads
+    hidden: Hidden
+    """Inner width of the feed-forward layers; 4 x width in the public models."""
+    drop_path: Rate = 0.0
+    """Stochastic depth at the last block; grows linearly from 0."""
+    layer_norm_eps: Epsilon = 1e-6
+    key_bias: bool = True
+    final_norm: bool = True
+    """Without it the tokens come as the last block leaves them; BLIP-2 has a norm of its own behind."""
+    init_std: Deviation = 0.02
+    """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from
+    1 / sqrt(width)."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> VisionConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"vision width {self.width} is not a multiple of heads {self.heads}")
+        if self.num_tokens > MAX_TOKENS:
+            raise ValueError(
+                f"a picture of {self.image_size} px would be {self.num_tokens} tokens in patches of {self.patch_size}; "
+                f"allowed are {MAX_TOKENS}"
+            )
+        refuse_too_many("vision", self.weights)
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns; norms and biases are not counted."""
+        block = 4 * self.width**2 + 2 * self.width * self.hidden
+        return self.depth * block + (self.num_tokens + 3 * self.patch_size**2) * self.width
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches plus [CLS]."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+class BertConfig(Config):
+    """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
+
+    vocab_size: Entries
+    width: Width
+    depth: Depth
+    heads: Heads
+    hidden: Hidden
+    max_positions: Positions = 512
+    dropout: Rate = 0.1
+    layer_norm_eps: Epsilon = 1e-12
+    init_std: Deviation = 0.02
+    """Standard deviation of fresh weights; see VisionConfig."""
+    roles: tuple[Role, ...] = ("encoder", "decoder")
+    """A pretrained model has both; a captioner needs only the decoder, a filter only the encoder."""
+    tie_lm_head: bool = True
+    """Whether the output matrix is the word embeddings."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> BertConfig:
+        if self.width % self.heads:
+            raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
+        refuse_too_many("text", self.weights)
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns, of one role; norms and biases are not counted."""
+        layer = 8 * self.width**2 + 2 * self.width * self.hidden
+        return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
+
+
+class TextConfig(BertConfig):
+    """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
+    [ENC]: 30522 and 30523 after BERT's vocabulary."""
+
+    share: Share = "all_but_self_attention"
+
+    @property
+    def dec(self) -> int:
+        """Id of [DEC], which stands in place of [CLS] when the stack writes."""
+        return self.vocab_size - 2
+
+    @property
+    def enc(self) -> int:
+        """Id of [ENC], which stands in place of [CLS] when the stack matches a pair."""
+        return self.vocab_size - 1

@@ -1,0 +1,58 @@
+"""What is known of every training task before torch is imported: its frozen config, and what it asks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from capfilt.config import Config
+
+if TYPE_CHECKING:
+    from capfilt.models.architecture import ArchitectureConfig
+    from capfilt.objectives.interface import Task
+
+
+class TaskConfig(Config):
+    """What is minimised, and its constants: the section `objectives` of a training. Each task has a class of its own,
+    so that a new task adds no key to the plans of others; a section says which by its key `task`."""
+
+    losses: Mapping[Any, float]
+    """The weight of each loss."""
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether a momentum copy of the model is trained along."""
+        return False
+
+    @property
+    def resumes_momentum(self) -> bool:
+        """Whether it begins as the one that the training which the model starts from has kept."""
+        return False
+
+    def check_batch(self, rows: int) -> None:
+        """Refuse a global batch of so many pairs that the task cannot take; ValueError."""
+
+    @classmethod
+    def name(cls) -> str:
+        """What the key `task` says; "" for the task that a section without the key means."""
+        field = cls.model_fields.get("task")
+        return "" if field is None else str(field.default)
+
+
+def nothing(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int) -> str:
+    """Nothing is unsupported."""
+    return ""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """How models of a family are trained for a task."""
+
+    config: type[TaskConfig]
+    build: Callable[[Any, Any, int], Task]
+    """(model, config, how many tokens each text begins with that are not learned) -> the task."""
+    needs: Mapping[Any, frozenset[str]]
+    """The capabilities that each loss asks of a model."""
+    unsupported: Callable[[Any, Any, int], str] = nothing
+    """(architecture, config, micro_batches) -> what of them does not go together, as a sentence with what to do; ""."""

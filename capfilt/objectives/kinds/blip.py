@@ -1,0 +1,33 @@
+"""BLIP's pretraining and fine-tuning, as recipes know it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from capfilt.models.blip.config import BlipConfig
+from capfilt.objectives.config import NEEDS, ObjectivesConfig
+from capfilt.objectives.kinds import TaskKind
+
+if TYPE_CHECKING:
+    from capfilt.models.blip.model import Blip
+    from capfilt.objectives.interface import Task
+
+
+def build(model: Blip, config: ObjectivesConfig, prompt: int = 0) -> Task:
+    """What trains a BLIP."""
+    from capfilt.objectives.tasks.blip import BlipPretraining
+
+    return BlipPretraining(model, config, prompt)
+
+
+def unsupported(architecture: BlipConfig, config: ObjectivesConfig, micro_batches: int) -> str:
+    """What does not go together, as a sentence; "" for nothing."""
+    if micro_batches > 1 and config.negatives == "all":
+        return (
+            f"micro_batches is {micro_batches}, and objectives.negatives 'all' takes images of other processes, whose "
+            "gradients are gathered once a step: set it to 1."
+        )
+    return ""
+
+
+BLIP = TaskKind(ObjectivesConfig, build, NEEDS, unsupported)

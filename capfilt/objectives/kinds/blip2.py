@@ -1,0 +1,46 @@
+"""BLIP-2's two stages, as recipes know them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from capfilt.models.blip2.config import Blip2Config
+from capfilt.objectives.config import NEEDS, ObjectivesConfig
+from capfilt.objectives.kinds import TaskKind
+
+if TYPE_CHECKING:
+    from capfilt.models.blip2.model import Blip2
+    from capfilt.objectives.interface import Task
+
+MOMENTUM_FIELDS = ("momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "momentum_from")
+"""What ObjectivesConfig says of BLIP's ITC and ITM alone."""
+
+
+def build(model: Blip2, config: ObjectivesConfig, prompt: int = 0) -> Task:
+    """What trains a BLIP-2, in the stage that its architecture is for."""
+    from capfilt.objectives.tasks.blip2 import pretraining
+
+    return pretraining(model, config, prompt)
+
+
+def unsupported(architecture: Blip2Config, config: ObjectivesConfig, micro_batches: int) -> str:
+    """What does not go together, or what of BLIP's objectives BLIP-2 would pass over in silence; ""."""
+    if architecture.language is not None and architecture.frozen == "fp16":
+        return (
+            "frozen is fp16, in which gradients that come through a language model vanish unless they are "
+            "scaled, and here they are not: set it to bf16."
+        )
+    if config.queue:
+        return f"objectives.queue is {config.queue}, and BLIP-2 has no queue: set it to 0."
+    default = ObjectivesConfig()
+    if given := [name for name in MOMENTUM_FIELDS if getattr(config, name) != getattr(default, name)]:
+        return f"objectives.{given[0]} is of BLIP's momentum copy, which BLIP-2 does not have: leave it out."
+    if micro_batches > 1 and architecture.language is None:
+        return (
+            f"micro_batches is {micro_batches}, and BLIP-2's first stage compares all queries with all texts of the "
+            "batch and is not cut: set it to 1."
+        )
+    return ""
+
+
+BLIP2 = TaskKind(ObjectivesConfig, build, NEEDS, unsupported)
