@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -256,7 +256,13 @@ def eager_captioner(folder: Path) -> Pair:
 
 
 @torch.no_grad()
-def texts(pair: Pair, how: str, prompt: tuple[int, ...] = (), lengths: tuple[int, int] = (5, 20)) -> tuple[Any, Any]:
+def texts(
+    pair: Pair,
+    how: str,
+    prompt: tuple[int, ...] = (),
+    lengths: tuple[int, int] = (5, 20),
+    accounting: Literal["new_tokens", "original"] = "new_tokens",
+) -> tuple[Any, Any]:
     """The texts of 64 random pictures: theirs and ours, as lists of ids."""
     theirs, ours, settings = pair.theirs, pair.ours, GENERATIONS[how]
     size = ours.config.vision.image_size
@@ -269,6 +275,7 @@ def texts(pair: Pair, how: str, prompt: tuple[int, ...] = (), lengths: tuple[int
         beams=settings["num_beams"],
         length_penalty=settings.get("length_penalty", 1.0),
         repetition_penalty=settings.get("repetition_penalty", 1.0),
+        accounting=accounting,
         min_length=lengths[0],
         max_length=lengths[1],
     )

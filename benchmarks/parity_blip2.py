@@ -254,7 +254,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path(__file__).parent.parent / "docs" / "parity.md")
     page: Path = parser.parse_args().page
     torch.set_num_threads(1)
-    page.write_text(page.read_text().partition(HEADING)[0].rstrip() + "\n\n" + section())
+    above, _, below = page.read_text().partition(HEADING)
+    _, mark, others = below.partition("\n## ")  # sections that no script writes stay
+    page.write_text(above.rstrip() + "\n\n" + section() + mark + others)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from capfilt.api.results import (
         AnnotateResult,
         BootstrapResult,
+        Caption,
         Counts,
         Damage,
         DownloadResult,
@@ -64,6 +65,7 @@ __all__ = [
     "Annotations",
     "BootstrapResult",
     "CapfiltError",
+    "Caption",
     "ClusterError",
     "Counts",
     "Damage",
@@ -126,9 +128,9 @@ _MODULES = {
     "api.progress": ("ProgressEvent",),
     "api.reading": ("Annotations", "Verdict", "read_annotations", "read_shards"),
     "api.results": (
-        "AnnotateResult", "BootstrapResult", "Counts", "Damage", "DownloadResult", "EvaluateResult", "Explanation",
-        "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores", "SelectResult",
-        "StageStatus", "TextCounts", "Verification",
+        "AnnotateResult", "BootstrapResult", "Caption", "Counts", "Damage", "DownloadResult", "EvaluateResult",
+        "Explanation", "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores",
+        "SelectResult", "StageStatus", "TextCounts", "Verification",
     ),
     "data.annotations": ("Annotation",),
     "data.loading.webdataset_reader": ("webdataset",),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from capfilt import config as configs
 from capfilt.api.arguments import Location, Settings, assignments, location
-from capfilt.api.results import PretrainResult, Scores
+from capfilt.api.results import Caption, PretrainResult, Scores
 from capfilt.cluster.session import connect
 from capfilt.data.images import decode
 from capfilt.data.images.preprocess import ImageFormat
@@ -24,7 +24,7 @@ from capfilt.data.sample import Sample
 from capfilt.errors import DataError, ImageError, UsageError
 from capfilt.inference.annotator import score_texts
 from capfilt.inference.batches import Images, Pictures
-from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.captioners.local import LocalCaptioner, Written
 from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.device import Compute, ability, autocast, choose, local_device
 from capfilt.inference.filters import local_filter
@@ -86,15 +86,27 @@ class LoadedModel:
             CapfiltError: RecipeError for a model that cannot write, or settings that cannot be; ImageError or DataError
                 for an image that cannot be read; RunError where a single image does not fit into memory.
         """
-        check_capabilities("captioner", self.path, self.capabilities)
-        config, given = _config(settings, captions=captions), _images(images)
-        captioner = LocalCaptioner(self._local, config.decode, config.captions, seed)
+        written = self._write(images, _config(settings, captions=captions), seed)
+        return [[text for text, _ in of_image] for of_image in written]
 
-        def part(start: int, stop: int) -> list[list[str]]:
-            return captioner.caption(*self._batch(given[start:stop], start))
+    def caption_scored(
+        self, images: Sequence[ImageInput], captions: int = 1, *, settings: Settings = ()
+    ) -> list[list[Caption]]:
+        """Write the `captions` best texts that beam search finds for each image, best first, with their scores.
 
-        with torch.inference_mode(), autocast(self.device, self._dtype):
-            return OomBackoff(config.batch_size).run(part, len(given))
+        Args:
+            images: PIL images, bytes, paths or URLs of files, one or more.
+            captions: texts for each image, as many as `decode.beams` at most.
+            settings: as in `caption_many`; `decode.method` is beam and cannot be another.
+
+        Raises:
+            CapfiltError: UsageError for another method, whose texts have no score; else as `caption_many`.
+        """
+        config = _config(("decode.method=beam", *assignments(settings)), captions=captions)
+        if config.decode.method != "beam":
+            raise UsageError(f"decode.method is {config.decode.method}; scores are of beam search: leave it out.")
+        written = self._write(images, config, 0)
+        return [[Caption(text, float(score or 0.0)) for text, score in of_image] for of_image in written]
 
     def score(self, images: Sequence[ImageInput], texts: Sequence[str], *, settings: Settings = ()) -> list[Scores]:
         """Score each text against the image at the same place; `score_many` says what is what."""
@@ -127,6 +139,18 @@ class LoadedModel:
             batch, _ = self._batch(given[start:stop], start)
             pairs = score_texts(lambda real: filter_.score(batch, real), texts[start:stop])
             return [[Scores(*pair) for pair in of_image] for of_image in pairs]
+
+        with torch.inference_mode(), autocast(self.device, self._dtype):
+            return OomBackoff(config.batch_size).run(part, len(given))
+
+    def _write(self, images: Sequence[ImageInput], config: AnnotateConfig, seed: int) -> list[list[Written]]:
+        """The texts of each image with their scores."""
+        check_capabilities("captioner", self.path, self.capabilities)
+        given = _images(images)
+        captioner = LocalCaptioner(self._local, config.decode, config.captions, seed)
+
+        def part(start: int, stop: int) -> list[list[Written]]:
+            return captioner.caption_scored(*self._batch(given[start:stop], start))
 
         with torch.inference_mode(), autocast(self.device, self._dtype):
             return OomBackoff(config.batch_size).run(part, len(given))

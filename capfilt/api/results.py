@@ -221,6 +221,16 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """A text that beam search wrote."""
+
+    text: str
+    score: float
+    """Its log-probability divided by its length to the power `decode.length_penalty`; what counts as length says
+    `decode.accounting`. Higher is better; comparable between texts of one image."""
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """A model written in another format."""
 

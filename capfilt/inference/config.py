@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 
 Format = Literal["fp32", "bf16"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -28,6 +28,10 @@ class DecodeConfig(Config):
     """Beam search: how many texts of an image grow at a time; at most so many `captions` can be had."""
     length_penalty: float = 1.0
     """Beam search: a text's log-probability is divided by its length to this power; above 0, longer texts gain."""
+    accounting: Literal["new_tokens", "original"] = added("new_tokens")
+    """Beam search: what is a text's length. new_tokens: what is written, as transformers counts today; original: the
+    prompt too, as the transformers of BLIP's code (4.15) counted, which also ended a search by another rule. BLIP's
+    figures for captioning come from the latter, whose texts are often shorter; docs/parity.md."""
     repetition_penalty: float = Field(default=1.0, ge=1)
     """Divides the positive logits of tokens already there (the prompt's too), multiplies the negative ones; 1 = none.
     (The public BLIP script has 1.1 here when it draws.)"""

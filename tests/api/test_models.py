@@ -83,6 +83,19 @@ def test_seeds_and_methods(captioner: Any, images: list[bytes]) -> None:
     assert captioner.caption(images, seed=1, settings=greedy) == captioner.caption(images, seed=2, settings=greedy)
 
 
+def test_beams_with_their_scores(captioner: Any, images: list[bytes]) -> None:
+    beams = {**DECODE, "decode.beams": 4, "decode.prompt": "a picture of ", "decode.max_length": 16}
+    scored = captioner.caption_scored(images, 3, settings=beams)
+    plain = captioner.caption_many(images, 3, settings={**beams, "decode.method": "beam"})
+    assert [[each.text for each in of_image] for of_image in scored] == plain
+    for of_image in scored:
+        scores = [each.score for each in of_image]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) == 3
+    original = captioner.caption_scored(images, settings={**beams, "decode.accounting": "original"})
+    assert [of_image[0].score for of_image in original] != [of_image[0].score for of_image in scored]
+
+
 def test_an_image_may_be_bytes_a_path_or_a_pil_image(captioner: Any, images: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(images[0])
     opened = Image.open(io.BytesIO(images[0]))
@@ -156,6 +169,8 @@ class TestErrors:
             captioner.caption(images[:1], settings={"precision": "bf16"})
         with pytest.raises(capfilt.RecipeError, match="captions 4 of 3 beams"):
             captioner.caption_many(images[:1], 4, settings={"decode.method": "beam"})
+        with pytest.raises(capfilt.UsageError, match=r"decode\.method is greedy; scores are of beam search"):
+            captioner.caption_scored(images[:1], settings={"decode.method": "greedy"})
 
     def test_a_device_that_is_not_there(self, finished_run: Path) -> None:
         with pytest.raises(capfilt.UsageError, match="device 'meta': allowed are cpu, cuda and cuda:N"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
 from capfilt.inference.batches import Images
 from capfilt.inference.config import DecodeConfig
-from capfilt.inference.generation.beam import beam_search
+from capfilt.inference.generation.beam import scored_beams
 from capfilt.inference.generation.decode import generate, uniforms
 from capfilt.inference.generation.output_layer import blocked_head
 from capfilt.inference.local_model import LocalModel
@@ -21,6 +22,13 @@ from capfilt.models.layers.image_context import ImageContext
 
 MAX_ROWS = 1024
 """Texts that are written at a time."""
+
+
+class Written(NamedTuple):
+    """A text, and by what beam search preferred it (`Beam.score`); None of methods that draw or take the likeliest."""
+
+    text: str
+    score: float | None
 
 
 class LocalCaptioner:
@@ -48,35 +56,41 @@ class LocalCaptioner:
         """Encode the images."""
         self.local.image_tokens(images)
 
-    @torch.inference_mode()
     def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[str]]:
         """`captions` texts for each image, which draw by the uids of the samples."""
+        return [[written.text for written in of_image] for of_image in self.caption_scored(images, samples)]
+
+    @torch.inference_mode()
+    def caption_scored(self, images: Images, samples: Sequence[Sample]) -> list[list[Written]]:
+        """`caption` with the scores of the texts."""
         context = images.once(self.context_name, lambda: self.image_context(self.local.image_tokens(images)))
         return self.write_from(context, [sample.uid for sample in samples])
 
     @torch.inference_mode()
     def write(self, tokens_BND: Tensor, uids: Sequence[str]) -> list[list[str]]:
         """Image tokens -> `captions` texts for each image."""
-        return self.write_from(self.image_context(tokens_BND), uids)
+        every = self.write_from(self.image_context(tokens_BND), uids)
+        return [[written.text for written in of_image] for of_image in every]
 
     def image_context(self, tokens_BND: Tensor) -> ImageContext:
         """Image tokens -> what the texts attend to."""
         return self.model.image_context(tokens_BND, "decoder", self.question)
 
-    def write_from(self, image: ImageContext, uids: Sequence[str]) -> list[list[str]]:
-        """`write` from an image context."""
+    def write_from(self, image: ImageContext, uids: Sequence[str]) -> list[list[Written]]:
+        """An image context -> `captions` texts for each image."""
         most = max(1, MAX_ROWS // self.captions)
         if len(uids) > most:  # a thousand texts of each of a batch's images at once would fill any memory
             parts = [slice(i, i + most) for i in range(0, len(uids), most)]
             return [texts for part in parts for texts in self.write_from(image.select(part), uids[part])]
+        end, rows = self.tokenizer.sep, list[tuple[list[int], float | None]]()
         if self.config.method == "beam":
-            rows = beam_search(
-                self.model, image, self.prompt, self.tokenizer.sep, self.config, self.captions, self.head
-            )
+            rows += scored_beams(self.model, image, self.prompt, end, self.config, self.captions, self.head)
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(self.seed, self.round, uid, c, steps) for uid in uids for c in range(self.captions)]
             draws_RS = torch.from_numpy(np.stack(draws)).to(image.device)
-            rows = generate(self.model, image, self.prompt, self.tokenizer.sep, self.config, draws_RS, self.head)
-        texts = [self.tokenizer.decode(row) for row in rows]
+            rows += [
+                (ids, None) for ids in generate(self.model, image, self.prompt, end, self.config, draws_RS, self.head)
+            ]
+        texts = [Written(self.tokenizer.decode(ids), score) for ids, score in rows]
         return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]

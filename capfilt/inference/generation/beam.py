@@ -1,12 +1,14 @@
 """Beam search: for each image the likeliest texts it finds, token for token those of transformers' `generate`.
 
-A text's score is the sum of its log-probabilities divided by its length, the prompt not counted. (The transformers of
-2021, with which BLIP's paper was made, counted the prompt too.) Nothing is drawn: there is no seed.
+A text's score is the sum of its log-probabilities divided by a power of its length. What counts as length has changed
+since BLIP's figures were made: `DecodeConfig.accounting` chooses, and `Lengths` says what each rule counts. Nothing is
+drawn: there is no seed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,46 @@ from capfilt.models.layers.bert import Head
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
 NO_SCORE = -1e9
+
+
+class Beam(NamedTuple):
+    """A text that beam search has written."""
+
+    ids: list[int]
+    """Its tokens, without the prompt and the end."""
+    score: float
+    """The sum of its log-probabilities divided by its length to the power `length_penalty`: `sequences_scores` of
+    transformers' `generate`. Other accounting, other numbers."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What divides the score of a text, and when an image's search ends.
+
+    new_tokens, transformers since 2023: the tokens written count, the end among them. A search ends when the best text
+    that goes on could not get in if it ended at its present length.
+
+    original, transformers 4.15 as BLIP's code calls it (`BeamSearchScorer`): the prompt counts with [DEC], the end does
+    not. A search ends when the best of all candidates of a step, ended ones too, could not get in. At `max_length` the
+    texts that go on get in as texts that have not ended, one token longer. Scores are compared in float64, as Python's
+    numbers.
+    """
+
+    prompt: int
+    """Tokens of the prompt, [DEC] included."""
+    penalty: float
+    original: bool
+
+    @classmethod
+    def of(cls, config: DecodeConfig, prompt: int) -> Lengths:
+        """The rule that a config names, for a prompt of so many tokens."""
+        return cls(prompt, config.length_penalty, config.accounting == "original")
+
+    def scores(self, sums: Tensor, step: int) -> Tensor:
+        """Scores of texts that end with the token of a step, of which the first is 0."""
+        length, sums = (self.prompt + step, sums.double()) if self.original else (step + 1, sums)
+        divisor: float = length**self.penalty
+        return sums / divisor
 
 
 @dataclass
@@ -43,6 +85,19 @@ class Finished:
 
 
 @dataclass
+class Answer:
+    """The finished texts of all images and their scores."""
+
+    texts_IWS: Tensor
+    scores_IW: Tensor
+
+    def take(self, search: Search) -> None:
+        """Write down what the images of a search have finished."""
+        self.texts_IWS[search.place_I] = search.finished.texts_IWS
+        self.scores_IW[search.place_I] = search.finished.scores_IW
+
+
+@dataclass
 class Search:
     """The images whose texts are still growing, and where each belongs in the answer."""
 
@@ -53,13 +108,13 @@ class Search:
     scores_IW: Tensor
     finished: Finished
 
-    def drop_finished(self, answer_IWS: Tensor) -> None:
+    def drop_finished(self, answer: Answer) -> None:
         """Write down the texts of closed images and let these go, if that makes the batch smaller by a quarter."""
         staying = self.finished.open_I.nonzero().squeeze(1)
         width = self.scores_IW.shape[1]
         if len(staying) > 0.75 * len(self.place_I) or len(staying) * width < MIN_ROWS:
             return
-        answer_IWS[self.place_I] = self.finished.texts_IWS
+        answer.take(self)
         self.place_I, self.written_IWS, self.scores_IW = (
             part[staying] for part in (self.place_I, self.written_IWS, self.scores_IW)
         )
@@ -70,7 +125,6 @@ class Search:
         )
 
 
-@torch.inference_mode()
 def beam_search(
     model: Model,
     image: ImageContext,
@@ -80,17 +134,32 @@ def beam_search(
     texts: int = 1,
     head: Head | None = None,
 ) -> list[list[int]]:
-    """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, without `end`.
+    """The tokens of `scored_beams`."""
+    return [beam.ids for beam in scored_beams(model, image, prompt_P, end, config, texts, head)]
+
+
+@torch.inference_mode()
+def scored_beams(
+    model: Model,
+    image: ImageContext,
+    prompt_P: list[int],
+    end: int,
+    config: DecodeConfig,
+    texts: int = 1,
+    head: Head | None = None,
+) -> list[Beam]:
+    """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, images in their order.
 
     Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it.
     """
     width, steps, device = config.beams, config.max_length - len(prompt_P), image.device
     if 0 < image.rows * width < MIN_ROWS:
         more = image.repeat(copies(image.rows * width))
-        return beam_search(model, more, prompt_P, end, config, texts, head)[: image.rows * texts]
+        return scored_beams(model, more, prompt_P, end, config, texts, head)[: image.rows * texts]
+    lengths = Lengths.of(config, len(prompt_P))
     state = _begin(model, image, config, steps, end)
-    answer_IWS = state.written_IWS.clone()
-    prompt = newest = torch.tensor(prompt_P, device=device).expand(len(answer_IWS) * width, -1)
+    answer = Answer(state.written_IWS.clone(), state.finished.scores_IW.clone())
+    prompt = newest = torch.tensor(prompt_P, device=device).expand(image.rows * width, -1)
     finite = FiniteLogits.on(device)
     for step in range(steps):
         logits = finite.watch(model.decode_step(newest, state.image, state.cache, head).float()).log_softmax(dim=1)
@@ -99,7 +168,7 @@ def beam_search(
             logits = penalise(logits, so_far, config.repetition_penalty)
         if len(prompt_P) + step < config.min_length:
             logits[:, end] = -torch.inf
-        beam_IW = _extend(state, logits, step, end, config.length_penalty)
+        beam_IW = _extend(state, logits, step, end, lengths)
         if step == steps - 1:
             break
         if is_poll_step(device, step):
@@ -109,12 +178,15 @@ def beam_search(
             break
         state.cache.keep((torch.arange(len(beam_IW), device=device)[:, None] * width + beam_IW).flatten())
         if is_poll_step(device, step):
-            state.drop_finished(answer_IWS)
+            state.drop_finished(answer)
         newest = state.written_IWS[:, :, step].flatten()[:, None]
     finite.check()
-    answer_IWS[state.place_I] = state.finished.texts_IWS
-    written = answer_IWS[:, :texts].flatten(0, 1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in written]
+    answer.take(state)
+    written = answer.texts_IWS[:, :texts].flatten(0, 1).tolist()
+    scores = answer.scores_IW[:, :texts].flatten().tolist()
+    return [
+        Beam(row[: row.index(end)] if end in row else row, score) for row, score in zip(written, scores, strict=True)
+    ]
 
 
 def _begin(model: Model, image: ImageContext, config: DecodeConfig, steps: int, end: int) -> Search:
@@ -122,16 +194,17 @@ def _begin(model: Model, image: ImageContext, config: DecodeConfig, steps: int, 
     written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
     scores_IW = torch.full((images, width), NO_SCORE, device=device)
     scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on
+    kept = torch.float64 if config.accounting == "original" else torch.float32
     finished = Finished(
         written_IWS.clone(),
-        torch.full_like(scores_IW, NO_SCORE),
+        torch.full_like(scores_IW, NO_SCORE, dtype=kept),
         torch.ones(images, dtype=torch.bool, device=device),
     )
     cache = model.cache(images * width, config.max_length, image)
     return Search(image, cache, torch.arange(images, device=device), written_IWS, scores_IW, finished)
 
 
-def _extend(state: Search, logits: Tensor, step: int, end: int, length_penalty: float) -> Tensor:
+def _extend(state: Search, logits: Tensor, step: int, end: int, lengths: Lengths) -> Tensor:
     """Let each image's beams grow by a token, and ended ones in among the finished; which beam each came of [I, W]."""
     images, width = state.scores_IW.shape
     last = step == state.written_IWS.shape[2] - 1
@@ -141,13 +214,18 @@ def _extend(state: Search, logits: Tensor, step: int, end: int, length_penalty: 
     beam_IC, token_IC = index_IC // logits.shape[1], index_IC % logits.shape[1]
     candidates = take(state.written_IWS, beam_IC)
     candidates[:, :, step] = token_IC
-    ended = torch.ones_like(token_IC, dtype=torch.bool) if last else token_IC == end
+    cut = last and not lengths.original
+    ended = torch.ones_like(token_IC, dtype=torch.bool) if cut else token_IC == end
     entering = ended & (torch.arange(2 * width, device=ended.device) < width)
-    state.finished.add(candidates, (sums_IC / (step + 1) ** length_penalty).where(entering, NO_SCORE))
+    state.finished.add(candidates, lengths.scores(sums_IC, step).where(entering, NO_SCORE))
     state.scores_IW, going = sums_IC.where(~ended, NO_SCORE).topk(width, dim=1)
-    if not last:
-        state.finished.close(state.scores_IW[:, 0] / (step + 1) ** length_penalty)
     state.written_IWS = take(candidates, going)
+    if lengths.original:
+        state.finished.close(lengths.scores(sums_IC[:, 0], step))
+        if last:
+            state.finished.add(state.written_IWS, lengths.scores(state.scores_IW, step + 1))
+    elif not last:
+        state.finished.close(lengths.scores(state.scores_IW[:, 0], step))
     return beam_IC.gather(1, going)
 
 

@@ -93,6 +93,16 @@ class TestTexts:
         assert min(map(len, ours)) == 7 - 4  # lengths count the prompt, with [DEC]
         assert max(map(len, ours)) == 16 - 4
 
+    def test_are_those_of_the_original_accounting_where_the_rules_agree(
+        self, parity: ModuleType, captioner: object, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sums that no length divides are the same, whatever counts as length."""
+        how = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
+        monkeypatch.setitem(parity.GENERATIONS, "sums alone", how)
+        theirs, ours = parity.texts(captioner, "sums alone", (10, 11, 12), (7, 16), accounting="original")
+        assert ours == theirs
+        assert len({len(row) for row in ours}) >= 5
+
 
 def test_the_page_lists_every_comparison(parity: ModuleType, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     page = (pytestconfig.rootpath / "docs" / "parity.md").read_text()
