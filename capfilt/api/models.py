@@ -159,8 +159,8 @@ class LoadedModel:
         """Images on the device, and the sample that stands for each; `first` is the caller's number of the first."""
         wanted = self._local.image_format
         read = [_read(image, first + i, wanted) for i, image in enumerate(images)]
-        samples, pixels_BSS3 = [sample for sample, _ in read], np.stack([pixels for _, pixels in read])
-        batch = Pictures(samples, {wanted.resizing: torch.from_numpy(pixels_BSS3)}, [])
+        samples, pixels = [sample for sample, _ in read], wanted.preprocess.stack([pixels for _, pixels in read])
+        batch = Pictures(samples, {wanted.resizing: pixels}, [])
         return batch.on(self.device, (wanted,)), samples
 
 

@@ -87,7 +87,7 @@ def check_prompts(
 ) -> None:
     """Refuse a prompt that leaves no token for the text after it, of trainings (`loaders`, by name) or of captioners.
     RecipeError."""
-    loaded = tokenizer_of(tokenizer, architecture.language_kind)
+    loaded = tokenizer_of(tokenizer, architecture.tokenizer_kind)
     for decode in decodes:
         check_prompt(loaded, decode)
     for where, loader in loaders.items():
@@ -107,7 +107,7 @@ def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:
         TextError: none there, or one that cannot be used.
         ModelError: one with more tokens than the model has embeddings for.
     """
-    tokenizer = tokenizer_of(model, architecture.language_kind)
+    tokenizer = tokenizer_of(model, architecture.tokenizer_kind)
     if len(tokenizer) > architecture.vocabulary_size:
         raise ModelError(
             f"{model}: its tokenizer has {len(tokenizer)} entries, [DEC] and [ENC] included, and the model knows "

@@ -14,6 +14,8 @@ from capfilt.config import Config
 if TYPE_CHECKING:
     import torch
 
+    from capfilt.data.text.language_tokenizer import TokenizerKind
+
 ModelRole = Literal["captioner", "filter"]
 """What a model does to web pairs: it writes a text for an image, or scores texts beside one."""
 LanguageKind = Literal["opt", "t5"]
@@ -75,8 +77,13 @@ class ArchitectureConfig(Config, ABC):
 
     @property
     def language_kind(self) -> LanguageKind | None:
-        """The kind of the frozen language model, in whose tokens the texts are; None: WordPiece."""
+        """The kind of the frozen language model, in whose tokens the texts are; None: there is none."""
         return None
+
+    @property
+    def tokenizer_kind(self) -> TokenizerKind:
+        """How its texts are cut into tokens."""
+        return self.language_kind or "wordpiece"
 
     @property
     def first_token(self) -> int | None:

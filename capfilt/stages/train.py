@@ -17,7 +17,6 @@ from capfilt import models, presets
 from capfilt.cluster.ray_train import fit
 from capfilt.cluster.session import Session
 from capfilt.data import shards
-from capfilt.data.images.preprocess import Preprocess
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import preprocess_for
 from capfilt.models import Architecture
@@ -59,11 +58,6 @@ def check_training(architecture: Architecture, config: TrainConfig, resources: T
     chunks = resources.micro_batches
     if said := unsupported(architecture, config.objectives, chunks):
         raise RecipeError(f"{where}: {said}")
-    if models.family_of(architecture).preprocess != Preprocess():
-        raise RecipeError(
-            f"{where}: trainings normalise pictures as BLIP does, and the family {architecture.family} wants them"
-            " otherwise: it can be used, and not yet trained."
-        )
     if config.features and not architecture.frozen_vision:
         raise RecipeError(f"{where}: features are kept of a frozen tower, and this one is trained: set features=false.")
     if config.loader.batch_size % resources.workers:
@@ -254,10 +248,10 @@ def check_start(start: StoragePath, architecture: Architecture, initial: Initial
     if saved.family != architecture.family:
         raise RecipeError(f"start: {path} is of the family {saved.family}, and `model` of {architecture.family}.")
     check_shape(saved, architecture, f"start: {path}", "`model`", ("vision", "text"))
-    if preprocess_for(path, saved) != Preprocess():
+    if preprocess_for(path, saved) != models.family_of(saved).preprocess:
         raise RecipeError(
-            f"start: {path} wants its pictures otherwise than BLIP (its preprocessor_config.json: mean, std, size), "
-            "and trainings give them as BLIP does; start from a model of BLIP's."
+            f"start: {path} wants its pictures otherwise than the family {saved.family} (its preprocessor_config.json: "
+            "mean, std, size), and trainings give them as the family does; start from one that wants them so."
         )
     if architecture.language_kind and not saved.language_kind and initial.language is None:
         raise RecipeError(f"start: {path} has no language model, and `model` has: say which with initial.language.")

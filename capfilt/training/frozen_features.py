@@ -17,7 +17,7 @@ from capfilt.data.loading.features import Features
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError, ModelError
 from capfilt.inference.batches import pictures
-from capfilt.models import Model
+from capfilt.models import Model, family_of
 from capfilt.models.interface import FrozenTower
 from capfilt.runs.ledger import fingerprint
 from capfilt.storage.atomic import write_json
@@ -64,7 +64,8 @@ def prepare(
     for done, url in enumerate(mine):
         if data_parallel.rank() == 0:
             write_json(progress / PROGRESS, {"done": done, "of": len(mine)})
-        features.write(files[url], encoded(frozen, url, model.config.image_size, device))
+        image_format = ImageFormat(model.config.image_size, family_of(model.config).preprocess)
+        features.write(files[url], encoded(frozen, url, image_format, device))
     data_parallel.barrier(PATIENCE)
     if data_parallel.rank() == 0:
         remove_file(progress / PROGRESS)
@@ -84,11 +85,10 @@ def fingerprint_of(tower: FrozenTower) -> str:
 
 
 def encoded(
-    tower: FrozenTower, url: str, image_size: int, device: torch.device
+    tower: FrozenTower, url: str, image_format: ImageFormat, device: torch.device
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Uids of a shard and the tower's features of their pictures [B, N, D], in the tower's format."""
     with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
-    image_format = ImageFormat(image_size)
     for batch in pictures(with_text, BATCH, [image_format]):
         if batch.samples:
             pixels = batch.on(device, [image_format]).pixels(image_format)

@@ -58,4 +58,4 @@ class TrainJob(Config):
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer of its texts: the language model's, if the architecture has one."""
-        return tokenizer_of(self.tokenizer, self.architecture.language_kind)
+        return tokenizer_of(self.tokenizer, self.architecture.tokenizer_kind)

@@ -16,10 +16,11 @@ import torch
 
 from capfilt.config import digest
 from capfilt.data import shards
+from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
-from capfilt.models import Model, build
+from capfilt.models import Model, build, family_of
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.objectives.interface import PairBatch, Task
@@ -66,7 +67,7 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
         job.sources,
         job.train.loader,
         tokenizer,
-        job.architecture.image_size,
+        ImageFormat(job.architecture.image_size, family_of(job.architecture).preprocess),
         job.seed,
         data_parallel.rank(),
         data_parallel.world_size(),

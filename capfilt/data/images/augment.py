@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from pydantic import model_validator
 
 from capfilt.config import Config
-from capfilt.data.images import decode
+from capfilt.data.images.preprocess import ImageFormat
 
 FILL = (128, 128, 128)
 """What shows where a picture was moved away."""
@@ -28,7 +28,7 @@ _TRIES = 10
 
 
 class AugmentConfig(Config):
-    """What happens to a training picture before the model sees it; the default is nothing but the squash."""
+    """What happens to a training picture before the model sees it; the default is nothing but the resizing."""
 
     crop: tuple[float, float] | None = None
     """Share of the area that a random crop keeps, at least and at most. BLIP: 0.2 to 1, in fine-tuning 0.5 to 1."""
@@ -53,14 +53,23 @@ def generator(seed: int, *place: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
 
-def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """An RGB picture as uint8 [size, size, 3], changed at random: crop, then mirror, then RandAugment.
+def augment(
+    image: Image.Image, image_format: ImageFormat | int, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """An RGB picture in a format (a number: of BLIP's pictures of that size), uint8 [H, W, 3], changed at random: crop,
+    then mirror, then RandAugment.
 
-    With the default config it is `images.to_pixels`, bit for bit, and nothing is drawn.
+    With the default config it is `ImageFormat.to_pixels`, bit for bit, and nothing is drawn. A crop is squashed to the
+    format's square, whatever the format does to whole pictures.
+
+    Raises:
+        ImageError: as `Preprocess.to_pixels`.
     """
-    if config.crop is not None:
-        image = image.crop(crop_box(*image.size, config.crop, rng))
-    pixels = decode.to_pixels(image, size)
+    image_format = ImageFormat(image_format) if isinstance(image_format, int) else image_format
+    if config.crop is None:
+        pixels = image_format.to_pixels(image)
+    else:
+        pixels = image_format.crop_to_pixels(image.crop(crop_box(*image.size, config.crop, rng)))
     if config.flip and rng.random() < 0.5:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     if config.randaugment is None:

@@ -1,5 +1,8 @@
 """How pictures are prepared for a model: the rule of resizing, mean and standard deviation.
 
+Pictures of a rule that leaves each its shape ("padded") have a fourth channel in a batch, 1 where there is a picture
+and 0 where there is padding; all others have three.
+
 A folder of transformers says so in `preprocessor_config.json`, or in `processor_config.json` under `image_processor`,
 which comes first where both are there, as in transformers. A folder without either takes the default of its family;
 BLIP's is squashed with the bicubic filter, CLIP's mean and standard deviation.
@@ -8,6 +11,7 @@ BLIP's is squashed with the bicubic filter, CLIP's mean and standard deviation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.data.images import decode
 from capfilt.errors import ImageError, ModelError
 from capfilt.storage.atomic import write_json
@@ -47,10 +51,15 @@ class Preprocess(Config):
     divisor: float = Field(default=255.0, gt=0, allow_inf_nan=False)
     """What values of 0 to 255 are divided by, before the mean is taken off."""
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bicubic"
-    shape: Literal["squash", "shortest edge"] = "squash"
-    """Whether a picture is squashed to a square, or keeps its shape and loses what is outside the middle."""
+    shape: Literal["squash", "shortest edge", "padded"] = "squash"
+    """Whether a picture is squashed to a square, keeps its shape and loses what is outside the middle, or keeps all of
+    itself and is padded on the right and below to the largest of its batch (ViLT)."""
     resized: int = Field(default=0, ge=0)
     """Side, or shortest side, after resizing; the middle of it is what the model reads. 0: that size itself."""
+    longest: float = added(1333 / 800, ge=1)
+    """Padded: the longer side at most, as a multiple of the shorter one."""
+    multiple: int = added(32, ge=1)
+    """Padded: both sides are rounded down to a multiple of this, the side of a patch."""
 
     @model_validator(mode="after")
     def _possible(self) -> Preprocess:
@@ -77,12 +86,14 @@ class Preprocess(Config):
             raise ModelError(f"{model}: how it wants its pictures ({ALONE}) cannot be done: {why}") from None
 
     def to_pixels(self, image: Image.Image, size: int) -> np.ndarray:
-        """An RGB picture -> uint8 [size, size, 3].
+        """An RGB picture -> uint8 [size, size, 3]; padded ones [H, W, 3] of sides of their own.
 
         Raises:
             ImageError: a picture so long and thin that resizing it would make too many pixels.
         """
-        side, filter_ = self.resized or size, Image.Resampling(_FILTERS.index(self.resample))
+        if self.shape == "padded":
+            return np.array(image.resize(self._sides(image, size), self._filter), dtype=np.uint8)
+        side, filter_ = self.resized or size, self._filter
         width, height = side, side
         if self.shape == "shortest edge":
             short, long = min(image.size), side * max(image.size) // min(image.size)
@@ -92,13 +103,53 @@ class Preprocess(Config):
         left, top = (width - size) // 2, (height - size) // 2
         return np.array(image.resize((width, height), filter_), dtype=np.uint8)[top : top + size, left : left + size]
 
-    def normalise(self, pixels_BSS3: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> what the model reads, float32 [B, 3, S, S]."""
+    def crop_to_pixels(self, image: Image.Image, size: int) -> np.ndarray:
+        """`to_pixels` of a random crop of a training picture: all of it stays, in a square where the rule makes one."""
+        if self.shape == "padded":
+            return self.to_pixels(image, size)
+        return np.array(image.resize((size, size), self._filter), dtype=np.uint8)
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling(_FILTERS.index(self.resample))
+
+    def _sides(self, image: Image.Image, size: int) -> tuple[int, int]:
+        """Width and height of a padded picture, as ViLT's and transformers' code round them."""
+        scale = size / min(image.size)
+        sides = [size if side == min(image.size) else scale * side for side in image.size]
+        if max(sides) > (most := int(self.longest * size)):
+            shrink = most / max(sides)
+            sides = [side * shrink for side in sides]
+        width, height = (max(int(side + 0.5) // self.multiple, 1) * self.multiple for side in sides)
+        return width, height
+
+    def stack(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures as `to_pixels` makes them -> one batch, uint8 [B, H, W, 3]; padded ones [B, H, W, 4], as tall and
+        wide as the largest, the fourth channel 1 where there is a picture."""
         import torch
 
-        scaled = pixels_BSS3.float() / self.divisor
-        mean, std = (torch.tensor(constants, device=scaled.device) for constants in (self.mean, self.std))
-        return ((scaled - mean) / std).permute(0, 3, 1, 2).contiguous()
+        if self.shape != "padded":
+            return torch.from_numpy(np.stack(pictures))
+        height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+        batch = np.zeros((len(pictures), height, width, 4), np.uint8)
+        for row, picture in zip(batch, pictures, strict=True):
+            row[: picture.shape[0], : picture.shape[1], :3] = picture
+            row[: picture.shape[0], : picture.shape[1], 3] = 1
+        return torch.from_numpy(batch)
+
+    def normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] as `stack` makes it -> what the model reads, float32 [B, 3, H, W]; of a padded batch
+        [B, 4, H, W], zeros where there is padding."""
+        import torch
+
+        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous()  # before they are floats: a quarter of the bytes
+        scaled = pixels_BCHW[:, :3].float() / self.divisor
+        mean, std = (torch.tensor(c, device=scaled.device).view(3, 1, 1) for c in (self.mean, self.std))
+        normal = (scaled - mean) / std
+        if pixels_BCHW.shape[1] == 3:
+            return normal
+        mask_B1HW = pixels_BCHW[:, 3:].float()
+        return torch.cat([normal * mask_B1HW, mask_B1HW], dim=1)
 
     def to_transformers(self, size: int) -> dict[str, Any]:
         """The settings of a transformers image processor that does the same, for pictures of `size` pixels."""
@@ -127,17 +178,21 @@ class Preprocess(Config):
 
 BLIP_PREPROCESS = Preprocess()
 """Squashed to a square with the bicubic filter, CLIP's mean and standard deviation."""
+CLIP_PREPROCESS = Preprocess(shape="shortest edge")
+"""The shortest side to the size with the bicubic filter, then the middle; CLIP's mean and standard deviation."""
 
 
 class Resizing(NamedTuple):
-    """How a picture becomes a square of bytes."""
+    """How a picture becomes bytes."""
 
     size: int
-    """Side of the square, pixels."""
+    """Side of the square, or shortest side of a padded picture, pixels."""
     side: int
     """Side, or shortest side, of the resized picture, of which the square is the middle."""
     resample: str
     shape: str
+    bounds: tuple[float, int] = (0.0, 0)
+    """Of a padded picture: `longest` and `multiple`."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +200,23 @@ class ImageFormat:
     """The pictures that a model reads."""
 
     size: int
-    """Side of the square, pixels."""
+    """Side of the square, or shortest side of a padded picture, pixels."""
     preprocess: Preprocess = BLIP_PREPROCESS
 
     @property
     def resizing(self) -> Resizing:
         """What decides the bytes of a resized picture: formats that agree on it share them, whatever their mean."""
         rule = self.preprocess
-        return Resizing(self.size, rule.resized or self.size, rule.resample, rule.shape)
+        bounds = (rule.longest, rule.multiple) if rule.shape == "padded" else (0.0, 0)
+        return Resizing(self.size, rule.resized or self.size, rule.resample, rule.shape, bounds)
 
     def to_pixels(self, image: Image.Image) -> np.ndarray:
         """An RGB picture -> uint8 [size, size, 3]. ImageError as `Preprocess.to_pixels` raises."""
         return self.preprocess.to_pixels(image, self.size)
+
+    def crop_to_pixels(self, image: Image.Image) -> np.ndarray:
+        """A random crop of a training picture -> uint8 [size, size, 3]."""
+        return self.preprocess.crop_to_pixels(image, self.size)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from capfilt.data import shards
 from capfilt.data.images import decode as images
 from capfilt.data.images.augment import augment, generator
+from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.features import Features
 from capfilt.data.loading.order import RowOrder
@@ -38,7 +39,8 @@ class Batch:
     """What a training step is given."""
 
     images: Tensor
-    """[B, 3, S, S] normalised floats; or [B, N, D], the kept features of a frozen vision tower."""
+    """[B, 3, H, W] normalised floats (padded ones [B, 4, H, W], `Preprocess.stack`); or [B, N, D], the kept features of
+    a frozen vision tower."""
     ids: Tensor
     """Token ids [B, T], [CLS] first, padded."""
     mask: Tensor
@@ -58,7 +60,7 @@ class Loader:
         sources: Sequence[Source],
         config: LoaderConfig,
         tokenizer: Tokenizer,
-        image_size: int,
+        image_format: ImageFormat | int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -66,6 +68,7 @@ class Loader:
         features: Features | None = None,
     ):
         """Args:
+            image_format: the pictures that the model reads; a number: BLIP's of that size.
             rows: the number of rows of each shard, by its url; None: they are counted now, by reading every shard once.
             features: what a frozen vision tower gave for each picture; batches have it in place of pictures.
 
@@ -79,7 +82,7 @@ class Loader:
             )
         self.config = config
         self.tokenizer = tokenizer
-        self.image_size = image_size
+        self.image_format = ImageFormat(image_format) if isinstance(image_format, int) else image_format
         self.seed = seed
         self.features = features
         self.rank, self.world_size = rank, world_size
@@ -138,15 +141,15 @@ class Loader:
         return {lane: LaneRows(self.order.walk(lane, position, window, self._reader.read)) for lane in lanes}
 
     def _view(self, row: Row, number: int) -> np.ndarray | Tensor | None:
-        """The picture of row number `number` of the training, uint8 [S, S, 3], or its features [N, D]; None where it
+        """The picture of row number `number` of the training, uint8 [H, W, 3], or its features [N, D]; None where it
         cannot be decoded."""
         if self.features is not None:
             return self.features.of(row.shard, row.uid)
         try:
             image = images.decode(row.image)
+            return augment(image, self.image_format, self.config.augment, generator(self.seed, number, row.uid))
         except ImageError:
             return None
-        return augment(image, self.image_size, self.config.augment, generator(self.seed, number, row.uid))
 
     def _first_readable(
         self, following: LaneRows, rows: list[Row], number: int
@@ -174,7 +177,7 @@ class Loader:
         texts = [f"{self.config.prompt.strip()} {self.tokenizer.clean(row.text)}".strip() for row in kept]
         ids, mask = self.tokenizer.encode(texts, self.config.max_length)
         return Batch(
-            images=stack_views([view for _, view in repeated]),
+            images=self._stack([view for _, view in repeated]),
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             image_ids=torch.tensor([image_id(row.uid) for row in kept]),
@@ -182,19 +185,19 @@ class Loader:
             unreadable=unreadable,
         )
 
+    def _stack(self, views: Sequence[np.ndarray | Tensor]) -> Tensor:
+        """Pictures uint8 [H, W, 3] -> [B, 3, H, W] normalised floats; features [N, D] -> [B, N, D]."""
+        if isinstance(views[0], Tensor):
+            return torch.stack([view for view in views if isinstance(view, Tensor)])
+        rule = self.image_format.preprocess
+        return rule.normalise(rule.stack([np.asarray(view) for view in views]))
+
 
 def _expanded(spec: str | Sequence[str], rows: Mapping[str, int]) -> list[str]:
     """The shards of `spec`. Where `rows` has all that it names, they are not looked up: each rank would ask a store for
     each of 100,000."""
     urls = [spec] if isinstance(spec, str) else list(spec)
     return urls if all(url in rows for url in urls) else shards.expand(spec)
-
-
-def stack_views(views: Sequence[np.ndarray | Tensor]) -> Tensor:
-    """Pictures uint8 [S, S, 3] -> [B, 3, S, S] normalised floats; features [N, D] -> [B, N, D]."""
-    if isinstance(views[0], Tensor):
-        return torch.stack([view for view in views if isinstance(view, Tensor)])
-    return torch.from_numpy(images.normalise(np.stack([np.asarray(view) for view in views])))
 
 
 def image_id(uid: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from capfilt.data.text.byte_bpe import ByteBpeTokenizer
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import TextError
 from capfilt.storage.atomic import staging_folder
@@ -19,6 +20,8 @@ from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
 
 Kind = Literal["opt", "t5"]
+TokenizerKind = Literal["wordpiece", "byte-bpe", "opt", "t5"]
+"""How a model reads texts: as BERT, as CLIP, or in the tokens of its language model."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -107,6 +110,8 @@ class LanguageTokenizer(Tokenizer):
         return list(self._tokens(text[:MAX_CHARACTERS], add_special_tokens=False).input_ids)
 
 
-def tokenizer_of(source: str | StoragePath, kind: Kind | None) -> Tokenizer:
-    """The tokenizer of a model: of its language model, if it has one of that kind, else WordPiece."""
-    return Tokenizer.load(source) if kind is None else LanguageTokenizer.load(source, kind)
+def tokenizer_of(source: str | StoragePath, kind: TokenizerKind | None) -> Tokenizer:
+    """The tokenizer of a model, by the kind that its architecture names; None: WordPiece."""
+    if kind is None or kind == "wordpiece":
+        return Tokenizer.load(source)
+    return ByteBpeTokenizer.load(source) if kind == "byte-bpe" else LanguageTokenizer.load(source, kind)

@@ -21,23 +21,33 @@ PRETRAINING: dict[str, TaskKind] = {
     "blip2": BLIP2,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
+FURTHER: dict[str, tuple[TaskKind, ...]] = {}
+"""What else the models of a family can be trained for. Each has a config of its own class, by which it is chosen."""
+
+
+def tasks_of(family: str) -> tuple[TaskKind, ...]:
+    """What the models of a family can be trained for, the pretraining first."""
+    return (PRETRAINING[family], *FURTHER.get(family, ()))
 
 
 def task_configs() -> dict[str, type[TaskConfig]]:
     """The config of every task by what the key `task` says; "" is what a section without the key means."""
-    return {kind.config.name(): kind.config for kind in PRETRAINING.values()}
+    return {kind.config.name(): kind.config for family in PRETRAINING for kind in tasks_of(family)}
 
 
 def build_task(model: Model, config: TaskConfig, prompt: int = 0) -> Task:
     """What trains a model; `prompt` is how many tokens each text begins with that are not learned."""
-    return PRETRAINING[model.config.family].build(model, config, prompt)
+    kind = next(kind for kind in tasks_of(model.config.family) if isinstance(config, kind.config))
+    return kind.build(model, config, prompt)
 
 
 def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int = 1) -> str:
     """Why a model of this architecture cannot be trained so, as a sentence with what to do; "" where it can."""
-    kind = PRETRAINING[architecture.family]
-    if not isinstance(config, kind.config):
-        advice = f"set objectives.task={kind.config.name()}" if kind.config.name() else "leave objectives.task out"
+    kinds = tasks_of(architecture.family)
+    kind = next((kind for kind in kinds if isinstance(config, kind.config)), None)
+    if kind is None:
+        names = [kind.config.name() for kind in kinds]
+        advice = " or ".join(f"set objectives.task={name}" if name else "leave objectives.task out" for name in names)
         return f"its objectives are not those with which the family {architecture.family} is trained: {advice}."
     for name in config.losses:
         if missing := kind.needs[name] - architecture.capabilities:

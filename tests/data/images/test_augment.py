@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from capfilt.data.images import decode
 from capfilt.data.images.augment import OPERATIONS, AugmentConfig, augment, crop_box, enhancement, generator
+from capfilt.data.images.preprocess import CLIP_PREPROCESS, ImageFormat, Preprocess
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.tokenizer import Tokenizer
@@ -179,3 +180,15 @@ class TestInTheLoader:
         for prompt in ("a picture of ", ""):
             loader = Loader([Source(shards=str(small_world / "human"))], LoaderConfig(prompt=prompt), tokenizer, 16, 0)
             assert loader.prompt_tokens == (len(wanted) if prompt else 0)
+
+
+def test_a_format_decides_what_becomes_of_a_picture(picture: Image.Image) -> None:
+    clip = ImageFormat(32, CLIP_PREPROCESS)
+    plain = augment(picture, clip, AugmentConfig(), generator(0, 0, "a"))
+    assert np.array_equal(plain, clip.to_pixels(picture))
+    assert not np.array_equal(plain, decode.to_pixels(picture, 32)), "it is wider than tall"
+    crop = AugmentConfig(crop=(0.5, 1.0))
+    seen = [augment(picture, one, crop, generator(0, 0, "a")) for one in (clip, ImageFormat(32), 32)]
+    assert all(np.array_equal(seen[0], other) for other in seen[1:]), "all of a random crop is kept"
+    padded = ImageFormat(32, Preprocess(shape="padded", multiple=8))
+    assert augment(picture, padded, crop, generator(0, 0, "a")).shape[0] % 8 == 0

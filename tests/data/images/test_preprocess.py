@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from capfilt.data.images import decode
-from capfilt.data.images.preprocess import ImageFormat, Preprocess
+from capfilt.data.images.preprocess import BLIP_PREPROCESS, ImageFormat, Preprocess
 from capfilt.errors import ImageError, ModelError
 
 ODD = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 2}
@@ -136,3 +136,40 @@ def test_formats_that_differ_in_their_mean_alone_share_a_resized_picture() -> No
         ImageFormat(32, Preprocess(resized=33)),
     ):
         assert one.resizing != other.resizing
+
+
+def test_a_batch_of_blip_is_normalised_as_it_always_was() -> None:
+    every = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1).reshape(16, 16, 3)
+    made = BLIP_PREPROCESS.normalise(BLIP_PREPROCESS.stack([every, every[::-1]]))
+    assert torch.equal(made, torch.from_numpy(decode.normalise(np.stack([every, every[::-1]]))))
+
+
+class TestPadded:
+    """Pictures that keep their shape, as ViLT reads them."""
+
+    RULE = Preprocess(shape="padded", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+    @pytest.mark.parametrize("sides", [(640, 480), (480, 640), (100, 100), (1000, 90), (33, 500), (385, 384)])
+    def test_sides_are_those_of_transformers(self, sides: tuple[int, int]) -> None:
+        from transformers.models.vilt.image_processing_pil_vilt import get_resize_output_image_size
+
+        height, width = get_resize_output_image_size(np.zeros((3, *reversed(sides))), 384, int(1333 / 800 * 384), 32)
+        made = self.RULE.to_pixels(picture(*sides), 384)
+        assert made.shape == (max(height, 32), max(width, 32), 3)
+
+    def test_a_batch_is_as_large_as_its_largest_and_says_where_pictures_are(self) -> None:
+        pixels = [self.RULE.to_pixels(picture(*sides), 64) for sides in ((96, 64), (64, 96))]
+        batch = self.RULE.stack(pixels)
+        assert batch.shape == (2, 96, 96, 4)
+        made = self.RULE.normalise(batch)
+        assert made.shape == (2, 4, 96, 96)
+        assert made[:, 3].sum(dim=(1, 2)).tolist() == [64 * 96, 96 * 64]
+        for row, one in zip(made, pixels, strict=True):
+            height, width = one.shape[:2]
+            torch.testing.assert_close(row[:3, :height, :width], torch.from_numpy(one).permute(2, 0, 1) / 127.5 - 1)
+            assert row[:, height:].abs().sum() + row[:, :, width:].abs().sum() == 0
+
+    def test_formats_of_other_bounds_share_no_pixels(self) -> None:
+        other = self.RULE.model_copy(update={"multiple": 16})
+        assert ImageFormat(64, self.RULE).resizing != ImageFormat(64, other).resizing
+        assert ImageFormat(64, self.RULE).resizing == ImageFormat(64, Preprocess(shape="padded")).resizing
