@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
 from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
-from capfilt.api.progress import OnLog, OnProgress, progress_of
+from capfilt.api.progress import OnLog, OnProgress, importing, progress_of
 from capfilt.api.results import (
     AnnotateResult,
     BootstrapResult,
@@ -73,16 +73,17 @@ def annotate(
             ShortfallError (with the result in `.result`) where too few images could be annotated, and its other kin.
     """
     config = arguments.annotate_config(recipe, assignments(settings, captions=captions))
-    from capfilt.pipelines import annotate as pipeline
-    from capfilt.stages import runner
+    show = progress_of(on_progress, on_log)
+    with importing(show):
+        from capfilt.pipelines import annotate as pipeline
+        from capfilt.stages import runner
 
     with arguments.driving():
         folder = arguments.run_folder(out, fork)
         if retry is not None:
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
-        models, show = (str(captioner), str(filter)), progress_of(on_progress, on_log)
-        where = arguments.working_address(address)
+        models, where = (str(captioner), str(filter)), arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show)
     return AnnotateResult.of(folder, record)
 
@@ -123,14 +124,16 @@ def select(
             annotated, ShortfallError where the policy keeps nothing, and its other kin.
     """
     policy = arguments.policy(recipe, assignments(settings), calibrate is not None, val, filter)
-    from capfilt.pipelines import select as pipeline
+    show = progress_of(on_progress, on_log)
+    with importing(show):
+        from capfilt.pipelines import select as pipeline
 
     source = annotations.out if isinstance(annotations, AnnotateResult) else location(annotations)
     with arguments.driving():
         folder = arguments.run_folder(out, fork)
         options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
         calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
-        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        where = arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
     return SelectResult.of(folder, record)
 
@@ -172,8 +175,11 @@ def download(
             came, and its other kin.
     """
     from capfilt import config as configs
-    from capfilt.pipelines import download as pipeline
-    from capfilt.stages.download import DownloadConfig, DownloadOptions
+
+    show = progress_of(on_progress, on_log)
+    with importing(show):
+        from capfilt.pipelines import download as pipeline
+        from capfilt.stages.download import DownloadConfig, DownloadOptions
 
     given = {"url_col": url_col, "caption_col": caption_col, "input_format": input_format}
     sets = assignments(settings, urls=names_of(urls), **given, **{"manners.contact": contact})
@@ -182,7 +188,7 @@ def download(
         given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
         wanted = configs.validate(DownloadOptions, given_options, "arguments")
         folder, options = location(out), arguments.options(workers=workers)
-        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        where = arguments.working_address(address)
         record = pipeline.run(where, config, wanted, folder, options, show)
     return DownloadResult.of(folder, record)
 
@@ -213,14 +219,16 @@ def bootstrap(
     """
     sets = assignments(settings, rounds=rounds)
     arguments.check_syntax("bootstrap", recipe, sets)
-    from capfilt.pipelines.bootstrap import rounds as pipeline
-    from capfilt.pipelines.bootstrap.config import BootstrapConfig
-    from capfilt.reporting.collect import PAGE
+    show = progress_of(on_progress, on_log)
+    with importing(show):
+        from capfilt.pipelines.bootstrap import rounds as pipeline
+        from capfilt.pipelines.bootstrap.config import BootstrapConfig
+        from capfilt.reporting.collect import PAGE
 
     with arguments.driving():
         config = arguments.read_recipe("bootstrap", recipe, BootstrapConfig, sets)
         folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
-        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        where = arguments.working_address(address)
         record = pipeline.run(where, config, folder, show)
     done = tuple(
         Round(entry["round"], home := folder / f"round-{entry['round']}", _models(home), entry)
@@ -252,12 +260,14 @@ def pretrain(
     """
     sets = assignments(settings)
     arguments.check_syntax("pretrain", recipe, sets)
-    from capfilt.pipelines import pretrain as pipeline
+    show = progress_of(on_progress, on_log)
+    with importing(show):
+        from capfilt.pipelines import pretrain as pipeline
 
     with arguments.driving():
         config = arguments.read_recipe("pretrain", recipe, pipeline.PretrainConfig, sets)
         folder = arguments.run_folder(out, fork)
-        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        where = arguments.working_address(address)
         record = pipeline.run(where, config, folder, show)
     return PretrainResult(folder, location(record["model"]), record)
 
@@ -287,13 +297,15 @@ def evaluate(
         CapfiltError: ModelError or RecipeError for a model that cannot be evaluated, and its other kin.
     """
     config = arguments.evaluate_config(assignments(settings))
-    from capfilt.pipelines import evaluate as pipeline
+    show = progress_of(on_progress, on_log)
+    with importing(show):
+        from capfilt.pipelines import evaluate as pipeline
 
     name = str(model.model if isinstance(model, PretrainResult) else model)
     with arguments.driving():
         folder = None if out is None else location(out)
         options = arguments.options(workers=workers, cpus=cpus, gpus=None)
-        show, where = progress_of(on_progress, on_log), arguments.working_address(address)
+        where = arguments.working_address(address)
         record = pipeline.run(where, name, names_of(shards), config, folder, options, show)
     return EvaluateResult(name, folder, record, record)
 

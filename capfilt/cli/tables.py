@@ -103,12 +103,14 @@ def _status_table(status: dict[str, Any]) -> Table:
 
 
 def _cells(stage: dict[str, Any]) -> tuple[str, ...]:
+    from capfilt.runs.progress import duration
+
     rate, left = stage.get("per_second"), stage.get("seconds_left")
     return (
         stage["label"],
         f"{stage['done']}/{stage['total']} {stage['unit']}",
         "-" if rate is None else f"{60 * rate:.1f}",
-        "-" if left is None or stage["done"] >= stage["total"] else _duration(left),
+        "-" if left is None or stage["done"] >= stage["total"] else duration(left),
         str(stage["samples"].get("failed", 0)),
     )
 
@@ -124,6 +126,8 @@ def _failures(status: dict[str, Any]) -> list[str]:
 
 def print_jobs(result: dict[str, Any]) -> None:
     """One row per job, the newest last."""
+    from capfilt.runs.progress import duration
+
     rows = []
     for job in result["jobs"]:
         state = job["state"] if job.get("exit_code") in (None, 0) else f"{job['state']} ({job['exit_code']})"
@@ -131,7 +135,7 @@ def print_jobs(result: dict[str, Any]) -> None:
         took = "-"
         if began:
             until = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
-            took = _duration((until - datetime.fromisoformat(began)).total_seconds())
+            took = duration((until - datetime.fromisoformat(began)).total_seconds())
         began = began[:16].replace("T", " ") if began else "-"
         rows.append((job["id"], job["verb"], job["out"] or "-", state, began, took))
     columns = ("job", "verb", "out", "state", "began (UTC)", "took")
@@ -175,8 +179,3 @@ def _print_inputs(result: dict[str, Any]) -> None:
         say(f"input of {piece['stage']}, shard {piece['shard']}: {piece['why']}")
     unknown = f", of {result['unrecorded']} nothing was recorded" if result["unrecorded"] else ""
     say(f"{result['compared']} inputs compared{unknown}, {len(result['changed'])} are not what was read")
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

@@ -17,16 +17,19 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfilt import cpus as machine
 from capfilt.cluster.failures import one_line
 from capfilt.cluster.metrics import RayMetrics, RemoteRayMetrics, open_metrics
 from capfilt.errors import ClusterError
 from capfilt.runs.metrics import Reading
+
+if TYPE_CHECKING:
+    from capfilt.runs.progress import Progress
 
 ALLOWED = '"local" (this process), "start" (a Ray of its own), "auto", "HOST:PORT" or "ray://HOST:PORT"'
 
@@ -117,12 +120,15 @@ class Session:
         self.close()
 
 
-def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool = False) -> Session:
+def connect(
+    address: str = "start", cpus: int | None = None, *, dashboard: bool = False, show: Progress | None = None
+) -> Session:
     """Open a session at an address: "local", "start", "auto", HOST:PORT or ray://HOST:PORT.
 
     Args:
         cpus: of a Ray that is started here; None = all that this process may use.
         dashboard: whether a Ray that is started here has one, which makes the start slower.
+        show: what is told that Ray starts, which takes seconds.
 
     Raises:
         ClusterError: another kind of address, or a cluster that does not answer.
@@ -134,6 +140,12 @@ def connect(address: str = "start", cpus: int | None = None, *, dashboard: bool 
     if address == "local":
         _bound_threads()
         return Session("local")
+    waits = "starting Ray on this machine" if address == "start" else f"connecting to the Ray at {address}"
+    with nullcontext() if show is None else show.wait(waits):
+        return _connect(address, cpus, dashboard)
+
+
+def _connect(address: str, cpus: int | None, dashboard: bool) -> Session:
     import ray
 
     if ray.is_initialized():

@@ -80,7 +80,7 @@ def run_items(
     if not waiting:
         return
     needs = resources or Resources()
-    pool: _Pool[R] = _Pool(job, needs, min(_pool_size(session, job, needs), len(waiting)), tries)
+    pool: _Pool[R] = _Pool(job, needs, pool_size(session, job, needs, len(waiting)), tries)
     try:
         yield from pool.run(waiting)
     finally:
@@ -99,7 +99,10 @@ def _run_locally(job: Job[R], items: Iterable[str], limit: float) -> Iterator[It
         yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
 
 
-def _pool_size(session: Session, job: Job[R], needs: Resources) -> int:
+def pool_size(session: Session, job: Job[Any], needs: Resources, num_items: int) -> int:
+    """How many workers `run_items` takes for so many items. ClusterError if none fits."""
+    if session.local:
+        return 1
     capacity = session.capacity(needs.cpus, needs.gpus)
     # A running cluster may grow to a requested number of workers; a Ray that this command started does not grow.
     if capacity == 0 and (session.started_ray or not needs.workers):
@@ -107,7 +110,8 @@ def _pool_size(session: Session, job: Job[R], needs: Resources) -> int:
             f"No worker of {job.name} fits: it needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs on a node. "
             "No node has them; ask for less, or add a node."
         )
-    return min(needs.workers, capacity) if needs.workers and session.started_ray else needs.workers or capacity
+    size = min(needs.workers, capacity) if needs.workers and session.started_ray else needs.workers or capacity
+    return min(size, num_items)
 
 
 def _raise_unopened(job: Job[R], failure: Failure | None) -> None:

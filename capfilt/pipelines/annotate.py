@@ -37,11 +37,12 @@ def run(
     check_captioner(captioner, config.decode)
     check_filter(filter_)
     urls = shards.expand(specs)
-    writes, scores = store.fingerprint(captioner), store.fingerprint(filter_)
+    with show.wait("reading the weights of the captioner and the filter"):
+        writes, scores = store.fingerprint(captioner), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
-    with connect(address) as session:
+    with connect(address, show=show) as session:
         worker = options.resources(session)
         job = AnnotateJob(
             out=out.absolute(),

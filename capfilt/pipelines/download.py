@@ -44,7 +44,7 @@ def run(
     check_kinds(options.retry)
     folder = Run.open(out, configs.to_yaml(config), plan_of(config))
     begun = time.monotonic()
-    with connect(address) as session:
+    with connect(address, show=show) as session:
         summary = download(session, config, out, command.resources(session), show, options)
     summary["seconds"] = round(time.monotonic() - begun, 1)
     folder.write_summary(summary)

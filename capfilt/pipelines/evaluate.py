@@ -36,12 +36,14 @@ def run(
     urls = shards.expand(specs)
     folder_of_model = store.find(model)
     check_any_role(folder_of_model, config.decode)
+    with show.wait("reading the weights of the model"):
+        identity = store.fingerprint(folder_of_model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (out or Path(scratch, "run")).absolute()
         settings = config.model_dump(mode="json", exclude=EXECUTION_FIELDS)
-        plan = {"verb": "evaluate", **settings, "model": store.fingerprint(folder_of_model), "shards": urls}
+        plan = {"verb": "evaluate", **settings, "model": identity, "shards": urls}
         opened = Run.open(folder, configs.to_yaml(config), plan)
-        with connect(address) as session:
+        with connect(address, show=show) as session:
             worker = options.resources(session)
             compute = decide(session, opened, {"evaluate": ComputeRequest("fp32", worker)}, show)["evaluate"]
             job = EvaluateJob(

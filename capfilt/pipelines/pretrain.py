@@ -89,7 +89,7 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
     plan["train"]["features"] = bool(config.train.features)  # not where they lie
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}
     opened = Run.open(out, configs.to_yaml(config), plan)
-    with connect(address) as session:
+    with connect(address, show=show) as session:
         wanted = ComputeRequest(config.train.precision, config.resources, training=True)
         job = TrainJob(
             out=out.absolute() / "pretrain",

@@ -77,11 +77,12 @@ def run(
     opened = Run.open(out, configs.to_yaml(policy), plan)
     if by_labels:
         write_json(opened.path("calibration.json"), by_labels)
-    with connect(address) as session:
+    with connect(address, show=show) as session:
         calibrated = (by_labels or {}).get("threshold")
         if by_val is not None:
             calibrated = _calibrate(session, opened, by_val, source, options, show)
-        threshold = resolve_threshold(policy, folder, urls_by_name, calibrated)
+        with show.wait(f"reading the scores of {len(urls_by_name):,} shards"):
+            threshold = resolve_threshold(policy, folder, urls_by_name, calibrated)
         rule = policy.rule(threshold)
         work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry)
         tally = select(session, urls_by_name, work, options.resources(session), show)

@@ -44,6 +44,7 @@ class AnnotateJob(Config):
 
     splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
+    loads: ClassVar[str] = "the captioner and the filter to load"
 
     out: StoragePath
     """The folder of `annotations/` and `ledger/`."""
@@ -133,9 +134,9 @@ class ShardAnnotator:
             tables.write(path, rows)
             ledger.commit(name, identity, [path], tally, digest.result())
         smaller = self.annotator.oom_backoff.limit
-        at_a_time = "" if smaller is None else f", {smaller} at a time: no more fit into memory"
+        at_a_time = "" if smaller is None else f"{smaller} at a time: no more fit into memory"
         spent = Counter(self.timer.seconds) - before if self.timer else Counter()
-        return ShardReport(f"{tally.samples['kept']} images{at_a_time}", spent, tuple(self.batches))
+        return ShardReport(at_a_time, spent, tuple(self.batches))
 
     def part(self, url: str, start: int, stop: int) -> int:
         """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""

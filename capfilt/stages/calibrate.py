@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
@@ -34,6 +34,8 @@ from capfilt.storage.paths import StoragePath
 
 class CalibrateJob(Config):
     """A filter before human validation pairs; its outcome is `out/calibration.json`."""
+
+    loads: ClassVar[str] = "the filter to load and to score the pairs"
 
     out: StoragePath
     model: StoragePath

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -26,6 +26,8 @@ from capfilt.storage.paths import StoragePath
 class RowsJob(Config):
     """Reads shards to their end and counts their pairs; the outcome is the tally in the ledger."""
 
+    unit: ClassVar[str] = "shards"
+
     out: StoragePath
     names: dict[str, str] = {}
     """By url, the ledger's name of a shard that `ledger_name` alone would give to another too."""
@@ -39,10 +41,10 @@ class RowsJob(Config):
         """The fingerprint of what the storage says of the shard."""
         return fingerprint(shards.stat(item))
 
-    def open(self) -> Callable[[str], str]:
+    def open(self) -> Callable[[str], None]:
         """Nothing to load."""
 
-        def work(url: str) -> str:
+        def work(url: str) -> None:
             digest, members = shards.Digest(shards.stat(url)["version"]), MemberCounts()
             count = count_pairs(url, digest, members)
             num_images = count.images + count.without_text
@@ -52,7 +54,6 @@ class RowsJob(Config):
             Ledger(self.out, self.name).commit(
                 self.names.get(url) or ledger_name(url), self.identity(url), [], tally, digest.result()
             )
-            return f"{count.without_text} images without a text" if count.without_text else ""
 
         return work
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -104,6 +104,9 @@ class DownloadOptions(Config):
 class DownloadJob(Config):
     """Fetches shards in a worker; an item is the name of a shard."""
 
+    unit: ClassVar[str] = "shards"
+    loads: ClassVar[str] = "img2dataset to load"
+
     out: StoragePath
     config: DownloadConfig
     ticket: RateLimiterHandle = RateLimiterHandle()
@@ -117,7 +120,7 @@ class DownloadJob(Config):
         """The fingerprint of the options and of the shard's planned rows."""
         return fingerprint(self.config.outcome_fields(), sha256_file(self.out / "plan" / f"{item}.parquet"))
 
-    def open(self) -> Callable[[str], str]:
+    def open(self) -> Callable[[str], None]:
         """Import img2dataset and build the HTTP client, once a worker."""
         import_img2dataset()
         config = self.config
@@ -127,7 +130,7 @@ class DownloadJob(Config):
         client = PoliteClient(safe, self.ticket.connect(), config.manners, config.robots, refused, token)
         return lambda shard: self.fetch_shard(shard, client)
 
-    def fetch_shard(self, shard: str, client: PoliteClient) -> str:
+    def fetch_shard(self, shard: str, client: PoliteClient) -> None:
         """Fetch one shard, write its final files, and commit it."""
         config = self.config
         rows = plans.read(self.out / "plan", shard)
@@ -139,7 +142,6 @@ class DownloadJob(Config):
             raw = fetch(rows, int(shard), Path(folder), config.pictures, client, config.thread_count, config.layout)
             outputs, tally = finalize(raw, rows, self.out, config.layout)
         Ledger(self.out, STAGE).commit(shard, self.identity(shard), outputs, tally)
-        return f"{tally.samples['kept']} of {tally.samples['in']} pictures"
 
 
 def check_success_rate(label: str, summary: dict[str, Any], least: float = 0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
@@ -26,6 +26,8 @@ from capfilt.storage.paths import StoragePath
 
 class EvaluateJob(Config):
     """Models before one held-out set; the outcome of each is `out/NAME.json`."""
+
+    loads: ClassVar[str] = "the model's figures"
 
     out: StoragePath
     models: dict[str, StoragePath]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from capfilt.cluster.session import Session, set_threads
-from capfilt.cluster.worker_pool import Resources, run_items
+from capfilt.cluster.worker_pool import Resources, pool_size, run_items
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
 from capfilt.runs import metrics, quarantine, stage_status
@@ -47,9 +47,10 @@ class StageJob(Protocol):
         the URL holds the same bytes.
         """
 
-    def open(self) -> Callable[[str], str | ShardReport]:
-        """Load what is needed and return a function that processes one item, commits it, and returns a short text for
-        the progress line, or a `ShardReport` that also says how the time was spent.
+    def open(self) -> Callable[[str], str | ShardReport | None]:
+        """Load what is needed and return a function that processes one item, commits it, and returns a remark for the
+        progress line, if there is one to make, or a `ShardReport` that also says how the time was spent. What the job
+        loads is said in `loads`, if it has one: the progress line waits for that.
 
         With `splittable = True` in the job the function is a `bisect.Splittable`, and a sample that kills its worker
         is found by bisection.
@@ -80,14 +81,18 @@ def run_stage(
     failures: dict[str, str] = {}
     pace = stage_status.PaceFile(ledger)
     bisection = Bisection(session, job, ledger, resources)
-    with show.stage(label, len(items)) as line:
-        line.resume(done.num)
+    with show.stage(label, len(items), unit_of(job)) as line:
+        line.resume(done.num, done.total.samples)
+        parallel = pool_size(session, job, resources, len(todo)) if todo else 1
+        if todo:
+            line.wait(_first_wait(session, job))
         pending = list(todo)
         while pending:
             to_bisect: list[str] = []
             for end in run_items(session, job, pending, resources, TRIES if bisection.enabled else 3):
                 write_guard.check_lock(ledger.path)
                 name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
+                line.start_clock(end.seconds, parallel)
                 if end.deaths and bisection.is_worthwhile(end.item):
                     to_bisect.append(end.item)
                     continue
@@ -100,7 +105,7 @@ def run_stage(
                     stage_status.record_failure(ledger, name, failures[end.item])
                     session.report([metrics.failure_reading(job.name)])
                 session.report([metrics.queue_reading(job.name, len(items) - done.num)])
-                line.update(done.num, report.text)
+                line.update(done.num, report.text, done.total.samples)
             for item in to_bisect:
                 bisection.run(item, todo[item], done.identities[todo[item]])
             pending = to_bisect
@@ -110,6 +115,19 @@ def run_stage(
         sweep(ledger.folder, finished=True)  # temporary files of workers that were killed while writing
     _raise_failed(label, failures, len(items))
     return done.total
+
+
+def unit_of(job: StageJob) -> str:
+    """What the items of a job are, for its progress line; "" for a job on something else than shards."""
+    return getattr(job, "unit", "shards" if getattr(job, "by_content", False) else "")
+
+
+def _first_wait(session: Session, job: StageJob) -> str:
+    """What is waited for before the first item is done."""
+    loads = getattr(job, "loads", "")
+    return (
+        " and ".join(what for what in ("" if session.local else "workers to start", loads) if what) or "the first one"
+    )
 
 
 def _raise_failed(label: str, failures: Mapping[str, str], total: int) -> None:

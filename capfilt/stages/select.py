@@ -66,11 +66,11 @@ class SelectJob(Config):
         settings = {**self.rule.model_dump(mode="json"), "carry": self.carry}
         return fingerprint(settings, shards.name(item), scores)
 
-    def open(self) -> Callable[[str], str]:
+    def open(self) -> Callable[[str], None]:
         """Nothing to load."""
         return self.shard
 
-    def shard(self, url: str) -> str:
+    def shard(self, url: str) -> None:
         """Decide on the texts of one shard, write what is kept, and commit it."""
         name = self._shard_name(url)
         table = tables.read(self.annotations / f"{name}.parquet")
@@ -96,7 +96,6 @@ class SelectJob(Config):
         tally.members.update(members)
         outputs = [tar, table_path] if tally.samples["kept"] else [table_path]
         Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.result())
-        return f"{tally.samples['kept']} of {tally.samples['in']} images kept"
 
     def _shard_name(self, url: str) -> str:
         return self.names.get(url) or shards.name(url)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from capfilt.training.checkpoints.states import STATES
 from capfilt.training.config import EXECUTION_FIELDS, ExecutionConfig, TrainConfig, TrainResources
 from capfilt.training.frozen_features import PROGRESS
 from capfilt.training.job import TrainJob
+from capfilt.training.log import OnLog
 from capfilt.training.loop import LOG, train
 
 ROWS = "rows.json"
@@ -125,7 +127,7 @@ def run_training(
         settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
         job = job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
         write_json(job.out / ROWS, {"rows": rows, "contents": contents})
-    with show.stage(label, job.train.steps) as line:
+    with show.stage(label, job.train.steps, "steps") as line:
         if done:
             line.resume(job.train.steps)
             remove_folder(job.out / STATES)  # a kill may have come before
@@ -139,17 +141,21 @@ def run_training(
             session.report(metrics.training_readings(job.out.name, newest, steps, steps * batch, objectives))
 
         tail = Tail(job.out / LOG, line, report)
-        fit(
-            session,
-            train_here,
-            {"job": job.model_dump(mode="json")},
-            workers=1 if session.local else resources.workers,
-            cpus=resources.cpus,
-            gpus=resources.gpus,
-            storage=job.out / "ray",
-            name=label.replace(" ", "-"),
-            poll=tail.glance,
-        )
+        line.wait("the first line of the training's log")
+        try:
+            fit(
+                session,
+                partial(train_here, on_line=tail.follow) if session.local else train_here,
+                {"job": job.model_dump(mode="json")},
+                workers=1 if session.local else resources.workers,
+                cpus=resources.cpus,
+                gpus=resources.gpus,
+                storage=job.out / "ray",
+                name=label.replace(" ", "-"),
+                poll=tail.glance,
+            )
+        except CallbackInterrupt as interrupt:
+            raise interrupt.error from None
         tail.poll()
     outputs = [job.model_folder / name for name, stat in sorted(listing(job.model_folder).items()) if stat is not None]
     ledger.commit("model", wanted, outputs, Tally.zero())
@@ -169,9 +175,17 @@ def warn_of_lanes(job: TrainJob, workers: int) -> None:
         )  # fmt: skip
 
 
-def train_here(config: dict[str, Any]) -> None:
-    """What a training process runs."""
-    train(TrainJob.model_validate(config["job"]))
+def train_here(config: dict[str, Any], on_line: OnLog | None = None) -> None:
+    """What a training process runs; `on_line` gets each line of the log, in a session that is this process."""
+    train(TrainJob.model_validate(config["job"]), on_line)
+
+
+class CallbackInterrupt(KeyboardInterrupt):
+    """What a caller's callback raised in the middle of a training in this process, which ends as by Ctrl-C."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
 
 
 class Tail:
@@ -185,6 +199,13 @@ class Tail:
         newest = self._newest()
         self.step: int | None = newest["step"] if newest else None
         self._looked = 0.0
+
+    def follow(self, _line: dict[str, Any]) -> None:
+        """`poll`, called by a training in this process at each line of its log."""
+        try:
+            self.poll()
+        except Exception as error:
+            raise CallbackInterrupt(error) from error
 
     def glance(self) -> int:
         """`poll`, as often as is decent; the last step that is known where a store does not answer."""
@@ -207,10 +228,13 @@ class Tail:
         newest = self._newest()
         if newest is None:
             return self.step or 0
+        is_new = newest["step"] != self.step
         if self.step is None:  # a fork goes on from a step of another log
             self.step = next(documents.read_json_lines(self.path), {}).get("resumed", 0)
         losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
         self.line.update(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
+        if is_new:
+            self.line.start_clock()
         if (steps := newest["step"] - self.step) > 0:  # fewer: a killed training does some of them again
             self.report(newest, steps)
             self.step = newest["step"]

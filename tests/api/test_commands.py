@@ -177,10 +177,16 @@ class TestCallbacks:
         capfilt.annotate(tars, **call)
         assert {event.stage for event in events} == {"annotate"}
         assert sorted({event.done for event in events}) == [0, 1, 2, 3]
-        assert events[-1] == capfilt.ProgressEvent("annotate", 3, 3, note="20 images", ended=True)
+        assert events[2].note == "waiting for the captioner and the filter to load"
+        assert [event.samples.get("in", 0) for event in events if not event.ended] == [0, 0, 0, 20, 40, 60]
+        counts = {"in": 60, "kept": 60}
+        assert events[-1] == capfilt.ProgressEvent("annotate", 3, 3, ended=True, unit="shards", samples=counts)
+        assert (events[-1].samples_per_second or 0) > 0
+        assert events[-1].samples_per_second == pytest.approx(20 * (events[-1].per_second or 0))
         events.clear()
         capfilt.annotate(tars, **call)
-        assert events[-1] == capfilt.ProgressEvent("annotate", 3, 3, resumed=3, note="resumed", ended=True)
+        assert events[-1] == capfilt.ProgressEvent("annotate", 3, 3, 3, "resumed", True, "shards", counts)
+        assert (events[-1].samples_per_second, events[-1].seconds_left) == (None, None), "nothing was done"
 
     def test_what_a_callback_raises_ends_the_call_and_the_next_goes_on(
         self, finished_run: Path, models: dict[str, str], annotated: Any, tmp_path: Path

@@ -42,8 +42,9 @@ def run(address: str, config: BootstrapConfig, out: StoragePath, progress: Progr
     Whatever can be refused is refused before a cluster is contacted.
     """
     check_features(out, *config.trainings.values(), *(stage.train for stage in config.final))
-    opened = open_run(config, out)
-    with connect(address) as session:
+    with progress.wait("checking the recipe and the files that it names"):
+        opened = open_run(config, out)
+    with connect(address, show=progress) as session:
         return run_rounds(session, opened, progress)
 
 

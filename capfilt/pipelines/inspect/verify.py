@@ -63,6 +63,7 @@ def run(
     checked, broken = Checked(), []
     ledgers = stage_status.find_ledgers(folder)
     with show.stage("verify", sum(len(ledger.files()) for ledger in ledgers)) as line:
+        line.start_clock()
         for ledger in ledgers:
             broken += list(check(ledger, checked, line))
     broken += list(check_balance(ledgers))
@@ -129,6 +130,7 @@ def compare_inputs(plan: Mapping[str, Any], specs: list[str], ledgers: list[Ledg
     now: dict[str, Input | str] = {}
     changed, compared = [], 0
     with show.stage("verify inputs", len(recorded)) as line:
+        line.start_clock()
         for ledger, done in recorded:
             if done.input is not None:
                 compared += 1
