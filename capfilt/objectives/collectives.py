@@ -14,6 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from capfilt.models.layers.precision import at_least_fp32
+
 _by_itself = False
 
 
@@ -28,14 +30,19 @@ def alone() -> Iterator[None]:
         _by_itself = before
 
 
+def distributed() -> bool:
+    """Whether this process trains under torch.distributed, be it with others or as the only one of its group."""
+    return dist.is_initialized() and not _by_itself
+
+
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() and not _by_itself else 1
+    return dist.get_world_size() if distributed() else 1
 
 
 def rank() -> int:
     """Which of them this is."""
-    return dist.get_rank() if dist.is_initialized() and not _by_itself else 0
+    return dist.get_rank() if distributed() else 0
 
 
 @torch.no_grad()
@@ -95,7 +102,8 @@ def share_of_total(count: Tensor) -> Tensor | float:
 @torch.no_grad()
 def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over ranks, as floats."""
-    total = x.float()
+    total = at_least_fp32(x)
     if world_size() > 1:
+        total = total.clone()
         dist.all_reduce(total)
     return total

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from capfilt.config import added
 from capfilt.objectives.kinds import TaskConfig
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ Objective = Literal["itc", "itm", "lm"]
 
 SMOOTHING = 0.1
 """Label smoothing of LM (BLIP section 3.2)."""
+EPSILON = 1e-4
+"""Added to each hard negative's probability (BLIP's pretraining), so that a confident row does not underflow."""
 
 NEEDS: dict[Objective, frozenset[str]] = {
     "itc": frozenset({"encode_image", "encode_text"}),
@@ -39,12 +42,18 @@ class ObjectivesConfig(TaskConfig):
     itc_targets: Literal["pair", "image"] = "pair"
     """What ITC asks for: the pair alone (BLIP's pretraining), or whatever is of the same image, in the queue too (its
     retrieval fine-tuning)."""
+    itc_keys: Literal["all", "rank", "detached"] = added("all")
+    """The keys of this step that ITC compares with: those of all processes, in BLIP-2 with their gradients; or as in
+    the released codes, in BLIP's a process's own ("rank"), in BLIP-2's those of all without gradients ("detached")."""
     negatives: Literal["rank", "all"] = "rank"
     """Where ITM draws its hard negatives: from a process's own pairs (BLIP's pretraining), or from those of all
     processes (its fine-tuning on COCO)."""
     negatives_by: Literal["momentum", "online"] = "momentum"
     """What tells how hard a negative is: online features against momentum features (BLIP's pretraining), or against
     online features (its retrieval fine-tuning)."""
+    negatives_epsilon: float = added(EPSILON, ge=0, lt=1)
+    """Added to each pair's probability of being drawn as a hard negative: 1e-4 in BLIP's pretraining, 0 in its
+    retrieval fine-tuning."""
     momentum_from: Literal["model", "start"] = "model"
     """What the momentum copy and the queues begin with: the model and noise, or what the training that the model
     starts from ended with (BLIP's retrieval fine-tuning); that training must have kept them (`keep_momentum`)."""

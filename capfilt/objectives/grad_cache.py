@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision
 from capfilt.objectives.losses.itm import Negatives, itm
 from capfilt.objectives.losses.lm import lm, num_targets
@@ -29,7 +30,7 @@ class CachedStep:
     def __init__(self, task: BlipPretraining, batch: PairBatch, rows: list[slice], precision: Precision):
         self.task, self.model, self.rows, self.precision = task, task.model, rows, precision
         self.images, self.ids, self.mask, self.image_ids = batch
-        self.before: list[Draws] = []
+        self.before: list[GeneratorStates] = []
         self.losses: dict[str, Tensor] = {}
         self.metrics: dict[str, Tensor] = {}
 
@@ -51,7 +52,7 @@ class CachedStep:
         """Image tokens [B, N, D], and text features [B, P] where ITC wants them."""
         tokens, text = [], []
         for rows in self.rows:
-            self.before.append(Draws(self.images.device))
+            self.before.append(GeneratorStates(self.images.device))
             with self.precision():
                 towers = self._through(rows)
             tokens.append(towers[0])
@@ -89,9 +90,10 @@ class CachedStep:
     def _match_and_decode(self, tokens: Tensor, similar: tuple[Tensor, Tensor] | None, token_gradients: Tensor) -> None:
         """ITM and LM, chunk by chunk, on the cached tokens."""
         losses, config = self.task.config.losses, self.task.config
+        dtype = at_least_fp32(tokens[:0]).dtype
         drawn = self.task.draw(similar, self.image_ids) if "itm" in losses else None
-        pairs = self._num_pairs(drawn) if drawn else None
-        targets = num_targets(self.ids, self.mask, self.task.prompt)
+        pairs = self._num_pairs(drawn).to(dtype) if drawn else None
+        targets = num_targets(self.ids, self.mask, self.task.prompt).to(dtype)
         for rows in self.rows:
             mine = tokens[rows].clone().requires_grad_()
             others = tokens[drawn[0][rows]].requires_grad_() if drawn else None
@@ -141,9 +143,9 @@ class CachedStep:
 
     def _carry_back(self, token_gradients: Tensor, text_gradients: Tensor | None) -> None:
         """The towers again, each chunk with the draws that it had, and its gradients back through them."""
-        for rows, draws in zip(self.rows, self.before, strict=True):
-            after = Draws(self.images.device)
-            draws.restore()
+        for rows, before in zip(self.rows, self.before, strict=True):
+            after = GeneratorStates(self.images.device)
+            before.restore()
             with self.precision():
                 out = self._through(rows)
             after.restore()
@@ -155,8 +157,8 @@ class CachedStep:
         to[name] = to[name] + value if name in to else value
 
 
-class Draws:
-    """The state of torch's generators, of the CPU and of a GPU that is used."""
+class GeneratorStates:
+    """The states of torch's generators, of the CPU's and of a GPU's that is used."""
 
     def __init__(self, device: torch.device):
         self.device = device if device.type == "cuda" else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from capfilt.errors import RecipeError
 from capfilt.models.interface import Model
+from capfilt.objectives.draws import Draws
 from capfilt.objectives.kinds import TaskConfig
 from capfilt.objectives.momentum import Momentum
 
@@ -70,6 +71,10 @@ class Task(nn.Module, ABC):
     config: TaskConfig
     momentum: Momentum | None
     """The momentum copy and its queues, where the task has them."""
+    draws: Draws
+    """Whom `compute_losses` asks for everything that it draws at random; may be set to give it out instead."""
+    alpha: float | None
+    """The weight of the momentum copy's soft targets; None: what the config says at this share of the training."""
     chunks_enter_model: ClassVar[bool] = False
     """Whether `backward_in_chunks` calls the model's own methods, and not `compute_losses`."""
 
@@ -77,7 +82,7 @@ class Task(nn.Module, ABC):
         """`prompt`: how many tokens each text begins with that are not learned, the first one included."""
         super().__init__()
         self.model, self.config, self.prompt = model, config, prompt
-        self.momentum = None
+        self.momentum, self.draws, self.alpha = None, Draws(), None
 
     def forward(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
         """One step's losses; `progress` is the share of the training that is done, in [0, 1)."""

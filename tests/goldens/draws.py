@@ -36,7 +36,8 @@ def _text_draws() -> dict[str, Any]:
 def _training_draws() -> dict[str, Any]:
     import torch
 
-    from capfilt.objectives.losses.itm import hard_negatives
+    from capfilt.objectives.draws import Draws
+    from capfilt.objectives.losses.negatives import negative_weights
     from capfilt.pipelines.bootstrap.context import BootstrapContext
     from capfilt.training.loop import draw
 
@@ -46,7 +47,8 @@ def _training_draws() -> dict[str, Any]:
     images = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
     for step in range(3):
         torch.manual_seed(draw(0, "step", step, 0))
-        result[f"hard negatives of step {step}"] = hard_negatives(similarity, images, images).tolist()
+        drawn = Draws().columns("wrong_texts", negative_weights(similarity, images, images))
+        result[f"hard negatives of step {step}"] = drawn.tolist()
     for seed in (0, 1):
         context: Any = SimpleNamespace(config=SimpleNamespace(seed=seed))
         purposes = ("pretrain", "captioner", "filter", "stage-1", "stage-2", "language")

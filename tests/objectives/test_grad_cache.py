@@ -12,7 +12,7 @@ from torch import Tensor
 from capfilt.errors import RecipeError
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
-from capfilt.objectives.grad_cache import Draws
+from capfilt.objectives.grad_cache import GeneratorStates
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch
 from capfilt.objectives.tasks import unsupported
 from capfilt.objectives.tasks.blip import BlipPretraining
@@ -137,7 +137,7 @@ def test_a_piece_has_the_same_draws_both_times(small_blip: Callable[..., Blip], 
 
 
 def test_draws_come_again() -> None:
-    before = Draws(torch.device("cpu"))
+    before = GeneratorStates(torch.device("cpu"))
     first = torch.rand(3)
     before.restore()
     assert torch.equal(torch.rand(3), first)

@@ -19,6 +19,7 @@ from capfilt.models.interface import Model
 from capfilt.models.layers.bert import Cache, Head, OutputLayer, TextTransformer
 from capfilt.models.layers.config import APART, Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.precision import at_least_fp32
 from capfilt.models.layers.vit import VisionTransformer
 
 
@@ -83,12 +84,12 @@ class Blip(Model):
         return states
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
-        """Image tokens -> unit vectors [B, projection], fp32 under autocast too."""
-        return F.normalize(self.image_projection(tokens_BND[:, 0]).float(), dim=-1)
+        """Image tokens -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
+        return F.normalize(at_least_fp32(self.image_projection(tokens_BND[:, 0])), dim=-1)
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
-        """Text states -> unit vectors [B, projection], fp32 under autocast too."""
-        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+        """Text states -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
+        return F.normalize(at_least_fp32(self.text_projection(states_BTD[:, 0])), dim=-1)
 
     def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
         """Vectors of images and of texts -> cosines [I, T]."""

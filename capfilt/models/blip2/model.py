@@ -24,6 +24,7 @@ from capfilt.models.interface import FrozenTower, Model
 from capfilt.models.layers.bert import Cache, Head
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.precision import at_least_fp32
 from capfilt.models.layers.vit import VisionTransformer
 
 
@@ -147,11 +148,11 @@ class Blip2(Model):
 
     def project_queries(self, states_BQD: Tensor) -> Tensor:
         """States of the queries -> unit vectors [B, Q, projection]."""
-        return F.normalize(self.image_projection(states_BQD).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.image_projection(states_BQD)), dim=-1)
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """Text states -> unit vectors [B, projection], fp32 under autocast too."""
-        return F.normalize(self.text_projection(states_BTD[:, 0]).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.text_projection(states_BTD[:, 0])), dim=-1)
 
     def similarity(self, image_IQP: Tensor, text_TP: Tensor) -> Tensor:
         """Vectors of images and of texts -> cosines [I, T]: of an image's queries the one nearest to the text."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from capfilt.models.layers.attention import FeedForward, FusedSelfAttention, stochastic_depth
 from capfilt.models.layers.block import Block
 from capfilt.models.layers.config import VisionConfig
+from capfilt.models.layers.precision import at_least_fp32
 
 
 class VisionBlock(nn.Module):
@@ -86,5 +87,7 @@ def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int) ->
         return positions_1ND
     cls, grid = positions_1ND[:, :1], positions_1ND[:, 1:]
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(positions_1ND.dtype)
+    grid = F.interpolate(at_least_fp32(grid), size=(new, new), mode="bicubic", align_corners=False).to(
+        positions_1ND.dtype
+    )
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

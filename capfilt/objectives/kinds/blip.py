@@ -27,6 +27,11 @@ def unsupported(architecture: BlipConfig, config: ObjectivesConfig, micro_batche
             f"micro_batches is {micro_batches}, and objectives.negatives 'all' takes images of other processes, whose "
             "gradients are gathered once a step: set it to 1."
         )
+    if config.itc_keys == "detached":
+        return (
+            "objectives.itc_keys is detached, which is for BLIP-2: BLIP's keys are momentum features, which have no "
+            "gradients; set it to all or rank."
+        )
     return ""
 
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from capfilt.models.blip2.model import Blip2
     from capfilt.objectives.interface import Task
 
-MOMENTUM_FIELDS = ("momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "momentum_from")
+MOMENTUM_FIELDS = (
+    "momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "negatives_epsilon", "momentum_from",
+)  # fmt: skip
 """What ObjectivesConfig says of BLIP's ITC and ITM alone."""
 
 
@@ -35,6 +37,10 @@ def unsupported(architecture: Blip2Config, config: ObjectivesConfig, micro_batch
     default = ObjectivesConfig()
     if given := [name for name in MOMENTUM_FIELDS if getattr(config, name) != getattr(default, name)]:
         return f"objectives.{given[0]} is of BLIP's momentum copy, which BLIP-2 does not have: leave it out."
+    if config.itc_keys == "rank":
+        return (
+            "objectives.itc_keys is rank, which is of BLIP's momentum features; for BLIP-2 there are all and detached."
+        )
     if micro_batches > 1 and architecture.language is None:
         return (
             f"micro_batches is {micro_batches}, and BLIP-2's first stage compares all queries with all texts of the "

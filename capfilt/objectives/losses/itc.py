@@ -15,11 +15,15 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class Itc(NamedTuple):
-    """The loss, and similarities to this step's keys of all N rows on all ranks: hard negatives are drawn by them."""
+    """The loss and what it was taken of, without gradients. N rows are those whose keys of this step there are."""
 
     loss: Tensor
     image_to_text_BN: Tensor
+    """Similarities to this step's keys, over the temperature: hard negatives are drawn by them."""
     text_to_image_BN: Tensor
+    image_to_text_target_BK: Tensor
+    """What was asked for, over all K keys, the queue's too; rows sum to 1."""
+    text_to_image_target_BK: Tensor
 
 
 def itc(
@@ -39,9 +43,11 @@ def itc(
     vectors. The keys carry no gradient, so the mean over ranks that data-parallel training takes is the gradient of
     the global loss. BLIP section 3.2, ALBEF equations 1 and 6; the target is the pair's column, not its image.
 
+    The released codes of BLIP and ALBEF have a rank's own momentum features and then the queue for keys, so that their
+    loss depends on how many ranks a batch is spread over: call this inside `collectives.alone()`.
+
     With `image_ids`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the
-    onehot
-    becomes even over all columns of the pair's group, as in BLIP's retrieval fine-tuning.
+    onehot becomes even over all columns of the pair's group, as in BLIP's retrieval fine-tuning.
     """
     keys_text = torch.cat([gather(momentum_text_BP), queue_text_QP])
     keys_image = torch.cat([gather(momentum_image_BP), queue_image_QP])
@@ -64,7 +70,7 @@ def itc(
         logits_t2i = text_BP @ keys_image.T / temperature
         loss = (F.cross_entropy(logits_i2t, target_i2t) + F.cross_entropy(logits_t2i, target_t2i)) / 2
     N = B * world_size()
-    return Itc(loss, logits_i2t[:, :N].detach(), logits_t2i[:, :N].detach())
+    return Itc(loss, logits_i2t[:, :N].detach(), logits_t2i[:, :N].detach(), target_i2t, target_t2i)
 
 
 def ramp(progress: float, alpha: float, length: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from capfilt.models import Model
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.collectives import as_wide, gather, gather_with_gradient
 
 TRIVIAL_LOSS = 0.6365
@@ -44,22 +45,6 @@ class Negatives(NamedTuple):
     def num_targets(self) -> Tensor:
         """How many pairs `itm` is the mean of."""
         return self.image_is_wrong_B.numel() + self.image_is_wrong_B.sum() + self.text_is_wrong_B.sum()
-
-
-@torch.no_grad()
-def hard_negatives(similarity_BN: Tensor, image_ids_B: Tensor, groups_N: Tensor) -> Tensor:
-    """For each row draw one column that is another image, by softmax of its similarity; [B] indices of columns.
-
-    1e-4 is added after the softmax, as in the public BLIP: without it a confident row can underflow to all zeros.
-    Rows and columns of the same group (the same image, written about twice) are no negatives of each other. Where all
-    columns are of the row's group, nothing can be wrong, and the column drawn is one that `itm` leaves out.
-    Similarities that are not finite are no crash here: the loss, not finite either, is what tells of them.
-    """
-    weights = F.softmax(similarity_BN.float(), dim=1).nan_to_num() + 1e-4
-    same = image_ids_B[:, None] == groups_N[None, :]
-    weights = weights.masked_fill(same, 0.0)
-    weights[weights.sum(dim=1) == 0] = 1.0  # multinomial wants something to draw
-    return torch.multinomial(weights, 1).squeeze(1)
 
 
 def local_negatives(
@@ -123,7 +108,7 @@ def itm(
     labels[0 : 2 * B : 2] = 1
     labels[1 : 2 * B : 2].masked_fill_(~wrong.text_is_wrong_B, LEFT_OUT)
     labels[2 * B :].masked_fill_(~wrong.image_is_wrong_B, LEFT_OUT)
-    loss = F.cross_entropy(logits.float(), labels, ignore_index=LEFT_OUT)
+    loss = F.cross_entropy(at_least_fp32(logits), labels, ignore_index=LEFT_OUT)
     right = (logits.detach().argmax(dim=1) == labels).sum()
     return loss, right / (labels != LEFT_OUT).sum()
 

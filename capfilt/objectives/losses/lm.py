@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.config import SMOOTHING
 
 
@@ -17,7 +18,7 @@ def lm(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor, prompt: int = 0, smo
     after "of". Pretraining has no prompt (0 and 1 both leave nothing out). BLIP section 3.2.
     """
     labels = _labels(ids_BT, mask_BT, prompt)
-    logits = logits_BTV[:, :-1].flatten(0, 1).float()
+    logits = at_least_fp32(logits_BTV[:, :-1].flatten(0, 1))
     return F.cross_entropy(logits, labels.flatten(), ignore_index=-100, label_smoothing=smoothing)
 
 
@@ -39,5 +40,5 @@ def answered(logits_BTV: Tensor, labels_BT: Tensor, smoothing: float = 0.0) -> T
     Logits [B, T, V] at position t are for the label t itself; -100 has no part in the loss. BLIP-2 section 3.3; the
     public code does not smooth.
     """
-    logits = logits_BTV.flatten(0, 1).float()
+    logits = at_least_fp32(logits_BTV.flatten(0, 1))
     return F.cross_entropy(logits, labels_BT.flatten(), ignore_index=-100, label_smoothing=smoothing)

@@ -7,25 +7,21 @@ roles share it.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from capfilt.models.blip.model import Blip
 from capfilt.models.layers.image_context import ImageContext
-from capfilt.objectives.collectives import gather, rank, world_size
+from capfilt.objectives.collectives import alone, gather, rank, world_size
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.grad_cache import CachedStep
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
 from capfilt.objectives.losses.itc import TEMPERATURE_RANGE, itc, ramp
-from capfilt.objectives.losses.itm import (
-    Negatives,
-    Similarities,
-    global_negatives,
-    hard_negatives,
-    itm,
-    local_negatives,
-)
+from capfilt.objectives.losses.itm import Negatives, Similarities, global_negatives, itm, local_negatives
 from capfilt.objectives.losses.lm import lm, num_targets
+from capfilt.objectives.losses.negatives import negative_weights
 from capfilt.objectives.momentum import Momentum
 
 
@@ -59,13 +55,14 @@ class BlipPretraining(Task):
             context = self.model.image_context(tokens, "encoder")
             wrong = self._negatives(self.draw(similar, image_ids), tokens, context, ids, mask, image_ids)
             losses["itm"], metrics["itm_accuracy"] = itm(self.model, ids, mask, context, wrong)
-            losses["itm"] = losses["itm"] * self.config.weight_of_mean(wrong.num_targets)
+            losses["itm"] = losses["itm"] * self.config.weight_of_mean(wrong.num_targets.to(losses["itm"].dtype))
         if "lm" in self.config.losses:
             if context is None or not self.model.shares_image_context:
                 context = self.model.image_context(tokens, "decoder")
             logits = self.model.decode(ids, mask, context)
             losses["lm"] = lm(logits, ids, mask, self.prompt, smoothing=self.config.smoothing)
-            losses["lm"] = losses["lm"] * self.config.weight_of_mean(num_targets(ids, mask, self.prompt))
+            targets = num_targets(ids, mask, self.prompt).to(losses["lm"].dtype)
+            losses["lm"] = losses["lm"] * self.config.weight_of_mean(targets)
         return losses, metrics
 
     def before_step(self) -> None:
@@ -82,39 +79,48 @@ class BlipPretraining(Task):
     ) -> tuple[Tensor, Similarities]:
         """ITC of online and momentum features [B, P], and what ITM draws by; then the momentum features are queued."""
         assert self.momentum is not None
-        queued = self.momentum.queue_groups
-        pairs = itc(
-            image,
-            text,
-            *slow,
-            self.momentum.queue_image.clone(),
-            self.momentum.queue_text.clone(),
-            self.model.temperature,
-            ramp(progress, self.config.alpha, self.config.alpha_ramp),
-            None if queued is None else (image_ids, queued.clone()),
-        )
+        config, queued, own_keys = self.config, self.momentum.queue_groups, self.config.itc_keys == "rank"
+        with alone() if own_keys else nullcontext():
+            pairs = itc(
+                image,
+                text,
+                *slow,
+                self.momentum.queue_image.clone(),
+                self.momentum.queue_text.clone(),
+                self.model.temperature,
+                ramp(progress, config.alpha, config.alpha_ramp) if self.alpha is None else self.alpha,
+                None if queued is None else (image_ids, queued.clone()),
+            )
         if self.training:
             self.momentum.enqueue(*slow, image_ids)
-        if self.config.negatives_by == "online":
-            with torch.no_grad():
-                temperature = self.model.temperature
-                return pairs.loss, (image @ gather(text).T / temperature, text @ gather(image).T / temperature)
+        if config.negatives_by == "online":
+            return pairs.loss, self._similarities(image, text, image, text)
+        if own_keys and config.negatives == "all":
+            return pairs.loss, self._similarities(image, text, *slow)
         return pairs.loss, (pairs.image_to_text_BN, pairs.text_to_image_BN)
 
+    @torch.no_grad()
+    def _similarities(self, image: Tensor, text: Tensor, keys_image: Tensor, keys_text: Tensor) -> Similarities:
+        """Of this process's features [B, P] to the keys of all, over the temperature."""
+        with torch.autocast(image.device.type, enabled=False):  # as `itc` does
+            to_text, to_image = image @ gather(keys_text).T, text @ gather(keys_image).T
+            return to_text / self.model.temperature, to_image / self.model.temperature
+
     def draw(self, similar: Similarities | None, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """A wrong image for each text and a wrong text for each image, two of [B] indices."""
-        B = image_ids.shape[0]
+        """A wrong image for each text and a wrong text for each image, two of [B] indices: the draws `wrong_images`
+        and `wrong_texts`."""
+        B, config = image_ids.shape[0], self.config
         if similar is None:  # without ITC there are no similarities: any other image is as good
             even = image_ids.new_zeros(B, B * world_size(), dtype=torch.float32)
             similar = even, even
         to_text, to_image = similar
-        if self.config.negatives == "all":
-            every = gather(image_ids)
-            return hard_negatives(to_image, image_ids, every), hard_negatives(to_text, image_ids, every)
-        local = slice(rank() * B, rank() * B + B)
-        return hard_negatives(to_image[:, local], image_ids, image_ids), hard_negatives(
-            to_text[:, local], image_ids, image_ids
-        )
+        among = gather(image_ids) if config.negatives == "all" else image_ids
+        if config.negatives == "rank" and to_text.shape[1] > B:
+            local = slice(rank() * B, rank() * B + B)
+            to_text, to_image = to_text[:, local], to_image[:, local]
+        wrong_images = negative_weights(to_image, image_ids, among, config.negatives_epsilon)
+        wrong_texts = negative_weights(to_text, image_ids, among, config.negatives_epsilon)
+        return self.draws.columns("wrong_images", wrong_images), self.draws.columns("wrong_texts", wrong_texts)
 
     def _negatives(
         self,

@@ -15,9 +15,10 @@ from capfilt.models.blip2.model import Blip2
 from capfilt.objectives.collectives import all_reduce_sum, gather, world_size
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
-from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
+from capfilt.objectives.losses.itc_queries import itc_queries
 from capfilt.objectives.losses.itm import Similarities, global_negatives, itm
 from capfilt.objectives.losses.lm import answered, lm, num_targets
+from capfilt.objectives.losses.negatives import negative_weights_among_others
 
 
 def exclude_frozen(task: nn.Module) -> None:
@@ -64,23 +65,29 @@ class Blip2Stage1(Task):
             image = self.model.project_queries(states)
             text = self.model.project_text(self.model.encode_text(ids, mask))
             same_image = image_ids if self.config.itc_targets == "image" else None
-            pairs = itc_queries(image, text, self.model.temperature, self.config.smoothing, same_image)
+            detached = self.config.itc_keys == "detached"
+            pairs = itc_queries(image, text, self.model.temperature, self.config.smoothing, same_image, detached)
             losses["itc"], similar = pairs.loss, (pairs.image_to_text_BN, pairs.text_to_image_BN)
         if "itm" in self.config.losses:
-            to_text, to_image = similar
-            every = gather(image_ids)
-            drawn = (
-                hard_negatives_of_all(to_image, image_ids, every),
-                hard_negatives_of_all(to_text, image_ids, every),
-            )
+            drawn = self.draw(similar, image_ids)
             wrong = global_negatives(self.model, tokens, ids, mask, image_ids, *drawn)
             losses["itm"], metrics["itm_accuracy"] = itm(self.model, ids, mask, keys, wrong)
-            losses["itm"] = losses["itm"] * self.config.weight_of_mean(wrong.num_targets)
+            losses["itm"] = losses["itm"] * self.config.weight_of_mean(wrong.num_targets.to(losses["itm"].dtype))
         if "lm" in self.config.losses:
             logits = self.model.decode(ids, mask, seen)
             losses["lm"] = lm(logits, ids, mask, self.prompt, smoothing=self.config.smoothing)
-            losses["lm"] = losses["lm"] * self.config.weight_of_mean(num_targets(ids, mask, self.prompt))
+            targets = num_targets(ids, mask, self.prompt).to(losses["lm"].dtype)
+            losses["lm"] = losses["lm"] * self.config.weight_of_mean(targets)
         return losses, metrics
+
+    def draw(self, similar: Similarities, image_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the rows of all processes a wrong image for each text and a wrong text for each image, two of [B] indices:
+        the draws `wrong_images` and `wrong_texts`."""
+        to_text, to_image = similar
+        every = gather(image_ids)
+        wrong_images = negative_weights_among_others(to_image, image_ids, every)
+        wrong_texts = negative_weights_among_others(to_text, image_ids, every)
+        return self.draws.columns("wrong_images", wrong_images), self.draws.columns("wrong_texts", wrong_texts)
 
 
 class Blip2Stage2(Task):
@@ -98,7 +105,7 @@ class Blip2Stage2(Task):
         images, ids, mask, _ = batch
         logits, labels = self.model.predict(self.model.encode_image(images), ids, mask, self.prompt)
         loss = answered(logits, labels, self.config.smoothing)
-        return {"lm": loss * self.config.weight_of_mean((labels != -100).sum())}, {}
+        return {"lm": loss * self.config.weight_of_mean((labels != -100).sum().to(loss.dtype))}, {}
 
     def backward_in_chunks(
         self, batch: PairBatch, progress: float, chunks: int, precision: Precision
@@ -113,10 +120,10 @@ class Blip2Stage2(Task):
         for part, count in zip(rows, counts.unbind(), strict=True):
             with precision():
                 losses, _ = self.compute_losses(batch.select(part), progress)
-                share_of_total = count / counts.sum()
+                share_of_total = count.to(losses["lm"].dtype) / counts.sum()
                 loss = self.total({"lm": losses["lm"] * share_of_total})
             loss.backward()
-            whole += losses["lm"].detach() * share_of_total
+            whole = whole + losses["lm"].detach() * share_of_total
         return {"lm": whole}, {}
 
 

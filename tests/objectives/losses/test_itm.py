@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,72 +9,11 @@ from torch import Tensor
 
 from capfilt.models import Blip
 from capfilt.models.layers.image_context import ImageContext
-from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm, global_negatives, hard_negatives, itm, local_negatives
+from capfilt.objectives.draws import Draws
+from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm, global_negatives, itm, local_negatives
+from capfilt.objectives.losses.negatives import negative_weights
 
 MakeBlip = Callable[..., Blip]
-
-
-def chance(observed: list[int], expected: list[float]) -> float:
-    """The p-value of Pearson's chi-square test."""
-    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
-    freedom = torch.tensor((len(observed) - 1) / 2, dtype=torch.double)
-    return float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.double)))
-
-
-class TestHardNegatives:
-    @pytest.mark.parametrize("sure", [False, True])
-    def test_are_drawn_by_softmax_of_similarity_plus_a_ten_thousandth(self, sure: bool) -> None:
-        torch.manual_seed(0)
-        B, draws = 6, 1500
-        # A row that is sure of its own pair leaves the others 4.5e-5, 1.7e-5 and less, where 1e-4 more is much.
-        graded = (-10.0 - torch.arange(B)).repeat(B, 1).fill_diagonal_(0)
-        similarity = graded if sure else torch.randn(B, B) * 2
-        counts = torch.zeros(B, B, dtype=torch.long)
-        for _ in range(draws):
-            counts[torch.arange(B), hard_negatives(similarity, torch.arange(B), torch.arange(B))] += 1
-        assert counts.diagonal().tolist() == [0] * B
-        for row in range(B):
-            others = [c for c in range(B) if c != row]
-            total = sum(math.exp(x) for x in similarity[row].tolist())
-            weights = [math.exp(float(similarity[row, c])) / total + 1e-4 for c in others]
-            expected = [draws * w / sum(weights) for w in weights]
-            assert chance(counts[row, others].tolist(), expected) > 1e-3
-
-    def test_what_underflows_is_drawn_evenly(self) -> None:
-        """A row so sure of itself that nothing else has a probability: without 1e-4 there is nothing to draw."""
-        torch.manual_seed(0)
-        B = 5
-        counts = torch.zeros(B, B, dtype=torch.long)
-        for _ in range(1000):
-            counts[torch.arange(B), hard_negatives(torch.eye(B) * 1000, torch.arange(B), torch.arange(B))] += 1
-        for row in range(B):
-            others = [c for c in range(B) if c != row]
-            assert chance(counts[row, others].tolist(), [1000 / 4] * 4) > 1e-3
-
-    def test_one_image_is_never_a_negative_of_itself(self) -> None:
-        torch.manual_seed(0)
-        image_ids = torch.tensor([0, 1, 0, 2, 1, 0, 3])
-        similarity = torch.where(image_ids[:, None] == image_ids[None, :], 50.0, 0.0)  # the temptation is great
-        drawn = torch.stack([hard_negatives(similarity, image_ids, image_ids) for _ in range(300)])
-        assert not (image_ids[drawn] == image_ids).any()
-        assert {int(c) for c in drawn[:, 0]} == {1, 3, 4, 6}
-
-    def test_two_rows_are_each_other_s(self) -> None:
-        assert hard_negatives(torch.zeros(2, 2), torch.arange(2), torch.arange(2)).tolist() == [1, 0]
-
-    @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
-    def test_similarities_that_are_not_finite_are_no_crash(self, wrong: float) -> None:
-        similarity = torch.randn(3, 3)
-        similarity[1] = wrong
-        drawn = hard_negatives(similarity, torch.arange(3), torch.arange(3))
-        assert not (drawn == torch.arange(3)).any()
-
-    @pytest.mark.parametrize("B", [1, 4])
-    def test_a_batch_of_one_image_is_no_crash(self, B: int) -> None:
-        one = torch.zeros(B, dtype=torch.long)
-        drawn = hard_negatives(torch.randn(B, B), one, one)
-        assert drawn.shape == (B,)
-        assert ((drawn >= 0) & (drawn < B)).all()
 
 
 class TestItm:
@@ -111,16 +49,15 @@ class TestItm:
         pairs += [(i, int(wrong_texts[i]), 0) for i in range(self.B)]
         pairs += [(int(wrong_images[i]), i, 0) for i in range(self.B)]
         wanted = self.slow(model, ids, slow, pairs)
-        # The ITM loss itself is taken in fp32.
-        torch.testing.assert_close(loss.double(), wanted, atol=1e-6, rtol=0)
+        torch.testing.assert_close(loss, wanted)
         loss.backward()
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
         wanted.backward()
-        torch.testing.assert_close(fast.grad, slow.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(fast.grad, slow.grad)
         for name, p in model.named_parameters():
             if p.grad is not None:
-                torch.testing.assert_close(found[name], p.grad, atol=1e-6, rtol=1e-5)
+                torch.testing.assert_close(found[name], p.grad)
         right = sum(self.judged(model, ids, tokens, image, text) == label for image, text, label in pairs)
         assert float(accuracy) == pytest.approx(right / 12)
         assert 0 < right < 12
@@ -162,11 +99,11 @@ class TestItm:
     def test_a_pair_that_cannot_be_wrong_is_left_out(self, small_blip: MakeBlip) -> None:
         model, ids, mask, tokens = self.case(small_blip)
         image_ids = torch.zeros(self.B, dtype=torch.long)
-        drawn = hard_negatives(torch.zeros(self.B, self.B), image_ids, image_ids)
+        drawn = Draws().columns("", negative_weights(torch.zeros(self.B, self.B), image_ids, image_ids))
         keys = model.image_context(tokens, "encoder")
         loss, accuracy = itm(model, ids, mask, keys, local_negatives(ids, mask, keys, image_ids, drawn, drawn))
         wanted = self.slow(model, ids, tokens, [(i, i, 1) for i in range(self.B)])
-        torch.testing.assert_close(loss.double(), wanted, atol=1e-6, rtol=0)
+        torch.testing.assert_close(loss, wanted)
         right = sum(self.judged(model, ids, tokens, i, i) for i in range(self.B))
         assert float(accuracy) == pytest.approx(right / self.B)
 

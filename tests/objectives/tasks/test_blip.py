@@ -10,10 +10,11 @@ from torch import Tensor
 from capfilt.models import Blip
 from capfilt.models.layers.config import Share
 from capfilt.objectives.config import NEEDS, ObjectivesConfig
+from capfilt.objectives.draws import GivenDraws
 from capfilt.objectives.interface import PairBatch
-from capfilt.objectives.losses.itm import hard_negatives, itm, local_negatives
+from capfilt.objectives.losses.itm import itm, local_negatives
 from capfilt.objectives.losses.lm import lm
-from capfilt.objectives.tasks import blip as step_module
+from capfilt.objectives.losses.negatives import negative_weights
 from capfilt.objectives.tasks.blip import BlipPretraining
 
 MakeBlip = Callable[..., Blip]
@@ -33,28 +34,22 @@ def config(**losses: float) -> ObjectivesConfig:
 
 
 @pytest.mark.parametrize("share", ["all", "all_but_cross_attention", "all_but_self_attention", "none"])
-def test_all_together_are_what_they_are_alone(
-    small_blip: MakeBlip, batch: tuple[Tensor, ...], share: Share, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_together_are_what_they_are_alone(small_blip: MakeBlip, batch: tuple[Tensor, ...], share: Share) -> None:
     images, ids, mask, image_ids = batch
-    drawn: list[tuple[Tensor, Tensor]] = []
-
-    def noted(similarity: Tensor, of: Tensor, among: Tensor) -> Tensor:
-        drawn.append((similarity, hard_negatives(similarity, of, among)))
-        return drawn[-1][1]
-
-    monkeypatch.setattr(step_module, "hard_negatives", noted)
-    torch.manual_seed(0)
+    wrong_images, wrong_texts = torch.tensor([3, 0, 1, 4, 2]), torch.tensor([1, 2, 0, 0, 3])
+    draws = GivenDraws(wrong_images=wrong_images, wrong_texts=wrong_texts)
     learner = BlipPretraining(small_blip(share=share), config(itc=1.0, itm=1.0, lm=1.0)).eval()
+    learner.draws = draws
     losses, figures = learner(PairBatch(*batch), progress=0.5)
     model = learner.model
     tokens = model.encode_image(images)
     image, text = model.project_image(tokens), model.project_text(model.encode_text(ids, mask))
-    # The momentum copy equals the model here. A text looks for its wrong image first, then an image for its text.
-    torch.testing.assert_close(drawn[0][0], (text @ image.T / 0.07).detach())
-    torch.testing.assert_close(drawn[1][0], (image @ text.T / 0.07).detach())
+    # The momentum copy equals the model here. A wrong image is drawn by what a text is similar to, and the other way.
+    for name, similarity in (("wrong_images", text @ image.T), ("wrong_texts", image @ text.T)):
+        weights = negative_weights(similarity.detach() / 0.07, image_ids, image_ids)
+        torch.testing.assert_close(draws.weights[name], weights)
     keys = model.image_context(tokens, "encoder")
-    wrong = local_negatives(ids, mask, keys, image_ids, drawn[0][1], drawn[1][1])
+    wrong = local_negatives(ids, mask, keys, image_ids, wrong_images, wrong_texts)
     wanted, accuracy = itm(model, ids, mask, keys, wrong)
     torch.testing.assert_close(losses["itm"], wanted)
     assert figures == {"itm_accuracy": accuracy}
@@ -104,18 +99,13 @@ def test_the_temperature_is_clamped_in_place_and_still_learned(
     assert learner.model.temperature.grad.item() != 0
 
 
-def test_without_itc_any_other_image_may_be_the_wrong_one(
-    small_blip: MakeBlip, batch: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = []
-    monkeypatch.setattr(step_module, "hard_negatives", lambda *a: drawn.append(hard_negatives(*a)) or drawn[-1])
+def test_without_itc_any_other_image_may_be_the_wrong_one(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
     learner = BlipPretraining(small_blip(), config(itm=1.0))
-    torch.manual_seed(0)
-    for _ in range(40):
-        learner(PairBatch(*batch), progress=0.0)
-    seen = torch.stack(drawn)
-    assert {int(c) for c in seen[:, 0]} == {1, 2, 3, 4}
-    assert not (seen == torch.arange(B)).any()
+    drawn = learner.draws = GivenDraws(wrong_images=torch.arange(B).roll(1), wrong_texts=torch.arange(B).roll(1))
+    learner(PairBatch(*batch), progress=0.0)
+    for weights in drawn.weights.values():
+        torch.testing.assert_close(weights, (torch.full((B, B), 1 / B + 1e-4)).fill_diagonal_(0))
+    assert len(drawn.weights) == 2
 
 
 def test_the_smoothing_of_the_recipe_reaches_the_loss(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
@@ -170,26 +160,26 @@ def test_the_queue_remembers_images_where_targets_ask_for_them(small_blip: MakeB
 
 @pytest.mark.parametrize("by", ["momentum", "online"])
 def test_negatives_are_as_hard_as_the_features_say_that_are_asked(
-    small_blip: MakeBlip, batch: tuple[Tensor, ...], by: str, monkeypatch: pytest.MonkeyPatch
+    small_blip: MakeBlip, batch: tuple[Tensor, ...], by: str
 ) -> None:
     """BLIP's pretraining asks momentum features, its retrieval fine-tuning the online ones."""
-    seen: list[Tensor] = []
-    monkeypatch.setattr(step_module, "hard_negatives", lambda *a: seen.append(a[0]) or hard_negatives(*a))
     options = ObjectivesConfig(losses={"itc": 1.0, "itm": 1.0}, queue=10, negatives_by=by)
     learner = BlipPretraining(small_blip(), options).eval()
     assert learner.momentum is not None
     learner.momentum.model = small_blip(seed=1, roles=("encoder",))
+    draws = learner.draws = GivenDraws(wrong_images=torch.arange(B).roll(1), wrong_texts=torch.arange(B).roll(2))
     learner(PairBatch(*batch), progress=0.0)
-    images, ids, mask, _ = batch
+    images, ids, mask, image_ids = batch
     model, other = learner.model, learner.momentum.model if by == "momentum" else learner.model
     image, text = model.project_image(model.encode_image(images)), model.project_text(model.encode_text(ids, mask))
     keys_image, keys_text = (
         other.project_image(other.encode_image(images)),
         other.project_text(other.encode_text(ids, mask)),
     )
-    torch.testing.assert_close(seen[0], (text @ keys_image.T / 0.07).detach())
-    torch.testing.assert_close(seen[1], (image @ keys_text.T / 0.07).detach())
-    assert not seen[0].requires_grad
+    for name, similarity in (("wrong_images", text @ keys_image.T), ("wrong_texts", image @ keys_text.T)):
+        weights = negative_weights(similarity.detach() / 0.07, image_ids, image_ids)
+        torch.testing.assert_close(draws.weights[name], weights)
+        assert not draws.weights[name].requires_grad
 
 
 def test_alone_the_negatives_of_all_are_one_s_own(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.draws import GivenDraws
 from capfilt.objectives.interface import PairBatch
-from capfilt.objectives.losses.itc_queries import hard_negatives_of_all, itc_queries
+from capfilt.objectives.losses.itc_queries import itc_queries
 from capfilt.objectives.losses.itm import itm, local_negatives
 from capfilt.objectives.losses.lm import answered, lm
-from capfilt.objectives.tasks import blip2 as stages
+from capfilt.objectives.losses.negatives import negative_weights_among_others
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2
@@ -33,29 +34,24 @@ def config(**losses: float) -> ObjectivesConfig:
     return ObjectivesConfig(losses=losses, queue=0)
 
 
-def test_the_first_stage_asks_all_three_as_they_are_alone(
-    small_blip2: MakeBlip2, batch: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_stage_asks_all_three_as_they_are_alone(small_blip2: MakeBlip2, batch: tuple[Tensor, ...]) -> None:
     images, ids, mask, image_ids = batch
-    drawn: list[tuple[Tensor, Tensor]] = []
-
-    def noted(similarity: Tensor, of: Tensor, among: Tensor) -> Tensor:
-        drawn.append((similarity, hard_negatives_of_all(similarity, of, among)))
-        return drawn[-1][1]
-
-    monkeypatch.setattr(stages, "hard_negatives_of_all", noted)
+    wrong_images, wrong_texts = torch.tensor([3, 0, 1, 4, 2]), torch.tensor([1, 2, 0, 0, 3])
     learner = Blip2Stage1(small_blip2(), config(itc=1.0, itm=1.0, lm=1.0)).train()
+    draws = learner.draws = GivenDraws(wrong_images=wrong_images, wrong_texts=wrong_texts)
     losses, figures = learner(PairBatch(*batch), progress=0.5)
     model = learner.model
     tokens = model.encode_image(images)
     image, text = model.project_image(tokens), model.project_text(model.encode_text(ids, mask))
     pairs = itc_queries(image, text, model.temperature)
     torch.testing.assert_close(losses["itc"], pairs.loss)
-    # A text looks for its wrong image first, then an image for its text.
-    torch.testing.assert_close([drawn[0][0], drawn[1][0]], [pairs.text_to_image_BN, pairs.image_to_text_BN])
+    # A wrong image is drawn by what a text is similar to, and the other way.
+    for name, similarity in (("wrong_images", pairs.text_to_image_BN), ("wrong_texts", pairs.image_to_text_BN)):
+        weights = negative_weights_among_others(similarity, image_ids, image_ids)
+        torch.testing.assert_close(draws.weights[name], weights)
     keys = model.image_context(tokens, "encoder")
     wanted, accuracy = itm(
-        model, ids, mask, keys, local_negatives(ids, mask, keys, image_ids, drawn[0][1], drawn[1][1])
+        model, ids, mask, keys, local_negatives(ids, mask, keys, image_ids, wrong_images, wrong_texts)
     )
     torch.testing.assert_close([losses["itm"], figures["itm_accuracy"]], [wanted, accuracy])
     written = model.decode(ids, mask, model.image_context(tokens, "decoder"))

@@ -1,0 +1,13 @@
+"""Number formats in which losses and unit vectors are taken: fp32, whatever a model computes in, and float64 for a
+model in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` as it is in float64, and in fp32 whatever else it is: half precision is too coarse for a softmax over
+    similarities, and integers are counts."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
