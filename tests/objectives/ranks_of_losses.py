@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from capfilt.objectives.collectives import gather, rank, world_size
+from capfilt.objectives.draws import GivenDraws
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.losses.itc_queries import itc_queries
@@ -35,6 +36,21 @@ def loss_of_features(task: dict[str, Any], of: int) -> dict[str, Any]:
         "loss": pairs.loss.detach(),
         "gradients": (image.grad, text.grad, temperature.grad),
         "pairs": (pairs.image_to_text_BN, pairs.text_to_image_BN),
+        "targets": pairs[3:],
+    }
+
+
+def steps_with_own_keys(task: dict[str, Any], of: int) -> dict[str, Any]:
+    """Two steps whose keys are this rank's own and the queue, negatives drawn from all ranks."""
+    learner = task["learner with own keys"].train()
+    draws = learner.draws = GivenDraws(**{name: half(x, of) for name, x in task["drawn"].items()})
+    for _ in range(2):
+        images, *texts = (half(x, of) for x in task["batch"])
+        losses, _ = learner(PairBatch(images.double(), *texts), progress=0.5)
+    return {
+        "losses": {name: loss.detach() for name, loss in losses.items()},
+        "weights": draws.weights,
+        "queue": learner.momentum.queue_text,
     }
 
 
@@ -53,10 +69,11 @@ def steps_of_learner(task: dict[str, Any], of: int) -> dict[str, Any]:
     }
 
 
-def loss_of_queries(task: dict[str, Any], of: int) -> dict[str, Any]:
+def loss_of_queries(task: dict[str, Any], of: int, detached: bool = False) -> dict[str, Any]:
     """BLIP-2's ITC of this rank's half, and its gradients as they are before ranks are averaged."""
-    image, text, heat = (x.requires_grad_() for x in (*(half(x, of) for x in task["queries"]), task["temperature"]))
-    pairs = itc_queries(image, text, heat, image_ids_B=half(task["pairs"]["groups"], of))
+    every = [*(half(x, of) for x in task["queries"]), task["temperature"].clone()]
+    image, text, heat = (x.requires_grad_() for x in every)
+    pairs = itc_queries(image, text, heat, image_ids_B=half(task["pairs"]["groups"], of), detached=detached)
     pairs.loss.backward()
     return {"loss": pairs.loss.detach(), "gradients": (image.grad, text.grad, heat.grad), "pairs": pairs[1:]}
 
@@ -103,7 +120,9 @@ def main(of: int, folder: Path) -> None:
         "features": loss_of_features(task, of),
         "learner": steps_of_learner(task, of),
         "itm": itm_of_all(task, of),
+        "own keys": steps_with_own_keys(task, of),
         "queries": loss_of_queries(task, of),
+        "detached queries": loss_of_queries(task, of, detached=True),
         "first_stage": step_of_first_stage(task, of),
         "itm of BLIP-2": itm_of_all({**task, "matcher": task["matcher of BLIP-2"]}, of),
     }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.collectives import gather, rank, world_size
 from capfilt.objectives.config import ObjectivesConfig
+from capfilt.objectives.draws import GivenDraws
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.losses.itc import itc
 from capfilt.objectives.losses.itc_queries import itc_queries
@@ -37,12 +38,17 @@ def task(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) -> 
     torch.manual_seed(0)
     config = ObjectivesConfig(losses={"itc": 1.0}, queue=Q, momentum=0.5)
     ids = torch.randint(4, 190, (B, 7))
+    own_keys = ObjectivesConfig(
+        losses={"itc": 1.0, "itm": 1.0}, queue=Q, momentum=0.5, itc_keys="rank", negatives="all", negatives_epsilon=0.0
+    )
     return {
         "features": [unit(B, P) for _ in range(4)],
         "queues": [unit(Q, P) for _ in range(2)],
         "temperature": torch.tensor(0.07, dtype=torch.double),
         # ITC alone: nothing reaches the match head and the cross-attention.
         "learner": BlipPretraining(small_blip(roles=("encoder",)), config),
+        "learner with own keys": BlipPretraining(small_blip(roles=("encoder",)), own_keys).double(),
+        "drawn": {"wrong_images": torch.arange(B).roll(3), "wrong_texts": torch.arange(B).roll(-2)},
         "batch": [torch.randn(B, 3, 16, 16), ids, torch.ones_like(ids), torch.arange(B)],
         "matcher": small_blip(roles=("encoder",)).double(),
         "pairs": pairs_across_ranks(ids),
@@ -111,6 +117,40 @@ def test_similarities_are_to_the_keys_of_all_ranks(task: dict[str, Any], answers
         torch.testing.assert_close(text_to_image, text[own] @ momentum_image.T / task["temperature"])
 
 
+def test_targets_are_over_the_keys_of_all_ranks(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    whole = itc(*task["features"], *task["queues"], task["temperature"], 0.4)
+    for i in range(2):
+        targets = [answer["features"]["targets"][i] for answer in answers]
+        torch.testing.assert_close(torch.cat(targets), whole[3 + i])
+
+
+def test_own_keys_are_those_of_a_process_that_trains_by_itself(
+    task: dict[str, Any], answers: list[dict[str, Any]]
+) -> None:
+    """As the released BLIP has it: two processes whose ITC knows nothing of the other but by the queue, which both fill
+    with the features of both. ITM draws from the pairs of both by what they have in common, all the same."""
+    learner = copy.deepcopy(task["learner with own keys"]).train()
+    images, ids, mask, image_ids = task["batch"]
+    whole = PairBatch(images.double(), ids, mask, image_ids)
+    draws = learner.draws = GivenDraws(**task["drawn"])
+    learner(whole, progress=0.5)
+    before = copy.deepcopy(learner)
+    losses, _ = learner(whole, progress=0.5)
+    assert learner.momentum is not None
+    for of, answer in enumerate(answers):
+        half = slice(of * B // 2, (of + 1) * B // 2)
+        alone = copy.deepcopy(before)
+        alone.draws = GivenDraws(wrong_images=torch.arange(B // 2), wrong_texts=torch.arange(B // 2))
+        wanted, _ = alone(whole.select(half), progress=0.5)
+        torch.testing.assert_close(answer["own keys"]["losses"]["itc"], wanted["itc"].detach())
+        assert abs(float(wanted["itc"].detach() - losses["itc"].detach())) > 0.05
+        torch.testing.assert_close(answer["own keys"]["queue"], learner.momentum.queue_text)
+        for name, rows in answer["own keys"]["weights"].items():
+            torch.testing.assert_close(rows, draws.weights[name][half])
+    mean = sum(answer["own keys"]["losses"]["itm"] for answer in answers) / 2
+    torch.testing.assert_close(mean, losses["itm"].detach())
+
+
 def test_steps_of_two_ranks_are_those_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     learner = copy.deepcopy(task["learner"]).train()
     for progress in (0.02, 0.05):
@@ -141,6 +181,36 @@ def test_itc_of_queries_has_the_gradients_of_one_process(task: dict[str, Any], a
     torch.testing.assert_close((found[0]["gradients"][2] + found[1]["gradients"][2]) / 2, heat.grad)
     for i in range(2):
         torch.testing.assert_close(torch.cat([f["pairs"][i] for f in found]), whole[1 + i])
+
+
+def test_detached_keys_carry_no_gradient_to_any_rank(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    """As LAVIS gathers them: the value is that of all, the gradients are of a process's own rows as queries alone."""
+    image, text, heat = (x.clone().requires_grad_() for x in (*task["queries"], task["temperature"]))
+    keys_image, keys_text = image.detach(), text.detach()
+    to_text = torch.einsum("bqp,np->bqn", image, keys_text).amax(dim=1) / heat
+    to_image = torch.einsum("nqp,bp->bnq", keys_image, text).amax(dim=2) / heat
+    groups = task["pairs"]["groups"]
+    same = (groups[:, None] == groups[None, :]).double()
+    target = 0.9 * same / same.sum(dim=1, keepdim=True) + 0.1 / B
+    loss = -(target * (to_text.log_softmax(dim=1) + to_image.log_softmax(dim=1))).sum() / (2 * B)
+    loss.backward()
+    found = [answer["detached queries"] for answer in answers]
+    torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, loss.detach())
+    for i, wanted in enumerate((image.grad, text.grad)):
+        torch.testing.assert_close(torch.cat([f["gradients"][i] for f in found]) / 2, wanted, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close((found[0]["gradients"][2] + found[1]["gradients"][2]) / 2, heat.grad)
+    for f, answer in zip(found, answers, strict=True):
+        assert not torch.allclose(f["gradients"][1], answer["queries"]["gradients"][1], rtol=0.05)
+
+
+def test_alone_even_detached_keys_have_gradients(task: dict[str, Any]) -> None:
+    """What LAVIS' gathering does without torch.distributed: it returns what it is given."""
+    found = []
+    for detached in (True, False):
+        image, text, heat = (x.clone().requires_grad_() for x in (*task["queries"], task["temperature"]))
+        itc_queries(image, text, heat, detached=detached).loss.backward()
+        found.append(text.grad)
+    torch.testing.assert_close(*found, atol=0, rtol=0)
 
 
 def test_a_step_of_the_first_stage_is_that_of_one_process(task: dict[str, Any], answers: list[dict[str, Any]]) -> None:

@@ -38,9 +38,7 @@ def unsupported(architecture: Blip2Config, config: ObjectivesConfig, micro_batch
     if given := [name for name in MOMENTUM_FIELDS if getattr(config, name) != getattr(default, name)]:
         return f"objectives.{given[0]} is of BLIP's momentum copy, which BLIP-2 does not have: leave it out."
     if config.itc_keys == "rank":
-        return (
-            "objectives.itc_keys is rank, which is of BLIP's momentum features; for BLIP-2 there are all and detached."
-        )
+        return "objectives.itc_keys is rank, which is for BLIP's momentum features: set it to all or detached."
     if micro_batches > 1 and architecture.language is None:
         return (
             f"micro_batches is {micro_batches}, and BLIP-2's first stage compares all queries with all texts of the "

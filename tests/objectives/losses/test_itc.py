@@ -78,6 +78,19 @@ def test_its_similarities_are_of_the_batch_alone_online_query_by_momentum_key() 
     assert not pairs.image_to_text_BN.requires_grad
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_its_targets_are_over_the_batch_and_the_queue(alpha: float) -> None:
+    _, _, m_image, m_text, q_image, q_text, _ = every = inputs(B=3, Q=5)
+    pairs = itc(*every, alpha)
+    for found, slow, keys in (
+        (pairs.image_to_text_target_BK, m_image, torch.cat([m_text, q_text])),
+        (pairs.text_to_image_target_BK, m_text, torch.cat([m_image, q_image])),
+    ):
+        wanted = alpha * (slow @ keys.T / 0.07).softmax(dim=1) + (1 - alpha) * torch.eye(3, 8)
+        torch.testing.assert_close(found, wanted)
+        assert not found.requires_grad
+
+
 def test_autocast_does_not_blunt_the_cosines() -> None:
     every = [x.detach().float() for x in inputs(B=16, Q=32)]
     exact = itc(*every, 0.4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,35 @@ def test_negatives_are_as_hard_as_the_features_say_that_are_asked(
         weights = negative_weights(similarity.detach() / 0.07, image_ids, image_ids)
         torch.testing.assert_close(draws.weights[name], weights)
         assert not draws.weights[name].requires_grad
+
+
+def test_alpha_may_be_set(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:
+    """In the place of what the ramp says."""
+    options: dict[str, Any] = {"losses": {"itc": 1.0}, "queue": 10, "momentum": 1.0}
+    flat: dict[str, Any] = {"alpha": 0.3, "alpha_ramp": 0.0}
+    found = []
+    for alpha, settings in ((0.3, {}), (None, flat), (None, {})):
+        torch.manual_seed(0)
+        learner = BlipPretraining(small_blip(), ObjectivesConfig(**options, **settings)).train()
+        assert learner.momentum is not None
+        learner.momentum.model = small_blip(seed=1, roles=("encoder",))
+        learner.alpha = alpha
+        found.append(learner(PairBatch(*batch), progress=0.0)[0]["itc"].item())
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(("options", "least"), [({}, 1e-4), ({"negatives_epsilon": 0.0}, 0.0)])
+def test_the_recipe_says_what_is_added_to_weights(
+    small_blip: MakeBlip, batch: tuple[Tensor, ...], options: dict[str, Any], least: float
+) -> None:
+    losses = {"itc": 1.0, "itm": 1.0}
+    learner = BlipPretraining(small_blip(), ObjectivesConfig(losses=losses, queue=10, **options)).eval()
+    draws = learner.draws = GivenDraws(wrong_images=torch.arange(B).roll(1), wrong_texts=torch.arange(B).roll(2))
+    with torch.no_grad():
+        learner.model.temperature.fill_(0.001)  # one column has it all
+    learner(PairBatch(*batch), progress=0.0)
+    for weights in draws.weights.values():
+        assert float(weights[~torch.eye(B, dtype=torch.bool)].min()) == pytest.approx(least)
 
 
 def test_alone_the_negatives_of_all_are_one_s_own(small_blip: MakeBlip, batch: tuple[Tensor, ...]) -> None:

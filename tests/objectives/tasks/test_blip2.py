@@ -121,4 +121,8 @@ def test_what_would_be_passed_over_is_named(small_blip2: MakeBlip2, small_blip: 
     assert "objectives.queue is 57600" in unsupported(blip2, ObjectivesConfig())
     assert "objectives.alpha " in unsupported(blip2, ObjectivesConfig(queue=0, alpha=0.1))
     assert "objectives.negatives " in unsupported(blip2, ObjectivesConfig(queue=0, negatives="all"))
-    assert unsupported(small_blip().config, ObjectivesConfig(alpha=0.1)) == ""
+    assert "objectives.negatives_epsilon " in unsupported(blip2, ObjectivesConfig(queue=0, negatives_epsilon=0.0))
+    assert unsupported(blip2, ObjectivesConfig(queue=0, itc_keys="detached")) == ""
+    assert "itc_keys is rank" in unsupported(blip2, ObjectivesConfig(queue=0, itc_keys="rank"))
+    assert unsupported(small_blip().config, ObjectivesConfig(alpha=0.1, itc_keys="rank")) == ""
+    assert "itc_keys is detached" in unsupported(small_blip().config, ObjectivesConfig(itc_keys="detached"))
