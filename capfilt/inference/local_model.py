@@ -52,7 +52,7 @@ def same_vision(a: Model, b: Model) -> bool:
 
 
 def same_modules(one: list[torch.nn.Module] | None, two: list[torch.nn.Module] | None) -> bool:
-    """Whether two lists hold modules of equal weights; not where a model names none to compare."""
+    """Whether two lists hold modules of equal weights and epsilons; not where a model names none to compare."""
     if not one or not two or len(one) != len(two):
         return False
     return all(_same(a, b) for a, b in zip(one, two, strict=True))
@@ -60,4 +60,10 @@ def same_modules(one: list[torch.nn.Module] | None, two: list[torch.nn.Module] |
 
 def _same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     one, two = a.state_dict(), b.state_dict()
+    if _epsilons(a) != _epsilons(b):
+        return False
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _epsilons(module: torch.nn.Module) -> list[float]:
+    return [part.eps for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.data.images.augment import AugmentConfig
 from capfilt.data.loading.config import LoaderConfig
 from capfilt.inference.config import Precision
@@ -37,6 +37,9 @@ class OptimizerConfig(Config):
     """Share of the steps over which the rate grows linearly from `warmup_lr`."""
     warmup_lr: float = Field(default=0.0, ge=0)
     """Where the warm-up begins; BLIP: 1e-6."""
+    warmup_first: Literal[1, 0] = added(1)
+    """The number of the first step of the warm-up: 1, and the last of W steps has the peak; or 0 as in the released
+    codes of BLIP and LAVIS, whose first step is at `warmup_lr`, and whose warm-up ends with the first of `epochs`."""
     decay: Literal["cosine", "epoch_cosine", "exponential", "constant"] = "cosine"
     """"epoch_cosine" is the cosine of BLIP's fine-tuning: one rate for each of `epochs`, and no warm-up in it."""
     rate: float = Field(default=0.9, gt=0, le=1)
@@ -46,6 +49,8 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.05, ge=0)
     decay_vectors: bool = True
     """Whether biases, norms and other vectors decay too: in BLIP's code they do, in BLIP-2's not."""
+    decay_scalars: bool | None = added(None)
+    """Whether single numbers decay, as the temperature is; null: as vectors do. In BLIP-2's code they do."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""

@@ -19,6 +19,8 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in (p for p in module.parameters() if p.requires_grad):
         decays = config.decay_vectors or p.ndim >= 2
+        if p.ndim == 0 and config.decay_scalars is not None:
+            decays = config.decay_scalars
         # One update of many parameters takes those that FSDP has cut, or those that are whole, not both.
         groups.setdefault((decays, isinstance(p, DTensor)), []).append(p)
     given = [
@@ -31,12 +33,14 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The learning rate of `step` (from 0) of `steps`."""
-    warmup = max(1, round(config.warmup * steps))
-    if step < warmup:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * (step + 1) / warmup
+    first, epoch = config.warmup_first, step * config.epochs // steps
+    warmup = max(first, round(config.warmup * steps))
+    # The released codes warm up inside epoch 0 alone, whether the peak is reached in it or not.
+    cut_off = first == 0 and epoch > 0 and config.decay in ("epoch_cosine", "exponential")
+    if step < warmup and not cut_off:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (step + first) / warmup
     if config.decay == "constant":
         return config.lr
-    epoch = step * config.epochs // steps
     if config.decay in ("cosine", "epoch_cosine"):
         even = (step - warmup) / max(1, steps - warmup)
         done = even if config.decay == "cosine" else epoch / config.epochs

@@ -161,6 +161,8 @@ class TestWorkIsDoneOnce:
         again = copy.deepcopy(both)
         assert same_vision(both, again)
         assert same_context(both, again)
+        again.vision.norm.eps *= 10  # type: ignore[operator, union-attr]
+        assert not same_vision(both, again)
         with torch.no_grad():
             again.text.layers[1].cross_attention.of("encoder").block.value.bias[0] += 1
         assert not same_context(both, again)

@@ -115,6 +115,53 @@ def test_vectors_may_be_spared_and_frozen_towers_are_in_no_group(small_blip2: Ca
         assert sorted(found) == sorted(map(id, trained))
 
 
+@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize("scalars", [True, False, None])
+def test_single_numbers_decay_as_vectors_do_or_as_is_said(
+    small_blip2: Callable[..., Blip2], vectors: bool, scalars: bool | None
+) -> None:
+    """LAVIS spares what has one dimension, and the temperature has none."""
+    model = small_blip2()
+    groups = make_optimizer(model, OptimizerConfig(decay_vectors=vectors, decay_scalars=scalars)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay[id(model.temperature)] == (0.05 if (vectors if scalars is None else scalars) else 0.0)
+    assert decay[id(model.vision_norm.weight)] == (0.05 if vectors else 0.0)
+    assert decay[id(model.match_head.weight)] == 0.05
+
+
+def released_rate(step: int, epoch_steps: int, warmup: int, config: OptimizerConfig) -> float:
+    """As BLIP's and LAVIS' loops set it before a step: a warm-up inside epoch 0, else the epoch's rate."""
+    epoch = step // epoch_steps
+    if epoch == 0 and warmup:
+        return min(config.lr, config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup)
+    if config.decay == "exponential":
+        return max(config.min_lr, config.lr * config.rate**epoch)
+    return (config.lr - config.min_lr) * 0.5 * (1.0 + math.cos(math.pi * epoch / config.epochs)) + config.min_lr
+
+
+@pytest.mark.parametrize("decay", ["exponential", "epoch_cosine"])
+@pytest.mark.parametrize("warmup", [0, 3, 10, 14])
+def test_the_released_schedules_count_from_nought(decay: str, warmup: int) -> None:
+    """The warm-up of 14 steps is cut off by the end of an epoch of 10."""
+    config = OptimizerConfig(
+        lr=1e-3, min_lr=1e-5, warmup=warmup / 40, warmup_lr=1e-6, warmup_first=0, decay=decay, epochs=4
+    )
+    wanted = [released_rate(step, 10, warmup, config) for step in range(40)]
+    assert rates(config, 40) == pytest.approx(wanted, rel=1e-12)
+    assert wanted[0] == (1e-6 if warmup else 1e-3)
+
+
+def test_other_schedules_may_count_from_nought_too() -> None:
+    found = rates(PLAIN.model_copy(update={"warmup_first": 0}), 100)
+    assert found[:11] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+
+
+def test_newer_options_are_in_no_dump_at_their_defaults() -> None:
+    """Or the fingerprints of trainings that never heard of them would change."""
+    assert not {"warmup_first", "decay_scalars"} & OptimizerConfig().model_dump().keys()
+    assert not {"itc_keys", "negatives_epsilon"} & ObjectivesConfig().model_dump().keys()
+
+
 def test_fused_adamw_is_for_gpus() -> None:
     """On a CPU its last bits are others: golden curves and figures would be, too."""
     torch.manual_seed(0)

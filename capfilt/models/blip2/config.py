@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.errors import ModelError
 from capfilt.models.layers.config import BertConfig, VisionConfig
 from capfilt.models.layers.towers import TowersConfig
-from capfilt.models.limits import MAX_DEPTH, MAX_ENTRIES, Depth, Positions, Temperature, Width
+from capfilt.models.limits import MAX_DEPTH, MAX_ENTRIES, Depth, Epsilon, Positions, Temperature, Width
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,8 @@ class Blip2Config(TowersConfig):
     family: Literal["blip2"] = "blip2"
     vision: VisionConfig
     """Frozen. Its own final norm is left out: a trained one takes its place (`vision_norm`)."""
+    vision_norm_eps: Epsilon | None = added(None)
+    """Epsilon of that norm: null is the tower's, as in transformers; in LAVIS it is 1e-5."""
     text: QFormerConfig
     """The Q-Former."""
     projection: Width = 256

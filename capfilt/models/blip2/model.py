@@ -38,7 +38,8 @@ class Blip2(Model):
         super().__init__()
         self.config = config
         self.vision = VisionTransformer(config.vision)
-        self.vision_norm = nn.LayerNorm(config.vision.width, eps=config.vision.layer_norm_eps)
+        eps = config.vision_norm_eps
+        self.vision_norm = nn.LayerNorm(config.vision.width, eps=config.vision.layer_norm_eps if eps is None else eps)
         self.text = QFormer(config.text, config.vision.width)
         if config.compares:
             self.image_projection = nn.Linear(config.text.width, config.projection)

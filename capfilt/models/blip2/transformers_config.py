@@ -161,6 +161,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
         held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
     return Blip2Config(
         vision=vision_tower(vision, source, key_bias=False, final_norm=False),
+        vision_norm_eps=config.get("vision_norm_eps"),
         text=QFormerConfig(
             vocab_size=text["vocab_size"],
             width=text["hidden_size"],
@@ -259,6 +260,8 @@ def describe(config: Blip2Config, temperature: float) -> dict[str, Any]:
             "use_qformer_text_input": bool(text.roles),
         },
     }
+    if config.vision_norm_eps is not None:  # transformers has the tower's, and passes over this
+        described["vision_norm_eps"] = config.vision_norm_eps
     if language is not None:
         described["text_config"] = {"model_type": language.kind, **language.settings}
         described["image_token_index"] = language.for_images

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from capfilt import presets
 from capfilt.models import Blip2, Blip2Config, build, read_architecture
+from capfilt.models.blip2 import transformers_config
 
 MakeBlip2 = Callable[..., Blip2]
 
@@ -33,6 +35,21 @@ def test_as_many_weights_as_published(name: str, trained: int | None) -> None:
     tower = [*model.vision.parameters(), *model.vision_norm.parameters()]
     assert sum(p.numel() for p in tower) == 985_952_256
     assert not any(p.requires_grad for p in model.vision.parameters())
+
+
+@pytest.mark.parametrize(("set_to", "eps"), [(None, 1e-6), (1e-5, 1e-5)])
+def test_the_norm_behind_the_tower_has_the_tower_s_epsilon_or_lavis(
+    small_blip2: MakeBlip2, set_to: float | None, eps: float
+) -> None:
+    config = Blip2Config(**{**small_blip2(roles=("encoder",)).config.model_dump(), "vision_norm_eps": set_to})
+    assert ("vision_norm_eps" in config.model_dump()) == (set_to is not None)
+    model = build(config)
+    assert isinstance(model, Blip2)
+    assert model.vision_norm.eps == eps
+    assert model.vision.blocks[0].attention_norm.eps == 1e-6
+    # It travels through a folder of transformers, which has no such key.
+    described = transformers_config.describe(config, 0.07)
+    assert transformers_config.architecture(described, True, Path("folder")).vision_norm_eps == set_to
 
 
 class TestFrozen:
