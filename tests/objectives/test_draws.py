@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,3 +40,21 @@ def test_a_draw_for_which_nothing_is_given_is_refused() -> None:
 def test_columns_that_cannot_have_been_drawn_are_refused(given: list[int]) -> None:
     with pytest.raises(ValueError, match="the draw wrong_images takes 2 columns from 0 to 2"):
         GivenDraws(wrong_images=torch.tensor(given)).columns("wrong_images", torch.ones(2, 3))
+
+
+def test_the_comparison_in_the_docs_runs(small_blip: Callable[..., Any], pytestconfig: pytest.Config) -> None:
+    page = (pytestconfig.rootpath / "docs" / "parity.md").read_text()
+    (code,) = re.findall(r"^### Comparing with other code.*?^```python\n(.*?)^```", page, re.M | re.S)
+    ids = torch.randint(4, 190, (3, 6))
+    names = {
+        "model": small_blip(),
+        "ids": ids,
+        "mask": torch.ones_like(ids),
+        "images": torch.randn(3, 3, 16, 16).double(),
+    }
+    exec(code, names)
+    assert {name: loss.dtype for name, loss in names["losses"].items()} == dict.fromkeys(
+        ("itc", "itm", "lm"), torch.double
+    )
+    assert names["weights"].shape == (3, 3)
+    assert names["weights"].diagonal().tolist() == [0, 0, 0]
