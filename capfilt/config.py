@@ -1,4 +1,4 @@
-"""Reads YAML into frozen, validated configs: `extends:` one level deep, `--set a.b=c`, and errors that name the key.
+"""Reads YAML into frozen, validated configs: `extends:`, `--set a.b=c`, and errors that name the key.
 
 An error has one line: the dotted key as written, the value, what is allowed and the nearest name.
 """
@@ -36,8 +36,14 @@ class Config(pydantic.BaseModel):
     folder: ClassVar[str] = ""
     """The folder of that shelf whose presets may be named without it; "" = the name of the folder of the file."""
 
+    extends_levels: ClassVar[int] = 1
+    """How many files may extend each other in a row."""
+
     alternatives: ClassVar[frozenset[str]] = frozenset()
     """Keys that change the kind of a section: one that has it replaces what it extends and is not merged with it."""
+
+    named_sections: ClassVar[frozenset[str]] = frozenset()
+    """Keys of which `key: NAME` is short for `key: {extends: NAME}`, so that a part of the section can be set alone."""
 
 
 def added(default: Any, **constraints: Any) -> Any:
@@ -57,14 +63,26 @@ class OpenSection:
     For pydantic's BeforeValidator. Unlike a union, the classes are looked up at each reading, so their table may grow.
     """
 
-    def __init__(self, key: str, classes: Callable[[], Mapping[str, type[Config]]], default: str):
-        """`default`: the name for a section without the key."""
-        self.key, self.classes, self.default = key, classes, default
+    def __init__(
+        self,
+        key: str,
+        classes: Callable[[], Mapping[str, type[Config]]],
+        default: str,
+        base: type[Config] | None = None,
+    ):
+        """`default`: the name for a section without the key; `base`: whose presets it may extend, None for none."""
+        self.key, self.classes, self.default, self.base = key, classes, default, base
 
     def __call__(self, value: Any) -> Any:
-        """Read a mapping as the class that it names; return any other value as it is."""
+        """Read a mapping as the class that it names; return any other value as it is.
+
+        Raises:
+            RecipeError: what it extends cannot be read.
+        """
         if not isinstance(value, Mapping):
             return value
+        if self.base is not None and "extends" in value:
+            value = read_section(value, self.base)
         classes, named = self.classes(), value.get(self.key, self.default)
         if named not in classes:
             known = ", ".join(name for name in classes if name)
@@ -78,21 +96,37 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Raises:
         RecipeError: the file cannot be read, or a key or value does not fit.
     """
+    return validate(kind, read_tree(path, kind, sets), Path(path))
+
+
+def read_tree(path: str | Path, kind: type[Config], sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The tree of `read` before it is validated. RecipeError for what cannot be read or merged."""
     file = Path(path)
     tree = load_yaml(file)
     if "extends" in tree:
-        tree = _merge(_parent(file, tree.pop("extends"), kind), tree, kind.alternatives)
-    for assignment in sets:
-        _set(tree, assignment, kind.alternatives)
-    return validate(kind, tree, file)
+        tree = _merge(_parent(file, tree.pop("extends"), kind, kind.extends_levels), tree, kind)
+    return _assigned(tree, sets, kind)
+
+
+def read_section(section: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
+    """The tree of a section with the key `extends`: over the preset of `kind`, or the YAML file, that it names."""
+    above = dict(section)
+    name = _preset_name(above.pop("extends"), "the section")
+    return _merge(read_tree(presets.find(kind.shelf, name, kind.folder), kind), above, kind)
 
 
 def build(kind: type[C], sets: Sequence[str] = ()) -> C:
     """A `kind` with its defaults and the "a.b=c" assignments of `sets`. Raises RecipeError as `read` does."""
-    tree: dict[str, Any] = {}
-    for assignment in sets:
-        _set(tree, assignment, kind.alternatives)
-    return validate(kind, tree, "--set")
+    return validate(kind, _assigned({}, sets, kind), "--set")
+
+
+def changed(config: C, sets: Sequence[str], where: object) -> C:
+    """A config with the "a.b=c" assignments of `sets`, validated anew; `where` they come from, for the message.
+
+    Raises:
+        RecipeError: as `read`.
+    """
+    return validate(type(config), _assigned(config.model_dump(mode="json"), sets, type(config)), where)
 
 
 def read_named(kind: type[C], name: str | None, sets: Sequence[str] = ()) -> C:
@@ -140,29 +174,44 @@ def validate(kind: type[C], tree: Any, where: object) -> C:
 # ---- extends and --set ----
 
 
-def _parent(file: Path, name: object, kind: type[Config]) -> dict[str, Any]:
-    if not isinstance(name, str):
-        raise RecipeError(
-            f"{file}: 'extends' is {short_repr(name)}; it takes one preset name or the path of one .yaml file."
-        )
+def _parent(file: Path, name: object, kind: type[Config], levels: int) -> dict[str, Any]:
+    name = _preset_name(name, file)
     relative = name.endswith((".yaml", ".yml"))
     parent = file.parent / name if relative else presets.find(kind.shelf, name, within=kind.folder or file.parent.name)
     tree = load_yaml(parent)
-    if "extends" in tree:
+    if "extends" not in tree:
+        return tree
+    if levels == 1:
+        allowed = "one level is allowed" if kind.extends_levels == 1 else f"{kind.extends_levels} levels are allowed"
         raise RecipeError(
-            f"{file} extends {name!r}, which itself extends {short_repr(tree['extends'])}; one level is allowed."
+            f"{file} extends {name!r}, which itself extends {short_repr(tree['extends'])}; {allowed}."
             f" Extend {short_repr(tree['extends'])}, or write the keys of {name!r} out."
         )
-    return tree
+    return _merge(_parent(parent, tree.pop("extends"), kind, levels - 1), tree, kind)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any], alternatives: frozenset[str]) -> dict[str, Any]:
+def _preset_name(name: object, where: object) -> str:
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"{where}: 'extends' is {short_repr(name)}; it takes one preset name or the path of one .yaml file."
+        )
+    return name
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any], kind: type[Config]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         inner = below.get(key)
-        deeper = isinstance(value, dict) and isinstance(inner, dict) and _same_kind(inner, value, alternatives)
-        merged[key] = _merge(below[key], value, alternatives) if deeper else value
+        if key in kind.named_sections and isinstance(value, dict):
+            inner = {} if "extends" in value else _as_section(inner)
+        deeper = isinstance(value, dict) and isinstance(inner, dict) and _same_kind(inner, value, kind.alternatives)
+        merged[key] = _merge(inner, value, kind) if deeper else value
     return merged
+
+
+def _as_section(value: Any) -> Any:
+    """A section that may be given as a name, as a mapping."""
+    return {"extends": value} if isinstance(value, str) else value
 
 
 def _same_kind(below: dict[str, Any], above: dict[str, Any], alternatives: frozenset[str]) -> bool:
@@ -182,17 +231,26 @@ def _parse_assignment(assignment: str) -> tuple[list[str], str, Any]:
         raise RecipeError(f"--set {shown}: the value is no YAML: {one_line(error)}.") from None
 
 
-def _set(tree: dict[str, Any], assignment: str, alternatives: frozenset[str]) -> None:
+def _assigned(tree: dict[str, Any], sets: Sequence[str], kind: type[Config]) -> dict[str, Any]:
+    """`tree` with these assignments."""
+    for assignment in sets:
+        _set(tree, assignment, kind)
+    return tree
+
+
+def _set(tree: dict[str, Any], assignment: str, kind: type[Config]) -> None:
     parents, last, value = _parse_assignment(assignment)
     node = tree
     for depth, key in enumerate(parents):
         inner = {} if node.get(key) is None else node[key]
+        if key in kind.named_sections:
+            inner = _as_section(inner)
         if not isinstance(inner, dict):
             dotted, shown = ".".join(parents[: depth + 1]), short_repr(assignment, 200)
             raise RecipeError(
                 f"--set {shown}: {dotted!r} is {short_repr(inner)} and has no keys; set {dotted!r} itself."
             )
-        replaced = depth == len(parents) - 1 and last in alternatives and last not in inner
+        replaced = depth == len(parents) - 1 and last in kind.alternatives and last not in inner
         node[key] = {} if replaced else dict(inner)  # a copy: an alias in the YAML is the same dict
         node = node[key]
     node[last] = value

@@ -313,3 +313,98 @@ def test_an_added_field_reads_back() -> None:
     assert config.validate(Grown, Grown(new=3).model_dump(), "here") == Grown(new=3)
     with pytest.raises(RecipeError, match="'new' is -1"):
         config.validate(Grown, {"new": -1}, "here")
+
+
+# ---- sections that are the name of a preset, or laid over one ----
+
+
+class Tower(Config):
+    depth: int = 2
+    width: int = 4
+
+
+class Architecture(Config):
+    shelf: ClassVar[presets.Shelf] = "models"
+    extends_levels: ClassVar[int] = 2
+
+    family: Literal["plain"] = "plain"
+    vision: Tower
+    text: Tower = Tower()
+
+
+class Run(Config):
+    named_sections: ClassVar[frozenset[str]] = frozenset({"model"})
+
+    model: Annotated[
+        str | Architecture,
+        pydantic.BeforeValidator(config.OpenSection("family", lambda: {"plain": Architecture}, "plain", Architecture)),
+    ]
+    seed: int = 0
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(presets, "PACKED", tmp_path)
+    write(tmp_path / "models/plain/tiny.yaml", "vision: {depth: 3}\ntext: {depth: 5}\n")
+    write(tmp_path / "models/plain/wide.yaml", "extends: tiny\ntext: {width: 9}\n")
+    write(tmp_path / "pipelines/demo.yaml", "model: plain/tiny\n")
+    return tmp_path
+
+
+TINY, WIDE = Tower(depth=5), Tower(depth=5, width=9)
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "expected"),
+    [
+        ("model: plain/tiny", [], "plain/tiny"),
+        ("model: plain/tiny", ["model.text.width=9"], WIDE),
+        ("extends: demo", ["model.text.width=9"], WIDE),
+        ("extends: demo\nmodel: {text: {width: 9}}", [], WIDE),
+        ("extends: demo\nmodel: {extends: plain/wide, text: {depth: 1}}", [], Tower(depth=1, width=9)),
+        ("model: {extends: plain/wide}", ["model=plain/tiny"], "plain/tiny"),
+        ("model: {extends: plain/wide}", ["model=plain/tiny", "model.text.width=9"], WIDE),
+        ("model: {vision: {}}", [], Tower()),
+        ("model: {vision: {}}", ["model.text.width=1", "model.extends=plain/tiny"], Tower(depth=5, width=1)),
+        ("model: {extends: plain/tiny}", [], TINY),
+    ],
+)
+def test_a_section_is_a_name_or_laid_over_one(shelf: Path, text: str, sets: list[str], expected: Tower | str) -> None:
+    model = config.read(write(shelf / "mine.yaml", text), Run, sets).model
+    assert (model if isinstance(model, str) else model.text) == expected
+
+
+def test_a_section_that_was_laid_over_a_preset_is_dumped_whole(shelf: Path) -> None:
+    run = config.read(write(shelf / "mine.yaml", "model: {extends: plain/wide}"), Run)
+    assert run.model_dump()["model"]["text"] == {"depth": 5, "width": 9}
+    (shelf / "again.yaml").write_text(config.to_yaml(run))
+    assert config.read(shelf / "again.yaml", Run) == run
+
+
+def test_an_architecture_may_extend_a_preset_that_extends_one(shelf: Path) -> None:
+    assert config.read(write(shelf / "mine.yaml", "extends: plain/wide"), Architecture).text == WIDE
+    write(shelf / "a.yaml", "extends: plain/wide")
+    with pytest.raises(RecipeError, match="2 levels are allowed"):
+        config.read(write(shelf / "b.yaml", "extends: a.yaml"), Architecture)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {extends: plain/tin}", "there is no preset 'plain/tin' in models/. Did you mean 'plain/tiny'?"),
+        ("model: {extends: [a]}", "'extends' is ['a']; it takes one preset name"),
+        ("model: {extends: plain/tiny, text: {depht: 3}}", "unknown key 'model.text.depht'. Did you mean 'depth'?"),
+        ("model: {extends: plain/tiny, text: {depth: x}}", "'model.text.depth' is 'x'"),
+        ("model: {family: bert}", "there is no family 'bert'; there are: plain"),
+    ],
+)
+def test_what_is_wrong_with_a_section_is_said_by_its_key(shelf: Path, text: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        config.read(write(shelf / "mine.yaml", text), Run)
+    assert said in str(caught.value)
+
+
+def test_a_config_is_changed_and_validated_again() -> None:
+    assert config.changed(Recipe(name="a"), ["optimizer.lr=1"], "here").optimizer == Optimizer(lr=1)
+    with pytest.raises(RecipeError, match=r"^here: 'optimizer.lr' is 'x'"):
+        config.changed(Recipe(name="a"), ["optimizer.lr=x"], "here")
