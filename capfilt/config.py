@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 
 import pydantic
 import yaml
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
@@ -80,14 +82,24 @@ class OpenSection:
             RecipeError: what it extends cannot be read.
         """
         if not isinstance(value, Mapping):
+            if self.base is not None and not isinstance(value, str | Config):
+                raise ValueError("give the name of a preset, a .yaml file, or a section")
             return value
-        if self.base is not None and "extends" in value:
-            value = read_section(value, self.base)
-        classes, named = self.classes(), value.get(self.key, self.default)
+        value, classes = self._whole(value), self.classes()
+        named = value.get(self.key, self.default)
         if named not in classes:
             known = ", ".join(name for name in classes if name)
             raise ValueError(f"there is no {self.key} {short_repr(named)}; there are: {known or 'none'}")
         return classes[named].model_validate(value)
+
+    def classes_of(self, value: Any) -> list[type[Config]]:
+        """The classes that the section may be of: the one that it names, or all."""
+        classes = self.classes()
+        named = self._whole(value).get(self.key, self.default) if isinstance(value, Mapping) else ""
+        return [classes[named]] if isinstance(value, Mapping) and named in classes else [*classes.values()]
+
+    def _whole(self, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        return value if self.base is None or "extends" not in value else read_section(value, self.base)
 
 
 def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
@@ -148,10 +160,35 @@ def check_syntax(
 
 
 def to_yaml(config: Config) -> str:
-    """YAML with every field, defaults too, from which `read` gives an equal config, except for secrets in URLs."""
-    tree = redact_tree(config.model_dump(mode="json"))
+    """YAML from which `read` gives an equal config, except for secrets in URLs: the tree of `model_dump`."""
+    return tree_to_yaml(redact_tree(config.model_dump(mode="json")))
+
+
+def tree_to_yaml(tree: Any) -> str:
+    """YAML of a JSON tree, a key a line."""
     # Escaped and not raw Unicode: PyYAML writes U+0085 as it is and reads it back as the end of a line.
     return yaml.dump(tree, Dumper=Dumper, sort_keys=False, width=110)
+
+
+def value_to_yaml(value: Any) -> str:
+    """YAML of a JSON value on one line."""
+    return yaml.dump([value], Dumper=Dumper, sort_keys=False, width=float("inf"), default_flow_style=True).strip()[1:-1]
+
+
+def full_tree(config: Config) -> dict[str, Any]:
+    """The JSON tree of a config with every field, those too that dumps leave out at their defaults (`added`)."""
+    return {name: plain(value) for name, value in config}
+
+
+def plain(value: Any) -> Any:
+    """A value of a config as JSON has it."""
+    if isinstance(value, Config):
+        return full_tree(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return to_jsonable_python(value, fallback=str)
 
 
 def digest(config: Config) -> str:
@@ -204,8 +241,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any], kind: type[Config]) -> 
         inner = below.get(key)
         if key in kind.named_sections and isinstance(value, dict):
             inner = {} if "extends" in value else _as_section(inner)
-        deeper = isinstance(value, dict) and isinstance(inner, dict) and _same_kind(inner, value, kind.alternatives)
-        merged[key] = _merge(inner, value, kind) if deeper else value
+        if isinstance(value, dict) and isinstance(inner, dict) and _same_kind(inner, value, kind.alternatives):
+            value = _merge(inner, value, kind)
+        merged[key] = value
     return merged
 
 
@@ -265,7 +303,7 @@ def _explain(kind: type[Config], tree: Any, detail: Any) -> str:
     key = _dotted(tree, location)
     context = detail.get("ctx", {})
     if detail["type"] == "extra_forbidden":
-        allowed = _allowed(kind, location[:-1])
+        allowed = _allowed(kind, tree, location[:-1])
         return f"unknown key {key!r}.{did_you_mean(str(location[-1]), allowed)} Allowed here: {', '.join(allowed)}."
     if detail["type"] == "missing":
         return f"key {key!r} is missing; add it."
@@ -294,35 +332,48 @@ def _dotted(tree: Any, location: Sequence[str | int]) -> str:
     return ".".join([*written, str(last)] if named else written)
 
 
-def _allowed(kind: type[pydantic.BaseModel], location: Iterable[str | int]) -> list[str]:
-    """The keys of the section at `location`, through nested models, lists, dicts and unions."""
+def _allowed(kind: type[pydantic.BaseModel], tree: Any, location: Iterable[str | int]) -> list[str]:
+    """The keys of the section of `tree` at `location`, through nested models, lists, dicts and unions."""
     types: list[Any] = [kind]
     for part in location:
+        try:
+            inner_tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            inner_tree = tree
         # A part that leads nowhere is a name that pydantic inserted for a member of a union.
-        types = [inner for type_ in types for inner in _types_below(type_, part)] or types
+        types = [inner for type_ in types for inner in _types_below(type_, part, inner_tree)] or types
+        tree = inner_tree
     return sorted({name for type_ in types if _is_model(type_) for name in type_.model_fields})
 
 
-def _types_below(type_: Any, part: str | int) -> list[Any]:
+def _types_below(type_: Any, part: str | int, tree: Any) -> list[Any]:
     if _is_model(type_):
         if part in type_.model_fields:
-            field = type_.model_fields[part]
-            validators = [m.func for m in field.metadata if isinstance(m, pydantic.BeforeValidator)]
-            sections = [section for section in validators if isinstance(section, OpenSection)]
-            return [*(sections[0].classes().values() if sections else _members(field.annotation))]
+            return field_types(type_.model_fields[part], tree)
         return [type_] if part in _tags(type_) else []
     if get_origin(type_) in (list, tuple, dict, Sequence):
-        return [inner for argument in get_args(type_) for inner in _members(argument)]
+        return [inner for argument in get_args(type_) for inner in members(argument)]
     return []
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def field_types(field: FieldInfo, value: Any = None) -> list[Any]:
+    """The types that a field may have: the members of a union, the classes of an open section, of which `value` may
+    name one."""
+    types = list(members(field.annotation))
+    validators = [m.func for m in field.metadata if isinstance(m, pydantic.BeforeValidator)]
+    sections = [section for section in validators if isinstance(section, OpenSection)]
+    if not sections:
+        return types
+    return [*(type_ for type_ in types if not _is_model(type_)), *sections[0].classes_of(value)]
+
+
+def members(annotation: Any) -> Iterator[Any]:
     """Yield the members of a union, or the annotation itself."""
     if get_origin(annotation) is Annotated:
-        yield from _members(get_args(annotation)[0])
+        yield from members(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):
         for argument in get_args(annotation):
-            yield from _members(argument)
+            yield from members(argument)
     else:
         yield annotation
 

@@ -117,18 +117,21 @@ def report(run: Location, *, out: Location | None = None, fetch_inputs: bool = F
     return ReportResult(location(record["report"]), record["bytes"], record["rounds"], record["texts"], record)
 
 
-def show(recipe: Location, *, settings: Settings = ()) -> Recipe:
+def show(recipe: Location, *, settings: Settings = (), explain: bool = False) -> Recipe:
     """A recipe or an architecture in full, every default spelled out, after checking that its parts fit together.
 
     Args:
         recipe: a preset of `pipelines/` or `models/`, or a YAML.
         settings: keys of it to set otherwise.
+        explain: say of each key what it means.
 
     Raises:
         RecipeError: a name or a key that is not there, or parts that do not fit.
+        TextError: a tokenizer that cannot be used.
     """
     from capfilt import config as configs
     from capfilt import presets
+    from capfilt.redact import redact_tree
 
     name, sets = str(recipe), assignments(settings)
     if not name.endswith((".yaml", ".yml")):
@@ -137,7 +140,12 @@ def show(recipe: Location, *, settings: Settings = ()) -> Recipe:
     from capfilt.pipelines.inspect import show as pipeline
 
     config = pipeline.resolved(name, sets)
-    return Recipe(configs.to_yaml(config), config.model_dump(mode="json"))
+    tree, notes = configs.full_tree(config), tuple(pipeline.notes(config))
+    if not explain:
+        return Recipe(configs.tree_to_yaml(redact_tree(tree)), tree, notes)
+    from capfilt.pipelines.inspect import keys
+
+    return Recipe(keys.explained(config), tree, notes, keys.key_tree(config))
 
 
 def export(model: Location | PretrainResult, *, out: Location, form: str = "hf") -> ExportResult:

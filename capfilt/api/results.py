@@ -361,8 +361,13 @@ class Recipe:
     """A recipe or an architecture in full, every default spelled out."""
 
     yaml: str
+    """With `explain`, a comment above each key."""
     settings: Record
     """The same as plain dicts and lists."""
+    notes: tuple[str, ...] = ()
+    """What does not fit and may be meant, and what could not be checked on this machine."""
+    keys: Record = field(default_factory=dict)
+    """With `explain`: the dotted name of each key -> its `value`, `meaning`, what is `allowed`, its `default`."""
 
 
 def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

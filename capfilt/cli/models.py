@@ -78,19 +78,24 @@ def export(
 def show(
     recipe: Annotated[str, typer.Argument(help="A preset of pipelines/ or models/, or the path of such a YAML.")],
     sets: Sets = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each key what it means and what it may be.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print a recipe with all its defaults, after checking that its parts fit together.
 
-    Example: `capfilt show demo --set seed=1`; `capfilt show blip/base`
+    Example: `capfilt show demo --set seed=1`; `capfilt show blip/base`; `capfilt show bootstrap/blip --explain`
     """
 
     def work(_show: Progress) -> Any:
-        result = inspection.show(recipe, settings=sets or ())
+        result = inspection.show(recipe, settings=sets or (), explain=explain)
         if not as_json:
             typer.echo(result.yaml, nl=False)
-        return result.settings
+        for note in result.notes:
+            say(f"note: {note}", err=True)
+        return result.keys if explain else result.settings
 
     execute(work, as_json, debug, show_result=False)
 

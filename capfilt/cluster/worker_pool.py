@@ -48,7 +48,9 @@ class Resources(Config):
     """What one worker of a job needs."""
 
     cpus: float = Field(default=1, gt=0)
+    """CPUs of each worker; it computes with as many threads."""
     gpus: float = Field(default=0, ge=0)
+    """GPUs of each worker; a part of one, such as 0.5, is shared."""
     workers: int = Field(default=0, ge=0)
     """How many workers; 0 = as many as fit."""
     limit: float = Field(default=0, ge=0)

@@ -45,17 +45,25 @@ class PictureConfig(Config):
     image_size: int = Field(default=256, gt=0)
     """Pixels of the side that the mode fixes."""
     resize_only_if_bigger: bool = False
+    """Leave a picture alone that is not larger than `image_size`."""
     upscale_interpolation: Interpolation = "lanczos"
+    """The filter for pictures that grow."""
     downscale_interpolation: Interpolation = "area"
+    """The filter for pictures that shrink."""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    """The format in which a resized picture is written."""
     encode_quality: int = Field(default=95, ge=0, le=100)
+    """The quality of jpg and webp; of png the compression, 0 to 9."""
     skip_reencode: bool = False
+    """Keep the bytes as they were served where a picture was not resized."""
     min_image_size: int = Field(default=0, ge=0)
     """Pixels of the shorter side, at least."""
     max_aspect_ratio: float | None = Field(default=None, ge=1)
+    """The longer side over the shorter one, at most."""
     max_pixels: int = Field(default=decode.MAX_PIXELS, gt=0)
     """img2dataset's max_image_area, checked by the header before a pixel is decoded."""
     extract_exif: bool = True
+    """Write the picture's EXIF into its json."""
 
     def resized_size(self, width: int, height: int) -> tuple[int, int] | None:
         """Width and height in pixels that resizing gives, at most; None where a picture keeps its size."""

@@ -16,7 +16,9 @@ class EvaluateConfig(Config):
     rerank: int = Field(default=0, ge=0)
     """Retrieval: re-score so many ITC candidates with ITM (BLIP: 256 on COCO); 0 = cosines alone."""
     decode: DecodeConfig = DecodeConfig(method="greedy")
+    """How captions are written that are compared with the human ones."""
     batch_size: int = Field(default=64, ge=1)
+    """Images at a time."""
     score: Literal["itm", "itc"] = "itm"
     """The filter's score by which web texts of known truth are told apart."""
     threshold: float = 0.5

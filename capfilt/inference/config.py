@@ -24,6 +24,7 @@ class DecodeConfig(Config):
     top_k: int = Field(default=0, ge=0)
     """Nucleus: at most so many tokens; 0 = no limit. (The public BLIP script has 50 here without saying so.)"""
     temperature: float = Field(default=1.0, gt=0)
+    """Nucleus: logits are divided by it before the nucleus is taken; below 1 the likely tokens gain."""
     beams: int = Field(default=3, ge=1)
     """Beam search: how many texts of an image grow at a time; at most so many `captions` can be had."""
     length_penalty: float = 1.0
@@ -58,6 +59,7 @@ class AnnotateConfig(Config):
     captions: int = Field(default=1, ge=1, le=1000)
     """Synthetic texts per image; BLIP-2 takes 10."""
     decode: DecodeConfig = DecodeConfig()
+    """How the captioner writes."""
     batch_size: int = Field(default=64, ge=1)
     """Images at a time. A run may go on with another number; docs/promises.md says what that changes."""
     max_length: int = Field(default=35, ge=4)

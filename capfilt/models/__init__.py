@@ -12,7 +12,17 @@ from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip.config import BlipConfig
 from capfilt.models.blip2.config import Blip2Config
 from capfilt.models.family import Family, FamilyCode
-from capfilt.models.registry import FAMILIES, Architecture, blank, build, family_of, read_architecture
+from capfilt.models.registry import (
+    FAMILIES,
+    Architecture,
+    ModelSection,
+    architecture_of,
+    blank,
+    build,
+    family_of,
+    label,
+    read_architecture,
+)
 
 if TYPE_CHECKING:
     from capfilt.models.blip.model import Blip
@@ -30,9 +40,12 @@ __all__ = [
     "Family",
     "FamilyCode",
     "Model",
+    "ModelSection",
+    "architecture_of",
     "blank",
     "build",
     "family_of",
+    "label",
     "read_architecture",
 ]
 

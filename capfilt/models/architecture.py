@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from capfilt import presets
 from capfilt.config import Config
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ LanguageKind = Literal["opt", "t5"]
 class ArchitectureConfig(Config, ABC):
     """The architecture of a model: what a YAML of `models/` says. Each family has a class of its own."""
 
+    shelf: ClassVar[presets.Shelf] = "models"
+    extends_levels: ClassVar[int] = 2  # a YAML may extend a preset that extends one
     image_size_key: ClassVar[str] = "image_size"
     """The dotted key of the YAML that sets `image_size`."""
 
     family: str
+    """The family, which decides the other keys."""
 
     @property
     @abstractmethod
@@ -118,9 +122,10 @@ class ArchitectureConfig(Config, ABC):
         """The same for a model that is to compute in this format, of which frozen parts may be held in it."""
         return self
 
-    def vocabulary_advice(self, entries: int) -> str:
-        """What to set so that a tokenizer of `entries` fits."""
-        return f"take a tokenizer of at most {self.vocabulary_size} entries"
+    def vocabulary_setting(self, entries: int) -> str:
+        """The assignment that makes room for a tokenizer of `entries`, such as "text.vocab_size=30524"; "" where the
+        vocabulary is a language model's."""
+        return ""
 
     def check_language(self, source: str) -> None:
         """Refuse a language model other than the one described; ModelError."""

@@ -20,7 +20,6 @@ from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
 from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
-from capfilt.yaml_loader import load_yaml
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -60,23 +59,42 @@ def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfi
     Raises:
         RecipeError: a family that is not there, or what `config.read` raises.
     """
-    tree = load_yaml(path)
-    parent = tree.get("extends")
-    if "family" not in tree and isinstance(parent, str):
-        relative = parent.endswith((".yaml", ".yml"))
-        tree = load_yaml(path.parent / parent if relative else presets.find("models", parent))
+    tree = configs.read_tree(path, ArchitectureConfig, sets)
     family = str(tree.get("family", next(iter(FAMILIES))))
     if family not in FAMILIES:
         raise RecipeError(
             f"{path}: there is no family {family!r}.{did_you_mean(family, FAMILIES)} There are: {', '.join(FAMILIES)}."
         )
-    return configs.read(path, FAMILIES[family].config, sets)
+    return configs.validate(FAMILIES[family].config, tree, path)
 
 
-Architecture = Annotated[
-    SerializeAsAny[ArchitectureConfig],
-    BeforeValidator(
-        OpenSection("family", lambda: {name: family.config for name, family in FAMILIES.items()}, next(iter(FAMILIES)))
-    ),
-]
+_SECTION = OpenSection(
+    "family",
+    lambda: {name: family.config for name, family in FAMILIES.items()},
+    next(iter(FAMILIES)),
+    base=ArchitectureConfig,
+)
+
+Architecture = Annotated[SerializeAsAny[ArchitectureConfig], BeforeValidator(_SECTION)]
 """The architecture of a model of any family."""
+
+ModelSection = Annotated[str | SerializeAsAny[ArchitectureConfig], BeforeValidator(_SECTION)]
+"""The key `model` of a recipe: a preset of `models/`, a YAML, or an architecture, which may extend one of them."""
+
+
+def architecture_of(model: str | ArchitectureConfig, image_size: int | None = None) -> ArchitectureConfig:
+    """The architecture of a recipe's model, with another picture size if one is given.
+
+    Raises:
+        RecipeError: a preset that is not there, or a picture size that does not fit.
+    """
+    where = presets.find("models", model) if isinstance(model, str) else "model"
+    architecture = model if isinstance(model, ArchitectureConfig) else read_architecture(Path(where))
+    if image_size is None:
+        return architecture
+    return configs.changed(architecture, [f"{architecture.image_size_key}={image_size}"], where)
+
+
+def label(model: str | ArchitectureConfig) -> str:
+    """The name of a recipe's model for messages and results: as it is written, or the family of an architecture."""
+    return model if isinstance(model, str) else model.family

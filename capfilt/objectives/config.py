@@ -33,6 +33,7 @@ class ObjectivesConfig(TaskConfig):
     losses: dict[Objective, float] = Field(default={"itc": 1.0, "itm": 1.0, "lm": 1.0}, min_length=1)
     """Weight of each; BLIP sums them unweighted."""
     momentum: float = Field(default=0.995, ge=0, le=1)
+    """What the momentum copy keeps of itself in a step; the rest is the model's."""
     queue: int = Field(default=57600, ge=0)
     """Features kept from earlier steps as negatives; a multiple of the global batch."""
     alpha: float = Field(default=0.4, ge=0, le=1)
@@ -61,6 +62,7 @@ class ObjectivesConfig(TaskConfig):
     """Of what LM and ITM are the mean: of a process's own tokens and pairs, and then over processes (BLIP's code), or
     of those of all processes, which does not depend on how many there are."""
     smoothing: float = Field(default=SMOOTHING, ge=0, lt=1)
+    """Label smoothing of LM, and of the ITC of BLIP-2."""
 
     @property
     def has_momentum(self) -> bool:

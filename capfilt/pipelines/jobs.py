@@ -130,8 +130,8 @@ def _external_paths(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         value: Any = tree
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        preset = key == "model" and not str(value).endswith((".yaml", ".yml"))
-        if value not in (None, *_KEYWORDS) and not preset:
+        no_file = key == "model" and (not isinstance(value, str) or not value.endswith((".yaml", ".yml")))
+        if value not in (None, *_KEYWORDS) and not no_file:
             yield key, value
     for name in ("pretrain", "captioner", "filter", "train"):
         yield from _feature_folder(name, tree.get(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
@@ -13,8 +14,9 @@ from capfilt.data import shards
 from capfilt.data.loading.config import Source
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
-from capfilt.models import Architecture
+from capfilt.models import Architecture, ModelSection, architecture_of, label
 from capfilt.models.checkpoints.initial_weights import InitialConfig
+from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, text_warnings
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
@@ -24,7 +26,6 @@ from capfilt.stages.train import (
     check_sources,
     check_start,
     check_training,
-    read_architecture,
     run_training,
 )
 from capfilt.storage.paths import StoragePath
@@ -36,10 +37,13 @@ class PretrainConfig(Config):
     """A recipe of `capfilt pretrain`."""
 
     folder: ClassVar[str] = "pretrain"
+    named_sections: ClassVar[frozenset[str]] = frozenset({"model"})
 
     seed: int = 0
-    model: str
-    """A preset of `models/`, or a YAML."""
+    """Decides every random draw of the run."""
+    model: ModelSection
+    """A preset of `models/`, a YAML, or an architecture with the keys of one; `extends` in it names what it is laid
+    over."""
     tokenizer: str = "world"
     """"world", or a folder or file with a BERT vocabulary."""
     start: StoragePath | None = None
@@ -49,7 +53,9 @@ class PretrainConfig(Config):
     data: tuple[Source, ...] = Field(min_length=1)
     """The shards to read; `data=shards/` is short for one source."""
     train: TrainConfig
+    """How long and how the model is trained."""
     resources: TrainResources = TrainResources()
+    """The processes that train."""
 
     @field_validator("data", mode="before")
     @classmethod
@@ -67,14 +73,21 @@ class PretrainConfig(Config):
 
 def check(config: PretrainConfig) -> Architecture:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
-    architecture = read_architecture(config.model, config.train.image_size)
-    check_training(architecture, config.train, config.resources, config.model)
+    architecture, name = architecture_of(config.model, config.train.image_size), label(config.model)
+    check_training(architecture, config.train, config.resources, name)
     has_language = architecture.language_kind is not None
     if config.initial.language and not has_language:
-        raise RecipeError(f"initial.language is given, and {config.model} has no language model: leave it out.")
+        raise RecipeError(f"initial.language is given, and {name} has no language model: leave it out.")
     if has_language and not config.initial.language and config.start is None:
-        raise RecipeError(f"{config.model} has a frozen language model: say which it is with initial.language.")
+        raise RecipeError(f"{name} has a frozen language model: say which it is with initial.language.")
+    check_vocabulary(config.tokenizer, architecture, config.model)
     return architecture
+
+
+def texts_of(config: PretrainConfig) -> list[Texts]:
+    """The texts of each source."""
+    lengths = {"train.loader.max_length": config.train.loader.max_length}
+    return [Texts(f"data.{number}", source.shards, lengths) for number, source in enumerate(config.data)]
 
 
 def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) -> dict[str, Any]:
@@ -83,6 +96,8 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
     check_features(out, config.train)
     check_sources(config.initial, architecture)
     check_prompts(config.tokenizer, architecture, {"train": config.train.loader})
+    for warning in text_warnings(config.tokenizer, architecture, texts_of(config)):
+        logging.getLogger(__name__).warning(warning)
     start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": EXECUTION_FIELDS})

@@ -66,7 +66,9 @@ class DownloadConfig(Columns, PictureConfig):
     user_agent_token: str = Field(default="capfilt", pattern=r"^[A-Za-z_-]+$")
     """A name to which robots.txt and X-Robots-Tag may speak, beside `capfilt`."""
     limits: Limits = Limits()
+    """What one URL may cost, and where it may lead."""
     manners: Politeness = Politeness()
+    """How hosts are asked; a resumed run may ask otherwise."""
     thread_count: int = Field(default=64, ge=1, le=1024)
     """Connections that one worker has open at once."""
 

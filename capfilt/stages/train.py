@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capfilt import models, presets
+from capfilt import models
 from capfilt.cluster.ray_train import fit
 from capfilt.cluster.session import Session
 from capfilt.data import shards
@@ -44,15 +44,6 @@ from capfilt.training.loop import LOG, train
 
 ROWS = "rows.json"
 """Tells a training's processes how many rows each shard has, and its sha256; gone when it ends."""
-
-
-def read_architecture(name: str, image_size: int | None = None) -> Architecture:
-    """The architecture that a preset or a YAML describes, with another picture size if one is given."""
-    path = presets.find("models", name)
-    architecture = models.read_architecture(path)
-    if image_size is None:
-        return architecture
-    return models.read_architecture(path, [f"{architecture.image_size_key}={image_size}"])
 
 
 def check_training(architecture: Architecture, config: TrainConfig, resources: TrainResources, where: str) -> None:

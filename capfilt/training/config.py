@@ -47,11 +47,13 @@ class OptimizerConfig(Config):
     epochs: int = Field(default=20, ge=1)
     """Exponential and epoch_cosine: how many epochs the steps are; within one the rate stays."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """AdamW's, decoupled from the gradient."""
     decay_vectors: bool = True
     """Whether biases, norms and other vectors decay too: in BLIP's code they do, in BLIP-2's not."""
     decay_scalars: bool | None = added(None)
     """Whether single numbers decay, as the temperature is; null: as vectors do. In BLIP-2's code they do."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the means of gradients and of their squares; BLIP-2: [0.9, 0.98]."""
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""
 
@@ -75,6 +77,7 @@ class TrainResources(ExecutionConfig):
     """The processes that train together, and how each goes through a step."""
 
     workers: int = Field(default=1, ge=1)
+    """Processes; the global batch is split evenly over them."""
     cpus: float = Field(default=1, gt=0)
     """CPUs of each; a process computes with as many threads."""
     gpus: int = Field(default=0, ge=0, le=1)
@@ -85,6 +88,7 @@ class TrainConfig(Config):
     """How long and how a model is trained."""
 
     steps: int = Field(ge=1)
+    """Updates of the weights, each on one global batch."""
     image_size: int | None = Field(default=None, ge=1)
     """Picture size other than the architecture's: BLIP pretrains at 224 and fine-tunes at 384."""
     loader: LoaderConfig = LoaderConfig()
@@ -110,6 +114,7 @@ class TrainConfig(Config):
     skips: int = Field(default=10, ge=0)
     """Steps in a row whose gradients are not finite that are left out before training stops; 0: the first stops it."""
     log_every: int = Field(default=20, ge=1)
+    """Steps between two lines of `log.jsonl`, whose figures are means over them."""
 
     @field_validator("features", mode="before")
     @classmethod
@@ -133,6 +138,7 @@ class TeachConfig(Config):
     """How long a language model reads."""
 
     steps: int = Field(default=1000, ge=0)
+    """Updates of the language model's weights."""
     batch_size: int = Field(default=32, ge=1)
     """Rows a step, each as long as the model has positions."""
     lr: float = Field(default=3e-3, gt=0)

@@ -171,9 +171,10 @@ def initial_model(job: TrainJob, vocabulary: int) -> Model:
     """The model before its first step: fresh from the seed, or from a folder."""
     wanted = job.architecture.vocabulary_size
     if vocabulary > wanted:
+        setting = job.architecture.vocabulary_setting(vocabulary)
         raise ModelError(
-            f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: "
-            f"{job.architecture.vocabulary_advice(vocabulary)}"
+            f"the vocabulary {job.tokenizer} has {vocabulary} entries, the model takes {wanted}: set"
+            f" {f'model.{setting}, or ' if setting else ''}`tokenizer` to the vocabulary that belongs to it"
         )
     torch.manual_seed(draw(job.seed, "weights"))
     if job.start is None:

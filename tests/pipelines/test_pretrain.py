@@ -16,6 +16,7 @@ import yaml
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.inference.device import Compute
+from capfilt.models import architecture_of
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.runs.progress import StageLine
@@ -180,7 +181,7 @@ def test_no_recipe_lets_two_workers_read_the_same(name: str, caplog: pytest.LogC
     config = configs.read(presets.find("pipelines", name), PretrainConfig)
     job = TrainJob(
         out=Path("a"),
-        architecture=stage_train.read_architecture(config.model),
+        architecture=architecture_of(config.model),
         tokenizer="world",
         sources=config.data,
         train=config.train,

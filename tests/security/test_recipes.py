@@ -131,8 +131,8 @@ def test_aliases_as_people_use_them_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extends", "said"),
     [
-        ("r.yaml", "one level is allowed"),  # itself
-        ("other.yaml", "one level is allowed"),  # which extends it
+        ("r.yaml", "which itself extends"),  # itself
+        ("other.yaml", "which itself extends"),  # which extends it
         ("x" * 5000 + ".yaml", "give a readable YAML file"),
         ('"a\\0.yaml"', "cannot be read"),
         ("\n" + indent(laughs(), "  "), LARGE),

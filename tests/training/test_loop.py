@@ -266,7 +266,7 @@ class TestStart:
 
     def test_a_vocabulary_larger_than_the_model_s_is_refused(self, make_job: MakeJob, tmp_path: Path) -> None:
         words = len(Tokenizer.load("world"))
-        with pytest.raises(ModelError, match=rf"has {words} entries, the model takes 50: set text.vocab_size={words}"):
+        with pytest.raises(ModelError, match=rf"has {words} entries, the model takes 50: set model.text.vocab_size="):
             train(make_job(tmp_path, text={"vocab_size": 50}))
 
     def test_a_queue_that_the_batch_does_not_divide_is_refused_at_once(self, make_job: MakeJob, tmp_path: Path) -> None:

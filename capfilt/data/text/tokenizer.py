@@ -176,6 +176,17 @@ class Tokenizer:
             mask[index, : len(row)] = 1
         return ids, mask
 
+    def spelled_out(self, text: str) -> tuple[int, int]:
+        """The characters of a text in words that are unknown or cut into single characters, and all of them; spaces do
+        not count. A vocabulary of another language or another domain spells most words out."""
+        encoded = self._engine.encode(_SURROGATE.sub("\ufffd", text[:MAX_CHARACTERS]), add_special_tokens=False)
+        words: dict[int | None, list[int]] = {}  # the lengths of the pieces of each
+        unknown = {word for id_, word in zip(encoded.ids, encoded.word_ids, strict=True) if id_ == self.unk}
+        for word, (start, end) in zip(encoded.word_ids, encoded.offsets, strict=True):
+            words.setdefault(word, []).append(end - start)
+        spelled = (sum(pieces) for word, pieces in words.items() if word in unknown or (max(pieces) == 1 < len(pieces)))
+        return sum(spelled), sum(map(sum, words.values()))
+
     def encoder_prompt(self, prompt: str) -> list[int]:
         """The ids of a prompt that an encoder reads beside the image: none, the text begins with it."""
         return []

@@ -42,6 +42,7 @@ class Limits(Config):
     max_ratio: float = Field(default=100, gt=0)
     """Decompressed bytes of a body for each byte sent."""
     max_redirects: int = Field(default=5, ge=0)
+    """Redirects that one URL may lead through."""
     allow_private: tuple[str, ...] = ()
     """Blocks (CIDR) that may be connected to although they are not public."""
     deny: tuple[str, ...] = ()

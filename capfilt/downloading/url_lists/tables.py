@@ -31,6 +31,7 @@ class Columns(Config):
     """Which columns of a list are taken; the names are img2dataset's."""
 
     url_col: str = "url"
+    """The column of URLs."""
     caption_col: str | None = None
     """The web text; without it the shards have no texts."""
     save_additional_columns: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ class QFormerConfig(BertConfig):
 
     tie_lm_head: Literal[True] = True
     queries: Positions = 32
+    """Learned queries that read the image; as many vectors of it reach the language model."""
     cross_every: Depth = 2
     """Layers 0, `cross_every`, 2 `cross_every`, ... attend to the image."""
 
@@ -45,6 +46,7 @@ class LanguageConfig(Config):
     """A language model of transformers. BLIP-2 section 3.3: OPT, whose decoder goes on after the image, or Flan-T5."""
 
     kind: Kind
+    """OPT, whose decoder goes on after the image, or T5, whose encoder reads it."""
     settings: dict[str, bool | int | float | str | None] = Field(min_length=1)
     """The keys of its `config.json` that are not the defaults of transformers."""
     tied: bool = True

@@ -97,7 +97,7 @@ def check_vocabulary(entries: int, words: int, marks: Sequence[str], source: str
     if entries not in (words, words + len(marks)):
         raise ModelError(
             f"{source} has {entries} words, the model {words} beside {' and '.join(marks)}: "
-            f"set text.vocab_size={entries + len(marks)}, and tokenizer to the vocabulary that belongs to it"
+            f"set model.text.vocab_size={entries + len(marks)}, and tokenizer to the vocabulary that belongs to it"
         )
 
 

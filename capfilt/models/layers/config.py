@@ -43,15 +43,21 @@ class VisionConfig(Config):
     image_size: Side
     """Side of the square picture, pixels."""
     patch_size: Side
+    """Side of a square patch, pixels; a divisor of `image_size`."""
     width: Width
+    """Width of the image tokens; a multiple of `heads`."""
     depth: Depth
+    """Blocks."""
     heads: Heads
+    """Attention heads of each block."""
     hidden: Hidden
     """Inner width of the feed-forward layers; 4 x width in the public models."""
     drop_path: Rate = 0.0
     """Stochastic depth at the last block; grows linearly from 0."""
     layer_norm_eps: Epsilon = 1e-6
+    """What a LayerNorm adds to the variance; transformers' BLIP has 1e-5 by default."""
     key_bias: bool = True
+    """Whether keys have a bias; those of EVA's ViT-g have none."""
     final_norm: bool = True
     """Without it the tokens come as the last block leaves them; BLIP-2 has a norm of its own behind."""
     init_std: Deviation = 0.02
@@ -88,13 +94,21 @@ class BertConfig(Config):
     """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
 
     vocab_size: Entries
+    """Entries of the vocabulary, the family's own marks included: BERT's 30522 and two for BLIP, one for BLIP-2."""
     width: Width
+    """Width of the text states; a multiple of `heads`."""
     depth: Depth
+    """Layers."""
     heads: Heads
+    """Attention heads of each layer."""
     hidden: Hidden
+    """Inner width of the feed-forward layers; 4 x width in the public models."""
     max_positions: Positions = 512
+    """Tokens of a text at most."""
     dropout: Rate = 0.1
+    """Dropout of embeddings, attention and outputs in training."""
     layer_norm_eps: Epsilon = 1e-12
+    """What a LayerNorm adds to the variance."""
     init_std: Deviation = 0.02
     """Standard deviation of fresh weights; see VisionConfig."""
     roles: tuple[Role, ...] = ("encoder", "decoder")
@@ -121,6 +135,7 @@ class TextConfig(BertConfig):
     [ENC]: 30522 and 30523 after BERT's vocabulary."""
 
     share: Share = "all_but_self_attention"
+    """What encoder and decoder have in common (BLIP, Table 3)."""
 
     @property
     def dec(self) -> int:

@@ -24,7 +24,9 @@ class TowersConfig(ArchitectureConfig):
     image_size_key: ClassVar[str] = "vision.image_size"
 
     vision: VisionConfig
+    """The vision tower."""
     text: BertConfig
+    """The text stack."""
 
     @property
     def image_size(self) -> int:
@@ -66,9 +68,9 @@ class TowersConfig(ArchitectureConfig):
         """The same with the one part of the text stack that a role needs."""
         return self.changed(roles=(PART_OF[role],))
 
-    def vocabulary_advice(self, entries: int) -> str:
-        """What to set so that a tokenizer of `entries` fits."""
-        return f"set text.vocab_size={self.text.vocab_size + entries - self.vocabulary_size}"
+    def vocabulary_setting(self, entries: int) -> str:
+        """The assignment that makes room for a tokenizer of `entries`."""
+        return f"text.vocab_size={self.text.vocab_size + entries - self.vocabulary_size}"
 
     def resize_positions(self, tensors: Tensors) -> None:
         """Interpolate the vision tower's positions of a saved model to this picture size, in place."""

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
-from capfilt.models import Architecture
+from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
 from capfilt.pipelines.bootstrap.role_sources import check_roles
-from capfilt.stages.train import check_shape, check_sources, check_training, read_architecture
+from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary
+from capfilt.stages.train import check_shape, check_sources, check_training
 from capfilt.training.config import TeachConfig, TrainResources
 
 
@@ -24,8 +25,9 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     Raises:
         RecipeError: parts that do not fit, with the key to change.
     """
-    architecture = read_architecture(config.model, config.pretrain.image_size)
-    check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({config.model})")
+    architecture, name = architecture_of(config.model, config.pretrain.image_size), label(config.model)
+    check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({name})")
+    check_vocabulary(config.tokenizer, architecture, config.model)
     check_roles(config, architecture)
     check_momentum(config)
     if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
@@ -35,7 +37,22 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
         )
     if config.final and not config.rounds:
         raise RecipeError("final is what the last round pretrains, and rounds is 0: set rounds to 1 or more.")
-    return architecture, check_final(config.final, architecture, config.model, config.cluster.train)
+    final = check_final(config.final, architecture, name, config.cluster.train)
+    for number, (stage, stage_architecture) in enumerate(zip(config.final, final, strict=True)):
+        if not isinstance(stage.language, TeachConfig):  # of which the tokenizer is not made yet
+            check_vocabulary(
+                stage.language or config.tokenizer, stage_architecture, stage.model, f"final.{number}.model"
+            )
+    return architecture, final
+
+
+def texts_of(config: BootstrapConfig) -> list[Texts]:
+    """The texts that the recipe names; none of the embedded world, whose tokenizer knows its words, and none that are
+    not yet downloaded."""
+    lengths = {f"{key}.loader.max_length": train.loader.max_length for key, train in config.trainings.items()}
+    pretraining = {key: length for key, length in lengths.items() if key.startswith("pretrain.")}
+    named = ((f"data.{split}", getattr(config.data, split)) for split in ("web", "human"))
+    return [Texts(key, spec, pretraining if key == "data.web" else lengths) for key, spec in named if spec is not None]
 
 
 def check_momentum(config: BootstrapConfig) -> None:
@@ -61,8 +78,8 @@ def check_final(
     """
     architectures: list[Architecture] = []
     for number, stage in enumerate(stages):
-        where = f"final.{number} ({stage.model})"
-        architecture = read_architecture(stage.model, stage.train.image_size)
+        where = f"final.{number} ({label(stage.model)})"
+        architecture = architecture_of(stage.model, stage.train.image_size)
         if architecture.family != "blip2":
             raise RecipeError(
                 f"{where}: a stage is a BLIP-2, and this is of the family {architecture.family}; set `model`."

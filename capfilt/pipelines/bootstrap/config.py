@@ -14,6 +14,7 @@ from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
 from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.config import AnnotateConfig
+from capfilt.models import ModelSection
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.data import DataConfig
 from capfilt.training.config import TeachConfig, TrainConfig, TrainResources
@@ -27,7 +28,9 @@ class ClusterConfig(Config):
     """
 
     train: TrainResources = TrainResources()
+    """The processes of a pretraining, also of the stages of `final`."""
     finetune: TrainResources = TrainResources()
+    """The processes that fine-tune a captioner or a filter."""
     annotate: Resources = Resources()
     """One worker that holds captioner and filter: give it a GPU where there is one."""
     select: Resources = Resources()
@@ -37,8 +40,9 @@ class ClusterConfig(Config):
 class StageConfig(Config):
     """One stage of `final`."""
 
-    model: str
-    """A preset of `models/blip2/`, or a YAML."""
+    model: ModelSection
+    """A preset of `models/blip2/`, a YAML, or an architecture with the keys of one; `extends` in it names what it is
+    laid over."""
     vision: str | None = None
     """First stage only: the frozen tower, as `initial.vision` of a pretraining. None: the newest model's tower."""
     text: str | None = None
@@ -47,6 +51,7 @@ class StageConfig(Config):
     """For a model with a language model: a folder of transformers, a name on the hub, or how a small one is trained on
     the texts of this round."""
     train: TrainConfig
+    """How this stage is trained."""
 
 
 class PretrainedConfig(Config):
@@ -75,12 +80,16 @@ class BootstrapConfig(Config):
 
     folder: ClassVar[str] = "bootstrap"
     alternatives: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+    named_sections: ClassVar[frozenset[str]] = frozenset({"model"})
 
     seed: int = 0
+    """Decides every random draw of the run."""
     rounds: int = Field(default=2, ge=0)
+    """Rounds of CapFilt after round 0, the pretraining on the uncleaned web. A run may be given more of them later."""
     data: DataConfig
-    model: str
-    """A preset of `models/`, or a YAML."""
+    model: ModelSection
+    """A preset of `models/`, a YAML, or an architecture with the keys of one; `extends` in it names what it is laid
+    over."""
     tokenizer: str = "world"
     """"world", or a folder or file with a BERT vocabulary."""
     human_repeat: int = Field(default=1, ge=1)
@@ -90,6 +99,7 @@ class BootstrapConfig(Config):
     start: Literal["scratch", "continue"] = "scratch"
     """What a round pretrains: a new model (the paper's choice, Table 13), or the newest one further."""
     pretrain: TrainConfig
+    """The pretraining of each round, as long in every one."""
     final: tuple[StageConfig, ...] = ()
     """What the last round pretrains in place of `model`: a BLIP-2, stage by stage. Round 0 always pretrains `model`."""
     captioner: RoleConfig
@@ -97,9 +107,13 @@ class BootstrapConfig(Config):
     filter: RoleConfig
     """As `captioner`."""
     annotate: AnnotateConfig = AnnotateConfig()
+    """How texts are written and scored."""
     select: PolicyConfig = PolicyConfig()
+    """Which texts are kept."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """How the model of each round is examined."""
     cluster: ClusterConfig = ClusterConfig()
+    """What the stages request of the cluster."""
 
     @property
     def trainings(self) -> dict[str, TrainConfig]:

@@ -29,13 +29,14 @@ Shards = str | tuple[str, ...]
 
 
 class DataConfig(Config):
-    """Where the pairs come from: `world` alone, or shards by name. `docs/shards.md` says what a name may be."""
+    """Where the pairs come from: `world` alone, or shards by name."""
 
     world: WorldConfig | None = None
+    """The embedded world, drawn from the seed; no network and no files."""
     web: Shards | None = None
     """Noisy pairs, to be cleaned."""
     download: DownloadConfig | None = None
-    """Lists of URLs to begin with, in place of `web`; stages/download.py has the keys."""
+    """Lists of URLs to begin with, in place of `web`."""
     human: Shards | None = None
     """Clean pairs, on which captioner and filter are fine-tuned; they join every pretraining as they are."""
     val: Shards | None = None

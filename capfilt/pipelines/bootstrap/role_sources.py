@@ -12,7 +12,7 @@ from capfilt.data.loading.config import Source
 from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import NEEDS, check_captioner, check_filter, check_prompts, scores_given
-from capfilt.models import Architecture
+from capfilt.models import Architecture, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig
@@ -51,11 +51,11 @@ class Finetuned:
         """The model that the rounds pretrain must be able to play the role, and its training to be carried out."""
         if missing := NEEDS[role] - architecture.capabilities:
             raise RecipeError(
-                f"{config.model} cannot be the {role}: it cannot {', '.join(sorted(missing))}; take a model that can,"
-                f" or give {role}.pretrained."
+                f"{label(config.model)} cannot be the {role}: it cannot {', '.join(sorted(missing))}; take a model"
+                f" that can, or give {role}.pretrained."
             )
         if role == "filter":
-            check_scores(config.select.needed_scores, scores_given(architecture.capabilities), config.model)
+            check_scores(config.select.needed_scores, scores_given(architecture.capabilities), label(config.model))
         train = config.trainings[role]
         check_training(cls._architecture(architecture, role, train), train, config.cluster.finetune, role)
 

@@ -8,6 +8,7 @@ many steps as round 0 had. What the last round pretrains may be a BLIP-2 in its 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ from capfilt.data import shards
 from capfilt.data.loading.config import Source
 from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps
-from capfilt.pipelines.bootstrap.checks import check, check_files
+from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.data import prepare_data
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
 from capfilt.pipelines.bootstrap.role_sources import open_roles
+from capfilt.pipelines.tokenizer_checks import text_warnings
 from capfilt.reporting.collect import PAGE
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -63,6 +65,8 @@ def open_run(config: BootstrapConfig, out: StoragePath) -> OpenedRun:
     """
     architecture, final = check(config)
     check_files(config, architecture, final)
+    for warning in text_warnings(config.tokenizer, architecture, texts_of(config)):
+        logging.getLogger(__name__).warning(warning)
     roles = open_roles(config, architecture)
     plan = plan_of(config, architecture, final, roles)
     return OpenedRun(config, architecture, final, roles, Run.open(out, configs.to_yaml(config), plan))

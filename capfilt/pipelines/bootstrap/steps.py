@@ -9,6 +9,7 @@ from typing import Any
 
 from capfilt.data import shards
 from capfilt.data.loading.config import Source
+from capfilt.models import label
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
 from capfilt.pipelines.bootstrap.context import BootstrapContext
@@ -58,7 +59,7 @@ def pretrain(
 
 def evaluate(context: BootstrapContext, r: int, models: dict[str, StoragePath]) -> dict[str, Any]:
     """Evaluate what a round pretrained on the held-out pairs; no figures where there are none."""
-    one_model, stages = models.keys() == {"pretrain"}, [stage.model for stage in context.config.final]
+    one_model, stages = models.keys() == {"pretrain"}, [label(stage.model) for stage in context.config.final]
     if "test" not in context.splits:
         return {} if one_model else merge_figures({name: {} for name in models}, stages)
     files = {name: "metrics" if one_model else f"metrics-{name}" for name in models}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capfilt import config as configs
@@ -11,7 +11,7 @@ from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import FAMILIES, read_architecture
-from capfilt.pipelines import pretrain
+from capfilt.pipelines import pretrain, tokenizer_checks
 from capfilt.pipelines.bootstrap import checks
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.pretrain import PretrainConfig
@@ -38,6 +38,24 @@ def resolved(name: str, sets: Sequence[str]) -> Config:
     elif isinstance(config, PretrainConfig):
         pretrain.check(config)
     return config
+
+
+def notes(config: Config) -> Iterator[str]:
+    """What of a recipe may not be meant so, and what is not on this machine and could not be checked."""
+    if not isinstance(config, BootstrapConfig | PretrainConfig):
+        return
+    if isinstance(config, BootstrapConfig):
+        architecture, texts, splits = checks.check(config)[0], checks.texts_of(config), ("val", "test")
+        places = [(f"data.{split}", spec) for split in splits if (spec := getattr(config.data, split)) is not None]
+    else:
+        architecture, texts, places = pretrain.check(config), pretrain.texts_of(config), []
+    places = [(some.key, some.shards) for some in texts] + places
+    absent = [] if tokenizer_checks.is_here(config.tokenizer) else [f"tokenizer ({config.tokenizer})"]
+    absent += [key for key, spec in places if not tokenizer_checks.are_here(spec)]
+    if absent:
+        yield f"not found on this machine, so not checked: {', '.join(absent)}"
+    here = (some for some in texts if some.key not in absent)
+    yield from tokenizer_checks.text_warnings(config.tokenizer, architecture, here)
 
 
 def kind_of(name: str) -> str:

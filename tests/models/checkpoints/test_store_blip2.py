@@ -209,7 +209,7 @@ class TestBeginnings:
         stage2 = small_blip2("opt")
         assert not any("words" in name for name in initialise(stage2, text=str(tmp_path)).filled)
         wrong = small_blip2(vocab_size=words + 9)
-        with pytest.raises(ModelError, match=rf"the model {words + 8} beside \[DEC\]: set text.vocab_size={words + 1}"):
+        with pytest.raises(ModelError, match=rf"the model {words + 8} beside \[DEC\]: set model.text.vocab_size="):
             initialise(wrong, text=str(tmp_path))
 
     def test_the_second_stage_grows_out_of_the_first(self, small_blip2: MakeBlip2, tmp_path: Path) -> None:
