@@ -17,6 +17,7 @@ from capfilt.errors import RecipeError
 from capfilt.models.interface import Model
 from capfilt.objectives.draws import Draws
 from capfilt.objectives.kinds import TaskConfig
+from capfilt.objectives.masking import MASKED, Masked, Rule, Vocabulary, mask_texts
 from capfilt.objectives.momentum import Momentum
 
 LossesAndMetrics = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -73,6 +74,8 @@ class Task(nn.Module, ABC):
     """The momentum copy and its queues, where the task has them."""
     draws: Draws
     """Whom `compute_losses` asks for everything that it draws at random; may be set to give it out instead."""
+    vocabulary: Vocabulary | None
+    """What masking knows of the texts' tokens; set where a training has a tokenizer of BERT's kind."""
     alpha: float | None
     """The weight of the momentum copy's soft targets; None: what the config says at this share of the training."""
     chunks_enter_model: ClassVar[bool] = False
@@ -82,7 +85,7 @@ class Task(nn.Module, ABC):
         """`prompt`: how many tokens each text begins with that are not learned, the first one included."""
         super().__init__()
         self.model, self.config, self.prompt = model, config, prompt
-        self.momentum, self.draws, self.alpha = None, Draws(), None
+        self.momentum, self.draws, self.vocabulary, self.alpha = None, Draws(), None, None
 
     def forward(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
         """One step's losses; `progress` is the share of the training that is done, in [0, 1)."""
@@ -95,6 +98,15 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
         """`forward` after `before_step`."""
+
+    def masked(self, ids_BT: Tensor, rate: float, rule: Rule) -> Masked:
+        """Texts with some tokens hidden, for MLM: a draw by the name "masked"."""
+
+        def draw() -> Masked:
+            assert self.vocabulary is not None, "whoever builds the task sets what it masks with"
+            return mask_texts(ids_BT, self.vocabulary, rate, rule)
+
+        return self.draws.take(MASKED, draw)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, of those losses that are there, that is minimised."""

@@ -6,17 +6,25 @@ what is computed a second time to spare memory is not. On a device whose peak is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt.models import Architecture, build
 from capfilt.objectives.collectives import alone, world_size
+from capfilt.objectives.draws import Draws
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.kinds import TaskConfig
+from capfilt.objectives.masking import MASKED, Masked
 from capfilt.objectives.tasks import build_task
 from capfilt.training.job import TrainJob
+
+T = TypeVar("T")
 
 PEAKS = {
     "A100": {torch.bfloat16: 312e12, torch.float32: 19.5e12},
@@ -57,6 +65,18 @@ def peak_flops(gpu: str, dtype: torch.dtype) -> float | None:
     return next((peaks[dtype] for name, peaks in PEAKS.items() if all(word in words for word in name.split())), None)
 
 
+class _NothingMasked(Draws):
+    """Leaves texts as they are: which tokens are hidden changes no product, and cannot be drawn from ids without
+    numbers."""
+
+    def __init__(self, ids_BT: Tensor):
+        self.ids_BT = ids_BT
+
+    def take(self, name: str, draw: Callable[[], T]) -> T:
+        """What `draw` draws, but of masks."""
+        return draw() if name != MASKED else cast(T, Masked(self.ids_BT, self.ids_BT))
+
+
 def step_flops(architecture: Architecture, objectives: TaskConfig, pairs: int, tokens: int) -> int:
     """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
     with torch.device("meta"):
@@ -65,6 +85,7 @@ def step_flops(architecture: Architecture, objectives: TaskConfig, pairs: int, t
         task.to_empty(device="cpu")
         size = architecture.image_size
         ids = torch.ones(pairs, tokens, dtype=torch.long)
+        task.draws = _NothingMasked(ids)
         # Of fused attention the counter knows some kernels only; written out, it is products like any others.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             batch = PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))

@@ -18,12 +18,14 @@ from capfilt.config import digest
 from capfilt.data import shards
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.loader import Batch, Loader
+from capfilt.data.text.bert_tokenizers import BertTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Model, build, family_of
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.objectives.interface import PairBatch, Task
+from capfilt.objectives.masking import Vocabulary
 from capfilt.objectives.tasks import build_task
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.storage import documents
@@ -82,6 +84,8 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     if task.momentum is not None and job.train.objectives.resumes_momentum:
         assert job.start is not None, "whoever reads a recipe asks for a start"
         checkpoint.load_momentum(task.momentum, job.start)
+    if isinstance(tokenizer, BertTokenizer):
+        task.vocabulary = Vocabulary.of(tokenizer, device)
     task.to(device)
     gradients = Gradients(task, job.execution, device, job.compute.dtype)
     optimizer = make_optimizer(task, job.train.optimizer)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from capfilt.data.text.bert_tokenizers import BertTokenizer, OpenBertTokenizer
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import TextError
@@ -20,8 +21,9 @@ from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
 
 Kind = Literal["opt", "t5"]
-TokenizerKind = Literal["wordpiece", "byte-bpe", "opt", "t5"]
-"""How a model reads texts: as BERT, as CLIP, or in the tokens of its language model."""
+TokenizerKind = Literal["wordpiece", "bert", "open-bert", "byte-bpe", "opt", "t5"]
+"""How a model reads texts: as BLIP, as BERT, as BERT without [SEP] (ALBEF, X-VLM), as CLIP, or in the tokens of its
+language model."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -110,8 +112,16 @@ class LanguageTokenizer(Tokenizer):
         return list(self._tokens(text[:MAX_CHARACTERS], add_special_tokens=False).input_ids)
 
 
+_KINDS: dict[str, type[Tokenizer]] = {
+    "wordpiece": Tokenizer,
+    "bert": BertTokenizer,
+    "open-bert": OpenBertTokenizer,
+    "byte-bpe": ByteBpeTokenizer,
+}
+
+
 def tokenizer_of(source: str | StoragePath, kind: TokenizerKind | None) -> Tokenizer:
-    """The tokenizer of a model, by the kind that its architecture names; None: WordPiece."""
-    if kind is None or kind == "wordpiece":
-        return Tokenizer.load(source)
-    return ByteBpeTokenizer.load(source) if kind == "byte-bpe" else LanguageTokenizer.load(source, kind)
+    """The tokenizer of a model, by the kind that its architecture names; None: BLIP's."""
+    if kind == "opt" or kind == "t5":
+        return LanguageTokenizer.load(source, kind)
+    return _KINDS[kind or "wordpiece"].load(source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
@@ -26,7 +26,6 @@ MAX_CHARACTERS = 10_000
 MAX_WORDS = 30
 """Words of a caption that BLIP keeps."""
 
-_MARKS = ("[DEC]", "[ENC]")
 # What transformers tightens after decoding, in its order; the captions of BLIP's paper went through it.
 _LOOSE = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 # Chinese and Japanese have no spaces between words; BERT puts one around every Chinese character.
@@ -42,6 +41,10 @@ class Tokenizer:
 
     lower_case = True
     """Whether its texts lose their capitals."""
+    marks: ClassVar[tuple[str, ...]] = ("[DEC]", "[ENC]")
+    """What BLIP's decoder and image-grounded encoder begin a text with; appended where the vocabulary lacks them."""
+    closed: ClassVar[bool] = True
+    """Whether a text ends with [SEP]."""
     _plain = True
 
     def __init__(self, vocab: Sequence[str] | Engine, names: Mapping[str, str] = tokenizer_files.NAMES) -> None:
@@ -63,21 +66,22 @@ class Tokenizer:
             raise TextError(
                 f"the vocabulary has {len(ids)} tokens and ids up to {max(ids.values())}; none may be left out"
             )
-        marks = [mark for mark in _MARKS if mark not in ids]
+        marks = [mark for mark in self.marks if mark not in ids]
         ids |= {mark: len(ids) + place for place, mark in enumerate(marks)}
         self._names = dict(names)
         self.vocab = tuple(sorted(ids, key=ids.__getitem__))
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[names[role]] for role in tokenizer_files.NAMES)
-        self.dec, self.enc = (ids[mark] for mark in _MARKS)
+        if self.marks:
+            self.dec, self.enc = (ids[mark] for mark in self.marks)
         if isinstance(vocab, Engine):
             self._engine = vocab
-            self._engine.add_special_tokens([*names.values(), *_MARKS])
+            self._engine.add_special_tokens([*names.values(), *self.marks])
         else:
             self._engine = tokenizer_files.wordpiece(ids)
         added = self._engine.get_added_tokens_decoder()
         special = {index for index, token in added.items() if token.special}
-        self._special = frozenset(special) | {ids[token] for token in (*names.values(), *_MARKS)}
-        self._plain = tokenizer_files.is_plain(self._engine, self._names, (*names.values(), *_MARKS))
+        self._special = frozenset(special) | {ids[token] for token in (*names.values(), *self.marks)}
+        self._plain = tokenizer_files.is_plain(self._engine, self._names, (*names.values(), *self.marks))
         self.lower_case = tokenizer_files.lower_cases(self._engine)
 
     @classmethod
@@ -144,6 +148,11 @@ class Tokenizer:
         """What makes two tokenizers the same: their tokens, and their rules where these are not the usual ones."""
         return (self.vocab, self.rules) if self.rules else self.vocab
 
+    @property
+    def continued(self) -> np.ndarray:
+        """For each id whether it goes on a word, as "##ing" does; bool [V]."""
+        return np.array([token.startswith("##") for token in self.vocab])
+
     def clean(self, text: str, max_words: int = MAX_WORDS) -> str:
         """A caption as its model was trained to read it: BLIP's cleaning, which keeps capitals where the tokenizer
         does."""
@@ -158,7 +167,7 @@ class Tokenizer:
         return len(self.vocab)
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Encode texts as `[CLS] ... [SEP]`, padded to the longest of them.
+        """Encode texts as `[CLS] ... [SEP]` (without [SEP] unless `closed`), padded to the longest of them.
 
         Returns: ids and mask, int64 [B, T], T <= `max_length`; what is too long is cut before its [SEP].
 
@@ -167,7 +176,8 @@ class Tokenizer:
         """
         if max_length < 2:
             raise TextError(f"max_length {max_length}; at least 2 is needed, for [CLS] and [SEP]")
-        rows = [[self.cls, *self._pieces(text)[: max_length - 2], self.sep] for text in texts]
+        end = [self.sep] if self.closed else []
+        rows = [[self.cls, *self._pieces(text)[: max_length - 1 - len(end)], *end] for text in texts]
         length = max(map(len, rows), default=0)
         ids = np.full((len(rows), length), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
