@@ -6,18 +6,15 @@ Reads FOLDER/task.pt, {case: Case}, and writes FOLDER/steps-RANK.pt; test_step_o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
+from capfilt.objectives.draws import Draws
 from capfilt.objectives.interface import PairBatch, Task
-from capfilt.objectives.tasks import blip, blip2
 from capfilt.training.checkpoints.states import States
 from capfilt.training.config import ExecutionConfig, OptimizerConfig
 from capfilt.training.distributed import fsdp
@@ -37,21 +34,16 @@ class Case:
     dtype: torch.dtype = torch.float32
 
 
-def hardest(similarity: Tensor, image_ids: Tensor, every: Tensor) -> Tensor:
-    """The hardest negative, not one that is drawn: a draw of two processes is not one of one."""
-    return similarity.masked_fill(image_ids[:, None] == every[None, :], -torch.inf).argmax(dim=1)
+class Hardest(Draws):
+    """Takes the hardest negative and draws none: a draw of two processes is not one of one."""
 
-
-@contextmanager
-def without_draws() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blip, "hard_negatives", hardest)
-        patch.setattr(blip2, "hard_negatives_of_all", hardest)
-        yield
+    def columns(self, name: str, weights_BN: Tensor) -> Tensor:
+        return weights_BN.argmax(dim=1)
 
 
 def take(case: Case, rank: int, world_size: int, out: Path) -> dict[str, Any]:
     """Two steps of this rank's rows, AdamW between them, and a state after the second."""
+    case.learner.draws = Hardest()
     gradients = Gradients(case.learner, case.execution, CPU, case.dtype)
     optimizer = make_optimizer(case.learner, OPTIMIZER)
     rows = case.batch[0].shape[0] // world_size
@@ -94,7 +86,6 @@ def whole(tensor: Tensor) -> Tensor:
 
 def main(rank: int, folder: Path) -> None:
     task = torch.load(folder / "task.pt", weights_only=False)
-    with without_draws():
-        taken = {name: take(case, rank, 2, folder / name) for name, case in task["cases"].items()}
-        back = {name: resumed(case, folder / source) for name, (case, source) in task["resumed"].items()}
+    taken = {name: take(case, rank, 2, folder / name) for name, case in task["cases"].items()}
+    back = {name: resumed(case, folder / source) for name, (case, source) in task["resumed"].items()}
     torch.save({"taken": taken, "resumed": back}, folder / f"steps-{rank}.pt")

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,11 @@ def cases(small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2]) ->
 
 
 @pytest.fixture(scope="module")
-def alone(cases: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def alone(cases: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process makes of them, and the folder in which its states are."""
     folder = tmp_path_factory.mktemp("alone")
-    with script.without_draws():
-        found = {name: script.take(copy.deepcopy(case), 0, 1, folder / name) for name, case in cases.items()}
-        yield {"found": found, "folder": folder}
+    found = {name: script.take(copy.deepcopy(case), 0, 1, folder / name) for name, case in cases.items()}
+    return {"found": found, "folder": folder}
 
 
 @pytest.fixture(scope="module")
