@@ -23,7 +23,7 @@ from capfilt.inference.roles import preprocess_for
 from capfilt.models import Architecture
 from capfilt.models.checkpoints import files, store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.objectives.tasks import unsupported
+from capfilt.objectives.tasks import unsaid, unsupported
 from capfilt.runs import metrics
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress, StageLine
@@ -112,6 +112,8 @@ def run_training(
     done = ledger.completion("model", wanted) is not None
     if not done:
         warn_of_lanes(job, 1 if session.local else resources.workers)
+        if said := unsaid(job.architecture, job.train.objectives):
+            logging.getLogger(__name__).warning("%s: %s", label, said)
         rows = count_rows(session, job.sources, job.train.loader.captions, counts, show)
         execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
         kept = job.train.features  # workers may start elsewhere

@@ -1,7 +1,8 @@
 """Texts in the tokens of a language model of transformers, with the interface of `Tokenizer`.
 
 As BLIP-2's second stage trained: for OPT a text begins with its own first token and ends with a line break, which is
-also where a text that is written ends; for T5 it has an end and no beginning. A text that is cut has no end.
+also where a text that is written ends; for T5 it has an end and no beginning. What is too long is cut as LAVIS'
+tokenizers cut it: of OPT the line break goes, which is a part of the text there, of T5 the end stays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from capfilt.data.text.bert_tokenizers import BertTokenizer, OpenBertTokenizer
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer
-from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
+from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer, tighten
 from capfilt.errors import TextError
 from capfilt.storage.atomic import staging_folder
 from capfilt.storage.local_copies import local_copy
@@ -81,10 +82,14 @@ class LanguageTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encode texts, padded on the right to the longest of them.
 
-        Returns: ids and mask, int64 [B, T], T <= `max_length`; what is too long is cut, its end with it.
+        Returns: ids and mask, int64 [B, T], T <= `max_length`; what is too long is cut, of OPT its end with it, of T5
+        before its end.
         """
-        begin = [self.cls] if self.kind == "opt" else []
-        rows = [[*begin, *self._pieces(text.strip()), self.sep][:max_length] for text in texts]
+        pieces = [self._pieces(text.strip()) for text in texts]
+        if self.kind == "opt":
+            rows = [[self.cls, *row, self.sep][:max_length] for row in pieces]
+        else:
+            rows = [[*row[: max(max_length - 1, 0)], self.sep] for row in pieces]
         length = max(map(len, rows), default=0)
         ids = np.full((len(rows), length), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -104,9 +109,9 @@ class LanguageTokenizer(Tokenizer):
         return self._pieces(prompt.strip()) if self.kind == "t5" else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn one row of ids into text: specials and the end dropped."""
+        """Turn one row of ids into text: specials and the end dropped, no space left before punctuation (`tighten`)."""
         kept = [int(index) for index in ids if int(index) not in self._special]
-        return str(self._tokens.decode(kept)).strip()
+        return tighten(str(self._tokens.decode(kept, clean_up_tokenization_spaces=False))).strip()
 
     def _pieces(self, text: str) -> list[int]:
         return list(self._tokens(text[:MAX_CHARACTERS], add_special_tokens=False).input_ids)

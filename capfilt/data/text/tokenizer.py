@@ -212,15 +212,21 @@ class Tokenizer:
             self.vocab[index] for index in map(int, ids) if index not in self._special and index < len(self.vocab)
         ]
         text: str = self._engine.decoder.decode(tokens)
-        for loose in _LOOSE:
-            text = text.replace(loose, loose.strip())
-        return _BETWEEN_UNSPACED.sub("", text)
+        return _BETWEEN_UNSPACED.sub("", tighten(text))
 
     def _pieces(self, text: str) -> list[int]:
         # One by one: encode_batch starts threads of its own, which do not survive a fork into a loader's
         # worker.
         readable = _SURROGATE.sub("\ufffd", text[:MAX_CHARACTERS])
         return list(self._engine.encode(readable, add_special_tokens=False).ids)
+
+
+def tighten(text: str) -> str:
+    """A decoded text without the spaces before punctuation and inside contractions that its tokens leave: what
+    transformers does by default up to its version 4 (`clean_up_tokenization_spaces`), with which the originals ran."""
+    for loose in _LOOSE:
+        text = text.replace(loose, loose.strip())
+    return text
 
 
 def clean_caption(text: str, max_words: int = MAX_WORDS, lower_case: bool = True) -> str:

@@ -7,8 +7,9 @@ or before the prompt that its encoder reads (T5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,33 @@ def check_language(source: str, config: LanguageConfig, weights: bool = False) -
     if described.model_type != config.kind:
         raise ModelError(f"{source} is a {described.model_type}, and language.kind is {config.kind}")
     wanted = config.described().to_dict()
+    if described.model_type == "t5" and described.scale_decoder_outputs != wanted["scale_decoder_outputs"]:
+        raise ModelError(
+            f"{source} has logits that are {'' if described.scale_decoder_outputs else 'not '}scaled by its width: set "
+            f"language.settings.tie_word_embeddings={str(described.scale_decoder_outputs).lower()}"
+        )
     for name in config.settings:
         if name in described.to_dict() and getattr(described, name) != wanted[name] and name != "dense_act_fn":
             raise ModelError(
                 f"{source} has {name} {getattr(described, name)}, and language.settings.{name} is {wanted[name]}"
             )
     return path
+
+
+@contextmanager
+def without_advice_on_tying() -> Iterator[None]:
+    """Keep transformers from advising to set `tie_word_embeddings` of a model whose output matrix is not its words: of
+    a T5 it ignores that key, and what is tied here is compared with `language.tied`."""
+
+    def kept(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("The tied weights mapping and config for this model")
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
 
 
 def _none_there(source: str, error: Exception) -> ModelError:
@@ -199,9 +221,10 @@ def load_language(source: str, config: LanguageConfig, held_in: Format) -> Langu
             made = LanguageModel(config, held_in)
         kind: Any = getattr(transformers, CLASSES[config.kind][1])
         transformers.utils.logging.disable_progress_bar()
-        loaded, report = kind.from_pretrained(
-            path, config=config.described(), dtype=FORMATS[held_in], output_loading_info=True
-        )
+        with without_advice_on_tying():
+            loaded, report = kind.from_pretrained(
+                path, config=config.described(), dtype=FORMATS[held_in], output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise _none_there(source, error) from None
     if bad := {what: sorted(names)[:5] for what, names in report.items() if names}:

@@ -156,7 +156,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
             f"{source}: use_qformer_text_input is {reads}; {FILTER} reads texts in the Q-Former, {CAPTIONER} does not"
         )
     held = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    language = None if is_filter else _language(config, tied, source)
+    language = None if is_filter else language_of(config, tied, source)
     if language is not None and language.kind == "t5" and held == "float16":
         held = "bfloat16"  # T5 overflows in fp16; transformers keeps half of it in float32 there
     return Blip2Config(
@@ -182,7 +182,8 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
     )
 
 
-def _language(config: Mapping[str, Any], tied: bool, source: Path) -> LanguageConfig:
+def language_of(config: Mapping[str, Any], tied: bool, source: Path) -> LanguageConfig:
+    """The language model that a `text_config` describes; `tied` is what the tensors say."""
     text = dict(config.get("text_config") or {"model_type": "opt"})
     kind: Kind
     width: tuple[str, ...]
@@ -198,6 +199,9 @@ def _language(config: Mapping[str, Any], tied: bool, source: Path) -> LanguageCo
     default = LanguageConfig(kind=kind, settings={"use_cache": True}).described().to_dict()
     wanted = {name: full[name] for name in given if name in full and _plain(full[name])}
     settings = {name: value for name, value in wanted.items() if value != default.get(name, full) or name in width}
+    if kind == "t5" and not full["scale_decoder_outputs"]:
+        # transformers keeps of `tie_word_embeddings: false`, as Flan-T5 has it, that logits are not scaled.
+        settings["tie_word_embeddings"] = False
     return LanguageConfig(
         kind=kind,
         settings=settings | {name: full[name] for name in width},

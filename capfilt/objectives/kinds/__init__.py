@@ -45,6 +45,11 @@ def nothing(architecture: ArchitectureConfig, config: TaskConfig, micro_batches:
     return ""
 
 
+def all_said(architecture: ArchitectureConfig, config: TaskConfig) -> str:
+    """Every default is as published."""
+    return ""
+
+
 @dataclass(frozen=True)
 class TaskKind:
     """How models of a family are trained for a task."""
@@ -56,3 +61,6 @@ class TaskKind:
     """The capabilities that each loss asks of a model."""
     unsupported: Callable[[Any, Any, int], str] = nothing
     """(architecture, config, micro_batches) -> what of them does not go together, as a sentence with what to do; ""."""
+    unsaid: Callable[[Any, Any], str] = all_said
+    """(architecture, config) -> a key that a recipe should give because its default is another training's, as a
+    sentence with what to do; ""."""

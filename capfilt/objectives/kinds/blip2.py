@@ -25,13 +25,20 @@ def build(model: Blip2, config: ObjectivesConfig, prompt: int = 0) -> Task:
     return pretraining(model, config, prompt)
 
 
+def vanishing(architecture: Blip2Config) -> str:
+    """Why no gradients come through a frozen language model; "" where they do. (LAVIS scales its loss.)"""
+    if architecture.language is None or architecture.frozen != "fp16":
+        return ""
+    return (
+        "frozen is fp16, in which gradients that come through a language model vanish unless they are "
+        "scaled, and here they are not: set it to bf16, or to fp32."
+    )
+
+
 def unsupported(architecture: Blip2Config, config: ObjectivesConfig, micro_batches: int) -> str:
     """What does not go together, or what of BLIP's objectives BLIP-2 would pass over in silence; ""."""
-    if architecture.language is not None and architecture.frozen == "fp16":
-        return (
-            "frozen is fp16, in which gradients that come through a language model vanish unless they are "
-            "scaled, and here they are not: set it to bf16."
-        )
+    if reason := vanishing(architecture):
+        return reason
     if config.queue:
         return f"objectives.queue is {config.queue}, and BLIP-2 has no queue: set it to 0."
     default = ObjectivesConfig()
@@ -47,4 +54,14 @@ def unsupported(architecture: Blip2Config, config: ObjectivesConfig, micro_batch
     return ""
 
 
-BLIP2 = TaskKind(ObjectivesConfig, build, NEEDS, unsupported)
+def unsaid(architecture: Blip2Config, config: ObjectivesConfig) -> str:
+    """The smoothing of a second stage: the default is that of BLIP and of the first stage."""
+    if architecture.language is None or not config.smoothing or "smoothing" in config.model_fields_set:
+        return ""
+    return (
+        f"objectives.smoothing is not given, and {config.smoothing:g} applies, as in BLIP and in BLIP-2's first stage; "
+        f"the second was published without: set it to 0.0, or to {config.smoothing:g} if that is meant."
+    )
+
+
+BLIP2 = TaskKind(ObjectivesConfig, build, NEEDS, unsupported, unsaid)

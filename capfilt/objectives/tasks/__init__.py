@@ -59,5 +59,10 @@ def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batc
     return kind.unsupported(architecture, config, micro_batches)
 
 
+def unsaid(architecture: ArchitectureConfig, config: TaskConfig) -> str:
+    """A key that a recipe for this architecture should give, because its default is another training's; "" for none."""
+    return PRETRAINING[architecture.family].unsaid(architecture, config)
+
+
 ObjectivesSection = Annotated[SerializeAsAny[TaskConfig], BeforeValidator(OpenSection("task", task_configs, ""))]
 """The type of a config field that holds what any task minimises."""

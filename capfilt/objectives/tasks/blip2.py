@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capfilt.errors import RecipeError
 from capfilt.models.blip2.model import Blip2
 from capfilt.objectives.collectives import all_reduce_sum, gather, world_size
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
+from capfilt.objectives.kinds.blip2 import vanishing
 from capfilt.objectives.losses.itc_queries import itc_queries
 from capfilt.objectives.losses.itm import Similarities, global_negatives, itm
 from capfilt.objectives.losses.lm import answered, lm, num_targets
@@ -97,6 +99,8 @@ class Blip2Stage2(Task):
     config: ObjectivesConfig
 
     def __init__(self, model: Blip2, config: ObjectivesConfig, prompt: int = 0):
+        if reason := vanishing(model.config):
+            raise RecipeError(reason)
         super().__init__(model, config, prompt)
         exclude_frozen(self)
 

@@ -11,6 +11,7 @@ from capfilt.config import Config
 from capfilt.data.policy import PolicyConfig
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import FAMILIES, read_architecture
+from capfilt.objectives.tasks import unsaid
 from capfilt.pipelines import pretrain, tokenizer_checks
 from capfilt.pipelines.bootstrap import checks
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
@@ -49,6 +50,8 @@ def notes(config: Config) -> Iterator[str]:
         places = [(f"data.{split}", spec) for split in splits if (spec := getattr(config.data, split)) is not None]
     else:
         architecture, texts, places = pretrain.check(config), pretrain.texts_of(config), []
+        if said := unsaid(architecture, config.train.objectives):
+            yield f"train.{said}"
     places = [(some.key, some.shards) for some in texts] + places
     absent = [] if tokenizer_checks.is_here(config.tokenizer) else [f"tokenizer ({config.tokenizer})"]
     absent += [key for key, spec in places if not tokenizer_checks.are_here(spec)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.data.text.language_tokenizer import LanguageTokenizer, tokenizer_of
+from capfilt.data.text.language_tokenizer import Kind, LanguageTokenizer, tokenizer_of
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import TextError
 
@@ -41,12 +41,31 @@ def test_a_text_of_opt_begins_with_its_mark_and_ends_with_a_line_break(folder: P
     assert len({int(seen.sum()) for seen in mask}) > 1
 
 
-def test_what_is_cut_has_no_end(folder: Path) -> None:
-    tokenizer = LanguageTokenizer.load(folder)
+def test_what_is_cut_has_no_end_of_opt(folder: Path) -> None:
+    tokenizer = LanguageTokenizer.load(folder, "opt")
     whole = tokenizer.encode(TEXTS[:1], 64)[0][0].tolist()
     cut = tokenizer.encode(TEXTS[:1], 4)[0][0].tolist()
     assert cut == whole[:4]
     assert tokenizer.sep not in cut
+
+
+def test_what_is_cut_ends_of_t5(folder: Path) -> None:
+    """As transformers' tokenizers cut: an answer that is too long is learned to end where it was cut."""
+    tokenizer = LanguageTokenizer.load(folder, "t5")
+    whole = tokenizer.encode(TEXTS, 64)[0][0].tolist()
+    ids, mask = tokenizer.encode(TEXTS, 4)
+    assert ids[0].tolist() == [*whole[:3], tokenizer.sep]
+    assert mask.sum(axis=1).max() == 4
+    assert all(row[int(seen.sum()) - 1] == tokenizer.sep for row, seen in zip(ids, mask, strict=True))
+    exact = int(tokenizer.encode(TEXTS[:1], 64)[1].sum())
+    assert tokenizer.encode(TEXTS[:1], exact)[0][0].tolist() == whole[:exact]
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_a_written_text_has_no_loose_punctuation(folder: Path, kind: Kind) -> None:
+    tokenizer = LanguageTokenizer.load(folder, kind)
+    written = tokenizer._tokens("is it red ? no , it isn 't . it 's green !", add_special_tokens=False).input_ids
+    assert tokenizer.decode(written) == "is it red? no, it isn 't. it's green!"
 
 
 def test_a_space_at_the_end_of_the_prompt_is_no_token(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models import Blip2
+from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.language_model import (
     FORMATS,
     Format,
@@ -121,6 +123,43 @@ def test_it_is_loaded_as_transformers_saved_it(small_blip2: MakeBlip2, tmp_path:
     assert {p.dtype for p in load_language(str(tmp_path), config, "bf16").parameters()} == {torch.bfloat16}
     with pytest.raises(ModelError, match=f"set language.tied={str(tied).lower()}"):
         load_language(str(tmp_path), config.model_copy(update={"tied": not tied}), "fp32")
+
+
+def test_transformers_gives_no_advice_on_an_untied_t5(small_blip2: MakeBlip2, tmp_path: Path) -> None:
+    """It would advise to set a key that it ignores."""
+    settings = {**small_blip2("t5").config.language.settings, "tie_word_embeddings": False}
+    config = LanguageConfig(kind="t5", settings=settings, tied=False)
+    LanguageModel(config, "fp32").model.save_pretrained(tmp_path)
+    told, logger = list[str](), logging.getLogger("transformers.modeling_utils")
+    noting = logging.Handler()
+    noting.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(noting)
+    try:
+        load_language(str(tmp_path), config, "fp32")
+        assert told == []
+        type(LanguageModel(config, "fp32").model).from_pretrained(tmp_path)
+        assert len(told) == 1, "the filter is for our loading alone"
+    finally:
+        logger.removeHandler(noting)
+
+
+def test_logits_that_flan_t5_does_not_scale(small_blip2: MakeBlip2, tmp_path: Path) -> None:
+    """transformers keeps `tie_word_embeddings: false` of a T5 as "logits are not scaled" alone."""
+    settings = dict(small_blip2("t5").config.language.settings)
+    unscaled = LanguageConfig(kind="t5", settings={**settings, "tie_word_embeddings": False})
+    made = LanguageModel(unscaled, "fp32")
+    made.model.save_pretrained(tmp_path)
+    assert not load_language(str(tmp_path), unscaled, "fp32").model.config.scale_decoder_outputs
+    with pytest.raises(ModelError, match=r"not scaled by its width: set language\.settings\.tie_word_embeddings=false"):
+        load_language(str(tmp_path), LanguageConfig(kind="t5", settings=settings), "fp32")
+    described = {"text_config": {"model_type": "t5", **settings, "tie_word_embeddings": False}}
+    again = transformers_config.language_of(described, tied=True, source=tmp_path)
+    assert not again.described().scale_decoder_outputs
+    assert (
+        transformers_config.language_of({"text_config": {"model_type": "t5", **settings}}, tied=True, source=tmp_path)
+        .described()
+        .scale_decoder_outputs
+    )
 
 
 @pytest.mark.parametrize(("kind", "held_in"), [("opt", "fp16"), ("opt", "bf16"), ("t5", "bf16"), ("t5", "fp32")])

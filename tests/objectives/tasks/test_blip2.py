@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from capfilt.errors import RecipeError
 from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.draws import GivenDraws
@@ -14,7 +15,7 @@ from capfilt.objectives.losses.itc_queries import itc_queries
 from capfilt.objectives.losses.itm import itm, local_negatives
 from capfilt.objectives.losses.lm import answered, lm
 from capfilt.objectives.losses.negatives import negative_weights_among_others
-from capfilt.objectives.tasks import build_task, unsupported
+from capfilt.objectives.tasks import build_task, unsaid, unsupported
 from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.objectives.tasks.blip2 import Blip2Stage1, Blip2Stage2
 
@@ -126,3 +127,25 @@ def test_what_would_be_passed_over_is_named(small_blip2: MakeBlip2, small_blip: 
     assert "itc_keys is rank" in unsupported(blip2, ObjectivesConfig(queue=0, itc_keys="rank"))
     assert unsupported(small_blip().config, ObjectivesConfig(alpha=0.1, itc_keys="rank")) == ""
     assert "itc_keys is detached" in unsupported(small_blip().config, ObjectivesConfig(itc_keys="detached"))
+
+
+def test_smoothing_is_to_be_given_where_its_default_is_not_the_published_one(small_blip2: MakeBlip2) -> None:
+    silent = ObjectivesConfig(losses={"lm": 1.0}, queue=0)
+    assert "objectives.smoothing is not given, and 0.1 applies" in unsaid(small_blip2("opt").config, silent)
+    for smoothing in (0.0, 0.1):
+        said = ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=smoothing)
+        assert unsaid(small_blip2("opt").config, said) == ""
+    assert unsaid(small_blip2().config, silent) == ""
+    # What crosses to a worker has every key.
+    assert unsaid(small_blip2("opt").config, ObjectivesConfig(**silent.model_dump())) == ""
+
+
+def test_gradients_that_would_vanish_are_refused(small_blip2: MakeBlip2) -> None:
+    """Before the training begins, and of a task that is built by hand."""
+    half, only_lm = small_blip2("opt", frozen="fp16"), ObjectivesConfig(losses={"lm": 1.0}, queue=0, smoothing=0.0)
+    assert "set it to bf16, or to fp32" in unsupported(half.config, only_lm)
+    with pytest.raises(
+        RecipeError, match="frozen is fp16, in which gradients that come through a language model vanish"
+    ):
+        build_task(half, only_lm)
+    assert unsupported(small_blip2(frozen="fp16").config, config(itc=1.0)) == "", "none come through a vision tower"

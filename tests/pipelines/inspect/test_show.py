@@ -18,7 +18,7 @@ from capfilt.data.sample import Sample
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import FAMILIES, ArchitectureConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
-from capfilt.pipelines.inspect import keys
+from capfilt.pipelines.inspect import keys, show
 from capfilt.pipelines.pretrain import PretrainConfig
 
 KINDS: dict[str, type[Config]] = {
@@ -253,3 +253,15 @@ def test_a_key_that_dumps_leave_out_at_its_default_is_shown(capfilt: Any) -> Non
         "# The new one. [a whole number, 0 or more; default 2]",
         "new: 2",
     ]
+
+
+def test_a_second_stage_that_does_not_say_its_smoothing_is_warned_of(tmp_path: Path) -> None:
+    """LAVIS trains it without, and the default is that of BLIP."""
+    recipe = tmp_path / "pretrain/mine.yaml"
+    recipe.parent.mkdir()
+    tree = "model: blip2/tiny-opt\ntokenizer: facebook/opt-125m\ninitial: {language: facebook/opt-125m}\ndata: shards\n"
+    recipe.write_text(tree + "train: {steps: 3, objectives: {losses: {lm: 1.0}, queue: 0}}\n")
+    warned = "train.objectives.smoothing is not given, and 0.1 applies"
+    assert [note[: len(warned)] for note in show.notes(show.resolved(str(recipe), ()))][:1] == [warned]
+    said = show.resolved(str(recipe), ("train.objectives.smoothing=0.0",))
+    assert not any("smoothing" in note for note in show.notes(said))
