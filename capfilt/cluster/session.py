@@ -138,7 +138,7 @@ def connect(
     for key, value in REPRODUCIBLE_ENV.items():
         os.environ.setdefault(key, value)
     if address == "local":
-        _bound_threads()
+        bound_threads()
         return Session("local")
     waits = "starting Ray on this machine" if address == "start" else f"connecting to the Ray at {address}"
     with nullcontext() if show is None else show.wait(waits):
@@ -217,8 +217,10 @@ def set_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def _bound_threads() -> None:
-    """Bound torch's threads by this process's CPUs: torch itself counts the machine's cores and ignores quotas."""
+def bound_threads() -> None:
+    """Bound torch's threads by this process's CPUs, if it is imported: torch itself counts the machine's cores and
+    ignores quotas.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > machine.available():
         torch.set_num_threads(machine.available())

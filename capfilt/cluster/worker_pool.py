@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import Field
 
 from capfilt.cluster.failures import Failure
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, bound_threads
 from capfilt.cluster.worker import ItemResult, Job, Worker
 from capfilt.config import Config
 from capfilt.errors import ClusterError
@@ -92,6 +92,7 @@ def run_items(
 def _run_locally(job: Job[R], items: Iterable[str], limit: float) -> Iterator[ItemResult[R]]:
     worker = Worker(job.name)
     _raise_unopened(job, worker.open(job))
+    bound_threads()  # opening a job may have imported torch
     for item in items:
         with deadline.time_limit(limit):
             result, failure, seconds = worker.work(item)

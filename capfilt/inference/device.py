@@ -10,12 +10,14 @@ import contextlib
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from capfilt.config import Config
 from capfilt.errors import ClusterError
 from capfilt.inference.config import DeviceKind, Format, Precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Compute(Config):
@@ -27,10 +29,14 @@ class Compute(Config):
     @property
     def dtype(self) -> torch.dtype:
         """The format, as torch calls it."""
+        import torch
+
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def open(self) -> torch.device:
         """This process's device. ClusterError where it has none of the kind, or none that computes in the format."""
+        import torch
+
         if self.device == "cpu":
             return torch.device("cpu")
         if not torch.cuda.is_available():
@@ -59,11 +65,15 @@ class Ability:
 
 def local_device() -> DeviceKind:
     """The kind of device that this process computes on where no cluster hands any out: a GPU if there is one."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def ability() -> Ability:
     """What this process can compute with."""
+    import torch
+
     if local_device() == "cpu":
         return Ability("cpu", socket.gethostname(), bf16=False)
     name = f"{torch.cuda.get_device_name()} on {socket.gethostname()}"
@@ -94,6 +104,8 @@ def choose(precision: Precision, device: DeviceKind, abilities: Sequence[Ability
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Run matrix products in `dtype`; norms, softmax and losses stay in fp32."""
+    import torch
+
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)

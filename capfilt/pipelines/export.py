@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfilt.data.images.preprocess import ALONE, Preprocess
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError, UsageError, did_you_mean
 from capfilt.inference.roles import preprocess_for, save_preprocess, tokenizer_for
-from capfilt.models import Model
 from capfilt.models.checkpoints import store
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import storage_path
 from capfilt.storage.remote_path import RemotePath
+
+if TYPE_CHECKING:
+    from capfilt.models.interface import Model
 
 
 def run(name: str, form: str, where: str | Path) -> dict[str, Any]:

@@ -5,36 +5,20 @@ One shard in, one Parquet out (design 4.2): a row for every text, and one for ev
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, zip_longest
-from typing import Any, ClassVar, TypeGuard
+from collections.abc import Sequence
+from typing import ClassVar
 
-import torch
-
-import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.annotations import Annotation
-from capfilt.data.policy import failure_class
-from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
-from capfilt.data.shards.members import MemberCounts
-from capfilt.inference.annotator import Annotator, Text
-from capfilt.inference.batches import Pictures, pictures
-from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.device import Compute, autocast
-from capfilt.inference.filters import local_filter
-from capfilt.inference.local_model import LocalModel
-from capfilt.inference.timer import StageTimer, timed
-from capfilt.runs import deadline, quarantine
-from capfilt.runs.ledger import Ledger, fingerprint
+from capfilt.runs.ledger import fingerprint
 from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
-from capfilt.runs.tally import NO_TEXT, Tally
-from capfilt.stages.bisect import Splittable, version_of
+from capfilt.runs.tally import Tally
+from capfilt.stages.bisect import Splittable
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import StoragePath
 
@@ -73,6 +57,9 @@ class AnnotateJob(Config):
 
     def open(self) -> Splittable:
         """Load the two models."""
+        from capfilt.inference.timer import StageTimer
+        from capfilt.stages.shard_annotator import ShardAnnotator
+
         device, dtype = self.compute.open(), self.compute.dtype
         annotator = ShardAnnotator(self, device, StageTimer(device))
 
@@ -85,148 +72,6 @@ class AnnotateJob(Config):
                 return annotator.part(url, start, stop)
 
         return Splittable(shard, part)
-
-
-class ShardAnnotator:
-    """What a worker does to a shard: two models on a device, rows, a commit."""
-
-    def __init__(self, job: AnnotateJob, device: torch.device, timer: StageTimer | None = None):
-        self.job, self.device, self.timer = job, device, timer
-        self.batches: list[int] = []  # of the shard at work
-        config, dtype = job.config, job.compute.dtype
-        captioner = LocalModel.load(job.captioner, device, dtype)
-        filter_ = LocalModel.load(job.filter, device, dtype)
-        self.annotator = Annotator(
-            LocalCaptioner(captioner, config.decode, config.captions, job.seed, job.round),
-            local_filter(filter_, config.max_length),
-            timer,
-        )
-        self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
-
-    def shard(self, url: str) -> ShardReport:
-        """Annotate one shard and commit it."""
-        before = Counter(self.timer.seconds) if self.timer else Counter()
-        self.batches = []
-        name = self.job.names.get(url) or shards.name(url)
-        ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
-        rows: list[Annotation] = []
-        tally = Tally.zero()
-        stat, members = shards.stat(url), MemberCounts()
-        digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        for texts in self._rows(skip_positions(shards.read(url, digest, members), deadly)):
-            rows += texts
-            tables.check_size(len(rows), name)  # now, and not when all of it was computed
-            tally.samples["in"] += 1
-            if texts[0].status == "failed":
-                tally.samples["failed"] += 1
-                tally.failed[failure_class(texts[0].reason)] += 1
-                continue
-            tally.samples["kept"] += 1
-            for row in texts:
-                tally.texts["in"][row.source] += 1
-                if row.reason == NO_TEXT:
-                    tally.texts["dropped"][f"{row.source}: {NO_TEXT}"] += 1
-                else:
-                    tally.texts["kept"][row.source] += 1
-        tally.members.update(members)
-        path = self.job.out / "annotations" / f"{name}.parquet"
-        with timed(self.timer, "write", on_device=False):
-            tables.write(path, rows)
-            ledger.commit(name, identity, [path], tally, digest.result())
-        smaller = self.annotator.oom_backoff.limit
-        at_a_time = "" if smaller is None else f"{smaller} at a time: no more fit into memory"
-        spent = Counter(self.timer.seconds) - before if self.timer else Counter()
-        return ShardReport(at_a_time, spent, tuple(self.batches))
-
-    def part(self, url: str, start: int, stop: int) -> int:
-        """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
-        for _ in self._rows(islice(shards.read(url), start, stop)):
-            pass
-        return sum(1 for _ in shards.read(url))
-
-    def _rows(self, read: Iterable[Sample | FailedSample]) -> Iterator[list[Annotation]]:
-        """The rows of each key of a shard, or of a part of one."""
-        for batch in pictures(read, self.job.config.batch_size, self.formats, timer=self.timer):
-            deadline.check()  # a small shard is read to its end before anything is computed
-            for fault in batch.faults:
-                yield [self._failed(fault)]
-            if batch.samples:
-                yield from self._annotated(batch)
-
-    def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
-        with timed(self.timer, "copy"):
-            images = batch.on(self.device, self.formats)
-        annotated = self.annotator.annotate(images, batch.samples, [texts_of(sample) for sample in batch.samples])
-        count = len(batch.samples)
-        self.batches.append(min(count, self.annotator.oom_backoff.limit or count))
-        for sample, texts in zip(batch.samples, annotated, strict=True):
-            yield list(self._texts(sample, texts))
-
-    def _texts(self, sample: Sample, texts: Sequence[Text]) -> Iterator[Annotation]:
-        """The rows of one image: what came with it, under the source that it came with, then what was written now.
-
-        Candidates count on from those of the same source that came.
-        """
-        candidates = Counter[str]()
-        for text, caption in zip_longest(texts, sample.all_captions):
-            source = caption["source"] if caption else text.source
-            yield self._row(sample, text, source, candidates[source], caption)
-            candidates[source] += 1
-
-    def _row(
-        self, sample: Sample, text: Text, source: str, candidate: int, caption: Mapping[str, Any] | None
-    ) -> Annotation:
-        written = (caption or {}).get("round") if source == "synthetic" else None
-        return Annotation(
-            key=sample.key,
-            uid=sample.uid,
-            sha256=sample.sha256,
-            source=source,
-            candidate=candidate,
-            text=text.text,
-            itm=text.itm,
-            itc=text.itc,
-            captioner="" if caption else self.job.captioner_fingerprint,
-            filter=self.job.filter_fingerprint,
-            seed=self.job.seed,
-            round=written if is_round(written) else self.job.round,
-            reason=remark(text, self.job.config.max_length),
-        )
-
-    def _failed(self, fault: FailedSample) -> Annotation:
-        return Annotation(
-            key=fault.key,
-            uid="",
-            sha256="",
-            source="web",
-            candidate=0,
-            text="",
-            itm=None,
-            itc=None,
-            captioner="",
-            filter="",
-            seed=self.job.seed,
-            round=self.job.round,
-            status="failed",
-            reason=fault.reason,
-        )
-
-
-def remark(text: Text, max_length: int) -> str:
-    """A remark on a text's scores: that it has none, or that they are of its beginning alone; "" for none."""
-    if not is_text(text.text):
-        return NO_TEXT
-    return "" if text.whole else f"scored by its beginning ({max_length} tokens)"
-
-
-def is_round(value: object) -> TypeGuard[int]:
-    """Whether a caption's `round` can be one; other people's json may have anything there."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**15
-
-
-def texts_of(sample: Sample) -> list[str]:
-    """The texts that came with an image; half a character, which json can spell and Parquet cannot, becomes "?"."""
-    return [caption["text"].encode("utf-8", "replace").decode() for caption in sample.all_captions]
 
 
 def annotate(

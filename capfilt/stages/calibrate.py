@@ -16,12 +16,8 @@ from capfilt.config import Config
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError
-from capfilt.evaluation import evaluate
-from capfilt.evaluation.eval_set import encode_pairs
 from capfilt.evaluation.metrics import matching
 from capfilt.inference.device import Compute, autocast
-from capfilt.inference.filters import local_filter
-from capfilt.inference.local_model import LocalModel
 from capfilt.models.checkpoints import store
 from capfilt.runs import round_figures
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -65,6 +61,11 @@ class CalibrateJob(Config):
 
     def open(self) -> Callable[[str], str]:
         """Load the filter."""
+        from capfilt.evaluation import evaluate
+        from capfilt.evaluation.eval_set import encode_pairs
+        from capfilt.inference.filters import local_filter
+        from capfilt.inference.local_model import LocalModel
+
         device, dtype = self.compute.open(), self.compute.dtype
         filter_ = local_filter(LocalModel.load(self.model, device, dtype), self.max_length)
 

@@ -11,10 +11,8 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
-from capfilt.evaluation.evaluate import examine
 from capfilt.evaluation.known_truth import ScoredTexts, truths
 from capfilt.inference.device import Compute
-from capfilt.inference.local_model import LocalModel
 from capfilt.models.checkpoints import store
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -55,7 +53,10 @@ class EvaluateJob(Config):
         )
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load: an item is a model."""
+        """Nothing to load but the code: an item is a model."""
+        from capfilt.evaluation.evaluate import examine
+        from capfilt.inference.local_model import LocalModel
+
         device = self.compute.open()
 
         def work(item: str) -> str:

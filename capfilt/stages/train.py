@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfilt import models
 from capfilt.cluster.ray_train import fit
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, bound_threads
 from capfilt.data import shards
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import preprocess_for
@@ -35,12 +35,11 @@ from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, listing, remove_file, remove_folder
 from capfilt.storage.remote_path import RemotePath
-from capfilt.training.checkpoints.states import STATES
 from capfilt.training.config import EXECUTION_FIELDS, ExecutionConfig, TrainConfig, TrainResources
-from capfilt.training.frozen_features import PROGRESS
-from capfilt.training.job import TrainJob
-from capfilt.training.log import OnLog
-from capfilt.training.loop import LOG, train
+from capfilt.training.job import LOG, PROGRESS, STATES, TrainJob
+
+if TYPE_CHECKING:
+    from capfilt.training.log import OnLog
 
 ROWS = "rows.json"
 """Tells a training's processes how many rows each shard has, and its sha256; gone when it ends."""
@@ -170,6 +169,9 @@ def warn_of_lanes(job: TrainJob, workers: int) -> None:
 
 def train_here(config: dict[str, Any], on_line: OnLog | None = None) -> None:
     """What a training process runs; `on_line` gets each line of the log, in a session that is this process."""
+    from capfilt.training.loop import train  # torch: not before a recipe is checked
+
+    bound_threads()
     train(TrainJob.model_validate(config["job"]), on_line)
 
 

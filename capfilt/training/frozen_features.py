@@ -23,9 +23,8 @@ from capfilt.runs.ledger import fingerprint
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, make_folder, remove_file
 from capfilt.training.distributed import data_parallel
+from capfilt.training.job import PROGRESS
 
-PROGRESS = "features.json"
-"""How many shards are done, beside a training's log."""
 BATCH = 64
 PATIENCE = timedelta(days=30)
 """How long a rank waits for the slowest: a large tower takes hours. Whoever started the ranks sees a dead one."""

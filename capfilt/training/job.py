@@ -16,6 +16,12 @@ from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.storage.paths import StoragePath
 from capfilt.training.config import ExecutionConfig, TrainConfig
 
+LOG = "log.jsonl"
+PROGRESS = "features.json"
+"""How many shards are done of the features of a frozen tower, beside a training's log."""
+STATES = "states"
+"""The folder of the states, each named by its step."""
+
 
 class TrainJob(Config):
     """Everything that a training process needs to know."""

@@ -29,7 +29,7 @@ from capfilt.training.config import TrainConfig
 from capfilt.training.distributed import data_parallel
 from capfilt.training.flops import Speed
 
-LOG, NOT_FINITE = "log.jsonl", "not_finite.json"
+NOT_FINITE = "not_finite.json"
 
 OnLog = Callable[[dict[str, Any]], None]
 """Gets each line of the log as it is written: where other meters connect."""

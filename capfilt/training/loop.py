@@ -38,11 +38,9 @@ from capfilt.training.deterministic import deterministic
 from capfilt.training.distributed import data_parallel, fsdp
 from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import Speed
-from capfilt.training.job import TrainJob
-from capfilt.training.log import LOG, OnLog, StepLog
+from capfilt.training.job import LOG, TrainJob
+from capfilt.training.log import OnLog, StepLog
 from capfilt.training.optimizer import learning_rate, make_optimizer
-
-__all__ = ["LOG", "train"]
 
 LEFT_BESIDE = {"keep_momentum": True, "keep_best": True}
 """What TrainConfig says of what is left beside the model: of no weight either."""

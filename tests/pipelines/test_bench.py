@@ -9,7 +9,8 @@ from typer.testing import CliRunner, Result
 from capfilt.cli import app
 from capfilt.data import shards
 from capfilt.data.text.tokenizer import clean_caption
-from capfilt.pipelines import bench
+from capfilt.pipelines.bench import BenchConfig
+from capfilt.pipelines.bench_annotate import made_up_words, make_shard
 
 TINY = ("model=blip/tiny", "images=6", "width=40", "batch_size=4", "tokens=5", "repeats=2", "compared=4")
 
@@ -64,10 +65,10 @@ def test_what_cannot_be_meant_is_refused(words: tuple[str, ...], said: str) -> N
 
 
 def test_the_words_have_one_token_each(tmp_path: Path) -> None:
-    config = bench.BenchConfig(images=3, width=40)
-    tokenizer = bench.made_up_words(500)
+    config = BenchConfig(images=3, width=40)
+    tokenizer = made_up_words(500)
     assert len(tokenizer) == 500
-    for item in shards.read(bench.make_shard(tmp_path / "0.tar", config, 500)):
+    for item in shards.read(make_shard(tmp_path / "0.tar", config, 500)):
         text = item.text  # type: ignore[union-attr]
         ids, mask = tokenizer.encode([clean_caption(text)], 35)
         assert mask.sum() == len(text.split()) + 2

@@ -5,6 +5,7 @@ Dates, times and decimals become text: json.dumps cannot write them, and img2dat
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -22,9 +23,9 @@ CAPTIONS = pa.list_(pa.struct([("text", pa.string()), ("source", pa.string())]))
 """Several texts of one image, as `captions` of a sample's json has them."""
 
 # Words that mean "nothing" where a number is expected: pyarrow's own list for csv.
-_NULL_WORDS = pa.array(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL",
-     "NaN", "n/a", "nan", "null"]
+_NULL_WORDS = (
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA", "NULL",
+    "NaN", "n/a", "nan", "null",
 )  # fmt: skip
 _NARROW_TO_WIDE = (pa.int64(), pa.bool_(), pa.float64())
 _NUMBERS = {pa.int64(), pa.float64(), pa.float32(), pa.int32(), pa.int16(), pa.int8()}
@@ -113,8 +114,14 @@ def _parsed(name: str, values: Any, types: Types) -> pa.Array:
         raise TypeClash(name, _wider(types[name], _narrowest(column))) from None
 
 
+@functools.cache
+def _null_words() -> pa.Array:
+    """An array, which pyarrow makes with pandas: not before one is needed, for that takes 0.2 s."""
+    return pa.array(_NULL_WORDS)
+
+
 def _narrowest(column: pa.Array) -> pa.DataType:
-    if pc.all(pc.or_(pc.is_null(column), pc.is_in(column, _NULL_WORDS))).as_py():
+    if pc.all(pc.or_(pc.is_null(column), pc.is_in(column, _null_words()))).as_py():
         return pa.string()
     for type_ in _NARROW_TO_WIDE:
         try:
@@ -126,7 +133,7 @@ def _narrowest(column: pa.Array) -> pa.DataType:
 
 
 def _parse(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    return pc.cast(pc.if_else(pc.is_in(column, _NULL_WORDS), pa.scalar(None, pa.string()), column), type_)
+    return pc.cast(pc.if_else(pc.is_in(column, _null_words()), pa.scalar(None, pa.string()), column), type_)
 
 
 # ---- columns that have types: json and Parquet ----

@@ -10,22 +10,23 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.storage.documents import read_model_object
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import storage_path
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 INDEX, BIN_INDEX = f"{SAFE}.index.json", f"{BIN}.index.json"
 """What a large model has in place of SAFE or BIN: which of several files has which tensor."""
 PICKLES = (".pth", ".pt", ".bin")
-Tensors = dict[str, Tensor]
+Tensors: TypeAlias = "dict[str, Tensor]"
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 VOCABULARY = "vocab.txt"
@@ -92,7 +93,8 @@ def tensors(path: Path, only: Callable[[str], bool] = lambda name: True) -> Tens
 
 def _in_parts(index: Path, only: Callable[[str], bool]) -> Tensors:
     """The tensors of several files, each where the index says, and none in two."""
-    where, merged = _weight_map(index), Tensors()
+    where = _weight_map(index)
+    merged: Tensors = {}
     for part in parts(index):
         tensors = _unpickled(part, only) if part.suffix in PICKLES else _safe(part, only)
         if twice := sorted(merged.keys() & tensors.keys()):
@@ -126,6 +128,8 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
+    import torch
+
     try:
         # Checkpoints from before torch 1.6 are no zip files and cannot be mapped into memory.
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -137,7 +141,7 @@ def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     for wrapper in ("model", "state_dict"):
         if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]
-    if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+    if not isinstance(tree, dict) or not all(isinstance(value, torch.Tensor) for value in tree.values()):
         raise ModelError(f"{path} holds no table of tensors; a checkpoint is one, or has one under 'model'")
     return {name: tensor for name, tensor in tree.items() if only(name)}
 

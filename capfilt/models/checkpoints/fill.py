@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import key_maps
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.interface import Model
 
-M = TypeVar("M", bound=Model)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from capfilt.models.interface import Model
+
+M = TypeVar("M", bound="Model")
 
 
 def distinct_names(model: Model) -> list[str]:
@@ -49,6 +50,8 @@ def load_whole(build: Callable[[Any], M], config: ArchitectureConfig, tensors: T
     Raises:
         ModelError: tensors that are missing or of another shape.
     """
+    import torch
+
     with torch.device("meta"):
         model = build(config)
     model.adapt(tensors)

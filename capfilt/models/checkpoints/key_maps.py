@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.interface import Names
 from capfilt.models.layers.config import APART, TextConfig
+
+if TYPE_CHECKING:
+    from capfilt.models.interface import Names
 
 Table = Mapping[str, str]
 
@@ -128,4 +129,6 @@ def why_ignored(name: str, ignored: Mapping[str, str]) -> str:
 def equal(tensors: Tensors, several: Iterable[str]) -> bool:
     """Whether all of these tensors are there with the same values, or none of them is."""
     first, *others = (tensors.get(name) for name in several)
+    import torch
+
     return all(a is first or (a is not None and first is not None and torch.equal(first, a)) for a in others)

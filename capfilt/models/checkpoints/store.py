@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from capfilt import config as configs
 from capfilt.errors import ModelError
@@ -21,7 +17,6 @@ from capfilt.models.checkpoints import files, key_maps, transformers_folder
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names, load_whole
 from capfilt.models.family import FamilyCode
-from capfilt.models.interface import Model, OriginalFormat, TransformersFormat
 from capfilt.models.registry import FAMILIES, blank, family_of, read_architecture
 from capfilt.runs.ledger import fingerprint as digest_of
 from capfilt.storage import safe_paths
@@ -29,6 +24,12 @@ from capfilt.storage.atomic import atomic, sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
 from capfilt.storage.remote_path import RemotePath
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from capfilt.models.interface import Model, OriginalFormat, TransformersFormat
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
 READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"
@@ -185,6 +186,8 @@ def save(model: Model, folder: StoragePath, state: Mapping[str, Tensor] | None =
 
     `state` has its tensors where the model itself does not hold them whole.
     """
+    import safetensors.torch
+
     with atomic(folder / ARCHITECTURE) as file:
         file.write(configs.to_yaml(model.config).encode())
     with atomic(folder / WEIGHTS) as file:
@@ -197,6 +200,8 @@ def save_hf(model: Model, folder: Path, special: Mapping[str, int]) -> None:
     Raises:
         ModelError: transformers has no class for it, as for a BLIP of both roles.
     """
+    import safetensors.torch
+
     described, tensors = transformers_format(model.config).write(model.config, _tensors(model), special)
     write_json(folder / transformers_folder.CONFIG, described)
     with atomic(folder / WEIGHTS) as file:
@@ -205,6 +210,8 @@ def save_hf(model: Model, folder: Path, special: Mapping[str, int]) -> None:
 
 def save_pth(model: Model, path: Path) -> None:
     """Write a model as the family's own code names it, and beside it in a YAML what such a file does not say."""
+    import torch
+
     original = family_of(model.config).code.original
     if original is None:
         known = " and ".join(code.original.name for code in _codes() if code.original is not None)

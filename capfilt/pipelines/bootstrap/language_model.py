@@ -18,7 +18,6 @@ from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import staging_folder
 from capfilt.storage.paths import StoragePath, listing
 from capfilt.training.config import TeachConfig
-from capfilt.training.language_model import teach
 
 
 class LanguageJob(Config):
@@ -48,7 +47,8 @@ class LanguageJob(Config):
         return fingerprint(item, settings, [self.contents[url] for url in self.shards])
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
+        """Nothing to load but the code."""
+        from capfilt.training.language_model import teach
 
         def work(item: str) -> str:
             with staging_folder(self.model_folder) as folder:

@@ -33,9 +33,7 @@ from capfilt.objectives.momentum import Momentum
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
 from capfilt.training.checkpoints.files import DamagedState, StateFiles, plainly
-
-STATES = "states"
-"""The folder of the states, each named by its step."""
+from capfilt.training.job import STATES
 
 FAILURES = 3
 """States in a row that cannot be written before that ends a training: a store may be away for an hour."""
