@@ -116,7 +116,7 @@ def shares(title: str, bars: Sequence[tuple[str, float]], words: tuple[str, str]
 
 
 def histogram(title: str, bins: Histogram, x_label: str, note: str = "") -> Chart:
-    """Layers on top of each other, and a line at the threshold, which the page's script moves."""
+    """Layers on top of each other, and lines at the thresholds A and B, which the page's script moves."""
     total = [sum(counts) for counts in zip(*bins.layers.values(), strict=True)]
     frame = Frame((bins.low, bins.high), (0.0, float(max(total, default=0) or 1)))
     body = _axes(frame, x_label, ticks(bins.low, bins.high, 5), counts=True)
@@ -129,7 +129,9 @@ def histogram(title: str, bins: Histogram, x_label: str, note: str = "") -> Char
                 tall = frame.position(0, floor[number])[1] - top
                 body += _bar(LEFT + number * wide, top, max(wide - 0.6, 0.4), tall, layer)
             floor[number] += count
-    body += Markup('<line class="cut" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(LEFT, TOP - 6, HEIGHT - BOTTOM)
+    for kind in ("cut-b", "cut"):
+        line = Markup('<line class="{0}" x1="{1}" x2="{1}" y1="{2}" y2="{3}"/>')
+        body += line.format(kind, LEFT, TOP - 6, HEIGHT - BOTTOM)
     summary = ", ".join(f"{sum(counts)} {layer}" for layer, counts in bins.layers.items())
     data = {"low": bins.low, "high": bins.high, "left": LEFT, "right": WIDTH - RIGHT}
     legend = tuple((layer, layer) for layer in bins.layers)

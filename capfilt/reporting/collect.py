@@ -16,8 +16,9 @@ from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
 from capfilt.reporting.gallery import TextKey, make_gallery
-from capfilt.reporting.page_data import MAX_ROUNDS, PageData, Training
+from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training
 from capfilt.reporting.sampling import RoundSource
+from capfilt.reporting.sections import HUMAN_AUC
 from capfilt.runs import round_figures
 from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
@@ -73,6 +74,7 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
     sources = [s for s in _sources(folder, command, run.plan, rounds) if any(s.annotations.glob("*.parquet"))]
     urls = _urls(folder, run.plan, fetch, web, notes) if sources else {}
     gallery = make_gallery(sources, urls, labels.read(labels.run_folder_of(folder)) if sources else {})
+    rounds = [_with_human_auc(entry, gallery.rounds) for entry in rounds]
     trainings = list(_trainings(folder))
     notes += gallery.notes
     notes += [line for entry in rounds for line in stage_lines(entry)]
@@ -89,6 +91,7 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
         trainings=trainings,
         annotated_rounds=gallery.rounds,
         images=gallery.images,
+        identities=gallery.identities,
         reasons=list(gallery.lists.reasons),
         kinds=list(gallery.lists.kinds),
         notes=notes,
@@ -138,6 +141,14 @@ def _summary(
     if command == "evaluate" and (path := folder / "metrics.json").is_file():
         return [round_figures.check_round({"round": 0, **documents.read_object(path)}, path)], None
     return round_figures.logged_rounds(events, folder / "log.jsonl"), None
+
+
+def _with_human_auc(entry: dict[str, Any], annotated: Sequence[AnnotatedRound]) -> dict[str, Any]:
+    """The figures of a round with those of its filter on human pairs, by the score that the round's policy uses."""
+    for each in annotated:
+        if each.round == entry["round"] and (area := each.human_auc.get(each.score)) is not None:
+            return {**entry, "filter": {**entry.get("filter", {}), HUMAN_AUC: area}}
+    return entry
 
 
 def _trainings(folder: StoragePath) -> Iterator[Training]:
@@ -226,6 +237,7 @@ def _source(
         threshold=begin,
         select_command=_select_command(web, source, policy),
         out_prefix=shlex.quote(f"{folder}{suffix}"),
+        human_auc=round_figures.read_human_auc(source) | (round_figures.read_human_auc(selected) if selected else {}),
     )
 
 

@@ -68,6 +68,8 @@ class Gallery:
     rounds: list[AnnotatedRound]
     images: list[tuple[str, str | None]]
     """Key and thumbnail of every image, in random order."""
+    identities: list[tuple[str, str]]
+    """Shard and uid of each of them."""
     lists: ColumnLists
     texts: list[list[TextKey]]
     """Which text each row of a round is."""
@@ -81,7 +83,7 @@ def make_gallery(
     """Read the annotations of every round, and the pictures of the sampled images from the shards `urls` (by name)."""
     lists = ColumnLists()
     if not sources:
-        return Gallery([], [], lists, [], [])
+        return Gallery([], [], [], lists, [], [])
     names = sorted({path.stem for source in sources for path in source.annotations.glob("*.parquet")})
     sampled = sampled_shards(names)
     rounds = [RoundSample(source, MAX_TEXTS // len(sources), MAX_PAGE_BYTES // len(sources)) for source in sources]
@@ -100,6 +102,7 @@ def make_gallery(
     return Gallery(
         rounds=[annotated_round(sample, positions, truths_by_uid, labels, lists) for sample in rounds],
         images=[(key, small.get((shard, key))) for shard, key in positions],
+        identities=[(shard, images[shard, key].uid) for shard, key in positions],
         lists=lists,
         texts=[_text_keys(sample) for sample in rounds],
         notes=list(_notes(rounds, (len(sampled), len(names)), (len(small), len(positions)))),
@@ -116,7 +119,7 @@ def _text_keys(sample: RoundSample) -> list[TextKey]:
 
 def _notes(rounds: Sequence[RoundSample], num_shards: tuple[int, int], num_images: tuple[int, int]) -> Iterator[str]:
     """What of the run is in the page; `num_shards` is (sampled, all), `num_images` (with a thumbnail, all)."""
-    total = sum(sum(sample.totals.values()) for sample in rounds)
+    total = sum(sum(sample.counts.totals.values()) for sample in rounds)
     shown = sum(sample.num_rows for sample in rounds)
     if shown < total:
         of = f" of {num_shards[0]} of the {num_shards[1]} shards" if num_shards[0] < num_shards[1] else ""
@@ -166,19 +169,22 @@ def annotated_round(
             )
             for name, value in zip(COLUMNS, values, strict=True):
                 columns[name].append(value)
-    source = sample.source
+    source, (score, threshold) = sample.source, sample.opening
     return AnnotatedRound(
         round=source.number,
-        score=source.score,
-        threshold=source.threshold,
+        score=score,
+        threshold=threshold,
         select_command=source.select_command,
         out_prefix=source.out_prefix,
-        totals={name: count for name, count in sample.totals.items() if count},
-        histograms=sample.histograms(),
-        lengths={name: counts.tolist() for name, counts in sample.lengths.items()},
+        totals={name: count for name, count in sample.counts.totals.items() if count},
+        histograms=sample.counts.histograms(),
+        lengths={name: counts.tolist() for name, counts in sample.counts.lengths.items()},
         diversity=_diversity(sample.images),
         texts=columns,
         full_lengths=full_lengths,
+        decided=source.dataset is not None,
+        counts=sample.counts.result(),
+        human_auc=source.human_auc,
     )
 
 

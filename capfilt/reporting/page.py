@@ -1,8 +1,7 @@
 """The page of a run: one self-contained report.html, rendered from plain numbers and texts.
 
 It loads nothing: style and script are inside it, pinned by their hashes in a content security policy that allows
-nothing else, so a caption that contains a script remains text. The parts lie in templates/: page.html.j2, page.css,
-page.js.
+nothing else, so a caption that contains a script remains text. The parts lie in templates/.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -36,10 +35,45 @@ from capfilt.reporting.page_data import (
 TEMPLATES = Path(__file__).with_name("templates")
 
 
+SCRIPTS = ("dom.js", "viewer.js", "csv.js", "labels.js", "thresholds.js", "page.js")
+"""The scripts of the page, in this order in one element."""
+SCORES = {"itm": "itm, P(match)", "itc": "itc, cosine"}
+
+
 def render(data: PageData, review: bool = False) -> str:
     """The page as HTML; with `review` it has buttons for labels and posts them to the server it came from."""
     data = bounded(data)
-    style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    annotated = data.annotated_rounds
+    alone = annotated[0] if len(annotated) == 1 and not data.rounds else None
+    reasons = sections.drop_reasons(data.rounds) if alone is None else sections.annotation_reasons(alone)
+    return fill(
+        "page.html.j2",
+        SCRIPTS,
+        _script_data(data, review),
+        data.notes,
+        review,
+        page=data,
+        review=review,
+        undecided=alone is not None and not alone.decided,
+        human_auc=any(each.human_auc for each in annotated),
+        scores=[(score, words) for score, words in SCORES.items() if any(score in a.histograms for a in annotated)],
+        table=sections.rounds_table(data.rounds),
+        texts_table=sections.texts_table(annotated),
+        tiles=list(sections.tiles(data.rounds) if alone is None else sections.annotation_tiles(alone)),
+        drop_reasons=list(reasons),
+        round_charts=list(sections.round_charts(data.rounds)),
+        caption_charts=list(sections.caption_charts(annotated)),
+        loss_charts=list(islice(sections.loss_charts(data.trainings), MAX_LINES)),
+        single_losses=list(islice(sections.single_losses(data.trainings), MAX_LINES)),
+        histograms=[_histograms(each) for each in annotated],
+    )
+
+
+def fill(
+    template: str, scripts: Sequence[str], tree: Any, notes: Sequence[str], connects: bool = False, **names: Any
+) -> str:
+    """A template as HTML, with its style, its scripts and what they read; `connects` allows it to talk to the server
+    that it came from."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -48,21 +82,18 @@ def render(data: PageData, review: bool = False) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template("page.html.j2").render(
-        page=data,
-        review=review,
-        policy=content_security_policy(review),
-        style=Markup(style),
-        script=Markup(script),
-        data=json_for_script(_script_data(data, review)),
-        table=sections.rounds_table(data.rounds),
-        tiles=list(sections.tiles(data.rounds)),
-        drop_reasons=list(sections.drop_reasons(data.rounds)),
-        round_charts=list(sections.round_charts(data.rounds)),
-        caption_charts=list(sections.caption_charts(data.annotated_rounds)),
-        loss_charts=list(islice(sections.loss_charts(data.trainings), MAX_LINES)),
-        histograms=[_histograms(each) for each in data.annotated_rounds],
+    return environment.get_template(template).render(
+        policy=content_security_policy(connects, scripts),
+        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
+        script=Markup(_script(scripts)),
+        data=json_for_script(tree),
+        notes=notes,
+        **names,
     )
+
+
+def _script(names: Sequence[str]) -> str:
+    return "".join((TEMPLATES / name).read_text("utf-8") for name in names)
 
 
 def bounded(data: PageData) -> PageData:
@@ -81,6 +112,7 @@ def bounded(data: PageData) -> PageData:
         rounds=list(data.rounds)[-MAX_ROUNDS:],
         trainings=[Training(printable(each.what), each.round, _few_losses(each.losses)) for each in newest],
         images=[(printable(key), thumbnail) for key, thumbnail in data.images],
+        identities=[(printable(shard), printable(uid)) for shard, uid in data.identities],
         reasons=[(printable(full), printable(kind), failed) for full, kind, failed in data.reasons],
         kinds=[printable(kind) for kind in data.kinds],
         notes=[printable(note, MAX_MESSAGE) for note in data.notes[:MAX_LINES]],
@@ -91,14 +123,15 @@ def _few_losses(losses: Series) -> Series:
     return {printable(name): losses[name] for name in list(losses)[:MAX_LINES]}
 
 
-def content_security_policy(review: bool) -> str:
-    """The content security policy of the page."""
-    hashes = {name: hashlib.sha256((TEMPLATES / name).read_bytes()).digest() for name in ("page.css", "page.js")}
-    pinned = {name: f"'sha256-{base64.b64encode(digest).decode()}'" for name, digest in hashes.items()}
-    connect = "'self'" if review else "'none'"
+def content_security_policy(connects: bool, scripts: Sequence[str] = SCRIPTS) -> str:
+    """The content security policy of a page with these scripts; `connects` allows it to talk to its server."""
+    parts = {"script": _script(scripts).encode(), "style": (TEMPLATES / "page.css").read_bytes()}
+    digests = {name: base64.b64encode(hashlib.sha256(part).digest()).decode() for name, part in parts.items()}
+    connect = "'self'" if connects else "'none'"
     return (
-        f"default-src 'none'; script-src {pinned['page.js']}; style-src {pinned['page.css']}; img-src data:;"
-        f" connect-src {connect}; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
+        f"default-src 'none'; script-src 'sha256-{digests['script']}'; style-src 'sha256-{digests['style']}';"
+        f" img-src data:; connect-src {connect}; base-uri 'none';"
+        " form-action 'none'; require-trusted-types-for 'script'"
     )
 
 
@@ -111,7 +144,7 @@ def json_for_script(tree: Any) -> Markup:
 
 
 def _script_data(data: PageData, review: bool) -> dict[str, Any]:
-    """What page.js reads."""
+    """What page.js reads; an annotated round is called a look there."""
     looks = [
         {
             "round": each.round,
@@ -123,11 +156,12 @@ def _script_data(data: PageData, review: bool) -> dict[str, Any]:
             "ranges": {score: _range(histograms.values()) for score, histograms in each.histograms.items()},
             "texts": {name: list(each.texts[name]) for name in COLUMNS},
             "cut": dict(each.full_lengths),
+            "decided": each.decided,
         }
         for each in data.annotated_rounds
     ]
     lists = {"images": [list(image) for image in data.images], "reasons": data.reasons, "kinds": data.kinds}
-    return {"review": review, "looks": looks, **lists}
+    return {"name": data.name, "review": review, "looks": looks, "identities": data.identities, **lists}
 
 
 def _range(histograms: Iterable[Histogram]) -> tuple[float, float]:

@@ -36,6 +36,29 @@ class Training:
 
 
 @dataclass(frozen=True)
+class AnnotationCounts:
+    """Counts over all annotations of a round, whatever the page holds of them."""
+
+    images: int
+    """Images that could be read."""
+    failed: Mapping[str, int]
+    """Images that could not, by class of reason."""
+    texts: Mapping[str, int]
+    """Texts that contain anything to read, by source."""
+    kept_images: int
+    """Images with a kept text. This and the next two are of the policy, or of the threshold to try before there is
+    one."""
+    kept: Mapping[str, int]
+    """By source."""
+    dropped: Mapping[str, int]
+    """By "source: reason"."""
+    medians: Mapping[str, Mapping[str, float]]
+    """By score and source, to a thousandth of the score's range."""
+    auc: Mapping[str, float]
+    """By score, over web texts of known truth, to about a thousandth."""
+
+
+@dataclass(frozen=True)
 class AnnotatedRound:
     """The annotations of one round: counts over all of them, and the texts that are in the page."""
 
@@ -58,6 +81,11 @@ class AnnotatedRound:
     """By name of COLUMNS, one value a text."""
     full_lengths: Mapping[int, int] = field(default_factory=dict)
     """By position in `texts`, the number of characters of a text that is shortened in the page."""
+    decided: bool = True
+    """Whether a policy ran. Before that nothing is kept or dropped, and `score` and `threshold` are a proposal."""
+    counts: AnnotationCounts | None = None
+    human_auc: Mapping[str, float] = field(default_factory=dict)
+    """By score, the filter's AUC on human pairs against shuffled ones, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +102,8 @@ class PageData:
     annotated_rounds: Sequence[AnnotatedRound] = ()
     images: Sequence[tuple[str, str | None]] = ()
     """Key and thumbnail (a data: URL, or None) of every image in the page, in random order."""
+    identities: Sequence[tuple[str, str]] = ()
+    """Shard and uid of each of them."""
     reasons: Sequence[tuple[str, str, bool]] = ()
     """Why a text is dropped whatever the threshold: in full, its class, and whether it is a failure."""
     kinds: Sequence[str] = ()

@@ -253,7 +253,7 @@ class ReviewHandler(BaseHTTPRequestHandler):
             "Content-Type": kind,
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
-            "Content-Security-Policy": f"{content_security_policy(review=True)}; frame-ancestors 'none'",
+            "Content-Security-Policy": f"{content_security_policy(connects=True)}; frame-ancestors 'none'",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",

@@ -11,10 +11,9 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import compress
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
@@ -23,9 +22,8 @@ from capfilt.data.sample import SOURCES
 from capfilt.data.shards.keys import MAX_KEY
 from capfilt.evaluation.known_truth import Truth
 from capfilt.printable import printable
-from capfilt.reporting.charts import Histogram
+from capfilt.reporting.counts import SCORE_RANGES, RoundCounts
 from capfilt.reporting.page import json_for_script
-from capfilt.reporting.page_data import MAX_WORDS
 from capfilt.runs.tally import NO_TEXT
 from capfilt.stages.select import VERDICT_SCHEMA, verdicts
 from capfilt.storage.paths import StoragePath
@@ -36,7 +34,7 @@ MAX_TEXTS_OF_IMAGE = 500
 """Texts of one image in the page; further ones are only counted."""
 MAX_SHARDS = 16
 """Shards from which images are sampled: each is read once more for its pictures."""
-MAX_TEXT = 400
+MAX_TEXT = 2_000
 """Characters of a text in the page."""
 MAX_TEXT_IN_MEMORY = 20_000
 """Characters of a text that are kept in memory; a longer one cannot be labelled."""
@@ -44,12 +42,10 @@ MAX_PAGE_BYTES = 24_000_000
 """Bytes of the page without charts and tables; where texts are long it holds fewer pictures, then fewer texts."""
 ROW_BYTES = 90
 """Bytes of a text's scores and list positions in the page, roughly."""
-NUM_BINS = 1_000
-"""Bins of a score while counting; a histogram has about NUM_BINS / 20 over the range that occurs."""
-LAYERS = ("wrong", "right", "unknown")
-"""What is known of a text's truth."""
-SCORE_RANGES = {"itm": (0.0, 1.0), "itc": (-1.0, 1.0)}
-
+IMAGE_BYTES = 45
+"""Bytes of an image's uid and shard in the page, roughly."""
+_NO_LIMIT = 1 << 64
+"""Above every hash."""
 ImageId = tuple[str, str]
 """An image: the name of its shard, and its key."""
 
@@ -68,6 +64,8 @@ class RoundSource:
     """The threshold with which the page opens. A policy that only ranks has none: then it is below every score."""
     select_command: str
     out_prefix: str
+    human_auc: Mapping[str, float] = field(default_factory=dict)
+    """By score, the filter's AUC on human pairs against shuffled ones, where it was measured."""
 
 
 @dataclass
@@ -85,7 +83,7 @@ class SampledImage:
     def num_bytes(self) -> int:
         """Bytes in the page, or a quarter of the characters in memory if that is more."""
         texts = (max(_bytes_in_page(row.text[:MAX_TEXT]), len(row.text) // 4) for row, _ in self.rows)
-        return _bytes_in_page(printable(self.id[1])) + sum(ROW_BYTES + text for text in texts)
+        return IMAGE_BYTES + _bytes_in_page(printable(self.id[1])) + sum(ROW_BYTES + text for text in texts)
 
 
 def _bytes_in_page(text: str) -> int:
@@ -97,16 +95,10 @@ class RoundSample:
 
     def __init__(self, source: RoundSource, max_texts: int, max_bytes: int = MAX_PAGE_BYTES):
         self.source, self.max_texts, self.max_bytes = source, max_texts, max_bytes
-        self.scores = {
-            (score, source): {layer: np.zeros(NUM_BINS, np.int64) for layer in LAYERS}
-            for score in SCORE_RANGES
-            for source in SOURCES
-        }
-        self.lengths = {source: np.zeros(MAX_WORDS + 1, np.int64) for source in SOURCES}
-        self.totals = dict.fromkeys(SOURCES, 0)
+        self.counts = RoundCounts()
         self.num_rows = self.num_bytes = 0
         self._heap: list[tuple[int, ImageId, SampledImage]] = []
-        self._limit = 1 << 64
+        self._limit = _NO_LIMIT
         """The smallest hash for which there was no room; no image above it is added later, or the sample would be
         biased."""
 
@@ -121,28 +113,23 @@ class RoundSample:
         else:
             table = tables.read(self.source.annotations / f"{shard}.parquet")
             whys = verdicts(list(tables.rows(table)), self.source.rule)
-        self._count(table, truths)
+        self.counts.add(table, whys, truths)
         if sample:
-            for image in self._images(shard, table, whys):
+            for image in self._images(shard, *self._below_limit(shard, table, whys)):
                 self._add_to_sample(image)
 
-    def _count(self, table: pa.Table, truths: Mapping[str, Truth]) -> None:
-        is_text = pc.not_equal(table.column("reason"), NO_TEXT)
-        ok = table.filter(pc.and_(pc.equal(table.column("status"), "ok"), is_text))
-        sources = ok.column("source").to_numpy()
-        num_words = _num_words(ok.column("text"))
-        for source in SOURCES:
-            mask = sources == source
-            self.totals[source] += int(mask.sum())
-            self.lengths[source] += np.bincount(np.minimum(num_words[mask], MAX_WORDS), minlength=MAX_WORDS + 1)
-        layer = _layers(ok, truths)
-        for (score, source), counts in self.scores.items():
-            values = ok.column(score).to_numpy().astype(np.float64)
-            scored = (sources == source) & ~np.isnan(values)
-            low, high = SCORE_RANGES[score]
-            bins = np.clip(((values[scored] - low) / (high - low) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
-            for number, name in enumerate(LAYERS):
-                counts[name] += np.bincount(bins[layer[scored] == number], minlength=NUM_BINS)
+    def _below_limit(self, shard: str, table: pa.Table, whys: Sequence[str]) -> tuple[pa.Table, Sequence[str]]:
+        """The rows of those images for which there may be room: of a large run, few rows are converted."""
+        if self._limit == _NO_LIMIT:
+            return table, whys
+        keys, uids = table.column("key").to_pylist(), table.column("uid").to_pylist()
+        first = dict(zip(reversed(keys), reversed(uids), strict=True))  # an image has the uid of its first row
+        chosen = {
+            key: random_rank(SampledImage((shard, printable(key, MAX_KEY)), uid)) < self._limit
+            for key, uid in first.items()
+        }
+        mask = [chosen[key] for key in keys]
+        return table.filter(pa.array(mask, pa.bool_())), list(compress(whys, mask))
 
     def _images(self, shard: str, table: pa.Table, whys: Sequence[str]) -> Iterator[SampledImage]:
         # The page moves one threshold; a policy's other_threshold, on the other score, stays as it is.
@@ -179,49 +166,20 @@ class RoundSample:
             self._limit = -largest
 
     @property
+    def opening(self) -> tuple[str, float]:
+        """The score and the threshold with which the page opens: the policy's. Before there is one, and where the
+        filter does not give that score, the median of the other one."""
+        score, threshold = self.source.score, self.source.threshold
+        if self.source.dataset is None and self.counts.median(score) is None:
+            for other in SCORE_RANGES:
+                if (median := self.counts.median(other)) is not None:
+                    return other, round(median, 4)
+        return score, threshold
+
+    @property
     def images(self) -> list[SampledImage]:
         """The sampled images, in random order."""
         return [image for _, _, image in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
-
-    def histograms(self) -> dict[str, dict[str, Histogram]]:
-        """By score and source, over the range of scores that occur."""
-        histograms: dict[str, dict[str, Histogram]] = {}
-        for score, (low, high) in SCORE_RANGES.items():
-            by_source = {source: self.scores[score, source] for source in SOURCES}
-            used = np.flatnonzero(sum(counts for layers in by_source.values() for counts in layers.values()))
-            if not used.size:
-                continue
-            # Rounded outwards to twentieths of the scale, so that all bins are equal and their edges round numbers.
-            step = NUM_BINS // 20
-            start, end = used[0] // step * step, -(-(used[-1] + 1) // step) * step
-            merged = max(1, (end - start) // 50)
-            first, last = (low + (high - low) * int(edge) / NUM_BINS for edge in (start, end))
-            histograms[score] = {
-                source: Histogram(first, last, _merge_bins(layers, slice(start, end), merged))
-                for source, layers in by_source.items()
-                if self.totals[source]
-            }
-        return histograms
-
-
-def _num_words(texts: pa.ChunkedArray) -> np.ndarray:
-    trimmed = pc.utf8_trim_whitespace(texts)
-    parts = pc.list_value_length(pc.utf8_split_whitespace(trimmed)).to_numpy()
-    return np.where(pc.equal(trimmed, "").to_numpy(), 0, parts)  # "" splits into one part
-
-
-def _layers(table: pa.Table, truths: Mapping[str, Truth]) -> np.ndarray:
-    """The position in LAYERS of each row; only the first web text of an image may have a known truth."""
-    unknown = LAYERS.index("unknown")
-    if not truths:
-        return np.full(table.num_rows, unknown)
-    is_web = table.column("source").to_numpy() == "web"
-    is_first = table.column("candidate").to_numpy() == 0
-    known = (
-        truths.get(uid) if first and web else None
-        for uid, first, web in zip(table.column("uid").to_pylist(), is_first, is_web, strict=True)
-    )
-    return np.array([unknown if truth is None else int(truth[0]) for truth in known], dtype=int)
 
 
 def random_rank(image: SampledImage) -> int:
@@ -235,11 +193,3 @@ def sampled_shards(names: Iterable[str], limit: int = MAX_SHARDS) -> set[str]:
     return set(
         heapq.nsmallest(limit, names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
     )
-
-
-def _merge_bins(layers: Mapping[str, np.ndarray], part: slice, size: int) -> dict[str, list[int]]:
-    merged = {
-        name: np.add.reduceat(counts[part], np.arange(0, part.stop - part.start, size))
-        for name, counts in layers.items()
-    }
-    return {name: counts.tolist() for name, counts in merged.items() if counts.any()}

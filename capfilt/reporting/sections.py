@@ -10,12 +10,17 @@ from capfilt.data.sample import SOURCES
 from capfilt.printable import printable
 from capfilt.reporting import charts
 from capfilt.reporting.charts import Chart, Line
-from capfilt.reporting.page_data import MAX_LINES, AnnotatedRound, Training
+from capfilt.reporting.page_data import MAX_LINES, AnnotatedRound, AnnotationCounts, Training
+
+HUMAN_AUC = "human_auc"
+"""The figure of a round's filter that the page adds: the AUC on human pairs against shuffled ones."""
+HUMAN_PAIRS = "human validation pairs against shuffled ones; 0.5 is guessing"
 
 # ---- tables ----
 
 FIGURES: tuple[tuple[str, tuple[str, ...], int, bool], ...] = (
     ("AUC", ("filter", "auc"), 3, False),
+    ("AUC, human pairs", ("filter", HUMAN_AUC), 3, False),
     ("precision", ("filter", "precision"), 3, False),
     ("recall", ("filter", "recall"), 3, False),
     ("threshold", ("filter", "threshold"), 3, False),
@@ -25,6 +30,8 @@ FIGURES: tuple[tuple[str, tuple[str, ...], int, bool], ...] = (
     ("IR@5", ("retrieval", "ir@5"), 1, True),
     ("CIDEr", ("captioning", "cider"), 1, True),
     ("BLEU-4", ("captioning", "bleu4"), 1, True),
+    ("repeated", ("captioning", "repeated"), 2, False),
+    ("distinct bigrams", ("captioning", "distinct2"), 2, False),
 )
 """Heading, keys in an entry of summary.json, digits, and whether it is compared with round 0."""
 
@@ -83,6 +90,87 @@ def tiles(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Cell]
         noise = newest.get("noise_ratio", {}).get(source)
         if noise is not None:
             yield f"{source} texts kept", f"noise ratio {noise:.1%}", Cell(f"{1 - noise:.1%}")
+    if (area := _figure(newest, ("filter", HUMAN_AUC))) is not None:
+        yield "Filter's AUC", HUMAN_PAIRS, Cell(f"{area:.3f}")
+
+
+def annotation_tiles(annotated: AnnotatedRound) -> Iterator[tuple[str, str, Cell]]:
+    """The figures of an annotate or a select: (name, meaning, figure). Nothing is "kept" before a policy ran."""
+    counts = annotated.counts
+    if counts is None:
+        return
+    failed = sum(counts.failed.values())
+    unread = f"{failed:,} could not be read" if failed else "all could be read"
+    if annotated.decided:
+        share = counts.kept_images / counts.images if counts.images else 0.0
+        yield "images kept", f"{counts.kept_images:,} of {counts.images:,}; {unread}", Cell(f"{share:.1%}")
+    else:
+        yield "images", unread, Cell(f"{counts.images:,}")
+    for source, total in counts.texts.items():
+        if annotated.decided:
+            kept = counts.kept.get(source, 0)
+            yield f"{source} texts kept", f"{kept:,} of {total:,}", Cell(f"{kept / total:.1%}")
+        else:
+            yield f"{source} texts", _medians(counts, source), Cell(f"{total:,}")
+    if annotated.decided and annotated.threshold >= -1 and counts.medians.get(annotated.score):
+        yield "threshold", f"on {annotated.score}, of the policy", Cell(f"{annotated.threshold:.3f}")
+    for score, area in annotated.human_auc.items():
+        yield f"AUC of {score}, human pairs", HUMAN_PAIRS, Cell(f"{area:.3f}")
+    for score, area in counts.auc.items():
+        yield f"AUC of {score}, known truth", "right web texts against wrong ones", Cell(f"{area:.3f}")
+
+
+def _medians(counts: AnnotationCounts, source: str) -> str:
+    known = [f"{score} {by[source]:.2f}" for score, by in counts.medians.items() if source in by]
+    return f"median {', '.join(known)}" if known else "without a score"
+
+
+def texts_table(rounds: Sequence[AnnotatedRound]) -> tuple[list[str], list[list[Cell]]]:
+    """Headings and rows of the texts by round and source; a column that no row has is left out."""
+    columns: dict[str, list[str]] = {}
+    for each in rounds:
+        for source, total in each.totals.items():
+            for name, text in _text_figures(each, source, total).items():
+                columns.setdefault(name, []).append(text)
+    used = {name: texts for name, texts in columns.items() if any(texts)}
+    if len(rounds) == 1:
+        used.pop("round", None)
+    rows = [[Cell(text or "–") for text in row] for row in zip(*used.values(), strict=True)]
+    return list(used), rows
+
+
+def _text_figures(annotated: AnnotatedRound, source: str, total: int) -> dict[str, str]:
+    """The figures of one source's texts, "" where there is none."""
+    counts, lengths = annotated.counts, annotated.lengths.get(source, ())
+    varied = annotated.diversity.get(source, {})
+    figures = {"round": str(annotated.round), "texts": source, "number": f"{total:,}"}
+    kept = counts.kept.get(source, 0) if counts is not None and annotated.decided else None
+    figures["kept"] = "" if kept is None else f"{kept:,} ({kept / total:.1%})"
+    for score in ("itm", "itc"):
+        median = counts.medians.get(score, {}).get(source) if counts is not None else None
+        figures[f"median {score}"] = "" if median is None else f"{median:.3f}"
+    figures["median words"] = str(_median_words(lengths)) if sum(lengths) else ""
+    for name, heading in (("repeated", "repeated"), ("distinct2", "distinct bigrams")):
+        figures[heading] = f"{varied[name]:.2f}" if name in varied else ""
+    return figures
+
+
+def _median_words(lengths: Sequence[int]) -> int:
+    passed, half = 0, (sum(lengths) + 1) // 2
+    for number, count in enumerate(lengths):
+        passed += count
+        if passed >= half:
+            return number
+    return 0
+
+
+def annotation_reasons(annotated: AnnotatedRound) -> Iterator[tuple[str, str, int, float]]:
+    """As `drop_reasons`, of an annotate (why images failed) or a select."""
+    counts = annotated.counts
+    if counts is not None:
+        entry = {"round": annotated.round, "samples_in": counts.images + sum(counts.failed.values())}
+        dropped = counts.dropped if annotated.decided else {}
+        yield from drop_reasons([{**entry, "dropped": dropped, "failed": counts.failed}])
 
 
 def drop_reasons(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, float]]:
@@ -127,7 +215,7 @@ def round_charts(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
             Line(label, [(r["round"], v) for r in rounds if (v := _figure(r, keys)) is not None], number)
             for number, (label, keys) in enumerate(names, 1)
         ]
-        if any(line.points for line in series):
+        if _is_line(series):
             yield charts.by_round(title, series, note)
     kept = [
         (f"round {entry['round']}, {source}", 1 - noise)
@@ -146,7 +234,7 @@ def caption_charts(rounds: Sequence[AnnotatedRound]) -> Iterator[Chart]:
             for number, each in enumerate(rounds, 1)
             if sum(each.lengths.get(source, ()))
         ]
-        if series:
+        if _is_line(series):
             if source == "web":  # the same in every round
                 series = series[:1]
             yield charts.lines(f"Length of {source} texts", series, "words", "Share of the texts, %.")
@@ -157,9 +245,14 @@ def caption_charts(rounds: Sequence[AnnotatedRound]) -> Iterator[Chart]:
             )
             for n, source in enumerate(SOURCES, 1)
         ]
-        if any(line.points for line in series):
+        if _is_line(series):
             sizes = [int(figures["texts"]) for each in rounds for figures in each.diversity.values() if figures]
             yield charts.by_round(title, series, f"Share, among {max(sizes):,} texts drawn at random.")
+
+
+def _is_line(series: Sequence[Line]) -> bool:
+    """Whether there is anything to draw: one point is no line, and its figure stands in a table."""
+    return any(len(line.points) > 1 for line in series)
 
 
 def _length_shares(counts: Sequence[int]) -> list[tuple[float, float]]:
@@ -167,15 +260,24 @@ def _length_shares(counts: Sequence[int]) -> list[tuple[float, float]]:
     return [(number, 100 * count / sum(counts)) for number, count in enumerate(counts[: last + 1])]
 
 
+def single_losses(trainings: Sequence[Training]) -> Iterator[tuple[str, str, str, str]]:
+    """The losses that were logged once, which no chart shows: (training, round, loss, value at step)."""
+    for training in trainings:
+        for name, points in training.losses.items():
+            if len(points) == 1:
+                ((step, value),) = points
+                yield training.what, str(training.round), name.replace("_", " "), f"{value:.4g} at step {step:,.0f}"
+
+
 def loss_charts(trainings: Sequence[Training]) -> Iterator[Chart]:
-    """A chart for every loss of every kind of training, with a line for each round."""
+    """A chart for every loss of every kind of training, with a line for each round that logged it more than once."""
     for what in dict.fromkeys(training.what for training in trainings):
         same_kind = [training for training in trainings if training.what == what]
         for loss in dict.fromkeys(name for training in same_kind for name in training.losses):
             series = [
                 Line(f"round {training.round}", training.losses[loss], training.round % charts.STYLES)
                 for training in same_kind
-                if training.losses.get(loss)
+                if len(training.losses.get(loss, ())) > 1
             ]
             if series:
                 yield charts.lines(f"{what}: {loss.replace('_', ' ')}", series, "step")

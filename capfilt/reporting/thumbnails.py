@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -13,13 +15,15 @@ from capfilt.data import shards
 from capfilt.data.images import decode as images
 from capfilt.data.sample import Sample
 from capfilt.errors import ImageError
-from capfilt.reporting.sampling import MAX_PAGE_BYTES, ImageId, RoundSample, RoundSource, SampledImage
+from capfilt.reporting.sampling import MAX_PAGE_BYTES, ImageId, RoundSample, SampledImage
 
 MAX_THUMBNAILS = 2_400
 MAX_THUMBNAIL_BYTES = 12_000_000
 """Bytes of all thumbnails; as base64 they take a third more."""
-THUMBNAIL_SIZE = 128
-"""Pixels of a thumbnail's longer side."""
+MIN_SIZE, MAX_SIZE = 128, 480
+"""Pixels of a thumbnail's longer side. The page shows it at about 100, and enlarged at up to all that it has."""
+BYTES_PER_PIXEL = 0.15
+"""Bytes of a WebP of quality 60 per pixel of the square around a photograph, roughly."""
 
 
 def images_to_show(rounds: Sequence[RoundSample], limit: int = MAX_THUMBNAILS) -> set[ImageId]:
@@ -29,7 +33,8 @@ def images_to_show(rounds: Sequence[RoundSample], limit: int = MAX_THUMBNAILS) -
         return set(all_images)
     chosen: set[ImageId] = set()
     for sample in rounds:
-        nearest = sorted(sample.images, key=lambda image: _distance_to_threshold(image, sample.source))
+        score, threshold = sample.opening
+        nearest = sorted(sample.images, key=partial(_distance, score=score, threshold=threshold))
         chosen |= {image.id for image in nearest[: limit // (2 * len(rounds))]}
     for image_id in all_images:
         if len(chosen) == limit:
@@ -38,9 +43,10 @@ def images_to_show(rounds: Sequence[RoundSample], limit: int = MAX_THUMBNAILS) -
     return chosen
 
 
-def _distance_to_threshold(image: SampledImage, source: RoundSource) -> float:
-    scores = (row.itm if source.score == "itm" else row.itc for row, _ in image.rows)
-    return min((abs(score - source.threshold) for score in scores if score is not None), default=np.inf)
+def _distance(image: SampledImage, score: str, threshold: float) -> float:
+    """How far the nearest text of an image is from the threshold."""
+    scores = (row.itm if score == "itm" else row.itc for row, _ in image.rows)
+    return min((abs(value - threshold) for value in scores if value is not None), default=np.inf)
 
 
 def byte_budget(rounds: Sequence[RoundSample]) -> int:
@@ -52,9 +58,14 @@ def byte_budget(rounds: Sequence[RoundSample]) -> int:
 def thumbnails(
     urls: Mapping[str, str], wanted: set[ImageId], max_bytes: int = MAX_THUMBNAIL_BYTES
 ) -> dict[ImageId, str]:
-    """Thumbnails as data: URLs; a picture that cannot be decoded has none. Each shard is read only as far as needed."""
+    """Thumbnails as data: URLs, larger where they are few; a picture that cannot be decoded has none.
+
+    Each shard is read only as far as needed.
+    """
     made: dict[ImageId, str] = {}
     bytes_left = max_bytes
+    share = max_bytes // max(1, len(wanted))
+    size = min(MAX_SIZE, max(MIN_SIZE, math.isqrt(int(share / BYTES_PER_PIXEL))))
     for shard in sorted({shard for shard, _ in wanted if shard in urls}):
         keys = {key for name, key in wanted if name == shard}
         for item in shards.read(urls[shard]):
@@ -62,20 +73,24 @@ def thumbnails(
                 break
             if isinstance(item, Sample) and item.key in keys:
                 keys.remove(item.key)
-                if (small := thumbnail(item.image)) is not None:
+                if (small := thumbnail(item.image, size, share)) is not None:
                     bytes_left -= len(small)
                     made[shard, item.key] = f"data:image/webp;base64,{base64.b64encode(small).decode()}"
     return made
 
 
-def thumbnail(data: bytes) -> bytes | None:
-    """A picture as a small WebP; None if it cannot be decoded."""
+def thumbnail(data: bytes, size: int = MIN_SIZE, max_bytes: int = 0) -> bytes | None:
+    """A picture as WebP of at most `size` pixels, made smaller where it has more than `max_bytes`, down to MIN_SIZE
+    pixels; None if it cannot be decoded."""
     try:
         picture = images.decode(data)
     except ImageError:
         return None
-    picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    # A picture that was small already must not become worse.
-    picture.save(buffer, "WEBP", quality=60 if max(picture.size) == THUMBNAIL_SIZE else 90, method=2)
-    return buffer.getvalue()
+    while True:
+        picture.thumbnail((size, size), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        # A picture that was small already must not become worse.
+        picture.save(buffer, "WEBP", quality=60 if max(picture.size) == size else 90, method=2)
+        if buffer.tell() <= max_bytes or max(picture.size) <= MIN_SIZE:
+            return buffer.getvalue()
+        size = max(MIN_SIZE, max(picture.size) // 2)

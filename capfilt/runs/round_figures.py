@@ -11,6 +11,8 @@ from capfilt.errors import RunError
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 
+HUMAN_PAIRS = "human_pairs.json"
+"""The file of a run folder with a filter's figures on human pairs against shuffled ones."""
 _COUNTED = ("noise_ratio", "kept", "dropped", "failed")
 """Sections of a round in which every value is a number."""
 _MEASURED = {
@@ -68,6 +70,24 @@ def read_threshold(path: StoragePath) -> float:
     if not is_number(threshold):
         raise RunError(f"{path} has no `threshold` that is a number; calibrate again.")
     return float(threshold)
+
+
+def read_human_auc(folder: StoragePath) -> dict[str, float]:
+    """By score, a filter's AUC on human pairs against shuffled ones; {} where it was not measured.
+
+    Measured by `annotate --val` (`human_pairs.json`) and by a threshold calibrated on such pairs (`calibration.json`,
+    unless that was calibrated on labels). RunError for a malformed file.
+    """
+    areas: dict[str, Any] = {}
+    for name in ("calibration.json", HUMAN_PAIRS):
+        tree = documents.read_object(path) if (path := folder / name).is_file() else {}
+        measured = tree.get("auc", {})
+        if name != HUMAN_PAIRS:
+            measured = {tree["score"]: measured} if "auc" in tree and "score" in tree and "labels" not in tree else {}
+        if not isinstance(measured, dict) or not all(is_number(area) for area in measured.values()):
+            raise RunError(f"{path} has an `auc` that is not a number; measure it again.")
+        areas |= measured
+    return {score: float(areas[score]) for score in ("itm", "itc") if score in areas}
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

@@ -153,4 +153,4 @@ def test_what_has_no_page(tmp_path: Path, capfilt: Any, held: bool, said: str) -
 
 
 def test_the_page_s_script_knows_every_source() -> None:
-    assert f"const SOURCES = {json.dumps(SOURCES)}" in (page.TEMPLATES / "page.js").read_text()
+    assert f"const SOURCES = {json.dumps(SOURCES)}" in (page.TEMPLATES / "dom.js").read_text()

@@ -52,9 +52,9 @@ def sampled(
 
 def test_counts_are_of_all_texts_the_page_holds_a_sample(source: RoundSource) -> None:
     whole, few = sampled(source), sampled(source, max_texts=40)
-    assert whole.totals == few.totals == {"web": 90, "synthetic": 90, "human": 0}
-    assert whole.histograms() == few.histograms()
-    assert sum(whole.histograms()["itm"]["web"].layers["unknown"]) == 90
+    assert whole.counts.totals == few.counts.totals == {"web": 90, "synthetic": 90, "human": 0}
+    assert whole.counts.histograms() == few.counts.histograms()
+    assert sum(whole.counts.histograms()["itm"]["web"].layers["unknown"]) == 90
     assert (len(whole.images), whole.num_rows) == (100, 190)
     assert 38 <= few.num_rows <= 40
     # The same images whatever the limit, in the same order: the rounds of a run show the same pictures.
@@ -69,15 +69,15 @@ def test_what_is_no_text_is_neither_counted_nor_shown(tmp_path: Path) -> None:
     tables.write(tmp_path / "annotations/00000.parquet", rows)
     sample = RoundSample(RoundSource(1, tmp_path / "annotations", None, RULE, "itm", 0.5, "", ""), 10)
     sample.add("00000", {}, sample=True)
-    assert sample.totals == {"web": 0, "synthetic": 2, "human": 1}
-    assert sample.histograms().keys() == {"itm", "itc"}
+    assert sample.counts.totals == {"web": 0, "synthetic": 2, "human": 1}
+    assert sample.counts.histograms().keys() == {"itm", "itc"}
     assert sample.num_rows == 3
     shown = annotated_round(sample, {image.id: i for i, image in enumerate(sample.images)}, {}, {}, ColumnLists())
     assert sorted(SOURCES[code] for code in shown.texts["source"]) == ["human", "synthetic", "synthetic"]
 
 
 def test_a_histogram_has_equal_bins_where_the_texts_are(source: RoundSource) -> None:
-    bars = sampled(source).histograms()["itm"]["web"]
+    bars = sampled(source).counts.histograms()["itm"]["web"]
     assert (bars.low, bars.high) == (0.0, 1.0)
     per_bin = bars.layers["unknown"]
     assert len(per_bin) == 50
@@ -88,7 +88,7 @@ def test_a_histogram_has_equal_bins_where_the_texts_are(source: RoundSource) -> 
 def test_truth_is_given_for_the_first_web_text_alone(source: RoundSource) -> None:
     known = {f"{i:032x}": (i % 2 == 0, "seo") for i in range(100)}
     sample = sampled(source, truths=known)
-    itm = sample.histograms()["itm"]
+    itm = sample.counts.histograms()["itm"]
     assert {name: sum(bars) for name, bars in itm["web"].layers.items()} == {"wrong": 40, "right": 50}
     assert set(itm["synthetic"].layers) == {"unknown"}
     lists = ColumnLists()
@@ -168,5 +168,9 @@ def test_thumbnails_are_small_and_a_broken_picture_has_none(tmp_path: Path) -> N
     assert set(small) == {("00000", "1")}
     head, _, data = small["00000", "1"].partition(",")
     assert head == "data:image/webp;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (128, 64)
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (480, 240), "few pictures may be large"
+    noisy = buffer.getvalue()
+    few_bytes = thumbnails.thumbnail(noisy, 480, max_bytes=1000)
+    assert few_bytes is not None
+    assert Image.open(io.BytesIO(few_bytes)).size == (128, 64)
     assert thumbnails.thumbnails(urls, {("00000", "1")}, max_bytes=0) == {}

@@ -127,7 +127,9 @@ def test_keys_texts_and_reasons_are_short(annotated: Make) -> None:
     session = review.ReviewSession(folder, collect.collect_report(folder))
     assert sum(len(text) for texts in session.report.texts for _, _, text in texts) == 10 * sampling.MAX_TEXT_IN_MEMORY
     with pytest.raises(UsageError, match="too long"):
-        session.add_label({"look": 0, "row": texts["text"].index("t" * 400), "verdict": "right", "at_random": True})
+        session.add_label(
+            {"look": 0, "row": texts["text"].index("t" * sampling.MAX_TEXT), "verdict": "right", "at_random": True}
+        )
 
 
 def test_reasons_in_the_page_are_few() -> None:
@@ -146,8 +148,8 @@ def test_texts_that_are_long_on_the_page_are_fewer(tmp_path: Path) -> None:
     )
     result.add("00000", {}, sample=True)
     assert 90_000 < result.num_bytes <= 100_000
-    assert len(result.images) == 100_000 // (sampling.ROW_BYTES + 2402 + 7)
-    assert result.totals["web"] == 100
+    assert len(result.images) == 100_000 // (sampling.IMAGE_BYTES + sampling.ROW_BYTES + 2402 + 7)
+    assert result.counts.totals["web"] == 100
     ranks = sorted(sampling.random_rank(SampledImage(("00000", r.key), r.uid)) for r in rows)
     assert [sampling.random_rank(image) for image in result.images] == ranks[: len(result.images)]
 

@@ -145,7 +145,10 @@ def test_an_image_of_too_many_texts_makes_no_page_of_them(tmp_path: Path) -> Non
         sampling.RoundSource(0, tmp_path / "annotations", None, rule, "itm", 0.5, "", ""), 20_000
     )
     sample.add("00000", {}, sample=True)
-    assert (sample.num_rows, sample.totals["web"]) == (sampling.MAX_TEXTS_OF_IMAGE, sampling.MAX_TEXTS_OF_IMAGE + 50)
+    assert (sample.num_rows, sample.counts.totals["web"]) == (
+        sampling.MAX_TEXTS_OF_IMAGE,
+        sampling.MAX_TEXTS_OF_IMAGE + 50,
+    )
 
 
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
