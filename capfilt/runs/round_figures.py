@@ -83,7 +83,8 @@ def read_human_auc(folder: StoragePath) -> dict[str, float]:
         tree = documents.read_object(path) if (path := folder / name).is_file() else {}
         measured = tree.get("auc", {})
         if name != HUMAN_PAIRS:
-            measured = {tree["score"]: measured} if "auc" in tree and "score" in tree and "labels" not in tree else {}
+            on_pairs = {"auc", "score"} <= tree.keys() and "labels" not in tree
+            measured = {str(tree["score"]): measured} if on_pairs else {}
         if not isinstance(measured, dict) or not all(is_number(area) for area in measured.values()):
             raise RunError(f"{path} has an `auc` that is not a number; measure it again.")
         areas |= measured
