@@ -8,7 +8,7 @@ import typer
 
 from capfilt.api import commands, inspection
 from capfilt.cli.execute import execute
-from capfilt.cli.options import Cpus, Debug, Json, Sets, SizedAddress, Workers
+from capfilt.cli.options import Address, Cpus, Debug, Json, Sets, Workers
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def evaluate(
     out: Annotated[str | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
     workers: Workers = 0,
     cpus: Cpus = None,
-    address: SizedAddress = "by-size",
+    address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -20,7 +20,6 @@ from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
 from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
-from capfilt.recipe_tree import read_tree
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -60,7 +59,7 @@ def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfi
     Raises:
         RecipeError: a family that is not there, or what `config.read` raises.
     """
-    tree = read_tree(path, ArchitectureConfig, sets)
+    tree = configs.read_tree(path, ArchitectureConfig, sets)
     family = str(tree.get("family", next(iter(FAMILIES))))
     if family not in FAMILIES:
         raise RecipeError(

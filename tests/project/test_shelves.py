@@ -96,6 +96,23 @@ def test_blip_warms_up_for_3000_steps(name: str) -> None:
     assert train.objectives.queue % train.loader.batch_size == 0
 
 
+def test_the_trainings_of_bootstrap_blip_are_those_of_its_parts_by_the_released_code() -> None:
+    """But for their length, and for how many processes they take."""
+    config = configs.read(presets.find("pipelines", "bootstrap/blip"), BootstrapConfig)
+    released = ["objectives.itc_keys=rank", "optimizer.warmup_first=0"]
+    length = [f"steps={config.pretrain.steps}", f"optimizer.warmup={config.pretrain.optimizer.warmup}"]
+    parts = {
+        "pretrain": configs.changed(read_pretrain("blip-14m").train, [*released, *length], "here"),
+        "captioner": read_pretrain("blip-coco-caption").train,
+        "filter": configs.changed(
+            read_pretrain("blip-coco-retrieval").train, [released[0], "objectives.negatives_epsilon=0"], "here"
+        ),
+    }
+    assert config.trainings == parts
+    assert config.pretrain.steps == 23_930_000 // config.pretrain.loader.batch_size * 20
+    assert config.pretrain.optimizer.warmup * config.pretrain.steps == pytest.approx(3000, rel=1e-3)
+
+
 def test_the_texts_of_blip2_are_the_same_in_every_recipe() -> None:
     """Ten written, the two best of all by similarity kept, one drawn at each pass (BLIP-2, section 3.4)."""
     config = configs.read(presets.find("pipelines", "bootstrap/blip2"), BootstrapConfig)
