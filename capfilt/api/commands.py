@@ -287,7 +287,7 @@ def evaluate(
     """Retrieval and captioning metrics of a model on held-out pairs, filter metrics on web texts of known truth.
 
     Args:
-        model: a model's folder, a .pth of BLIP, a name on the Hugging Face hub, or what `pretrain` returned.
+        model: a model's folder, a .pth of BLIP or LAVIS, a name on the Hugging Face hub, or what `pretrain` returned.
         shards: held-out pairs, or web texts of known truth.
         out: a run folder to keep metrics.json in; by default none is kept.
         settings: such as `{"rerank": 128, "decode.method": "greedy"}`.

@@ -148,13 +148,22 @@ def show(recipe: Location, *, settings: Settings = (), explain: bool = False) ->
     return Recipe(keys.explained(config), tree, notes, keys.key_tree(config))
 
 
-def export(model: Location | PretrainResult, *, out: Location, form: str = "hf") -> ExportResult:
-    """Write a model as transformers' `from_pretrained` or BLIP's own code reads it.
+def export(
+    model: Location | PretrainResult,
+    *,
+    out: Location,
+    form: str = "hf",
+    vision: Location | None = None,
+    language: Location | None = None,
+) -> ExportResult:
+    """Write a model as transformers' `from_pretrained` or the authors' own code reads it.
 
     Args:
-        model: a model's folder, a .pth of BLIP, a name on the Hugging Face hub, or what `pretrain` returned.
+        model: a model's folder, a .pth of BLIP or LAVIS, a name on the Hugging Face hub, or what `pretrain` returned.
         out: a new folder of this machine.
-        form: hf for transformers, pth for BLIP's own code, capfilt as it is trained here.
+        form: hf for transformers, pth for the code of BLIP or LAVIS, capfilt as it is trained here.
+        vision: the frozen tower that a .pth of LAVIS lacks: LAVIS' eva_vit_g.pth.
+        language: the frozen language model that it lacks: a folder of transformers or a name on the hub.
 
     Raises:
         CapfiltError: UsageError for an unknown form, RunError where `out` holds something already, ModelError for
@@ -163,7 +172,8 @@ def export(model: Location | PretrainResult, *, out: Location, form: str = "hf")
     from capfilt.pipelines import export as pipeline
 
     name = str(model.model if isinstance(model, PretrainResult) else model)
-    record = pipeline.run(name, form, str(out))
+    sources = {part: str(given) for part, given in (("vision", vision), ("language", language)) if given is not None}
+    record = pipeline.run(name, form, str(out), sources)
     written = tuple(location(path) for path in record["written"])
     return ExportResult(location(record["model"]), form, written, record["left_behind"], record)
 

@@ -170,7 +170,8 @@ def load_model(
     """Load a model, to caption images or score texts with it.
 
     Args:
-        name: a folder, a .pth of BLIP, a URL of a store, a name on the Hugging Face hub, or what `pretrain` returned.
+        name: a folder, a .pth of BLIP or LAVIS, a URL of a store, a name on the Hugging Face hub, or what `pretrain`
+            returned.
         device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
         precision: "fp32", "bf16", or "auto": bf16 on a GPU that multiplies it in hardware, else fp32.
 

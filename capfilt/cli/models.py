@@ -52,21 +52,29 @@ def evaluate(
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A model folder, a .pth of BLIP, or a name on the Hugging Face hub.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a .pth of BLIP or LAVIS, or a name on the Hugging Face hub.")
+    ],
     out: Annotated[str, typer.Option("--out", help="A new folder on this machine.")],
     form: Annotated[
-        str, typer.Option("--as", help="hf: for transformers; pth: BLIP's own names; capfilt: as trained here.")
+        str, typer.Option("--as", help="hf: for transformers; pth: BLIP's own names, or LAVIS'; capfilt: as here.")
     ] = "hf",
+    vision: Annotated[
+        str | None, typer.Option("--vision", help="The frozen tower that a .pth of LAVIS lacks: eva_vit_g.pth.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="The language model that it lacks: a folder or a hub name.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model in the format of transformers' `from_pretrained` or of BLIP's own code.
+    """Write a model in the format of transformers' `from_pretrained` or of the authors' own code.
 
     Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
     """
 
     def work(_show: Progress) -> Any:
-        done = inspection.export(model, out=out, form=form)
+        done = inspection.export(model, out=out, form=form, vision=vision, language=language)
         if not as_json:
             for path in done.written:
                 say(path)

@@ -199,6 +199,8 @@ class OriginalFormat(ABC):
 
     name: ClassVar[str]
     """Whose code that is, for messages."""
+    separate: ClassVar[Mapping[str, str]] = {}
+    """The parts of a model that a file may lack as a whole, by the first word of our names, and what each is."""
 
     @abstractmethod
     def lacks(self, tensors: Tensors) -> str:
@@ -208,6 +210,10 @@ class OriginalFormat(ABC):
     def architecture(self, tensors: Tensors, described: Any, source: Path) -> ArchitectureConfig:
         """The architecture of a file, whose tensors are brought to one form in place; `described` is what a YAML beside
         it says, or None. ModelError for tensors of no possible model."""
+
+    def describe(self, tensors: Tensors, sources: Mapping[str, str], source: Path) -> Any:
+        """What stands for a YAML beside a file without one, by where the parts lie that it lacks; None for nothing."""
+        return None
 
     @abstractmethod
     def names(self, config: Any) -> Names:
@@ -221,6 +227,10 @@ class OriginalFormat(ABC):
     @abstractmethod
     def write(self, config: Any, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names, everything that its own code expects included."""
+
+    def left_out(self, config: Any) -> dict[str, int]:
+        """How many tensors of a model have no place in such a file, by the reason."""
+        return {}
 
 
 InitialPart = Callable[[Any, str], set[str]]

@@ -5,7 +5,9 @@ Where transformers has a class for the parts of a model alone, each part gets a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from capfilt.data.images.preprocess import ALONE, Preprocess
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError, UsageError, did_you_mean
 from capfilt.inference.roles import preprocess_for, save_preprocess, tokenizer_for
-from capfilt.models.checkpoints import store
+from capfilt.models import ArchitectureConfig, family_of
+from capfilt.models.checkpoints import files, store
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import storage_path
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
     from capfilt.models.interface import Model
 
 
-def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
+def run(name: str, form: str, where: str | Path, sources: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The verb: read a model of any layout and write it in another; returns the folders and what was left behind.
+    `sources` says where the parts lie that a `.pth` lacks ("vision", "language").
 
     Raises:
         UsageError: an unknown form, or an `out` that is no folder of this machine.
@@ -39,16 +43,37 @@ def run(name: str, form: str, where: str | Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} holds something already; choose another --out")
     path = store.find(name)
-    tokenizer = tokenizer_for(path, store.architecture(path))
-    written = FORMS[form](local_copy(path), tokenizer, out)
-    config = store.architecture(path)
-    here = store.transformers_format(config).left_out(config) if form == "hf" else {}
-    return {
-        "model": str(path),
-        "as": form,
-        "written": [str(x) for x in written],
-        "left_behind": store.left_behind(path) | here,
-    }
+    with completed(local_copy(path), sources or {}, out.absolute().parent) as whole:
+        config = store.architecture(whole)
+        written = FORMS[form](whole, tokenizer_for(whole, config), out)
+        behind = store.left_behind(path, config) | left_out(config, form)
+    return {"model": str(path), "as": form, "written": [str(x) for x in written], "left_behind": behind}
+
+
+def left_out(config: ArchitectureConfig, form: str) -> dict[str, int]:
+    """How many tensors of a model have no place in a form, by the reason."""
+    if form == "hf":
+        return store.transformers_format(config).left_out(config)
+    original = family_of(config).code.original
+    return original.left_out(config) if form == "pth" and original is not None else {}
+
+
+@contextmanager
+def completed(path: Path, sources: Mapping[str, str], room: Path) -> Iterator[Path]:
+    """A model with the parts that it lacks, in a folder of our own that lies in `room` for a while; without `sources`
+    the model itself."""
+    if not sources:
+        yield path
+        return
+    model = store.load_filled(path, sources)
+    room.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=room, prefix=".export-") as scratch:
+        beside = path
+        if model.config.language_kind is not None and "language" in sources:
+            beside = files.fetched(sources["language"])
+            beside = beside if beside.is_dir() else files.download(sources["language"], weights=False)
+        as_capfilt_model(model, path, tokenizer_for(beside, model.config), Path(scratch))
+        yield Path(scratch)
 
 
 def as_hf(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
@@ -83,7 +108,7 @@ def write_hf(model: Model, tokenizer: Tokenizer, picture: Preprocess, folder: Pa
 
 
 def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
-    """`model.pth` with the names of BLIP's own code, all of the model in one."""
+    """`model.pth` with the names of the family's own code, all of the model in one."""
     tokenizer.save(out)
     model = store.load(path)
     save_preprocess(path, model.config, out)
@@ -93,11 +118,15 @@ def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
 
 def as_capfilt(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """A folder of our own; from outside models, the one place where `itm_token` can be set by hand."""
+    as_capfilt_model(store.load(path), path, tokenizer, out)
+    return [out]
+
+
+def as_capfilt_model(model: Model, path: Path, tokenizer: Tokenizer, out: Path) -> None:
+    """A folder of our own of a model that was read at `path`."""
     tokenizer.save(out)
-    model = store.load(path)
     save_preprocess(path, model.config, out)
     store.save(model, out)
-    return [out]
 
 
 FORMS: dict[str, Callable[[Path, Tokenizer, Path], list[Path]]] = {"hf": as_hf, "pth": as_pth, "capfilt": as_capfilt}

@@ -50,14 +50,15 @@ class LanguageTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, source: str | StoragePath, kind: Kind = "opt") -> LanguageTokenizer:
-        """Load the tokenizer in a folder of transformers, or under a name on the hub.
+        """Load the tokenizer in a folder of transformers, beside a .pth, or under a name on the hub.
 
         Raises:
             TextError: nothing of the kind at `source`.
         """
         allowed = "allowed are a folder of transformers and a name on the Hugging Face hub, OWNER/NAME"
         try:
-            source = local_copy(source)
+            where = storage_path(source)
+            source = local_copy(where.parent if where.name.endswith(".pth") else source)
         except OSError as error:
             raise TextError(f"no tokenizer of a language model at '{source}' ({error}); {allowed}") from None
         if not source.is_dir() and not _HUB_NAME.fullmatch(str(source)):

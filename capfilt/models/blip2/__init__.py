@@ -1,4 +1,4 @@
-"""BLIP-2: Q-Former, frozen language model, and transformers' checkpoints of it."""
+"""BLIP-2: Q-Former, frozen language model, and the checkpoints of transformers and of LAVIS."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from capfilt.models.family import Family, FamilyCode
 
 def _code() -> FamilyCode:
     from capfilt.models.blip2.checkpoint import Blip2Transformers, continued, language_from, text_from, vision_from
+    from capfilt.models.blip2.lavis import IGNORED, Lavis
     from capfilt.models.blip2.model import Blip2
-    from capfilt.models.checkpoints.towers import POSITION_IDS
     from capfilt.models.layers.vit import VISION_BLOCK
 
     return FamilyCode(
@@ -18,7 +18,8 @@ def _code() -> FamilyCode:
         continued=continued,
         initial={"vision": vision_from, "text": text_from, "language": language_from},
         transformers=Blip2Transformers(),
-        ignored=POSITION_IDS,
+        original=Lavis(),
+        ignored=IGNORED,
     )
 
 

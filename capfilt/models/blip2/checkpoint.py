@@ -1,6 +1,6 @@
 """BLIP-2's checkpoints: transformers' BLIP-2 classes, and what its stages begin with: a ViT, a BERT, a language model.
 
-BLIP-2's own code has no format that is read here: its released weights are transformers'.
+LAVIS' own are in `lavis.py`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def continued(config: Blip2Config, saved: ArchitectureConfig, tensors: Tensors, 
     """A model that goes on from a saved one: BLIP-2's second stage from its first.
 
     What only the new model has, the layer before the language model, starts fresh; what only the saved one has is left
-    behind. A language model that the saved one lacks stays without weights, on the meta device, until it is put there.
+    behind. A language model that the saved one lacks stays without weights, on the meta device, until it is put there,
+    and so does the memory of a vision tower of which there is nothing (`store.load_filled`).
     """
     model = blank(config)
     has_language = any(name.startswith("language.") for name in tensors)
@@ -103,7 +104,8 @@ def continued(config: Blip2Config, saved: ArchitectureConfig, tensors: Tensors, 
         model.language.tie()
         model.language_projection.reset_parameters()
     model.adapt(tensors)
-    fresh = {n: t for n, t in model.state_dict().items() if n.startswith("language") and n not in tensors}
+    elsewhere = ("language",) if any(name.startswith("vision.") for name in tensors) else ("language", "vision.")
+    fresh = {n: t for n, t in model.state_dict().items() if n.startswith(elsewhere) and n not in tensors}
     fill(model, {**fresh, **tensors}, source)
     return model
 

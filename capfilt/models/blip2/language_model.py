@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from capfilt.errors import ModelError
+from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.config import CLASSES, Format, LanguageConfig
-from capfilt.models.checkpoints import files
+from capfilt.models.checkpoints import files, transformers_folder
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.storage.documents import read_model_object
 
 FORMATS: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -152,6 +154,19 @@ class LanguageModel(nn.Module):
     def _after_image(self, image_BQW: Tensor, ids_BT: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(ids_BT)
         return torch.cat([image_BQW.to(words.dtype), words], dim=1)
+
+
+def described_at(source: str) -> LanguageConfig:
+    """The language model in a folder of transformers or under a name on the hub, by its `config.json` alone; ModelError
+    where there is none of a kind that is known."""
+    path = files.fetched(source)
+    folder = path if path.is_dir() else files.download(source, weights=False)
+    try:
+        described = read_model_object(folder / transformers_folder.CONFIG)
+    except (OSError, ValueError) as error:
+        raise _none_there(source, error) from None
+    tied = bool(described.get("tie_word_embeddings", True)) and bool(described.get("scale_decoder_outputs", True))
+    return transformers_config.language_of({"text_config": described}, tied, folder)
 
 
 def check_language(source: str, config: LanguageConfig, weights: bool = False) -> Path:

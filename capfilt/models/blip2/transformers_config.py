@@ -120,12 +120,12 @@ def left_out(config: Blip2Config) -> dict[str, int]:
     return {NO_PLACE: len(head)} if head else {}
 
 
-def unify_language(tensors: dict[str, Tensor], second: Mapping[str, str]) -> bool:
+def unify_language(tensors: dict[str, Tensor], second: Mapping[str, str], prefix: str = "language_model.") -> bool:
     """Bring a language model's tensors to one name each, in place; say whether its output matrix is its words.
 
     `second` are the second names in such a file, of a model that is tied, and the first ones. Files may have both.
     """
-    output = "language_model.lm_head.weight"
+    output = f"{prefix}lm_head.weight"
     words = tensors.get(second.get(output, ""))
     tied = output not in tensors or (words is not None and torch.equal(tensors[output], words))
     for name, first in second.items():

@@ -1,4 +1,4 @@
-"""Models on disk: our folder with `architecture.yaml` and `model.safetensors`, transformers' folder, BLIP's `.pth`.
+"""Models on disk: our folder with `architecture.yaml` and `model.safetensors`, transformers' folder, original `.pth`.
 
 Nothing is repaired silently: every key of a file is used, left behind for a reason that is written down, or refused by
 name. How the files of other code name things each family says (`models/FAMILY/checkpoint.py`).
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from capfilt.models.interface import Model, OriginalFormat, TransformersFormat
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
-READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP"
+READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP or LAVIS"
 
 Layout = Literal["capfilt", "hf", "pth"]
 
@@ -78,7 +78,9 @@ def architecture(path: StoragePath) -> ArchitectureConfig:
         case "hf":
             return _read_transformers(path, everything=False)[1]
         case "pth":
-            return _read_original(path)[1]
+            original, config, tensors = _read_original(path, {})
+            _refuse_lacking(path, original, _lacking(original, config, tensors))
+            return config
     raise ModelError(f"{path} holds no model; what can be read: {READABLE}")
 
 
@@ -112,6 +114,28 @@ def load_continued(path: StoragePath, config: ArchitectureConfig) -> Model:
     return family.continued(config, saved, tensors, path)
 
 
+def load_filled(path: StoragePath, sources: Mapping[str, str]) -> Model:
+    """Read a `.pth` that lacks parts of its model, and fill these from other checkpoints: `sources` by the part
+    ("vision", "language"), as for a new model (`InitialConfig`).
+
+    Raises:
+        ModelError: a part that the file has, one that it lacks and `sources` does not name, or one that does not fit.
+    """
+    path = local_copy(path)
+    if layout(path) != "pth":
+        raise ModelError(f"{path} is not a .pth, and lacks no part: leave --{next(iter(sources))} out")
+    original, config, tensors, lacking = _read_parts(path, sources)
+    if there := [part for part in sources if part not in lacking]:
+        raise ModelError(f"{path} has the part {there[0]}, or no place for one: leave --{there[0]} out")
+    _refuse_lacking(path, original, [part for part in lacking if part not in sources])
+    code = family_of(config).code
+    assert code.continued is not None, "a family with separate parts goes on without them"
+    model = code.continued(config, config, tensors, path)
+    for part, source in sources.items():
+        code.initial[part](model, source)
+    return model
+
+
 def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:
     """A model's architecture and its tensors by our names, every key of its file accounted for."""
     match layout(path):
@@ -120,8 +144,9 @@ def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:
             wanted = form.names(config)
             return config, key_maps.take(tensors, wanted, path, family_of(config).code.ignored) | form.absent(config)
         case "pth":
-            original, config, tensors = _read_original(path)
-            return config, key_maps.take(tensors, original.names(config), path, family_of(config).code.ignored)
+            original, config, tensors, lacking = _read_parts(path, {})
+            _refuse_lacking(path, original, lacking)
+            return config, tensors
     config, tensors = architecture(path), files.tensors(path / WEIGHTS)
     if config.num_layers > len(tensors):
         raise ModelError(
@@ -173,10 +198,10 @@ def fingerprint(path: StoragePath) -> str:
     return f"{architecture(path).family}-{digests[0] if len(digests) == 1 else digest_of(digests)}"
 
 
-def left_behind(path: StoragePath) -> dict[str, int]:
-    """How many keys of a model's file are left behind on purpose, by the reason."""
+def left_behind(path: StoragePath, config: ArchitectureConfig | None = None) -> dict[str, int]:
+    """How many keys of a model's file are left behind on purpose, by the reason; `config` of one that lacks parts."""
     path = local_copy(path)
-    file, ignored = files.weights_file(path), family_of(architecture(path)).code.ignored
+    file, ignored = files.weights_file(path), family_of(config or architecture(path)).code.ignored
     reasons = [key_maps.why_ignored(name, ignored) for name in (files.tensors(file) if file else ())]
     return {why: reasons.count(why) for why in ignored.values() if why in reasons}
 
@@ -253,14 +278,48 @@ def _read_transformers(folder: Path, everything: bool = True) -> tuple[Transform
     return form, form.architecture(described, tensors, folder), tensors
 
 
-def _read_original(path: Path) -> tuple[OriginalFormat, ArchitectureConfig, Tensors]:
-    """The format of a `.pth`, its architecture, as a YAML beside it or the tensors' shapes tell it, and its tensors."""
+def _read_original(path: Path, sources: Mapping[str, str]) -> tuple[OriginalFormat, ArchitectureConfig, Tensors]:
+    """The format of a `.pth`, its architecture, as a YAML beside it or the tensors' shapes tell it, and its tensors;
+    `sources` say where parts lie that it lacks."""
     tensors, beside = files.tensors(path), path.with_suffix(".yaml")
     described = read_architecture(beside) if beside.is_file() else None
     original = _whose(tensors, path) if described is None else family_of(described).code.original
     if original is None:
         raise ModelError(f"{beside} describes a model of a family whose own code has no .pth that can be read")
+    if described is None and sources:
+        described = original.describe(tensors, sources, path)
     return original, original.architecture(tensors, described, path), tensors
+
+
+def _read_parts(
+    path: Path, sources: Mapping[str, str]
+) -> tuple[OriginalFormat, ArchitectureConfig, Tensors, list[str]]:
+    """The format of a `.pth`, its architecture, its tensors by our names, and the parts that it lacks as a whole."""
+    original, config, tensors = _read_original(path, sources)
+    lacking = _lacking(original, config, tensors)
+    wanted = {ours: named for ours, named in original.names(config).items() if ours.partition(".")[0] not in lacking}
+    return original, config, key_maps.take(tensors, wanted, path, family_of(config).code.ignored), lacking
+
+
+def _lacking(original: OriginalFormat, config: ArchitectureConfig, tensors: Tensors) -> list[str]:
+    """The parts that may lie elsewhere and of which a file has nothing."""
+    if not original.separate:
+        return []
+    of_part: dict[str, list[str]] = {}
+    for ours, named in original.names(config).items():
+        of_part.setdefault(ours.partition(".")[0], []).extend(named)
+    return [part for part in original.separate if of_part.get(part) and not tensors.keys() & set(of_part[part])]
+
+
+def _refuse_lacking(path: Path, original: OriginalFormat, parts: list[str]) -> None:
+    """Refuse a file that lacks parts, saying how to put them there; ModelError."""
+    if parts:
+        what = " and ".join(original.separate[part] for part in parts)
+        options = " ".join(f"--{part} FILE-OR-NAME" for part in parts)
+        raise ModelError(
+            f"{path} lacks {what}: complete it with `capfilt export {path} --as capfilt {options} --out FOLDER` and "
+            "take that folder"
+        )
 
 
 def _whose(tensors: Tensors, path: Path) -> OriginalFormat:

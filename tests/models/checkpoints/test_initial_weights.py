@@ -209,7 +209,7 @@ class TestText:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            ({"vocab_size": 50}, rf"has 50 words, the model {WORDS - 2} beside .* text\.vocab_size=52"),
+            ({"vocab_size": 50}, rf"has 50 words, the model {WORDS - 2} beside .* model\.text\.vocab_size=52"),
             ({"max_position_embeddings": 32}, r"positions\.weight is \[64, 16\], there \[32, 16\]"),
             ({"hidden_size": 32}, r"is \[197, 16\], there \[195, 32\]"),
         ],
