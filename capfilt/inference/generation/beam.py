@@ -19,6 +19,7 @@ from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.precision import at_least_fp32
 
 NO_SCORE = -1e9
 
@@ -162,7 +163,8 @@ def scored_beams(
     prompt = newest = torch.tensor(prompt_P, device=device).expand(image.rows * width, -1)
     finite = FiniteLogits.on(device)
     for step in range(steps):
-        logits = finite.watch(model.decode_step(newest, state.image, state.cache, head).float()).log_softmax(dim=1)
+        logits = finite.watch(at_least_fp32(model.decode_step(newest, state.image, state.cache, head)))
+        logits = logits.log_softmax(dim=1)
         if config.repetition_penalty != 1.0:
             so_far = torch.cat([prompt[: len(logits)], state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
             logits = penalise(logits, so_far, config.repetition_penalty)
@@ -192,9 +194,10 @@ def scored_beams(
 def _begin(model: Model, image: ImageContext, config: DecodeConfig, steps: int, end: int) -> Search:
     images, width, device = image.rows, config.beams, image.device
     written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
-    scores_IW = torch.full((images, width), NO_SCORE, device=device)
+    exact = torch.float64 if image.tensors[0].dtype == torch.float64 else torch.float32
+    scores_IW = torch.full((images, width), NO_SCORE, dtype=exact, device=device)
     scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on
-    kept = torch.float64 if config.accounting == "original" else torch.float32
+    kept = torch.float64 if config.accounting == "original" else exact
     finished = Finished(
         written_IWS.clone(),
         torch.full_like(scores_IW, NO_SCORE, dtype=kept),

@@ -57,7 +57,7 @@ def old_beam_search(log_probs: NextToken, prompt: list[int], config: DecodeConfi
                 row[token] *= config.repetition_penalty  # logarithms are below 0
         if length < config.min_length:
             rows[:, END] = -torch.inf
-        every = (rows + torch.tensor(totals)[:, None]).flatten()
+        every = (rows + torch.tensor(totals, dtype=rows.dtype)[:, None]).flatten()
         best, index = every.topk(2 * width)
         going = list[tuple[list[int], float]]()
         for rank, (total, place) in enumerate(zip(best.tolist(), index.tolist(), strict=True)):
@@ -176,3 +176,13 @@ def test_scores_do_not_depend_on_the_batch_and_fall(model: Blip, pixels: Tensor,
         scores = [beam.score for beam in together[i : i + 4]]
         assert scores == sorted(scores, reverse=True)
         assert all(score < 0 for score in scores)
+
+
+def test_a_model_in_float64_has_its_scores_in_float64(small_blip: Callable[..., Blip], pixels: Tensor) -> None:
+    exact, settings, prompt = small_blip(vocab_size=40, roles=("decoder",)).double(), config(), [38, 7, 8, 9]
+    got = scored_beams(exact, context(exact, pixels.double()), prompt, END, settings)
+    for i, beam in enumerate(got):
+        image = context(exact, pixels[i : i + 1].double())
+        tokens, score = old_beam_search(read_anew(exact, image), prompt, settings)[0]
+        assert beam.ids == tokens
+        assert beam.score == pytest.approx(score, rel=1e-12)
