@@ -16,7 +16,7 @@ from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture, ModelSection, architecture_of, label
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, text_warnings
+from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, length_warnings, text_warnings
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
@@ -84,9 +84,14 @@ def check(config: PretrainConfig) -> Architecture:
     return architecture
 
 
+def lengths_of(config: PretrainConfig) -> dict[str, int]:
+    """The tokens that a text may have, by the key that says so."""
+    return {"train.loader.max_length": config.train.loader.max_length}
+
+
 def texts_of(config: PretrainConfig) -> list[Texts]:
     """The texts of each source."""
-    lengths = {"train.loader.max_length": config.train.loader.max_length}
+    lengths = lengths_of(config)
     return [Texts(f"data.{number}", source.shards, lengths) for number, source in enumerate(config.data)]
 
 
@@ -96,7 +101,8 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
     check_features(out, config.train)
     check_sources(config.initial, architecture)
     check_prompts(config.tokenizer, architecture, {"train": config.train.loader})
-    for warning in text_warnings(config.tokenizer, architecture, texts_of(config)):
+    lengths = length_warnings(architecture, lengths_of(config))
+    for warning in (*lengths, *text_warnings(config.tokenizer, architecture, texts_of(config))):
         logging.getLogger(__name__).warning(warning)
     start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)

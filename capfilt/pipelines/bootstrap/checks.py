@@ -46,6 +46,15 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     return architecture, final
 
 
+def lengths_of(config: BootstrapConfig) -> dict[str, int]:
+    """The tokens that a text of `model` may have, by the key that says so."""
+    lengths = {f"{key}.loader.max_length": train.loader.max_length for key, train in config.trainings.items()}
+    written = {"captioner": "annotate.decode.max_length", "filter": "annotate.max_length"}
+    values = {"captioner": config.annotate.decode.max_length, "filter": config.annotate.max_length}
+    lengths |= {written[role]: values[role] for role in written if role in config.trainings}
+    return lengths | {"evaluate.decode.max_length": config.evaluate.decode.max_length}
+
+
 def texts_of(config: BootstrapConfig) -> list[Texts]:
     """The texts that the recipe names; none of the embedded world, whose tokenizer knows its words, and none that are
     not yet downloaded."""

@@ -20,13 +20,13 @@ from capfilt.data import shards
 from capfilt.data.loading.config import Source
 from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps
-from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of
+from capfilt.pipelines.bootstrap.checks import check, check_files, lengths_of, texts_of
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.data import prepare_data
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
 from capfilt.pipelines.bootstrap.role_sources import open_roles
-from capfilt.pipelines.tokenizer_checks import text_warnings
+from capfilt.pipelines.tokenizer_checks import length_warnings, text_warnings
 from capfilt.reporting.collect import PAGE
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -65,7 +65,8 @@ def open_run(config: BootstrapConfig, out: StoragePath) -> OpenedRun:
     """
     architecture, final = check(config)
     check_files(config, architecture, final)
-    for warning in text_warnings(config.tokenizer, architecture, texts_of(config)):
+    lengths = length_warnings(architecture, lengths_of(config))
+    for warning in (*lengths, *text_warnings(config.tokenizer, architecture, texts_of(config))):
         logging.getLogger(__name__).warning(warning)
     roles = open_roles(config, architecture)
     plan = plan_of(config, architecture, final, roles)

@@ -207,6 +207,16 @@ def test_a_length_that_cuts_the_texts_is_warned_of(captions: Path, tmp_path: Pat
     )
 
 
+def test_a_length_that_the_model_has_no_positions_for_is_warned_of(capfilt: Any) -> None:
+    sets = ("--set", "captioner.loader.max_length=65", "--set", "annotate.decode.max_length=90")
+    said = "note: the model has 64 positions, and a longer text ends the run: lower"
+    done = capfilt("show", "demo", *sets)
+    assert done.err == f"{said} captioner.loader.max_length 65, annotate.decode.max_length 90.\n"
+    without = capfilt("show", "demo", *sets, "--set", "captioner.pretrained=some/model")
+    assert without.err == "", "a pretrained captioner has positions of its own"
+    assert said in capfilt("show", "blip-tiny", "--set", "train.loader.max_length=65").err
+
+
 # ---- --explain ----
 
 
