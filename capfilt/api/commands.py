@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
 from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
-from capfilt.api.progress import OnLog, OnProgress, importing, progress_of
+from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     AnnotateResult,
     BootstrapResult,
@@ -74,7 +74,7 @@ def annotate(
     """
     config = arguments.annotate_config(recipe, assignments(settings, captions=captions))
     show = progress_of(on_progress, on_log)
-    with importing(show):
+    with show.wait("importing libraries"):
         from capfilt.pipelines import annotate as pipeline
         from capfilt.stages import runner
 
@@ -125,7 +125,7 @@ def select(
     """
     policy = arguments.policy(recipe, assignments(settings), calibrate is not None, val, filter)
     show = progress_of(on_progress, on_log)
-    with importing(show):
+    with show.wait("importing libraries"):
         from capfilt.pipelines import select as pipeline
 
     source = annotations.out if isinstance(annotations, AnnotateResult) else location(annotations)
@@ -177,7 +177,7 @@ def download(
     from capfilt import config as configs
 
     show = progress_of(on_progress, on_log)
-    with importing(show):
+    with show.wait("importing libraries"):
         from capfilt.pipelines import download as pipeline
         from capfilt.stages.download import DownloadConfig, DownloadOptions
 
@@ -220,7 +220,7 @@ def bootstrap(
     sets = assignments(settings, rounds=rounds)
     arguments.check_syntax("bootstrap", recipe, sets)
     show = progress_of(on_progress, on_log)
-    with importing(show):
+    with show.wait("importing libraries"):
         from capfilt.pipelines.bootstrap import rounds as pipeline
         from capfilt.pipelines.bootstrap.config import BootstrapConfig
         from capfilt.reporting.collect import PAGE
@@ -261,7 +261,7 @@ def pretrain(
     sets = assignments(settings)
     arguments.check_syntax("pretrain", recipe, sets)
     show = progress_of(on_progress, on_log)
-    with importing(show):
+    with show.wait("importing libraries"):
         from capfilt.pipelines import pretrain as pipeline
 
     with arguments.driving():
@@ -298,7 +298,7 @@ def evaluate(
     """
     config = arguments.evaluate_config(assignments(settings))
     show = progress_of(on_progress, on_log)
-    with importing(show):
+    with show.wait("importing libraries"):
         from capfilt.pipelines import evaluate as pipeline
 
     name = str(model.model if isinstance(model, PretrainResult) else model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,13 +94,3 @@ def _event(line: StageLine, ended: bool) -> ProgressEvent:
 def progress_of(on_progress: OnProgress | Progress | None, on_log: OnLog | None) -> Progress:
     """What the pipelines report to; a `Progress` is itself."""
     return on_progress if isinstance(on_progress, Progress) else CallbackProgress(on_progress, on_log)
-
-
-@contextmanager
-def importing(show: Progress) -> Iterator[None]:
-    """Say that torch is being imported, in the first call of a process: it takes seconds, and holds up all threads."""
-    if "torch" in sys.modules:
-        yield
-        return
-    with show.wait("importing torch", at_once=True):
-        yield

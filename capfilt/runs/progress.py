@@ -20,7 +20,7 @@ from rich.text import Text
 from capfilt.printable import MAX_MESSAGE, printable
 
 FIRST_AFTER = 1.0
-"""Seconds after which a stage, or something else that takes time, is announced where there is no terminal."""
+"""Seconds without a line, where there is no terminal, after which it is said what takes time."""
 PLAIN_EVERY = 15.0
 """Seconds between two lines of one stage where there is no terminal."""
 TICK = 0.25
@@ -56,11 +56,13 @@ class StageLine:
         self._done_at_clock = 0
         self._parallel = 1
 
-    def resume(self, done: int, samples: Mapping[str, int] | None = None) -> None:
-        """Show how much was done before this command; it counts in the totals, and not in the rate."""
-        self.done_before = self._done_at_clock = done
+    def resume(self, done: int, samples: Mapping[str, int] | None = None, waits_for: str = "") -> None:
+        """Show how much was done before this command, which counts in the totals and not in the rate, and what the rest
+        waits for."""
+        self.done_before = self._done_at_clock = self.done = done
         self._samples_before = (samples or {}).get("in", 0)
-        self.update(done, RESUMED if done else "", samples)
+        self.waiting = printable(waits_for)
+        self._show(RESUMED if done else "", samples)
 
     def wait(self, what: str) -> None:
         """Show what the stage waits for, until something is done."""
@@ -82,10 +84,13 @@ class StageLine:
         if done != self.done:
             self._updated = time.monotonic()
             self.note = "" if self.note == RESUMED else self.note
-        self.done, self.note = done, printable(note) or self.note
+        self.done, self.waiting = done, ""
+        self._show(note, samples)
+
+    def _show(self, note: str, samples: Mapping[str, int] | None) -> None:
+        self.note = printable(note) or self.note
         if samples is not None:
             self.samples = {key: count for key, count in samples.items() if count}
-        self.waiting = ""
         self._changed(self)
 
     @property
@@ -151,6 +156,7 @@ class Progress:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.num_worked = 0
         """How many stages so far had something to do."""
+        self._last_line = time.monotonic()
 
     @contextmanager
     def stage(self, label: str, total: int, unit: str = "") -> Iterator[StageLine]:
@@ -164,20 +170,28 @@ class Progress:
     def _show_stage(self, label: str, total: int, unit: str) -> AbstractContextManager[StageLine]:
         return (_bar if self.console.is_terminal and not self.quiet else _plain)(self, label, total, unit)
 
+    @property
+    def due(self) -> float:
+        """When something must be said at the latest where there is no terminal, as time.monotonic."""
+        return self._last_line + FIRST_AFTER
+
+    def print_line(self, text: str) -> None:
+        """Print a line where there is no terminal, from any thread."""
+        self._last_line = time.monotonic()
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 (the one place that prints to a pipe)
+
     @contextmanager
-    def wait(self, what: str, at_once: bool = False) -> Iterator[None]:
+    def wait(self, what: str) -> Iterator[None]:
         """Say what happens now, between stages, while it lasts: a line that goes away on a terminal, elsewhere one that
-        stays, printed if this takes more than FIRST_AFTER seconds, or `at_once`."""
+        stays, printed when it is due."""
         if self.quiet:
             yield
         elif self.console.is_terminal:
             with self.console.status(Text(printable(what))):
                 yield
-        elif at_once:
-            _print(f"{printable(what)} ...")
-            yield
         else:
-            timer = threading.Timer(FIRST_AFTER, _print, [f"{printable(what)} ..."])
+            seconds = max(0.0, self.due - time.monotonic())
+            timer = threading.Timer(seconds, self.print_line, [f"{printable(what)} ..."])
             timer.daemon = True
             timer.start()
             try:
@@ -188,6 +202,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line between stages."""
+        self._last_line = time.monotonic()
         self.console.print(printable(text, MAX_MESSAGE), markup=False, soft_wrap=True)
 
 
@@ -225,7 +240,7 @@ def _plain(progress: Progress, label: str, total: int, unit: str) -> Iterator[St
     if progress.quiet:
         yield StageLine(label, total, lambda line: None, unit)
         return
-    printer = _PlainPrinter()
+    printer = _PlainPrinter(progress)
     line = StageLine(label, total, printer.show_if_due, unit)
     ticker = threading.Thread(target=printer.tick, args=[line], daemon=True)
     ticker.start()
@@ -238,12 +253,13 @@ def _plain(progress: Progress, label: str, total: int, unit: str) -> Iterator[St
 
 
 class _PlainPrinter:
-    """Prints a stage's line after FIRST_AFTER seconds, every PLAIN_EVERY seconds and at its end, if it has changed."""
+    """Prints a stage's line when one is due, every PLAIN_EVERY seconds and at its end, if it has changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.ended = threading.Event()
+        self._progress = progress
         self._lock = threading.Lock()
-        self._due = time.monotonic() + FIRST_AFTER
+        self._due = progress.due
         self._printed: tuple[str, str] | None = None
 
     def tick(self, line: StageLine) -> None:
@@ -263,8 +279,4 @@ class _PlainPrinter:
             if now == self._printed:
                 return
             self._printed, self._due = now, time.monotonic() + PLAIN_EVERY
-            _print(f"{line.label:<24} {line.count()}  {line.time()}  {line.figures()}".rstrip())
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 (the one place that prints to a pipe)
+            self._progress.print_line(f"{line.label:<24} {line.count()}  {line.time()}  {line.figures()}".rstrip())

@@ -82,10 +82,8 @@ def run_stage(
     pace = stage_status.PaceFile(ledger)
     bisection = Bisection(session, job, ledger, resources)
     with show.stage(label, len(items), unit_of(job)) as line:
-        line.resume(done.num, done.total.samples)
+        line.resume(done.num, done.total.samples, _first_wait(session, job) if todo else "")
         parallel = pool_size(session, job, resources, len(todo)) if todo else 1
-        if todo:
-            line.wait(_first_wait(session, job))
         pending = list(todo)
         while pending:
             to_bisect: list[str] = []

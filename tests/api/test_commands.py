@@ -177,8 +177,8 @@ class TestCallbacks:
         capfilt.annotate(tars, **call)
         assert {event.stage for event in events} == {"annotate"}
         assert sorted({event.done for event in events}) == [0, 1, 2, 3]
-        assert events[2].note == "waiting for the captioner and the filter to load"
-        assert [event.samples.get("in", 0) for event in events if not event.ended] == [0, 0, 0, 20, 40, 60]
+        assert events[1].note == "waiting for the captioner and the filter to load"
+        assert [event.samples.get("in", 0) for event in events if not event.ended] == [0, 0, 20, 40, 60]
         counts = {"in": 60, "kept": 60}
         assert events[-1] == capfilt.ProgressEvent("annotate", 3, 3, ended=True, unit="shards", samples=counts)
         assert (events[-1].samples_per_second or 0) > 0

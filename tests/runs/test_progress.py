@@ -175,8 +175,6 @@ def test_what_takes_time_between_stages_is_said(
     with show.wait("starting Ray"):
         pass
     assert capsys.readouterr().err == "", "it took no time"
-    with show.wait("importing torch", at_once=True):
-        assert capsys.readouterr().err == "importing torch ...\n"
     monkeypatch.setattr(progress, "FIRST_AFTER", 0.01)
     with show.wait("starting Ray"):
         assert wait_for_output(capsys) == "starting Ray ...\n"
@@ -184,9 +182,23 @@ def test_what_takes_time_between_stages_is_said(
         raise KeyboardInterrupt
 
 
+def test_the_first_line_comes_in_time_though_no_step_alone_takes_long(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    show = Progress()
+    with show.wait("importing libraries"):
+        clock.now += 0.6
+    with show.stage("annotate", 3, "shards") as line:
+        line.wait("the models to load")
+        assert capsys.readouterr().err == ""
+        clock.now += 0.6
+        line.wait("the models to load")
+        assert "waiting for the models" in capsys.readouterr().err
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     show = Progress(quiet=True)
-    with show.wait("importing torch", at_once=True), show.stage("select", 1) as line:
+    with show.wait("importing torch"), show.stage("select", 1) as line:
         line.update(1)
     show.say("done")
     assert capsys.readouterr() == ("", "")
@@ -199,7 +211,7 @@ def test_a_terminal_gets_a_bar(clock: Clock) -> None:
     screen = io.StringIO()
     show = Progress()
     show.console = Console(file=screen, force_terminal=True, width=140, highlight=False)
-    with show.wait("importing torch", at_once=True):
+    with show.wait("importing torch"):
         pass
     with show.stage("round 1 filter", 4, "shards") as line:
         line.start_clock()

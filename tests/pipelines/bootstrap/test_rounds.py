@@ -179,10 +179,11 @@ class TestResuming:
         self, run_copy: Path, finished_run: Path, capfilt: Any
     ) -> None:
         done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
-        lines = [line.split("  ")[0] for line in done.err.splitlines()]
+        said = [line for line in done.err.splitlines() if not line.endswith(" ...")]  # a slow machine says more
+        lines = [line.split("  ")[0] for line in said]
         one = [f"round 1 {name}" for name in ("captioner", "filter", "annotate", "select", "pretrain", "evaluate")]
         assert lines == ["write the world", "round 0 pretrain", "round 0 evaluate", *one]
-        assert all("resumed" in line for line in done.err.splitlines())
+        assert all("resumed" in line for line in said)
         table = [line for line in done.out.splitlines() if line.startswith("│")]
         assert [line.split("│")[1].strip() for line in table] == ["0", "1"]
         assert f"summary     {run_copy}/summary.json" in done.out
