@@ -96,11 +96,12 @@ def test_files_of_the_project_that_are_named_exist(page: Path) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Every command line of capfilt in the shell blocks of a page."""
-    for block in re.findall(r"^```bash[^\n]*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+    """Every command line of capfilt in the shell blocks of a page, and in its transcripts (`console`)."""
+    for block in re.findall(r"^```(?:bash|console)[^\n]*\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("capfilt "):
-                yield shlex.split(line, comments=True)[1:]
+            command = line.removeprefix("$ ")
+            if command.startswith("capfilt ") and not command.startswith("capfilt --"):
+                yield shlex.split(command, comments=True)[1:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
