@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from capfilt.api import commands
 from capfilt.cli.execute import execute
+from capfilt.cli.jobs import words_of
+from capfilt.cli.next_steps import Step, after_download
 from capfilt.cli.options import Address, Debug, Json
 from capfilt.errors import UsageError
 
@@ -82,6 +85,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="
 
 
 def download(
+    context: typer.Context,
     urls: Urls,
     out: OutFolder,
     input_format: Form = None,
@@ -140,7 +144,11 @@ def download(
             on_progress=show,
         ).record
 
-    execute(work, as_json, debug)
+    def then(record: Any) -> list[Step]:
+        again = shlex.join(["capfilt", "download", *words_of(context, {"retry"}), "--retry=failed"])
+        return after_download(out, again, record, caption_col is not None, address)
+
+    execute(work, as_json, debug, then=then)
 
 
 _LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private", "deny", "nat64")
@@ -150,7 +158,7 @@ _SECTIONS = {
 }
 _COMMAND = (
     "urls", "out", "workers", "retry", "min_success", "drop_placeholders", "no_robots", "sets", "address", "as_json",
-    "debug",
+    "debug", "context",
 )  # fmt: skip
 """Options that are no part of the recipe."""
 

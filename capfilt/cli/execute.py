@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from capfilt.api.results import leaves
+from capfilt.cli.next_steps import print_steps
 from capfilt.cli.terminal import say, say_json
 from capfilt.errors import CapfiltError, ShortfallError
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from capfilt.cli.next_steps import Step
     from capfilt.runs.progress import Progress
 
 
@@ -28,8 +30,15 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which a batch system sends some seconds before it kills: end as after Ctrl-C."""
 
 
-def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_result: bool = True) -> None:
-    """Run a verb and print its result; an error that its user can fix becomes one line and an exit code."""
+def execute(
+    work: Callable[[Progress], Any],
+    as_json: bool,
+    debug: bool,
+    show_result: bool = True,
+    then: Callable[[Any], Iterable[Step]] | None = None,
+) -> None:
+    """Run a verb and print its result, and with `then` what may come next; an error that its user can fix becomes one
+    line and an exit code."""
     if logging.lastResort is not None:  # through which warnings go to stderr
         logging.lastResort.setFormatter(PrintableFormatter())
     received: list[int] = []
@@ -40,7 +49,9 @@ def execute(work: Callable[[Progress], Any], as_json: bool, debug: bool, show_re
     elif show_result:
         for name, value in leaves(result):
             text = f"{value:.4f}" if isinstance(value, float) else value
-            say(f"{printable(name, MAX_NAME):<28} {printable(text, MAX_MESSAGE - MAX_NAME - 1)}")
+            say(f"{printable(name, MAX_NAME):<27}  {printable(text, MAX_MESSAGE - MAX_NAME - 2)}")
+    if then is not None and not short and not as_json:
+        print_steps(then(result))
     if short:
         say(f"error: {short}", err=True)
         raise typer.Exit(ShortfallError.exit_code)

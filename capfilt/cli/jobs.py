@@ -82,7 +82,10 @@ def jobs(
 
 
 def sendable(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, sent to a cluster as a Ray job if `--address` is the http address of its dashboard."""
+    """The verb, sent to a cluster as a Ray job if `--address` is the http address of its dashboard.
+
+    A verb with a parameter `context` gets the context of its command line.
+    """
     signature = inspect.signature(verb, eval_str=True)
     name = verb.__name__
     options: dict[str, tuple[Any, Any]]
@@ -100,14 +103,15 @@ def sendable(verb: Callable[..., None]) -> Callable[..., None]:
         if not address.startswith(("http://", "https://")):
             if given.get("detach") or (name in INSPECTING and address):
                 raise typer.BadParameter("it goes with a cluster's address, http://HEAD:8265.", context)
-            verb(**{key: value for key, value in given.items() if key not in options})
+            wants = {"context": context} if "context" in signature.parameters else {}
+            verb(**wants, **{key: value for key, value in given.items() if key not in options})
             return
         _send(context, name, address)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter("context", kind, annotation=typer.Context)]
     added += [inspect.Parameter(key, kind, annotation=of, default=value) for key, (of, value) in options.items()]
-    kept = [parameter.replace(kind=kind) for parameter in signature.parameters.values()]
+    kept = [each.replace(kind=kind) for name, each in signature.parameters.items() if name != "context"]
     here_or_there.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
     here_or_there.__annotations__ = {each.name: each.annotation for each in [*kept, *added]}
     return here_or_there
@@ -154,7 +158,7 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
     if given.get("recipe") is not None:
         recipe = _recipe(verb, given)
         pipeline.check_absolute(pipeline.external_paths(recipe))
-    words = _words(context, {"address", "detach", *(("recipe", "sets", "rounds") if recipe else ())})
+    words = words_of(context, {"address", "detach", *(("recipe", "sets", "rounds") if recipe else ())})
     if verb not in INSPECTING:
         words = ["--address", "auto", *words]
     if recipe is not None:
@@ -170,7 +174,7 @@ def _recipe(verb: str, given: dict[str, Any]) -> Config:
     return read_recipe(verb, given["recipe"], show.KINDS[verb][0], [*(given["sets"] or ()), *rounds])
 
 
-def _words(context: typer.Context, without: set[str]) -> list[str]:
+def words_of(context: typer.Context, without: set[str]) -> list[str]:
     """The words of the command line again, options first, without the options in `without`."""
     options: list[str] = []
     arguments: list[str] = []

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capfilt.api import commands, inspection
+from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
+from capfilt.cli.next_steps import Step, after_evaluate, after_export
 from capfilt.cli.options import Address, Cpus, Debug, Json, Sets, Workers
 from capfilt.cli.terminal import say
 
@@ -48,7 +50,7 @@ def evaluate(
             on_progress=show,
         ).record
 
-    execute(work, as_json, debug)
+    execute(work, as_json, debug, then=lambda _: after_evaluate(model, shards, out or None, address))
 
 
 def export(
@@ -80,7 +82,10 @@ def export(
                 say(path)
         return done.record
 
-    execute(work, as_json, debug, show_result=False)
+    def then(record: Any) -> list[Step]:
+        return after_export([location(path) for path in record["written"]])
+
+    execute(work, as_json, debug, show_result=False, then=then)
 
 
 def show(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capfilt.api import commands
+from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
+from capfilt.cli.next_steps import Step, after_annotate, after_pretrain, after_select
 from capfilt.cli.options import Address, Cpus, Debug, Fork, Json, MinSuccess, Out, Sets, Workers
 from capfilt.cli.tables import print_next, print_rounds
 from capfilt.cli.terminal import say
@@ -97,7 +99,10 @@ def pretrain(
             recipe, out=out, settings=sets or (), address=address, fork=fork, on_progress=show
         ).record
 
-    execute(work, as_json, debug)
+    def then(record: Any) -> list[Step]:
+        return after_pretrain(location(fork or out), location(record["model"]), address)
+
+    execute(work, as_json, debug, then=then)
 
 
 def annotate(
@@ -153,7 +158,7 @@ def annotate(
             on_progress=show,
         ).record
 
-    execute(work, as_json, debug)
+    execute(work, as_json, debug, then=lambda _: after_annotate(shards, fork or out, address))
 
 
 def select(
@@ -211,4 +216,4 @@ def select(
             on_progress=show,
         ).record
 
-    execute(work, as_json, debug)
+    execute(work, as_json, debug, then=lambda record: after_select(fork or out, record["dataset"], address))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from capfilt.cli.next_steps import print_steps
 from capfilt.cli.terminal import cell, say, say_json, show_table, table
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def print_next(folder: StoragePath, summary: dict[str, Any]) -> None:
     from capfilt.reporting import collect
 
     say(f"report      {folder / collect.PAGE}")
-    for what, command in collect.next_steps(folder, summary):
-        for line in ("", f"{what}:", f"  {command}"):
-            say(line)
+    print_steps(collect.next_steps(folder, summary))
 
 
 def _share(entry: dict[str, Any], source: str) -> str:

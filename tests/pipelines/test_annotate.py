@@ -213,9 +213,10 @@ def test_captioner_and_filter_read_pictures_of_their_own_size_and_rule(
 def test_a_person_sees_what_became_of_the_texts(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", tmp_path / "a")
     assert done.code == 0
-    assert done.err.startswith("annotate ")
-    assert "3/3" in done.err
-    answer = dict(line.split() for line in done.out.splitlines())
+    assert re.search(r"^annotate +3/3 shards", done.err, re.MULTILINE)
+    figures, _, next_steps = done.out.partition("\n\n")
+    assert "capfilt select" in next_steps
+    answer = dict(line.split() for line in figures.splitlines())
     assert answer == {
         "annotations": str(tmp_path / "a/annotations"), "samples.in": "60", "samples.kept": "60",
         "samples.dropped": "0", "samples.failed": "0", "texts.in.web": "60", "texts.in.synthetic": "60",

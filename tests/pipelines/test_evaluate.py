@@ -80,7 +80,7 @@ def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(finished_run: Path
     done = capfilt(*words)
     assert done.code == 0
     kept = tmp_path / "e/metrics.json"
-    answer = dict(line.split() for line in done.out.splitlines())
+    answer = dict(line.split() for line in done.out.partition("\n\n")[0].splitlines())
     assert answer["retrieval.tr@1"] == f"{json.loads(kept.read_text())['retrieval']['tr@1']:.4f}"
     before = kept.stat().st_mtime_ns
     assert "resumed" in capfilt(*words).err

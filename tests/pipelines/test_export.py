@@ -217,7 +217,7 @@ class TestCommand:
         out = tmp_path / "out"
         done = CliRunner().invoke(app, ["export", str(model), "--as", "hf", "--out", str(out)])
         assert done.exit_code == 0
-        assert done.output.split() == [str(out / "captioner"), str(out / "filter")]
+        assert done.output.splitlines()[:2] == [str(out / "captioner"), str(out / "filter")]
         answer = CliRunner().invoke(app, ["export", str(out / "filter"), "--out", str(tmp_path / "again"), "--json"])
         assert json.loads(answer.output) == {
             "model": str(out / "filter"), "as": "hf", "written": [str(tmp_path / "again")], "left_behind": {},
