@@ -100,21 +100,33 @@ def explain(run: Location, image: str) -> Explanation:
     return Explanation(image, record["models"], record)
 
 
-def report(run: Location, *, out: Location | None = None, fetch_inputs: bool = False) -> ReportResult:
+def report(
+    run: Location, other: Location | None = None, *, out: Location | None = None, fetch_inputs: bool = False
+) -> ReportResult:
     """Write a run as one HTML page, which needs no network: figures, charts, a gallery, a threshold to move.
+
+    With `other`, both runs side by side: the images that they share, joined on uid, with both runs' scores, verdicts
+    and captions. Runs that share none are compared by their totals.
 
     Args:
         run: the run folder, finished or not.
-        out: the page; by default report.html in the run folder.
+        other: a second run folder to compare with; both have annotations.
+        out: the page; by default report.html in the run folder, or comparison.html for two runs.
         fetch_inputs: fetch shards that the run's plan names from elsewhere, too: do you trust it?
 
     Raises:
-        RunError: `run` is no run folder.
+        RunError: `run` is no run folder, or one of two has no annotations.
+        UsageError: a run compared with itself.
     """
     from capfilt.pipelines import report as pipeline
 
-    record = pipeline.run(location(run), None if out is None else location(out), fetch_inputs)
-    return ReportResult(location(record["report"]), record["bytes"], record["rounds"], record["texts"], record)
+    page = None if out is None else location(out)
+    if other is None:
+        record = pipeline.run(location(run), page, fetch_inputs)
+    else:
+        record = pipeline.compare(location(run), location(other), page, fetch_inputs)
+    joined = record.get("joined")
+    return ReportResult(location(record["report"]), record["bytes"], record["rounds"], record["texts"], joined, record)
 
 
 def show(recipe: Location, *, settings: Settings = (), explain: bool = False) -> Recipe:

@@ -246,13 +246,15 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """A run as an HTML page."""
+    """A run, or two side by side, as an HTML page."""
 
     page: StoragePath
     bytes: int
     rounds: int
     texts: int
     """How many texts the gallery shows."""
+    joined: int | None
+    """Of two runs: how many images of the page both have, 0 where they share none; None for one run."""
     record: Record = field(repr=False)
 
 

@@ -116,18 +116,27 @@ def explain(
 
 def report(
     run: Annotated[str, typer.Argument(help="A run folder: of a bootstrap, finished or not, or of another verb.")],
-    out: Annotated[str | None, typer.Option("--out", help="The page [default: report.html in the run folder].")] = None,
+    other: Annotated[str | None, typer.Argument(help="A second run folder, to put beside the first.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="The page [default: report.html in RUN; comparison.html where there are two]."),
+    ] = None,
     fetch_inputs: FetchInputs = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a run as one HTML page: metrics, charts, a gallery, a threshold to move. It needs no network.
 
-    Example: `capfilt report runs/demo`
+    With two runs, both side by side: the images that they share, with both runs' scores, verdicts and captions.
+
+    Example: `capfilt report runs/demo`, `capfilt report runs/a runs/b`
     """
 
     def work(_show: Progress) -> Any:
-        return inspection.report(run, out=out or None, fetch_inputs=fetch_inputs).record
+        result = inspection.report(run, other or None, out=out or None, fetch_inputs=fetch_inputs)
+        if result.joined == 0 and not as_json:
+            say(f"{run} and {other} share no image of those compared (joined on uid): the page has their totals alone")
+        return result.record
 
     execute(work, as_json, debug)
 

@@ -1,4 +1,4 @@
-"""report: write a run folder as one HTML page."""
+"""report: write a run folder, or two side by side, as one HTML page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from capfilt.reporting.collect import PAGE, collect_report
+from capfilt.reporting.comparison.collect import collect_comparison
+from capfilt.reporting.comparison.page import render_comparison
 from capfilt.reporting.page import render
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
+
+COMPARISON = "comparison.html"
 
 
 def run(
@@ -26,3 +30,20 @@ def run(
         file.write(page)
     num_texts = sum(len(texts) for texts in report.texts)
     return {"report": str(path), "bytes": len(page), "rounds": len(report.page.rounds), "texts": num_texts}
+
+
+def compare(
+    folder: StoragePath, other: StoragePath, out: StoragePath | None = None, fetch: bool = False
+) -> dict[str, Any]:
+    """The verb with two runs: write the page of both side by side to `out`, else to comparison.html in the first.
+
+    Runs that share no image are compared by their totals alone; the page and `joined` (0) say so.
+    """
+    path = out or folder / COMPARISON
+    comparison = collect_comparison((folder, other), fetch)
+    page = render_comparison(comparison).encode("utf-8", "replace")
+    with atomic(path) as file:
+        file.write(page)
+    joined = comparison.joined
+    texts = sum(len(image.texts) for image in joined.images)
+    return {"report": str(path), "bytes": len(page), "rounds": 0, "texts": texts, "joined": len(joined.images)}

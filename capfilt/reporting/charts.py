@@ -115,8 +115,8 @@ def shares(title: str, bars: Sequence[tuple[str, float]], words: tuple[str, str]
     return Chart(title, _svg(f"{title}: {summary}", body), (("kept", words[0]), ("dropped", words[1])), note)
 
 
-def histogram(title: str, bins: Histogram, x_label: str, note: str = "") -> Chart:
-    """Layers on top of each other, and lines at the thresholds A and B, which the page's script moves."""
+def histogram(title: str, bins: Histogram, x_label: str, note: str = "", cuts: bool = True) -> Chart:
+    """Layers on top of each other; with `cuts` also lines at the thresholds A and B, which the page's script moves."""
     total = [sum(counts) for counts in zip(*bins.layers.values(), strict=True)]
     frame = Frame((bins.low, bins.high), (0.0, float(max(total, default=0) or 1)))
     body = _axes(frame, x_label, ticks(bins.low, bins.high, 5), counts=True)
@@ -129,7 +129,7 @@ def histogram(title: str, bins: Histogram, x_label: str, note: str = "") -> Char
                 tall = frame.position(0, floor[number])[1] - top
                 body += _bar(LEFT + number * wide, top, max(wide - 0.6, 0.4), tall, layer)
             floor[number] += count
-    for kind in ("cut-b", "cut"):
+    for kind in ("cut-b", "cut") if cuts else ():
         line = Markup('<line class="{0}" x1="{1}" x2="{1}" y1="{2}" y2="{3}"/>')
         body += line.format(kind, LEFT, TOP - 6, HEIGHT - BOTTOM)
     summary = ", ".join(f"{sum(counts)} {layer}" for layer, counts in bins.layers.items())

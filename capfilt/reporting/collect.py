@@ -5,6 +5,7 @@ Reads the run folder of a bootstrap, finished or not, an annotate, a select, a p
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,24 +58,49 @@ class Report:
     texts: list[list[TextKey]]
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says of itself, and where its annotations and their pictures lie."""
+
+    folder: StoragePath
+    command: str
+    plan: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+    """The lines of log.jsonl."""
+    rounds: list[dict[str, Any]]
+    """The entries of summary.json, else of the rounds that an unfinished run has logged."""
+    seconds: float | None
+    sources: list[RoundSource]
+    """Every round that has annotations, in order."""
+    urls: dict[str, str]
+    """The URL of each annotated shard by its name; empty, with a note, where they are gone or may not be fetched."""
+
+
+def read_run(folder: StoragePath, fetch: bool, web: Sequence[str] | None, notes: list[str]) -> RunRecord:
+    """Read a run folder; adds to `notes` why there are no pictures. Arguments and errors as in `collect_report`."""
+    run = Run.load(folder)
+    command = inputs.verb_of(run.plan)
+    events = list(_lines(folder / "log.jsonl"))
+    rounds, seconds = _summary(folder, command, events)
+    if command == "select":
+        inputs.check_reachable(folder, [str(inputs.annotations_source(folder, run.plan))], fetch)
+    sources = [s for s in _sources(folder, command, run.plan, rounds) if any(s.annotations.glob("*.parquet"))]
+    urls = _urls(folder, run.plan, fetch, web, notes) if sources else {}
+    return RunRecord(folder, command, run.plan, events, rounds, seconds, sources, urls)
+
+
 def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] | None = None) -> Report:
     """Everything that the page of a run folder shows.
 
     `fetch` allows to read shards that the run's plan names on other machines; `web` says where the shards lie, instead
     of the plan, which holds no secrets of an address. RunError for a folder that has nothing to show.
     """
-    run = Run.load(folder)
-    command = inputs.verb_of(run.plan)
-    events = list(_lines(folder / "log.jsonl"))
-    rounds, seconds = _summary(folder, command, events)
-    worked = [str(event.get("ts", "")) for event in events if event.get("event") == "worked"]
     notes: list[str] = []
-    if command == "select":
-        inputs.check_reachable(folder, [str(inputs.annotations_source(folder, run.plan))], fetch)
-    sources = [s for s in _sources(folder, command, run.plan, rounds) if any(s.annotations.glob("*.parquet"))]
-    urls = _urls(folder, run.plan, fetch, web, notes) if sources else {}
-    gallery = make_gallery(sources, urls, labels.read(labels.run_folder_of(folder)) if sources else {})
-    rounds = [_with_human_auc(entry, gallery.rounds) for entry in rounds]
+    run = read_run(folder, fetch, web, notes)
+    worked = [str(event.get("ts", "")) for event in run.events if event.get("event") == "worked"]
+    given_labels = labels.read(labels.run_folder_of(folder)) if run.sources else {}
+    gallery = make_gallery(run.sources, run.urls, given_labels)
+    rounds = [_with_human_auc(entry, gallery.rounds) for entry in run.rounds]
     trainings = list(_trainings(folder))
     notes += gallery.notes
     notes += [line for entry in rounds for line in stage_lines(entry)]
@@ -84,9 +110,9 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
         raise RunError(f"{folder} holds nothing to show yet; give it a round, an annotated shard or a training.")
     page = PageData(
         name=folder.absolute().name,
-        command=command,
+        command=run.command,
         rounds=rounds,
-        seconds=seconds,
+        seconds=run.seconds,
         finished=f"{worked[-1][:16].replace('T', ' ')} UTC" if worked else "",
         trainings=trainings,
         annotated_rounds=gallery.rounds,
@@ -258,8 +284,9 @@ def _by_folder(urls: list[str]) -> list[str]:
     folders = {url.rpartition("/")[0] for url in urls}
     if len(folders) == 1 and not any("://" in url for url in urls):  # stores are not asked
         (only,) = folders
-        if storage_path(only).is_dir() and shards.expand(only) == sorted(urls):
-            return [only]
+        with contextlib.suppress(ShardError):  # all of them are gone
+            if storage_path(only).is_dir() and shards.expand(only) == sorted(urls):
+                return [only]
     return urls
 
 

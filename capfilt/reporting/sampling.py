@@ -93,12 +93,16 @@ def _bytes_in_page(text: str) -> int:
 class RoundSample:
     """Counts and a sample of the annotations of one round, added shard by shard in bounded memory."""
 
-    def __init__(self, source: RoundSource, max_texts: int, max_bytes: int = MAX_PAGE_BYTES):
+    def __init__(
+        self, source: RoundSource, max_texts: int, max_bytes: int = MAX_PAGE_BYTES, movable_threshold: bool = True
+    ):
+        """With `movable_threshold` the reasons that another threshold would change are left out of the sample."""
         self.source, self.max_texts, self.max_bytes = source, max_texts, max_bytes
+        self.movable_threshold = movable_threshold
         self.counts = RoundCounts()
         self.num_rows = self.num_bytes = 0
         self._heap: list[tuple[int, ImageId, SampledImage]] = []
-        self._limit = _NO_LIMIT
+        self.limit = _NO_LIMIT
         """The smallest hash for which there was no room; no image above it is added later, or the sample would be
         biased."""
 
@@ -120,12 +124,12 @@ class RoundSample:
 
     def _below_limit(self, shard: str, table: pa.Table, whys: Sequence[str]) -> tuple[pa.Table, Sequence[str]]:
         """The rows of those images for which there may be room: of a large run, few rows are converted."""
-        if self._limit == _NO_LIMIT:
+        if self.limit == _NO_LIMIT:
             return table, whys
         keys, uids = table.column("key").to_pylist(), table.column("uid").to_pylist()
         first = dict(zip(reversed(keys), reversed(uids), strict=True))  # an image has the uid of its first row
         chosen = {
-            key: random_rank(SampledImage((shard, printable(key, MAX_KEY)), uid)) < self._limit
+            key: random_rank(SampledImage((shard, printable(key, MAX_KEY)), uid)) < self.limit
             for key, uid in first.items()
         }
         mask = [chosen[key] for key in keys]
@@ -133,7 +137,8 @@ class RoundSample:
 
     def _images(self, shard: str, table: pa.Table, whys: Sequence[str]) -> Iterator[SampledImage]:
         # The page moves one threshold; a policy's other_threshold, on the other score, stays as it is.
-        movable = SCORE_RANGES if self.source.rule.other_threshold is None else (self.source.score,)
+        movable: Iterable[str] = SCORE_RANGES if self.source.rule.other_threshold is None else (self.source.score,)
+        movable = movable if self.movable_threshold else ()
         by_score = {f"{score} below threshold" for score in movable} | {f"no {score} score" for score in movable}
         images: dict[str, SampledImage] = {}
         for row, why in zip(tables.rows(table), whys, strict=True):
@@ -154,7 +159,7 @@ class RoundSample:
     def _add_to_sample(self, image: SampledImage) -> None:
         """Keep the images of the smallest hashes: a uniform sample, and the same in each round."""
         rank = random_rank(image)
-        if rank >= self._limit:
+        if rank >= self.limit:
             return
         heapq.heappush(self._heap, (-rank, image.id, image))
         self.num_rows += len(image.rows)
@@ -163,7 +168,7 @@ class RoundSample:
             largest, _, removed = heapq.heappop(self._heap)
             self.num_rows -= len(removed.rows)
             self.num_bytes -= removed.num_bytes
-            self._limit = -largest
+            self.limit = -largest
 
     @property
     def opening(self) -> tuple[str, float]:
@@ -175,6 +180,11 @@ class RoundSample:
                 if (median := self.counts.median(other)) is not None:
                     return other, round(median, 4)
         return score, threshold
+
+    @property
+    def has_all(self) -> bool:
+        """Whether every image is in the sample."""
+        return self.limit == _NO_LIMIT
 
     @property
     def images(self) -> list[SampledImage]:

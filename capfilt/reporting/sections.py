@@ -48,14 +48,14 @@ class Cell:
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
     """Headings and rows of the rounds; a column that no round has is left out, a figure not measured is a dash."""
     sources = [source for source in SOURCES if any(source in entry.get("noise_ratio", {}) for entry in rounds)]
-    columns = [figure for figure in FIGURES if any(_figure(entry, figure[1]) is not None for entry in rounds)]
+    columns = [figure for figure in FIGURES if any(measured(entry, figure[1]) is not None for entry in rounds)]
     headings = ["round", *(f"kept {source}" for source in sources), *(column[0] for column in columns), "seconds"]
     rows = []
     for entry in rounds:
         cells = [Cell(str(entry["round"])), *(_kept(entry, source) for source in sources)]
         for _, keys, digits, compared in columns:
-            base = _figure(rounds[0], keys) if compared and entry["round"] and not rounds[0]["round"] else None
-            cells.append(_cell(_figure(entry, keys), digits, base))
+            base = measured(rounds[0], keys) if compared and entry["round"] and not rounds[0]["round"] else None
+            cells.append(_cell(measured(entry, keys), digits, base))
         rows.append([*cells, _cell(entry.get("seconds"), 0, None)])
     return headings, rows
 
@@ -83,14 +83,14 @@ def tiles(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Cell]
         ("IR@1", ("retrieval", "ir@1"), 1, "image found for a text, %"),
         ("CIDEr", ("captioning", "cider"), 1, "captions against people's"),
     ):
-        value, base = _figure(newest, keys), _figure(first, keys)
+        value, base = measured(newest, keys), measured(first, keys)
         if value is not None:
             yield heading, meaning, _cell(value, digits, base if newest is not first else None)
     for source in SOURCES:
         noise = newest.get("noise_ratio", {}).get(source)
         if noise is not None:
             yield f"{source} texts kept", f"noise ratio {noise:.1%}", Cell(f"{1 - noise:.1%}")
-    if (area := _figure(newest, ("filter", HUMAN_AUC))) is not None:
+    if (area := measured(newest, ("filter", HUMAN_AUC))) is not None:
         yield "Filter's AUC", HUMAN_PAIRS, Cell(f"{area:.3f}")
 
 
@@ -184,7 +184,7 @@ def drop_reasons(rounds: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str
                 yield str(entry["round"]), printable(reason), count, count / samples if samples else 0.0
 
 
-def _figure(entry: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+def measured(entry: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     """A figure of summary.json by its nested keys; None where it was not measured."""
     value: Any = entry
     for name in keys:
@@ -212,7 +212,7 @@ def round_charts(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         ),
     ):
         series = [
-            Line(label, [(r["round"], v) for r in rounds if (v := _figure(r, keys)) is not None], number)
+            Line(label, [(r["round"], v) for r in rounds if (v := measured(r, keys)) is not None], number)
             for number, (label, keys) in enumerate(names, 1)
         ]
         if _is_line(series):
