@@ -134,7 +134,8 @@ def unify_head(tensors: Tensors, predictions: str, words: str) -> bool:
 
 def momentum(names: Names, tensors: Tensors, source: object) -> Tensors:
     """The momentum encoders by our names and the queues, [size, projection], of a pretraining's file (BLIP,
-    ALBEF); `names` are those of the model itself. Matching head and temperature have no copy. ModelError for what is missing.
+    ALBEF); `names` are those of the model itself. Matching head and temperature have no copy. ModelError for what is
+    missing.
     """
     theirs = {
         ours: re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", several[0])
