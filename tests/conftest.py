@@ -130,6 +130,23 @@ def small_blip2() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def small_clip() -> Callable[..., Any]:
+    """Makes a CLIP of a few thousand weights that reads the embedded world's byte pairs."""
+    import torch
+
+    from capfilt.models.clip.config import ClipConfig
+    from capfilt.models.clip.model import Clip
+
+    def make(seed: int = 0, image_size: int = 16, activation: str = "quick_gelu", **text: Any) -> Clip:
+        vision = {"image_size": image_size, "patch_size": 8, "width": 24, "depth": 2, "heads": 2, "hidden": 40}
+        words = {"vocab_size": 804, "width": 16, "depth": 2, "heads": 2, "hidden": 32, **text}
+        torch.manual_seed(seed)
+        return Clip(ClipConfig(activation=activation, vision=vision, text=words, projection=8)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the embedded world's `human` split: three shards of 16 pictures, two captions each."""
     from capfilt.data.synthetic import world

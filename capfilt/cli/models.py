@@ -59,7 +59,11 @@ def export(
     ],
     out: Annotated[str, typer.Option("--out", help="A new folder on this machine.")],
     form: Annotated[
-        str, typer.Option("--as", help="hf: for transformers; pth: BLIP's own names, or LAVIS'; capfilt: as here.")
+        str,
+        typer.Option(
+            "--as",
+            help="hf: for transformers; pth: the names of BLIP, LAVIS or CLIP; open_clip; capfilt: as trained here.",
+        ),
     ] = "hf",
     vision: Annotated[
         str | None, typer.Option("--vision", help="The frozen tower that a .pth of LAVIS lacks: eva_vit_g.pth.")

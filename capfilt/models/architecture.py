@@ -37,7 +37,7 @@ class ArchitectureConfig(Config, ABC):
     @abstractmethod
     def capabilities(self) -> frozenset[str]:
         """What a model of this architecture can do, known before anything is built: encode_image, encode_text,
-        fuse (score a text beside an image), decode (write a text), answer (a question), unmask (guess hidden words)."""
+        fuse (score a text beside an image), decode (write a text), answer (a question)."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class ArchitectureConfig(Config, ABC):
         return 0
 
     @property
-    def towers(self) -> dict[str, dict[str, int]]:
+    def towers(self) -> dict[str, dict[str, int | str]]:
         """The shape of each tower, by its name ("vision", "text"): what a saved model must have alike to begin from."""
         return {}
 

@@ -12,7 +12,7 @@ from capfilt.models.architecture import ArchitectureConfig
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.files import Tensors
-    from capfilt.models.interface import InitialPart, Model, OriginalFormat, TransformersFormat
+    from capfilt.models.interface import FolderFormat, InitialPart, Model, OriginalFormat, TransformersFormat
     from capfilt.models.layers.block import Block
 
 
@@ -31,6 +31,7 @@ class FamilyCode:
     """The parts of a new model ("vision", "text", "language") that can begin with weights of other checkpoints."""
     transformers: TransformersFormat | None = None
     original: OriginalFormat | None = None
+    open_clip: FolderFormat | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Keys of checkpoint files that are left behind on purpose (patterns), and why."""
 

@@ -131,10 +131,6 @@ class Model(nn.Module):
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         self._cannot("match texts with images")
 
-    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
-        self._cannot("guess hidden words")
-
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         """Texts -> next-token logits [B, T, V], left to right."""
         self._cannot("decode")
@@ -205,6 +201,8 @@ class OriginalFormat(ABC):
     """Whose code that is, for messages."""
     separate: ClassVar[Mapping[str, str]] = {}
     """The parts of a model that a file may lack as a whole, by the first word of our names, and what each is."""
+    wrapper: ClassVar[str] = "model"
+    """The key under which a written file has its tensors; "" where the file is the table of them."""
 
     @abstractmethod
     def lacks(self, tensors: Tensors) -> str:
@@ -235,6 +233,23 @@ class OriginalFormat(ABC):
     def left_out(self, config: Any) -> dict[str, int]:
         """How many tensors of a model have no place in such a file, by the reason."""
         return {}
+
+
+class FolderFormat(ABC):
+    """How open_clip's folders hold models of a family: `open_clip_config.json` beside the weights."""
+
+    @abstractmethod
+    def architecture(self, described: Mapping[str, Any], tensors: Tensors, folder: Path) -> ArchitectureConfig:
+        """What the JSON describes, and its tensors, if they are given, brought to one form in place. ModelError for
+        what no model can be."""
+
+    @abstractmethod
+    def names(self, config: Any) -> Names:
+        """What such a folder calls the tensors of a model of ours."""
+
+    @abstractmethod
+    def write(self, config: Any, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+        """The `model_cfg` of a model and its tensors by open_clip's names. ModelError where it has no such model."""
 
 
 InitialPart = Callable[[Any, str], set[str]]

@@ -15,10 +15,10 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import OpenSection
 from capfilt.errors import RecipeError, did_you_mean
-from capfilt.models.albef import ALBEF
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
+from capfilt.models.clip import CLIP
 from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, Family] = {
     "blip": BLIP,
     "blip2": BLIP2,
-    "albef": ALBEF,
+    "clip": CLIP,
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
 

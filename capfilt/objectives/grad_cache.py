@@ -9,7 +9,8 @@ chunk and the tokens of all; the price is a second forward pass of the vision to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ class CachedStep:
         images, texts = (indices[rows] for indices in drawn)
         return Negatives(
             image_context=self.model.image_context(others, "encoder"),
-            texts=self.ids[texts],
+            ids_BT=self.ids[texts],
             mask_BT=self.mask[texts],
             image_is_wrong_B=self.image_ids[images] != self.image_ids[rows],
             text_is_wrong_B=self.image_ids[texts] != self.image_ids[rows],
@@ -155,6 +156,45 @@ class CachedStep:
     def _add(self, name: str, value: Tensor, to: dict[str, Tensor]) -> None:
         value = value.detach()
         to[name] = to[name] + value if name in to else value
+
+
+class DualEncoderTask(Protocol):
+    """A task whose losses are taken on features of images and of texts alone."""
+
+    def features(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Of images and of texts, two of [B, P]."""
+
+    def compare(self, image_BP: Tensor, text_BP: Tensor, image_ids_B: Tensor) -> LossesAndMetrics:
+        """Losses and metrics of them."""
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum."""
+
+
+def backward_through_features(
+    task: DualEncoderTask, batch: PairBatch, chunks: int, precision: Precision
+) -> LossesAndMetrics:
+    """Add the gradients of a loss over the whole batch to the weights of a dual encoder, with the memory of a chunk."""
+    parts, before, image, text = batch.chunks(chunks), list[GeneratorStates](), list[Tensor](), list[Tensor]()
+    for rows in parts:
+        before.append(GeneratorStates(batch.device))
+        with torch.no_grad(), precision():
+            of_images, of_texts = task.features(batch.select(rows))
+        image.append(of_images)
+        text.append(of_texts)
+    cached = [torch.cat(features).requires_grad_() for features in (image, text)]
+    with precision():
+        losses, metrics = task.compare(cached[0], cached[1], batch.image_ids_B)
+        total = task.total(losses)
+    total.backward()
+    for rows, draws in zip(parts, before, strict=True):
+        after = GeneratorStates(batch.device)
+        draws.restore()
+        with precision():
+            out = task.features(batch.select(rows))
+        after.restore()
+        torch.autograd.backward(out, [features.grad[rows] for features in cached if features.grad is not None])
+    return {name: loss.detach() for name, loss in losses.items()}, metrics
 
 
 class GeneratorStates:

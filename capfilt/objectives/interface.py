@@ -95,6 +95,9 @@ class Task(nn.Module, ABC):
     def before_step(self) -> None:
         """What changes weights before any of them is used: momentum updates, values kept in their range."""
 
+    def after_step(self) -> None:
+        """What changes weights after the optimizer did: values kept in their range, before any of them is saved."""
+
     @abstractmethod
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
         """`forward` after `before_step`."""

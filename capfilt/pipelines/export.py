@@ -116,6 +116,15 @@ def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     return [out / "model.pth"]
 
 
+def as_open_clip(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """A folder that open_clip loads as `local-dir:`."""
+    model = store.load(path)
+    preprocess = preprocess_for(path, model.config).to_open_clip(model.config.image_size)
+    store.save_open_clip(model, out, preprocess)
+    tokenizer.save(out)
+    return [out]
+
+
 def as_capfilt(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """A folder of our own; from outside models, the one place where `itm_token` can be set by hand."""
     as_capfilt_model(store.load(path), path, tokenizer, out)
@@ -129,5 +138,10 @@ def as_capfilt_model(model: Model, path: Path, tokenizer: Tokenizer, out: Path) 
     store.save(model, out)
 
 
-FORMS: dict[str, Callable[[Path, Tokenizer, Path], list[Path]]] = {"hf": as_hf, "pth": as_pth, "capfilt": as_capfilt}
+FORMS: dict[str, Callable[[Path, Tokenizer, Path], list[Path]]] = {
+    "hf": as_hf,
+    "pth": as_pth,
+    "open_clip": as_open_clip,
+    "capfilt": as_capfilt,
+}
 """What `--as` can be."""

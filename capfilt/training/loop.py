@@ -211,6 +211,7 @@ def run_steps(
         norm = gradients.clip(config.optimizer.clip)
         if bool(norm.isfinite()):
             optimizer.step()
+            gradients.task.after_step()
             log.add(step, losses | metrics | {"grad_norm": norm}, batch.unreadable, lr)
         else:
             log.skip_step(step, batch, lr)

@@ -31,7 +31,8 @@ from capfilt.storage.paths import StoragePath, storage_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALONE, NESTED = "preprocessor_config.json", "processor_config.json"
+ALONE, NESTED, OPEN_CLIP = "preprocessor_config.json", "processor_config.json", "open_clip_config.json"
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters, by the number that it and transformers give them."""
@@ -71,15 +72,16 @@ class Preprocess(Config):
     def read(cls, model: StoragePath, size: int, default: Preprocess | None = None) -> Preprocess:
         """Read the settings in the folder of a model, or of a .pth, for pictures of `size` pixels.
 
-        `default`: the family's, where the folder has none; None: BLIP's.
+        A folder of open_clip says it in `open_clip_config.json`. `default`: the family's, where the folder has none;
+        None: BLIP's.
 
         Raises:
             ModelError: settings that cannot be done.
         """
         where = storage_path(model)
-        folder = local_copy(where.parent if where.name.endswith(".pth") else where)
+        folder = local_copy(where.parent if where.name.endswith(_WEIGHTS) else where)
         try:
-            settings = _read_settings(Path(folder))
+            settings = _read_settings(Path(folder), size)
             return default or cls() if settings is None else _preprocess(settings, size)
         except (OSError, ValueError, TypeError, ArithmeticError) as error:  # pydantic's errors are ValueErrors
             why = " ".join(str(error).split())[:300]
@@ -170,6 +172,14 @@ class Preprocess(Config):
             **({} if squash and side == size else crop),
         }
 
+    def to_open_clip(self, size: int) -> dict[str, Any]:
+        """The `preprocess_cfg` of open_clip that does the same. ModelError where it has none."""
+        if self.resized not in (0, size) or self.divisor != 255 or self.shape == "padded":
+            raise ModelError(f"open_clip cannot prepare pictures so: resized {self.resized}, {self.shape}")
+        mode = "squash" if self.shape == "squash" else "shortest"
+        norms = {"mean": list(self.mean), "std": list(self.std)}
+        return {"size": [size, size], "mode": "RGB", **norms, "interpolation": self.resample, "resize_mode": mode}
+
     def save(self, folder: StoragePath, size: int, default: Preprocess | None = None) -> None:
         """Write it into a model's folder, unless it is the default of its family (none: BLIP's)."""
         if self != (default or Preprocess()):
@@ -219,13 +229,28 @@ class ImageFormat:
         return self.preprocess.crop_to_pixels(image, self.size)
 
 
-def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of a transformers image processor; None where the folder has none."""
+def _read_settings(folder: Path, size: int) -> dict[str, Any] | None:
+    """The settings of a transformers image processor, or of open_clip as such ones; None where the folder has none."""
     if (folder / NESTED).is_file():
         nested = read_model_object(folder / NESTED).get("image_processor")
         if isinstance(nested, dict):
             return nested
-    return read_model_object(folder / ALONE) if (folder / ALONE).is_file() else None
+    if (folder / ALONE).is_file() or not (folder / OPEN_CLIP).is_file():
+        return read_model_object(folder / ALONE) if (folder / ALONE).is_file() else None
+    given = read_model_object(folder / OPEN_CLIP).get("preprocess_cfg") or {}
+    mode, filter_ = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+    if mode not in ("shortest", "squash") or filter_ not in ("bicubic", "bilinear"):
+        raise ValueError(f"{OPEN_CLIP}: resize_mode {mode}, interpolation {filter_}; shortest or squash can be done, "
+                         "with bicubic or bilinear")  # fmt: skip
+    sides = {"shortest_edge": size} if mode == "shortest" else {"height": size, "width": size}
+    named = {"image_mean": given.get("mean"), "image_std": given.get("std")}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": sides,
+        "crop_size": size,
+        "resample": _FILTERS.index(filter_),
+        **{key: value for key, value in named.items() if value is not None},
+    }
 
 
 def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:

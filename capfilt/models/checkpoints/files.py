@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import safetensors
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 INDEX, BIN_INDEX = f"{SAFE}.index.json", f"{BIN}.index.json"
 """What a large model has in place of SAFE or BIN: which of several files has which tensor."""
+OTHER_WEIGHTS = (SAFE, INDEX, BIN, BIN_INDEX)
+OPEN_CLIP = "open_clip_config.json"
+"""What describes the model in a folder of open_clip."""
+OPEN_CLIP_SAFE, OPEN_CLIP_BIN = OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PICKLES = (".pth", ".pt", ".bin")
 Tensors: TypeAlias = "dict[str, Tensor]"
 
@@ -33,11 +39,13 @@ VOCABULARY = "vocab.txt"
 BESIDE = (
     *(VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "spiece.model", "preprocessor_config.json", "processor_config.json"),
+    *(OPEN_CLIP, "bpe_simple_vocab_16e6.txt.gz"),
 )
 """What lies beside the weights and decides how a model reads: the files of tokenizers and of image processors."""
 _WANTED = ["config.json", *BESIDE]
 _IN_PARTS = [INDEX, "model-*.safetensors"]
 _PICKLED = [BIN, BIN_INDEX, "pytorch_model-*.bin"]
+_OPEN_CLIP = [[name] for name in OPEN_CLIP_WEIGHTS]
 
 
 def weights_file(path: Path) -> Path | None:
@@ -47,7 +55,8 @@ def weights_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix in (*PICKLES, ".safetensors") or path.name in (INDEX, BIN_INDEX) else None
-    return next((path / name for name in (SAFE, INDEX, BIN, BIN_INDEX) if (path / name).is_file()), None)
+    names = (*OTHER_WEIGHTS, *OPEN_CLIP_WEIGHTS)
+    return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def parts(path: Path) -> list[Path]:
@@ -115,8 +124,11 @@ def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:
         raise ModelError(f"{path} is not a whole safetensors file: {error}") from None
 
 
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError)
-"""What torch's restricted unpickler raises of bytes that are no tensors."""
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What the restricted unpicklers, torch's and that of `torchscript`, raise of bytes that are no tensors."""
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -130,9 +142,13 @@ def _why_unreadable(error: Exception) -> str:
 def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
     import torch
 
+    from capfilt.models.checkpoints import torchscript
+
     try:
-        # Checkpoints from before torch 1.6 are no zip files and cannot be mapped into memory.
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if torchscript.is_archive(path):
+            tree: Any = torchscript.tensors(path)
+        else:  # checkpoints from before torch 1.6 are no zip files and cannot be mapped into memory
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _UNREADABLE as error:
         raise ModelError(
             f"{path} cannot be read as tensors alone ({_why_unreadable(error)}); other pickles are not opened, they can"
@@ -164,9 +180,9 @@ def refuse_missing(name: str) -> None:
         raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
 
 
-def download(name: str, weights: bool = True) -> Path:
+def download(name: str, weights: bool = True, open_clip: bool = False) -> Path:
     """The folder of a hub repository in the hub's cache, fetched if it is not there yet: what describes a model, its
-    tokenizer, and with `weights` its tensors, in whichever form the repository has them.
+    tokenizer, and with `weights` its tensors, in whichever form the repository has them, or in open_clip's alone.
 
     Raises:
         ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
@@ -178,7 +194,8 @@ def download(name: str, weights: bool = True) -> Path:
 
     try:
         # Large models lie in several files, and older repositories have pickles alone; many have two forms of all.
-        for form in ([SAFE], _IN_PARTS, _PICKLED) if weights else ([],):
+        forms = _OPEN_CLIP if open_clip else [[SAFE], _IN_PARTS, _PICKLED, *_OPEN_CLIP]
+        for form in forms if weights else [[]]:
             folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, *form]))
             if weights_file(folder) is not None:
                 break

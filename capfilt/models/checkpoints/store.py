@@ -1,4 +1,5 @@
-"""Models on disk: our folder with `architecture.yaml` and `model.safetensors`, transformers' folder, original `.pth`.
+"""Models on disk: our folder with `architecture.yaml` and `model.safetensors`, transformers' folder, open_clip's, and
+original `.pth`.
 
 Nothing is repaired silently: every key of a file is used, left behind for a reason that is written down, or refused by
 name. How the files of other code name things each family says (`models/FAMILY/checkpoint.py`).
@@ -8,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt import config as configs
 from capfilt.errors import ModelError
 from capfilt.models.architecture import ArchitectureConfig
-from capfilt.models.checkpoints import files, key_maps, transformers_folder
+from capfilt.models.checkpoints import files, key_maps, open_clip, transformers_folder
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names, load_whole
 from capfilt.models.family import FamilyCode
@@ -29,21 +30,26 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from capfilt.models.interface import Model, OriginalFormat, TransformersFormat
+    from capfilt.models.interface import FolderFormat, Model, OriginalFormat, TransformersFormat
 
 ARCHITECTURE, WEIGHTS, MOMENTUM = "architecture.yaml", files.SAFE, "momentum.safetensors"
-READABLE = f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers, a .pth of BLIP or LAVIS"
+READABLE = (
+    f"a folder with {ARCHITECTURE} or the home of a training, a folder of transformers or open_clip, a .pth of BLIP,"
+    " LAVIS or CLIP"
+)
 
-Layout = Literal["capfilt", "hf", "pth"]
+Layout = Literal["capfilt", "hf", "open_clip", "pth"]
 
 
 def find(name: str) -> StoragePath:
     """Where a model lies, in full: a folder, a file, a folder on a store, or what the Hugging Face hub has under that
-    name, fetched.
+    name, fetched. With a prefix of open_clip's it is the file of weights in such a folder.
 
     Raises:
         ModelError: nothing that can be read as a model, here or there.
     """
+    if str(name).startswith(open_clip.PREFIXES):
+        return open_clip.find(name)
     path = storage_path(name).absolute()
     there = isinstance(path, RemotePath)
     if not there and not path.exists():
@@ -62,6 +68,8 @@ def find(name: str) -> StoragePath:
 
 def layout(path: StoragePath) -> Layout | None:
     """Which kind of model lies there; None for anything else. A model on a store is a folder."""
+    if open_clip.is_model(path):
+        return "open_clip"
     if path.is_file():
         return "pth" if isinstance(path, Path) and path.suffix in files.PICKLES else None
     if (path / ARCHITECTURE).is_file():
@@ -77,6 +85,8 @@ def architecture(path: StoragePath) -> ArchitectureConfig:
             return read_architecture(path / ARCHITECTURE)
         case "hf":
             return _read_transformers(path, everything=False)[1]
+        case "open_clip":
+            return _read_open_clip(path, everything=False)[1]
         case "pth":
             original, config, tensors = _read_original(path, {})
             _refuse_lacking(path, original, _lacking(original, config, tensors))
@@ -143,6 +153,9 @@ def read(path: Path) -> tuple[ArchitectureConfig, Tensors]:
             form, config, tensors = _read_transformers(path)
             wanted = form.names(config)
             return config, key_maps.take(tensors, wanted, path, family_of(config).code.ignored) | form.absent(config)
+        case "open_clip":
+            folder_format, config, tensors = _read_open_clip(path)
+            return config, key_maps.take(tensors, folder_format.names(config), path, family_of(config).code.ignored)
         case "pth":
             original, config, tensors, lacking = _read_parts(path, {})
             _refuse_lacking(path, original, lacking)
@@ -244,7 +257,21 @@ def save_pth(model: Model, path: Path) -> None:
     with atomic(path.with_suffix(".yaml")) as file:
         file.write(configs.to_yaml(model.config).encode())
     with atomic(path) as file:
-        torch.save({"model": original.write(model.config, _tensors(model))}, file)
+        tensors = original.write(model.config, _tensors(model))
+        torch.save({original.wrapper: tensors} if original.wrapper else tensors, file)
+
+
+def save_open_clip(model: Model, folder: Path, preprocess: Mapping[str, Any]) -> None:
+    """Write a model as open_clip reads it with `local-dir:`; `preprocess` is its `preprocess_cfg`.
+
+    Raises:
+        ModelError: open_clip has no such model.
+    """
+    form = family_of(model.config).code.open_clip
+    if form is None:
+        raise ModelError(f"open_clip has no model of the family {model.config.family}: export it --as hf")
+    described, tensors = form.write(model.config, _tensors(model))
+    open_clip.save(described, preprocess, tensors, folder)
 
 
 def transformers_format(config: ArchitectureConfig) -> TransformersFormat:
@@ -276,6 +303,14 @@ def _read_transformers(folder: Path, everything: bool = True) -> tuple[Transform
         )
     tensors = files.tensors(file, lambda name: everything or name in form.telling)
     return form, form.architecture(described, tensors, folder), tensors
+
+
+def _read_open_clip(path: Path, everything: bool = True) -> tuple[FolderFormat, ArchitectureConfig, Tensors]:
+    """The format of a folder of open_clip, its architecture, and its tensors."""
+    form = next(code.open_clip for code in _codes() if code.open_clip is not None)
+    weights = open_clip.weights_of(path)
+    tensors = files.tensors(weights) if everything else {}
+    return form, form.architecture(open_clip.described(weights), tensors, weights.parent), tensors
 
 
 def _read_original(path: Path, sources: Mapping[str, str]) -> tuple[OriginalFormat, ArchitectureConfig, Tensors]:

@@ -36,17 +36,17 @@ def read(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def possible(source: Path) -> Iterator[None]:
-    """Tell of a description that no model can have in one line: ModelError."""
+def possible(source: Path, what: str = CONFIG) -> Iterator[None]:
+    """Tell of a description that no model can have in one line: ModelError; `what` describes it."""
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
-        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {where}{first['msg']}") from None
+        raise ModelError(f"{source}: its {what} describes no possible model: {where}{first['msg']}") from None
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{source}: its {CONFIG} describes no possible model: {why}") from None
+        raise ModelError(f"{source}: its {what} describes no possible model: {why}") from None
 
 
 def vision_tower(vision: Mapping[str, Any], source: Path, **more: bool) -> VisionConfig:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from capfilt.models.layers.config import Activation
+
 KeysValues = tuple[Tensor, Tensor]
 """Projected keys and values of one attention layer, each [B, H, S, d]."""
 
@@ -60,23 +62,26 @@ class FusedSelfAttention(nn.Module):
     """Self-attention with one projection for queries, keys and values, as in the public ViTs.
 
     Without `key_bias` (EVA) the keys' third of the bias is there, as checkpoints have it, and counts for nothing.
+    `causal`: a token sees itself and those before it alone (CLIP's texts).
     """
 
-    def __init__(self, width: int, heads: int, key_bias: bool = True):
+    def __init__(self, width: int, heads: int, key_bias: bool = True, causal: bool = False):
         super().__init__()
         self.heads = heads
-        self.key_bias = key_bias
+        self.key_bias, self.causal = key_bias, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; `mask` is boolean, True = may be seen, broadcastable to [B, 1, N, N]; not of a causal one."""
         if self.key_bias:
             qkv = self.qkv(x_BND)
         else:
             query, key, value = self.qkv.bias.chunk(3)
             qkv = F.linear(x_BND, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))
         q, k, v = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
-        out: Tensor = self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        out: Tensor = self.out(merge_heads(y))
         return out
 
 
@@ -131,16 +136,22 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between."""
+    """Two linear layers with an exact GELU between, or OpenAI's QuickGELU."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, activation: Activation = "gelu"):
         super().__init__()
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
+        self.activation = F.gelu if activation == "gelu" else quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.gelu(self.up(x)))
+        out: Tensor = self.down(self.activation(self.up(x)))
         return out
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), as OpenAI's CLIP and transformers compute it."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 def stochastic_depth(x_BND: Tensor, rate: float) -> Tensor | None:

@@ -1,10 +1,14 @@
-"""How a block of a transformer is treated where blocks are gathered (FSDP) or compiled one by one."""
+"""The pre-norm block that ViTs and CLIP's text stack are made of, and how blocks are treated where they are gathered
+(FSDP) or compiled one by one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from capfilt.models.layers.attention import FeedForward, FusedSelfAttention
+from capfilt.models.layers.config import Activation
 
 
 @dataclass(frozen=True)
@@ -16,3 +20,35 @@ class Block:
     """Its methods, besides `forward`, that use its weights."""
     repeated: bool = False
     """Whether it runs several times a step and, where it is trained, keeps its gathered weights in between."""
+
+
+class PreNormBlock(nn.Module):
+    """One transformer block, normalised before each of its two branches."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        layer_norm_eps: float,
+        activation: Activation = "gelu",
+        key_bias: bool = True,
+        causal: bool = False,
+    ):
+        """Args:
+        shape: width, heads, and inner width of the feed-forward layers.
+        causal: whether a token sees itself and those before it alone.
+        """
+        super().__init__()
+        width, heads, hidden = shape
+        self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.attention = FusedSelfAttention(width, heads, key_bias, causal)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.feed_forward = FeedForward(width, hidden, activation)
+
+    def forward(self, x_BND: Tensor, depth_2B11: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens -> tokens. `depth_2B11` is what `stochastic_depth` drew for the two branches; an argument, so that
+        blocks that differ in nothing but the rate are compiled once. `mask` as of `FusedSelfAttention`."""
+        branch = self.attention(self.attention_norm(x_BND), mask)
+        x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
+        branch = self.feed_forward(self.feed_forward_norm(x_BND))
+        out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
+        return out

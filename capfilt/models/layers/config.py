@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.models.limits import (
     Depth,
     Deviation,
@@ -21,6 +21,9 @@ from capfilt.models.limits import (
     refuse_too_many,
 )
 
+Activation = Literal["gelu", "quick_gelu"]
+"""Of feed-forward layers: the exact GELU, or OpenAI's x * sigmoid(1.702 x). Weights of one are of no use in the other,
+and no file of tensors says which it is."""
 Role = Literal["encoder", "decoder"]
 Share = Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"]
 
@@ -63,6 +66,12 @@ class VisionConfig(Config):
     init_std: Deviation = 0.02
     """Standard deviation of fresh weights. The public 0.02 suits widths near 768; narrow models learn faster from
     1 / sqrt(width)."""
+    activation: Activation = added("gelu")
+    """Of the feed-forward layers."""
+    patch_bias: bool = added(True)
+    """Whether patches are embedded with a bias; in CLIP they are not."""
+    pre_norm: bool = added(False)
+    """A LayerNorm between the embeddings and the first block, as CLIP has it."""
 
     @model_validator(mode="after")
     def _divisible(self) -> VisionConfig:
@@ -90,8 +99,8 @@ class VisionConfig(Config):
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
-class BertConfig(Config):
-    """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
+class TextStackConfig(Config):
+    """The shape of a stack that reads texts."""
 
     vocab_size: Entries
     """Entries of the vocabulary, the family's own marks included: BERT's 30522 and two for BLIP, one for BLIP-2."""
@@ -105,6 +114,24 @@ class BertConfig(Config):
     """Inner width of the feed-forward layers; 4 x width in the public models."""
     max_positions: Positions = 512
     """Tokens of a text at most."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TextStackConfig:
+        if self.width % self.heads:
+            raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
+        refuse_too_many("text", self.weights)
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns; norms and biases are not counted."""
+        layer = 4 * self.width**2 + 2 * self.width * self.hidden
+        return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
+
+
+class BertConfig(TextStackConfig):
+    """What every stack that is made like BERT says of itself. BERT-base is 768 x 12 x 12."""
+
     dropout: Rate = 0.1
     """Dropout of embeddings, attention and outputs in training."""
     layer_norm_eps: Epsilon = 1e-12
@@ -116,13 +143,6 @@ class BertConfig(Config):
     tie_lm_head: bool = True
     """Whether the output matrix is the word embeddings."""
 
-    @model_validator(mode="after")
-    def _divisible(self) -> BertConfig:
-        if self.width % self.heads:
-            raise ValueError(f"text width {self.width} is not a multiple of heads {self.heads}")
-        refuse_too_many("text", self.weights)
-        return self
-
     @property
     def weights(self) -> int:
         """About how many numbers it learns, of one role; norms and biases are not counted."""
@@ -133,9 +153,6 @@ class BertConfig(Config):
 class TextConfig(BertConfig):
     """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
     [ENC]: 30522 and 30523 after BERT's vocabulary."""
-
-    fusion_layer: ClassVar[int] = 0
-    token_types: ClassVar[int] = 0
 
     share: Share = "all_but_self_attention"
     """What encoder and decoder have in common (BLIP, Table 3)."""
@@ -149,26 +166,3 @@ class TextConfig(BertConfig):
     def enc(self) -> int:
         """Id of [ENC], which stands in place of [CLS] when the stack matches a pair."""
         return self.vocab_size - 1
-
-
-class FusionTextConfig(BertConfig):
-    """BERT whose upper layers attend to an image: the lower ones are the text encoder, the upper ones the fusion
-    encoder (ALBEF section 3.1; X-VLM section 3.1). Read from left to right, all of them are a decoder."""
-
-    share: ClassVar[Share] = "all"
-
-    fusion_layer: Depth
-    """How many layers read the text alone; 6 of the 12 of BERT-base."""
-    token_types: Literal[0, 2] = 2
-    """Entries of BERT's embedding of token types, of which the first is added to every word."""
-
-    @model_validator(mode="after")
-    def _fuses(self) -> FusionTextConfig:
-        if self.fusion_layer >= self.depth:
-            raise ValueError(f"fusion_layer {self.fusion_layer} leaves none of {self.depth} layers to attend to images")
-        return self
-
-    @property
-    def weights(self) -> int:
-        """About how many numbers it learns; norms and biases are not counted."""
-        return super().weights - 4 * self.fusion_layer * self.width**2

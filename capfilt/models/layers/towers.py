@@ -1,6 +1,7 @@
-"""What architectures with a vision transformer and a BERT-like text stack have in common.
+"""What architectures with a vision transformer and a text stack have in common.
 
-`text.roles` names the parts that a model has of the text stack: a captioner needs the decoder, a filter the encoder.
+`text.roles` names the parts that a model has of a BERT-like text stack: a captioner needs the decoder, a filter the
+encoder. Other text stacks have no parts.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from capfilt.models.architecture import ArchitectureConfig, ModelRole
-from capfilt.models.layers.config import BertConfig, Role, VisionConfig
+from capfilt.models.layers.config import BertConfig, Role, TextStackConfig, VisionConfig
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.files import Tensors
@@ -25,7 +26,7 @@ class TowersConfig(ArchitectureConfig):
 
     vision: VisionConfig
     """The vision tower."""
-    text: BertConfig
+    text: TextStackConfig
     """The text stack."""
 
     @property
@@ -59,24 +60,24 @@ class TowersConfig(ArchitectureConfig):
         return self.vision.depth
 
     @property
-    def towers(self) -> dict[str, dict[str, int]]:
+    def towers(self) -> dict[str, dict[str, int | str]]:
         """The shape of each tower; a vision tower may be used at another picture size."""
         vision = {name: getattr(self.vision, name) for name in (*_SHAPE, "patch_size")}
         return {"vision": vision, "text": {name: getattr(self.text, name) for name in _SHAPE}}
 
     def for_role(self, role: ModelRole) -> Self:
         """The same with the one part of the text stack that a role needs."""
-        return self.changed(roles=(PART_OF[role],))
+        return self.changed(roles=(PART_OF[role],)) if isinstance(self.text, BertConfig) else self
 
     def vocabulary_setting(self, entries: int) -> str:
         """The assignment that makes room for a tokenizer of `entries`."""
         return f"text.vocab_size={self.text.vocab_size + entries - self.vocabulary_size}"
 
-    def resize_positions(self, tensors: Tensors) -> None:
+    def resize_positions(self, tensors: Tensors, antialias: bool = False) -> None:
         """Interpolate the vision tower's positions of a saved model to this picture size, in place."""
         from capfilt.models.layers.vit import resize_positions
 
         if "vision.positions" in tensors:
             tensors["vision.positions"] = resize_positions(
-                tensors["vision.positions"], self.vision.image_size, self.vision.patch_size
+                tensors["vision.positions"], self.vision.image_size, self.vision.patch_size, antialias
             )

@@ -2,41 +2,24 @@
 
 As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm with
 eps 1e-6, final norm. EVA's ViT-g, which BLIP-2 looks through, has no bias of keys and is used before its final norm.
+CLIP's has a norm before its first block, no bias of patches, and another activation.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from capfilt.models.layers.attention import FeedForward, FusedSelfAttention, stochastic_depth
-from capfilt.models.layers.block import Block
+from capfilt.models.layers.attention import stochastic_depth
+from capfilt.models.layers.block import Block, PreNormBlock
 from capfilt.models.layers.config import VisionConfig
 from capfilt.models.layers.precision import at_least_fp32
 
-
-class VisionBlock(nn.Module):
-    """One pre-norm transformer block. `depth` is what `stochastic_depth` drew for its two branches; an argument, so
-    that blocks that differ in nothing but the rate are compiled once."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.attention = FusedSelfAttention(config.width, config.heads, config.key_bias)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.feed_forward = FeedForward(config.width, config.hidden)
-
-    def forward(self, x_BND: Tensor, depth_2B11: Tensor | None) -> Tensor:
-        branch = self.attention(self.attention_norm(x_BND))
-        x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
-        branch = self.feed_forward(self.feed_forward_norm(x_BND))
-        out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
-        return out
-
-
-VISION_BLOCK = Block(VisionBlock)
+VISION_BLOCK = Block(PreNormBlock)
 
 
 class VisionTransformer(nn.Module):
@@ -45,12 +28,20 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
-        self.patches = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        patch = config.patch_size
+        self.patches = nn.Conv2d(3, config.width, patch, stride=patch, bias=config.patch_bias)
         self.cls = nn.Parameter(torch.zeros(1, 1, config.width))
         self.positions = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        norm = partial(nn.LayerNorm, config.width, eps=config.layer_norm_eps)
+        self.pre_norm = norm() if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            PreNormBlock(
+                (config.width, config.heads, config.hidden), config.layer_norm_eps, config.activation, config.key_bias
+            )
+            for _ in range(config.depth)
+        )
         self.rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if config.final_norm else nn.Identity()
+        self.norm = norm() if config.final_norm else nn.Identity()
         self.recompute = 0
         """How many of the last blocks keep no activations for the backward pass and compute them again: a matter of
         memory, not of the architecture. BLIP fine-tunes so: the last 4 of ViT-B for retrieval, 12 of ViT-L."""
@@ -66,6 +57,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images_B3SS: Tensor) -> Tensor:
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
+        x_BND = self.pre_norm(x_BND)
         kept = len(self.blocks) - self.recompute
         for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
             depth = stochastic_depth(x_BND, rate if self.training else 0.0)
@@ -77,17 +69,17 @@ class VisionTransformer(nn.Module):
         return tokens
 
 
-def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int) -> Tensor:
+def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int, antialias: bool = False) -> Tensor:
     """Interpolate position embeddings to another picture size: bicubic over the patch grid, [CLS] kept as it is.
 
-    BLIP does so whenever pretraining (224) goes over to fine-tuning (384, 480).
+    BLIP does so whenever pretraining (224) goes over to fine-tuning (384, 480); open_clip with `antialias`, which
+    matters where the grid shrinks.
     """
     old, new = round((positions_1ND.shape[1] - 1) ** 0.5), image_size // patch_size
     if old == new:
         return positions_1ND
     cls, grid = positions_1ND[:, :1], positions_1ND[:, 1:]
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(at_least_fp32(grid), size=(new, new), mode="bicubic", align_corners=False).to(
-        positions_1ND.dtype
-    )
+    resized = F.interpolate(at_least_fp32(grid), (new, new), mode="bicubic", align_corners=False, antialias=antialias)
+    grid = resized.to(positions_1ND.dtype)
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, SerializeAsAny
 from capfilt.config import OpenSection
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
-from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
+from capfilt.objectives.kinds.clip import CLIP
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PRETRAINING: dict[str, TaskKind] = {
     "blip": BLIP,
     "blip2": BLIP2,
-    "albef": ALBEF,
+    "clip": CLIP,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
 FURTHER: dict[str, tuple[TaskKind, ...]] = {}
@@ -39,8 +39,9 @@ def task_configs() -> dict[str, type[TaskConfig]]:
 
 def build_task(model: Model, config: TaskConfig, prompt: int = 0) -> Task:
     """What trains a model; `prompt` is how many tokens each text begins with that are not learned."""
-    kind = next(kind for kind in tasks_of(model.config.family) if isinstance(config, kind.config))
-    return kind.build(model, config, prompt)
+    kinds = [kind for kind in tasks_of(model.config.family) if isinstance(config, kind.config)]
+    assert kinds, "a recipe whose objectives are of another family is refused when it is read"
+    return kinds[0].build(model, config, prompt)
 
 
 def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int = 1) -> str:

@@ -184,7 +184,7 @@ class TestTransformersFolder:
     @pytest.mark.parametrize(
         ("config", "told"),
         [
-            ({"architectures": ["CLIPModel"]}, "describes the class CLIPModel; .* can be read: BlipForCond"),
+            ({"architectures": ["BertModel"]}, "describes the class BertModel; .* can be read: BlipForCond"),
             ({"architectures": None}, "describes the class none"),
             ({"text_config__hidden_act": "relu"}, r"text_config\.hidden_act is relu; BLIP has gelu"),
             ({"text_config__bos_token_id": 5}, "bos_token_id is 5; .* must be the last two of the 197"),

@@ -1,0 +1,69 @@
+"""Folders of open_clip: `open_clip_config.json` beside weights in one of two forms, and often transformers' files too.
+
+open_clip names such a folder `local-dir:FOLDER`, and one on the Hugging Face hub `hf-hub:OWNER/NAME`; here a prefix
+says that open_clip's files are meant where transformers' lie beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capfilt.errors import ModelError
+from capfilt.models.checkpoints import files
+from capfilt.storage import safe_paths
+from capfilt.storage.atomic import atomic, write_json
+from capfilt.storage.documents import read_model_object
+from capfilt.storage.paths import StoragePath
+
+if TYPE_CHECKING:
+    from capfilt.models.checkpoints.files import Tensors
+
+PREFIXES = ("hf-hub:", "local-dir:")
+
+
+def find(name: str) -> Path:
+    """The file of weights in the folder that a name with a prefix names, fetched if it is of the hub. ModelError."""
+    prefix, _, place = name.partition(":")
+    folder = files.download(place, open_clip=True) if f"{prefix}:" == PREFIXES[0] else Path(place).absolute()
+    weights = weights_of(folder)
+    safe_paths.check_model(folder)
+    return weights
+
+
+def is_model(path: StoragePath) -> bool:
+    """Whether a folder is open_clip's, and not transformers' too; or a file is the weights of such a folder."""
+    if path.is_file():
+        return path.name in files.OPEN_CLIP_WEIGHTS and (path.parent / files.OPEN_CLIP).is_file()
+    others = (path / name for name in files.OTHER_WEIGHTS)
+    return (path / files.OPEN_CLIP).is_file() and not any(other.is_file() for other in others)
+
+
+def weights_of(path: Path) -> Path:
+    """The file of weights of a folder, or the file itself; ModelError where there is none, or nothing describes it."""
+    there = (path / name for name in files.OPEN_CLIP_WEIGHTS)
+    weights = path if path.is_file() else next((one for one in there if one.is_file()), None)
+    if weights is None or not (weights.parent / files.OPEN_CLIP).is_file():
+        raise ModelError(
+            f"{path} is no folder of open_clip: it needs {files.OPEN_CLIP} and {' or '.join(files.OPEN_CLIP_WEIGHTS)}"
+        )
+    return weights
+
+
+def described(weights: Path) -> dict[str, Any]:
+    """What describes the model of a file of weights; ModelError where it cannot be read."""
+    path = weights.parent / files.OPEN_CLIP
+    try:
+        return dict(read_model_object(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from None
+
+
+def save(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], tensors: Tensors, folder: Path) -> None:
+    """Write a folder, its weights last."""
+    import safetensors.torch
+
+    write_json(folder / files.OPEN_CLIP, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+    with atomic(folder / files.OPEN_CLIP_SAFE) as file:
+        file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
