@@ -131,6 +131,10 @@ class Model(nn.Module):
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         self._cannot("match texts with images")
 
+    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
+        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
+        self._cannot("guess hidden words")
+
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         """Texts -> next-token logits [B, T, V], left to right."""
         self._cannot("decode")

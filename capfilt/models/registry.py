@@ -15,6 +15,7 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import OpenSection
 from capfilt.errors import RecipeError, did_you_mean
+from capfilt.models.albef import ALBEF
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, Family] = {
     "blip": BLIP,
     "blip2": BLIP2,
+    "albef": ALBEF,
     "clip": CLIP,
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""

@@ -128,7 +128,7 @@ class CachedStep:
         images, texts = (indices[rows] for indices in drawn)
         return Negatives(
             image_context=self.model.image_context(others, "encoder"),
-            ids_BT=self.ids[texts],
+            texts=self.ids[texts],
             mask_BT=self.mask[texts],
             image_is_wrong_B=self.image_ids[images] != self.image_ids[rows],
             text_is_wrong_B=self.image_ids[texts] != self.image_ids[rows],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.errors import RecipeError
-from capfilt.models import Model, build
+from capfilt.models import ArchitectureConfig, Model, build
 from capfilt.objectives.collectives import gather
 
 NO_IMAGE = -100
@@ -31,10 +31,18 @@ class Momentum(nn.Module):
     queue_groups: Tensor | None
     pointer: Tensor
 
-    def __init__(self, model: Model, decay: float, queue: int, image_ids: bool = False):
+    def __init__(
+        self,
+        model: Model,
+        decay: float,
+        queue: int,
+        image_ids: bool = False,
+        config: ArchitectureConfig | None = None,
+    ):
+        """`config`: the parts of the model that are copied; None: those of a filter."""
         super().__init__()
         self.decay = decay
-        self.model = build(model.config.for_role("filter"))
+        self.model = build(model.config.for_role("filter") if config is None else config)
         online = model.state_dict()
         self.model.load_state_dict({name: online[name] for name in self.model.state_dict()})
         self.model.requires_grad_(False)

@@ -225,8 +225,7 @@ def state_dicts() -> str:
 
     from capfilt import presets
     from capfilt.models import build, read_architecture
-    from capfilt.objectives.config import ObjectivesConfig
-    from capfilt.objectives.tasks import PRETRAINING, build_task
+    from capfilt.objectives.tasks import build_task, tasks_of
 
     parts = []
     for name in presets.names("models"):
@@ -234,10 +233,10 @@ def state_dicts() -> str:
             model = build(read_architecture(presets.find("models", name)))
             parts.append(_collapsed(name, model))
             if "/tiny" in name:
+                config = tasks_of(model.config.family)[0].config
+                queue = {"queue": 128} if "queue" in config.model_fields else {}
                 losses = {"losses": {"lm": 1.0}} if name == "blip2/tiny-opt" else {}
-                kind = PRETRAINING[model.config.family].config
-                config = ObjectivesConfig(queue=128, **losses) if kind is ObjectivesConfig else kind()
-                task = build_task(model, config)
+                task = build_task(model, config(**queue, **losses))
                 parts.append(_collapsed(f"training of {name}", task))
     return "".join(parts)
 

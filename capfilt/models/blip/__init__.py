@@ -7,8 +7,9 @@ from capfilt.models.family import Family, FamilyCode
 
 
 def _code() -> FamilyCode:
-    from capfilt.models.blip.checkpoint import IGNORED, BlipPth, BlipTransformers, continued, text_from, vision_from
+    from capfilt.models.blip.checkpoint import BlipPth, BlipTransformers, continued, text_from, vision_from
     from capfilt.models.blip.model import Blip
+    from capfilt.models.checkpoints.key_maps import NOT_MODEL
     from capfilt.models.layers.bert import TEXT_BLOCK
     from capfilt.models.layers.vit import VISION_BLOCK
 
@@ -19,7 +20,7 @@ def _code() -> FamilyCode:
         initial={"vision": vision_from, "text": text_from},
         transformers=BlipTransformers(),
         original=BlipPth(),
-        ignored=IGNORED,
+        ignored=NOT_MODEL,
     )
 
 

@@ -7,13 +7,11 @@ in no BERT: it starts fresh, and so do [DEC], [ENC] and the heads that compare.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models.architecture import ArchitectureConfig
@@ -23,7 +21,18 @@ from capfilt.models.blip.model import Blip
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import load_whole
-from capfilt.models.checkpoints.key_maps import BERT, HF_VISION, LM_HEAD, TIMM_VISION, WORDS, Table, equal, expand, once
+from capfilt.models.checkpoints.key_maps import (
+    BERT,
+    HF_VISION,
+    LM_HEAD,
+    TIMM_VISION,
+    TYPES,
+    WORDS,
+    Table,
+    equal,
+    expand,
+    once,
+)
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
 from capfilt.models.layers.config import APART, Role, Share, TextConfig, VisionConfig
 
@@ -33,22 +42,11 @@ VISION: dict[Layout, tuple[str, Table]] = {
     "hf": ("vision_model.", HF_VISION),
     "pth": ("visual_encoder.", TIMM_VISION),
 }
-COMPARING: Table = {
-    "image_projection.*": "vision_proj.*",
-    "text_projection.*": "text_proj.*",
-    "match_head.*": "itm_head.*",
-}
+COMPARING: Table = {**key_maps.COMPARING, "match_head.*": "itm_head.*"}
 
 STACKS: dict[str, str] = {"encoder": "text_encoder.", "decoder": "text_decoder.bert."}
 PREDICTIONS = "text_decoder.cls.predictions."
 OUTPUT = f"{PREDICTIONS}decoder.weight"
-
-IGNORED = {
-    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..*": "the momentum copies, which only training needs",
-    r"image_queue|text_queue|idx_queue|queue_ptr|ptr_queue": "the queues of ITC, which only training needs",
-    r".*embeddings\.position_ids": "a constant, 0, 1, 2, ...",
-}
-"""Keys that are left behind on purpose, and why."""
 
 
 def names(config: BlipConfig, layout: Layout) -> Names:
@@ -67,21 +65,8 @@ def names(config: BlipConfig, layout: Layout) -> Names:
 
 
 def unify_head(tensors: Tensors) -> bool:
-    """Bring the LM head of a file to one form, in place; say whether its output matrix is the word embeddings.
-
-    The files name its bias once or twice; both codes add `decoder.bias`, which is left under the name `bias`. An output
-    matrix that equals the word embeddings is taken out. Whether released checkpoints are tied is nowhere written down,
-    so the tensors decide.
-    """
-    if (bias := tensors.pop(f"{PREDICTIONS}decoder.bias", None)) is not None:
-        tensors[f"{PREDICTIONS}bias"] = bias
-    weight = tensors.get(OUTPUT)
-    words = tensors.get(STACKS["decoder"] + WORDS)
-    if weight is None or words is None:
-        return weight is None
-    if tied := torch.equal(weight, words):
-        del tensors[OUTPUT]
-    return tied
+    """`key_maps.unify_head` of the decoder."""
+    return key_maps.unify_head(tensors, PREDICTIONS, STACKS["decoder"] + WORDS)
 
 
 def give(tensors: Tensors, config: BlipConfig, layout: Layout) -> Tensors:
@@ -129,14 +114,14 @@ def _from_shapes(tensors: Tensors, source: object) -> BlipConfig:
             image_size=math.isqrt(tokens - 1) * patch,
             patch_size=patch,
             width=vision_width,
-            depth=_depth(tensors, "visual_encoder.blocks."),
+            depth=key_maps.depth(tensors, "visual_encoder.blocks."),
             heads=vision_width // 64,
             hidden=tensors["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
         ),
         text=TextConfig(
             vocab_size=vocab_size,
             width=width,
-            depth=_depth(tensors, f"{stack}encoder.layer."),
+            depth=key_maps.depth(tensors, f"{stack}encoder.layer."),
             heads=width // 64,
             hidden=tensors[f"{stack}encoder.layer.0.intermediate.dense.weight"].shape[0],
             max_positions=tensors[f"{stack}embeddings.position_embeddings.weight"].shape[0],
@@ -156,14 +141,9 @@ def shared(tensors: Tensors) -> Share:
 
 
 def _differ(tensors: Tensors, table: Table) -> bool:
-    depth = _depth(tensors, f"{STACKS['decoder']}encoder.layer.")
+    depth = key_maps.depth(tensors, f"{STACKS['decoder']}encoder.layer.")
     stems = [theirs for _, theirs in expand(table, depth, "", "")]
     return not all(equal(tensors, [stack + stem for stack in STACKS.values()]) for stem in stems)
-
-
-def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = {int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix)}
-    return max(numbers, default=-1) + 1
 
 
 class BlipPth(OriginalFormat):
@@ -174,6 +154,8 @@ class BlipPth(OriginalFormat):
     def lacks(self, tensors: Tensors) -> str:
         """What a file lacks to be one of these checkpoints; "" for nothing."""
         words = [stack + WORDS for stack in STACKS.values()]
+        if any(name.endswith(TYPES) for name in tensors):
+            return "a text encoder without token types"
         if "visual_encoder.pos_embed" in tensors and any(name in tensors for name in words):
             return ""
         return f"visual_encoder.pos_embed, or both of {' and '.join(words)}"
@@ -190,16 +172,7 @@ class BlipPth(OriginalFormat):
 
     def momentum(self, config: BlipConfig, tensors: Tensors, source: object) -> Tensors:
         """The momentum encoders by our names and the queues, [size, projection]; heads and temperature have no copy."""
-        theirs = {
-            ours: re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", several[0])
-            for ours, several in names(config, "pth").items()
-        }
-        theirs = {ours: name for ours, name in theirs.items() if re.match(r"\w+_m\.", name)}
-        wanted = once([*theirs.items(), ("queue_image", "image_queue"), ("queue_text", "text_queue")])
-        missing = sorted({name for several in wanted.values() for name in several} - tensors.keys())
-        key_maps.refuse(source, [("missing", missing)])
-        kept = {ours: tensors[several[0]] for ours, several in wanted.items()}
-        return {name: t.T.contiguous() if name.startswith("queue_") else t for name, t in kept.items()}
+        return key_maps.momentum(names(config, "pth"), tensors, source)
 
     def write(self, config: BlipConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names, everything that its own code expects included."""

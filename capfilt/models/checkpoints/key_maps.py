@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.layers.config import APART, TextConfig
+from capfilt.models.layers.config import APART, FusionTextConfig, TextConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from capfilt.models.interface import Names
 
 Table = Mapping[str, str]
@@ -70,6 +72,15 @@ BERT: dict[str, Table] = {
 """The parts of a text stack; BERT, BLIP and transformers agree on them."""
 LM_HEAD: Table = {"bias": "bias", "transform.*": "transform.dense.*", "norm.*": "transform.LayerNorm.*"}
 WORDS = "embeddings.word_embeddings.weight"
+TYPES = "embeddings.token_type_embeddings.weight"
+COMPARING: Table = {"image_projection.*": "vision_proj.*", "text_projection.*": "text_proj.*"}
+"""The heads that compare, in the codes of BLIP, ALBEF and X-VLM."""
+NOT_MODEL = {
+    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..*": "the momentum copies, which only training needs",
+    r"image_queue|text_queue|idx_queue|queue_ptr|ptr_queue": "the queues of ITC, which only training needs",
+    r".*embeddings\.position_ids": "a constant, 0, 1, 2, ...",
+}
+"""Keys of the files of BLIP and ALBEF that are left behind on purpose, and why."""
 
 
 def once(lines: Iterable[tuple[str, str]]) -> Names:
@@ -77,25 +88,71 @@ def once(lines: Iterable[tuple[str, str]]) -> Names:
     return {ours: (theirs,) for ours, theirs in lines}
 
 
-def text_names(config: TextConfig, stacks: Mapping[str, str], parts: Iterable[str] = tuple(BERT)) -> Names:
+def text_names(
+    config: TextConfig | FusionTextConfig, stacks: Mapping[str, str], parts: Iterable[str] = tuple(BERT)
+) -> Names:
     """What each stack calls the parts of ours; a part that both roles use has a name in both stacks."""
     names: Names = {}
     for part in parts:
         owners = config.roles if part in APART[config.share] else ("shared",)
+        first = config.fusion_layer if part == "cross_attention" else 0
         for owner in owners:
             place = "embeddings" if part == "embeddings" else f"layers.{{n}}.{part}"
+            types = {"types.weight": TYPES} if part == "embeddings" and config.token_types else {}
+            table = {**BERT[part], **types}
             for role in config.roles if owner == "shared" else (owner,):
-                for ours, theirs in expand(BERT[part], config.depth, f"text.{place}.{owner}.", stacks[role]):
-                    names[ours] = (*names.get(ours, ()), theirs)
+                for ours, theirs in expand(table, config.depth, f"text.{place}.{owner}.", stacks[role], first):
+                    if theirs not in names.get(ours, ()):
+                        names[ours] = (*names.get(ours, ()), theirs)
     return names
 
 
-def expand(table: Table, depth: int, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """The lines of a table for every layer, weight and bias, with prefixes."""
+def expand(table: Table, depth: int, ours: str, theirs: str, first: int = 0) -> Iterator[tuple[str, str]]:
+    """The lines of a table for every layer from the `first`, weight and bias, with prefixes."""
     for left, right in ((ours + left, theirs + right) for left, right in table.items()):
-        for n in range(depth) if "{n}" in left else (0,):
+        for n in range(first, depth) if "{n}" in left else (0,):
             for ending in ("weight", "bias") if left.endswith("*") else ("",):
                 yield left.format(n=n).replace("*", ending), right.format(n=n).replace("*", ending)
+
+
+def unify_head(tensors: Tensors, predictions: str, words: str) -> bool:
+    """Bring BERT's head in a file to one form, in place; say whether its output matrix is the word embeddings.
+
+    The files name its bias once or twice; the codes add `decoder.bias`, which is left under the name `bias`. An output
+    matrix that equals the word embeddings is taken out. Whether released checkpoints are tied is nowhere written down,
+    so the tensors decide.
+    """
+    if (bias := tensors.pop(f"{predictions}decoder.bias", None)) is not None:
+        tensors[f"{predictions}bias"] = bias
+    weight = tensors.get(f"{predictions}decoder.weight")
+    if weight is None or words not in tensors:
+        return weight is None
+    if tied := equal(tensors, [f"{predictions}decoder.weight", words]):
+        del tensors[f"{predictions}decoder.weight"]
+    return tied
+
+
+def momentum(names: Names, tensors: Tensors, source: object) -> Tensors:
+    """The momentum encoders by our names and the queues, [size, projection], of a pretraining's file (BLIP,
+    ALBEF); `names` are those of the model itself. Matching head and temperature have no copy. ModelError for what is
+    missing.
+    """
+    theirs = {
+        ours: re.sub(r"^(visual_encoder|text_encoder|vision_proj|text_proj)\.", r"\1_m.", several[0])
+        for ours, several in names.items()
+    }
+    theirs = {ours: name for ours, name in theirs.items() if re.match(r"\w+_m\.", name)}
+    wanted = once([*theirs.items(), ("queue_image", "image_queue"), ("queue_text", "text_queue")])
+    missing = sorted({name for several in wanted.values() for name in several} - tensors.keys())
+    refuse(source, [("missing", missing)])
+    kept = {ours: tensors[several[0]] for ours, several in wanted.items()}
+    return {name: t.T.contiguous() if name.startswith("queue_") else t for name, t in kept.items()}
+
+
+def depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many layers a file has under a prefix: one more than the last one's number."""
+    numbers = {int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix)}
+    return max(numbers, default=-1) + 1
 
 
 def take(tensors: Tensors, wanted: Names, source: object, ignored: Mapping[str, str]) -> Tensors:

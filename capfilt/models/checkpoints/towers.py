@@ -103,7 +103,8 @@ def check_vocabulary(entries: int, words: int, marks: Sequence[str], source: str
 
 def take(tensors: Tensors, wanted: Names, source: str) -> Tensors:
     """What is wanted of a checkpoint; all else in it must be known to be of no use here."""
-    useful = {name: t for name, t in tensors.items() if not LEFT_BEHIND.fullmatch(name)}
+    theirs = {name for several in wanted.values() for name in several}
+    useful = {name: t for name, t in tensors.items() if name in theirs or not LEFT_BEHIND.fullmatch(name)}
     return key_maps.take(useful, wanted, source, POSITION_IDS)
 
 

@@ -1,4 +1,4 @@
-"""BLIP's text transformer: one stack that is text encoder, image-grounded encoder and image-grounded decoder.
+"""The text transformer of BLIP, ALBEF and X-VLM: one stack that is text encoder, image-grounded encoder and decoder.
 
 What the encoder and the decoder share is an option (BLIP, Table 3). The paper's choice shares all but self-attention:
 reading both ways and writing left to right want different self-attention, everything else is the same task. Sharing
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
 from capfilt.models.layers.block import Block
-from capfilt.models.layers.config import APART, BertConfig, Role, TextConfig
+from capfilt.models.layers.config import APART, BertConfig, FusionTextConfig, Role, TextConfig
 from capfilt.models.layers.image_context import ImageContext
+
+StackConfig = TextConfig | FusionTextConfig
 
 
 class PerRole(nn.ModuleDict):
     """One module for both roles, or one each."""
 
-    def __init__(self, config: TextConfig, part: str, make: Callable[[], nn.Module]):
+    def __init__(self, config: StackConfig, part: str, make: Callable[[], nn.Module]):
         apart = part in APART[config.share]
         super().__init__({role: make() for role in (config.roles if apart else ("shared",))})
 
@@ -35,12 +37,13 @@ class PerRole(nn.ModuleDict):
 
 
 class Embeddings(nn.Module):
-    """Words plus positions, normalised; BLIP has no token types."""
+    """Words plus positions, normalised; plus BERT's first token type, which BLIP leaves out."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: StackConfig):
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_positions, config.width)
+        self.types = nn.Embedding(config.token_types, config.width) if config.token_types else None
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -48,8 +51,8 @@ class Embeddings(nn.Module):
         end, most = start + ids_BT.shape[1], self.positions.num_embeddings
         if end > most:  # slicing would give fewer positions, which may even broadcast
             raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
-        positions = self.positions.weight[start:end]
-        out: Tensor = self.dropout(self.norm(self.words(ids_BT) + positions))
+        words = self.words(ids_BT) if self.types is None else self.words(ids_BT) + self.types.weight[0]
+        out: Tensor = self.dropout(self.norm(words + self.positions.weight[start:end]))
         return out
 
 
@@ -95,14 +98,16 @@ class Cache:
 class TextLayer(nn.Module):
     """Self-attention, cross-attention to an image (skipped without one), feed-forward."""
 
-    def __init__(self, config: TextConfig, image_width: int):
+    def __init__(self, config: StackConfig, image_width: int, attends: bool = True):
+        """`attends`: whether the layer has cross-attention."""
         super().__init__()
 
         def attention(source_width: int) -> Residual:
             return Residual(Attention(config.width, config.heads, source_width, config.dropout), config)
 
         self.self_attention = PerRole(config, "self_attention", lambda: attention(config.width))
-        self.cross_attention = PerRole(config, "cross_attention", lambda: attention(image_width))
+        if attends:
+            self.cross_attention = PerRole(config, "cross_attention", lambda: attention(image_width))
         self.feed_forward = PerRole(
             config, "feed_forward", lambda: Residual(FeedForward(config.width, config.hidden), config)
         )
@@ -123,11 +128,17 @@ class TextLayer(nn.Module):
         return keys_values
 
     def forward(
-        self, x_BTD: Tensor, role: Role, keys_values: KeysValues, mask: Tensor | None, image: KeysValues | None
+        self,
+        x_BTD: Tensor,
+        role: Role,
+        keys_values: KeysValues,
+        mask: Tensor | None,
+        image: KeysValues | None,
+        image_mask: Tensor | None = None,
     ) -> Tensor:
         x_BTD = self.self_attention.of(role)(x_BTD, keys_values, mask)
         if image is not None:
-            x_BTD = self.cross_attention.of(role)(x_BTD, image)
+            x_BTD = self.cross_attention.of(role)(x_BTD, image, image_mask)
         out: Tensor = self.feed_forward.of(role)(x_BTD)
         return out
 
@@ -192,11 +203,13 @@ class OutputLayer:
 class TextTransformer(nn.Module):
     """The stack. Every call names the role; with `image` it is grounded, with role "decoder" it is causal."""
 
-    def __init__(self, config: TextConfig, image_width: int):
+    def __init__(self, config: StackConfig, image_width: int):
         super().__init__()
         self.config = config
         self.embeddings = PerRole(config, "embeddings", lambda: Embeddings(config))
-        self.layers = nn.ModuleList(TextLayer(config, image_width) for _ in range(config.depth))
+        self.layers = nn.ModuleList(
+            TextLayer(config, image_width, attends=n >= config.fusion_layer) for n in range(config.depth)
+        )
         self.head = LanguageHead(config) if "decoder" in config.roles else None
         self.apply(self._initialise)
         if self.head is not None and self.head.weight is not None:
@@ -211,11 +224,13 @@ class TextTransformer(nn.Module):
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> ImageContext:
         """Project image tokens, once for all texts and steps that will attend to them; a pair for each layer."""
-        return ImageContext.of_layers(layer.image_context(tokens_BND, role) for layer in self.layers)  # type: ignore[operator]
+        attending = self.layers[self.config.fusion_layer :]
+        return ImageContext.of_layers(layer.image_context(tokens_BND, role) for layer in attending)  # type: ignore[operator]
 
     def key_projections(self, role: Role) -> list[nn.Module]:
         """The modules that `image_context` projects with, two of each layer."""
-        return [module for layer in self.layers for module in layer.key_projections(role)]  # type: ignore[operator]
+        attending = self.layers[self.config.fusion_layer :]
+        return [module for layer in attending for module in layer.key_projections(role)]  # type: ignore[operator]
 
     def forward(
         self,
@@ -225,20 +240,38 @@ class TextTransformer(nn.Module):
         image: ImageContext | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Ids [B, T] -> states [B, T, D].
+        """Ids [B, T] -> states [B, T, D]; without an image those of the layers that read the text alone.
 
         `mask_BT` is 1 for text and 0 for padding. With `cache`, `ids_BT` are the newest positions only and all of
         the rows are as long as the cache says (generation starts from prompts of one length).
         """
         start = cache.start if cache is not None else 0
         x_BTD: Tensor = self.embeddings.of(role)(ids_BT, start)
-        mask = self_attention_mask(ids_BT, mask_BT, causal=role == "decoder", start=start)
-        for i, (layer, seen) in enumerate(zip(self.layers, self._seen(image), strict=True)):
-            keys_values = layer.self_keys_values(x_BTD, role)  # type: ignore[operator]
-            keys_values = cache.extend(i, keys_values) if cache is not None else keys_values
-            x_BTD = layer(x_BTD, role, keys_values, mask, seen)
+        mask = self_attention_mask(x_BTD, mask_BT, causal=role == "decoder", start=start)
+        x_BTD = self._run(x_BTD, self._attending(image), role, mask, image, cache)
         if cache is not None:
             cache.start += ids_BT.shape[1]
+        return x_BTD
+
+    def fuse_states(self, states_BTD: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
+        """States of texts that were read alone -> the same beside images [B, T, D]: the upper layers of `forward`."""
+        mask = self_attention_mask(states_BTD, mask_BT, causal=False)
+        return self._run(states_BTD, self._attending(image)[self.config.fusion_layer :], "encoder", mask, image)
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        layers: Sequence[tuple[nn.Module, KeysValues | None]],
+        role: Role,
+        mask: Tensor | None,
+        image: ImageContext | None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        image_mask = None if image is None else image.mask
+        for i, (layer, keys_values_of_image) in enumerate(layers):
+            keys_values = layer.self_keys_values(x_BTD, role)  # type: ignore[operator]
+            keys_values = cache.extend(i, keys_values) if cache is not None else keys_values
+            x_BTD = layer(x_BTD, role, keys_values, mask, keys_values_of_image, image_mask)
         return x_BTD
 
     def cls_states(
@@ -257,17 +290,23 @@ class TextTransformer(nn.Module):
         texts = Packing(lengths, ids_BT.device)
         mask = texts.mask_BT[:, None, None, :]
         x_PD = texts.pack(self.embeddings.of("encoder")(ids_BT))
-        images, last = _by_image(lengths, counts, ids_BT.device), len(self.layers) - 1
-        for i, (layer, seen) in enumerate(zip(self.layers, self._seen(image), strict=True)):
+        layers, images = self._attending(image), _by_image(lengths, counts, ids_BT.device)
+        assert image is None or image.mask is None, "whole images alone are scored"
+        for i, (layer, seen) in enumerate(layers):
             keys_values = layer.self_keys_values(x_PD, "encoder", texts)  # type: ignore[operator]
-            if i == last:
+            if i == len(layers) - 1:
                 x_PD, one = x_PD[texts.cls_states], [1] * len(lengths)
                 texts, images = Packing(one, ids_BT.device), _by_image(one, counts, ids_BT.device)
             x_PD = layer.packed(x_PD, keys_values, mask, texts, seen, images)  # type: ignore[operator]
         return x_PD[:, None]
 
-    def _seen(self, image: ImageContext | None) -> Sequence[KeysValues | None]:
-        return [None] * len(self.layers) if image is None else image.layers
+    def _attending(self, image: ImageContext | None) -> list[tuple[nn.Module, KeysValues | None]]:
+        """The layers to go through, each with what it attends to of the image."""
+        below = self.config.fusion_layer
+        alone = [(layer, None) for layer in (self.layers[:below] if below else self.layers)]
+        if image is None:
+            return [*alone]
+        return [*alone[:below], *zip(self.layers[below:], image.layers, strict=True)]
 
     def output_layer(self) -> OutputLayer:
         """What turns a decoder state into logits."""
@@ -289,11 +328,14 @@ def _by_image(lengths: Sequence[int], counts: Sequence[int] | None, device: torc
     return Packing([sum(lengths[end - count : end]) for end, count in zip(ends, counts, strict=True)], device)
 
 
-def self_attention_mask(ids_BT: Tensor, mask_BT: Tensor | None, causal: bool, start: int = 0) -> Tensor | None:
-    """Boolean mask, True = may be attended to, [B or 1, 1, T, start + T]; None where everything may be."""
-    T = ids_BT.shape[1]
+def self_attention_mask(x_BT: Tensor, mask_BT: Tensor | None, causal: bool, start: int = 0) -> Tensor | None:
+    """Boolean mask, True = may be attended to, [B or 1, 1, T, start + T]; None where everything may be.
+
+    `x_BT` are ids [B, T] or states [B, T, D].
+    """
+    T = x_BT.shape[1]
     mask = None if mask_BT is None else mask_BT.bool()[:, None, None, :]
     if causal and T > 1:
-        triangle = torch.ones(T, start + T, dtype=torch.bool, device=ids_BT.device).tril(start)[None, None]
+        triangle = torch.ones(T, start + T, dtype=torch.bool, device=x_BT.device).tril(start)[None, None]
         mask = triangle if mask is None else mask & triangle
     return mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -154,6 +154,9 @@ class TextConfig(BertConfig):
     """BERT with cross-attention in every layer (BLIP section 3.1). Of `vocab_size` entries the last two are [DEC] and
     [ENC]: 30522 and 30523 after BERT's vocabulary."""
 
+    fusion_layer: ClassVar[int] = 0
+    token_types: ClassVar[int] = 0
+
     share: Share = "all_but_self_attention"
     """What encoder and decoder have in common (BLIP, Table 3)."""
 
@@ -166,3 +169,26 @@ class TextConfig(BertConfig):
     def enc(self) -> int:
         """Id of [ENC], which stands in place of [CLS] when the stack matches a pair."""
         return self.vocab_size - 1
+
+
+class FusionTextConfig(BertConfig):
+    """BERT whose upper layers attend to an image: the lower ones are the text encoder, the upper ones the fusion
+    encoder (ALBEF section 3.1; X-VLM section 3.1). Read from left to right, all of them are a decoder."""
+
+    share: ClassVar[Share] = "all"
+
+    fusion_layer: Depth
+    """How many layers read the text alone; 6 of the 12 of BERT-base."""
+    token_types: Literal[0, 2] = 2
+    """Entries of BERT's embedding of token types, of which the first is added to every word."""
+
+    @model_validator(mode="after")
+    def _fuses(self) -> FusionTextConfig:
+        if self.fusion_layer >= self.depth:
+            raise ValueError(f"fusion_layer {self.fusion_layer} leaves none of {self.depth} layers to attend to images")
+        return self
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns; norms and biases are not counted."""
+        return super().weights - 4 * self.fusion_layer * self.width**2

@@ -5,7 +5,7 @@ Callers choose rows of it and repeat it, and never look inside; the model that m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,6 +18,8 @@ class ImageContext(NamedTuple):
     """Tensors with one row for each image. A tuple, so that FSDP's hooks find the tensors in it."""
 
     tensors: tuple[Tensor, ...]
+    mask: Tensor | None = None
+    """False for tokens that nothing attends to, [rows, 1, 1, N]: a region is a part of its image. None: for none."""
 
     @classmethod
     def of_layers(cls, layers: Iterable[KeysValues]) -> ImageContext:
@@ -42,17 +44,21 @@ class ImageContext(NamedTuple):
     def select(self, rows: slice | Tensor) -> ImageContext:
         """Some of the images: a slice of them, or those at these indices [K], which may name one several times."""
         if isinstance(rows, slice):
-            return ImageContext(tuple(tensor[rows] for tensor in self.tensors))
+            return self._each(lambda tensor: tensor[rows])
         # Not tensor[rows]: its backward adds rows from several threads, in an order of its own each time.
-        return ImageContext(tuple(tensor.index_select(0, rows) for tensor in self.tensors))
+        return self._each(lambda tensor: tensor.index_select(0, rows))
 
     def repeat(self, times: int) -> ImageContext:
         """All images `times` times, one after the other: abab, as `Tensor.repeat`."""
-        return ImageContext(tuple(tensor.repeat(times, *[1] * (tensor.ndim - 1)) for tensor in self.tensors))
+        return self._each(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
     def repeat_interleave(self, times: int | Tensor) -> ImageContext:
         """Each image `times` times, or as often as [rows] numbers say, copies adjacent: aabb, as torch's."""
-        return ImageContext(tuple(tensor.repeat_interleave(times, dim=0) for tensor in self.tensors))
+        return self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ImageContext:
+        mask = None if self.mask is None else change(self.mask)
+        return ImageContext(tuple(map(change, self.tensors)), mask)
 
 
 class DecoderCache(Protocol):

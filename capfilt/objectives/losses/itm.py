@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,8 @@ class Negatives(NamedTuple):
 
     image_context: ImageContext
     """Of the wrong images, B rows each."""
-    ids_BT: Tensor
+    texts: Tensor
+    """The wrong texts: ids [B, T], or states [B, T, D]."""
     mask_BT: Tensor
     image_is_wrong_B: Tensor
     """False where the image drawn is of the pair's group after all: there was no other."""
@@ -48,17 +50,20 @@ class Negatives(NamedTuple):
 
 
 def local_negatives(
-    ids_BT: Tensor,
+    texts: Tensor,
     mask_BT: Tensor,
     image_context: ImageContext,
     image_ids_B: Tensor,
     wrong_images_B: Tensor,
     wrong_texts_B: Tensor,
 ) -> Negatives:
-    """Negatives among this process's rows, whose image context is there already (BLIP's pretraining)."""
+    """Negatives among this process's rows, whose image context is there already (BLIP's pretraining).
+
+    `texts` are ids [B, T], or states [B, T, D].
+    """
     return Negatives(
         image_context=image_context.select(wrong_images_B),
-        ids_BT=ids_BT[wrong_texts_B],
+        texts=texts.index_select(0, wrong_texts_B),
         mask_BT=mask_BT[wrong_texts_B],
         image_is_wrong_B=image_ids_B[wrong_images_B] != image_ids_B,
         text_is_wrong_B=image_ids_B[wrong_texts_B] != image_ids_B,
@@ -81,7 +86,7 @@ def global_negatives(
     groups_N = gather(image_ids_B)
     return Negatives(
         image_context=model.image_context(gather_with_gradient(tokens_BLD).index_select(0, wrong_images_B), "encoder"),
-        ids_BT=gather(as_wide(ids_BT))[wrong_texts_B],
+        texts=gather(as_wide(ids_BT))[wrong_texts_B],
         mask_BT=gather(as_wide(mask_BT))[wrong_texts_B],
         image_is_wrong_B=groups_N[wrong_images_B] != image_ids_B,
         text_is_wrong_B=groups_N[wrong_texts_B] != image_ids_B,
@@ -89,22 +94,28 @@ def global_negatives(
 
 
 def itm(
-    model: Model, ids_BT: Tensor, mask_BT: Tensor, image_context: ImageContext, wrong: Negatives
+    model: Model,
+    texts: Tensor,
+    mask_BT: Tensor,
+    image_context: ImageContext,
+    wrong: Negatives,
+    fuse: Callable[[Tensor, Tensor, ImageContext], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of B right pairs, B texts beside wrong images and B images beside wrong texts; label 1 = match.
 
-    Returns the loss and the share of the pairs that were classified right. A negative that is not wrong (a batch of one
-    image) leaves its pair out.
+    `texts` are ids [B, T], which the model's `fuse` reads, or what another `fuse` does. Returns the loss and the share
+    of the pairs that were classified right. A negative that is not wrong (a batch of one image) leaves its pair out.
     """
-    wider = wrong.ids_BT.shape[1] - ids_BT.shape[1]
-    own_ids, own_mask = F.pad(ids_BT, (0, wider)), F.pad(mask_BT, (0, wider))
+    fuse = model.fuse if fuse is None else fuse
+    wider = wrong.texts.shape[1] - texts.shape[1]
+    own = F.pad(texts, (0, 0) * (texts.ndim - 2) + (0, wider))
     # Rows that share an image are adjacent: each image with its text, then with a wrong one.
-    with_own = torch.stack([own_ids, wrong.ids_BT], dim=1).flatten(0, 1)
-    with_own_mask = torch.stack([own_mask, wrong.mask_BT], dim=1).flatten(0, 1)
-    paired = model.match(model.fuse(with_own, with_own_mask, image_context))
-    logits = torch.cat([paired, model.match(model.fuse(ids_BT, mask_BT, wrong.image_context))])
-    B = ids_BT.shape[0]
-    labels = torch.zeros(3 * B, dtype=torch.long, device=ids_BT.device)
+    with_own = torch.stack([own, wrong.texts], dim=1).flatten(0, 1)
+    with_own_mask = torch.stack([F.pad(mask_BT, (0, wider)), wrong.mask_BT], dim=1).flatten(0, 1)
+    paired = model.match(fuse(with_own, with_own_mask, image_context))
+    logits = torch.cat([paired, model.match(fuse(texts, mask_BT, wrong.image_context))])
+    B = texts.shape[0]
+    labels = torch.zeros(3 * B, dtype=torch.long, device=texts.device)
     labels[0 : 2 * B : 2] = 1
     labels[1 : 2 * B : 2].masked_fill_(~wrong.text_is_wrong_B, LEFT_OUT)
     labels[2 * B :].masked_fill_(~wrong.image_is_wrong_B, LEFT_OUT)

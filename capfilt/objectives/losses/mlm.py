@@ -15,17 +15,18 @@ from capfilt.objectives.masking import IGNORED
 def mlm(logits_BTV: Tensor, labels_BT: Tensor, momentum_BTV: Tensor | None = None, alpha: float = 0.0) -> Tensor:
     """Mean over hidden tokens of (1 - alpha) CE(label) + alpha CE(softmax of the momentum copy's logits).
 
-    Logits [B, T, V]; labels are -100 where nothing is guessed. NaN where nothing is at all, as in PyTorch.
+    Logits [B, T, V]; labels are -100 where nothing is guessed. 0 where nothing is at all.
     """
     logits, labels = at_least_fp32(logits_BTV).flatten(0, 1), labels_BT.flatten()
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+    hidden = labels != IGNORED
+    count = hidden.sum().clamp(min=1)
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / count
     if momentum_BTV is None:
         return loss
     soft = at_least_fp32(momentum_BTV).flatten(0, 1).softmax(dim=1)
-    hidden = labels != IGNORED
     distilled = -(soft * logits.log_softmax(dim=1)).sum(dim=1)
     # A sum over all rows, of which most are zero, where indexing would wait for a GPU to say how many there are.
-    distilled = distilled.masked_fill(~hidden, 0.0).sum() / hidden.sum()
+    distilled = distilled.masked_fill(~hidden, 0.0).sum() / count
     return (1 - alpha) * loss + alpha * distilled
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from capfilt.config import OpenSection
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.clip import CLIP
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PRETRAINING: dict[str, TaskKind] = {
     "blip": BLIP,
     "blip2": BLIP2,
+    "albef": ALBEF,
     "clip": CLIP,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""

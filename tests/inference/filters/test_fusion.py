@@ -15,6 +15,7 @@ from capfilt.inference.roles import NEEDS
 from capfilt.models import Blip
 from capfilt.models.layers.bert import TextTransformer
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.towers_model import TowersModel
 
 MakeBlip = Callable[..., Blip]
 TEXTS = [
@@ -117,7 +118,7 @@ def test_keys_that_are_there_are_not_projected_again(
 ) -> None:
     keys = filter_.model.image_context(images, "encoder")
     wanted = scored(filter_, images, TEXTS)
-    monkeypatch.delattr(Blip, "image_context")
+    monkeypatch.delattr(TowersModel, "image_context")
     assert scored(filter_, images, TEXTS, keys) == wanted
 
 

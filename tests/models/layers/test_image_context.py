@@ -18,7 +18,8 @@ def test_layers_come_back_as_they_were_given() -> None:
 
 def test_rows_are_chosen_and_repeated_as_torch_does() -> None:
     states = torch.randn(3, 5, 4)
-    context = ImageContext((KEYS, VALUES, states))
+    mask = torch.rand(3, 1, 1, 5) < 0.5
+    context = ImageContext((KEYS, VALUES, states), mask)
     for chosen, index in (
         (context.select(slice(1, 3)), [1, 2]),
         (context.select(torch.tensor([2, 0, 2])), [2, 0, 2]),
@@ -29,9 +30,12 @@ def test_rows_are_chosen_and_repeated_as_torch_does() -> None:
         assert chosen.rows == len(index)
         for tensor, one in zip(chosen.tensors, (KEYS, VALUES, states), strict=True):
             assert torch.equal(tensor, one[index])
+        assert chosen.mask is not None
+        assert torch.equal(chosen.mask, mask[index])
 
 
 def test_hooks_that_walk_over_outputs_find_the_tensors() -> None:
     """FSDP gathers weights for the backward pass by hooks on the tensors that a method returns."""
     flat, _ = tree_flatten({"context": ImageContext((KEYS, VALUES))})
-    assert [leaf is tensor for leaf, tensor in zip(flat, (KEYS, VALUES), strict=True)] == [True, True]
+    leaves = [leaf for leaf in flat if leaf is not None]
+    assert [leaf is tensor for leaf, tensor in zip(leaves, (KEYS, VALUES), strict=True)] == [True, True]

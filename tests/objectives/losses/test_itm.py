@@ -81,7 +81,7 @@ class TestItm:
         wrong_images, wrong_texts = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 0, 0])
         keys = model.image_context(tokens, "encoder")
         partners = local_negatives(ids, mask, keys, torch.arange(self.B), wrong_images, wrong_texts)
-        wide = partners._replace(ids_BT=F.pad(partners.ids_BT, (0, 3)), mask_BT=F.pad(partners.mask_BT, (0, 3)))
+        wide = partners._replace(texts=F.pad(partners.texts, (0, 3)), mask_BT=F.pad(partners.mask_BT, (0, 3)))
         torch.testing.assert_close(itm(model, ids, mask, keys, wide), itm(model, ids, mask, keys, partners))
 
     def test_gradient_reaches_images_that_stand_as_negatives(self, small_blip: MakeBlip) -> None:

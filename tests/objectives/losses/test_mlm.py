@@ -34,4 +34,13 @@ def test_without_a_momentum_copy_it_is_cross_entropy() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 3, 5), torch.tensor([[IGNORED, 2, 4], [IGNORED, IGNORED, 1]])
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-    assert torch.equal(mlm(logits, labels), expected)
+    assert torch.allclose(mlm(logits, labels), expected)
+
+
+def test_nothing_hidden_costs_nothing() -> None:
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    loss = mlm(logits, torch.full((2, 3), IGNORED), torch.randn(2, 3, 5), 0.4)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()

@@ -1,0 +1,42 @@
+"""ALBEF's architecture as a YAML of `models/albef/` describes it."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from capfilt.data.text.language_tokenizer import TokenizerKind
+from capfilt.models.architecture import ModelRole
+from capfilt.models.layers.config import FusionTextConfig
+from capfilt.models.layers.towers import TowersConfig
+from capfilt.models.limits import Temperature, Width
+
+
+class AlbefConfig(TowersConfig):
+    """An architecture of the family: what a YAML of `models/albef/` says (ALBEF section 3.1)."""
+
+    family: Literal["albef"] = "albef"
+    text: FusionTextConfig
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a model can do; a filter has no head that guesses hidden words."""
+        guesses = {"unmask"} if "decoder" in self.text.roles else set()
+        return frozenset({"encode_image", "encode_text", "fuse"} | guesses)
+
+    @property
+    def tokenizer_kind(self) -> TokenizerKind:
+        """BERT's, without [SEP]."""
+        return "open-bert"
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the vectors in which images and texts are compared."""
+        return self.projection
+
+    def for_role(self, role: ModelRole) -> Self:
+        """The same without the head that guesses hidden words."""
+        return self.changed(roles=("encoder",))

@@ -1,0 +1,34 @@
+"""ALBEF: a ViT, six layers of BERT that read a text, and six that fuse it with the image (ALBEF section 3.1).
+
+Images and texts are compared before they are fused. Fusion goes on from the states of the text alone, so that ITM reads
+no text twice; MLM reads the text with its hidden tokens through all twelve layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from capfilt.models.albef.config import AlbefConfig
+from capfilt.models.interface import Model
+from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.towers_model import TowersModel
+from capfilt.models.layers.vit import VisionTransformer
+
+
+class Albef(TowersModel):
+    """ALBEF, with the head that guesses hidden words where its text stack has it."""
+
+    config: AlbefConfig
+    entry_points = (*Model.entry_points, "fuse_states", "unmask")
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config, VisionTransformer(config.vision))
+        self.image_projection = nn.Linear(config.vision.width, config.projection)
+        self.text_projection = nn.Linear(config.text.width, config.projection)
+        self.match_head = nn.Linear(config.text.width, 2)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
+        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
+        return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))

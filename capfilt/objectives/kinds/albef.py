@@ -1,0 +1,82 @@
+"""ALBEF's pretraining, as recipes know it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from capfilt.models.albef.config import AlbefConfig
+from capfilt.objectives.kinds import TaskConfig, TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from capfilt.models.albef.model import Albef
+    from capfilt.objectives.interface import Task
+
+AlbefObjective = Literal["itc", "itm", "mlm"]
+
+NEEDS: dict[AlbefObjective, frozenset[str]] = {
+    "itc": frozenset({"encode_image", "encode_text"}),
+    "itm": frozenset({"encode_image", "fuse"}),
+    "mlm": frozenset({"encode_image", "unmask"}),
+}
+"""The capabilities that each objective asks of a model."""
+
+
+class AlbefObjectives(TaskConfig):
+    """Which losses are summed, and their constants; the defaults are the paper's (ALBEF sections 3.2 to 3.4)."""
+
+    task: Literal["albef"] = "albef"
+    losses: dict[AlbefObjective, float] = Field(default={"itc": 1.0, "itm": 1.0, "mlm": 1.0}, min_length=1)
+    """Weight of each; ALBEF sums them unweighted."""
+    momentum: float = Field(default=0.995, ge=0, le=1)
+    """Of its weights, what the momentum copy keeps at each step."""
+    queue: int = Field(default=65536, ge=0)
+    """Features kept from earlier steps as negatives; a multiple of the global batch."""
+    alpha: float = Field(default=0.4, ge=0, le=1)
+    """Final weight of the momentum copy's soft targets, in ITC and in MLM; 0: they are not distilled from."""
+    alpha_ramp: float = Field(default=1 / 30, ge=0, le=1)
+    """Share of training over which alpha grows from 0; ALBEF: the first of 30 epochs."""
+    mask_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that MLM hides."""
+    itc_keys: Literal["rank", "all"] = "rank"
+    """The keys of this step that ITC compares with: a process's own, as released, or those of all."""
+    mean_over: Literal["rank", "all"] = "rank"
+    """Of what MLM and ITM are the mean: of a process's own tokens and pairs, and then over processes, as released; or
+    of those of all processes."""
+
+    @property
+    def has_momentum(self) -> bool:
+        """ITC compares with it, and MLM distils from it."""
+        return True
+
+    def check_batch(self, rows: int) -> None:
+        """Refuse a queue that global batches of so many pairs do not fill evenly; ValueError."""
+        if self.queue % rows:
+            near = self.queue - self.queue % rows
+            raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
+
+    def weight_of_mean(self, count: Tensor) -> Tensor | float:
+        """What a mean over `count` things of this process weighs."""
+        from capfilt.objectives.collectives import share_of_total
+
+        return share_of_total(count) if self.mean_over == "all" else 1.0
+
+
+def build(model: Albef, config: AlbefObjectives, prompt: int = 0) -> Task:
+    """What trains an ALBEF."""
+    from capfilt.objectives.tasks.albef import AlbefPretraining
+
+    return AlbefPretraining(model, config, prompt)
+
+
+def unsupported(architecture: AlbefConfig, config: AlbefObjectives, micro_batches: int) -> str:
+    """What does not go together, as a sentence; "" for nothing."""
+    if micro_batches > 1:
+        return f"micro_batches is {micro_batches}, and ALBEF's batches are not cut: set it to 1."
+    return ""
+
+
+ALBEF = TaskKind(AlbefObjectives, build, NEEDS, unsupported)
