@@ -29,6 +29,7 @@ class AlbefObjectives(TaskConfig):
     """Which losses are summed, and their constants; the defaults are the paper's (ALBEF sections 3.2 to 3.4)."""
 
     task: Literal["albef"] = "albef"
+    """What the model is trained for: ALBEF's pretraining."""
     losses: dict[AlbefObjective, float] = Field(default={"itc": 1.0, "itm": 1.0, "mlm": 1.0}, min_length=1)
     """Weight of each; ALBEF sums them unweighted."""
     momentum: float = Field(default=0.995, ge=0, le=1)
