@@ -143,7 +143,7 @@ def print_jobs(result: dict[str, Any]) -> None:
 
 def print_verified(result: dict[str, Any]) -> None:
     """What was read, what does not match its record, and what to do about it."""
-    say(f"{result['shards']} pieces of work, {result['files']} files, {result['bytes']} bytes hold or are named below")
+    say(f"read {result['files']:,} files of {result['shards']:,} pieces of work, {result['bytes']:,} bytes")
     for stage, members in result["members"].items():
         say(_members_line(stage, members))
     if result["undone"]:
@@ -155,9 +155,10 @@ def print_verified(result: dict[str, Any]) -> None:
     if result["withdrawn"]:
         say(f"{result['withdrawn']} withdrawn: run the command that made them again, it does just these")
     elif result["broken"]:
-        say(f"{len(result['broken'])} do not hold: `capfilt verify {result['run']} --mend`, then the same command")
+        broken = len(result["broken"])
+        say(f"{broken} are not as committed: `capfilt verify {result['run']} --mend`, then the same command")
     else:
-        say("everything holds, and the balance too")
+        say("everything is as it was committed, and the counts add up")
     if "inputs" in result:
         _print_inputs(result["inputs"])
 

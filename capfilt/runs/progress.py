@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
+from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
@@ -27,6 +27,8 @@ TICK = 0.25
 """Seconds between two looks at whether a line is due."""
 ENOUGH = 5.0
 """Seconds of work before the time that is left is estimated."""
+BAR, WIDE = 16, 100
+"""Characters of a stage's bar, and of a terminal that has room for one."""
 RESUMED = "resumed"
 """The note of a stage of which nothing was done but by earlier commands."""
 
@@ -207,31 +209,32 @@ class Progress:
 
 
 class _LineColumn(ProgressColumn):
-    """A text that a stage's line says of itself, drawn anew with every frame."""
+    """All that a terminal shows of a stage, drawn anew with every frame; what is too long is cut at its end, where the
+    figures are."""
 
-    def __init__(self, text: Callable[[StageLine], str], style: str = ""):
+    def __init__(self, line: StageLine, bar: int):
         super().__init__(Column(no_wrap=True, overflow="ellipsis"))
-        self._text, self._style = text, style
+        self._line, self._bar = line, bar
 
     def render(self, task: Task) -> Text:
-        """The text now."""
-        line = task.fields["line"]
-        return Text("" if line is None else self._text(line), self._style)
+        """The line now."""
+        line, done = self._line, 0
+        if line.total:
+            done = min(self._bar, self._bar * line.done // line.total)
+        return Text.assemble(
+            f"{line.label:<24} ",
+            ("━" * done, "bar.complete"),
+            ("─" * (self._bar - done), "bar.back"),
+            f"{' ' if self._bar else ''}{line.count()}  {line.time()}  ",
+            (line.figures(), "dim"),
+        )
 
 
 @contextmanager
 def _bar(progress: Progress, label: str, total: int, unit: str) -> Iterator[StageLine]:
-    columns = (
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(16),
-        _LineColumn(StageLine.count),
-        _LineColumn(StageLine.time),
-        _LineColumn(StageLine.figures, "dim"),
-    )
-    with Bars(*columns, console=progress.console) as bars:
-        task = bars.add_task(printable(label), total=total, line=None)
-        line = StageLine(label, total, lambda line: bars.update(task, completed=line.done), unit)
-        bars.update(task, line=line)
+    line = StageLine(label, total, lambda line: None, unit)
+    with Bars(_LineColumn(line, BAR if progress.console.width >= WIDE else 0), console=progress.console) as bars:
+        bars.add_task("", total=None)
         yield line
 
 

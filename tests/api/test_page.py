@@ -44,7 +44,7 @@ def test_the_blocks_run(tmp_path: Path, finished_run: Path) -> None:
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
     assert re.fullmatch(r"[1-9]\d* of 40 images kept, in runs/clean/dataset", printed[0])
-    assert printed[-1] == "annotate: 1 of 1 20 images"
+    assert printed[-1] == "annotate: 1 of 1 shards {'in': 20, 'kept': 20}"
     assert {"exported", "runs"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -48,12 +48,12 @@ def test_verify_names_twenty_and_says_what_to_do(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert out.count("annotate, shard 00000: it is gone") == 20
     assert "and 3 more; --json names all" in out
-    assert "23 do not hold: `capfilt verify runs/a --mend`, then the same command" in out
+    assert "23 are not as committed: `capfilt verify runs/a --mend`, then the same command" in out
     assert "2 shards are not done yet" in out
     print_verified({**answer, "broken": [piece], "withdrawn": 1})
     assert "1 withdrawn: run the command that made them again" in capsys.readouterr().out
     print_verified({**answer, "broken": []})
-    assert "everything holds" in capsys.readouterr().out
+    assert "everything is as it was committed" in capsys.readouterr().out
 
 
 def test_without_a_terminal_what_goes_on_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

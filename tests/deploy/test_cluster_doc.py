@@ -82,7 +82,7 @@ def test_every_local_command_of_the_document_runs_on_two_nodes() -> None:
     summary = json.loads(result)
     assert [entry["round"] for entry in summary["rounds"]] == [0, 1]
     assert summary["rounds"][1]["samples_in"] == 400
-    assert said.count("everything holds, and the balance too") == 3
+    assert said.count("everything is as it was committed") == 3
     assert re.search(r"│ capfilt-bootstrap-smoke-\w{8} +│ bootstrap +│ /mnt/capfilt/runs/smoke +│ succeeded", said)
     assert "/mnt/capfilt/runs/smoke: done: every stage that was begun" in said
 

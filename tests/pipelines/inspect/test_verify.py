@@ -39,7 +39,7 @@ def test_a_sound_run_holds(finished_run: Path, capfilt: Any, snapshot: Any) -> N
     assert (answer["shards"], answer["undone"]) == (24, 0)
     assert answer["files"] > 20
     assert snapshot(finished_run) == before
-    assert "everything holds" in capfilt("verify", finished_run).out
+    assert "everything is as it was committed" in capfilt("verify", finished_run).out
 
 
 def test_a_changed_byte_is_found_and_just_that_is_done_again(
@@ -50,7 +50,7 @@ def test_a_changed_byte_is_found_and_just_that_is_done_again(
     assert done.code == 1
     assert "round-1: annotate, shard 00001: " in done.out
     assert "does not have the bytes that were committed" in done.out
-    assert f"1 do not hold: `capfilt verify {run_copy} --mend`, then the same command" in done.out
+    assert f"1 are not as committed: `capfilt verify {run_copy} --mend`, then the same command" in done.out
     done = capfilt("verify", run_copy, "--mend")
     assert done.code == 0
     assert "1 withdrawn" in done.out
