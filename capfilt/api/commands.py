@@ -39,6 +39,7 @@ def annotate(
     recipe: Location | None = None,
     settings: Settings = (),
     seed: int = 0,
+    val: Location | None = None,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
@@ -60,6 +61,8 @@ def annotate(
         captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.
         settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
+        val: human pairs on which the filter is measured too: its AUC on them against shuffled ones, for the report and
+            `record["human_pairs"]`. They change no annotation; a finished run can be measured later.
         address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
         workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
             1 and, where the cluster has any, 1.
@@ -84,7 +87,8 @@ def annotate(
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         models, where = (str(captioner), str(filter)), arguments.working_address(address)
-        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show)
+        pairs = None if val is None else str(val)
+        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, pairs)
     return AnnotateResult.of(folder, record)
 
 

@@ -115,6 +115,9 @@ def annotate(
         str | None, typer.Option(help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
+    val: Annotated[
+        str | None, typer.Option(help="Human pairs: also measure the filter's AUC on them against shuffled ones.")
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. decode.method=beam, decode.top_p=0.95, batch_size=128."),
@@ -147,6 +150,7 @@ def annotate(
             recipe=recipe,
             settings=sets or (),
             seed=seed,
+            val=val,
             address=address,
             workers=workers,
             cpus=cpus,

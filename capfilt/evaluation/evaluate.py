@@ -139,16 +139,48 @@ def calibrate(
 
     Each image keeps its texts (right) and is given those of the next image in a fixed shuffle (wrong).
     """
-    order = np.random.default_rng(0).permutation(len(pairs.texts))
-    wrong = [pairs.texts[0]] * len(order)
-    for image, stranger in zip(order, np.roll(order, 1), strict=True):
-        wrong[image] = pairs.texts[stranger]
 
     def scores(texts: list[list[str]]) -> list[float]:
         parts = zip(pairs.split(batch_size), _parts(texts, batch_size), strict=True)
         return [value for tokens, part in parts for row in score_of(filter_, score, tokens, part) for value in row]
 
-    return matching.calibrate(scores(pairs.texts), scores(wrong), recall)
+    return matching.calibrate(scores(pairs.texts), scores(shuffled(pairs)), recall)
+
+
+def shuffled(pairs: EvalSet) -> list[list[str]]:
+    """For each image the texts of another one, the next in a fixed shuffle; of a single image its own."""
+    order = np.random.default_rng(0).permutation(len(pairs.texts))
+    wrong = [pairs.texts[0]] * len(order)
+    for image, stranger in zip(order, np.roll(order, 1), strict=True):
+        wrong[image] = pairs.texts[stranger]
+    return wrong
+
+
+def human_pairs(filter_: DualEncoderFilter, pairs: EvalSet, batch_size: int) -> dict[str, Any]:
+    """How well a filter tells human pairs from shuffled ones: `images`, `texts`, and `auc` by each score it gives.
+
+    It is no measure of web texts, whose mistakes may be subtler than another image's text.
+
+    Raises:
+        DataError: fewer than two images, which cannot be shuffled.
+    """
+    if len(pairs.texts) < 2:
+        raise DataError("human pairs of one image cannot be shuffled; give the pairs of two images or more")
+
+    def scores(texts: list[list[str]]) -> dict[str, list[float]]:
+        values: dict[str, list[float]] = {score: [] for score in filter_.given}
+        for tokens, part in zip(pairs.split(batch_size), _parts(texts, batch_size), strict=True):
+            by_score = filter_.score_tokens(tokens, part)
+            for score, into in values.items():
+                into += [value for of_image in by_score[score] or [] for value in of_image]
+        return values
+
+    right, wrong = scores(pairs.texts), scores(shuffled(pairs))
+    areas = {}
+    for score in right:
+        labels = [True] * len(right[score]) + [False] * len(wrong[score])
+        areas[score] = matching.auc(right[score] + wrong[score], labels)
+    return {"images": len(pairs.texts), "texts": len(pairs.flat_texts), "auc": areas}
 
 
 def local_roles(local: LocalModel, config: EvaluateConfig) -> tuple[DualEncoderFilter | None, LocalCaptioner | None]:

@@ -57,6 +57,12 @@ def truth(sample: Sample) -> Truth | None:
     return None
 
 
+def says_truth(url: str) -> bool:
+    """Whether a shard says of its first sample whether the web text matches; the rest of it is not read."""
+    first = next((item for item in shards.read(url) if not isinstance(item, FailedSample)), None)
+    return first is not None and truth(first) is not None
+
+
 def truths(url: str) -> dict[str, Truth]:
     """The truth of every web text of a shard by uid; {} for a shard whose first sample has none, the rest of which is
     not read."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import connect
+from capfilt.cluster.session import Session, connect
+from capfilt.cluster.worker_pool import Resources
 from capfilt.data import shards
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.roles import check_captioner, check_filter
@@ -15,6 +16,8 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.annotate import AnnotateJob, annotate
 from capfilt.stages.compute import ComputeRequest, decide
+from capfilt.stages.count_pairs import shard_digests
+from capfilt.stages.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath
 
@@ -28,15 +31,18 @@ def run(
     config: AnnotateConfig,
     options: CommandOptions,
     show: Progress,
+    val: str | None = None,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own.
 
-    ShortfallError where no image, or too few, could be annotated.
+    `val` names human pairs on which the filter is measured then. They change no annotation, so they are no part of the
+    plan, and a finished run is measured by the same command with them. ShortfallError where no image, or too few,
+    could be annotated.
     """
     captioner, filter_ = (store.find(model) for model in models)
     check_captioner(captioner, config.decode)
     check_filter(filter_)
-    urls = shards.expand(specs)
+    urls, pairs = shards.expand(specs), None if val is None else shards.expand(val)
     with show.wait("reading the weights of the captioner and the filter"):
         writes, scores = store.fingerprint(captioner), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
@@ -55,6 +61,23 @@ def run(
             round=0,
         )
         tally = annotate(session, urls, job, worker, show)
-    result = {"annotations": str(out / "annotations"), **tally.to_json()}
+        figures = None if pairs is None else _measure(session, job, pairs, worker, show)
+    result: dict[str, Any] = {"annotations": str(out / "annotations"), **tally.to_json()}
+    if figures is not None:
+        result["human_pairs"] = figures
     check_success("annotate", tally, options.min_success, result)
     return result
+
+
+def _measure(session: Session, job: AnnotateJob, pairs: list[str], worker: Resources, show: Progress) -> dict[str, Any]:
+    """The filter's figures on human pairs, which it scores as it scored the annotations."""
+    work = HumanPairsJob(
+        out=job.out,
+        model=job.filter,
+        shards=tuple(pairs),
+        contents=shard_digests(session, pairs, {}, job.out, show),
+        batch_size=job.config.batch_size,
+        max_length=job.config.max_length,
+        compute=job.compute,
+    )
+    return measure_human_pairs(session, work, worker, show)

@@ -112,6 +112,7 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
         captioner = context.opened.roles["captioner"].model(context, r, newest)
         filter_model = context.opened.roles["filter"].model(context, r, newest)
         calibrated = steps.calibrate(context, r, filter_model)
+        on_pairs = steps.measure_human_pairs(context, r, filter_model)
         steps.annotate(context, r, captioner, filter_model)
         threshold, tally = steps.select(context, r, calibrated)
         models = steps.pretrain(context, r, [Source(shards=str(context.folder(r, "dataset")))], newest)
@@ -119,7 +120,7 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
     named, annotations = shards.by_name(context.splits["web"]), context.folder(r, "annotations")
     measured = filter_figures(named, annotations, config.select.score, threshold)
     number = {} if threshold is None else {"threshold": threshold}
-    return summarise(context, r, {**tally_figures(tally), "filter": {**number, **measured}, **metrics})
+    return summarise(context, r, {**tally_figures(tally), "filter": {**number, **measured}, **on_pairs, **metrics})
 
 
 def tally_figures(tally: Tally) -> dict[str, Any]:

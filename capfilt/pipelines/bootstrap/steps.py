@@ -9,6 +9,7 @@ from typing import Any
 
 from capfilt.data import shards
 from capfilt.data.loading.config import Source
+from capfilt.evaluation.known_truth import says_truth
 from capfilt.models import label
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
@@ -20,6 +21,8 @@ from capfilt.stages.calibrate import CalibrateJob
 from capfilt.stages.calibrate import calibrate as run_calibrate
 from capfilt.stages.evaluate import EvaluateJob
 from capfilt.stages.evaluate import evaluate as run_evaluate
+from capfilt.stages.human_pairs import HumanPairsJob
+from capfilt.stages.human_pairs import measure_human_pairs as run_human_pairs
 from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected, resolve_threshold
 from capfilt.stages.select import select as run_select
@@ -94,6 +97,28 @@ def calibrate(context: BootstrapContext, r: int, filter_model: StoragePath) -> f
     )
     worker = context.config.cluster.annotate
     return run_calibrate(context.session, job, worker, context.progress, f"round {r} calibrate")
+
+
+def measure_human_pairs(context: BootstrapContext, r: int, filter_model: StoragePath) -> dict[str, Any]:
+    """The figures of a round's filter on human pairs against shuffled ones.
+
+    {} where there are no validation pairs, where the truth of web texts is known and says more, and where a calibrated
+    threshold has measured the same.
+    """
+    pairs, web = context.splits.get("val"), context.splits["web"]
+    if not pairs or context.config.select.threshold == "calibrated" or says_truth(web[0]):
+        return {}
+    job = HumanPairsJob(
+        out=context.folder(r),
+        model=filter_model,
+        shards=tuple(pairs),
+        contents=context.contents(r, pairs),
+        batch_size=context.config.annotate.batch_size,
+        max_length=context.config.annotate.max_length,
+        compute=context.compute["annotate"],
+    )
+    worker, label = context.config.cluster.annotate, f"round {r} human pairs"
+    return {"human_pairs": run_human_pairs(context.session, job, worker, context.progress, label)}
 
 
 def annotate(context: BootstrapContext, r: int, captioner: StoragePath, filter_model: StoragePath) -> None:
