@@ -15,7 +15,7 @@ from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import ModelError, RecipeError
 from capfilt.inference.config import DecodeConfig
-from capfilt.models import Architecture, family_of
+from capfilt.models import Architecture, preprocess_of
 from capfilt.models.checkpoints import store
 from capfilt.storage.paths import StoragePath
 
@@ -118,9 +118,9 @@ def tokenizer_for(model: StoragePath, architecture: Architecture) -> Tokenizer:
 
 def preprocess_for(model: StoragePath, architecture: Architecture) -> Preprocess:
     """How a saved model wants its pictures. ModelError where that cannot be done."""
-    return Preprocess.read(model, architecture.image_size, family_of(architecture).preprocess)
+    return Preprocess.read(model, architecture.image_size, preprocess_of(architecture))
 
 
 def save_preprocess(model: StoragePath, architecture: Architecture, folder: StoragePath) -> None:
     """Write how a saved model wants its pictures into another folder of it."""
-    preprocess_for(model, architecture).save(folder, architecture.image_size, family_of(architecture).preprocess)
+    preprocess_for(model, architecture).save(folder, architecture.image_size, preprocess_of(architecture))

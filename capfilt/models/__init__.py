@@ -21,6 +21,7 @@ from capfilt.models.registry import (
     build,
     family_of,
     label,
+    preprocess_of,
     read_architecture,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "build",
     "family_of",
     "label",
+    "preprocess_of",
     "read_architecture",
 ]
 

@@ -15,6 +15,7 @@ from capfilt.config import Config
 if TYPE_CHECKING:
     import torch
 
+    from capfilt.data.images.preprocess import Preprocess
     from capfilt.data.text.language_tokenizer import TokenizerKind
 
 ModelRole = Literal["captioner", "filter"]
@@ -93,6 +94,10 @@ class ArchitectureConfig(Config, ABC):
     def first_token(self) -> int | None:
         """The id that a decoded text begins with; None: the one that the tokenizer begins texts with."""
         return None
+
+    def pictures(self, usual: Preprocess) -> Preprocess:
+        """How pictures are wanted where a model's folder does not say; `usual` is the family's way."""
+        return usual
 
     @property
     def frozen_vision(self) -> bool:

@@ -207,6 +207,8 @@ class OriginalFormat(ABC):
     """The parts of a model that a file may lack as a whole, by the first word of our names, and what each is."""
     wrapper: ClassVar[str] = "model"
     """The key under which a written file has its tensors; "" where the file is the table of them."""
+    suffix: ClassVar[str] = ".pth"
+    """How the name of a written file ends."""
 
     @abstractmethod
     def lacks(self, tensors: Tensors) -> str:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import OpenSection
+from capfilt.data.images.preprocess import Preprocess
 from capfilt.errors import RecipeError, did_you_mean
 from capfilt.models.albef import ALBEF
 from capfilt.models.architecture import ArchitectureConfig
@@ -22,6 +23,7 @@ from capfilt.models.blip2 import BLIP2
 from capfilt.models.clip import CLIP
 from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
+from capfilt.models.vilt import VILT
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -31,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "blip2": BLIP2,
     "albef": ALBEF,
     "clip": CLIP,
+    "vilt": VILT,
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
 
@@ -38,6 +41,11 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: ArchitectureConfig) -> Family:
     """The family of an architecture."""
     return FAMILIES[config.family]
+
+
+def preprocess_of(config: ArchitectureConfig) -> Preprocess:
+    """How pictures are wanted by a model of this architecture whose folder does not say."""
+    return config.pictures(family_of(config).preprocess)
 
 
 def build(config: ArchitectureConfig) -> Model:

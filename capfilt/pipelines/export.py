@@ -108,12 +108,14 @@ def write_hf(model: Model, tokenizer: Tokenizer, picture: Preprocess, folder: Pa
 
 
 def as_pth(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
-    """`model.pth` with the names of the family's own code, all of the model in one."""
+    """`model.pth` with the names of the family's own code (of ViLT `model.ckpt`), all of the model in one."""
     tokenizer.save(out)
     model = store.load(path)
     save_preprocess(path, model.config, out)
-    store.save_pth(model, out / "model.pth")
-    return [out / "model.pth"]
+    original = family_of(model.config).code.original
+    file = out / f"model{original.suffix if original else '.pth'}"
+    store.save_pth(model, file)
+    return [file]
 
 
 def as_open_clip(path: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:

@@ -267,7 +267,7 @@ def check_start(start: StoragePath, architecture: Architecture, initial: Initial
     if saved.family != architecture.family:
         raise RecipeError(f"start: {path} is of the family {saved.family}, and `model` of {architecture.family}.")
     check_shape(saved, architecture, f"start: {path}", "`model`", ("vision", "text"))
-    if preprocess_for(path, saved) != models.family_of(saved).preprocess:
+    if preprocess_for(path, saved) != models.preprocess_of(saved):
         raise RecipeError(
             f"start: {path} wants its pictures otherwise than the family {saved.family} (its preprocessor_config.json: "
             "mean, std, size), and trainings give them as the family does; start from one that wants them so."

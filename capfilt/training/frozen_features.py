@@ -17,7 +17,7 @@ from capfilt.data.loading.features import Features
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError, ModelError
 from capfilt.inference.batches import pictures
-from capfilt.models import Model, family_of
+from capfilt.models import Model, preprocess_of
 from capfilt.models.interface import FrozenTower
 from capfilt.runs.ledger import fingerprint
 from capfilt.storage.atomic import write_json
@@ -63,7 +63,7 @@ def prepare(
     for done, url in enumerate(mine):
         if data_parallel.rank() == 0:
             write_json(progress / PROGRESS, {"done": done, "of": len(mine)})
-        image_format = ImageFormat(model.config.image_size, family_of(model.config).preprocess)
+        image_format = ImageFormat(model.config.image_size, preprocess_of(model.config))
         features.write(files[url], encoded(frozen, url, image_format, device))
     data_parallel.barrier(PATIENCE)
     if data_parallel.rank() == 0:

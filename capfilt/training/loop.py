@@ -21,7 +21,7 @@ from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.text.bert_tokenizers import BertTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
-from capfilt.models import Model, build, family_of
+from capfilt.models import Model, build, preprocess_of
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.objectives.interface import PairBatch, Task
@@ -67,7 +67,7 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
         job.sources,
         job.train.loader,
         tokenizer,
-        ImageFormat(job.architecture.image_size, family_of(job.architecture).preprocess),
+        ImageFormat(job.architecture.image_size, preprocess_of(job.architecture)),
         job.seed,
         data_parallel.rank(),
         data_parallel.world_size(),

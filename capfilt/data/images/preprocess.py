@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALONE, NESTED, OPEN_CLIP = "preprocessor_config.json", "processor_config.json", "open_clip_config.json"
-_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters, by the number that it and transformers give them."""
@@ -40,6 +40,13 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "Blip": {"size": None, "do_center_crop": False},
     "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224},
+    "Vilt": {
+        "size": {"shortest_edge": 384},
+        "size_divisor": 32,
+        "do_pad": True,
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    },
 }
 _SUPPORTED = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb")
 
@@ -94,7 +101,7 @@ class Preprocess(Config):
             ImageError: a picture so long and thin that resizing it would make too many pixels.
         """
         if self.shape == "padded":
-            return np.array(image.resize(self._sides(image, size), self._filter), dtype=np.uint8)
+            return np.array(image.resize(self._sides(image, self.resized or size), self._filter), dtype=np.uint8)
         side, filter_ = self.resized or size, self._filter
         width, height = side, side
         if self.shape == "shortest edge":
@@ -156,6 +163,8 @@ class Preprocess(Config):
     def to_transformers(self, size: int) -> dict[str, Any]:
         """The settings of a transformers image processor that does the same, for pictures of `size` pixels."""
         side = self.resized or size
+        if self.shape == "padded":
+            return self._to_vilt(side)
         squash = self.shape == "squash"
         crop = {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
         return {
@@ -180,6 +189,25 @@ class Preprocess(Config):
         norms = {"mean": list(self.mean), "std": list(self.std)}
         return {"size": [size, size], "mode": "RGB", **norms, "interpolation": self.resample, "resize_mode": mode}
 
+    def _to_vilt(self, side: int) -> dict[str, Any]:
+        """As transformers' processor of ViLT, which knows one ratio of sides alone: another stands in `longest`, which
+        is read here."""
+        usual = type(self).model_fields["longest"].default
+        return {
+            "image_processor_type": "ViltImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": side},
+            "size_divisor": self.multiple,
+            "resample": _FILTERS.index(self.resample),
+            "do_rescale": True,
+            "rescale_factor": 1 / self.divisor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_pad": True,
+            **({} if self.longest == usual else {"longest": self.longest}),
+        }
+
     def save(self, folder: StoragePath, size: int, default: Preprocess | None = None) -> None:
         """Write it into a model's folder, unless it is the default of its family (none: BLIP's)."""
         if self != (default or Preprocess()):
@@ -190,6 +218,8 @@ BLIP_PREPROCESS = Preprocess()
 """Squashed to a square with the bicubic filter, CLIP's mean and standard deviation."""
 CLIP_PREPROCESS = Preprocess(shape="shortest edge")
 """The shortest side to the size with the bicubic filter, then the middle; CLIP's mean and standard deviation."""
+VILT_PREPROCESS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), shape="padded")
+"""The shortest side to the size with the bicubic filter, the longer one at most 1333 / 800 of it; values in [-1, 1]."""
 
 
 class Resizing(NamedTuple):
@@ -268,8 +298,9 @@ def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
         "rescale_factor": 1 / 255,
     }
     settings = usual | _DEFAULTS.get(family or "", {}) | settings
-    if unknown := [key for key, value in settings.items() if key.startswith("do_") and key not in _SUPPORTED and value]:
-        raise ValueError(f"{unknown[0]} is {settings[unknown[0]]!r}; what can be done: {', '.join(_SUPPORTED)}")
+    supported = (*_SUPPORTED, "do_pad") if family == "Vilt" else _SUPPORTED
+    if unknown := [key for key, value in settings.items() if key.startswith("do_") and key not in supported and value]:
+        raise ValueError(f"{unknown[0]} is {settings[unknown[0]]!r}; what can be done: {', '.join(supported)}")
     if not settings.get("do_resize", True):
         raise ValueError("do_resize is false; pictures of any size do not fit into a batch")
     resample = settings["resample"]
@@ -277,7 +308,13 @@ def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
         raise ValueError(f"resample is {resample!r}; it is a number of Pillow's, 0 to {len(_FILTERS) - 1}")
     normalises = settings.get("do_normalize", True)
     divisor = round(1 / float(settings["rescale_factor"]), 9) if settings.get("do_rescale", True) else 1.0
-    shape, resized = _shape_and_size(settings, size, square=family != "CLIP")
+    shape: Literal["squash", "shortest edge", "padded"]
+    bounds: dict[str, Any] = {}
+    if family == "Vilt":
+        shape, resized = "padded", _shortest_edge(settings)
+        bounds = {key: settings[name] for key, name in _BOUNDS.items() if name in settings}
+    else:
+        shape, resized = _shape_and_size(settings, size, square=family != "CLIP")
     return Preprocess(
         mean=settings["image_mean"] if normalises else (0.0, 0.0, 0.0),
         std=settings["image_std"] if normalises else (1.0, 1.0, 1.0),
@@ -285,7 +322,23 @@ def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
         resample=_FILTERS[resample],
         shape=shape,
         resized=0 if resized == size else resized,
+        **bounds,
     )
+
+
+_BOUNDS = {"multiple": "size_divisor", "longest": "longest"}
+"""What a padded picture's sides are bound by, and its name in a processor's settings."""
+
+
+def _shortest_edge(settings: dict[str, Any]) -> int:
+    """The shortest side of pictures that keep their shape. ValueError for another rule."""
+    given = settings["size"]
+    edge = given.get("shortest_edge") if isinstance(given, dict) else given
+    if not isinstance(edge, int) or edge < 1 or not settings["do_pad"]:
+        raise ValueError(
+            f"size is {given!r}, do_pad {settings['do_pad']!r}; what can be done: shortest_edge, and do_pad"
+        )
+    return edge
 
 
 def _shape_and_size(

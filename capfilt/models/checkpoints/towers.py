@@ -139,3 +139,13 @@ def joined(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
             yield name.replace(".query.", ".qkv."), torch.cat([tensors[part] for part in parts])
         elif ".attention.attention." not in name:
             yield name, tensor
+
+
+def split(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+    """The other way: what `joined` joins of transformers' ViT as its three projections."""
+    for name, tensor in tensors.items():
+        if ".attention.attention.qkv." in name:
+            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                yield name.replace(".qkv.", f".{part}."), third
+        else:
+            yield name, tensor

@@ -136,16 +136,17 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between, or OpenAI's QuickGELU."""
+    """Two linear layers with an exact GELU between, or OpenAI's QuickGELU, and a dropout behind it (ViLT)."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation = "gelu"):
+    def __init__(self, width: int, hidden: int, activation: Activation = "gelu", dropout: float = 0.0):
         super().__init__()
         self.up = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
         self.down = nn.Linear(hidden, width)
         self.activation = F.gelu if activation == "gelu" else quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(self.activation(self.up(x)))
+        out: Tensor = self.down(self.dropout(self.activation(self.up(x))))
         return out
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
 from capfilt.models.layers.block import Block
-from capfilt.models.layers.config import APART, BertConfig, FusionTextConfig, Role, TextConfig
+from capfilt.models.layers.config import APART, BertConfig, EmbeddingsConfig, FusionTextConfig, Role, TextConfig
 from capfilt.models.layers.image_context import ImageContext
 
 StackConfig = TextConfig | FusionTextConfig
@@ -39,7 +39,7 @@ class PerRole(nn.ModuleDict):
 class Embeddings(nn.Module):
     """Words plus positions, normalised; plus BERT's first token type, which BLIP leaves out."""
 
-    def __init__(self, config: StackConfig):
+    def __init__(self, config: StackConfig | EmbeddingsConfig):
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
         self.positions = nn.Embedding(config.max_positions, config.width)
@@ -165,7 +165,7 @@ TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "self_keys_values")
 class LanguageHead(nn.Module):
     """BERT's head: a transform, then the output matrix (tied to the word embeddings, or not) and a bias."""
 
-    def __init__(self, config: BertConfig):
+    def __init__(self, config: BertConfig | EmbeddingsConfig):
         super().__init__()
         self.transform = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)

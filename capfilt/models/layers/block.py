@@ -32,23 +32,26 @@ class PreNormBlock(nn.Module):
         activation: Activation = "gelu",
         key_bias: bool = True,
         causal: bool = False,
+        dropout: float = 0.0,
     ):
         """Args:
         shape: width, heads, and inner width of the feed-forward layers.
         causal: whether a token sees itself and those before it alone.
+        dropout: of the outputs of attention and of both feed-forward layers; the public ViTs have none.
         """
         super().__init__()
         width, heads, hidden = shape
         self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.attention = FusedSelfAttention(width, heads, key_bias, causal)
         self.feed_forward_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.feed_forward = FeedForward(width, hidden, activation)
+        self.feed_forward = FeedForward(width, hidden, activation, dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BND: Tensor, depth_2B11: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Tokens -> tokens. `depth_2B11` is what `stochastic_depth` drew for the two branches; an argument, so that
         blocks that differ in nothing but the rate are compiled once. `mask` as of `FusedSelfAttention`."""
-        branch = self.attention(self.attention_norm(x_BND), mask)
+        branch = self.dropout(self.attention(self.attention_norm(x_BND), mask))
         x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
-        branch = self.feed_forward(self.feed_forward_norm(x_BND))
+        branch = self.dropout(self.feed_forward(self.feed_forward_norm(x_BND)))
         out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
         return out

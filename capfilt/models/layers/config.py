@@ -192,3 +192,31 @@ class FusionTextConfig(BertConfig):
     def weights(self) -> int:
         """About how many numbers it learns; norms and biases are not counted."""
         return super().weights - 4 * self.fusion_layer * self.width**2
+
+
+class EmbeddingsConfig(Config):
+    """BERT's embeddings and its head without any layer between, for models whose blocks read texts and patches
+    together (ViLT, VLMo). BERT-base's are 768 wide."""
+
+    token_types: ClassVar[int] = 2
+
+    vocab_size: Entries
+    """Entries of the vocabulary; BERT's 30522."""
+    width: Width
+    """Width of the blocks."""
+    max_positions: Positions = 40
+    """Tokens of a text at most."""
+    dropout: Rate = 0.1
+    """Dropout of the embeddings in training."""
+    layer_norm_eps: Epsilon = 1e-12
+    """What the LayerNorms of embeddings and head add to the variance; those of the blocks have one of their own."""
+    init_std: Deviation = 0.02
+    """Standard deviation of fresh weights; see VisionConfig."""
+    tie_lm_head: bool = False
+    """Whether the head's output matrix is the word embeddings."""
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns; norms and biases are not counted."""
+        head = 0 if self.tie_lm_head else self.vocab_size
+        return (self.vocab_size + self.max_positions + self.width + head) * self.width

@@ -2,11 +2,13 @@
 
 As in timm and BLIP: pre-norm, learned absolute positions with a place for [CLS], biases everywhere, LayerNorm with
 eps 1e-6, final norm. EVA's ViT-g, which BLIP-2 looks through, has no bias of keys and is used before its final norm.
-CLIP's has a norm before its first block, no bias of patches, and another activation.
+CLIP's has a norm before its first block, no bias of patches, and another activation. ViLT runs the blocks over texts
+and patches together, with pictures of any shape (`run`, `positions_of_shapes`).
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -25,7 +27,8 @@ VISION_BLOCK = Block(PreNormBlock)
 class VisionTransformer(nn.Module):
     """Pictures [B, 3, S, S] (normalised floats) -> tokens [B, 1 + patches, width]; token 0 is [CLS]."""
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig, dropout: float = 0.0):
+        """`dropout` as of the blocks."""
         super().__init__()
         self.config = config
         patch = config.patch_size
@@ -34,11 +37,9 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, config.num_tokens, config.width))
         norm = partial(nn.LayerNorm, config.width, eps=config.layer_norm_eps)
         self.pre_norm = norm() if config.pre_norm else nn.Identity()
+        block = partial(PreNormBlock, (config.width, config.heads, config.hidden), config.layer_norm_eps)
         self.blocks = nn.ModuleList(
-            PreNormBlock(
-                (config.width, config.heads, config.hidden), config.layer_norm_eps, config.activation, config.key_bias
-            )
-            for _ in range(config.depth)
+            block(config.activation, config.key_bias, dropout=dropout) for _ in range(config.depth)
         )
         self.rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.norm = norm() if config.final_norm else nn.Identity()
@@ -57,14 +58,17 @@ class VisionTransformer(nn.Module):
     def forward(self, images_B3SS: Tensor) -> Tensor:
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
-        x_BND = self.pre_norm(x_BND)
+        return self.run(self.pre_norm(x_BND))
+
+    def run(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embedded tokens -> tokens: blocks and final norm. `mask` as of `FusedSelfAttention`."""
         kept = len(self.blocks) - self.recompute
         for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
             depth = stochastic_depth(x_BND, rate if self.training else 0.0)
             if i >= kept and torch.is_grad_enabled():
-                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, depth, use_reentrant=False)
+                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, depth, mask, use_reentrant=False)
             else:
-                x_BND = block(x_BND, depth)
+                x_BND = block(x_BND, depth, mask)
         tokens: Tensor = self.norm(x_BND)
         return tokens
 
@@ -83,3 +87,27 @@ def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int, an
     resized = F.interpolate(at_least_fp32(grid), (new, new), mode="bicubic", align_corners=False, antialias=antialias)
     grid = resized.to(positions_1ND.dtype)
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def positions_of_shapes(positions_1ND: Tensor, there_BHW: Tensor) -> Tensor:
+    """Position embeddings of pictures of unequal shapes, [B, H, W, D]: bilinear over the table's grid, corners on
+    corners, as ViLT interpolates for each picture; at least fp32.
+
+    `there_BHW` is True for the patches of a picture, which lie in the upper left; 0 elsewhere.
+    """
+    side = math.isqrt(positions_1ND.shape[1] - 1)
+    with torch.autocast(positions_1ND.device.type, enabled=False):
+        table = at_least_fp32(positions_1ND[0, 1:]).view(side, side, -1)
+        rows_BHG = _between_corners(there_BHW[:, :, 0], side, table)
+        columns_BWG = _between_corners(there_BHW[:, 0], side, table)
+        return torch.einsum("bhg,gkd,bwk->bhwd", rows_BHG, table, columns_BWG)
+
+
+def _between_corners(there_BL: Tensor, side: int, like: Tensor) -> Tensor:
+    """For each place of a line the weights of the table's `side` places, [B, L, side]; 0 where nothing is."""
+    sizes_B1 = there_BL.sum(dim=1, keepdim=True)
+    places = torch.arange(there_BL.shape[1], device=like.device, dtype=like.dtype)
+    at_BL = places * ((side - 1) / (sizes_B1 - 1).clamp(min=1).to(like.dtype))
+    known = torch.arange(side, device=like.device, dtype=like.dtype)
+    weights_BLG = (1 - (at_BL[:, :, None] - known).abs()).clamp(min=0)
+    return weights_BLG * there_BL[:, :, None]

@@ -1,0 +1,134 @@
+"""ViLT's architecture as a YAML of `models/vilt/` describes it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from capfilt.data.images.preprocess import Preprocess
+from capfilt.models.architecture import ArchitectureConfig, ModelRole
+from capfilt.models.layers.config import EmbeddingsConfig, VisionConfig
+from capfilt.models.limits import Rate
+
+Head = Literal["mlm", "itm", "rank", "vqa", "nlvr2", "tokens"]
+MATCHING: frozenset[Head] = frozenset({"itm", "rank"})
+"""The heads that say whether a text is of an image."""
+
+
+class BlocksConfig(VisionConfig):
+    """The blocks, which are a ViT's, with its patches and positions."""
+
+    grid: int = Field(ge=1, le=256)
+    """Patches on a side of the table of positions, from which each picture's are interpolated; 12 in the public models,
+    whatever the picture size."""
+    dropout: Rate = 0.1
+    """Dropout of embedded patches and of the blocks' outputs in training; there is none in attention."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Places of the table of positions, [CLS] included."""
+        return self.grid**2 + 1
+
+
+class ViltConfig(ArchitectureConfig):
+    """An architecture of the family: one stack of blocks over [text; I_CLS; patches] (ViLT section 3)."""
+
+    image_size_key: ClassVar[str] = "vision.image_size"
+
+    family: Literal["vilt"] = "vilt"
+    vision: BlocksConfig
+    """`image_size` is the shortest side of a picture, which keeps its shape."""
+    text: EmbeddingsConfig
+    """Embeddings of texts, and the head that guesses words."""
+    heads: tuple[Head, ...] = ("mlm", "itm")
+    """What the model has beside the blocks. mlm: guesses hidden words; itm: classifies pairs, of pretraining; rank: one
+    number a pair, of ViLT's fine-tuning for retrieval; vqa, nlvr2, tokens: the heads of these tasks."""
+    images: int = Field(default=1, ge=1, le=8)
+    """Pictures beside one text; 2 in NLVR2."""
+    labels: int = Field(default=0, ge=0, le=10**6)
+    """Classes of the head vqa (3129 answers in VQAv2), nlvr2 (2) or tokens."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ViltConfig:
+        if self.text.width != self.vision.width:
+            raise ValueError(f"text.width {self.text.width} must be vision.width {self.vision.width}: it is one stack")
+        if len(classifiers := [head for head in self.heads if head in ("vqa", "nlvr2", "tokens")]) > 1:
+            raise ValueError(f"heads has {' and '.join(classifiers)}; a model has one classifier at most")
+        if bool(classifiers) != bool(self.labels):
+            raise ValueError(f"labels is {self.labels} with heads {', '.join(self.heads)}; a classifier has labels")
+        return self
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """It reads a text beside an image and never alone, so it gives itm and no cosine."""
+        fuses = {"fuse"} if MATCHING & set(self.heads) else set()
+        return frozenset({"encode_image"} | fuses | ({"unmask"} if "mlm" in self.heads else set()))
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a model has the pooler; a classifier of tokens has none."""
+        return self.heads != ("tokens",)
+
+    @property
+    def image_size(self) -> int:
+        """Shortest side of a picture, pixels."""
+        return self.vision.image_size
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return self.vision.patch_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many entries a tokenizer may have."""
+        return self.text.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a text at most."""
+        return self.text.max_positions
+
+    @property
+    def num_weights(self) -> int:
+        """About how many numbers a model learns; norms and biases are not counted."""
+        return self.vision.weights + self.text.weights
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        return self.vision.depth
+
+    @property
+    def vision_depth(self) -> int:
+        """Blocks whose activations can be recomputed."""
+        return self.vision.depth
+
+    @property
+    def towers(self) -> dict[str, dict[str, int | str]]:
+        """The shape of the one stack."""
+        return {
+            "vision": {key: getattr(self.vision, key) for key in ("width", "depth", "heads", "hidden", "patch_size")}
+        }
+
+    @property
+    def tokenizer_kind(self) -> Literal["bert"]:
+        """BERT's tokenizer as it is."""
+        return "bert"
+
+    def pictures(self, usual: Preprocess) -> Preprocess:
+        """The family's way, with sides that patches divide."""
+        return usual.model_copy(update={"multiple": self.patch_size})
+
+    def for_role(self, role: ModelRole) -> Self:
+        """The same with the heads alone that a filter needs; it cannot be the captioner."""
+        return self.changed_heads(tuple(head for head in self.heads if head in MATCHING)) if role == "filter" else self
+
+    def changed_heads(self, heads: tuple[Head, ...]) -> Self:
+        """The same with other heads, none of them a classifier."""
+        return self.model_copy(update={"heads": heads, "labels": 0})
+
+    def vocabulary_setting(self, entries: int) -> str:
+        """The assignment that makes room for a tokenizer of `entries`."""
+        return f"text.vocab_size={entries}"

@@ -1,0 +1,74 @@
+"""Our ViLT against transformers', by the comparisons of benchmarks/parity_vilt.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+CLASSES = [
+    "ViltModel", "ViltForMaskedLM", "ViltForImageAndTextRetrieval", "ViltForQuestionAnswering",
+    "ViltForImagesAndTextClassification", "ViltForTokenClassification",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parity(pytestconfig: pytest.Config) -> ModuleType:
+    """The module benchmarks/parity_vilt.py, which imports transformers: once for all that is here."""
+    path = pytestconfig.rootpath / "benchmarks" / "parity_vilt.py"
+    spec = importlib.util.spec_from_file_location("parity_vilt", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["parity_vilt"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_answer_is_the_same(parity: ModuleType, name: str, direction: str, tmp_path: Path) -> None:
+    assert list(parity.CLASSES) == CLASSES
+    for shape, padded in ((0, True), (1, False)):
+        pair = parity.DIRECTIONS[direction](name, shape, tmp_path / str(shape))
+        far = parity.compare(pair, padded)
+        assert far
+        assert max(far.values()) <= parity.LIMIT, far
+
+
+@pytest.mark.parametrize("name", ["ViltModel", "ViltForImagesAndTextClassification"])
+def test_no_tensor_could_be_wrong_unseen(parity: ModuleType, name: str, tmp_path: Path) -> None:
+    """What the comparisons are worth: each notices a change of any single tensor."""
+    pair = parity.theirs_to_ours(name, 0, tmp_path)
+    unseen = []
+    for key, weight in pair.ours.named_parameters():
+        before = weight.detach().clone()
+        weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        if max(parity.compare(pair, True).values()) <= parity.LIMIT:
+            unseen.append(key)
+        weight.data.copy_(before)
+    assert unseen == []
+
+
+def test_norms_of_two_epsilons_go_out_and_come_back(parity: ModuleType, tmp_path: Path) -> None:
+    """transformers has one; the blocks' travels beside it, and is read here."""
+    ours = parity.Vilt(parity.architecture("ViltModel", 0, eps=1e-6))
+    parity.scramble(ours, 0)
+    parity.store.save_hf(ours.eval(), tmp_path, {})
+    back = parity.store.load(tmp_path)
+    assert (back.config.text.layer_norm_eps, back.config.vision.layer_norm_eps) == (1e-12, 1e-6)
+    assert back.config == ours.config
+
+
+def test_the_page_lists_every_comparison(parity: ModuleType, pytestconfig: pytest.Config) -> None:
+    page = (pytestconfig.rootpath / "docs" / "parity.md").read_text()
+    rows = re.findall(r"^\| (Vilt\w+) \| (theirs|ours), .* \| (\S+) \|$", page, re.M)
+    assert {(name, whose) for name, whose, _ in rows} == {
+        (name, whose) for name in CLASSES for whose in ("theirs", "ours")
+    }
+    assert all(float(far) <= parity.LIMIT for *_, far in rows)
