@@ -13,6 +13,7 @@ from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.clip import CLIP
+from capfilt.objectives.kinds.vilt import VILT
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -23,6 +24,7 @@ PRETRAINING: dict[str, TaskKind] = {
     "blip2": BLIP2,
     "albef": ALBEF,
     "clip": CLIP,
+    "vilt": VILT,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
 FURTHER: dict[str, tuple[TaskKind, ...]] = {}
