@@ -24,6 +24,7 @@ from capfilt.models.clip import CLIP
 from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
 from capfilt.models.vilt import VILT
+from capfilt.models.vlmo import VLMO
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "albef": ALBEF,
     "clip": CLIP,
     "vilt": VILT,
+    "vlmo": VLMO,
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
 

@@ -14,6 +14,7 @@ from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.vilt import VILT
+from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -25,9 +26,10 @@ PRETRAINING: dict[str, TaskKind] = {
     "albef": ALBEF,
     "clip": CLIP,
     "vilt": VILT,
+    "vlmo": VLMO,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
-FURTHER: dict[str, tuple[TaskKind, ...]] = {}
+FURTHER: dict[str, tuple[TaskKind, ...]] = {"vlmo": (VLMO_TEXTS,)}
 """What else the models of a family can be trained for. Each has a config of its own class, by which it is chosen."""
 
 

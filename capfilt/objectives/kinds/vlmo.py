@@ -1,0 +1,85 @@
+"""VLMo's training, on texts alone and then on pairs, as recipes know it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from capfilt.models.vlmo.config import VlmoConfig
+from capfilt.objectives.kinds import TaskConfig, TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from capfilt.models.vlmo.model import Vlmo
+    from capfilt.objectives.interface import Task
+
+NEEDS: dict[Literal["itc", "itm", "mlm"], frozenset[str]] = {
+    "itc": frozenset({"encode_image", "encode_text"}),
+    "itm": frozenset({"encode_image", "encode_text", "fuse"}),
+    "mlm": frozenset({"encode_image", "unmask"}),
+}
+"""The capabilities that each objective asks of a model; negatives of ITM are drawn by ITC."""
+
+
+class WordObjectives(TaskConfig):
+    """What both trainings say of MLM."""
+
+    mask_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that MLM hides, of texts padded to all positions of the model."""
+    mean_over: Literal["rank", "all"] = "rank"
+    """Of what MLM and ITM are the mean: of a process's own tokens and pairs, and then over processes, as released; or
+    of those of all processes."""
+
+    def weight_of_mean(self, count: Tensor) -> Tensor | float:
+        """What a mean over `count` things of this process weighs."""
+        from capfilt.objectives.collectives import share_of_total
+
+        return share_of_total(count) if self.mean_over == "all" else 1.0
+
+
+class VlmoObjectives(WordObjectives):
+    """Which losses are summed, and their constants; the defaults are those of the released code, on pairs."""
+
+    task: Literal["vlmo"] = "vlmo"
+    losses: dict[Literal["itc", "itm", "mlm"], float] = Field(
+        default={"itc": 1.0, "itm": 1.0, "mlm": 0.25}, min_length=1
+    )
+    """Weight of each."""
+    gather_with_grad: bool = False
+    """Whether features of other processes carry gradients back to them. As released they do not: averaged over W
+    processes, ITC's gradient of everything but its scales is then 1 / W of that of one process on all pairs."""
+
+
+class VlmoTextObjectives(WordObjectives):
+    """MLM of texts alone (VLMo section 3.3, the second stage)."""
+
+    task: Literal["vlmo-texts"] = "vlmo-texts"
+    losses: dict[Literal["mlm"], float] = Field(default={"mlm": 1.0}, min_length=1)
+    """The weight of the loss."""
+
+
+def build(model: Vlmo, config: VlmoObjectives, prompt: int = 0) -> Task:
+    """What trains a VLMo on pairs."""
+    from capfilt.objectives.tasks.vlmo import VlmoPretraining
+
+    return VlmoPretraining(model, config, prompt)
+
+
+def build_texts(model: Vlmo, config: VlmoTextObjectives, prompt: int = 0) -> Task:
+    """What trains a VLMo's text experts."""
+    from capfilt.objectives.tasks.vlmo import VlmoTexts
+
+    return VlmoTexts(model, config, prompt)
+
+
+def unsupported(architecture: VlmoConfig, config: TaskConfig, micro_batches: int) -> str:
+    """What does not go together, as a sentence; "" for nothing."""
+    if micro_batches > 1:
+        return f"micro_batches is {micro_batches}, and VLMo's batches are not cut: set it to 1."
+    return ""
+
+
+VLMO = TaskKind(VlmoObjectives, build, NEEDS, unsupported)
+VLMO_TEXTS = TaskKind(VlmoTextObjectives, build_texts, {"mlm": frozenset({"unmask"})}, unsupported)
