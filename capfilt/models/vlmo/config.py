@@ -167,7 +167,7 @@ class VlmoConfig(ArchitectureConfig):
         return self.vision.width if "itc" in self.outputs else 0
 
     @property
-    def towers(self) -> dict[str, dict[str, int]]:
+    def towers(self) -> dict[str, dict[str, int | str]]:
         """The shape of the one stack."""
         shape = ("width", "depth", "heads", "hidden", "patch_size")
         return {"vision": {name: getattr(self.vision, name) for name in shape}}
