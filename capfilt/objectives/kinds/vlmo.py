@@ -43,6 +43,7 @@ class VlmoObjectives(WordObjectives):
     """Which losses are summed, and their constants; the defaults are those of the released code, on pairs."""
 
     task: Literal["vlmo"] = "vlmo"
+    """The task's name."""
     losses: dict[Literal["itc", "itm", "mlm"], float] = Field(
         default={"itc": 1.0, "itm": 1.0, "mlm": 0.25}, min_length=1
     )
@@ -56,6 +57,7 @@ class VlmoTextObjectives(WordObjectives):
     """MLM of texts alone (VLMo section 3.3, the second stage)."""
 
     task: Literal["vlmo-texts"] = "vlmo-texts"
+    """The task's name."""
     losses: dict[Literal["mlm"], float] = Field(default={"mlm": 1.0}, min_length=1)
     """The weight of the loss."""
 
