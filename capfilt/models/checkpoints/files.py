@@ -154,11 +154,15 @@ def _unpickled(path: Path, only: Callable[[str], bool]) -> Tensors:
             f"{path} cannot be read as tensors alone ({_why_unreadable(error)}); other pickles are not opened, they can"
             " run code: save its state_dict alone, as safetensors or with torch.save, where you trust it."
         ) from None
-    for wrapper in ("model", "state_dict"):
+    for wrapper in ("model", "state_dict", "module"):
         if isinstance(tree, dict) and isinstance(tree.get(wrapper), dict):
             tree = tree[wrapper]
+            if wrapper == "module":  # DeepSpeed's
+                tree = {str(name).removeprefix("module."): tensor for name, tensor in tree.items()}
     if not isinstance(tree, dict) or not all(isinstance(value, torch.Tensor) for value in tree.values()):
-        raise ModelError(f"{path} holds no table of tensors; a checkpoint is one, or has one under 'model'")
+        raise ModelError(
+            f"{path} holds no table of tensors; a checkpoint is one, or has one under 'model', 'state_dict' or 'module'"
+        )
     return {name: tensor for name, tensor in tree.items() if only(name)}
 
 

@@ -171,7 +171,7 @@ class ViltCkpt(OriginalFormat):
 
     def lacks(self, tensors: Tensors) -> str:
         """What a file lacks to be one of these checkpoints; "" for nothing."""
-        wanted = ("transformer.pos_embed", "transformer.blocks.0.attn.qkv.weight", WORDS["ckpt"])
+        wanted = ("transformer.pos_embed", "transformer.blocks.0.mlp.fc1.weight", WORDS["ckpt"])
         return ", ".join(name for name in wanted if name not in tensors)
 
     def architecture(self, tensors: Tensors, described: ViltConfig | None, source: Path) -> ViltConfig:

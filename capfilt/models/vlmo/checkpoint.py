@@ -20,7 +20,8 @@ from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import fill
-from capfilt.models.checkpoints.key_maps import Table, expand, once, refuse
+from capfilt.models.checkpoints.key_maps import BERT, Table, expand, once, refuse
+from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, IMAGE_EXTRA, image_index, joint_index, resize_relative, text_index
@@ -38,17 +39,15 @@ SCALES: Table = {"attention_scale": "gamma_1", "expert_scale": "gamma_2"}
 EXPERTS = {"text": "_text", "image": "_imag", "fused": "_vl"}
 STEM: Table = {"cls": "cls_token", "patches.*": "patch_embed.proj.*", "norm.*": "norm.*"}
 TEXT: Table = {
-    "words.weight": "word_embeddings.weight",
-    "positions.weight": "position_embeddings.weight",
+    **{ours: theirs.removeprefix("embeddings.") for ours, theirs in BERT["embeddings"].items()},
     "types.weight": "token_type_embeddings.weight",
-    "norm.*": "LayerNorm.*",
 }
 HEADS: dict[Output, Table] = {
     "mlm": {
-        "word_head.transform.*": "mlm_score.transform.dense.*",
-        "word_head.norm.*": "mlm_score.transform.LayerNorm.*",
-        "word_head.words.weight": "mlm_score.decoder.weight",
-        "word_head.words.bias": "mlm_score.bias",
+        "mlm_head.transform.*": "mlm_score.transform.dense.*",
+        "mlm_head.norm.*": "mlm_score.transform.LayerNorm.*",
+        "mlm_head.weight": "mlm_score.decoder.weight",
+        "mlm_head.bias": "mlm_score.bias",
     },
     "itm": {"match_head.*": "itm_score.fc.*"},
     "itc": {
@@ -69,7 +68,7 @@ IGNORED = {
     r"text_embeddings\.position_ids": "a constant, 0, 1, 2, ...",
 }
 FRESH = (
-    r"blocks\.\d+\.experts\.fused\..*|(word_head|match_head)\..*"
+    r"blocks\.\d+\.experts\.fused\..*|(mlm_head|match_head)\..*"
     r"|(fused_)?(image_projection|text_projection|logit_scale)(\..*)?"
 )
 """What starts fresh where the model that a training goes on from lacks it: what a stage before had no use for."""
@@ -94,6 +93,8 @@ class VlmoPt(OriginalFormat):
     """A `.pt` of VLMo's own code (microsoft/unilm), of any stage or of a fine-tuning for retrieval."""
 
     name = "VLMo"
+    wrapper = "state_dict"
+    suffix = ".pt"
 
     def lacks(self, tensors: Tensors) -> str:
         """What a file lacks to be one of these checkpoints; "" for nothing."""
@@ -105,12 +106,8 @@ class VlmoPt(OriginalFormat):
         outputs = tuple(name for name, table in HEADS.items() if any(_there(t, tensors) for t in table.values()))
         if described is not None:
             return described.changed(outputs=outputs)
-        try:
+        with possible(source, "tensors"):
             return _from_shapes(tensors, outputs)
-        except KeyError as error:
-            raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
-        except (ValueError, IndexError) as error:  # tensors of impossible shapes; pydantic's errors are ValueErrors
-            raise ModelError(f"{source} does not fit any architecture: {' '.join(str(error).split())[:200]}") from None
 
     def names(self, config: VlmoConfig) -> Names:
         """What the file calls the tensors of a model of ours."""
@@ -173,6 +170,7 @@ def _from_shapes(tensors: Tensors, outputs: tuple[Output, ...]) -> VlmoConfig:
         ),
         text=WordsConfig(
             vocab_size=len(tensors["text_embeddings.word_embeddings.weight"]),
+            width=width,
             max_positions=len(tensors[POSITIONS]),
             longest=longest,
         ),

@@ -9,11 +9,10 @@ from pydantic import Field, model_validator
 from capfilt.config import Config
 from capfilt.data.text.language_tokenizer import TokenizerKind
 from capfilt.models.architecture import ArchitectureConfig, ModelRole
-from capfilt.models.layers.config import MAX_TOKENS
+from capfilt.models.layers.config import MAX_TOKENS, EmbeddingsConfig
 from capfilt.models.limits import (
     Depth,
     Deviation,
-    Entries,
     Epsilon,
     Heads,
     Hidden,
@@ -52,9 +51,9 @@ class BlocksConfig(Config):
     layer_scale: float | None = Field(default=0.1, gt=0)
     """What the factors of each branch begin with; null: there are none, as in base-plus."""
     drop_path: Rate = 0.1
-    """Stochastic depth at the last block, grows linearly from 0; also the dropout of embedded texts."""
+    """Stochastic depth at the last block, grows linearly from 0; as released also `text.dropout`."""
     layer_norm_eps: Epsilon = 1e-6
-    """Of the blocks; that of embedded texts and of the head that guesses words is BERT's 1e-12."""
+    """What a LayerNorm of the blocks adds to the variance."""
     init_std: Deviation = 0.02
     """Standard deviation of fresh weights; narrow models learn faster from 1 / sqrt(width)."""
 
@@ -88,21 +87,12 @@ class BlocksConfig(Config):
         return self.depth * 4 * self.width**2 + experts + 3 * self.patch_size**2 * self.width
 
 
-class WordsConfig(Config):
-    """Embeddings of texts."""
+class WordsConfig(EmbeddingsConfig):
+    """Embeddings of texts, and the head that guesses words; `max_positions` is 40 beside images, 196 where texts alone
+    are learned."""
 
-    vocab_size: Entries
-    """Entries of the vocabulary; BERT's 30522."""
-    max_positions: Positions = 40
-    """Tokens of a text at most: 40 beside images, 196 where texts alone are learned."""
     longest: Positions = 196
     """How long texts may be by the table of relative positions: as where texts alone were learned."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> WordsConfig:
-        if self.max_positions > self.longest:
-            raise ValueError(f"max_positions {self.max_positions} is more than longest {self.longest}")
-        return self
 
 
 class VlmoConfig(ArchitectureConfig):
@@ -123,6 +113,10 @@ class VlmoConfig(ArchitectureConfig):
     def _fits(self) -> VlmoConfig:
         if "itc_fused" in self.outputs and ("itc" not in self.outputs or not self.vision.fused):
             raise ValueError("outputs has itc_fused, which needs itc and vision.fused > 0")
+        if self.text.width != self.vision.width:
+            raise ValueError(f"text.width {self.text.width} must be vision.width {self.vision.width}: it is one stack")
+        if self.text.max_positions > self.text.longest:
+            raise ValueError(f"text.max_positions {self.text.max_positions} is more than longest {self.text.longest}")
         return self
 
     @property
@@ -149,7 +143,7 @@ class VlmoConfig(ArchitectureConfig):
     @property
     def num_weights(self) -> int:
         """About how many numbers a model learns; norms and biases are not counted."""
-        return self.vision.weights + (1 + ("mlm" in self.outputs)) * self.text.vocab_size * self.vision.width
+        return self.vision.weights + self.text.weights
 
     @property
     def num_layers(self) -> int:

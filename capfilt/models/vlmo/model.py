@@ -14,10 +14,10 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from capfilt.errors import ModelError
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import Model
 from capfilt.models.layers.attention import stochastic_depth
+from capfilt.models.layers.bert import Embeddings, LanguageHead
 from capfilt.models.layers.block import Block
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import ImageContext
@@ -27,49 +27,8 @@ from capfilt.models.vlmo.blocks import CROSS, Modality, MultiwayBlock, RelativeP
 from capfilt.models.vlmo.config import VlmoConfig
 
 MULTIWAY_BLOCK = Block(MultiwayBlock, repeated=True)
-BERT_EPS = 1e-12
 MAX_PAIRS = 256
 """Pairs that `fuse_cls` reads at a time: every one is a whole sequence, whatever image it shares."""
-
-
-class TextEmbeddings(nn.Module):
-    """BERT's: words, its first token type, and positions where they are absolute, normalised. Checkpoints have
-    positions in any case."""
-
-    def __init__(self, config: VlmoConfig):
-        super().__init__()
-        self.absolute = not config.vision.relative_positions
-        self.words = nn.Embedding(config.text.vocab_size, config.vision.width, padding_idx=0)
-        self.positions = nn.Embedding(config.text.max_positions, config.vision.width)
-        self.types = nn.Embedding(2, config.vision.width)
-        self.norm = nn.LayerNorm(config.vision.width, eps=BERT_EPS)
-        self.dropout = nn.Dropout(config.vision.drop_path)
-
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        length, most = ids_BT.shape[1], self.positions.num_embeddings
-        if length > most:
-            raise ModelError(
-                f"a text of {length} tokens, and the model has {most} positions; lower max_length to {most}"
-            )
-        x_BTD = self.words(ids_BT) + self.types.weight[0]
-        if self.absolute:
-            x_BTD = x_BTD + self.positions.weight[:length]
-        out: Tensor = self.dropout(self.norm(x_BTD))
-        return out
-
-
-class WordHead(nn.Module):
-    """BERT's head that guesses words; its output matrix is its own."""
-
-    def __init__(self, config: VlmoConfig):
-        super().__init__()
-        self.transform = nn.Linear(config.vision.width, config.vision.width)
-        self.norm = nn.LayerNorm(config.vision.width, eps=BERT_EPS)
-        self.words = nn.Linear(config.vision.width, config.text.vocab_size)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        logits: Tensor = self.words(self.norm(F.gelu(self.transform(x_BTD))))
-        return logits
 
 
 class Vlmo(Model):
@@ -87,7 +46,7 @@ class Vlmo(Model):
         absolute = not config.vision.relative_positions
         self.positions = nn.Parameter(torch.zeros(1, config.vision.num_tokens, width)) if absolute else None
         self.relative = None if absolute else RelativePositions(config.vision, config.text.longest)
-        self.text = TextEmbeddings(config)
+        self.text = Embeddings(config.text)
         self.modality = nn.Embedding(2, width)
         """Added to texts and to images."""
         self.blocks = nn.ModuleList(
@@ -97,7 +56,7 @@ class Vlmo(Model):
         self.rates = [config.vision.drop_path * i / max(config.vision.depth - 1, 1) for i in range(config.vision.depth)]
         self.norm = nn.LayerNorm(width, eps=config.vision.layer_norm_eps)
         self.pooler = nn.Linear(width, width)
-        self.word_head = WordHead(config) if "mlm" in config.outputs else None
+        self.mlm_head = LanguageHead(config.text) if "mlm" in config.outputs else None
         self.match_head = nn.Linear(width, 2) if "itm" in config.outputs else None
         if "itc" in config.outputs:
             self.image_projection = nn.Linear(width, width, bias=False)
@@ -120,6 +79,8 @@ class Vlmo(Model):
         for tensor in (self.cls, self.positions):
             if tensor is not None:
                 nn.init.trunc_normal_(tensor, std=0.02)
+        if self.mlm_head is not None and self.mlm_head.weight is not None:
+            nn.init.normal_(self.mlm_head.weight, std=self.config.text.init_std)
 
     def recompute_vision(self, blocks: int) -> None:
         """Let the last so many blocks compute their activations again instead of keeping them."""
@@ -181,7 +142,7 @@ class Vlmo(Model):
 
     def embed_text(self, ids_BT: Tensor) -> Tensor:
         """Ids -> embedded words [B, T, D]; no block has read them."""
-        out: Tensor = self.text(ids_BT) + self.modality.weight[0]
+        out: Tensor = self.text(ids_BT, absolute=self.relative is None) + self.modality.weight[0]
         return out
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -249,8 +210,8 @@ class Vlmo(Model):
 
     def guess_words(self, states_BTD: Tensor) -> Tensor:
         """States of words -> logits of the words that stood there [B, T, V]."""
-        assert self.word_head is not None, "a model without a head that guesses words"
-        logits: Tensor = self.word_head(states_BTD)
+        assert self.mlm_head is not None, "a model without a head that guesses words"
+        logits: Tensor = self.mlm_head(states_BTD, self.text.words.weight)
         return logits
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:

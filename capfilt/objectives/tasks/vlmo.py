@@ -20,7 +20,7 @@ from capfilt.objectives.losses.mlm import mlm, num_hidden
 from capfilt.objectives.losses.negatives import negative_weights
 from capfilt.objectives.masking import Masked, whole_words
 
-LEARNED_OF_TEXTS = re.compile(r"(text|modality|relative|word_head|norm)\..*|blocks\.\d+\.experts\.text\..*")
+LEARNED_OF_TEXTS = re.compile(r"(text|modality|relative|mlm_head|norm)\..*|blocks\.\d+\.experts\.text\..*")
 """What texts alone train; attention, what images pass through and the other heads stay as they are."""
 
 

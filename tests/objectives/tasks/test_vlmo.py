@@ -145,8 +145,8 @@ def test_texts_alone_train_their_experts_and_nothing_that_images_pass_through(mo
     assert parts == {
         *("text.words.weight", "text.types.weight", "text.norm.weight", "text.norm.bias"),
         *("modality.weight", "relative.table", "norm.weight", "norm.bias"),
-        *("blocks.experts.text", "word_head.transform.weight", "word_head.transform.bias"),
-        *("word_head.norm.weight", "word_head.norm.bias", "word_head.words.weight", "word_head.words.bias"),
+        *("blocks.experts.text", "mlm_head.transform.weight", "mlm_head.transform.bias"),
+        *("mlm_head.norm.weight", "mlm_head.norm.bias", "mlm_head.weight", "mlm_head.bias"),
     }
     torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     for name, p in model.named_parameters():
