@@ -115,6 +115,10 @@ class VlmoConfig(ArchitectureConfig):
             raise ValueError("outputs has itc_fused, which needs itc and vision.fused > 0")
         if self.text.width != self.vision.width:
             raise ValueError(f"text.width {self.text.width} must be vision.width {self.vision.width}: it is one stack")
+        if self.text.tie_lm_head:
+            raise ValueError(
+                "text.tie_lm_head must be false: the head that guesses words has an output matrix of its own"
+            )
         if self.text.max_positions > self.text.longest:
             raise ValueError(f"text.max_positions {self.text.max_positions} is more than longest {self.text.longest}")
         return self
