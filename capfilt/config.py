@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -21,8 +22,9 @@ from pydantic_core import to_jsonable_python
 from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
 from capfilt.printable import short_repr
+from capfilt.recipe_tree import assign, parse_assignment, read_section, read_tree
 from capfilt.redact import redact_tree
-from capfilt.yaml_loader import MAX_DEPTH, Dumper, load_yaml, one_line, parse_value
+from capfilt.yaml_loader import Dumper, load_yaml
 
 _SHOWN = 3  # errors of one file in the message; the others are counted
 
@@ -46,6 +48,41 @@ class Config(pydantic.BaseModel):
 
     named_sections: ClassVar[frozenset[str]] = frozenset()
     """Keys of which `key: NAME` is short for `key: {extends: NAME}`, so that a part of the section can be set alone."""
+
+    def check_input(self, layers: Sequence[Layer]) -> None:
+        """Refuse what fits its type and makes no sense from a user, such as a key without effect. Raises RecipeError.
+
+        `layers` are what this config was read from, the first one below. A config is not checked so when it is read
+        back from a run folder, which may be older than a check and holds every default.
+        """
+        for name in type(self).model_fields:
+            if isinstance(section := getattr(self, name), Config):
+                section.check_input([layer.section(name) for layer in layers])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of the keys of a config: a YAML file without what it extends, or the words of --set."""
+
+    where: str
+    """The file; "" for the words of --set."""
+    given: Mapping[str, Any]
+    """What it gives."""
+    merged: Mapping[str, Any]
+    """This over the sources below it, not validated."""
+    prefix: str = ""
+    """The dotted key of the section, with a dot at its end; "" for a whole recipe."""
+
+    def section(self, name: str) -> Layer:
+        """The same source of one section."""
+        given, merged = (tree.get(name) for tree in (self.given, self.merged))
+        given, merged = (tree if isinstance(tree, Mapping) else {} for tree in (given, merged))
+        return Layer(self.where, given, merged, f"{self.prefix}{name}.")
+
+    def error(self, key: str, reason: str) -> RecipeError:
+        """The error of a value that this source gives."""
+        where = f"{self.where}: " if self.where else ""
+        return RecipeError(f"{where}{self.prefix + key!r} is {short_repr(self.given[key])}: {reason}.")
 
 
 def added(default: Any, **constraints: Any) -> Any:
@@ -108,28 +145,19 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     Raises:
         RecipeError: the file cannot be read, or a key or value does not fit.
     """
-    return validate(kind, read_tree(path, kind, sets), Path(path))
-
-
-def read_tree(path: str | Path, kind: type[Config], sets: Sequence[str] = ()) -> dict[str, Any]:
-    """The tree of `read` before it is validated. RecipeError for what cannot be read or merged."""
-    file = Path(path)
-    tree = load_yaml(file)
-    if "extends" in tree:
-        tree = _merge(_parent(file, tree.pop("extends"), kind, kind.extends_levels), tree, kind)
-    return _assigned(tree, sets, kind)
-
-
-def read_section(section: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
-    """The tree of a section with the key `extends`: over the preset of `kind`, or the YAML file, that it names."""
-    above = dict(section)
-    name = _preset_name(above.pop("extends"), "the section")
-    return _merge(read_tree(presets.find(kind.shelf, name, kind.folder), kind), above, kind)
+    below = Layer(str(path), load_yaml(Path(path)), read_tree(path, kind))
+    above = Layer("", assign({}, sets, kind), read_tree(path, kind, sets))
+    config = validate(kind, above.merged, Path(path))
+    config.check_input([below, above])
+    return config
 
 
 def build(kind: type[C], sets: Sequence[str] = ()) -> C:
     """A `kind` with its defaults and the "a.b=c" assignments of `sets`. Raises RecipeError as `read` does."""
-    return validate(kind, _assigned({}, sets, kind), "--set")
+    tree = assign({}, sets, kind)
+    config = validate(kind, tree, "--set")
+    config.check_input([Layer("", tree, tree)])
+    return config
 
 
 def changed(config: C, sets: Sequence[str], where: object) -> C:
@@ -138,7 +166,7 @@ def changed(config: C, sets: Sequence[str], where: object) -> C:
     Raises:
         RecipeError: as `read`.
     """
-    return validate(type(config), _assigned(config.model_dump(mode="json"), sets, type(config)), where)
+    return validate(type(config), assign(config.model_dump(mode="json"), sets, type(config)), where)
 
 
 def read_named(kind: type[C], name: str | None, sets: Sequence[str] = ()) -> C:
@@ -156,7 +184,7 @@ def check_syntax(
     if name is not None:
         load_yaml(presets.find(shelf, name, folder))
     for assignment in sets:
-        _parse_assignment(assignment)
+        parse_assignment(assignment)
 
 
 def to_yaml(config: Config) -> str:
@@ -206,92 +234,6 @@ def validate(kind: type[C], tree: Any, where: object) -> C:
         messages = [_explain(kind, tree, detail) for detail in details[:_SHOWN]]
         more = f" (and {len(details) - _SHOWN} more)" if len(details) > _SHOWN else ""
         raise RecipeError(f"{where}: {' '.join(messages)}{more}") from None
-
-
-# ---- extends and --set ----
-
-
-def _parent(file: Path, name: object, kind: type[Config], levels: int) -> dict[str, Any]:
-    name = _preset_name(name, file)
-    relative = name.endswith((".yaml", ".yml"))
-    parent = file.parent / name if relative else presets.find(kind.shelf, name, within=kind.folder or file.parent.name)
-    tree = load_yaml(parent)
-    if "extends" not in tree:
-        return tree
-    if levels == 1:
-        allowed = "one level is allowed" if kind.extends_levels == 1 else f"{kind.extends_levels} levels are allowed"
-        raise RecipeError(
-            f"{file} extends {name!r}, which itself extends {short_repr(tree['extends'])}; {allowed}."
-            f" Extend {short_repr(tree['extends'])}, or write the keys of {name!r} out."
-        )
-    return _merge(_parent(parent, tree.pop("extends"), kind, levels - 1), tree, kind)
-
-
-def _preset_name(name: object, where: object) -> str:
-    if not isinstance(name, str):
-        raise RecipeError(
-            f"{where}: 'extends' is {short_repr(name)}; it takes one preset name or the path of one .yaml file."
-        )
-    return name
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any], kind: type[Config]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        inner = below.get(key)
-        if key in kind.named_sections and isinstance(value, dict):
-            inner = {} if "extends" in value else _as_section(inner)
-        if isinstance(value, dict) and isinstance(inner, dict) and _same_kind(inner, value, kind.alternatives):
-            value = _merge(inner, value, kind)
-        merged[key] = value
-    return merged
-
-
-def _as_section(value: Any) -> Any:
-    """A section that may be given as a name, as a mapping."""
-    return {"extends": value} if isinstance(value, str) else value
-
-
-def _same_kind(below: dict[str, Any], above: dict[str, Any], alternatives: frozenset[str]) -> bool:
-    return not above or below.keys() & alternatives == above.keys() & alternatives
-
-
-def _parse_assignment(assignment: str) -> tuple[list[str], str, Any]:
-    """Parents, key and value of "a.b=c"."""
-    dotted, equals, text = assignment.partition("=")
-    *parents, last = dotted.strip().split(".")
-    shown = short_repr(assignment, 200)
-    if not equals or not all([*parents, last]) or len(parents) >= MAX_DEPTH:
-        raise RecipeError(f"--set {shown} is no assignment; write it as --set a.b=c.")
-    try:
-        return parents, last, parse_value(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"--set {shown}: the value is no YAML: {one_line(error)}.") from None
-
-
-def _assigned(tree: dict[str, Any], sets: Sequence[str], kind: type[Config]) -> dict[str, Any]:
-    """`tree` with these assignments."""
-    for assignment in sets:
-        _set(tree, assignment, kind)
-    return tree
-
-
-def _set(tree: dict[str, Any], assignment: str, kind: type[Config]) -> None:
-    parents, last, value = _parse_assignment(assignment)
-    node = tree
-    for depth, key in enumerate(parents):
-        inner = {} if node.get(key) is None else node[key]
-        if key in kind.named_sections:
-            inner = _as_section(inner)
-        if not isinstance(inner, dict):
-            dotted, shown = ".".join(parents[: depth + 1]), short_repr(assignment, 200)
-            raise RecipeError(
-                f"--set {shown}: {dotted!r} is {short_repr(inner)} and has no keys; set {dotted!r} itself."
-            )
-        replaced = depth == len(parents) - 1 and last in kind.alternatives and last not in inner
-        node[key] = {} if replaced else dict(inner)  # a copy: an alias in the YAML is the same dict
-        node = node[key]
-    node[last] = value
 
 
 # ---- errors ----

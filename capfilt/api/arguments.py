@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from capfilt.errors import UsageError
+from capfilt.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from capfilt.config import C
@@ -109,21 +109,92 @@ def evaluate_config(sets: Sequence[str]) -> EvaluateConfig:
     return configs.build(EvaluateConfig, sets)
 
 
+POLICY_OPTIONS = ("threshold", "score", "keep_rate", "top_k", "keep")
+"""Keys of a policy that are options of `select` too."""
+
+
 def policy(
-    recipe: Location | None, sets: Sequence[str], by_labels: bool, val: Location | None, filter: Location | None
+    recipe: Location | None,
+    given: Mapping[str, object],
+    sets: Sequence[str],
+    labelled: bool = False,
+    calibration: Sequence[Location | None] = (),
 ) -> PolicyConfig:
-    """The policy of a selection. UsageError for a threshold beside `by_labels`, which sets one itself."""
+    """The policy of a selection: the recipe, with `sets` and `given` over it.
+
+    Args:
+        given: options, by the keys of `POLICY_OPTIONS`; None for those that were not given.
+        labelled: whether the threshold is calibrated on labels.
+        calibration: what it is calibrated on otherwise, where that is given.
+
+    Raises:
+        UsageError: what is given contradicts itself, or has no effect.
+        RecipeError: a value that does not fit.
+    """
     from capfilt import config as configs
     from capfilt.data.policy import PolicyConfig
+    from capfilt.recipe_tree import assign
 
-    if by_labels:
-        has_threshold = any(assignment.partition("=")[0].strip() == "threshold" for assignment in sets)
-        if has_threshold or val or filter:
+    words = [*sets, *_policy_assignments(given, sets)]
+    if labelled:
+        if "threshold" in assign({}, words, PolicyConfig) or any(calibration):
             raise UsageError(
-                "--calibrate labels sets the threshold itself; leave out threshold=..., --val and --filter."
+                "--calibrate labels sets the threshold itself; leave out --threshold, --keep-rate, --val and --filter."
             )
-        sets = [*sets, "threshold=calibrated"]
-    return configs.read_named(PolicyConfig, None if recipe is None else str(recipe), sets)
+        words.append("threshold=calibrated")
+    config = configs.read_named(PolicyConfig, None if recipe is None else str(recipe), words)
+    if config.threshold is None and given.get("score") not in (None, config.rank):
+        raise UsageError(
+            f"--score {given['score']} has no effect without a threshold: texts are ranked by {config.rank};"
+            f" --set rank={given['score']} ranks them by {given['score']}."
+        )
+    return config
+
+
+def _policy_assignments(given: Mapping[str, object], sets: Sequence[str]) -> list[str]:
+    """Options of `select` as `--set` would have them, with what they imply; errors as of `policy`."""
+    from capfilt import config as configs
+    from capfilt.data.policy import PolicyConfig
+    from capfilt.recipe_tree import assign
+
+    assigned = assign({}, sets, PolicyConfig)
+    words = []
+    for key, value in given.items():
+        if value is None:
+            continue
+        option, wanted = f"--{key.replace('_', '-')}", _threshold(value) if key == "threshold" else value
+        configs.validate(PolicyConfig, {key: wanted}, option)
+        if key in assigned and assigned[key] != wanted:
+            raise UsageError(f"{option} {value} and --set {key}={_shown(assigned[key])} differ; give one of them.")
+        words.append(f"{key}={_written(key, wanted)}")
+    if given.get("keep_rate") is None:
+        return words
+    threshold = given.get("threshold")
+    threshold = _shown(assigned.get("threshold", "keep-rate")) if threshold is None else threshold
+    if threshold != "keep-rate":
+        raise UsageError(
+            f"--keep-rate {given['keep_rate']} sets the threshold itself, which is given as {threshold}; leave one out."
+        )
+    return [*words, "threshold=keep-rate"]
+
+
+def _threshold(given: object) -> object:
+    """A threshold of the command line as a recipe has it; None for "none"."""
+    if given == "none":
+        return None
+    if given in ("calibrated", "keep-rate"):
+        return given
+    try:
+        return float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        known = ["calibrated", "keep-rate", "none"]
+        raise UsageError(
+            f"--threshold {given}: give a number, {', '.join(known[:-1])} or none.{did_you_mean(str(given), known)}"
+        ) from None
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def run_folder(out: Location, fork: Location | None) -> StoragePath:

@@ -98,6 +98,11 @@ def select(
     annotations: Location | AnnotateResult,
     out: Location,
     recipe: Location | None = None,
+    threshold: float | str | None = None,
+    score: Literal["itm", "itc"] | None = None,
+    keep_rate: float | None = None,
+    top_k: int | None = None,
+    keep: Literal["all", "web-first", "best"] | str | None = None,
     settings: Settings = (),
     val: Location | None = None,
     filter: Location | None = None,
@@ -117,17 +122,24 @@ def select(
         annotations: the run folder of `annotate`, its result, or the folder of a bootstrap's round.
         out: the run folder, or its URL.
         recipe: a preset of `pipelines/select/`, or a YAML; by default itm >= 0.5, as CapFilt.
-        settings: the policy, such as `{"threshold": 0.7}`, `{"threshold": "keep-rate", "keep_rate": 0.4}`.
-        val: human pairs, for `threshold: calibrated`.
+        threshold: a number, "calibrated", "keep-rate" or "none"; by default the recipe's, 0.5.
+        score: what the threshold is compared with; by default the recipe's, "itm".
+        keep_rate: the share of all texts to keep; it implies the threshold "keep-rate".
+        top_k: how many of an image's texts are kept, 0 for all; without a threshold none applies.
+        keep: of an image's texts that pass "all", "web-first" or "best" (docs/policies.md).
+        settings: any key of the policy, such as `{"other_threshold": 0.3, "combine": "or"}`.
+        val: human pairs, for the threshold "calibrated".
         filter: the filter that scored, for the same.
         calibrate: "labels" sets the threshold on the labels that people gave in `capfilt review`.
-        address: as in `annotate`; so are `workers`, `cpus`, `min_success`, `fork`, `on_progress` and `on_log`.
+        address: as in `annotate`, or "by-size": this process for small work, else "start". So are `workers`, `cpus`,
+            `min_success`, `fork`, `on_progress` and `on_log`.
 
     Raises:
         CapfiltError: UsageError or RecipeError for a policy that cannot be, DataError for shards that were not
             annotated, ShortfallError where the policy keeps nothing, and its other kin.
     """
-    policy = arguments.policy(recipe, assignments(settings), calibrate is not None, val, filter)
+    given = {"threshold": threshold, "score": score, "keep_rate": keep_rate, "top_k": top_k, "keep": keep}
+    policy = arguments.policy(recipe, given, assignments(settings), calibrate is not None, (val, filter))
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt.pipelines import select as pipeline
@@ -295,7 +307,7 @@ def evaluate(
         shards: held-out pairs, or web texts of known truth.
         out: a run folder to keep metrics.json in; by default none is kept.
         settings: such as `{"rerank": 128, "decode.method": "greedy"}`.
-        address: as in `annotate`; so are `workers`, `cpus`, `on_progress` and `on_log`.
+        address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
 
     Raises:
         CapfiltError: ModelError or RecipeError for a model that cannot be evaluated, and its other kin.

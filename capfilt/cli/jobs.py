@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.api.arguments import read_recipe
+from capfilt.api.arguments import POLICY_OPTIONS, policy, read_recipe
 from capfilt.cli.execute import Terminated, execute
 from capfilt.cli.options import Debug, Json
 from capfilt.cli.tables import print_jobs
@@ -158,7 +158,8 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
     if given.get("recipe") is not None:
         recipe = _recipe(verb, given)
         pipeline.check_absolute(pipeline.external_paths(recipe))
-    words = words_of(context, {"address", "detach", *(("recipe", "sets", "rounds") if recipe else ())})
+    resolved = ("recipe", "sets", "rounds", *(POLICY_OPTIONS if verb == "select" else ()))
+    words = words_of(context, {"address", "detach", *(resolved if recipe else ())})
     if verb not in INSPECTING:
         words = ["--address", "auto", *words]
     if recipe is not None:
@@ -170,6 +171,10 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
 def _recipe(verb: str, given: dict[str, Any]) -> Config:
     from capfilt.pipelines.inspect import show
 
+    if verb == "select":
+        options = {key: given[key] for key in POLICY_OPTIONS}
+        calibration = (given["val"], given["filter_"])
+        return policy(given["recipe"], options, given["sets"] or (), given["by"] is not None, calibration)
     rounds = [] if given.get("rounds") is None else [f"rounds={given['rounds']}"]
     return read_recipe(verb, given["recipe"], show.KINDS[verb][0], [*(given["sets"] or ()), *rounds])
 

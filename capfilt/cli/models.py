@@ -10,7 +10,7 @@ from capfilt.api import commands, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import Step, after_evaluate, after_export
-from capfilt.cli.options import Address, Cpus, Debug, Json, Sets, Workers
+from capfilt.cli.options import Cpus, Debug, Json, Sets, SizedAddress, Workers
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def evaluate(
     out: Annotated[str | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
     workers: Workers = 0,
     cpus: Cpus = None,
-    address: Address = "start",
+    address: SizedAddress = "by-size",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -17,12 +17,13 @@ Fork = Annotated[
     ),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")]
-Address = Annotated[
-    str,
-    typer.Option(
-        help="start: a new Ray on this machine; auto, HOST:PORT or ray://...: a running one; local: this process,"
-        " no Ray; http://HEAD:8265: a cluster, as a job that outlives this command."
-    ),
+_ADDRESSES = (
+    "start: a new Ray on this machine; auto, HOST:PORT or ray://...: a running one; local: this process, no Ray;"
+    " http://HEAD:8265: a cluster, as a job that outlives this command."
+)
+Address = Annotated[str, typer.Option(help=_ADDRESSES)]
+SizedAddress = Annotated[
+    str, typer.Option("--address", help=f"by-size: local where the work is small, else start; {_ADDRESSES}")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Number of workers; 0: as many as fit.")]
 Cpus = Annotated[

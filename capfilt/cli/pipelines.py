@@ -11,7 +11,7 @@ from capfilt.api import commands
 from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import Step, after_annotate, after_pretrain, after_select
-from capfilt.cli.options import Address, Cpus, Debug, Fork, Json, MinSuccess, Out, Sets, Workers
+from capfilt.cli.options import Address, Cpus, Debug, Fork, Json, MinSuccess, Out, Sets, SizedAddress, Workers
 from capfilt.cli.tables import print_next, print_rounds
 from capfilt.cli.terminal import say
 
@@ -37,6 +37,13 @@ class Calibration(StrEnum):
     """What a threshold may be calibrated on, besides validation pairs."""
 
     labels = "labels"
+
+
+class ScoreName(StrEnum):
+    """The scores of a text."""
+
+    itm = "itm"
+    itc = "itc"
 
 
 CalibrateOn = Annotated[
@@ -177,29 +184,47 @@ def select(
     recipe: Annotated[
         str | None, typer.Option(help="A preset of pipelines/select/, or a YAML [default: itm >= 0.5, as CapFilt].")
     ] = None,
-    sets: Annotated[
-        list[str] | None,
+    threshold: Annotated[
+        str | None,
         typer.Option(
-            "--set",
-            metavar="a=b",
-            help="The policy: threshold=0.5, score=itc, other_threshold=0.3; threshold=keep-rate, keep_rate=0.4;"
-            " top_k=2 (BLIP-2); keep=best-of.",
+            metavar="NUMBER|calibrated|keep-rate|none",
+            help="Texts at or above it pass; calibrated: set on human pairs; keep-rate: so that a share passes;"
+            " none: all pass [default: 0.5; with --top-k, none].",
         ),
     ] = None,
-    val: Annotated[str | None, typer.Option(help="Human pairs, for threshold=calibrated.")] = None,
-    filter_: Annotated[str | None, typer.Option("--filter", help="The filter, for threshold=calibrated.")] = None,
+    score: Annotated[ScoreName | None, typer.Option(help="What it compares [default: itm].")] = None,
+    keep_rate: Annotated[
+        float | None, typer.Option(help="The share of all texts to keep; implies --threshold keep-rate.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="How many of an image's texts are kept, the best by itc; BLIP-2: 2.")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|web-first|best",
+            help="Of an image's texts that pass: all; web-first: one, synthetic only where no web text passes; best:"
+            " the best one by itc [default: all].",
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a=b", help="Any key of the policy, e.g. other_threshold=0.3, carry=false."),
+    ] = None,
+    val: Annotated[str | None, typer.Option(help="Human pairs, for --threshold calibrated.")] = None,
+    filter_: Annotated[str | None, typer.Option("--filter", help="The filter, for --threshold calibrated.")] = None,
     by: CalibrateOn = None,
     workers: Workers = 0,
     cpus: Cpus = None,
     min_success: MinSuccess = 0,
     fork: Fork = None,
-    address: Address = "start",
+    address: SizedAddress = "by-size",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Apply a policy to annotations and write the cleaned shards; no model is needed.
 
-    Example: `capfilt select shards/ --annotations runs/a --out runs/clean --set threshold=0.5`
+    Example: `capfilt select shards/ --annotations runs/a --out runs/clean --threshold 0.5`
     """
 
     def work(show: Progress) -> Any:
@@ -208,6 +233,11 @@ def select(
             annotations=annotations,
             out=out,
             recipe=recipe,
+            threshold=threshold,
+            score=None if score is None else score.value,
+            keep_rate=keep_rate,
+            top_k=top_k,
+            keep=keep,
             settings=sets or (),
             val=val,
             filter=filter_,

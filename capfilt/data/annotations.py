@@ -121,6 +121,11 @@ def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
     return table
 
 
+def num_rows(path: StoragePath) -> int:
+    """How many rows a shard's annotations have, from the end of the file alone. DataError where it is no Parquet."""
+    return parquet.num_rows(path)
+
+
 def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
     """Which rows `write` would have written, by column; null for a null."""
     for name, allowed in (("source", SOURCES), ("status", STATUSES)):

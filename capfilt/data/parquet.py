@@ -42,6 +42,14 @@ def schema(path: StoragePath) -> pa.Schema:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def num_rows(path: StoragePath) -> int:
+    """How many rows a table says that it has. DataError for a file that is no Parquet."""
+    try:
+        return int(pq.read_metadata(table_source(path)).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
 def read(path: StoragePath, columns: Sequence[str] | None = None, chosen: Chosen | None = None) -> pa.Table:
     """The rows of a table, all or those that `chosen` gives, with all of its columns or some.
 

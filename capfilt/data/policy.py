@@ -6,14 +6,15 @@ CapFilt filters the web text and the synthetic text of an image independently; a
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, Layer
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import is_text
 from capfilt.errors import DataError, RecipeError
@@ -21,6 +22,12 @@ from capfilt.printable import printable
 from capfilt.runs.tally import NO_TEXT
 
 Score = Literal["itm", "itc"]
+
+LOWEST: dict[Score, float] = {"itm": 0.0, "itc": -1.0}
+"""The least value that a score can have; the greatest is 1 for both."""
+
+_BEST_OF = "best-of"
+"""What `web-first` was called; plans and fingerprints say so to this day, so that older runs go on."""
 
 
 class RankConfig(Config):
@@ -35,8 +42,19 @@ class RankConfig(Config):
     threshold."""
     rank: Score = "itc"
     """The score by which an image's texts are ranked."""
-    keep: Literal["all", "best-of"] = "all"
-    """best-of: one text an image: of those that pass, the best that came with it, else the best synthetic one."""
+    keep: Literal["all", "web-first", "best"] = "all"
+    """Of an image's texts that pass: all; web-first: the best that came with it, else the best synthetic one; best: the
+    best of all, web and synthetic together."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _renamed(cls, value: Any) -> Any:
+        return "web-first" if value == _BEST_OF else value
+
+    def record(self) -> dict[str, Any]:
+        """The fields as plans and fingerprints have them, equal for equal policies of older runs."""
+        fields = self.model_dump(mode="json")
+        return {**fields, "keep": _BEST_OF} if self.keep == "web-first" else fields
 
 
 class PolicyConfig(RankConfig):
@@ -65,8 +83,10 @@ class PolicyConfig(RankConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyConfig:
-        if self.top_k and self.keep == "best-of":
-            raise ValueError(f"top_k {self.top_k} keeps several texts an image and keep best-of one; leave one out")
+        if self.top_k and self.keep != "all":
+            raise ValueError(
+                f"top_k {self.top_k} and keep {self.keep} both say how many texts of an image are kept; leave one out"
+            )
         if self.threshold is None and self.other_threshold is not None:
             raise ValueError("other_threshold without a threshold; give the one threshold, with `score` naming it")
         return self
@@ -79,9 +99,38 @@ class PolicyConfig(RankConfig):
             needed.append(self.score)
             if self.other_threshold is not None:
                 needed.append(other_score(self.score))
-        if self.threshold is None or self.top_k or self.keep == "best-of":
+        if self.ranks:
             needed.append(self.rank)
         return tuple(dict.fromkeys(needed))
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the texts of an image are ranked by `rank`."""
+        return self.threshold is None or self.top_k > 0 or self.keep != "all"
+
+    def check_input(self, layers: Sequence[Layer]) -> None:
+        """Refuse a threshold that no score can reach or miss, and keys without effect. RecipeError.
+
+        A key is refused only where it has no effect beside what is given with it and below it: a threshold given with
+        --set may leave the `recall` of a preset without one.
+        """
+        for key, score in (("threshold", self.score), ("other_threshold", other_score(self.score))):
+            value, givers = getattr(self, key), [layer for layer in layers if key in layer.given]
+            if isinstance(value, float) and givers and not LOWEST[score] <= value <= 1:
+                raise givers[-1].error(
+                    key, f"it is compared with {score}, which lies in [{LOWEST[score]:g}, 1]; give a number there"
+                )
+        fields = type(self).model_fields
+        for layer in layers:
+            if {name for name, field in fields.items() if field.exclude_if is None} <= layer.given.keys():
+                continue  # the record of a run, which has every key
+            for key, condition in _without_effect(layer.merged):
+                if key in layer.given and (not layer.where or layer.given[key] != fields[key].default):
+                    raise layer.error(key, f"it has no effect without {condition}; give that too, or leave {key} out")
+        if [layer.given["keep"] for layer in layers if "keep" in layer.given][-1:] == [_BEST_OF]:
+            logging.getLogger(__name__).warning(
+                "note: keep=best-of is called web-first now and does the same; keep=best keeps the best text of all"
+            )
 
     def rule(self, threshold: float | None) -> Rule:
         """This policy with the number that its threshold came to; None for none."""
@@ -103,6 +152,19 @@ class Rule(RankConfig):
         if self.other_threshold is not None:
             condition += f" {self.combine} {other_score(self.score)} >= {self.other_threshold:.4f}"
         return condition
+
+
+def _without_effect(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys of a policy that decide nothing beside the others, each with what it lacks."""
+    threshold = tree.get("threshold", None if tree.get("top_k") else 0.5)
+    if threshold != "keep-rate":
+        yield "keep_rate", "threshold=keep-rate"
+    if threshold != "calibrated":
+        yield "recall", "threshold=calibrated"
+    if tree.get("other_threshold") is None:
+        yield "combine", "other_threshold"
+    if threshold is not None and not tree.get("top_k") and tree.get("keep", "all") == "all":
+        yield "rank", "top_k, keep=web-first or keep=best"
 
 
 def other_score(score: Score) -> Score:
@@ -129,16 +191,19 @@ def verdicts_of_image(rows: Sequence[Annotation], rule: Rule) -> list[str]:
         return reasons
     passing = [i for i, reason in enumerate(reasons) if not reason]
     passing.sort(key=lambda i: _sort_key(rows[i], rule.rank))
-    if rule.keep == "best-of":
+    if rule.keep == "web-first":
         passing.sort(key=lambda i: rows[i].source == "synthetic")
     kept: set[str] = set()
     for i in passing:
-        if rows[i].text.strip() in kept:
+        first = rows[passing[0]]
+        if rule.keep == "web-first" and rows[i].source == "synthetic" != first.source:
+            reasons[i] = f"a {first.source} text of the image passes"
+        elif rows[i].text.strip() in kept:
             reasons[i] = "same text as a better one"
         elif rule.top_k and len(kept) == rule.top_k:
             reasons[i] = f"not among the {rule.top_k} best by {rule.rank}"
-        elif rule.keep == "best-of" and kept:
-            reasons[i] = "another text of the image is better"
+        elif rule.keep != "all" and kept:
+            reasons[i] = f"a {first.source} text of the image ranks higher by {rule.rank}"
         else:
             kept.add(rows[i].text.strip())
     return reasons
@@ -165,12 +230,12 @@ def _verdict_alone(row: Annotation, rule: Rule) -> str:
     if rule.threshold is None:
         return f"no {rule.rank} score" if _missing(row, rule.rank) else ""
     reason = _below(row, rule.score, rule.threshold)
-    if rule.other_threshold is None:
-        return reason or (f"no {rule.rank} score" if rule.top_k and _missing(row, rule.rank) else "")
-    other_reason = _below(row, other_score(rule.score), rule.other_threshold)
-    if rule.combine == "or":
-        return f"{reason}, {other_reason}" if reason and other_reason else ""
-    return reason or other_reason
+    if rule.other_threshold is not None:
+        other_reason = _below(row, other_score(rule.score), rule.other_threshold)
+        either = rule.combine == "or"
+        reason = (reason and other_reason and f"{reason}, {other_reason}") if either else reason or other_reason
+    needs_rank = rule.keep == "best" or (rule.top_k and rule.other_threshold is None)
+    return reason or (f"no {rule.rank} score" if needs_rank and _missing(row, rule.rank) else "")
 
 
 def _below(row: Annotation, score: Score, threshold: float) -> str:

@@ -25,6 +25,7 @@ from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
 from capfilt.models.vilt import VILT
 from capfilt.models.vlmo import VLMO
+from capfilt.recipe_tree import read_tree
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -73,7 +74,7 @@ def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfi
     Raises:
         RecipeError: a family that is not there, or what `config.read` raises.
     """
-    tree = configs.read_tree(path, ArchitectureConfig, sets)
+    tree = read_tree(path, ArchitectureConfig, sets)
     family = str(tree.get("family", next(iter(FAMILIES))))
     if family not in FAMILIES:
         raise RecipeError(

@@ -15,6 +15,7 @@ from capfilt.inference.roles import check_any_role
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
+from capfilt.stages import workload
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.evaluate import EvaluateJob, evaluate
@@ -43,7 +44,8 @@ def run(
         settings = config.model_dump(mode="json", exclude=EXECUTION_FIELDS)
         plan = {"verb": "evaluate", **settings, "model": identity, "shards": urls}
         opened = Run.open(folder, configs.to_yaml(config), plan)
-        with connect(address, show=show) as session:
+        where = workload.working_address(address, workload.of_shards(urls), options, "evaluate", show)
+        with connect(where, show=show) as session:
             worker = options.resources(session)
             compute = decide(session, opened, {"evaluate": ComputeRequest("fp32", worker)}, show)["evaluate"]
             job = EvaluateJob(

@@ -17,7 +17,7 @@ from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages import inputs
+from capfilt.stages import inputs, workload
 from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
@@ -67,7 +67,7 @@ def run(
     )
     plan = {
         "verb": "select",
-        **policy.model_dump(mode="json"),
+        **policy.record(),
         "shards": urls,
         "annotations": str(source.absolute()),
         "calibration": by_labels if by_val is None else {**by_val, "model": str(by_val["model"])},
@@ -77,7 +77,8 @@ def run(
     opened = Run.open(out, configs.to_yaml(policy), plan)
     if by_labels:
         write_json(opened.path("calibration.json"), by_labels)
-    with connect(address, show=show) as session:
+    where = workload.working_address(address, workload.of_selection(folder, urls_by_name), options, "select", show)
+    with connect(where, show=show) as session:
         calibrated = (by_labels or {}).get("threshold")
         if by_val is not None:
             calibrated = _calibrate(session, opened, by_val, source, options, show)

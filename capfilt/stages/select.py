@@ -63,7 +63,7 @@ class SelectJob(Config):
     def identity(self, item: str) -> str:
         """The policy, the shard's name, and the sha256 of its annotations."""
         scores = annotations_sha256(self.annotations, self._shard_name(item))
-        settings = {**self.rule.model_dump(mode="json"), "carry": self.carry}
+        settings = {**self.rule.record(), "carry": self.carry}
         return fingerprint(settings, shards.name(item), scores)
 
     def open(self) -> Callable[[str], None]:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from capfilt import config as configs
+from capfilt import presets
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import (
     PolicyConfig,
@@ -19,6 +23,7 @@ from capfilt.data.policy import (
     verdicts_of_image,
 )
 from capfilt.errors import DataError, RecipeError
+from capfilt.pipelines.bootstrap.config import BootstrapConfig
 
 
 def row(source: str = "web", candidate: int = 0, **fields: Any) -> Annotation:
@@ -126,15 +131,29 @@ TEXTS = [
         ({"top_k": 9, "threshold": 0.7}, [
             "", "itm below threshold", "same text as a better one", "no text", "itm below threshold",
         ]),
-        ({"keep": "best-of"}, [
-            "another text of the image is better", "itm below threshold", "another text of the image is better",
-            "no text", "",
+        # The web's where it passes, though a synthetic one has a better itm.
+        ({"keep": "web-first"}, [
+            "a web text of the image passes", "itm below threshold", "a web text of the image passes", "no text", "",
         ]),
-        ({"keep": "best-of", "threshold": 0.8}, [
+        ({"keep": "web-first", "threshold": 0.8}, [
             "", "itm below threshold", "same text as a better one", "no text", "itm below threshold",
         ]),
-        ({"keep": "best-of", "score": "itc", "threshold": 0.35}, [
+        ({"keep": "web-first", "score": "itc", "threshold": 0.35}, [
             "itc below threshold", "", "itc below threshold", "no text", "itc below threshold",
+        ]),
+        ({"keep": "best", "threshold": 0.1}, [
+            "a synthetic text of the image ranks higher by itc", "",
+            "a synthetic text of the image ranks higher by itc", "no text",
+            "a synthetic text of the image ranks higher by itc",
+        ]),
+        ({"keep": "best", "rank": "itm", "threshold": 0.1}, [
+            "", "a synthetic text of the image ranks higher by itm", "same text as a better one", "no text",
+            "a synthetic text of the image ranks higher by itm",
+        ]),
+        # All of one itc: of equals the web's.
+        ({"keep": "best"}, [
+            "a web text of the image ranks higher by itc", "itm below threshold",
+            "a web text of the image ranks higher by itc", "no text", "",
         ]),
     ],
 )  # fmt: skip
@@ -146,7 +165,116 @@ def test_the_texts_of_an_image_against_one_another(policy: dict[str, Any], expec
     assert turned[::-1] == expected, "the order in which they come says nothing"
 
 
+def test_of_texts_that_came_with_the_image_the_better_one_is_kept() -> None:
+    rows = [row("web", 0, text="one", itc=0.1), row("web", 1, text="two", itc=0.2), row("human", 0, text="three")]
+    rule = PolicyConfig(keep="web-first").rule(0.5)
+    higher = "a web text of the image ranks higher by itc"
+    assert verdicts_of_image(rows, rule) == [higher, "", higher]
+    alone = [row("human", 0), row("synthetic", 0, text="two", itc=0.9)]
+    assert verdicts_of_image(alone, rule) == ["", "a human text of the image passes"]
+
+
+def kept_by_definition(rows: list[Annotation], rule: Rule) -> set[int]:
+    """Which rows of one image are kept, as docs/policies.md says it: slowly, with no sorting."""
+
+    def reaches(one: Annotation, score: str, threshold: float) -> bool:
+        value = getattr(one, score)
+        return value is not None and value >= threshold
+
+    def passes(one: Annotation) -> bool:
+        if one.status == "failed" or not any(letter.isalnum() for letter in one.text):
+            return False
+        is_ranked = getattr(one, rule.rank) is not None
+        if rule.threshold is None:
+            return is_ranked
+        reached = reaches(one, rule.score, rule.threshold)
+        if rule.other_threshold is not None:
+            other = reaches(one, "itc" if rule.score == "itm" else "itm", rule.other_threshold)
+            reached = reached or other if rule.combine == "or" else reached and other
+        needs_rank = rule.keep == "best" or (rule.top_k > 0 and rule.other_threshold is None)
+        return reached and (is_ranked or not needs_rank)
+
+    def beats(one: Annotation, other: Annotation) -> bool:
+        if rule.keep == "web-first" and "synthetic" in {one.source, other.source} and one.source != other.source:
+            return other.source == "synthetic"
+        ranks = [-9.0 if (value := getattr(each, rule.rank)) is None else value for each in (one, other)]
+        if ranks[0] != ranks[1]:
+            return bool(ranks[0] > ranks[1])
+        places = [("web", "human", "synthetic").index(each.source) for each in (one, other)]
+        return places[0] < places[1] if places[0] != places[1] else one.candidate < other.candidate
+
+    passing = {i for i, one in enumerate(rows) if passes(one)}
+    if rule.keep == "all" and not rule.top_k:
+        return passing
+    repeated = {
+        i for i in passing for j in passing if rows[i].text.strip() == rows[j].text.strip() and beats(rows[j], rows[i])
+    }
+    distinct = passing - repeated
+    return {i for i in distinct if sum(beats(rows[j], rows[i]) for j in distinct) < (rule.top_k or 1)}
+
+
+ITM, ITC = st.sampled_from([None, 0.0, 0.3, 0.5, 0.50001, 0.9]), st.sampled_from([None, -0.5, 0.0, 0.3, 0.30001])
+IMAGES = st.lists(
+    st.builds(
+        row,
+        st.sampled_from(["web", "human", "synthetic"]),
+        st.integers(0, 3),
+        text=st.sampled_from(["a cat", "a cat ", "a dog", "IMG_0042", "...", ""]),
+        itm=ITM,
+        itc=ITC,
+        status=st.sampled_from(["ok", "ok", "ok", "failed"]),
+        reason=st.just("not an image"),
+    ),
+    max_size=8,
+    unique_by=lambda one: (one.source, one.candidate),
+)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    top_k = draw(st.integers(0, 3))
+    threshold = draw(st.sampled_from([None, 0.0, 0.3, 0.5]))
+    other = None if threshold is None else draw(st.sampled_from([None, 0.0, 0.3]))
+    return Rule(
+        score=draw(st.sampled_from(["itm", "itc"])),
+        rank=draw(st.sampled_from(["itm", "itc"])),
+        threshold=threshold,
+        other_threshold=other,
+        combine=draw(st.sampled_from(["and", "or"])),
+        top_k=top_k,
+        keep="all" if top_k else draw(st.sampled_from(["all", "web-first", "best"])),
+    )
+
+
+@given(IMAGES, rules(), st.randoms(use_true_random=False))
+def test_policies_keep_what_their_definition_says(rows: list[Annotation], rule: Rule, random: Any) -> None:
+    reasons = verdicts_of_image(rows, rule)
+    kept = {i for i, reason in enumerate(reasons) if not reason}
+    assert kept == kept_by_definition(rows, rule)
+    shuffled = random.sample(range(len(rows)), len(rows))
+    assert verdicts_of_image([rows[i] for i in shuffled], rule) == [reasons[i] for i in shuffled]
+    for one, reason in zip(rows, reasons, strict=True):
+        (winner,) = [rows[i] for i in kept] if reason.startswith("a ") else [one]
+        if reason.endswith("of the image passes"):
+            assert (one.source, rule.keep) == ("synthetic", "web-first")
+            assert reason.split()[1] == winner.source != "synthetic"
+        elif "ranks higher by" in reason:
+            assert reason == f"a {winner.source} text of the image ranks higher by {rule.rank}"
+            assert getattr(one, rule.rank) is None or getattr(winner, rule.rank) >= getattr(one, rule.rank)
+
+
+@given(IMAGES, rules())
+def test_best_keeps_what_one_text_of_the_best_would_be(rows: list[Annotation], rule: Rule) -> None:
+    """`top_k: 1` differs in one thing: it sets no threshold unless one is given."""
+    assume(rule.other_threshold is None)
+    best = verdicts_of_image(rows, rule.model_copy(update={"keep": "best", "top_k": 0}))
+    first = verdicts_of_image(rows, rule.model_copy(update={"keep": "all", "top_k": 1}))
+    assert [not reason for reason in best] == [not reason for reason in first]
+    assert (PolicyConfig(keep="best").threshold, PolicyConfig(top_k=1).threshold) == (0.5, None)
+
+
 def test_what_cannot_be_ranked_says_so() -> None:
+    assert why(row(itc=None), score="itm", threshold=0.1, keep="best") == "no itc score"
     assert verdicts_of_image([row(itc=None), row(itc=-1.0)], PolicyConfig(top_k=2).rule(None)) == ["no itc score", ""]
     assert why(row(itc=None), score="itm", threshold=0.1, top_k=1) == "no itc score"
 
@@ -209,7 +337,8 @@ def test_keep_rate_needs_scores() -> None:
     "fields",
     [
         {"threshold": "half"}, {"score": "clip"}, {"recall": 1.0}, {"keep_rate": 0}, {"keep_rate": 1.0},
-        {"treshold": 1}, {"top_k": -1}, {"top_k": 2, "keep": "best-of"}, {"combine": "xor"},
+        {"treshold": 1}, {"top_k": -1}, {"top_k": 2, "keep": "best-of"}, {"top_k": 1, "keep": "best"},
+        {"combine": "xor"},
         {"threshold": None, "other_threshold": 0.3},
     ],
 )  # fmt: skip
@@ -231,7 +360,8 @@ def test_the_default_is_the_paper_s() -> None:
         ({"top_k": 2, "threshold": 0.5}, ("itm", "itc")),
         ({"other_threshold": 0.1}, ("itm", "itc")),
         ({"other_threshold": 0.1, "combine": "or"}, ()),  # a text may pass by either
-        ({"score": "itc", "keep": "best-of", "rank": "itm"}, ("itc", "itm")),
+        ({"score": "itc", "keep": "web-first", "rank": "itm"}, ("itc", "itm")),
+        ({"keep": "best"}, ("itm", "itc")),
     ],
 )
 def test_the_scores_without_which_a_policy_keeps_nothing(fields: dict[str, Any], needed: tuple[str, ...]) -> None:
@@ -244,3 +374,94 @@ def test_the_scores_without_which_a_policy_keeps_nothing(fields: dict[str, Any],
         with pytest.raises(RecipeError, match="itm is needed, and F gives itc alone: set score=itc"):
             check_scores(needed, ["itc"], "F")
     check_scores(needed, ["itm", "itc"], "F")
+
+
+# ---- what a user writes ----
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["keep_rate=0.3"], "'keep_rate' is 0.3: it has no effect without threshold=keep-rate; give that too"),
+        (["keep_rate=0.5"], "'keep_rate' is 0.5: it has no effect"),  # the default: whoever writes it means something
+        (["threshold=0.6", "keep_rate=0.3"], "without threshold=keep-rate"),
+        (["recall=0.7"], "'recall' is 0.7: it has no effect without threshold=calibrated"),
+        (["threshold=keep-rate", "recall=0.7"], "without threshold=calibrated"),
+        (["combine=or"], "'combine' is 'or': it has no effect without other_threshold"),
+        (["rank=itm"], "'rank' is 'itm': it has no effect without top_k, keep=web-first or keep=best"),
+        (["threshold=1.1"], "'threshold' is 1.1: it is compared with itm, which lies in [0, 1]; give a number there"),
+        (["threshold=-0.1"], "compared with itm, which"),
+        (["threshold=.nan"], "compared with itm, which"),
+        (["score=itc", "threshold=-1.5"], "'threshold' is -1.5: it is compared with itc, which lies in [-1, 1]"),
+        (["other_threshold=2"], "'other_threshold' is 2: it is compared with itc, which"),
+        (["score=itc", "threshold=0.1", "other_threshold=-0.1"], "'other_threshold' is -0.1: it is compared with itm"),
+    ],
+)
+def test_settings_that_decide_nothing_are_refused(sets: list[str], said: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        configs.build(PolicyConfig, sets)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["threshold=keep-rate", "keep_rate=0.3"], ["threshold=calibrated", "recall=0.7"], ["top_k=2", "rank=itm"],
+        ["threshold=null", "rank=itm"], ["keep=best", "rank=itm"], ["keep=web-first", "rank=itm"],
+        ["other_threshold=0.2", "combine=or"], ["threshold=0"], ["threshold=1"], ["score=itc", "threshold=-1"],
+    ],
+)  # fmt: skip
+def test_settings_that_decide_something_pass(sets: list[str]) -> None:
+    config = configs.build(PolicyConfig, sets)
+    record = configs.to_yaml(config)
+    assert configs.validate(PolicyConfig, yaml.safe_load(record), "a record") == config
+
+
+def test_a_source_of_settings_is_not_blamed_for_what_lies_above_it(tmp_path: Path) -> None:
+    """A threshold of --set leaves the recall of a recipe without effect, and no one wrote anything in vain."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("threshold: calibrated\nrecall: 0.7\n")
+    assert configs.read(file, PolicyConfig, ["threshold=0.4"]).threshold == 0.4
+    above = tmp_path / "above.yaml"
+    above.write_text("extends: mine.yaml\nthreshold: 0.4\n")
+    assert configs.read(above, PolicyConfig).recall == 0.7
+    above.write_text("extends: mine.yaml\nthreshold: 0.4\nrecall: 0.9\n")
+    with pytest.raises(
+        RecipeError, match=r"above.yaml: 'recall' is 0.9: it has no effect without threshold=calibrated"
+    ):
+        configs.read(above, PolicyConfig)
+    file.write_text("threshold: 0.4\nkeep_rate: 0.5\n")  # a default, as records have them all
+    assert configs.read(file, PolicyConfig).threshold == 0.4
+
+
+def test_the_record_of_a_run_is_a_recipe_too(tmp_path: Path) -> None:
+    config = configs.build(PolicyConfig, ["threshold=calibrated", "recall=0.7"])
+    file = tmp_path / "recipe.yaml"
+    file.write_text(configs.to_yaml(config.model_copy(update={"threshold": 0.4})))
+    assert configs.read(file, PolicyConfig).recall == 0.7
+    with pytest.raises(RecipeError, match=r"^'recall' is 0\.9"):
+        configs.read(file, PolicyConfig, ["recall=0.9"])
+
+
+def test_a_section_of_a_recipe_is_named_by_its_dotted_key() -> None:
+    demo = presets.find("pipelines", "demo", within="bootstrap")
+    assert configs.read(demo, BootstrapConfig, ["select.threshold=0.4"]).select.recall == 0.75
+    with pytest.raises(RecipeError, match=r"^'select.keep_rate' is 0.3: it has no effect"):
+        configs.read(demo, BootstrapConfig, ["select.keep_rate=0.3"])
+
+
+def test_best_of_is_the_old_name_of_web_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = (configs.build(PolicyConfig, [f"keep={name}"]) for name in ("best-of", "web-first"))
+    assert old == new
+    assert [record.getMessage() for record in caplog.records] == [
+        "note: keep=best-of is called web-first now and does the same; keep=best keeps the best text of all"
+    ]
+    assert (new.keep, new.record()["keep"], new.rule(0.5).record()["keep"]) == ("web-first", "best-of", "best-of")
+    assert "keep: web-first" in configs.to_yaml(new)
+    assert all(PolicyConfig(keep=name).record()["keep"] == name for name in ("all", "best"))
+    file = tmp_path / "old.yaml"
+    file.write_text("keep: best-of\n")
+    caplog.clear()
+    assert configs.read(file, PolicyConfig, ["keep=all"]).keep == "all"
+    assert configs.validate(PolicyConfig, {"keep": "best-of"}, "a run's record") == new
+    assert not caplog.records

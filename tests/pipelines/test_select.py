@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -13,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import capfilt.data.annotations as tables
+from capfilt.api.progress import progress_of
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.sample import Sample
 from capfilt.models.checkpoints import store
+from capfilt.runs.ledger import fingerprint
+from capfilt.stages import workload
+from capfilt.stages.runner import CommandOptions
 
 SCORES = {"a": (0.9, 0.1), "b": (0.5, 0.4), "c": (0.4999, 0.9), "d": (0.2, -0.3)}
 """(itm, itc) of each key's web text; its synthetic text has them the other way round, folded into range."""
@@ -116,8 +122,13 @@ def test_the_txt_is_the_best_kept_text(annotated: Path, capfilt: Any, policy: li
         (["top_k=1"], {"a": ["synthetic a"], "b": ["synthetic b"], "c": ["web c"], "d": ["synthetic d"]}),
         (["top_k=1", "threshold=0.5"], {"a": ["web a"], "b": ["web b"], "c": ["synthetic c"]}),
         # Web if it passes, else synthetic.
-        (["keep=best-of", "threshold=0.4"], {"a": ["web a"], "b": ["web b"], "c": ["web c"]}),
+        (["keep=web-first", "threshold=0.4"], {"a": ["web a"], "b": ["web b"], "c": ["web c"]}),
         (["keep=best-of"], {"a": ["web a"], "b": ["web b"], "c": ["synthetic c"]}),
+        # The better one of both.
+        (
+            ["keep=best", "threshold=0.1"],
+            {"a": ["synthetic a"], "b": ["synthetic b"], "c": ["web c"], "d": ["synthetic d"]},
+        ),
         (["other_threshold=0.3"], {"b": ["web b"], "c": ["synthetic c"]}),
         (
             ["other_threshold=0.85", "combine=or"],
@@ -278,7 +289,7 @@ class TestCalibrated:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--set", "threshold=1.1"], 1, "kept none of 8 texts at itm >= 1.1000"),
+        (["--set", "threshold=0.95"], 1, "kept none of 8 texts at itm >= 0.9500"),
         (["--set", "threshold=some"], 2, "'threshold' is 'some'"),
         (["--set", "treshold=0.5"], 2, "Did you mean 'threshold'?"),
         (["--annotations", "{root}/web"], 1, "web holds no annotations/"),
@@ -289,6 +300,145 @@ def test_what_cannot_be_done_is_said(annotated: Path, capfilt: Any, words: list[
     done = capfilt("select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean", *given)
     assert done.code == code
     assert said in done.line
+
+
+@pytest.mark.parametrize(
+    ("words", "same_as"),
+    [
+        (["--threshold", "0.4", "--score", "itc"], ["threshold=0.4", "score=itc"]),
+        (["--keep-rate", "0.25"], ["threshold=keep-rate", "keep_rate=0.25"]),
+        (["--keep-rate", "0.25", "--set", "threshold=keep-rate"], ["threshold=keep-rate", "keep_rate=0.25"]),
+        (["--threshold", "keep-rate"], ["threshold=keep-rate"]),
+        (["--top-k", "1"], ["top_k=1"]),
+        (["--top-k", "1", "--threshold", "none", "--score", "itc"], ["top_k=1", "score=itc"]),
+        (["--top-k", "2", "--threshold", "0.3", "--set", "threshold=0.3"], ["top_k=2", "threshold=0.3"]),
+        (["--threshold", "none"], ["threshold=null"]),
+        (["--keep", "web-first"], ["keep=web-first"]),
+        (["--keep", "best", "--set", "rank=itm"], ["keep=best", "rank=itm"]),
+        (["--recipe", "blip2-two", "--top-k", "1"], ["top_k=1"]),
+        (["--recipe", "{root}/half.yaml", "--keep-rate", "0.25"], ["threshold=keep-rate", "keep_rate=0.25"]),
+    ],
+)
+def test_options_are_settings(annotated: Path, capfilt: Any, words: list[str], same_as: list[str]) -> None:
+    (annotated / "half.yaml").write_text("threshold: 0.5\n")
+    sets = [word for assignment in same_as for word in ("--set", assignment)]
+    plans = {}
+    for out, given in (("a-run", words), ("b-run", sets)):
+        given = [word.format(root=annotated) for word in given]
+        common = ["--annotations", annotated / "a", "--out", annotated / out]
+        done = capfilt("select", annotated / "web", *common, *given)
+        assert done.code == 0, done.err
+        plans[out] = json.loads((annotated / out / "plan.json").read_text())
+    assert plans["a-run"] == plans["b-run"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threshold", "half"], "--threshold half: give a number, calibrated, keep-rate or none."),
+        (["--threshold", "keeprate"], "Did you mean 'keep-rate'?"),
+        (["--threshold", "1.1"], "'threshold' is 1.1: it is compared with itm, which lies in [0, 1]"),
+        (["--score", "itc", "--threshold", "-1.1"], "it is compared with itc, which lies in [-1, 1]"),
+        (["--keep", "bst"], "Did you mean 'best'?"),
+        (["--keep-rate", "1"], "--keep-rate: 'keep_rate' is 1.0"),
+        (
+            ["--keep-rate", "0.3", "--threshold", "0.4"],
+            "--keep-rate 0.3 sets the threshold itself, which is given as 0.4",
+        ),
+        (["--keep-rate", "0.3", "--set", "threshold=null"], "which is given as none"),
+        (["--threshold", "0.3", "--set", "threshold=0.4"], "--threshold 0.3 and --set threshold=0.4 differ"),
+        (["--threshold", "none", "--set", "threshold=0.4"], "--threshold none and --set threshold=0.4 differ"),
+        (["--top-k", "1", "--set", "top_k=2"], "--top-k 1 and --set top_k=2 differ; give one of them."),
+        (["--top-k", "1", "--keep", "best"], "top_k 1 and keep best both say how many texts of an image are kept"),
+        (["--top-k", "1", "--score", "itm"], "--set rank=itm ranks them by itm"),
+        (["--set", "keep_rate=0.3"], "'keep_rate' is 0.3: it has no effect without threshold=keep-rate"),
+        (["--calibrate", "labels", "--keep-rate", "0.3"], "--calibrate labels sets the threshold itself"),
+        (["--calibrate", "labels", "--set", "threshold=0.3"], "--calibrate labels sets the threshold itself"),
+    ],
+)
+def test_a_refused_policy_leaves_the_folder_free(annotated: Path, capfilt: Any, words: list[str], said: str) -> None:
+    common = [annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean"]
+    done = capfilt("select", *common, *words)
+    assert done.code == 2
+    assert said in done.line
+    assert not (annotated / "clean").exists()
+    assert capfilt("select", *common).code == 0
+
+
+def test_a_run_that_was_made_with_best_of_goes_on(
+    annotated: Path, capfilt: Any, snapshot: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = annotated / "clean"
+    words = ["select", annotated / "web", "--annotations", annotated / "a", "--out", out, "--threshold", "0.1"]
+    assert capfilt(*words, "--keep", "web-first").code == 0
+    # What the version before wrote: the plan, the recipe, and a fingerprint of these fields.
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["keep"] == "best-of"
+    (out / "recipe.yaml").write_text((out / "recipe.yaml").read_text().replace("web-first", "best-of"))
+    ranking = {"combine": "and", "other_threshold": None, "top_k": 0, "rank": "itc", "keep": "best-of"}
+    scores = hashlib.sha256((annotated / "a/annotations/00000.parquet").read_bytes()).hexdigest()
+    expected = fingerprint({**ranking, "score": "itm", "threshold": 0.1, "carry": True}, "00000", scores)
+    assert json.loads((out / "ledger/select/00000.json").read_text())["fingerprint"] == expected
+    (out / "ledger/select/00001.json").unlink()
+    before = snapshot(out)
+    done = capfilt(*words, "--set", "keep=best-of")
+    assert done.code == 0
+    (note,) = caplog.records
+    assert note.getMessage().startswith("note: keep=best-of is called web-first now")
+    changed = {name for name, file in snapshot(out).items() if file != before.get(name)}
+    assert not {name for name in changed if "00000" in name}, "the first shard was done"
+    before = snapshot(out)
+    assert capfilt(*words, "--keep", "web-first").code == 0
+    assert len(caplog.records) == 1
+    assert snapshot(out) == before
+    whys = pq.read_table(out / "dataset/00000.parquet").column("why").to_pylist()
+    assert whys == ["a web text of the image passes", "", "a web text of the image passes", ""]
+    assert capfilt("report", out).code == 0
+
+
+class TestBySize:
+    """Without --address small work runs in this process."""
+
+    def test_a_small_selection_starts_no_ray(self, annotated: Path, capfilt: Any) -> None:
+        words = ["select", annotated / "web", "--annotations", annotated / "a", "--out", annotated / "clean"]
+        done = capfilt(*words, address=None)
+        assert done.code == 0, done.err
+        assert "select: 9 texts in 2 shards: few enough for this process; --address start" in done.err
+        assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        assert "few enough" not in capfilt(*words).err
+
+    def test_the_ledger_says_how_much_there_is(self, finished_run: Path, annotated: Path) -> None:
+        named = shards.by_name(shards.expand(str(finished_run / "data/web")))
+        sizes = [Path(url).stat().st_size for url in named.values()]
+        counted = workload.of_selection(finished_run / "round-1/annotations", named)
+        assert counted == workload.Workload(shards=3, texts=120, bytes=sum(sizes))
+        assert workload.of_shards([*named.values()]) == workload.Workload(shards=3, bytes=sum(sizes))
+        named = shards.by_name(shards.expand(str(annotated / "web")))  # its annotations have no ledger
+        assert workload.of_selection(annotated / "a/annotations", named) == workload.Workload(shards=2, texts=9)
+
+    @pytest.mark.parametrize(
+        ("work", "options", "address"),
+        [
+            (workload.Workload(200, 50_000, 2 * 10**9), {}, "local"),
+            (workload.Workload(201), {}, "start"),
+            (workload.Workload(1, 50_001), {}, "start"),
+            (workload.Workload(1, 1, 2 * 10**9 + 1), {}, "start"),
+            (workload.Workload(1, 1), {"workers": 2}, "start"),
+            (workload.Workload(1, 1), {"workers": 1}, "start"),
+            (workload.Workload(1, 1), {"cpus": 0.5}, "start"),
+            (workload.Workload(1, 1), {"min_success": 0.5}, "local"),
+        ],
+    )
+    def test_more_work_or_workers_get_a_ray(
+        self, work: workload.Workload, options: dict[str, Any], address: str
+    ) -> None:
+        lines: list[str] = []
+        show = progress_of(None, lines.append)
+        given = CommandOptions(**options)
+        assert workload.working_address(workload.BY_SIZE, work, given, "select", show) == address
+        assert len(lines) == (address == "local")
+        for typed in ("local", "start", "auto", "ray://head:10001"):
+            assert workload.working_address(typed, work, given, "select", show) == typed
 
 
 def test_shards_and_annotations_must_belong_together(annotated: Path, capfilt: Any) -> None:

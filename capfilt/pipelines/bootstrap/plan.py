@@ -38,6 +38,7 @@ def plan_of(
     }
     plan = config.model_dump(mode="json", exclude=exclude)
     plan["pretrain"] = training_plan(config.pretrain)
+    plan["select"] = config.select.record()
     plan |= {role: source.plan() for role, source in roles.items()}
     for stage, stage_config in zip(plan["final"], config.final, strict=True):
         stage["train"] = training_plan(stage_config.train)

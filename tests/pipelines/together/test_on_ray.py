@@ -35,3 +35,19 @@ def test_a_round_on_ray_writes_what_it_wrote_in_one_process(run_copy: Path, fini
     answer = json.loads((run_copy / "summary.json").read_text())["rounds"][1]
     assert answer["samples_in"] == 60 == sum(answer["samples"].values())
     assert pq.read_table(run_copy / "round-1/annotations/00000.parquet").num_rows == 40
+
+
+@pytest.mark.slow
+def test_a_selection_is_the_same_in_this_process_and_on_ray(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    """By size it works in this process; three workers write the same bytes, and either goes on where the other was."""
+    words = ["select", finished_run / "data/web", "--annotations", finished_run / "round-1", "--keep-rate", "0.3"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert "few enough for this process" in capfilt(*words, "--out", here, address=None).err
+    done = capfilt(*words, "--out", there, "--workers", 2, address=None)
+    assert done.code == 0, done.err
+    assert "few enough" not in done.err
+    names = sorted(path.relative_to(here) for path in here.rglob("*") if path.suffix in (".tar", ".parquet", ".json"))
+    written = [name for name in names if not name.name.endswith("pace.json")]
+    assert len(written) == 3 * 3 + 2, "of each shard a tar, verdicts and a completion; sizes.json and plan.json"
+    assert [(here / name).read_bytes() for name in written] == [(there / name).read_bytes() for name in written]
+    assert "resumed" in capfilt(*words, "--out", there, address=None).err
