@@ -35,7 +35,7 @@ def print_steps(steps: Iterable[Step]) -> None:
 
 def command(verb: str, *words: object, address: str | None = None) -> str:
     """A command line; `address` is given on, where it is not the default."""
-    where = () if address in (None, "start") else ("--address", address)
+    where = () if address in (None, "start", "by-size") else ("--address", address)
     return shlex.join(["capfilt", verb, *(_short(str(word)) for word in (*words, *where))])
 
 
@@ -99,12 +99,11 @@ def first_policy(folder: StoragePath) -> tuple[str, list[str]]:
         return (
             f"keep the texts with itm >= 0.5, as CapFilt does: {share:.0%} of the first shard's; another threshold is"
             " another such command, in seconds",
-            ["--set", "threshold=0.5"],
+            ["--threshold", "0.5"],
         )
     score = "itc" if len(scores["itc"]) else "itm"
     why = "no text of the first shard has itm >= 0.5" if len(scores["itm"]) else "this filter gives no itm"
-    policy = (f"score={score}", "threshold=keep-rate", "keep_rate=0.5")
-    return f"keep the better half of the texts by {score} ({why})", [w for key in policy for w in ("--set", key)]
+    return f"keep the better half of the texts by {score} ({why})", ["--score", score, "--keep-rate", "0.5"]
 
 
 def _scores(folder: StoragePath, name: str) -> np.ndarray[Any, Any]:

@@ -132,13 +132,13 @@ def write(folder: Path, *scores: tuple[float | None, float | None]) -> Path:
 def test_the_policy_that_is_proposed_keeps_something(tmp_path: Path) -> None:
     what, words = first_policy(write(tmp_path / "a", (0.9, 0.1), (0.6, 0.1), (0.1, 0.1), (0.2, 0.1), (None, None)))
     assert "50% of the first shard's" in what
-    assert words == ["--set", "threshold=0.5"]
+    assert words == ["--threshold", "0.5"]
     what, words = first_policy(write(tmp_path / "b", (0.4, 0.1), (0.1, 0.3)))
     assert "no text of the first shard has itm >= 0.5" in what
-    assert words[1::2] == ["score=itc", "threshold=keep-rate", "keep_rate=0.5"]
+    assert words == ["--score", "itc", "--keep-rate", "0.5"]
     what, words = first_policy(write(tmp_path / "c", (None, 0.1), (None, 0.3)))
     assert "this filter gives no itm" in what
-    assert words[1::2] == ["score=itc", "threshold=keep-rate", "keep_rate=0.5"]
+    assert words == ["--score", "itc", "--keep-rate", "0.5"]
 
 
 def test_a_folder_that_is_there_is_not_proposed(tmp_path: Path) -> None:
