@@ -12,7 +12,6 @@ from typing import NamedTuple
 from capfilt.data import shards
 from capfilt.data.text import fit
 from capfilt.data.text.language_tokenizer import tokenizer_of
-from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError, ShardError
 from capfilt.models import Architecture, ModelSection, label
 
@@ -52,11 +51,11 @@ def check_vocabulary(tokenizer: str, architecture: Architecture, model: ModelSec
     """
     if not is_here(tokenizer):
         return
-    entries = len(tokenizer_of(tokenizer, architecture.language_kind))
+    entries = len(tokenizer_of(tokenizer, architecture.tokenizer_kind))
     if entries > architecture.vocabulary_size:
         setting = architecture.vocabulary_setting(entries)
         advice = f"set {key}.{setting}, or" if setting else "set"
-        marks = "" if architecture.language_kind else ", [DEC] and [ENC] included"
+        marks = ", [DEC] and [ENC] included" if architecture.tokenizer_kind == "wordpiece" else ""
         raise RecipeError(
             f"the tokenizer {tokenizer!r} has {entries} entries{marks}, and {key} ({label(model)}) has embeddings for"
             f" {architecture.vocabulary_size}: {advice} `tokenizer` to the vocabulary that belongs to it."
@@ -75,7 +74,7 @@ def text_warnings(tokenizer: str, architecture: Architecture, texts: Iterable[Te
     """What of the tokenizer and the lengths does not fit the texts, of which the first are read."""
     if architecture.language_kind is not None or not is_here(tokenizer):
         return
-    loaded = Tokenizer.load(tokenizer)
+    loaded = tokenizer_of(tokenizer, architecture.tokenizer_kind)
     for some in texts:
         try:
             sample = fit.sample_texts(shards.expand(some.shards))

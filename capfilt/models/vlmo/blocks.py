@@ -109,6 +109,9 @@ class RelativePositions(nn.Module):
     2 longest - 3 text offsets, 3 of a text's [CLS]; columns: heads of the first block, of the second, ...
     """
 
+    vectors = ("table",)
+    """No weight decay, as in the released code, where vectors are spared."""
+
     def __init__(self, config: BlocksConfig, longest: int):
         super().__init__()
         self.side, self.longest, self.depth = config.side, longest, config.depth
