@@ -38,7 +38,8 @@ class ArchitectureConfig(Config, ABC):
     @abstractmethod
     def capabilities(self) -> frozenset[str]:
         """What a model of this architecture can do, known before anything is built: encode_image, encode_text,
-        fuse (score a text beside an image), decode (write a text), answer (a question), unmask (guess hidden words)."""
+        fuse (score a text beside an image), decode (write a text), answer (a question), unmask (guess hidden words),
+        ground (say where in an image a text is)."""
 
     @property
     @abstractmethod

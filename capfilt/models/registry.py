@@ -25,6 +25,7 @@ from capfilt.models.family import Family
 from capfilt.models.limits import refuse_too_large
 from capfilt.models.vilt import VILT
 from capfilt.models.vlmo import VLMO
+from capfilt.models.xvlm import XVLM
 from capfilt.recipe_tree import read_tree
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "clip": CLIP,
     "vilt": VILT,
     "vlmo": VLMO,
+    "xvlm": XVLM,
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
 

@@ -65,6 +65,30 @@ class PairBatch(NamedTuple):
         return [slice(start, start + size) for start in range(0, self.rows, size)]
 
 
+class RegionBatch(NamedTuple):
+    """R texts, each of a part of one of B pictures or of a whole one."""
+
+    images: Tensor
+    """Pictures [B, 3, S, S], normalised floats."""
+    ids_BT: Tensor
+    """The texts, [R, T]."""
+    mask_BT: Tensor
+    image_ids_B: Tensor
+    """[R]: equal numbers are the same image."""
+    image_R: Tensor
+    """The number of each text's picture among the B."""
+    seen_RN: Tensor
+    """1 for the image tokens that are in the part, 0 for others; [CLS], the first, is always 1."""
+    boxes_R4: Tensor
+    """Where the part is: center x, center y, width, height, in shares of the picture."""
+    is_region_R: Tensor
+    """False for whole pictures."""
+
+    def to(self, device: torch.device) -> RegionBatch:
+        """The same on a device; pinned memory is copied while the host goes on."""
+        return RegionBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class Task(nn.Module, ABC):
     """A model with what its losses must remember; what data-parallel training wraps."""
 
@@ -78,6 +102,8 @@ class Task(nn.Module, ABC):
     """What masking knows of the texts' tokens; set where a training has a tokenizer of BERT's kind."""
     alpha: float | None
     """The weight of the momentum copy's soft targets; None: what the config says at this share of the training."""
+    several_kinds: ClassVar[bool] = False
+    """Whether steps differ in the weights that they reach."""
     chunks_enter_model: ClassVar[bool] = False
     """Whether `backward_in_chunks` calls the model's own methods, and not `compute_losses`."""
 

@@ -118,7 +118,7 @@ def external_paths(recipe: Config) -> dict[str, Any]:
 
 _PATH_KEYS = ("data.web", "data.human", "data.val", "data.test", "data.download.urls", "start", "model")
 
-_FILE_ENDINGS = (".yaml", ".yml", ".pth", ".pt", ".ckpt", ".bin", ".npz", ".safetensors", ".txt", ".json")
+_FILE_ENDINGS = (".yaml", ".yml", ".pth", ".pt", ".ckpt", ".th", ".bin", ".npz", ".safetensors", ".txt", ".json")
 
 _KEYWORDS = ("world", "scratch", "continue")  # values of these keys that are no paths
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALONE, NESTED, OPEN_CLIP = "preprocessor_config.json", "processor_config.json", "open_clip_config.json"
-_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".th", ".bin", ".safetensors")
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters, by the number that it and transformers give them."""

@@ -23,6 +23,23 @@ class Source(Config):
     fifth, the next epoch the next fifth (0.2, as BLIP takes LAION)."""
 
 
+class RegionConfig(Config):
+    """Steps on regions, parts of pictures with texts of their own (X-VLM section 3.2); figures are over all ranks."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """How many of the steps on pairs a step on regions comes before."""
+    images: int = Field(default=384, ge=1)
+    """Pictures of such a step; X-VLM: 48 of each of 8 processes."""
+    texts: int = Field(default=1024, ge=2)
+    """Texts of such a step, drawn from those of its pictures, or some of them twice; X-VLM: 128 of each process."""
+    per_image: int = Field(default=5, ge=2)
+    """Texts of a picture at most, one of the whole picture among them."""
+    visible: float = Field(default=0.5, ge=0, lt=1)
+    """A region counts if more than this share of it lies in the crop, which holds one region as a whole."""
+    careful_flip: bool = False
+    """Whether pictures are left as they are if a text of theirs says left or right."""
+
+
 class LoaderConfig(Config):
     """How pairs become batches."""
 

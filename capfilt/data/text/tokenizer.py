@@ -98,7 +98,7 @@ class Tokenizer:
             return cls(world.vocabulary())
         try:
             where = storage_path(source)
-            path = local_copy(where.parent if where.name.endswith((".pth", ".pt", ".ckpt", ".bin")) else where)
+            path = local_copy(where.parent if where.name.endswith((".pth", ".pt", ".ckpt", ".th", ".bin")) else where)
             return cls(*tokenizer_files.read(path))
         except OSError as error:
             hint = did_you_mean(str(source), ["world"])

@@ -133,18 +133,4 @@ def vision_from(model: Albef, source: str) -> set[str]:
 
 def text_from(model: Albef, source: str) -> set[str]:
     """Fill the text stack from BERT, and the head that guesses hidden words if BERT has one itself."""
-    return towers.copy(model, bert_of(model.config.text, towers.find(source), source), source)
-
-
-def bert_of(config: FusionTextConfig, tensors: Tensors, source: str) -> Tensors:
-    """What BERT gives to the text stack, by our names; cross-attention starts fresh."""
-    tensors = towers.bert(tensors)
-    wanted = key_maps.text_names(
-        config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
-    )
-    if "decoder" not in config.roles:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
-    elif "cls.predictions.bias" in tensors:
-        wanted |= once(expand(LM_HEAD, 1, "text.head.", "cls.predictions."))
-    taken = towers.take(tensors, wanted, source)
-    return towers.first_positions(taken, config.max_positions)
+    return towers.copy(model, towers.fusion_bert(model.config.text, towers.find(source), source), source)

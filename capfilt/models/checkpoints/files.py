@@ -31,7 +31,7 @@ OTHER_WEIGHTS = (SAFE, INDEX, BIN, BIN_INDEX)
 OPEN_CLIP = "open_clip_config.json"
 """What describes the model in a folder of open_clip."""
 OPEN_CLIP_SAFE, OPEN_CLIP_BIN = OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+PICKLES = (".pth", ".pt", ".ckpt", ".th", ".bin")
 Tensors: TypeAlias = "dict[str, Tensor]"
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -13,7 +13,7 @@ from capfilt.models.checkpoints import files, key_maps
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.key_maps import Table
 from capfilt.models.interface import Model, Names
-from capfilt.models.layers.config import VisionConfig
+from capfilt.models.layers.config import FusionTextConfig, VisionConfig
 from capfilt.models.layers.vit import resize_positions
 
 VIT: Table = {
@@ -84,6 +84,20 @@ def bert(tensors: Tensors) -> Tensors:
 def _modern(name: str) -> str:
     """Files from before 2019, bert-base-uncased among them, call a LayerNorm's weight gamma and its bias beta."""
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def fusion_bert(config: FusionTextConfig, tensors: Tensors, source: str) -> Tensors:
+    """What BERT gives to the text stack, by our names; cross-attention starts fresh."""
+    tensors = bert(tensors)
+    wanted = key_maps.text_names(
+        config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
+    )
+    if "decoder" not in config.roles:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
+    elif "cls.predictions.bias" in tensors:
+        wanted |= key_maps.once(key_maps.expand(key_maps.LM_HEAD, 1, "text.head.", "cls.predictions."))
+    taken = take(tensors, wanted, source)
+    return first_positions(taken, config.max_positions)
 
 
 def first_positions(tensors: Tensors, most: int) -> Tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from capfilt.config import Config, added
 from capfilt.models.limits import (
@@ -97,6 +97,82 @@ class VisionConfig(Config):
     def num_tokens(self) -> int:
         """Patches plus [CLS]."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+
+class SwinConfig(Config):
+    """A Swin transformer (arXiv 2103.14030): Swin-B begins 128 wide, of depths 2, 2, 18, 2 and heads 4, 8, 16, 32.
+
+    Every stage but the last ends with tokens joined by four and twice as wide. A window is as wide as the last stage's
+    grid: 7 tokens at 224 px, 12 at 384, as in the released models.
+    """
+
+    image_size: Side
+    """Side of the square picture, pixels; a multiple of `stride`."""
+    patch_size: Side = 4
+    """Side of a square patch, pixels."""
+    embed: Width
+    """Width of the first stage's tokens."""
+    depths: tuple[Depth, ...] = Field(min_length=1, max_length=8)
+    """Blocks of each stage."""
+    stage_heads: tuple[Heads, ...]
+    """Attention heads of a block in each stage."""
+    drop_path: Rate = 0.1
+    """Stochastic depth at the last block; grows linearly from 0."""
+    layer_norm_eps: Epsilon = 1e-5
+    """What a LayerNorm adds to the variance."""
+    init_std: Deviation = 0.02
+    """Standard deviation of fresh weights; see VisionConfig."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> SwinConfig:
+        if len(self.stage_heads) != len(self.depths):
+            raise ValueError(f"stage_heads has {len(self.stage_heads)} stages and depths {len(self.depths)}")
+        for stage, heads in enumerate(self.stage_heads):
+            if (width := self.embed << stage) % heads:
+                raise ValueError(f"stage {stage} is {width} wide, not a multiple of its {heads} heads")
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {self.stride}, the side of the patch that a token "
+                "of the last stage stands for"
+            )
+        if self.num_tokens > MAX_TOKENS:
+            raise ValueError(
+                f"a picture of {self.image_size} px would be {self.num_tokens} tokens; allowed are {MAX_TOKENS}"
+            )
+        refuse_too_many("vision", self.weights)
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Side of what a token of the last stage stands for, pixels."""
+        return self.patch_size << (len(self.depths) - 1)
+
+    @property
+    def window(self) -> int:
+        """Tokens at the side of a window, and of the last stage's grid."""
+        return self.image_size // self.stride
+
+    @property
+    def width(self) -> int:
+        """Width of the image tokens."""
+        return self.embed << (len(self.depths) - 1)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the last stage plus [CLS], which is their mean."""
+        return self.window**2 + 1
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers it learns; norms and biases are not counted."""
+        blocks = sum(12 * depth * (self.embed << stage) ** 2 for stage, depth in enumerate(self.depths))
+        joins = sum(8 * (self.embed << stage) ** 2 for stage in range(len(self.depths) - 1))
+        return blocks + joins + 3 * self.patch_size**2 * self.embed
 
 
 class TextStackConfig(Config):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capfilt.models.layers.attention import FeedForward, merge_heads, split_heads
 from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.relative_positions import resize_offsets
 from capfilt.models.vlmo.config import BlocksConfig
 
 Modality = Literal["text", "image", "fused"]
@@ -174,43 +175,4 @@ def resize_relative(table_RC: Tensor, side: int, text_rows: int) -> Tensor:
     old, new = round((len(table_RC) - len(kept)) ** 0.5), 2 * side - 1
     if old == new:
         return table_RC
-    known = torch.tensor(_geometric(old // 2, new // 2), dtype=torch.float64)
-    weights = _spline(torch.cat([-known.flip(0), known.new_zeros(1), known]), torch.arange(new).double() - new // 2)
-    grid = table_RC[: old * old].double().view(old, old, -1)
-    resized = torch.einsum("ai,bj,ijc->abc", weights, weights, grid).flatten(0, 1)
-    return torch.cat([resized.to(table_RC.dtype), kept])
-
-
-def _geometric(count: int, reach: int) -> list[float]:
-    """`count` distances, each step q times the one before; q in [1.01, 1.5] is that by which they reach `reach`."""
-    low, high = 1.01, 1.5
-    while high - low > 1e-6:
-        q = (low + high) / 2
-        low, high = (low, q) if (1 - q**count) / (1 - q) > reach else (q, high)
-    return [sum(q**i for i in range(n + 1)) for n in range(count)]
-
-
-def _spline(known_K: Tensor, wanted_W: Tensor) -> Tensor:
-    """Weights [W, K] of values at `known_K` for those at `wanted_W`: the cubic spline through all of them, without a
-    knot at the second and the second last; beyond the ends it stays. Of less than four values the line."""
-    if len(known_K) == 1:
-        return torch.ones(len(wanted_W), 1, dtype=known_K.dtype)
-    degree = 3 if len(known_K) > 3 else 1
-    inner = known_K[2:-2] if degree == 3 else known_K[1:-1]
-    ends = [known_K[end].expand(degree + 1) for end in (0, -1)]
-    knots = torch.cat([ends[0], inner, ends[1]])
-    wanted_W = wanted_W.clamp(float(known_K[0]), float(known_K[-1]))
-    weights: Tensor = _basis(knots, degree, wanted_W) @ torch.linalg.inv(_basis(knots, degree, known_K))
-    return weights
-
-
-def _basis(knots: Tensor, degree: int, x_W: Tensor) -> Tensor:
-    """The B-splines of these knots at x, [W, K] (Cox and de Boor)."""
-    x = x_W[:, None]
-    last = (x == knots[-1]) & (knots[1:] == knots[-1]) & (knots[:-1] < knots[-1])
-    values = (((knots[:-1] <= x) & (x < knots[1:])) | last).double()
-    for k in range(1, degree + 1):
-        left, right = knots[k:-1] - knots[: -k - 1], knots[k + 1 :] - knots[1:-k]
-        up = torch.where(left > 0, (x - knots[: -k - 1]) / left.where(left > 0, 1), 0) * values[:, :-1]
-        values = up + torch.where(right > 0, (knots[k + 1 :] - x) / right.where(right > 0, 1), 0) * values[:, 1:]
-    return values
+    return torch.cat([resize_offsets(table_RC[: old * old], side), kept])

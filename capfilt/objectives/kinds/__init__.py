@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.config import Config
 
 if TYPE_CHECKING:
+    from capfilt.data.loading.config import RegionConfig
     from capfilt.models.architecture import ArchitectureConfig
     from capfilt.objectives.interface import Task
 
@@ -29,6 +30,11 @@ class TaskConfig(Config):
     def resumes_momentum(self) -> bool:
         """Whether it begins as the one that the training which the model starts from has kept."""
         return False
+
+    @property
+    def region_steps(self) -> RegionConfig | None:
+        """The steps on regions between those on pairs; None: there are none."""
+        return None
 
     def check_batch(self, rows: int) -> None:
         """Refuse a global batch of so many pairs that the task cannot take; ValueError."""

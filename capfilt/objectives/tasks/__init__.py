@@ -15,6 +15,7 @@ from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.vilt import VILT
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
+from capfilt.objectives.kinds.xvlm import XVLM
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
@@ -27,6 +28,7 @@ PRETRAINING: dict[str, TaskKind] = {
     "clip": CLIP,
     "vilt": VILT,
     "vlmo": VLMO,
+    "xvlm": XVLM,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
 FURTHER: dict[str, tuple[TaskKind, ...]] = {"vlmo": (VLMO_TEXTS,)}

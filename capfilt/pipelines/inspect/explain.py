@@ -39,7 +39,7 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
     for ledger in stage_status.find_ledgers(folder):
         for done in ledger.readable_completions():
             for output in dict.fromkeys(done.outputs):  # a forged record may name one a million times
-                if output.path.endswith((".safetensors", ".bin", ".pth", ".ckpt")):
+                if output.path.endswith((".safetensors", ".bin", ".pth", ".ckpt", ".th")):
                     models[output.sha256] = str(relative_to((ledger.folder / output.path).parent, folder))
                 if not output.path.endswith(".parquet"):
                     continue

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from capfilt.inference.device import autocast
 from capfilt.models import family_of
 from capfilt.objectives.collectives import rank, world_size
-from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Task
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch, RegionBatch, Task
 from capfilt.training.config import ExecutionConfig
 from capfilt.training.distributed import fsdp
 
@@ -45,13 +45,14 @@ class Gradients:
             fsdp.shard(task, device, call_by_call=self.chunks > 1 and task.chunks_enter_model)
         # In chunks there are several backward passes to one average, and the averaging is ours.
         plain = self.sharded or self.chunks > 1
-        wrapped = (task if plain else wrap(task, device)).train()
+        wrapped = (task if plain else wrap(task, device, not task.several_kinds)).train()
         self.forward: Callable[..., LossesAndMetrics] = partial(fsdp.forward, task) if self.sharded else wrapped
 
-    def of(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+    def of(self, batch: PairBatch | RegionBatch, progress: float) -> LossesAndMetrics:
         """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and metrics."""
         self.task.zero_grad(set_to_none=True)
         if self.chunks > 1:
+            assert isinstance(batch, PairBatch), "steps on regions are not cut"
             losses, metrics = self.task.backward_in_chunks(batch, progress, self.chunks, self.autocast)
             if world_size() > 1 and not self.sharded:
                 average([p.grad for p in self.task.parameters() if p.grad is not None])
@@ -74,8 +75,9 @@ class Gradients:
         return torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), most or math.inf)
 
 
-def wrap(module: nn.Module, device: torch.device) -> nn.Module:
-    """Average gradients over ranks while they are computed; as it is on one."""
+def wrap(module: nn.Module, device: torch.device, same_weights: bool = True) -> nn.Module:
+    """Average gradients over ranks while they are computed; as it is on one. `same_weights`: whether every step reaches
+    the same weights."""
     if world_size() == 1:
         return module
     # Queues and momentum copies are equal on every rank by construction: broadcasting them each step would only cost.
@@ -83,7 +85,12 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     ids = [device.index] if device.type == "cuda" else None
     # Gradients lie where they are exchanged from: a copy of all of them less in memory, and two less a step.
     return DistributedDataParallel(
-        module, device_ids=ids, forward_sync_buffers=False, static_graph=True, gradient_as_bucket_view=True
+        module,
+        device_ids=ids,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=same_weights,
+        find_unused_parameters=not same_weights,
     )
 
 

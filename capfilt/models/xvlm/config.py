@@ -1,0 +1,77 @@
+"""X-VLM's architecture as a YAML of `models/xvlm/` describes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from capfilt.data.text.language_tokenizer import TokenizerKind
+from capfilt.models.architecture import ModelRole
+from capfilt.models.layers.config import FusionTextConfig, SwinConfig
+from capfilt.models.layers.towers import PART_OF, TowersConfig
+from capfilt.models.limits import Temperature, Width
+
+if TYPE_CHECKING:
+    from capfilt.models.checkpoints.files import Tensors
+
+
+class XvlmConfig(TowersConfig):
+    """An architecture of the family: what a YAML of `models/xvlm/` says (X-VLM section 3.1)."""
+
+    family: Literal["xvlm"] = "xvlm"
+    vision: SwinConfig  # type: ignore[assignment]
+    text: FusionTextConfig
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a model can do: a pretrained one guesses hidden words and finds regions, which a filter does not; a
+        captioner writes and does nothing else."""
+        roles = set(self.text.roles)
+        if roles == {"decoder"}:
+            return frozenset({"encode_image", "decode"})
+        pretrained = {"unmask", "ground"} if "decoder" in roles else set()
+        return frozenset({"encode_image", "encode_text", "fuse"} | pretrained)
+
+    @property
+    def compares(self) -> bool:
+        """Whether a model has the heads that compare and match."""
+        return "encoder" in self.text.roles
+
+    @property
+    def grounds(self) -> bool:
+        """Whether a model has the head that says where in an image a text is."""
+        return "ground" in self.capabilities
+
+    @property
+    def tokenizer_kind(self) -> TokenizerKind:
+        """BERT's, without [SEP] but for a captioner, which ends with it."""
+        return "open-bert" if self.compares else "bert"
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the vectors in which images and texts are compared."""
+        return self.projection
+
+    @property
+    def towers(self) -> dict[str, dict[str, int | str]]:
+        """The shape of each tower; a vision tower may be used at another picture size."""
+        stages = {f"depth_{n}": depth for n, depth in enumerate(self.vision.depths)}
+        heads = {f"heads_{n}": heads for n, heads in enumerate(self.vision.stage_heads)}
+        text = {name: getattr(self.text, name) for name in ("width", "depth", "heads", "hidden")}
+        return {
+            "vision": {"embed": self.vision.embed, **stages, **heads, "patch_size": self.vision.patch_size},
+            "text": text,
+        }
+
+    def for_role(self, role: ModelRole) -> Self:
+        """The same with the one part of the text stack that a role needs, and without the heads of pretraining."""
+        return self.changed(roles=(PART_OF[role],))
+
+    def resize_positions(self, tensors: Tensors, antialias: bool = False) -> None:
+        """Bring the tables of offsets of a saved model's windows to this picture size, in place."""
+        from capfilt.models.layers.swin import resize_windows
+
+        resize_windows(tensors, self.vision.window, "vision.")

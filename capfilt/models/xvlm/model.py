@@ -1,0 +1,76 @@
+"""X-VLM: a Swin transformer, and BERT whose upper layers attend to an image or to a part of it (X-VLM section 3.1).
+
+A region is the image's own tokens with a [CLS] of its own and a mask, so that texts of regions cost no second look at
+the picture. Where in the image a text is, is told from the text beside the whole image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from capfilt.models.interface import Model
+from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.swin import SwinTransformer
+from capfilt.models.layers.towers_model import TowersModel
+from capfilt.models.xvlm.config import XvlmConfig
+
+
+class Regions(NamedTuple):
+    """Parts of pictures, R of them; a whole picture is one too."""
+
+    image_R: Tensor
+    """The picture that each is a part of: its number among the pictures."""
+    seen_RN: Tensor
+    """1 for the tokens of the picture that are in the part, 0 for others; [CLS] is always 1."""
+
+
+class Xvlm(TowersModel):
+    """X-VLM, with the heads that its roles need."""
+
+    config: XvlmConfig
+    entry_points = (*Model.entry_points, "fuse_states", "fuse_hidden", "unmask", "predict_box", "encode_regions")
+
+    def __init__(self, config: XvlmConfig):
+        super().__init__(config, SwinTransformer(config.vision))
+        if config.compares:
+            self.image_projection = nn.Linear(config.vision.width, config.projection)
+            self.text_projection = nn.Linear(config.text.width, config.projection)
+            self.match_head = head(config.text.width, 2)
+            self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        if config.grounds:
+            self.box_head = head(config.text.width, 4)
+
+    def encode_regions(self, images_B3SS: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, S, S] -> the tokens of parts of them, and for each part those of its whole picture; two of
+        [R, N, D]. A picture is encoded once."""
+        tokens_BND = self.vision(images_B3SS)
+        parts_RND: Tensor = self.vision.regions(tokens_BND, regions.image_R, regions.seen_RN)
+        return parts_RND, tokens_BND.index_select(0, regions.image_R)
+
+    def region_context(self, parts_RND: Tensor, regions: Regions) -> ImageContext:
+        """The tokens of parts of pictures -> what `fuse` and `unmask` attend to: what is in the part."""
+        seen = regions.seen_RN.bool()[:, None, None]
+        return self.image_context(parts_RND, "encoder")._replace(mask=seen)
+
+    def predict_box(self, states_BTD: Tensor) -> Tensor:
+        """States of texts fused with whole images -> where the text is: boxes [B, 4] (center x, center y, width,
+        height) in shares of the picture."""
+        return at_least_fp32(self.box_head(states_BTD[:, 0])).sigmoid()
+
+    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
+        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
+        return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))
+
+    def fuse_hidden(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext, places_BK: Tensor) -> Tensor:
+        """As `unmask`, logits at K positions of each text alone, [B, K, V]."""
+        states = self.text(ids_BT, "encoder", mask_BT, image)
+        return self.text.logits(states.gather(1, places_BK[..., None].expand(-1, -1, states.shape[2])))
+
+
+def head(width: int, outputs: int) -> nn.Sequential:
+    """What stands on a fused [CLS]: through twice the width, normalised."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, outputs))

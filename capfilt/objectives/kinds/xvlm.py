@@ -1,0 +1,97 @@
+"""X-VLM's pretraining and fine-tuning for filtering and captioning, as recipes know them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from capfilt.data.loading.config import RegionConfig
+from capfilt.models.xvlm.config import XvlmConfig
+from capfilt.objectives.kinds import TaskConfig, TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from capfilt.models.xvlm.model import Xvlm
+    from capfilt.objectives.interface import Task
+
+XvlmObjective = Literal["itc", "itm", "mlm", "box", "giou", "lm"]
+BOXES = frozenset({"box", "giou"})
+
+NEEDS: dict[XvlmObjective, frozenset[str]] = {
+    "itc": frozenset({"encode_image", "encode_text"}),
+    "itm": frozenset({"encode_image", "fuse"}),
+    "mlm": frozenset({"encode_image", "unmask"}),
+    "box": frozenset({"encode_image", "ground"}),
+    "giou": frozenset({"encode_image", "ground"}),
+    "lm": frozenset({"encode_image", "decode"}),
+}
+"""The capabilities that each objective asks of a model."""
+
+
+class XvlmObjectives(TaskConfig):
+    """Which losses are summed, and their constants; the defaults are the paper's for pairs (X-VLM section 3.2)."""
+
+    task: Literal["xvlm"] = "xvlm"
+    losses: dict[XvlmObjective, float] = Field(default={"itc": 1.0, "itm": 1.0, "mlm": 1.0}, min_length=1)
+    """Weight of each; X-VLM sums them unweighted, with `box` (L1) and `giou` of regions. A captioner has `lm` alone."""
+    regions: RegionConfig | None = None
+    """The steps on regions; null: pairs alone."""
+    epsilon: float = Field(default=1e-5, ge=0)
+    """What is added to the likelihood of every hard negative."""
+    itc_gradients: Literal["rank", "all"] = "rank"
+    """Whether features have the gradients of their own process alone, as released, which is 1 / processes of the
+    gradient of ITC; or of all."""
+    itc_targets: Literal["pair", "image"] = "pair"
+    """What a row of ITC asks for, and what ITM does not take for wrong: the pair alone, or all that is of its image, as
+    in X-VLM's fine-tuning for retrieval."""
+    mask_rate: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the tokens that MLM hides."""
+    max_masks: int = Field(default=8, ge=1)
+    """Tokens of a text that MLM hides at most; 6 in X-VLM's larger pretraining."""
+    ngrams: float = Field(default=0.2, ge=0, le=1)
+    """How often two or three pieces are hidden at once, and not a word."""
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Label smoothing of `lm`, as X-VLM's own code does it: its targets sum to less than 1."""
+    mean_over: Literal["rank", "all"] = "rank"
+    """Of what losses are the mean: of a process's own tokens, pairs and boxes, and then over processes, as released; or
+    of those of all processes."""
+
+    @property
+    def region_steps(self) -> RegionConfig | None:
+        """The steps on regions between those on pairs."""
+        return self.regions
+
+    def weight_of_mean(self, count: Tensor) -> Tensor | float:
+        """What a mean over `count` things of this process weighs."""
+        from capfilt.objectives.collectives import share_of_total
+
+        return share_of_total(count) if self.mean_over == "all" else 1.0
+
+
+def build(model: Xvlm, config: XvlmObjectives, prompt: int = 0) -> Task:
+    """What trains an X-VLM."""
+    from capfilt.objectives.tasks.xvlm import XvlmPretraining
+
+    return XvlmPretraining(model, config, prompt)
+
+
+def unsupported(architecture: XvlmConfig, config: XvlmObjectives, micro_batches: int) -> str:
+    """What does not go together, as a sentence; "" for nothing."""
+    if micro_batches > 1:
+        return f"micro_batches is {micro_batches}, and X-VLM's batches are not cut: set it to 1."
+    boxes = BOXES & config.losses.keys()
+    if boxes and config.regions is None:
+        return (
+            f"objective '{min(boxes)}' is of regions, and there are no steps on regions: give objectives.regions "
+            "(share, images, texts), or leave it out."
+        )
+    if config.regions is not None and "ground" not in architecture.capabilities:
+        return (
+            "steps on regions are of a pretraining, and this model has no head for boxes: set objectives.regions=null."
+        )
+    return ""
+
+
+XVLM = TaskKind(XvlmObjectives, build, NEEDS, unsupported)
