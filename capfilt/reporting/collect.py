@@ -16,6 +16,7 @@ from capfilt import config as configs
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
+from capfilt.reporting.counts import SCORE_RANGES
 from capfilt.reporting.gallery import TextKey, make_gallery
 from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training
 from capfilt.reporting.sampling import RoundSource
@@ -253,7 +254,7 @@ def _source(
         threshold = resolve_threshold(policy, annotations, names, calibrated)
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None
     suffix = f"-round-{number}" if number else ""
-    score, begin = (policy.rank, -1.0) if threshold is None else (policy.score, threshold)
+    score, begin = (policy.score, threshold) if threshold is not None else (policy.rank, SCORE_RANGES[policy.rank][0])
     return RoundSource(
         number=number,
         annotations=annotations,

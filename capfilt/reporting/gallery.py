@@ -8,7 +8,7 @@ from typing import Any
 
 from capfilt.data.annotations import Annotation
 from capfilt.data.labels import Label
-from capfilt.data.policy import failure_class
+from capfilt.data.policy import Rule, failure_class
 from capfilt.data.sample import SOURCES
 from capfilt.evaluation.known_truth import MAX_KINDS, Truth, truths
 from capfilt.evaluation.metrics.captioning import diversity
@@ -183,9 +183,18 @@ def annotated_round(
         texts=columns,
         full_lengths=full_lengths,
         decided=source.dataset is not None,
+        policy="" if source.dataset is None else _in_words(source.rule),
         counts=sample.counts.result(),
         human_auc=source.human_auc,
     )
+
+
+def _in_words(rule: Rule) -> str:
+    """What a text must reach, and which of those that do are kept."""
+    words = str(rule)
+    if rule.top_k and rule.threshold is not None:
+        words += f", the {rule.top_k} best by {rule.rank}"
+    return words if rule.keep == "all" else f"{words}, {rule.keep} of an image"
 
 
 def label_code(label: Label | None) -> int:

@@ -83,6 +83,8 @@ class AnnotatedRound:
     """By position in `texts`, the number of characters of a text that is shortened in the page."""
     decided: bool = True
     """Whether a policy ran. Before that nothing is kept or dropped, and `score` and `threshold` are a proposal."""
+    policy: str = ""
+    """The policy that ran, in a few words."""
     counts: AnnotationCounts | None = None
     human_auc: Mapping[str, float] = field(default_factory=dict)
     """By score, the filter's AUC on human pairs against shuffled ones, where it was measured."""

@@ -61,7 +61,7 @@ class RoundSource:
     rule: Rule
     score: str
     threshold: float
-    """The threshold with which the page opens. A policy that only ranks has none: then it is below every score."""
+    """The threshold with which the page opens. A policy that only ranks has none: then every score reaches it."""
     select_command: str
     out_prefix: str
     human_auc: Mapping[str, float] = field(default_factory=dict)

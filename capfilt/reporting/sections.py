@@ -112,8 +112,8 @@ def annotation_tiles(annotated: AnnotatedRound) -> Iterator[tuple[str, str, Cell
             yield f"{source} texts kept", f"{kept:,} of {total:,}", Cell(f"{kept / total:.1%}")
         else:
             yield f"{source} texts", _medians(counts, source), Cell(f"{total:,}")
-    if annotated.decided and annotated.threshold >= -1 and counts.medians.get(annotated.score):
-        yield "threshold", f"on {annotated.score}, of the policy", Cell(f"{annotated.threshold:.3f}")
+    if annotated.policy:
+        yield "policy", "what a text must reach", Cell(annotated.policy)
     for score, area in annotated.human_auc.items():
         yield f"AUC of {score}, human pairs", HUMAN_PAIRS, Cell(f"{area:.3f}")
     for score, area in counts.auc.items():

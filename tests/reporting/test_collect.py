@@ -66,7 +66,7 @@ def test_its_command_writes_what_the_round_wrote(colours: Path, tmp_path: Path, 
     (look,) = data_of(colours / "report.html")["looks"]
     words = shlex.split(look["select"])
     assert words[0] == "capfilt"
-    policy = ("--set", f"score={look['score']}", "--set", f"threshold={look['threshold']!r}")
+    policy = ("--score", look["score"], "--threshold", repr(look["threshold"]))
     done = capfilt(*words[1:], "--out", tmp_path / "again", *policy)
     assert done.code == 0, done.err
     made = (colours / "round-1/dataset/00000.tar").read_bytes()

@@ -173,15 +173,15 @@ def test_the_slider_decides_again(tmp_path: Path, browser: Any) -> None:
     assert float(opened.locator(".cut").first.get_attribute("x1")) > before
     assert opened.locator("#command").inner_text() == (
         "capfilt select 'my shards' --annotations runs/x/round-1 --out 'runs/x y'-round-1-itm-0.750"
-        " --set score=itm --set threshold=0.75"
+        " --score itm --threshold 0.75"
     )
     opened.locator("#slider").focus()
     opened.keyboard.press("ArrowRight")
     await_text(opened, "#command", "0.751")
     opened.get_by_role("button", name="Back to the run's").press("Enter")
-    await_text(opened, "#command", "=0.5")
+    await_text(opened, "#command", "--threshold 0.5")
     opened.get_by_label("Judged by").select_option("itc")
-    await_text(opened, "#command", "score=itc")
+    await_text(opened, "#command", "--score itc")
     assert "20 of 40 kept" in live.inner_text(), "another score begins where as many are kept"
 
 

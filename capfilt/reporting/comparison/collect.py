@@ -14,7 +14,7 @@ from capfilt.reporting.collect import RunRecord, read_run
 from capfilt.reporting.comparison.join import Joined, join
 from capfilt.reporting.gallery import ColumnLists, annotated_round
 from capfilt.reporting.page_data import AnnotatedRound
-from capfilt.reporting.sampling import MAX_PAGE_BYTES, MAX_SHARDS, MAX_TEXTS, ImageId, RoundSample
+from capfilt.reporting.sampling import MAX_PAGE_BYTES, MAX_SHARDS, MAX_TEXTS, RoundSample
 from capfilt.reporting.thumbnails import MAX_THUMBNAIL_BYTES, MAX_THUMBNAILS, thumbnails
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
@@ -51,8 +51,8 @@ class Comparison:
 
     sides: tuple[Side, Side]
     joined: Joined
-    thumbnails: Mapping[ImageId, str]
-    """By the first run's image."""
+    thumbnails: Mapping[str, str]
+    """By uid."""
     notes: list[str]
 
 
@@ -68,7 +68,7 @@ def collect_comparison(folders: tuple[StoragePath, StoragePath], fetch: bool = F
     first, second = (_read_side(folder, fetch, notes) for folder in folders)
     joined = join(first.sample, second.sample)
     notes += _notes((first, second), joined)
-    return Comparison((first, second), joined, _thumbnails(first, joined), notes)
+    return Comparison((first, second), joined, _thumbnails((first, second), joined), notes)
 
 
 def _read_side(folder: StoragePath, fetch: bool, notes: list[str]) -> Side:
@@ -127,11 +127,14 @@ def _notes(sides: Sequence[Side], joined: Joined) -> Iterator[str]:
         )
 
 
-def _thumbnails(first: Side, joined: Joined) -> dict[ImageId, str]:
-    """Pictures of the joined images, from the shards that have the most of them: each is read once more."""
-    counts = Counter(image.first.id[0] for image in joined.images)
+def _thumbnails(sides: tuple[Side, Side], joined: Joined) -> dict[str, str]:
+    """Pictures of the joined images, from the first run's shards that have the most of them, each of which is read once
+    more; from the second's where the first's are gone."""
+    urls = sides[0].record.urls or sides[1].record.urls
+    uids = {(image.first if sides[0].record.urls else image.second).id: image.first.uid for image in joined.images}
+    counts = Counter(shard for shard, _ in uids)
     chosen = {shard for shard, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_SHARDS]}
-    wanted = [image.first.id for image in joined.images if image.first.id[0] in chosen][:MAX_THUMBNAILS]
+    wanted = [image for image in uids if image[0] in chosen][:MAX_THUMBNAILS]
     texts = sum(image.first.num_bytes + image.second.num_bytes for image in joined.images)
     room = max(0, min(MAX_THUMBNAIL_BYTES, (MAX_PAGE_BYTES - texts) * 3 // 4))
-    return thumbnails(first.record.urls, set(wanted), room)
+    return {uids[image]: picture for image, picture in thumbnails(urls, set(wanted), room).items()}

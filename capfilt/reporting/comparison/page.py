@@ -36,7 +36,7 @@ def render_comparison(comparison: Comparison) -> str:
     names = [printable(side.name) for side in sides]
     reasons: dict[str, int] = {}
     rows = _columns(joined, sides[0].truths, reasons)
-    images = [(printable(image.first.id[1]), comparison.thumbnails.get(image.first.id)) for image in joined.images]
+    images = [(printable(image.first.id[1]), comparison.thumbnails.get(image.first.uid)) for image in joined.images]
     tree = {
         "name": f"{names[0]}-{names[1]}",
         "review": False,

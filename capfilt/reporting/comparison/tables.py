@@ -88,7 +88,8 @@ def _figures(side: Side) -> Iterator[tuple[str, tuple[float, int]]]:
         yield "images that could not be read", (sum(counts.failed.values()), 0)
     if annotated.decided:
         yield "images kept", (counts.kept_images, 0)
-        yield f"threshold on {annotated.score}", (annotated.threshold, 3)
+        if side.sample.source.rule.threshold is not None:
+            yield f"threshold on {annotated.score}", (annotated.threshold, 3)
     for source, total in counts.texts.items():
         yield f"{source} texts", (total, 0)
         if annotated.decided:

@@ -29,7 +29,7 @@ function said(text, rest = 0, folded = true) {
   const words = element("bdi", "", text);
   words.dir = "auto";
   const paragraph = element("p", "said", words, rest ? ` … (${count(rest)} more characters are not in this page)` : "");
-  if (!folded || text.length <= FOLDED) return [paragraph];
+  if (!folded || (text.length <= FOLDED && text.split("\n").length <= 4)) return [paragraph];
   paragraph.classList.add("folded");
   const unfold = button(`show all ${count(text.length + rest)} characters`, () => {
     const open = !paragraph.classList.toggle("folded");

@@ -92,7 +92,7 @@ function mark(svg, line, threshold) {
 }
 function command() {
   const t = state.threshold;
-  return `${round().select} --out ${round().out}-${state.score}-${t.toFixed(3)} --set score=${state.score} --set threshold=${t}`;
+  return `${round().select} --out ${round().out}-${state.score}-${t.toFixed(3)} --score ${state.score} --threshold ${t}`;
 }
 
 /* ---- the gallery ---- */
