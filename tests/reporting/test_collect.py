@@ -122,6 +122,25 @@ def test_other_runs_have_pages_too(finished_run: Path, annotated: Path, tmp_path
         assert data["looks"][0]["select"] == f"capfilt select {finished_run / 'data/web'} --annotations {annotated}"
 
 
+def test_a_select_that_ranks_says_so_and_its_command_runs(
+    finished_run: Path, annotated: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    import shlex
+
+    words = ("--annotations", annotated, "--set", "top_k=1", "--set", "rank=itm", "--out", tmp_path / "best")
+    assert capfilt("select", finished_run / "data/web", *words).code == 0
+    assert capfilt("report", tmp_path / "best").code == 0
+    html = (tmp_path / "best/report.html").read_text("utf-8")
+    assert "<b>policy</b><strong>the 1 best by itm</strong>" in html
+    (look,) = data_of(tmp_path / "best/report.html")["looks"]
+    assert (look["score"], look["threshold"]) == ("itm", 0.0)
+    policy = ("--score", look["score"], "--threshold", repr(look["threshold"]))
+    done = capfilt(*shlex.split(look["select"])[1:], "--out", tmp_path / "again", *policy)
+    assert done.code == 0, done.err
+    made = (tmp_path / "best/dataset/00000.tar").read_bytes()
+    assert (tmp_path / "again/dataset/00000.tar").read_bytes() == made
+
+
 @pytest.fixture(scope="module")
 def annotated(finished_run: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> Path:
     """The run folder of `capfilt annotate` over the finished run's web, with its models."""

@@ -149,6 +149,12 @@ def test_long_texts_unfold(opened: Open) -> None:
 # ---- CSV ----
 
 
+def test_texts_of_many_lines_fold_too(opened: Open) -> None:
+    view = opened(an_annotated_round(2, ["a\n" * 80, "short"]))
+    assert view.locator(".said").first.bounding_box()["height"] < 120
+    assert view.get_by_role("button", name="show all 160 characters").count() == 2
+
+
 def saved(view: Any, folder: Path) -> list[dict[str, str]]:
     with view.expect_download() as download:
         view.locator("#save").click()

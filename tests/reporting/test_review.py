@@ -284,4 +284,4 @@ class TestCalibrateOnLabels:
     ) -> None:
         done = capfilt(*self.words(colours, colours, tmp_path / "clean", *more))
         assert done.code == 2
-        assert "leave out threshold=..., --val and --filter" in done.line
+        assert "leave out --threshold, --keep-rate, --val and --filter" in done.line
