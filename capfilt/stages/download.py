@@ -232,7 +232,7 @@ class _Download:
             planned = plans.plan_list(
                 self.out / "plan", files, self.config, self.config.layout, lambda rows: line.update(0, f"{rows} rows")
             )
-            line.update(1, f"{planned.rows} rows in {planned.shards} shards")
+            line.update(1, f"{planned.rows:,} rows in {planned.shards:,} shard{'s' * (planned.shards != 1)}")
         return planned
 
     def fetch(self, planned: Sequence[Pass], label: str) -> None:
