@@ -85,10 +85,10 @@ def check_prompts(
     loaders: Mapping[str, LoaderConfig],
     decodes: Sequence[DecodeConfig] = (),
 ) -> None:
-    """Refuse a prompt that leaves no token for the text after it, of trainings (`loaders`, by name) or of captioners.
-    RecipeError."""
+    """Refuse a prompt that leaves no token for the text after it, of trainings (`loaders`, by name) or, where the model
+    can decode, of captioners. RecipeError."""
     loaded = tokenizer_of(tokenizer, architecture.tokenizer_kind)
-    for decode in decodes:
+    for decode in decodes if "decode" in architecture.capabilities else ():
         check_prompt(loaded, decode)
     for where, loader in loaders.items():
         prompt = len(loaded.encode([loader.prompt], MAX_CHARACTERS)[0][0])  # with a beginning and an end

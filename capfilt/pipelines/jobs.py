@@ -134,8 +134,12 @@ def _external_paths(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if value not in (None, *_KEYWORDS) and not no_file:
             yield key, value
     for name in ("pretrain", "captioner", "filter", "train"):
-        yield from _feature_folder(name, tree.get(name))
-        yield from _weights(name, tree.get(name) or {})
+        section = tree.get(name) or {}
+        yield from _feature_folder(name, section)
+        yield from _weights(name, section)
+        yield from _weights(f"{name}.initial", section.get("initial") or {})
+        yield from _feature_folder(f"{name}.pretrain", section.get("pretrain"))
+        yield from ((f"{name}.start", start) for start in [section.get("start")] if start is not None)
     yield from _weights("initial", tree.get("initial") or {})
     yield from _weights("", {"tokenizer": tree.get("tokenizer")})
     for number, stage in enumerate(tree.get("final") or ()):

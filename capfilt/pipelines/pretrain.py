@@ -12,7 +12,6 @@ from capfilt.cluster.session import connect
 from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loading.config import Source
-from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture, ModelSection, architecture_of, label
 from capfilt.models.checkpoints.initial_weights import InitialConfig
@@ -22,6 +21,7 @@ from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import num_without_text
 from capfilt.stages.train import (
+    check_beginning,
     check_features,
     check_sources,
     check_start,
@@ -37,6 +37,7 @@ class PretrainConfig(Config):
     """A recipe of `capfilt pretrain`."""
 
     folder: ClassVar[str] = "pretrain"
+    alternatives: ClassVar[frozenset[str]] = frozenset({"task"})
     named_sections: ClassVar[frozenset[str]] = frozenset({"model"})
 
     seed: int = 0
@@ -75,11 +76,7 @@ def check(config: PretrainConfig) -> Architecture:
     """Refuse a recipe whose parts do not meet, before anything is loaded; returns its architecture."""
     architecture, name = architecture_of(config.model, config.train.image_size), label(config.model)
     check_training(architecture, config.train, config.resources, name)
-    has_language = architecture.language_kind is not None
-    if config.initial.language and not has_language:
-        raise RecipeError(f"initial.language is given, and {name} has no language model: leave it out.")
-    if has_language and not config.initial.language and config.start is None:
-        raise RecipeError(f"{name} has a frozen language model: say which it is with initial.language.")
+    check_beginning(architecture, config.initial, config.start, name)
     check_vocabulary(config.tokenizer, architecture, config.model)
     return architecture
 

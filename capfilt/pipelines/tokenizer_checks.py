@@ -62,12 +62,12 @@ def check_vocabulary(tokenizer: str, architecture: Architecture, model: ModelSec
         )
 
 
-def length_warnings(architecture: Architecture, lengths: Mapping[str, int]) -> Iterator[str]:
+def length_warnings(architecture: Architecture, lengths: Mapping[str, int], name: str = "the model") -> Iterator[str]:
     """The keys that allow texts for which the model has no positions: the first such text would end the run."""
     most = architecture.max_positions
     too_long = [f"{key} {length}" for key, length in lengths.items() if length > most]
     if too_long and architecture.language_kind is None:
-        yield f"the model has {most} positions, and a longer text ends the run: lower {', '.join(too_long)}."
+        yield f"{name} has {most} positions, and a longer text ends the run: lower {', '.join(too_long)}."
 
 
 def text_warnings(tokenizer: str, architecture: Architecture, texts: Iterable[Texts]) -> Iterator[str]:

@@ -180,7 +180,7 @@ def _with_human_auc(entry: dict[str, Any], annotated: Sequence[AnnotatedRound]) 
 
 def _trainings(folder: StoragePath) -> Iterator[Training]:
     """The losses of every training, by kind and round."""
-    for what in ("pretrain", "captioner", "filter", "stage-*"):
+    for what in ("pretrain", "captioner-pretrain", "captioner", "filter-pretrain", "filter", "stage-*"):
         logs = [path for path in folder.glob(f"round-*/{what}/log.jsonl") if _is_round(path.parent.parent)]
         for path in sorted(logs, key=lambda p: (p.parent.name, _number(p.parent.parent))):
             yield Training(path.parent.name, _number(path.parent.parent), _losses(path))

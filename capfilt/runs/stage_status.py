@@ -26,7 +26,8 @@ from capfilt.storage.documents import PLAN_BYTES
 from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file
 
 ORDER = (
-    *("world", "download", "captioner", "filter", "calibrate", "annotate", "select"),
+    *("world", "download", "captioner-pretrain", "captioner", "filter-pretrain", "filter"),
+    *("calibrate", "annotate", "select"),
     *("pretrain", "language", "stage-1", "stage-2", "evaluate"),
 )
 """The order of the stages of one round; others come after these, by name."""

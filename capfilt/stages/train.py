@@ -259,21 +259,38 @@ def check_sources(initial: InitialConfig, architecture: Architecture) -> None:
         architecture.check_language(initial.language)
 
 
-def check_start(start: StoragePath, architecture: Architecture, initial: InitialConfig) -> StoragePath:
+def check_beginning(
+    architecture: Architecture, initial: InitialConfig, start: StoragePath | None, name: str, key: str = ""
+) -> None:
+    """Refuse a language model that is given but not used, and one that nobody names; `key` is where `initial` stands,
+    with its dot."""
+    has_language = architecture.language_kind is not None
+    if initial.language and not has_language:
+        raise RecipeError(f"{key}initial.language is given, and {name} has no language model: leave it out.")
+    if has_language and not initial.language and start is None:
+        raise RecipeError(f"{name} has a frozen language model: say which it is with {key}initial.language.")
+
+
+def check_start(start: StoragePath, architecture: Architecture, initial: InitialConfig, key: str = "") -> StoragePath:
     """Refuse a start of another shape than `model`, which would be trained in its place without a word, and one without
-    the language model that nobody else names."""
+    the language model that nobody else names; `key` is where `start` stands, with its dot."""
     path = store.find(str(start))
     saved = store.architecture(path)
     if saved.family != architecture.family:
-        raise RecipeError(f"start: {path} is of the family {saved.family}, and `model` of {architecture.family}.")
-    check_shape(saved, architecture, f"start: {path}", "`model`", ("vision", "text"))
+        raise RecipeError(
+            f"{key}start: {path} is of the family {saved.family}, and `{key}model` of {architecture.family}."
+        )
+    check_shape(saved, architecture, f"{key}start: {path}", f"`{key}model`", ("vision", "text"))
     if preprocess_for(path, saved) != models.preprocess_of(saved):
         raise RecipeError(
-            f"start: {path} wants its pictures otherwise than the family {saved.family} (its preprocessor_config.json: "
-            "mean, std, size), and trainings give them as the family does; start from one that wants them so."
+            f"{key}start: {path} wants its pictures otherwise than the family {saved.family} (its"
+            " preprocessor_config.json: mean, std, size), and trainings give them as the family does; start from one"
+            " that wants them so."
         )
     if architecture.language_kind and not saved.language_kind and initial.language is None:
-        raise RecipeError(f"start: {path} has no language model, and `model` has: say which with initial.language.")
+        raise RecipeError(
+            f"{key}start: {path} has no language model, and `model` has: say which with {key}initial.language."
+        )
     return path
 
 

@@ -6,15 +6,16 @@ the last of them is read when days have passed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture, architecture_of, label
+from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
-from capfilt.pipelines.bootstrap.role_sources import check_roles
-from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary
+from capfilt.pipelines.bootstrap.role_sources import check_roles, separate_architecture
+from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, length_warnings
 from capfilt.stages.train import check_shape, check_sources, check_training
 from capfilt.training.config import TeachConfig, TrainResources
 
@@ -46,20 +47,31 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     return architecture, final
 
 
-def lengths_of(config: BootstrapConfig) -> dict[str, int]:
-    """The tokens that a text of `model` may have, by the key that says so."""
-    lengths = {f"{key}.loader.max_length": train.loader.max_length for key, train in config.trainings.items()}
+def warnings_of_lengths(config: BootstrapConfig, architecture: Architecture) -> Iterator[str]:
+    """The keys that allow texts for which a model that the recipe trains has no positions."""
+    yield from length_warnings(architecture, lengths_of(config))
+    for role, section in config.separate.items():
+        name = f"{label(section.model)} ({role}.model)"
+        yield from length_warnings(separate_architecture(section), lengths_of(config, role), name)
+
+
+def lengths_of(config: BootstrapConfig, role: ModelRole | None = None) -> dict[str, int]:
+    """The tokens that a text of `model` may have, or of the separate model of a role, by the key that says so."""
     written = {"captioner": "annotate.decode.max_length", "filter": "annotate.max_length"}
     values = {"captioner": config.annotate.decode.max_length, "filter": config.annotate.max_length}
-    lengths |= {written[role]: values[role] for role in written if role in config.trainings}
-    return lengths | {"evaluate.decode.max_length": config.evaluate.decode.max_length}
+    trained = {key: train for key, train in config.trainings.items() if config.separate_role(key) == role}
+    lengths = {f"{key}.loader.max_length": train.loader.max_length for key, train in trained.items()}
+    lengths |= {written[key]: values[key] for key in written if key in trained}
+    return lengths if role else lengths | {"evaluate.decode.max_length": config.evaluate.decode.max_length}
 
 
 def texts_of(config: BootstrapConfig) -> list[Texts]:
     """The texts that the recipe names; none of the embedded world, whose tokenizer knows its words, and none that are
-    not yet downloaded."""
-    lengths = {f"{key}.loader.max_length": train.loader.max_length for key, train in config.trainings.items()}
-    pretraining = {key: length for key, length in lengths.items() if key.startswith("pretrain.")}
+    not yet downloaded. Of the lengths those of trainings with the recipe's tokenizer."""
+    other = {role for role, section in config.separate.items() if section.tokenizer is not None}
+    trained = {key: train for key, train in config.trainings.items() if config.separate_role(key) not in other}
+    lengths = {f"{key}.loader.max_length": train.loader.max_length for key, train in trained.items()}
+    pretraining = {key: length for key, length in lengths.items() if "pretrain." in key}
     named = ((f"data.{split}", getattr(config.data, split)) for split in ("web", "human"))
     return [Texts(key, spec, pretraining if key == "data.web" else lengths) for key, spec in named if spec is not None]
 
@@ -71,11 +83,17 @@ def check_momentum(config: BootstrapConfig) -> None:
             "pretrain.objectives.momentum_from is 'start', and round 0 starts from nothing: take 'model'."
         )
     filter_training = config.trainings.get("filter")
-    resumes = filter_training is not None and filter_training.objectives.resumes_momentum
-    if resumes and not config.pretrain.keep_momentum:
-        raise RecipeError(
-            "filter.objectives.momentum_from is 'start': set pretrain.keep_momentum=true, or take 'model'."
-        )
+    if filter_training is None or not filter_training.objectives.resumes_momentum:
+        return
+    separate = config.separate.get("filter")
+    if separate is None:
+        key, pretraining = "pretrain", config.pretrain
+    elif separate.pretrain is not None:
+        key, pretraining = "filter.pretrain", separate.pretrain
+    else:
+        return  # whether the start has kept it shows when it is opened
+    if not pretraining.keep_momentum:
+        raise RecipeError(f"filter.objectives.momentum_from is 'start': set {key}.keep_momentum=true, or take 'model'.")
 
 
 def check_final(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
@@ -15,8 +15,10 @@ from capfilt.data.policy import PolicyConfig
 from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import ModelSection
+from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.data import DataConfig
+from capfilt.storage.paths import StoragePath
 from capfilt.training.config import TeachConfig, TrainConfig, TrainResources
 
 
@@ -61,15 +63,45 @@ class PretrainedConfig(Config):
     """A model folder, a `.pth` of BLIP, or a name on the Hugging Face hub: what `capfilt annotate` takes."""
 
 
+class SeparateConfig(TrainConfig):
+    """A captioner or a filter of another architecture than what the rounds pretrain: an ALBEF that filters beside a
+    BLIP. In every round it is pretrained if `pretrain` is given, and then fine-tuned on the human pairs."""
+
+    model: ModelSection
+    """A preset of `models/`, a YAML, or an architecture, as the recipe's `model`."""
+    tokenizer: str | None = None
+    """As the recipe's `tokenizer`, which null stands for."""
+    initial: InitialConfig = InitialConfig()
+    """The initial weights of its towers."""
+    start: StoragePath | None = None
+    """A model folder to begin with instead, in every round."""
+    pretrain: TrainConfig | None = None
+    """Its pretraining, on the pairs that the round before pretrained on: in round 1 the uncleaned web. null: none."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> SeparateConfig:
+        if self.start is not None and self.initial.model_copy(update={"language": None}) != InitialConfig():
+            raise ValueError("start and initial both say what a model begins with; give one of them")
+        return self
+
+    @property
+    def finetune(self) -> TrainConfig:
+        """The fine-tuning alone."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
 def _kind_of_source(given: Any) -> str:
     """The class of a role's section; one that names no other source is a fine-tuning."""
-    keys = given if isinstance(given, dict) else {}
-    is_pretrained = "pretrained" in keys or isinstance(given, PretrainedConfig)
-    return (PretrainedConfig if is_pretrained else TrainConfig).__name__
+    if not isinstance(given, dict):
+        return type(given).__name__ if isinstance(given, PretrainedConfig | SeparateConfig) else TrainConfig.__name__
+    kind = PretrainedConfig if "pretrained" in given else SeparateConfig if "model" in given else TrainConfig
+    return kind.__name__
 
 
 RoleConfig = Annotated[
-    Annotated[TrainConfig, Tag("TrainConfig")] | Annotated[PretrainedConfig, Tag("PretrainedConfig")],
+    Annotated[TrainConfig, Tag("TrainConfig")]
+    | Annotated[PretrainedConfig, Tag("PretrainedConfig")]
+    | Annotated[SeparateConfig, Tag("SeparateConfig")],
     Discriminator(_kind_of_source),
 ]
 """Where a captioner or a filter comes from: `role_sources.SOURCES` has the code of each class."""
@@ -79,7 +111,7 @@ class BootstrapConfig(Config):
     """A recipe of `capfilt bootstrap`."""
 
     folder: ClassVar[str] = "bootstrap"
-    alternatives: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+    alternatives: ClassVar[frozenset[str]] = frozenset({"pretrained", "task"})
     named_sections: ClassVar[frozenset[str]] = frozenset({"model"})
 
     seed: int = 0
@@ -103,7 +135,8 @@ class BootstrapConfig(Config):
     final: tuple[StageConfig, ...] = ()
     """What the last round pretrains in place of `model`: a BLIP-2, stage by stage. Round 0 always pretrains `model`."""
     captioner: RoleConfig
-    """The training that makes a captioner of each round's newest model, or `pretrained`: a model that is there."""
+    """The training that makes a captioner of each round's newest model; or of a `model` of another architecture; or
+    `pretrained`: a model that is there."""
     filter: RoleConfig
     """As `captioner`."""
     annotate: AnnotateConfig = AnnotateConfig()
@@ -119,4 +152,16 @@ class BootstrapConfig(Config):
     def trainings(self) -> dict[str, TrainConfig]:
         """The trainings of a round by the key of each: `pretrain`, and the roles that are fine-tuned."""
         sections = {"pretrain": self.pretrain, "captioner": self.captioner, "filter": self.filter}
-        return {key: section for key, section in sections.items() if isinstance(section, TrainConfig)}
+        trainings = {key: section for key, section in sections.items() if isinstance(section, TrainConfig)}
+        own = ((f"{role}.pretrain", section.pretrain) for role, section in self.separate.items())
+        return trainings | {key: section for key, section in own if section is not None}
+
+    def separate_role(self, training: str) -> ModelRole | None:
+        """The role whose separate model one of `trainings` trains; None: it trains `model`."""
+        return next((role for role in self.separate if training.partition(".")[0] == role), None)
+
+    @property
+    def separate(self) -> dict[ModelRole, SeparateConfig]:
+        """The roles that models of another architecture play, trained in every round."""
+        sections: dict[ModelRole, Any] = {"captioner": self.captioner, "filter": self.filter}
+        return {role: section for role, section in sections.items() if isinstance(section, SeparateConfig)}

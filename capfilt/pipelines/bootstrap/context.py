@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from capfilt.cluster.session import Session
+from capfilt.data.loading.config import Source
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture
 from capfilt.models.architecture import ModelRole
@@ -27,8 +28,8 @@ class RoleSource(Protocol):
     def plan(self) -> dict[str, Any]:
         """What the run's plan has under the key of the role."""
 
-    def compute_request(self) -> ComputeRequest | None:
-        """What its training requests to compute with; None where nothing is trained."""
+    def compute_requests(self) -> dict[str, ComputeRequest]:
+        """What each of its trainings requests to compute with, by the name of its folder."""
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         """The model that plays the role in round `r`; `newest` is the model that the round before pretrained."""
@@ -84,6 +85,12 @@ class BootstrapContext:
     def contents(self, r: int, urls: Sequence[str]) -> dict[str, str]:
         """The sha256 of shards that round `r` reads, by URL."""
         return shard_digests(self.session, urls, self.written_digests(r), self.run.folder.absolute(), self.progress)
+
+    def pairs(self, r: int) -> tuple[Source, ...]:
+        """What round `r` pretrains on: the web as it is in round 0, later what the round kept of it; and the human
+        pairs."""
+        web = Source(shards=str(self.folder(r, "dataset")) if r else tuple(self.splits["web"]))
+        return (web, Source(shards=tuple(self.splits["human"]), repeat=self.config.human_repeat))
 
     def seed(self, r: int, purpose: str) -> int:
         """A different seed for each training: the rounds must not draw the same noise."""

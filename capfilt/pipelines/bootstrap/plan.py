@@ -52,10 +52,9 @@ def compute_requests(config: BootstrapConfig, roles: Mapping[ModelRole, RoleSour
     """What the recipe says about the device and the number format of each stage; calibration computes as annotation
     does."""
     pretraining, inference = config.cluster.train, config.cluster.annotate
-    role_requests = {role: source.compute_request() for role, source in roles.items()}
     return {
         "pretrain": ComputeRequest(config.pretrain.precision, pretraining, training=True),
-        **{role: request for role, request in role_requests.items() if request is not None},
+        **{name: request for source in roles.values() for name, request in source.compute_requests().items()},
         **{
             stage_name(number): ComputeRequest(stage.train.precision, pretraining, training=True)
             for number, stage in enumerate(config.final)

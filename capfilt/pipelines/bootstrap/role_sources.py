@@ -1,4 +1,5 @@
-"""Where a captioner or a filter comes from: fine-tuned from each round's newest model, or a pretrained model.
+"""Where a captioner or a filter comes from: fine-tuned from each round's newest model, a model of another architecture
+that is trained beside it, or a pretrained model.
 
 A source is one class here, its section of a recipe in `config.RoleConfig`, and a line in `SOURCES`.
 """
@@ -12,15 +13,16 @@ from capfilt.data.loading.config import Source
 from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import NEEDS, check_captioner, check_filter, check_prompts, scores_given
-from capfilt.models import Architecture, label
+from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig
+from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig, SeparateConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, RoleSource
+from capfilt.pipelines.tokenizer_checks import check_vocabulary
 from capfilt.stages.compute import ComputeRequest
-from capfilt.stages.train import check_training, run_training
+from capfilt.stages.train import check_beginning, check_sources, check_start, check_training, run_training
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import EXECUTION_FIELDS, TrainConfig
+from capfilt.training.config import EXECUTION_FIELDS, TrainConfig, TrainResources
 from capfilt.training.job import TrainJob
 
 ROLES: tuple[ModelRole, ...] = ("captioner", "filter")
@@ -49,15 +51,9 @@ class Finetuned:
     @classmethod
     def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
         """The model that the rounds pretrain must be able to play the role, and its training to be carried out."""
-        if missing := NEEDS[role] - architecture.capabilities:
-            raise RecipeError(
-                f"{label(config.model)} cannot be the {role}: it cannot {', '.join(sorted(missing))}; take a model"
-                f" that can, or give {role}.pretrained."
-            )
-        if role == "filter":
-            check_scores(config.select.needed_scores, scores_given(architecture.capabilities), label(config.model))
+        refuse_unable(config, role, architecture, label(config.model))
         train = config.trainings[role]
-        check_training(cls._architecture(architecture, role, train), train, config.cluster.finetune, role)
+        check_training(role_architecture(architecture, role, train), train, config.cluster.finetune, role)
 
     @classmethod
     def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> Self:
@@ -71,15 +67,15 @@ class Finetuned:
         """The settings that decide what is learned."""
         return training_plan(self.train)
 
-    def compute_request(self) -> ComputeRequest:
+    def compute_requests(self) -> dict[str, ComputeRequest]:
         """A training's request."""
-        return ComputeRequest(self.train.precision, self.config.cluster.finetune, training=True)
+        return {self.role: ComputeRequest(self.train.precision, self.config.cluster.finetune, training=True)}
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         """Fine-tune the newest model, without the parts that the role does not use."""
         job = TrainJob(
             out=context.folder(r, self.role),
-            architecture=self._architecture(context.opened.architecture, self.role, self.train),
+            architecture=role_architecture(context.opened.architecture, self.role, self.train),
             start=newest,
             tokenizer=self.config.tokenizer,
             sources=(Source(shards=tuple(context.splits["human"])),),
@@ -87,13 +83,93 @@ class Finetuned:
             compute=context.compute[self.role],
             seed=context.seed(r, self.role),
         )
-        label, counts = f"round {r} {self.role}", context.run.folder.absolute()
-        resources, digests = self.config.cluster.finetune, context.written_digests(r)
-        return run_training(context.session, job, resources, context.progress, label, digests, counts)
+        return train_in_round(context, r, job, self.config.cluster.finetune)
 
-    @staticmethod
-    def _architecture(architecture: Architecture, role: ModelRole, train: TrainConfig) -> Architecture:
-        return architecture.for_role(role).changed(image_size=train.image_size or architecture.image_size)
+
+@dataclass(frozen=True)
+class Separate:
+    """Of another architecture than what the rounds pretrain, and trained in every round beside that."""
+
+    config: BootstrapConfig
+    role: ModelRole
+    section: SeparateConfig
+    architecture: Architecture
+    start: StoragePath | None
+
+    @classmethod
+    def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
+        """Its own architecture must be able to play the role, and its trainings to be carried out."""
+        section, resources = config.separate[role], config.cluster
+        mine, name = separate_architecture(section), f"{label(section.model)} ({role}.model)"
+        refuse_unable(config, role, mine, name)
+        check_training(role_architecture(mine, role, section), section, resources.finetune, role)
+        if section.pretrain is not None:
+            check_training(mine, section.pretrain, resources.train, f"{role}.pretrain")
+        first = section if section.pretrain is None else section.pretrain
+        if section.start is None and first.objectives.resumes_momentum:
+            key = role if section.pretrain is None else f"{role}.pretrain"
+            raise RecipeError(f"{key}.objectives.momentum_from is 'start', and there is none: give {role}.start.")
+        check_beginning(mine, section.initial, section.start, name, f"{role}.")
+        check_vocabulary(section.tokenizer or config.tokenizer, mine, section.model, f"{role}.model")
+
+    @classmethod
+    def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> Self:
+        """Refuse prompts that leave no room for a text, and checkpoints that are not there or of another shape."""
+        section = config.separate[role]
+        mine = separate_architecture(section)
+        loaders = {key: train.loader for key, train in config.trainings.items() if config.separate_role(key) == role}
+        decodes = [config.annotate.decode] if role == "captioner" else []
+        check_prompts(section.tokenizer or config.tokenizer, mine, loaders, decodes)
+        check_sources(section.initial, mine)
+        start = section.start and check_start(section.start, mine, section.initial, f"{role}.")
+        return cls(config, role, section, mine, start)
+
+    def plan(self) -> dict[str, Any]:
+        """The settings that decide what is learned, and what it begins with: a model by its weights."""
+        pretrain = self.section.pretrain
+        return training_plan(self.section) | {
+            "architecture": self.architecture.model_dump(mode="json"),
+            "start": store.fingerprint(self.start) if self.start else None,
+            "pretrain": pretrain and training_plan(pretrain),
+        }
+
+    def compute_requests(self) -> dict[str, ComputeRequest]:
+        """Those of its trainings."""
+        resources, pretrain = self.config.cluster, self.section.pretrain
+        requests: dict[str, ComputeRequest] = {
+            self.role: ComputeRequest(self.section.precision, resources.finetune, training=True)
+        }
+        if pretrain is not None:
+            requests[f"{self.role}-pretrain"] = ComputeRequest(pretrain.precision, resources.train, training=True)
+        return requests
+
+    def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
+        """Pretrain on what the round before pretrained on, if the recipe says so, and fine-tune on the human pairs."""
+        job = TrainJob(
+            out=context.folder(r, self.role),
+            architecture=role_architecture(self.architecture, self.role, self.section),
+            start=self.start,
+            tokenizer=self.section.tokenizer or self.config.tokenizer,
+            sources=(Source(shards=tuple(context.splits["human"])),),
+            train=self.section.finetune,
+            compute=context.compute[self.role],
+            seed=context.seed(r, self.role),
+        )
+        initial = self.section.initial.located()
+        if self.section.pretrain is None:
+            return train_in_round(context, r, job.model_copy(update={"initial": initial}), self.config.cluster.finetune)
+        name = f"{self.role}-pretrain"
+        changed = {
+            "out": context.folder(r, name),
+            "architecture": self.architecture,
+            "initial": initial,
+            "sources": context.pairs(r - 1),
+            "train": self.section.pretrain,
+            "compute": context.compute[name],
+            "seed": context.seed(r, name),
+        }
+        pretrained = train_in_round(context, r, job.model_copy(update=changed), self.config.cluster.train)
+        return train_in_round(context, r, job.model_copy(update={"start": pretrained}), self.config.cluster.finetune)
 
 
 @dataclass(frozen=True)
@@ -123,15 +199,16 @@ class Pretrained:
         """The model by its weights, not by where it lies."""
         return {"pretrained": self.fingerprint}
 
-    def compute_request(self) -> None:
+    def compute_requests(self) -> dict[str, ComputeRequest]:
         """Nothing is trained."""
+        return {}
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         """The same in every round."""
         return self.folder
 
 
-SOURCES: dict[type, type[SourceType]] = {TrainConfig: Finetuned, PretrainedConfig: Pretrained}
+SOURCES: dict[type, type[SourceType]] = {TrainConfig: Finetuned, SeparateConfig: Separate, PretrainedConfig: Pretrained}
 """What each kind of section means."""
 
 
@@ -144,6 +221,35 @@ def check_roles(config: BootstrapConfig, architecture: Architecture) -> None:
 def open_roles(config: BootstrapConfig, architecture: Architecture) -> dict[ModelRole, RoleSource]:
     """The source of each role, after its files have been checked."""
     return {role: SOURCES[type(getattr(config, role))].open(config, role, architecture) for role in ROLES}
+
+
+def refuse_unable(config: BootstrapConfig, role: ModelRole, architecture: Architecture, name: str) -> None:
+    """Refuse an architecture that cannot play a role, or a filter without a score that the policy needs. RecipeError;
+    `name` is how a person knows it."""
+    if missing := NEEDS[role] - architecture.capabilities:
+        raise RecipeError(
+            f"{name} cannot be the {role}: it cannot {', '.join(sorted(missing))}; give {role}.model, an architecture"
+            f" that can, or {role}.pretrained."
+        )
+    if role == "filter":
+        check_scores(config.select.needed_scores, scores_given(architecture.capabilities), name)
+
+
+def role_architecture(architecture: Architecture, role: ModelRole, train: TrainConfig) -> Architecture:
+    """An architecture without the parts that a role does not use, at the picture size of its fine-tuning."""
+    return architecture.for_role(role).changed(image_size=train.image_size or architecture.image_size)
+
+
+def separate_architecture(section: SeparateConfig) -> Architecture:
+    """The architecture of a role with a model of its own, at the picture size of its pretraining."""
+    return architecture_of(section.model, section.pretrain.image_size if section.pretrain else None)
+
+
+def train_in_round(context: BootstrapContext, r: int, job: TrainJob, resources: TrainResources) -> StoragePath:
+    """Carry out a training of a round, unless it is done; the folder of its model."""
+    label, counts = f"round {r} {job.out.name}", context.run.folder.absolute()
+    digests = context.written_digests(r - 1) | context.written_digests(r)
+    return run_training(context.session, job, resources, context.progress, label, digests, counts)
 
 
 def training_plan(train: TrainConfig) -> dict[str, Any]:

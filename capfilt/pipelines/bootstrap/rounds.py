@@ -2,8 +2,9 @@
 
 Round 0 pretrains on the uncleaned web: the baseline. Every later round fine-tunes a captioner and, apart from it, a
 filter from the newest model (shared parameters would make the filter agree with the captioner: BLIP, Table 4), or takes
-a pretrained model for a role, lets them clean the same web shards, and pretrains a new model on what is left, for as
-many steps as round 0 had. What the last round pretrains may be a BLIP-2 in its stages (`final`).
+for a role a pretrained model or trains one of another architecture, lets them clean the same web shards, and pretrains
+a new model on what is left, for as many steps as round 0 had. What the last round pretrains may be a BLIP-2 in its
+stages (`final`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import shards
-from capfilt.data.loading.config import Source
 from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps
-from capfilt.pipelines.bootstrap.checks import check, check_files, lengths_of, texts_of
+from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of, warnings_of_lengths
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.data import prepare_data
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
 from capfilt.pipelines.bootstrap.role_sources import open_roles
-from capfilt.pipelines.tokenizer_checks import length_warnings, text_warnings
+from capfilt.pipelines.tokenizer_checks import text_warnings
 from capfilt.reporting.collect import PAGE
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -65,7 +65,7 @@ def open_run(config: BootstrapConfig, out: StoragePath) -> OpenedRun:
     """
     architecture, final = check(config)
     check_files(config, architecture, final)
-    lengths = length_warnings(architecture, lengths_of(config))
+    lengths = warnings_of_lengths(config, architecture)
     for warning in (*lengths, *text_warnings(config.tokenizer, architecture, texts_of(config))):
         logging.getLogger(__name__).warning(warning)
     roles = open_roles(config, architecture)
@@ -100,7 +100,7 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
 def round_zero(context: BootstrapContext) -> dict[str, Any]:
     """The baseline: a model pretrained on the uncleaned web and the human pairs."""
     with timed(context.run, context.progress, 0):
-        models = steps.pretrain(context, 0, [Source(shards=tuple(context.splits["web"]))], newest=None)
+        models = steps.pretrain(context, 0, newest=None)
         metrics = steps.evaluate(context, 0, models)
     return summarise(context, 0, metrics)
 
@@ -115,7 +115,7 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
         on_pairs = steps.measure_human_pairs(context, r, filter_model)
         steps.annotate(context, r, captioner, filter_model)
         threshold, tally = steps.select(context, r, calibrated)
-        models = steps.pretrain(context, r, [Source(shards=str(context.folder(r, "dataset")))], newest)
+        models = steps.pretrain(context, r, newest)
         metrics = steps.evaluate(context, r, models)
     named, annotations = shards.by_name(context.splits["web"]), context.folder(r, "annotations")
     measured = filter_figures(named, annotations, config.select.score, threshold)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from capfilt.data import shards
-from capfilt.data.loading.config import Source
 from capfilt.evaluation.known_truth import says_truth
 from capfilt.models import label
 from capfilt.models.checkpoints import store
@@ -32,15 +31,13 @@ from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
 
 
-def pretrain(
-    context: BootstrapContext, r: int, web: list[Source], newest: StoragePath | None
-) -> dict[str, StoragePath]:
-    """Pretrain on these web pairs and the human ones; `newest` is the model of the round before.
+def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> dict[str, StoragePath]:
+    """Pretrain on the web pairs that the round left and the human ones; `newest` is the model of the round before.
 
     Returns the folder of the model as "pretrain", or in the last round of a recipe with `final` that of each stage.
     """
     config = context.config
-    sources = (*web, Source(shards=tuple(context.splits["human"]), repeat=config.human_repeat))
+    sources = context.pairs(r)
     if config.final and newest is not None and r == config.rounds:
         return pretrain_stages(context, r, sources, newest)
     job = TrainJob(

@@ -46,11 +46,13 @@ def notes(config: Config) -> Iterator[str]:
     if not isinstance(config, BootstrapConfig | PretrainConfig):
         return
     if isinstance(config, BootstrapConfig):
-        architecture, texts, lengths = checks.check(config)[0], checks.texts_of(config), checks.lengths_of(config)
+        architecture, texts = checks.check(config)[0], checks.texts_of(config)
+        lengths = checks.warnings_of_lengths(config, architecture)
         splits = ("val", "test")
         places = [(f"data.{split}", spec) for split in splits if (spec := getattr(config.data, split)) is not None]
     else:
-        architecture, texts, lengths = pretrain.check(config), pretrain.texts_of(config), pretrain.lengths_of(config)
+        architecture, texts = pretrain.check(config), pretrain.texts_of(config)
+        lengths = tokenizer_checks.length_warnings(architecture, pretrain.lengths_of(config))
         places = []
         if said := unsaid(architecture, config.train.objectives):
             yield f"train.{said}"
@@ -59,7 +61,7 @@ def notes(config: Config) -> Iterator[str]:
     absent += [key for key, spec in places if not tokenizer_checks.are_here(spec)]
     if absent:
         yield f"not found on this machine, so not checked: {', '.join(absent)}"
-    yield from tokenizer_checks.length_warnings(architecture, lengths)
+    yield from lengths
     here = (some for some in texts if some.key not in absent)
     yield from tokenizer_checks.text_warnings(config.tokenizer, architecture, here)
 
