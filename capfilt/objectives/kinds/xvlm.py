@@ -34,6 +34,7 @@ class XvlmObjectives(TaskConfig):
     """Which losses are summed, and their constants; the defaults are the paper's for pairs (X-VLM section 3.2)."""
 
     task: Literal["xvlm"] = "xvlm"
+    """The task's name."""
     losses: dict[XvlmObjective, float] = Field(default={"itc": 1.0, "itm": 1.0, "mlm": 1.0}, min_length=1)
     """Weight of each; X-VLM sums them unweighted, with `box` (L1) and `giou` of regions. A captioner has `lm` alone."""
     regions: RegionConfig | None = None
