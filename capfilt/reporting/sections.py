@@ -109,11 +109,11 @@ def annotation_tiles(annotated: AnnotatedRound) -> Iterator[tuple[str, str, Cell
     for source, total in counts.texts.items():
         if annotated.decided:
             kept = counts.kept.get(source, 0)
-            yield f"{source} texts kept", f"{kept:,} of {total:,}", Cell(f"{kept / total:.1%}")
+            yield f"{source} texts kept", f"{kept:,} of {total:,}", Cell(f"{_share(kept, total):.1%}")
         else:
             yield f"{source} texts", _medians(counts, source), Cell(f"{total:,}")
     if annotated.policy:
-        yield "policy", "what a text must reach", Cell(annotated.policy)
+        yield "policy", "what a text must reach", Cell(annotated.policy.replace(">=", "≥"))
     for score, area in annotated.human_auc.items():
         yield f"AUC of {score}, human pairs", HUMAN_PAIRS, Cell(f"{area:.3f}")
     for score, area in counts.auc.items():
@@ -145,7 +145,7 @@ def _text_figures(annotated: AnnotatedRound, source: str, total: int) -> dict[st
     varied = annotated.diversity.get(source, {})
     figures = {"round": str(annotated.round), "texts": source, "number": f"{total:,}"}
     kept = counts.kept.get(source, 0) if counts is not None and annotated.decided else None
-    figures["kept"] = "" if kept is None else f"{kept:,} ({kept / total:.1%})"
+    figures["kept"] = "" if kept is None else f"{kept:,} ({_share(kept, total):.1%})"
     for score in ("itm", "itc"):
         median = counts.medians.get(score, {}).get(source) if counts is not None else None
         figures[f"median {score}"] = "" if median is None else f"{median:.3f}"
@@ -153,6 +153,11 @@ def _text_figures(annotated: AnnotatedRound, source: str, total: int) -> dict[st
     for name, heading in (("repeated", "repeated"), ("distinct2", "distinct bigrams")):
         figures[heading] = f"{varied[name]:.2f}" if name in varied else ""
     return figures
+
+
+def _share(kept: int, total: int) -> float:
+    """What the noise ratio of summary.json leaves, so that both are rounded alike."""
+    return 1 - round(1 - kept / total, 4)
 
 
 def _median_words(lengths: Sequence[int]) -> int:
