@@ -5,7 +5,7 @@ Callers choose rows of it and repeat it, and never look inside; the model that m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,6 +59,30 @@ class ImageContext(NamedTuple):
     def _each(self, change: Callable[[Tensor], Tensor]) -> ImageContext:
         mask = None if self.mask is None else change(self.mask)
         return ImageContext(tuple(map(change, self.tensors)), mask)
+
+
+MAX_PAIRS = 256
+"""Pairs that `cls_of_pairs` reads at a time."""
+
+
+def cls_of_pairs(
+    fuse: Callable[[Tensor, Tensor, ImageContext], Tensor],
+    ids_BT: Tensor,
+    lengths: Sequence[int],
+    image: ImageContext,
+    counts: Sequence[int],
+) -> Tensor:
+    """First states [B, 1, D] of texts of these lengths, `counts` texts of each image, adjacent, in models that read a
+    pair as one sequence: each is read as a whole, whatever image it shares, and so not too many at once."""
+    device = ids_BT.device
+    rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+    mask_BT = torch.arange(ids_BT.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
+    states = []
+    for start in range(0, len(ids_BT), MAX_PAIRS):
+        part = slice(start, start + MAX_PAIRS)
+        wide = max(lengths[part])
+        states.append(fuse(ids_BT[part, :wide], mask_BT[part, :wide], image.select(rows[part]))[:, :1])
+    return torch.cat(states)
 
 
 class DecoderCache(Protocol):

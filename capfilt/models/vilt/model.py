@@ -15,12 +15,9 @@ from capfilt.errors import ModelError
 from capfilt.models.interface import Model
 from capfilt.models.layers.bert import Embeddings, LanguageHead
 from capfilt.models.layers.config import Role
-from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
 from capfilt.models.layers.vit import VisionTransformer, positions_of_shapes
 from capfilt.models.vilt.config import ViltConfig
-
-MAX_PAIRS = 256
-"""Pairs that `fuse_cls` reads at a time: every one of them is a whole sequence, whatever image it shares."""
 
 
 class Vilt(Model):
@@ -112,15 +109,7 @@ class Vilt(Model):
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
         """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
-        device = ids_BT.device
-        rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        mask_BT = torch.arange(ids_BT.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
-        states = []
-        for start in range(0, len(ids_BT), MAX_PAIRS):
-            part = slice(start, start + MAX_PAIRS)
-            wide = max(lengths[part])
-            states.append(self.fuse(ids_BT[part, :wide], mask_BT[part, :wide], image.select(rows[part]))[:, :1])
-        return torch.cat(states)
+        return cls_of_pairs(self.fuse, ids_BT, lengths, image, counts)
 
     def pool(self, states_BND: Tensor) -> Tensor:
         """Fused states -> one vector [B, D], from the first word's."""

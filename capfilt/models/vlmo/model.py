@@ -20,15 +20,13 @@ from capfilt.models.layers.attention import stochastic_depth
 from capfilt.models.layers.bert import Embeddings, LanguageHead
 from capfilt.models.layers.block import Block
 from capfilt.models.layers.config import Role
-from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, Modality, MultiwayBlock, RelativePositions, resize_relative
 from capfilt.models.vlmo.config import VlmoConfig
 
 MULTIWAY_BLOCK = Block(MultiwayBlock, repeated=True)
-MAX_PAIRS = 256
-"""Pairs that `fuse_cls` reads at a time: every one is a whole sequence, whatever image it shares."""
 
 
 class Vlmo(Model):
@@ -192,15 +190,7 @@ class Vlmo(Model):
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
         """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
-        device = ids_BT.device
-        rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
-        mask_BT = _mask_of(lengths, ids_BT)
-        states = []
-        for start in range(0, len(ids_BT), MAX_PAIRS):
-            part = slice(start, start + MAX_PAIRS)
-            wide = max(lengths[part])
-            states.append(self.fuse(ids_BT[part, :wide], mask_BT[part, :wide], image.select(rows[part]))[:, :1])
-        return torch.cat(states)
+        return cls_of_pairs(self.fuse, ids_BT, lengths, image, counts)
 
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""

@@ -117,7 +117,7 @@ def test_texts_of_an_image_are_scored_as_one_by_one(model: Vilt, monkeypatch: py
     ids = TEXTS[[0, 1, 1]]
     expected = model.match(model.fuse(ids, MASK[[0, 1, 1]], context.select(torch.tensor([0, 0, 1]))))
     for most in (256, 2):
-        monkeypatch.setattr("capfilt.models.vilt.model.MAX_PAIRS", most)
+        monkeypatch.setattr("capfilt.models.layers.image_context.MAX_PAIRS", most)
         scored = model.match(model.fuse_cls(ids, [5, 3, 3], context, [2, 1]))
         torch.testing.assert_close(scored, expected, atol=1e-5, rtol=1e-5)
 
