@@ -40,8 +40,9 @@ class OptimizerConfig(Config):
     warmup_first: Literal[1, 0] = added(1)
     """The number of the first step of the warm-up: 1, and the last of W steps has the peak; or 0 as in the released
     codes of BLIP and LAVIS, whose first step is at `warmup_lr`, and whose warm-up ends with the first of `epochs`."""
-    decay: Literal["cosine", "epoch_cosine", "exponential", "constant"] = "cosine"
-    """"epoch_cosine" is the cosine of BLIP's fine-tuning: one rate for each of `epochs`, and no warm-up in it."""
+    decay: Literal["cosine", "epoch_cosine", "exponential", "constant", "linear"] = "cosine"
+    """"epoch_cosine" is the cosine of BLIP's fine-tuning: one rate for each of `epochs`, and no warm-up in it;
+    "linear" falls to `min_lr` evenly (ViLT, VLMo, X-VLM)."""
     rate: float = Field(default=0.9, gt=0, le=1)
     """Exponential: what the learning rate is multiplied by after each epoch."""
     epochs: int = Field(default=20, ge=1)

@@ -41,6 +41,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         return config.warmup_lr + (config.lr - config.warmup_lr) * (step + first) / warmup
     if config.decay == "constant":
         return config.lr
+    if config.decay == "linear":
+        return config.min_lr + (config.lr - config.min_lr) * (1 - (step - warmup) / max(1, steps - warmup))
     if config.decay in ("cosine", "epoch_cosine"):
         even = (step - warmup) / max(1, steps - warmup)
         done = even if config.decay == "cosine" else epoch / config.epochs

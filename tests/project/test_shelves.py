@@ -138,3 +138,10 @@ def test_the_schedule_of_blip_14m() -> None:
     expected = [1.1e-6, 1.505e-4, 2.999e-4, 3e-4, 3e-4, 2.7e-4, 4.05e-5]
     assert rates == pytest.approx(expected, rel=2e-3)
     assert rates[2] < 3e-4
+
+
+@pytest.mark.parametrize("name", ["vlmo-base-texts", "vlmo-base"])
+def test_the_schedule_of_vlmo(name: str) -> None:
+    train = read_pretrain(name).train
+    rates = [learning_rate(train.optimizer, step, train.steps) for step in (0, 1250, 2500, 101_250, 199_999)]
+    assert rates == pytest.approx([0, 1e-4, 2e-4, 1e-4, 1e-9], rel=2e-2)
