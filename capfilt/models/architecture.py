@@ -72,6 +72,11 @@ class ArchitectureConfig(Config, ABC):
         return 0
 
     @property
+    def image_grid(self) -> int:
+        """Image tokens at the side of a picture, of which parts can be looked at by themselves; 0: they cannot."""
+        return 0
+
+    @property
     def feature_width(self) -> int:
         """Width of the vectors in which images and texts are compared; 0 where they are not."""
         return 0

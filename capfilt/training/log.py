@@ -53,6 +53,8 @@ class StepLog:
         self.alarm = Alarm(config.steps)
         self.warned = False
         self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        """How many steps had each figure."""
         self.count = self.skipped = self.unreadable = 0
         self.spoilt: list[tuple[int, tuple[str, ...]]] = []
         self.since = time.perf_counter()
@@ -99,7 +101,7 @@ class StepLog:
         if not sums:
             return None
         weights = self.config.objectives.losses
-        (total,) = mean([torch.stack([sums[name] * weight for name, weight in weights.items()]).sum()])
+        (total,) = mean([torch.stack([sums[name] * weight for name, weight in weights.items() if name in sums]).sum()])
         return total / taken
 
     def waiting(self) -> _Wait:
@@ -111,6 +113,7 @@ class StepLog:
         for name, value in figures.items():
             value = value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
             if self.config.keep_best:
                 self.since_mean[name] = self.since_mean[name] + value if name in self.since_mean else value
         self.count += 1
@@ -154,7 +157,7 @@ class StepLog:
     def _write(self, step: int, lr: float) -> None:
         seconds, steps = self._clock - self.since, self.count + self.skipped
         sums = mean(list(self.sums.values()))
-        means = {name: value / self.count for name, value in zip(self.sums, sums, strict=True)}
+        means = {name: value / self.counts[name] for name, value in zip(self.sums, sums, strict=True)}
         waited, unreadable = zip(*data_parallel.of_all((self.waited, self.unreadable)), strict=True)
         line = {
             "step": step,
@@ -177,7 +180,7 @@ class StepLog:
             self._add(json.dumps(line).encode() + b"\n")
             if self.on_line is not None:
                 self.on_line(line)
-        self.sums, self.count, self.skipped, self.unreadable = {}, 0, 0, 0
+        self.sums, self.counts, self.count, self.skipped, self.unreadable = {}, {}, 0, 0, 0
         self.since, self.waited, self.resumed = self._clock, 0.0, 0
 
     def _add(self, line: bytes) -> None:

@@ -9,22 +9,25 @@ its log has no line twice.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 
 import torch
+from torch import Tensor
 
 from capfilt.config import digest
 from capfilt.data import shards
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.loader import Batch, Loader
+from capfilt.data.loading.regions import RegionLoader, RegionRows
 from capfilt.data.text.bert_tokenizers import BertTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Model, build, preprocess_of
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
-from capfilt.objectives.interface import PairBatch, Task
+from capfilt.objectives.interface import PairBatch, RegionBatch, Task
 from capfilt.objectives.masking import Vocabulary
 from capfilt.objectives.tasks import build_task
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -63,11 +66,12 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     model = initial_model(job, len(tokenizer))
     make_folder(job.out)
     counted = documents.read_object(job.rows, documents.PLAN_BYTES) if job.rows else {}
+    image_format = ImageFormat(job.architecture.image_size, preprocess_of(job.architecture))
     loader = Loader(
         job.sources,
         job.train.loader,
         tokenizer,
-        ImageFormat(job.architecture.image_size, preprocess_of(job.architecture)),
+        image_format,
         job.seed,
         data_parallel.rank(),
         data_parallel.world_size(),
@@ -92,7 +96,8 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     with closing(States(job.out, identities, *kept)) as states:
         done = states.resume(task, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
-            run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log)
+            regions = region_batches(job, loader, done)
+            run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log, regions)
         states.finish()
         data_parallel.barrier()
         leave(job, task, optimizer, tokenizer, states, log.mean_loss())
@@ -196,28 +201,63 @@ def run_steps(
     done: int,
     states: States,
     log: StepLog,
+    regions: Iterator[Batch | None] | None = None,
 ) -> None:
-    """Steps `done` .. `steps`; logs means every `log_every`, saves the state every `checkpoint_every`."""
+    """Steps `done` .. `steps`; logs means every `log_every`, saves the state every `checkpoint_every`. `regions` has,
+    for each, what a step on regions before it is given, or None where there is none."""
     config, device = job.train, gradients.device
     for step in range(done, config.steps):
         with log.waiting():
-            batch = next(batches)
-        torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
+            batch, parts = next(batches), next(regions) if regions is not None else None
         lr = learning_rate(config.optimizer, step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
+        before = on_regions(job, gradients, optimizer, parts, step) if parts is not None else {}
+        torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
         pairs = PairBatch(batch.images, batch.ids, batch.mask, batch.image_ids).to(device)
         losses, metrics = gradients.of(pairs, step / config.steps)
         norm = gradients.clip(config.optimizer.clip)
         if bool(norm.isfinite()):
             optimizer.step()
             gradients.task.after_step()
-            log.add(step, losses | metrics | {"grad_norm": norm}, batch.unreadable, lr)
+            figures = losses | metrics | {"grad_norm": norm}
+            figures |= {f"region_{name}" if name in figures else name: value for name, value in before.items()}
+            log.add(step, figures, batch.unreadable, lr)
         else:
             log.skip_step(step, batch, lr)
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             states.save(gradients.task, optimizer, step + 1, log.mean_loss())
             log.unsaved = states.failed
+
+
+def region_batches(job: TrainJob, loader: Loader, done: int) -> Iterator[Batch | None] | None:
+    """For each step from `done` on what a step on regions before it is given, or None: all ranks agree which."""
+    config = job.train.objectives.region_steps
+    if config is None:
+        return None
+    regions = RegionLoader(loader, job.sources, config, job.architecture.image_grid)
+
+    def due(step: int) -> bool:
+        return draw(job.seed, "regions", step) < config.share * 2**63
+
+    batches = regions.batches(start=sum(map(due, range(done))))
+    return (next(batches) if due(step) else None for step in itertools.count(done))
+
+
+def on_regions(
+    job: TrainJob, gradients: Gradients, optimizer: torch.optim.AdamW, batch: Batch, step: int
+) -> dict[str, Tensor]:
+    """A step on regions; returns its losses and metrics. Where its gradients are not finite it is left out."""
+    assert isinstance(batch, RegionRows)
+    torch.manual_seed(draw(job.seed, "region step", step, data_parallel.rank()))
+    texts = batch.images, batch.ids, batch.mask, batch.image_ids
+    regions = RegionBatch(*texts, batch.image, batch.seen, batch.boxes, batch.is_region).to(gradients.device)
+    losses, metrics = gradients.of(regions, step / job.train.steps)
+    if not bool(gradients.clip(job.train.optimizer.clip).isfinite()):
+        return {"regions_skipped": torch.ones((), device=gradients.device)}
+    optimizer.step()
+    gradients.task.after_step()
+    return losses | metrics | {"region_unreadable": torch.tensor(float(batch.unreadable), device=gradients.device)}
 
 
 def draw(*parts: object) -> int:

@@ -102,13 +102,17 @@ class RowReader:
         """
         if url in self._kept:
             return self._kept[url]
-        samples = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
+        samples = (item for item in shards.read(url) if isinstance(item, Sample) and self._has_rows(item))
         size = shards.stat(url)["size"]
         if size is None or size > self._room:
             return samples
         self._kept[url] = list(samples)
         self._room -= size
         return self._kept[url]
+
+    def _has_rows(self, sample: Sample) -> bool:
+        """Whether a sample has a row."""
+        return bool(sample.captions)
 
     def _draw(self, sample: Sample, epoch: int, repetition: int) -> dict[str, Any]:
         """One of an image's texts, for this epoch; another draw where the epoch has the shard again."""

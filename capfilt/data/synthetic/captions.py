@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from capfilt.data.synthetic.scenes import RELATIONS, Claim, Phrase, Scene, relates
+from capfilt.data.synthetic.scenes import RELATIONS, Claim, Phrase, Scene, Thing, relates
 
 T = TypeVar("T")
 
@@ -69,6 +69,12 @@ def draw_claim(scene: Scene, rng: np.random.Generator) -> Claim:
         for thing in things
     )
     return Claim(phrases, relation, scene.background if rng.random() < 0.1 else None)
+
+
+def say_thing(thing: Thing, rng: np.random.Generator) -> str:
+    """What one thing is: colour and shape, often its size and its texture."""
+    size, texture = (word if rng.random() < _DETAIL else None for word in (thing.size, thing.texture))
+    return _say_phrase(Phrase(thing.colour, thing.shape, size, texture), random.Random(draw_voice(rng)))
 
 
 def say(claim: Claim, voice: int) -> str:

@@ -7,17 +7,18 @@ a web text is true is in the json (`truth`) for evaluation only; nothing that tr
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.data.synthetic import web_texts
-from capfilt.data.synthetic.captions import captions, pick
+from capfilt.data.synthetic.captions import captions, pick, say_thing
 from capfilt.data.synthetic.painting import encode, paint
 from capfilt.data.synthetic.scenes import APPEARANCES, BACKGROUNDS, HELD_OUT, Appearance, Scene, Thing
 from capfilt.data.synthetic.web_texts import vocabulary
@@ -53,6 +54,7 @@ class WorldConfig(Config):
     )
     objects: tuple[float, float, float] = Field((0.5, 0.45, 0.05), description="weights of 1, 2, 3 objects")
     captions: int = Field(5, ge=1, le=10, description="captions per image of the clean splits")
+    regions: bool = added(False, description="whether the json says where each thing is, with a phrase for it")
     shard_size: int = Field(500, ge=1, le=10_000, description="samples per tar (keys have four digits for it)")
 
     @field_validator("kinds")
@@ -171,8 +173,23 @@ def sample(config: WorldConfig, seed: int, split: str, index: int) -> Sample:
         texts = captions(shown, _stream(seed, split, index, "text"), config.captions)
         text = texts[0]
         meta["captions"] = [{"text": caption, "source": "human"} for caption in texts]
+    if config.regions:
+        voices = _stream(seed, split, index, "regions")
+        meta["regions"] = [
+            {"box": box(thing, config.image_size), "text": say_thing(thing, voices)} for thing in shown.things
+        ]
     meta["caption"] = text
     return Sample(key=key, image=image, extension=extension, text=text, meta=meta)
+
+
+def box(thing: Thing, side: int) -> list[int]:
+    """Where a thing is in a picture of this side, [x, y, w, h] in whole pixels around it."""
+    radius = thing.radius * side
+    (left, right), (top, bottom) = (
+        (max(0, int(middle * side - radius)), min(side, math.ceil(middle * side + radius)))
+        for middle in (thing.x, thing.y)
+    )
+    return [left, top, right - left, bottom - top]
 
 
 def write(config: WorldConfig, seed: int, folder: StoragePath, split: str) -> list[StoragePath]:

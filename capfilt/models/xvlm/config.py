@@ -51,6 +51,11 @@ class XvlmConfig(TowersConfig):
         return "open-bert" if self.compares else "bert"
 
     @property
+    def image_grid(self) -> int:
+        """Image tokens at the side of a picture."""
+        return self.vision.window
+
+    @property
     def feature_width(self) -> int:
         """Width of the vectors in which images and texts are compared."""
         return self.projection
