@@ -71,8 +71,13 @@ def trial(shards: object, name: object, address: str) -> Step:
 
 
 def export(model: object, name: object) -> Step:
-    """A model for transformers."""
-    return "write the model for transformers", command("export", model, "--as", "hf", "--out", beside(name, "hf"))
+    """A model for transformers, or as its family's own code writes it."""
+    from capfilt.models import family_of
+    from capfilt.models.checkpoints import store
+
+    layout = family_of(store.architecture(location(str(model)))).written_as
+    what = "for transformers" if layout == "hf" else "by the names of its own code"
+    return f"write the model {what}", command("export", model, "--as", layout, "--out", beside(name, layout))
 
 
 def after_download(out: str, again: str, record: dict[str, Any], captions: bool, address: str) -> list[Step]:

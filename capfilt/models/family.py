@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt.data.images.preprocess import BLIP_PREPROCESS, Preprocess
 from capfilt.models.architecture import ArchitectureConfig
@@ -46,6 +46,9 @@ class Family:
     """Imports the code; called once, by `code`."""
     preprocess: Preprocess = BLIP_PREPROCESS
     """How pictures are wanted where a model's folder does not say."""
+    written_as: Literal["hf", "pth"] = "hf"
+    """How a model is exported for other code: for transformers, or where it has no such class by the names of the
+    family's own code."""
 
     @cached_property
     def code(self) -> FamilyCode:

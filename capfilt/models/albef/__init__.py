@@ -23,6 +23,6 @@ def _code() -> FamilyCode:
     )
 
 
-ALBEF = Family(name="albef", config=AlbefConfig, load=_code)
+ALBEF = Family(name="albef", config=AlbefConfig, load=_code, written_as="pth")
 
 __all__ = ["ALBEF"]

@@ -22,6 +22,6 @@ def _code() -> FamilyCode:
 
 
 HALF = (0.5, 0.5, 0.5)
-VLMO = Family(name="vlmo", config=VlmoConfig, load=_code, preprocess=Preprocess(mean=HALF, std=HALF))
+VLMO = Family(name="vlmo", config=VlmoConfig, load=_code, written_as="pth", preprocess=Preprocess(mean=HALF, std=HALF))
 
 __all__ = ["VLMO"]

@@ -22,6 +22,6 @@ def _code() -> FamilyCode:
     )
 
 
-XVLM = Family(name="xvlm", config=XvlmConfig, load=_code)
+XVLM = Family(name="xvlm", config=XvlmConfig, load=_code, written_as="pth")
 
 __all__ = ["XVLM"]
