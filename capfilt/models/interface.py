@@ -47,6 +47,9 @@ class Model(nn.Module):
         "encode_image", "image_context", "encode_text", "project_image", "project_text", "fuse", "match", "decode",
     )  # fmt: skip
     """The methods, besides `forward`, through which a training enters a model."""
+    vectors: ClassVar[tuple[str, ...]] = ()
+    """Weights that are vectors in the family's own code and have more dimensions here: weight decay that spares vectors
+    spares them."""
 
     @property
     def capabilities(self) -> frozenset[str]:

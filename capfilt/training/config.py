@@ -55,6 +55,8 @@ class OptimizerConfig(Config):
     """Whether single numbers decay, as the temperature is; null: as vectors do. In BLIP-2's code they do."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the means of gradients and of their squares; BLIP-2: [0.9, 0.98]."""
+    eps: float = added(1e-8, gt=0)
+    """What is added to the root of the second moment; CLIP: 1e-6."""
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""
 

@@ -17,8 +17,9 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     What takes no gradient (BLIP-2's frozen towers, a momentum copy) is in none.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    vectors = {id(part.get_parameter(name)) for part in module.modules() for name in getattr(part, "vectors", ())}
     for p in (p for p in module.parameters() if p.requires_grad):
-        decays = config.decay_vectors or p.ndim >= 2
+        decays = config.decay_vectors or (p.ndim >= 2 and id(p) not in vectors)
         if p.ndim == 0 and config.decay_scalars is not None:
             decays = config.decay_scalars
         # One update of many parameters takes those that FSDP has cut, or those that are whole, not both.
@@ -28,7 +29,9 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     ]
     # On a GPU the fused kernel; elsewhere its last bits would be other ones than those of the curves in the tests.
     kernel = {"fused": True} if next(iter(groups.values()))[0].is_cuda else {"foreach": True}
-    return torch.optim.AdamW(given, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, **kernel)
+    return torch.optim.AdamW(
+        given, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, **kernel
+    )
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -145,3 +145,9 @@ def test_the_schedule_of_vlmo(name: str) -> None:
     train = read_pretrain(name).train
     rates = [learning_rate(train.optimizer, step, train.steps) for step in (0, 1250, 2500, 101_250, 199_999)]
     assert rates == pytest.approx([0, 1e-4, 2e-4, 1e-4, 1e-9], rel=2e-2)
+
+
+def test_clip_s_steps_are_open_clip_s_epochs_over_laion_400m() -> None:
+    train = read_pretrain("clip-vit-b-32").train
+    assert train.steps == 407_332_084 * 32 // train.loader.batch_size
+    assert train.optimizer.warmup * train.steps == pytest.approx(2000, rel=1e-3)

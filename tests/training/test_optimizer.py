@@ -167,3 +167,17 @@ def test_fused_adamw_is_for_gpus() -> None:
     torch.manual_seed(0)
     module = torch.nn.Linear(4, 4)
     assert not make_optimizer(module, OptimizerConfig()).defaults["fused"]
+
+
+def test_what_is_a_vector_in_clip_s_own_code_is_spared_as_vectors_are(
+    small_clip: Callable[..., torch.nn.Module],
+) -> None:
+    model = small_clip()
+    plain = make_optimizer(model, OptimizerConfig(decay_vectors=False, weight_decay=0.2, eps=1e-6))
+    spared = {id(p) for group in plain.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in spared}
+    assert {"vision.cls", "logit_scale", "vision.norm.weight", "text.blocks.0.attention.qkv.bias"} <= names
+    assert not names & {"vision.positions", "text.positions", "text.words.weight", "image_projection.weight"}
+    assert plain.defaults["eps"] == 1e-6
+    every = make_optimizer(model, OptimizerConfig(weight_decay=0.2))
+    assert [group["weight_decay"] for group in every.param_groups] == [0.2]

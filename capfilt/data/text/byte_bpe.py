@@ -43,7 +43,7 @@ class ByteBpeTokenizer(Tokenizer):
     """Byte-level BPE as CLIP has it. Its texts are padded with 0, which counts for nothing: a text is read left to
     right, and used from its end."""
 
-    lower_case = True
+    known_as, marks_beside = "CLIP", ""
 
     def __init__(self, engine: Engine) -> None:
         """Args:
@@ -117,6 +117,12 @@ class ByteBpeTokenizer(Tokenizer):
         """A text as CLIP was trained to read it: character references resolved, spaces collapsed, lower case."""
         plain = html.unescape(html.unescape(text[:MAX_CHARACTERS]))
         return " ".join(plain.lower().split()[:max_words])
+
+    def spelled_out(self, text: str) -> tuple[int, int]:
+        """How many characters of a cleaned text are tokens of a character or less, and how many it has, without spaces.
+        Words of one character count as spelled out; of a vocabulary that knows a language's words they are few."""
+        tokens = [self.vocab[index].removesuffix(WORD_END) for index in self._pieces(text)]
+        return sum(len(token) == 1 for token in tokens), sum(map(len, tokens))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -51,8 +51,8 @@ def warnings(
         whose = "it has the words of the demo's world alone" if name == "world" else "they are not in its language"
         yield (
             f"the tokenizer {name!r} spells out {spelled / total:.0%} of the characters of {where} letter by letter"
-            f" ({len(cleaned)} texts): {whose}. Set `tokenizer` to the vocabulary of a BERT for these texts, and"
-            " model.text.vocab_size to its size and two."
+            f" ({len(cleaned)} texts): {whose}. Set `tokenizer` to the vocabulary of a"
+            f" {tokenizer.known_as} for these texts, and model.text.vocab_size to its size{tokenizer.marks_beside}."
         )
         return  # which makes them long
     counts = sorted(int(mask.sum()) for mask in (tokenizer.encode([text], MAX_CHARACTERS)[1] for text in cleaned))

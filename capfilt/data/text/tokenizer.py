@@ -41,6 +41,8 @@ class Tokenizer:
 
     lower_case = True
     """Whether its texts lose their capitals."""
+    known_as, marks_beside = "BERT", " and two"
+    """Whose vocabularies it reads, and how many entries a model has beside such a one; for messages."""
     marks: ClassVar[tuple[str, ...]] = ("[DEC]", "[ENC]")
     """What BLIP's decoder and image-grounded encoder begin a text with; appended where the vocabulary lacks them."""
     closed: ClassVar[bool] = True

@@ -246,7 +246,7 @@ class OpenAiFile(OriginalFormat):
                 raise ModelError(
                     f"{source} does not say which activation it is of: write {source.with_suffix('.yaml').name} beside "
                     "it, with `extends: clip/vit-b-32-quickgelu` (OpenAI's weights) or `extends: clip/vit-b-32`"
-                    " (LAION's), or whichever of models/clip it is."
+                    " (LAION-2B's), or whichever of models/clip it is."
                 )
             with possible(source, "set of tensors"):
                 return from_shapes(tensors, activation)

@@ -39,7 +39,7 @@ class ClipConfig(TowersConfig):
     family: Literal["clip"] = "clip"
     """The family's name."""
     activation: Activation
-    """Of both towers; no default. OpenAI's weights and open_clip's "-quickgelu" are of quick_gelu, LAION's of gelu."""
+    """Of both towers; no default. OpenAI's weights and open_clip's "-quickgelu" are of quick_gelu, most others gelu."""
     vision: ClipVisionConfig
     """The vision tower."""
     text: ClipTextConfig

@@ -50,6 +50,7 @@ class Clip(Model):
     """Two towers. Of an image the [CLS] token is kept alone, of a text its last state."""
 
     config: ClipConfig
+    vectors = ("vision.cls",)
 
     def __init__(self, config: ClipConfig):
         super().__init__()
