@@ -87,6 +87,7 @@ def test_a_clip_cannot_be_the_captioner(recipe: Any, capfilt: Any, clip_filter: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_clip_tiny_and_the_filter_of_the_recipe_reach_what_their_headers_say(capfilt: Any, tmp_path: Path) -> None:
     """A third of the recipe's steps: ten times guessing, and 0.85 over all kinds of wrong texts after fine-tuning."""
     from capfilt.data.synthetic import world
