@@ -21,7 +21,7 @@ from pydantic_core import to_jsonable_python
 
 from capfilt import presets
 from capfilt.errors import RecipeError, did_you_mean
-from capfilt.printable import short_repr
+from capfilt.printable import printable, short_repr
 from capfilt.recipe_tree import assign, parse_assignment, read_section, read_tree
 from capfilt.redact import redact_tree
 from capfilt.yaml_loader import Dumper, load_yaml
@@ -147,7 +147,7 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
     """
     below = Layer(str(path), load_yaml(Path(path)), read_tree(path, kind))
     above = Layer("", assign({}, sets, kind), read_tree(path, kind, sets))
-    config = validate(kind, above.merged, Path(path))
+    config = validate(kind, above.merged, Path(path), sets)
     config.check_input([below, above])
     return config
 
@@ -155,7 +155,7 @@ def read(path: str | Path, kind: type[C], sets: Sequence[str] = ()) -> C:
 def build(kind: type[C], sets: Sequence[str] = ()) -> C:
     """A `kind` with its defaults and the "a.b=c" assignments of `sets`. Raises RecipeError as `read` does."""
     tree = assign({}, sets, kind)
-    config = validate(kind, tree, "--set")
+    config = validate(kind, tree, "--set", sets)
     config.check_input([Layer("", tree, tree)])
     return config
 
@@ -225,18 +225,44 @@ def digest(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def validate(kind: type[C], tree: Any, where: object) -> C:
-    """A config from a tree; `where` the tree comes from, for the message. RecipeError for what does not fit."""
+def validate(kind: type[C], tree: Any, where: object, sets: Sequence[str] = ()) -> C:
+    """A config from a tree; `where` the tree comes from, for the message, and the assignments that are in it already.
+
+    Raises:
+        RecipeError: what does not fit.
+    """
     try:
         return kind.model_validate(tree)
     except pydantic.ValidationError as error:
         details = error.errors(include_url=False)
-        messages = [_explain(kind, tree, detail) for detail in details[:_SHOWN]]
         more = f" (and {len(details) - _SHOWN} more)" if len(details) > _SHOWN else ""
-        raise RecipeError(f"{where}: {' '.join(messages)}{more}") from None
+        messages: list[str] = []
+        before = ""
+        for detail in details[:_SHOWN]:
+            if (origin := _origin(tree, detail, sets, where)) != before:
+                messages.append(f"{origin}:")
+            messages.append(_explain(kind, tree, detail))
+            before = origin
+        raise RecipeError(" ".join(messages) + more) from None
 
 
 # ---- errors ----
+
+
+def _origin(tree: Any, detail: Any, sets: Sequence[str], where: object) -> str:
+    """Where one of pydantic's errors comes from: the last assignment that sets its key, or the file.
+
+    A section that an assignment has changed in part does not fit as a whole, so the file is named with it.
+    """
+    key = _dotted(tree, detail["loc"])
+    for assignment in reversed(sets):
+        dotted, shown = assignment.partition("=")[0].strip(), f"--set {printable(assignment, 100)}"
+        if f"{key}.".startswith(f"{dotted}."):
+            return shown
+        if f"{dotted}.".startswith(f"{key}.") or not key:
+            alone = detail["type"] == "extra_forbidden" or str(where) == "--set"
+            return shown if alone else f"{where} with {shown}"
+    return str(where)
 
 
 def _explain(kind: type[Config], tree: Any, detail: Any) -> str:

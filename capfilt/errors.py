@@ -3,6 +3,11 @@
     CapfiltError            exit code 1; the message is one line for a person
     ├── RecipeError         exit code 2; an unknown key or preset, or parts that do not fit
     ├── UsageError          exit code 2; a command line that cannot be run
+    │   ├── FolderError         exit code 2; and RunError: a folder that cannot be what it was given as
+    │   ├── NoShardError        exit code 2; and ShardError: what was given as shards names none
+    │   ├── NoModelError        exit code 2; and ModelError: what was given as a model is none
+    │   ├── AddressError        exit code 2; and ClusterError: an address of no form that there is
+    │   └── ListError           exit code 2; and DataError: a list of URLs, or a column of it, that is not there
     ├── RunError            a run folder, ledger or balance that is not valid
     │   ├── ShortfallError  all is done, and too little of it succeeded; has the result
     │   └── LockLostError   another driver took the run folder over, or its lock was removed
@@ -89,8 +94,28 @@ class ModelError(CapfiltError):
     """An architecture or checkpoint that does not fit."""
 
 
+class FolderError(RunError, UsageError):
+    """A folder that is no run folder, that of another verb, or not empty where it must be."""
+
+
+class NoShardError(ShardError, UsageError):
+    """An argument that names no shard."""
+
+
+class NoModelError(ModelError, UsageError):
+    """An argument that names no model."""
+
+
+class ListError(DataError, UsageError):
+    """A list of URLs that is not there, or lacks a column that was asked for."""
+
+
 class ClusterError(CapfiltError):
     """Work that could not be started or finished."""
+
+
+class AddressError(ClusterError, UsageError):
+    """An address at which nothing can work, whatever runs."""
 
 
 class TimeLimitError(ClusterError):

@@ -33,6 +33,10 @@ def find(shelf: Shelf, name: str | Path, within: str = "") -> Path:
     for candidate in (text, f"{within}/{text}"):
         if candidate in known:
             return _root(shelf) / f"{candidate}.yaml"
+    elsewhere = [entry for entry in known if entry.endswith(f"/{text}")]
+    if within and elsewhere:
+        owner = elsewhere[0].partition("/")[0]
+        raise RecipeError(f"the preset {text!r} is {elsewhere[0]}, a recipe of `capfilt {owner}` and not of {within}.")
     listed = [entry for entry in known if within and entry.startswith(f"{within}/")] or known
     short = [entry.removeprefix(f"{within}/") for entry in listed]
     raise RecipeError(

@@ -213,10 +213,17 @@ def options(**given: object) -> CommandOptions:
 
 
 def working_address(address: str | None) -> str:
-    """Where a call works; without an address where the caller's process works already, so that none starts a Ray."""
-    from capfilt.cluster.session import current_address
+    """Where a call works; without an address where the caller's process works already, so that none starts a Ray.
 
-    return current_address() if address is None else address
+    AddressError for one of no form that there is, before anything is read or written.
+    """
+    from capfilt.cluster.session import check_address, current_address
+
+    if address is None:
+        return current_address()
+    if address != "by-size":
+        check_address(address)
+    return address
 
 
 def out_of(recipe: Location, out: Location | None) -> Location:

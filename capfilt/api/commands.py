@@ -235,16 +235,20 @@ def bootstrap(
     """
     sets = assignments(settings, rounds=rounds)
     arguments.check_syntax("bootstrap", recipe, sets)
+    where = arguments.working_address(address)
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines.bootstrap import rounds as pipeline
         from capfilt.pipelines.bootstrap.config import BootstrapConfig
+
+        config = arguments.read_recipe("bootstrap", recipe, BootstrapConfig, sets)
+        from capfilt.pipelines.bootstrap.checks import check
+
+        check(config)
+        from capfilt.pipelines.bootstrap import rounds as pipeline
         from capfilt.reporting.collect import PAGE
 
     with arguments.driving():
-        config = arguments.read_recipe("bootstrap", recipe, BootstrapConfig, sets)
         folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
-        where = arguments.working_address(address)
         record = pipeline.run(where, config, folder, show)
     done = tuple(
         Round(entry["round"], home := folder / f"round-{entry['round']}", _models(home), entry)

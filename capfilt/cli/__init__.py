@@ -13,13 +13,13 @@ import typer
 from capfilt import __version__
 from capfilt.cli import download, jobs, models, pipelines, run_folder
 from capfilt.cli.terminal import say
-from capfilt.printable import MAX_MESSAGE, printable
+from capfilt.cli.usage_errors import is_usage_error, usage_line
 
 app = typer.Typer(
     name="capfilt",
     help="CapFilt (BLIP, 2022): clean web image-text pairs with the model being trained, in rounds, on Ray.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -43,11 +43,13 @@ VERBS = (
 )
 """In the order in which `--help` lists them."""
 
-# Users of img2dataset write --url_col.
-_UNDERSCORES = {"token_normalize_func": lambda word: word.replace("_", "-")}
+_SETTINGS = {
+    "help_option_names": ["--help", "-h"],
+    "token_normalize_func": lambda word: word.replace("_", "-"),  # users of img2dataset write --url_col
+}
 
 for _verb in VERBS:
-    app.command(context_settings=_UNDERSCORES)(jobs.sendable(_verb))
+    app.command(context_settings=_SETTINGS)(jobs.sendable(_verb))
 
 
 @app.callback(invoke_without_command=True)
@@ -62,14 +64,11 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except Exception as error:  # an error of the argument parser is one line; without a verb it is the help
-        if not hasattr(error, "format_message") or not hasattr(error, "show"):
+        if not is_usage_error(error):
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
+            error.show()  # type: ignore[attr-defined]
         else:
-            context = getattr(error, "ctx", None)
-            message = printable(error.format_message(), MAX_MESSAGE // 2).rstrip(".?")
-            where = context.command_path if context else app.info.name
-            say(f"error: {message}. `{where} --help` lists what is allowed.", err=True)
+            say(f"error: {usage_line(error, sys.argv[1:], str(app.info.name))}", err=True)
         code = getattr(error, "exit_code", 2)
     sys.exit(code or 0)

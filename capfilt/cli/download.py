@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,9 +14,11 @@ from capfilt.cli.execute import execute
 from capfilt.cli.jobs import words_of
 from capfilt.cli.next_steps import Step, after_download
 from capfilt.cli.options import Address, Debug, Json
-from capfilt.errors import UsageError
+from capfilt.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from capfilt.runs.progress import Progress
 
 _LIST, _PICTURE, _HOST, _RUN = "The list", "What is written", "How hosts are asked", "The run"
@@ -132,17 +135,19 @@ def download(
     given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
 
     def work(show: Progress) -> Any:
-        return commands.download(
-            urls,
-            out=out,
-            settings=[*_assignments(given), *(sets or [])],
-            retry=_listed(retry or []),
-            min_success=min_success,
-            drop_placeholders=drop_placeholders,
-            address=address,
-            workers=workers,
-            on_progress=show,
-        ).record
+        options = _assignments(given)
+        with _named_as_typed(options):
+            return commands.download(
+                urls,
+                out=out,
+                settings=[*options.values(), *(sets or [])],
+                retry=_listed(retry or []),
+                min_success=min_success,
+                drop_placeholders=drop_placeholders,
+                address=address,
+                workers=workers,
+                on_progress=show,
+            ).record
 
     def then(record: Any) -> list[Step]:
         again = shlex.join(["capfilt", "download", *words_of(context, {"retry"}), "--retry=failed"])
@@ -163,14 +168,26 @@ _COMMAND = (
 """Options that are no part of the recipe."""
 
 
-def _assignments(given: dict[str, Any]) -> list[str]:
-    """Options as `--set` has them, so that both are checked alike."""
+def _assignments(given: dict[str, Any]) -> dict[str, str]:
+    """Options as `--set` has them, by their names as they are typed, so that both are checked alike."""
     recipe = {name: _listed(value) if name in _LISTS else value for name, value in given.items()}
-    return [
-        f"{_SECTIONS.get(name, '')}{name}={json.dumps(value, ensure_ascii=False)}"
+    return {
+        f"--{name.replace('_', '-')}": f"{_SECTIONS.get(name, '')}{name}={json.dumps(value, ensure_ascii=False)}"
         for name, value in recipe.items()
         if name not in _COMMAND
-    ]
+    }
+
+
+@contextmanager
+def _named_as_typed(options: dict[str, str]) -> Iterator[None]:
+    """Blame an option for its value, and not the assignment that it was made into."""
+    try:
+        yield
+    except RecipeError as error:
+        message = str(error)
+        for option, assignment in options.items():
+            message = message.replace(f"--set {assignment}:", f"{option}:")
+        raise RecipeError(message) from None
 
 
 def _listed(words: list[str]) -> list[str]:

@@ -102,7 +102,8 @@ def sendable(verb: Callable[..., None]) -> Callable[..., None]:
         address = str(given.get("address") or "")
         if not address.startswith(("http://", "https://")):
             if given.get("detach") or (name in INSPECTING and address):
-                raise typer.BadParameter("it goes with a cluster's address, http://HEAD:8265.", context)
+                what = "--detach" if given.get("detach") else f"--address {address}"
+                raise typer.BadParameter(f"{what}: it goes with the address of a cluster, http://HEAD:8265.", context)
             wants = {"context": context} if "context" in signature.parameters else {}
             verb(**wants, **{key: value for key, value in given.items() if key not in options})
             return

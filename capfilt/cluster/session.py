@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt import cpus as machine
 from capfilt.cluster.failures import one_line
 from capfilt.cluster.metrics import RayMetrics, RemoteRayMetrics, open_metrics
-from capfilt.errors import ClusterError
+from capfilt.errors import AddressError, ClusterError
 from capfilt.runs.metrics import Reading
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ def connect(
     Raises:
         ClusterError: another kind of address, or a cluster that does not answer.
     """
+    check_address(address)
     if address != "local":
-        _check(address, cpus)
+        _check_cpus(address, cpus)
     for key, value in REPRODUCIBLE_ENV.items():
         os.environ.setdefault(key, value)
     if address == "local":
@@ -260,20 +261,24 @@ def _keep_sigterm_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _check(address: str, cpus: int | None) -> None:
+def check_address(address: str) -> None:
+    """Refuse an address of another form than `ALLOWED`; nothing is contacted. AddressError."""
     if address.startswith(("http://", "https://")):
-        raise ClusterError(
+        raise AddressError(
             f"The address {address!r} is a Ray dashboard, which takes whole jobs and no workers. Allowed: {ALLOWED}."
         )
-    if address not in ("start", "auto") and not _HOST_PORT.match(address.removeprefix("ray://")):
-        raise ClusterError(f"The address {address!r} cannot be used. Allowed: {ALLOWED}.")
+    if address not in ("local", "start", "auto") and not _HOST_PORT.match(address.removeprefix("ray://")):
+        raise AddressError(f"The address {address!r} cannot be used. Allowed: {ALLOWED}.")
+
+
+def _check_cpus(address: str, cpus: int | None) -> None:
     if cpus is not None and address != "start":
-        raise ClusterError(
+        raise AddressError(
             f"cpus={cpus} was given with the address {address!r}, but a running cluster has its own cores. "
             'Leave it out, or use the address "start".'
         )
     if cpus is not None and cpus < 1:
-        raise ClusterError(f"cpus={cpus} was given, but a worker needs at least 1. Allowed: 1 or more.")
+        raise AddressError(f"cpus={cpus} was given, but a worker needs at least 1. Allowed: 1 or more.")
 
 
 def _check_reachable(address: str) -> None:

@@ -82,7 +82,7 @@ def read_architecture(path: Path, sets: Sequence[str] = ()) -> ArchitectureConfi
         raise RecipeError(
             f"{path}: there is no family {family!r}.{did_you_mean(family, FAMILIES)} There are: {', '.join(FAMILIES)}."
         )
-    return configs.validate(FAMILIES[family].config, tree, path)
+    return configs.validate(FAMILIES[family].config, tree, path, sets)
 
 
 _SECTION = OpenSection(

@@ -10,7 +10,9 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.downloading.failures import KINDS, PLACEHOLDER
-from capfilt.downloading.plans import ALL_KINDS
+from capfilt.downloading.plans import ALL_KINDS, passes
+from capfilt.downloading.url_lists.files import find_files
+from capfilt.downloading.url_lists.tables import check_columns
 from capfilt.errors import UsageError, did_you_mean
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -38,10 +40,12 @@ def run(
 
     Raises:
         UsageError: `--retry` names no kind of failure.
+        ListError: a list is not there, or lacks a column.
         RunError: a shard cannot be fetched.
         ShortfallError: no picture came, or a smaller share than `options.min_success`.
     """
     check_kinds(options.retry)
+    check_lists(config, out)
     folder = Run.open(out, configs.to_yaml(config), plan_of(config))
     begun = time.monotonic()
     with connect(address, show=show) as session:
@@ -51,6 +55,12 @@ def run(
     folder.log("end", **{key: summary[key] for key in ("samples", "failed", "seconds")})
     check_success_rate(STAGE, summary, options.min_success)
     return summary
+
+
+def check_lists(config: DownloadConfig, out: StoragePath) -> None:
+    """Refuse lists that are not there or lack a column, unless they are planned already. ListError or DataError."""
+    if not passes(out / "plan"):
+        check_columns(find_files(config.urls, config.input_format)[0], config)
 
 
 def plan_of(config: DownloadConfig) -> dict[str, Any]:

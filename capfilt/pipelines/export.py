@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.data.images.preprocess import ALONE, Preprocess
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.errors import RunError, UsageError, did_you_mean
+from capfilt.errors import FolderError, UsageError, did_you_mean
 from capfilt.inference.roles import preprocess_for, save_preprocess, tokenizer_for
 from capfilt.models import ArchitectureConfig, family_of
 from capfilt.models.checkpoints import files, store
@@ -32,7 +32,7 @@ def run(name: str, form: str, where: str | Path, sources: Mapping[str, str] | No
 
     Raises:
         UsageError: an unknown form, or an `out` that is no folder of this machine.
-        RunError: `out` holds something already.
+        FolderError: `out` holds something already.
         ModelError: no model there, or one that does not fit.
     """
     if form not in FORMS:
@@ -41,7 +41,7 @@ def run(name: str, form: str, where: str | Path, sources: Mapping[str, str] | No
     if isinstance(out, RemotePath):
         raise UsageError(f"--out {where} is on a store; export into a folder of this machine and copy that there.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} holds something already; choose another --out")
+        raise FolderError(f"{out} holds something already; choose another --out")
     path = store.find(name)
     with completed(local_copy(path), sources or {}, out.absolute().parent) as whole:
         config = store.architecture(whole)

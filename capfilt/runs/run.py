@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from capfilt.errors import RunError
+from capfilt.errors import FolderError, RunError
 from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.redact import redact_tree
 from capfilt.runs import forks
@@ -35,6 +35,7 @@ DECIDED = "decided"
 
 MIN_FREE_BYTES = 100_000_000
 _BEFORE_PLAN = ("recipe.yaml", FORK)  # files that may exist before the plan
+_TOLD_BY = {"bootstrap": "pretrain", "pretrain": "train"}  # the key by which plans without `verb` are known
 _SHOWN = 5  # changed keys that the error for another plan names
 
 
@@ -56,8 +57,9 @@ class Run:
         version of its contents (`FORMAT`), and URLs have no secrets (`redact`). `lock.release_all` releases the folder.
 
         Raises:
-            RunError: the folder has another plan (the error names what changed), is of another version, or holds other
-                files; less than `min_free_bytes` are free; or another driver works there.
+            FolderError: the folder is that of another verb, holds other files, or can be no folder.
+            RunError: the folder has another plan (the error names what changed) or is of another version; less than
+                `min_free_bytes` are free; or another driver works there.
         """
         wanted = json.loads(json.dumps(redact_tree({**plan, "format": FORMAT})))
         try:
@@ -76,6 +78,10 @@ class Run:
                 with atomic(recipe, private=True) as file:
                     file.write(recipe_yaml.encode())
             _end_torn_line(out / "log.jsonl")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise FolderError(
+                f"--out {out} is or lies in a file, and no folder ({error.strerror}); choose another --out."
+            ) from None
         except OSError as error:
             raise RunError(f"the run folder {out} cannot be used: {error}; choose another --out.") from error
         return cls(out, plan_now, resumed)
@@ -85,10 +91,10 @@ class Run:
         """Open an existing run folder to read it; nothing in it is changed.
 
         Raises:
-            RunError: it has no plan.json, or holds a link out of it, a device or a pipe.
+            FolderError: it has no plan.json.
+            RunError: it holds a link out of it, a device or a pipe.
         """
-        if not (folder / "plan.json").is_file():
-            raise RunError(f"{folder} is no run folder: it holds no plan.json. Give a folder that was an --out.")
+        check_is_run(folder)
         _check_tree(folder)
         return cls(folder, _read_plan(folder), resumed=True)
 
@@ -137,6 +143,29 @@ class Run:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json. Callers leave out a figure that was not measured, and never write 0 for it."""
         write_json(self.folder / "summary.json", redact_tree(dict(summary)))
+
+
+def check_is_run(folder: StoragePath) -> None:
+    """Refuse a folder that is no run folder. FolderError."""
+    if (folder / "plan.json").is_file():
+        return
+    if not folder.exists():
+        raise FolderError(f"there is no folder {folder}; a run folder is the --out of another command.")
+    above = next((parent for parent in folder.parents if (parent / "plan.json").is_file()), None)
+    give = "Give a folder that was an --out" if above is None else f"It lies in one: give {above}"
+    raise FolderError(f"{folder} is no run folder: it holds no plan.json. {give}.")
+
+
+def verb_of(folder: StoragePath) -> str:
+    """The verb whose run folder it is, "bootstrap" or "annotate"; "" for what is no run folder."""
+    return _verb_of(_read_plan(folder)) if (folder / "plan.json").is_file() else ""
+
+
+def _verb_of(plan: Mapping[str, Any]) -> str:
+    named = plan.get("verb")
+    if isinstance(named, str):
+        return named
+    return next((verb for verb, key in _TOLD_BY.items() if key in plan), "")
 
 
 def fork(old: StoragePath, new: StoragePath) -> StoragePath:
@@ -198,7 +227,7 @@ def _check_empty(out: StoragePath) -> None:
     others = sorted(n for n in names if n not in allowed and not n.startswith(PART) and not LOCK_NAME.fullmatch(n))
     if others:
         what = f"{others[0]!r} and more" if others[1:] else repr(others[0])
-        raise RunError(
+        raise FolderError(
             f"{out} holds {what} but no plan.json, so it is no run folder; choose another --out, or empty it."
         )
 
@@ -220,6 +249,11 @@ def check_format(folder: StoragePath, plan: Mapping[str, Any]) -> None:
 
 def _check_plan(out: StoragePath, wanted: dict[str, Any]) -> None:
     old = _read_plan(out)
+    was, now = _verb_of(old), _verb_of(wanted)
+    if was and now and was != now:
+        raise FolderError(
+            f"{out} is the run folder of a `capfilt {was}`, and this is `capfilt {now}`; choose another --out."
+        )
     check_format(out, old)
     compared = {key: value for key, value in old.items() if key != DECIDED}
     changes = list(islice(_changes(compared, wanted), 1000))

@@ -125,7 +125,7 @@ def test_what_only_a_cluster_can_do_is_refused_elsewhere(tmp_path: Path) -> None
     for words in (["bootstrap", "--detach"], ["status", str(tmp_path), "--address", "auto"]):
         done = here(*words)
         assert done.returncode == 2
-        assert "it goes with a cluster's address, http://HEAD:8265." in done.stderr
+        assert "it goes with the address of a cluster, http://HEAD:8265." in done.stderr
 
 
 def test_a_head_that_is_not_there_leaves_with_one_and_a_line() -> None:

@@ -415,7 +415,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "code", "said"),
         [
-            (["--filter", "/"], 1, "/ is no model"),
+            (["--filter", "/"], 2, "/ is no model"),
             (["--set", "captoins=3"], 2, "Did you mean 'captions'?"),
             (["--set", "decode.top_p=2"], 2, "'decode.top_p' is 2"),
             (["--captions", "5", "--set", "decode.method=beam"], 2, "captions 5 of 3 beams"),
@@ -431,16 +431,16 @@ class TestRefusals:
 
     def test_a_shard_that_is_not_there(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
         done = capfilt("annotate", tmp_path / "{0..3}.tar", *models(finished_run), "--out", tmp_path / "a")
-        assert done.code == 1
+        assert done.code == 2
         assert "no shard found" in done.line
 
     def test_an_out_that_holds_another_run(self, finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
         done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", finished_run)
-        assert done.code == 1
-        assert "was planned otherwise" in done.line
+        assert done.code == 2
+        assert "is the run folder of a `capfilt bootstrap`, and this is `capfilt annotate`" in done.line
         (tmp_path / "thesis.tex").touch()
         done = capfilt("annotate", finished_run / "data/web", *models(finished_run), "--out", tmp_path)
-        assert done.code == 1
+        assert done.code == 2
         assert "'thesis.tex' but no plan.json" in done.line
 
 
@@ -566,7 +566,7 @@ def test_a_disk_that_runs_full_is_one_line_and_nothing_is_lost(
 def test_a_shard_that_is_given_twice_is_refused(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     spec = f"{finished_run / 'data/web'}::{finished_run / 'data/web/00001.tar'}"
     done = capfilt("annotate", spec, *models(finished_run), "--out", tmp_path / "a")
-    assert done.code == 1
+    assert done.code == 2
     assert "00001.tar is given twice" in done.line
 
 

@@ -58,7 +58,7 @@ def test_its_default_data_is_the_folder_shards(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = capfilt("pretrain", "blip-tiny", "--out", "run", *small)
-    assert done.code == 1
+    assert done.code == 2
     assert "no shard found at 'shards'" in done.line
     (tmp_path / "shards").symlink_to(finished_run / "data/human")
     assert capfilt("pretrain", "blip-tiny", "--out", "run", *small).code == 0

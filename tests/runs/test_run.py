@@ -252,7 +252,7 @@ def test_a_run_folder_on_a_store(store: RemotePath) -> None:
     lock.release_all()
     assert listing(out / LOCK_FOLDER) == {}
     assert Run.open(out, "a: 1\n", {"verb": "toy"}).resumed
-    with pytest.raises(RunError, match="was planned otherwise"):
+    with pytest.raises(RunError, match="is the run folder of a `capfilt toy`"):
         Run.open(out, "a: 1\n", {"verb": "other"})
     (store / "else/a").write_bytes(b"abc")
     with pytest.raises(RunError, match="holds 'a' but no plan"):

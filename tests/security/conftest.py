@@ -217,7 +217,7 @@ def reviewed(run: Path) -> Outcome:
             server.session.page()
             server.session.add_label({"look": 0, "row": 0, "verdict": "right", "at_random": True})
     except CapfiltError as error:
-        return Outcome(1, "", f"error: {error}\n")
+        return Outcome(error.exit_code, "", f"error: {error}\n")
     return Outcome(0, "", "")
 
 

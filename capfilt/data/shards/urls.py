@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 from braceexpand import braceexpand
 
-from capfilt.errors import ShardError
+from capfilt.errors import NoShardError, ShardError
 from capfilt.redact import is_redacted
 from capfilt.storage.paths import map_concurrent
 
@@ -33,7 +33,7 @@ def expand(spec: str | Sequence[str]) -> list[str]:
     shards here (open_clip's habit), so fsspec's chained URLs cannot be used.
 
     Raises:
-        ShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
+        NoShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
     """
     named = patterns(spec)
     remote = on_a_store(pattern for pattern, _ in named)
@@ -48,9 +48,9 @@ def patterns(spec: str | Sequence[str]) -> list[tuple[str, bool]]:
     specs = [spec] if isinstance(spec, str) else list(spec)
     parts = [part for one in specs for part in one.split("::") if part]
     if not parts:
-        raise ShardError(f"no shards given; {ALLOWED}")
+        raise NoShardError(f"no shards given; {ALLOWED}")
     if redacted := next((part for part in parts if is_redacted(part)), None):
-        raise ShardError(f"{redacted} lacks a secret, which run folders do not keep; give the address in full")
+        raise NoShardError(f"{redacted} lacks a secret, which run folders do not keep; give the address in full")
     return [pattern for part in parts for pattern in _expand_braces(part)]
 
 
@@ -84,7 +84,7 @@ def by_name(urls: Iterable[str]) -> dict[str, str]:
         by_file_name.setdefault(name(url), []).append(url)
     for sharing in by_file_name.values():
         if repeated := [url for url in sharing if sharing.count(url) > 1]:
-            raise ShardError(f"the shard {repeated[0]} is given twice; give each shard once.")
+            raise NoShardError(f"the shard {repeated[0]} is given twice; give each shard once.")
     names = {sharing[0]: file_name for file_name, sharing in by_file_name.items() if len(sharing) == 1}
     taken = {file_name.casefold() for file_name in names.values()}
     for file_name, sharing in sorted(by_file_name.items()):
@@ -123,9 +123,9 @@ def _expand_braces(spec: str) -> list[tuple[str, bool]]:
     try:
         patterns = list(islice(braceexpand(spec, escape=False), MAX_SHARDS + 1))
     except ValueError as error:
-        raise ShardError(f"braces in '{spec}': {error}; write {{00000..00010}} or {{a,b}}") from error
+        raise NoShardError(f"braces in '{spec}': {error}; write {{00000..00010}} or {{a,b}}") from error
     if len(patterns) > MAX_SHARDS:
-        raise ShardError(f"'{spec}' names more than {MAX_SHARDS} shards; split it")
+        raise NoShardError(f"'{spec}' names more than {MAX_SHARDS} shards; split it")
     return [(pattern, False) for pattern in patterns]
 
 
@@ -147,6 +147,6 @@ def _list_pattern(named: tuple[str, bool]) -> list[str]:
     except (OSError, ValueError, ImportError) as error:
         raise ShardError(f"cannot list the shards at '{pattern}': {error}") from error
     if not paths:
-        raise ShardError(f"no shard found at '{pattern}'; {ALLOWED}")
+        raise NoShardError(f"no shard found at '{pattern}'; {ALLOWED}")
     local = "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol)
     return paths if local else [filesystem.unstrip_protocol(path) for path in paths]

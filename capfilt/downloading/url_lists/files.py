@@ -20,7 +20,7 @@ import fsspec
 import pyarrow as pa
 from braceexpand import braceexpand
 
-from capfilt.errors import DataError, did_you_mean
+from capfilt.errors import DataError, ListError, did_you_mean
 from capfilt.redact import is_redacted, redact
 
 FORMATS = ("csv", "tsv", "txt", "json", "jsonl", "parquet")
@@ -67,15 +67,15 @@ def find_files(specs: Sequence[str], format: str | None = None) -> list[ListFile
     `format`: one of FORMATS, for files whose names do not say it.
 
     Raises:
-        DataError: a spec that matches no file, or a file of no known format.
+        ListError: a spec that matches no file, or a file of no known format.
     """
     if format is not None and format not in FORMATS:
-        raise DataError(f"input format {format!r}; allowed are {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
+        raise ListError(f"input format {format!r}; allowed are {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
     files = [file for spec in specs for path in _expand_braces(spec) for file in _files_at(path, format)]
     if len(files) > MAX_FILES:
         raise DataError(f"the lists have {len(files)} files; allowed are {MAX_FILES} in one run. Download them apart")
     if not files:
-        raise DataError(f"no list of URLs given; allowed are {', '.join(FORMATS)}, also as .gz and .zst")
+        raise ListError(f"no list of URLs given; allowed are {', '.join(FORMATS)}, also as .gz and .zst")
     return files
 
 
@@ -109,12 +109,12 @@ def _expand_braces(spec: str) -> list[str]:
     try:
         return list(islice(braceexpand(spec), MAX_FILES + 1))
     except ValueError as error:
-        raise DataError(f"braces in {spec!r}: {error}; write {{00..10}} or {{a,b}}") from error
+        raise ListError(f"braces in {spec!r}: {error}; write {{00..10}} or {{a,b}}") from error
 
 
 def _files_at(spec: str, format: str | None) -> Iterator[ListFile]:
     if is_redacted(spec):
-        raise DataError(f"{spec} lacks a secret, which run folders do not keep; give the address in full")
+        raise ListError(f"{spec} lacks a secret, which run folders do not keep; give the address in full")
     filesystem, path = fsspec.core.url_to_fs(spec)
     try:
         # What exists is taken literally: `[2]` is no pattern where a file has that name, nor a web server's `?`.
@@ -130,13 +130,13 @@ def _files_at(spec: str, format: str | None) -> Iterator[ListFile]:
         raise DataError(f"{spec} cannot be listed: {error}") from error
     if not paths:
         allowed = f".{format} files" if format else "lists (" + ", ".join(FORMATS) + ", also as .gz and .zst)"
-        raise DataError(f"no list found at {spec}; allowed are {allowed}, folders and globs of them, fsspec URLs")
+        raise ListError(f"no list found at {spec}; allowed are {allowed}, folders and globs of them, fsspec URLs")
     for path in paths:
         named, compression = _by_name(path)
         known = format or named
         url = filesystem.unstrip_protocol(path) if "://" in spec else path
         if known not in FORMATS:
-            raise DataError(f"{url}: its name does not say its format; give --input-format {' | '.join(FORMATS)}")
+            raise ListError(f"{url}: its name does not say its format; give --input-format {' | '.join(FORMATS)}")
         yield ListFile(url, known, compression, _partitions(path))
 
 

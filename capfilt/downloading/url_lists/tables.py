@@ -7,6 +7,7 @@ the rows so far: where a later row does not fit, `TypeClash` is raised, and the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -15,11 +16,11 @@ import pyarrow.parquet as pq
 from pydantic import field_validator, model_validator
 
 from capfilt.config import Config
-from capfilt.downloading.url_lists.column_types import Types, typed_table
+from capfilt.downloading.url_lists.column_types import TypeClash, Types, typed_table
 from capfilt.downloading.url_lists.csv_tsv import read_csv, read_tsv
 from capfilt.downloading.url_lists.files import CHUNK_ROWS, ChooseColumns, Chunk, ListFile, lines, open_bytes, open_text
 from capfilt.downloading.url_lists.json_reader import read_json
-from capfilt.errors import DataError, did_you_mean
+from capfilt.errors import DataError, ListError, did_you_mean
 
 _OUTPUT_COLUMNS = {
     "key", "caption", "url", "width", "height", "original_width", "original_height", "status", "error_message",
@@ -90,6 +91,12 @@ def read_tables(file: ListFile, columns: Columns, types: Types, bad_rows: list[s
         raise DataError(f"the list {file.url} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
+def check_columns(file: ListFile, columns: Columns) -> None:
+    """Read the beginning of a file. ListError where it lacks a column, DataError where it cannot be read."""
+    with suppress(TypeClash):
+        next(read_tables(file, columns, {}, []), None)
+
+
 def _chunks(file: ListFile, choose: ChooseColumns, bad_rows: list[str], url_col: str) -> Iterator[Chunk]:
     """Read a file by the reader of its format."""
     if file.format in ("json", "jsonl"):
@@ -128,7 +135,7 @@ def _choose(file: ListFile, columns: Columns, available: Sequence[str]) -> dict[
         if name not in available and (new == "url" or name not in partitions):
             known = [*available, *partitions]
             shown = ", ".join(known[:20]) or "none"
-            raise DataError(
+            raise ListError(
                 f"the list {file.url} has no column {name!r}.{did_you_mean(name, known)} Columns: {shown}."
                 " Say --url-col, --caption-col or --save-additional-columns."
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import safetensors
 
-from capfilt.errors import ModelError
+from capfilt.errors import ModelError, NoModelError
 from capfilt.storage.documents import read_model_object
 from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import storage_path
@@ -179,9 +179,9 @@ def fetched(source: str) -> Path:
 
 
 def refuse_missing(name: str) -> None:
-    """Raise ModelError for what is neither here, nor on a store, nor can be on the hub, which is not asked."""
+    """Raise NoModelError for what is neither here, nor on a store, nor can be on the hub, which is not asked."""
     if not storage_path(name).exists() and not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
+        raise NoModelError(f"{name}: no such file or folder, and names on the Hugging Face hub look like OWNER/NAME")
 
 
 def download(name: str, weights: bool = True, open_clip: bool = False) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt import config as configs
-from capfilt.errors import ModelError
+from capfilt.errors import ModelError, NoModelError
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import files, key_maps, open_clip, transformers_folder
 from capfilt.models.checkpoints.files import Tensors
@@ -20,6 +20,7 @@ from capfilt.models.checkpoints.fill import distinct_names, load_whole
 from capfilt.models.family import FamilyCode
 from capfilt.models.registry import FAMILIES, blank, family_of, read_architecture
 from capfilt.runs.ledger import fingerprint as digest_of
+from capfilt.runs.run import verb_of
 from capfilt.storage import safe_paths
 from capfilt.storage.atomic import atomic, sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
@@ -38,6 +39,8 @@ READABLE = (
     " LAVIS or CLIP"
 )
 
+_ROLES = ("captioner", "filter")  # folders of a round whose models were made for a role
+
 Layout = Literal["capfilt", "hf", "open_clip", "pth"]
 
 
@@ -46,7 +49,8 @@ def find(name: str) -> StoragePath:
     name, fetched. With a prefix of open_clip's it is the file of weights in such a folder.
 
     Raises:
-        ModelError: nothing that can be read as a model, here or there.
+        NoModelError: nothing that can be read as a model is there.
+        ModelError: the hub does not give it.
     """
     if str(name).startswith(open_clip.PREFIXES):
         return open_clip.find(name)
@@ -59,11 +63,33 @@ def find(name: str) -> StoragePath:
     except OSError as error:
         raise ModelError(f"{name} cannot be looked at ({error}); are the store's keys in the environment?") from error
     if not models:
+        if what := _what_else(name, path):
+            raise NoModelError(f"{name} is {what}")
         only = "on a store a model is a folder; " if there else ""
-        raise ModelError(f"{name} is no model; {only}what can be read: {READABLE}, a name on the Hugging Face hub")
+        raise NoModelError(f"{name} is no model; {only}what can be read: {READABLE}, a name on the Hugging Face hub")
     if isinstance(models[0], Path):
         safe_paths.check_model(models[0])
     return models[0]
+
+
+def _what_else(name: str, path: StoragePath) -> str:
+    """What a folder is that is no model, and which model in it may be meant; "" where neither is known."""
+    if not isinstance(path, Path) or not path.is_dir():
+        return ""
+    verb = verb_of(path)
+    what = f"the run folder of a `capfilt {verb}` and no model" if verb else "no model"
+    homes = [
+        folder for at in ("*", "round-*/*") for folder in path.glob(at) if layout(folder / "checkpoint") is not None
+    ]
+    if not homes:
+        return f"{what}, and none is in it; give the folder of one." if verb else ""
+    newest = max(homes, key=lambda home: (_round_of(home.parent), home.name not in _ROLES, home.name))
+    return f"{what}; the newest in it is {Path(name) / newest.relative_to(path) / 'checkpoint'}."
+
+
+def _round_of(folder: Path) -> int:
+    number = folder.name.removeprefix("round-")
+    return int(number) if number.isdigit() else -1
 
 
 def layout(path: StoragePath) -> Layout | None:

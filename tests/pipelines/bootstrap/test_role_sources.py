@@ -162,7 +162,7 @@ def test_a_pretrained_filter_may_read_pictures_of_another_size(
     [
         (["filter.pretrained=FOLDER/round-1/captioner"], 2, "cannot be the filter: it cannot encode_text. "),
         (["captioner.pretrained=FOLDER/round-1/filter"], 2, "cannot be the captioner: it cannot decode"),
-        (["filter.pretrained=FOLDER/data"], 1, "data is no model; what can be read"),
+        (["filter.pretrained=FOLDER/data"], 2, "data is no model; what can be read"),
         (["filter.pretrained=FOLDER/round-0", "filter.steps=4"], 2, "unknown key 'filter.steps'. Allowed here: pretr"),
         (["filter={pretrained: m, steps: 4}"], 2, "unknown key 'filter.steps'. Allowed here: pretrained."),
         (["captioner.stepz=4"], 2, "unknown key 'captioner.stepz'. Did you mean 'steps'?"),

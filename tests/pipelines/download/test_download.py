@@ -266,7 +266,7 @@ def test_datacomp_s_uid_is_kept(hostile: Any, fetch: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--caption-col", "txt"], 1, "has no column 'txt'. Did you mean 'text'?"),
+        (["--caption-col", "txt"], 2, "has no column 'txt'. Did you mean 'text'?"),
         (["--image-size", "0"], 2, "'image_size' is 0"),
         (["--resize-mode", "bordr"], 2, "Did you mean 'border'?"),
         (["--allow-private", "home"], 2, "limits.allow_private"),
@@ -274,7 +274,7 @@ def test_datacomp_s_uid_is_kept(hostile: Any, fetch: Any, tmp_path: Path) -> Non
         (["--save-additional-columns", "[uid"], 2, "is no list"),
         (["--min-success", "2"], 2, "min-success"),
         (["--set", "manners.contcat=x"], 2, "Did you mean 'contact'?"),
-        (["--input-format", "xml"], 1, "input format 'xml'"),
+        (["--input-format", "xml"], 2, "input format 'xml'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fetch: Any, words: list[str], code: int, said: str) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from capfilt.errors import RunError
+from capfilt.errors import FolderError
 from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.locking import lock
@@ -97,7 +97,7 @@ def test_completions_of_an_earlier_plan_are_none_of_it(run_copy: Path, capfilt: 
 
 def test_no_run_is_no_run(tmp_path: Path, capfilt: Any) -> None:
     done = capfilt("status", tmp_path)
-    assert done.code == RunError.exit_code
+    assert done.code == FolderError.exit_code == 2
     assert "is no run folder" in done.line
 
 
