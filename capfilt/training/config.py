@@ -57,6 +57,9 @@ class OptimizerConfig(Config):
     """AdamW's decay rates of the means of gradients and of their squares; BLIP-2: [0.9, 0.98]."""
     eps: float = added(1e-8, gt=0)
     """What is added to the root of the second moment; CLIP: 1e-6."""
+    adamw: Literal["torch", "transformers"] = added("torch")
+    """Whose AdamW: torch's, or that of transformers before version 5 (ViLT, VLMo, X-VLM), which adds epsilon before the
+    second moment is corrected for its bias, and lets weights decay after they were moved."""
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from capfilt.training.config import OptimizerConfig
@@ -29,9 +30,34 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     ]
     # On a GPU the fused kernel; elsewhere its last bits would be other ones than those of the curves in the tests.
     kernel = {"fused": True} if next(iter(groups.values()))[0].is_cuda else {"foreach": True}
-    return torch.optim.AdamW(
-        given, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, **kernel
-    )
+    kind = TransformersAdamW if config.adamw == "transformers" else torch.optim.AdamW
+    return kind(given, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, **kernel)
+
+
+class TransformersAdamW(torch.optim.AdamW):
+    """AdamW as transformers had it before version 5, with which ViLT, VLMo and X-VLM were trained: epsilon is added
+    before the second moment is corrected for its bias, and weights decay after they were moved."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of all weights that have gradients."""
+        assert closure is None, "the loop computes gradients itself"
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                self._move(p, p.grad, group)
+
+    def _move(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[p], group["betas"]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        steps = float(state["step"])
+        state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        size = group["lr"] * math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
+        p.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
+        p.add_(p, alpha=-group["lr"] * group["weight_decay"])
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -84,7 +84,7 @@ def test_a_step_is_adamw_s() -> None:
     torch.testing.assert_close(layer.weight.detach(), before * (1 - 0.01 * 0.05) - 0.01 * gradient.sign())
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0}, {"warmup": 1}, {"decay": "linear"}, {"rate": 1.1}, {"epochs": 0}])
+@pytest.mark.parametrize("wrong", [{"lr": 0}, {"warmup": 1}, {"decay": "steps"}, {"rate": 1.1}, {"epochs": 0}])
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         OptimizerConfig(**wrong)
@@ -158,7 +158,7 @@ def test_other_schedules_may_count_from_nought_too() -> None:
 
 def test_newer_options_are_in_no_dump_at_their_defaults() -> None:
     """Or the fingerprints of trainings that never heard of them would change."""
-    assert not {"warmup_first", "decay_scalars"} & OptimizerConfig().model_dump().keys()
+    assert not {"warmup_first", "decay_scalars", "adamw"} & OptimizerConfig().model_dump().keys()
     assert not {"itc_keys", "negatives_epsilon"} & ObjectivesConfig().model_dump().keys()
 
 
@@ -181,3 +181,23 @@ def test_what_is_a_vector_in_clip_s_own_code_is_spared_as_vectors_are(
     assert plain.defaults["eps"] == 1e-6
     every = make_optimizer(model, OptimizerConfig(weight_decay=0.2))
     assert [group["weight_decay"] for group in every.param_groups] == [0.2]
+
+
+def test_old_adamw_adds_epsilon_first_and_decays_last() -> None:
+    """As transformers' AdamW of 2021 is written down, step by step."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2, dtype=torch.float64)
+    config = OptimizerConfig(lr=0.1, weight_decay=0.2, betas=(0.8, 0.9), decay_vectors=False, adamw="transformers")
+    optimizer = make_optimizer(layer, config)
+    expected, m, v = layer.weight.detach().clone(), torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
+    for t in (1, 2, 3):
+        gradient = torch.randn(2, 3).double() * 1e-7  # so small that epsilon counts
+        layer.weight.grad, layer.bias.grad = gradient.clone(), None
+        optimizer.step()
+        m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
+        moved = expected - 0.1 * math.sqrt(1 - 0.9**t) / (1 - 0.8**t) * m / (v.sqrt() + 1e-8)
+        expected = moved * (1 - 0.1 * 0.2)
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-12, atol=0)
+    assert set(optimizer.state_dict()["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}, "kept as torch's are"
+    plain = make_optimizer(layer, config.model_copy(update={"adamw": "torch"}))
+    plain.load_state_dict(optimizer.state_dict())
