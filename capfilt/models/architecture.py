@@ -57,6 +57,11 @@ class ArchitectureConfig(Config, ABC):
         return 512
 
     @property
+    def scored_length(self) -> int:
+        """Tokens of a text that is scored, where nobody says otherwise; BLIP evaluates with 35."""
+        return 35
+
+    @property
     @abstractmethod
     def num_weights(self) -> int:
         """About how many numbers a model learns; norms and biases are not counted."""

@@ -189,3 +189,16 @@ def equal(tensors: Tensors, several: Iterable[str]) -> bool:
     import torch
 
     return all(a is first or (a is not None and first is not None and torch.equal(first, a)) for a in others)
+
+
+def join_projections(tensors: Tensors, place: str, parts: Iterable[str], joined: str) -> None:
+    """Join the weights and the biases of queries, keys and values, in place: their names have `place` with each of
+    `parts` in it, and the joined ones `joined`. ModelError where one is missing beside the first."""
+    import torch
+
+    first, *_ = names = [place.format(part) for part in parts]
+    for name in [name for name in tensors if first in name]:
+        several = [name.replace(first, other) for other in names]
+        if missing := [one for one in several if one not in tensors]:
+            raise ModelError(f"{missing[0]} is missing beside {name}")
+        tensors[name.replace(first, joined)] = torch.cat([tensors.pop(one) for one in several])

@@ -19,6 +19,7 @@ from capfilt.storage.paths import StoragePath
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.files import Tensors
+    from capfilt.models.layers.config import TextStackConfig, VisionConfig
 
 PREFIXES = ("hf-hub:", "local-dir:")
 
@@ -67,3 +68,58 @@ def save(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], tensor
     write_json(folder / files.OPEN_CLIP, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
     with atomic(folder / files.OPEN_CLIP_SAFE) as file:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+
+# ---- model_cfg: a ViT and a text stack of open_clip's own ----
+
+_FIELDS = {
+    "vision": {"image_size": "image_size", "patch_size": "patch_size", "width": "width", "depth": "layers"},
+    "text": {"vocab_size": "vocab_size", "max_positions": "context_length", "heads": "heads", "width": "width",
+             "depth": "layers"},
+}  # fmt: skip
+"""Fields of our towers -> theirs."""
+_READ = {
+    "embed_dim",
+    "quick_gelu",
+    "vision_cfg",
+    "text_cfg",
+    "init_logit_scale",
+    "mlp_ratio",
+    "head_width",
+    "patch_dropout",
+}
+_USUAL = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",)}
+
+
+def towers(model_cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The fields of our two towers that a `model_cfg` describes.
+
+    Raises:
+        ValueError: something is set that is not read here: a tower of timm or transformers, a ResNet, a decoder.
+        LookupError, TypeError: no such description.
+    """
+    read: dict[str, dict[str, Any]] = {}
+    _refuse_others(model_cfg, _READ)
+    for tower, fields in _FIELDS.items():
+        section = dict(model_cfg[f"{tower}_cfg"])
+        _refuse_others(section, _READ | set(fields.values()))
+        read[tower] = {ours: section[theirs] for ours, theirs in fields.items() if theirs in section}
+        read[tower]["hidden"] = int(section["width"] * section.get("mlp_ratio", 4.0))
+    read["vision"]["heads"] = model_cfg["vision_cfg"]["width"] // model_cfg["vision_cfg"].get("head_width", 64)
+    return read
+
+
+def sections(vision: VisionConfig, text: TextStackConfig) -> dict[str, dict[str, Any]]:
+    """The `vision_cfg` and `text_cfg` of two towers."""
+    written: dict[str, dict[str, Any]] = {}
+    for (tower, fields), part in zip(_FIELDS.items(), (vision, text), strict=True):
+        section = {theirs: getattr(part, ours) for ours, theirs in fields.items()}
+        written[f"{tower}_cfg"] = {**section, "mlp_ratio": part.hidden / part.width}
+    written["vision_cfg"]["head_width"] = vision.width // vision.heads
+    return written
+
+
+def _refuse_others(part: Mapping[str, Any], known: set[str]) -> None:
+    odd = [key for key, value in part.items() if key not in known and value and value not in _USUAL.get(key, ())]
+    if odd or not isinstance(part.get("layers", 12), int):
+        raise ValueError(f"{', '.join(odd) or 'layers'}: of open_clip, models of its plain ViT and text can be read")

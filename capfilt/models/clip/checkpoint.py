@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from capfilt.errors import ModelError
-from capfilt.models.checkpoints import files, key_maps, torchscript
+from capfilt.models.checkpoints import files, key_maps, open_clip, torchscript
 from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.checkpoints.key_maps import Table
 from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.clip.config import ClipConfig
 from capfilt.models.interface import FolderFormat, Names, OriginalFormat, TransformersFormat
@@ -61,18 +60,17 @@ IGNORED = {
 """Keys that are left behind on purpose, and why."""
 
 SHARED = {
-    "width": ("hidden_size", "width"),
-    "depth": ("num_hidden_layers", "layers"),
-    "heads": ("num_attention_heads", "heads"),
-    "hidden": ("intermediate_size", "hidden"),
-    "layer_norm_eps": ("layer_norm_eps", "layer_norm_eps"),
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "layer_norm_eps": "layer_norm_eps",
 }
-FIELDS: dict[str, Pairs] = {
-    "vision": SHARED | {"image_size": ("image_size",) * 2, "patch_size": ("patch_size",) * 2},
-    "text": SHARED
-    | {"vocab_size": ("vocab_size",) * 2, "max_positions": ("max_position_embeddings", "context_length")},
+FIELDS: dict[str, Table] = {
+    "vision": SHARED | {"image_size": "image_size", "patch_size": "patch_size"},
+    "text": SHARED | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"},
 }
-"""Fields of our towers -> what transformers' `config.json` and open_clip's `model_cfg` call them."""
+"""Fields of our towers -> what transformers' `config.json` calls them."""
 VIT_B_32: dict[str, dict[str, Any]] = {
     "vision": {"width": 768, "depth": 12, "heads": 12, "hidden": 3072, "image_size": 224, "patch_size": 32},
     "text": {"width": 512, "depth": 12, "heads": 8, "hidden": 2048, "vocab_size": 49408, "max_positions": 77},
@@ -92,11 +90,7 @@ def names(config: ClipConfig, layout: Layout) -> Names:
 
 def take_up(tensors: Tensors, layout: Layout) -> None:
     """Bring a file's tensors to our shapes, under the file's names and in fp32, in place."""
-    for name in [name for name in tensors if ".self_attn.q_proj." in name]:
-        parts = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-        if missing := [part for part in parts if part not in tensors]:
-            raise ModelError(f"{missing[0]} is missing beside {name}")
-        tensors[name.replace(".q_proj.", ".in_proj_")] = torch.cat([tensors.pop(part) for part in parts])
+    key_maps.join_projections(tensors, ".self_attn.{}_proj.", "qkv", ".self_attn.in_proj_")
     for ours, theirs in REST.items():
         name = theirs[1 if layout == "hf" else 0]
         if name in tensors and (ours == "vision.cls" or ours.endswith(".positions")):
@@ -137,10 +131,8 @@ class ClipTransformers(TransformersFormat):
         if used not in (["gelu"], ["quick_gelu"]):
             raise ModelError(f"{folder}: hidden_act is {' and '.join(used)}; gelu or quick_gelu, in both towers alike")
         towers = {
-            tower: {
-                ours: said[tower].get(theirs, VIT_B_32[tower].get(ours, 1e-5)) for ours, (theirs, _) in pairs.items()
-            }
-            for tower, pairs in FIELDS.items()
+            tower: {ours: said[tower].get(theirs, VIT_B_32[tower].get(ours, 1e-5)) for ours, theirs in table.items()}
+            for tower, table in FIELDS.items()
         }
         with possible(folder):
             temperature = math.exp(-described.get("logit_scale_init_value", 2.6592))
@@ -156,9 +148,9 @@ class ClipTransformers(TransformersFormat):
         end = special["sep"]
         common = {"hidden_act": config.activation, "projection_dim": config.projection}
         parts = {
-            f"{tower}_config": {theirs: getattr(getattr(config, tower), ours) for ours, (theirs, _) in pairs.items()}
+            f"{tower}_config": {theirs: getattr(getattr(config, tower), ours) for ours, theirs in table.items()}
             | {"model_type": f"clip_{tower}_model", **common}
-            for tower, pairs in FIELDS.items()
+            for tower, table in FIELDS.items()
         }
         parts["text_config"] |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
         described = {
@@ -189,19 +181,9 @@ class OpenClipFolder(FolderFormat):
         """What an `open_clip_config.json` describes: a ViT and a text stack of open_clip's own, and nothing else."""
         take_up(tensors, "openai")
         with possible(folder, files.OPEN_CLIP):
-            model = dict(described["model_cfg"])
-            refuse_others(model, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale"})
-            towers: dict[str, dict[str, Any]] = {}
-            for tower in FIELDS:
-                section = dict(model[f"{tower}_cfg"])
-                read = {theirs for _, theirs in FIELDS[tower].values()} | {"mlp_ratio", "head_width", "patch_dropout"}
-                refuse_others(section, read)
-                part = {ours: section[name] for ours, (_, name) in FIELDS[tower].items() if name in section}
-                part |= {"hidden": int(section["width"] * section.get("mlp_ratio", 4.0))}
-                towers[tower] = part
-            towers["vision"]["heads"] = model["vision_cfg"]["width"] // model["vision_cfg"].get("head_width", 64)
+            model = described["model_cfg"]
             activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-            return ClipConfig(activation=activation, projection=model["embed_dim"], **towers)
+            return ClipConfig(activation=activation, projection=model["embed_dim"], **open_clip.towers(model))
 
     def names(self, config: ClipConfig) -> Names:
         """What open_clip calls the tensors of a model of ours."""
@@ -210,17 +192,9 @@ class OpenClipFolder(FolderFormat):
     def write(self, config: ClipConfig, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
         """The `model_cfg` of a model and its tensors by open_clip's names."""
         refuse_other_norms(config)
-        sections: dict[str, dict[str, Any]] = {}
-        for tower, pairs in FIELDS.items():
-            part = getattr(config, tower)
-            section = {theirs: getattr(part, ours) for ours, (_, theirs) in pairs.items()}
-            section |= {"mlp_ratio": section.pop("hidden") / part.width}
-            del section["layer_norm_eps"]
-            sections[f"{tower}_cfg"] = section
-        del sections["vision_cfg"]["heads"]
-        sections["vision_cfg"]["head_width"] = config.vision.width // config.vision.heads
         quick = {"quick_gelu": True} if config.activation == "quick_gelu" else {}
-        return {"embed_dim": config.projection, **quick, **sections}, give(tensors, config, "openai")
+        described = {"embed_dim": config.projection, **quick, **open_clip.sections(config.vision, config.text)}
+        return described, give(tensors, config, "openai")
 
 
 class OpenAiFile(OriginalFormat):
@@ -295,14 +269,6 @@ def activation_of(source: Path) -> Activation | None:
     if gelu == quick_gelu:
         return None
     return "gelu" if gelu else "quick_gelu"
-
-
-def refuse_others(part: Mapping[str, Any], known: set[str]) -> None:
-    """Refuse what of an open_clip model is set to something that is not read here; ValueError."""
-    usual = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",)}
-    odd = [key for key, value in part.items() if key not in known and value and value not in usual.get(key, ())]
-    if odd or not isinstance(part.get("layers", 12), int):
-        raise ValueError(f"{', '.join(odd) or 'layers'}: of open_clip, CLIPs with its plain ViT and text can be read")
 
 
 def refuse_other_norms(config: ClipConfig) -> None:

@@ -60,6 +60,11 @@ class ClipConfig(TowersConfig):
         return "byte-bpe"
 
     @property
+    def scored_length(self) -> int:
+        """As many tokens as it can read, as OpenAI and open_clip evaluate."""
+        return self.text.max_positions
+
+    @property
     def feature_width(self) -> int:
         """Width of the vectors in which images and texts are compared."""
         return self.projection

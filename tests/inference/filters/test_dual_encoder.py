@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from capfilt.data.images.preprocess import CLIP_PREPROCESS
+from capfilt.data.text.byte_bpe import ByteBpeTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.filters import DualEncoderFilter, FusionFilter, local_filter
 from capfilt.inference.local_model import LocalModel
@@ -48,3 +51,12 @@ def test_images_without_any_text_have_no_scores(local: LocalModel, tokens: Tenso
 def test_a_model_is_the_filter_that_it_can_be(local: LocalModel) -> None:
     assert isinstance(local_filter(local, 20), FusionFilter)
     assert local_filter(local, 20).max_length == 20
+
+
+def test_a_clip_s_texts_are_read_to_its_last_position(small_clip: Any) -> None:
+    """Where nobody says otherwise; with 35 tokens, as BLIP evaluates, an end that tells them apart would be cut."""
+    local = LocalModel(small_clip(max_positions=50), ByteBpeTokenizer.load("world"), CLIP_PREPROCESS)
+    texts = ["red " * 40 + end for end in ("circle", "square")]
+    ways = [local_filter(local), local_filter(local, 35)]
+    assert [bool(np.abs(np.diff(way.text_features(texts), axis=0)).max() > 1e-4) for way in ways] == [True, False]
+    assert [way.reads_all(texts[0]) for way in ways] == [True, False]

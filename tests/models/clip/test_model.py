@@ -106,6 +106,7 @@ def test_it_compares_and_does_nothing_else(small_clip: MakeClip) -> None:
     model = small_clip()
     assert model.capabilities == {"encode_image", "encode_text"}
     assert model.config.for_role("filter") == model.config
+    assert model.config.scored_length == 77
     assert ClipConfig.model_validate(model.config.model_dump()) == model.config
     with pytest.raises(AssertionError, match="a model of the family clip cannot decode"):
         model.decode(torch.ones(1, 2, dtype=torch.long), None, None)  # type: ignore[arg-type]

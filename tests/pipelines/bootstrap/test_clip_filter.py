@@ -86,6 +86,21 @@ def test_a_clip_cannot_be_the_captioner(recipe: Any, capfilt: Any, clip_filter: 
     assert "cannot be the captioner: it cannot decode" in done.line
 
 
+def test_rounds_may_pretrain_a_clip_beside_a_captioner_of_its_own(
+    recipe: Any, capfilt: Any, model_yaml: Path, clip_yaml: Path, tmp_path: Path
+) -> None:
+    captioner = {"model": str(model_yaml), **training(2), "objectives": {"losses": {"lm": 1.0}}}
+    sections = {"model": str(clip_yaml), "pretrain": training(3), "captioner": captioner, "filter": training(2)}
+    done = capfilt("bootstrap", recipe(tmp_path, **sections, select=BY_ITC), "--out", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    families = {role: store.architecture(tmp_path / f"run/round-1/{role}/checkpoint").family
+                for role in ("pretrain", "captioner", "filter")}  # fmt: skip
+    assert families == {"pretrain": "clip", "captioner": "blip", "filter": "clip"}
+    figures = json.loads(done.out)["rounds"][1]
+    assert figures["retrieval"].keys() >= {"tr@1", "ir@1"}
+    assert "captioning" not in figures
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_clip_tiny_and_the_filter_of_the_recipe_reach_what_their_headers_say(capfilt: Any, tmp_path: Path) -> None:
