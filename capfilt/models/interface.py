@@ -49,7 +49,7 @@ class Model(nn.Module):
     """The methods, besides `forward`, through which a training enters a model."""
     vectors: ClassVar[tuple[str, ...]] = ()
     """Weights that are vectors in the family's own code and have more dimensions here: weight decay that spares vectors
-    spares them."""
+    spares them. Any part of a model may have such a list, and one of `matrices`: vectors that decay all the same."""
 
     @property
     def capabilities(self) -> frozenset[str]:

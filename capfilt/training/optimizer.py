@@ -18,9 +18,9 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     What takes no gradient (BLIP-2's frozen towers, a momentum copy) is in none.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    vectors = {id(part.get_parameter(name)) for part in module.modules() for name in getattr(part, "vectors", ())}
+    vectors, matrices = _named(module, "vectors"), _named(module, "matrices")
     for p in (p for p in module.parameters() if p.requires_grad):
-        decays = config.decay_vectors or (p.ndim >= 2 and id(p) not in vectors)
+        decays = config.decay_vectors or id(p) in matrices or (p.ndim >= 2 and id(p) not in vectors)
         if p.ndim == 0 and config.decay_scalars is not None:
             decays = config.decay_scalars
         # One update of many parameters takes those that FSDP has cut, or those that are whole, not both.
@@ -32,6 +32,12 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     kernel = {"fused": True} if next(iter(groups.values()))[0].is_cuda else {"foreach": True}
     kind = TransformersAdamW if config.adamw == "transformers" else torch.optim.AdamW
     return kind(given, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, **kernel)
+
+
+def _named(module: nn.Module, kind: str) -> set[int]:
+    """The ids of the weights that parts of a model name as `vectors` or `matrices`: a family's own code decays some
+    vectors, or spares what has more dimensions here."""
+    return {id(part.get_parameter(name)) for part in module.modules() for name in getattr(part, kind, ())}
 
 
 class TransformersAdamW(torch.optim.AdamW):

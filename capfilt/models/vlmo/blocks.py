@@ -55,6 +55,9 @@ class SharedAttention(nn.Module):
 class Expert(nn.Module):
     """A pre-norm feed-forward branch."""
 
+    matrices = ("norm.weight",)
+    """In the released code these decay: it spares norms by names that do not match those of experts."""
+
     def __init__(self, config: BlocksConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
@@ -77,6 +80,7 @@ class MultiwayBlock(nn.Module):
         scale = config.layer_scale
         self.attention_scale = None if scale is None else nn.Parameter(torch.full((config.width,), scale))
         self.expert_scale = None if scale is None else nn.Parameter(torch.full((config.width,), scale))
+        self.matrices = () if scale is None else ("attention_scale", "expert_scale")
 
     def forward(
         self,

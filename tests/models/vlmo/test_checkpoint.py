@@ -16,6 +16,8 @@ from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.models.vlmo.checkpoint import VlmoPt
 from capfilt.models.vlmo.config import VlmoConfig
 from capfilt.models.vlmo.model import Vlmo
+from capfilt.training.config import OptimizerConfig
+from capfilt.training.optimizer import make_optimizer
 
 CONSTANTS = {"relative_position_index", "text_relative_position_index", "text_imag_relative_position_index"}
 
@@ -56,9 +58,9 @@ def test_a_file_is_read_in_every_envelope(envelope: str, changes: dict[str, obje
     torch.save(tree, path)
     again = store.load(path)
     assert isinstance(again, Vlmo)
-    assert again.config.vision.model_dump(exclude={"drop_path", "init_std"}) == model.config.vision.model_dump(
-        exclude={"drop_path", "init_std"}
-    )
+    unsaid = {"drop_path", "init_std", "layer_scale"}  # what only begins or regularises a training
+    read = again.config.vision.model_dump(exclude=unsaid)
+    assert read == model.config.vision.model_dump(exclude=unsaid)
     assert again.config.outputs == model.config.outputs
     assert again.config.text.max_positions == model.config.text.max_positions
     for name, tensor in model.state_dict().items():
@@ -161,3 +163,15 @@ def test_a_vit_fits_where_positions_are_absolute(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, vit(images).last_hidden_state, atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match=r"has no relative positions .* vision\.relative_positions=false"):
         initialise(build(architecture_of("vlmo/tiny")), vision=str(tmp_path))
+
+
+def test_the_weights_that_decay_are_those_of_the_released_code() -> None:
+    model = small()
+    spared_names = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")  # it matches these
+    theirs = {ours: several[0] for ours, several in VlmoPt().names(model.config).items()}
+    wanted = {ours for ours, name in theirs.items() if not any(part in name for part in spared_names)}
+    optimizer = make_optimizer(model, OptimizerConfig(decay_vectors=False, decay_scalars=True))
+    decaying = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in decaying} == wanted
+    assert {"blocks.0.attention_scale", "blocks.0.experts.text.norm.weight", "logit_scale", "cls"} <= wanted
+    assert not {"relative.table", "norm.weight", "blocks.0.attention.query_bias"} & wanted
