@@ -32,3 +32,14 @@ class OpenBertTokenizer(BertTokenizer):
         """A caption as `pre_caption` of ALBEF leaves it: lower case, punctuation dropped, - and / become spaces."""
         text = _DROPPED.sub("", text[:MAX_CHARACTERS].lower())
         return super().clean(text.replace("-", " ").replace("/", " ").replace("<person>", "person"), max_words)
+
+
+class ClosedBertTokenizer(OpenBertTokenizer):
+    """`[CLS] ... [SEP]` of the same texts: X-VLM's captioner ends with it."""
+
+    closed = True
+
+    def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
+        """The ids that a generated text begins with: [CLS], and the prompt without an end."""
+        ids, mask = self.encode([prompt], max_length)
+        return [int(index) for index in ids[0, : int(mask.sum()) - 1]]

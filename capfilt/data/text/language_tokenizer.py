@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from capfilt.data.text.bert_tokenizers import BertTokenizer, OpenBertTokenizer
+from capfilt.data.text.bert_tokenizers import BertTokenizer, ClosedBertTokenizer, OpenBertTokenizer
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer, tighten
 from capfilt.errors import TextError
@@ -22,8 +22,9 @@ from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
 
 Kind = Literal["opt", "t5"]
-TokenizerKind = Literal["wordpiece", "bert", "open-bert", "byte-bpe", "opt", "t5"]
-"""How a model reads texts: as BLIP, as BERT, as BERT without [SEP] (ALBEF, X-VLM), as CLIP, or in the tokens of its
+TokenizerKind = Literal["wordpiece", "bert", "open-bert", "closed-bert", "byte-bpe", "opt", "t5"]
+"""How a model reads texts: as BLIP, as BERT, as BERT without [SEP] (ALBEF, X-VLM) and with
+it of the same texts (X-VLM's captioner), as CLIP, or in the tokens of its
 language model."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -122,6 +123,7 @@ _KINDS: dict[str, type[Tokenizer]] = {
     "wordpiece": Tokenizer,
     "bert": BertTokenizer,
     "open-bert": OpenBertTokenizer,
+    "closed-bert": ClosedBertTokenizer,
     "byte-bpe": ByteBpeTokenizer,
 }
 

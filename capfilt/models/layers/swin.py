@@ -24,6 +24,9 @@ HIDDEN_SCORE = -100.0
 class WindowAttention(nn.Module):
     """Self-attention within windows; what a head adds to a score depends on the offset between the two tokens."""
 
+    vectors = ("offsets",)
+    """No weight decay where vectors are spared: the released codes go by names, and this one has "bias" in it."""
+
     def __init__(self, width: int, heads: int, side: int):
         super().__init__()
         self.heads = heads

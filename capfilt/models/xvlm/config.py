@@ -48,7 +48,7 @@ class XvlmConfig(TowersConfig):
     @property
     def tokenizer_kind(self) -> TokenizerKind:
         """BERT's, without [SEP] but for a captioner, which ends with it."""
-        return "open-bert" if self.compares else "bert"
+        return "open-bert" if self.compares else "closed-bert"
 
     @property
     def image_grid(self) -> int:
