@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,7 +51,8 @@ def execute(
             text = f"{value:.4f}" if isinstance(value, float) else value
             say(f"{printable(name, MAX_NAME):<27}  {printable(text, MAX_MESSAGE - MAX_NAME - 2)}")
     if then is not None and not short and not as_json:
-        print_steps(then(result))
+        with suppress(CapfiltError, OSError, LookupError):  # what is done does not fail by what may come next
+            print_steps(list(then(result)))
     if short:
         say(f"error: {short}", err=True)
         raise typer.Exit(ShortfallError.exit_code)

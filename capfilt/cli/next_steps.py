@@ -75,7 +75,7 @@ def export(model: object, name: object) -> Step:
     from capfilt.models import family_of
     from capfilt.models.checkpoints import store
 
-    layout = family_of(store.architecture(location(str(model)))).written_as
+    layout = family_of(store.architecture(store.find(str(model)))).written_as
     what = "for transformers" if layout == "hf" else "by the names of its own code"
     return f"write the model {what}", command("export", model, "--as", layout, "--out", beside(name, layout))
 

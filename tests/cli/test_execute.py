@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from capfilt.cli.execute import execute
-from capfilt.errors import ClusterError, RecipeError, ShortfallError
+from capfilt.errors import ClusterError, RecipeError, RunError, ShortfallError
 from capfilt.runs.locking import lock
 
 
@@ -146,3 +146,11 @@ def test_a_run_that_lost_its_lock_says_so(
         execute(work, as_json=False, debug=False)
     assert left.value.exit_code == 1
     assert "was removed while the run was working; this command stops" in capsys.readouterr().err
+
+
+def test_what_is_done_does_not_fail_by_what_may_come_next(capsys: pytest.CaptureFixture[str]) -> None:
+    def then(_result: object) -> list[tuple[str, str]]:
+        raise RunError("the run folder is gone")
+
+    execute(lambda _show: {"kept": 3}, as_json=False, debug=False, then=then)
+    assert capsys.readouterr().out.split() == ["kept", "3"]
