@@ -112,7 +112,9 @@ def towers(model_cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def sections(vision: VisionConfig, text: TextStackConfig) -> dict[str, dict[str, Any]]:
     """The `vision_cfg` and `text_cfg` of two towers."""
     written: dict[str, dict[str, Any]] = {}
-    for (tower, fields), part in zip(_FIELDS.items(), (vision, text), strict=True):
+    parts: dict[str, VisionConfig | TextStackConfig] = {"vision": vision, "text": text}
+    for tower, part in parts.items():
+        fields = _FIELDS[tower]
         section = {theirs: getattr(part, ours) for ours, theirs in fields.items()}
         written[f"{tower}_cfg"] = {**section, "mlp_ratio": part.hidden / part.width}
     written["vision_cfg"]["head_width"] = vision.width // vision.heads
