@@ -16,6 +16,7 @@ from capfilt import config as configs
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
+from capfilt.models import FAMILIES
 from capfilt.reporting.counts import SCORE_RANGES
 from capfilt.reporting.gallery import TextKey, make_gallery
 from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training
@@ -131,8 +132,10 @@ def next_steps(folder: StoragePath, summary: Mapping[str, Any]) -> list[tuple[st
     newest, home = summary["rounds"][-1]["round"], shlex.quote(str(folder))
     made = [*summary["rounds"][-1].get("stages", {"pretrain": None})][-1]
     model = shlex.quote(str(folder / f"round-{newest}/{made}/checkpoint"))
-    exported = shlex.quote(f"{folder.name if isinstance(folder, RemotePath) else folder}-hf")
-    steps = [("the newest model for transformers", f"capfilt export {model} --as hf --out {exported}")]
+    layout = FAMILIES[Run.load(folder).plan["architecture"]["family"]].written_as
+    exported = shlex.quote(f"{folder.name if isinstance(folder, RemotePath) else folder}-{layout}")
+    what = "for transformers" if layout == "hf" else "by the names of its own code"
+    steps = [(f"the newest model {what}", f"capfilt export {model} --as {layout} --out {exported}")]
     if newest:
         (last,) = (s for s in _sources(folder, "bootstrap", {}, summary["rounds"]) if s.number == newest)
         policy = f"--set score={last.score} --set threshold={last.threshold:.3f}"
