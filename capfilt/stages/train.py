@@ -226,7 +226,7 @@ class Tail:
         is_new = newest["step"] != self.step
         if self.step is None:  # a fork goes on from a step of another log
             self.step = next(documents.read_json_lines(self.path), {}).get("resumed", 0)
-        losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm") if name in newest)
+        losses = (f"{name} {newest[name]:.3f}" for name in ("itc", "itm", "lm", "mlm") if name in newest)
         self.line.update(newest["step"], f"{' '.join(losses)}  {newest['samples_per_second']:.0f} pairs/s")
         if is_new:
             self.line.start_clock()

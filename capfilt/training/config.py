@@ -40,6 +40,9 @@ class OptimizerConfig(Config):
     warmup_first: Literal[1, 0] = added(1)
     """The number of the first step of the warm-up: 1, and the last of W steps has the peak; or 0 as in the released
     codes of BLIP and LAVIS, whose first step is at `warmup_lr`, and whose warm-up ends with the first of `epochs`."""
+    warmup_hold: int = added(1, ge=1)
+    """How many steps each rate of the warm-up holds. In ALBEF's released code, which warms up as with `warmup_first` 0
+    and sets the rate behind a step, 100, and the first rate holds for one more."""
     decay: Literal["cosine", "epoch_cosine", "exponential", "constant", "linear"] = "cosine"
     """"epoch_cosine" is the cosine of BLIP's fine-tuning: one rate for each of `epochs`, and no warm-up in it;
     "linear" falls to `min_lr` evenly (ViLT, VLMo, X-VLM)."""

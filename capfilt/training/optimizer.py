@@ -72,8 +72,10 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     warmup = max(first, round(config.warmup * steps))
     # The released codes warm up inside epoch 0 alone, whether the peak is reached in it or not.
     cut_off = first == 0 and epoch > 0 and config.decay in ("epoch_cosine", "exponential")
-    if step < warmup and not cut_off:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * (step + first) / warmup
+    hold = config.warmup_hold
+    place = step if hold == 1 else max(0, step - 1) // hold * hold  # ALBEF's code sets the rate behind a step
+    if place < warmup and not cut_off:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (place + first) / warmup
     if config.decay == "constant":
         return config.lr
     if config.decay == "linear":

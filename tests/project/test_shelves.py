@@ -17,6 +17,7 @@ from capfilt.pipelines.inspect import show
 from capfilt.training.optimizer import learning_rate
 
 COUNTS = {
+    "albef/base": 209_937_725,
     "blip/base": 252_441_919,
     "blip/large": 474_729_023,
     "blip2/pretrain": 186_705_470 + 985_952_256 - 2 * 1408,  # the norm behind the tower is counted in both

@@ -158,7 +158,7 @@ def test_other_schedules_may_count_from_nought_too() -> None:
 
 def test_newer_options_are_in_no_dump_at_their_defaults() -> None:
     """Or the fingerprints of trainings that never heard of them would change."""
-    assert not {"warmup_first", "decay_scalars", "adamw"} & OptimizerConfig().model_dump().keys()
+    assert not {"warmup_first", "warmup_hold", "decay_scalars", "adamw"} & OptimizerConfig().model_dump().keys()
     assert not {"itc_keys", "negatives_epsilon"} & ObjectivesConfig().model_dump().keys()
 
 
@@ -201,3 +201,19 @@ def test_old_adamw_adds_epsilon_first_and_decays_last() -> None:
     assert set(optimizer.state_dict()["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}, "kept as torch's are"
     plain = make_optimizer(layer, config.model_copy(update={"adamw": "torch"}))
     plain.load_state_dict(optimizer.state_dict())
+
+
+def test_albefs_warm_up_holds_each_rate_for_a_hundred_steps() -> None:
+    """20 "epochs" of its schedule, which goes on by one behind every hundredth step of epoch 0: the peak
+    comes with step 2,001, and from the second epoch on the rate is that of the cosine over 30."""
+    config = OptimizerConfig(
+        lr=1e-4, min_lr=1e-5, warmup=2000 / 90_000, warmup_lr=1e-5, warmup_first=0, warmup_hold=100,
+        decay="epoch_cosine", epochs=30,
+    )  # fmt: skip
+    found = rates(config, 90_000)
+    for step, passed in ((0, 0), (100, 0), (101, 1), (200, 1), (201, 2), (2000, 19)):
+        assert found[step] == pytest.approx(1e-5 + 9e-5 * passed / 20)
+    assert found[2001] == found[2999] == pytest.approx(1e-4)
+    for epoch in (1, 17, 29):
+        wanted = 1e-5 + 9e-5 * (1 + math.cos(math.pi * epoch / 30)) / 2
+        assert found[3000 * epoch] == found[3000 * epoch + 2999] == pytest.approx(wanted)

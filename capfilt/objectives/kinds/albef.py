@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from capfilt.config import added
 from capfilt.models.albef.config import AlbefConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
 
@@ -44,6 +45,9 @@ class AlbefObjectives(TaskConfig):
     """Share of the tokens that MLM hides."""
     itc_keys: Literal["rank", "all"] = "rank"
     """The keys of this step that ITC compares with: a process's own, as released, or those of all."""
+    momentum_from: Literal["model", "start"] = added("model")
+    """What the momentum copy and the queues begin with: the model and noise, or what the training that the model
+    starts from ended with, as the published fine-tunings do; that training must have kept them (`keep_momentum`)."""
     mean_over: Literal["rank", "all"] = "rank"
     """Of what MLM and ITM are the mean: of a process's own tokens and pairs, and then over processes, as released; or
     of those of all processes."""
@@ -52,6 +56,11 @@ class AlbefObjectives(TaskConfig):
     def has_momentum(self) -> bool:
         """ITC compares with it, and MLM distils from it."""
         return True
+
+    @property
+    def resumes_momentum(self) -> bool:
+        """Whether the momentum copy begins as the one that another training has kept."""
+        return self.momentum_from == "start"
 
     def check_batch(self, rows: int) -> None:
         """Refuse a queue that global batches of so many pairs do not fill evenly; ValueError."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +141,122 @@ def test_what_does_not_fit_is_said_before_anything_is_built() -> None:
     assert "'mlm' needs a model that can unmask" in unsupported(architecture.for_role("filter"), AlbefObjectives())
     with pytest.raises(ValueError, match=r"queue 65536 is not a multiple of loader\.batch_size 60; 65520 is"):
         AlbefObjectives().check_batch(60)
+
+
+SWAPPED = torch.tensor([1, 0, 3, 2])
+"""The negatives of two ranks of two pairs each."""
+CASES: dict[str, dict[str, Any]] = {
+    "as one": {"itc_keys": "all", "mean_over": "all"},
+    "as released": {"itc_keys": "rank", "mean_over": "rank"},
+}
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[PairBatch, Masked]:
+    """Four pairs of which one rank hides three tokens, and the other one."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, 190, (B, 6))
+    ids[2, 4:] = 0
+    batch = PairBatch(torch.randn(B, 3, 32, 32).double(), ids, (ids != 0).long(), torch.arange(B))
+    labels = torch.full_like(ids, IGNORED)
+    for row, place in ((0, 1), (1, 3), (1, 4), (3, 5)):
+        labels[row, place] = ids[row, place]
+    return batch, Masked(ids.masked_fill(labels != IGNORED, 4), labels)
+
+
+@pytest.fixture(scope="module")
+def learners(pairs: tuple[PairBatch, Masked]) -> dict[str, AlbefPretraining]:
+    torch.manual_seed(0)
+    built = build(architecture_of("albef/tiny"))
+    assert isinstance(built, Albef)
+    model = built.double()
+    return {name: task_of(copy.deepcopy(model), pairs[1], momentum=0.5, **case) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def answers(
+    rank_pair: Any,
+    learners: dict[str, AlbefPretraining],
+    pairs: tuple[PairBatch, Masked],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("albef")
+    batch, masked = pairs
+    task = {"learners": learners, "batch": tuple(batch), "masked": tuple(masked), "swapped": SWAPPED}
+    torch.save(task, folder / "task.pt")
+    rank_pair.run(Path(__file__).parent.parent / "ranks_of_albef.py", folder)
+    return [torch.load(folder / f"answer-{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def step(learner: AlbefPretraining, batch: PairBatch, masked: Masked, swapped: Tensor) -> dict[str, Any]:
+    """Two steps of one process, as `ranks_of_albef.steps`."""
+    learner.draws = GivenDraws(wrong_images=swapped, wrong_texts=swapped, masked=masked)
+    for progress in (0.1, 0.5):
+        learner.zero_grad()
+        losses, _ = learner(batch, progress)
+        learner.total(losses).backward()
+        taken = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            for name, gradient in taken.items():
+                learner.model.get_parameter(name).sub_(0.02 * gradient)
+    return {"losses": losses, "gradients": taken, "state": learner.state_dict()}
+
+
+@pytest.mark.timeout(300)
+class TestTwoRanks:
+    def test_they_learn_what_one_process_does(
+        self,
+        answers: list[dict[str, Any]],
+        learners: dict[str, AlbefPretraining],
+        pairs: tuple[PairBatch, Masked],
+    ) -> None:
+        """Gradients, weights, the momentum copy, both queues and their pointer, after two steps."""
+        wanted = step(copy.deepcopy(learners["as one"]), *pairs, SWAPPED)
+        found = [answer["as one"] for answer in answers]
+        for name, loss in wanted["losses"].items():
+            torch.testing.assert_close(sum(one["losses"][name] for one in found) / 2, loss.detach())
+        for one in found:
+            assert one["gradients"].keys() == wanted["gradients"].keys()
+            assert one["state"].keys() == wanted["state"].keys()
+            for part in ("gradients", "state"):
+                for name, tensor in wanted[part].items():
+                    torch.testing.assert_close(one[part][name], tensor, rtol=1e-7, atol=1e-10, msg=f"{part}: {name}")
+        assert int(wanted["state"]["momentum.pointer"]) == 0  # two steps of 4 fill the queue of 8
+        assert any(
+            not torch.equal(wanted["state"][f"momentum.model.{name}"], p)
+            for name, p in learners["as one"].momentum.model.named_parameters()
+        )
+
+    def test_as_released_a_rank_compares_with_its_own_keys_and_the_queue_of_all(
+        self,
+        answers: list[dict[str, Any]],
+        learners: dict[str, AlbefPretraining],
+        pairs: tuple[PairBatch, Masked],
+    ) -> None:
+        """A rank's ITC in the second step is that of a process by itself that has the weights and the queue of both."""
+        batch, masked = pairs
+        found = [answer["as released"] for answer in answers]
+        one = found[0]["state"]
+        assert all(torch.equal(one[name], tensor) for name, tensor in found[1]["state"].items())
+        first = copy.deepcopy(learners["as released"])
+        for rank in range(2):
+            half = slice(rank * B // 2, (rank + 1) * B // 2)
+            alone = copy.deepcopy(learners["as released"])
+            state = {name: t.clone() for name, t in one.items()}
+            for name, gradient in found[0]["gradients"].items():  # back to before the second step
+                state[f"model.{name}"] = state[f"model.{name}"] + 0.02 * gradient
+                state[f"momentum.model.{name}"] = 2 * state[f"momentum.model.{name}"] - state[f"model.{name}"]
+            for side in ("queue_image", "queue_text"):
+                state[f"momentum.{side}"][B:] = getattr(first.momentum, side)[B:]
+            state["momentum.pointer"] = torch.tensor(B)
+            alone.load_state_dict(state)
+            alone.draws = GivenDraws(
+                wrong_images=SWAPPED[:2], wrong_texts=SWAPPED[:2], masked=Masked(*(x[half] for x in masked))
+            )
+            losses, _ = alone(batch.select(half), 0.5)
+            for name, loss in losses.items():
+                torch.testing.assert_close(found[rank]["losses"][name], loss.detach(), rtol=1e-6, atol=1e-9, msg=name)
+        differs = [abs(float(found[0]["losses"][name] - found[1]["losses"][name])) for name in ("itc", "itm", "mlm")]
+        assert min(differs) > 1e-4
+        everywhere = answers[0]["as one"]["losses"]["itc"]
+        assert abs(float(found[0]["losses"]["itc"] - everywhere)) > 1e-3

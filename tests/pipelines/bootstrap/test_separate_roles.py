@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from finished_run import LOSSES, WIDTH, training
 
 from capfilt.models.checkpoints import store
-from tests.fixtures.finished_run import LOSSES, WIDTH, training
 
 Write = Callable[..., Path]
 
@@ -35,9 +35,11 @@ def albef_training(**losses: float) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(recipe: Write, albef_yaml: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> Path:
-    """Two rounds with an ALBEF as the filter, pretrained in each; the recipe beside the run."""
+    """Two rounds with an ALBEF as the filter, pretrained in each, and fine-tuned with the momentum copy of that."""
     home = tmp_path_factory.mktemp("separate")
-    section = {**albef_training(**LOSSES["filter"]), "model": str(albef_yaml), "pretrain": albef_training()}
+    section = {**albef_training(**LOSSES["filter"]), "model": str(albef_yaml)}
+    section["objectives"]["momentum_from"] = "start"
+    section["pretrain"] = {**albef_training(), "keep_momentum": True}
     done = capfilt("bootstrap", recipe(home, filter=section), "--rounds", 2, "--out", home / "run")
     assert done.code == 0, done.err
     return home / "run"
@@ -54,6 +56,8 @@ def test_an_albef_filters_what_a_blip_writes(run: Path, capfilt: Any) -> None:
     stages = [stage["label"] for stage in json.loads(capfilt("status", run, "--json").out)["stages"]]
     first = [f"round 1 {name}" for name in ("captioner", "filter-pretrain", "filter", "annotate", "select", "pretrain")]
     assert [label for label in stages if label in first] == first
+    assert (run / "round-1/filter-pretrain/checkpoint" / store.MOMENTUM).is_file()
+    assert not (run / "round-1/filter/checkpoint" / store.MOMENTUM).exists()
     assert capfilt("verify", run).code == 0
     assert "filter-pretrain" in (run / "report.html").read_text()
 
