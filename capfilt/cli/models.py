@@ -10,7 +10,7 @@ from capfilt.api import commands, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import Step, after_evaluate, after_export
-from capfilt.cli.options import Cpus, Debug, Json, Sets, SizedAddress, Workers
+from capfilt.cli.options import Cpus, Debug, Json, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -93,7 +93,13 @@ def export(
 
 
 def show(
-    recipe: Annotated[str, typer.Argument(help="A preset of pipelines/ or models/, or the path of such a YAML.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A preset of pipelines/ or models/, or the path of such a YAML.",
+            autocompletion=preset_names("bootstrap", "pretrain", "annotate", "select", "models"),
+        ),
+    ],
     sets: Sets = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say of each key what it means and what it may be.")

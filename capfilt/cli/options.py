@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+from capfilt import presets
 
 Out = Annotated[
     str,
@@ -37,3 +40,15 @@ MinSuccess = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def preset_names(*folders: str) -> Callable[[str], list[str]]:
+    """What a shell completes a recipe to: the presets of these folders of `pipelines/`, or of `models/`."""
+
+    def complete(incomplete: str) -> list[str]:
+        recipes = (name.partition("/") for name in presets.names("pipelines"))
+        known = [short for folder, _, short in recipes if folder in folders]
+        known += presets.names("models") if "models" in folders else []
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete

@@ -11,7 +11,19 @@ from capfilt.api import commands
 from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import Step, after_annotate, after_pretrain, after_select
-from capfilt.cli.options import Address, Cpus, Debug, Fork, Json, MinSuccess, Out, Sets, SizedAddress, Workers
+from capfilt.cli.options import (
+    Address,
+    Cpus,
+    Debug,
+    Fork,
+    Json,
+    MinSuccess,
+    Out,
+    Sets,
+    SizedAddress,
+    Workers,
+    preset_names,
+)
 from capfilt.cli.tables import print_next, print_rounds
 from capfilt.cli.terminal import say
 
@@ -53,7 +65,13 @@ CalibrateOn = Annotated[
 
 
 def bootstrap(
-    recipe: Annotated[str, typer.Argument(help="A preset of pipelines/bootstrap/, or a YAML.")] = "demo",
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A preset of pipelines/bootstrap/, or a YAML.",
+            autocompletion=preset_names("bootstrap"),
+        ),
+    ] = "demo",
     rounds: Annotated[
         int | None, typer.Option(min=0, help="Rounds of CapFilt after the baseline (round 0) [default: the recipe's].")
     ] = None,
@@ -88,7 +106,13 @@ def bootstrap(
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="A preset of pipelines/pretrain/, or a YAML.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A preset of pipelines/pretrain/, or a YAML.",
+            autocompletion=preset_names("pretrain"),
+        ),
+    ],
     out: Out,
     sets: Sets = None,
     fork: Fork = None,
@@ -119,7 +143,11 @@ def annotate(
     out: Out,
     captions: Captions = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].")
+        str | None,
+        typer.Option(
+            help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].",
+            autocompletion=preset_names("annotate"),
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     val: Annotated[
@@ -182,7 +210,11 @@ def select(
     ],
     out: Out,
     recipe: Annotated[
-        str | None, typer.Option(help="A preset of pipelines/select/, or a YAML [default: itm >= 0.5, as CapFilt].")
+        str | None,
+        typer.Option(
+            help="A preset of pipelines/select/, or a YAML [default: itm >= 0.5, as CapFilt].",
+            autocompletion=preset_names("select"),
+        ),
     ] = None,
     threshold: Annotated[
         str | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import capfilt.data.annotations as tables
@@ -11,12 +12,12 @@ from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, check_scores
-from capfilt.errors import DataError, UsageError
+from capfilt.errors import DataError, FolderError, UsageError
 from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
-from capfilt.runs.run import Run
+from capfilt.runs.run import Run, verb_of
 from capfilt.stages import inputs, workload
 from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
@@ -110,12 +111,21 @@ def _calibrate(
     return calibrate(session, job, worker, show)
 
 
+def _in_place_of_annotations(source: StoragePath) -> str:
+    """What a folder is that holds no annotations/, and what to give instead."""
+    verb, rounds = verb_of(source), []
+    if isinstance(source, Path):
+        rounds = sorted(source.glob("round-*/annotations"), key=lambda path: (len(path.parent.name), path.parent.name))
+    if rounds:
+        return f"is the run folder of a `capfilt {verb}`, with annotations of each round: give {rounds[-1].parent}."
+    what = f"is the run folder of a `capfilt {verb}` and holds" if verb else "holds"
+    return f"{what} no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap."
+
+
 def check_annotations(names: Iterable[str], folder: StoragePath) -> None:
-    """Raise DataError for a shard that has no annotations in a folder."""
+    """Raise FolderError for a folder without annotations/, DataError for a shard that has none there."""
     if not folder.is_dir():
-        raise DataError(
-            f"{folder.parent} holds no annotations/; give the --out of `capfilt annotate` or a round of a bootstrap."
-        )
+        raise FolderError(f"{folder.parent} {_in_place_of_annotations(folder.parent)}")
     files = listing(folder)
     for name in names:
         if f"{name}.parquet" not in files:

@@ -68,6 +68,8 @@ MISTAKES: tuple[tuple[str, str, int], ...] = (
     ("the folder of another verb as --out", f"annotate shards {ROLES} --out runs/demo", 2),
     ("a folder with other files as --out", f"annotate shards {ROLES} --out shards", 2),
     ("a file as --out", f"annotate shards {ROLES} --out urls.csv", 2),
+    ("a run folder in place of a round", "select shards --annotations runs/demo --out runs/s", 2),
+    ("a threshold that cannot be", f"select shards --annotations {ROUND} --out runs/s --threshold 1.5", 2),
     ("a form that is not there", f"export {CHECKPOINT} --as onnx --out exported", 2),
     ("a folder that is not empty, to export into", f"export {CHECKPOINT} --out shards", 2),
     ("a list that is not there", "download url.csv --out runs/d", 2),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -154,3 +155,24 @@ def test_debug_shows_the_traceback() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "Traceback (most recent call last):"
     assert "RecipeError: there is no preset 'nowhere'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("capfilt boot", ["bootstrap"]),
+        ("capfilt bootstrap de", ["demo"]),
+        ("capfilt show blip/b", ["blip/base", "blip/base-captioner", "blip/base-filter"]),
+        ("capfilt select shards --recipe blip2", ["blip2-two"]),
+    ],
+)
+def test_a_shell_completes_verbs_and_presets(line: str, completed: list[str]) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_CAPFILT_COMPLETE": "complete_bash"}
+    program = Path(sys.executable).with_name("capfilt")
+    done = subprocess.run([program], env={**os.environ, **words}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == completed, done.stderr
+
+
+@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)])
+def test_h_is_help(words: tuple[str, ...]) -> None:
+    assert run(*words, "-h") == run(*words, "--help")

@@ -292,7 +292,7 @@ class TestCalibrated:
         (["--set", "threshold=0.95"], 1, "kept none of 8 texts at itm >= 0.9500"),
         (["--set", "threshold=some"], 2, "'threshold' is 'some'"),
         (["--set", "treshold=0.5"], 2, "Did you mean 'threshold'?"),
-        (["--annotations", "{root}/web"], 1, "web holds no annotations/"),
+        (["--annotations", "{root}/web"], 2, "web holds no annotations/"),
     ],
 )
 def test_what_cannot_be_done_is_said(annotated: Path, capfilt: Any, words: list[str], code: int, said: str) -> None:

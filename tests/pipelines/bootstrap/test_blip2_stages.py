@@ -184,7 +184,7 @@ def test_a_missing_checkpoint_of_the_last_stage_is_refused_at_the_start(
     if key != "initial":
         tree[int(key[-1])][last] = change[1]
     done = capfilt("bootstrap", recipe(tmp_path, **given), "--out", tmp_path / "run")
-    assert done.code == 1, done.err
+    assert done.code == 2, done.err
     assert done.line.startswith(f"error: {change[1]}: no such file or folder")
     assert not (tmp_path / "run").exists()
 

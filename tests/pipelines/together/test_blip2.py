@@ -254,7 +254,7 @@ def test_transformers_opens_what_is_exported(stages: dict[str, Path], tmp_path: 
             "say which it is with initial.language",
         ),
         ("blip2-tiny-stage2", {"initial__language": "null"}, 2, "no language model, and `model` has: say which"),
-        ("blip2-tiny-stage2", {"initial__language": "nowhere"}, 1, "nowhere: no such file or folder"),
+        ("blip2-tiny-stage2", {"initial__language": "nowhere"}, 2, "nowhere: no such file or folder"),
         ("blip2-tiny-stage2", {"tokenizer": "nowhere"}, 1, "no tokenizer of a language model at 'nowhere'"),
     ],
 )
