@@ -169,11 +169,11 @@ def _run_of(model: StoragePath) -> StoragePath:
 
 def _roles(model: StoragePath) -> list[str]:
     """The roles that a model can play."""
-    from capfilt.inference.roles import NEEDS
+    from capfilt.inference.roles import NEEDS, lacking
     from capfilt.models.checkpoints import store
 
     able: Architecture = store.architecture(model)
-    return [role for role, needs in NEEDS.items() if needs <= able.capabilities]
+    return [role for role in NEEDS if not lacking(role, able.capabilities)]
 
 
 def after_export(written: Sequence[StoragePath]) -> list[Step]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.inference.config import DecodeConfig
 
 
@@ -15,6 +15,9 @@ class EvaluateConfig(Config):
 
     rerank: int = Field(default=0, ge=0)
     """Retrieval: re-score so many ITC candidates with ITM (BLIP: 256 on COCO); 0 = cosines alone."""
+    itm_pairs: int = added(1_000_000, ge=0)
+    """Retrieval of a filter without cosines, which reads every text beside every image: the most pairs that are read.
+    Of a larger set it is not measured."""
     decode: DecodeConfig = DecodeConfig(method="greedy")
     """How captions are written that are compared with the human ones."""
     batch_size: int = Field(default=64, ge=1)

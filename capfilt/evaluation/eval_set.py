@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.data import shards
@@ -121,11 +122,19 @@ class UniqueImages:
         if not self._tokens:
             return None
         images = [image for image, first in enumerate(self._same) if image == first]
-        tokens = torch.cat(self._tokens)
+        tokens = joined(self._tokens)
         if len(images) < len(tokens):
             tokens = tokens[torch.tensor(images)]
         uids, texts = [self._uids[i] for i in images], [self._texts[i] for i in images]
         return EvalSet(tokens, uids, texts, device, self.without_text)
+
+
+def joined(batches: Sequence[Tensor]) -> Tensor:
+    """Image tokens of several batches, padded with zeros where pictures of a batch had more than those of another."""
+    most = max(tokens.shape[1] for tokens in batches)
+    if all(tokens.shape[1] == most for tokens in batches):
+        return torch.cat([*batches])
+    return torch.cat([F.pad(tokens, (0, 0, 0, most - tokens.shape[1])) for tokens in batches])
 
 
 @torch.inference_mode()

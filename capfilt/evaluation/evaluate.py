@@ -5,6 +5,7 @@ The figures' formulas are in `metrics/`. Nothing that trains or filters may read
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from capfilt.inference.filters import local_filter
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
-from capfilt.inference.roles import NEEDS
+from capfilt.inference.roles import lacking
 
 T = TypeVar("T")
 Figures = dict[str, float]
@@ -49,14 +50,19 @@ def examine(local: LocalModel, urls: Sequence[str], config: EvaluateConfig, devi
         if not all(known):
             human.add(batch.only([not is_known for is_known in known]))
     figures: dict[str, Any] = {}
+    too_many = ""
     if (pairs := human.eval_set(device)) is not None:
-        if filter_ is not None:
+        if filter_ is not None and (too_many := too_many_pairs(filter_, pairs, config)):
+            logging.getLogger(__name__).warning("%s", too_many)
+        elif filter_ is not None:
             figures["retrieval"] = retrieve(filter_, pairs, config)
         if captioner is not None:
             figures["captioning"] = caption(captioner, pairs, config.batch_size)
     if of_filter := scored.figures(config.threshold):
         figures["filter"] = of_filter
     if not figures:
+        if too_many:
+            raise DataError(too_many)
         why = "".join(f", mostly {reason}" for reason, _ in unreadable.most_common(1))
         where = ", ".join(urls)
         raise DataError(
@@ -92,10 +98,13 @@ def score_of(
 
 def retrieve(filter_: DualEncoderFilter, pairs: EvalSet, config: EvaluateConfig) -> Figures:
     """TR and IR recalls, in percent; with `rerank` by BLIP's two-stage rule (ITM logit + cosine on the candidates).
+    A filter without cosines ranks all pairs by the ITM logit.
 
     Raises:
         RecipeError: `rerank`, and a filter that gives no itm.
     """
+    if "itc" not in filter_.given:
+        return retrieve_by_itm(filter_, pairs, config.batch_size)
     texts = pairs.flat_texts
     image = np.concatenate([filter_.image_features(part) for part in pairs.split(config.batch_size)])
     text = np.concatenate([filter_.text_features(part) for part in _parts(texts, config.batch_size)])
@@ -107,15 +116,43 @@ def retrieve(filter_: DualEncoderFilter, pairs: EvalSet, config: EvaluateConfig)
     fusion = filter_
 
     def itm(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        step = 4 * config.batch_size
-        logits = [
-            fusion.match_logits(pairs.of_images(images[i : i + step]), [texts[t] for t in chosen[i : i + step]])
-            for i in range(0, len(images), step)
-        ]
-        return np.concatenate(logits)
+        return itm_logits(fusion, pairs, images, chosen, 4 * config.batch_size)
 
     i2t, t2i = retrieval.rerank(itc, config.rerank, itm)
     return dict(retrieval.recalls(i2t, pairs.image_of_text, t2i))
+
+
+def retrieve_by_itm(filter_: DualEncoderFilter, pairs: EvalSet, batch_size: int) -> Figures:
+    """TR and IR recalls by the ITM logit of every text beside every image, as ViLT ranks."""
+    assert isinstance(filter_, FusionFilter), "a filter gives one score at least"
+    images, texts = len(pairs.texts), pairs.flat_texts
+    # Text by text, short ones first: pairs that are read together have texts of about one length.
+    order = np.argsort([len(text) for text in texts], kind="stable").repeat(images)
+    logits = itm_logits(filter_, pairs, np.tile(np.arange(images), len(texts)), order, 4 * batch_size)
+    itm_IT = np.empty((images, len(texts)), np.float32)
+    itm_IT[np.tile(np.arange(images), len(texts)), order] = logits
+    return dict(retrieval.recalls(itm_IT, pairs.image_of_text))
+
+
+def itm_logits(filter_: FusionFilter, pairs: EvalSet, images: np.ndarray, chosen: np.ndarray, step: int) -> np.ndarray:
+    """The logit of "matches" of images and texts, both by their numbers [N], `step` pairs at a time."""
+    texts = pairs.flat_texts
+    logits = [
+        filter_.match_logits(pairs.of_images(images[i : i + step]), [texts[t] for t in chosen[i : i + step]])
+        for i in range(0, len(images), step)
+    ]
+    return np.concatenate(logits)
+
+
+def too_many_pairs(filter_: DualEncoderFilter, pairs: EvalSet, config: EvaluateConfig) -> str:
+    """Why retrieval is not measured of so large a set; "" where it is."""
+    images, texts = len(pairs.texts), len(pairs.flat_texts)
+    if "itc" in filter_.given or images * texts <= config.itm_pairs:
+        return ""
+    return (
+        f"retrieval is not measured: this model gives no cosine and would read {texts:,} texts beside {images:,} images"
+        f" each, {images * texts:,} pairs, of which itm_pairs allows {config.itm_pairs:,}; give fewer images, or set it"
+    )
 
 
 def caption(captioner: LocalCaptioner, pairs: EvalSet, batch_size: int) -> dict[str, float | str]:
@@ -186,8 +223,8 @@ def human_pairs(filter_: DualEncoderFilter, pairs: EvalSet, batch_size: int) -> 
 def local_roles(local: LocalModel, config: EvaluateConfig) -> tuple[DualEncoderFilter | None, LocalCaptioner | None]:
     """The roles that a model can play in an examination."""
     able = local.model.capabilities
-    filter_ = local_filter(local) if NEEDS["filter"] <= able else None
-    captioner = LocalCaptioner(local, config.decode) if NEEDS["captioner"] <= able else None
+    filter_ = None if lacking("filter", able) else local_filter(local)
+    captioner = None if lacking("captioner", able) else LocalCaptioner(local, config.decode)
     return filter_, captioner
 
 

@@ -1,12 +1,11 @@
 """Does a model fit a role? Asked once, of its folder or its architecture, before any weight is loaded.
 
-A captioner must be able to decode; a filter must encode images and texts, and gives itm too where it can fuse them.
+A captioner must be able to decode; a filter must encode images, and encode texts, for itc, or fuse the two, for itm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.data.loading.config import LoaderConfig
@@ -16,19 +15,26 @@ from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
 from capfilt.errors import ModelError, RecipeError
 from capfilt.inference.config import DecodeConfig
 from capfilt.models import Architecture, preprocess_of
+from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
 from capfilt.storage.paths import StoragePath
 
-NEEDS = {
+NEEDS: dict[ModelRole, frozenset[str]] = {
     "captioner": frozenset({"encode_image", "decode"}),
     "filter": frozenset({"encode_image", "encode_text"}),
 }
-"""The capabilities without which a model cannot play a role."""
+"""The capabilities without which a model cannot play a role; a filter that can fuse need not encode texts."""
 
 
-def check_capabilities(role: Literal["captioner", "filter"], model: object, capabilities: frozenset[str]) -> None:
+def lacking(role: ModelRole, capabilities: frozenset[str]) -> frozenset[str]:
+    """What a model of these capabilities lacks for a role."""
+    missing = NEEDS[role] - capabilities
+    return missing - {"encode_text"} if role == "filter" and "fuse" in capabilities else missing
+
+
+def check_capabilities(role: ModelRole, model: object, capabilities: frozenset[str]) -> None:
     """Refuse a model that cannot play a role; `model` is how a person knows it. RecipeError."""
-    if missing := NEEDS[role] - capabilities:
+    if missing := lacking(role, capabilities):
         raise RecipeError(
             f"{model} cannot be the {role}: it cannot {', '.join(sorted(missing))}."
             f" A {role} must be able to {', '.join(sorted(NEEDS[role]))}."
@@ -36,8 +42,8 @@ def check_capabilities(role: Literal["captioner", "filter"], model: object, capa
 
 
 def scores_given(capabilities: frozenset[str]) -> tuple[str, ...]:
-    """The scores that a filter gives: itm if it can fuse, itc always."""
-    return ("itm", "itc") if "fuse" in capabilities else ("itc",)
+    """The scores that a filter gives: itm if it can fuse, itc if it can encode texts alone."""
+    return tuple(score for score, need in (("itm", "fuse"), ("itc", "encode_text")) if need in capabilities)
 
 
 def check_captioner(model: StoragePath, decode: DecodeConfig) -> Architecture:
@@ -63,9 +69,9 @@ def check_any_role(model: StoragePath, decode: DecodeConfig) -> Architecture:
     """Refuse a saved model that can play neither role, of which nothing can be measured; its architecture."""
     architecture = store.architecture(model)
     able = architecture.capabilities
-    if not any(needs <= able for needs in NEEDS.values()):
+    if lacking("captioner", able) and lacking("filter", able):
         raise RecipeError(f"{model} can be neither captioner nor filter; there is nothing to evaluate.")
-    return check_captioner(model, decode) if NEEDS["captioner"] <= able else check_filter(model)
+    return check_filter(model) if lacking("captioner", able) else check_captioner(model, decode)
 
 
 def check_prompt(tokenizer: Tokenizer, config: DecodeConfig) -> None:

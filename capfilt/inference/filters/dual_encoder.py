@@ -1,9 +1,11 @@
-"""A filter that encodes images and texts apart and compares them: it gives itc, the cosine, and no itm."""
+"""A filter that encodes images and texts apart and compares them: it gives itc, the cosine, and no itm.
+
+`FusionFilter` is the other: it gives itm too, or alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,12 +25,14 @@ MAX_TEXTS = 2048
 class DualEncoderFilter:
     """Scores texts of images by itc = cosine in [-1, 1]."""
 
-    given: ClassVar[tuple[str, ...]] = ("itc",)
-    """The scores that it gives."""
-
     def __init__(self, local: LocalModel, max_length: int = 35):
         self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
         self.max_length = max_length
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The scores that it gives."""
+        return ("itc",)
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
@@ -66,8 +70,10 @@ class DualEncoderFilter:
         if not numbers:
             return {name: [[] for _ in texts] if name in self.given else None for name in ("itm", "itc")}
         ids, lengths = self.token_ids(list(numbers))
-        cosines = self.cosines(tokens_BND, ids, lengths)
-        itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, cosines, strict=True)]
+        itc = None
+        if "itc" in self.given:
+            cosines = self.cosines(tokens_BND, ids, lengths)
+            itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, cosines, strict=True)]
         return {"itm": self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), "itc": itc}
 
     def matches(

@@ -1,9 +1,8 @@
-"""A filter that also reads each text beside its image: it gives itm = P(match), besides itc."""
+"""A filter that reads each text beside its image: it gives itm = P(match), and itc where it can read a text alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,18 +12,23 @@ from capfilt.inference.batches import Images
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.interface import Scores
 from capfilt.inference.local_model import LocalModel
+from capfilt.inference.roles import scores_given
 from capfilt.models.layers.image_context import ImageContext
 
 
 class FusionFilter(DualEncoderFilter):
-    """Scores texts of images by itm = P(match) after softmax in [0, 1], and by itc = cosine in [-1, 1]."""
-
-    given: ClassVar[tuple[str, ...]] = ("itm", "itc")
+    """Scores texts of images by itm = P(match) after softmax in [0, 1], and by itc = cosine in [-1, 1] unless its model
+    never reads a text without an image (ViLT)."""
 
     def __init__(self, local: LocalModel, max_length: int = 35):
         super().__init__(local, max_length)
         self.context_name: object = object()
         """Under which an image context of the encoder is kept in a batch of images, where another model makes it."""
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The scores that it gives."""
+        return scores_given(self.model.capabilities)
 
     @torch.inference_mode()
     def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:

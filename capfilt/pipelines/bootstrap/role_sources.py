@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from capfilt.data.loading.config import Source
 from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
-from capfilt.inference.roles import NEEDS, check_captioner, check_filter, check_prompts, scores_given
+from capfilt.inference.roles import check_captioner, check_filter, check_prompts, lacking, scores_given
 from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
@@ -226,7 +226,7 @@ def open_roles(config: BootstrapConfig, architecture: Architecture) -> dict[Mode
 def refuse_unable(config: BootstrapConfig, role: ModelRole, architecture: Architecture, name: str) -> None:
     """Refuse an architecture that cannot play a role, or a filter without a score that the policy needs. RecipeError;
     `name` is how a person knows it."""
-    if missing := NEEDS[role] - architecture.capabilities:
+    if missing := lacking(role, architecture.capabilities):
         raise RecipeError(
             f"{name} cannot be the {role}: it cannot {', '.join(sorted(missing))}; give {role}.model, an architecture"
             f" that can, or {role}.pretrained."
