@@ -125,6 +125,11 @@ class ViltConfig(ArchitectureConfig):
         """The same with the heads alone that a filter needs; it cannot be the captioner."""
         return self.changed_heads(tuple(head for head in self.heads if head in MATCHING)) if role == "filter" else self
 
+    def changed(self, **changes: object) -> Self:
+        """As of any architecture; `heads` are those of outputs, not of attention."""
+        heads = changes.pop("heads", self.heads)
+        return super().changed(**changes).model_copy(update={"heads": heads})
+
     def changed_heads(self, heads: tuple[Head, ...]) -> Self:
         """The same with other heads, none of them a classifier."""
         return self.model_copy(update={"heads": heads, "labels": 0})
