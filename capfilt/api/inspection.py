@@ -1,5 +1,5 @@
 """The verbs that read run folders, recipes and models, as functions. None needs a cluster, and only `verify` with
-`mend`, `report` and `export` write anything.
+`mend`, `explain` with `heatmap`, `report` and `export` write anything.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from capfilt.api.results import (
     StageStatus,
     Verification,
 )
+from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
     from capfilt.runs.progress import Progress
@@ -88,16 +89,41 @@ def verify(
     )
 
 
-def explain(run: Location, image: str) -> Explanation:
+def explain(
+    run: Location,
+    image: str,
+    *,
+    heatmap: bool = False,
+    out: Location | None = None,
+    filter: Location | None = None,
+    fetch_inputs: bool = False,
+) -> Explanation:
     """What happened to one image, by its key, uid or sha256: every text, its scores, the verdict and why.
 
+    Args:
+        run: the run folder.
+        image: the key, the uid or the sha256 of an image.
+        heatmap: also draw for each text the patches of the image that its score by ITM rests on.
+        out: the PNG of the heatmap; by default heatmap-KEY.png in the run folder.
+        filter: for the heatmap, the filter that scored the texts, where the run folder neither holds nor names it.
+        fetch_inputs: for the heatmap, fetch shards that the run's plan names from elsewhere, too: do you trust it?
+
     Raises:
-        RunError: `run` is no run folder, or no table of it has such an image.
+        CapfiltError: RunError for what is no run folder, an image that no table of it has, or a filter that is gone;
+            UsageError for a filter that has no heatmap or did not score the texts.
     """
     from capfilt.pipelines.inspect import explain as pipeline
 
+    if not heatmap and (out is not None or filter is not None or fetch_inputs):
+        raise UsageError("--out, --filter and --fetch-inputs are of the heatmap: say --heatmap too.")
     record = pipeline.run(location(run), image)
-    return Explanation(image, record["models"], record)
+    if not heatmap:
+        return Explanation(image, record["models"], record)
+    from capfilt.pipelines.inspect import heatmap as drawing
+
+    page, model = None if out is None else location(out), None if filter is None else str(filter)
+    drawn = drawing.run(location(run), record, page, model, fetch_inputs)
+    return Explanation(image, record["models"], {**record, "heatmap": str(drawn)}, drawn)
 
 
 def report(

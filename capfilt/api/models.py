@@ -28,6 +28,7 @@ from capfilt.inference.captioners.local import LocalCaptioner, Written
 from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.device import Compute, ability, autocast, choose, local_device
 from capfilt.inference.filters import local_filter
+from capfilt.inference.heatmap import check_heatmap, heatmaps
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.oom_backoff import OomBackoff
 from capfilt.inference.roles import check_capabilities
@@ -142,6 +143,28 @@ class LoadedModel:
 
         with torch.inference_mode(), autocast(self.device, self._dtype):
             return OomBackoff(config.batch_size).run(part, len(given))
+
+    def heatmap(self, image: ImageInput, text: str, *, layer: int | None = None, settings: Settings = ()) -> np.ndarray:
+        """Which patches of an image ITM's answer for a text rests on (Grad-CAM, arXiv 1610.02391): float32 [grid, grid]
+        in [0, 1], the top row of the image first.
+
+        Args:
+            image: a PIL image, bytes, a path or a URL of a file.
+            text: a text, cleaned and cut as `score` does it.
+            layer: the layer whose attention it is; by default the middle of those that attend to images, and of ALBEF
+                the third above the text encoder, as in its paper.
+            settings: as in `score`: `{"max_length": 35}`.
+
+        Raises:
+            CapfiltError: UsageError for a model that has no heatmap (clip, vilt, vlmo, blip2, a captioner) or a layer
+                that does not attend to images, ImageError or DataError for an image that cannot be read.
+        """
+        check_heatmap(self.path, self._local.model.config, layer)
+        config, wanted = _config(settings), self._local.image_format
+        batch, _ = self._batch(_images([image]), 0)
+        with autocast(self.device, self._dtype):
+            (heat,) = heatmaps(self._local, batch.pixels(wanted), [text], config.max_length, layer)
+        return np.asarray(heat)
 
     def _write(self, images: Sequence[ImageInput], config: AnnotateConfig, seed: int) -> list[list[Written]]:
         """The texts of each image with their scores."""

@@ -344,6 +344,8 @@ class Explanation:
     models: Mapping[str, str]
     """Where the models that wrote and scored its texts lie in the run folder, by their fingerprints."""
     record: Record = field(repr=False)
+    heatmap: StoragePath | None = None
+    """The drawn heatmap, of `heatmap=True`."""
 
     def rows(self) -> Iterator[Record]:
         """The rows of the run's tables that are about this image, with `folder`, `stage` and `shard`."""

@@ -147,7 +147,7 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
     from capfilt.pipelines import jobs as pipeline
 
     given = context.params
-    if "out" in given and given["out"] is None:
+    if "out" in given and given["out"] is None and verb not in INSPECTING:
         raise UsageError("--out is needed: a job's paths are the cluster's. Give one that every machine there sees.")
     if given.get("watch"):
         raise UsageError(

@@ -96,16 +96,28 @@ def verify(
 def explain(
     run: RunFolder,
     image: Annotated[str, typer.Argument(help="The key, the uid or the sha256 of an image.")],
+    heatmap: Annotated[
+        bool, typer.Option("--heatmap", help="Also draw, for each text, the patches that its score by ITM rests on.")
+    ] = False,
+    out: Annotated[
+        str | None, typer.Option("--out", help="The PNG of the heatmap [default: heatmap-KEY.png in RUN].")
+    ] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help="The filter that scored the texts, where RUN does not hold it.")
+    ] = None,
+    fetch_inputs: FetchInputs = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what happened to one image: every text, its scores, its models, the verdict and the reason.
 
-    Example: `capfilt explain runs/demo 000000012`
+    Example: `capfilt explain runs/demo 000000012`, `capfilt explain runs/demo 000000012 --heatmap`
     """
 
     def work(_show: Progress) -> Any:
-        result = inspection.explain(run, image)
+        result = inspection.explain(
+            run, image, heatmap=heatmap, out=out or None, filter=filter_ or None, fetch_inputs=fetch_inputs
+        )
         if not as_json:
             for line in result.lines():
                 say(line)

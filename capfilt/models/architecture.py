@@ -82,6 +82,18 @@ class ArchitectureConfig(Config, ABC):
         return 0
 
     @property
+    def fusion_layers(self) -> range:
+        """The layers of `fuse` in which a text attends to a grid of image tokens; none: no heatmap can be drawn."""
+        return range(0)
+
+    @property
+    def heatmap_layer(self) -> int:
+        """The one of them whose attention says best where in an image a text is: the middle one, and never the last of
+        several, behind which the words have no say in ITM. ALBEF and X-VLM name 8 and 9 of their 12."""
+        layers = self.fusion_layers
+        return layers[min(len(layers) // 2, max(len(layers) - 2, 0))]
+
+    @property
     def feature_width(self) -> int:
         """Width of the vectors in which images and texts are compared; 0 where they are not."""
         return 0

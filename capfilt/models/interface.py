@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.layers.attention import Attention
 from capfilt.models.layers.bert import Head, OutputLayer
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
@@ -125,6 +126,10 @@ class Model(nn.Module):
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts beside images -> states [B, T, D], for `match`; rows that share an image are adjacent."""
         self._cannot("fuse texts with images")
+
+    def image_attention(self, layer: int) -> Attention:
+        """What `fuse` attends to image tokens with in one of the architecture's `fusion_layers`."""
+        self._cannot("say which patches of an image a text attends to")
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
         """`fuse` of texts of these lengths, `counts` texts of each image, adjacent; what `match` needs alone."""

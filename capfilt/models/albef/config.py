@@ -28,6 +28,16 @@ class AlbefConfig(TowersConfig):
         return frozenset({"encode_image", "encode_text", "fuse"} | guesses)
 
     @property
+    def fusion_layers(self) -> range:
+        """The layers in which a text attends to the image, of models that fuse."""
+        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
+
+    @property
+    def heatmap_layer(self) -> int:
+        """A third of the way up the fusion encoder: 8 of 0 to 11, as ALBEF's grounding has it."""
+        return self.fusion_layers[len(self.fusion_layers) // 3]
+
+    @property
     def tokenizer_kind(self) -> TokenizerKind:
         """BERT's, without [SEP]."""
         return "open-bert"

@@ -47,6 +47,11 @@ class BlipConfig(TowersConfig):
         return self.projection
 
     @property
+    def fusion_layers(self) -> range:
+        """The layers in which a text attends to the image, of models that fuse."""
+        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
+
+    @property
     def compares(self) -> bool:
         """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
         return "encoder" in self.text.roles and not self.answers

@@ -7,7 +7,9 @@ S source positions, N image tokens, P packed positions, D width, H heads, d = D 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +135,31 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask)
         out: Tensor = self.out(packing.pack(merge_heads(y)))
         return out
+
+
+@contextmanager
+def explicit_weights(attention: Attention) -> Iterator[list[Tensor]]:
+    """Within it `attention` computes its weights as a tensor, which the fused kernel never does, and each call adds
+    them to the list: [B_source, H, groups * T, S], a leaf that gradients of what comes after it can be taken by.
+
+    The same numbers up to rounding, for inference on padded texts. Nothing else changes, and nothing stays.
+    """
+    kept: list[Tensor] = []
+
+    def replace(_: nn.Module, inputs: tuple[Any, ...], __: Tensor) -> Tensor:
+        x_BTD, (k, v), mask = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        q = split_heads(attention.query(x_BTD).view(k.shape[0], -1, x_BTD.shape[-1]), attention.heads)
+        scores = q @ k.to(q.dtype).transpose(-2, -1) / q.shape[-1] ** 0.5
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        kept.append(scores.softmax(dim=-1).detach().requires_grad_())
+        out: Tensor = attention.out(merge_heads(kept[-1].to(v.dtype) @ v).view(x_BTD.shape))
+        return out
+
+    hook = attention.register_forward_hook(replace)
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 class FeedForward(nn.Module):

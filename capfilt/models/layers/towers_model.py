@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import Model
+from capfilt.models.layers.attention import Attention
 from capfilt.models.layers.bert import Cache, Head, OutputLayer, TextTransformer
 from capfilt.models.layers.config import APART, Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
@@ -102,6 +103,11 @@ class TowersModel(Model):
         """Texts read beside images -> states [B, T, D]; rows that share an image are adjacent."""
         states: Tensor = self.text(self.fused_ids(ids_BT), "encoder", mask_BT, image)
         return states
+
+    def image_attention(self, layer: int) -> Attention:
+        """What `fuse` attends to image tokens with in one of the architecture's `fusion_layers`."""
+        attention: Attention = self.text.layers[layer].cross_attention.of("encoder").block  # type: ignore[union-attr, operator]
+        return attention
 
     def fuse_states(self, states_BTD: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """States of texts that `encode_text` gave -> states beside images [B, T, D], where the one is the beginning of

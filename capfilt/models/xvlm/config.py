@@ -36,6 +36,11 @@ class XvlmConfig(TowersConfig):
         return frozenset({"encode_image", "encode_text", "fuse"} | pretrained)
 
     @property
+    def fusion_layers(self) -> range:
+        """The layers in which a text attends to the image, of models that fuse."""
+        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
+
+    @property
     def compares(self) -> bool:
         """Whether a model has the heads that compare and match."""
         return "encoder" in self.text.roles

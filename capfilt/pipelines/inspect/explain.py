@@ -46,7 +46,7 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
                 num_tables += 1
                 if rows := read(ledger.folder / output.path, name):
                     # The table of a later stage has all columns of the earlier one's, and the verdict: it replaces it.
-                    shard = (ledger.folder, done.shard if _are_texts(rows) else f"{ledger.stage} {done.shard}")
+                    shard = (ledger.folder, done.shard if are_texts(rows) else f"{ledger.stage} {done.shard}")
                     by_shard[shard] = _table_record(folder, ledger, done.shard, output.path, rows)
     if not by_shard:
         raise RunError(
@@ -111,13 +111,15 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     """The result of `run` as lines for a person."""
     for record in result["found"]:
         yield f"{record['folder']}  shard {record['shard']}  ({record['stage']}: {record['table']})"
-        if not _are_texts(record["rows"]):
+        if not are_texts(record["rows"]):
             yield from (f"  {name}: {value}" for row in record["rows"] for name, value in row.items())
             continue
         first = record["rows"][0]
         yield "  " + "  ".join(f"{name} {first[name] or '-'}" for name in (*NAMES, "round"))
         for row in record["rows"]:
             yield from _text_lines(row, result["models"])
+    if "heatmap" in result:
+        yield f"heatmap: {result['heatmap']}"
 
 
 def _text_lines(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
@@ -135,7 +137,8 @@ def _text_lines(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
             yield f"      {verb} by {models.get(model, 'a model from elsewhere')} ({model[:20]}…), seed {row['seed']}"
 
 
-def _are_texts(rows: list[dict[str, Any]]) -> bool:
+def are_texts(rows: list[dict[str, Any]]) -> bool:
+    """Whether the rows of a table are texts of an image, with scores and models."""
     return {"source", "candidate", "text", "itm", "itc", "captioner", "filter", "status"} <= rows[0].keys()
 
 
