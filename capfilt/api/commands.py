@@ -61,8 +61,7 @@ def annotate(
         captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.
         settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
-        val: human pairs on which the filter is measured too: its AUC on them against shuffled ones, for the report and
-            `record["human_pairs"]`. They change no annotation; a finished run can be measured later.
+        val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
         address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
         workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
             1 and, where the cluster has any, 1.

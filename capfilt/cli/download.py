@@ -133,27 +133,28 @@ def download(
     Example: `capfilt download urls.parquet --out shards --caption-col text --contact me@example.org`
     """
     given = {name: value for name, value in locals().items() if value is not None} | {"robots": not no_robots}
+    execute(lambda show: _run(given, show), as_json, debug, then=lambda record: _next_steps(given, record))
 
-    def work(show: Progress) -> Any:
-        options = _assignments(given)
-        with _named_as_typed(options):
-            return commands.download(
-                urls,
-                out=out,
-                settings=[*options.values(), *(sets or [])],
-                retry=_listed(retry or []),
-                min_success=min_success,
-                drop_placeholders=drop_placeholders,
-                address=address,
-                workers=workers,
-                on_progress=show,
-            ).record
 
-    def then(record: Any) -> list[Step]:
-        again = shlex.join(["capfilt", "download", *words_of(context, {"retry"}), "--retry=failed"])
-        return after_download(out, again, record, caption_col is not None, address)
+def _run(given: dict[str, Any], show: Progress) -> Any:
+    options = _assignments(given)
+    with _named_as_typed(options):
+        return commands.download(
+            given["urls"],
+            out=given["out"],
+            settings=[*options.values(), *given.get("sets", [])],
+            retry=_listed(given.get("retry", [])),
+            min_success=given["min_success"],
+            drop_placeholders=given["drop_placeholders"],
+            address=given["address"],
+            workers=given["workers"],
+            on_progress=show,
+        ).record
 
-    execute(work, as_json, debug, then=then)
+
+def _next_steps(given: dict[str, Any], record: Any) -> list[Step]:
+    again = shlex.join(["capfilt", "download", *words_of(given["context"], {"retry"}), "--retry=failed"])
+    return after_download(given["out"], again, record, "caption_col" in given, given["address"])
 
 
 _LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private", "deny", "nat64")

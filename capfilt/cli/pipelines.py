@@ -200,51 +200,57 @@ def annotate(
     execute(work, as_json, debug, then=lambda _: after_annotate(shards, fork or out, address))
 
 
+Annotations = Annotated[
+    str,
+    typer.Option(help="The folder of their annotations/: the --out of `capfilt annotate`, or a round of a bootstrap."),
+]
+PolicyRecipe = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset of pipelines/select/, or a YAML [default: itm >= 0.5, as CapFilt].",
+        autocompletion=preset_names("select"),
+    ),
+]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER|calibrated|keep-rate|none",
+        help="Texts at or above it pass; calibrated: set on human pairs; keep-rate: so that a share passes;"
+        " none: all pass [default: 0.5; with --top-k, none].",
+    ),
+]
+Score = Annotated[ScoreName | None, typer.Option(help="What it compares [default: itm].")]
+KeepRate = Annotated[float | None, typer.Option(help="The share of all texts to keep; implies --threshold keep-rate.")]
+TopK = Annotated[int | None, typer.Option(help="How many of an image's texts are kept, the best by itc; BLIP-2: 2.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        metavar="all|web-first|best",
+        help="Of an image's texts that pass: all; web-first: one, synthetic only where no web text passes; best:"
+        " the best one by itc [default: all].",
+    ),
+]
+PolicySets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a=b", help="Any key of the policy, e.g. other_threshold=0.3, carry=false."),
+]
+HumanPairs = Annotated[str | None, typer.Option(help="Human pairs, for --threshold calibrated.")]
+CalibratedFilter = Annotated[str | None, typer.Option("--filter", help="The filter, for --threshold calibrated.")]
+
+
 def select(
     shards: Annotated[list[str], typer.Argument(help="The shards that were annotated.")],
-    annotations: Annotated[
-        str,
-        typer.Option(
-            help="The folder of their annotations/: the --out of `capfilt annotate`, or a round of a bootstrap."
-        ),
-    ],
+    annotations: Annotations,
     out: Out,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A preset of pipelines/select/, or a YAML [default: itm >= 0.5, as CapFilt].",
-            autocompletion=preset_names("select"),
-        ),
-    ] = None,
-    threshold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER|calibrated|keep-rate|none",
-            help="Texts at or above it pass; calibrated: set on human pairs; keep-rate: so that a share passes;"
-            " none: all pass [default: 0.5; with --top-k, none].",
-        ),
-    ] = None,
-    score: Annotated[ScoreName | None, typer.Option(help="What it compares [default: itm].")] = None,
-    keep_rate: Annotated[
-        float | None, typer.Option(help="The share of all texts to keep; implies --threshold keep-rate.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="How many of an image's texts are kept, the best by itc; BLIP-2: 2.")
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="all|web-first|best",
-            help="Of an image's texts that pass: all; web-first: one, synthetic only where no web text passes; best:"
-            " the best one by itc [default: all].",
-        ),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a=b", help="Any key of the policy, e.g. other_threshold=0.3, carry=false."),
-    ] = None,
-    val: Annotated[str | None, typer.Option(help="Human pairs, for --threshold calibrated.")] = None,
-    filter_: Annotated[str | None, typer.Option("--filter", help="The filter, for --threshold calibrated.")] = None,
+    recipe: PolicyRecipe = None,
+    threshold: Threshold = None,
+    score: Score = None,
+    keep_rate: KeepRate = None,
+    top_k: TopK = None,
+    keep: Keep = None,
+    sets: PolicySets = None,
+    val: HumanPairs = None,
+    filter_: CalibratedFilter = None,
     by: CalibrateOn = None,
     workers: Workers = 0,
     cpus: Cpus = None,

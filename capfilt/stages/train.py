@@ -110,15 +110,7 @@ def run_training(
     ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, contents)
     done = ledger.completion("model", wanted) is not None
     if not done:
-        warn_of_lanes(job, 1 if session.local else resources.workers)
-        if said := unsaid(job.architecture, job.train.objectives):
-            logging.getLogger(__name__).warning("%s: %s", label, said)
-        rows = count_rows(session, job.sources, job.train.loader.captions, counts, show)
-        execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
-        kept = job.train.features  # workers may start elsewhere
-        settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
-        job = job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
-        write_json(job.out / ROWS, {"rows": rows, "contents": contents})
+        job = _prepared(session, job, resources, show, label, counts, contents)
     with show.stage(label, job.train.steps, "steps") as line:
         if done:
             line.resume(job.train.steps)
@@ -154,6 +146,27 @@ def run_training(
     remove_file(job.out / ROWS)
     remove_folder(job.out / STATES)
     return job.model_folder
+
+
+def _prepared(
+    session: Session,
+    job: TrainJob,
+    resources: TrainResources,
+    show: Progress,
+    label: str,
+    counts: StoragePath,
+    contents: Mapping[str, str],
+) -> TrainJob:
+    """The job as its workers need it, with what they would each count beside it."""
+    warn_of_lanes(job, 1 if session.local else resources.workers)
+    if said := unsaid(job.architecture, job.train.objectives):
+        logging.getLogger(__name__).warning("%s: %s", label, said)
+    rows = count_rows(session, job.sources, job.train.loader.captions, counts, show)
+    execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
+    kept = job.train.features  # workers may start elsewhere
+    settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
+    write_json(job.out / ROWS, {"rows": rows, "contents": contents})
+    return job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
 
 
 def warn_of_lanes(job: TrainJob, workers: int) -> None:
