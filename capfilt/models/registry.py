@@ -22,7 +22,7 @@ from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
 from capfilt.models.clip import CLIP
 from capfilt.models.family import Family
-from capfilt.models.limits import refuse_too_large
+from capfilt.models.layers.limits import refuse_too_large
 from capfilt.models.vilt import VILT
 from capfilt.models.vlmo import VLMO
 from capfilt.models.xvlm import XVLM

@@ -21,7 +21,7 @@ from capfilt.models import Blip, BlipConfig, build, read_architecture
 from capfilt.models.blip2.config import LanguageConfig
 from capfilt.models.checkpoints import files, store, transformers_folder
 from capfilt.models.layers.config import VisionConfig
-from capfilt.models.limits import MAX_WEIGHTS
+from capfilt.models.layers.limits import MAX_WEIGHTS
 
 MakeBlip = Callable[..., Blip]
 HUGE = [10**9, 10**12, 10**300, -1, 0]

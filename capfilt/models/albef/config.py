@@ -7,8 +7,8 @@ from typing import Literal, Self
 from capfilt.data.text.language_tokenizer import TokenizerKind
 from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import FusionTextConfig
+from capfilt.models.layers.limits import Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
-from capfilt.models.limits import Temperature, Width
 
 
 class AlbefConfig(TowersConfig):

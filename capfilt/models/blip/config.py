@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from capfilt.models.layers.config import TextConfig
+from capfilt.models.layers.limits import Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
-from capfilt.models.limits import Temperature, Width
 
 
 class BlipConfig(TowersConfig):

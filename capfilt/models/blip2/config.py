@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from capfilt.config import Config, added
 from capfilt.errors import ModelError
 from capfilt.models.layers.config import BertConfig, VisionConfig
+from capfilt.models.layers.limits import MAX_DEPTH, MAX_ENTRIES, Depth, Epsilon, Positions, Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
-from capfilt.models.limits import MAX_DEPTH, MAX_ENTRIES, Depth, Epsilon, Positions, Temperature, Width
 
 if TYPE_CHECKING:
     import torch

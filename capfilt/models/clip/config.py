@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from capfilt.models.layers.config import Activation, TextStackConfig, VisionConfig
+from capfilt.models.layers.limits import Epsilon, Positions, Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
-from capfilt.models.limits import Epsilon, Positions, Temperature, Width
 
 CAPABILITIES = frozenset({"encode_image", "encode_text"})
 

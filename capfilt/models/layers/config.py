@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from capfilt.config import Config, added
-from capfilt.models.limits import (
+from capfilt.models.layers.limits import (
     Depth,
     Deviation,
     Entries,

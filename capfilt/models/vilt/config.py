@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.models.architecture import ArchitectureConfig, ModelRole
 from capfilt.models.layers.config import EmbeddingsConfig, VisionConfig
-from capfilt.models.limits import Rate
+from capfilt.models.layers.limits import Rate
 
 Head = Literal["mlm", "itm", "rank", "vqa", "nlvr2", "tokens"]
 MATCHING: frozenset[Head] = frozenset({"itm", "rank"})

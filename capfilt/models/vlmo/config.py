@@ -10,7 +10,7 @@ from capfilt.config import Config
 from capfilt.data.text.language_tokenizer import TokenizerKind
 from capfilt.models.architecture import ArchitectureConfig, ModelRole
 from capfilt.models.layers.config import MAX_TOKENS, EmbeddingsConfig
-from capfilt.models.limits import (
+from capfilt.models.layers.limits import (
     Depth,
     Deviation,
     Epsilon,

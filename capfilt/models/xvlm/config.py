@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from capfilt.data.text.language_tokenizer import TokenizerKind
 from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import FusionTextConfig, SwinConfig
+from capfilt.models.layers.limits import Temperature, Width
 from capfilt.models.layers.towers import PART_OF, TowersConfig
-from capfilt.models.limits import Temperature, Width
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.files import Tensors
