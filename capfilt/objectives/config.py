@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from capfilt.config import added
 from capfilt.objectives.kinds import TaskConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Objective = Literal["itc", "itm", "lm"]
 
@@ -79,10 +76,3 @@ class ObjectivesConfig(TaskConfig):
         if "itc" in self.losses and self.queue % rows:
             near = self.queue - self.queue % rows
             raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
-
-    def weight_of_mean(self, count: Tensor) -> Tensor | float:
-        """What a mean over `count` things of this process weighs; 1 where processes count alike, however much they
-        have."""
-        from capfilt.objectives.collectives import share_of_total
-
-        return share_of_total(count) if self.mean_over == "all" else 1.0

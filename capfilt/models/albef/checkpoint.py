@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from capfilt.errors import ModelError
 from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.albef.model import Albef
 from capfilt.models.architecture import ArchitectureConfig
@@ -57,12 +56,8 @@ class AlbefPth(OriginalFormat):
         roles = ("encoder", "decoder") if pretrained else ("encoder",)
         if described is not None:
             return described.changed(roles=roles, tie_lm_head=tied)
-        try:
+        with key_maps.fitting(source):
             return _from_shapes(tensors, stack).changed(roles=roles, tie_lm_head=tied)
-        except KeyError as error:
-            raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
-        except (ValueError, IndexError) as error:  # tensors of impossible shapes; pydantic's errors are ValueErrors
-            raise ModelError(f"{source} does not fit any architecture: {' '.join(str(error).split())[:200]}") from None
 
     def names(self, config: AlbefConfig) -> Names:
         """What the file calls the tensors of a model of ours."""

@@ -87,13 +87,8 @@ def from_shapes(tensors: Tensors, source: object) -> BlipConfig:
 
     Heads leave no trace in the shapes: they are 64 wide in every released checkpoint.
     """
-    try:
+    with key_maps.fitting(source):
         return _from_shapes(tensors, source)
-    except KeyError as error:
-        raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
-    except (ValueError, IndexError) as error:  # tensors of impossible shapes; pydantic's errors are ValueErrors
-        why = " ".join(str(error).split())[:200]
-        raise ModelError(f"{source} does not fit any architecture: {why}") from None
 
 
 def _from_shapes(tensors: Tensors, source: object) -> BlipConfig:

@@ -21,7 +21,7 @@ from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.config import Blip2Config, Format, Kind, LanguageConfig, QFormerConfig
 from capfilt.models.blip2.language_model import described_at
 from capfilt.models.blip2.model import Blip2
-from capfilt.models.checkpoints import towers
+from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names
 from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
@@ -187,7 +187,7 @@ def from_shapes(tensors: Tensors, language: LanguageConfig | None, source: Path)
             f"{kind.upper()}: complete it with `capfilt export {source} --as capfilt {tower}--language FOLDER-OR-NAME "
             f"--out FOLDER` and take that folder, or {beside}"
         )
-    try:
+    with key_maps.fitting(source):
         vision = _vision(tensors, source, beside)
         text = _text(tensors, source, beside, kind)
         return Blip2Config(
@@ -198,10 +198,6 @@ def from_shapes(tensors: Tensors, language: LanguageConfig | None, source: Path)
             frozen=_held(tensors, kind),
             vision_norm_eps=NORM_EPS,
         )
-    except KeyError as error:
-        raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
-    except (ValueError, IndexError) as error:
-        raise ModelError(f"{source} does not fit any architecture: {' '.join(str(error).split())[:200]}") from None
 
 
 def _vision(tensors: Tensors, source: Path, beside: str) -> VisionConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from capfilt.errors import ModelError
@@ -167,6 +168,17 @@ def take(tensors: Tensors, wanted: Names, source: object, ignored: Mapping[str, 
     differ = [] if missing else sorted(ours for ours, several in wanted.items() if not equal(tensors, several))
     refuse(source, [("missing", missing), ("unexpected", unexpected), ("of two values", differ)])
     return {ours: tensors[several[0]] for ours, several in wanted.items()}
+
+
+@contextmanager
+def fitting(source: object) -> Iterator[None]:
+    """Tell in one line of tensors that are of no possible architecture: ModelError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
+    except (ValueError, IndexError) as error:  # tensors of impossible shapes; pydantic's errors are ValueErrors
+        raise ModelError(f"{source} does not fit any architecture: {' '.join(str(error).split())[:200]}") from None
 
 
 def refuse(source: object, faults: Iterable[tuple[str, list[str]]]) -> None:

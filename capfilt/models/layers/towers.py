@@ -6,12 +6,13 @@ encoder. Other text stacks have no parts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from capfilt.models.architecture import ArchitectureConfig, ModelRole
 from capfilt.models.layers.config import BertConfig, Role, TextStackConfig, VisionConfig
 
 if TYPE_CHECKING:
+    from capfilt.data.text.language_tokenizer import TokenizerKind
     from capfilt.models.checkpoints.files import Tensors
 
 PART_OF: dict[ModelRole, Role] = {"captioner": "decoder", "filter": "encoder"}
@@ -19,10 +20,68 @@ PART_OF: dict[ModelRole, Role] = {"captioner": "decoder", "filter": "encoder"}
 _SHAPE = ("width", "depth", "heads", "hidden")
 
 
-class TowersConfig(ArchitectureConfig):
-    """An architecture of two towers."""
+class VisionTextConfig(ArchitectureConfig):
+    """An architecture whose YAML has the sections `vision` and `text`."""
 
     image_size_key: ClassVar[str] = "vision.image_size"
+
+    vision: Any
+    """What images pass through; each family has a class of its own."""
+    text: Any
+    """What texts pass through; likewise."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
+        size: int = self.vision.image_size
+        return size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many entries a tokenizer may have, special tokens included."""
+        entries: int = self.text.vocab_size
+        return entries
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a text at most."""
+        most: int = self.text.max_positions
+        return most
+
+    @property
+    def num_weights(self) -> int:
+        """About how many numbers a model learns; norms and biases are not counted."""
+        weights: int = self.vision.weights + self.text.weights
+        return weights
+
+    @property
+    def vision_depth(self) -> int:
+        """Blocks that images pass through."""
+        depth: int = self.vision.depth
+        return depth
+
+
+class OneStackConfig(VisionTextConfig):
+    """An architecture of one stack of blocks for images and texts, whose texts are embedded as BERT's (ViLT, VLMo)."""
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        return self.vision_depth
+
+    @property
+    def towers(self) -> dict[str, dict[str, int | str]]:
+        """The shape of the one stack."""
+        return {"vision": {name: getattr(self.vision, name) for name in (*_SHAPE, "patch_size")}}
+
+    @property
+    def tokenizer_kind(self) -> TokenizerKind:
+        """BERT's tokenizer as it is."""
+        return "bert"
+
+
+class TowersConfig(VisionTextConfig):
+    """An architecture of two towers."""
 
     vision: VisionConfig
     """The vision tower."""
@@ -30,34 +89,9 @@ class TowersConfig(ArchitectureConfig):
     """The text stack."""
 
     @property
-    def image_size(self) -> int:
-        """Side of the square picture, pixels."""
-        return self.vision.image_size
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have, special tokens included."""
-        return self.text.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens of a text at most."""
-        return self.text.max_positions
-
-    @property
-    def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
-        return self.vision.weights + self.text.weights
-
-    @property
     def num_layers(self) -> int:
         """Layers of both towers."""
         return self.vision.depth + self.text.depth
-
-    @property
-    def vision_depth(self) -> int:
-        """Blocks of the vision tower."""
-        return self.vision.depth
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:

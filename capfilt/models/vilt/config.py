@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from capfilt.data.images.preprocess import Preprocess
-from capfilt.models.architecture import ArchitectureConfig, ModelRole
+from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import EmbeddingsConfig, VisionConfig
 from capfilt.models.layers.limits import Rate
+from capfilt.models.layers.towers import OneStackConfig
 
 Head = Literal["mlm", "itm", "rank", "vqa", "nlvr2", "tokens"]
 MATCHING: frozenset[Head] = frozenset({"itm", "rank"})
@@ -31,10 +32,8 @@ class BlocksConfig(VisionConfig):
         return self.grid**2 + 1
 
 
-class ViltConfig(ArchitectureConfig):
+class ViltConfig(OneStackConfig):
     """An architecture of the family: one stack of blocks over [text; I_CLS; patches] (ViLT section 3)."""
-
-    image_size_key: ClassVar[str] = "vision.image_size"
 
     family: Literal["vilt"] = "vilt"
     vision: BlocksConfig
@@ -71,51 +70,9 @@ class ViltConfig(ArchitectureConfig):
         return self.heads != ("tokens",)
 
     @property
-    def image_size(self) -> int:
-        """Shortest side of a picture, pixels."""
-        return self.vision.image_size
-
-    @property
     def patch_size(self) -> int:
         """Side of a patch, pixels."""
         return self.vision.patch_size
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have."""
-        return self.text.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens of a text at most."""
-        return self.text.max_positions
-
-    @property
-    def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
-        return self.vision.weights + self.text.weights
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks."""
-        return self.vision.depth
-
-    @property
-    def vision_depth(self) -> int:
-        """Blocks whose activations can be recomputed."""
-        return self.vision.depth
-
-    @property
-    def towers(self) -> dict[str, dict[str, int | str]]:
-        """The shape of the one stack."""
-        return {
-            "vision": {key: getattr(self.vision, key) for key in ("width", "depth", "heads", "hidden", "patch_size")}
-        }
-
-    @property
-    def tokenizer_kind(self) -> Literal["bert"]:
-        """BERT's tokenizer as it is."""
-        return "bert"
 
     def pictures(self, usual: Preprocess) -> Preprocess:
         """The family's way, with sides that patches divide."""

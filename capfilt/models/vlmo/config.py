@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from capfilt.config import Config
-from capfilt.data.text.language_tokenizer import TokenizerKind
-from capfilt.models.architecture import ArchitectureConfig, ModelRole
+from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import MAX_TOKENS, EmbeddingsConfig
 from capfilt.models.layers.limits import (
     Depth,
@@ -23,6 +22,7 @@ from capfilt.models.layers.limits import (
     Width,
     refuse_too_many,
 )
+from capfilt.models.layers.towers import OneStackConfig
 
 Output = Literal["mlm", "itm", "itc", "itc_fused"]
 
@@ -95,10 +95,8 @@ class WordsConfig(EmbeddingsConfig):
     """How long texts may be by the table of relative positions: as where texts alone were learned."""
 
 
-class VlmoConfig(ArchitectureConfig):
+class VlmoConfig(OneStackConfig):
     """An architecture of the family: one stack of blocks for texts, images and both (VLMo section 3.2)."""
-
-    image_size_key: ClassVar[str] = "vision.image_size"
 
     family: Literal["vlmo"] = "vlmo"
     vision: BlocksConfig
@@ -130,50 +128,9 @@ class VlmoConfig(ArchitectureConfig):
         return frozenset({"encode_image"} | {given[output] for output in self.outputs if output in given})
 
     @property
-    def image_size(self) -> int:
-        """Side of the square picture, pixels."""
-        return self.vision.image_size
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have."""
-        return self.text.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens of a text at most."""
-        return self.text.max_positions
-
-    @property
-    def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
-        return self.vision.weights + self.text.weights
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks."""
-        return self.vision.depth
-
-    @property
-    def vision_depth(self) -> int:
-        """Blocks whose activations can be recomputed."""
-        return self.vision.depth
-
-    @property
     def feature_width(self) -> int:
         """Width of the vectors in which images and texts are compared."""
         return self.vision.width if "itc" in self.outputs else 0
-
-    @property
-    def towers(self) -> dict[str, dict[str, int | str]]:
-        """The shape of the one stack."""
-        shape = ("width", "depth", "heads", "hidden", "patch_size")
-        return {"vision": {name: getattr(self.vision, name) for name in shape}}
-
-    @property
-    def tokenizer_kind(self) -> TokenizerKind:
-        """BERT's tokenizer as it is."""
-        return "bert"
 
     def for_role(self, role: ModelRole) -> Self:
         """The same without the head that guesses words; it cannot be the captioner."""

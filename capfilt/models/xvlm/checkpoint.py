@@ -99,12 +99,8 @@ class XvlmTh(OriginalFormat):
         tied = key_maps.unify_head(tensors, predictions_of(stack), stack + WORDS)
         if described is not None:
             return described.changed(roles=roles, tie_lm_head=tied)
-        try:
+        with key_maps.fitting(source):
             return _from_shapes(tensors, stack).changed(roles=roles, tie_lm_head=tied)
-        except KeyError as error:
-            raise ModelError(f"{source} does not fit any architecture: {error.args[0]} is missing") from None
-        except (ValueError, IndexError) as error:  # tensors of impossible shapes; pydantic's errors are ValueErrors
-            raise ModelError(f"{source} does not fit any architecture: {' '.join(str(error).split())[:200]}") from None
 
     def names(self, config: XvlmConfig) -> Names:
         """What the file calls the tensors of a model of ours."""

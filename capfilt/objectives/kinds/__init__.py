@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from capfilt.config import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from capfilt.data.loading.config import RegionConfig
     from capfilt.models.architecture import ArchitectureConfig
     from capfilt.objectives.interface import Task
@@ -38,6 +40,13 @@ class TaskConfig(Config):
 
     def check_batch(self, rows: int) -> None:
         """Refuse a global batch of so many pairs that the task cannot take; ValueError."""
+
+    def weight_of_mean(self, count: Tensor) -> Tensor | float:
+        """What a mean over `count` things of this process weighs; 1 where processes count alike, however much they
+        have, which a task with a key `mean_over` may leave open."""
+        from capfilt.objectives.collectives import share_of_total
+
+        return share_of_total(count) if getattr(self, "mean_over", "rank") == "all" else 1.0
 
     @classmethod
     def name(cls) -> str:

@@ -11,8 +11,6 @@ from capfilt.models.albef.config import AlbefConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from capfilt.models.albef.model import Albef
     from capfilt.objectives.interface import Task
 
@@ -67,12 +65,6 @@ class AlbefObjectives(TaskConfig):
         if self.queue % rows:
             near = self.queue - self.queue % rows
             raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
-
-    def weight_of_mean(self, count: Tensor) -> Tensor | float:
-        """What a mean over `count` things of this process weighs."""
-        from capfilt.objectives.collectives import share_of_total
-
-        return share_of_total(count) if self.mean_over == "all" else 1.0
 
 
 def build(model: Albef, config: AlbefObjectives, prompt: int = 0) -> Task:

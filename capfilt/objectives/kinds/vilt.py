@@ -9,8 +9,6 @@ from pydantic import Field
 from capfilt.objectives.kinds import TaskConfig, TaskKind
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from capfilt.models.vilt.model import Vilt
     from capfilt.objectives.interface import Task
 
@@ -41,12 +39,6 @@ class ViltObjectives(TaskConfig):
     mean_over: Literal["rank", "all"] = "rank"
     """Of what MLM is the mean: of a process's own hidden tokens, and then over processes (ViLT's code), or of those of
     all processes, which does not depend on how many there are."""
-
-    def weight_of_mean(self, count: Tensor) -> Tensor | float:
-        """What a mean over `count` things of this process weighs."""
-        from capfilt.objectives.collectives import share_of_total
-
-        return share_of_total(count) if self.mean_over == "all" else 1.0
 
 
 def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:

@@ -10,8 +10,6 @@ from capfilt.models.vlmo.config import VlmoConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from capfilt.models.vlmo.model import Vlmo
     from capfilt.objectives.interface import Task
 
@@ -31,12 +29,6 @@ class WordObjectives(TaskConfig):
     mean_over: Literal["rank", "all"] = "rank"
     """Of what MLM and ITM are the mean: of a process's own tokens and pairs, and then over processes, as released; or
     of those of all processes."""
-
-    def weight_of_mean(self, count: Tensor) -> Tensor | float:
-        """What a mean over `count` things of this process weighs."""
-        from capfilt.objectives.collectives import share_of_total
-
-        return share_of_total(count) if self.mean_over == "all" else 1.0
 
 
 class VlmoObjectives(WordObjectives):

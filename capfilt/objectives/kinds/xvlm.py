@@ -11,8 +11,6 @@ from capfilt.models.xvlm.config import XvlmConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from capfilt.models.xvlm.model import Xvlm
     from capfilt.objectives.interface import Task
 
@@ -63,12 +61,6 @@ class XvlmObjectives(TaskConfig):
     def region_steps(self) -> RegionConfig | None:
         """The steps on regions between those on pairs."""
         return self.regions
-
-    def weight_of_mean(self, count: Tensor) -> Tensor | float:
-        """What a mean over `count` things of this process weighs."""
-        from capfilt.objectives.collectives import share_of_total
-
-        return share_of_total(count) if self.mean_over == "all" else 1.0
 
 
 def build(model: Xvlm, config: XvlmObjectives, prompt: int = 0) -> Task:
