@@ -100,7 +100,10 @@ class VlmoConfig(OneStackConfig):
 
     family: Literal["vlmo"] = "vlmo"
     vision: BlocksConfig
+    """The stack of blocks, which texts share, with its patches."""
     text: WordsConfig
+    """Embeddings of texts, and the head that guesses words; `max_positions` is 40 beside images, 196 where texts alone
+    are learned."""
     temperature: Temperature = 0.07
     """Initial temperature of both ITCs; learned, and never clamped."""
     outputs: tuple[Output, ...] = ("mlm", "itm", "itc", "itc_fused")
