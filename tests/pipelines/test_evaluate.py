@@ -92,5 +92,5 @@ def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(finished_run: Path
     done = capfilt(
         "evaluate", finished_run / "round-1/pretrain", finished_run / "data/test", "--out", finished_run / "round-0"
     )
-    assert done.code == 1
+    assert done.code == 2
     assert "no plan.json" in done.line

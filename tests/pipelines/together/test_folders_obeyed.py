@@ -175,7 +175,7 @@ def test_another_mean_is_another_model(home: Path, copied: Path) -> None:
 
 def test_it_leaves_for_every_form_and_reads_as_before(home: Path, hf: SimpleNamespace, tmp_path: Path) -> None:
     theirs = hf.Tokenizer.from_pretrained(home / "captioner")
-    for form in export.FORMS:
+    for form in export.FORMS.keys() - {"open_clip"}:  # which has no model of the family
         export.run(str(home / "captioner"), form, tmp_path / form)
         result = tmp_path / form / "model.pth" if form == "pth" else tmp_path / form
         ours = Tokenizer.load(result)

@@ -70,7 +70,7 @@ def test_a_fork_is_a_folder_of_its_own(finished_run: Path, capfilt: Any, where: 
 
 def test_a_fork_is_of_one_run(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     mine = finished_run.parent / "mine.yaml"
-    assert capfilt("bootstrap", mine, "--out", tmp_path / "none", "--fork", tmp_path / "b").code == 1
+    assert capfilt("bootstrap", mine, "--out", tmp_path / "none", "--fork", tmp_path / "b").code == 2
     (tmp_path / "a").mkdir()
     (tmp_path / "a/plan.json").write_text("{}")
     done = capfilt("bootstrap", mine, "--out", finished_run, "--fork", tmp_path / "a")
