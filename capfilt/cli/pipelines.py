@@ -136,19 +136,22 @@ def pretrain(
     execute(work, as_json, debug, then=then)
 
 
+AnnotateRecipe = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].",
+        autocompletion=preset_names("annotate"),
+    ),
+]
+
+
 def annotate(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
     captioner: Annotated[str, typer.Option(help="Model folder that writes the texts.")],
     filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them and the web texts.")],
     out: Out,
     captions: Captions = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A preset of pipelines/annotate/, or a YAML [default: one text, as CapFilt].",
-            autocompletion=preset_names("annotate"),
-        ),
-    ] = None,
+    recipe: AnnotateRecipe = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     val: Annotated[
         str | None, typer.Option(help="Human pairs: also measure the filter's AUC on them against shuffled ones.")

@@ -5,80 +5,45 @@ A step of bootstrap and of select, not a verb.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
-from capfilt.data import labels, shards
+from capfilt.data import labels
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import DataError
 from capfilt.evaluation.metrics import matching
-from capfilt.inference.device import Compute, autocast
-from capfilt.models.checkpoints import store
 from capfilt.runs import round_figures
-from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
-from capfilt.runs.tally import Tally
+from capfilt.stages.human_pairs import PairsJob
 from capfilt.stages.runner import run_stage
-from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
 
 
-class CalibrateJob(Config):
-    """A filter before human validation pairs; its outcome is `out/calibration.json`."""
+class CalibrateJob(PairsJob):
+    """The threshold of one score."""
 
-    loads: ClassVar[str] = "the filter to load and to score the pairs"
+    file = "calibration.json"
+    stage = "calibrate"
 
-    out: StoragePath
-    model: StoragePath
-    shards: tuple[str, ...]
-    contents: dict[str, str]
-    """The sha256 of each shard, by its url."""
     score: str
     recall: float
-    batch_size: int = 64
-    max_length: int = 35
-    """Tokens of a text; as when annotating, since the threshold is for those scores."""
-    compute: Compute
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "calibrate"
-
-    def identity(self, item: str) -> str:
-        """The filter's weights, the validation shards and the settings."""
-        return fingerprint(
-            item,
-            store.fingerprint(self.model),
-            [(shards.name(url), self.contents[url]) for url in self.shards],
-            self.model_dump(mode="json", exclude={"out", "model", "shards", "contents", "batch_size"}),
-        )
-
-    def open(self) -> Callable[[str], str]:
-        """Load the filter."""
+    def measure(self, filter_: Any, pairs: Any) -> dict[str, Any]:
+        """The threshold that keeps `recall` of the pairs, and what it was taken of."""
         from capfilt.evaluation import evaluate
-        from capfilt.evaluation.eval_set import encode_pairs
-        from capfilt.inference.filters import local_filter
-        from capfilt.inference.local_model import LocalModel
 
-        device, dtype = self.compute.open(), self.compute.dtype
-        filter_ = local_filter(LocalModel.load(self.model, device, dtype), self.max_length)
+        return {
+            "score": self.score,
+            **asdict(evaluate.calibrate(filter_, pairs, self.score, self.recall, self.batch_size)),
+        }
 
-        def work(item: str) -> str:
-            with autocast(device, dtype):
-                pairs = encode_pairs(filter_.local, self.shards, self.batch_size, device)
-                calibration = evaluate.calibrate(filter_, pairs, self.score, self.recall, self.batch_size)
-            path = self.out / "calibration.json"
-            write_json(path, {"score": self.score, **asdict(calibration)})
-            Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
-            return f"{self.score} >= {calibration.threshold:.3f}"
-
-        return work
+    def summary(self, figures: dict[str, Any]) -> str:
+        """The threshold."""
+        return f"{self.score} >= {figures['threshold']:.3f}"
 
 
 def calibrate(

@@ -6,6 +6,7 @@ A step of annotate and of bootstrap, not a verb. It decides nothing: the policy'
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -25,10 +26,12 @@ from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
 
 
-class HumanPairsJob(Config):
-    """A filter before human validation pairs; its outcome is `out/human_pairs.json`."""
+class PairsJob(Config):
+    """A filter before human validation pairs; its outcome is `out/FILE`."""
 
     loads: ClassVar[str] = "the filter to load and to score the pairs"
+    file: ClassVar[str]
+    stage: ClassVar[str]
 
     out: StoragePath
     model: StoragePath
@@ -43,7 +46,7 @@ class HumanPairsJob(Config):
     @property
     def name(self) -> str:
         """The stage."""
-        return "human-pairs"
+        return self.stage
 
     def identity(self, item: str) -> str:
         """The filter's weights, the validation shards and the settings."""
@@ -54,9 +57,16 @@ class HumanPairsJob(Config):
             self.model_dump(mode="json", exclude={"out", "model", "shards", "contents", "batch_size"}),
         )
 
+    @abstractmethod
+    def measure(self, filter_: Any, pairs: Any) -> dict[str, Any]:
+        """The figures of a filter on encoded pairs."""
+
+    @abstractmethod
+    def summary(self, figures: dict[str, Any]) -> str:
+        """The figures in a few words."""
+
     def open(self) -> Callable[[str], str]:
         """Load the filter."""
-        from capfilt.evaluation import evaluate
         from capfilt.evaluation.eval_set import encode_pairs
         from capfilt.inference.filters import local_filter
         from capfilt.inference.local_model import LocalModel
@@ -67,13 +77,30 @@ class HumanPairsJob(Config):
         def work(item: str) -> str:
             with autocast(device, dtype):
                 pairs = encode_pairs(filter_.local, self.shards, self.batch_size, device)
-                figures = evaluate.human_pairs(filter_, pairs, self.batch_size)
-            path = self.out / HUMAN_PAIRS
+                figures = self.measure(filter_, pairs)
+            path = self.out / self.file
             write_json(path, figures)
             Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
-            return ", ".join(f"AUC of {score} {area:.3f}" for score, area in figures["auc"].items())
+            return self.summary(figures)
 
         return work
+
+
+class HumanPairsJob(PairsJob):
+    """How well a filter tells pairs from shuffled ones."""
+
+    file = HUMAN_PAIRS
+    stage = "human-pairs"
+
+    def measure(self, filter_: Any, pairs: Any) -> dict[str, Any]:
+        """The AUC of each score."""
+        from capfilt.evaluation import evaluate
+
+        return evaluate.human_pairs(filter_, pairs, self.batch_size)
+
+    def summary(self, figures: dict[str, Any]) -> str:
+        """The AUC of each score."""
+        return ", ".join(f"AUC of {score} {area:.3f}" for score, area in figures["auc"].items())
 
 
 def measure_human_pairs(
