@@ -90,7 +90,8 @@ def areas(model: Path, web: Path) -> dict[str, dict[str, float]]:
 
 def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one family."""
-    from capfilt.models import architecture_of, blank
+    from capfilt.models import blank
+    from capfilt.models.checkpoints import store
 
     out, recipe, world = args.out / f"{family}-{args.seed}", RECIPES.get(family, f"{family}-tiny"), args.out / "world"
     both = f"[{{shards: {world / 'web'}}}, {{shards: {world / 'human'}}}]"
@@ -102,7 +103,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
         what: capfilt("evaluate", of, world / "test", "--out", out / f"evaluate-{what}", "--address", args.address)
         for what, of in (("pretrained", model), ("fine-tuned", tuned))
     }
-    weights = blank(architecture_of(yaml.safe_load((out / "pretrain/recipe.yaml").read_text())["model"]))
+    weights = blank(store.architecture(store.find(str(model))))
     return {
         "family": family,
         "seed": args.seed,
