@@ -239,6 +239,7 @@ def test_labels_have_intervals_and_only_those_at_random_count(tmp_path: Path, br
         shown.texts["label"][2 * image] = code
     opened = browser.open(written(tmp_path, page_data(shown)))
     low, high = labels.wilson_interval(8, 10)
+    await_text(opened, "#live", "random labels")
     told = opened.locator("#live").inner_text()
     assert f"12 random labels: precision 0.800 [{low:.2f}, {high:.2f}], recall 0.800 [{low:.2f}, {high:.2f}]" in told
     assert "1 labels given otherwise, not counted" in told
@@ -248,6 +249,7 @@ def test_nothing_is_asked_of_a_truth_that_nobody_knows(tmp_path: Path, browser: 
     shown = an_annotated_round()
     shown.texts["truth"][:] = [-1] * 80
     opened = browser.open(written(tmp_path, page_data(shown)))
+    await_text(opened, "#live", "web:")
     assert not opened.locator("#truth").is_visible()
     assert "known truth" not in opened.locator("#live").inner_text()
 
@@ -255,7 +257,7 @@ def test_nothing_is_asked_of_a_truth_that_nobody_knows(tmp_path: Path, browser: 
 def test_a_sample_says_that_it_is_one(tmp_path: Path, browser: Any) -> None:
     shown = replace(an_annotated_round(), totals={"web": 4000, "synthetic": 4000})
     opened = browser.open(written(tmp_path, page_data(shown, notes=["The gallery holds 80 of 8,000 texts."])))
-    assert "web: about 2,000 of 4,000 kept, 50.0 % (from 40 drawn at random)" in opened.locator("#live").inner_text()
+    await_text(opened, "#live", "web: about 2,000 of 4,000 kept, 50.0 % (from 40 drawn at random)")
     assert "holds 80 of 8,000" in opened.locator("footer").inner_text()
 
 

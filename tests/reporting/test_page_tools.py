@@ -67,7 +67,7 @@ def test_nothing_is_kept_before_a_policy_ran(opened: Open) -> None:
     tiles = view.locator(".tiles").inner_text()
     assert "40" in tiles
     assert "2 could not be read" in tiles
-    assert "web: 20 of 40 pass, 50.0 %" in view.locator("#live").inner_text()
+    await_text(view, "#live", "web: 20 of 40 pass, 50.0 %")
     assert view.locator("h2", has_text="A threshold to try").count() == 1
     view.get_by_label("At the threshold").select_option(label="passes")
     await_text(view, "#found", "40 texts of 20 images")
@@ -80,7 +80,7 @@ def test_a_filter_without_itm_opens_by_itc(opened: Open) -> None:
     histograms = {"itc": shown.histograms["itc"]}
     view = opened(replace(shown, score="itc", threshold=0.0, histograms=histograms), rounds=[])
     assert view.locator("#score option:enabled").all_text_contents() == ["itc, cosine"]
-    assert "21 of 40 pass" in view.locator("#live").inner_text()
+    await_text(view, "#live", "21 of 40 pass")
 
 
 def test_the_auc_on_human_pairs_is_named_as_such(opened: Open) -> None:
