@@ -47,7 +47,7 @@ _VERBOSE_LOGGERS = (
 )
 _SCRIPT = "job.sh"
 _CHECKED = """\
-# Runs capfilt, if it is the version that sent this job.
+# Job {id}: runs capfilt, if it is the version that sent this job.
 found=$(capfilt --version 2> /dev/null) || found=none
 if [ "$found" != {version} ]; then
   echo "error: capfilt {version} sent this job, and the PATH of the cluster's head has $found;" \\
@@ -100,8 +100,11 @@ class Jobs:
     def submit(self, command: Command, name: str) -> str:
         """Submit a command; returns the id of the job, which begins with `name`."""
         id = f"{name}-{uuid.uuid4().hex[:8]}"
+        # With its id in it, no two jobs have the same package: Ray unpacks one anew for each node, and where two nodes
+        # share a session folder that removes it under a job that is just beginning there.
+        script = _CHECKED.format(id=id, version=command.version)
         with tempfile.TemporaryDirectory() as folder, self._errors_as_one_line():
-            for file, text in {_SCRIPT: _CHECKED.format(version=command.version), **command.files}.items():
+            for file, text in {_SCRIPT: script, **command.files}.items():
                 Path(folder, file).write_text(text, encoding="utf-8")
             submitted: str = self._client.submit_job(
                 entrypoint=f"sh {_SCRIPT} {shlex.join(command.words)}",

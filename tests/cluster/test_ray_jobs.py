@@ -132,6 +132,12 @@ def test_a_job_is_followed_to_its_end(cluster: Jobs, begin: Callable[..., str]) 
 
 
 @pytest.mark.slow
+def test_no_two_jobs_share_a_package(cluster: Jobs, begin: Callable[..., str]) -> None:
+    packages = {cluster._client.get_job_info(begin(1)).runtime_env["working_dir"] for _ in range(2)}
+    assert len(packages) == 2
+
+
+@pytest.mark.slow
 def test_another_version_is_one_line(cluster: Jobs, begin: Callable[..., str]) -> None:
     id = begin(2, version="99.0")
     log = "".join(cluster.follow(id, pytest.fail))
@@ -254,7 +260,7 @@ def test_a_server_that_is_no_head_or_wants_a_token_is_one_line(status: int, said
 def test_the_script_of_a_job_runs_what_the_sender_s_version_is(tmp_path: Path) -> None:
     import subprocess
 
-    (tmp_path / "job.sh").write_text(ray_jobs._CHECKED.format(version=__version__))
+    (tmp_path / "job.sh").write_text(ray_jobs._CHECKED.format(id="capfilt-a", version=__version__))
     done = subprocess.run(
         ["/bin/sh", "job.sh", "status"],
         cwd=tmp_path,
