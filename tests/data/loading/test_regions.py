@@ -15,9 +15,10 @@ from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.config import LoaderConfig, RegionConfig, Source
 from capfilt.data.loading.loader import Loader
 from capfilt.data.loading.regions import WHOLE, RegionLoader, RegionRows, crop
-from capfilt.data.regions import Region, regions_of
+from capfilt.data.regions import Proposal, Region, proposals_of, regions_of
 from capfilt.data.sample import Sample
 from capfilt.data.synthetic import world
+from capfilt.data.tasks import FailedRow
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError
 
@@ -45,8 +46,25 @@ def test_what_is_no_region_is_said(regions: Any, said: str) -> None:
 def test_regions_are_read_as_they_are() -> None:
     assert regions_of({}, 8, 9) == []
     assert regions_of({"regions": [{"box": [4, 3.5, 4, 5.5], "text": "a cat", "id": 3}]}, 8, 9) == [
-        Region(4, 3.5, 4, 5.5, "a cat")
+        Region(4, 3.5, 4, 5.5, "a cat", 3)
     ]
+
+
+def test_regions_that_cannot_be_used_can_be_collected() -> None:
+    good, empty = {"box": [0, 0, 1, 1], "text": "x"}, {"box": [1, 1, 0, 2], "text": "x", "id": 7}
+    failed: list[FailedRow] = []
+    assert regions_of({"regions": [empty, good, 5]}, 8, 9, failed) == [Region(0, 0, 1, 1, "x")]
+    assert [row.id for row in failed] == [7, "region 2"]
+    assert "is empty" in failed[0].reason
+
+
+def test_proposals() -> None:
+    meta = {"proposals": [{"box": [0, 0, 8, 9], "score": 1}, {"box": [1, 1, 2, 2]}]}
+    assert proposals_of(meta, 8, 9) == [Proposal(0, 0, 8, 9, 1.0), Proposal(1, 1, 2, 2)]
+    for entry, said in (({"box": [0, 0, 9, 9]}, "proposal 0: box .* lies outside"), (3, "proposal 0: box is None"),
+                        ({"box": [0, 0, 1, 1], "score": "1"}, "proposal 0: score is '1'")):  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            proposals_of({"proposals": [entry]}, 8, 9)
 
 
 def marked() -> Image.Image:
