@@ -1,1 +1,1 @@
-"""Tokenizers: texts to ids and back."""
+"""Tokenizers, texts to ids and back; and the rules by which answers to questions are compared."""
