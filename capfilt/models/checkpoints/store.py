@@ -7,7 +7,7 @@ name. How the files of other code name things each family says (`models/FAMILY/c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -229,12 +229,20 @@ def fingerprint(path: StoragePath) -> str:
     file = files.weights_file(path)
     if file is None:
         raise ModelError(f"no weights at {path}; a model has {WEIGHTS} there")
-    digests = [sha256_file(part) for part in files.parts(file)]
     folder = path if path.is_dir() else path.parent
-    beside = [folder / name for name in files.BESIDE if (folder / name).is_file()]
-    if layout(path) != "capfilt" or [one.name for one in beside] != [files.VOCABULARY]:
-        digests += [f"{one.name} {sha256_file(one)}" for one in beside]
-    return f"{architecture(path).family}-{digests[0] if len(digests) == 1 else digest_of(digests)}"
+    beside = {name: sha256_file(folder / name) for name in files.BESIDE if (folder / name).is_file()}
+    digest = digest_of_files([sha256_file(part) for part in files.parts(file)], beside, layout(path) == "capfilt")
+    return f"{architecture(path).family}-{digest}"
+
+
+def digest_of_files(weights: Sequence[str], beside: Mapping[str, str], is_ours: bool = True) -> str:
+    """What follows the family in a model's fingerprint, from the sha256 of its weights, part by part, and of each file
+    of `files.BESIDE` by its name; other names are left out."""
+    digests = list(weights)
+    names = [name for name in files.BESIDE if name in beside]
+    if not is_ours or names != [files.VOCABULARY]:
+        digests += [f"{name} {beside[name]}" for name in names]
+    return digests[0] if len(digests) == 1 else digest_of(digests)
 
 
 def left_behind(path: StoragePath, config: ArchitectureConfig | None = None) -> dict[str, int]:

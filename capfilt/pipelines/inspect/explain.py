@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from capfilt.data import parquet
 from capfilt.errors import DataError, RunError
+from capfilt.models.checkpoints import store
 from capfilt.runs import stage_status
-from capfilt.runs.ledger import Ledger
+from capfilt.runs.ledger import Completion, Ledger
 from capfilt.runs.run import Run
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, relative_to
@@ -38,9 +39,8 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
     num_tables = 0
     for ledger in stage_status.find_ledgers(folder):
         for done in ledger.readable_completions():
+            models |= _models(ledger, done, folder)
             for output in dict.fromkeys(done.outputs):  # a forged record may name one a million times
-                if output.path.endswith((".safetensors", ".bin", ".pth", ".ckpt", ".th")):
-                    models[output.sha256] = str(relative_to((ledger.folder / output.path).parent, folder))
                 if not output.path.endswith(".parquet"):
                     continue
                 num_tables += 1
@@ -58,6 +58,20 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
     folders = {model: models[digest] for model in sorted(used) if (digest := model.rpartition("-")[2]) in models}
     named = {model: pretrained[model] for model in sorted(used) if model in pretrained}
     return {"asked": name, "found": records, "models": folders | named}
+
+
+def _models(ledger: Ledger, done: Completion, folder: StoragePath) -> dict[str, str]:
+    """The folders of the models that a completion names, by the digests in their fingerprints: a family that reads
+    pictures or cuts texts by files of its own has these in it."""
+    by_home: dict[str, dict[str, str]] = {}
+    for output in done.outputs:
+        home, _, name = output.path.rpartition("/")
+        by_home.setdefault(home, {})[name] = output.sha256
+    return {
+        store.digest_of_files([files[store.WEIGHTS]], files): str(relative_to(ledger.folder / home, folder))
+        for home, files in by_home.items()
+        if store.WEIGHTS in files
+    }
 
 
 def pretrained_roles(folder: StoragePath, plan: Mapping[str, Any]) -> dict[str, str]:
@@ -134,7 +148,8 @@ def _text_lines(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
     yield f"      {row['text'][:MAX_SHOWN]!r}{more}"
     for role, verb in (("captioner", "written"), ("filter", "scored")):
         if model := row[role]:
-            yield f"      {verb} by {models.get(model, 'a model from elsewhere')} ({model[:20]}…), seed {row['seed']}"
+            by = models.get(model) or f"a model of {model.rpartition('-')[0][:20] or 'a family'} from elsewhere"
+            yield f"      {verb} by {by} ({model[:20]}…), seed {row['seed']}"
 
 
 def are_texts(rows: list[dict[str, Any]]) -> bool:

@@ -71,7 +71,6 @@ def run(
         if model not in models:
             known = explanation["models"].get(model)
             near = [] if known is None else [folder / known, *([] if "://" in known else [Path(known)])]
-            near.append(folder / each["folder"] / "filter/checkpoint")  # `explain` does not know every family's
             models[model] = _load(model, near, known or f"{model[:20]}…", filter_)
         picture = _picture(urls, each["shard"], rows[0]["key"])
         lines.append(_tiles(models[model], picture, each["folder"], rows, max_length))

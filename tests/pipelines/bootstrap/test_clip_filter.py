@@ -56,6 +56,10 @@ def test_a_round_with_a_clip_keeps_texts_by_itc(
     assert {row["source"] for row in rows} == {"web", "synthetic"}
     assert all(row["itm"] is None and -1 <= row["itc"] <= 1 for row in rows)
     assert {row["filter"] for row in rows} == {store.fingerprint(run / "round-1/filter/checkpoint")}
+    said = capfilt("explain", run, rows[0]["key"]).out
+    assert "scored by round-1/filter/checkpoint (clip-" in said
+    assert f"itc {rows[0]['itc']:.4f}" in said
+    assert "itm " not in said, "a score that it does not give"
     figures = json.loads(done.out)["rounds"][1]
     assert 0 <= figures["filter"]["auc"] <= 1
     assert 0 < sum(figures["kept"].values()) < len(rows)

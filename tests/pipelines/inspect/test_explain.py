@@ -47,6 +47,12 @@ def test_a_person_reads_it(finished_run: Path, capfilt: Any) -> None:
     assert repr(row["text"]) in done.out
 
 
+def test_a_model_from_elsewhere_is_named_by_its_family(run_copy: Path, capfilt: Any) -> None:
+    (run_copy / "round-1/ledger/filter/model.json").unlink()
+    done = capfilt("explain", run_copy, first_row(run_copy)["key"])
+    assert "scored by a model of blip from elsewhere (blip-" in done.out
+
+
 def test_before_there_is_a_verdict(run_copy: Path, capfilt: Any) -> None:
     shutil.rmtree(run_copy / "round-1/ledger/select")
     done = capfilt("explain", run_copy, first_row(run_copy)["key"])
