@@ -127,7 +127,13 @@ def explain(
 
 
 def report(
-    run: Location, other: Location | None = None, *, out: Location | None = None, fetch_inputs: bool = False
+    run: Location,
+    other: Location | None = None,
+    *,
+    out: Location | None = None,
+    fetch_inputs: bool = False,
+    heatmaps: int = 0,
+    filter: Location | None = None,
 ) -> ReportResult:
     """Write a run as one HTML page, which needs no network: figures, charts, a gallery, a threshold to move.
 
@@ -139,16 +145,24 @@ def report(
         other: a second run folder to compare with; both have annotations.
         out: the page; by default report.html in the run folder, or comparison.html for two runs.
         fetch_inputs: fetch shards that the run's plan names from elsewhere, too: do you trust it?
+        heatmaps: draw the heatmaps of so many kept and of so many dropped texts of each round, those nearest to its
+            threshold; it runs the filter that scored them.
+        filter: for the heatmaps, that filter, where the run folder neither holds nor names it.
 
     Raises:
-        RunError: `run` is no run folder, or one of two has no annotations.
-        UsageError: a run compared with itself.
+        RunError: `run` is no run folder, or one of two has no annotations; or its filter is gone.
+        UsageError: a run compared with itself, heatmaps of two runs, or a filter that has none.
     """
     from capfilt.pipelines import report as pipeline
 
+    if filter is not None and not heatmaps:
+        raise UsageError("--filter is of the heatmaps: say --heatmaps N too.")
+    if heatmaps and other is not None:
+        raise UsageError("--heatmaps are of the page of one run; leave the second run out.")
     page = None if out is None else location(out)
     if other is None:
-        record = pipeline.run(location(run), page, fetch_inputs)
+        model = None if filter is None else str(filter)
+        record = pipeline.run(location(run), page, fetch_inputs, heatmaps=heatmaps, filter_=model)
     else:
         record = pipeline.compare(location(run), location(other), page, fetch_inputs)
     joined = record.get("joined")

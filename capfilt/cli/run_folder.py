@@ -133,6 +133,14 @@ def report(
         str | None,
         typer.Option("--out", help="The page [default: report.html in RUN; comparison.html where there are two]."),
     ] = None,
+    heatmaps: Annotated[
+        int,
+        typer.Option(min=0, help="Heatmaps of so many kept and so many dropped texts a round, nearest its threshold."),
+    ] = 0,
+    filter_: Annotated[
+        str | None,
+        typer.Option("--filter", help="For them, the filter that scored the texts, where RUN does not hold it."),
+    ] = None,
     fetch_inputs: FetchInputs = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -141,11 +149,13 @@ def report(
 
     With two runs, both side by side: the images that they share, with both runs' scores, verdicts and captions.
 
-    Example: `capfilt report runs/demo`, `capfilt report runs/a runs/b`
+    Example: `capfilt report runs/demo --heatmaps 12`, `capfilt report runs/a runs/b`
     """
 
     def work(_show: Progress) -> Any:
-        result = inspection.report(run, other or None, out=out or None, fetch_inputs=fetch_inputs)
+        result = inspection.report(
+            run, other or None, out=out or None, fetch_inputs=fetch_inputs, heatmaps=heatmaps, filter=filter_ or None
+        )
         if result.joined == 0 and not as_json:
             say(f"{run} and {other} share no image of those compared (joined on uid): the page has their totals alone")
         return result.record

@@ -16,20 +16,36 @@ COMPARISON = "comparison.html"
 
 
 def run(
-    folder: StoragePath, out: StoragePath | None = None, fetch: bool = False, web: Sequence[str] | None = None
+    folder: StoragePath,
+    out: StoragePath | None = None,
+    fetch: bool = False,
+    web: Sequence[str] | None = None,
+    heatmaps: int = 0,
+    filter_: str | None = None,
 ) -> dict[str, Any]:
     """The verb: write the page of a run to `out`, else to report.html in the run folder.
 
-    `fetch` allows to read shards that the run's plan names on other machines; `web` says where the shards lie, instead
-    of the plan, which holds no secrets of an address.
+    Args:
+        folder: the run folder.
+        out: the page.
+        fetch: read shards that the run's plan names on other machines, too.
+        web: where the shards lie, instead of the plan, which holds no secrets of an address.
+        heatmaps: how many kept and how many dropped texts of each round get one; runs the filter that scored them.
+        filter_: that filter, where the run folder neither holds nor names it.
     """
     path = out or folder / PAGE
     report = collect_report(folder, fetch, web)
+    if heatmaps:
+        from capfilt.pipelines.inspect.gallery_heatmaps import with_heatmaps  # torch
+
+        report = with_heatmaps(folder, report, heatmaps, filter_, fetch)
     page = render(report.page).encode("utf-8", "replace")
     with atomic(path) as file:
         file.write(page)
     num_texts = sum(len(texts) for texts in report.texts)
-    return {"report": str(path), "bytes": len(page), "rounds": len(report.page.rounds), "texts": num_texts}
+    record = {"report": str(path), "bytes": len(page), "rounds": len(report.page.rounds), "texts": num_texts}
+    drawn = sum(len(each.heatmaps) for each in report.page.annotated_rounds)
+    return {**record, "heatmaps": drawn} if heatmaps else record
 
 
 def compare(

@@ -170,6 +170,7 @@ def annotated_round(
             for name, value in zip(COLUMNS, values, strict=True):
                 columns[name].append(value)
     source, (score, threshold) = sample.source, sample.opening
+    filters = {row.filter for image in sample.images for row, _ in image.rows if row.status == "ok" and row.filter}
     return AnnotatedRound(
         round=source.number,
         score=score,
@@ -186,6 +187,7 @@ def annotated_round(
         policy="" if source.dataset is None else _in_words(source.rule),
         counts=sample.counts.result(),
         human_auc=source.human_auc,
+        filter=filters.pop() if len(filters) == 1 else "",
     )
 
 

@@ -56,6 +56,7 @@ def render(data: PageData, review: bool = False) -> str:
         review=review,
         undecided=alone is not None and not alone.decided,
         human_auc=any(each.human_auc for each in annotated),
+        num_heatmaps=sum(len(each.heatmaps) for each in annotated),
         scores=[(score, words) for score, words in SCORES.items() if any(score in a.histograms for a in annotated)],
         table=sections.rounds_table(data.rounds),
         texts_table=sections.texts_table(annotated),
@@ -157,6 +158,7 @@ def _script_data(data: PageData, review: bool) -> dict[str, Any]:
             "texts": {name: list(each.texts[name]) for name in COLUMNS},
             "cut": dict(each.full_lengths),
             "decided": each.decided,
+            "heat": dict(each.heatmaps),
         }
         for each in data.annotated_rounds
     ]

@@ -88,6 +88,10 @@ class AnnotatedRound:
     counts: AnnotationCounts | None = None
     human_auc: Mapping[str, float] = field(default_factory=dict)
     """By score, the filter's AUC on human pairs against shuffled ones, where it was measured."""
+    filter: str = ""
+    """The fingerprint of the model that scored the texts; "" where there are several."""
+    heatmaps: Mapping[int, str] = field(default_factory=dict)
+    """By position in `texts`, the picture under the heatmap of that text, a data: URL."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from capfilt.reporting import page
 from capfilt.reporting.page_data import AnnotatedRound, AnnotationCounts, PageData, Training
-from tests.reporting.test_page import HOSTILE, ROUNDS, an_annotated_round, await_text, page_data, written
+from tests.reporting.test_page import HOSTILE, ROUNDS, an_annotated_round, await_text, page_data, picture, written
 
 Open = Callable[..., Any]
 
@@ -128,6 +128,28 @@ def test_a_picture_is_enlarged_by_mouse_and_by_keyboard(opened: Open) -> None:
         assert (
             view.evaluate("document.activeElement.textContent === '' && document.activeElement.className") == "enlarge"
         )
+
+
+def test_a_heatmap_takes_the_place_of_the_picture_and_gives_it_back(opened: Open) -> None:
+    drawn = picture(32)
+    view = opened(replace(an_annotated_round(), heatmaps={38: drawn, 39: drawn}))
+    assert view.locator("#gallery").get_by_text("2 texts, of each round the kept").count() == 1
+    card = view.locator(".card", has=view.get_by_role("button", name="heatmap"))
+    assert card.count() == 1, "texts without one have no button"
+    first, second = card.get_by_role("button", name="heatmap").all()
+    plain = card.locator("img").get_attribute("src")
+    first.press("Enter")
+    assert card.locator("img").get_attribute("src") == drawn
+    second.click()
+    assert [each.get_attribute("aria-pressed") for each in (first, second)] == ["false", "true"]
+    card.locator("img").click()
+    dialog = view.get_by_role("dialog")
+    assert dialog.locator("img").get_attribute("src") == plain
+    dialog.get_by_role("button", name="heatmap").first.click()
+    assert dialog.locator("img").get_attribute("src") == drawn
+    view.keyboard.press("Escape")
+    second.click()
+    assert card.locator("img").get_attribute("src") == plain
 
 
 def test_long_texts_unfold(opened: Open) -> None:

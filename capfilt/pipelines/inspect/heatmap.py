@@ -62,16 +62,14 @@ def run(
     if out is not None and not out.name.lower().endswith(".png"):
         raise UsageError(f"--out {out}: the heatmap is a PNG; give a name that ends in .png")
     plan = Run.load(folder).plan
-    web = inputs.input_shards(folder, plan)
-    inputs.check_reachable(folder, web, fetch)
-    urls = inputs.urls_by_name(plan, shards.expand(web))
-    max_length, models, lines = _max_length(plan), dict[str, LocalModel](), []
+    urls = picture_urls(folder, plan, fetch)
+    max_length, models, lines = filter_max_length(plan), dict[str, LocalModel](), []
     for each, rows in scored:
         model = rows[0]["filter"]
         if model not in models:
             known = explanation["models"].get(model)
             near = [] if known is None else [folder / known, *([] if "://" in known else [Path(known)])]
-            models[model] = _load(model, near, known or f"{model[:20]}…", filter_)
+            models[model] = load_filter(model, near, known or f"{model[:20]}…", filter_)
         picture = _picture(urls, each["shard"], rows[0]["key"])
         lines.append(_tiles(models[model], picture, each["folder"], rows, max_length))
     path = out or folder / f"heatmap-{re.sub('[^A-Za-z0-9._-]', '_', scored[0][1][0]['key'])[:100]}.png"
@@ -84,14 +82,21 @@ def _scored(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["filter"] and row["status"] == "ok"][:MAX_TILES]
 
 
-def _max_length(plan: Mapping[str, Any]) -> int:
+def picture_urls(folder: StoragePath, plan: Mapping[str, Any], fetch: bool) -> dict[str, str]:
+    """The URL of each of the run's web shards by its name; errors as in `run`."""
+    web = inputs.input_shards(folder, plan)
+    inputs.check_reachable(folder, web, fetch)
+    return inputs.urls_by_name(plan, shards.expand(web))
+
+
+def filter_max_length(plan: Mapping[str, Any]) -> int:
     """Tokens of a text that the run's filter read at most."""
     settings = plan.get("config") or plan.get("annotate")
     length = settings.get("max_length") if isinstance(settings, dict) else None
     return length if isinstance(length, int) and length >= 2 else 35
 
 
-def _load(fingerprint: str, near: Sequence[StoragePath], name: str, given: str | None) -> LocalModel:
+def load_filter(fingerprint: str, near: Sequence[StoragePath], name: str, given: str | None) -> LocalModel:
     """The filter of this fingerprint: `given` by the user, or at the first place that exists."""
     place = storage_path(given) if given else next((path for path in near if path.exists()), None)
     if place is None:
@@ -121,6 +126,17 @@ def _tiles(
     local: LocalModel, picture: Image.Image, title: str, rows: Sequence[Mapping[str, Any]], max_length: int
 ) -> Iterator[Image.Image]:
     """The image and, for each row, the same under its heatmap, with what is known of the text."""
+    seen, maps = maps_of(local, picture, [row["text"] for row in rows], max_length)
+    yield _labelled(seen, title, rows[0]["key"])
+    for row, heat in zip(rows, maps, strict=True):
+        score = "" if row["itm"] is None else f" itm {row['itm']:.3f}"
+        yield _labelled(overlay(seen, heat), f"{row['source']}{score} {row.get('verdict', '')}", row["text"])
+
+
+def maps_of(
+    local: LocalModel, picture: Image.Image, texts: Sequence[str], max_length: int
+) -> tuple[Image.Image, np.ndarray]:
+    """What of a picture the filter saw, its longer side of SIDE pixels, and the heatmap of each text on it."""
     wanted = local.image_format
     read = wanted.to_pixels(picture)
     pixels_13SS = wanted.preprocess.normalise(wanted.preprocess.stack([read])).to(local.device)
@@ -128,11 +144,7 @@ def _tiles(
     seen = picture if wanted.preprocess.shape == "squash" else Image.fromarray(read)
     scale = SIDE / max(seen.size)
     seen = seen.resize((max(1, round(seen.width * scale)), max(1, round(seen.height * scale))))
-    maps = heatmaps(local, pixels_13SS, [row["text"] for row in rows], max_length)
-    yield _labelled(seen, title, rows[0]["key"])
-    for row, heat in zip(rows, maps, strict=True):
-        score = "" if row["itm"] is None else f" itm {row['itm']:.3f}"
-        yield _labelled(overlay(seen, heat), f"{row['source']}{score} {row.get('verdict', '')}", row["text"])
+    return seen, heatmaps(local, pixels_13SS, texts, max_length)
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:

@@ -152,12 +152,24 @@ function line(i, inGallery = true) {
   const row = element("li", blind ? "text" : `text ${given}`,
     element("div", "meta", blind ? "" : element("b", "mark-word", `${MARKS[given]} ${inWords(given)}`), element("span", "", "T", element("sub", "", source[0]), ` ${source}`)),
     ...parts,
-    blind ? "" : element("div", "meta", figure("itm"), figure("itc"), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i)));
+    blind ? "" : element("div", "meta", figure("itm"), figure("itc"), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i), heatmap(i)));
   if (!inGallery) return row;
   parts[0].firstChild.id = `said-${i}`;
   row.dataset.row = i;
   if (data.review && given !== "failed") row.append(labelButtons(i));
   return row;
+}
+/** A button that puts the picture beside a text under the text's heatmap, and back, where the page has one. */
+function heatmap(i) {
+  const drawn = round().heat[i], plain = data.images[texts().image[i]][1];
+  if (!drawn) return "";
+  const toggle = button("heatmap", () => {
+    const home = toggle.closest(".card, dialog"), on = toggle.getAttribute("aria-pressed") === "false";
+    for (const each of home.querySelectorAll(".heat")) each.setAttribute("aria-pressed", String(on && each === toggle));
+    home.querySelector("img").src = on ? drawn : plain;
+  }, "link heat");
+  toggle.setAttribute("aria-pressed", "false");
+  return toggle;
 }
 function labelled(i) {
   const label = texts().label[i];

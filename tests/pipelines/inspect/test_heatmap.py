@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
@@ -56,6 +58,50 @@ def heatmap_of(run: Path, row: dict[str, Any]) -> np.ndarray:
     assert heat.shape == (2, 2)
     assert (heat.dtype, heat.max()) == (np.float32, 1.0)
     return heat
+
+
+def shown_in(page: Path) -> dict[str, Any]:
+    """What the script of a page reads."""
+    html = page.read_text()
+    data: dict[str, Any] = json.loads(html[html.index('id="data">') + len('id="data">') :].split("</script>")[0])
+    return data
+
+
+def test_the_report_draws_those_nearest_to_the_threshold(finished_run: Path, capfilt: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = capfilt("report", finished_run, "--heatmaps", 2, "--out", page, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["heatmaps"] == 4
+    shown = shown_in(page)
+    (look,) = shown["looks"]
+    texts, threshold = look["texts"], look["threshold"]
+    drawn = {int(row): url for row, url in look["heat"].items()}
+    assert len(set(drawn.values())) == 4
+    for kept in (True, False):
+        of_kind = [row for row, score in enumerate(texts[look["score"]]) if (score >= threshold) == kept]
+        farthest = max(abs(texts[look["score"]][row] - threshold) for row in drawn if row in of_kind)
+        nearer = [row for row in of_kind if abs(texts[look["score"]][row] - threshold) < farthest]
+        assert sum(row in of_kind for row in drawn) == 2
+        assert set(nearer) < drawn.keys()
+    row = min(drawn)
+    (shard, _), (key, _) = shown["identities"][texts["image"][row]], shown["images"][texts["image"][row]]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn[row].partition(",")[2]))).convert("RGB"))
+    (image,) = [each.image for each in package.read_shards(finished_run / f"data/web/{shard}.tar") if each.key == key]
+    heat = package.load_model(finished_run / "round-1/filter", device="cpu").heatmap(image, texts["text"][row])
+    expected = overlay(Image.open(io.BytesIO(image)).convert("RGB").resize((SIDE, SIDE)), heat)
+    assert np.abs(pixels.astype(int) - np.asarray(expected).astype(int)).mean() < 8, "as WebP holds it"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(("--filter", "x"), "say --heatmaps N too"), (("--heatmaps", 2), "of the page of one run")],
+)
+def test_a_report_with_options_that_do_not_fit(
+    finished_run: Path, capfilt: Any, words: tuple[object, ...], why: str
+) -> None:
+    done = capfilt("report", finished_run, finished_run.parent, *words)
+    assert done.code == 2
+    assert why in done.line
 
 
 def test_a_filter_that_is_gone_is_named_or_given(
