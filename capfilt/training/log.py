@@ -19,7 +19,7 @@ from torch import Tensor
 from capfilt.data.loading.loader import Batch
 from capfilt.errors import ModelError
 from capfilt.objectives.collectives import all_reduce_sum
-from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm
+from capfilt.objectives.losses.itm import Alarm
 from capfilt.storage import documents
 from capfilt.storage.append_log import RemoteLog, append_line
 from capfilt.storage.atomic import atomic, write_json
@@ -50,7 +50,7 @@ class StepLog:
         on_line: OnLog | None = None,
     ):
         self.path, self.config, self.speed, self.on_line = path, config, speed, on_line
-        self.alarm = Alarm(config.steps)
+        self.alarm = Alarm(config.steps, match_share=config.objectives.match_share)
         self.warned = False
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -194,7 +194,7 @@ class StepLog:
             logging.getLogger(__name__).warning(
                 "step %d: itm has stood at %.4f since step %d, which is guessing: lower optimizer.lr, "
                 "raise loader.batch_size, or check whether the texts belong to the images",
-                step, TRIVIAL_LOSS, self.alarm.moved,
+                step, self.alarm.level, self.alarm.moved,
             )  # fmt: skip
         self.warned = True
 

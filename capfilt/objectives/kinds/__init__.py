@@ -38,6 +38,11 @@ class TaskConfig(Config):
         """The steps on regions between those on pairs; None: there are none."""
         return None
 
+    @property
+    def match_share(self) -> float:
+        """The share of ITM's pairs that match: a third, where each has a wrong image and a wrong text."""
+        return 1 / 3
+
     def check_batch(self, rows: int) -> None:
         """Refuse a global batch of so many pairs that the task cannot take; ValueError."""
 

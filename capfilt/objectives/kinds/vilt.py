@@ -40,6 +40,11 @@ class ViltObjectives(TaskConfig):
     """Of what MLM is the mean: of a process's own hidden tokens, and then over processes (ViLT's code), or of those of
     all processes, which does not depend on how many there are."""
 
+    @property
+    def match_share(self) -> float:
+        """The share of ITM's pairs that match."""
+        return 1 / 2
+
 
 def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:
     """What trains a ViLT."""

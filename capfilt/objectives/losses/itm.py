@@ -15,10 +15,6 @@ from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.collectives import as_wide, gather, gather_with_gradient
 
-TRIVIAL_LOSS = 0.6365
-"""Entropy of the 1 : 2 mix of right and wrong pairs: a loss that stays here has learned nothing (BLIP issues 51, 152,
-200)."""
-
 LEFT_OUT = -100
 """The label of a pair that has no part in the loss."""
 
@@ -124,16 +120,26 @@ def itm(
     return loss, right / (labels != LEFT_OUT).sum()
 
 
-class Alarm:
-    """Tells when ITM has stood at the trivial answer for long: `STUCK_STEPS` and `STUCK_SHARE` of `steps`."""
+def trivial_loss(match_share: float = 1 / 3) -> float:
+    """Entropy of the mix of right and wrong pairs, nats: a loss that stays here has learned nothing (BLIP issues 51,
+    152, 200). 0.6365 where a third of the pairs match, 0.6931 where half do."""
+    return -sum(share * math.log(share) for share in (match_share, 1 - match_share))
 
-    def __init__(self, steps: int, start: int = 0):
+
+class Alarm:
+    """Tells when ITM has stood at the trivial answer for long: `STUCK_STEPS` and `STUCK_SHARE` of `steps`.
+
+    `match_share` is the share of the pairs that match.
+    """
+
+    def __init__(self, steps: int, start: int = 0, match_share: float = 1 / 3):
         self.patience = max(STUCK_STEPS, math.ceil(STUCK_SHARE * steps))
+        self.level = trivial_loss(match_share)
         self.moved = start
         """The last step at which the loss was seen elsewhere."""
 
     def stuck(self, step: int, loss: float) -> bool:
         """Take note of the mean loss of the steps up to `step`, and say whether it has not moved for long."""
-        if abs(loss - TRIVIAL_LOSS) > STUCK_WITHIN:
+        if abs(loss - self.level) > STUCK_WITHIN:
             self.moved = step
         return step - self.moved >= self.patience

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from capfilt.models import Blip
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.draws import Draws
-from capfilt.objectives.losses.itm import TRIVIAL_LOSS, Alarm, global_negatives, itm, local_negatives
+from capfilt.objectives.kinds.vilt import ViltObjectives
+from capfilt.objectives.losses.itm import Alarm, global_negatives, itm, local_negatives, trivial_loss
 from capfilt.objectives.losses.negatives import negative_weights
 
 MakeBlip = Callable[..., Blip]
@@ -116,7 +119,7 @@ class TestItm:
         keys = model.image_context(tokens, "encoder")
         partners = local_negatives(ids, mask, keys, torch.arange(self.B), wrong, wrong)
         loss, accuracy = itm(model, ids, mask, keys, partners)
-        assert loss.item() == pytest.approx(TRIVIAL_LOSS, abs=1e-4)
+        assert loss.item() == pytest.approx(trivial_loss(), abs=1e-4)
         assert float(accuracy) == pytest.approx(2 / 3)
 
 
@@ -141,6 +144,13 @@ class TestAlarm:
     @pytest.mark.parametrize(("loss", "trivial"), [(0.6416, False), (0.6414, True), (0.6316, True), (0.6314, False)])
     def test_the_band_is_five_thousandths(self, loss: float, trivial: bool) -> None:
         assert bool(self.told(400, [loss] * 20)) == trivial
+
+    def test_it_knows_how_many_of_the_pairs_match(self) -> None:
+        half = Alarm(400, match_share=ViltObjectives().match_share)
+        assert half.level == pytest.approx(math.log(2))
+        assert Alarm(400, match_share=ObjectivesConfig().match_share).level == pytest.approx(0.63651, abs=1e-5)
+        assert half.stuck(200, 0.69)
+        assert not half.stuck(220, 0.6365), "what is trivial elsewhere"
 
     def test_does_not_count_what_it_did_not_see(self) -> None:
         assert not Alarm(400, start=300).stuck(320, 0.6365)
