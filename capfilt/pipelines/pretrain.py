@@ -23,6 +23,7 @@ from capfilt.stages.count_pairs import num_without_text
 from capfilt.stages.train import (
     check_beginning,
     check_features,
+    check_pictures,
     check_sources,
     check_start,
     check_training,
@@ -103,6 +104,7 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
         logging.getLogger(__name__).warning(warning)
     start = check_start(config.start, architecture, config.initial) if config.start else None
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
+    check_pictures(sources, config.train)
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": EXECUTION_FIELDS})
     plan["train"]["features"] = bool(config.train.features)  # not where they lie
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from capfilt import models
 from capfilt.cluster.ray_train import fit
 from capfilt.cluster.session import Session, bound_threads
 from capfilt.data import shards
+from capfilt.data.loading.config import Source
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import preprocess_for
 from capfilt.models import Architecture
@@ -270,6 +271,16 @@ def check_sources(initial: InitialConfig, architecture: Architecture) -> None:
             files.refuse_missing(source)
     if initial.language is not None:
         architecture.check_language(initial.language)
+
+
+def check_pictures(sources: Iterable[Source], train: TrainConfig) -> None:
+    """Refuse files of texts as the data of a training that reads pictures."""
+    urls = (url for source in sources for url in source.shards)
+    if train.objectives.reads_images and (alone := next(filter(shards.is_lines, urls), None)) is not None:
+        raise RecipeError(
+            f"data: {alone} holds texts without pictures, and these objectives read pictures; give shards, or train on"
+            " texts alone (objectives.task=vlmo-texts)."
+        )
 
 
 def check_beginning(

@@ -66,7 +66,8 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     model = initial_model(job, len(tokenizer))
     make_folder(job.out)
     counted = documents.read_object(job.rows, documents.PLAN_BYTES) if job.rows else {}
-    image_format = ImageFormat(job.architecture.image_size, preprocess_of(job.architecture))
+    reads_images = job.train.objectives.reads_images
+    image_format = ImageFormat(job.architecture.image_size, preprocess_of(job.architecture)) if reads_images else None
     loader = Loader(
         job.sources,
         job.train.loader,

@@ -33,6 +33,8 @@ from capfilt.errors import DataError, ImageError
 MAX_UNREADABLE = 1000
 """Rows behind a batch none of whose pictures can be decoded that are searched for one that can."""
 
+NO_PICTURE = np.empty(0, np.uint8)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -40,7 +42,7 @@ class Batch:
 
     images: Tensor
     """[B, 3, H, W] normalised floats (padded ones [B, 4, H, W], `Preprocess.stack`); or [B, N, D], the kept features of
-    a frozen vision tower."""
+    a frozen vision tower; or [B, 0] where no pictures are read."""
     ids: Tensor
     """Token ids [B, T], [CLS] first, padded."""
     mask: Tensor
@@ -60,7 +62,7 @@ class Loader:
         sources: Sequence[Source],
         config: LoaderConfig,
         tokenizer: Tokenizer,
-        image_format: ImageFormat | int,
+        image_format: ImageFormat | int | None,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -68,7 +70,7 @@ class Loader:
         features: Features | None = None,
     ):
         """Args:
-            image_format: the pictures that the model reads; a number: BLIP's of that size.
+            image_format: the pictures that the model reads; a number: BLIP's of that size; None: it reads none.
             rows: the number of rows of each shard, by its url; None: they are counted now, by reading every shard once.
             features: what a frozen vision tower gave for each picture; batches have it in place of pictures.
 
@@ -145,6 +147,8 @@ class Loader:
         cannot be decoded."""
         if self.features is not None:
             return self.features.of(row.shard, row.uid)
+        if self.image_format is None:
+            return NO_PICTURE
         try:
             image = images.decode(row.image)
             return augment(image, self.image_format, self.config.augment, generator(self.seed, number, row.uid))
@@ -189,6 +193,8 @@ class Loader:
         """Pictures uint8 [H, W, 3] -> [B, 3, H, W] normalised floats; features [N, D] -> [B, N, D]."""
         if isinstance(views[0], Tensor):
             return torch.stack([view for view in views if isinstance(view, Tensor)])
+        if self.image_format is None:
+            return torch.empty(len(views), 0)
         rule = self.image_format.preprocess
         return rule.normalise(rule.stack([np.asarray(view) for view in views]))
 

@@ -135,6 +135,7 @@ class RegionLoader(Loader):
                 )
             self._warned = True
             return None
+        assert self.image_format is not None, "whoever has steps on regions reads pictures"
         return crop(picture, known, row.text, self.image_format, self.grid, self.regions, rng)
 
     def _batch(self, rows: Sequence[Row], views: Sequence[View | None], size: int, unreadable: int) -> Batch:  # type: ignore[override]

@@ -21,7 +21,7 @@ from capfilt.data import shards
 from capfilt.data.images.augment import generator
 from capfilt.data.loading.config import Captions
 from capfilt.data.loading.order import Span
-from capfilt.data.sample import Sample
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import DataError, StorageError
 
@@ -102,13 +102,17 @@ class RowReader:
         """
         if url in self._kept:
             return self._kept[url]
-        samples = (item for item in shards.read(url) if isinstance(item, Sample) and self._has_rows(item))
+        samples = (item for item in self._open(url) if isinstance(item, Sample) and self._has_rows(item))
         size = shards.stat(url)["size"]
         if size is None or size > self._room:
             return samples
         self._kept[url] = list(samples)
         self._room -= size
         return self._kept[url]
+
+    def _open(self, url: str) -> Iterator[Sample | FailedSample]:
+        """All that a shard holds, or a file of texts."""
+        return shards.read_lines(url) if shards.is_lines(url) else shards.read(url)
 
     def _has_rows(self, sample: Sample) -> bool:
         """Whether a sample has a row."""
@@ -160,5 +164,6 @@ class PairCount:
 
 def count_pairs(url: str, digest: shards.Digest | None = None, members: MemberCounts | None = None) -> PairCount:
     """Read a shard to its end and count its images and texts; `members` counts its members."""
-    texts = [len(item.captions) for item in shards.read(url, digest, members) if isinstance(item, Sample)]
+    items = shards.read_lines(url, digest) if shards.is_lines(url) else shards.read(url, digest, members)
+    texts = [len(item.captions) for item in items if isinstance(item, Sample)]
     return PairCount(sum(map(bool, texts)), sum(texts), texts.count(0))

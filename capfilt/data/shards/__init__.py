@@ -13,11 +13,13 @@ from capfilt.data.shards.files import (
     identity,
     read,
     read_input,
+    read_lines,
     stat,
     stats,
     write,
     write_sizes,
 )
+from capfilt.data.shards.lines import is_lines
 from capfilt.data.shards.urls import MAX_NAME, MAX_SHARDS, TARS, by_name, expand, name, on_a_store, patterns, renamed
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "expand",
     "identities",
     "identity",
+    "is_lines",
     "name",
     "on_a_store",
     "patterns",
     "read",
     "read_input",
+    "read_lines",
     "renamed",
     "stat",
     "stats",

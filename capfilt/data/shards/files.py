@@ -22,6 +22,7 @@ import fsspec
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards import gather
 from capfilt.data.shards.keys import key_problem, tar_key
+from capfilt.data.shards.lines import lines
 from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, MemberCounts
 from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
@@ -97,6 +98,17 @@ def read(
             for item in gather.samples(source, lambda: closing(_open(url)), name(url), counts, extras):
                 # Masks and further jsons were read before it was known what they are.
                 yield replace(item, extras={}) if isinstance(item, Sample) and item.extras and not extras else item
+            if digest:
+                digest.finish(stream)
+        except OSError as error:
+            raise _storage_failed(url, error) from error
+
+
+def read_lines(url: str, digest: Digest | None = None) -> Iterator[Sample | FailedSample]:
+    """Stream the texts of a file of lines, as samples without a picture; arguments and errors as of `read`."""
+    with closing(_open(url)) as stream:
+        try:
+            yield from lines(digest.wrap(stream) if digest else stream)
             if digest:
                 digest.finish(stream)
         except OSError as error:

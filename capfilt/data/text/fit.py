@@ -22,7 +22,8 @@ CUT = 0.25
 
 def sample_texts(urls: Sequence[str]) -> list[str]:
     """The first texts of the first shards. ShardError for a shard that cannot be read."""
-    items = itertools.chain.from_iterable(map(shards.read, urls))
+    read = (shards.read_lines(url) if shards.is_lines(url) else shards.read(url) for url in urls)
+    items = itertools.chain.from_iterable(read)
     return list(itertools.islice(_texts(items), SAMPLE))
 
 

@@ -39,6 +39,11 @@ class TaskConfig(Config):
         return None
 
     @property
+    def reads_images(self) -> bool:
+        """Whether pictures are decoded for it; where not, it may be given files of texts."""
+        return True
+
+    @property
     def match_share(self) -> float:
         """The share of ITM's pairs that match: a third, where each has a wrong image and a wrong text."""
         return 1 / 3

@@ -53,6 +53,11 @@ class VlmoTextObjectives(WordObjectives):
     losses: dict[Literal["mlm"], float] = Field(default={"mlm": 1.0}, min_length=1)
     """The weight of the loss."""
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether pictures are decoded for it."""
+        return False
+
 
 def build(model: Vlmo, config: VlmoObjectives, prompt: int = 0) -> Task:
     """What trains a VLMo on pairs."""

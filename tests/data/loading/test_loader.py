@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
 import itertools
 from collections import Counter
@@ -378,3 +380,39 @@ def test_rows_are_texts_or_images(small_world: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.tar").write_bytes((small_world / "human" / "00000.tar").read_bytes()[:30000])
     cut = count_pairs(str(tmp_path / "cut.tar"))
     assert 0 < cut.images < 16  # what cannot be read is no row
+
+
+class TestTextsWithoutPictures:
+    def test_a_file_of_lines_is_read_as_a_shard_of_the_same_texts(
+        self, small_world: Path, tmp_path: Path, tokenizer: Tokenizer
+    ) -> None:
+        for tar in sorted((small_world / "human").glob("*.tar")):
+            samples = [item for item in shards.read(str(tar)) if isinstance(item, Sample)]
+            texts = [caption["text"] for sample in samples for caption in sample.captions]
+            packed = gzip.compress("\n".join(texts).encode())
+            (tmp_path / f"{tar.stem}.txt.gz").write_bytes(packed)
+        config = LoaderConfig(batch_size=8, max_length=24, shuffle=32)
+        found = []
+        for spec in (str(small_world / "human"), str(tmp_path / "{00000..00002}.txt.gz")):
+            found.append(take(Loader([Source(shards=spec)], config, tokenizer, None, 0).batches(), 5))
+        for tar_batch, line_batch in zip(*found, strict=True):
+            assert torch.equal(tar_batch.ids, line_batch.ids)
+            assert tar_batch.images.shape == line_batch.images.shape == (8, 0)
+        assert len({uid for batch in found[1] for uid in batch.uids}) > 20, "texts are told apart"
+
+    def test_lines_that_cannot_be_read_are_no_rows(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "a.txt"
+        path.write_bytes(b"\xef\xbb\xbfa red ring\r\n\n---\n\xff\xfe\nein gr\xc3\xbcner Kreis")
+        digest = shards.Digest()
+        items = list(shards.read_lines(str(path), digest))
+        assert [item.text if isinstance(item, Sample) else item.reason for item in items] == [
+            "a red ring",
+            "text is not UTF-8",
+            "ein grüner Kreis",
+        ]
+        assert count_pairs(str(path)) == PairCount(2, 2)
+        whole = digest.result()
+        assert whole is not None
+        assert (whole.bytes, whole.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        monkeypatch.setattr("capfilt.data.shards.lines.MAX_TEXT", 16)
+        assert [type(item) for item in shards.read_lines(str(path))] == [Sample, FailedSample, FailedSample]

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from capfilt.data import shards
+from capfilt.data.sample import Sample
 from capfilt.models.checkpoints import store
 from capfilt.models.vlmo.model import Vlmo
 
@@ -43,7 +45,10 @@ def trained(capfilt: Any, folder: Path, data: Path, fused: int, objectives: str,
 def stages(capfilt: Any, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The models that texts alone and then pairs leave."""
     folder, data = tmp_path_factory.mktemp("vlmo"), finished_run / "data/human"
-    texts = trained(capfilt, folder, data, 0, "{task: vlmo-texts}")
+    lines, samples = folder / "texts.txt", shards.read(str(data / "00000.tar"))
+    captions = [caption["text"] for sample in samples if isinstance(sample, Sample) for caption in sample.captions]
+    lines.write_text("\n".join(captions))
+    texts = trained(capfilt, folder, lines, 0, "{task: vlmo-texts}")
     return texts, trained(capfilt, folder, data, 1, "{task: vlmo, gather_with_grad: true}", f"start={texts}")
 
 
@@ -57,6 +62,15 @@ def test_texts_train_their_experts_and_pairs_go_on_from_them(stages: tuple[Path,
     assert isinstance(pairs, Vlmo)
     assert "fused" not in texts.blocks[1].experts
     assert "fused" in pairs.blocks[1].experts
+
+
+def test_texts_without_pictures_train_nothing_that_reads_pictures(
+    stages: tuple[Path, Path], capfilt: Any, tmp_path: Path
+) -> None:
+    (lines,) = stages[0].parents[2].glob("texts.txt")
+    done = capfilt("pretrain", "vlmo-tiny", "--set", f"data={lines}", "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "texts.txt holds texts without pictures, and these objectives read pictures" in done.line
 
 
 def test_it_filters_beside_a_blip(stages: tuple[Path, Path], finished_run: Path, capfilt: Any, tmp_path: Path) -> None:
