@@ -36,6 +36,7 @@ VERBS = (
     run_folder.review,
     models.export,
     models.bench,
+    models.world,
     jobs.jobs,
     run_folder.status,
     run_folder.verify,

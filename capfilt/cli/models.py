@@ -1,4 +1,4 @@
-"""The verbs about a model, a recipe or this machine: evaluate, export, show, bench."""
+"""The verbs about a model, a recipe or this machine: evaluate, export, show, bench; and world."""
 
 from __future__ import annotations
 
@@ -144,5 +144,35 @@ def bench(
         if as_json:
             return result
         return {name: part for name, part in result.items() if name not in ("setup", "runs", "versions")}
+
+    execute(work, as_json, debug)
+
+
+def world(
+    splits: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="web, human, val, test (pairs), vqa, nlvr2, entailment, grounding, dialog, classification"
+            " [default: the pairs]."
+        ),
+    ] = None,
+    out: Annotated[str, typer.Option("--out", help="A folder, or its URL; each split gets a folder in it.")] = "world",
+    seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a=b", help="E.g. image_size=48, task_train=4000, noise=0.3."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write shards of the embedded world: pairs, or what a downstream task trains on and is measured on.
+
+    Example: `capfilt world vqa --out shards`, which writes shards/vqa-train and shards/vqa-test
+    """
+
+    def work(show: Progress) -> Any:
+        from capfilt.pipelines import world as pipeline
+
+        return pipeline.run(splits or (), sets or (), seed, location(out), show)
 
     execute(work, as_json, debug)

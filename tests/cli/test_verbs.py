@@ -14,7 +14,7 @@ from capfilt import cli
 
 VERBS = (
     *("bootstrap", "download", "pretrain", "annotate", "select"),
-    *("evaluate", "export", "show", "bench"),
+    *("evaluate", "export", "show", "bench", "world"),
     *("jobs", "status", "verify", "explain", "report", "review"),
 )
 

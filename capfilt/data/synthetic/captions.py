@@ -11,7 +11,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from capfilt.data.synthetic.scenes import RELATIONS, Claim, Phrase, Scene, Thing, relates
+from capfilt.data.synthetic.scenes import (
+    RELATIONS,
+    Claim,
+    Phrase,
+    Scene,
+    Thing,
+    changes,
+    holds,
+    is_obvious,
+    relates,
+)
 
 T = TypeVar("T")
 
@@ -71,18 +81,31 @@ def draw_claim(scene: Scene, rng: np.random.Generator) -> Claim:
     return Claim(phrases, relation, scene.background if rng.random() < 0.1 else None)
 
 
+def falsify(claim: Claim, scene: Scene, rng: np.random.Generator) -> Claim:
+    """A true claim with one word changed, so that it is false of `scene`.
+
+    The word to change is drawn uniformly among those of the claim, then what it becomes: so words that are used most
+    are also wrong most.
+    """
+    false: dict[tuple[str, int], list[Claim]] = {}
+    for slot, changed in changes(claim):
+        if not holds(scene, changed) and not is_obvious(changed, scene):
+            false.setdefault(slot, []).append(changed)
+    return pick(rng, false[pick(rng, sorted(false))])
+
+
 def say_thing(thing: Thing, rng: np.random.Generator) -> str:
     """What one thing is: colour and shape, often its size and its texture."""
     size, texture = (word if rng.random() < _DETAIL else None for word in (thing.size, thing.texture))
-    return _say_phrase(Phrase(thing.colour, thing.shape, size, texture), random.Random(draw_voice(rng)))
+    return say_phrase(Phrase(thing.colour, thing.shape, size, texture), random.Random(draw_voice(rng)))
 
 
 def say(claim: Claim, voice: int) -> str:
     """`claim` in words; the same voice takes the same template and synonyms for any claim of its form."""
     draws = random.Random(voice)
     template_draw = draws.random()
-    nouns = [_say_phrase(phrase, draws) for phrase in claim.phrases]
-    relation = _spelling(claim.relation, draws)
+    nouns = [say_phrase(phrase, draws) for phrase in claim.phrases]
+    relation = spelling(claim.relation, draws)
     templates = TEMPLATES[len(nouns), claim.relation is not None]
     text = templates[int(template_draw * len(templates))].format(*nouns, r=relation)
     if claim.background is not None:
@@ -90,14 +113,21 @@ def say(claim: Claim, voice: int) -> str:
     return text
 
 
-def _say_phrase(phrase: Phrase, draws: random.Random) -> str:
-    # One draw per slot, said or not, so that a changed word never shifts the synonyms of its neighbours.
-    words = [_spelling(word, draws) for word in (phrase.size, phrase.texture, phrase.colour, phrase.shape)]
-    noun = " ".join(filter(None, words))
+def say_phrase(phrase: Phrase, draws: random.Random) -> str:
+    """What is said of one thing, with an article."""
+    noun = say_noun(phrase, draws)
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _spelling(word: str | None, draws: random.Random) -> str:
+def say_noun(phrase: Phrase, draws: random.Random) -> str:
+    """What is said of one thing, without an article."""
+    # One draw per slot, said or not, so that a changed word never shifts the synonyms of its neighbours.
+    words = [spelling(word, draws) for word in (phrase.size, phrase.texture, phrase.colour, phrase.shape)]
+    return " ".join(filter(None, words))
+
+
+def spelling(word: str | None, draws: random.Random) -> str:
+    """One of the spellings of a word, the second one less often; "" for none."""
     second = draws.random() < _SECOND_SPELLING
     if word is None:
         return ""

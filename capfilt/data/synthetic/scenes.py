@@ -6,7 +6,8 @@ texts that merely differ are never taken for right and wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
@@ -15,6 +16,7 @@ SIZES = ("large", "small")
 TEXTURES = ("solid", "striped")
 BACKGROUNDS = ("gray", "black", "brown", "navy")
 RELATIONS = ("left", "right", "above", "below")
+QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 
 Appearance = tuple[str, str, str, str]
 """Colour, shape, size, texture."""
@@ -54,6 +56,10 @@ class Thing:
     def appearance(self) -> Appearance:
         return self.colour, self.shape, self.size, self.texture
 
+    @property
+    def quarter(self) -> str:
+        return f"{'top' if self.y < 0.5 else 'bottom'} {'left' if self.x < 0.5 else 'right'}"
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -82,11 +88,15 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one caption says: its phrases, how the first lies to the second, and the background."""
+    """What one caption says: its phrases, how the first lies to the second, and the background.
+
+    An answer may also say in which quarter of the picture the first lies; captions do not.
+    """
 
     phrases: tuple[Phrase, ...]
     relation: str | None = None
     background: str | None = None
+    quarter: str | None = None
 
 
 def relates(first: Thing, relation: str, second: Thing) -> bool:
@@ -100,8 +110,33 @@ def holds(scene: Scene, claim: Claim) -> bool:
     if claim.background not in (None, scene.background):
         return False
     for things in permutations(scene.things, len(claim.phrases)):
-        if all(phrase.fits(thing) for phrase, thing in zip(claim.phrases, things, strict=True)) and (
-            claim.relation is None or relates(things[0], claim.relation, things[1])
+        if (
+            all(phrase.fits(thing) for phrase, thing in zip(claim.phrases, things, strict=True))
+            and (claim.relation is None or relates(things[0], claim.relation, things[1]))
+            and claim.quarter in (None, things[0].quarter)
         ):
             return True
     return False
+
+
+def changes(claim: Claim) -> Iterator[tuple[tuple[str, int], Claim]]:
+    """Every claim that differs in one word, with the slot of that word: its kind, and the number of its phrase."""
+    for kind, values in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES), ("texture", TEXTURES)):
+        for i, phrase in enumerate(claim.phrases):
+            old = getattr(phrase, kind)
+            for value in values if old is not None else ():
+                if value != old:
+                    changed = replace(phrase, **{kind: value})
+                    yield (kind, i), replace(claim, phrases=(*claim.phrases[:i], changed, *claim.phrases[i + 1 :]))
+    if claim.relation is not None:
+        for relation in RELATIONS:
+            if relation != claim.relation:
+                yield ("relation", 0), replace(claim, relation=relation)
+
+
+def is_obvious(claim: Claim, scene: Scene) -> bool:
+    """Whether the words alone show that it is false: a pair named twice, or one that no true text of the split has."""
+    pairs = [(phrase.colour, phrase.shape) for phrase in claim.phrases]
+    shown = {thing.appearance for thing in scene.things}
+    named = {(phrase.colour, phrase.shape, phrase.size, phrase.texture) for phrase in claim.phrases}
+    return len(set(pairs)) < len(pairs) or bool(named & HELD_OUT - shown)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,18 +12,17 @@ from capfilt.data.synthetic.captions import (
     TEMPLATES,
     draw_claim,
     draw_voice,
+    falsify,
     pick,
     say,
 )
 from capfilt.data.synthetic.scenes import (
     BACKGROUNDS,
     COLOURS,
-    HELD_OUT,
     RELATIONS,
     SHAPES,
     SIZES,
     TEXTURES,
-    Claim,
     Scene,
     holds,
 )
@@ -92,41 +90,8 @@ def truncated(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption in which one colour, shape, size, texture or relation was changed and is now false.
-
-    The word to change is drawn uniformly among those of the caption, then what it becomes: so words that are used most
-    are also wrong most.
-    """
-    claim = draw_claim(scene, rng)
-    false: dict[tuple[str, int], list[Claim]] = {}
-    for slot, changed in _changes(claim):
-        if not holds(scene, changed) and not _is_obvious(changed, scene):
-            false.setdefault(slot, []).append(changed)
-    changed = pick(rng, false[pick(rng, sorted(false))])
-    return _web_style(say(changed, draw_voice(rng)), rng)
-
-
-def _changes(claim: Claim) -> Iterator[tuple[tuple[str, int], Claim]]:
-    """Every claim that differs in one word, with the slot of that word: its kind, and the number of its phrase."""
-    for kind, values in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES), ("texture", TEXTURES)):
-        for i, phrase in enumerate(claim.phrases):
-            old = getattr(phrase, kind)
-            for value in values if old is not None else ():
-                if value != old:
-                    changed = replace(phrase, **{kind: value})
-                    yield (kind, i), replace(claim, phrases=(*claim.phrases[:i], changed, *claim.phrases[i + 1 :]))
-    if claim.relation is not None:
-        for relation in RELATIONS:
-            if relation != claim.relation:
-                yield ("relation", 0), replace(claim, relation=relation)
-
-
-def _is_obvious(claim: Claim, scene: Scene) -> bool:
-    """Whether the words alone show that it is false: a pair named twice, or one that no true text of the split has."""
-    pairs = [(phrase.colour, phrase.shape) for phrase in claim.phrases]
-    shown = {thing.appearance for thing in scene.things}
-    named = {(phrase.colour, phrase.shape, phrase.size, phrase.texture) for phrase in claim.phrases}
-    return len(set(pairs)) < len(pairs) or bool(named & HELD_OUT - shown)
+    """A true caption in which one colour, shape, size, texture or relation was changed and is now false."""
+    return _web_style(say(falsify(draw_claim(scene, rng), scene, rng), draw_voice(rng)), rng)
 
 
 def _web_style(text: str, rng: np.random.Generator) -> str:

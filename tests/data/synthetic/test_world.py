@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from world_reader import MEANING, SIDES, SLOTS, parse, true_of
 
 from capfilt.data.sample import Sample
 from capfilt.data.synthetic import world
@@ -26,83 +27,10 @@ SEED = 7
 CONFIG = WorldConfig()
 MANY = 1500
 
-# Written out by hand, on purpose: the generator's own tables would agree with themselves.
-MEANING = {
-    "disc": "circle", "plus": "cross", "hoop": "ring", "crimson": "red", "violet": "purple", "big": "large",
-    "little": "small", "plain": "solid", "over": "above", "under": "below",
-}  # fmt: skip
-SLOTS = {
-    "size": ("large", "small"),
-    "texture": ("solid", "striped"),
-    "colour": ("red", "yellow", "green", "blue", "purple", "white"),
-    "shape": ("circle", "square", "triangle", "cross", "ring"),
-}
-FILLERS = {
-    "a",
-    "an",
-    "the",
-    "there",
-    "is",
-    "and",
-    "with",
-    "of",
-    "to",
-    "on",
-    "picture",
-    "image",
-    "this",
-    "shows",
-    ",",
-}
-FILLERS |= {"gray", "black", "brown", "navy"}
-SIDES = {"left": (1, 0), "right": (-1, 0), "above": (0, 1), "below": (0, -1)}
 PAINTS = {
     "red": (222, 24, 32), "yellow": (250, 230, 40), "green": (20, 165, 55),
     "blue": (60, 105, 255), "purple": (165, 50, 205), "white": (250, 250, 250),
 }  # fmt: skip
-
-
-def parse(text: str) -> dict[str, Any]:
-    """Phrases in order, the relation with the two phrases around it, the background; no word is skipped."""
-    words = [MEANING.get(word, word) for word in re.findall(r"[a-z]+|,", text.lower())]
-    phrases: list[dict[str, str]] = [{}]
-    relation = background = None
-    for i, word in enumerate(words):
-        slot = next((name for name, values in SLOTS.items() if word in values), None)
-        if slot is not None:
-            assert slot not in phrases[-1], text
-            phrases[-1][slot] = word
-            if slot == "shape":
-                assert "colour" in phrases[-1], text
-                phrases.append({})
-        elif word in SIDES:
-            assert relation is None, text
-            relation = (word, len(phrases) - 2, len(phrases) - 1)
-        elif word == "background":
-            background = words[i - 1]
-        else:
-            assert word in FILLERS, (word, text)
-    assert phrases.pop() == {}, text
-    return {"phrases": phrases, "relation": relation, "background": background}
-
-
-def true_of(scene: Scene, said: dict[str, Any]) -> bool:
-    if said["background"] not in (None, scene.background):
-        return False
-    for chosen in permutations(scene.things, len(said["phrases"])):
-        fit = all(
-            getattr(thing, slot) == value
-            for thing, phrase in zip(chosen, said["phrases"], strict=True)
-            for slot, value in phrase.items()
-        )
-        if fit and said["relation"] is not None:
-            side, first, second = said["relation"]
-            dx, dy = SIDES[side]
-            one, two = chosen[first], chosen[second]
-            fit = (two.x - one.x) * dx + (two.y - one.y) * dy > 0.2
-        if fit:
-            return True
-    return False
 
 
 def one_word_off(said: dict[str, Any]) -> list[dict[str, Any]]:
