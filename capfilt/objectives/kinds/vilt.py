@@ -9,6 +9,7 @@ from pydantic import Field
 from capfilt.objectives.kinds import TaskConfig, TaskKind
 
 if TYPE_CHECKING:
+    from capfilt.models.vilt.config import ViltConfig
     from capfilt.models.vilt.model import Vilt
     from capfilt.objectives.interface import Task
 
@@ -46,6 +47,17 @@ class ViltObjectives(TaskConfig):
         return 1 / 2
 
 
+class ViltRetrievalObjectives(TaskConfig):
+    """Fine-tuning for retrieval: an image's text among wrong ones (ViLT section 4.3)."""
+
+    task: Literal["vilt-retrieval"] = "vilt-retrieval"
+    """The task's name."""
+    losses: dict[Literal["rank"], float] = Field(default={"rank": 1.0}, min_length=1)
+    """The weight of the loss."""
+    wrong_texts: int = Field(default=15, ge=1, le=1000)
+    """Texts of other images beside which each image is read, of those of the global batch; each costs a pass."""
+
+
 def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:
     """What trains a ViLT."""
     from capfilt.objectives.tasks.vilt import ViltPretraining
@@ -53,4 +65,20 @@ def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:
     return ViltPretraining(model, config, prompt)
 
 
+def build_retrieval(model: Vilt, config: ViltRetrievalObjectives, prompt: int = 0) -> Task:
+    """What trains a ViLT to rank."""
+    from capfilt.objectives.tasks.vilt import ViltRetrieval
+
+    return ViltRetrieval(model, config, prompt)
+
+
+def without_rank(architecture: ViltConfig, config: TaskConfig, micro_batches: int) -> str:
+    """Why a model cannot be trained to rank, as a sentence with what to do; ""."""
+    if "rank" not in architecture.heads:
+        have = ", ".join(architecture.heads) or "none"
+        return f"objective 'rank' needs the head rank, and its heads are {have}: set model.heads=[rank]."
+    return ""
+
+
 VILT = TaskKind(ViltObjectives, build, NEEDS)
+VILT_RETRIEVAL = TaskKind(ViltRetrievalObjectives, build_retrieval, {"rank": frozenset({"encode_image"})}, without_rank)

@@ -13,7 +13,7 @@ from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.clip import CLIP
-from capfilt.objectives.kinds.vilt import VILT
+from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
 from capfilt.objectives.kinds.xvlm import XVLM
 
@@ -31,7 +31,7 @@ PRETRAINING: dict[str, TaskKind] = {
     "xvlm": XVLM,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
-FURTHER: dict[str, tuple[TaskKind, ...]] = {"vlmo": (VLMO_TEXTS,)}
+FURTHER: dict[str, tuple[TaskKind, ...]] = {"vilt": (VILT_RETRIEVAL,), "vlmo": (VLMO_TEXTS,)}
 """What else the models of a family can be trained for. Each has a config of its own class, by which it is chosen."""
 
 

@@ -1,12 +1,14 @@
-"""ViLT's pretraining: hidden words are guessed, and pairs classified of which half have another image (section 3.2).
+"""ViLT's trainings: pretraining (section 3.2), and fine-tuning for retrieval (section 4.3).
 
-A step is two passes over its pairs: one of texts with hidden words beside their images, for MLM; one of whole texts,
-half of them beside another image of this process's pairs, for ITM and the alignment of words and patches (WPA).
+A step of pretraining is two passes over its pairs: one of texts with hidden words beside their images, for MLM; one of
+whole texts, half of them beside another image of this process's pairs, for ITM and the alignment of words and patches
+(WPA). One of fine-tuning for retrieval reads each image beside its text and 15 wrong ones.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +16,10 @@ from torch import Tensor
 
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.models.vilt.model import Vilt
+from capfilt.objectives.collectives import as_wide, gather
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
-from capfilt.objectives.kinds.vilt import ViltObjectives
+from capfilt.objectives.kinds.vilt import ViltObjectives, ViltRetrievalObjectives
+from capfilt.objectives.losses.itm import LEFT_OUT
 from capfilt.objectives.losses.mlm import mlm, num_hidden
 from capfilt.objectives.losses.wpa import transport_cost, wpa
 from capfilt.objectives.masking import Masked, whole_words
@@ -32,28 +36,73 @@ class Drawn(NamedTuple):
     mlm_patches: Tensor | None
     itm_patches: Tensor | None
     """The patches that each pass reads, [B, K] numbers row by row of the grid; None: all."""
+    hidden: Tensor
+    """How many tokens of all the pairs are hidden."""
 
     def select(self, rows: slice) -> Drawn:
         """Those of some of the pairs."""
         masked = None if self.masked is None else Masked(*(part[rows] for part in self.masked))
-        return Drawn(masked, *(None if part is None else part[rows] for part in self[1:]))  # type: ignore[arg-type]
+        parts = (None if part is None else part[rows] for part in self[1:-1])
+        return Drawn(masked, *parts, hidden=self.hidden)  # type: ignore[arg-type, misc]
 
 
-class ViltPretraining(Task):
+class WrongTexts(NamedTuple):
+    """K wrong texts for each of B pairs."""
+
+    ids_BKT: Tensor
+    mask_BKT: Tensor
+    labels_B: Tensor
+    """The place of the right text before them, 0; `LEFT_OUT` for a pair without another image to take texts from."""
+
+    def select(self, rows: slice) -> WrongTexts:
+        """Those of some of the pairs."""
+        return WrongTexts(*(part[rows] for part in self))
+
+
+class PairsApart(Task):
+    """Trains a ViLT so that no pair's loss depends on another's, once all is drawn."""
+
+    model: Vilt
+    chunks_enter_model = True
+
+    @abstractmethod
+    def draw(self, batch: PairBatch) -> Drawn | WrongTexts:
+        """What the losses of these pairs draw."""
+
+    @abstractmethod
+    def losses_of(self, batch: PairBatch, drawn: Any, rows: int) -> LossesAndMetrics:
+        """The part that these pairs have in the losses over `rows` pairs."""
+
+    def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+        """`forward` after `before_step`."""
+        return self.losses_of(batch, self.draw(batch), batch.rows)
+
+    def backward_in_chunks(
+        self, batch: PairBatch, progress: float, chunks: int, precision: Precision
+    ) -> LossesAndMetrics:
+        """The gradients of the whole batch with the memory of a chunk."""
+        self.before_step()
+        drawn = self.draw(batch)
+        sums: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        for rows in batch.chunks(chunks):
+            with precision():
+                parts = self.losses_of(batch.select(rows), drawn.select(rows), batch.rows)
+                total = self.total(parts[0])
+            total.backward()
+            for into, part in zip(sums, parts, strict=True):
+                for name, value in part.items():
+                    into[name] = into[name] + value.detach() if name in into else value.detach()
+        return sums
+
+
+class ViltPretraining(PairsApart):
     """A ViLT.
 
     Its draws are `masked`; `matches` [B] bool; `wrong_images`, rows of the batch [B], or pictures [B, C, H, W] that are
     none of it (ViLT's code takes any image of the data set); `mlm_patches` and `itm_patches`.
     """
 
-    model: Vilt
     config: ViltObjectives
-    chunks_enter_model = True
-
-    def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
-        drawn = self.draw(batch)
-        return self.losses_of(batch, drawn, batch.rows, self._hidden(drawn))
 
     def draw(self, batch: PairBatch) -> Drawn:
         """What the losses of these pairs draw."""
@@ -66,10 +115,12 @@ class ViltPretraining(Task):
         if not self.config.losses.keys().isdisjoint({"itm", "wpa"}):
             matches_B, images = self._half_wrong(batch)
             itm_patches = self._patches("itm_patches", images)
-        return Drawn(masked, matches_B, images, mlm_patches, itm_patches)
+        hidden = matches_B.sum() if masked is None else num_hidden(masked.labels_BT)
+        return Drawn(masked, matches_B, images, mlm_patches, itm_patches, hidden)
 
-    def losses_of(self, batch: PairBatch, drawn: Drawn, rows: int, hidden: Tensor) -> LossesAndMetrics:
-        """The part that these pairs have in the losses over `rows` pairs with `hidden` hidden tokens."""
+    def losses_of(self, batch: PairBatch, drawn: Drawn, rows: int) -> LossesAndMetrics:
+        """The part that these pairs have in the losses over `rows` pairs with `drawn.hidden` hidden tokens."""
+        hidden = drawn.hidden
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if drawn.masked is not None:
@@ -93,31 +144,9 @@ class ViltPretraining(Task):
                 losses["wpa"] = wpa(_costs(states, batch.mask_BT, there_BN), drawn.matches_B) * share
         return losses, metrics
 
-    def backward_in_chunks(
-        self, batch: PairBatch, progress: float, chunks: int, precision: Precision
-    ) -> LossesAndMetrics:
-        """The gradients of the whole batch with the memory of a chunk: no pair's loss depends on another's, once all
-        is drawn."""
-        self.before_step()
-        drawn = self.draw(batch)
-        hidden = self._hidden(drawn)
-        sums: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        for rows in batch.chunks(chunks):
-            with precision():
-                parts = self.losses_of(batch.select(rows), drawn.select(rows), batch.rows, hidden)
-                total = self.total(parts[0])
-            total.backward()
-            for into, part in zip(sums, parts, strict=True):
-                for name, value in part.items():
-                    into[name] = into[name] + value.detach() if name in into else value.detach()
-        return sums
-
     def _fuse(self, images: Tensor, patches_BK: Tensor | None, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         tokens = self.model.encode_image(images, patches_BK)
         return self.model.fuse(ids_BT, mask_BT, self.model.image_context(tokens, "encoder"))
-
-    def _hidden(self, drawn: Drawn) -> Tensor:
-        return drawn.matches_B.sum() if drawn.masked is None else num_hidden(drawn.masked.labels_BT)
 
     def _there(self, images: Tensor, patches_BK: Tensor | None) -> Tensor:
         there_BN = self.model.patches_there(images).flatten(1)
@@ -155,6 +184,46 @@ class ViltPretraining(Task):
             wrong = batch.images.index_select(0, wrong)
         images, wrong = _alike(batch.images, wrong)
         return matches_B, torch.where(matches_B[:, None, None, None], images, wrong)
+
+
+class ViltRetrieval(PairsApart):
+    """A ViLT that ranks the text of an image above wrong ones, by a cross-entropy over the numbers of its head `rank`.
+
+    Its draw is `wrong_texts`: rows [B, K] among those of all processes, or texts that are none of them, as ids and mask
+    [B, K, T] (ViLT's code takes any texts of the data set, as this does of the global batch).
+    """
+
+    config: ViltRetrievalObjectives
+
+    def __init__(self, model: Vilt, config: ViltRetrievalObjectives, prompt: int = 0):
+        super().__init__(model, config, prompt)
+        if model.match_head is not None:
+            model.match_head.requires_grad_(False)
+
+    def draw(self, batch: PairBatch) -> WrongTexts:
+        """The wrong texts of these pairs, each of another image; the same one may be drawn twice."""
+        others_BN = (batch.image_ids_B[:, None] != gather(batch.image_ids_B)[None, :]).float()
+        alone_B1 = others_BN.sum(dim=1, keepdim=True) == 0
+
+        def draw() -> Tensor:
+            return torch.multinomial(others_BN + alone_B1, self.config.wrong_texts, replacement=True)
+
+        texts = self.draws.take("wrong_texts", draw)
+        if isinstance(texts, Tensor):
+            texts = gather(as_wide(batch.ids_BT))[texts], gather(as_wide(batch.mask_BT))[texts]
+        return WrongTexts(*texts, alone_B1[:, 0].long() * LEFT_OUT)
+
+    def losses_of(self, batch: PairBatch, drawn: WrongTexts, rows: int) -> LossesAndMetrics:
+        """The part that these pairs have in the loss over `rows` pairs."""
+        wider = drawn.ids_BKT.shape[2] - batch.ids_BT.shape[1]
+        texts = (
+            torch.cat([F.pad(own, (0, max(0, wider)))[:, None], F.pad(wrong, (0, max(0, -wider)))], dim=1).flatten(0, 1)
+            for own, wrong in ((batch.ids_BT, drawn.ids_BKT), (batch.mask_BT, drawn.mask_BKT))
+        )
+        context = self.model.image_context(self.model.encode_image(batch.images), "encoder")
+        logits = at_least_fp32(self.model.match(self.model.fuse(*texts, context)))[:, 1].view(batch.rows, -1)
+        loss = F.cross_entropy(logits, drawn.labels_B, ignore_index=LEFT_OUT, reduction="sum") / rows
+        return {"rank": loss}, {"rank_accuracy": (logits.detach().argmax(dim=1) == drawn.labels_B).sum() / rows}
 
 
 def _alike(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

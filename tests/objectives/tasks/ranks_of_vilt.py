@@ -21,15 +21,15 @@ def half(x: Any, of: int) -> Any:
 
 
 def main(of: int, folder: Path) -> None:
-    """One step of this rank's half, its gradients averaged."""
-    task = torch.load(folder / "task.pt", weights_only=False)
-    learner = task["learner"].train()
-    wrapped = data_parallel.wrap(learner, torch.device("cpu"))
-    learner.draws = GivenDraws(**{name: half(x, of) for name, x in task["drawn"].items()})
-    losses, _ = wrapped(PairBatch(*(half(x, of) for x in task["batch"])), 0.0)
-    learner.total(losses).backward()
-    answer = {
-        "losses": {name: loss.detach() for name, loss in losses.items()},
-        "gradients": {name: p.grad for name, p in learner.named_parameters()},
-    }
-    torch.save(answer, folder / f"answer-{of}.pt")
+    """One step of this rank's half by each task, its gradients averaged."""
+    tasks = torch.load(folder / "tasks.pt", weights_only=False)
+    answers = []
+    for task in tasks:
+        learner = task["learner"].train()
+        wrapped = data_parallel.wrap(learner, torch.device("cpu"))
+        learner.draws = GivenDraws(**{name: half(x, of) for name, x in task["drawn"].items()})
+        losses, _ = wrapped(PairBatch(*(half(x, of) for x in task["batch"])), 0.0)
+        learner.total(losses).backward()
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        answers.append({"losses": losses, "gradients": {name: p.grad for name, p in learner.named_parameters()}})
+    torch.save(answers, folder / f"answer-{of}.pt")

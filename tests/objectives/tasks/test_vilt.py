@@ -17,10 +17,10 @@ from capfilt.models.vilt.config import ViltConfig
 from capfilt.models.vilt.model import Vilt
 from capfilt.objectives.draws import GivenDraws
 from capfilt.objectives.interface import PairBatch
-from capfilt.objectives.kinds.vilt import ViltObjectives
+from capfilt.objectives.kinds.vilt import ViltObjectives, ViltRetrievalObjectives
 from capfilt.objectives.masking import Masked, Vocabulary
 from capfilt.objectives.tasks import build_task, unsupported
-from capfilt.objectives.tasks.vilt import ViltPretraining
+from capfilt.objectives.tasks.vilt import ViltPretraining, ViltRetrieval
 
 B = 6
 SHAPES = ((3, 4), (4, 4), (2, 5), (4, 3), (3, 3), (1, 4))
@@ -205,21 +205,100 @@ def test_chunks_have_the_gradients_of_the_whole(batch: PairBatch) -> None:
 
 
 def test_two_ranks_learn_what_one_process_learns(batch: PairBatch, rank_pair: Any, tmp_path: Path) -> None:
-    task, given = task_of(mean_over="all"), drawn(batch)
+    pretraining, given = task_of(mean_over="all"), drawn(batch)
     given["matches"] = torch.tensor([True, False, False, False, False, True])
     given["wrong_images"] = torch.tensor([1, 2, 0, 4, 5, 3])  # each rank's images are its own
     of_ranks = {**given, "wrong_images": torch.tensor([1, 2, 0, 1, 2, 0])}
-    torch.save({"learner": task, "batch": tuple(batch), "drawn": of_ranks}, tmp_path / "task.pt")
+    ranking, wrong = ranks_of(), {"wrong_texts": WRONG}  # rows of all ranks
+    tasks = [(pretraining, given, of_ranks), (ranking, wrong, wrong)]
+    saved = [{"learner": task, "batch": tuple(batch), "drawn": draws} for task, _, draws in tasks]
+    torch.save(saved, tmp_path / "tasks.pt")
     rank_pair.run(Path(__file__).with_name("ranks_of_vilt.py"), tmp_path)
     answers = [torch.load(tmp_path / f"answer-{of}.pt", weights_only=False) for of in range(2)]
-    task.draws = GivenDraws(**given)
+    for number, (task, draws, _) in enumerate(tasks):
+        task.draws = GivenDraws(**draws)
+        losses, _ = task(batch, 0.0)
+        task.total(losses).backward()
+        for name, loss in losses.items():
+            of_both = [answer[number]["losses"][name] for answer in answers]
+            torch.testing.assert_close(sum(of_both) / 2, loss.detach(), msg=name)
+        for name, p in task.named_parameters():
+            for answer in answers:
+                torch.testing.assert_close(answer[number]["gradients"][name], p.grad, msg=name)
+
+
+# ---- fine-tuning for retrieval ----
+
+WRONG = torch.tensor([[1, 4], [3, 3], [0, 5], [2, 1], [0, 2], [4, 3]])
+
+
+def ranks_of(**objectives: Any) -> ViltRetrieval:
+    """A task of the same ViLT with the head that ranks."""
+    model = task_of().model
+    torch.manual_seed(3)
+    config = ViltRetrievalObjectives(**{"wrong_texts": 2, **objectives})
+    task = build_task(Vilt(model.config.changed_heads(("itm", "rank"))).double(), config)
+    assert isinstance(task, ViltRetrieval)
+    return task.train()
+
+
+def test_the_right_text_is_ranked_above_wrong_ones(batch: PairBatch) -> None:
+    task = ranks_of()
+    task.draws = GivenDraws(wrong_texts=WRONG)
+    losses, metrics = task(batch, 0.0)
+    expected, first = [], []
+    for row in range(B):
+        numbers = []
+        for text in (row, *WRONG[row].tolist()):
+            ids = batch.ids_BT[text, : int(batch.mask_BT[text].sum())]
+            words, _ = states_alone(task.model, batch.images[row], torch.arange(20), ids)
+            numbers.append(task.model.rank_head(task.model.pool(words[None]))[0, 0])  # type: ignore[misc]
+        expected.append(-torch.stack(numbers).log_softmax(dim=0)[0])
+        first.append(float(torch.stack(numbers).argmax() == 0))
+    torch.testing.assert_close(losses["rank"], torch.stack(expected).mean())
+    assert float(metrics["rank_accuracy"]) == pytest.approx(sum(first) / B)
+    task.total(losses).backward()
+    idle = {name for name, p in task.model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert idle == {"match_head.weight", "match_head.bias"}, "which stays as it is"
+
+
+def test_wrong_texts_may_be_none_of_the_batch(batch: PairBatch) -> None:
+    task = ranks_of()
+    task.draws = GivenDraws(wrong_texts=WRONG)
+    by_rows = task(batch, 0.0)[0]["rank"]
+    wider = [F.pad(x[WRONG], (0, 3)) for x in (batch.ids_BT, batch.mask_BT)]
+    task.draws = GivenDraws(wrong_texts=wider)
+    torch.testing.assert_close(task(batch, 0.0)[0]["rank"], by_rows)
+
+
+def test_wrong_texts_are_of_other_images(batch: PairBatch) -> None:
+    image_ids = torch.tensor([0, 0, 1, 2, 2, 2])
+    torch.manual_seed(0)
+    given = ranks_of(wrong_texts=40).draw(batch._replace(image_ids_B=image_ids))
+    for row in range(B):
+        others = {tuple(ids.tolist()) for ids in batch.ids_BT[image_ids != image_ids[row]]}
+        assert {tuple(ids.tolist()) for ids in given.ids_BKT[row]} == others
+    alone = batch._replace(image_ids_B=torch.zeros(B, dtype=torch.long))
+    assert float(ranks_of()(alone, 0.0)[0]["rank"].detach()) == 0, (
+        "where there is no other image there is nothing to rank"
+    )
+
+
+def test_ranking_in_chunks_has_the_gradients_of_the_whole(batch: PairBatch) -> None:
+    task = ranks_of()
+    task.draws = GivenDraws(wrong_texts=WRONG)
     losses, _ = task(batch, 0.0)
     task.total(losses).backward()
-    for name, loss in losses.items():
-        torch.testing.assert_close(sum(answer["losses"][name] for answer in answers) / 2, loss.detach(), msg=name)
-    for name, p in task.named_parameters():
-        for answer in answers:
-            torch.testing.assert_close(answer["gradients"][name], p.grad, msg=name)
+    whole = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+    task.zero_grad()
+    torch.testing.assert_close(task.backward_in_chunks(batch, 0.0, 3, nullcontext)[0]["rank"], losses["rank"].detach())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(task.get_parameter(name).grad, gradient, msg=name)
+
+
+def test_a_model_that_does_not_rank_is_refused() -> None:
+    why = unsupported(architecture_of("vilt/tiny"), ViltRetrievalObjectives())
+    assert "its heads are mlm, itm: set model.heads=[rank]" in why
 
 
 def test_an_objective_without_its_head_is_refused() -> None:
