@@ -208,22 +208,25 @@ class ViltRetrieval(PairsApart):
         def draw() -> Tensor:
             return torch.multinomial(others_BN + alone_B1, self.config.wrong_texts, replacement=True)
 
-        texts = self.draws.take("wrong_texts", draw)
-        if isinstance(texts, Tensor):
-            texts = gather(as_wide(batch.ids_BT))[texts], gather(as_wide(batch.mask_BT))[texts]
-        return WrongTexts(*texts, alone_B1[:, 0].long() * LEFT_OUT)
+        taken: Tensor | tuple[Tensor, Tensor] = self.draws.take("wrong_texts", draw)
+        if isinstance(taken, Tensor):
+            taken = gather(as_wide(batch.ids_BT))[taken], gather(as_wide(batch.mask_BT))[taken]
+        return WrongTexts(taken[0], taken[1], alone_B1[:, 0].long() * LEFT_OUT)
 
     def losses_of(self, batch: PairBatch, drawn: WrongTexts, rows: int) -> LossesAndMetrics:
         """The part that these pairs have in the loss over `rows` pairs."""
-        wider = drawn.ids_BKT.shape[2] - batch.ids_BT.shape[1]
-        texts = (
-            torch.cat([F.pad(own, (0, max(0, wider)))[:, None], F.pad(wrong, (0, max(0, -wider)))], dim=1).flatten(0, 1)
-            for own, wrong in ((batch.ids_BT, drawn.ids_BKT), (batch.mask_BT, drawn.mask_BKT))
-        )
+        ids, mask = _beside(batch.ids_BT, drawn.ids_BKT), _beside(batch.mask_BT, drawn.mask_BKT)
         context = self.model.image_context(self.model.encode_image(batch.images), "encoder")
-        logits = at_least_fp32(self.model.match(self.model.fuse(*texts, context)))[:, 1].view(batch.rows, -1)
+        logits = at_least_fp32(self.model.match(self.model.fuse(ids, mask, context)))[:, 1].view(batch.rows, -1)
         loss = F.cross_entropy(logits, drawn.labels_B, ignore_index=LEFT_OUT, reduction="sum") / rows
         return {"rank": loss}, {"rank_accuracy": (logits.detach().argmax(dim=1) == drawn.labels_B).sum() / rows}
+
+
+def _beside(x_BT: Tensor, wrong_BKT: Tensor) -> Tensor:
+    """Texts, each followed by its wrong ones, padded to one length: [B * (1 + K), T]."""
+    width = max(x_BT.shape[1], wrong_BKT.shape[2])
+    right, wrong = (F.pad(x, (0, width - x.shape[-1])) for x in (x_BT, wrong_BKT))
+    return torch.cat([right[:, None], wrong], dim=1).flatten(0, 1)
 
 
 def _alike(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

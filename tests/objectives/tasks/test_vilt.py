@@ -266,7 +266,7 @@ def test_wrong_texts_may_be_none_of_the_batch(batch: PairBatch) -> None:
     task = ranks_of()
     task.draws = GivenDraws(wrong_texts=WRONG)
     by_rows = task(batch, 0.0)[0]["rank"]
-    wider = [F.pad(x[WRONG], (0, 3)) for x in (batch.ids_BT, batch.mask_BT)]
+    wider = tuple(F.pad(x[WRONG], (0, 3)) for x in (batch.ids_BT, batch.mask_BT))
     task.draws = GivenDraws(wrong_texts=wider)
     torch.testing.assert_close(task(batch, 0.0)[0]["rank"], by_rows)
 
