@@ -10,7 +10,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
-    from capfilt.api.commands import annotate, bootstrap, download, evaluate, pretrain, select
+    from capfilt.api.commands import annotate, bootstrap, download, evaluate, finetune, pretrain, select
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
     from capfilt.api.progress import ProgressEvent
@@ -108,6 +108,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "finetune",
     "load_model",
     "pretrain",
     "read_annotations",
@@ -122,7 +123,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api.commands": ("annotate", "bootstrap", "download", "evaluate", "pretrain", "select"),
+    "api.commands": ("annotate", "bootstrap", "download", "evaluate", "finetune", "pretrain", "select"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),

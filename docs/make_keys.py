@@ -23,6 +23,7 @@ FOLDER = Path(__file__).with_name("keys")
 TITLES = {
     "bootstrap": "Keys of a recipe of `capfilt bootstrap`",
     "pretrain": "Keys of a recipe of `capfilt pretrain`",
+    "finetune": "Keys of a recipe of `capfilt finetune`",
     "annotate": "Keys of a recipe of `capfilt annotate`",
     "select": "Keys of a policy, the recipe of `capfilt select`",
     "evaluate": "Keys of `capfilt evaluate --set`",

@@ -277,17 +277,54 @@ def pretrain(
     Raises:
         CapfiltError: RecipeError for a recipe whose parts do not fit together, and its other kin.
     """
-    sets = assignments(settings)
-    arguments.check_syntax("pretrain", recipe, sets)
-    show = progress_of(on_progress, on_log)
-    with show.wait("importing libraries"):
-        from capfilt.pipelines import pretrain as pipeline
+    return _trained("pretrain", recipe, out, settings, address, fork, progress_of(on_progress, on_log))
 
+
+def finetune(
+    recipe: Location,
+    *,
+    out: Location,
+    settings: Settings = (),
+    address: str | None = None,
+    fork: Location | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> PretrainResult:
+    """Fine-tune a model for a downstream task.
+
+    Args:
+        recipe: a preset of `pipelines/finetune/`, or a YAML.
+        out: the run folder, or its URL.
+        settings: keys of the recipe to set otherwise, such as `{"start": "runs/x/pretrain/checkpoint"}`.
+        address: as in `annotate`, but that several workers need a Ray; so are `fork`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: RecipeError for a recipe whose parts do not fit together, and its other kin.
+    """
+    return _trained("finetune", recipe, out, settings, address, fork, progress_of(on_progress, on_log))
+
+
+def _trained(
+    verb: Literal["pretrain", "finetune"],
+    recipe: Location,
+    out: Location,
+    settings: Settings,
+    address: str | None,
+    fork: Location | None,
+    show: Progress,
+) -> PretrainResult:
+    """Run a recipe of one of the two verbs that train one model."""
+    sets = assignments(settings)
+    arguments.check_syntax(verb, recipe, sets)
+    with show.wait("importing libraries"):
+        from capfilt.pipelines import finetune, pretrain
+
+    kind = pretrain.PretrainConfig if verb == "pretrain" else finetune.FinetuneConfig
     with arguments.driving():
-        config = arguments.read_recipe("pretrain", recipe, pipeline.PretrainConfig, sets)
+        config = arguments.read_recipe(verb, recipe, kind, sets)
         folder = arguments.run_folder(out, fork)
         where = arguments.working_address(address)
-        record = pipeline.run(where, config, folder, show)
+        record = pretrain.run(where, config, folder, show)
     return PretrainResult(folder, location(record["model"]), record)
 
 

@@ -28,6 +28,7 @@ VERBS = (
     pipelines.bootstrap,
     download.download,
     pipelines.pretrain,
+    pipelines.finetune,
     pipelines.annotate,
     pipelines.select,
     models.evaluate,

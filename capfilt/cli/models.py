@@ -97,7 +97,7 @@ def show(
         str,
         typer.Argument(
             help="A preset of pipelines/ or models/, or the path of such a YAML.",
-            autocompletion=preset_names("bootstrap", "pretrain", "annotate", "select", "models"),
+            autocompletion=preset_names("bootstrap", "pretrain", "finetune", "annotate", "select", "models"),
         ),
     ],
     sets: Sets = None,

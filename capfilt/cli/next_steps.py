@@ -132,10 +132,14 @@ def after_select(out: str, dataset: str, address: str) -> list[Step]:
 
 def after_pretrain(out: StoragePath, model: StoragePath, address: str) -> list[Step]:
     """Evaluate, look at the losses, export."""
+    from capfilt.models import family_of
+    from capfilt.models.checkpoints import store
     from capfilt.runs.run import Run
 
     first = Run.load(out).plan["data"][0]["shards"][0]
-    steps = [page(out, "how the losses fell"), export(model, out)]
+    steps = [page(out, "how the losses fell")]
+    if family_of(store.architecture(model)).written_as != "capfilt":
+        steps.append(export(model, out))
     if _roles(model):
         what = "measure it, here on a shard that it was trained on; put held-out pairs in its place"
         steps.insert(0, (what, command("evaluate", model, first, address=address)))

@@ -1,4 +1,4 @@
-"""The verbs that run a pipeline into a run folder: bootstrap, pretrain, annotate, select."""
+"""The verbs that run a pipeline into a run folder: bootstrap, pretrain, finetune, annotate, select."""
 
 from __future__ import annotations
 
@@ -127,6 +127,37 @@ def pretrain(
 
     def work(show: Progress) -> Any:
         return commands.pretrain(
+            recipe, out=out, settings=sets or (), address=address, fork=fork, on_progress=show
+        ).record
+
+    def then(record: Any) -> list[Step]:
+        return after_pretrain(location(fork or out), location(record["model"]), address)
+
+    execute(work, as_json, debug, then=then)
+
+
+def finetune(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A preset of pipelines/finetune/, or a YAML.",
+            autocompletion=preset_names("finetune"),
+        ),
+    ],
+    out: Out,
+    sets: Sets = None,
+    fork: Fork = None,
+    address: Address = "start",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model for a downstream task: VQA, NLVR2, visual entailment.
+
+    Example: `capfilt finetune entailment-tiny --out runs/ve --set start=runs/tiny/pretrain/checkpoint`
+    """
+
+    def work(show: Progress) -> Any:
+        return commands.finetune(
             recipe, out=out, settings=sets or (), address=address, fork=fork, on_progress=show
         ).record
 

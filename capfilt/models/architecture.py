@@ -39,7 +39,7 @@ class ArchitectureConfig(Config, ABC):
     def capabilities(self) -> frozenset[str]:
         """What a model of this architecture can do, known before anything is built: encode_image, encode_text,
         fuse (score a text beside an image), decode (write a text), answer (a question), unmask (guess hidden words),
-        ground (say where in an image a text is)."""
+        ground (say where in an image a text is), classify (a text beside an image)."""
 
     @property
     @abstractmethod
@@ -112,6 +112,31 @@ class ArchitectureConfig(Config, ABC):
     def tokenizer_kind(self) -> TokenizerKind:
         """How its texts are cut into tokens."""
         return self.language_kind or "wordpiece"
+
+    @property
+    def task_tokenizer_kind(self) -> TokenizerKind:
+        """The same where the model is the base of one for a downstream task."""
+        return self.tokenizer_kind
+
+    @property
+    def pictures_of_text(self) -> int:
+        """Pictures beside a text that is classified: 2 in NLVR2."""
+        return 1
+
+    @property
+    def fused_width(self) -> int:
+        """Width of the states of texts that are fused with images; 0 where none are."""
+        return 0
+
+    @property
+    def fused_init_std(self) -> float:
+        """Standard deviation of the fresh weights of a head on them."""
+        return 0.02
+
+    @property
+    def starts_from(self) -> ArchitectureConfig | None:
+        """What a training may start from beside a model of this architecture; None: nothing."""
+        return None
 
     @property
     def first_token(self) -> int | None:

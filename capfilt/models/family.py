@@ -46,9 +46,9 @@ class Family:
     """Imports the code; called once, by `code`."""
     preprocess: Preprocess = BLIP_PREPROCESS
     """How pictures are wanted where a model's folder does not say."""
-    written_as: Literal["hf", "pth"] = "hf"
+    written_as: Literal["hf", "pth", "capfilt"] = "hf"
     """How a model is exported for other code: for transformers, or where it has no such class by the names of the
-    family's own code."""
+    family's own code; "capfilt": no other code reads it."""
 
     @cached_property
     def code(self) -> FamilyCode:

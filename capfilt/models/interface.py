@@ -135,6 +135,14 @@ class Model(nn.Module):
         """`fuse` of texts of these lengths, `counts` texts of each image, adjacent; what `match` needs alone."""
         self._cannot("fuse texts with images")
 
+    def summary(self, states_BTD: Tensor) -> Tensor:
+        """Fused states -> the one vector of each text that heads of tasks read [B, D]."""
+        return states_BTD[:, 0]
+
+    def classify(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Texts beside the image tokens of their pictures -> logits of the classes [B, labels]."""
+        self._cannot("classify")
+
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         self._cannot("match texts with images")

@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from capfilt.data.loading.loader import Batch
 from capfilt.errors import RecipeError
 from capfilt.models.interface import Model
 from capfilt.objectives.draws import Draws
@@ -89,6 +90,27 @@ class RegionBatch(NamedTuple):
         return RegionBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class ClassBatch(NamedTuple):
+    """B texts, each beside one picture or several, and what is right of each."""
+
+    images: Tensor
+    """Pictures [B, 3, S, S], normalised floats; of tasks with two pictures a text [2 B, 3, S, S], the first of all
+    texts first."""
+    ids_BT: Tensor
+    mask_BT: Tensor
+    image_ids_B: Tensor
+    targets_BC: Tensor
+    """How right each class is, in [0, 1]; all 0 where none of them is."""
+
+    def to(self, device: torch.device) -> ClassBatch:
+        """The same on a device; pinned memory is copied while the host goes on."""
+        return ClassBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+StepBatch = PairBatch | RegionBatch | ClassBatch
+"""What a step of any task is given."""
+
+
 class Task(nn.Module, ABC):
     """A model with what its losses must remember; what data-parallel training wraps."""
 
@@ -113,7 +135,16 @@ class Task(nn.Module, ABC):
         self.model, self.config, self.prompt = model, config, prompt
         self.momentum, self.draws, self.vocabulary, self.alpha = None, Draws(), None, None
 
-    def forward(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+    def batch_of(self, loaded: Batch) -> StepBatch:
+        """What the loader read, as a step is given it."""
+        return PairBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids)
+
+    def example(self, pairs: int, tokens: int) -> StepBatch:
+        """A batch of so many texts of so many tokens each, whose numbers mean nothing: for counting operations."""
+        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
+        return PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
+
+    def forward(self, batch: Any, progress: float) -> LossesAndMetrics:
         """One step's losses; `progress` is the share of the training that is done, in [0, 1)."""
         self.before_step()
         return self.compute_losses(batch, progress)
@@ -125,7 +156,7 @@ class Task(nn.Module, ABC):
         """What changes weights after the optimizer did: values kept in their range, before any of them is saved."""
 
     @abstractmethod
-    def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
+    def compute_losses(self, batch: Any, progress: float) -> LossesAndMetrics:
         """`forward` after `before_step`."""
 
     def masked(self, ids_BT: Tensor, rate: float, rule: Rule) -> Masked:

@@ -14,6 +14,7 @@ from capfilt.data import shards
 from capfilt.data.loading.config import Source
 from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture, ModelSection, architecture_of, label
+from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, length_warnings, text_warnings
 from capfilt.runs.progress import Progress
@@ -94,7 +95,7 @@ def texts_of(config: PretrainConfig) -> list[Texts]:
 
 
 def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) -> dict[str, Any]:
-    """The verb: run a pretraining recipe in a run folder of its own; tells where the model is."""
+    """The verb: run a recipe of a training in a run folder of its own; tells where the model is."""
     architecture = check(config)
     check_features(out, config.train)
     check_sources(config.initial, architecture)
@@ -103,6 +104,8 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
     for warning in (*lengths, *text_warnings(config.tokenizer, architecture, texts_of(config))):
         logging.getLogger(__name__).warning(warning)
     start = check_start(config.start, architecture, config.initial) if config.start else None
+    if start is not None and store.architecture(start).family != architecture.family:
+        show.say(f"the head of {label(config.model)} begins fresh on the model at {start}")
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     check_pictures(sources, config.train)
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": EXECUTION_FIELDS})
@@ -123,5 +126,5 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
             seed=config.seed,
         )
         model = run_training(session, job, config.resources, show, "pretrain")
-    bare = num_without_text(job.out.parent)
+    bare = num_without_text(job.out.parent) if config.train.objectives.row_kind == "captions" else 0
     return {"model": str(model)} | ({"without_text": bare} if bare else {})

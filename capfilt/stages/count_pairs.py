@@ -13,9 +13,10 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.loading.config import Captions, Source
+from capfilt.data.loading.config import Captions, RowKind, Source
 from capfilt.data.loading.rows import count_pairs
 from capfilt.data.shards.members import MemberCounts
+from capfilt.errors import DataError
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
@@ -49,7 +50,7 @@ class RowsJob(Config):
             count = count_pairs(url, digest, members)
             num_images = count.images + count.without_text
             samples = Counter({"in": num_images, "kept": count.images, "dropped": count.without_text})
-            texts = Counter({"all": count.texts})
+            texts = Counter({"all": count.texts, **count.of_tasks})
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()}, members=members)
             Ledger(self.out, self.name).commit(
                 self.names.get(url) or ledger_name(url), self.identity(url), [], tally, digest.result()
@@ -69,11 +70,28 @@ def ledger_name(url: str, identity: dict[str, Any] | None = None) -> str:
 
 
 def count_rows(
-    session: Session, sources: Sequence[Source], captions: Captions, folder: StoragePath, show: Progress
+    session: Session,
+    sources: Sequence[Source],
+    captions: Captions,
+    folder: StoragePath,
+    show: Progress,
+    kind: RowKind = "captions",
 ) -> dict[str, int]:
-    """The number of rows of each shard, by its url; `folder/ledger/rows` keeps the counts."""
+    """The number of rows of a kind of each shard, by its url; `folder/ledger/rows` keeps the counts.
+
+    Raises:
+        DataError: there are no rows of a downstream task's kind.
+    """
     urls = [url for source in sources for url in shards.expand(source.shards)]
     completions = _completions(session, urls, folder, show)
+    if kind != "captions":
+        rows = {url: done.tally.texts["kept"][kind] for url, done in completions.items()}
+        if not any(rows.values()):
+            raise DataError(
+                f"no picture of {len(rows)} shards has {kind} with an answer: a sample has them in its json "
+                "(docs/tasks.md)"
+            )
+        return rows
     if num_bare := sum(done.tally.samples["dropped"] for done in completions.values()):
         show.say(f"{num_bare} pictures have no text: they are not trained on")
     tallies = {url: done.tally for url, done in completions.items()}

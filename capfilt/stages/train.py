@@ -162,7 +162,8 @@ def _prepared(
     warn_of_lanes(job, 1 if session.local else resources.workers)
     if said := unsaid(job.architecture, job.train.objectives):
         logging.getLogger(__name__).warning("%s: %s", label, said)
-    rows = count_rows(session, job.sources, job.train.loader.captions, counts, show)
+    kind = job.train.objectives.row_kind
+    rows = count_rows(session, job.sources, job.train.loader.captions, counts, show, kind)
     execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
     kept = job.train.features  # workers may start elsewhere
     settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
@@ -299,10 +300,13 @@ def check_start(start: StoragePath, architecture: Architecture, initial: Initial
     """Refuse a start of another shape than `model`, which would be trained in its place without a word, and one without
     the language model that nobody else names; `key` is where `start` stands, with its dot."""
     path = store.find(str(start))
-    saved = store.architecture(path)
+    saved, wanted = store.architecture(path), architecture
+    if saved.family != architecture.family and architecture.starts_from is not None:
+        architecture = architecture.starts_from
     if saved.family != architecture.family:
+        base = "" if architecture is wanted else f" on a base of {architecture.family}"
         raise RecipeError(
-            f"{key}start: {path} is of the family {saved.family}, and `{key}model` of {architecture.family}."
+            f"{key}start: {path} is of the family {saved.family}, and `{key}model` of {wanted.family}{base}."
         )
     check_shape(saved, architecture, f"{key}start: {path}", f"`{key}model`", ("vision", "text"))
     if preprocess_for(path, saved) != models.preprocess_of(saved):

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from capfilt.models import Architecture, build
 from capfilt.objectives.collectives import alone, world_size
 from capfilt.objectives.draws import Draws
-from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.kinds import TaskConfig
 from capfilt.objectives.masking import MASKED, Masked
 from capfilt.objectives.tasks import build_task
@@ -83,12 +82,10 @@ def step_flops(architecture: Architecture, objectives: TaskConfig, pairs: int, t
         task = build_task(build(architecture), objectives).eval()  # in training a queue would ask where it is
     with FakeTensorMode(allow_non_fake_inputs=True), alone():
         task.to_empty(device="cpu")
-        size = architecture.image_size
-        ids = torch.ones(pairs, tokens, dtype=torch.long)
-        task.draws = _NothingMasked(ids)
+        batch = task.example(pairs, tokens)
+        task.draws = _NothingMasked(batch.ids_BT)
         # Of fused attention the counter knows some kernels only; written out, it is products like any others.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            batch = PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
             losses, _ = task(batch, 0.0)
             task.total(losses).backward()
     return int(counter.get_total_flops())

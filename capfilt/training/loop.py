@@ -20,14 +20,15 @@ from capfilt.config import digest
 from capfilt.data import shards
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.loader import Batch, Loader
-from capfilt.data.loading.regions import RegionLoader, RegionRows
+from capfilt.data.loading.regions import RegionLoader
+from capfilt.data.loading.task_rows import loader_of
 from capfilt.data.text.bert_tokenizers import BertTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.models import Model, build, preprocess_of
 from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
-from capfilt.objectives.interface import PairBatch, RegionBatch, Task
+from capfilt.objectives.interface import Task
 from capfilt.objectives.masking import Vocabulary
 from capfilt.objectives.tasks import build_task
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -68,7 +69,8 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     counted = documents.read_object(job.rows, documents.PLAN_BYTES) if job.rows else {}
     reads_images = job.train.objectives.reads_images
     image_format = ImageFormat(job.architecture.image_size, preprocess_of(job.architecture)) if reads_images else None
-    loader = Loader(
+    loader = loader_of(
+        job.train.objectives.row_kind,
         job.sources,
         job.train.loader,
         tokenizer,
@@ -206,7 +208,7 @@ def run_steps(
 ) -> None:
     """Steps `done` .. `steps`; logs means every `log_every`, saves the state every `checkpoint_every`. `regions` has,
     for each, what a step on regions before it is given, or None where there is none."""
-    config, device = job.train, gradients.device
+    config = job.train
     for step in range(done, config.steps):
         with log.waiting():
             batch, parts = next(batches), next(regions) if regions is not None else None
@@ -215,8 +217,8 @@ def run_steps(
             group["lr"] = lr
         before = on_regions(job, gradients, optimizer, parts, step) if parts is not None else {}
         torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
-        pairs = PairBatch(batch.images, batch.ids, batch.mask, batch.image_ids).to(device)
-        losses, metrics = gradients.of(pairs, step / config.steps)
+        given = gradients.task.batch_of(batch).to(gradients.device)
+        losses, metrics = gradients.of(given, step / config.steps)
         norm = gradients.clip(config.optimizer.clip)
         if bool(norm.isfinite()):
             optimizer.step()
@@ -249,10 +251,8 @@ def on_regions(
     job: TrainJob, gradients: Gradients, optimizer: torch.optim.AdamW, batch: Batch, step: int
 ) -> dict[str, Tensor]:
     """A step on regions; returns its losses and metrics. Where its gradients are not finite it is left out."""
-    assert isinstance(batch, RegionRows)
     torch.manual_seed(draw(job.seed, "region step", step, data_parallel.rank()))
-    texts = batch.images, batch.ids, batch.mask, batch.image_ids
-    regions = RegionBatch(*texts, batch.image, batch.seen, batch.boxes, batch.is_region).to(gradients.device)
+    regions = gradients.task.batch_of(batch).to(gradients.device)
     losses, metrics = gradients.of(regions, step / job.train.steps)
     if not bool(gradients.clip(job.train.optimizer.clip).isfinite()):
         return {"regions_skipped": torch.ones((), device=gradients.device)}

@@ -13,7 +13,7 @@ import capfilt
 from capfilt import cli
 
 VERBS = (
-    *("bootstrap", "download", "pretrain", "annotate", "select"),
+    *("bootstrap", "download", "pretrain", "finetune", "annotate", "select"),
     *("evaluate", "export", "show", "bench", "world"),
     *("jobs", "status", "verify", "explain", "report", "review"),
 )

@@ -53,9 +53,10 @@ def test_a_recipe_is_whole_and_says_how_it_is_run(name: str) -> None:
         assert f"#   capfilt {kind} SHARDS --recipe {stem} " in text
         configs.read_named(show.KINDS[kind][0], stem)
         return
-    assert kind == "pretrain"
-    assert f"#   capfilt pretrain {stem} " in text
-    recipe = configs.read(path, pretrain.PretrainConfig)
+    assert kind in ("pretrain", "finetune")
+    assert f"#   capfilt {kind} {stem} " in text
+    recipe = configs.read(path, show.KINDS[kind][0])
+    assert isinstance(recipe, pretrain.PretrainConfig)
     assert parameters(pretrain.check(recipe)) > 0
     assert recipe.train.loader.batch_size % recipe.resources.workers == 0
 

@@ -12,6 +12,10 @@ from capfilt.data.images.augment import AugmentConfig
 Captions = Literal["all", "one"]
 """Whether each text of an image is a row, or each image."""
 
+RowKind = Literal["captions", "hypotheses", "questions", "statements"]
+"""What of a sample a row is: a text of the image, or one of the texts about it that a downstream task answers
+(docs/tasks.md)."""
+
 
 class Source(Config):
     """Some of the shards that a training mixes."""

@@ -92,11 +92,15 @@ class Loader:
         """Whether pictures are put into pinned memory, from which a GPU copies them while it computes."""
         if rows is None:
             walked = [(shards.expand(source.shards), source.repeat) for source in sources]
-            rows = {url: count_pairs(url).num_rows(config.captions) for urls, _ in walked for url in urls}
+            rows = {url: self._count(url) for urls, _ in walked for url in urls}
         else:
             walked = [(_expanded(source.shards, rows), source.repeat) for source in sources]
         self.order = RowOrder(walked, rows, math.gcd(config.lanes, config.batch_size), seed)
         self._reader = RowReader(config.captions, config.weights, seed, rows)
+
+    def _count(self, url: str) -> int:
+        """How many rows a shard has."""
+        return count_pairs(url).num_rows(self.config.captions)
 
     @property
     def prompt_tokens(self) -> int:
@@ -177,15 +181,18 @@ class Loader:
         readable = [(row, view) for row, view in zip(rows, views, strict=True) if view is not None]
         # The batch keeps its size, on which queues and ranks rely.
         repeated = [readable[i % len(readable)] for i in range(size)]
-        kept = [row for row, _ in repeated]
-        texts = [f"{self.config.prompt.strip()} {self.tokenizer.clean(row.text)}".strip() for row in kept]
+        return self._made([row for row, _ in repeated], [view for _, view in repeated], unreadable)
+
+    def _made(self, rows: Sequence[Row], views: Sequence[np.ndarray | Tensor], unreadable: int) -> Batch:
+        """A batch of rows whose pictures were decoded."""
+        texts = [f"{self.config.prompt.strip()} {self.tokenizer.clean(row.text)}".strip() for row in rows]
         ids, mask = self.tokenizer.encode(texts, self.config.max_length)
         return Batch(
-            images=self._stack([view for _, view in repeated]),
+            images=self._stack(views),
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
-            image_ids=torch.tensor([image_id(row.uid) for row in kept]),
-            uids=tuple(row.uid for row in kept),
+            image_ids=torch.tensor([image_id(row.uid) for row in rows]),
+            uids=tuple(row.uid for row in rows),
             unreadable=unreadable,
         )
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from capfilt.data import shards
 from capfilt.data.images.augment import generator
 from capfilt.data.loading.config import Captions
 from capfilt.data.loading.order import Span
+from capfilt.data.loading.task_texts import count_texts
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import DataError, StorageError
@@ -156,6 +157,8 @@ class PairCount:
     texts: int
     without_text: int = 0
     """Images beside these that have no text (`sample.is_text`), which cannot be trained on."""
+    of_tasks: Counter[str] = field(default_factory=Counter)
+    """Texts about the images that downstream tasks answer, by their kind (`RowKind`)."""
 
     def num_rows(self, captions: Captions) -> int:
         """Rows, where each text is one or each image is."""
@@ -165,5 +168,9 @@ class PairCount:
 def count_pairs(url: str, digest: shards.Digest | None = None, members: MemberCounts | None = None) -> PairCount:
     """Read a shard to its end and count its images and texts; `members` counts its members."""
     items = shards.read_lines(url, digest) if shards.is_lines(url) else shards.read(url, digest, members)
-    texts = [len(item.captions) for item in items if isinstance(item, Sample)]
-    return PairCount(sum(map(bool, texts)), sum(texts), texts.count(0))
+    texts, of_tasks = list[int](), Counter[str]()
+    for item in items:
+        if isinstance(item, Sample):
+            texts.append(len(item.captions))
+            of_tasks += count_texts(item.meta)
+    return PairCount(sum(map(bool, texts)), sum(texts), texts.count(0), of_tasks)

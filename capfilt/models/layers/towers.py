@@ -55,6 +55,17 @@ class VisionTextConfig(ArchitectureConfig):
         return weights
 
     @property
+    def fused_width(self) -> int:
+        """Width of the states of texts that are fused with images; 0 where none are."""
+        width: int = self.text.width if "fuse" in self.capabilities else 0
+        return width
+
+    @property
+    def fused_init_std(self) -> float:
+        """Standard deviation of the fresh weights of a head on them: as of the text stack's."""
+        return float(getattr(self.text, "init_std", 0.02))
+
+    @property
     def vision_depth(self) -> int:
         """Blocks that images pass through."""
         depth: int = self.vision.depth

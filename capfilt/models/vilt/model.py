@@ -24,7 +24,7 @@ class Vilt(Model):
     """The blocks with embeddings and heads. N counts image tokens, I_CLS included; H and W patches."""
 
     config: ViltConfig
-    entry_points = (*Model.entry_points, "guess_words", "classify")
+    entry_points = (*Model.entry_points, "guess_words", "task_logits")
 
     def __init__(self, config: ViltConfig):
         super().__init__()
@@ -111,7 +111,7 @@ class Vilt(Model):
         """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         return cls_of_pairs(self.fuse, ids_BT, lengths, image, counts)
 
-    def pool(self, states_BND: Tensor) -> Tensor:
+    def summary(self, states_BND: Tensor) -> Tensor:
         """Fused states -> one vector [B, D], from the first word's."""
         assert self.pooler is not None, "a classifier of tokens pools nothing"
         return torch.tanh(self.pooler(states_BND[:, 0]))
@@ -119,7 +119,7 @@ class Vilt(Model):
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches". Of a head that ranks: its number beside a 0, so
         that P(match) is its sigmoid."""
-        pooled_BD = self.pool(states_BTD)
+        pooled_BD = self.summary(states_BTD)
         if self.rank_head is not None:
             rank_B1: Tensor = self.rank_head(pooled_BD)
             return torch.cat([torch.zeros_like(rank_B1), rank_B1], dim=1)
@@ -133,11 +133,11 @@ class Vilt(Model):
         logits: Tensor = self.mlm_head(states_BTD, self.text.words.weight)
         return logits
 
-    def classify(self, states: Sequence[Tensor]) -> Tensor:
+    def task_logits(self, states: Sequence[Tensor]) -> Tensor:
         """Fused states of one text beside each of its pictures -> logits of the classes: [B, labels], of tokens
         [B, T + N, labels]."""
         assert self.classifier is not None, "a model without a classifier"
-        inputs = torch.cat([self.pool(each) for each in states], dim=1) if self.config.pooled else states[0]
+        inputs = torch.cat([self.summary(each) for each in states], dim=1) if self.config.pooled else states[0]
         logits: Tensor = self.classifier(inputs)
         return logits
 

@@ -192,10 +192,14 @@ class Vlmo(Model):
         """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         return cls_of_pairs(self.fuse, ids_BT, lengths, image, counts)
 
+    def summary(self, states_BTD: Tensor) -> Tensor:
+        """Fused states -> one vector [B, D], from the first word's."""
+        return torch.tanh(self.pooler(states_BTD[:, 0]))
+
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         assert self.match_head is not None, "a model without a head that matches"
-        logits: Tensor = self.match_head(torch.tanh(self.pooler(states_BTD[:, 0])))
+        logits: Tensor = self.match_head(self.summary(states_BTD))
         return logits
 
     def guess_words(self, states_BTD: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from capfilt.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from capfilt.data.loading.config import RegionConfig
+    from capfilt.data.loading.config import RegionConfig, RowKind
     from capfilt.models.architecture import ArchitectureConfig
     from capfilt.objectives.interface import Task
 
@@ -32,6 +32,11 @@ class TaskConfig(Config):
     def resumes_momentum(self) -> bool:
         """Whether it begins as the one that the training which the model starts from has kept."""
         return False
+
+    @property
+    def row_kind(self) -> RowKind:
+        """What of a sample a row of the training is: a caption, or something of a downstream task."""
+        return "captions"
 
     @property
     def region_steps(self) -> RegionConfig | None:

@@ -12,6 +12,7 @@ from capfilt.objectives.kinds import TaskConfig, TaskKind
 from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
+from capfilt.objectives.kinds.classify import ENTAILMENT
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
@@ -31,18 +32,24 @@ PRETRAINING: dict[str, TaskKind] = {
     "xvlm": XVLM,
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
-FURTHER: dict[str, tuple[TaskKind, ...]] = {"vilt": (VILT_RETRIEVAL,), "vlmo": (VLMO_TEXTS,)}
+FURTHER: dict[str, tuple[TaskKind, ...]] = {
+    "vilt": (VILT_RETRIEVAL,),
+    "vlmo": (VLMO_TEXTS,),
+    "classifier": (ENTAILMENT,),
+}
 """What else the models of a family can be trained for. Each has a config of its own class, by which it is chosen."""
 
 
 def tasks_of(family: str) -> tuple[TaskKind, ...]:
-    """What the models of a family can be trained for, the pretraining first."""
-    return (PRETRAINING[family], *FURTHER.get(family, ()))
+    """What the models of a family can be trained for, the pretraining first where they have one."""
+    pretraining = (PRETRAINING[family],) if family in PRETRAINING else ()
+    return (*pretraining, *FURTHER.get(family, ()))
 
 
 def task_configs() -> dict[str, type[TaskConfig]]:
     """The config of every task by what the key `task` says; "" is what a section without the key means."""
-    return {kind.config.name(): kind.config for family in PRETRAINING for kind in tasks_of(family)}
+    families = dict.fromkeys((*PRETRAINING, *FURTHER))
+    return {kind.config.name(): kind.config for family in families for kind in tasks_of(family)}
 
 
 def build_task(model: Model, config: TaskConfig, prompt: int = 0) -> Task:
@@ -72,7 +79,8 @@ def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batc
 
 def unsaid(architecture: ArchitectureConfig, config: TaskConfig) -> str:
     """A key that a recipe for this architecture should give, because its default is another training's; "" for none."""
-    return PRETRAINING[architecture.family].unsaid(architecture, config)
+    kinds = [kind for kind in tasks_of(architecture.family) if isinstance(config, kind.config)]
+    return kinds[0].unsaid(architecture, config) if kinds else ""
 
 
 ObjectivesSection = Annotated[SerializeAsAny[TaskConfig], BeforeValidator(OpenSection("task", task_configs, ""))]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from capfilt.data.loading.loader import Batch
+from capfilt.data.loading.regions import RegionRows
 from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.xvlm.model import Regions, Xvlm
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, RegionBatch, Task
@@ -35,6 +37,13 @@ class XvlmPretraining(Task):
         if "mlm" in self.config.losses:
             with torch.no_grad():
                 self.model.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def batch_of(self, loaded: Batch) -> PairBatch | RegionBatch:
+        """What the loader read: pairs, or regions."""
+        pairs = loaded.images, loaded.ids, loaded.mask, loaded.image_ids
+        if not isinstance(loaded, RegionRows):
+            return PairBatch(*pairs)
+        return RegionBatch(*pairs, loaded.image, loaded.seen, loaded.boxes, loaded.is_region)
 
     def compute_losses(self, batch: PairBatch | RegionBatch, progress: float) -> LossesAndMetrics:
         """`forward` after `before_step`."""

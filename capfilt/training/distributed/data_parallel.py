@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from capfilt.inference.device import autocast
 from capfilt.models import family_of
 from capfilt.objectives.collectives import rank, world_size
-from capfilt.objectives.interface import LossesAndMetrics, PairBatch, RegionBatch, Task
+from capfilt.objectives.interface import LossesAndMetrics, PairBatch, StepBatch, Task
 from capfilt.training.config import ExecutionConfig
 from capfilt.training.distributed import fsdp
 
@@ -48,11 +48,11 @@ class Gradients:
         wrapped = (task if plain else wrap(task, device, not task.several_kinds)).train()
         self.forward: Callable[..., LossesAndMetrics] = partial(fsdp.forward, task) if self.sharded else wrapped
 
-    def of(self, batch: PairBatch | RegionBatch, progress: float) -> LossesAndMetrics:
+    def of(self, batch: StepBatch, progress: float) -> LossesAndMetrics:
         """Set the gradients to those of these pairs and of all other ranks'; returns this rank's losses and metrics."""
         self.task.zero_grad(set_to_none=True)
         if self.chunks > 1:
-            assert isinstance(batch, PairBatch), "steps on regions are not cut"
+            assert isinstance(batch, PairBatch), "only pairs are cut; recipes that would cut others are refused"
             losses, metrics = self.task.backward_in_chunks(batch, progress, self.chunks, self.autocast)
             if world_size() > 1 and not self.sharded:
                 average([p.grad for p in self.task.parameters() if p.grad is not None])

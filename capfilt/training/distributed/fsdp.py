@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from capfilt.models import Model, family_of
 from capfilt.objectives.collectives import world_size
-from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Task
+from capfilt.objectives.interface import LossesAndMetrics, StepBatch, Task
 
 PRECISION = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
 """Weights are gathered and gradients summed as they are held, in fp32, and autocast computes in bf16 where it does
@@ -69,7 +69,7 @@ def _cut_rest(module: nn.Module, entry_points: Iterable[str], mesh: DeviceMesh, 
         register_fsdp_forward_method(module, name)
 
 
-def forward(task: Task, batch: PairBatch, progress: float) -> LossesAndMetrics:
+def forward(task: Task, batch: StepBatch, progress: float) -> LossesAndMetrics:
     """The task's forward pass; its momentum copy moves before any weight is gathered."""
     task.before_step()
     return task.compute_losses(batch, progress)

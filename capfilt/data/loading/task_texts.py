@@ -1,0 +1,60 @@
+"""The texts about pictures that downstream tasks learn to answer: questions, hypotheses, statements (docs/tasks.md).
+
+Those without an answer, as in test splits, and those that cannot be used are no rows of a training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from capfilt.data.loading.config import RowKind
+from capfilt.data.sample import is_text
+from capfilt.data.tasks import FailedRow, hypotheses_of, questions_of, statements_of
+from capfilt.errors import DataError
+
+Answers = tuple[tuple[str, int], ...]
+"""Answers, each with how many people gave it; the most frequent first."""
+TRUE_FALSE = {True: "true", False: "false"}
+"""The answers to a statement."""
+
+
+class TaskText(NamedTuple):
+    """A text about a picture."""
+
+    text: str
+    answers: Answers
+
+
+def texts_of(kind: RowKind, meta: Mapping[str, Any]) -> list[TaskText]:
+    """The texts of a sample's json that have an answer; those that cannot be used are left out."""
+    failed: list[FailedRow] = []
+    try:
+        match kind:
+            case "questions":
+                rows = [(row.question, answers_of(row.answers)) for row in questions_of(meta, failed)]
+            case "hypotheses":
+                rows = [(row.text, answers_of([row.label or ""])) for row in hypotheses_of(meta, failed)]
+            case "statements":
+                rows = [
+                    (row.text, answers_of([TRUE_FALSE[row.label]] if row.label is not None else []))
+                    for row in statements_of(meta, failed)
+                ]
+            case "captions":
+                rows = []
+    except DataError:  # they are no list
+        return []
+    return [TaskText(text, answers) for text, answers in rows if answers]
+
+
+def answers_of(answers: Iterable[str]) -> Answers:
+    """Answers as they are learned: in lower case with single spaces, the most frequent first."""
+    spelled = (" ".join(answer.lower().split()) for answer in answers)
+    return tuple(Counter(answer for answer in spelled if is_text(answer)).most_common())
+
+
+def count_texts(meta: Mapping[str, Any]) -> Counter[str]:
+    """How many rows a sample's json has for each kind of training that it has rows for."""
+    kinds: tuple[RowKind, ...] = ("questions", "hypotheses", "statements")
+    return Counter({kind: count for kind in kinds if meta.get(kind) and (count := len(texts_of(kind, meta)))})

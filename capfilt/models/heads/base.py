@@ -1,0 +1,98 @@
+"""What models with a head on a base have alike: how they start from a base alone, and what FSDP cuts of any base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from capfilt.models.architecture import ArchitectureConfig
+from capfilt.models.checkpoints.files import Tensors
+from capfilt.models.checkpoints.fill import load_whole
+from capfilt.models.heads.config import HeadConfig
+from capfilt.models.interface import InitialPart, Model
+from capfilt.models.layers.block import Block
+from capfilt.models.registry import FAMILIES, build, family_of
+
+
+class HeadModel(Model):
+    """A model on a base. Its tensors are those of the base, behind `base.`, and those of the head."""
+
+    config: Any
+    """A HeadConfig, of the family's class."""
+    base: Model
+
+    def __init__(self, config: HeadConfig):
+        super().__init__()
+        self.config = config
+        self.base = build(config.base)
+
+    @property
+    def vision_modules(self) -> list[nn.Module]:
+        """What image tokens are made with."""
+        return self.base.vision_modules
+
+    def encode_image(self, images_B3SS: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S], or as the base's family pads them -> image tokens [B, N, D]."""
+        return self.base.encode_image(images_B3SS)
+
+    def recompute_vision(self, blocks: int) -> None:
+        """Let the last so many vision blocks compute their activations again instead of keeping them."""
+        self.base.recompute_vision(blocks)
+
+    def tied(self) -> dict[str, str]:
+        """Second names of tensors that have two -> the first."""
+        return {f"base.{second}": f"base.{first}" for second, first in self.base.tied().items()}
+
+    def adapt(self, tensors: Tensors) -> None:
+        """Bring a saved model's tensors to this one's shapes, in place: positions of another picture size."""
+        of_base = {name.removeprefix("base."): t for name, t in tensors.items() if name.startswith("base.")}
+        self.base.adapt(of_base)
+        tensors |= {f"base.{name}": tensor for name, tensor in of_base.items()}
+
+
+def continued(config: HeadConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Model:
+    """The saved model at the new picture size; or from a base alone a model whose head is fresh.
+
+    Raises:
+        ModelError: tensors that are missing or of another shape: a head of other classes.
+    """
+    make = family_of(config).code.build
+    if saved.family == config.family:
+        return load_whole(make, config, tensors, source)
+    code = family_of(config.base).code
+    model = make(config)
+    assert isinstance(model, HeadModel), "a family of heads"
+    if code.continued is None:
+        model.base = load_whole(code.build, config.base, tensors, source)
+    else:
+        model.base = code.continued(config.base, saved, tensors, source)
+    return model
+
+
+def parts_of_base(part: str) -> InitialPart:
+    """What fills a part of the base of a new model from a checkpoint."""
+
+    def fill(model: HeadModel, source: str) -> set[str]:
+        return {f"base.{name}" for name in family_of(model.config.base).code.initial[part](model.base, source)}
+
+    return fill
+
+
+def blocks_of_families() -> tuple[Block, ...]:
+    """The blocks of every family that can be a base, and so of any base."""
+    bases = (family for family in FAMILIES.values() if not issubclass(family.config, HeadConfig))
+    return tuple(dict.fromkeys(block for family in bases for block in family.code.blocks))
+
+
+def mlp(kind: str, inputs: int, outputs: int, init_std: float) -> nn.Sequential:
+    """A head of two layers: `ClassifierConfig.head` says which. Its weights are fresh."""
+    if kind == "relu":
+        return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, outputs))
+    wide = 2 * inputs
+    layers = nn.Sequential(nn.Linear(inputs, wide), nn.LayerNorm(wide), nn.GELU(), nn.Linear(wide, outputs))
+    for layer in (layers[0], layers[3]):
+        assert isinstance(layer, nn.Linear)
+        nn.init.normal_(layer.weight, std=init_std)
+        nn.init.zeros_(layer.bias)
+    return layers

@@ -1,0 +1,64 @@
+"""Classes of texts beside pictures, learned by cross-entropy: visual entailment.
+
+A row whose answer is none of the model's classes has no part in the loss, and its share is told as `outside`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from capfilt.data.loading.loader import Batch
+from capfilt.data.loading.task_rows import TaskRows
+from capfilt.models.heads.classifier import Classifier
+from capfilt.models.layers.precision import at_least_fp32
+from capfilt.objectives.collectives import share_of_total
+from capfilt.objectives.interface import ClassBatch, LossesAndMetrics, Task
+from capfilt.objectives.kinds.classify import ClassifyObjectives
+
+
+class Classification(Task):
+    """A classifier and the loss of its classes."""
+
+    model: Classifier
+    config: ClassifyObjectives
+
+    def __init__(self, model: Classifier, config: ClassifyObjectives, prompt: int = 0):
+        super().__init__(model, config, prompt)
+        self.number = {label: number for number, label in enumerate(model.config.labels)}
+
+    def batch_of(self, loaded: Batch) -> ClassBatch:
+        """Texts with how right each class is."""
+        assert isinstance(loaded, TaskRows), "the loader of the task's rows"
+        targets = torch.zeros(len(loaded.ids), len(self.number))
+        for row, answers in enumerate(loaded.answers):
+            for answer, share in self.shares(answers):
+                if answer in self.number:
+                    targets[row, self.number[answer]] = share
+        return ClassBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids, targets)
+
+    def shares(self, answers: tuple[tuple[str, int], ...]) -> list[tuple[str, float]]:
+        """How right each answer is that people gave, and how often: the one of them, or its share of all."""
+        total = sum(count for _, count in answers)
+        return [(answer, count / total) for answer, count in answers]
+
+    def example(self, pairs: int, tokens: int) -> ClassBatch:
+        """A batch for counting operations."""
+        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
+        images, targets = torch.empty(pairs, 3, size, size), torch.zeros(pairs, len(self.number))
+        return ClassBatch(images, ids, torch.ones_like(ids), torch.arange(pairs), targets)
+
+    def compute_losses(self, batch: ClassBatch, progress: float) -> LossesAndMetrics:
+        """`forward` after `before_step`."""
+        tokens = self.model.encode_image(batch.images)
+        logits = at_least_fp32(self.model.classify(tokens, batch.ids_BT, batch.mask_BT))
+        known = batch.targets_BC.sum(dim=1) > 0
+        loss = self.loss(logits, batch.targets_BC, known)
+        right = batch.targets_BC.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0] > 0
+        return {"answer": loss}, {"accuracy": right.float().mean(), "outside": 1 - known.float().mean()}
+
+    def loss(self, logits_BC: Tensor, targets_BC: Tensor, known_B: Tensor) -> Tensor:
+        """Cross-entropy, the mean over the rows of all processes that have an answer among the classes."""
+        count = known_B.sum()
+        loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum() / count.clamp(min=1)
+        return loss * share_of_total(count.to(loss.dtype).clamp(min=1e-9))

@@ -1,0 +1,92 @@
+"""Downstream tasks: losses written out, two ranks as one process, and the table of who can do what."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capfilt.data.loading.config import LoaderConfig, Source
+from capfilt.data.loading.task_rows import TaskLoader
+from capfilt.data.text.language_tokenizer import tokenizer_of
+from capfilt.models import FAMILIES, ArchitectureConfig, build
+from capfilt.models.heads.config import ClassifierConfig
+from capfilt.objectives.interface import ClassBatch, Task
+from capfilt.objectives.kinds import TaskConfig
+from capfilt.objectives.kinds.classify import EntailmentObjectives
+from capfilt.objectives.kinds.downstream import FAMILIES_OF
+from capfilt.objectives.tasks import build_task, unsupported
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def classifier(base: str = "blip/tiny", **settings: Any) -> ClassifierConfig:
+    return ClassifierConfig.model_validate({"base": base, "labels": LABELS, **settings})
+
+
+def task_of(architecture: ArchitectureConfig, config: TaskConfig) -> Task:
+    torch.manual_seed(0)
+    return build_task(build(architecture), config).double()
+
+
+def loaded(task: Task, shards: Path, rank: int = 0, world_size: int = 1) -> Any:
+    """The first batch of a rank, as the task is given it, in float64."""
+    config = LoaderConfig(batch_size=4, max_length=16, shuffle=1, lanes=2)
+    architecture = task.model.config
+    tokenizer = tokenizer_of("world", architecture.tokenizer_kind)
+    sources = [Source(shards=str(shards))]
+    kind = task.config.row_kind
+    loader = TaskLoader(kind, sources, config, tokenizer, architecture.image_size, 0, rank, world_size)
+    batch = task.batch_of(next(loader.batches()))
+    return type(batch)(*(x.double() if x.is_floating_point() else x for x in batch))
+
+
+CASES = {"entailment": (classifier(), EntailmentObjectives())}
+
+
+def test_two_ranks_learn_what_one_process_learns(task_shards: Path, rank_pair: Any, tmp_path: Path) -> None:
+    cases, expected = {}, {}
+    for name, (architecture, config) in CASES.items():
+        task = task_of(architecture, config)
+        cases[name] = task, [loaded(task, task_shards, rank, 2) for rank in range(2)]
+    torch.save(cases, tmp_path / "cases.pt")
+    for name, (task, _) in cases.items():
+        losses, _ = task.train()(loaded(task, task_shards), 0.5)
+        task.total(losses).backward()
+        expected[name] = {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}
+    rank_pair.run(Path(__file__).parent.parent / "ranks_of_tasks.py", tmp_path)
+    for rank in range(2):
+        assert torch.load(tmp_path / f"answer-{rank}.pt").keys() == expected.keys()
+        for name, gradients in torch.load(tmp_path / f"answer-{rank}.pt").items():
+            for weight, gradient in gradients.items():
+                torch.testing.assert_close(gradient, expected[name].get(weight, torch.zeros_like(gradient)), msg=weight)
+
+
+class TestEntailment:
+    def test_the_loss_is_of_the_right_class_and_leaves_out_what_has_none(self) -> None:
+        task = task_of(classifier(), EntailmentObjectives())
+        ids = torch.randint(5, 190, (3, 6))
+        targets = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 0, 1.0]]).double()
+        batch = ClassBatch(torch.randn(3, 3, 32, 32).double(), ids, torch.ones_like(ids), torch.arange(3), targets)
+        losses, metrics = task.eval()(batch, 0.0)
+        log_p = task.model.classify(task.model.encode_image(batch.images), ids, batch.mask_BT).log_softmax(1)
+        torch.testing.assert_close(losses["answer"], -(log_p[0, 0] + log_p[2, 2]) / 2)
+        assert metrics["outside"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pair_that_is_not_in_the_table_names_those_that_are(family: str) -> None:
+    if family in ("classifier", "answerer"):
+        return
+    bases = {"clip": "clip/vit-b-32", "blip2": "blip2/tiny"}
+    said = unsupported(classifier(bases.get(family, f"{family}/tiny")), EntailmentObjectives())
+    assert ("blip, albef, vilt, vlmo and xvlm can" in said) == (family not in FAMILIES_OF["entailment"])
+
+
+def test_the_page_has_the_table() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ((?:\w+(?:, )?)+) \|", page, re.MULTILINE)
+    assert {task: tuple(families.split(", ")) for task, families in rows} == FAMILIES_OF
