@@ -124,6 +124,21 @@ class ArchitectureConfig(Config, ABC):
         return 1
 
     @property
+    def known_answers(self) -> tuple[str, ...] | None:
+        """Of a model that answers questions the answers that it chooses among; none where they are not known yet. None:
+        it answers no questions, or has classes of another task."""
+        return None
+
+    def with_answers(self, answers: tuple[str, ...]) -> Self:
+        """The same with answers to choose among."""
+        raise AssertionError(f"a model of the family {self.family} chooses among no answers")
+
+    @property
+    def rank_smoothing(self) -> float:
+        """The label smoothing by which a decoder's answers are ranked."""
+        return 0.0
+
+    @property
     def fused_width(self) -> int:
         """Width of the states of texts that are fused with images; 0 where none are."""
         return 0

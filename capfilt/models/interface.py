@@ -46,6 +46,7 @@ class Model(nn.Module):
     config: ArchitectureConfig
     entry_points: ClassVar[tuple[str, ...]] = (
         "encode_image", "image_context", "encode_text", "project_image", "project_text", "fuse", "match", "decode",
+        "question_context",
     )  # fmt: skip
     """The methods, besides `forward`, through which a training enters a model."""
     vectors: ClassVar[tuple[str, ...]] = ()
@@ -60,6 +61,11 @@ class Model(nn.Module):
     @property
     def vision_modules(self) -> list[nn.Module]:
         """What image tokens are made with: models whose vision modules are equal encode an image once for both."""
+        return []
+
+    @property
+    def head_modules(self) -> list[nn.Module]:
+        """The head of a model that is one on a base: `optimizer.head_rate` is of its weights."""
         return []
 
     @property
@@ -142,6 +148,11 @@ class Model(nn.Module):
     def classify(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts beside the image tokens of their pictures -> logits of the classes [B, labels]."""
         self._cannot("classify")
+
+    def question_context(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> ImageContext:
+        """Questions beside the image tokens of their pictures -> what `decode` and `decode_step` of answers attend to:
+        the states of the questions, as they were fused with the images."""
+        self._cannot("answer questions")
 
     def match(self, states_BTD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""

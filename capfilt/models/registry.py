@@ -22,7 +22,7 @@ from capfilt.models.blip import BLIP
 from capfilt.models.blip2 import BLIP2
 from capfilt.models.clip import CLIP
 from capfilt.models.family import Family
-from capfilt.models.heads import CLASSIFIER
+from capfilt.models.heads import ANSWERER, CLASSIFIER
 from capfilt.models.layers.limits import refuse_too_large
 from capfilt.models.vilt import VILT
 from capfilt.models.vlmo import VLMO
@@ -41,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "vlmo": VLMO,
     "xvlm": XVLM,
     "classifier": CLASSIFIER,
+    "answerer": ANSWERER,
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
 

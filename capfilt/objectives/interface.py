@@ -107,7 +107,27 @@ class ClassBatch(NamedTuple):
         return ClassBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-StepBatch = PairBatch | RegionBatch | ClassBatch
+class AnswerBatch(NamedTuple):
+    """B questions, each beside a picture, and A answers that people gave to them."""
+
+    images: Tensor
+    """Pictures [B, 3, S, S], normalised floats."""
+    ids_BT: Tensor
+    mask_BT: Tensor
+    image_ids_B: Tensor
+    answer_ids_AL: Tensor
+    answer_mask_AL: Tensor
+    question_A: Tensor
+    """The number of each answer's question among the B."""
+    share_A: Tensor
+    """How many of those who answered the question gave this answer, in (0, 1]."""
+
+    def to(self, device: torch.device) -> AnswerBatch:
+        """The same on a device; pinned memory is copied while the host goes on."""
+        return AnswerBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+StepBatch = PairBatch | RegionBatch | ClassBatch | AnswerBatch
 """What a step of any task is given."""
 
 

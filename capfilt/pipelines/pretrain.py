@@ -20,7 +20,7 @@ from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, length_w
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
-from capfilt.stages.count_pairs import num_without_text
+from capfilt.stages.count_pairs import num_without_text, with_known_answers
 from capfilt.stages.train import (
     check_beginning,
     check_features,
@@ -108,6 +108,11 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
         show.say(f"the head of {label(config.model)} begins fresh on the model at {start}")
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     check_pictures(sources, config.train)
+    if config.train.objectives.least_answers is not None:
+        with show.wait("counting answers"):
+            urls = [url for source in sources for url in source.shards]
+            architecture = with_known_answers(architecture, config.train.objectives, urls)
+        show.say(f"the model chooses among {len(architecture.known_answers or ())} answers")
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": EXECUTION_FIELDS})
     plan["train"]["features"] = bool(config.train.features)  # not where they lie
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}

@@ -15,8 +15,11 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.loading.config import Captions, RowKind, Source
 from capfilt.data.loading.rows import count_pairs
+from capfilt.data.loading.task_texts import count_answers
 from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import DataError
+from capfilt.models import Architecture
+from capfilt.objectives.kinds import TaskConfig
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
@@ -126,3 +129,22 @@ def _completions(session: Session, urls: Sequence[str], folder: StoragePath, sho
         run_stage(session, job, todo, Resources(), show, "count pairs")
     by_name = {done.shard: done for done in ledger.completions()}
     return {url: by_name[name] for url, name in names.items()}
+
+
+def with_known_answers(architecture: Architecture, objectives: TaskConfig, urls: Sequence[str]) -> Architecture:
+    """An architecture with the answers that its model chooses among, where a training asks for them and the recipe
+    names none: those that its rows give often enough; every shard is read.
+
+    Raises:
+        DataError: fewer than two answers are given so often.
+    """
+    least = objectives.least_answers
+    if least is None or architecture.known_answers != ():
+        return architecture
+    answers = count_answers(urls, least)
+    if len(answers) < 2:
+        raise DataError(
+            f"{len(answers)} answers are given {least} times at least in {len(urls)} shards: lower "
+            "train.objectives.min_answers, or name the answers in model.labels or model.answer_list."
+        )
+    return architecture.with_answers(answers)

@@ -63,6 +63,8 @@ class OptimizerConfig(Config):
     adamw: Literal["torch", "transformers"] = added("torch")
     """Whose AdamW: torch's, or that of transformers before version 5 (ViLT, VLMo, X-VLM), which adds epsilon before the
     second moment is corrected for its bias, and lets weights decay after they were moved."""
+    head_rate: float = added(1.0, gt=0)
+    """What the learning rate is multiplied by for a fresh head on a base; ViLT's VQA has 10, VLMo's 20."""
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""
 

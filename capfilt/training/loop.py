@@ -44,7 +44,7 @@ from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import Speed
 from capfilt.training.job import LOG, TrainJob
 from capfilt.training.log import OnLog, StepLog
-from capfilt.training.optimizer import learning_rate, make_optimizer
+from capfilt.training.optimizer import RATE, learning_rate, make_optimizer
 
 LEFT_BESIDE = {"keep_momentum": True, "keep_best": True}
 """What TrainConfig says of what is left beside the model: of no weight either."""
@@ -214,7 +214,7 @@ def run_steps(
             batch, parts = next(batches), next(regions) if regions is not None else None
         lr = learning_rate(config.optimizer, step, config.steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(RATE, 1.0)
         before = on_regions(job, gradients, optimizer, parts, step) if parts is not None else {}
         torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
         given = gradients.task.batch_of(batch).to(gradients.device)

@@ -11,27 +11,42 @@ from torch.distributed.tensor import DTensor
 
 from capfilt.training.config import OptimizerConfig
 
+RATE = "rate"
+"""The key of a group of weights for what their learning rate is multiplied by."""
+
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Decay on everything, as BLIP's public code does; or a group without, for vectors.
 
     What takes no gradient (BLIP-2's frozen towers, a momentum copy) is in none.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     vectors, matrices = _named(module, "vectors"), _named(module, "matrices")
+    heads = _of_heads(module) if config.head_rate != 1 else set()
     for p in (p for p in module.parameters() if p.requires_grad):
         decays = config.decay_vectors or id(p) in matrices or (p.ndim >= 2 and id(p) not in vectors)
         if p.ndim == 0 and config.decay_scalars is not None:
             decays = config.decay_scalars
         # One update of many parameters takes those that FSDP has cut, or those that are whole, not both.
-        groups.setdefault((decays, isinstance(p, DTensor)), []).append(p)
+        groups.setdefault((decays, isinstance(p, DTensor), id(p) in heads), []).append(p)
     given = [
-        {"params": groups[key], **({} if key[0] else {"weight_decay": 0.0})} for key in sorted(groups, reverse=True)
+        {
+            "params": groups[key],
+            **({} if key[0] else {"weight_decay": 0.0}),
+            **({RATE: config.head_rate} if key[2] else {}),
+        }
+        for key in sorted(groups, reverse=True)
     ]
     # On a GPU the fused kernel; elsewhere its last bits would be other ones than those of the curves in the tests.
     kernel = {"fused": True} if next(iter(groups.values()))[0].is_cuda else {"foreach": True}
     kind = TransformersAdamW if config.adamw == "transformers" else torch.optim.AdamW
     return kind(given, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, **kernel)
+
+
+def _of_heads(module: nn.Module) -> set[int]:
+    """The ids of the weights of heads on bases."""
+    heads = (head for part in module.modules() for head in getattr(part, "head_modules", ()))
+    return {id(p) for head in heads for p in head.parameters()}
 
 
 def _named(module: nn.Module, kind: str) -> set[int]:

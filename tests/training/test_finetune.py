@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from capfilt.data.loading.config import Source
 from capfilt.inference.device import Compute
 from capfilt.models import architecture_of, build
 from capfilt.models.checkpoints import store
-from capfilt.models.heads.config import ClassifierConfig
+from capfilt.models.heads.classifier import Classifier
+from capfilt.models.heads.config import AnswererConfig, ClassifierConfig
+from capfilt.models.heads.pairs import Merged
 from capfilt.training.config import TrainConfig
 from capfilt.training.job import TrainJob
 from capfilt.training.loop import train
@@ -28,14 +31,15 @@ def job(out: Path, shards: Path, base: str, objectives: dict[str, Any], **job: A
         "precision": "fp32",
         "log_every": 1,
     }
-    given = {"architecture": ClassifierConfig.model_validate({"base": base, "labels": LABELS}), **job}
+    if base:
+        job["architecture"] = ClassifierConfig.model_validate({"base": base, "labels": LABELS})
     return TrainJob(
         out=out,
         tokenizer="world",
         sources=(Source(shards=str(shards)),),
         train=TrainConfig.model_validate(settings),
         compute=Compute(device="cpu", precision="fp32"),
-        **given,
+        **job,
     )
 
 
@@ -53,3 +57,57 @@ def test_entailment_from_a_base_alone(family: str, task_shards: Path, tmp_path: 
     untouched = dict(base.named_parameters())
     moved = {name for name, p in trained.base.named_parameters() if not p.equal(untouched[name])}
     assert any("vision" in name or "blocks" in name for name in moved), "the whole base is trained"
+
+
+FROM_BASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nlvr2 of blip": ({"base": "blip/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
+    "nlvr2 of albef": ({"base": "albef/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
+    "nlvr2 of vilt": ({"base": "vilt/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
+    "nlvr2 of vlmo": ({"base": "vlmo/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
+    "vqa by classes": ({"base": "vlmo/tiny", "labels": ["a ring", "red"]}, {"task": "vqa-classes"}),
+    "vqa of xvlm": ({"base": "xvlm/tiny"}, {"task": "vqa", "alpha": 0.4}),
+    "vqa of blip": ({}, {"task": "vqa"}),
+}
+
+
+@pytest.mark.parametrize("case", FROM_BASES)
+def test_other_tasks_from_a_base_alone(case: str, task_shards: Path, tmp_path: Path) -> None:
+    model, objectives = FROM_BASES[case]
+    if not model:
+        architecture, base = architecture_of("blip/tiny-answers"), build(architecture_of("blip/tiny"))
+    else:
+        kind = AnswererConfig if objectives["task"] == "vqa" else ClassifierConfig
+        architecture, base = kind.model_validate(model), build(architecture_of(model["base"]))
+    store.save(base, tmp_path / "base")
+    started = store.load_continued(tmp_path / "base", architecture)
+    assert started.config == architecture
+    saved = base.state_dict()
+    if objectives["task"] == "vqa":
+        part = "self_attention.shared.block.query.weight" if model else "feed_forward.shared.block.up.weight"
+        names = (f"text.layers.3.{part}", f"decoder.layers.1.{part}")
+        if not model:
+            names = (f"text.layers.1.{part}", f"text.layers.1.{part}".replace("shared", "decoder"))
+        assert started.state_dict()[names[1]].equal(saved[names[0]]), "the decoder begins as the base"
+    training = job(tmp_path / "run", task_shards, "", objectives, start=tmp_path / "base", architecture=architecture)
+    train(training)
+    trained = store.load(training.model_folder)
+    assert trained.config == architecture
+    lines = [json.loads(line) for line in (training.out / "log.jsonl").read_text().splitlines()]
+    assert all(0 < line["answer"] < 60 for line in lines)
+
+
+def test_two_equal_pictures_are_read_as_one_where_layers_are_doubled(tmp_path: Path) -> None:
+    """BLIP's merge begins as the mean of two attentions that are copies: of a picture beside itself, what it was."""
+    base = build(architecture_of("blip/tiny")).eval()
+    store.save(base, tmp_path / "base")
+    given = {"base": "blip/tiny", "labels": ["false", "true"], "images": 2}
+    pair = store.load_continued(tmp_path / "base", ClassifierConfig.model_validate(given)).eval()
+    assert isinstance(pair, Classifier)
+    assert isinstance(pair.pair, Merged)
+    for merge in pair.pair.merges:
+        merge.linear = None  # all of them the mean
+    ids = torch.randint(5, 190, (2, 6))
+    mask, images = torch.ones_like(ids), torch.randn(2, 3, 32, 32)
+    tokens = pair.encode_image(torch.cat([images, images]))
+    one = base.fuse(ids, mask, base.image_context(base.encode_image(images), "encoder"))[:, 0]
+    torch.testing.assert_close(pair.pair(pair.base, tokens, ids, mask), one)

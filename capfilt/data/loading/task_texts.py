@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from capfilt.data import shards
 from capfilt.data.loading.config import RowKind
-from capfilt.data.sample import is_text
+from capfilt.data.sample import Sample, is_text
 from capfilt.data.tasks import FailedRow, hypotheses_of, questions_of, statements_of
 from capfilt.errors import DataError
 
@@ -58,3 +59,17 @@ def count_texts(meta: Mapping[str, Any]) -> Counter[str]:
     """How many rows a sample's json has for each kind of training that it has rows for."""
     kinds: tuple[RowKind, ...] = ("questions", "hypotheses", "statements")
     return Counter({kind: count for kind in kinds if meta.get(kind) and (count := len(texts_of(kind, meta)))})
+
+
+def count_answers(urls: Iterable[str], least: int) -> tuple[str, ...]:
+    """The answers to questions that are given `least` times at least, the most frequent first, and of those the first
+    in the alphabet; every shard is read."""
+    counts = Counter[str]()
+    for url in urls:
+        for item in shards.read(url):
+            if isinstance(item, Sample) and item.meta.get("questions"):
+                for _, answers in texts_of("questions", item.meta):
+                    counts.update(dict(answers))
+    return tuple(
+        answer for answer, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count >= least
+    )

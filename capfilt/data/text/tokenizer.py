@@ -176,9 +176,16 @@ class Tokenizer:
         Raises:
             TextError: `max_length` leaves no room for [CLS] and [SEP].
         """
+        return self._encode(texts, max_length, self.closed)
+
+    def encode_answers(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` of texts that a decoder learns to write: they end with [SEP], `closed` or not."""
+        return self._encode(texts, max_length, True)
+
+    def _encode(self, texts: Sequence[str], max_length: int, closed: bool) -> tuple[np.ndarray, np.ndarray]:
         if max_length < 2:
             raise TextError(f"max_length {max_length}; at least 2 is needed, for [CLS] and [SEP]")
-        end = [self.sep] if self.closed else []
+        end = [self.sep] if closed else []
         rows = [[self.cls, *self._pieces(text)[: max_length - 1 - len(end)], *end] for text in texts]
         length = max(map(len, rows), default=0)
         ids = np.full((len(rows), length), self.pad, dtype=np.int64)

@@ -216,8 +216,17 @@ class BlipTransformers(TransformersFormat):
 
 
 def continued(config: BlipConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Blip:
-    """The saved model with the parts and at the picture size that the new architecture has."""
-    return load_whole(Blip, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
+    """The saved model with the parts and at the picture size that the new architecture has; or one that answers, whose
+    encoder and decoder begin with what they share in a pretrained one."""
+    parts = {"roles": config.text.roles, "image_size": config.image_size}
+    if config.answers:
+        parts |= {"answers": True, "answer_list": config.answer_list, "share": config.text.share}
+        if config.text.share == "none":
+            apart = {name: tensor for name, tensor in tensors.items() if ".shared." in name}
+            for name, tensor in apart.items():
+                del tensors[name]
+                tensors |= {name.replace(".shared.", f".{role}."): tensor.clone() for role in config.text.roles}
+    return load_whole(Blip, saved.changed(**parts), tensors, source)
 
 
 def vision_from(model: Blip, source: str) -> set[str]:

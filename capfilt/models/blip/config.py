@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from capfilt.config import added
 from capfilt.models.layers.config import TextConfig
 from capfilt.models.layers.limits import Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
@@ -26,6 +27,9 @@ class BlipConfig(TowersConfig):
     answers: bool = False
     """A question-answering model: its decoder attends to the question as the encoder fused it with the image, not to
     the image, and it has no heads that compare."""
+
+    answer_list: tuple[str, ...] = added(())
+    """The answers that a question-answering model chooses among; none: it writes."""
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -50,6 +54,20 @@ class BlipConfig(TowersConfig):
     def fusion_layers(self) -> range:
         """The layers in which a text attends to the image, of models that fuse."""
         return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
+
+    @property
+    def known_answers(self) -> tuple[str, ...] | None:
+        """The answers that a question-answering model chooses among."""
+        return self.answer_list if self.answers else None
+
+    def with_answers(self, answers: tuple[str, ...]) -> BlipConfig:
+        """The same with answers to choose among."""
+        return self.model_copy(update={"answer_list": answers})
+
+    @property
+    def rank_smoothing(self) -> float:
+        """As BLIP's code ranks, by the loss that it trains with."""
+        return 0.1
 
     @property
     def compares(self) -> bool:

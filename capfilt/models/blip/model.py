@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from capfilt.models.blip.config import BlipConfig
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.layers.towers_model import TowersModel
 from capfilt.models.layers.vit import VisionTransformer
 
@@ -27,6 +28,11 @@ class Blip(TowersModel):
             self.text_projection = nn.Linear(config.text.width, config.projection)
             self.match_head = nn.Linear(config.text.width, 2)
             self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+    def question_context(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> ImageContext:
+        """Questions beside the image tokens of their pictures -> what their answers attend to (BLIP section 5.3)."""
+        states = self.fuse(ids_BT, mask_BT, self.image_context(tokens_BND, "encoder"))
+        return self.text.image_context(states, "decoder")._replace(mask=mask_BT.bool()[:, None, None])
 
     def fused_ids(self, ids_BT: Tensor) -> Tensor:
         """[ENC] first, as in training, or [CLS]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from capfilt.models.architecture import ArchitectureConfig
@@ -26,6 +27,14 @@ class HeadModel(Model):
         super().__init__()
         self.config = config
         self.base = build(config.base)
+
+    @property
+    def head_modules(self) -> list[nn.Module]:
+        """All but the base."""
+        return [module for name, module in self.named_children() if name != "base"]
+
+    def begin_head(self, tensors: Tensors) -> None:
+        """What of a fresh head begins with tensors of the saved base, or of the base that was read."""
 
     @property
     def vision_modules(self) -> list[nn.Module]:
@@ -61,12 +70,18 @@ def continued(config: HeadConfig, saved: ArchitectureConfig, tensors: Tensors, s
     if saved.family == config.family:
         return load_whole(make, config, tensors, source)
     code = family_of(config.base).code
-    model = make(config)
+    model, before = make(config), dict(tensors)
     assert isinstance(model, HeadModel), "a family of heads"
+    modality = tensors.get("modality.weight")
+    if modality is not None and len(modality) == 2 < 1 + getattr(config.base, "images", 1):
+        # The second picture begins as the first (ViLT, VLMo).
+        tensors["modality.weight"] = torch.cat([modality, modality[1:]])
+        saved = saved.model_copy(update={"images": 2})
     if code.continued is None:
         model.base = load_whole(code.build, config.base, tensors, source)
     else:
         model.base = code.continued(config.base, saved, tensors, source)
+    model.begin_head(before)
     return model
 
 
@@ -85,12 +100,12 @@ def blocks_of_families() -> tuple[Block, ...]:
     return tuple(dict.fromkeys(block for family in bases for block in family.code.blocks))
 
 
-def mlp(kind: str, inputs: int, outputs: int, init_std: float) -> nn.Sequential:
-    """A head of two layers: `ClassifierConfig.head` says which. Its weights are fresh."""
-    if kind == "relu":
-        return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, outputs))
-    wide = 2 * inputs
-    layers = nn.Sequential(nn.Linear(inputs, wide), nn.LayerNorm(wide), nn.GELU(), nn.Linear(wide, outputs))
+def mlp(inputs: int, hidden: int, outputs: int, init_std: float | None = None) -> nn.Sequential:
+    """A head of two layers with fresh weights: with `init_std` normalised in between, with GELU; else torch's, with
+    ReLU."""
+    if init_std is None:
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    layers = nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, outputs))
     for layer in (layers[0], layers[3]):
         assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=init_std)

@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from capfilt.config import OpenSection
 from capfilt.models.architecture import ArchitectureConfig
+from capfilt.models.layers.config import DecoderConfig
+from capfilt.models.layers.limits import Depth
+from capfilt.storage.paths import storage_path
 
 if TYPE_CHECKING:
     from capfilt.data.images.preprocess import Preprocess
@@ -110,21 +113,53 @@ class HeadConfig(ArchitectureConfig):
         return f"base.{setting}" if setting else ""
 
 
+def _lines(value: Any) -> Any:
+    """The lines of a file, where one is named."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return [line for line in storage_path(value).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the file cannot be read ({type(error).__name__}); give a file of one answer a line"
+        ) from None
+
+
+Labels = Annotated[tuple[str, ...], BeforeValidator(_lines), Field(max_length=10**6)]
+
+
 class ClassifierConfig(HeadConfig):
     """Classes of a text beside one picture or two, from what the base fuses: entailment, VQA over a list of answers,
     NLVR2."""
 
     family: Literal["classifier"] = "classifier"
-    labels: tuple[str, ...] = Field(min_length=2, max_length=10**6)
-    """The classes by their names, in the order of the head's outputs."""
+    labels: Labels = ()
+    """The classes by their names, in the order of the head's outputs: a list, or a file of one a line. None: those that
+    a training for VQA counts."""
+    images: Literal[1, 2] = 1
+    """Pictures beside a text. Two are fused apart, one after the other, and joined (ViLT, VLMo); by layers in pairs, of
+    which each attends to one (ALBEF, X-VLM); or in each layer, and merged there (BLIP)."""
     head: HeadKind | None = None
     """relu: a layer as wide as what is fused, and the classes (ALBEF, BLIP); norm: a layer twice as wide, normalised,
     with GELU (ViLT, VLMo, X-VLM); null: as the family of the base has it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_of_base(cls, tree: Any) -> Any:
+        """The embedding of the second picture is the base's, in families that have one."""
+        if isinstance(tree, dict) and tree.get("images") == 2:
+            base = _section(tree.get("base"))
+            if isinstance(base, ArchitectureConfig) and "images" in type(base).model_fields:
+                return tree | {"base": base.model_copy(update={"images": 2})}
+        return tree
+
     @model_validator(mode="after")
-    def _distinct(self) -> ClassifierConfig:
-        if twice := [label for label in self.labels if self.labels.count(label) > 1][:1]:
-            raise ValueError(f"labels has {twice[0]!r} twice")
+    def _fits(self) -> ClassifierConfig:
+        if len(set(self.labels)) != len(self.labels):
+            twice = next(label for number, label in enumerate(self.labels) if label in self.labels[:number])
+            raise ValueError(f"labels has {twice!r} twice")
+        if len(self.labels) == 1:
+            raise ValueError("labels has one class; a classifier has two at least")
         return self
 
     @property
@@ -133,6 +168,57 @@ class ClassifierConfig(HeadConfig):
         return frozenset({"encode_image", "classify"})
 
     @property
+    def pictures_of_text(self) -> int:
+        """Pictures beside a text."""
+        return self.images
+
+    @property
+    def known_answers(self) -> tuple[str, ...] | None:
+        """The classes, which are answers to questions where a training for VQA says so."""
+        return self.labels
+
+    def with_answers(self, answers: tuple[str, ...]) -> ClassifierConfig:
+        """The same with these classes."""
+        return self.model_copy(update={"labels": answers})
+
+    @property
     def head_kind(self) -> HeadKind:
         """Which of the heads it is."""
         return self.head or ("relu" if self.base.family in ("blip", "albef") else "norm")
+
+
+class AnswererConfig(HeadConfig):
+    """Answers to questions about a picture: a decoder beside what the base fuses of the question and the picture (VQA
+    of ALBEF and X-VLM; BLIP's is its own architecture, with `answers`)."""
+
+    family: Literal["answerer"] = "answerer"
+    depth: Depth | None = None
+    """Layers of the decoder, which begin with the last layers of the base; null: as many as fuse."""
+    answer_list: Labels = ()
+    """The answers that it chooses among: a list, or a file of one a line. None: those that a training counts."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """It answers questions, and plays neither role."""
+        return frozenset({"encode_image", "answer"})
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The decoder, shaped as the base's text stack."""
+        text = self.base.text  # type: ignore[attr-defined]
+        alike = {name: getattr(text, name) for name in DecoderConfig.model_fields if name not in ("depth", "roles")}
+        return DecoderConfig(**alike, depth=self.depth or len(self.base.fusion_layers))
+
+    @property
+    def num_weights(self) -> int:
+        """About how many numbers a model learns; norms and biases are not counted."""
+        return self.base.num_weights + self.decoder.weights
+
+    @property
+    def known_answers(self) -> tuple[str, ...] | None:
+        """The answers that it chooses among."""
+        return self.answer_list
+
+    def with_answers(self, answers: tuple[str, ...]) -> AnswererConfig:
+        """The same with answers to choose among."""
+        return self.model_copy(update={"answer_list": answers})

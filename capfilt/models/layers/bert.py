@@ -18,10 +18,18 @@ from torch import Tensor, nn
 from capfilt.errors import ModelError
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues, Packing
 from capfilt.models.layers.block import Block
-from capfilt.models.layers.config import APART, BertConfig, EmbeddingsConfig, FusionTextConfig, Role, TextConfig
+from capfilt.models.layers.config import (
+    APART,
+    BertConfig,
+    DecoderConfig,
+    EmbeddingsConfig,
+    FusionTextConfig,
+    Role,
+    TextConfig,
+)
 from capfilt.models.layers.image_context import ImageContext
 
-StackConfig = TextConfig | FusionTextConfig
+StackConfig = TextConfig | FusionTextConfig | DecoderConfig
 
 
 class PerRole(nn.ModuleDict):
@@ -143,6 +151,24 @@ class TextLayer(nn.Module):
         out: Tensor = self.feed_forward.of(role)(x_BTD)
         return out
 
+    def fuse_both(
+        self,
+        x_BTD: Tensor,
+        keys_values: KeysValues,
+        mask: Tensor | None,
+        images: tuple[KeysValues, KeysValues],
+        second: Attention,
+        merge: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """`forward` of the encoder beside two images, of which `second` attends to the other one; `merge` makes one of
+        what the two give."""
+        x_BTD = self.self_attention.of("encoder")(x_BTD, keys_values, mask)
+        cross = self.cross_attention.of("encoder")
+        assert isinstance(cross, Residual)
+        both = merge(cross.block(x_BTD, images[0]), second(x_BTD, images[1]))
+        out: Tensor = self.feed_forward.of("encoder")(cross.norm(x_BTD + cross.dropout(both)))
+        return out
+
     def packed(
         self,
         x_PD: Tensor,
@@ -160,7 +186,7 @@ class TextLayer(nn.Module):
         return out
 
 
-TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "self_keys_values"), repeated=True)
+TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "self_keys_values", "fuse_both"), repeated=True)
 
 
 class LanguageHead(nn.Module):

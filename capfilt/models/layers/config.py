@@ -270,6 +270,18 @@ class FusionTextConfig(BertConfig):
         return super().weights - 4 * self.fusion_layer * self.width**2
 
 
+class DecoderConfig(BertConfig):
+    """BERT read from left to right, which attends in every layer to the states of another text: the decoder of answers
+    of ALBEF and X-VLM."""
+
+    fusion_layer: ClassVar[int] = 0
+    share: ClassVar[Share] = "all"
+
+    roles: tuple[Role, ...] = ("decoder",)
+    token_types: Literal[0, 2] = 2
+    """As of a FusionTextConfig."""
+
+
 class EmbeddingsConfig(Config):
     """BERT's embeddings and its head without any layer between, for models whose blocks read texts and patches
     together (ViLT, VLMo). BERT-base's are 768 wide."""

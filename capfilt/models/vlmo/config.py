@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import MAX_TOKENS, EmbeddingsConfig
 from capfilt.models.layers.limits import (
@@ -109,6 +109,9 @@ class VlmoConfig(OneStackConfig):
     outputs: tuple[Output, ...] = ("mlm", "itm", "itc", "itc_fused")
     """What the model has behind the blocks. mlm: guesses hidden words; itm: classifies pairs; itc: compares texts with
     images; itc_fused: compares them behind the fused experts, too, in training alone."""
+
+    images: int = added(1, ge=1, le=8)
+    """Pictures beside one text; 2 in NLVR2."""
 
     @model_validator(mode="after")
     def _fits(self) -> VlmoConfig:

@@ -45,8 +45,8 @@ class Vlmo(Model):
         self.positions = nn.Parameter(torch.zeros(1, config.vision.num_tokens, width)) if absolute else None
         self.relative = None if absolute else RelativePositions(config.vision, config.text.longest)
         self.text = Embeddings(config.text)
-        self.modality = nn.Embedding(2, width)
-        """Added to texts and to images."""
+        self.modality = nn.Embedding(1 + config.images, width)
+        """Added to texts and to images, each picture beside a text its own."""
         self.blocks = nn.ModuleList(
             MultiwayBlock(config.vision, fused=i >= config.vision.depth - config.vision.fused)
             for i in range(config.vision.depth)
@@ -130,12 +130,13 @@ class Vlmo(Model):
 
     # ---- images, texts, and both ----
 
-    def encode_image(self, images_B3SS: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] -> embedded patches [B, N, D], [CLS] first; no block has read them."""
+    def encode_image(self, images_B3SS: Tensor, number: int = 1) -> Tensor:
+        """Pictures [B, 3, S, S] -> embedded patches [B, N, D], [CLS] first; no block has read them. `number`: which of
+        the pictures beside one text these are, from 1."""
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
         x_BND = x_BND if self.positions is None else x_BND + self.positions
-        out: Tensor = x_BND + self.modality.weight[1]
+        out: Tensor = x_BND + self.modality.weight[number]
         return out
 
     def embed_text(self, ids_BT: Tensor) -> Tensor:

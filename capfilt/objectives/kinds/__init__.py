@@ -39,6 +39,12 @@ class TaskConfig(Config):
         return "captions"
 
     @property
+    def least_answers(self) -> int | None:
+        """How often an answer must be given in a training's rows to be one that the model chooses among, where the
+        recipe names none; None: it chooses among no answers."""
+        return None
+
+    @property
     def region_steps(self) -> RegionConfig | None:
         """The steps on regions between those on pairs; None: there are none."""
         return None

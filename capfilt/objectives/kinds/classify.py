@@ -1,4 +1,4 @@
-"""What classifiers are trained for, as recipes know it: visual entailment."""
+"""What classifiers are trained for, as recipes know it: visual entailment, NLVR2, VQA over a list of answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from capfilt.data.loading.config import RowKind
+from capfilt.data.loading.task_texts import TRUE_FALSE
 from capfilt.data.tasks import ENTAILMENT_LABELS
 from capfilt.models.heads.config import ClassifierConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind
@@ -27,6 +28,17 @@ class ClassifyObjectives(TaskConfig):
 
     losses: dict[Literal["answer"], float] = Field(default={"answer": 1.0}, min_length=1)
     """The weight of the loss."""
+    alpha: float = Field(default=0.0, ge=0, le=1)
+    """Final weight of a momentum copy's soft targets; 0: there is none. ALBEF's fine-tunings have 0.4."""
+    alpha_ramp: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training over which alpha grows from 0; ALBEF: the first epoch, and none for entailment."""
+    momentum: float = Field(default=0.995, ge=0, le=1)
+    """Of its weights, what the momentum copy keeps at each step."""
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether targets are distilled from a momentum copy."""
+        return self.alpha > 0
 
     @property
     def row_kind(self) -> RowKind:
@@ -44,6 +56,32 @@ class EntailmentObjectives(ClassifyObjectives):
     """The task's name."""
 
 
+class NlvrObjectives(ClassifyObjectives):
+    """Whether a statement about two pictures is true (NLVR2, arXiv 1811.00491), by cross-entropy."""
+
+    rows = "statements"
+
+    task: Literal["nlvr2"] = "nlvr2"
+    """The task's name."""
+
+
+class VqaClassesObjectives(ClassifyObjectives):
+    """Answers to questions as classes, of which several may be right: binary cross-entropy, summed over the classes,
+    with targets by how many people gave an answer (ViLT section 4.3; VLMo)."""
+
+    rows = "questions"
+
+    task: Literal["vqa-classes"] = "vqa-classes"
+    """The task's name."""
+    min_answers: int = Field(default=9, ge=1)
+    """Where the model has no labels: how often an answer must be given to be one; 9 leaves 3,129 in VQAv2."""
+
+    @property
+    def least_answers(self) -> int | None:
+        """How often an answer must be given to be a class."""
+        return self.min_answers
+
+
 def build(model: Classifier, config: ClassifyObjectives, prompt: int = 0) -> Task:
     """What trains a classifier."""
     from capfilt.objectives.tasks.classify import Classification
@@ -53,8 +91,13 @@ def build(model: Classifier, config: ClassifyObjectives, prompt: int = 0) -> Tas
 
 def unsupported(architecture: ClassifierConfig, config: ClassifyObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
-    if said := not_in_table(config.name(), architecture.base.family):
+    if said := not_in_table(config.name().removesuffix("-classes"), architecture.base.family):
         return said
+    if architecture.images != (2 if config.rows == "statements" else 1):
+        return (
+            f"{config.name()} is about {'two pictures' if architecture.images == 1 else 'one picture'}: set "
+            f"model.images={3 - architecture.images}."
+        )
     if "fuse" not in architecture.base.capabilities:
         return "its base has no parts that fuse texts with images: give model.base those of a filter."
     if micro_batches > 1:
@@ -69,4 +112,13 @@ def entailment_of(architecture: ClassifierConfig, config: EntailmentObjectives, 
     return unsupported(architecture, config, micro_batches)
 
 
+def nlvr2_of(architecture: ClassifierConfig, config: NlvrObjectives, micro_batches: int) -> str:
+    """As `entailment_of`."""
+    if set(architecture.labels) != set(TRUE_FALSE.values()):
+        return "nlvr2 has the classes 'false' and 'true', as texts: set model.labels to these."
+    return unsupported(architecture, config, micro_batches)
+
+
 ENTAILMENT = TaskKind(EntailmentObjectives, build, NEEDS, entailment_of)
+NLVR2 = TaskKind(NlvrObjectives, build, NEEDS, nlvr2_of)
+VQA_CLASSES = TaskKind(VqaClassesObjectives, build, NEEDS, unsupported)

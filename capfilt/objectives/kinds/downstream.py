@@ -5,6 +5,8 @@ from __future__ import annotations
 FAMILIES_OF: dict[str, tuple[str, ...]] = {
     "retrieval": ("blip", "blip2", "albef", "clip", "vilt", "vlmo", "xvlm"),
     "captioning": ("blip", "blip2", "xvlm"),
+    "vqa": ("blip", "albef", "vilt", "vlmo", "xvlm"),
+    "nlvr2": ("blip", "albef", "vilt", "vlmo", "xvlm"),
     "entailment": ("blip", "albef", "vilt", "vlmo", "xvlm"),
 }
 """By the task; a head of a task (`models/heads`) counts by the family of its base."""

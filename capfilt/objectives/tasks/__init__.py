@@ -12,10 +12,11 @@ from capfilt.objectives.kinds import TaskConfig, TaskKind
 from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
-from capfilt.objectives.kinds.classify import ENTAILMENT
+from capfilt.objectives.kinds.classify import ENTAILMENT, NLVR2, VQA_CLASSES
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
+from capfilt.objectives.kinds.vqa import VQA
 from capfilt.objectives.kinds.xvlm import XVLM
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ PRETRAINING: dict[str, TaskKind] = {
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
 FURTHER: dict[str, tuple[TaskKind, ...]] = {
+    "blip": (VQA,),
     "vilt": (VILT_RETRIEVAL,),
     "vlmo": (VLMO_TEXTS,),
-    "classifier": (ENTAILMENT,),
+    "classifier": (ENTAILMENT, NLVR2, VQA_CLASSES),
+    "answerer": (VQA,),
 }
 """What else the models of a family can be trained for. Each has a config of its own class, by which it is chosen."""
 

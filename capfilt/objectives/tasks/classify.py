@@ -1,4 +1,4 @@
-"""Classes of texts beside pictures, learned by cross-entropy: visual entailment.
+"""Classes of texts beside pictures: visual entailment and NLVR2 by cross-entropy, VQA by binary cross-entropy.
 
 A row whose answer is none of the model's classes has no part in the loss, and its share is told as `outside`.
 """
@@ -6,6 +6,7 @@ A row whose answer is none of the model's classes has no part in the loss, and i
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.data.loading.loader import Batch
@@ -14,7 +15,9 @@ from capfilt.models.heads.classifier import Classifier
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.collectives import share_of_total
 from capfilt.objectives.interface import ClassBatch, LossesAndMetrics, Task
-from capfilt.objectives.kinds.classify import ClassifyObjectives
+from capfilt.objectives.kinds.classify import ClassifyObjectives, VqaClassesObjectives
+from capfilt.objectives.losses.itc import ramp
+from capfilt.objectives.momentum import Momentum
 
 
 class Classification(Task):
@@ -26,6 +29,13 @@ class Classification(Task):
     def __init__(self, model: Classifier, config: ClassifyObjectives, prompt: int = 0):
         super().__init__(model, config, prompt)
         self.number = {label: number for number, label in enumerate(model.config.labels)}
+        if config.has_momentum:
+            self.momentum = Momentum(model, config.momentum, 0, config=model.config)
+
+    def before_step(self) -> None:
+        """Move the momentum copy towards the model."""
+        if self.momentum is not None and self.training:
+            self.momentum.update(self.model)
 
     def batch_of(self, loaded: Batch) -> ClassBatch:
         """Texts with how right each class is."""
@@ -38,14 +48,18 @@ class Classification(Task):
         return ClassBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids, targets)
 
     def shares(self, answers: tuple[tuple[str, int], ...]) -> list[tuple[str, float]]:
-        """How right each answer is that people gave, and how often: the one of them, or its share of all."""
+        """How right each answer is that people gave, and how often: the share of those who gave it; of VQA, where
+        several may be right, what four or more gave is wholly right (VQA's accuracy, as ViLT rounds it)."""
+        if isinstance(self.config, VqaClassesObjectives):
+            return [(answer, min(1.0, 0.3 * count) if count < 4 else 1.0) for answer, count in answers]
         total = sum(count for _, count in answers)
         return [(answer, count / total) for answer, count in answers]
 
     def example(self, pairs: int, tokens: int) -> ClassBatch:
         """A batch for counting operations."""
         size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
-        images, targets = torch.empty(pairs, 3, size, size), torch.zeros(pairs, len(self.number))
+        images = torch.empty(self.model.config.pictures_of_text * pairs, 3, size, size)
+        targets = torch.zeros(pairs, len(self.number))
         return ClassBatch(images, ids, torch.ones_like(ids), torch.arange(pairs), targets)
 
     def compute_losses(self, batch: ClassBatch, progress: float) -> LossesAndMetrics:
@@ -54,11 +68,21 @@ class Classification(Task):
         logits = at_least_fp32(self.model.classify(tokens, batch.ids_BT, batch.mask_BT))
         known = batch.targets_BC.sum(dim=1) > 0
         loss = self.loss(logits, batch.targets_BC, known)
+        if self.momentum is not None:
+            alpha = ramp(progress, self.config.alpha, self.config.alpha_ramp) if self.alpha is None else self.alpha
+            slow = self.momentum.model
+            with torch.no_grad():
+                guesses = slow.classify(slow.encode_image(batch.images), batch.ids_BT, batch.mask_BT)
+            soft = at_least_fp32(guesses).softmax(dim=1) * known[:, None]
+            loss = (1 - alpha) * loss + alpha * self.loss(logits, soft, known)
         right = batch.targets_BC.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0] > 0
         return {"answer": loss}, {"accuracy": right.float().mean(), "outside": 1 - known.float().mean()}
 
     def loss(self, logits_BC: Tensor, targets_BC: Tensor, known_B: Tensor) -> Tensor:
-        """Cross-entropy, the mean over the rows of all processes that have an answer among the classes."""
+        """Cross-entropy, the mean over the rows of all processes that have an answer among the classes; of VQA binary
+        cross-entropy summed over the classes, the mean over all rows."""
+        if isinstance(self.config, VqaClassesObjectives):
+            return F.binary_cross_entropy_with_logits(logits_BC, targets_BC) * targets_BC.shape[1]
         count = known_B.sum()
         loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum() / count.clamp(min=1)
         return loss * share_of_total(count.to(loss.dtype).clamp(min=1e-9))

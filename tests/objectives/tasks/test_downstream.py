@@ -12,19 +12,20 @@ import torch
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.task_rows import TaskLoader
 from capfilt.data.text.language_tokenizer import tokenizer_of
-from capfilt.models import FAMILIES, ArchitectureConfig, build
-from capfilt.models.heads.config import ClassifierConfig
+from capfilt.models import FAMILIES, ArchitectureConfig, architecture_of, build
+from capfilt.models.heads.config import AnswererConfig, ClassifierConfig
 from capfilt.objectives.interface import ClassBatch, Task
 from capfilt.objectives.kinds import TaskConfig
-from capfilt.objectives.kinds.classify import EntailmentObjectives
+from capfilt.objectives.kinds.classify import EntailmentObjectives, NlvrObjectives, VqaClassesObjectives
 from capfilt.objectives.kinds.downstream import FAMILIES_OF
+from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.objectives.tasks import build_task, unsupported
 
 LABELS = ("entailment", "neutral", "contradiction")
 
 
 def classifier(base: str = "blip/tiny", **settings: Any) -> ClassifierConfig:
-    return ClassifierConfig.model_validate({"base": base, "labels": LABELS, **settings})
+    return ClassifierConfig.model_validate({"base": base, "labels": LABELS} | settings)
 
 
 def task_of(architecture: ArchitectureConfig, config: TaskConfig) -> Task:
@@ -44,7 +45,21 @@ def loaded(task: Task, shards: Path, rank: int = 0, world_size: int = 1) -> Any:
     return type(batch)(*(x.double() if x.is_floating_point() else x for x in batch))
 
 
-CASES = {"entailment": (classifier(), EntailmentObjectives())}
+def pair(base: str) -> ClassifierConfig:
+    return classifier(base, labels=("false", "true"), images=2)
+
+
+ANSWERS = ("ring", "a ring", "red")
+CASES: dict[str, tuple[ArchitectureConfig, TaskConfig]] = {
+    "entailment, distilled": (classifier("albef/tiny"), EntailmentObjectives(alpha=0.4)),
+    "vqa of blip": (architecture_of("blip/tiny-answers"), VqaObjectives()),
+    "vqa of albef": (AnswererConfig.model_validate({"base": "albef/tiny"}), VqaObjectives(alpha=0.4, smoothing=0.0)),
+    "vqa by classes": (classifier("vilt/tiny", labels=ANSWERS), VqaClassesObjectives()),
+    "nlvr2 of blip": (pair("blip/tiny"), NlvrObjectives()),
+    "nlvr2 of xvlm": (pair("xvlm/tiny"), NlvrObjectives()),
+    "nlvr2 of vlmo": (pair("vlmo/tiny"), NlvrObjectives()),
+}
+"""Each way of learning, and of reading two pictures."""
 
 
 def test_two_ranks_learn_what_one_process_learns(task_shards: Path, rank_pair: Any, tmp_path: Path) -> None:
