@@ -144,13 +144,16 @@ class SwinTransformer(nn.Module):
         x_BND = self.norm(x_BSSD.flatten(1, 2))
         return torch.cat([x_BND.mean(dim=1, keepdim=True), x_BND], dim=1)
 
-    def regions(self, tokens_BND: Tensor, image_R: Tensor, seen_RN: Tensor) -> Tensor:
-        """Tokens of pictures -> of parts of them [R, N, D]: those of picture `image_R`, [CLS] as the mean of the tokens
-        that `seen_RN` (1 or 0, of all N) says are in the part (X-VLM section 3.1)."""
-        tokens_RND = tokens_BND.index_select(0, image_R)
-        seen = seen_RN[:, 1:, None].to(tokens_RND.dtype)
-        cls_R1D = (seen * tokens_RND[:, 1:]).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True)
-        return torch.cat([cls_R1D, tokens_RND[:, 1:]], dim=1)
+    def encode_regions(self, images_B3SS: Tensor, image_R: Tensor, seen_RN: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures -> tokens of R parts of them, and for each those of its whole picture; two of [R, N, D].
+
+        `image_R` is the picture that each is of. [CLS] of a part is the mean of the tokens that `seen_RN` (1 or 0, of
+        all N) says are in it (X-VLM section 3.1).
+        """
+        whole_RND = self(images_B3SS).index_select(0, image_R)
+        seen = seen_RN[:, 1:, None].to(whole_RND.dtype)
+        cls_R1D = (seen * whole_RND[:, 1:]).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True)
+        return torch.cat([cls_R1D, whole_RND[:, 1:]], dim=1), whole_RND
 
 
 def windows(x_BSSD: Tensor, side: int) -> Tensor:

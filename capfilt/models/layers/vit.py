@@ -56,21 +56,30 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
+        return self.run(self.embed(images_B3SS))
+
+    def embed(self, images_B3SS: Tensor) -> Tensor:
+        """Pictures -> embedded tokens, as the first block reads them."""
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
-        return self.run(self.pre_norm(x_BND))
+        embedded: Tensor = self.pre_norm(x_BND)
+        return embedded
 
     def run(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embedded tokens -> tokens: blocks and final norm. `mask` as of `FusedSelfAttention`."""
-        kept = len(self.blocks) - self.recompute
-        for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
-            depth = stochastic_depth(x_BND, rate if self.training else 0.0)
-            if i >= kept and torch.is_grad_enabled():
-                x_BND = torch.utils.checkpoint.checkpoint(block, x_BND, depth, mask, use_reentrant=False)
-            else:
-                x_BND = block(x_BND, depth, mask)
-        tokens: Tensor = self.norm(x_BND)
+        tokens: Tensor = self.norm(self.run_blocks(x_BND, range(len(self.blocks)), mask))
         return tokens
+
+    def run_blocks(self, x_BND: Tensor, numbers: range, mask: Tensor | None = None) -> Tensor:
+        """Tokens -> tokens through the blocks of these numbers."""
+        kept = len(self.blocks) - self.recompute
+        for n in numbers:
+            depth = stochastic_depth(x_BND, self.rates[n] if self.training else 0.0)
+            if n >= kept and torch.is_grad_enabled():
+                x_BND = torch.utils.checkpoint.checkpoint(self.blocks[n], x_BND, depth, mask, use_reentrant=False)
+            else:
+                x_BND = self.blocks[n](x_BND, depth, mask)
+        return x_BND
 
 
 def resize_positions(positions_1ND: Tensor, image_size: int, patch_size: int, antialias: bool = False) -> Tensor:

@@ -1,14 +1,17 @@
-"""X-VLM's `.th`, and the Swin and BERT that its pretraining begins with.
+"""X-VLM's `.th`, and the vision tower (a Swin, CLIP's ViT or DeiT) and BERT that its pretraining begins with.
 
 A file of a pretraining has its text stack behind `text_encoder.bert.`, one of a fine-tuning behind `text_encoder.`, one
-of a captioner behind `text_decoder.bert.`. Swin's files carry constants, the index of offsets and the masks of shifted
-windows, which are computed here.
+of a captioner behind `text_decoder.bert.`. Files carry constants, which are computed here: a Swin's index of offsets and
+masks of shifted windows, a CLIP's numbers of positions.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
+
+import torch
 
 from capfilt.errors import ModelError
 from capfilt.models.architecture import ArchitectureConfig
@@ -19,10 +22,14 @@ from capfilt.models.checkpoints.key_maps import LM_HEAD, TYPES, WORDS, Table, ex
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.config import FusionTextConfig, Role, SwinConfig
 from capfilt.models.layers.swin import resize_windows
-from capfilt.models.xvlm.config import XvlmConfig
+from capfilt.models.layers.vit import resize_positions
+from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
 from capfilt.models.xvlm.model import Xvlm
+from capfilt.storage.local_copies import local_copy
 
 VISION, PATCHES, OFFSETS = "vision_encoder.", "patch_embed.proj.weight", "attn.relative_position_bias_table"
+FIRST = {"Swin": f"layers.0.blocks.0.{OFFSETS}", "CLIP's ViT": "class_embedding", "DeiT": "cls_token"}
+"""A tensor that each kind of vision tower has, and no other."""
 STACKS: dict[tuple[Role, ...], str] = {
     ("encoder", "decoder"): "text_encoder.bert.",
     ("encoder",): "text_encoder.",
@@ -32,7 +39,7 @@ STACKS: dict[tuple[Role, ...], str] = {
 CONSTANTS = {
     r".*\battn_mask|.*relative_position_index": "constants of Swin, which the picture size decides",
 }
-NOT_MODEL = {**CONSTANTS, r".*embeddings\.position_ids": "a constant, 0, 1, 2, ..."}
+NOT_MODEL = {**CONSTANTS, r".*(embeddings|vision_encoder)\.position_ids": "a constant, 0, 1, 2, ..."}
 """Keys of files that are left behind on purpose, and why."""
 HEADS = ("match_head", "itm_head"), ("box_head", "bbox_head")
 BLOCK: Table = {
@@ -44,6 +51,45 @@ BLOCK: Table = {
     "feed_forward.up.*": "mlp.fc1.*",
     "feed_forward.down.*": "mlp.fc2.*",
 }
+CLIP_VIT: Table = {
+    "cls": "class_embedding",
+    "positions": "pos_embed.weight",
+    "patches.weight": "patch_embed.weight",
+    "pre_norm.*": "pre_layrnorm.*",
+    "blocks.{n}.attention_norm.*": "encoder.layers.{n}.layer_norm1.*",
+    "blocks.{n}.attention.qkv.*": "encoder.layers.{n}.self_attn.qkv.*",
+    "blocks.{n}.attention.out.*": "encoder.layers.{n}.self_attn.out_proj.*",
+    "blocks.{n}.feed_forward_norm.*": "encoder.layers.{n}.layer_norm2.*",
+    "blocks.{n}.feed_forward.up.*": "encoder.layers.{n}.mlp.fc1.*",
+    "blocks.{n}.feed_forward.down.*": "encoder.layers.{n}.mlp.fc2.*",
+    "norm.*": "post_layernorm.*",
+}
+"""Its three projections are joined before (`join_clip`) and split again behind (`split_clip`)."""
+
+
+def vision_names(config: SwinConfig | RegionVitConfig) -> Names:
+    """What the file calls the tensors of the vision tower."""
+    if isinstance(config, SwinConfig):
+        return swin_names(config, "vision.", VISION)
+    return once(expand(CLIP_VIT if config.pre_norm else key_maps.TIMM_VISION, config.depth, "vision.", VISION))
+
+
+def join_clip(tensors: Tensors) -> None:
+    """Bring CLIP's tower in a file to our shapes, under the file's names, in place; nothing where it has none."""
+    key_maps.join_projections(tensors, ".self_attn.{}_proj.", "qkv", ".self_attn.qkv.")
+    for name in (f"{VISION}class_embedding", f"{VISION}pos_embed.weight"):
+        if name in tensors:
+            tensors[name] = tensors[name].reshape(1, -1, tensors[name].shape[-1])
+
+
+def split_clip(tensors: Tensors) -> None:
+    """The other way, with the constant that X-VLM's own code takes out of its files before it reads them; in place."""
+    for name in [name for name in tensors if ".self_attn.qkv." in name]:
+        for part, third in zip("qkv", tensors.pop(name).chunk(3), strict=True):
+            tensors[name.replace(".qkv.", f".{part}_proj.")] = third.contiguous()
+    tensors[f"{VISION}class_embedding"] = tensors[f"{VISION}class_embedding"].flatten()
+    positions = tensors[f"{VISION}pos_embed.weight"] = tensors[f"{VISION}pos_embed.weight"][0]
+    tensors[f"{VISION}position_ids"] = torch.arange(len(positions))[None]
 
 
 def swin_names(config: SwinConfig, ours: str, theirs: str) -> Names:
@@ -72,7 +118,7 @@ def names(config: XvlmConfig) -> Names:
         if not config.text.tie_lm_head:
             lines.append(("text.head.weight", f"{predictions}decoder.weight"))
     text = key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
-    return swin_names(config.vision, "vision.", VISION) | once(lines) | text
+    return vision_names(config.vision) | once(lines) | text
 
 
 def predictions_of(stack: str) -> str:
@@ -87,8 +133,8 @@ class XvlmTh(OriginalFormat):
 
     def lacks(self, tensors: Tensors) -> str:
         """What a file lacks to be one of these checkpoints; "" for nothing."""
-        if f"{VISION}layers.0.blocks.0.{OFFSETS}" not in tensors:
-            return f"{VISION}layers.0.blocks.0.{OFFSETS}, of X-VLM with Swin"
+        if not any(VISION + name in tensors for name in FIRST.values()):
+            return " and ".join(f"{VISION}{name} (of {tower})" for tower, name in FIRST.items())
         if not any(stack + TYPES in tensors for stack in STACKS.values()):
             return " and ".join(stack + TYPES for stack in STACKS.values())
         return ""
@@ -97,10 +143,17 @@ class XvlmTh(OriginalFormat):
         """The architecture by the tensors' shapes, or as a YAML describes it."""
         roles, stack = next((item for item in STACKS.items() if item[1] + WORDS in tensors), (("encoder",), ""))
         tied = key_maps.unify_head(tensors, predictions_of(stack), stack + WORDS)
+        join_clip(tensors)
         if described is not None:
             return described.changed(roles=roles, tie_lm_head=tied)
         with key_maps.fitting(source):
-            return _from_shapes(tensors, stack).changed(roles=roles, tie_lm_head=tied)
+            config = _from_shapes(tensors, stack).changed(roles=roles, tie_lm_head=tied)
+        if isinstance(config.vision, RegionVitConfig) and config.vision.pre_norm:
+            logging.getLogger(__name__).warning(
+                "%s does not say which activation its CLIP tower is of; taken for quick_gelu, as in X-VLM's "
+                "config_clipvitB.json. Another one goes into a YAML of the same name beside it.", source
+            )  # fmt: skip
+        return config
 
     def names(self, config: XvlmConfig) -> Names:
         """What the file calls the tensors of a model of ours."""
@@ -118,6 +171,8 @@ class XvlmTh(OriginalFormat):
             predictions = predictions_of(stack)
             written[f"{predictions}decoder.bias"] = written[f"{predictions}bias"]
             written.setdefault(f"{predictions}decoder.weight", written[stack + WORDS])
+        if f"{VISION}class_embedding" in written:
+            split_clip(written)
         return written
 
 
@@ -135,6 +190,26 @@ def swin_from_shapes(tensors: Tensors, prefix: str) -> SwinConfig:
     )
 
 
+def vit_from_shapes(tensors: Tensors) -> RegionVitConfig:
+    """The ViT that a file holds, CLIP's or DeiT's; heads leave no trace in the shapes, they are 64 wide in both."""
+    clip = f"{VISION}class_embedding" in tensors
+    table, blocks = (CLIP_VIT, "encoder.layers.") if clip else (key_maps.TIMM_VISION, "blocks.")
+    hidden, width = tensors[VISION + table["blocks.{n}.feed_forward.up.*"].format(n=0).replace("*", "weight")].shape
+    patch = tensors[f"{VISION}patch_embed.weight" if clip else VISION + PATCHES].shape[-1]
+    of_clip = {"layer_norm_eps": 1e-5, "patch_bias": False, "pre_norm": True, "activation": "quick_gelu"}
+    return RegionVitConfig.model_validate(
+        {
+            "image_size": math.isqrt(tensors[VISION + table["positions"]].shape[1] - 1) * patch,
+            "patch_size": patch,
+            "width": width,
+            "depth": key_maps.depth(tensors, VISION + blocks),
+            "heads": width // 64,
+            "hidden": hidden,
+            **(of_clip if clip else {}),
+        }
+    )
+
+
 def _from_shapes(tensors: Tensors, stack: str) -> XvlmConfig:
     """The architecture of a file that says nothing of it. Heads of the text stack leave no trace in the shapes: they
     are 64 wide in every released checkpoint."""
@@ -149,7 +224,7 @@ def _from_shapes(tensors: Tensors, stack: str) -> XvlmConfig:
     if not fused:
         raise KeyError(f"{stack}encoder.layer.*.crossattention")
     return XvlmConfig(
-        vision=swin_from_shapes(tensors, VISION),
+        vision=swin_from_shapes(tensors, VISION) if VISION + FIRST["Swin"] in tensors else vit_from_shapes(tensors),
         text=FusionTextConfig(
             vocab_size=vocab_size,
             width=width,
@@ -169,17 +244,35 @@ def continued(config: XvlmConfig, saved: ArchitectureConfig, tensors: Tensors, s
 
 
 def vision_from(model: Xvlm, source: str) -> set[str]:
-    """Fill the vision tower from a Swin of its own code, whatever the size of its windows; returns the names of its
-    tensors."""
+    """Fill the vision tower from a Swin of its own code, whatever the size of its windows, from a CLIP in any format,
+    or from a ViT of timm, DeiT or transformers; returns the names of its tensors."""
+    config = model.config.vision
+    if not isinstance(config, SwinConfig):
+        taken = clip_tower(model, source) if config.pre_norm else towers.vit(config, towers.find(source), source)
+        return towers.copy(model, taken, source)
     tensors = {
         name: tensor
         for name, tensor in towers.find(source).items()
         if not key_maps.why_ignored(name, CONSTANTS) and not name.startswith("head.")
     }
-    config = model.config.vision
     taken = key_maps.take(tensors, swin_names(config, "vision.", ""), source, {})
     resize_windows(taken, config.window, "vision.")
     return towers.copy(model, taken, source)
+
+
+def clip_tower(model: Xvlm, source: str) -> Tensors:
+    """The vision tower of a CLIP, positions interpolated. ModelError for another model, or one that is not alike."""
+    from capfilt.models.checkpoints import store
+
+    saved, tensors = store.read(local_copy(store.find(source)))
+    if saved.family != "clip":
+        raise ModelError(f"{source} is of the family {saved.family}; this vision tower begins with a CLIP's")
+    for name, ours in model.config.towers["vision"].items():
+        if (theirs := saved.towers["vision"][name]) != ours:
+            raise ModelError(f"{source} does not fit the architecture: its vision.{name} is {theirs}, here {ours}")
+    taken = {name: tensor for name, tensor in tensors.items() if name.startswith("vision.")}
+    size = model.config.vision.image_size, model.config.vision.patch_size
+    return taken | {"vision.positions": resize_positions(taken["vision.positions"], *size)}
 
 
 def text_from(model: Xvlm, source: str) -> set[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from capfilt.data.text.language_tokenizer import TokenizerKind
 from capfilt.models.architecture import ModelRole
-from capfilt.models.layers.config import FusionTextConfig, SwinConfig
+from capfilt.models.layers.config import FusionTextConfig, SwinConfig, VisionConfig
 from capfilt.models.layers.limits import Temperature, Width
 from capfilt.models.layers.towers import PART_OF, TowersConfig
 
@@ -14,11 +18,37 @@ if TYPE_CHECKING:
     from capfilt.models.checkpoints.files import Tensors
 
 
+class RegionVitConfig(VisionConfig):
+    """A ViT, whose last blocks run over regions too: CLIP's (with `pre_norm`, as OpenAI's ViT-B/16) or DeiT's."""
+
+    region_blocks: int = Field(default=4, ge=1)
+    """How many of the last blocks run over regions; X-VLM: 4 of 12."""
+
+    @model_validator(mode="after")
+    def _enough_blocks(self) -> RegionVitConfig:
+        if self.region_blocks > self.depth:
+            raise ValueError(f"region_blocks is {self.region_blocks}, and the tower has {self.depth} blocks")
+        return self
+
+
+def _tower(vision: Any) -> str:
+    """The class of a section `vision`: a Swin is given by the width of its first stage, a ViT by that of all."""
+    swin = not vision.keys() & {"width", "depth"} if isinstance(vision, Mapping) else isinstance(vision, SwinConfig)
+    return "SwinConfig" if swin else "RegionVitConfig"
+
+
+VisionSection = Annotated[
+    Annotated[SwinConfig, Tag("SwinConfig")] | Annotated[RegionVitConfig, Tag("RegionVitConfig")],
+    Discriminator(_tower),
+]
+
+
 class XvlmConfig(TowersConfig):
     """An architecture of the family: what a YAML of `models/xvlm/` says (X-VLM section 3.1)."""
 
     family: Literal["xvlm"] = "xvlm"
-    vision: SwinConfig  # type: ignore[assignment]
+    vision: VisionSection  # type: ignore[assignment]
+    """The vision tower: a Swin (`embed`, `depths`, `stage_heads`) or a ViT (`width`, `depth`, `heads`)."""
     text: FusionTextConfig
     projection: Width = 256
     """Width of the space where images and texts are compared."""
@@ -63,7 +93,7 @@ class XvlmConfig(TowersConfig):
     @property
     def image_grid(self) -> int:
         """Image tokens at the side of a picture."""
-        return self.vision.window
+        return math.isqrt(self.vision.num_tokens - 1)
 
     @property
     def feature_width(self) -> int:
@@ -73,6 +103,9 @@ class XvlmConfig(TowersConfig):
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
         """The shape of each tower; a vision tower may be used at another picture size."""
+        if not isinstance(self.vision, SwinConfig):
+            towers = super().towers
+            return {**towers, "vision": {**towers["vision"], "activation": self.vision.activation}}
         stages = {f"depth_{n}": depth for n, depth in enumerate(self.vision.depths)}
         heads = {f"heads_{n}": heads for n, heads in enumerate(self.vision.stage_heads)}
         text = {name: getattr(self.text, name) for name in ("width", "depth", "heads", "hidden")}
@@ -86,7 +119,9 @@ class XvlmConfig(TowersConfig):
         return self.changed(roles=(PART_OF[role],))
 
     def resize_positions(self, tensors: Tensors, antialias: bool = False) -> None:
-        """Bring the tables of offsets of a saved model's windows to this picture size, in place."""
+        """Bring a saved model's tower to this picture size, in place: a Swin's tables of offsets, a ViT's positions."""
+        if not isinstance(self.vision, SwinConfig):
+            return super().resize_positions(tensors, antialias)
         from capfilt.models.layers.swin import resize_windows
 
         resize_windows(tensors, self.vision.window, "vision.")

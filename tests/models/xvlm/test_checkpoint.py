@@ -1,4 +1,4 @@
-"""X-VLM's `.th` in and out, of a pretraining, a fine-tuning and a captioner; windows of other sizes; Swin and BERT."""
+"""X-VLM's `.th` in and out, of a pretraining, a fine-tuning and a captioner; pictures of other sizes; Swin, CLIP, BERT."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from capfilt.models.checkpoints import store
 from capfilt.models.checkpoints.initial_weights import initialise
 from capfilt.models.layers.config import FusionTextConfig, SwinConfig
 from capfilt.models.layers.relative_positions import resize_offsets
+from capfilt.models.layers.vit import resize_positions
 from capfilt.models.xvlm.checkpoint import swin_names
-from capfilt.models.xvlm.config import XvlmConfig
+from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
 from capfilt.models.xvlm.model import Xvlm
 
 
-def small(**text: object) -> Xvlm:
-    """Heads of the text stack are 64 wide, as a file's shapes are read."""
+SWIN = SwinConfig(image_size=32, patch_size=4, embed=16, depths=(2, 2), stage_heads=(1, 2))
+DEIT = RegionVitConfig(image_size=32, patch_size=8, width=64, depth=4, heads=1, hidden=96)
+OF_CLIP = {"layer_norm_eps": 1e-5, "patch_bias": False, "pre_norm": True, "activation": "quick_gelu"}
+CLIP = DEIT.model_copy(update=OF_CLIP)
+
+
+def small(vision: SwinConfig | RegionVitConfig = SWIN, **text: object) -> Xvlm:
+    """Heads of the text stack and of a ViT are 64 wide, as a file's shapes are read."""
     torch.manual_seed(0)
     return Xvlm(
         XvlmConfig(
-            vision=SwinConfig(image_size=32, patch_size=4, embed=16, depths=(2, 2), stage_heads=(1, 2)),
+            vision=vision,
             text=FusionTextConfig(
                 vocab_size=30, width=64, depth=2, heads=1, hidden=96, fusion_layer=1, max_positions=9
             ).model_copy(update=text),
@@ -38,7 +45,9 @@ def saved(model: Xvlm, path: Path, wrapped: bool = True, **more: Tensor) -> Path
     store.save_pth(model, path)
     tensors = torch.load(path, weights_only=True)["model"]
     place = "vision_encoder.layers.0.blocks.1."
-    tensors |= {f"{place}attn_mask": torch.zeros(4, 16, 16), f"{place}attn.relative_position_index": torch.zeros(16)}
+    if isinstance(model.config.vision, SwinConfig):
+        names = f"{place}attn_mask", f"{place}attn.relative_position_index"
+        tensors |= {names[0]: torch.zeros(4, 16, 16), names[1]: torch.zeros(16)}
     torch.save({"model": tensors | more} if wrapped else tensors | more, path)
     return path
 
@@ -66,6 +75,25 @@ def test_there_and_back(text: dict[str, object], yaml: bool, tmp_path: Path) -> 
     )
     assert f"{stack}embeddings.token_type_embeddings.weight" in (written["model"] if yaml else written)
     assert store.left_behind(path) == {"constants of Swin, which the picture size decides": 2}
+
+
+@pytest.mark.parametrize("vision", [CLIP, DEIT], ids=["clip", "deit"])
+@pytest.mark.parametrize("yaml", [True, False])
+def test_a_vit_there_and_back(
+    vision: RegionVitConfig, yaml: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small(vision)
+    path = saved(model, tmp_path / "model.th", wrapped=yaml)
+    if not yaml:
+        path.with_suffix(".yaml").unlink()
+    again = store.load(path)
+    assert again.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert ("taken for quick_gelu" in caplog.text) == (vision.pre_norm and not yaml)
+    larger = store.load(path, image_size=48)
+    expected = resize_positions(model.state_dict()["vision.positions"], 48, 8)
+    assert torch.equal(larger.state_dict()["vision.positions"], expected)
 
 
 def test_a_key_too_many_and_one_too_few_are_named(tmp_path: Path) -> None:
@@ -140,3 +168,28 @@ def test_swin_and_bert_give_what_they_have(tmp_path: Path) -> None:
     torch.testing.assert_close(model.state_dict()[table], resize_offsets(state[table], 4))
     upper = "text.layers.1.feed_forward.shared.block.up.weight"
     assert torch.equal(model.state_dict()[upper], bert.state_dict()["bert.encoder.layer.1.intermediate.dense.weight"])
+
+
+def test_a_clip_gives_its_vision_tower(tmp_path: Path) -> None:
+    """Whichever format it is in; one of another activation is refused by what it says of itself."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {
+        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 1, "intermediate_size": 96,
+        "image_size": 24, "patch_size": 8, "hidden_act": "quick_gelu",
+    }  # fmt: skip
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    text |= {"vocab_size": 40, "max_position_embeddings": 8, "hidden_act": "quick_gelu"}
+    torch.manual_seed(1)
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
+    clip.save_pretrained(tmp_path / "clip")
+    model = small(CLIP)
+    filled = initialise(model, vision=str(tmp_path / "clip")).filled
+    assert set(filled) == {name for name in model.state_dict() if name.startswith("vision.")}
+    theirs, state = clip.state_dict(), model.state_dict()
+    positions = theirs["vision_model.embeddings.position_embedding.weight"][None]
+    torch.testing.assert_close(state["vision.positions"], resize_positions(positions, 32, 8))
+    up = state["vision.blocks.3.feed_forward.up.weight"]
+    assert torch.equal(up, theirs["vision_model.encoder.layers.3.mlp.fc1.weight"])
+    with pytest.raises(ModelError, match=r"its vision\.activation is quick_gelu, here gelu"):
+        initialise(small(CLIP.model_copy(update={"activation": "gelu"})), vision=str(tmp_path / "clip"))

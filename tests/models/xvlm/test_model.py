@@ -1,4 +1,4 @@
-"""X-VLM's Swin and fusion layers beside transformers', and its regions beside the parts that they are."""
+"""X-VLM's towers and fusion layers beside transformers', and its regions beside the parts that they are."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 from capfilt.models import architecture_of, blank, build
 from capfilt.models.layers.config import SwinConfig
 from capfilt.models.layers.swin import SwinTransformer
-from capfilt.models.xvlm.checkpoint import names, swin_names
-from capfilt.models.xvlm.config import XvlmConfig
-from capfilt.models.xvlm.model import Regions, Xvlm
+from capfilt.models.xvlm.checkpoint import join_clip, names, swin_names, vision_names
+from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
+from capfilt.models.xvlm.model import Regions, RegionVit, Xvlm
+
+VIT = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2, "hidden": 64}
 
 
 @pytest.fixture
@@ -44,6 +46,12 @@ def test_parameters_of_the_published_size() -> None:
     large = blank(architecture_of("xvlm/base-swin-384"))
     assert large.config.image_size == 384
     assert large.state_dict()["vision.stages.0.blocks.0.attention.offsets"].shape == (23**2, 4)
+    for name, vision in (("clip", 85_799_424), ("deit", 85_798_656)):  # transformers' CLIPVisionModel and ViTModel
+        vit = blank(architecture_of(f"xvlm/base-{name}-224"))
+        assert sum(p.numel() for p in vit.vision.parameters()) == vision  # type: ignore[union-attr]
+        cross = 4 * 768 * 769 + 2 * 768
+        assert sum(p.numel() for p in vit.text.parameters()) == 109_514_298 + 6 * cross  # type: ignore[union-attr]
+        assert vit.config.image_grid == 14
 
 
 @pytest.mark.parametrize(("depths", "side"), [((2, 2), 32), ((2, 2, 3), 96)])
@@ -73,6 +81,47 @@ def test_the_tower_is_transformers_swin(depths: tuple[int, ...], side: int) -> N
     assert tokens.shape == (2, config.num_tokens, config.width)
     torch.testing.assert_close(tokens[:, 1:], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(tokens[:, 0], expected.mean(dim=1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_vit_is_transformers_clip_and_its_last_blocks_see_regions_alone() -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
+    theirs = CLIPVisionModel(CLIPVisionConfig(**shape, image_size=32, patch_size=8, hidden_act="quick_gelu")).eval()
+    config = RegionVitConfig(
+        image_size=32, patch_size=8, width=32, depth=3, heads=2, hidden=48, region_blocks=2,
+        layer_norm_eps=1e-5, patch_bias=False, pre_norm=True, activation="quick_gelu",
+    )  # fmt: skip
+    ours = RegionVit(config).eval()
+    renamed = dict[str, Tensor]()
+    for name, tensor in theirs.state_dict().items():
+        name = name.removeprefix("vision_model.").removeprefix("embeddings.")
+        name = name.replace("patch_embedding.", "patch_embed.").replace("position_embedding.", "pos_embed.")
+        renamed[f"vision_encoder.{name}"] = torch.randn_like(tensor) / 5
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), renamed.values(), strict=True)))
+    join_clip(renamed)
+    ours.load_state_dict(
+        {name.removeprefix("vision."): renamed[theirs] for name, (theirs,) in vision_names(config).items()}
+    )
+    images, seen = torch.randn(2, 3, 32, 32), torch.zeros(3, 17, dtype=torch.long)
+    seen[0, [0, 1, 2, 5, 6]] = seen[1, [0, 16]] = seen[2] = 1
+    with torch.no_grad():
+        parts, whole = ours.encode_regions(images, torch.tensor([1, 0, 0]), seen)
+        states = theirs(images, output_hidden_states=True).hidden_states
+        norm = theirs.get_submodule(next(n for n, _ in theirs.named_modules() if n.endswith("post_layernorm")))
+        expected = norm(states[-1])
+        torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(whole, expected[[1, 0, 0]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(parts[2], expected[0], atol=1e-5, rtol=1e-5)
+        # What is in a region, run by itself through their last two layers.
+        layers = [module for module in theirs.modules() if type(module).__name__ == "CLIPEncoderLayer"]
+        for region, (image, tokens) in enumerate(((1, [0, 1, 2, 5, 6]), (0, [0, 16]))):
+            x = states[1][image : image + 1, tokens]
+            for layer in layers[1:]:
+                x = layer(x, attention_mask=None)
+                x = x[0] if isinstance(x, tuple) else x
+            torch.testing.assert_close(parts[region, tokens], norm(x)[0], atol=1e-5, rtol=1e-5)
 
 
 def _hf(tower: SwinTransformer) -> dict[str, Tensor]:
@@ -201,9 +250,13 @@ def test_recomputed_blocks_give_the_same_gradients(model: Xvlm) -> None:
         ({"image_size": 36}, "image_size 36 is not a multiple of 8"),
         ({"stage_heads": [1, 5]}, "stage 1 is 64 wide, not a multiple of its 5 heads"),
         ({"stage_heads": [1]}, "stage_heads has 1 stages and depths 2"),
+        ({**VIT, "image_size": 30}, "image_size 30 is not a multiple of patch_size 8"),
+        ({**VIT, "region_blocks": 3}, "region_blocks is 3, and the tower has 2 blocks"),
+        ({**VIT, "embed": 32}, r"vision\.RegionVitConfig\.embed"),
     ],
 )
 def test_what_cannot_be_built_is_said(vision: dict[str, object], said: str) -> None:
     tiny = architecture_of("xvlm/tiny").model_dump()
+    below = {} if "width" in vision else tiny["vision"]
     with pytest.raises(ValueError, match=said):
-        XvlmConfig.model_validate({**tiny, "vision": {**tiny["vision"], **vision}})
+        XvlmConfig.model_validate({**tiny, "vision": {**below, **vision}})
