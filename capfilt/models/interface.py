@@ -53,6 +53,14 @@ class Model(nn.Module):
     """Weights that are vectors in the family's own code and have more dimensions here: weight decay that spares vectors
     spares them. Any part of a model may have such a list, and one of `matrices`: vectors that decay all the same."""
 
+    filled: frozenset[str] = frozenset()
+    """The weights that came from checkpoints when the model was made to be trained; whoever fills it says so."""
+
+    @property
+    def fresh(self) -> frozenset[str]:
+        """The weights that began at random beside others that did not."""
+        return frozenset(name for name, _ in self.named_parameters() if self.filled) - self.filled
+
     @property
     def capabilities(self) -> frozenset[str]:
         """What this model can do."""

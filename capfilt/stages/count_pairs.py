@@ -26,6 +26,9 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import StoragePath
 
+REGIONS = "with regions"
+"""The source under which a tally has the pictures that have regions; left out where there are none."""
+
 
 class RowsJob(Config):
     """Reads shards to their end and counts their pairs; the outcome is the tally in the ledger."""
@@ -54,6 +57,8 @@ class RowsJob(Config):
             num_images = count.images + count.without_text
             samples = Counter({"in": num_images, "kept": count.images, "dropped": count.without_text})
             texts = Counter({"all": count.texts, **count.of_tasks})
+            if count.with_regions:
+                texts[REGIONS] = count.with_regions
             tally = Tally(samples=samples, texts={"in": texts, "kept": texts, "dropped": Counter()}, members=members)
             Ledger(self.out, self.name).commit(
                 self.names.get(url) or ledger_name(url), self.identity(url), [], tally, digest.result()
@@ -101,6 +106,12 @@ def count_rows(
     if captions == "all":
         return {url: tally.texts["kept"]["all"] for url, tally in tallies.items()}
     return {url: tally.samples["kept"] for url, tally in tallies.items()}
+
+
+def count_regions(session: Session, sources: Sequence[Source], folder: StoragePath, show: Progress) -> dict[str, int]:
+    """The number of pictures with regions of each shard, by its url, of what `count_rows` counted."""
+    urls = [url for source in sources for url in shards.expand(source.shards)]
+    return {url: done.tally.texts["kept"][REGIONS] for url, done in _completions(session, urls, folder, show).items()}
 
 
 def shard_digests(

@@ -30,7 +30,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress, StageLine
 from capfilt.runs.stage_status import StagePlan, write_plan
 from capfilt.runs.tally import Tally
-from capfilt.stages.count_pairs import count_rows, shard_digests
+from capfilt.stages.count_pairs import count_regions, count_rows, shard_digests
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
@@ -167,7 +167,10 @@ def _prepared(
     execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
     kept = job.train.features  # workers may start elsewhere
     settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})
-    write_json(job.out / ROWS, {"rows": rows, "contents": contents})
+    counted: dict[str, Any] = {"rows": rows, "contents": contents}
+    if job.train.objectives.region_steps is not None:
+        counted["regions"] = count_regions(session, job.sources, counts, show)
+    write_json(job.out / ROWS, counted)
     return job.model_copy(update={"rows": job.out / ROWS, "execution": execution, "train": settings})
 
 

@@ -65,6 +65,9 @@ class OptimizerConfig(Config):
     second moment is corrected for its bias, and lets weights decay after they were moved."""
     head_rate: float = added(1.0, gt=0)
     """What the learning rate is multiplied by for a fresh head on a base; ViLT's VQA has 10, VLMo's 20."""
+    fresh_rate: float = added(1.0, gt=0)
+    """Likewise for every weight that begins at random where others come from a checkpoint, of `initial` or `start`:
+    cross-attention, heads, temperature. X-VLM: 2."""
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 = no clipping, as in BLIP."""
 

@@ -36,8 +36,8 @@ class TrainJob(Config):
     tokenizer: str
     sources: tuple[Source, ...] = Field(min_length=1)
     rows: StoragePath | None = None
-    """A JSON that says how many `rows` each shard has, and its sha256 (`contents`); None: every process counts the rows
-    before it begins."""
+    """A JSON that says how many `rows` each shard has, its sha256 (`contents`), and for steps on regions how many
+    pictures of it have `regions`; None: every process counts before it begins."""
     train: TrainConfig
     compute: Compute
     execution: ExecutionConfig = ExecutionConfig()

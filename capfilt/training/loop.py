@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 
 import torch
@@ -44,7 +44,7 @@ from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import Speed
 from capfilt.training.job import LOG, TrainJob
 from capfilt.training.log import OnLog, StepLog
-from capfilt.training.optimizer import RATE, learning_rate, make_optimizer
+from capfilt.training.optimizer import learning_rate, make_optimizer, set_rate
 
 LEFT_BESIDE = {"keep_momentum": True, "keep_best": True}
 """What TrainConfig says of what is left beside the model: of no weight either."""
@@ -99,7 +99,7 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     with closing(States(job.out, identities, *kept)) as states:
         done = states.resume(task, optimizer)
         with StepLog(job.out / LOG, job.train, done, Speed(job, device), on_line) as log:
-            regions = region_batches(job, loader, done)
+            regions = region_batches(job, loader, done, counted.get("regions"))
             run_steps(job, gradients, optimizer, loader.batches(start=done), done, states, log, regions)
         states.finish()
         data_parallel.barrier()
@@ -213,8 +213,7 @@ def run_steps(
         with log.waiting():
             batch, parts = next(batches), next(regions) if regions is not None else None
         lr = learning_rate(config.optimizer, step, config.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get(RATE, 1.0)
+        set_rate(optimizer, lr)
         before = on_regions(job, gradients, optimizer, parts, step) if parts is not None else {}
         torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
         given = gradients.task.batch_of(batch).to(gradients.device)
@@ -233,12 +232,15 @@ def run_steps(
             log.unsaved = states.failed
 
 
-def region_batches(job: TrainJob, loader: Loader, done: int) -> Iterator[Batch | None] | None:
-    """For each step from `done` on what a step on regions before it is given, or None: all ranks agree which."""
+def region_batches(
+    job: TrainJob, loader: Loader, done: int, rows: Mapping[str, int] | None
+) -> Iterator[Batch | None] | None:
+    """For each step from `done` on what a step on regions before it is given, or None: all ranks agree which. `rows` as
+    of RegionLoader."""
     config = job.train.objectives.region_steps
     if config is None:
         return None
-    regions = RegionLoader(loader, job.sources, config, job.architecture.image_grid)
+    regions = RegionLoader(loader, job.sources, config, job.architecture.image_grid, rows)
 
     def due(step: int) -> bool:
         return draw(job.seed, "regions", step) < config.share * 2**63

@@ -20,20 +20,21 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
     What takes no gradient (BLIP-2's frozen towers, a momentum copy) is in none.
     """
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     vectors, matrices = _named(module, "vectors"), _named(module, "matrices")
-    heads = _of_heads(module) if config.head_rate != 1 else set()
+    rates = dict.fromkeys(_named(module, "fresh") if config.fresh_rate != 1 else (), config.fresh_rate)
+    rates |= dict.fromkeys(_of_heads(module) if config.head_rate != 1 else (), config.head_rate)
     for p in (p for p in module.parameters() if p.requires_grad):
         decays = config.decay_vectors or id(p) in matrices or (p.ndim >= 2 and id(p) not in vectors)
         if p.ndim == 0 and config.decay_scalars is not None:
             decays = config.decay_scalars
         # One update of many parameters takes those that FSDP has cut, or those that are whole, not both.
-        groups.setdefault((decays, isinstance(p, DTensor), id(p) in heads), []).append(p)
+        groups.setdefault((decays, isinstance(p, DTensor), rates.get(id(p), 1.0)), []).append(p)
     given = [
         {
             "params": groups[key],
             **({} if key[0] else {"weight_decay": 0.0}),
-            **({RATE: config.head_rate} if key[2] else {}),
+            **({} if key[2] == 1 else {RATE: key[2]}),
         }
         for key in sorted(groups, reverse=True)
     ]
@@ -51,7 +52,7 @@ def _of_heads(module: nn.Module) -> set[int]:
 
 def _named(module: nn.Module, kind: str) -> set[int]:
     """The ids of the weights that parts of a model name as `vectors` or `matrices`: a family's own code decays some
-    vectors, or spares what has more dimensions here."""
+    vectors, or spares what has more dimensions here; or as `fresh`, which came from no checkpoint."""
     return {id(part.get_parameter(name)) for part in module.modules() for name in getattr(part, kind, ())}
 
 
@@ -79,6 +80,12 @@ class TransformersAdamW(torch.optim.AdamW):
         size = group["lr"] * math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
         p.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
         p.add_(p, alpha=-group["lr"] * group["weight_decay"])
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let all weights learn at a rate, those of a group with a `RATE` at so many times that."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATE, 1.0)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 from capfilt.cluster.session import connect
 from capfilt.data import shards
 from capfilt.data.loading.config import Source
+from capfilt.data.sample import Sample
 from capfilt.data.shards import files
 from capfilt.runs.progress import Progress
-from capfilt.stages.count_pairs import count_rows, ledger_name
+from capfilt.stages.count_pairs import count_regions, count_rows, ledger_name
 
 
 def test_every_shard_is_counted_once_and_stays_known(
@@ -24,6 +26,7 @@ def test_every_shard_is_counted_once_and_stays_known(
     quiet = Progress(quiet=True)
     with connect("local") as session:
         found = count_rows(session, sources, "all", tmp_path, quiet)
+        assert not any(count_regions(session, sources, tmp_path, quiet).values())
         read: list[Any] = []
         monkeypatch.setattr(shards, "read", read.append)
         assert count_rows(session, sources, "all", tmp_path, quiet) == found
@@ -31,6 +34,23 @@ def test_every_shard_is_counted_once_and_stays_known(
     assert read == []
     assert found == {str(path): 32 for path in [*(small_world / "human").glob("*.tar"), tmp_path / "copy/00000.tar"]}
     assert images == dict.fromkeys(found, 16)
+
+
+def test_pictures_with_regions_are_counted_along(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same reading; one that has no text takes part in steps on regions alone."""
+    samples = [item for item in shards.read(str(small_world / "human/00000.tar")) if isinstance(item, Sample)][:4]
+    for sample in samples[1:]:
+        sample.meta["regions"] = [{"box": [0, 0, 4, 4], "text": "a corner"}]
+    samples[3] = dataclasses.replace(samples[3], text="", meta={"regions": samples[3].meta["regions"]})
+    shards.write(tmp_path / "00000.tar", iter(samples))
+    url, quiet = str(tmp_path / "00000.tar"), Progress(quiet=True)
+    sources = [Source(shards=url)]
+    with connect("local") as session:
+        assert count_rows(session, sources, "one", tmp_path, quiet) == {url: 3}
+        monkeypatch.setattr(shards, "read", None)
+        assert count_regions(session, sources, tmp_path, quiet) == {url: 3}
 
 
 def test_shards_without_a_version_are_told_apart_by_their_address(monkeypatch: pytest.MonkeyPatch) -> None:

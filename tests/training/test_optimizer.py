@@ -11,7 +11,7 @@ from capfilt.models import Blip, Blip2
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.tasks.blip import BlipPretraining
 from capfilt.training.config import OptimizerConfig
-from capfilt.training.optimizer import learning_rate, make_optimizer
+from capfilt.training.optimizer import learning_rate, make_optimizer, set_rate
 
 PLAIN = OptimizerConfig(lr=1.0, min_lr=0.1, warmup=0.1)
 
@@ -217,3 +217,17 @@ def test_albefs_warm_up_holds_each_rate_for_a_hundred_steps() -> None:
     for epoch in (1, 17, 29):
         wanted = 1e-5 + 9e-5 * (1 + math.cos(math.pi * epoch / 30)) / 2
         assert found[3000 * epoch] == found[3000 * epoch + 2999] == pytest.approx(wanted)
+
+
+def test_new_weights_may_learn_faster(small_blip: Callable[..., Blip]) -> None:
+    """Those that no checkpoint gave; where none gave any, all are alike."""
+    model = small_blip()
+    config = OptimizerConfig(fresh_rate=2.0, decay_vectors=False)
+    assert len(make_optimizer(model, config).param_groups) == 2
+    model.filled = frozenset(name for name in model.state_dict() if not name.startswith("match_head."))
+    optimizer = make_optimizer(BlipPretraining(model, ObjectivesConfig(queue=0)), config)
+    set_rate(optimizer, 0.5)
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.match_head.weight)] == (1.0, 0.05)
+    assert rates[id(model.match_head.bias)] == (1.0, 0.0)
+    assert {rate for p, (rate, _) in rates.items() if p not in map(id, model.match_head.parameters())} == {0.5}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -41,9 +41,14 @@ class AugmentConfig(Config):
     def _sensible(self) -> AugmentConfig:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"crop {list(self.crop)}: two shares of the area, 0 < least <= most <= 1")
-        if self.randaugment is not None and not (self.randaugment[0] > 0 and 0 <= self.randaugment[1] <= 10):
-            raise ValueError(f"randaugment {list(self.randaugment)}: how many (from 1), and a magnitude from 0 to 10")
+        check_randaugment(self.randaugment)
         return self
+
+
+def check_randaugment(drawn: tuple[int, int] | None) -> None:
+    """Refuse a number of operations or a magnitude that makes no sense; ValueError."""
+    if drawn is not None and not (drawn[0] > 0 and 0 <= drawn[1] <= 10):
+        raise ValueError(f"randaugment {list(drawn)}: how many (from 1), and a magnitude from 0 to 10")
 
 
 def generator(seed: int, *place: int | str) -> np.random.Generator:
@@ -74,9 +79,16 @@ def augment(
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     if config.randaugment is None:
         return pixels
-    count, magnitude = config.randaugment
+    return randaugment(pixels, config.randaugment, tuple(OPERATIONS), rng)
+
+
+def randaugment(
+    pixels: np.ndarray, drawn: tuple[int, int], names: Sequence[str], rng: np.random.Generator
+) -> np.ndarray:
+    """A picture, uint8 [H, W, 3], changed by so many operations of this magnitude, of these names."""
+    count, magnitude = drawn
     picture = Image.fromarray(pixels)
-    for name in rng.choice(list(OPERATIONS), count):  # with replacement
+    for name in rng.choice(list(names), count):  # with replacement
         if rng.random() < APPLIED:
             picture = OPERATIONS[name](picture, magnitude, 1 if rng.random() < 0.5 else -1)
     return np.array(picture, dtype=np.uint8)
@@ -179,3 +191,5 @@ OPERATIONS: dict[str, Operation] = {
     "Rotate": rotate,
 }
 """The ten that BLIP pretrains with (public code); of RandAugment's fourteen, those that change hues are left out."""
+COLOURS = ("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness")
+"""Those that leave every pixel where it is: X-VLM's, for pictures with boxes."""

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from capfilt.config import Config
-from capfilt.data.images.augment import AugmentConfig
+from capfilt.config import Config, added
+from capfilt.data.images.augment import AugmentConfig, check_randaugment
 
 Captions = Literal["all", "one"]
 """Whether each text of an image is a row, or each image."""
@@ -42,6 +42,15 @@ class RegionConfig(Config):
     """A region counts if more than this share of it lies in the crop, which holds one region as a whole."""
     careful_flip: bool = False
     """Whether pictures are left as they are if a text of theirs says left or right."""
+    randaugment: tuple[int, int] | None = added(None)
+    """How many operations are drawn for such a picture of the five that change colours alone, so that boxes stay right,
+    and their magnitude from 0 to 10. X-VLM: 2 and 7."""
+
+    @field_validator("randaugment")
+    @classmethod
+    def _sensible(cls, drawn: tuple[int, int] | None) -> tuple[int, int] | None:
+        check_randaugment(drawn)
+        return drawn
 
 
 class LoaderConfig(Config):

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from capfilt.data import shards
 from capfilt.data.images import decode as images
-from capfilt.data.images.augment import generator
+from capfilt.data.images.augment import COLOURS, generator, randaugment
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.config import RegionConfig, Source
 from capfilt.data.loading.loader import Batch, Loader, image_id
 from capfilt.data.loading.order import Span
-from capfilt.data.loading.rows import Row, RowReader
+from capfilt.data.loading.rows import Row, RowReader, count_pairs
 from capfilt.data.regions import Region, has_regions, regions_of
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError, ImageError
@@ -83,10 +83,7 @@ class RegionReader(RowReader):
 
 
 class RegionLoader(Loader):
-    """An endless, seeded stream of batches of regions for one rank of several.
-
-    Every process reads all shards once before, to count the pictures that have regions.
-    """
+    """An endless, seeded stream of batches of regions for one rank of several."""
 
     def __init__(
         self,
@@ -94,10 +91,13 @@ class RegionLoader(Loader):
         sources: Sequence[Source],
         regions: RegionConfig,
         grid: int,
+        rows: Mapping[str, int] | None = None,
     ):
         """Args:
             pairs: the loader of the training's pairs, of the same rank, pictures, texts and seed.
             grid: the image tokens at the side of a picture.
+            rows: the number of pictures with regions of each shard, by its url; None, or 0 of all, as a run folder of
+                before they were counted has it: they are counted now, by reading every shard once.
 
         Raises:
             DataError: pictures or texts that ranks cannot share evenly, or no picture with regions.
@@ -106,7 +106,9 @@ class RegionLoader(Loader):
         for what, number in (("images", regions.images), ("texts", regions.texts)):
             if number % world_size:
                 raise DataError(f"objectives.regions.{what} {number} cannot be split over {world_size} ranks")
-        rows = {url: count_pictures(url) for source in sources for url in shards.expand(source.shards)}
+        if rows is None or not any(rows.values()):
+            urls = [url for source in sources for url in shards.expand(source.shards)]
+            rows = {url: count_pairs(url).with_regions for url in urls}
         if not any(rows.values()):
             raise DataError(
                 f"no picture of {len(rows)} shards has regions: a sample has them in its json (docs/shards.md). "
@@ -192,6 +194,8 @@ def crop(
         part = _visible(regions[number], (left, top, right, bottom), config.visible)
         if part is not None:
             parts.append(_part(regions[number].text, part, (right - left, bottom - top), mirrored, grid))
+    if config.randaugment is not None:
+        pixels = randaugment(pixels, config.randaugment, COLOURS, rng)
     return View(pixels, parts)
 
 
@@ -222,8 +226,3 @@ def _patches(start: float, length: float, grid: int) -> tuple[int, int]:
     """The patches along one side that a part of it touches: the first, and the one behind the last."""
     first = min(math.floor(round(start * grid, 9)), grid - 1)
     return first, max(first + 1, min(math.ceil(round((start + length) * grid, 9)), grid))
-
-
-def count_pictures(url: str) -> int:
-    """How many pictures of a shard have regions."""
-    return sum(isinstance(item, Sample) and has_regions(item.meta) for item in shards.read(url))

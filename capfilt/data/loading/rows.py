@@ -22,6 +22,7 @@ from capfilt.data.images.augment import generator
 from capfilt.data.loading.config import Captions
 from capfilt.data.loading.order import Span
 from capfilt.data.loading.task_texts import count_texts
+from capfilt.data.regions import has_regions
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards.members import MemberCounts
 from capfilt.errors import DataError, StorageError
@@ -159,6 +160,8 @@ class PairCount:
     """Images beside these that have no text (`sample.is_text`), which cannot be trained on."""
     of_tasks: Counter[str] = field(default_factory=Counter)
     """Texts about the images that downstream tasks answer, by their kind (`RowKind`)."""
+    with_regions: int = 0
+    """Images, with a text or without, that have regions."""
 
     def num_rows(self, captions: Captions) -> int:
         """Rows, where each text is one or each image is."""
@@ -168,9 +171,10 @@ class PairCount:
 def count_pairs(url: str, digest: shards.Digest | None = None, members: MemberCounts | None = None) -> PairCount:
     """Read a shard to its end and count its images and texts; `members` counts its members."""
     items = shards.read_lines(url, digest) if shards.is_lines(url) else shards.read(url, digest, members)
-    texts, of_tasks = list[int](), Counter[str]()
+    texts, of_tasks, with_regions = list[int](), Counter[str](), 0
     for item in items:
         if isinstance(item, Sample):
             texts.append(len(item.captions))
             of_tasks += count_texts(item.meta)
-    return PairCount(sum(map(bool, texts)), sum(texts), texts.count(0), of_tasks)
+            with_regions += has_regions(item.meta)
+    return PairCount(sum(map(bool, texts)), sum(texts), texts.count(0), of_tasks, with_regions)

@@ -21,8 +21,9 @@ class InitialConfig(Config):
     """Where the first weights of a new model come from; what is not given starts from random ones."""
 
     vision: str | None = None
-    """A ViT of timm, DeiT or transformers: a folder, a file, one on a store, or a name on the hub. The paper:
-    facebook/deit-base-patch16-224; timm/vit_large_patch16_224.augreg_in21k for ViT-L."""
+    """A ViT of timm, DeiT or transformers, for X-VLM a Swin or a CLIP, by its tower: a folder, a file, one on a store,
+    or a name on the hub. The paper: facebook/deit-base-patch16-224; timm/vit_large_patch16_224.augreg_in21k for
+    ViT-L."""
     text: str | None = None
     """A BERT of transformers, likewise. The paper: google-bert/bert-base-uncased."""
     language: str | None = None
@@ -59,4 +60,5 @@ def initialise(
             what = "language model" if part == "language" else f"{part} tower that begins with another's weights"
             raise ModelError(f"initial.{part} is {source}, and the architecture has no {what}: leave it out")
         filled |= parts[part](model, source)
+    model.filled |= filled
     return Initialised(tuple(sorted(filled)), tuple(sorted(model.state_dict().keys() - filled)))

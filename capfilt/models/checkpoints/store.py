@@ -144,10 +144,13 @@ def load_continued(path: StoragePath, config: ArchitectureConfig) -> Model:
     """
     path = local_copy(path)
     saved, tensors = read(path)
-    family = family_of(config).code
+    family, names = family_of(config).code, frozenset(tensors)
     if family.continued is None:
-        return load_whole(family.build, config, tensors, path)
-    return family.continued(config, saved, tensors, path)
+        model = load_whole(family.build, config, tensors, path)
+    else:
+        model = family.continued(config, saved, tensors, path)
+    model.filled = names
+    return model
 
 
 def load_filled(path: StoragePath, sources: Mapping[str, str]) -> Model:

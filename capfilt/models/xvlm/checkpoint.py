@@ -1,8 +1,8 @@
 """X-VLM's `.th`, and the vision tower (a Swin, CLIP's ViT or DeiT) and BERT that its pretraining begins with.
 
 A file of a pretraining has its text stack behind `text_encoder.bert.`, one of a fine-tuning behind `text_encoder.`, one
-of a captioner behind `text_decoder.bert.`. Files carry constants, which are computed here: a Swin's index of offsets and
-masks of shifted windows, a CLIP's numbers of positions.
+of a captioner behind `text_decoder.bert.`. Constants in a file are computed here: a Swin's index of offsets and masks
+of shifted windows, a CLIP's numbers of positions.
 """
 
 from __future__ import annotations

@@ -95,6 +95,27 @@ def test_boxes_and_patches_are_where_the_region_is_in_the_crop() -> None:
     assert mirrored, "some are on the other side"
 
 
+def test_colours_change_and_boxes_stay_right() -> None:
+    """X-VLM's RandAugment of pictures with boxes: no operation moves a pixel."""
+    regions, config, changed = [Region(24, 8, 16, 8, "white")], RegionConfig(randaugment=(2, 7)), 0
+    picture = Image.fromarray(np.asarray(marked()) // 2 + 40)  # neither black nor white: every operation has an effect
+    for seed in range(20):
+        views = [
+            crop(picture, regions, "", FORMAT, 4, drawn, np.random.default_rng(seed))
+            for drawn in (RegionConfig(), config)
+        ]
+        for plain, other in zip(views[0].parts, views[1].parts, strict=True):
+            assert plain.box == other.box
+            assert (plain.seen == other.seen).all()
+        before, after = (view.pixels[:, :, 0].astype(int) for view in views)
+        changed += bool((before != after).any())
+        inside = before > before.max() - 20
+        assert after[inside].min() > after[before < before.min() + 20].max(), "bright is where it was"
+    assert changed > 5
+    with pytest.raises(ValueError, match="randaugment"):
+        RegionConfig(randaugment=(2, 11))
+
+
 def test_regions_that_say_left_stay_as_they_are() -> None:
     regions = [Region(0, 0, 32, 64, "the left half")]
     config = RegionConfig(careful_flip=True)

@@ -1,4 +1,4 @@
-"""X-VLM's `.th` in and out, of a pretraining, a fine-tuning and a captioner; pictures of other sizes; Swin, CLIP, BERT."""
+"""X-VLM's `.th` in and out, of a pretraining, a fine-tuning and a captioner; other picture sizes; Swin, CLIP, BERT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from capfilt.models.layers.vit import resize_positions
 from capfilt.models.xvlm.checkpoint import swin_names
 from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
 from capfilt.models.xvlm.model import Xvlm
-
 
 SWIN = SwinConfig(image_size=32, patch_size=4, embed=16, depths=(2, 2), stage_heads=(1, 2))
 DEIT = RegionVitConfig(image_size=32, patch_size=8, width=64, depth=4, heads=1, hidden=96)
@@ -166,6 +165,11 @@ def test_swin_and_bert_give_what_they_have(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["vision.norm.weight"], swin["norm.weight"])
     table = "vision.stages.0.blocks.0.attention.offsets"
     torch.testing.assert_close(model.state_dict()[table], resize_offsets(state[table], 4))
+    assert {name for name in model.fresh if not name.startswith("text.layers.1.cross_attention.")} == {
+        *(f"{side}_projection.{end}" for side in ("image", "text") for end in ("weight", "bias")),
+        *(f"{head}_head.{n}.{end}" for head in ("match", "box") for n in (0, 1, 3) for end in ("weight", "bias")),
+        "temperature",
+    }
     upper = "text.layers.1.feed_forward.shared.block.up.weight"
     assert torch.equal(model.state_dict()[upper], bert.state_dict()["bert.encoder.layer.1.intermediate.dense.weight"])
 
