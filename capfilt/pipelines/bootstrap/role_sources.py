@@ -226,13 +226,14 @@ def open_roles(config: BootstrapConfig, architecture: Architecture) -> dict[Mode
 def refuse_unable(config: BootstrapConfig, role: ModelRole, architecture: Architecture, name: str) -> None:
     """Refuse an architecture that cannot play a role, or a filter without a score that the policy needs. RecipeError;
     `name` is how a person knows it."""
-    if missing := lacking(role, architecture.capabilities):
+    able = architecture.for_role(role).capabilities  # a pretrained X-VLM does not write; a captioner made of it does
+    if missing := lacking(role, able):
         raise RecipeError(
             f"{name} cannot be the {role}: it cannot {', '.join(sorted(missing))}; give {role}.model, an architecture"
             f" that can, or {role}.pretrained."
         )
     if role == "filter":
-        check_scores(config.select.needed_scores, scores_given(architecture.capabilities), name)
+        check_scores(config.select.needed_scores, scores_given(able), name)
 
 
 def role_architecture(architecture: Architecture, role: ModelRole, train: TrainConfig) -> Architecture:
