@@ -25,9 +25,18 @@ import yaml
 
 KINDS = ("other", "boilerplate", "seo", "truncated", "attribute")
 RECIPES = {"blip2": "blip2-tiny-stage1"}
-LOSSES = {"clip": "{itc: 1}", "vilt": "{itm: 1}"}
-"""What a filter is fine-tuned with, where it is not itc and itm."""
-HEAD = ("family", "parameters", "steps/s", "TR@1", "IR@1", "score", "AUC", *KINDS)
+USUAL = ("train.objectives.losses={itc: 1, itm: 1}", "train.optimizer.lr=1e-3")
+"""How a filter is fine-tuned."""
+OTHERWISE = {
+    "clip": ("train.objectives.losses={itc: 1}",),
+    "vilt": (
+        "model={extends: vilt/tiny, vision: {depth: 3}, heads: [rank]}",
+        "train.objectives={task: vilt-retrieval, wrong_texts: 7}",
+    ),
+    "vlmo": ("train.objectives.losses={itc: 1, itm: 1, mlm: 0.5}", "train.optimizer.lr=2e-3"),
+}
+"""What is said later than that for a family that gives no such losses, or learns nothing by them in so few steps."""
+HEAD = ("family", "parameters", "steps/s", "TR@1", "IR@1", "CIDEr", "score", "AUC", *KINDS)
 
 
 def write_world(folder: Path) -> None:
@@ -95,10 +104,13 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
 
     out, recipe, world = args.out / f"{family}-{args.seed}", RECIPES.get(family, f"{family}-tiny"), args.out / "world"
     both = f"[{{shards: {world / 'web'}}}, {{shards: {world / 'human'}}}]"
-    model = train(recipe, out / "pretrain", both, args.steps, args)
-    losses = f"train.objectives.losses={LOSSES.get(family, '{itc: 1, itm: 1}')}"
-    sets = (f"start={model}", losses, "train.optimizer.lr=1e-3")
-    tuned = train(recipe, out / "filter", str(world / "human"), args.finetune, args, *sets)
+    # A Q-Former reads the frozen tower of the table's BLIP, whose training comes on top of its own.
+    tower = args.out / f"blip-{args.seed}/pretrain/pretrain/checkpoint"
+    initial = (f"initial.vision={tower}",) if family == "blip2" else ()
+    model = train(recipe, out / "pretrain", both, args.steps, args, *initial)
+    sets = (*USUAL[1:], *OTHERWISE[family]) if family in OTHERWISE else USUAL
+    begun = (f"start={model}", "initial.vision=null")
+    tuned = train(recipe, out / "filter", str(world / "human"), args.finetune, args, *begun, *sets)
     examined = {
         what: capfilt("evaluate", of, world / "test", "--out", out / f"evaluate-{what}", "--address", args.address)
         for what, of in (("pretrained", model), ("fine-tuned", tuned))
@@ -111,6 +123,7 @@ def measure(family: str, args: argparse.Namespace) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in weights.parameters()),
         "steps_per_second": round(speed(out / "pretrain", args.batch), 2),
         "retrieval": {what: figures["retrieval"] for what, figures in examined.items()},
+        "captioning": examined["pretrained"].get("captioning", {}),
         "auc": areas(tuned, world / "web"),
     }
 
@@ -121,9 +134,10 @@ def rows(folder: Path) -> Iterator[tuple[str, ...]]:
         each = json.loads(path.read_text())
         recall = [f"{each['retrieval'][what][key]:.1f}" for key in ("tr@1", "ir@1") for what in each["retrieval"]]
         shared = (each["family"], f"{each['parameters']:,}", f"{each['steps_per_second']:.1f}")
-        recalls = (" / ".join(recall[:2]), " / ".join(recall[2:]))
+        cider = f"{each['captioning']['cider']:.1f}" if each.get("captioning") else ""
+        measured = (" / ".join(recall[:2]), " / ".join(recall[2:]), cider)
         for score, area in each["auc"].items():
-            yield (*shared, *recalls, score, *(f"{area[kind]:.3f}" for kind in ("all", *KINDS)))
+            yield (*shared, *measured, score, *(f"{area[kind]:.3f}" for kind in ("all", *KINDS)))
 
 
 def main() -> None:
