@@ -127,7 +127,25 @@ class AnswerBatch(NamedTuple):
         return AnswerBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-StepBatch = PairBatch | RegionBatch | ClassBatch | AnswerBatch
+class DialogBatch(NamedTuple):
+    """B pictures, and of a round about each C candidates behind what was said, adjacent; the first is right."""
+
+    images: Tensor
+    ids_BT: Tensor
+    """[B * C, T]."""
+    mask_BT: Tensor
+    image_ids_B: Tensor
+    answer_BT: Tensor
+    """[B * C, T], true where the candidate itself is, with its end."""
+    there_BC: Tensor
+    """False for candidates that have no part in the loss."""
+
+    def to(self, device: torch.device) -> DialogBatch:
+        """The same on a device; pinned memory is copied while the host goes on."""
+        return DialogBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+StepBatch = PairBatch | RegionBatch | ClassBatch | AnswerBatch | DialogBatch
 """What a step of any task is given."""
 
 

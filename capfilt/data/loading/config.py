@@ -12,9 +12,9 @@ from capfilt.data.images.augment import AugmentConfig, check_randaugment
 Captions = Literal["all", "one"]
 """Whether each text of an image is a row, or each image."""
 
-RowKind = Literal["captions", "hypotheses", "questions", "statements"]
-"""What of a sample a row is: a text of the image, or one of the texts about it that a downstream task answers
-(docs/tasks.md)."""
+RowKind = Literal["captions", "hypotheses", "questions", "statements", "rounds"]
+"""What of a sample a row is: a text of the image, one of the texts about it that a downstream task answers, or a round
+of its dialog (docs/tasks.md)."""
 
 
 class Source(Config):
@@ -75,6 +75,8 @@ class LoaderConfig(Config):
     """What happens to a picture at random; by default nothing."""
     prompt: str = ""
     """What each text begins with; the LM loss leaves it out. Captioning fine-tuning: "a picture of "."""
+    candidates: int = added(10, ge=2)
+    """Dialogs: candidate answers of a round, the right one and others drawn anew in each epoch."""
 
     @field_validator("weights")
     @classmethod

@@ -17,6 +17,7 @@ from capfilt.data import shards
 from capfilt.data.images import decode as images
 from capfilt.data.images.augment import augment, generator
 from capfilt.data.loading.config import Captions, RowKind
+from capfilt.data.loading.dialog_rows import DialogLoader
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.loading.order import Span
 from capfilt.data.loading.rows import Row, RowReader, count_pairs
@@ -129,4 +130,9 @@ class TaskLoader(Loader):
 
 def loader_of(kind: RowKind, *args: Any, **options: Any) -> Loader:
     """The loader of a training whose rows are of this kind; arguments as of `Loader`."""
-    return Loader(*args, **options) if kind == "captions" else TaskLoader(kind, *args, **options)
+    match kind:
+        case "captions":
+            return Loader(*args, **options)
+        case "rounds":
+            return DialogLoader(*args, **options)
+    return TaskLoader(kind, *args, **options)

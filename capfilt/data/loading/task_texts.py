@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from capfilt.data import shards
 from capfilt.data.loading.config import RowKind
 from capfilt.data.sample import Sample, is_text
-from capfilt.data.tasks import FailedRow, hypotheses_of, questions_of, statements_of
+from capfilt.data.tasks import FailedRow, dialog_of, hypotheses_of, questions_of, statements_of
+from capfilt.data.text.dialog_texts import RoundText, training_rounds
 from capfilt.errors import DataError
 
 Answers = tuple[tuple[str, int], ...]
@@ -42,7 +43,7 @@ def texts_of(kind: RowKind, meta: Mapping[str, Any]) -> list[TaskText]:
                     (row.text, answers_of([TRUE_FALSE[row.label]] if row.label is not None else []))
                     for row in statements_of(meta, failed)
                 ]
-            case "captions":
+            case "captions" | "rounds":
                 rows = []
     except DataError:  # they are no list
         return []
@@ -55,10 +56,19 @@ def answers_of(answers: Iterable[str]) -> Answers:
     return tuple(Counter(answer for answer in spelled if is_text(answer)).most_common())
 
 
+def rounds_of(meta: Mapping[str, Any]) -> list[RoundText]:
+    """The rounds of a sample's dialog that have candidates and a right one, which comes first."""
+    dialog = dialog_of(meta, [])
+    return [] if dialog is None else training_rounds(dialog)
+
+
 def count_texts(meta: Mapping[str, Any]) -> Counter[str]:
     """How many rows a sample's json has for each kind of training that it has rows for."""
     kinds: tuple[RowKind, ...] = ("questions", "hypotheses", "statements")
-    return Counter({kind: count for kind in kinds if meta.get(kind) and (count := len(texts_of(kind, meta)))})
+    counts: Counter[str] = Counter(
+        {kind: count for kind in kinds if meta.get(kind) and (count := len(texts_of(kind, meta)))}
+    )
+    return counts + Counter(rounds=len(rounds_of(meta))) if meta.get("dialog") else counts
 
 
 def count_answers(urls: Iterable[str], least: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ the data put the right one. Without ties the figures are the server's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -72,6 +73,22 @@ def random_ranking(
 ) -> dict[str, Any]:
     """The figures to beat, of candidates (so many a round) in random order, exactly. Raises as `figures`."""
     return figures([np.zeros(count) for count in candidates], gt_index, relevance)
+
+
+def prior(
+    questions: Sequence[str], candidates: Sequence[Sequence[str]], gt_index: Sequence[int | None], relevance: Relevance
+) -> dict[str, Any]:
+    """The figures to beat of candidates in the order of how often each answers a question with the same two first
+    words, in these very rounds: what can be known without the picture and the history. Raises as `figures`."""
+    check_columns("questions", len(questions), candidates=candidates, gt_index=gt_index)
+    kinds = [" ".join(question.lower().split()[:2]) for question in questions]
+    given = Counter(
+        (kind, texts[right])
+        for kind, texts, right in zip(kinds, candidates, gt_index, strict=True)
+        if right is not None and 0 <= right < len(texts)
+    )
+    scores = [[given[kind, text] for text in texts] for kind, texts in zip(kinds, candidates, strict=True)]
+    return figures(scores, gt_index, relevance)
 
 
 def ranks(scores: ArrayLike) -> list[int]:

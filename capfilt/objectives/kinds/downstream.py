@@ -8,13 +8,14 @@ FAMILIES_OF: dict[str, tuple[str, ...]] = {
     "vqa": ("blip", "albef", "vilt", "vlmo", "xvlm"),
     "nlvr2": ("blip", "albef", "vilt", "vlmo", "xvlm"),
     "entailment": ("blip", "albef", "vilt", "vlmo", "xvlm"),
+    "dialog": ("blip", "albef", "vilt", "vlmo", "xvlm"),
 }
 """By the task; a head of a task (`models/heads`) counts by the family of its base."""
 
 
 def not_in_table(task: str, family: str) -> str:
-    """Why a family cannot do a task, as a sentence with those that can; "" where it can."""
-    able = FAMILIES_OF[task]
+    """Why a family cannot do a task, as a sentence with those that can; "" where it can, and of any other task."""
+    able = FAMILIES_OF.get(task, (family,))
     if family in able:
         return ""
     return f"the family {family} cannot do {task}: {', '.join(able[:-1])} and {able[-1]} can."

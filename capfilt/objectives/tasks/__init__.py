@@ -14,6 +14,8 @@ from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.classify import ENTAILMENT, NLVR2, VQA_CLASSES
 from capfilt.objectives.kinds.clip import CLIP
+from capfilt.objectives.kinds.dialog import DIALOG
+from capfilt.objectives.kinds.downstream import not_in_table
 from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
 from capfilt.objectives.kinds.vqa import VQA
@@ -34,9 +36,11 @@ PRETRAINING: dict[str, TaskKind] = {
 }
 """How the models of each family are pretrained, and fine-tuned for the roles of captioner and filter."""
 FURTHER: dict[str, tuple[TaskKind, ...]] = {
-    "blip": (VQA,),
-    "vilt": (VILT_RETRIEVAL,),
-    "vlmo": (VLMO_TEXTS,),
+    "blip": (VQA, DIALOG),
+    "albef": (DIALOG,),
+    "vilt": (VILT_RETRIEVAL, DIALOG),
+    "vlmo": (VLMO_TEXTS, DIALOG),
+    "xvlm": (DIALOG,),
     "classifier": (ENTAILMENT, NLVR2, VQA_CLASSES),
     "answerer": (VQA,),
 }
@@ -67,6 +71,8 @@ def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batc
     kinds = tasks_of(architecture.family)
     kind = next((kind for kind in kinds if isinstance(config, kind.config)), None)
     if kind is None:
+        if said := not_in_table(config.name(), architecture.family):
+            return said
         names = [kind.config.name() for kind in kinds]
         advice = " or ".join(f"set objectives.task={name}" if name else "leave objectives.task out" for name in names)
         return f"its objectives are not those with which the family {architecture.family} is trained: {advice}."

@@ -67,6 +67,14 @@ def test_a_random_ranking() -> None:
     assert figures["ndcg"] == pytest.approx(1.0)
 
 
+def test_frequent_answers_after_such_questions() -> None:
+    questions = ["Is it red?", "is it big", "what color", "is it so"]
+    candidates = [["yes", "no"], ["no", "yes"], ["no", "red", "yes"], ["yes", "no"]]
+    figures = dialog.prior(questions, candidates, [1, 0, 1, 0], [None, None, None, [1.0, 0.0]])
+    assert figures["r@1"] == 75.0
+    assert figures["ndcg"] == 0.0
+
+
 def test_bad_rounds_are_named() -> None:
     with pytest.raises(DataError, match="row 1 has 2 candidates but 3 relevances"):
         dialog.figures([[1, 0]] * 2, [0, 0], [None, [0, 0, 1]])
