@@ -10,7 +10,8 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
-    from capfilt.api.commands import annotate, bootstrap, download, evaluate, finetune, pretrain, select
+    from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
+    from capfilt.api.data import ConvertResult, DownloadResult, convert, download
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
     from capfilt.api.progress import ProgressEvent
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         Caption,
         Counts,
         Damage,
-        DownloadResult,
         EvaluateResult,
         Explanation,
         ExportResult,
@@ -67,6 +67,7 @@ __all__ = [
     "CapfiltError",
     "Caption",
     "ClusterError",
+    "ConvertResult",
     "Counts",
     "Damage",
     "DataError",
@@ -104,6 +105,7 @@ __all__ = [
     "__version__",
     "annotate",
     "bootstrap",
+    "convert",
     "download",
     "evaluate",
     "explain",
@@ -123,15 +125,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "api.commands": ("annotate", "bootstrap", "download", "evaluate", "finetune", "pretrain", "select"),
+    "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
+    "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),
     "api.reading": ("Annotations", "Verdict", "read_annotations", "read_shards"),
     "api.results": (
-        "AnnotateResult", "BootstrapResult", "Caption", "Counts", "Damage", "DownloadResult", "EvaluateResult",
-        "Explanation", "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores",
-        "SelectResult", "StageStatus", "TextCounts", "Verification",
+        "AnnotateResult", "BootstrapResult", "Caption", "Counts", "Damage", "EvaluateResult", "Explanation",
+        "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores", "SelectResult",
+        "StageStatus", "TextCounts", "Verification",
     ),
     "data.annotations": ("Annotation",),
     "data.loading.webdataset_reader": ("webdataset",),

@@ -8,7 +8,6 @@ and left running, whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
@@ -17,7 +16,6 @@ from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     AnnotateResult,
     BootstrapResult,
-    DownloadResult,
     EvaluateResult,
     PretrainResult,
     Round,
@@ -151,61 +149,6 @@ def select(
         where = arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
     return SelectResult.of(folder, record)
-
-
-def download(
-    urls: Specs,
-    *,
-    out: Location,
-    url_col: str | None = None,
-    caption_col: str | None = None,
-    input_format: str | None = None,
-    contact: str | None = None,
-    settings: Settings = (),
-    retry: Sequence[str] = (),
-    min_success: float = 0,
-    drop_placeholders: int = 0,
-    address: str | None = None,
-    workers: int = 0,
-    on_progress: OnProgress | Progress | None = None,
-    on_log: OnLog | None = None,
-) -> DownloadResult:
-    """Download lists of URLs into shards, as img2dataset does, politely and safely.
-
-    Args:
-        urls: lists: csv, tsv, txt, json, jsonl, Parquet; files, folders, globs, fsspec URLs.
-        out: the run folder, or its URL.
-        url_col: the column of URLs; by default "url".
-        caption_col: the column of texts; by default there is none.
-        input_format: by default each list's format follows from its name.
-        contact: a page or an address, sent to the servers with every request.
-        settings: all else, by the names that docs/download.md lists: `{"image_size": 256, "manners.host_rate": 2}`.
-        retry: "failed", or kinds of failure such as "timeout" or "http-429", to try again.
-        min_success: the share of URLs that must come through.
-        drop_placeholders: fail images whose bytes came under so many URLs; 0 for none.
-        address: as in `annotate`; so are `workers`, `on_progress` and `on_log`.
-
-    Raises:
-        CapfiltError: RecipeError or UsageError for lists or settings that cannot be, ShortfallError where too little
-            came, and its other kin.
-    """
-    from capfilt import config as configs
-
-    show = progress_of(on_progress, on_log)
-    with show.wait("importing libraries"):
-        from capfilt.pipelines import download as pipeline
-        from capfilt.stages.download import DownloadConfig, DownloadOptions
-
-    given = {"url_col": url_col, "caption_col": caption_col, "input_format": input_format}
-    sets = assignments(settings, urls=names_of(urls), **given, **{"manners.contact": contact})
-    with arguments.driving():
-        config = configs.build(DownloadConfig, sets)
-        given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
-        wanted = configs.validate(DownloadOptions, given_options, "arguments")
-        folder, options = location(out), arguments.options(workers=workers)
-        where = arguments.working_address(address)
-        record = pipeline.run(where, config, wanted, folder, options, show)
-    return DownloadResult.of(folder, record)
 
 
 def bootstrap(

@@ -115,32 +115,6 @@ class SelectResult:
 
 
 @dataclass(frozen=True)
-class DownloadResult:
-    """Shards of downloaded images."""
-
-    out: StoragePath
-    """The run folder, in which the tars lie."""
-    samples: Counts
-    """Rows of the lists; none is dropped."""
-    failed: Mapping[str, int]
-    """How many rows failed, by kind of failure."""
-    repeated: Mapping[str, int]
-    """The most frequent images whose bytes came under several URLs: sha256, and number of URLs."""
-    record: Record = field(repr=False)
-
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> DownloadResult:
-        """From the record of the verb."""
-        return cls(out, Counts.of(record["samples"]), record["failed"], record["repeated"], record)
-
-    def rows(self) -> Iterator[Sample]:
-        """The samples that came, streamed from the tars."""
-        from capfilt.api.reading import read_shards
-
-        return read_shards(self.out)
-
-
-@dataclass(frozen=True)
 class Round:
     """One round of a bootstrap."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.api import commands
+from capfilt.api import data
 from capfilt.cli.execute import execute
 from capfilt.cli.jobs import words_of
 from capfilt.cli.next_steps import Step, after_download
@@ -139,7 +139,7 @@ def download(
 def _run(given: dict[str, Any], show: Progress) -> Any:
     options = _assignments(given)
     with _named_as_typed(options):
-        return commands.download(
+        return data.download(
             given["urls"],
             out=given["out"],
             settings=[*options.values(), *given.get("sets", [])],

@@ -30,8 +30,9 @@ INSPECTING = ("status", "verify", "explain")
 """Verbs that only read a run folder; on a cluster their output is all that is shown."""
 
 _PATH_OPTIONS = {
-    "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "model": "MODEL",
-    "captioner": "--captioner", "filter_": "--filter", "annotations": "--annotations", "val": "--val",
+    "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "files": "FILES",
+    "images": "--images", "model": "MODEL", "captioner": "--captioner", "filter_": "--filter",
+    "annotations": "--annotations", "val": "--val",
 }  # fmt: skip
 
 Detach = Annotated[

@@ -90,6 +90,11 @@ def after_download(out: str, again: str, record: dict[str, Any], captions: bool,
     return [*steps, trial(out, out, address)] if captions else steps
 
 
+def after_convert(task: str, out: str, address: str) -> list[Step]:
+    """Train on texts of whole pictures, where there are any."""
+    return [trial(out, out, address)] if task in ("retrieval", "captioning") else []
+
+
 def after_annotate(shards: Sequence[str], out: str, address: str) -> list[Step]:
     """Select by the scores, look at them."""
     what, policy = first_policy(location(out))

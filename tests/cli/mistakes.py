@@ -28,8 +28,8 @@ ROLES = f"--captioner {ROUND}/captioner --filter {ROUND}/filter"
 SWAPPED = f"--captioner {ROUND}/filter --filter {ROUND}/captioner"
 
 PIPELINES = (
-    *("annotate", "bench", "bootstrap.rounds", "download", "evaluate", "export", "pretrain", "report", "review"),
-    *("select", "inspect.explain", "inspect.show", "inspect.status", "inspect.verify"),
+    *("annotate", "bench", "bootstrap.rounds", "convert", "download", "evaluate", "export", "pretrain", "report"),
+    *("review", "select", "inspect.explain", "inspect.show", "inspect.status", "inspect.verify"),
 )
 
 TRIES = 3
@@ -77,6 +77,10 @@ MISTAKES: tuple[tuple[str, str, int], ...] = (
     ("a list whose name does not tell its format", "download urls.list --out runs/d", 2),
     ("a size that cannot be", "download urls.csv --out runs/d --image-size 0", 2),
     ("a failure that is not known", "download urls.csv --out runs/d --retry sometimes", 2),
+    ("a task that is not there", "convert vqaa questions.json --images shards --out runs/v", 2),
+    ("a published file that is not there", "convert vqa questions.json --images shards --out runs/v", 2),
+    ("a folder of pictures that is not there", "convert vqa urls.csv --images pictures --out runs/v", 2),
+    ("a split, where files have one each", "convert vqa urls.csv --images shards --split val --out runs/v", 2),
     ("a run folder that is not there", "status runs/dmeo", 2),
     ("a folder inside a run folder", f"report {ROUND}", 2),
     ("a port that cannot be", "review runs/demo --port 99999", 2),
