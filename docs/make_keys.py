@@ -14,6 +14,7 @@ from pathlib import Path
 
 from capfilt.config import Config
 from capfilt.evaluation.config import EvaluateConfig
+from capfilt.evaluation.tasks import TASKS
 from capfilt.models import FAMILIES
 from capfilt.pipelines.inspect import show
 from capfilt.pipelines.inspect.keys import Key, keys_of
@@ -32,9 +33,10 @@ TITLES = {
 
 def pages() -> dict[str, str]:
     """The text of every page, by the name of its file."""
-    kinds = {name: kinds[0] for name, kinds in show.KINDS.items() if name != "models"} | {"evaluate": EvaluateConfig}
+    kinds = {name: kinds[0] for name, kinds in show.KINDS.items() if name != "models"}
     architectures = {family.config: f"[`{name}`]({name}.md)" for name, family in FAMILIES.items()}
     texts = {f"{name}.md": "\n".join(_page(TITLES[name], kind, architectures)) for name, kind in kinds.items()}
+    texts["evaluate.md"] = "\n".join(_evaluate_page())
     for name, family in FAMILIES.items():
         texts[f"{name}.md"] = "\n".join(_page(f"Keys of an architecture of the family `{name}`", family.config, {}))
     return texts
@@ -43,12 +45,27 @@ def pages() -> dict[str, str]:
 def _page(title: str, kind: type[Config], elsewhere: Mapping[type[Config], str]) -> Iterator[str]:
     """A table for the recipe itself, and one for each section where its class comes first; `elsewhere`: links to the
     pages of classes that have one."""
+    yield from _head(title)
+    yield from _table(kind, "", {**elsewhere, kind: "the recipe"})
+    yield ""
+
+
+def _evaluate_page() -> Iterator[str]:
+    """The keys of an evaluation without a task, and then of each task."""
+    yield from _head(TITLES["evaluate"])
+    links: dict[type[Config], str] = {EvaluateConfig: "the recipe"}
+    yield from _table(EvaluateConfig, "", links)
+    for name, task in TASKS.items():
+        yield from ("", f"## `--task {name}`")
+        yield from _table(task.config, "", links)
+    yield ""
+
+
+def _head(title: str) -> Iterator[str]:
     yield f"# {title}"
     yield ""
     yield "Made from the code by `python docs/make_keys.py`. `capfilt show RECIPE --explain` says the same beside a"
     yield "recipe's own values."
-    yield from _table(kind, "", {**elsewhere, kind: "the recipe"})
-    yield ""
 
 
 def _table(kind: type[Config], path: str, links: dict[type[Config], str]) -> Iterator[str]:

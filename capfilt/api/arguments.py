@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from capfilt.config import C
     from capfilt.data.policy import PolicyConfig
     from capfilt.evaluation.config import EvaluateConfig
+    from capfilt.evaluation.tasks.config import TaskEvalConfig
     from capfilt.inference.config import AnnotateConfig
     from capfilt.stages.runner import CommandOptions
     from capfilt.storage.paths import StoragePath
@@ -101,12 +102,39 @@ def annotate_config(recipe: Location | None, sets: Sequence[str]) -> AnnotateCon
     return configs.read_named(AnnotateConfig, None if recipe is None else str(recipe), sets)
 
 
-def evaluate_config(sets: Sequence[str]) -> EvaluateConfig:
-    """How a model is evaluated, checked before torch is imported."""
-    from capfilt import config as configs
-    from capfilt.evaluation.config import EvaluateConfig
+def evaluate_config(
+    sets: Sequence[str],
+    task: str | None = None,
+    results: Location | None = None,
+    classes: Location | None = None,
+    templates: Location | None = None,
+) -> EvaluateConfig | TaskEvalConfig:
+    """How a model is evaluated, checked before torch is imported. `classes` and `templates` are files of lines.
 
-    return configs.build(EvaluateConfig, sets)
+    Raises:
+        UsageError: a task that there is not, or an option that it does not have.
+        DataError: a file that cannot be read.
+    """
+    from capfilt import config as configs
+    from capfilt.data.tasks import read_names, read_templates
+    from capfilt.evaluation.config import EvaluateConfig
+    from capfilt.evaluation.tasks import TASKS, task_of
+
+    known = None if task is None else task_of(task)
+    if results is not None and (known is None or not known.has_answers):
+        those = ", ".join(name for name, one in TASKS.items() if one.has_answers) or "none"
+        raise UsageError(f"--results: {task or 'the evaluation without --task'} has no result file; of tasks: {those}.")
+    if known is None:
+        config: EvaluateConfig | TaskEvalConfig = configs.build(EvaluateConfig, sets)
+    else:
+        config = configs.build(known.config, sets)
+    for name, file, read in (("classes", classes, read_names), ("templates", templates, read_templates)):
+        if file is None:
+            continue
+        if name not in type(config).model_fields:
+            raise UsageError(f"--{name} is of --task classification, not of {task or 'an evaluation without a task'}.")
+        config = config.model_copy(update={name: read(location(file))})
+    return config
 
 
 POLICY_OPTIONS = ("threshold", "score", "keep_rate", "top_k", "keep")

@@ -277,25 +277,34 @@ def evaluate(
     *,
     out: Location | None = None,
     settings: Settings = (),
+    task: str | None = None,
+    results: Location | None = None,
+    classes: Location | None = None,
+    templates: Location | None = None,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
 ) -> EvaluateResult:
-    """Retrieval and captioning metrics of a model on held-out pairs, filter metrics on web texts of known truth.
+    """Retrieval and captioning metrics of a model on held-out pairs, filter metrics on web texts of known truth; or
+    the figures of a task (docs/tasks.md).
 
     Args:
         model: a model's folder, a .pth of BLIP or LAVIS, a name on the Hugging Face hub, or what `pretrain` returned.
         shards: held-out pairs, or web texts of known truth.
         out: a run folder to keep metrics.json in; by default none is kept.
         settings: such as `{"rerank": 128, "decode.method": "greedy"}`.
+        task: one of `classification`, `grounding`, ...; by default what a filter and a captioner are measured by.
+        results: where the answers are written as the task's server takes them, for tasks that have one.
+        classes: for classification, a text file of classes; by default the one beside the shards.
+        templates: for classification, a text file of prompts with {}; by default the one beside the shards.
         address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
 
     Raises:
         CapfiltError: ModelError or RecipeError for a model that cannot be evaluated, and its other kin.
     """
-    config = arguments.evaluate_config(assignments(settings))
+    config = arguments.evaluate_config(assignments(settings), task, results, classes, templates)
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt.pipelines import evaluate as pipeline
@@ -305,7 +314,8 @@ def evaluate(
         folder = None if out is None else location(out)
         options = arguments.options(workers=workers, cpus=cpus, gpus=None)
         where = arguments.working_address(address)
-        record = pipeline.run(where, name, names_of(shards), config, folder, options, show)
+        answers = None if results is None else location(results)
+        record = pipeline.run(where, name, names_of(shards), config, folder, options, show, answers)
     return EvaluateResult(name, folder, record, record)
 
 

@@ -20,8 +20,28 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder.")],
     shards: Annotated[
-        list[str], typer.Argument(help="Held-out pairs (retrieval, captioning), or web texts of known truth (filter).")
+        list[str],
+        typer.Argument(
+            help="Held-out pairs (retrieval, captioning), or web texts of known truth (filter), or the rows of a task."
+        ),
     ],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="What to measure instead: classification, grounding, ... (docs/tasks.md)."),
+    ] = None,
+    results: Annotated[
+        str | None, typer.Option("--results", metavar="FILE", help="Write the answers as the task's server takes them.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="FILE", help="Classification: a class a line [default: beside the shards]."),
+    ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            "--templates", metavar="FILE", help="Classification: a prompt with {} a line [default: beside the shards]."
+        ),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, threshold=0.3, decode.method=greedy."),
@@ -33,7 +53,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a model: retrieval, captioning and filter metrics.
+    """Evaluate a model: retrieval, captioning and filter metrics, or the figures of a task.
 
     Example: `capfilt evaluate runs/demo/round-2/pretrain/checkpoint runs/demo/data/test`
     """
@@ -44,6 +64,10 @@ def evaluate(
             shards,
             out=out or None,
             settings=sets or (),
+            task=task,
+            results=results,
+            classes=classes,
+            templates=templates,
             address=address,
             workers=workers,
             cpus=cpus,

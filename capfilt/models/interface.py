@@ -166,6 +166,11 @@ class Model(nn.Module):
         """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         self._cannot("match texts with images")
 
+    def predict_box(self, states_BTD: Tensor) -> Tensor:
+        """Fused states -> where in the image each text is: boxes [B, 4], center x, center y, width and height in shares
+        of the picture."""
+        self._cannot("say where in an image a text is")
+
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
         self._cannot("guess hidden words")

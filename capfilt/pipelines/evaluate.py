@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from capfilt import config as configs
 from capfilt.cluster.session import connect
 from capfilt.data import shards
 from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
+from capfilt.evaluation.tasks import check_task
+from capfilt.evaluation.tasks.config import TaskEvalConfig
 from capfilt.inference.roles import check_any_role
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
@@ -18,9 +21,10 @@ from capfilt.runs.run import Run
 from capfilt.stages import workload
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
-from capfilt.stages.evaluate import EvaluateJob, evaluate
+from capfilt.stages.evaluate import EvaluateJob, answers_path, evaluate
 from capfilt.stages.runner import CommandOptions
 from capfilt.storage import documents
+from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
 
 
@@ -28,15 +32,23 @@ def run(
     address: str,
     model: str,
     specs: Sequence[str],
-    config: EvaluateConfig,
+    config: EvaluateConfig | TaskEvalConfig,
     out: StoragePath | None,
     options: CommandOptions,
     show: Progress,
+    results: StoragePath | None = None,
 ) -> dict[str, Any]:
-    """The verb: put a model before held-out pairs and web texts of known truth; `out` is a run folder of its own."""
+    """The verb: put a model before held-out pairs and web texts of known truth, or before the rows of a task.
+
+    `out` is a run folder of its own; `results` the file of answers for the server of a task that has one.
+    """
     urls = shards.expand(specs)
     folder_of_model = store.find(model)
-    check_any_role(folder_of_model, config.decode)
+    if isinstance(config, TaskEvalConfig):
+        check_task(folder_of_model, config)
+        config = config.with_data(urls)
+    else:
+        check_any_role(folder_of_model, config.decode)
     with show.wait("reading the weights of the model"):
         identity = store.fingerprint(folder_of_model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,4 +70,7 @@ def run(
             )
             evaluate(session, job, worker, show)
         figures: dict[str, Any] = documents.read_object(folder / "metrics.json")
+        if results is not None:
+            with atomic(results) as file, answers_path(folder, "metrics").open("rb") as answers:
+                shutil.copyfileobj(answers, file)
     return figures

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import SerializeAsAny
 
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
@@ -12,6 +14,8 @@ from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
 from capfilt.evaluation.known_truth import ScoredTexts, truths
+from capfilt.evaluation.tasks import TASKS, Measured
+from capfilt.evaluation.tasks.config import TaskEvalConfig
 from capfilt.inference.device import Compute
 from capfilt.models.checkpoints import store
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -20,6 +24,11 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
+
+if TYPE_CHECKING:
+    import torch
+
+    from capfilt.inference.local_model import LocalModel
 
 
 class EvaluateJob(Config):
@@ -33,7 +42,8 @@ class EvaluateJob(Config):
     shards: tuple[str, ...]
     contents: dict[str, str]
     """The sha256 of each shard, by its url."""
-    config: EvaluateConfig
+    config: EvaluateConfig | SerializeAsAny[TaskEvalConfig]
+    """What is measured: a task, or all that the default evaluation has."""
     compute: Compute
     """Figures are taken in fp32."""
 
@@ -54,19 +64,34 @@ class EvaluateJob(Config):
 
     def open(self) -> Callable[[str], str]:
         """Nothing to load but the code: an item is a model."""
-        from capfilt.evaluation.evaluate import examine
         from capfilt.inference.local_model import LocalModel
 
         device = self.compute.open()
 
         def work(item: str) -> str:
             local = LocalModel.load(self.models[item], device)
-            path = self.out / f"{item}.json"
-            write_json(path, examine(local, self.shards, self.config, device))
-            Ledger(self.out, self.name).commit(item, self.identity(item), [path], Tally.zero())
+            measured = self._measure(local, device)
+            written = [self.out / f"{item}.json"]
+            write_json(written[0], measured.figures)
+            if measured.write_answers is not None:
+                written.append(answers_path(self.out, item))
+                measured.write_answers(written[1])
+            Ledger(self.out, self.name).commit(item, self.identity(item), written, Tally.zero())
             return ""
 
         return work
+
+    def _measure(self, local: LocalModel, device: torch.device) -> Measured:
+        if isinstance(self.config, TaskEvalConfig):
+            return TASKS[self.config.task].measure(local, self.shards, self.config, device)
+        from capfilt.evaluation.evaluate import examine
+
+        return Measured(examine(local, self.shards, self.config, device))
+
+
+def answers_path(out: StoragePath, item: str) -> StoragePath:
+    """The file of a model's answers, as the server of a task takes them, where the task has one."""
+    return out / f"{item}_answers.json"
 
 
 def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Progress, label: str = "evaluate") -> None:

@@ -133,6 +133,7 @@ def _configs() -> dict[str, type]:
     from capfilt.downloading.http.politeness import Politeness
     from capfilt.downloading.plans import Pass
     from capfilt.evaluation.config import EvaluateConfig
+    from capfilt.evaluation.tasks import TASKS
     from capfilt.inference.config import AnnotateConfig
     from capfilt.models import Blip2Config, BlipConfig
     from capfilt.pipelines.bench import BenchConfig
@@ -156,6 +157,7 @@ def _configs() -> dict[str, type]:
         "preprocess.json": Preprocess, "limits": Limits, "politeness": Politeness, "train job": TrainJob,
         "annotate job": AnnotateJob, "calibrate job": CalibrateJob, "select job": SelectJob, "world job": WorldJob,
         "download job": DownloadJob, "evaluate job": EvaluateJob, "language job": LanguageJob, "rows job": RowsJob,
+        **{f"evaluate {name}": task.config for name, task in TASKS.items()},
     }  # fmt: skip
 
 

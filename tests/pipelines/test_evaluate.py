@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,49 @@ def test_out_keeps_the_figures_and_is_a_run_folder_of_its_own(finished_run: Path
     )
     assert done.code == 2
     assert "no plan.json" in done.line
+
+
+def test_a_task_is_a_run_of_its_own_whose_model_is_checked_before_it_is_read(
+    finished_run: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    model, data = finished_run / "round-0/pretrain", finished_run / "data/test"
+    classes = tmp_path / "classes.txt"
+    classes.write_text("a ring\na circle\na cross\n")
+    words = ["evaluate", model, data, "--classes", classes, "--task"]
+    done = capfilt(*words, "classification")
+    assert done.code == 1
+    assert "none can be used, mostly: no class" in done.line
+    done = capfilt("evaluate", finished_run / "round-1/captioner", data, "--task", "grounding")
+    assert done.code == 2
+    assert "cannot be evaluated for grounding: that needs a head for boxes" in done.line
+    words = ["evaluate", model, data, "--out", tmp_path / "e", "--task"]
+    done = capfilt(*words, "retrieval", "--json")
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    assert answer == json.loads((tmp_path / "e/metrics.json").read_text())
+    default = json.loads(capfilt("evaluate", model, data, "--json").out)
+    assert {name: answer["retrieval"][name] for name in default["retrieval"]} == default["retrieval"]
+    images = answer["retrieval"]["images"]
+    assert answer["retrieval"]["guessing"]["ir@1"] == pytest.approx(100 / images)
+    assert answer["rows"] == images
+    assert "resumed" in capfilt(*words, "retrieval").err
+    assert "task: " in capfilt(*words, "captioning").line
+    answer = json.loads(capfilt("evaluate", model, data, "--task", "captioning", "--json").out)
+    assert {name: answer["captioning"][name] for name in default["captioning"]} == default["captioning"]
+    assert answer["captioning"]["constant"].keys() == {"cider", "bleu4"}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--task", "classify"], "--task classify: there is no such task; there are retrieval, .* Did you mean"),
+        (["--classes", "FILE"], "--classes is of --task classification, not of an evaluation without a task"),
+        (["--task", "grounding", "--templates", "FILE"], "--templates is of --task classification, not of grounding"),
+        (["--task", "retrieval", "--results", "FILE"], "--results: retrieval has no result file"),
+        (["--task", "grounding", "--set", "rerank=3"], "rerank"),
+    ],
+)
+def test_an_option_that_a_task_does_not_have_is_a_usage_error(words: list[str], line: str, capfilt: Any) -> None:
+    done = capfilt("evaluate", "no-model", "no-shards", *words)
+    assert done.code == 2
+    assert re.search(line, done.line)

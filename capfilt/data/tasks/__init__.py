@@ -7,7 +7,7 @@ The boxes of grounding are in `capfilt/data/regions.py`.
 
 from __future__ import annotations
 
-from capfilt.data.tasks.classes import ClassList, class_of, read_classes
+from capfilt.data.tasks.classes import ClassList, class_of, read_classes, read_names, read_templates
 from capfilt.data.tasks.dialogs import Dialog, DialogRound, dialog_of
 from capfilt.data.tasks.pairs import right_picture
 from capfilt.data.tasks.rows import (
@@ -35,6 +35,8 @@ __all__ = [
     "hypotheses_of",
     "questions_of",
     "read_classes",
+    "read_names",
+    "read_templates",
     "right_picture",
     "statements_of",
 ]

@@ -6,7 +6,7 @@ in the folder of the tars or in the one above it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,29 +31,47 @@ class ClassList:
         return [template.replace("{}", self.names[number]) for template in self.templates]
 
 
-def read_classes(shard: str) -> ClassList:
+def read_classes(shard: str, names: Sequence[str] = (), templates: Sequence[str] = ()) -> ClassList:
     """The classes and templates beside a shard, or in the folder above; without templates there is a usual one.
+
+    Args:
+        names: the classes, where they are known and need not lie there.
+        templates: the templates, as well.
 
     Raises:
         DataError: there is no list of classes, or a line of it or of the templates cannot be used.
     """
     folder = storage_path(shard).parent
-    path = _first(folder, CLASSES)
-    if path is None:
-        raise DataError(f"there is no {' or '.join(CLASSES)} beside {shard} or in the folder above: one class a line.")
+    if not names:
+        path = _first(folder, CLASSES)
+        if path is None:
+            raise DataError(
+                f"there is no {' or '.join(CLASSES)} beside {shard} or in the folder above: one class a line."
+            )
+        names = read_names(path)
+    if not templates:
+        path = _first(folder, TEMPLATES)
+        templates = DEFAULT_TEMPLATES if path is None else read_templates(path)
+    return ClassList(tuple(names), tuple(templates))
+
+
+def read_names(path: StoragePath) -> tuple[str, ...]:
+    """The classes of a text file, one a line. DataError for fewer than two, or a file that cannot be read."""
     names = _lines(path)
     if len(names) < 2:
         raise DataError(f"{path} has {len(names)} classes; two or more are needed, one a line.")
-    templates_path = _first(folder, TEMPLATES)
-    if templates_path is None:
-        return ClassList(names)
-    templates = tuple(line.replace("{c}", "{}") for line in _lines(templates_path))
+    return names
+
+
+def read_templates(path: StoragePath) -> tuple[str, ...]:
+    """The templates of a text file, one a line, with {} or clip_benchmark's {c}. DataError: none, or one without it."""
+    templates = tuple(line.replace("{c}", "{}") for line in _lines(path))
     for number, template in enumerate(templates, 1):
         if template.count("{}") != 1:
-            raise DataError(f"{templates_path}, line {number}: {template!r} has not one {{}} for the class.")
+            raise DataError(f"{path}, line {number}: {template!r} has not one {{}} for the class.")
     if not templates:
-        raise DataError(f"{templates_path} is empty; write one template a line, such as 'a photo of a {{}}.'")
-    return ClassList(names, templates)
+        raise DataError(f"{path} is empty; write one template a line, such as 'a photo of a {{}}.'")
+    return templates
 
 
 def class_of(meta: Mapping[str, Any], extras: Mapping[str, bytes], classes: ClassList) -> int | None:
