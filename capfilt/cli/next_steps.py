@@ -23,6 +23,8 @@ CAPTIONER, FILTER = "Salesforce/blip-image-captioning-base", "Salesforce/blip-it
 """Public models for both roles, by their names on the Hugging Face hub."""
 TRIAL = "blip-tiny"
 """The recipe of `pretrain` that shows within minutes whether shards can be learned from."""
+TRIALS = ("vqa", "nlvr2", "entailment", "dialog")
+"""Tasks with such a recipe of `finetune`."""
 FIRST_ROWS = 10_000
 
 
@@ -91,8 +93,14 @@ def after_download(out: str, again: str, record: dict[str, Any], captions: bool,
 
 
 def after_convert(task: str, out: str, address: str) -> list[Step]:
-    """Train on texts of whole pictures, where there are any."""
-    return [trial(out, out, address)] if task in ("retrieval", "captioning") else []
+    """Train on what was made, where there is a tiny recipe of the task."""
+    if task in ("retrieval", "captioning"):
+        return [trial(out, out, address)]
+    if task not in TRIALS:
+        return []
+    words = (f"{task}-tiny", "--out", beside(out, "tiny"), "--set", f"data={_short(out)}")
+    what = "train a tiny model on them from nothing, or with --set start=MODEL from one that was pretrained"
+    return [(what, command("finetune", *words, address=address))]
 
 
 def after_annotate(shards: Sequence[str], out: str, address: str) -> list[Step]:

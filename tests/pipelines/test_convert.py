@@ -302,4 +302,6 @@ def test_the_command_line_does_the_same(images: Path, tmp_path: Path, capfilt: A
     options = ("--images", images, "--out", tmp_path / "out", "--address", "local", "--json")
     done = json.loads(capfilt("convert", "vqa", path, *options).out)
     assert done == convert("vqa", [path], images, tmp_path / "out").record
+    again = capfilt("convert", "vqa", path, *options[:-1])
+    assert f"capfilt finetune vqa-tiny --out {tmp_path}/out-tiny --set data={tmp_path}/out" in again.out
     assert capfilt("status", tmp_path / "out").code == 0
