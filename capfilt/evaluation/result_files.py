@@ -22,11 +22,6 @@ def write_vqa(path: StoragePath, answers: Iterable[tuple[int | str, str]]) -> in
     return len(rows)
 
 
-def visdial_row(dialog: int | str, number: int, scores: ArrayLike) -> dict[str, Any]:
-    """A row of VisDial's file: round `number` of a dialog, from 1 on, with the rank of each of its candidates."""
-    return {"image_id": dialog, "round_id": number, "ranks": ranks(scores)}
-
-
 def write_visdial(path: StoragePath, rounds: Iterable[tuple[int | str, int, ArrayLike]]) -> int:
     """Write [{image_id, round_id, ranks}] of (dialog, round from 1 on, scores of its candidates); return how many.
 
@@ -35,7 +30,9 @@ def write_visdial(path: StoragePath, rounds: Iterable[tuple[int | str, int, Arra
     Raises:
         DataError: a round from below 1, or one that comes twice.
     """
-    rows = [visdial_row(*one) for one in rounds]
+    rows: list[dict[str, Any]] = [
+        {"image_id": dialog, "round_id": number, "ranks": ranks(scores)} for dialog, number, scores in rounds
+    ]
     check_unique("round", [(row["image_id"], row["round_id"]) for row in rows])
     for row in rows:
         if row["round_id"] < 1:

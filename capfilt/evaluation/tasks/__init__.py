@@ -14,6 +14,7 @@ from capfilt.errors import RecipeError, UsageError, did_you_mean
 from capfilt.evaluation.tasks.config import (
     CaptioningEvalConfig,
     ClassificationEvalConfig,
+    DialogEvalConfig,
     GroundingEvalConfig,
     RetrievalEvalConfig,
     TaskEvalConfig,
@@ -95,6 +96,12 @@ _TASKS = (
         GroundingEvalConfig,
         lambda architecture: "ground" in architecture.capabilities or bool(architecture.fusion_layers),
         "a head for boxes (xvlm), or layers in which a text attends to a grid of patches (blip, albef, xvlm)",
+    ),
+    EvaluationTask(
+        DialogEvalConfig,
+        DialogEvalConfig.can,
+        "a head that matches texts with images (blip, albef, vilt, vlmo, xvlm), or a decoder (blip, xvlm)",
+        has_answers=True,
     ),
 )
 

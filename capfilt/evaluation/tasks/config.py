@@ -12,6 +12,7 @@ from capfilt.data.tasks import read_classes
 from capfilt.errors import DataError, RecipeError
 from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.config import DecodeConfig
+from capfilt.objectives.kinds.downstream import FAMILIES_OF
 from capfilt.storage.paths import storage_path
 
 if TYPE_CHECKING:
@@ -111,3 +112,31 @@ class GroundingEvalConfig(TaskEvalConfig):
     def by_boxes(self, architecture: ArchitectureConfig) -> bool:
         """Whether the model's head for boxes answers."""
         return self.method == "boxes" or (self.method == "auto" and "ground" in architecture.capabilities)
+
+
+class DialogEvalConfig(TaskEvalConfig):
+    """The candidate answers of rounds of dialogs, ranked."""
+
+    task: Literal["dialog"] = "dialog"
+    by: Literal["auto", "match", "likelihood"] = "auto"
+    """match: by the head that matches texts with images. likelihood: by how likely the decoder is to write a candidate.
+    auto: match, where a model can; set it for a model that was fine-tuned to write answers."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens of caption, history, question and candidate; of longer ones the beginning goes. null: what the model
+    reads."""
+
+    def check_architecture(self, model: StoragePath, architecture: ArchitectureConfig) -> None:
+        """Refuse a way of ranking that the model does not have. CapfiltError."""
+        needs = {"match": "fuse", "likelihood": "decode"}
+        if self.by in needs and needs[self.by] not in architecture.capabilities:
+            other = next(by for by, capability in needs.items() if capability in architecture.capabilities)
+            raise RecipeError(f"by is {self.by}, and {model} cannot {needs[self.by]}: set by={other}")
+
+    @staticmethod
+    def can(architecture: ArchitectureConfig) -> bool:
+        """Whether a model can rank in one way or the other."""
+        return architecture.family in FAMILIES_OF["dialog"] and bool({"fuse", "decode"} & architecture.capabilities)
+
+    def by_match(self, architecture: ArchitectureConfig) -> bool:
+        """Whether candidates are ranked by the head that matches."""
+        return self.by == "match" or (self.by == "auto" and "fuse" in architecture.capabilities)
