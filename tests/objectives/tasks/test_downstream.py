@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from capfilt.data.loading.config import LoaderConfig, Source
-from capfilt.data.loading.task_rows import TaskLoader
+from capfilt.data.loading.task_rows import loader_of
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.models import FAMILIES, ArchitectureConfig, architecture_of, build
 from capfilt.models.heads.config import AnswererConfig, ClassifierConfig
 from capfilt.objectives.interface import ClassBatch, Task
 from capfilt.objectives.kinds import TaskConfig
 from capfilt.objectives.kinds.classify import EntailmentObjectives, NlvrObjectives, VqaClassesObjectives
+from capfilt.objectives.kinds.dialog import DialogObjectives
 from capfilt.objectives.kinds.downstream import FAMILIES_OF
 from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.objectives.tasks import build_task, unsupported
@@ -40,7 +41,7 @@ def loaded(task: Task, shards: Path, rank: int = 0, world_size: int = 1) -> Any:
     tokenizer = tokenizer_of("world", architecture.tokenizer_kind)
     sources = [Source(shards=str(shards))]
     kind = task.config.row_kind
-    loader = TaskLoader(kind, sources, config, tokenizer, architecture.image_size, 0, rank, world_size)
+    loader = loader_of(kind, sources, config, tokenizer, architecture.image_size, 0, rank, world_size)
     batch = task.batch_of(next(loader.batches()))
     return type(batch)(*(x.double() if x.is_floating_point() else x for x in batch))
 
@@ -58,18 +59,22 @@ CASES: dict[str, tuple[ArchitectureConfig, TaskConfig]] = {
     "nlvr2 of blip": (pair("blip/tiny"), NlvrObjectives()),
     "nlvr2 of xvlm": (pair("xvlm/tiny"), NlvrObjectives()),
     "nlvr2 of vlmo": (pair("vlmo/tiny"), NlvrObjectives()),
+    "dialog": (architecture_of("blip/tiny"), DialogObjectives(losses={"rank": 1, "lm": 1})),
 }
 """Each way of learning, and of reading two pictures."""
 
 
-def test_two_ranks_learn_what_one_process_learns(task_shards: Path, rank_pair: Any, tmp_path: Path) -> None:
+def test_two_ranks_learn_what_one_process_learns(
+    task_shards: Path, dialog_shards: Path, rank_pair: Any, tmp_path: Path
+) -> None:
     cases, expected = {}, {}
+    shards = {name: dialog_shards if name == "dialog" else task_shards for name in CASES}
     for name, (architecture, config) in CASES.items():
         task = task_of(architecture, config)
-        cases[name] = task, [loaded(task, task_shards, rank, 2) for rank in range(2)]
+        cases[name] = task, [loaded(task, shards[name], rank, 2) for rank in range(2)]
     torch.save(cases, tmp_path / "cases.pt")
     for name, (task, _) in cases.items():
-        losses, _ = task.train()(loaded(task, task_shards), 0.5)
+        losses, _ = task.train()(loaded(task, shards[name]), 0.5)
         task.total(losses).backward()
         expected[name] = {name: p.grad for name, p in task.model.named_parameters() if p.grad is not None}
     rank_pair.run(Path(__file__).parent.parent / "ranks_of_tasks.py", tmp_path)
