@@ -74,6 +74,8 @@ def _main(figures: Mapping[str, Any]) -> dict[str, Any]:
 def rounds_of(sample: Sample, failed: list[FailedRow]) -> list[Round]:
     """The rounds of a sample's dialog that have candidates."""
     dialog = dialog_of(sample.meta, failed)
+    if dialog is None:
+        return []
     return [
         Round(
             f"{dialog.id}:{number}",
@@ -83,7 +85,7 @@ def rounds_of(sample: Sample, failed: list[FailedRow]) -> list[Round]:
             one.gt_index,
             one.relevance,
         )
-        for number, one in enumerate(dialog.rounds if dialog is not None else ())
+        for number, one in enumerate(dialog.rounds)
         if one.options
     ]
 
