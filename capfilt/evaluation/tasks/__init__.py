@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+from capfilt.data.loading.task_texts import TRUE_FALSE
+from capfilt.data.tasks import ENTAILMENT_LABELS
 from capfilt.errors import RecipeError, UsageError, did_you_mean
 from capfilt.evaluation.tasks.config import (
     CaptioningEvalConfig,
     ClassificationEvalConfig,
     DialogEvalConfig,
+    EntailmentEvalConfig,
     GroundingEvalConfig,
+    Nlvr2EvalConfig,
     RetrievalEvalConfig,
     TaskEvalConfig,
+    VqaEvalConfig,
 )
 from capfilt.inference.roles import lacking, preprocess_for, tokenizer_for
 from capfilt.models.checkpoints import store
@@ -76,6 +81,25 @@ def _can(*capabilities: str) -> Callable[[ArchitectureConfig], bool]:
     return lambda architecture: needed <= architecture.capabilities
 
 
+def _classifies(pictures: int, labels: frozenset[str]) -> Callable[[ArchitectureConfig], bool]:
+    """Whether a model has just these classes, for texts beside so many pictures."""
+
+    def can(architecture: ArchitectureConfig) -> bool:
+        classifies = "classify" in architecture.capabilities and architecture.pictures_of_text == pictures
+        return classifies and set(architecture.known_answers or ()) == labels
+
+    return can
+
+
+_ENTAILS = _classifies(1, frozenset(ENTAILMENT_LABELS))
+
+
+def _answers(architecture: ArchitectureConfig) -> bool:
+    """Whether a model answers questions; a classifier's classes are taken for answers unless they are entailment's."""
+    classifies = "classify" in architecture.capabilities and architecture.pictures_of_text == 1
+    return "answer" in architecture.capabilities or (classifies and not _ENTAILS(architecture))
+
+
 _TASKS = (
     EvaluationTask(
         RetrievalEvalConfig,
@@ -102,6 +126,24 @@ _TASKS = (
         DialogEvalConfig.can,
         "a head that matches texts with images (blip, albef, vilt, vlmo, xvlm), or a decoder (blip, xvlm)",
         has_answers=True,
+    ),
+    EvaluationTask(
+        VqaEvalConfig,
+        _answers,
+        "a model that answers questions (capfilt finetune vqa-tiny ...: blip, albef, vilt, vlmo, xvlm)",
+        has_answers=True,
+    ),
+    EvaluationTask(
+        Nlvr2EvalConfig,
+        _classifies(2, frozenset(TRUE_FALSE.values())),
+        "a classifier of two pictures with the classes true and false (capfilt finetune nlvr2-tiny ...: blip, albef, "
+        "vilt, vlmo, xvlm)",
+    ),
+    EvaluationTask(
+        EntailmentEvalConfig,
+        _ENTAILS,
+        f"a classifier with the classes {', '.join(ENTAILMENT_LABELS)} (capfilt finetune entailment-tiny ...: blip, "
+        "albef, vilt, vlmo, xvlm)",
     ),
 )
 

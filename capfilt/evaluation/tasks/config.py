@@ -140,3 +140,30 @@ class DialogEvalConfig(TaskEvalConfig):
     def by_match(self, architecture: ArchitectureConfig) -> bool:
         """Whether candidates are ranked by the head that matches."""
         return self.by == "match" or (self.by == "auto" and "fuse" in architecture.capabilities)
+
+
+class VqaEvalConfig(TaskEvalConfig):
+    """Answers to questions about a picture, by VQAv2's rule."""
+
+    task: Literal["vqa"] = "vqa"
+    write: bool = False
+    """Whether a decoder writes its answers freely, also where it has a list to choose from."""
+    ranked: int = Field(default=128, ge=1)
+    """How many answers of the list, by their first token, a decoder scores as a whole (BLIP, ALBEF and X-VLM: 128)."""
+
+    def check_architecture(self, model: StoragePath, architecture: ArchitectureConfig) -> None:
+        """Refuse free answers of a classifier. CapfiltError."""
+        if self.write and "answer" not in architecture.capabilities:
+            raise RecipeError(f"{model} chooses among its classes and cannot write an answer: set write=false")
+
+
+class Nlvr2EvalConfig(TaskEvalConfig):
+    """Statements about two pictures, true or false."""
+
+    task: Literal["nlvr2"] = "nlvr2"
+
+
+class EntailmentEvalConfig(TaskEvalConfig):
+    """What a picture says of a hypothesis: entailment, neutral or contradiction."""
+
+    task: Literal["entailment"] = "entailment"
