@@ -161,19 +161,23 @@ def after_pretrain(out: StoragePath, model: StoragePath, address: str) -> list[S
 
 def after_evaluate(model: str, shards: Sequence[str], out: str | None, address: str) -> list[Step]:
     """Let the model play its roles; look at the figures, export."""
+    from capfilt.models import family_of
     from capfilt.models.checkpoints import store
 
     path = store.find(model)
-    roles = {"captioner": CAPTIONER, "filter": FILTER} | dict.fromkeys(_roles(path), model)
+    able, steps = _roles(path), []
     name = out or (_run_of(path) if store.layout(path) == "capfilt" else path.name)
-    new = beside(name, "annotated")
-    words = (*shards, "--captioner", roles["captioner"], "--filter", roles["filter"], "--out", new)
-    public = "" if len(_roles(path)) == 2 else ", with a public model in the other role"
-    what = f"let it write and score texts{public}, here for the same shards"
-    steps = [(what, command("annotate", *words, address=address))]
+    if able:
+        roles = {"captioner": CAPTIONER, "filter": FILTER} | dict.fromkeys(able, model)
+        new = beside(name, "annotated")
+        words = (*shards, "--captioner", roles["captioner"], "--filter", roles["filter"], "--out", new)
+        public = "" if len(able) == 2 else ", with a public model in the other role"
+        what = f"let it write and score texts{public}, here for the same shards"
+        steps.append((what, command("annotate", *words, address=address)))
     if out is not None:
         steps.append(page(out, "the figures"))
-    return [*steps, export(model, name)] if store.layout(path) == "capfilt" else steps
+    ours = store.layout(path) == "capfilt" and family_of(store.architecture(path)).written_as != "capfilt"
+    return [*steps, export(model, name)] if ours else steps
 
 
 def _run_of(model: StoragePath) -> StoragePath:

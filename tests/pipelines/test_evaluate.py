@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from capfilt.data import shards
+from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.models import architecture_of, build
+from capfilt.models.checkpoints import store
 
 
 def test_the_verb_measures_what_the_round_measured(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
@@ -141,3 +144,20 @@ def test_an_option_that_a_task_does_not_have_is_a_usage_error(words: list[str], 
     done = capfilt("evaluate", "no-model", "no-shards", *words)
     assert done.code == 2
     assert re.search(line, done.line)
+
+
+def test_results_are_written_as_the_task_s_server_takes_them(task_shards: Path, tmp_path: Path, capfilt: Any) -> None:
+    model = build(architecture_of("blip/tiny-answers"))
+    store.save(model, tmp_path / "model")
+    Tokenizer.load("world").save(tmp_path / "model")
+    words = ["evaluate", tmp_path / "model", task_shards, "--task", "vqa", "--results", tmp_path / "answers.json"]
+    done = capfilt(*words, "--out", tmp_path / "e", "--set", "batch_size=8")
+    assert done.code == 0, done.err
+    assert "annotate" not in done.out, "it plays neither role"
+    rows = json.loads((tmp_path / "answers.json").read_text())
+    assert [row["question_id"] for row in rows] == [*range(64)]
+    (tmp_path / "answers.json").unlink()
+    assert "resumed" in capfilt(*words, "--out", tmp_path / "e").err
+    assert rows == json.loads((tmp_path / "answers.json").read_text())
+    figures = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert (figures["vqa"]["questions"], figures["vqa"]["without_answers"], figures["rows"]) == (32, 32, 64)
