@@ -111,8 +111,10 @@ class TowersConfig(VisionTextConfig):
         return {"vision": vision, "text": {name: getattr(self.text, name) for name in _SHAPE}}
 
     def for_role(self, role: ModelRole) -> Self:
-        """The same with the one part of the text stack that a role needs."""
-        return self.changed(roles=(PART_OF[role],)) if isinstance(self.text, BertConfig) else self
+        """The same with the one part of the text stack that a role needs, where it has that part."""
+        if not isinstance(self.text, BertConfig) or PART_OF[role] not in self.text.roles:
+            return self
+        return self.changed(roles=(PART_OF[role],))
 
     def vocabulary_setting(self, entries: int) -> str:
         """The assignment that makes room for a tokenizer of `entries`."""
