@@ -155,7 +155,7 @@ def with_known_answers(architecture: Architecture, objectives: TaskConfig, urls:
     answers = count_answers(urls, least)
     if len(answers) < 2:
         raise DataError(
-            f"{len(answers)} answers are given {least} times at least in {len(urls)} shards: lower "
+            f"{len(answers)} answers are the most frequent one of {least} questions in {len(urls)} shards: lower "
             "train.objectives.min_answers, or name the answers in model.labels or model.answer_list."
         )
     return architecture.with_answers(answers)

@@ -64,7 +64,7 @@ FROM_BASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nlvr2 of albef": ({"base": "albef/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
     "nlvr2 of vilt": ({"base": "vilt/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
     "nlvr2 of vlmo": ({"base": "vlmo/tiny", "labels": ["false", "true"], "images": 2}, {"task": "nlvr2"}),
-    "vqa by classes": ({"base": "vlmo/tiny", "labels": ["a ring", "red"]}, {"task": "vqa-classes"}),
+    "vqa by classes": ({"base": "vlmo/tiny", "labels": ["ring", "red"]}, {"task": "vqa-classes"}),
     "vqa of xvlm": ({"base": "xvlm/tiny"}, {"task": "vqa", "alpha": 0.4}),
     "vqa of blip": ({}, {"task": "vqa"}),
 }

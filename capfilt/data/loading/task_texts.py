@@ -13,6 +13,7 @@ from capfilt.data import shards
 from capfilt.data.loading.config import RowKind
 from capfilt.data.sample import Sample, is_text
 from capfilt.data.tasks import FailedRow, dialog_of, hypotheses_of, questions_of, statements_of
+from capfilt.data.text.answers import normalise
 from capfilt.data.text.dialog_texts import RoundText, training_rounds
 from capfilt.errors import DataError
 
@@ -35,7 +36,7 @@ def texts_of(kind: RowKind, meta: Mapping[str, Any]) -> list[TaskText]:
     try:
         match kind:
             case "questions":
-                rows = [(row.question, answers_of(row.answers)) for row in questions_of(meta, failed)]
+                rows = [(row.question, answers_of(map(normalise, row.answers))) for row in questions_of(meta, failed)]
             case "hypotheses":
                 rows = [(row.text, answers_of([row.label or ""])) for row in hypotheses_of(meta, failed)]
             case "statements":
@@ -51,7 +52,8 @@ def texts_of(kind: RowKind, meta: Mapping[str, Any]) -> list[TaskText]:
 
 
 def answers_of(answers: Iterable[str]) -> Answers:
-    """Answers as they are learned: in lower case with single spaces, the most frequent first."""
+    """Answers as they are learned: in lower case with single spaces, the most frequent first. Those to questions are
+    spelt as VQAv2 compares them before they are counted: "two" is "2"."""
     spelled = (" ".join(answer.lower().split()) for answer in answers)
     return tuple(Counter(answer for answer in spelled if is_text(answer)).most_common())
 
@@ -72,14 +74,13 @@ def count_texts(meta: Mapping[str, Any]) -> Counter[str]:
 
 
 def count_answers(urls: Iterable[str], least: int) -> tuple[str, ...]:
-    """The answers to questions that are given `least` times at least, the most frequent first, and of those the first
-    in the alphabet; every shard is read."""
+    """The answers that are the most frequent one of `least` questions at least, as VQAv2's 3,129 are of nine, the most
+    frequent first, and of those the first in the alphabet; every shard is read."""
     counts = Counter[str]()
     for url in urls:
         for item in shards.read(url):
             if isinstance(item, Sample) and item.meta.get("questions"):
-                for _, answers in texts_of("questions", item.meta):
-                    counts.update(dict(answers))
+                counts.update(answers[0][0] for _, answers in texts_of("questions", item.meta))
     return tuple(
         answer for answer, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count >= least
     )

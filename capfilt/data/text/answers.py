@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 ENOUGH = 3
 """So many annotators who say the same make an answer wholly right."""
-MIN_COUNT = 9
-"""How often an answer must be the most frequent one to enter the vocabulary: 3,129 answers of VQAv2's train and val."""
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
@@ -77,23 +75,6 @@ def soft_targets(references: Sequence[str]) -> dict[str, float]:
     """What a classifier is trained towards: each normalised answer of the annotators and its accuracy, above 0."""
     counts = Counter(map(normalise, references))
     return {answer: _leave_one_out(count, len(references)) for answer, count in counts.items()}
-
-
-def most_common(references: Sequence[str]) -> str:
-    """The normalised answer that most annotators give; of several the one given first. There must be one."""
-    return Counter(map(normalise, references)).most_common(1)[0][0]
-
-
-def frequent_answers(questions: Iterable[Sequence[str]], min_count: int = MIN_COUNT) -> list[str]:
-    """The answers a classifier chooses from: those that are the most common one of `min_count` questions at least.
-
-    The most frequent first, equal ones in the order of the alphabet: the same list from the same questions in any
-    order. Questions without answers count nothing, nor does an answer of which nothing is left ("the").
-    """
-    counts = Counter(most_common(references) for references in questions if references)
-    return sorted(
-        (answer for answer, count in counts.items() if answer and count >= min_count), key=lambda a: (-counts[a], a)
-    )
 
 
 def _leave_one_out(same: int, annotators: int) -> float:

@@ -81,10 +81,3 @@ def test_the_rule_written_out(references: list[str]) -> None:
         assert answers.soft_accuracy(answer, references) == pytest.approx(expected)
         if not agreed:
             assert targets.get(answers.normalise(answer), 0.0) == pytest.approx(expected)
-
-
-def test_answers_of_a_vocabulary() -> None:
-    questions = [["Red", "blue"], ["red."], ["two"], ["2", "two", "four"], ["the"], ["an"], [], ["blue", "blue"]]
-    assert answers.frequent_answers(questions, min_count=2) == ["2", "red"]
-    assert answers.frequent_answers(reversed(questions), min_count=1) == ["2", "red", "blue"]
-    assert answers.frequent_answers(questions) == []
