@@ -145,15 +145,23 @@ def after_select(out: str, dataset: str, address: str) -> list[Step]:
 
 def after_pretrain(out: StoragePath, model: StoragePath, address: str) -> list[Step]:
     """Evaluate, look at the losses, export."""
+    from capfilt.evaluation.tasks import TASKS
     from capfilt.models import family_of
     from capfilt.models.checkpoints import store
     from capfilt.runs.run import Run
 
-    first = Run.load(out).plan["data"][0]["shards"][0]
+    plan = Run.load(out).plan
+    first = plan["data"][0]["shards"][0]
+    objectives = plan["train"]["objectives"]
+    task = str(objectives.get("task", "")).removesuffix("-classes")
     steps = [page(out, "how the losses fell")]
     if family_of(store.architecture(model)).written_as != "capfilt":
         steps.append(export(model, out))
-    if _roles(model):
+    if task in TASKS:
+        written = ("--set", "by=likelihood") if list(objectives["losses"]) == ["lm"] else ()
+        what = "measure it, here on a shard that it was trained on; put held-out rows in its place"
+        steps.insert(0, (what, command("evaluate", model, first, "--task", task, *written, address=address)))
+    elif _roles(model):
         what = "measure it, here on a shard that it was trained on; put held-out pairs in its place"
         steps.insert(0, (what, command("evaluate", model, first, address=address)))
     return steps

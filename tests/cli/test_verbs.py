@@ -14,7 +14,7 @@ from capfilt import cli
 
 VERBS = (
     *("bootstrap", "download", "pretrain", "finetune", "annotate", "select"),
-    *("evaluate", "export", "show", "bench", "world"),
+    *("evaluate", "export", "show", "bench", "convert", "world"),
     *("jobs", "status", "verify", "explain", "report", "review"),
 )
 
@@ -162,7 +162,7 @@ def test_debug_shows_the_traceback() -> None:
     [
         ("capfilt boot", ["bootstrap"]),
         ("capfilt bootstrap de", ["demo"]),
-        ("capfilt show blip/b", ["blip/base", "blip/base-captioner", "blip/base-filter"]),
+        ("capfilt show blip/b", ["blip/base", "blip/base-answers", "blip/base-captioner", "blip/base-filter"]),
         ("capfilt select shards --recipe blip2", ["blip2-two"]),
     ],
 )
