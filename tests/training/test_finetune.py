@@ -111,3 +111,21 @@ def test_two_equal_pictures_are_read_as_one_where_layers_are_doubled(tmp_path: P
     tokens = pair.encode_image(torch.cat([images, images]))
     one = base.fuse(ids, mask, base.image_context(base.encode_image(images), "encoder"))[:, 0]
     torch.testing.assert_close(pair.pair(pair.base, tokens, ids, mask), one)
+
+
+def test_nlvr2_goes_on_from_text_assignment_with_a_head_of_its_own(
+    small_world: Path, task_shards: Path, tmp_path: Path
+) -> None:
+    store.save(build(architecture_of("albef/tiny")), tmp_path / "base")
+    given = {"base": "albef/tiny", "labels": ["left", "right", "neither"], "images": 2}
+    architecture = ClassifierConfig.model_validate(given)
+    objectives = {"task": "assign"}
+    assigned = job(
+        tmp_path / "assign", small_world / "human", "", objectives, start=tmp_path / "base", architecture=architecture
+    )
+    train(assigned)
+    pair = architecture.with_answers(("false", "true"))
+    started = store.load_continued(assigned.model_folder, pair)
+    before = store.load(assigned.model_folder).state_dict()
+    assert all(t.equal(before[name]) for name, t in started.state_dict().items() if not name.startswith("head."))
+    assert len(started.state_dict()["head.2.bias"]) == 2

@@ -61,13 +61,18 @@ class HeadModel(Model):
 
 
 def continued(config: HeadConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Model:
-    """The saved model at the new picture size; or from a base alone a model whose head is fresh.
+    """The saved model at the new picture size, with a fresh head where its classes are others; or from a base alone a
+    model whose head is fresh.
 
     Raises:
-        ModelError: tensors that are missing or of another shape: a head of other classes.
+        ModelError: tensors that are missing or of another shape.
     """
     make = family_of(config).code.build
     if saved.family == config.family:
+        if saved.known_answers != config.known_answers and "head.0.weight" in tensors:
+            # Other classes: a head of its own on all that the saved model has learned.
+            head = {name: t for name, t in make(config).state_dict().items() if name.startswith("head.")}
+            tensors |= head
         return load_whole(make, config, tensors, source)
     code = family_of(config.base).code
     model, before = make(config), dict(tensors)

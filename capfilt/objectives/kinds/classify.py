@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from capfilt.models.heads.classifier import Classifier
     from capfilt.objectives.interface import Task
 
+SIDES = ("left", "right", "neither")
+"""The pictures that a text is assigned to."""
+ASSIGNING = ("albef", "xvlm", "blip")
+"""The families that can be trained so."""
 NEEDS = {"answer": frozenset({"encode_image", "classify"})}
 """The capabilities that the loss asks of a model."""
 
@@ -82,6 +86,16 @@ class VqaClassesObjectives(ClassifyObjectives):
         return self.min_answers
 
 
+class AssignObjectives(ClassifyObjectives):
+    """Which of two pictures a text is of, or neither: ALBEF's training between its pretraining and NLVR2 (text
+    assignment; ALBEF section 5, X-VLM section 4.2). Rows are captions; the other pictures are those of the batch."""
+
+    rows = "captions"
+
+    task: Literal["assign"] = "assign"
+    """The task's name."""
+
+
 def build(model: Classifier, config: ClassifyObjectives, prompt: int = 0) -> Task:
     """What trains a classifier."""
     from capfilt.objectives.tasks.classify import Classification
@@ -119,6 +133,25 @@ def nlvr2_of(architecture: ClassifierConfig, config: NlvrObjectives, micro_batch
     return unsupported(architecture, config, micro_batches)
 
 
+def build_assignment(model: Classifier, config: AssignObjectives, prompt: int = 0) -> Task:
+    """What trains a classifier to assign texts."""
+    from capfilt.objectives.tasks.classify import Assignment
+
+    return Assignment(model, config, prompt)
+
+
+def assign_of(architecture: ClassifierConfig, config: AssignObjectives, micro_batches: int) -> str:
+    """As `entailment_of`."""
+    if architecture.labels != SIDES or architecture.images != 2:
+        return f"assign has two pictures and the classes {', '.join(SIDES)}: set model.images=2 and these labels."
+    if architecture.base.family not in ASSIGNING:
+        return f"text assignment is for models that encode a picture alike on both sides: {', '.join(ASSIGNING)}."
+    if config.alpha:
+        return "text assignment has no momentum copy: set objectives.alpha=0."
+    return "micro_batches must be 1: batches of this task are not cut." if micro_batches > 1 else ""
+
+
+ASSIGN = TaskKind(AssignObjectives, build_assignment, NEEDS, assign_of)
 ENTAILMENT = TaskKind(EntailmentObjectives, build, NEEDS, entailment_of)
 NLVR2 = TaskKind(NlvrObjectives, build, NEEDS, nlvr2_of)
 VQA_CLASSES = TaskKind(VqaClassesObjectives, build, NEEDS, unsupported)

@@ -12,7 +12,7 @@ from capfilt.objectives.kinds import TaskConfig, TaskKind
 from capfilt.objectives.kinds.albef import ALBEF
 from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
-from capfilt.objectives.kinds.classify import ENTAILMENT, NLVR2, VQA_CLASSES
+from capfilt.objectives.kinds.classify import ASSIGN, ENTAILMENT, NLVR2, VQA_CLASSES
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.dialog import DIALOG
 from capfilt.objectives.kinds.downstream import not_in_table
@@ -41,7 +41,7 @@ FURTHER: dict[str, tuple[TaskKind, ...]] = {
     "vilt": (VILT_RETRIEVAL, DIALOG),
     "vlmo": (VLMO_TEXTS, DIALOG),
     "xvlm": (DIALOG,),
-    "classifier": (ENTAILMENT, NLVR2, VQA_CLASSES),
+    "classifier": (ENTAILMENT, NLVR2, VQA_CLASSES, ASSIGN),
     "answerer": (VQA,),
 }
 """What else the models of a family can be trained for. Each has a config of its own class, by which it is chosen."""

@@ -14,7 +14,7 @@ from capfilt.data.loading.task_rows import TaskRows
 from capfilt.models.heads.classifier import Classifier
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.collectives import share_of_total
-from capfilt.objectives.interface import ClassBatch, LossesAndMetrics, Task
+from capfilt.objectives.interface import ClassBatch, LossesAndMetrics, PairBatch, Task
 from capfilt.objectives.kinds.classify import ClassifyObjectives, VqaClassesObjectives
 from capfilt.objectives.losses.itc import ramp
 from capfilt.objectives.momentum import Momentum
@@ -86,3 +86,37 @@ class Classification(Task):
         count = known_B.sum()
         loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum() / count.clamp(min=1)
         return loss * share_of_total(count.to(loss.dtype).clamp(min=1e-9))
+
+
+class Assignment(Classification):
+    """A classifier of two pictures that learns which of them a text is of: of two in three texts one of the sides, of
+    the others neither (ALBEF's `Pretrain_nlvr.py`)."""
+
+    def batch_of(self, loaded: Batch) -> PairBatch:  # type: ignore[override]
+        """Pairs."""
+        return PairBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids)
+
+    def example(self, pairs: int, tokens: int) -> PairBatch:  # type: ignore[override]
+        """A batch for counting operations."""
+        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
+        return PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
+
+    def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:  # type: ignore[override]
+        """`forward` after `before_step`; a picture is encoded once, and each text is beside two of the batch."""
+        tokens = self.model.encode_image(batch.images)
+        labels, left, right = self.draws.take("assigned", lambda: self._assigned(batch.image_ids_B))
+        beside = torch.cat([tokens.index_select(0, left), tokens.index_select(0, right)])
+        logits = at_least_fp32(self.model.classify(beside, batch.ids_BT, batch.mask_BT))
+        right_B = logits.argmax(dim=1) == labels
+        return {"answer": F.cross_entropy(logits, labels)}, {"accuracy": right_B.float().mean()}
+
+    @torch.no_grad()
+    def _assigned(self, image_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The class of each text, and the numbers of its left and its right picture: its own, or others at random.
+        Where all pictures are one, texts are taken as they come."""
+        B, device = len(image_ids_B), image_ids_B.device
+        others_BB = (image_ids_B[:, None] != image_ids_B[None]).float()
+        others_BB = torch.where(others_BB.sum(dim=1, keepdim=True) > 0, others_BB, 1.0)
+        own, two = torch.arange(B, device=device), torch.multinomial(others_BB, 2, replacement=True)
+        labels = torch.randint(3, (B,), device=device)
+        return labels, torch.where(labels == 0, own, two[:, 0]), torch.where(labels == 1, own, two[:, 1])
