@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from http.client import HTTPMessage, HTTPResponse
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -118,18 +119,16 @@ class Response:
 class SafeHttpClient:
     """Makes single requests; redirects are the caller's to follow, each by a request of its own."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        user_agent: str,
-        resolver: Resolver | None = None,
-        context: ssl.SSLContext | None = None,
-    ) -> None:
+    def __init__(self, limits: Limits, user_agent: str, resolver: Resolver | None = None) -> None:
         self.limits = limits
         self.user_agent = user_agent
         self._resolver = resolver or Resolver(limits.address_policy())
-        self._context = context or ssl.create_default_context()
         self._proxies: Mapping[str, str] = urllib.request.getproxies() if limits.use_proxies else {}
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        """The certificates that this machine trusts; to read them takes 50 ms."""
+        return ssl.create_default_context()
 
     def request(self, target: Target, deadline: Deadline, truncate_at: int | None = None) -> Response:
         """GET one URL. Of an error or a redirect the body is not read.
