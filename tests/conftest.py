@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -35,8 +36,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 hypothesis.settings.register_profile("capfilt", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("capfilt")
 
+# A test ends a process and never the machine, so all that fsync does here is wait: a tenth of the time of tests/pipelines.
+# Processes that tests start have the real one, and where the number of calls is the contract, they are counted.
+os.fsync = lambda file: None
+
 # Typer builds all verbs and their options anew for each call of a CliRunner: 8 ms, thousands of times.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector does not walk torch's million objects again and again."""
+    gc.freeze()
 
 
 @pytest.fixture
