@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 hypothesis.settings.register_profile("capfilt", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("capfilt")
 
-# A test ends a process and never the machine, so all that fsync does here is wait: a tenth of the time of tests/pipelines.
+# A test ends a process and never the machine, so all that fsync does here is wait: a tenth of a pipeline's time.
 # Processes that tests start have the real one, and where the number of calls is the contract, they are counted.
 os.fsync = lambda file: None
 
@@ -47,6 +47,7 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector does not walk torch's million objects again and again."""
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from capfilt.models import Architecture, build
+from capfilt.models import Architecture, blank
 from capfilt.objectives.collectives import alone, world_size
 from capfilt.objectives.draws import Draws
 from capfilt.objectives.kinds import TaskConfig
@@ -79,7 +79,7 @@ class _NothingMasked(Draws):
 def step_flops(architecture: Architecture, objectives: TaskConfig, pairs: int, tokens: int) -> int:
     """FLOPs of a step of `pairs` texts of `tokens` each, counted on tensors that have shapes and no numbers."""
     with torch.device("meta"):
-        task = build_task(build(architecture), objectives).eval()  # in training a queue would ask where it is
+        task = build_task(blank(architecture), objectives).eval()  # in training a queue would ask where it is
     with FakeTensorMode(allow_non_fake_inputs=True), alone():
         task.to_empty(device="cpu")
         batch = task.example(pairs, tokens)

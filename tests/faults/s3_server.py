@@ -25,7 +25,7 @@ def failing(app: Callable[..., Iterable[bytes]], every: int, wait: float) -> Cal
 
     def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         time.sleep(wait)
-        if every and next(count) % every == 0:
+        if every and environ["PATH_INFO"] != "/moto-api/reset" and next(count) % every == 0:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(BUSY)))])
             return [BUSY]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,12 +63,20 @@ SOUND = pytest.param(0, id="sound", marks=pytest.mark.slow)
 SHAKY = pytest.param(10, id="every-tenth-fails")
 
 
-@pytest.fixture(params=[SOUND, SHAKY])
-def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An empty bucket."""
-    with server(request.param):
-        s3fs.S3FileSystem().mkdir("capfilt")
-        yield "s3://capfilt"
+@pytest.fixture(scope="module", params=[SOUND, SHAKY])
+def s3(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server."""
+    with server(request.param) as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3: str) -> str:
+    """An empty bucket, on a server that forgets what the tests before it wrote."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    urllib.request.urlopen(urllib.request.Request(f"{s3}/moto-api/reset", method="POST"), timeout=60).close()
+    s3fs.S3FileSystem().mkdir("capfilt")
+    return "s3://capfilt"
 
 
 @pytest.fixture

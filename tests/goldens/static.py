@@ -226,13 +226,13 @@ def state_dicts() -> str:
     import torch
 
     from capfilt import presets
-    from capfilt.models import build, read_architecture
+    from capfilt.models import blank, read_architecture
     from capfilt.objectives.tasks import build_task, tasks_of
 
     parts = []
     for name in presets.names("models"):
+        model = blank(read_architecture(presets.find("models", name)))
         with torch.device("meta"):
-            model = build(read_architecture(presets.find("models", name)))
             parts.append(_collapsed(name, model))
             if "/tiny" in name:
                 config = tasks_of(model.config.family)[0].config

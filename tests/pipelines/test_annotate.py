@@ -457,7 +457,10 @@ def undisturbed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory, ca
     return tables(out)
 
 
-@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL])
+SLOW = [pytest.param(sent, marks=pytest.mark.slow) for sent in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("sent", [*SLOW, signal.SIGKILL])
 def test_a_stage_may_be_ended_at_any_instant_and_run_again(
     finished_run: Path,
     tmp_path: Path,

@@ -144,7 +144,7 @@ def test_a_run_without_annotations_has_nothing_to_review(run_copy: Path, capfilt
     assert "has no annotations yet" in done.line
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_review_and_says_what_the_labels_say(
     run_copy: Path, ignore_signals: Any, sent: signal.Signals
 ) -> None:

@@ -101,6 +101,8 @@ def test_utilisation_is_flops_by_time_by_peak(
 ) -> None:
     monkeypatch.setattr(speed, "peak_flops", lambda gpu, dtype: 1e9)
     job = make_job(tmp_path)
+    counted: list[Any] = []
+    monkeypatch.setattr(speed, "step_flops", lambda *of: counted.append(of) or 3e8)
     meter = Speed(job, torch.device("cpu"))
-    flops = step_flops(job.architecture, job.train.objectives, 8, 24)
-    assert meter.metrics(steps=10, seconds=4.0) == {"mfu": pytest.approx(10 * flops / 4.0 / 1e9, abs=1e-4)}
+    assert meter.metrics(steps=10, seconds=4.0) == {"mfu": pytest.approx(10 * 3e8 / 4.0 / 1e9, abs=1e-4)}
+    assert counted == [(job.architecture, job.train.objectives, 8, 24)]
