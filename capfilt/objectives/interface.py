@@ -127,6 +127,22 @@ class AnswerBatch(NamedTuple):
         return AnswerBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class BoxBatch(NamedTuple):
+    """B phrases, each beside a picture, and where in it they are."""
+
+    images: Tensor
+    """Pictures [B, 3, S, S], normalised floats."""
+    ids_BT: Tensor
+    mask_BT: Tensor
+    image_ids_B: Tensor
+    boxes_B4: Tensor
+    """Center x, center y, width, height, in shares of the picture."""
+
+    def to(self, device: torch.device) -> BoxBatch:
+        """The same on a device; pinned memory is copied while the host goes on."""
+        return BoxBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class DialogBatch(NamedTuple):
     """B pictures, and of a round about each C candidates behind what was said, adjacent; the first is right."""
 
@@ -145,7 +161,7 @@ class DialogBatch(NamedTuple):
         return DialogBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-StepBatch = PairBatch | RegionBatch | ClassBatch | AnswerBatch | DialogBatch
+StepBatch = PairBatch | RegionBatch | ClassBatch | AnswerBatch | BoxBatch | DialogBatch
 """What a step of any task is given."""
 
 

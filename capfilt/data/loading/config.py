@@ -12,7 +12,7 @@ from capfilt.data.images.augment import AugmentConfig, check_randaugment
 Captions = Literal["all", "one"]
 """Whether each text of an image is a row, or each image."""
 
-RowKind = Literal["captions", "hypotheses", "questions", "statements", "rounds"]
+RowKind = Literal["captions", "hypotheses", "questions", "statements", "rounds", "phrases"]
 """What of a sample a row is: a text of the image, one of the texts about it that a downstream task answers, or a round
 of its dialog (docs/tasks.md)."""
 

@@ -20,6 +20,7 @@ from capfilt.data.loading.config import Captions, RowKind
 from capfilt.data.loading.dialog_rows import DialogLoader
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.loading.order import Span
+from capfilt.data.loading.phrase_rows import PhraseLoader
 from capfilt.data.loading.rows import Row, RowReader, count_pairs
 from capfilt.data.loading.task_texts import Answers, texts_of
 from capfilt.data.sample import FailedSample, Sample
@@ -135,4 +136,6 @@ def loader_of(kind: RowKind, *args: Any, **options: Any) -> Loader:
             return Loader(*args, **options)
         case "rounds":
             return DialogLoader(*args, **options)
+        case "phrases":
+            return PhraseLoader(*args, **options)
     return TaskLoader(kind, *args, **options)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from capfilt.data import shards
 from capfilt.data.loading.config import RowKind
+from capfilt.data.regions import REGIONS
 from capfilt.data.sample import Sample, is_text
 from capfilt.data.tasks import FailedRow, dialog_of, hypotheses_of, questions_of, statements_of
 from capfilt.data.text.answers import normalise
@@ -44,7 +45,7 @@ def texts_of(kind: RowKind, meta: Mapping[str, Any]) -> list[TaskText]:
                     (row.text, answers_of([TRUE_FALSE[row.label]] if row.label is not None else []))
                     for row in statements_of(meta, failed)
                 ]
-            case "captions" | "rounds":
+            case "captions" | "rounds" | "phrases":
                 rows = []
     except DataError:  # they are no list
         return []
@@ -64,13 +65,22 @@ def rounds_of(meta: Mapping[str, Any]) -> list[RoundText]:
     return [] if dialog is None else training_rounds(dialog)
 
 
+def phrases_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The regions of a sample that have a text; whether their boxes lie in the picture is known when it is decoded."""
+    entries = meta.get(REGIONS)
+    given = entries if isinstance(entries, list) else []
+    return [one for one in given if isinstance(one, dict) and isinstance(one.get("text"), str) and is_text(one["text"])]
+
+
 def count_texts(meta: Mapping[str, Any]) -> Counter[str]:
     """How many rows a sample's json has for each kind of training that it has rows for."""
     kinds: tuple[RowKind, ...] = ("questions", "hypotheses", "statements")
     counts: Counter[str] = Counter(
         {kind: count for kind in kinds if meta.get(kind) and (count := len(texts_of(kind, meta)))}
     )
-    return counts + Counter(rounds=len(rounds_of(meta))) if meta.get("dialog") else counts
+    counts["phrases"] += len(phrases_of(meta))
+    counts["rounds"] += len(rounds_of(meta)) if meta.get("dialog") else 0
+    return +counts
 
 
 def count_answers(urls: Iterable[str], least: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ FAMILIES_OF: dict[str, tuple[str, ...]] = {
     "vqa": ("blip", "albef", "vilt", "vlmo", "xvlm"),
     "nlvr2": ("blip", "albef", "vilt", "vlmo", "xvlm"),
     "entailment": ("blip", "albef", "vilt", "vlmo", "xvlm"),
+    "grounding": ("xvlm",),
     "dialog": ("blip", "albef", "vilt", "vlmo", "xvlm"),
 }
 """By the task; a head of a task (`models/heads`) counts by the family of its base."""
@@ -18,4 +19,4 @@ def not_in_table(task: str, family: str) -> str:
     able = FAMILIES_OF.get(task, (family,))
     if family in able:
         return ""
-    return f"the family {family} cannot do {task}: {', '.join(able[:-1])} and {able[-1]} can."
+    return f"the family {family} cannot do {task}: {' and '.join(filter(None, (', '.join(able[:-1]), able[-1])))} can."

@@ -16,6 +16,7 @@ from capfilt.objectives.kinds.classify import ASSIGN, ENTAILMENT, NLVR2, VQA_CLA
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.dialog import DIALOG
 from capfilt.objectives.kinds.downstream import not_in_table
+from capfilt.objectives.kinds.grounding import GROUNDING
 from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
 from capfilt.objectives.kinds.vqa import VQA
@@ -40,7 +41,7 @@ FURTHER: dict[str, tuple[TaskKind, ...]] = {
     "albef": (DIALOG,),
     "vilt": (VILT_RETRIEVAL, DIALOG),
     "vlmo": (VLMO_TEXTS, DIALOG),
-    "xvlm": (DIALOG,),
+    "xvlm": (DIALOG, GROUNDING),
     "classifier": (ENTAILMENT, NLVR2, VQA_CLASSES, ASSIGN),
     "answerer": (VQA,),
 }

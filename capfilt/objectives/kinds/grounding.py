@@ -1,0 +1,49 @@
+"""Where in a picture a phrase is, as recipes know it: a model's head for boxes is fine-tuned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from capfilt.models.architecture import ArchitectureConfig
+from capfilt.objectives.kinds import TaskConfig, TaskKind
+
+if TYPE_CHECKING:
+    from capfilt.data.loading.config import RowKind
+    from capfilt.models.interface import Model
+    from capfilt.objectives.interface import Task
+
+BoxLoss = Literal["box", "giou"]
+_NEEDS = frozenset({"encode_image", "fuse", "ground"})
+
+
+class GroundingObjectives(TaskConfig):
+    """The box of a phrase by the head of X-VLM's pretraining (X-VLM section 4.3, RefCOCO+): L1 and generalised IoU."""
+
+    task: Literal["grounding"] = "grounding"
+    """The task's name."""
+    losses: dict[BoxLoss, float] = Field(default={"box": 1.0, "giou": 1.0}, min_length=1)
+    """The weight of each: `box` is L1, summed over the four numbers, `giou` is 1 - generalised IoU."""
+
+    @property
+    def row_kind(self) -> RowKind:
+        """A region of a picture with its text."""
+        return "phrases"
+
+
+def build(model: Model, config: GroundingObjectives, prompt: int = 0) -> Task:
+    """What trains a model that grounds."""
+    from capfilt.objectives.tasks.grounding import Grounding
+
+    return Grounding(model, config, prompt)
+
+
+def unsupported(architecture: ArchitectureConfig, config: GroundingObjectives, micro_batches: int) -> str:
+    """What does not go together, as a sentence; "" for nothing."""
+    if micro_batches > 1:
+        return f"micro_batches is {micro_batches}, and batches of this task are not cut: set it to 1."
+    return ""
+
+
+GROUNDING = TaskKind(GroundingObjectives, build, {"box": _NEEDS, "giou": _NEEDS}, unsupported)
