@@ -148,9 +148,9 @@ def compare(pair: Pair, padded: bool) -> dict[str, float]:
     if name == "ViltModel":
         there = torch.cat([mask.bool(), context.tensors[1]], dim=1)
         far["states of words and patches"] = _far(answer.last_hidden_state[there], states[0][there])
-        far["pooled"] = _far(answer.pooler_output, ours.pool(states[0]))
+        far["pooled"] = _far(answer.pooler_output, ours.summary(states[0]))
         every = ours.fuse(ids, mask, ours.image_context(ours.encode_image(images), "encoder"))
-        far["pooled, patches in their own order"] = _far(answer.pooler_output, ours.pool(every))
+        far["pooled, patches in their own order"] = _far(answer.pooler_output, ours.summary(every))
     elif name == "ViltForMaskedLM":
         far["words' logits"] = _far(
             answer.logits[mask.bool()], ours.guess_words(states[0][:, : ids.shape[1]])[mask.bool()]
@@ -158,9 +158,11 @@ def compare(pair: Pair, padded: bool) -> dict[str, float]:
     elif name == "ViltForImageAndTextRetrieval":
         far["rank"] = _far(answer.logits[:, 0], ours.match(states[0])[:, 1])
     elif name == "ViltForTokenClassification":
-        far["tokens' logits"] = _far(answer.logits[mask.bool()], ours.classify(states)[:, : ids.shape[1]][mask.bool()])
+        far["tokens' logits"] = _far(
+            answer.logits[mask.bool()], ours.task_logits(states)[:, : ids.shape[1]][mask.bool()]
+        )
     else:
-        far["logits"] = _far(answer.logits, ours.classify(states))
+        far["logits"] = _far(answer.logits, ours.task_logits(states))
     return far
 
 

@@ -253,8 +253,17 @@ def _described(described: Mapping[str, Any], tied: bool, folder: Path) -> ViltCo
             "heads": heads,
             "images": images,
             "labels": labels,
+            "label_names": _names_of(part.get("id2label"), labels) if {"vqa", "nlvr2"} & {*heads} else (),
         }
     )
+
+
+def _names_of(id2label: object, labels: int) -> tuple[str, ...]:
+    """The classes of a `config.json` in lower case, as answers are spelled; none where they are numbers alone."""
+    if not isinstance(id2label, dict):
+        return ()
+    names = tuple(str(id2label.get(str(number), id2label.get(number, ""))).lower() for number in range(labels))
+    return names if len(set(names)) == labels and not all(name.startswith("label_") for name in names) else ()
 
 
 def _describe(config: ViltConfig) -> dict[str, Any]:
@@ -262,7 +271,8 @@ def _describe(config: ViltConfig) -> dict[str, Any]:
     vision, text = config.vision, config.text
     if vision.image_size // vision.patch_size != vision.grid:  # it has no place for a grid of another size
         vision = vision.model_copy(update={"image_size": vision.grid * vision.patch_size})
-    labels = {"id2label": {str(n): f"LABEL_{n}" for n in range(config.labels)}} if config.labels else {}
+    names = config.label_names or tuple(f"LABEL_{n}" for n in range(config.labels))
+    labels = {"id2label": {str(n): name for n, name in enumerate(names)}} if names else {}
     return {
         "architectures": [class_of(config)],
         "model_type": "vilt",

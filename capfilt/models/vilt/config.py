@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from capfilt.config import added
 from capfilt.data.images.preprocess import Preprocess
 from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import EmbeddingsConfig, VisionConfig
@@ -47,6 +48,8 @@ class ViltConfig(OneStackConfig):
     """Pictures beside one text; 2 in NLVR2."""
     labels: int = Field(default=0, ge=0, le=10**6)
     """Classes of the head vqa (3129 answers in VQAv2), nlvr2 (2) or tokens."""
+    label_names: tuple[str, ...] = added(())
+    """What these classes are, where a checkpoint says it: answers, or false and true."""
 
     @model_validator(mode="after")
     def _fits(self) -> ViltConfig:
@@ -62,7 +65,18 @@ class ViltConfig(OneStackConfig):
     def capabilities(self) -> frozenset[str]:
         """It reads a text beside an image and never alone, so it gives itm and no cosine."""
         fuses = {"fuse"} if MATCHING & set(self.heads) else set()
-        return frozenset({"encode_image"} | fuses | ({"unmask"} if "mlm" in self.heads else set()))
+        unmasks = {"unmask"} if "mlm" in self.heads else set()
+        return frozenset({"encode_image"} | fuses | unmasks | ({"classify"} if self.label_names else set()))
+
+    @property
+    def known_answers(self) -> tuple[str, ...] | None:
+        """The classes, where their names are known."""
+        return self.label_names or None
+
+    @property
+    def pictures_of_text(self) -> int:
+        """Pictures beside a text that is classified."""
+        return self.images if "nlvr2" in self.heads else 1
 
     @property
     def pooled(self) -> bool:
@@ -89,7 +103,7 @@ class ViltConfig(OneStackConfig):
 
     def changed_heads(self, heads: tuple[Head, ...]) -> Self:
         """The same with other heads, none of them a classifier."""
-        return self.model_copy(update={"heads": heads, "labels": 0})
+        return self.model_copy(update={"heads": heads, "labels": 0, "label_names": ()})
 
     def vocabulary_setting(self, entries: int) -> str:
         """The assignment that makes room for a tokenizer of `entries`."""

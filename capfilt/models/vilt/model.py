@@ -133,6 +133,16 @@ class Vilt(Model):
         logits: Tensor = self.mlm_head(states_BTD, self.text.words.weight)
         return logits
 
+    def classify(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Texts beside the image tokens of their pictures, of two pictures [2 B, N, D + 1] with the left ones first ->
+        logits of the classes [B, labels]."""
+        sides = []
+        for number, side in enumerate(tokens_BND.chunk(self.config.pictures_of_text)):
+            tokens, there = self.image_context(side, "encoder").tensors
+            other = self.modality.weight[1 + number] - self.modality.weight[1]
+            sides.append(self.fuse(ids_BT, mask_BT, ImageContext((tokens + other, there))))
+        return self.task_logits(sides)
+
     def task_logits(self, states: Sequence[Tensor]) -> Tensor:
         """Fused states of one text beside each of its pictures -> logits of the classes: [B, labels], of tokens
         [B, T + N, labels]."""

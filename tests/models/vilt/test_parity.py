@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from capfilt.models import architecture_of
+
 CLASSES = [
     "ViltModel", "ViltForMaskedLM", "ViltForImageAndTextRetrieval", "ViltForQuestionAnswering",
     "ViltForImagesAndTextClassification", "ViltForTokenClassification",
@@ -63,6 +65,32 @@ def test_norms_of_two_epsilons_go_out_and_come_back(parity: ModuleType, tmp_path
     back = parity.store.load(tmp_path)
     assert (back.config.text.layer_norm_eps, back.config.vision.layer_norm_eps) == (1e-12, 1e-6)
     assert back.config == ours.config
+
+
+def test_a_classifier_s_answers_travel_with_it(parity: ModuleType, tmp_path: Path) -> None:
+    """Those of transformers' `id2label`, and what `classify` says by them of one picture or of two."""
+    import transformers
+
+    from capfilt.data.text.language_tokenizer import tokenizer_of
+    from capfilt.inference.answers import classify
+    from capfilt.inference.local_model import LocalModel
+
+    for head, name in (("vqa", CLASSES[3]), ("nlvr2", CLASSES[4])):
+        images = 1 if head == "vqa" else 2
+        given = architecture_of("vilt/tiny").model_dump() | {"heads": (head,), "labels": 2, "images": images}
+        config = parity.ViltConfig.model_validate(given | {"label_names": ("no", "yes")})
+        ours = parity.Vilt(config).eval()
+        parity.store.save_hf(ours, tmp_path / head, {})
+        assert parity.store.architecture(tmp_path / head).known_answers == ("no", "yes")
+        theirs = getattr(transformers, name).from_pretrained(tmp_path / head).eval()
+        assert theirs.config.id2label == {0: "no", 1: "yes"}
+        local = LocalModel(ours, tokenizer_of("world", "bert"))
+        ids = torch.from_numpy(local.tokenizer.encode(["a red ring"], 20)[0])
+        pixels = torch.randn(images, 3, 32, 32)
+        with torch.no_grad():
+            logits = theirs(ids, pixel_values=pixels if images == 1 else pixels[None]).logits
+        told = classify(local, pixels, ["a red ring"], [0])
+        torch.testing.assert_close(told, logits.softmax(dim=1), atol=1e-5, rtol=1e-4)
 
 
 def test_the_page_lists_every_comparison(parity: ModuleType, pytestconfig: pytest.Config) -> None:

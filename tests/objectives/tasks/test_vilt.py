@@ -252,7 +252,7 @@ def test_the_right_text_is_ranked_above_wrong_ones(batch: PairBatch) -> None:
         for text in (row, *WRONG[row].tolist()):
             ids = batch.ids_BT[text, : int(batch.mask_BT[text].sum())]
             words, _ = states_alone(task.model, batch.images[row], torch.arange(20), ids)
-            numbers.append(task.model.rank_head(task.model.pool(words[None]))[0, 0])  # type: ignore[misc]
+            numbers.append(task.model.rank_head(task.model.summary(words[None]))[0, 0])  # type: ignore[misc]
         expected.append(-torch.stack(numbers).log_softmax(dim=0)[0])
         first.append(float(torch.stack(numbers).argmax() == 0))
     torch.testing.assert_close(losses["rank"], torch.stack(expected).mean())
