@@ -114,11 +114,6 @@ class ArchitectureConfig(Config, ABC):
         return self.language_kind or "wordpiece"
 
     @property
-    def task_tokenizer_kind(self) -> TokenizerKind:
-        """The same where the model is the base of one for a downstream task."""
-        return self.tokenizer_kind
-
-    @property
     def pictures_of_text(self) -> int:
         """Pictures beside a text that is classified: 2 in NLVR2."""
         return 1

@@ -88,7 +88,7 @@ class HeadConfig(ArchitectureConfig):
     @property
     def tokenizer_kind(self) -> TokenizerKind:
         """How its texts are cut into tokens."""
-        return self.base.task_tokenizer_kind
+        return self.base.tokenizer_kind
 
     @property
     def starts_from(self) -> ArchitectureConfig:

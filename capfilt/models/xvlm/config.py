@@ -86,11 +86,6 @@ class XvlmConfig(TowersConfig):
         return "open-bert" if self.compares else "closed-bert"
 
     @property
-    def task_tokenizer_kind(self) -> TokenizerKind:
-        """BERT's with [SEP], as X-VLM's fine-tunings read."""
-        return "closed-bert"
-
-    @property
     def image_grid(self) -> int:
         """Image tokens at the side of a picture."""
         return math.isqrt(self.vision.num_tokens - 1)

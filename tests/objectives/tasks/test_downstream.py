@@ -122,6 +122,17 @@ def test_the_page_has_the_table() -> None:
     assert {task: tuple(families.split(", ")) for task, families in rows} == FAMILIES_OF
 
 
+def test_texts_of_albef_and_xvlm_end_without_sep_and_their_answers_with_it() -> None:
+    """Their own code's tokenizer adds [CLS] alone; only what a decoder learns to write ends."""
+    for name in ("albef/tiny", "xvlm/tiny"):
+        for architecture in (classifier(name), AnswererConfig.model_validate({"base": name})):
+            tokenizer = tokenizer_of("world", architecture.tokenizer_kind)
+            ids, _ = tokenizer.encode(["a red ring"], 16)
+            answers, _ = tokenizer.encode_answers(["a red ring"], 16)
+            assert tokenizer.sep not in ids[0]
+            assert answers[0].tolist() == [*ids[0].tolist(), tokenizer.sep]
+
+
 def test_a_text_is_assigned_to_its_picture_or_to_none() -> None:
     architecture = classifier("albef/tiny", labels=("left", "right", "neither"), images=2)
     task = build_task(build(architecture), AssignObjectives())
