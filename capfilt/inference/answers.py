@@ -81,14 +81,15 @@ def answer(
 @torch.no_grad()
 def rank(local: LocalModel, context: ImageContext, answers: Sequence[str], ranked: int = RANKED) -> Tensor:
     """Which of the answers a decoder finds likeliest for each question of a `question_context`, [R] numbers: of those
-    whose first token is likeliest, the one with the least loss over all of its tokens (BLIP's and ALBEF's ranking)."""
+    whose first token is likeliest, the one with the least loss over all of its tokens (BLIP's ranking), to which that
+    of the first is added again in models that rank so (ALBEF, X-VLM). Answers are read as they are spelt."""
     model = local.model
-    cleaned = [local.tokenizer.clean(one) for one in answers]
-    ids, mask = (torch.from_numpy(x).to(context.device) for x in local.tokenizer.encode_answers(cleaned, MAX_LENGTH))
+    ids, mask = (torch.from_numpy(x).to(context.device) for x in local.tokenizer.encode_answers(answers, MAX_LENGTH))
     start = ids[:1, :1].expand(context.rows, 1)
     first_RV = at_least_fp32(model.decode(start, torch.ones_like(start), context)[:, 0])
     count = min(ranked, len(answers))
-    chosen_RK = first_RV[:, ids[:, 1]].topk(count, dim=1).indices
+    first_RA = first_RV.log_softmax(dim=1)[:, ids[:, 1]]
+    chosen_RK = first_RA.topk(count, dim=1).indices
     best = []
     size = max(1, MAX_ROWS // count)
     for begin in range(0, context.rows, size):
@@ -98,8 +99,10 @@ def rank(local: LocalModel, context: ImageContext, answers: Sequence[str], ranke
         logits = at_least_fp32(model.decode(ids[rows], mask[rows], beside)[:, :-1]).transpose(1, 2)
         labels = ids[rows, 1:].masked_fill(mask[rows, 1:] == 0, -100)
         smoothing = model.config.rank_smoothing
-        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing).sum(dim=1)
-        best.append(some_RK.gather(1, loss.view(-1, count).argmin(dim=1, keepdim=True))[:, 0])
+        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing).sum(dim=1).view(-1, count)
+        if model.config.ranks_first_twice:
+            loss = loss - first_RA[begin : begin + size].gather(1, some_RK)
+        best.append(some_RK.gather(1, loss.argmin(dim=1, keepdim=True))[:, 0])
     return torch.cat(best)
 
 

@@ -134,13 +134,18 @@ class ArchitectureConfig(Config, ABC):
         return 0.0
 
     @property
+    def ranks_first_twice(self) -> bool:
+        """Whether the first token of an answer counts twice where a decoder's answers are ranked."""
+        return False
+
+    @property
     def fused_width(self) -> int:
         """Width of the states of texts that are fused with images; 0 where none are."""
         return 0
 
     @property
-    def fused_init_std(self) -> float:
-        """Standard deviation of the fresh weights of a head on them."""
+    def fused_init_std(self) -> float | None:
+        """Standard deviation of the fresh weights of a head on them; None: as torch begins a layer."""
         return 0.02
 
     @property

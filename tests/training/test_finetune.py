@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def test_other_tasks_from_a_base_alone(case: str, task_shards: Path, tmp_path: P
     store.save(base, tmp_path / "base")
     started = store.load_continued(tmp_path / "base", architecture)
     assert started.config == architecture
+    if model:
+        new = re.compile(r"head\.|pair\.merges\.")
+        assert started.fresh == {name for name, _ in started.named_parameters() if new.match(name)}
     saved = base.state_dict()
     if objectives["task"] == "vqa":
         part = "self_attention.shared.block.query.weight" if model else "feed_forward.shared.block.up.weight"
@@ -94,6 +98,18 @@ def test_other_tasks_from_a_base_alone(case: str, task_shards: Path, tmp_path: P
     assert trained.config == architecture
     lines = [json.loads(line) for line in (training.out / "log.jsonl").read_text().splitlines()]
     assert all(0 < line["answer"] < 60 for line in lines)
+
+
+def test_a_decoder_keeps_no_keys_and_values_of_another_width(tmp_path: Path) -> None:
+    """X-VLM's attends to questions, its fusion layers to wider tokens of pictures: what is fresh learns faster."""
+    wide = {"extends": "xvlm/tiny", "vision": {"embed": 64}}
+    architecture = AnswererConfig.model_validate({"base": wide})
+    base = build(architecture_of("xvlm/tiny").changed(embed=64))
+    store.save(base, tmp_path / "base")
+    started = store.load_continued(tmp_path / "base", architecture)
+    new = re.compile(r"decoder\..*cross_attention.*\.(key|value)\.")
+    assert started.fresh == {name for name, _ in started.named_parameters() if new.match(name)}
+    assert len(started.fresh) == 8
 
 
 def test_two_equal_pictures_are_read_as_one_where_layers_are_doubled(tmp_path: Path) -> None:

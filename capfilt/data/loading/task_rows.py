@@ -116,9 +116,7 @@ class TaskLoader(Loader):
             for number, given in enumerate(answers)
             for answer, count in given
         ]
-        ids, mask = self.tokenizer.encode_answers(
-            [self.tokenizer.clean(answer) for _, answer, _ in every], self.config.max_length
-        )
+        ids, mask = self.tokenizer.encode_answers([answer for _, answer, _ in every], self.config.max_length)
         return TaskRows(
             **{field.name: getattr(batch, field.name) for field in fields(Batch)},
             answers=answers,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 ENOUGH = 3
 """So many annotators who say the same make an answer wholly right."""
@@ -44,6 +45,7 @@ _CONTRACTIONS = {wrong: word for word in _CONTRACTED.split() for wrong in _with_
 }
 
 
+@lru_cache(maxsize=10**5)
 def normalise(answer: str) -> str:
     """An answer as VQAv2 compares it: without punctuation and articles, in lower case, numbers up to ten as digits."""
     return _words(_without_punctuation(one_line(answer)))

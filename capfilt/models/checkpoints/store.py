@@ -149,7 +149,7 @@ def load_continued(path: StoragePath, config: ArchitectureConfig) -> Model:
         model = load_whole(family.build, config, tensors, path)
     else:
         model = family.continued(config, saved, tensors, path)
-    model.filled = names
+    model.filled = model.filled or names
     return model
 
 

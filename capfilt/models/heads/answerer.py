@@ -20,18 +20,27 @@ class Answerer(HeadModel):
         super().__init__(config)
         self.decoder = TextTransformer(config.decoder, config.base.fused_width)
 
-    def begin_head(self, tensors: Tensors) -> None:
+    def begin_head(self, tensors: Tensors) -> frozenset[str]:
         """The decoder's layers from the last ones of a saved base, its embeddings and its head from the base's; what is
-        of another shape, or not there, stays fresh: keys and values of states of another width (X-VLM)."""
+        of another shape, or not there, stays fresh: keys and values of states of another width, biases included
+        (X-VLM)."""
         own = self.decoder.state_dict()
         below = self.config.base.text.depth - self.config.decoder.depth  # type: ignore[attr-defined]
-        for name, tensor in own.items():
+
+        def saved(name: str) -> Tensor | None:
             part, _, rest = name.removeprefix("layers.").partition(".")
-            theirs = f"layers.{int(part) + below}.{rest}" if name.startswith("layers.") else name
-            saved = tensors.get(f"text.{theirs}")
-            if saved is not None and saved.shape == tensor.shape:
-                own[name] = saved
-        self.decoder.load_state_dict(own)
+            tensor = tensors.get(
+                f"text.layers.{int(part) + below}.{rest}" if name.startswith("layers.") else f"text.{name}"
+            )
+            return tensor if tensor is not None and tensor.shape == own[name].shape else None
+
+        def whole(name: str) -> bool:
+            weight = f"{name.removesuffix('bias')}weight"
+            return not name.endswith("bias") or weight not in own or saved(weight) is not None
+
+        begun = {name: tensor for name in own if (tensor := saved(name)) is not None and whole(name)}
+        self.decoder.load_state_dict(own | begun)
+        return frozenset(f"decoder.{name}" for name in begun)
 
     @property
     def output_layer(self) -> OutputLayer:

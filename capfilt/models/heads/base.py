@@ -33,8 +33,10 @@ class HeadModel(Model):
         """All but the base."""
         return [module for name, module in self.named_children() if name != "base"]
 
-    def begin_head(self, tensors: Tensors) -> None:
-        """What of a fresh head begins with tensors of the saved base, or of the base that was read."""
+    def begin_head(self, tensors: Tensors) -> frozenset[str]:
+        """Let parts of a fresh head begin with tensors of the saved base, or as parts of the base that was read; the
+        names of these weights."""
+        return frozenset()
 
     @property
     def vision_modules(self) -> list[nn.Module]:
@@ -72,7 +74,9 @@ def continued(config: HeadConfig, saved: ArchitectureConfig, tensors: Tensors, s
         if saved.known_answers != config.known_answers and "head.0.weight" in tensors:
             # Other classes: a head of its own on all that the saved model has learned.
             head = {name: t for name, t in make(config).state_dict().items() if name.startswith("head.")}
-            tensors |= head
+            model = load_whole(make, config, tensors | head, source)
+            model.filled = tensors.keys() - head
+            return model
         return load_whole(make, config, tensors, source)
     code = family_of(config.base).code
     model, before = make(config), dict(tensors)
@@ -86,7 +90,7 @@ def continued(config: HeadConfig, saved: ArchitectureConfig, tensors: Tensors, s
         model.base = load_whole(code.build, config.base, tensors, source)
     else:
         model.base = code.continued(config.base, saved, tensors, source)
-    model.begin_head(before)
+    model.filled = frozenset(f"base.{name}" for name in before) | model.begin_head(before)
     return model
 
 
@@ -105,14 +109,17 @@ def blocks_of_families() -> tuple[Block, ...]:
     return tuple(dict.fromkeys(block for family in bases for block in family.code.blocks))
 
 
-def mlp(inputs: int, hidden: int, outputs: int, init_std: float | None = None) -> nn.Sequential:
-    """A head of two layers with fresh weights: with `init_std` normalised in between, with GELU; else torch's, with
-    ReLU."""
-    if init_std is None:
-        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+def relu_head(width: int, outputs: int) -> nn.Sequential:
+    """A head of two layers with fresh weights as torch begins them."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+def norm_head(inputs: int, hidden: int, outputs: int, init_std: float | None) -> nn.Sequential:
+    """A head of two layers, normalised in between, with fresh weights of this deviation; None: as torch begins them."""
     layers = nn.Sequential(nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, outputs))
-    for layer in (layers[0], layers[3]):
-        assert isinstance(layer, nn.Linear)
-        nn.init.normal_(layer.weight, std=init_std)
-        nn.init.zeros_(layer.bias)
+    if init_std is not None:
+        for layer in (layers[0], layers[3]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=init_std)
+            nn.init.zeros_(layer.bias)
     return layers

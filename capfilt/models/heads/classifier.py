@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.heads.base import HeadModel, mlp
+from capfilt.models.heads.base import HeadModel, norm_head, relu_head
 from capfilt.models.heads.config import ClassifierConfig
 from capfilt.models.heads.pairs import Joined, pair_of
 from capfilt.models.interface import Model
@@ -27,15 +27,23 @@ class Classifier(HeadModel):
         joined = isinstance(self.pair, Joined)
         inputs = config.base.fused_width * (2 if joined else 1)
         if config.head_kind == "relu":
-            self.head = mlp(inputs, inputs, len(config.labels))
+            self.head = relu_head(inputs, len(config.labels))
         else:
             wide = inputs if joined else 2 * inputs
-            self.head = mlp(inputs, wide, len(config.labels), config.base.fused_init_std)
+            self.head = norm_head(inputs, wide, len(config.labels), config.base.fused_init_std)
 
-    def begin_head(self, tensors: Tensors) -> None:
-        """What attends to the second picture begins as what attends to the first."""
-        if self.pair is not None:
-            self.pair.load_state_dict(pair_of(self.base).state_dict())
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The norm of the head, which decays in the codes of ViLT, VLMo and X-VLM: they spare norms by names that it
+        has not."""
+        return ("head.1.weight",) if self.config.head_kind == "norm" else ()
+
+    def begin_head(self, tensors: Tensors) -> frozenset[str]:
+        """What attends to the second picture begins as what attends to the first; layers that merge are fresh."""
+        if self.pair is None:
+            return frozenset()
+        self.pair.load_state_dict(pair_of(self.base).state_dict())
+        return frozenset(f"pair.{name}" for name in self.pair.state_dict() if not name.startswith("merges."))
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S], or as the base's family pads them -> image tokens [B, N, D]; of two pictures a text,

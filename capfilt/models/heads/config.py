@@ -215,6 +215,11 @@ class AnswererConfig(HeadConfig):
         return self.base.num_weights + self.decoder.weights
 
     @property
+    def ranks_first_twice(self) -> bool:
+        """As the codes of ALBEF and X-VLM rank: P(first token), and P(all tokens) again."""
+        return True
+
+    @property
     def known_answers(self) -> tuple[str, ...] | None:
         """The answers that it chooses among."""
         return self.answer_list

@@ -61,7 +61,7 @@ class VisionTextConfig(ArchitectureConfig):
         return width
 
     @property
-    def fused_init_std(self) -> float:
+    def fused_init_std(self) -> float | None:
         """Standard deviation of the fresh weights of a head on them: as of the text stack's."""
         return float(getattr(self.text, "init_std", 0.02))
 

@@ -86,6 +86,11 @@ class XvlmConfig(TowersConfig):
         return "open-bert" if self.compares else "closed-bert"
 
     @property
+    def fused_init_std(self) -> None:
+        """Heads of tasks begin as torch begins a layer (`build_mlp` of X-VLM's code)."""
+        return None
+
+    @property
     def image_grid(self) -> int:
         """Image tokens at the side of a picture."""
         return math.isqrt(self.vision.num_tokens - 1)

@@ -78,11 +78,12 @@ class VqaClassesObjectives(ClassifyObjectives):
     task: Literal["vqa-classes"] = "vqa-classes"
     """The task's name."""
     min_answers: int = Field(default=9, ge=1)
-    """Where the model has no labels: how often an answer must be given to be one; 9 leaves 3,129 in VQAv2."""
+    """Where the model has no labels: of how many questions an answer must be the most common one to be a class,
+    normalised as VQAv2 does; 9 leaves 3,129 of VQAv2's train and val."""
 
     @property
     def least_answers(self) -> int | None:
-        """How often an answer must be given to be a class."""
+        """Of how many questions an answer must be the most common one to be a class."""
         return self.min_answers
 
 

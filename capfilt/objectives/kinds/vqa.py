@@ -35,7 +35,8 @@ class VqaObjectives(TaskConfig):
     momentum: float = Field(default=0.995, ge=0, le=1)
     """Of its weights, what the momentum copy keeps at each step."""
     min_answers: int = Field(default=9, ge=1)
-    """Where the model has no list of answers: how often one must be given to be in it; all of them are learned."""
+    """Where the model has no list of answers: of how many questions an answer must be the most common one to be in it,
+    normalised as VQAv2 does; all answers are learned."""
 
     @property
     def has_momentum(self) -> bool:
@@ -49,7 +50,7 @@ class VqaObjectives(TaskConfig):
 
     @property
     def least_answers(self) -> int | None:
-        """How often an answer must be given to be one that is ranked."""
+        """Of how many questions an answer must be the most common one to be ranked."""
         return self.min_answers
 
 

@@ -50,7 +50,7 @@ class Classification(Task):
     def shares(self, answers: tuple[tuple[str, int], ...]) -> list[tuple[str, float]]:
         """How right each answer is that people gave, and how often: the share of those who gave it; of VQA, where
         several may be right, what four or more gave is wholly right (VQA's accuracy, as ViLT rounds it)."""
-        if isinstance(self.config, VqaClassesObjectives):
+        if self.several:
             return [(answer, min(1.0, 0.3 * count) if count < 4 else 1.0) for answer, count in answers]
         total = sum(count for _, count in answers)
         return [(answer, count / total) for answer, count in answers]
@@ -73,18 +73,26 @@ class Classification(Task):
             slow = self.momentum.model
             with torch.no_grad():
                 guesses = slow.classify(slow.encode_image(batch.images), batch.ids_BT, batch.mask_BT)
-            soft = at_least_fp32(guesses).softmax(dim=1) * known[:, None]
+            soft = at_least_fp32(guesses)
+            soft = (soft.sigmoid() if self.several else soft.softmax(dim=1)) * known[:, None]
             loss = (1 - alpha) * loss + alpha * self.loss(logits, soft, known)
         right = batch.targets_BC.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0] > 0
         return {"answer": loss}, {"accuracy": right.float().mean(), "outside": 1 - known.float().mean()}
 
+    @property
+    def several(self) -> bool:
+        """Whether several classes of a row may be right, as in VQA."""
+        return isinstance(self.config, VqaClassesObjectives)
+
     def loss(self, logits_BC: Tensor, targets_BC: Tensor, known_B: Tensor) -> Tensor:
-        """Cross-entropy, the mean over the rows of all processes that have an answer among the classes; of VQA binary
-        cross-entropy summed over the classes, the mean over all rows."""
-        if isinstance(self.config, VqaClassesObjectives):
-            return F.binary_cross_entropy_with_logits(logits_BC, targets_BC) * targets_BC.shape[1]
+        """Cross-entropy, of VQA binary cross-entropy summed over the classes: the mean over the rows of all processes
+        that have an answer among the classes (ViLT's code leaves questions without one out)."""
+        if self.several:
+            loss_BC = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none") * known_B[:, None]
+        else:
+            loss_BC = -(targets_BC * logits_BC.log_softmax(dim=1))
         count = known_B.sum()
-        loss = -(targets_BC * logits_BC.log_softmax(dim=1)).sum() / count.clamp(min=1)
+        loss = loss_BC.sum() / count.clamp(min=1)
         return loss * share_of_total(count.to(loss.dtype).clamp(min=1e-9))
 
 

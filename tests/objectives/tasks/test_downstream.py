@@ -11,6 +11,7 @@ import torch
 
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.task_rows import loader_of
+from capfilt.data.loading.task_texts import count_answers
 from capfilt.data.text.language_tokenizer import tokenizer_of
 from capfilt.models import FAMILIES, ArchitectureConfig, architecture_of, build
 from capfilt.models.heads.config import AnswererConfig, ClassifierConfig
@@ -27,6 +28,8 @@ from capfilt.objectives.kinds.downstream import FAMILIES_OF
 from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.objectives.tasks.classify import Assignment
+from capfilt.training.config import OptimizerConfig
+from capfilt.training.optimizer import make_optimizer
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -105,6 +108,43 @@ class TestEntailment:
         log_p = task.model.classify(task.model.encode_image(batch.images), ids, batch.mask_BT).log_softmax(1)
         torch.testing.assert_close(losses["answer"], -(log_p[0, 0] + log_p[2, 2]) / 2)
         assert metrics["outside"] == pytest.approx(1 / 3)
+
+
+class TestVqaByClasses:
+    def test_the_loss_is_of_every_class_and_leaves_out_questions_without_one(self) -> None:
+        task = task_of(classifier("vilt/tiny", labels=ANSWERS), VqaClassesObjectives())
+        ids = torch.randint(5, 190, (3, 6))
+        targets = torch.tensor([[1.0, 0.3, 0], [0, 0, 0], [0, 0, 0.6]]).double()
+        batch = ClassBatch(torch.randn(3, 3, 32, 32).double(), ids, torch.ones_like(ids), torch.arange(3), targets)
+        losses, metrics = task.eval()(batch, 0.0)
+        p = task.model.classify(task.model.encode_image(batch.images), ids, batch.mask_BT).sigmoid()
+        expected = [
+            -(targets[row, n] * p[row, n].log() + (1 - targets[row, n]) * (1 - p[row, n]).log())
+            for row in (0, 2)
+            for n in range(3)
+        ]
+        torch.testing.assert_close(losses["answer"], sum(expected) / 2)
+        assert metrics["outside"] == pytest.approx(1 / 3)
+
+    def test_classes_are_what_most_people_answer(self, task_shards: Path) -> None:
+        urls = [str(path) for path in sorted(task_shards.glob("*.tar"))]
+        counted = count_answers(urls, 1)
+        assert "red" in counted
+        assert not {"ring", "a ring"} & set(counted), "three of ten say so, of every question"
+
+    @pytest.mark.parametrize("family", ["vilt", "vlmo", "xvlm"])
+    def test_heads_as_in_the_released_codes(self, family: str) -> None:
+        model = build(classifier(f"{family}/tiny", labels=ANSWERS))
+        first = model.get_parameter("head.0.weight")
+        uniform = bool((first.abs() <= first.shape[1] ** -0.5).all())
+        assert uniform == (family == "xvlm"), "X-VLM's begin as torch begins a layer, others at a deviation of 0.02"
+        groups = make_optimizer(model, OptimizerConfig(decay_vectors=False)).param_groups
+        spared = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+        assert {name for name, p in model.named_parameters() if name.startswith("head.") and id(p) in spared} == {
+            "head.0.bias",
+            "head.1.bias",
+            "head.3.bias",
+        }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
