@@ -47,6 +47,10 @@ class HeadModel(Model):
         """Pictures [B, 3, S, S], or as the base's family pads them -> image tokens [B, N, D]."""
         return self.base.encode_image(images_B3SS)
 
+    def project_image(self, tokens_BND: Tensor) -> Tensor:
+        """Image tokens -> unit vectors [B, P], as the base has them."""
+        return self.base.project_image(tokens_BND)
+
     def recompute_vision(self, blocks: int) -> None:
         """Let the last so many vision blocks compute their activations again instead of keeping them."""
         self.base.recompute_vision(blocks)
@@ -75,7 +79,7 @@ def continued(config: HeadConfig, saved: ArchitectureConfig, tensors: Tensors, s
             # Other classes: a head of its own on all that the saved model has learned.
             head = {name: t for name, t in make(config).state_dict().items() if name.startswith("head.")}
             model = load_whole(make, config, tensors | head, source)
-            model.filled = tensors.keys() - head
+            model.filled = frozenset(tensors) - head.keys()
             return model
         return load_whole(make, config, tensors, source)
     code = family_of(config.base).code

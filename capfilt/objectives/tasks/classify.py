@@ -19,6 +19,9 @@ from capfilt.objectives.kinds.classify import ClassifyObjectives, VqaClassesObje
 from capfilt.objectives.losses.itc import ramp
 from capfilt.objectives.momentum import Momentum
 
+LIKENESS = 0.07
+"""What cosines of pictures are divided by where one is drawn beside another (`Pretrain_nlvr.py`)."""
+
 
 class Classification(Task):
     """A classifier and the loss of its classes."""
@@ -112,19 +115,24 @@ class Assignment(Classification):
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:  # type: ignore[override]
         """`forward` after `before_step`; a picture is encoded once, and each text is beside two of the batch."""
         tokens = self.model.encode_image(batch.images)
-        labels, left, right = self.draws.take("assigned", lambda: self._assigned(batch.image_ids_B))
+        labels, left, right = self.draws.take("assigned", lambda: self._assigned(tokens, batch.image_ids_B))
         beside = torch.cat([tokens.index_select(0, left), tokens.index_select(0, right)])
         logits = at_least_fp32(self.model.classify(beside, batch.ids_BT, batch.mask_BT))
         right_B = logits.argmax(dim=1) == labels
         return {"answer": F.cross_entropy(logits, labels)}, {"accuracy": right_B.float().mean()}
 
     @torch.no_grad()
-    def _assigned(self, image_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The class of each text, and the numbers of its left and its right picture: its own, or others at random.
-        Where all pictures are one, texts are taken as they come."""
+    def _assigned(self, tokens_BND: Tensor, image_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The class of each text, and the numbers of its left and its right picture: its own, or others."""
         B, device = len(image_ids_B), image_ids_B.device
-        others_BB = (image_ids_B[:, None] != image_ids_B[None]).float()
-        others_BB = torch.where(others_BB.sum(dim=1, keepdim=True) > 0, others_BB, 1.0)
-        own, two = torch.arange(B, device=device), torch.multinomial(others_BB, 2, replacement=True)
+        weights_BB = other_pictures(self.model.project_image(tokens_BND), image_ids_B)
+        own, two = torch.arange(B, device=device), torch.multinomial(weights_BB, 2, replacement=B < 2)
         labels = torch.randint(3, (B,), device=device)
         return labels, torch.where(labels == 0, own, two[:, 0]), torch.where(labels == 1, own, two[:, 1])
+
+
+def other_pictures(vectors_BP: Tensor, image_ids_B: Tensor) -> Tensor:
+    """How likely each picture of a batch is drawn beside each, [B, B]: the likelier the more alike they are. The same
+    picture is drawn where too few others are there, and else never."""
+    weights_BB = (vectors_BP @ vectors_BP.T / LIKENESS).softmax(dim=1).clamp(min=1e-9)
+    return weights_BB.masked_fill(image_ids_B[:, None] == image_ids_B[None], 1e-30)

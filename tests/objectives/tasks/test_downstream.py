@@ -27,7 +27,7 @@ from capfilt.objectives.kinds.dialog import DialogObjectives
 from capfilt.objectives.kinds.downstream import FAMILIES_OF
 from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.objectives.tasks import build_task, unsupported
-from capfilt.objectives.tasks.classify import Assignment
+from capfilt.objectives.tasks.classify import Assignment, other_pictures
 from capfilt.training.config import OptimizerConfig
 from capfilt.training.optimizer import make_optimizer
 
@@ -179,9 +179,18 @@ def test_a_text_is_assigned_to_its_picture_or_to_none() -> None:
     assert isinstance(task, Assignment)
     torch.manual_seed(0)
     images = torch.tensor([7, 7, 8, 9, 9, 9]).repeat(20)
-    labels, left, right = task._assigned(images)
+    tokens = task.model.encode_image(torch.randn(120, 3, 32, 32))
+    labels, left, right = task._assigned(tokens, images)
     assert labels.unique().tolist() == [0, 1, 2]
     for side, number in ((left, 0), (right, 1)):
         assert (side[labels == number] == torch.arange(120)[labels == number]).all()
         assert (images[side] != images)[labels != number].all()
+    assert (left != right).all()
+    few, ids = tokens[:4], images[:4]
+    vectors = task.model.project_image(few)
+    for one, row in enumerate(other_pictures(vectors, ids)):
+        alike = torch.stack(
+            [(vectors[one] @ other / 0.07).exp() * (ids[one] != ids[n]) for n, other in enumerate(vectors)]
+        )
+        torch.testing.assert_close(row / row.sum(), alike / alike.sum())
     assert unsupported(classifier("vilt/tiny", labels=("left", "right", "neither"), images=2), AssignObjectives())
