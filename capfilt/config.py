@@ -125,8 +125,10 @@ class OpenSection:
         value, classes = self._whole(value), self.classes()
         named = value.get(self.key, self.default)
         if named not in classes:
-            known = ", ".join(name for name in classes if name)
-            raise ValueError(f"there is no {self.key} {short_repr(named)}; there are: {known or 'none'}")
+            known = ", ".join(name for name in classes if name) or "none"
+            near = did_you_mean(str(named), classes)
+            listed = f".{near} There are" if near else "; there are"
+            raise ValueError(f"there is no {self.key} {short_repr(named)}{listed}: {known}")
         return classes[named].model_validate(value)
 
     def classes_of(self, value: Any) -> list[type[Config]]:

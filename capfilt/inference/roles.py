@@ -70,7 +70,9 @@ def check_any_role(model: StoragePath, decode: DecodeConfig) -> Architecture:
     architecture = store.architecture(model)
     able = architecture.capabilities
     if lacking("captioner", able) and lacking("filter", able):
-        raise RecipeError(f"{model} can be neither captioner nor filter; there is nothing to evaluate.")
+        raise RecipeError(
+            f"{model} can be neither captioner nor filter; what it was fine-tuned for is measured with --task TASK."
+        )
     return check_filter(model) if lacking("captioner", able) else check_captioner(model, decode)
 
 

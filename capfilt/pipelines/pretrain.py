@@ -94,6 +94,12 @@ def texts_of(config: PretrainConfig) -> list[Texts]:
     return [Texts(f"data.{number}", source.shards, lengths) for number, source in enumerate(config.data)]
 
 
+def _has_fresh_head(architecture: Architecture, saved: Architecture) -> bool:
+    """Whether a training from a saved model begins with a fresh head: it has none, or one of other classes."""
+    classes = "classify" in architecture.capabilities and architecture.known_answers != saved.known_answers
+    return architecture.family != saved.family or classes
+
+
 def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) -> dict[str, Any]:
     """The verb: run a recipe of a training in a run folder of its own; tells where the model is."""
     architecture = check(config)
@@ -104,8 +110,6 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
     for warning in (*lengths, *text_warnings(config.tokenizer, architecture, texts_of(config))):
         logging.getLogger(__name__).warning(warning)
     start = check_start(config.start, architecture, config.initial) if config.start else None
-    if start is not None and store.architecture(start).family != architecture.family:
-        show.say(f"the head of {label(config.model)} begins fresh on the model at {start}")
     sources = tuple(source.model_copy(update={"shards": tuple(shards.expand(source.shards))}) for source in config.data)
     check_pictures(sources, config.train)
     if config.train.objectives.least_answers is not None:
@@ -113,6 +117,8 @@ def run(address: str, config: PretrainConfig, out: StoragePath, show: Progress) 
             urls = [url for source in sources for url in source.shards]
             architecture = with_known_answers(architecture, config.train.objectives, urls)
         show.say(f"the model chooses among {len(architecture.known_answers or ())} answers")
+    if start is not None and _has_fresh_head(architecture, store.architecture(start)):
+        show.say(f"the head of {label(config.model)} begins fresh on the model at {start}")
     plan = config.model_dump(mode="json", exclude={"resources": True, "train": EXECUTION_FIELDS})
     plan["train"]["features"] = bool(config.train.features)  # not where they lie
     plan |= {"architecture": architecture.model_dump(mode="json"), "data": [s.model_dump(mode="json") for s in sources]}

@@ -48,6 +48,8 @@ LOG_FIELDS = {
     "mfu",
 }
 """What the log of a training has beside losses."""
+WITHOUT_PAGE = ("convert", "download")
+"""The verbs whose run folders have no page."""
 MAX_COMMAND = 1000
 """Characters of shards in a command of the page; longer lists are summed up in words."""
 
@@ -82,6 +84,11 @@ def read_run(folder: StoragePath, fetch: bool, web: Sequence[str] | None, notes:
     """Read a run folder; adds to `notes` why there are no pictures. Arguments and errors as in `collect_report`."""
     run = Run.load(folder)
     command = inputs.verb_of(run.plan)
+    if command in WITHOUT_PAGE:
+        raise RunError(
+            f"{folder} is a run of {command}, which has no page: `capfilt status` tells how far it is, `capfilt"
+            " explain` what became of an image."
+        )
     events = list(_lines(folder / "log.jsonl"))
     rounds, seconds = _summary(folder, command, events)
     if command == "select":

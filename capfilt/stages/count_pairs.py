@@ -34,6 +34,7 @@ class RowsJob(Config):
     """Reads shards to their end and counts their pairs; the outcome is the tally in the ledger."""
 
     unit: ClassVar[str] = "shards"
+    only_reads: ClassVar[bool] = True
 
     out: StoragePath
     names: dict[str, str] = {}
@@ -95,10 +96,7 @@ def count_rows(
     if kind != "captions":
         rows = {url: done.tally.texts["kept"][kind] for url, done in completions.items()}
         if not any(rows.values()):
-            raise DataError(
-                f"no picture of {len(rows)} shards has {kind} with an answer: a sample has them in its json "
-                "(docs/tasks.md)"
-            )
+            raise DataError(_no_rows(urls, kind))
         return rows
     if num_bare := sum(done.tally.samples["dropped"] for done in completions.values()):
         show.say(f"{num_bare} pictures have no text: they are not trained on")
@@ -106,6 +104,13 @@ def count_rows(
     if captions == "all":
         return {url: tally.texts["kept"]["all"] for url, tally in tallies.items()}
     return {url: tally.samples["kept"] for url, tally in tallies.items()}
+
+
+def _no_rows(urls: Sequence[str], kind: str) -> str:
+    where = urls[0] if len(urls) == 1 else f"{len(urls)} shards, the first of which is {urls[0]}"
+    return (
+        f"no picture of {where} has {kind} with an answer; docs/tasks.md says what a sample's json has for each task."
+    )
 
 
 def count_regions(session: Session, sources: Sequence[Source], folder: StoragePath, show: Progress) -> dict[str, int]:
@@ -147,15 +152,17 @@ def with_known_answers(architecture: Architecture, objectives: TaskConfig, urls:
     names none: those that its rows give often enough; every shard is read.
 
     Raises:
-        DataError: fewer than two answers are given so often.
+        DataError: there are no questions with answers, or fewer than two answers are given so often.
     """
     least = objectives.least_answers
     if least is None or architecture.known_answers != ():
         return architecture
     answers = count_answers(urls, least)
     if len(answers) < 2:
+        if not count_answers(urls, 1):
+            raise DataError(_no_rows(urls, "questions"))
         raise DataError(
-            f"{len(answers)} answers are the most frequent one of {least} questions in {len(urls)} shards: lower "
-            "train.objectives.min_answers, or name the answers in model.labels or model.answer_list."
+            f"{len(answers) or 'no'} answer is the most frequent one of {least} questions or more, and a model chooses "
+            "among two at least: lower train.objectives.min_answers, or name them in model.labels or model.answer_list."
         )
     return architecture.with_answers(answers)

@@ -82,7 +82,7 @@ def run_stage(
     pace = stage_status.PaceFile(ledger)
     bisection = Bisection(session, job, ledger, resources)
     with show.stage(label, len(items), unit_of(job)) as line:
-        line.resume(done.num, done.total.samples, _first_wait(session, job) if todo else "")
+        line.resume(done.num, _shown(job, done.total), _first_wait(session, job) if todo else "")
         parallel = pool_size(session, job, resources, len(todo)) if todo else 1
         pending = list(todo)
         while pending:
@@ -103,7 +103,7 @@ def run_stage(
                     stage_status.record_failure(ledger, name, failures[end.item])
                     session.report([metrics.failure_reading(job.name)])
                 session.report([metrics.queue_reading(job.name, len(items) - done.num)])
-                line.update(done.num, report.text, done.total.samples)
+                line.update(done.num, report.text, _shown(job, done.total))
             for item in to_bisect:
                 bisection.run(item, todo[item], done.identities[todo[item]])
             pending = to_bisect
@@ -118,6 +118,12 @@ def run_stage(
 def unit_of(job: StageJob) -> str:
     """What the items of a job are, for its progress line; "" for a job on something else than shards."""
     return getattr(job, "unit", "shards" if getattr(job, "by_content", False) else "")
+
+
+def _shown(job: StageJob, total: Tally) -> Mapping[str, int]:
+    """What became of the samples, for the progress line; a job that only reads them has kept and dropped none."""
+    samples = total.samples
+    return {"in": samples["in"], "kept": samples["in"]} if getattr(job, "only_reads", False) else samples
 
 
 def _first_wait(session: Session, job: StageJob) -> str:

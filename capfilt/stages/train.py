@@ -307,10 +307,22 @@ def check_start(start: StoragePath, architecture: Architecture, initial: Initial
     if saved.family != architecture.family and architecture.starts_from is not None:
         architecture = architecture.starts_from
     if saved.family != architecture.family:
-        base = "" if architecture is wanted else f" on a base of {architecture.family}"
+        base, what = ("", "model") if architecture is wanted else (f" on a base of {architecture.family}", "model.base")
         raise RecipeError(
-            f"{key}start: {path} is of the family {saved.family}, and `{key}model` of {wanted.family}{base}."
+            f"{key}start: {path} is of the family {saved.family}, and `{key}model` of {wanted.family}{base}: set "
+            f"{key}{what} to an architecture of {saved.family}, or start from a model of {architecture.family}."
         )
+    theirs, ours = saved.starts_from, wanted.starts_from
+    if theirs and ours and saved.family == wanted.family:
+        for what, there, here in (
+            ("base", theirs.family, ours.family),
+            ("images", saved.pictures_of_text, wanted.pictures_of_text),
+        ):
+            if there != here:
+                raise RecipeError(
+                    f"{key}start: {path} is a {saved.family} with {what} {there}, and `{key}model` has {what} {here}; "
+                    "start from the base's own model, which was not fine-tuned for another task."
+                )
     check_shape(saved, architecture, f"{key}start: {path}", f"`{key}model`", ("vision", "text"))
     if preprocess_for(path, saved) != models.preprocess_of(saved):
         raise RecipeError(

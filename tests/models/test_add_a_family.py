@@ -167,7 +167,7 @@ def test_a_recipe_with_objectives_of_another_family_is_refused(
     done = capfilt("pretrain", "blip-tiny", "--set", "train.objectives={task: toy}", "--out", tmp_path / "out")
     assert "leave objectives.task out" in done.line
     done = capfilt(*words, "--set", "train.objectives.task=tyo", "--out", tmp_path / "out")
-    assert "there is no task 'tyo'; there are: " in done.line
+    assert "there is no task 'tyo'. Did you mean 'toy'? There are: " in done.line
     done = capfilt(*words, "--set", "train.objectives.temperatur=1", "--out", tmp_path / "out")
     assert "Did you mean 'temperature'?" in done.line
 

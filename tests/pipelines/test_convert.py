@@ -18,7 +18,7 @@ from capfilt.data import shards
 from capfilt.data.regions import regions_of
 from capfilt.data.sample import Sample
 from capfilt.data.tasks import dialog_of, hypotheses_of, questions_of, right_picture, statements_of
-from capfilt.errors import CapfiltError, DataError, ListError, RecipeError, ShortfallError, UsageError
+from capfilt.errors import CapfiltError, DataError, ListError, RecipeError, RunError, ShortfallError, UsageError
 
 NAMES = ("train2014/COCO_train2014_000000000009.jpg", "val2014/COCO_val2014_000000000025.jpg", "7.png")
 
@@ -96,6 +96,8 @@ def test_vqa(images: Path, tmp_path: Path) -> None:
     assert capfilt.verify(tmp_path / "out").ok
     explained = list(capfilt.explain(tmp_path / "out", first.key).rows())
     assert {row["reason"] for row in explained if row["status"] == "failed"} > {"its id comes twice"}
+    with pytest.raises(RunError, match="is a run of convert, which has no page"):
+        capfilt.report(tmp_path / "out")
 
 
 def test_a_test_split_has_no_answers(images: Path, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from capfilt.data import shards
 from capfilt.data.loading.config import Source
 from capfilt.data.sample import Sample
 from capfilt.data.shards import files
+from capfilt.errors import DataError
+from capfilt.models import architecture_of
+from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.runs.progress import Progress
-from capfilt.stages.count_pairs import count_regions, count_rows, ledger_name
+from capfilt.stages.count_pairs import count_regions, count_rows, ledger_name, with_known_answers
 
 
 def test_every_shard_is_counted_once_and_stays_known(
@@ -51,6 +54,22 @@ def test_pictures_with_regions_are_counted_along(
         assert count_rows(session, sources, "one", tmp_path, quiet) == {url: 3}
         monkeypatch.setattr(shards, "read", None)
         assert count_regions(session, sources, tmp_path, quiet) == {url: 3}
+
+
+def test_shards_of_another_task(small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture without captions is read, not dropped, and what is missing is named with the shard."""
+    one = next(item for item in shards.read(str(small_world / "human/00000.tar")) if isinstance(item, Sample))
+    of_task = dataclasses.replace(one, text="", meta={"statements": [{"id": 1, "text": "a ring", "label": True}]})
+    shards.write(tmp_path / "00000.tar", iter([of_task]))
+    url = str(tmp_path / "00000.tar")
+    with connect("local") as session:
+        assert count_rows(session, [Source(shards=url)], "all", tmp_path, Progress(), "statements") == {url: 1}
+        with pytest.raises(DataError, match=rf"no picture of {url} has hypotheses with an answer; docs/tasks\.md"):
+            count_rows(session, [Source(shards=url)], "all", tmp_path, Progress(quiet=True), "hypotheses")
+    assert "1 images" in (said := capsys.readouterr().err)
+    assert "kept" not in said
+    with pytest.raises(DataError, match=f"no picture of {url} has questions with an answer"):
+        with_known_answers(architecture_of("blip/tiny-answers"), VqaObjectives(), [url])
 
 
 def test_shards_without_a_version_are_told_apart_by_their_address(monkeypatch: pytest.MonkeyPatch) -> None:

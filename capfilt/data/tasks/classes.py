@@ -46,7 +46,8 @@ def read_classes(shard: str, names: Sequence[str] = (), templates: Sequence[str]
         path = _first(folder, CLASSES)
         if path is None:
             raise DataError(
-                f"there is no {' or '.join(CLASSES)} beside {shard} or in the folder above: one class a line."
+                f"there is no {' or '.join(CLASSES)} beside {shard} or in the folder above: write one, a class a line,"
+                " or give it with --classes FILE."
             )
         names = read_names(path)
     if not templates:

@@ -178,7 +178,12 @@ class RowReader(Generic[Row]):
     def _nothing(self, urls: Sequence[str]) -> str:
         where = ", ".join(urls[:3]) + (", ..." if len(urls) > 3 else "")
         why = "".join(f", mostly: {reason}" for reason, _ in self.left_out.reasons.most_common(1))
+        which = (
+            f"none of {self.left_out.rows} rows of this task can be used"
+            if self.left_out.rows
+            else "no row of this task"
+        )
         return (
-            f"nothing can be evaluated on {where or '(no shard)'}: {self.left_out.rows or 'no'} rows of this task, of"
-            f" which none can be used{why}; what a shard has for each task is in docs/tasks.md."
+            f"nothing can be evaluated on {where or '(no shard)'}: {which}{why}; docs/tasks.md says what a sample's"
+            " json has for each task."
         )

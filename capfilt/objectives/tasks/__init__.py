@@ -15,7 +15,7 @@ from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.classify import ASSIGN, ENTAILMENT, NLVR2, VQA_CLASSES
 from capfilt.objectives.kinds.clip import CLIP
 from capfilt.objectives.kinds.dialog import DIALOG
-from capfilt.objectives.kinds.downstream import not_in_table
+from capfilt.objectives.kinds.downstream import FAMILIES_OF, not_in_table
 from capfilt.objectives.kinds.grounding import GROUNDING
 from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
@@ -74,6 +74,11 @@ def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batc
     if kind is None:
         if said := not_in_table(config.name(), architecture.family):
             return said
+        if config.name().removesuffix("-classes") in FAMILIES_OF:
+            return (
+                f"{config.name()} needs a head, and {architecture.family} alone has none: set model to one with a head "
+                f"on it, as in model={{family: classifier, base: {architecture.family}/tiny}} (docs/tasks.md)."
+            )
         names = [kind.config.name() for kind in kinds]
         advice = " or ".join(f"set objectives.task={name}" if name else "leave objectives.task out" for name in names)
         return f"its objectives are not those with which the family {architecture.family} is trained: {advice}."
@@ -82,7 +87,7 @@ def unsupported(architecture: ArchitectureConfig, config: TaskConfig, micro_batc
             possible = [loss for loss, needs in kind.needs.items() if needs <= architecture.capabilities]
             return (
                 f"objective '{name}' needs a model that can {', '.join(sorted(missing))}, and this one cannot."
-                f" Objectives that it can be trained with: {', '.join(possible) or 'none'}."
+                f" Objectives that it can be trained with: {', '.join(possible) or 'none; give another model'}."
             )
     return kind.unsupported(architecture, config, micro_batches)
 

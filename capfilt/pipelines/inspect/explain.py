@@ -48,6 +48,11 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
                     # The table of a later stage has all columns of the earlier one's, and the verdict: it replaces it.
                     shard = (ledger.folder, done.shard if are_texts(rows) else f"{ledger.stage} {done.shard}")
                     by_shard[shard] = _table_record(folder, ledger, done.shard, output.path, rows)
+    if not num_tables:
+        raise RunError(
+            f"{folder} has no table of images, or none yet: runs of bootstrap, annotate, select, download and"
+            " convert have."
+        )
     if not by_shard:
         raise RunError(
             f"no image is called {name!r} in {folder}: {num_tables} tables were read. Give a key, a uid or a sha256"

@@ -13,7 +13,10 @@ from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.task_rows import loader_of
 from capfilt.data.loading.task_texts import count_answers
 from capfilt.data.text.language_tokenizer import tokenizer_of
+from capfilt.errors import RecipeError
 from capfilt.models import FAMILIES, ArchitectureConfig, architecture_of, build
+from capfilt.models.checkpoints import store
+from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.models.heads.config import AnswererConfig, ClassifierConfig
 from capfilt.objectives.interface import ClassBatch, Task
 from capfilt.objectives.kinds import TaskConfig
@@ -28,6 +31,7 @@ from capfilt.objectives.kinds.downstream import FAMILIES_OF
 from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.objectives.tasks.classify import Assignment, other_pictures
+from capfilt.stages.train import check_start
 from capfilt.training.config import OptimizerConfig
 from capfilt.training.optimizer import make_optimizer
 
@@ -154,6 +158,26 @@ def test_a_pair_that_is_not_in_the_table_names_those_that_are(family: str) -> No
     bases = {"clip": "clip/vit-b-32", "blip2": "blip2/tiny"}
     said = unsupported(classifier(bases.get(family, f"{family}/tiny")), EntailmentObjectives())
     assert ("blip, albef, vilt, vlmo and xvlm can" in said) == (family not in FAMILIES_OF["entailment"])
+
+
+def test_what_a_start_or_a_model_lacks_is_said_with_what_to_do(tmp_path: Path) -> None:
+    said = unsupported(architecture_of("vilt/tiny"), VqaObjectives())
+    assert said.startswith(
+        "vqa needs a head, and vilt alone has none: set model to one with a head on it, as in model={"
+    )
+    store.save(build(pair("blip/tiny")), tmp_path)
+    for wanted, why in (
+        (classifier(), "is a classifier with images 2, and `model` has images 1"),
+        (pair("albef/tiny"), "is a classifier with base blip, and `model` has base albef"),
+        (
+            architecture_of("blip/tiny"),
+            "is of the family classifier, and `model` of blip: set model to an architecture",
+        ),
+    ):
+        with pytest.raises(RecipeError, match=why):
+            check_start(tmp_path, wanted, InitialConfig())
+    swapped = classifier(labels=("true", "false"), images=2)
+    assert check_start(tmp_path, swapped, InitialConfig()) == tmp_path
 
 
 def test_the_page_has_the_table() -> None:
