@@ -75,6 +75,12 @@ class LoaderConfig(Config):
     """What happens to a picture at random; by default nothing."""
     prompt: str = ""
     """What each text begins with; the LM loss leaves it out. Captioning fine-tuning: "a picture of "."""
+    careful_flip: bool = added(False)
+    """Questions, statements, hypotheses: whether a picture is left as it is, where `augment` mirrors, if the text or an
+    answer says left or right (X-VLM's VQA)."""
+    swap: bool = added(False)
+    """Statements: whether the two pictures change places every other time, drawn anew in each epoch, and left and right
+    in the text with them (BLIP's NLVR2)."""
     candidates: int = added(10, ge=2)
     """Dialogs: candidate answers of a round, the right one and others drawn anew in each epoch."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from capfilt.data import shards
 from capfilt.data.images import decode as images
-from capfilt.data.images.augment import augment, generator
+from capfilt.data.images.augment import AugmentConfig, augment, generator
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.features import Features
@@ -155,9 +155,13 @@ class Loader:
             return NO_PICTURE
         try:
             image = images.decode(row.image)
-            return augment(image, self.image_format, self.config.augment, generator(self.seed, number, row.uid))
+            return augment(image, self.image_format, self._changes(row), generator(self.seed, number, row.uid))
         except ImageError:
             return None
+
+    def _changes(self, row: Row) -> AugmentConfig:
+        """What happens to the picture of a row at random."""
+        return self.config.augment
 
     def _first_readable(
         self, following: LaneRows, rows: list[Row], number: int

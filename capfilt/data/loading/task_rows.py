@@ -5,8 +5,9 @@ Of a statement, which is about two pictures, the loader decodes both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from capfilt.data import shards
 from capfilt.data.images import decode as images
-from capfilt.data.images.augment import augment, generator
-from capfilt.data.loading.config import Captions, RowKind
+from capfilt.data.images.augment import AugmentConfig, augment, generator
+from capfilt.data.loading.config import LoaderConfig, RowKind
 from capfilt.data.loading.dialog_rows import DialogLoader
 from capfilt.data.loading.loader import Batch, Loader
 from capfilt.data.loading.order import Span
@@ -52,12 +53,22 @@ class TaskRows(Batch):
     """[A]: how many of those who answered that text gave it, in (0, 1]."""
 
 
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def swapped(row: TaskRow) -> TaskRow:
+    """A statement whose pictures have changed places, and left and right in the text with them."""
+    assert row.right is not None, "a statement is about two pictures"
+    text = _SIDE.sub(lambda side: "right" if side[0].lower() == "left" else "left", row.text)
+    return replace(row, image=row.right, right=row.image, text=text)
+
+
 class TaskReader(RowReader):
     """Reads the texts of one kind that spans of shards have."""
 
-    def __init__(self, kind: RowKind, captions: Captions, seed: int, counted: Mapping[str, int]):
-        super().__init__(captions, {}, seed, counted)
-        self.kind = kind
+    def __init__(self, kind: RowKind, config: LoaderConfig, seed: int, counted: Mapping[str, int]):
+        super().__init__(config.captions, {}, seed, counted)
+        self.kind, self.swap = kind, config.swap
 
     def _rows(self, span: Span, epoch: int) -> Iterator[Row]:
         for sample in self._samples(span.url):
@@ -67,8 +78,11 @@ class TaskReader(RowReader):
                     right = right_picture(sample.extras)
                 except DataError:  # counted as a picture that cannot be read
                     right = b""
-            for text, answers in texts_of(self.kind, sample.meta):
-                yield TaskRow(span.url, sample.uid, sample.image, text, answers, right)
+            for number, (text, answers) in enumerate(texts_of(self.kind, sample.meta)):
+                row = TaskRow(span.url, sample.uid, sample.image, text, answers, right)
+                place = epoch, span.repetition, number, sample.uid
+                swaps = self.swap and right and generator(self._seed, "swap", *place).random() < 0.5
+                yield swapped(row) if swaps else row
 
     def _open(self, url: str) -> Iterator[Sample | FailedSample]:
         return shards.read(url, extras=self.kind == "statements")
@@ -88,7 +102,7 @@ class TaskLoader(Loader):
         """
         self.kind = kind
         super().__init__(*args, **options)
-        self._reader = TaskReader(kind, self.config.captions, self.seed, self.order.rows)
+        self._reader = TaskReader(kind, self.config, self.seed, self.order.rows)
 
     def _count(self, url: str) -> int:
         return count_pairs(url).of_tasks[self.kind]
@@ -102,9 +116,15 @@ class TaskLoader(Loader):
             return left
         try:
             rng = generator(self.seed, "right", number, row.uid)
-            return left, augment(images.decode(row.right), self.image_format, self.config.augment, rng)
+            return left, augment(images.decode(row.right), self.image_format, self._changes(row), rng)
         except ImageError:
             return None
+
+    def _changes(self, row: Row) -> AugmentConfig:
+        assert isinstance(row, TaskRow)
+        said = (row.text, *(answer for answer, _ in row.answers)) if self.config.careful_flip else ()
+        sided = any(side in one.lower() for side in ("left", "right") for one in said)
+        return self.config.augment.model_copy(update={"flip": False}) if sided else self.config.augment
 
     def _made(self, rows: Sequence[Row], views: Sequence[Any], unreadable: int) -> Batch:
         if isinstance(views[0], tuple):
