@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from capfilt.errors import UsageError, did_you_mean
+from capfilt.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from capfilt.config import C
@@ -112,8 +112,7 @@ def evaluate_config(
     """How a model is evaluated, checked before torch is imported. `classes` and `templates` are files of lines.
 
     Raises:
-        UsageError: a task that there is not, or an option that it does not have.
-        DataError: a file that cannot be read.
+        UsageError: a task that there is not, an option that it does not have, or a file that cannot be used.
     """
     from capfilt import config as configs
     from capfilt.data.tasks import read_names, read_templates
@@ -133,7 +132,10 @@ def evaluate_config(
             continue
         if name not in type(config).model_fields:
             raise UsageError(f"--{name} is of --task classification, not of {task or 'an evaluation without a task'}.")
-        config = config.model_copy(update={name: read(location(file))})
+        try:
+            config = config.model_copy(update={name: read(location(file))})
+        except DataError as error:
+            raise UsageError(f"--{name}: {error}") from error
     return config
 
 

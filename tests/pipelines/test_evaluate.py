@@ -109,7 +109,7 @@ def test_a_task_is_a_run_of_its_own_whose_model_is_checked_before_it_is_read(
     words = ["evaluate", model, data, "--classes", classes, "--task"]
     done = capfilt(*words, "classification")
     assert done.code == 1
-    assert "none can be used, mostly: no class" in done.line
+    assert re.search("none of .* rows of this task can be used, mostly: no class", done.line)
     done = capfilt("evaluate", finished_run / "round-1/captioner", data, "--task", "grounding")
     assert done.code == 2
     assert "cannot be evaluated for grounding: that needs a head for boxes" in done.line
@@ -135,6 +135,7 @@ def test_a_task_is_a_run_of_its_own_whose_model_is_checked_before_it_is_read(
     [
         (["--task", "classify"], "--task classify: there is no such task; there are retrieval, .* Did you mean"),
         (["--classes", "FILE"], "--classes is of --task classification, not of an evaluation without a task"),
+        (["--task", "classification", "--classes", "FILE"], "--classes: there is no file .*FILE; check the path"),
         (["--task", "grounding", "--templates", "FILE"], "--templates is of --task classification, not of grounding"),
         (["--task", "retrieval", "--results", "FILE"], "--results: retrieval has no result file"),
         (["--task", "grounding", "--set", "rerank=3"], "rerank"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from capfilt import config as configs
@@ -53,6 +55,7 @@ def test_a_recipe_is_whole_and_says_how_it_is_run(name: str) -> None:
         return
     assert kind in ("pretrain", "finetune")
     assert f"#   capfilt {kind} {stem} " in text
+    assert not re.search(r"^#.*capfilt evaluate runs/[^/ ]+ ", text, re.MULTILINE), "a run folder is no model"
     recipe = configs.read(path, show.KINDS[kind][0])
     assert isinstance(recipe, pretrain.PretrainConfig)
     architecture = pretrain.check(recipe)

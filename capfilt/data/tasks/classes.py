@@ -109,6 +109,8 @@ def _first(folder: StoragePath, names: tuple[str, ...]) -> StoragePath | None:
 
 def _lines(path: StoragePath) -> tuple[str, ...]:
     """The lines of a text file, stripped; the last may be empty, any other gives DataError: numbers count lines."""
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; check the path.")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_TEXT + 1)

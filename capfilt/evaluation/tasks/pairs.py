@@ -25,9 +25,9 @@ def read_pairs(
         images.add(batch)
         left_out.rows += sum(bool(sample.captions) for sample in batch.samples)
         for reason, count in batch.unreadable.items():
-            left_out.add(f"picture: {reason}", "a shard", count)
+            left_out.add(f"picture: {reason}", f"{count} samples", count)
     if images.without_text:
-        left_out.add("no text", "a shard", images.without_text)
+        left_out.add("no text", f"{images.without_text} samples", images.without_text)
     if (pairs := images.eval_set(device)) is None:
         where = ", ".join(urls) or "(no shard)"
         raise DataError(f"{where}: none of {left_out.rows} samples has a picture that can be read, and a text")

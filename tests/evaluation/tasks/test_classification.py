@@ -105,7 +105,7 @@ def test_every_picture_is_scored_or_left_out_with_a_reason(local: LocalModel, tm
         "picture: not an image": 1,
         "no class": 1,
     }
-    with pytest.raises(DataError, match=r"nothing can be evaluated on .*: 1 rows .* mostly: no class"):
+    with pytest.raises(DataError, match=r"nothing can be evaluated on .*: none of 1 rows .* mostly: no class"):
         measure(local, write_shard(tmp_path / "00001.tar", {"json": {"captions": []}}))
 
 
