@@ -51,7 +51,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SIZES = ("pretrain.image_size=32", "captioner.image_size=48", "filter.image_size=48")
 SMALL = {
     "blip": (*SIZES, "model=blip/tiny", "filter.recompute=2", "cluster={}"),
-    "blip-cpu": ("model.vision.depth=2", "cluster.train.workers=1", "cluster.finetune.workers=1", *SIZES),
+    "blip-cpu": (
+        "model.vision.depth=1",
+        "model.text.depth=1",
+        "cluster.train.workers=1",
+        "cluster.finetune.workers=1",
+        *SIZES,
+    ),
 }
 
 
