@@ -39,6 +39,24 @@ def print_rounds(summary: dict[str, Any]) -> None:
     for entry in summary["rounds"]:
         for line in stage_lines(entry):
             say(line)
+    _print_tasks(summary["rounds"])
+
+
+def _print_tasks(rounds: list[dict[str, Any]]) -> None:
+    """One row per downstream task, one column per round; nothing where no task was measured."""
+    from capfilt.runs.round_figures import TASK_FIGURES, trivial
+
+    rows = []
+    for task, shown in TASK_FIGURES.items():
+        measured = [entry.get("tasks", {}).get(task, {}) for entry in rounds]
+        values = [figures.get(shown.key) for figures in measured]
+        if any(value is not None for value in values):
+            without = trivial(task, measured[-1])
+            gain = "-" if None in (values[0], values[-1]) else f"{values[-1] - values[0]:+.1f}"
+            rows.append([shown.label, _figure(without, 1), *(_figure(value, 1) for value in values), gain])
+    if rows:
+        columns = ["task", "no picture", *(f"round {entry['round']}" for entry in rounds), "change"]
+        show_table(table(columns, rows, "Downstream tasks by round"))
 
 
 def print_next(folder: StoragePath, summary: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from capfilt.printable import printable
 from capfilt.reporting import charts
 from capfilt.reporting.charts import Chart, Line
 from capfilt.reporting.page_data import MAX_LINES, AnnotatedRound, AnnotationCounts, Training
+from capfilt.runs.round_figures import TASK_FIGURES
 
 HUMAN_AUC = "human_auc"
 """The figure of a round's filter that the page adds: the AUC on human pairs against shuffled ones."""
@@ -32,6 +33,7 @@ FIGURES: tuple[tuple[str, tuple[str, ...], int, bool], ...] = (
     ("BLEU-4", ("captioning", "bleu4"), 1, True),
     ("repeated", ("captioning", "repeated"), 2, False),
     ("distinct bigrams", ("captioning", "distinct2"), 2, False),
+    *((shown.label, ("tasks", task, shown.key), 1, True) for task, shown in TASK_FIGURES.items()),
 )
 """Heading, keys in an entry of summary.json, digits, and whether it is compared with round 0."""
 
@@ -201,7 +203,7 @@ def measured(entry: Mapping[str, Any], keys: Sequence[str]) -> float | None:
 
 
 def round_charts(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
-    """The figures of the rounds: retrieval, captioning, the filter, what was kept."""
+    """The figures of the rounds: retrieval, captioning, the filter, downstream tasks, what was kept."""
     for title, names, note in (
         ("Retrieval", (("TR@1", ("retrieval", "tr@1")), ("IR@1", ("retrieval", "ir@1"))), "Recall at 1, %."),
         ("Captioning", (("CIDEr", ("captioning", "cider")),), "CIDEr ×100."),
@@ -214,6 +216,10 @@ def round_charts(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
             "Captions of held-out images",
             (("repeated", ("captioning", "repeated")), ("distinct bigrams", ("captioning", "distinct2"))),
             "Shares. A captioner that collapses repeats itself.",
+        ),
+        *(
+            (shown.label, ((shown.label, ("tasks", task, shown.key)),), "%, fine-tuned alike in every round.")
+            for task, shown in TASK_FIGURES.items()
         ),
     ):
         series = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from capfilt.errors import RunError
 from capfilt.storage import documents
@@ -21,6 +21,28 @@ _MEASURED = {
     "filter": ("auc", "precision", "recall", "threshold"),
 }
 """Sections in which these values, where present, are numbers; there may be others."""
+
+
+class TaskFigure(NamedTuple):
+    """The one figure of a downstream task that tables show."""
+
+    label: str
+    key: str
+    trivial: tuple[str, ...]
+    """Where among the task's figures the same figure of an answer is that sees no picture."""
+
+
+TASK_FIGURES = {
+    "retrieval": TaskFigure("TR@1, fine-tuned", "tr@1", ("guessing", "tr@1")),
+    "captioning": TaskFigure("CIDEr, fine-tuned", "cider", ("constant", "cider")),
+    "vqa": TaskFigure("VQA accuracy", "accuracy", ("prior_by_question_type",)),
+    "nlvr2": TaskFigure("NLVR2 accuracy", "accuracy", ("majority",)),
+    "entailment": TaskFigure("entailment accuracy", "top1", ("majority",)),
+    "grounding": TaskFigure("grounding IoU ≥ 0.5", "accuracy", ("random_proposal", "accuracy")),
+    "dialog": TaskFigure("dialog MRR", "mrr", ("prior", "mrr")),
+    "classification": TaskFigure("zero-shot top-1", "top1", ("guessing",)),
+}
+"""By the name of the task; a round's figures have them under `tasks`."""
 
 
 def read_summary(path: StoragePath) -> tuple[list[dict[str, Any]], float]:
@@ -46,6 +68,7 @@ def check_round(tree: Any, path: StoragePath) -> dict[str, Any]:
     stages = tree.get("stages", {})
     sections = [tree, *(stages.values() if isinstance(stages, dict) else [None])]
     valid = all(isinstance(section, dict) and _has_numbers(section) for section in sections)
+    valid &= _has_task_figures(tree.get("tasks", {}))
     valid &= is_number(tree.get("seconds", 0)) and is_number(tree.get("samples_in", 0))
     if not valid or ("noise_ratio" in tree and "kept" not in tree):
         raise RunError(f"{path} has figures of round {tree['round']} that are not numbers; run the command again.")
@@ -62,6 +85,24 @@ def _has_numbers(figures: Mapping[str, Any]) -> bool:
         if not all(is_number(values[name]) for name in names):
             return False
     return True
+
+
+def _has_task_figures(tasks: Any) -> bool:
+    """Whether what is shown of a round's downstream tasks is numbers."""
+    if not isinstance(tasks, dict):
+        return False
+    return all(
+        isinstance(figures, dict) and (name not in TASK_FIGURES or is_number(figures.get(TASK_FIGURES[name].key, 0)))
+        for name, figures in tasks.items()
+    )
+
+
+def trivial(task: str, figures: Mapping[str, Any]) -> float | None:
+    """What an answer to a task reaches that sees no picture; None where it was not measured."""
+    value: Any = figures
+    for name in TASK_FIGURES[task].trivial:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return float(value) if is_number(value) else None
 
 
 def read_threshold(path: StoragePath) -> float:

@@ -26,6 +26,19 @@ def test_the_table_has_a_dash_for_what_was_not_measured(capsys: pytest.CaptureFi
     ]
 
 
+def test_tasks_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    first = {"vqa": {"accuracy": 40.0, "prior_by_question_type": 35.64}, "classification": {"top1": 20.04}}
+    last = {"vqa": {"accuracy": 51.26, "prior_by_question_type": 35.64}, "grounding": {"accuracy": 60.0}}
+    rounds = [{"round": r, "seconds": 1.0, "tasks": tasks} for r, tasks in enumerate((first, last))]
+    print_rounds({"rounds": rounds})
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")][2:]
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["VQA accuracy", "35.6", "40.0", "51.3", "+11.3"],
+        ["grounding IoU ≥ 0.5", "-", "-", "60.0", "-"],
+        ["zero-shot top-1", "-", "20.0", "-", "-"],
+    ]
+
+
 def test_status_shows_the_rate_and_why_things_failed(capsys: pytest.CaptureFixture[str]) -> None:
     running = {"label": "annotate", "unit": "shards", "done": 30, "total": 90, "samples": {"in": 99, "failed": 4}}
     running |= {"failed": {"no image": 4}, "errors": {"killed its worker": 1}, "per_second": 0.5, "seconds_left": 120}

@@ -15,6 +15,7 @@ from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
 from capfilt.pipelines.bootstrap.role_sources import check_roles, separate_architecture
+from capfilt.pipelines.bootstrap.tasks import check_tasks
 from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, length_warnings
 from capfilt.stages.train import check_shape, check_sources, check_training
 from capfilt.training.config import TeachConfig, TrainResources
@@ -30,6 +31,7 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     check_training(architecture, config.pretrain, config.cluster.train, f"pretrain ({name})")
     check_vocabulary(config.tokenizer, architecture, config.model)
     check_roles(config, architecture)
+    check_tasks(config, architecture)
     check_momentum(config)
     if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
         raise RecipeError(

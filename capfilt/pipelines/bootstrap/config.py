@@ -5,19 +5,23 @@ Its dump is the run's `recipe.yaml` and the core of `plan.json`: a renamed field
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from capfilt import presets
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.data.policy import PolicyConfig
 from capfilt.evaluation.config import EvaluateConfig
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import ModelSection
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.pipelines.bootstrap.data import DataConfig
+from capfilt.pipelines.bootstrap.data import DataConfig, Shards
+from capfilt.pipelines.finetune import FinetuneConfig
+from capfilt.recipe_tree import read_section
 from capfilt.storage.paths import StoragePath
 from capfilt.training.config import TeachConfig, TrainConfig, TrainResources
 
@@ -107,6 +111,62 @@ RoleConfig = Annotated[
 """Where a captioner or a filter comes from: `role_sources.SOURCES` has the code of each class."""
 
 
+class TaskTraining(Config):
+    """What of a recipe of `capfilt finetune` is the same in every round."""
+
+    model: ModelSection
+    """A head, whose base becomes the model of the round."""
+    train: TrainConfig
+    """How it is trained."""
+
+
+def _task_training(given: Any) -> Any:
+    """The model and the training of the preset or YAML that is named, or that the section extends."""
+    if isinstance(given, str):
+        given = {"extends": given}
+    if not isinstance(given, Mapping) or "extends" not in given:
+        return given
+    if others := given.keys() - {"extends", *TaskTraining.model_fields}:
+        raise ValueError(f"found {', '.join(sorted(others))}; of a recipe of finetune it has model and train alone")
+    whole = read_section(given, FinetuneConfig)
+    return {name: whole[name] for name in TaskTraining.model_fields if name in whole}
+
+
+class TaskConfig(Config):
+    """A downstream task (docs/tasks.md)."""
+
+    task: str
+    """vqa, nlvr2, entailment, grounding, dialog, classification, retrieval or captioning."""
+    finetune: Annotated[TaskTraining | None, BeforeValidator(_task_training)] = None
+    """How each round's model is trained for it: a preset of `pipelines/finetune/`, a YAML, or `extends` with `model` or
+    `train` otherwise. null: it is measured as it is."""
+    train: Shards | None = None
+    """Shards to train on; null: the embedded world's."""
+    test: Shards | None = None
+    """Shards to measure on; null: the embedded world's."""
+
+
+def _task(given: Any) -> Any:
+    """A task's name alone: trained as the preset `finetune/TASK-tiny` says, where there is one."""
+    if not isinstance(given, str):
+        return given
+    usual = f"{given}-tiny"
+    return {"task": given} | ({"finetune": usual} if f"finetune/{usual}" in presets.names("pipelines") else {})
+
+
+class RoundEvaluateConfig(EvaluateConfig):
+    """How the model of each round is examined."""
+
+    tasks: tuple[Annotated[TaskConfig, BeforeValidator(_task)], ...] = added(())
+    """Downstream tasks that each round's model is measured on: names, of which each is trained as
+    the recipe `finetune/TASK-tiny` says where there is one, or sections. They may be added to a finished run."""
+
+    @property
+    def whole(self) -> EvaluateConfig:
+        """The same without the tasks."""
+        return EvaluateConfig(**{name: getattr(self, name) for name in EvaluateConfig.model_fields})
+
+
 class BootstrapConfig(Config):
     """A recipe of `capfilt bootstrap`."""
 
@@ -143,7 +203,7 @@ class BootstrapConfig(Config):
     """How texts are written and scored."""
     select: PolicyConfig = PolicyConfig()
     """Which texts are kept."""
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: RoundEvaluateConfig = RoundEvaluateConfig()
     """How the model of each round is examined."""
     cluster: ClusterConfig = ClusterConfig()
     """What the stages request of the cluster."""

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from capfilt.cluster.session import Session
 from capfilt.data.loading.config import Source
+from capfilt.evaluation.tasks.config import TaskEvalConfig
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture
 from capfilt.models.architecture import ModelRole
-from capfilt.pipelines.bootstrap.config import BootstrapConfig
+from capfilt.pipelines.bootstrap.config import BootstrapConfig, TaskConfig
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -20,6 +21,26 @@ from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.runner import digests
 from capfilt.storage.paths import StoragePath
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task of a recipe, checked."""
+
+    config: TaskConfig
+    evaluation: TaskEvalConfig
+    architecture: Architecture | None
+    """Of the fine-tuned model; None where the round's model is measured as it is."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.config.task
+
+    @property
+    def stage(self) -> str:
+        """Its folder in that of a round, and its computation in the plan."""
+        return f"task-{self.name}"
 
 
 class RoleSource(Protocol):
@@ -45,6 +66,8 @@ class OpenedRun:
     """The architectures of `config.final`."""
     roles: Mapping[ModelRole, RoleSource]
     run: Run
+    tasks: tuple[Task, ...] = ()
+    """The downstream tasks of `config.evaluate`."""
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,18 @@ def input_names(config: DataConfig) -> dict[str, Any]:
 
 
 def prepare_data(
-    session: Session, config: DataConfig, seed: int, folder: StoragePath, resources: Resources, progress: Progress
+    session: Session,
+    config: DataConfig,
+    seed: int,
+    folder: StoragePath,
+    resources: Resources,
+    progress: Progress,
+    more: Sequence[str] = (),
 ) -> dict[str, list[str]]:
     """Download or write what is not there yet; returns the URLs of the shards of every split.
+
+    Args:
+        more: further splits of the embedded world.
 
     Raises:
         DataError: a split without any usable sample.
@@ -98,7 +107,7 @@ def prepare_data(
         for split, urls in splits.items():
             check_not_empty(split, urls)
         return splits
-    written = [split for split in world.SPLITS if world.count(config.world, split)]
+    written = [split for split in (*world.SPLITS, *more) if world.count(config.world, split)]
     job = WorldJob(out=folder, world=config.world, seed=seed)
     make_folder(folder)
     run_stage(session, job, {split: split for split in written}, resources, progress, "write the world")

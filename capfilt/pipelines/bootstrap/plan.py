@@ -12,6 +12,7 @@ from capfilt.evaluation import config as evaluation_config
 from capfilt.inference import config as inference_config
 from capfilt.models import Architecture
 from capfilt.models.architecture import ModelRole
+from capfilt.pipelines.bootstrap import tasks
 from capfilt.pipelines.bootstrap.blip2_stages import stage_name
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import RoleSource
@@ -26,15 +27,18 @@ def plan_of(
     final: Sequence[Architecture],
     roles: Mapping[ModelRole, RoleSource],
 ) -> dict[str, Any]:
-    """What makes two runs the same. A resumed run may ask for more rounds, and for other settings that decide only how
-    its results are computed.
+    """What makes two runs the same. A resumed run may ask for more rounds, for downstream tasks, and for other settings
+    that decide only how its results are computed.
     """
     exclude: dict[str, Any] = {
         "rounds": True,
         "cluster": True,
-        "data": {"download": {"manners": True, "thread_count": True}},
+        "data": {
+            "download": {"manners": True, "thread_count": True},
+            "world": {"task_train": True, "task_test": True},
+        },
         "annotate": inference_config.EXECUTION_FIELDS,
-        "evaluate": evaluation_config.EXECUTION_FIELDS,
+        "evaluate": {**evaluation_config.EXECUTION_FIELDS, "tasks": True},
     }
     plan = config.model_dump(mode="json", exclude=exclude)
     plan["pretrain"] = training_plan(config.pretrain)
@@ -61,4 +65,5 @@ def compute_requests(config: BootstrapConfig, roles: Mapping[ModelRole, RoleSour
         },
         "annotate": ComputeRequest(config.annotate.precision, inference),
         "evaluate": ComputeRequest("fp32", inference),
+        **tasks.compute_requests(config),
     }

@@ -19,7 +19,7 @@ from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import shards
 from capfilt.pipelines import report
-from capfilt.pipelines.bootstrap import steps
+from capfilt.pipelines.bootstrap import steps, tasks
 from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of, warnings_of_lengths
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
@@ -64,13 +64,16 @@ def open_run(config: BootstrapConfig, out: StoragePath) -> OpenedRun:
         RunError: the folder belongs to another run.
     """
     architecture, final = check(config)
+    checked_tasks = tasks.check_tasks(config, architecture)
     check_files(config, architecture, final)
+    tasks.check_files(config)
     lengths = warnings_of_lengths(config, architecture)
     for warning in (*lengths, *text_warnings(config.tokenizer, architecture, texts_of(config))):
         logging.getLogger(__name__).warning(warning)
     roles = open_roles(config, architecture)
     plan = plan_of(config, architecture, final, roles)
-    return OpenedRun(config, architecture, final, roles, Run.open(out, configs.to_yaml(config), plan))
+    run = Run.open(out, configs.to_yaml(config), plan)
+    return OpenedRun(config, architecture, final, roles, run, checked_tasks)
 
 
 def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[str, Any]:
@@ -80,7 +83,8 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
     run.log("begin", rounds=config.rounds)
     with timed(run, progress):
         folder = run.folder.absolute() / "data"
-        splits = prepare_data(session, config.data, config.seed, folder, config.cluster.select, progress)
+        more = tasks.world_splits(config)
+        splits = prepare_data(session, config.data, config.seed, folder, config.cluster.select, progress, more)
     context = BootstrapContext(session, opened, progress, splits, compute)
     rounds = [round_zero(context)]
     newest = context.folder(0, "pretrain", "checkpoint")
@@ -101,7 +105,7 @@ def round_zero(context: BootstrapContext) -> dict[str, Any]:
     """The baseline: a model pretrained on the uncleaned web and the human pairs."""
     with timed(context.run, context.progress, 0):
         models = steps.pretrain(context, 0, newest=None)
-        metrics = steps.evaluate(context, 0, models)
+        metrics = steps.evaluate(context, 0, models) | tasks.measure(context, 0, models)
     return summarise(context, 0, metrics)
 
 
@@ -116,7 +120,7 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
         steps.annotate(context, r, captioner, filter_model)
         threshold, tally = steps.select(context, r, calibrated)
         models = steps.pretrain(context, r, newest)
-        metrics = steps.evaluate(context, r, models)
+        metrics = steps.evaluate(context, r, models) | tasks.measure(context, r, models)
     named, annotations = shards.by_name(context.splits["web"]), context.folder(r, "annotations")
     measured = filter_figures(named, annotations, config.select.score, threshold)
     number = {} if threshold is None else {"threshold": threshold}

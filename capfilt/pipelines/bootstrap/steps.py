@@ -68,7 +68,7 @@ def evaluate(context: BootstrapContext, r: int, models: dict[str, StoragePath]) 
         models={files[name]: model for name, model in models.items()},
         shards=tuple(context.splits["test"]),
         contents=context.contents(r, context.splits["test"]),
-        config=context.config.evaluate,
+        config=context.config.evaluate.whole,
         compute=context.compute["evaluate"],
     )
     run_evaluate(context.session, job, context.config.cluster.annotate, context.progress, f"round {r} evaluate")
