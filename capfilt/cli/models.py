@@ -27,7 +27,10 @@ def evaluate(
     ],
     task: Annotated[
         str | None,
-        typer.Option("--task", help="What to measure instead: classification, grounding, ... (docs/tasks.md)."),
+        typer.Option(
+            "--task",
+            help="What to measure: retrieval, captioning, classification, grounding, dialog, vqa, nlvr2 or entailment.",
+        ),
     ] = None,
     results: Annotated[
         str | None, typer.Option("--results", metavar="FILE", help="Write the answers as the task's server takes them.")

@@ -151,7 +151,7 @@ def finetune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a model for a downstream task: VQA, NLVR2, visual entailment, visual dialog.
+    """Fine-tune a model for a downstream task: VQA, NLVR2, visual entailment, visual dialog, grounding.
 
     Example: `capfilt finetune entailment-tiny --out runs/ve --set start=runs/tiny/pretrain/checkpoint`
     """

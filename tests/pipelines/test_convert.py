@@ -104,7 +104,7 @@ def test_a_test_split_has_no_answers(images: Path, tmp_path: Path) -> None:
     files = write(tmp_path, questions={"questions": [question(1), question(4, 9, "?"), question("2", "7.png")]})
     done = convert("vqa", files, images, tmp_path / "out")
     assert [questions_of(one.meta)[0].answers for one in done.rows()] == [(), ()]
-    assert done.by_kind["questions"]["why"] == {"question is ; it is a text with something to read": 1}
+    assert done.by_kind["questions"]["why"] == {"question is ...; it is a text with something to read": 1}
 
 
 def statement(name: Any, label: Any = "True") -> dict[str, Any]:
@@ -132,7 +132,7 @@ def test_nlvr2(images: Path, tmp_path: Path) -> None:
         "right picture, broken image": 1,
         "no picture has its name": 1,
         "identifier is not SPLIT-SET-PAIR-SENTENCE": 1,
-        "label is ; it is true or false": 1,
+        "label is ...; it is true or false": 1,
     }
 
 

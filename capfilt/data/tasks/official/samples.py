@@ -83,7 +83,8 @@ def convert(key: str, planned: PlannedSample, read: Callable[[str], bytes]) -> C
 
 def reason_class(reason: str) -> str:
     """A reason without its particulars, by which rows are counted."""
-    return re.split(r": | \(", _PARTICULARS.sub("", reason), maxsplit=1)[0].replace("  ", " ")
+    general = _PARTICULARS.sub("", reason.partition(" Did you mean ")[0]).replace(" is ;", " is ...;")
+    return re.split(r": | \(", general, maxsplit=1)[0].replace("  ", " ")
 
 
 def _failed(rows: Sequence[PlannedRow], problem: str) -> Converted:
