@@ -131,7 +131,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for record in result["found"]:
         yield f"{record['folder']}  shard {record['shard']}  ({record['stage']}: {record['table']})"
         if not are_texts(record["rows"]):
-            yield from (f"  {name}: {value}" for row in record["rows"] for name, value in row.items())
+            yield from (
+                f"  {name}: {value}" for row in record["rows"] for name, value in row.items() if value not in (None, "")
+            )
             continue
         first = record["rows"][0]
         yield "  " + "  ".join(f"{name} {first[name] or '-'}" for name in (*NAMES, "round"))
