@@ -6,7 +6,6 @@ words, behind `text_encoder.`. BERT's first six layers become the text layers, i
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from capfilt.models.albef.config import AlbefConfig
@@ -17,7 +16,6 @@ from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import load_whole
 from capfilt.models.checkpoints.key_maps import LM_HEAD, TIMM_VISION, TYPES, WORDS, expand, once
 from capfilt.models.interface import Names, OriginalFormat
-from capfilt.models.layers.config import FusionTextConfig, VisionConfig
 
 VISION, TEXT, PRETRAINED, PREDICTIONS = (
     "visual_encoder.", "text_encoder.", "text_encoder.bert.", "text_encoder.cls.predictions.",
@@ -57,7 +55,9 @@ class AlbefPth(OriginalFormat):
         if described is not None:
             return described.changed(roles=roles, tie_lm_head=tied)
         with key_maps.fitting(source):
-            return _from_shapes(tensors, stack).changed(roles=roles, tie_lm_head=tied)
+            vision, text = towers.vit_of_shapes(tensors, VISION), towers.fusion_of_shapes(tensors, stack)
+            read = AlbefConfig(vision=vision, text=text, projection=tensors["vision_proj.weight"].shape[0])
+            return read.changed(roles=roles, tie_lm_head=tied)
 
     def names(self, config: AlbefConfig) -> Names:
         """What the file calls the tensors of a model of ours."""
@@ -76,44 +76,6 @@ class AlbefPth(OriginalFormat):
             written[f"{PREDICTIONS}decoder.bias"] = written[f"{PREDICTIONS}bias"]
             written.setdefault(f"{PREDICTIONS}decoder.weight", written[PRETRAINED + WORDS])
         return written
-
-
-def _from_shapes(tensors: Tensors, stack: str) -> AlbefConfig:
-    """The architecture of a file that says nothing of it. Heads leave no trace in the shapes: they are 64 wide in every
-    released checkpoint."""
-    patch = tensors[f"{VISION}patch_embed.proj.weight"].shape[-1]
-    tokens, vision_width = tensors[f"{VISION}pos_embed"].shape[1:]
-    vocab_size, width = tensors[stack + WORDS].shape
-    for tower, size in (("vision", vision_width), ("text", width)):
-        if size % 64:
-            raise ValueError(
-                f"its {tower} tower is {size} wide, not a multiple of 64, and the file does not say how many heads it "
-                "has; write the architecture into a YAML of the same name beside it"
-            )
-    depth = key_maps.depth(tensors, f"{stack}encoder.layer.")
-    fused = [n for n in range(depth) if f"{stack}encoder.layer.{n}.crossattention.self.query.weight" in tensors]
-    if not fused:
-        raise KeyError(f"{stack}encoder.layer.*.crossattention")
-    return AlbefConfig(
-        vision=VisionConfig(
-            image_size=math.isqrt(tokens - 1) * patch,
-            patch_size=patch,
-            width=vision_width,
-            depth=key_maps.depth(tensors, f"{VISION}blocks."),
-            heads=vision_width // 64,
-            hidden=tensors[f"{VISION}blocks.0.mlp.fc1.weight"].shape[0],
-        ),
-        text=FusionTextConfig(
-            vocab_size=vocab_size,
-            width=width,
-            depth=depth,
-            heads=width // 64,
-            hidden=tensors[f"{stack}encoder.layer.0.intermediate.dense.weight"].shape[0],
-            max_positions=tensors[f"{stack}embeddings.position_embeddings.weight"].shape[0],
-            fusion_layer=fused[0],
-        ),
-        projection=tensors["vision_proj.weight"].shape[0],
-    )
 
 
 def continued(config: AlbefConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Albef:

@@ -6,14 +6,12 @@ in no BERT: it starts fresh, and so do [DEC], [ENC] and the heads that compare.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from capfilt.errors import ModelError
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip import transformers_config
 from capfilt.models.blip.config import BlipConfig
@@ -34,7 +32,7 @@ from capfilt.models.checkpoints.key_maps import (
     once,
 )
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
-from capfilt.models.layers.config import APART, Role, Share, TextConfig, VisionConfig
+from capfilt.models.layers.config import APART, Role, Share, TextConfig
 
 Layout = Literal["hf", "pth"]
 
@@ -83,43 +81,19 @@ def give(tensors: Tensors, config: BlipConfig, layout: Layout) -> Tensors:
 
 
 def from_shapes(tensors: Tensors, source: object) -> BlipConfig:
-    """The architecture of a `.pth` of BLIP's, which says nothing about it; its LM head is settled.
-
-    Heads leave no trace in the shapes: they are 64 wide in every released checkpoint.
-    """
+    """The architecture of a `.pth` of BLIP's, which says nothing about it; its LM head is settled."""
     with key_maps.fitting(source):
-        return _from_shapes(tensors, source)
+        return _from_shapes(tensors)
 
 
-def _from_shapes(tensors: Tensors, source: object) -> BlipConfig:
+def _from_shapes(tensors: Tensors) -> BlipConfig:
     roles: tuple[Role, ...] = tuple(role for role in get_args(Role) if STACKS[role] + WORDS in tensors)
     stack = STACKS[roles[-1]]
-    patch = tensors["visual_encoder.patch_embed.proj.weight"].shape[-1]
-    tokens, vision_width = tensors["visual_encoder.pos_embed"].shape[1:]
-    vocab_size, width = tensors[stack + WORDS].shape
-    for tower, size in (("vision", vision_width), ("text", width)):
-        if size % 64:
-            raise ModelError(
-                f"{source}: its {tower} is {size} wide, not a multiple of 64, and a .pth does not say how many heads "
-                f"it has; write the architecture into a YAML of the same name beside it"
-            )
     projection = tensors["vision_proj.weight"].shape[0] if "vision_proj.weight" in tensors else 256
     return BlipConfig(
-        vision=VisionConfig(
-            image_size=math.isqrt(tokens - 1) * patch,
-            patch_size=patch,
-            width=vision_width,
-            depth=key_maps.depth(tensors, "visual_encoder.blocks."),
-            heads=vision_width // 64,
-            hidden=tensors["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
-        ),
+        vision=towers.vit_of_shapes(tensors, "visual_encoder."),
         text=TextConfig(
-            vocab_size=vocab_size,
-            width=width,
-            depth=key_maps.depth(tensors, f"{stack}encoder.layer."),
-            heads=width // 64,
-            hidden=tensors[f"{stack}encoder.layer.0.intermediate.dense.weight"].shape[0],
-            max_positions=tensors[f"{stack}embeddings.position_embeddings.weight"].shape[0],
+            **towers.bert_of_shapes(tensors, stack),
             share=shared(tensors) if len(roles) == 2 else "all_but_self_attention",
             roles=roles,
             tie_lm_head=OUTPUT not in tensors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from capfilt.errors import ModelError
 from capfilt.models.checkpoints import files, key_maps
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.key_maps import Table
+from capfilt.models.checkpoints.key_maps import WORDS, Table
 from capfilt.models.interface import Model, Names
 from capfilt.models.layers.config import FusionTextConfig, VisionConfig
 from capfilt.models.layers.vit import resize_positions
@@ -84,6 +85,52 @@ def bert(tensors: Tensors) -> Tensors:
 def _modern(name: str) -> str:
     """Files from before 2019, bert-base-uncased among them, call a LayerNorm's weight gamma and its bias beta."""
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def heads_of(tower: str, width: int) -> int:
+    """The heads of a tower, which leave no trace in the shapes: they are 64 wide in every released checkpoint."""
+    if width % 64:
+        raise ValueError(
+            f"its {tower} is {width} wide, not a multiple of 64, and the file does not say how many heads it has; write"
+            " the architecture into a YAML of the same name beside it"
+        )
+    return width // 64
+
+
+def vit_of_shapes(tensors: Tensors, prefix: str) -> VisionConfig:
+    """The architecture of a ViT of timm whose file says nothing of it."""
+    patch = tensors[f"{prefix}patch_embed.proj.weight"].shape[-1]
+    tokens, width = tensors[f"{prefix}pos_embed"].shape[1:]
+    return VisionConfig(
+        image_size=math.isqrt(tokens - 1) * patch,
+        patch_size=patch,
+        width=width,
+        depth=key_maps.depth(tensors, f"{prefix}blocks."),
+        heads=heads_of("vision", width),
+        hidden=tensors[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0],
+    )
+
+
+def bert_of_shapes(tensors: Tensors, stack: str) -> dict[str, int]:
+    """What the shapes of a stack of BERT's names say of its architecture, by the fields of a text config."""
+    vocab_size, width = tensors[stack + WORDS].shape
+    return {
+        "vocab_size": vocab_size,
+        "width": width,
+        "depth": key_maps.depth(tensors, f"{stack}encoder.layer."),
+        "heads": heads_of("text", width),
+        "hidden": tensors[f"{stack}encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "max_positions": tensors[f"{stack}embeddings.position_embeddings.weight"].shape[0],
+    }
+
+
+def fusion_of_shapes(tensors: Tensors, stack: str) -> FusionTextConfig:
+    """The same of a stack whose upper layers attend to images."""
+    known = bert_of_shapes(tensors, stack)
+    for layer in range(known["depth"]):
+        if f"{stack}encoder.layer.{layer}.crossattention.self.query.weight" in tensors:
+            return FusionTextConfig(**known, fusion_layer=layer)
+    raise KeyError(f"{stack}encoder.layer.*.crossattention")
 
 
 def fusion_bert(config: FusionTextConfig, tensors: Tensors, source: str) -> Tensors:

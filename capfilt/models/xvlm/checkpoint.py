@@ -20,7 +20,7 @@ from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import load_whole
 from capfilt.models.checkpoints.key_maps import LM_HEAD, TYPES, WORDS, Table, expand, once
 from capfilt.models.interface import Names, OriginalFormat
-from capfilt.models.layers.config import FusionTextConfig, Role, SwinConfig
+from capfilt.models.layers.config import Role, SwinConfig
 from capfilt.models.layers.swin import resize_windows
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
@@ -211,29 +211,10 @@ def vit_from_shapes(tensors: Tensors) -> RegionVitConfig:
 
 
 def _from_shapes(tensors: Tensors, stack: str) -> XvlmConfig:
-    """The architecture of a file that says nothing of it. Heads of the text stack leave no trace in the shapes: they
-    are 64 wide in every released checkpoint."""
-    vocab_size, width = tensors[stack + WORDS].shape
-    if width % 64:
-        raise ValueError(
-            f"its text stack is {width} wide, not a multiple of 64, and the file does not say how many heads it has; "
-            "write the architecture into a YAML of the same name beside it"
-        )
-    depth = key_maps.depth(tensors, f"{stack}encoder.layer.")
-    fused = [n for n in range(depth) if f"{stack}encoder.layer.{n}.crossattention.self.query.weight" in tensors]
-    if not fused:
-        raise KeyError(f"{stack}encoder.layer.*.crossattention")
+    """The architecture of a file that says nothing of it."""
     return XvlmConfig(
         vision=swin_from_shapes(tensors, VISION) if VISION + FIRST["Swin"] in tensors else vit_from_shapes(tensors),
-        text=FusionTextConfig(
-            vocab_size=vocab_size,
-            width=width,
-            depth=depth,
-            heads=width // 64,
-            hidden=tensors[f"{stack}encoder.layer.0.intermediate.dense.weight"].shape[0],
-            max_positions=tensors[f"{stack}embeddings.position_embeddings.weight"].shape[0],
-            fusion_layer=fused[0],
-        ),
+        text=towers.fusion_of_shapes(tensors, stack),
         projection=tensors["vision_proj.weight"].shape[0] if "vision_proj.weight" in tensors else 256,
     )
 
