@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 from capfilt.errors import ModelError
 from capfilt.models.blip.config import BlipConfig
-from capfilt.models.checkpoints.transformers_folder import possible, vision_tower
+from capfilt.models.checkpoints.transformers_folder import (
+    check_gelu,
+    described_vision,
+    possible,
+    text_fields,
+    vision_tower,
+)
 from capfilt.models.layers.config import Role, TextConfig
 
 HfClass = Literal["BlipForConditionalGeneration", "BlipForImageTextRetrieval", "BlipForQuestionAnswering"]
@@ -64,11 +70,7 @@ def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCo
     roles = ROLES[config["architectures"][0]]
     vision = _VISION | (config.get("vision_config") or {})
     text = _TEXT | (config.get("text_config") or {})
-    for section, part in (("vision_config", vision), ("text_config", text)):
-        if part["hidden_act"] != "gelu":
-            raise ModelError(
-                f"{source}: {section}.hidden_act is {part['hidden_act']}; BLIP has gelu, and so has this code"
-            )
+    check_gelu({"vision_config": vision, "text_config": text}, "BLIP", source)
     if "decoder" in roles and text["bos_token_id"] != text["vocab_size"] - 2:
         raise ModelError(
             f"{source}: text_config.bos_token_id is {text['bos_token_id']}; [DEC] and [ENC] must be the last two of "
@@ -77,14 +79,7 @@ def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipCo
     return BlipConfig(
         vision=vision_tower(vision, source),
         text=TextConfig(
-            vocab_size=text["vocab_size"],
-            width=text["hidden_size"],
-            depth=text["num_hidden_layers"],
-            heads=text["num_attention_heads"],
-            hidden=text["intermediate_size"],
-            max_positions=text["max_position_embeddings"],
-            dropout=text["hidden_dropout_prob"],
-            layer_norm_eps=text["layer_norm_eps"],
+            **text_fields(text),
             share="none" if len(roles) == 2 else "all_but_self_attention",
             roles=roles,
             tie_lm_head=tied,
@@ -121,17 +116,7 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
         "logit_scale_init_value": -math.log(temperature),
         "tie_word_embeddings": text.tie_lm_head,
         "itm_token": config.itm_token,
-        "vision_config": {
-            "model_type": "blip_vision_model",
-            "hidden_size": vision.width,
-            "intermediate_size": vision.hidden,
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_act": "gelu",
-            "layer_norm_eps": vision.layer_norm_eps,
-        },
+        "vision_config": described_vision(vision, "blip_vision_model"),
         "text_config": {
             "model_type": "blip_text_model",
             "vocab_size": text.vocab_size,

@@ -16,7 +16,7 @@ from torch import Tensor
 from capfilt.errors import ModelError
 from capfilt.models.blip2.config import Blip2Config, Format, Kind, LanguageConfig, QFormerConfig
 from capfilt.models.checkpoints.key_maps import HF_VISION, LM_HEAD, Table, expand, once
-from capfilt.models.checkpoints.transformers_folder import vision_tower
+from capfilt.models.checkpoints.transformers_folder import check_gelu, described_vision, text_fields, vision_tower
 from capfilt.models.interface import Names
 
 FILTER, CAPTIONER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
@@ -140,11 +140,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
     """What a `config.json` describes; `tied` is what the tensors say of the language model."""
     vision = _VISION | (config.get("vision_config") or {})
     text = _QFORMER | (config.get("qformer_config") or {})
-    for section, part in (("vision_config", vision), ("qformer_config", text)):
-        if part["hidden_act"] != "gelu":
-            raise ModelError(
-                f"{source}: {section}.hidden_act is {part['hidden_act']}; BLIP-2 has gelu, and so has this code"
-            )
+    check_gelu({"vision_config": vision, "qformer_config": text}, "BLIP-2", source)
     if not vision.get("qkv_bias", True):
         raise ModelError(
             f"{source}: vision_config.qkv_bias is false; BLIP-2's towers have biases, and so has this code"
@@ -163,14 +159,7 @@ def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> Blip2Co
         vision=vision_tower(vision, source, key_bias=False, final_norm=False),
         vision_norm_eps=config.get("vision_norm_eps"),
         text=QFormerConfig(
-            vocab_size=text["vocab_size"],
-            width=text["hidden_size"],
-            depth=text["num_hidden_layers"],
-            heads=text["num_attention_heads"],
-            hidden=text["intermediate_size"],
-            max_positions=text["max_position_embeddings"],
-            dropout=text["hidden_dropout_prob"],
-            layer_norm_eps=text["layer_norm_eps"],
+            **text_fields(text),
             queries=config.get("num_query_tokens", 32),
             cross_every=text["cross_attention_frequency"],
             roles=("encoder",) if is_filter else (),
@@ -235,18 +224,7 @@ def describe(config: Blip2Config, temperature: float) -> dict[str, Any]:
         "image_text_hidden_size": config.projection,
         "num_query_tokens": text.queries,
         "itc_temperature": temperature,
-        "vision_config": {
-            "model_type": "blip_2_vision_model",
-            "hidden_size": vision.width,
-            "intermediate_size": vision.hidden,
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_act": "gelu",
-            "layer_norm_eps": vision.layer_norm_eps,
-            "qkv_bias": True,
-        },
+        "vision_config": {**described_vision(vision, "blip_2_vision_model"), "qkv_bias": True},
         "qformer_config": {
             "model_type": "blip_2_qformer",
             "vocab_size": text.vocab_size,

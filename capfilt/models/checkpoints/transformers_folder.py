@@ -63,6 +63,44 @@ def vision_tower(vision: Mapping[str, Any], source: Path, **more: bool) -> Visio
     )
 
 
+def described_vision(vision: VisionConfig, model_type: str) -> dict[str, Any]:
+    """The `vision_config` of a tower of ours."""
+    return {
+        "model_type": model_type,
+        "hidden_size": vision.width,
+        "intermediate_size": vision.hidden,
+        "num_hidden_layers": vision.depth,
+        "num_attention_heads": vision.heads,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_act": "gelu",
+        "layer_norm_eps": vision.layer_norm_eps,
+    }
+
+
+def text_fields(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `text_config` or `qformer_config` says of a stack like BERT's, by the fields of ours."""
+    return {
+        "vocab_size": text["vocab_size"],
+        "width": text["hidden_size"],
+        "depth": text["num_hidden_layers"],
+        "heads": text["num_attention_heads"],
+        "hidden": text["intermediate_size"],
+        "max_positions": text["max_position_embeddings"],
+        "dropout": text["hidden_dropout_prob"],
+        "layer_norm_eps": text["layer_norm_eps"],
+    }
+
+
+def check_gelu(sections: Mapping[str, Mapping[str, Any]], family: str, source: Path) -> None:
+    """Refuse sections of a description with another activation than the family has; ModelError."""
+    for section, part in sections.items():
+        if part["hidden_act"] != "gelu":
+            raise ModelError(
+                f"{source}: {section}.hidden_act is {part['hidden_act']}; {family} has gelu, and so has this code"
+            )
+
+
 def square(part: Mapping[str, Any], name: str, source: Path) -> int:
     """A size that may be written as a number or as two equal ones."""
     sides = part[name] if isinstance(part[name], list) else [part[name]]
