@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capfilt.data.tasks import Dialog
-from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.data.text.tokenizer import Tokenizer, padded
 from capfilt.errors import TextError
 
 MAX_WORDS = 100
@@ -77,14 +77,10 @@ def encode_candidates(tokenizer: Tokenizer, rounds: Sequence[RoundText], max_len
         room = max_length - 1 - max(map(len, after), default=0)
         start = [tokenizer.cls, *before[max(0, len(before) - room) :]]
         rows += [(start, pieces) for pieces in after]
-    length = max((len(start) + len(pieces) for start, pieces in rows), default=0)
-    ids = np.full((len(rows), length), tokenizer.pad, np.int64)
-    mask, answer = np.zeros_like(ids), np.zeros(ids.shape, np.bool_)
+    ids, mask = padded([[*start, *pieces] for start, pieces in rows], tokenizer.pad)
+    answer = np.zeros(ids.shape, np.bool_)
     for row, (start, pieces) in enumerate(rows):
-        stop = len(start) + len(pieces)
-        ids[row, :stop] = [*start, *pieces]
-        mask[row, :stop] = 1
-        answer[row, len(start) : stop] = True
+        answer[row, len(start) : len(start) + len(pieces)] = True
     return CandidateIds(ids, mask, answer)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from capfilt.data.text.bert_tokenizers import BertTokenizer, ClosedBertTokenizer, OpenBertTokenizer
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer
-from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer, tighten
+from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer, padded, tighten
 from capfilt.errors import TextError
 from capfilt.storage.atomic import staging_folder
 from capfilt.storage.local_copies import local_copy
@@ -92,13 +92,7 @@ class LanguageTokenizer(Tokenizer):
             rows = [[self.cls, *row, self.sep][:max_length] for row in pieces]
         else:
             rows = [[*row[: max(max_length - 1, 0)], self.sep] for row in pieces]
-        length = max(map(len, rows), default=0)
-        ids = np.full((len(rows), length), self.pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        return ids, mask
+        return padded(rows, self.pad)
 
     def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
         """The ids that a generated text begins with; of T5 without the prompt, which its encoder reads."""

@@ -187,13 +187,7 @@ class Tokenizer:
             raise TextError(f"max_length {max_length}; at least 2 is needed, for [CLS] and [SEP]")
         end = [self.sep] if closed else []
         rows = [[self.cls, *self._pieces(text)[: max_length - 1 - len(end)], *end] for text in texts]
-        length = max(map(len, rows), default=0)
-        ids = np.full((len(rows), length), self.pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        return ids, mask
+        return padded(rows, self.pad)
 
     def spelled_out(self, text: str) -> tuple[int, int]:
         """The characters of a text in words that are unknown or cut into single characters, and all of them; spaces do
@@ -228,6 +222,16 @@ class Tokenizer:
         # worker.
         readable = _SURROGATE.sub("\ufffd", text[:MAX_CHARACTERS])
         return list(self._engine.encode(readable, add_special_tokens=False).ids)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids, padded on the right to the longest: ids and mask, int64 [B, T]."""
+    ids = np.full((len(rows), max(map(len, rows), default=0)), pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask
 
 
 def tighten(text: str) -> str:
