@@ -74,7 +74,8 @@ def _check(config: BootstrapConfig, section: TaskConfig, architecture: Architect
             )
         return Task(section, task.config(task=task.name), None)
     if said := not_in_table(section.task, architecture.family):
-        raise RecipeError(f"{where}: {said}")
+        hint = f" As it is, it can: {{task: {section.task}}}." if task.can(architecture) else ""
+        raise RecipeError(f"{where}: {said}{hint}")
     trained = _trained(config, section.finetune, architecture, where)
     check_training(trained, section.finetune.train, config.cluster.finetune, where)
     if not task.can(trained):

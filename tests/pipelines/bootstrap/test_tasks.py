@@ -52,6 +52,7 @@ def test_a_finished_run_may_be_given_tasks_and_does_nothing_else(
     ("settings", "said"),
     [
         ("evaluate.tasks=[retrievl]", "evaluate.tasks.0 (retrievl): there is no such task"),
+        ("evaluate.tasks=[grounding]", "xvlm can. As it is, it can: {task: grounding}."),
         ("evaluate.tasks=[classification, classification]", "the task comes twice"),
         ("evaluate.tasks=[{task: entailment}]", "evaluate.tasks.0 (entailment)"),
         ("evaluate.tasks=[{task: entailment, finetune: {extends: entailment-tiny, data: x}}]", "found data"),
