@@ -6,7 +6,6 @@ can show.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,35 +107,16 @@ class PairClaim:
         return {"left": left, "right": right, "both": number == 2, "no": number == 0, "one": number == 1}[self.where]
 
 
-def draw_pair_claim(
-    scene: Scene, rng: np.random.Generator, changed: bool = False, where: Where | None = None
-) -> tuple[str, PairClaim]:
-    """A statement about pairs, made of a claim that is true of `scene`, or with `changed` false by one word; and its
-    text. Without `where` that is drawn, too."""
+def draw_pair_claim(scene: Scene, rng: np.random.Generator) -> tuple[str, PairClaim]:
+    """A statement about pairs, made of a claim that is true of `scene`, and its text."""
     claim = draw_claim(scene, rng)
     keeps_relation = claim.relation is not None and rng.random() < 0.4
     claim = Claim(claim.phrases[:2], claim.relation) if keeps_relation else Claim(claim.phrases[:1])
-    if changed:
-        claim = falsify(claim, scene, rng)
-    place: Where = pick(rng, tuple(PLACES)) if where is None else where
+    where = pick(rng, tuple(PLACES))
     voice = random.Random(draw_voice(rng))
     first, *second = (say_phrase(phrase, voice) for phrase in claim.phrases)
-    words = [first, "is", spelling(claim.relation, voice), *second, PLACES[place]]
-    return " ".join(filter(None, words)), PairClaim(claim, place)
-
-
-def draw_statement(left: Scene, right: Scene, label: bool, rng: np.random.Generator) -> str:
-    """A statement that is true of this pair, or false: about a thing of one of its pictures, or one that is much
-    like it. Few pairs allow what is true of both, so "both" would give the label away: it is never said."""
-    places: tuple[Where, ...] = ("left", "right", "no", "one")
-    for attempt in itertools.count():
-        if attempt % 20 == 0:  # of two pictures of the same things nothing is true of only one
-            where = pick(rng, places)
-        shown = left if rng.random() < 0.5 else right
-        text, stated = draw_pair_claim(shown, rng, changed=rng.random() < 0.5, where=where)
-        if stated.holds(left, right) == label:
-            return text
-    raise AssertionError("it counts without end")
+    words = [first, "is", spelling(claim.relation, voice), *second, PLACES[where]]
+    return " ".join(filter(None, words)), PairClaim(claim, where)
 
 
 def draw_pair(

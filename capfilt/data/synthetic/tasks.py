@@ -68,7 +68,7 @@ def _vqa(place: _Place) -> Sample:
 
 
 def _nlvr2(place: _Place) -> Sample:
-    """Of four samples in a row, which share a statement, it is true of two; each has two more of its own."""
+    """Of four samples in a row, which have one statement, it is true of two."""
     number, member = divmod(place.index, statements.GROUP)
     rng = place.stream("statement", number)
     text, stated = statements.draw_pair_claim(draw_scene(rng, place.weights, place.held_out), rng)
@@ -76,14 +76,9 @@ def _nlvr2(place: _Place) -> Sample:
     left, right = statements.draw_pair(stated, label, place.stream("pair"), place.weights, place.held_out)
     second = picture(place.config, place.seed, f"{place.split}-right", place.index, right)
     group = f"{place.split}-{number}"
-    rows = [{"id": f"{group}-{member}", "text": text, "label": stated.holds(left, right), "group": group}]
-    rng = place.stream("statements")
-    for letter in "ab":
-        label = bool(rng.random() < 0.5)
-        text = statements.draw_statement(left, right, label, rng)
-        rows.append({"id": f"{group}-{member}{letter}", "text": text, "label": label})
+    row = {"id": f"{group}-{member}", "text": text, "label": stated.holds(left, right), "group": group}
     extras = {f"right.{second.extension}": second.image}
-    return replace(_with(place.picture(left), statements=rows), extras=extras)
+    return replace(_with(place.picture(left), statements=[row]), extras=extras)
 
 
 def _entailment(place: _Place) -> Sample:
