@@ -17,6 +17,7 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.loader import Batch, Loader
+from capfilt.data.loading.task_rows import loader_of
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import CapfiltError, ModelError
 from capfilt.models import Blip, BlipConfig
@@ -98,7 +99,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
                     raise Killed
                 yield batch
 
-    monkeypatch.setattr(loop, "Loader", Dying)
+    monkeypatch.setattr(loop, "loader_of", lambda kind, *args, **options: Dying(*args, **options))
 
 
 def cut_short(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ class TestResume:
             killed_at(step, monkeypatch)
             with pytest.raises(Killed):
                 train(job)
-            monkeypatch.setattr(loop, "Loader", Loader)
+            monkeypatch.setattr(loop, "loader_of", loader_of)
             assert (job.out / "states").exists() == (step > 1)
             assert not job.model_folder.exists()
         train(job)
@@ -301,7 +302,7 @@ class TestNotFinite:
                     yield replace(batch, images=batch.images * torch.nan) if now == 2 else batch
 
         job = make_job(tmp_path, steps=5, log_every=5, objectives=ObjectivesConfig(losses=losses, queue=16))
-        monkeypatch.setattr(loop, "Loader", Dark)
+        monkeypatch.setattr(loop, "loader_of", lambda kind, *args, **options: Dark(*args, **options))
         train(job)
         (line,) = log_of(job)
         assert (line["skipped"], line["step"]) == (1, 5)
