@@ -1,35 +1,36 @@
-"""One Ray for all tests of the cluster: a start costs seconds."""
+"""One Ray for all tests of the cluster: a start costs seconds, and one that nobody uses half a second in each 20."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from capfilt.cluster.session import Session, connect
 
 CPUS = 2
+STARTED: list[Session] = []
+"""The Ray that runs, if any."""
 
 
-@pytest.fixture(scope="package")
-def started_ray() -> Iterator[list[Session]]:
-    """The Ray that runs, if any, as the one entry of a list."""
-    running: list[Session] = []
-    yield running
-    for session in running:
-        session.close()
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End it with the last of these tests that follow one another."""
+    if STARTED and (nextitem is None or not nextitem.path.is_relative_to(Path(__file__).parent)):
+        STARTED.pop().close()
 
 
 @pytest.fixture
-def ray_session(started_ray: list[Session]) -> Session:
+def ray_session() -> Session:
     """A Ray with two cores that are free. One that does not get its cores back from an earlier test is ended, and
     another begun: Ray loses the cores of an actor that is killed in the very moment in which it begins."""
-    if started_ray and not cores_come_back():
-        started_ray.pop().close()
-    if not started_ray:
-        started_ray.append(connect("start", cpus=CPUS))
-    return started_ray[0]
+    if STARTED and not cores_come_back():
+        STARTED.pop().close()
+    if not STARTED:
+        STARTED.append(connect("start", cpus=CPUS))
+    return STARTED[0]
 
 
 def cores_come_back(patience: float = 20) -> bool:

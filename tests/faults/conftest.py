@@ -116,11 +116,20 @@ class Nodes:
         self.cluster = None
 
 
-@pytest.fixture(scope="session")
-def nodes() -> Iterator[Nodes]:
-    running = Nodes(2)
-    yield running
-    running.stop()
+RUNNING = Nodes(2)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the cluster with the last of the tests that use it one after the other: idle nodes take time from others."""
+    if nextitem is None or "nodes" not in nextitem.fixturenames:  # type: ignore[attr-defined]
+        RUNNING.stop()
+
+
+@pytest.fixture
+def nodes() -> Nodes:
+    """The cluster, which is begun when its address is asked for."""
+    return RUNNING
 
 
 def ignore_signals() -> None:
