@@ -1,6 +1,7 @@
 """Classes of texts beside pictures: visual entailment and NLVR2 by cross-entropy, VQA by binary cross-entropy.
 
-A row whose answer is none of the model's classes has no part in the loss, and its share is told as `outside`.
+A row whose answer is none of the model's classes has no part in the loss; the metric `outside` is the share of such
+rows.
 """
 
 from __future__ import annotations
