@@ -25,6 +25,8 @@ MAX_BYTES = 192 * 2**20
 table."""
 MAX_VALUES = 10_000_000
 """Values in one column of lists."""
+MAX_WIDTH = 4096
+"""Numbers of a vector."""
 
 TOO_LARGE = f"has more than {MAX_ROWS:,} rows or {MAX_BYTES >> 20} MiB, and no table may: make smaller shards"
 
@@ -73,6 +75,8 @@ def read(path: StoragePath, columns: Sequence[str] | None = None, chosen: Chosen
 def is_bounded(kind: pa.DataType) -> bool:
     """Whether a value of a type takes no more memory than in a page of the file."""
     types = pa.types
+    if types.is_fixed_size_list(kind):  # a row that is null takes as much as the others
+        return kind.list_size <= MAX_WIDTH and is_bounded(kind.value_type)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_struct(kind):
         return all(is_bounded(kind.field(i).type) for i in range(kind.num_fields))
     texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
