@@ -6,14 +6,15 @@ A key that could not be read has a row as well (`status` failed, with its reason
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capfilt.data import parquet
+from capfilt.data import scores as score_tables
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
 from capfilt.storage.atomic import atomic
@@ -43,7 +44,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Annotation:
-    """One text of one image with its scores; the fields are the columns of `SCHEMA`."""
+    """One text of one image with its scores; the fields but the last are the columns of `SCHEMA`."""
 
     key: str
     uid: str
@@ -68,6 +69,12 @@ class Annotation:
     """ok | failed"""
     reason: str = ""
     """why it failed; for an ok row "", or a remark: it has no scores, or they are of a long text's beginning"""
+    scores: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+    """by name, the scores beside itm and itc that were read with it (`capfilt.data.scores`)"""
+
+    def score(self, name: str) -> float | None:
+        """The value of itm, itc or another score; None where the text has none."""
+        return self.itm if name == "itm" else self.itc if name == "itc" else self.scores.get(name)
 
 
 def check_size(num_rows: int, shard: str) -> None:
@@ -136,15 +143,17 @@ def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
 
 
 def rows(table: pa.Table) -> Iterator[Annotation]:
-    """The rows of a table of annotations, converted a batch at a time."""
+    """The rows of a table of annotations, converted a batch at a time; columns of further scores become `scores`."""
+    further = score_tables.further(table.column_names)
     for batch in table.to_batches(max_chunksize=1024):
         for values in batch.to_pylist():
-            yield Annotation(**values)
+            scores = {name: values.pop(name) for name in further}
+            yield Annotation(**values, scores=scores)
 
 
 def failed(row: Annotation, reason: str) -> Annotation:
     """The row of a text that could not be annotated: no scores, only the reason."""
-    return Annotation(**{**asdict(row), "itm": None, "itc": None, "status": "failed", "reason": reason})
+    return replace(row, itm=None, itc=None, scores={}, status="failed", reason=reason)
 
 
 def _problem(row: Annotation) -> str:
