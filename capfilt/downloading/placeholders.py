@@ -1,13 +1,16 @@
 """The same bytes under many URLs: "image unavailable" pictures, counted by sha256 over all shards in bounded memory.
 
-Hashes are counted by their first 64 bits, a slice of them at a time, so that a hundred million need a few passes over
-one Parquet column and not ten gigabytes.
+Hashes are counted by their first 64 bits, a slice of them at a time: one pass over one Parquet column writes each slice
+into a file of its own, so that a billion need 8 GB of temporary disk and no second pass.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +43,9 @@ def count_repeated(
     """
     total = sum(pq.read_metadata(table_source(path)).num_rows for path in paths)
     num_slices = max(1, -(-total // in_memory))
-    slices = [_frequent_heads(paths, top, min_count, part, num_slices) for part in range(num_slices)]
-    suspects = np.sort(np.concatenate(slices))
+    with tempfile.TemporaryDirectory(prefix="capfilt-placeholders-") as folder:
+        slices = _write_slices(paths, Path(folder), num_slices)
+        suspects = np.sort(np.concatenate([_frequent_heads(path, top, min_count) for path in slices]))
     counts: Counter[str] = Counter()
     if len(suspects):
         for digests in _digests(paths):
@@ -85,10 +89,21 @@ def _marked(table: pa.Table, hit: pa.ChunkedArray, counts: Counter[str]) -> pa.T
     return table.set_column(table.column_names.index("error_message"), "error_message", pa.array(messages))
 
 
-def _frequent_heads(paths: Sequence[StoragePath], top: int, min_count: int, part: int, num_slices: int) -> np.ndarray:
+def _write_slices(paths: Sequence[StoragePath], folder: Path, num_slices: int) -> list[Path]:
+    """Write the first 64 bits of all hashes into files, equal ones into the same."""
+    files = [folder / f"{part}" for part in range(num_slices)]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(path.open("wb")) for path in files]
+        for heads in map(_heads, _digests(paths)):
+            parts = heads % num_slices
+            for part, file in enumerate(opened):
+                file.write(heads[parts == part].tobytes())
+    return files
+
+
+def _frequent_heads(path: Path, top: int, min_count: int) -> np.ndarray:
     """The first 64 bits, uint64 [n], of the hashes of one slice that may be among the most repeated."""
-    heads = [heads[heads % num_slices == part] for heads in map(_heads, _digests(paths))]
-    values, counts = np.unique(np.concatenate(heads) if heads else np.empty(0, np.uint64), return_counts=True)
+    values, counts = np.unique(np.fromfile(path, np.uint64), return_counts=True)
     values, counts = values[counts > 1], counts[counts > 1]
     bound = np.sort(counts)[-top] if len(counts) >= top else 2
     frequent = counts > bound if min_count == 0 or min_count > bound else counts >= min_count
@@ -103,5 +118,6 @@ def _digests(paths: Sequence[StoragePath]) -> Iterator[pa.Array]:
 
 def _heads(digests: pa.Array) -> np.ndarray:
     """The first 16 hex digits of each digest as an integer: uint64 [n]."""
-    text = "".join(digest[:16] for digest in digests.to_pylist())
-    return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64)
+    hex_digits = pc.utf8_slice_codeunits(digests, 0, 16).buffers()[2]
+    text = b"" if hex_digits is None else hex_digits.to_pybytes()[: 16 * len(digests)]
+    return np.frombuffer(bytes.fromhex(text.decode("ascii")), ">u8").astype(np.uint64)

@@ -17,7 +17,7 @@ from pydantic import Field
 from capfilt.config import Config, validate
 from capfilt.downloading.failures import PLACEHOLDER, kind_of
 from capfilt.downloading.url_lists.column_types import TypeClash, Types
-from capfilt.downloading.url_lists.files import ListFile
+from capfilt.downloading.url_lists.files import BadRows, ListFile
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 from capfilt.storage import documents
@@ -93,7 +93,7 @@ def plan_list(
         raise DataError("a txt list has URLs alone; leave --caption-col and --save-additional-columns out")
     types: Types = {}
     while True:
-        bad_rows: list[str] = []
+        bad_rows = BadRows()
         try:
             tables = (
                 table for file in files for table in _resized(read_tables(file, columns, types, bad_rows), layout.size)
@@ -104,7 +104,7 @@ def plan_list(
             types[clash.column] = clash.wider
     if not rows:
         raise DataError(f"the list has no rows: {', '.join(file.url for file in files[:3])}")
-    return _write_pass(folder, Pass(number=0, first=0, shards=shards, rows=rows, unreadable=len(bad_rows)))
+    return _write_pass(folder, Pass(number=0, first=0, shards=shards, rows=rows, unreadable=bad_rows.count))
 
 
 def plan_retry(
@@ -119,7 +119,7 @@ def plan_retry(
 
     `shards`: the folder with the Parquets of all passes before, complete.
     """
-    first = before[-1].first + before[-1].shards
+    first = before[-1].first + before[-1].shards  # beyond the digits names become longer, as `str.format` makes them
     retried: Counter[str] = Counter()
     names = list(columns.by_new_name)
 
@@ -183,7 +183,7 @@ def _write_shards(
     """Write each table as a shard's plan, numbered from `first`; returns the numbers of shards and rows."""
     shards = rows = 0
     for table in tables:
-        if len(str(first + shards)) > layout.digits:
+        if not first and len(str(shards)) > layout.digits:
             raise DataError(
                 f"more than {10**layout.digits} shards would be written, whose names have {layout.digits} digits;"
                 " take a larger --shard-size, or more digits by --oom-shard-count"

@@ -121,6 +121,17 @@ class TestRetry:
         assert urls(tmp_path / "plan", "04") == ["02-1", "03-0"]
         assert passes(tmp_path / "plan") == [second, third]
 
+    def test_it_goes_on_where_the_digits_of_names_end(self, tmp_path: Path) -> None:
+        """At the defaults a list of 10^9 rows has used them up, and its failures can be tried again all the same."""
+        layout, outcomes = ShardLayout(size=3, digits=1), {f"{shard}": ["timeout: slow"] for shard in range(10)}
+        for shard, ends in outcomes.items():
+            outcome(tmp_path, shard, ends)
+        before = [Pass(number=0, first=0, shards=10, rows=10)]
+        again = plan_retry(tmp_path / "plan", before, tmp_path, TEXT, [ALL_KINDS], layout)
+        assert again is not None
+        assert (again.first, again.shards, again.rows) == (10, 4, 10)
+        assert urls(tmp_path / "plan", "10") == ["0-0", "1-0", "2-0"]
+
     def test_kinds_can_be_chosen(self, tmp_path: Path) -> None:
         outcome(tmp_path, "00", ["", "timeout: slow", "http-404: "])
         outcome(tmp_path, "01", ["timeout: slow", "", "dns: none"])

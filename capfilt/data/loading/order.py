@@ -45,8 +45,10 @@ class RowOrder:
 
     def __init__(self, sources: Sequence[tuple[Sequence[str], float]], rows: Mapping[str, int], lanes: int, seed: int):
         self.sources, self.rows, self.lanes, self.seed = sources, rows, lanes, seed
-        self._layouts: dict[int, tuple[list[str], np.ndarray]] = {}
+        self._layouts: dict[int, tuple[list[str], np.ndarray, dict[str, dict[int, int]]]] = {}
+        self._permutations: dict[int, np.ndarray] = {}
         self._totals: dict[int, int] = {}
+        self._whole = sum(int(repeat) * sum(rows[url] for url in urls) for urls, repeat in sources)
         if not any(rows[url] for urls, _ in sources for url in urls):
             urls = [url for shards, _ in sources for url in shards]
             raise DataError(f"no readable pair in {len(urls)} shards, first {urls[0]}")
@@ -55,25 +57,31 @@ class RowOrder:
         """The shards of an epoch in their order; one that is read twice is there twice."""
         chosen: list[str] = []
         for number, (urls, repeat) in enumerate(self.sources):
-            whole = int(repeat)
-            chosen += list(urls) * whole
-            # The fraction takes the next shards of a fixed permutation, on and on from epoch to epoch.
-            first, last = (round(e * (repeat - whole) * len(urls)) for e in (epoch, epoch + 1))
-            permutation = self._generator(number).permutation(len(urls)) if last > first else ()
-            chosen += [urls[permutation[i % len(urls)]] for i in range(first, last)]
+            chosen += [*list(urls) * int(repeat), *self._fraction(number, epoch)]
         return [chosen[i] for i in self._generator(-1, epoch).permutation(len(chosen))]
+
+    def _fraction(self, number: int, epoch: int) -> list[str]:
+        """What an epoch reads of a source beside whole repetitions: the next shards of a fixed permutation, on and on
+        from epoch to epoch."""
+        urls, repeat = self.sources[number]
+        first, last = (round(e * (repeat - int(repeat)) * len(urls)) for e in (epoch, epoch + 1))
+        if last == first:
+            return []
+        if number not in self._permutations:
+            self._permutations[number] = self._generator(number).permutation(len(urls))
+        return [urls[self._permutations[number][i % len(urls)]] for i in range(first, last)]
 
     def spans(self, lane: int, epoch: int) -> list[Span]:
         """The segment of a lane, as spans of shards."""
-        urls, starts = self._layout(epoch)
+        urls, starts, repeated = self._layout(epoch)
         begin, end = self._segment(lane, epoch)
-        spans, repeated = [], self._repeated(urls)
+        spans = []
         for i in range(int(starts.searchsorted(begin, side="right")) - 1, len(urls)):
             first, last = max(begin, int(starts[i])), min(end, int(starts[i + 1]))
             if int(starts[i]) >= end:
                 break
             if first < last:
-                repetition = repeated[urls[i]].index(i) if urls[i] in repeated else 0
+                repetition = repeated[urls[i]][i] if urls[i] in repeated else 0
                 spans.append(Span(urls[i], first - int(starts[i]), last - first, repetition))
         return spans
 
@@ -113,31 +121,34 @@ class RowOrder:
                 yield from (rows[i] for i in permutation[max(0, offset - begin) :])
             epoch, offset = epoch + 1, 0
 
-    def _repeated(self, urls: Sequence[str]) -> dict[str, list[int]]:
-        """The places in an epoch of those shards that it reads more than once."""
+    def _repeated(self, urls: Sequence[str]) -> dict[str, dict[int, int]]:
+        """Of those shards that an epoch reads more than once: the place of each reading, and how many came before."""
         if all(repeat <= 1 for _, repeat in self.sources):
             return {}
         places: dict[str, list[int]] = {}
         for i, url in enumerate(urls):
             places.setdefault(url, []).append(i)
-        return {url: indices for url, indices in places.items() if len(indices) > 1}
+        return {
+            url: {place: n for n, place in enumerate(indices)} for url, indices in places.items() if len(indices) > 1
+        }
 
     def _segment(self, lane: int, epoch: int) -> tuple[int, int]:
         """The first row of a lane's segment, and the first behind it."""
-        if epoch not in self._totals:
-            self._totals[epoch] = int(self._layout(epoch)[1][-1])
+        if epoch not in self._totals:  # without its shuffle: a resumed training asks it of all epochs that it is past
+            fractions = (self._fraction(number, epoch) for number in range(len(self.sources)))
+            self._totals[epoch] = self._whole + sum(self.rows[url] for urls in fractions for url in urls)
         total = self._totals[epoch]
         # Where lanes do not divide the rows, segments differ by a row: which are longer changes with the epoch.
         segment = (lane + epoch) % self.lanes
         return segment * total // self.lanes, (segment + 1) * total // self.lanes
 
-    def _layout(self, epoch: int) -> tuple[list[str], np.ndarray]:
-        """An epoch's shards, and the number of the row at which each begins; kept for the epochs that lanes are in."""
+    def _layout(self, epoch: int) -> tuple[list[str], np.ndarray, dict[str, dict[int, int]]]:
+        """An epoch's shards, the row at which each begins, and `_repeated`; kept for the epochs that lanes are in."""
         if epoch not in self._layouts:
             urls = self.shards(epoch)
             starts = np.cumsum([0, *(self.rows[url] for url in urls)])
             near = {e: layout for e, layout in self._layouts.items() if abs(e - epoch) <= 1}
-            self._layouts = near | {epoch: (urls, starts)}
+            self._layouts = near | {epoch: (urls, starts, self._repeated(urls))}
         return self._layouts[epoch]
 
     def _generator(self, *key: int) -> np.random.Generator:

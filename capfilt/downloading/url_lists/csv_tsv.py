@@ -1,6 +1,6 @@
 """Readers of csv and tsv lists, in chunks of bounded size.
 
-Every row of a file is accounted for: a reader gives it out, or adds it to `bad_rows`, or refuses the file, naming the
+Every row of a file is accounted for: a reader gives it out, or counts it in `bad_rows`, or refuses the file, naming the
 line. Quotes are not guessed at: a tsv has none, and a csv is held to RFC 4180 wherever a quoted field spans lines,
 since one loose quote would otherwise swallow the rows behind it.
 """
@@ -16,20 +16,27 @@ import pyarrow as pa
 import pyarrow.csv
 
 from capfilt.downloading.url_lists import files
-from capfilt.downloading.url_lists.files import CHUNK_ROWS, ChooseColumns, Chunk, ListFile, lines, open_bytes, open_text
+from capfilt.downloading.url_lists.files import (
+    CHUNK_ROWS,
+    BadRows,
+    ChooseColumns,
+    Chunk,
+    ListFile,
+    lines,
+    open_bytes,
+    open_text,
+)
 from capfilt.errors import DataError
 
 MAX_ROW_LINES = 10_000
 """Lines that one row of a csv may span; a field holds 131,072 characters at most (`csv.field_size_limit`)."""
-_SHOWN = 200
-"""Characters of a bad row that are kept."""
 
 
-def read_tsv(file: ListFile, choose: ChooseColumns, bad_rows: list[str]) -> Iterator[Chunk]:
+def read_tsv(file: ListFile, choose: ChooseColumns, bad_rows: BadRows) -> Iterator[Chunk]:
     """Read a tsv as captioning data sets are written: a line is a row, a tab ends a field, quotes mean nothing."""
 
     def skip(row: Any) -> str:
-        bad_rows.append(str(row.text)[:_SHOWN])
+        bad_rows.count += 1
         return "skip"
 
     def batches(stream: Any, **settings: Any) -> Any:
@@ -37,10 +44,10 @@ def read_tsv(file: ListFile, choose: ChooseColumns, bad_rows: list[str]) -> Iter
         parse = pa.csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=skip)
         return pa.csv.open_csv(stream, read_options=read, parse_options=parse, **settings)
 
-    num_bad = len(bad_rows)
+    num_bad = bad_rows.count
     with open_bytes(file) as stream, batches(stream) as head:
         names = choose(head.schema.names)
-    del bad_rows[num_bad:]  # Arrow reads a block for the header; its bad rows are met again below
+    bad_rows.count = num_bad  # Arrow reads a block for the header; its bad rows are met again below
     wanted = list(names.values())
     convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()))
     with open_bytes(file) as stream:
@@ -49,7 +56,7 @@ def read_tsv(file: ListFile, choose: ChooseColumns, bad_rows: list[str]) -> Iter
             yield {new: table[old] for new, old in names.items()}
 
 
-def read_csv(file: ListFile, choose: ChooseColumns, bad_rows: list[str]) -> Iterator[Chunk]:
+def read_csv(file: ListFile, choose: ChooseColumns, bad_rows: BadRows) -> Iterator[Chunk]:
     """Read a csv; a row with more or fewer cells than the header is a bad one.
 
     Raises:
@@ -66,7 +73,7 @@ def read_csv(file: ListFile, choose: ChooseColumns, bad_rows: list[str]) -> Iter
             if len(row) == len(header):
                 yield row
             else:
-                bad_rows.append(str(row)[:_SHOWN])
+                bad_rows.count += 1
 
     complete = complete_rows()
     while chunk := list(islice(complete, CHUNK_ROWS)):

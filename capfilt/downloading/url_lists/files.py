@@ -37,6 +37,14 @@ Chunk = dict[str, Any]
 ChooseColumns = Callable[[Sequence[str]], Mapping[str, str]]
 """From the columns of a file to those that are taken, as new name -> name there; DataError where one is missing."""
 
+
+@dataclass
+class BadRows:
+    """The rows of a list that cannot be read: counted and not kept, since there may be a billion of them."""
+
+    count: int = 0
+
+
 Partitions = tuple[tuple[str, str | None], ...]
 _PARTITION = re.compile(r"([^=/.]+)=([^/]*)")
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"

@@ -12,15 +12,15 @@ from itertools import chain, islice
 from typing import IO, Any
 
 from capfilt.downloading.url_lists import files
-from capfilt.downloading.url_lists.files import CHUNK_ROWS, ChooseColumns, Chunk, ListFile, lines, open_text
+from capfilt.downloading.url_lists.files import CHUNK_ROWS, BadRows, ChooseColumns, Chunk, ListFile, lines, open_text
 
 MAX_OBJECT = 2**28
 """Characters of a json that is one object."""
 Row = dict[str, Any]
 
 
-def read_json(file: ListFile, choose: ChooseColumns, bad_rows: list[str], url_col: str) -> Iterator[Chunk]:
-    """Read a json or jsonl; lines of a jsonl that are no object go to `bad_rows`.
+def read_json(file: ListFile, choose: ChooseColumns, bad_rows: BadRows, url_col: str) -> Iterator[Chunk]:
+    """Read a json or jsonl; lines of a jsonl that are no object are counted in `bad_rows`.
 
     Columns are those of the first chunk's rows; a row that lacks one has None there.
     `url_col`: the column of URLs, by which the shapes of pandas are told apart.
@@ -37,7 +37,7 @@ def read_json(file: ListFile, choose: ChooseColumns, bad_rows: list[str], url_co
             yield {new: [row.get(old) for row in chunk] for new, old in names.items()}
 
 
-def _jsonl_rows(text: IO[str], bad_rows: list[str]) -> Iterator[Row]:
+def _jsonl_rows(text: IO[str], bad_rows: BadRows) -> Iterator[Row]:
     for line in lines(text):
         if not line.strip():
             continue
@@ -48,7 +48,7 @@ def _jsonl_rows(text: IO[str], bad_rows: list[str]) -> Iterator[Row]:
         if isinstance(row, dict):
             yield row
         else:
-            bad_rows.append(line[:200])
+            bad_rows.count += 1
 
 
 def _json_rows(text: IO[str], url_col: str) -> Iterator[Row]:

@@ -18,7 +18,16 @@ from pydantic import field_validator, model_validator
 from capfilt.config import Config
 from capfilt.downloading.url_lists.column_types import TypeClash, Types, typed_table
 from capfilt.downloading.url_lists.csv_tsv import read_csv, read_tsv
-from capfilt.downloading.url_lists.files import CHUNK_ROWS, ChooseColumns, Chunk, ListFile, lines, open_bytes, open_text
+from capfilt.downloading.url_lists.files import (
+    CHUNK_ROWS,
+    BadRows,
+    ChooseColumns,
+    Chunk,
+    ListFile,
+    lines,
+    open_bytes,
+    open_text,
+)
 from capfilt.downloading.url_lists.json_reader import read_json
 from capfilt.errors import DataError, ListError, did_you_mean
 
@@ -61,7 +70,7 @@ class Columns(Config):
         return {**additional, **({"caption": self.caption_col} if self.caption_col else {}), "url": self.url_col}
 
 
-def read_tables(file: ListFile, columns: Columns, types: Types, bad_rows: list[str]) -> Iterator[pa.Table]:
+def read_tables(file: ListFile, columns: Columns, types: Types, bad_rows: BadRows) -> Iterator[pa.Table]:
     """Stream a file of a list as tables with the columns of `columns.by_new_name`.
 
     Where the column of texts holds lists of texts, `caption` has the first of each, and a column `captions` has all of
@@ -69,7 +78,7 @@ def read_tables(file: ListFile, columns: Columns, types: Types, bad_rows: list[s
 
     Args:
         types: the type of every column; filled by the first table, and used by all that follow.
-        bad_rows: takes up rows that cannot be read, shortened.
+        bad_rows: counts the rows that cannot be read.
 
     Raises:
         DataError: the file cannot be read, or lacks a column.
@@ -94,10 +103,10 @@ def read_tables(file: ListFile, columns: Columns, types: Types, bad_rows: list[s
 def check_columns(file: ListFile, columns: Columns) -> None:
     """Read the beginning of a file. ListError where it lacks a column, DataError where it cannot be read."""
     with suppress(TypeClash):
-        next(read_tables(file, columns, {}, []), None)
+        next(read_tables(file, columns, {}, BadRows()), None)
 
 
-def _chunks(file: ListFile, choose: ChooseColumns, bad_rows: list[str], url_col: str) -> Iterator[Chunk]:
+def _chunks(file: ListFile, choose: ChooseColumns, bad_rows: BadRows, url_col: str) -> Iterator[Chunk]:
     """Read a file by the reader of its format."""
     if file.format in ("json", "jsonl"):
         return read_json(file, choose, bad_rows, url_col)

@@ -75,6 +75,18 @@ def test_lanes_keep_step_however_long_it_goes_on() -> None:
     assert max(begun) - min(begun) <= 1
 
 
+@pytest.mark.parametrize("repeat", [0.3, 1, 2.5])
+def test_a_place_is_found_without_the_order_of_what_lies_before(repeat: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is resumed in its thousandth epoch shuffles that one alone."""
+    made, shuffled = order([3, 1, 4, 1, 5], lanes=2, repeat=repeat), list[int]()
+    whole = RowOrder.shards
+    monkeypatch.setattr(RowOrder, "shards", lambda self, epoch: shuffled.append(epoch) or whole(self, epoch))
+    epoch, _ = made.locate(1, 7000)
+    assert epoch > 300
+    next(made.walk(1, 7000, 4, read))
+    assert shuffled == [epoch]
+
+
 def test_other_seeds_and_epochs_have_other_orders() -> None:
     found = [order([10] * 20, seed=seed).shards(epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(one) for one in found}) == 4

@@ -15,7 +15,7 @@ import pytest
 from capfilt.downloading import plans
 from capfilt.downloading.plans import ShardLayout
 from capfilt.downloading.url_lists.column_types import TypeClash, Types
-from capfilt.downloading.url_lists.files import find_files
+from capfilt.downloading.url_lists.files import BadRows, find_files
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 
@@ -23,12 +23,12 @@ TEXTS = Columns(caption_col="caption")
 
 
 def read(path: Path, columns: Columns = TEXTS, types: Types | None = None) -> pa.Table:
-    bad_rows: list[str] = []
+    bad_rows = BadRows()
     types = {} if types is None else types
     table = pa.concat_tables(
         [table for file in find_files([str(path)]) for table in read_tables(file, columns, types, bad_rows)]
     )
-    assert bad_rows == []
+    assert bad_rows.count == 0
     return table
 
 

@@ -10,19 +10,19 @@ import pytest
 
 from capfilt.downloading import plans
 from capfilt.downloading.plans import ShardLayout
-from capfilt.downloading.url_lists.files import find_files
+from capfilt.downloading.url_lists.files import BadRows, find_files
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 
 TEXTS = Columns(caption_col="caption")
 
 
-def rows_of(path: Path | str, columns: Columns = TEXTS) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows of a list, and what is no row."""
-    bad_rows: list[str] = []
+def rows_of(path: Path | str, columns: Columns = TEXTS) -> tuple[list[dict[str, Any]], int]:
+    """All rows of a list, and how many rows cannot be read."""
+    bad_rows = BadRows()
     types: Any = {}
     found = [table for file in find_files([str(path)]) for table in read_tables(file, columns, types, bad_rows)]
-    return pa.concat_tables(found).to_pylist(), bad_rows
+    return pa.concat_tables(found).to_pylist(), bad_rows.count
 
 
 def captions_of(path: Path | str) -> list[str]:
@@ -83,7 +83,7 @@ class TestQuotes:
         assert [(row["caption"], row["url"]) for row in found] == [
             ("a cat", "u1"), ('say "hi"', "u2"), ('b "c", d', "u3"), ("two\r\nlines", "u4"), ("f", "u6"),
         ]  # fmt: skip
-        assert len(bad_rows) == 1
+        assert bad_rows == 1
 
     def test_other_encodings_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_bytes("caption,url\nschön,u1\n".encode("latin-1"))

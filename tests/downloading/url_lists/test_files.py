@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from capfilt.downloading.url_lists import files
-from capfilt.downloading.url_lists.files import find_files, identity
+from capfilt.downloading.url_lists.files import BadRows, find_files, identity
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 
 TEXTS = Columns(caption_col="caption")
 
 
-def rows_of(path: Path | str, columns: Columns = TEXTS) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows of a list, and what is no row."""
-    bad_rows: list[str] = []
+def rows_of(path: Path | str, columns: Columns = TEXTS) -> tuple[list[dict[str, Any]], int]:
+    """All rows of a list, and how many rows cannot be read."""
+    bad_rows = BadRows()
     types: Any = {}
     found = [table for file in find_files([str(path)]) for table in read_tables(file, columns, types, bad_rows)]
-    return pa.concat_tables(found).to_pylist(), bad_rows
+    return pa.concat_tables(found).to_pylist(), bad_rows.count
 
 
 class TestFind:
@@ -50,7 +50,7 @@ class TestFind:
             file.write("url\nhttp://h/1\n")
         [file] = find_files(["memory://lists/"])
         assert file.url == "memory:///lists/x.csv"
-        assert rows_of("memory://lists/x.csv", Columns()) == ([{"url": "http://h/1"}], [])
+        assert rows_of("memory://lists/x.csv", Columns()) == ([{"url": "http://h/1"}], 0)
 
     @pytest.mark.parametrize(
         ("spec", "form", "said"),
@@ -82,7 +82,7 @@ class TestNames:
         (tmp_path / name).write_text("url\nhttp://h/1\n")
         (tmp_path / "list 2.csv").write_text("url\nhttp://h/2\n")
         [file] = find_files([str(tmp_path / name)])
-        assert rows_of(file.url, Columns()) == ([{"url": "http://h/1"}], [])
+        assert rows_of(file.url, Columns()) == ([{"url": "http://h/1"}], 0)
 
     def test_a_folder_with_signs_is_no_pattern(self, tmp_path: Path) -> None:
         (tmp_path / "run [1]").mkdir()
@@ -108,7 +108,7 @@ class TestNames:
         assert sorted((row["url"], row["lang"], row["year"]) for row in found) == [
             ("http://h/1", "en", 2020), ("http://h/2", "de AT", 2021), ("http://h/3", None, 2021),
         ]  # fmt: skip
-        assert bad_rows == []
+        assert bad_rows == 0
         for spec in ("base/lang=en", "base/lang=e*/*/*.parquet"):
             assert rows_of(tmp_path / spec, columns)[0] == [{"lang": "en", "year": 2020, "url": "http://h/1"}]
         with pytest.raises(DataError, match=r"no column 'land'. Did you mean 'lang'?"):

@@ -10,19 +10,19 @@ import pyarrow as pa
 import pytest
 
 from capfilt.downloading.url_lists import files, json_reader
-from capfilt.downloading.url_lists.files import find_files
+from capfilt.downloading.url_lists.files import BadRows, find_files
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 
 TEXTS = Columns(caption_col="caption")
 
 
-def rows_of(path: Path | str, columns: Columns = TEXTS) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows of a list, and what is no row."""
-    bad_rows: list[str] = []
+def rows_of(path: Path | str, columns: Columns = TEXTS) -> tuple[list[dict[str, Any]], int]:
+    """All rows of a list, and how many rows cannot be read."""
+    bad_rows = BadRows()
     types: Any = {}
     found = [table for file in find_files([str(path)]) for table in read_tables(file, columns, types, bad_rows)]
-    return pa.concat_tables(found).to_pylist(), bad_rows
+    return pa.concat_tables(found).to_pylist(), bad_rows.count
 
 
 CELLS = [{"url": f"http://h/{i}", "caption": f"text {i}"} for i in range(3)]
@@ -58,7 +58,7 @@ class TestPandas:
     def test_each_shape_is_read(self, tmp_path: Path, orient: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(files, "BLOCK", 16)
         (tmp_path / "list.json").write_text(json.dumps(SHAPES[orient]))
-        assert rows_of(tmp_path / "list.json") == ([{"caption": r["caption"], "url": r["url"]} for r in CELLS], [])
+        assert rows_of(tmp_path / "list.json") == ([{"caption": r["caption"], "url": r["url"]} for r in CELLS], 0)
 
     @pytest.mark.parametrize(
         ("value", "said"),

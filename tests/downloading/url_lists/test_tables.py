@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from capfilt.downloading.url_lists.column_types import Types
-from capfilt.downloading.url_lists.files import ListFile, find_files
+from capfilt.downloading.url_lists.files import BadRows, ListFile, find_files
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 from capfilt.errors import DataError
 
@@ -43,9 +43,9 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 def read(path: Path | ListFile, columns: Columns = COLUMNS, types: Types | None = None) -> pa.Table:
     file = path if isinstance(path, ListFile) else find_files([str(path)])[0]
-    bad_rows: list[str] = []
+    bad_rows = BadRows()
     table = pa.concat_tables(list(read_tables(file, columns, {} if types is None else types, bad_rows)))
-    assert bad_rows == []
+    assert bad_rows.count == 0
     return table
 
 
@@ -89,11 +89,11 @@ class TestFormats:
             '{"url": "http://h/1", "text": "a"}\n{"url": \n7\n\n{"url": "http://h/4"}\n'
         )
         for name, num_bad in (("list.tsv", 2), ("list.jsonl", 2)):
-            bad_rows: list[str] = []
+            bad_rows = BadRows()
             file = find_files([str(tmp_path / name)])[0]
             table = pa.concat_tables(list(read_tables(file, Columns(caption_col="text"), {}, bad_rows)))
             assert table["url"].to_pylist() == ["http://h/1", "http://h/4"]
-            assert len(bad_rows) == num_bad
+            assert bad_rows.count == num_bad
 
 
 class TestColumns:
@@ -117,10 +117,10 @@ def test_a_long_list_is_read_in_little_memory(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from capfilt.downloading.url_lists.files import find_files
+from capfilt.downloading.url_lists.files import BadRows, find_files
 from capfilt.downloading.url_lists.tables import Columns, read_tables
 file = find_files([sys.argv[1]])[0]
-rows = sum(table.num_rows for table in read_tables(file, Columns(caption_col="text"), {}, []))
+rows = sum(table.num_rows for table in read_tables(file, Columns(caption_col="text"), {}, BadRows()))
 print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     peaks = {}
