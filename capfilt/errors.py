@@ -26,11 +26,16 @@ the names in it have. The exit code is an attribute of the class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, printable
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 
 
 class CapfiltError(Exception):
@@ -120,6 +125,12 @@ class AddressError(ClusterError, UsageError):
 
 class TimeLimitError(ClusterError):
     """A piece of work that takes longer than it may."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an allocator that had no more to give: that of a CPU, of CUDA, or of one of its libraries, which
+    raise four classes of torch for it and have only their words in common."""
+    return bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from capfilt.cluster.failures import Failure
+from capfilt.errors import is_out_of_memory
 
 Function = Callable[[dict[str, Any]], None]
 
@@ -166,4 +167,6 @@ def _peer_gone(error: Exception) -> bool:
     """Whether torch.distributed raised this because another process has gone."""
     import torch.distributed as dist
 
+    if is_out_of_memory(error):  # NCCL says so too, and a new worker would have no more of it
+        return False
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_PEER_GONE.search(str(error))))

@@ -1,26 +1,35 @@
-"""A batch that does not fit into memory is done in smaller pieces, and the size that fitted is remembered."""
+"""A batch that does not fit into memory is done in smaller pieces, and the size that fitted is remembered.
+
+A device may be shared, so the memory of a moment is no law: after a while more is tried again, and a single item that
+does not fit is tried again while a neighbour may be letting go of what it holds.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
-from capfilt.errors import RunError
+from capfilt.errors import RunError, is_out_of_memory
 
 T = TypeVar("T")
 
-# What the CPU's allocator says; it raises a plain RuntimeError.
-_NO_MEMORY = ("can't allocate memory", "not enough memory")
+PIECES_BEFORE_GROWTH = 64
+"""Pieces that must fit before twice as many items are tried; twice as many the next time."""
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds to wait for others who share a GPU before each further try of a single item."""
 
 
 class OomBackoff:
-    """Does batches in pieces of at most `limit` items; None until memory has run out."""
+    """Does batches in pieces of at most `limit` items, at first as many as it is given; None: until memory has run out,
+    any number."""
 
     def __init__(self, limit: int | None = None):
-        self.limit = limit
+        self.limit, self._most = limit, limit
+        self._fitted, self._patience = 0, PIECES_BEFORE_GROWTH
 
     def run(self, work: Callable[[int, int], list[T]], count: int) -> list[T]:
         """What `work` answers for the items from `start` to `stop`, for all of `count` items.
@@ -29,30 +38,44 @@ class OomBackoff:
             RunError: one item alone does not fit.
         """
         done: list[T] = []
+        pauses = iter(PAUSES if torch.cuda.is_available() else ())
         while len(done) < count:
             size = min(self.limit or count, count - len(done))
             try:
                 done += work(len(done), len(done) + size)
-                continue
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                if size == 1:
+                pause = next(pauses, None) if size == 1 else 0.0
+                if pause is None:
                     raise RunError(
                         f"out of memory with one picture at a time ({_first_line(error)});"
                         " take fewer captions, a smaller model, or a machine with more memory."
                     ) from None
+            else:
+                self._fits(size)
+                continue
             # Here the exception is gone, and with it the frames that held on to memory.
-            self.limit = size // 2
-            logging.getLogger(__name__).warning("out of memory with %d pictures, going on with %d", size, self.limit)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            time.sleep(pause)
+            self._shrink(size)
         return done
 
+    def _fits(self, size: int) -> None:
+        """Take note of a piece that fitted; after many at the limit the next may be twice as large."""
+        if self.limit is None or size < self.limit or self.limit == self._most:
+            return
+        self._fitted += 1
+        if self._fitted == self._patience:
+            self._fitted, self.limit = 0, min(2 * self.limit, self._most or 2 * self.limit)
+            self._patience *= 2
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is an allocator that had no more to give."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
+    def _shrink(self, size: int) -> None:
+        """Half as many from now on."""
+        self.limit, self._fitted = max(1, size // 2), 0
+        if size > 1:
+            logging.getLogger(__name__).warning("out of memory with %d pictures, going on with %d", size, self.limit)
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -175,6 +175,7 @@ def test_the_failure_that_explains_the_others_is_reported() -> None:
         (torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
         (RuntimeError("[enforce fail at inline_container.cc] ... disk full"), False),
         (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (torch.distributed.DistBackendError("NCCL error: unhandled cuda error, 'out of memory'"), False),
         (ValueError("timed out"), False),
     ],
 )  # fmt: skip

@@ -25,9 +25,16 @@ class Device:
         return list(range(start, stop))
 
 
-@pytest.fixture(
-    params=[torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB"), RuntimeError(CPU_SAYS)], ids=["cuda", "cpu"]
-)
+SAID = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB"),
+    "cpu": RuntimeError(CPU_SAYS),
+    "accelerator": torch.AcceleratorError("CUDA error: out of memory"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+}
+
+
+@pytest.fixture(params=SAID.values(), ids=SAID)
 def error(request: pytest.FixtureRequest) -> RuntimeError:
     found: RuntimeError = request.param
     return found
@@ -56,6 +63,39 @@ def test_the_size_that_fitted_is_remembered_and_logged(error: RuntimeError, capl
 def test_one_that_does_not_fit_alone_is_said(error: RuntimeError) -> None:
     with pytest.raises(RunError, match=r"one picture at a time .*take fewer captions"):
         OomBackoff().run(Device(0, error), 3)
+
+
+def test_after_a_while_more_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of a shared device comes back; where it does not, the tries become rare."""
+    monkeypatch.setattr("capfilt.inference.oom_backoff.PIECES_BEFORE_GROWTH", 4)
+    device, pieces = Device(5, RuntimeError(CPU_SAYS)), OomBackoff()
+    pieces.run(device, 100)
+    assert device.batch_sizes[:11] == [100, 50, 25, 12, 6, 3, 3, 3, 3, 6, 3]
+    device.room = 1000
+    pieces.run(device, 2000)
+    assert pieces.limit is not None
+    assert pieces.limit >= 12
+
+
+def test_it_never_grows_beyond_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capfilt.inference.oom_backoff.PIECES_BEFORE_GROWTH", 2)
+    device, pieces = Device(100, RuntimeError(CPU_SAYS)), OomBackoff(8)
+    pieces.run(device, 100)
+    assert set(device.batch_sizes) == {8, 4}
+
+
+def test_a_picture_alone_waits_for_a_neighbour_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    device, pauses = Device(0, torch.OutOfMemoryError("CUDA out of memory")), list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        device.room = int(len(pauses) == 3)
+
+    monkeypatch.setattr("time.sleep", pause)
+    assert OomBackoff(1).run(device, 1) == [0]
+    assert pauses == [1.0, 2.0, 4.0]
 
 
 def test_other_errors_are_not_swallowed() -> None:
