@@ -43,7 +43,7 @@ class Annotations:
         from capfilt.data import annotations
 
         for table in self.tables():
-            yield from annotations.rows(table.select(annotations.SCHEMA.names))
+            yield from annotations.rows(table)
 
     def verdicts(self) -> Iterator[Verdict]:
         """Every annotation with its verdict.
@@ -57,13 +57,12 @@ class Annotations:
             if "verdict" not in table.column_names:
                 raise DataError(f"{path} has no verdicts: it is what `annotate` wrote; read what `select` wrote.")
             verdicts = zip(table["verdict"].to_pylist(), table["why"].to_pylist(), strict=True)
-            for row, (verdict, why) in zip(
-                annotations.rows(table.select(annotations.SCHEMA.names)), verdicts, strict=True
-            ):
+            for row, (verdict, why) in zip(annotations.rows(table), verdicts, strict=True):
                 yield Verdict(row, verdict, why)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Each shard's annotations as an Arrow table, with the columns `verdict` and `why` where `select` wrote it.
+        """Each shard's annotations as an Arrow table, with a column `prompt` where the captioner names its prompts, and
+        with `verdict` and `why` where `select` wrote it.
 
         Raises:
             DataError: a file that is no table of annotations, or too large.

@@ -41,10 +41,13 @@ SCHEMA = pa.schema(
     ]
 )
 
+PROMPT = pa.field("prompt", pa.string())
+"""The column that follows where the captioner names its prompts."""
+
 
 @dataclass(frozen=True)
 class Annotation:
-    """One text of one image with its scores; the fields but the last are the columns of `SCHEMA`."""
+    """One text of one image with its scores; the fields but the last are the columns of `SCHEMA` and `PROMPT`."""
 
     key: str
     uid: str
@@ -69,6 +72,8 @@ class Annotation:
     """ok | failed"""
     reason: str = ""
     """why it failed; for an ok row "", or a remark: it has no scores, or they are of a long text's beginning"""
+    prompt: str | None = None
+    """the name of the prompt that a synthetic text answers; None where none is named"""
     scores: Mapping[str, float | None] = field(default_factory=dict, hash=False)
     """by name, the scores beside itm and itc that were read with it (`capfilt.data.scores`)"""
 
@@ -83,8 +88,9 @@ def check_size(num_rows: int, shard: str) -> None:
         raise DataError(f"the shard {shard} {parquet.TOO_LARGE}.")
 
 
-def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
-    """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; returns their number.
+def write(path: StoragePath | str, rows: Iterable[Annotation], prompts: bool = False) -> int:
+    """Write one shard's annotations, sorted by (key, source, candidate), zstd, atomically; returns their number. With
+    `prompts` they have the column of the prompts.
 
     The same rows give the same bytes, in whatever order they come, as long as (key, source, candidate) is unique.
 
@@ -98,8 +104,9 @@ def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
         if problem := _problem(row):
             raise DataError(f"annotation of key {row.key!r}, {row.source} {row.candidate}: {problem}")
     try:
-        columns = {name: [getattr(row, name) for row in ordered] for name in SCHEMA.names}
-        table = pa.Table.from_pydict(columns, schema=SCHEMA)
+        schema = with_prompts(SCHEMA) if prompts else SCHEMA
+        columns = {name: [getattr(row, name) for row in ordered] for name in schema.names}
+        table = pa.Table.from_pydict(columns, schema=schema)
         if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # `read` would refuse it
             raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
         with atomic(storage_path(path)) as file:
@@ -112,20 +119,25 @@ def write(path: StoragePath | str, rows: Iterable[Annotation]) -> int:
 def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read one shard's annotations in bounded memory (`parquet.read`).
 
-    `schema`: the columns of the file, for one that has columns of verdicts too.
+    `schema`: the columns of the file, for one that has columns of verdicts too; it may have that of the prompts beside.
 
     Raises:
         DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that is not valid.
     """
     where = storage_path(path)
     columns = parquet.schema(where)
-    if not columns.equals(schema):
+    if not columns.equals(schema) and not columns.equals(with_prompts(schema)):
         shown = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]
         raise DataError(f"{path} holds other columns than annotations do: {shown}. Annotate the shard again.")
     table = parquet.read(where)
     if wrong := next((name for name, valid in _validity(table) if not pc.all(valid, min_count=0).as_py()), None):
         raise DataError(f"{path} has a row whose {wrong} no annotation has. Annotate the shard again.")
     return table
+
+
+def with_prompts(schema: pa.Schema) -> pa.Schema:
+    """A schema of annotations with the column of the prompts behind those of `SCHEMA`."""
+    return schema.insert(len(SCHEMA), PROMPT)
 
 
 def num_rows(path: StoragePath) -> int:
@@ -143,8 +155,10 @@ def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
 
 
 def rows(table: pa.Table) -> Iterator[Annotation]:
-    """The rows of a table of annotations, converted a batch at a time; columns of further scores become `scores`."""
+    """The rows of a table of annotations, converted a batch at a time; columns of further scores become `scores`, those
+    of verdicts are left out."""
     further = score_tables.further(table.column_names)
+    table = table.select([name for name in (*SCHEMA.names, PROMPT.name, *further) if name in table.column_names])
     for batch in table.to_batches(max_chunksize=1024):
         for values in batch.to_pylist():
             scores = {name: values.pop(name) for name in further}

@@ -19,7 +19,7 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.sample import is_text
 from capfilt.errors import DataError, RecipeError
 from capfilt.printable import printable
-from capfilt.runs.tally import NO_TEXT
+from capfilt.runs.tally import NO_TEXT, no_text
 
 Score = Literal["itm", "itc"]
 
@@ -226,7 +226,7 @@ def _verdict_alone(row: Annotation, rule: Rule) -> str:
     if row.status == "failed":
         return row.reason
     if not is_text(row.text):
-        return NO_TEXT
+        return no_text(row.reason) or NO_TEXT
     if rule.threshold is None:
         return f"no {rule.rank} score" if _missing(row, rule.rank) else ""
     reason = _below(row, rule.score, rule.threshold)

@@ -35,6 +35,10 @@ class Text:
     scored."""
     whole: bool
     """Whether the filter read all of it; a longer one is scored by its beginning."""
+    prompt: str = ""
+    """Of a synthetic one, the prompt that it answers (`Caption.prompt`)."""
+    remark: str = ""
+    """Of a synthetic one, what became of it while it was written (`Caption.remark`)."""
 
 
 class Annotator:
@@ -65,17 +69,17 @@ class Annotator:
         with timed(self.timer, "caption"):
             written = self.captioner.caption(images, samples)
         with timed(self.timer, "score"):
-            texts = [[*came, *new] for came, new in zip(web, written, strict=True)]
+            texts = [[*came, *(new.text for new in captions)] for came, captions in zip(web, written, strict=True)]
             scores = score_texts(lambda real: self.filter.score(images, real), texts)
             whole = {text: self.filter.reads_all(text) for text in {text for of_image in texts for text in of_image}}
         return [
             [
                 Text("web", n, text, *of_text, whole[text])
                 if n < len(came)
-                else Text("synthetic", n - len(came), text, *of_text, whole[text])
+                else Text("synthetic", n - len(came), text, *of_text, whole[text], *captions[n - len(came)][1:])
                 for n, (text, of_text) in enumerate(zip(of_image, of_texts, strict=True))
             ]
-            for came, of_image, of_texts in zip(web, texts, scores, strict=True)
+            for came, captions, of_image, of_texts in zip(web, written, texts, scores, strict=True)
         ]
 
 

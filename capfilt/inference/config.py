@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from capfilt.config import Config, added
+from capfilt.inference.captioners.guard_rails import RULES, Rule
+from capfilt.inference.captioners.prompts import IGNORE, check_templates
 
 Format = Literal["fp32", "bf16"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -51,6 +53,35 @@ class DecodeConfig(Config):
         return self
 
 
+class VlmConfig(Config):
+    """How a vision-language model is asked, and what of its answer is the caption (docs/captioners.md). For captioners
+    of `hf:` and `openai:`; how tokens are drawn stays with `decode`."""
+
+    prompts: tuple[str, ...] = Field(default=(IGNORE,), min_length=1, max_length=100)
+    """The names of the prompts that the captions of an image answer, in turn: `ignore` sees the image alone, `edit`
+    corrects the web text, `fuse` describes the image with its help, or names of `templates`."""
+    templates: dict[str, str] = {}
+    """Prompts of your own by their names, or others in place of those that there are. `{alt}` is the first web text,
+    `{NAME}` a field of the sample's json; a sample that lacks one is asked by `ignore`."""
+    field_characters: int = Field(default=300, ge=1, le=20_000)
+    """Characters of a field that a prompt takes; the rest is cut off at a space."""
+    max_new_tokens: int = Field(default=64, ge=1, le=4096)
+    """Tokens that an answer has at most."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; the first of them and what follows are cut off."""
+    strip: tuple[str, ...] = ()
+    """Texts that are taken from the beginning and the end of an answer, whatever their capitals ("Caption:")."""
+    rules: tuple[Rule, ...] = RULES
+    """The guard rails that an answer passes, in turn; what each cuts or drops is said in the row's reason."""
+    copy_share: float = Field(default=0.8, gt=0, le=1)
+    """From this share of its runs of three words on that the web text has too, a caption is marked as copied."""
+
+    @model_validator(mode="after")
+    def _prompts(self) -> VlmConfig:
+        check_templates(self.prompts, self.templates)
+        return self
+
+
 class AnnotateConfig(Config):
     """How texts are written and scored. CapFilt: one nucleus sample per image (BLIP section 4.1)."""
 
@@ -66,6 +97,8 @@ class AnnotateConfig(Config):
     """Tokens of a text that is scored; BLIP scores with 35."""
     precision: Precision = "auto"
     """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
+    vlm: VlmConfig = added(VlmConfig())
+    """How a vision-language model writes."""
 
     @model_validator(mode="after")
     def _enough(self) -> AnnotateConfig:

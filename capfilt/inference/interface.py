@@ -7,7 +7,7 @@ size, resize rule, normalisation and tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
@@ -16,6 +16,18 @@ from capfilt.inference.batches import Images
 Scores = dict[str, list[list[float]] | None]
 """By the name of a score, its values of each image's texts: "itm" = P(match) in [0, 1], "itc" = cosine in [-1, 1].
 None for a score that the filter does not give."""
+
+
+class Caption(NamedTuple):
+    """One text that a captioner wrote of an image, or why there is none."""
+
+    text: str
+    """"" where there is none."""
+    prompt: str = ""
+    """The name of the prompt that it answers; "" for a captioner without named prompts."""
+    remark: str = ""
+    """What became of it: "caption failed: CLASS" and "caption dropped: RULE" (`tally.no_caption`) where the text is "";
+    "cut: RULE" or "copies the web text" of a text that is kept; "" for nothing."""
 
 
 class Captioner(Protocol):
@@ -28,7 +40,7 @@ class Captioner(Protocol):
     def prepare(self, images: Images) -> None:
         """Compute what depends on the images alone, so that its time is not counted as that of the texts."""
 
-    def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[str]]:
+    def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[Caption]]:
         """Some texts for each image, as many for each; `samples` are those of the images, in their order."""
 
 

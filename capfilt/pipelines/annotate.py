@@ -9,8 +9,9 @@ from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data import shards
+from capfilt.inference.captioners.spec import captioner_spec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
-from capfilt.inference.roles import check_captioner, check_filter
+from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
@@ -39,12 +40,12 @@ def run(
     plan, and a finished run is measured by the same command with them. ShortfallError where no image, or too few,
     could be annotated.
     """
-    captioner, filter_ = (store.find(model) for model in models)
-    check_captioner(captioner, config.decode)
+    captioner, filter_ = captioner_spec(models[0]), store.find(models[1])
+    captioner.check(config)
     check_filter(filter_)
     urls, pairs = shards.expand(specs), None if val is None else shards.expand(val)
     with show.wait("reading the weights of the captioner and the filter"):
-        writes, scores = store.fingerprint(captioner), store.fingerprint(filter_)
+        writes, scores = captioner.fingerprint(), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})

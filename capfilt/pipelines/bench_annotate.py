@@ -23,6 +23,7 @@ from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
 from capfilt.inference.batches import pictures
+from capfilt.inference.captioners.spec import LocalSpec
 from capfilt.inference.device import Compute, ability, autocast, choose, local_device
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
@@ -149,7 +150,7 @@ def make_job(config: BenchConfig, compute: Compute, roles: tuple[Path, Path], ou
     """The job of the stage."""
     return AnnotateJob(
         out=out,
-        captioner=roles[0],
+        captioner=LocalSpec(model=roles[0]),
         filter=roles[1],
         captioner_fingerprint=store.fingerprint(roles[0]),
         filter_fingerprint=store.fingerprint(roles[1]),

@@ -18,7 +18,7 @@ from capfilt.evaluation.known_truth import Truth
 from capfilt.printable import printable
 from capfilt.reporting.charts import Histogram
 from capfilt.reporting.page_data import MAX_WORDS, AnnotationCounts
-from capfilt.runs.tally import MAX_REASONS, NO_TEXT, OTHER
+from capfilt.runs.tally import MAX_REASONS, NO_TEXT_REASONS, OTHER
 
 NUM_BINS = 1_000
 """Bins of a score while counting; a histogram has about NUM_BINS / 20 over the range that occurs."""
@@ -49,7 +49,7 @@ class RoundCounts:
         web texts by uid."""
         is_ok = pc.equal(table.column("status"), "ok")
         self._count_verdicts(table.append_column("why", pa.array(list(whys), pa.string())), is_ok)
-        ok = table.filter(pc.and_(is_ok, pc.not_equal(table.column("reason"), NO_TEXT)))
+        ok = table.filter(pc.and_(is_ok, pc.invert(pc.match_substring_regex(table.column("reason"), NO_TEXT_REASONS))))
         sources = ok.column("source").to_numpy()
         num_words = _num_words(ok.column("text"))
         for source in SOURCES:

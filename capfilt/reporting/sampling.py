@@ -24,7 +24,7 @@ from capfilt.evaluation.known_truth import Truth
 from capfilt.printable import printable
 from capfilt.reporting.counts import SCORE_RANGES, RoundCounts
 from capfilt.reporting.page import json_for_script
-from capfilt.runs.tally import NO_TEXT
+from capfilt.runs.tally import no_text
 from capfilt.stages.select import VERDICT_SCHEMA, verdicts
 from capfilt.storage.paths import StoragePath
 
@@ -142,7 +142,7 @@ class RoundSample:
         by_score = {f"{score} below threshold" for score in movable} | {f"no {score} score" for score in movable}
         images: dict[str, SampledImage] = {}
         for row, why in zip(tables.rows(table), whys, strict=True):
-            if row.status == "ok" and row.reason == NO_TEXT:
+            if row.status == "ok" and no_text(row.reason):
                 continue  # counted by annotate; there is nothing to show
             key = printable(row.key, MAX_KEY)  # differs from the row's key only where no picture has it
             image = images.setdefault(key, SampledImage((shard, key), row.uid))

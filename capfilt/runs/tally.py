@@ -5,6 +5,7 @@ The counters may be filled in place, `tally.samples["in"] += 1`; frozen only mea
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,18 @@ SAMPLES = ("in", "kept", "dropped", "failed")
 TEXTS = ("in", "kept", "dropped")
 NO_TEXT = "no text"
 """The reason of dropping a text without any letter or digit (`data.sample.is_text`); it has no scores."""
+NO_TEXT_REASONS = rf"^({NO_TEXT}$|caption (failed|dropped): )"
+"""The reasons of rows without a text to score: that nothing was to be read in it, or that no caption came of it."""
 MAX_REASONS = 256
 """Reasons that are counted separately. The code has a few dozen, so more of them come from data."""
 MAX_SOURCES = 16
 OTHER = "other"
 """The reason under which the rarer ones are counted."""
+
+
+def no_text(reason: str) -> str:
+    """The `reason` of a row of annotations if it is one of NO_TEXT_REASONS, "" for any other."""
+    return reason if re.match(NO_TEXT_REASONS, reason) else ""
 
 
 def _no_texts() -> dict[str, Counter[str]]:
@@ -42,6 +50,8 @@ class Tally:
     members: Counter[str] = field(default_factory=Counter)
     """Members of the shards that a stage read: "in", and each again as "used" by a sample, "carried" beside one, or
     skipped, by reason. Empty where none were counted."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What was done to texts that were kept ("cut: opener"), or is said of them. Empty where nothing is."""
 
     @classmethod
     def zero(cls) -> Tally:
@@ -54,6 +64,7 @@ class Tally:
             texts={key: _add(self.texts[key], other.texts[key]) for key in TEXTS},
             failed=_add(self.failed, other.failed),
             members=_add(self.members, other.members),
+            remarks=_add(self.remarks, other.remarks),
         )
 
     def imbalance(self) -> str:
@@ -61,7 +72,13 @@ class Tally:
 
         Texts must balance for each source: a synthetic text cannot make up for a lost web text.
         """
-        counters = {"samples": self.samples, "failed": self.failed, "members": self.members, **self.texts}
+        counters = {
+            "samples": self.samples,
+            "failed": self.failed,
+            "members": self.members,
+            "remarks": self.remarks,
+            **self.texts,
+        }
         if unknown := [*(set(self.samples) - set(SAMPLES)), *(set(self.texts) - set(TEXTS))]:
             return f"unknown counters {sorted(unknown)}"
         if negative := [name for name, counter in counters.items() if min(counter.values(), default=0) < 0]:
@@ -84,7 +101,11 @@ class Tally:
 
     def num_scored(self) -> dict[str, int]:
         """By source, the number of texts that came in and could be scored: all but those with nothing to read."""
-        return {source: n - self.texts["dropped"][f"{source}: {NO_TEXT}"] for source, n in self.texts["in"].items()}
+        scored = Counter(self.texts["in"])
+        for key, count in self.texts["dropped"].items():
+            source, _, reason = key.partition(": ")
+            scored[source] -= count if no_text(reason) else 0
+        return {source: scored[source] for source in self.texts["in"]}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, for json.dumps."""
@@ -93,6 +114,7 @@ class Tally:
             "texts": {key: dict(bounded(self.texts[key])) for key in TEXTS},
             "failed": dict(bounded(self.failed)),
             **({"members": dict(bounded(self.members))} if self.members else {}),
+            **({"remarks": dict(bounded(self.remarks))} if self.remarks else {}),
         }
 
     @classmethod
@@ -104,6 +126,7 @@ class Tally:
                 texts={key: _counter(obj["texts"][key]) for key in TEXTS},
                 failed=_counter(obj["failed"]),
                 members=_counter(obj.get("members", {})),
+                remarks=_counter(obj.get("remarks", {})),
             )
             if len(tally.texts["in"]) > MAX_SOURCES:
                 raise TypeError(f"{len(tally.texts['in'])} sources of texts")

@@ -12,6 +12,7 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
+from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.device import Compute, autocast
 from capfilt.runs.ledger import fingerprint
@@ -32,7 +33,7 @@ class AnnotateJob(Config):
 
     out: StoragePath
     """The folder of `annotations/` and `ledger/`."""
-    captioner: StoragePath
+    captioner: CaptionerSpec
     filter: StoragePath
     captioner_fingerprint: str
     filter_fingerprint: str

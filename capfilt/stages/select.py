@@ -34,7 +34,8 @@ from capfilt.storage.atomic import atomic, sha256_file
 from capfilt.storage.paths import StoragePath, make_folder, remove_file
 
 VERDICT_SCHEMA = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
-"""The annotations' columns, then the verdict (kept | dropped | failed) and its reason."""
+"""The annotations' columns, then the verdict (kept | dropped | failed) and its reason; where the annotations
+have the column of the prompts, it comes before these (`annotations.with_prompts`)."""
 
 Outcomes = dict[tuple[str, str], list[tuple[Annotation, str]]]
 """Rows, each with the reason why it is dropped ("" = kept), by (key, status): if a shard has a key twice, the first may
@@ -148,9 +149,8 @@ def _verdicts(table: pa.Table, rows: Sequence[Annotation], whys: Sequence[str]) 
         "failed" if row.status == "failed" else "dropped" if why else "kept"
         for row, why in zip(rows, whys, strict=True)
     ]
-    return (
-        table.append_column("verdict", pa.array(column)).append_column("why", pa.array(list(whys))).cast(VERDICT_SCHEMA)
-    )
+    schema = VERDICT_SCHEMA if tables.PROMPT.name not in table.column_names else tables.with_prompts(VERDICT_SCHEMA)
+    return table.append_column("verdict", pa.array(column)).append_column("why", pa.array(list(whys))).cast(schema)
 
 
 def _tally(outcomes: Outcomes) -> Tally:

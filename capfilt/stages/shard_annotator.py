@@ -17,14 +17,14 @@ from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
 from capfilt.data.shards.members import MemberCounts
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Pictures, pictures
-from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.captioners.guard_rails import COPIES
 from capfilt.inference.filters import local_filter
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer, timed
 from capfilt.runs import deadline, quarantine
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.metrics import ShardReport
-from capfilt.runs.tally import NO_TEXT, Tally
+from capfilt.runs.tally import NO_TEXT, Tally, no_text
 from capfilt.stages.bisect import version_of
 
 if TYPE_CHECKING:
@@ -38,13 +38,9 @@ class ShardAnnotator:
         self.job, self.device, self.timer = job, device, timer
         self.batches: list[int] = []  # of the shard at work
         config, dtype = job.config, job.compute.dtype
-        captioner = LocalModel.load(job.captioner, device, dtype)
+        captioner = job.captioner.open(config, job.seed, job.round, device, dtype, job.out / "cache")
         filter_ = LocalModel.load(job.filter, device, dtype)
-        self.annotator = Annotator(
-            LocalCaptioner(captioner, config.decode, config.captions, job.seed, job.round),
-            local_filter(filter_, config.max_length),
-            timer,
-        )
+        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer)
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
 
     def shard(self, url: str) -> ShardReport:
@@ -68,14 +64,17 @@ class ShardAnnotator:
             tally.samples["kept"] += 1
             for row in texts:
                 tally.texts["in"][row.source] += 1
-                if row.reason == NO_TEXT:
-                    tally.texts["dropped"][f"{row.source}: {NO_TEXT}"] += 1
+                if reason := no_text(row.reason):
+                    tally.texts["dropped"][f"{row.source}: {reason}"] += 1
                 else:
                     tally.texts["kept"][row.source] += 1
+                    tally.remarks.update(
+                        said for said in row.reason.split("; ") if said == COPIES or said[:5] == "cut: "
+                    )
         tally.members.update(members)
         path = self.job.out / "annotations" / f"{name}.parquet"
         with timed(self.timer, "write", on_device=False):
-            tables.write(path, rows)
+            tables.write(path, rows, self.job.captioner.names_prompts(self.job.config))
             ledger.commit(name, identity, [path], tally, digest.result())
         smaller = self.annotator.oom_backoff.limit
         at_a_time = "" if smaller is None else f"{smaller} at a time: no more fit into memory"
@@ -135,6 +134,7 @@ class ShardAnnotator:
             seed=self.job.seed,
             round=written if is_round(written) else self.job.round,
             reason=remark(text, self.job.config.max_length),
+            prompt=text.prompt or None,
         )
 
     def _failed(self, fault: FailedSample) -> Annotation:
@@ -157,10 +157,12 @@ class ShardAnnotator:
 
 
 def remark(text: Text, max_length: int) -> str:
-    """A remark on a text's scores: that it has none, or that they are of its beginning alone; "" for none."""
+    """What became of a text while it was written, and of its scores: that it has none, or that they are of its
+    beginning alone; "" for nothing to say."""
     if not is_text(text.text):
-        return NO_TEXT
-    return "" if text.whole else f"scored by its beginning ({max_length} tokens)"
+        return no_text(text.remark) or NO_TEXT
+    beginning = "" if text.whole else f"scored by its beginning ({max_length} tokens)"
+    return "; ".join(said for said in (text.remark, beginning) if said)
 
 
 def is_round(value: object) -> TypeGuard[int]:

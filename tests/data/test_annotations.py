@@ -53,7 +53,7 @@ def test_rows_come_back_sorted_and_the_bytes_do_not_depend_on_their_order(tmp_pa
 
 
 def test_the_columns_are_the_fields_in_the_contracts_types(tmp_path):
-    assert [field.name for field in dataclasses.fields(Annotation)] == [*SCHEMA.names, "scores"]
+    assert [field.name for field in dataclasses.fields(Annotation)] == [*SCHEMA.names, "prompt", "scores"]
     types = {name: str(SCHEMA.field(name).type) for name in SCHEMA.names}
     numbers = {"candidate": "int16", "itm": "float", "itc": "float", "seed": "int64", "round": "int16"}
     assert types == {name: numbers.get(name, "string") for name in SCHEMA.names}

@@ -88,7 +88,7 @@ def one_by_one(captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> lis
         images = Images({FORMAT: pixels[i : i + 1]})
         (written,) = one.captioner.caption(images, [sample])
         texts = [("web", n, text) for n, text in enumerate(WEB[i])]
-        texts += [("synthetic", n, text) for n, text in enumerate(written)]
+        texts += [("synthetic", n, new.text) for n, new in enumerate(written)]
         of_image = []
         for source, number, text in texts:
             scores: list[float | None] = [None, None]

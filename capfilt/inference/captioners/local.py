@@ -16,6 +16,7 @@ from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.beam import scored_beams
 from capfilt.inference.generation.decode import generate, uniforms
 from capfilt.inference.generation.output_layer import blocked_head
+from capfilt.inference.interface import Caption
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import check_prompt
 from capfilt.models.layers.image_context import ImageContext
@@ -56,9 +57,9 @@ class LocalCaptioner:
         """Encode the images."""
         self.local.image_tokens(images)
 
-    def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[str]]:
+    def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[Caption]]:
         """`captions` texts for each image, which draw by the uids of the samples."""
-        return [[written.text for written in of_image] for of_image in self.caption_scored(images, samples)]
+        return [[Caption(written.text) for written in of_image] for of_image in self.caption_scored(images, samples)]
 
     @torch.inference_mode()
     def caption_scored(self, images: Images, samples: Sequence[Sample]) -> list[list[Written]]:

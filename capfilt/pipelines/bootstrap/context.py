@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from capfilt.cluster.session import Session
 from capfilt.data.loading.config import Source
 from capfilt.evaluation.tasks.config import TaskEvalConfig
+from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture
 from capfilt.models.architecture import ModelRole
@@ -54,6 +55,9 @@ class RoleSource(Protocol):
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         """The model that plays the role in round `r`; `newest` is the model that the round before pretrained."""
+
+    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
+        """The same where the role is the captioner's, which need not be a model of ours."""
 
 
 @dataclass(frozen=True)

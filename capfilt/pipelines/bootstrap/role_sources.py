@@ -12,7 +12,8 @@ from typing import Any, Protocol, Self
 from capfilt.data.loading.config import Source
 from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
-from capfilt.inference.roles import check_captioner, check_filter, check_prompts, lacking, scores_given
+from capfilt.inference.captioners.spec import CaptionerSpec, LocalSpec, captioner_spec
+from capfilt.inference.roles import check_filter, check_prompts, lacking, scores_given
 from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
@@ -84,6 +85,10 @@ class Finetuned:
             seed=context.seed(r, self.role),
         )
         return train_in_round(context, r, job, self.config.cluster.finetune)
+
+    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
+        """The model as a captioner."""
+        return LocalSpec(model=self.model(context, r, newest))
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,17 @@ class Separate:
         pretrained = train_in_round(context, r, job.model_copy(update=changed), self.config.cluster.train)
         return train_in_round(context, r, job.model_copy(update={"start": pretrained}), self.config.cluster.finetune)
 
+    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
+        """The model as a captioner."""
+        return LocalSpec(model=self.model(context, r, newest))
+
 
 @dataclass(frozen=True)
 class Pretrained:
     """A model that exists before the run, the same in every round."""
 
-    folder: StoragePath
+    spec: CaptionerSpec
+    """A filter is a model of ours."""
     fingerprint: str
 
     @classmethod
@@ -188,12 +198,14 @@ class Pretrained:
         """Find the model, and refuse one that cannot play the role."""
         section = getattr(config, role)
         assert isinstance(section, PretrainedConfig)
-        folder = store.find(section.pretrained)
+        spec: CaptionerSpec
         if role == "captioner":
-            check_captioner(folder, config.annotate.decode)
+            spec = captioner_spec(section.pretrained)
+            spec.check(config.annotate)
         else:
-            check_filter(folder, config.select.needed_scores)
-        return cls(folder, store.fingerprint(folder))
+            spec = LocalSpec(model=store.find(section.pretrained))
+            check_filter(spec.model, config.select.needed_scores)
+        return cls(spec, spec.fingerprint())
 
     def plan(self) -> dict[str, Any]:
         """The model by its weights, not by where it lies."""
@@ -205,7 +217,12 @@ class Pretrained:
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         """The same in every round."""
-        return self.folder
+        assert isinstance(self.spec, LocalSpec), "a filter is a model of ours"
+        return self.spec.model
+
+    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
+        """The same in every round."""
+        return self.spec
 
 
 SOURCES: dict[type, type[SourceType]] = {TrainConfig: Finetuned, SeparateConfig: Separate, PretrainedConfig: Pretrained}

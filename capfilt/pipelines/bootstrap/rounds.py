@@ -113,7 +113,7 @@ def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dic
     """Caption, filter, pretrain: one round, from the newest model to the next."""
     config = context.config
     with timed(context.run, context.progress, r):
-        captioner = context.opened.roles["captioner"].model(context, r, newest)
+        captioner = context.opened.roles["captioner"].captioner(context, r, newest)
         filter_model = context.opened.roles["filter"].model(context, r, newest)
         calibrated = steps.calibrate(context, r, filter_model)
         on_pairs = steps.measure_human_pairs(context, r, filter_model)

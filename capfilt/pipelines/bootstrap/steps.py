@@ -9,6 +9,7 @@ from typing import Any
 
 from capfilt.data import shards
 from capfilt.evaluation.known_truth import says_truth
+from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
@@ -118,13 +119,13 @@ def measure_human_pairs(context: BootstrapContext, r: int, filter_model: Storage
     return {"human_pairs": run_human_pairs(context.session, job, worker, context.progress, label)}
 
 
-def annotate(context: BootstrapContext, r: int, captioner: StoragePath, filter_model: StoragePath) -> None:
+def annotate(context: BootstrapContext, r: int, captioner: CaptionerSpec, filter_model: StoragePath) -> None:
     """Write synthetic texts for the whole web, and score them and the web's."""
     job = AnnotateJob(
         out=context.folder(r),
         captioner=captioner,
         filter=filter_model,
-        captioner_fingerprint=store.fingerprint(captioner),
+        captioner_fingerprint=captioner.fingerprint(),
         filter_fingerprint=store.fingerprint(filter_model),
         config=context.config.annotate,
         compute=context.compute["annotate"],

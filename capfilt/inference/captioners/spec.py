@@ -1,0 +1,76 @@
+"""What a captioner is, as jobs and recipes name it: a model of one of our families, or another kind after a prefix.
+
+A spec is checked, fingerprinted and sent to workers without torch; it imports what computes where it is opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from capfilt.config import Config
+from capfilt.errors import RecipeError
+from capfilt.inference.config import AnnotateConfig, VlmConfig
+from capfilt.inference.roles import check_captioner
+from capfilt.models.checkpoints import store
+from capfilt.storage.paths import StoragePath
+
+if TYPE_CHECKING:
+    import torch
+
+    from capfilt.inference.interface import Captioner
+
+
+class LocalSpec(Config):
+    """A model of one of our families that can decode, in the worker's own process."""
+
+    kind: Literal["local"] = "local"
+    model: StoragePath
+    """A folder or file, as `store.find` answers."""
+
+    def check(self, config: AnnotateConfig) -> None:
+        """Refuse a model that cannot caption, and settings that do not fit it. RecipeError, ModelError or TextError."""
+        if config.vlm != VlmConfig():
+            raise RecipeError(
+                f"the keys of `vlm` have no effect on {self.model}; they are for captioners of hf: and openai:"
+            )
+        check_captioner(self.model, config.decode)
+
+    def fingerprint(self) -> str:
+        """Which model writes, by its weights and not by where it lies."""
+        return store.fingerprint(self.model)
+
+    def names_prompts(self, config: AnnotateConfig) -> bool:
+        """Whether the captions say which prompt they answer, and annotations have the column `prompt`."""
+        return False
+
+    def open(
+        self,
+        config: AnnotateConfig,
+        seed: int,
+        round_: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache: StoragePath,
+    ) -> Captioner:
+        """The captioner on a device of this process. `cache`: a folder of the run, for what must not be asked twice."""
+        from capfilt.inference.captioners.local import LocalCaptioner
+        from capfilt.inference.local_model import LocalModel
+
+        model = LocalModel.load(self.model, device, dtype)
+        return LocalCaptioner(model, config.decode, config.captions, seed, round_)
+
+
+CaptionerSpec = LocalSpec
+
+
+def captioner_spec(name: str) -> CaptionerSpec:
+    """What a captioner's name means.
+
+    Raises:
+        RecipeError: a prefix that is not known.
+        NoModelError, ModelError: as `store.find`.
+    """
+    prefix, colon, _ = name.partition(":")
+    if colon and prefix in ("hf", "openai"):
+        raise RecipeError(f"{name}: captioners of {prefix}: cannot be used yet; give a model of {store.READABLE}")
+    return LocalSpec(model=store.find(name))
