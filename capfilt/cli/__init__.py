@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, download, jobs, models, pipelines, run_folder
+from capfilt.cli import convert, download, duplicates, jobs, models, pipelines, run_folder
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -28,6 +28,7 @@ VERBS = (
     pipelines.bootstrap,
     download.download,
     convert.convert,
+    duplicates.embed,
     pipelines.pretrain,
     pipelines.finetune,
     pipelines.annotate,

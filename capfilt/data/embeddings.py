@@ -15,8 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from capfilt.data import parquet
+from capfilt.data.images.perceptual_hash import perceptual_hash
+from capfilt.data.sample import Sample
 from capfilt.errors import DataError, FolderError
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, listing, storage_path
@@ -74,6 +77,11 @@ class Embedding:
     width: int
     """Pixels of the upright picture."""
     height: int
+
+    @classmethod
+    def of(cls, sample: Sample, picture: Image.Image) -> Embedding:
+        """A sample and its picture, decoded."""
+        return cls(sample.key, sample.uid, sample.sha256, perceptual_hash(picture), *picture.size)
 
 
 def write(

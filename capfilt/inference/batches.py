@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from capfilt.data.embeddings import Embedding
 from capfilt.data.images import decode
 from capfilt.data.images.preprocess import ImageFormat, Resizing
 from capfilt.data.sample import FailedSample, Sample
@@ -22,8 +23,16 @@ from capfilt.errors import ImageError
 from capfilt.inference.timer import StageTimer, timed
 
 T = TypeVar("T")
-Decoded = tuple[Sample, list[np.ndarray]] | FailedSample
-"""A sample with its picture resized by each rule in turn, or why there is none."""
+
+
+class Decoded(NamedTuple):
+    """A sample with its decoded picture."""
+
+    sample: Sample
+    pixels: list[np.ndarray]
+    """Resized by each rule in turn."""
+    embedding: Embedding | None
+    """Its hashes, where they were asked for."""
 
 
 class Images:
@@ -62,6 +71,8 @@ class Pictures:
     """By size and rule, uint8 as `Preprocess.stack` makes it, one row per sample; bytes travel to a device four times
     as fast as floats."""
     faults: list[FailedSample]
+    embeddings: Sequence[Embedding] = ()
+    """The hashes of each picture; none unless they were asked for."""
 
     def on(self, device: torch.device, formats: Iterable[ImageFormat]) -> Images:
         """The pictures on a device, normalised as each format says."""
@@ -82,14 +93,15 @@ def pictures(
     formats: Iterable[ImageFormat],
     threads: int = 2,
     timer: StageTimer | None = None,
+    with_hashes: bool = False,
 ) -> Iterator[Pictures]:
     """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault."""
     rules = {image_format.resizing: image_format for image_format in formats}
-    waiting: deque[Future[Decoded]] = deque()
+    waiting: deque[Future[Decoded | FailedSample]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        taken: list[Decoded] = []
+        taken: list[Decoded | FailedSample] = []
         for item in _read(read, timer):
-            waiting.append(pool.submit(_decode, item, list(rules.values()), timer))
+            waiting.append(pool.submit(_decode, item, list(rules.values()), timer, with_hashes))
             if len(waiting) > 3 * batch_size:
                 taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
@@ -114,24 +126,30 @@ def _read(read: Iterable[Sample | FailedSample], timer: StageTimer | None) -> It
         yield item
 
 
-def _decode(item: Sample | FailedSample, formats: Sequence[ImageFormat], timer: StageTimer | None) -> Decoded:
+def _decode(
+    item: Sample | FailedSample, formats: Sequence[ImageFormat], timer: StageTimer | None, with_hashes: bool
+) -> Decoded | FailedSample:
     if isinstance(item, FailedSample):
         return item
     try:
         with timed(timer, "decode", on_device=False):
             picture = decode.decode(item.image)
-            return item, [image_format.to_pixels(picture) for image_format in formats]
+            pixels = [image_format.to_pixels(picture) for image_format in formats]
+            return Decoded(item, pixels, Embedding.of(item, picture) if with_hashes else None)
     except ImageError as error:
         return FailedSample(item.key, str(error))
 
 
-def _stack(taken: list[Decoded], rules: Mapping[Resizing, ImageFormat]) -> Pictures:
-    readable = [item for item in taken if not isinstance(item, FailedSample)]
+def _stack(taken: Sequence[Decoded | FailedSample], rules: Mapping[Resizing, ImageFormat]) -> Pictures:
+    readable = [item for item in taken if isinstance(item, Decoded)]
     none = torch.zeros((0, 1, 1, 3), dtype=torch.uint8)
     stacked = {
-        rule: image_format.preprocess.stack([resized[i] for _, resized in readable]) if readable else none
+        rule: image_format.preprocess.stack([item.pixels[i] for item in readable]) if readable else none
         for i, (rule, image_format) in enumerate(rules.items())
     }
     return Pictures(
-        [sample for sample, _ in readable], stacked, [item for item in taken if isinstance(item, FailedSample)]
+        [item.sample for item in readable],
+        stacked,
+        [item for item in taken if isinstance(item, FailedSample)],
+        [item.embedding for item in readable if item.embedding is not None],
     )
