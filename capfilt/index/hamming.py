@@ -8,7 +8,7 @@ what faiss's `IndexBinaryMultiHash(64, 4, 16)` keeps as hash maps; a sort and a 
 
 from __future__ import annotations
 
-from itertools import combinations, count
+from itertools import combinations, count, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ def masks(radius: int) -> list[np.uint64]:
     """The bits of each table that finds pairs within a radius."""
     num_bands = radius + 1 if radius <= 3 else radius + 2
     edges = [band * 64 // num_bands for band in range(num_bands + 1)]
-    bands = [sum(1 << bit for bit in range(low, high)) for low, high in zip(edges, edges[1:], strict=False)]
+    bands = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges)]
     return [np.uint64(sum(chosen)) for chosen in combinations(bands, num_bands - radius)]
 
 
@@ -100,5 +100,7 @@ def table_pairs(hashes: np.ndarray, rows: np.ndarray, radius: int, table: int) -
 def near_pairs(hashes: np.ndarray, rows: np.ndarray, radius: int) -> Pairs:
     """All pairs within the radius, equal ones as stars; uint64 [N], int64 [N]. All in memory."""
     equal = stars(hashes, rows)
-    found = [table_pairs(equal.values, equal.hubs, radius, table) for table in range(len(masks(radius)) if radius else 0)]
+    found = [
+        table_pairs(equal.values, equal.hubs, radius, table) for table in range(len(masks(radius)) if radius else 0)
+    ]
     return Pairs.concat([equal.pairs, *found])

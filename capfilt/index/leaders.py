@@ -29,9 +29,9 @@ class Leaders:
     """What became of each row."""
 
     leader: np.ndarray
-    """int64 [N]: the kept row that stands for it; of a kept row itself. It is the nearest by the first kind that has one
-    within its radius, and of equally near ones the first in the order; it may come after the row in the order, where
-    another kept one had the row go."""
+    """int64 [N]: the kept row that stands for it; of a kept row itself. It is the nearest by the first kind that has
+    one within its radius, and of equally near ones the first in the order; it may come after the row in the order,
+    where another kept one had the row go."""
     kind: np.ndarray
     """int8 [N]: by which kind, as its place in `kinds`; -1 of a kept row."""
     distance: np.ndarray
@@ -136,7 +136,7 @@ class _Greedy:
         is_open: dict[str, np.ndarray],
         has_kept: dict[str, np.ndarray],
     ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """By kind, the hubs near each row that may have a kept row: `others[start[i] : end[i]]` are those of rows[i]."""
+        """By kind, the hubs near each row that may have a kept row; those of rows[i]: `others[start[i] : end[i]]`."""
         ends: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in self.hubs}
         for kind, (a, b, _) in pairs:
             alive = is_open[kind] | has_kept[kind]

@@ -5,18 +5,19 @@ A file has pairs of one kind, sorted by a, then b. They are read a million at a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from capfilt.config import Config
 from capfilt.errors import DataError
 from capfilt.index.hamming import Pairs
+from capfilt.index.recall import Recall
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath, listing, table_source
+from capfilt.storage.paths import StoragePath, table_source
 
 FOLDER = "pairs"
 
@@ -40,25 +41,37 @@ def write(path: StoragePath, kind: str, pairs: Pairs) -> None:
         pq.write_table(table, file, compression="zstd", use_dictionary=["kind"])
 
 
-@dataclass(frozen=True)
-class PairFiles:
+class PairFiles(Config):
     """The pairs of a pool; may be iterated again and again, and each time is read from the files."""
 
-    folder: StoragePath
-    """`pairs` of a run folder."""
-    kinds: Sequence[str]
-    """In the order in which they were asked for."""
+    where: StoragePath
+    """The folder `pairs` of a run folder."""
     num_rows: int
     """Of the pool."""
+    files: dict[str, tuple[str, ...]]
+    """The names of the files by kind; the kinds in the order in which they were asked for."""
 
-    def __iter__(self) -> Iterator[tuple[str, Pairs]]:
-        for kind in self.kinds:
-            for name in sorted(name for name in listing(self.folder) if name.startswith(f"{kind}-")):
-                for pairs in _read(self.folder / name):
-                    yield kind, pairs
+    recall: Recall | None = None
+    """Of the pairs of vectors; None where every pair was compared."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """As `greedy_leaders` takes them."""
+        return list(self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, Pairs]]:  # type: ignore[override]
+        for kind in self.files:
+            for pairs in self.of(kind):
+                yield kind, pairs
+
+    def of(self, kind: str) -> Iterator[Pairs]:
+        """The pairs of one kind, a million at a time."""
+        for name in self.files[kind]:
+            yield from read(self.where / name)
 
 
-def _read(path: StoragePath) -> Iterator[Pairs]:
+def read(path: StoragePath) -> Iterator[Pairs]:
+    """The pairs of one file, a million at a time. DataError for one that cannot be read."""
     try:
         file: Any = pq.ParquetFile(table_source(path))
         for batch in file.iter_batches(_BATCH, columns=["a", "b", "distance"]):

@@ -31,45 +31,56 @@ def write(path: StoragePath, keys: np.ndarray, records: np.ndarray, num_keys: in
 
 def counts(path: StoragePath) -> np.ndarray:
     """How many records each key has, int64 [num_keys]."""
-    with _open(path) as file:
-        return _counts(file, path)
+    return arrays(path, 1)[0]
 
 
-def read(paths: Sequence[StoragePath], first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """The keys and records of `first <= key < last`, sorted by key and for each in the order of the blocks."""
-    parts = [_slice(path, first, last) for path in paths]
+def read(
+    paths: Sequence[StoragePath], first: int, last: int, start: int = 0, stop: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The keys and records of `first <= key < last`, sorted by key and for each in the order of the blocks.
+
+    With one key, `start` and `stop` choose a part of its records.
+    """
+    parts, before = [], 0
+    for path in paths:
+        with _open(path) as file:
+            sizes = _load(file, path)
+            ends = before, before + int(sizes[first:last].sum())
+            low, high = (min(max(edge, ends[0]), ends[1]) for edge in (start, ends[1] if stop is None else stop))
+            keys = np.repeat(np.arange(first, last), sizes[first:last])[low - before : high - before]
+            parts.append((keys, _records(file, path, int(sizes[:first].sum()) + low - before, high - low)))
+            before = ends[1]
     keys, records = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if last == first + 1:
+        return keys, records
     order = np.argsort(keys, kind="stable")
     return keys[order], records[order]
 
 
-def _slice(path: StoragePath, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+def arrays(path: StoragePath, count: int) -> list[np.ndarray]:
+    """The arrays that were saved one after another in a file. RunError for a damaged one."""
     with _open(path) as file:
-        sizes = _counts(file, path)
-        kind, num = _header(file, path)
-        start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
-        file.seek(start * kind.itemsize, 1)
-        data = file.read((stop - start) * kind.itemsize)
-    if sizes.sum() != num or len(data) != (stop - start) * kind.itemsize:
-        raise _damaged(path)
-    return np.repeat(np.arange(first, last), sizes[first:last]), np.frombuffer(data, kind)
+        return [_load(file, path) for _ in range(count)]
 
 
-def _counts(file: BinaryIO, path: StoragePath) -> np.ndarray:
+def _load(file: BinaryIO, path: StoragePath) -> np.ndarray:
     try:
-        sizes: np.ndarray = np.load(file, allow_pickle=False)
+        array: np.ndarray = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise _damaged(path) from error
-    return sizes
+    return array
 
 
-def _header(file: BinaryIO, path: StoragePath) -> tuple[np.dtype[Any], int]:
+def _records(file: BinaryIO, path: StoragePath, start: int, count: int) -> np.ndarray:
+    """Some records of the array at which the file stands."""
     try:
         np.lib.format.read_magic(file)
-        shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
+        _, _, kind = np.lib.format.read_array_header_1_0(file)
+        file.seek(start * kind.itemsize, 1)
+        data = file.read(count * kind.itemsize)
+        return np.frombuffer(data, kind, count)
+    except ValueError as error:  # too few bytes, too
         raise _damaged(path) from error
-    return kind, int(shape[0])
 
 
 def _open(path: StoragePath) -> Any:

@@ -35,7 +35,8 @@ def test_no_pair_is_missed_or_given_twice(radius: int) -> None:
     hashes = planted(600, radius)
     a, b, distance = hamming.near_pairs(hashes, np.arange(len(hashes)), radius)
     got = list(zip(a.tolist(), b.tolist(), distance.astype(int).tolist(), strict=True))
-    assert len(set(got)) == len(got) and len(got) > 100
+    assert len(set(got)) == len(got)
+    assert len(got) > 100
     assert set(got) == every_comparison(hashes, radius)
 
 
@@ -53,7 +54,9 @@ def test_any_bits_within_the_radius_leave_a_table_untouched(radius: int) -> None
 
 def test_a_million_equal_hashes_are_a_star() -> None:
     pairs = hamming.near_pairs(np.full(1_000_000, 7, np.uint64), np.arange(1_000_000), 3)
-    assert len(pairs.a) == 999_999 and not pairs.a.any() and not pairs.distance.any()
+    assert len(pairs.a) == 999_999
+    assert not pairs.a.any()
+    assert not pairs.distance.any()
 
 
 def test_partitions_keep_together_what_has_a_key() -> None:
@@ -61,4 +64,5 @@ def test_partitions_keep_together_what_has_a_key() -> None:
     for mask in hamming.masks(3):
         where = dict(zip((hashes & mask).tolist(), hamming.partition(hashes, mask).tolist(), strict=True))
         assert hamming.partition(hashes, mask).tolist() == [where[key] for key in (hashes & mask).tolist()]
-        assert len(set(where.values())) > 100 and max(where.values()) < hamming.PARTITIONS
+        assert len(set(where.values())) > 100
+        assert max(where.values()) < hamming.PARTITIONS
