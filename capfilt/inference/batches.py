@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from capfilt.data.images.preprocess import ImageFormat, Resizing
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import ImageError
 from capfilt.inference.timer import StageTimer, timed
+
+if TYPE_CHECKING:
+    from capfilt.inference.interface import AsksAhead
 
 T = TypeVar("T")
 
@@ -94,15 +97,18 @@ def pictures(
     threads: int = 2,
     timer: StageTimer | None = None,
     with_hashes: bool = False,
+    asker: AsksAhead | None = None,
 ) -> Iterator[Pictures]:
-    """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault."""
+    """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault. An `asker` is
+    shown each picture as soon as it is decoded."""
+    most_waiting = max(3 * batch_size, batch_size + (asker.ahead if asker else 0))
     rules = {image_format.resizing: image_format for image_format in formats}
     waiting: deque[Future[Decoded | FailedSample]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         taken: list[Decoded | FailedSample] = []
         for item in _read(read, timer):
-            waiting.append(pool.submit(_decode, item, list(rules.values()), timer, with_hashes))
-            if len(waiting) > 3 * batch_size:
+            waiting.append(pool.submit(_decode, item, list(rules.values()), timer, with_hashes, asker))
+            if len(waiting) > most_waiting:
                 taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
                 yield _stack(taken, rules)
@@ -127,13 +133,19 @@ def _read(read: Iterable[Sample | FailedSample], timer: StageTimer | None) -> It
 
 
 def _decode(
-    item: Sample | FailedSample, formats: Sequence[ImageFormat], timer: StageTimer | None, with_hashes: bool
+    item: Sample | FailedSample,
+    formats: Sequence[ImageFormat],
+    timer: StageTimer | None,
+    with_hashes: bool,
+    asker: AsksAhead | None,
 ) -> Decoded | FailedSample:
     if isinstance(item, FailedSample):
         return item
     try:
         with timed(timer, "decode", on_device=False):
             picture = decode.decode(item.image)
+            if asker is not None:
+                asker.ask(item, picture)
             pixels = [image_format.to_pixels(picture) for image_format in formats]
             return Decoded(item, pixels, Embedding.of(item, picture) if with_hashes else None)
     except ImageError as error:
