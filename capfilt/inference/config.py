@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from capfilt.config import Config, added
+from capfilt.inference.captioners.endpoint.config import EndpointConfig, RequestConfig
 from capfilt.inference.captioners.guard_rails import RULES, Rule
 from capfilt.inference.captioners.prompts import IGNORE, check_templates
 
@@ -99,6 +100,10 @@ class AnnotateConfig(Config):
     """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
     vlm: VlmConfig = added(VlmConfig())
     """How a vision-language model writes."""
+    endpoint: EndpointConfig = added(EndpointConfig())
+    """What is sent to a captioner that is an endpoint."""
+    requests: RequestConfig = added(RequestConfig())
+    """How such a captioner is asked: how many requests at a time, how long, how often. A run may go on with others."""
 
     @model_validator(mode="after")
     def _enough(self) -> AnnotateConfig:
@@ -109,6 +114,6 @@ class AnnotateConfig(Config):
         return self
 
 
-EXECUTION_FIELDS = {"batch_size": True, "precision": True}
+EXECUTION_FIELDS = {"batch_size": True, "precision": True, "requests": True}
 """What AnnotateConfig says of how texts are computed and not of which: no part of plan and fingerprint. In their place
 stands the format that was chosen, in `AnnotateJob.compute`. As what pydantic leaves out."""

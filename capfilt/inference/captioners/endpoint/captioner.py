@@ -54,7 +54,7 @@ class EndpointCaptioner:
         """`address`: URL and model; `answers`: the folder of the answers that are kept, None for nowhere."""
         self.config, self.seed, self.round, self._answers = config, seed, round_, answers
         self._fields, self._templates = sampling(config), templates(config.vlm)
-        self._client = EndpointClient(*address, config.endpoint, probe_request(self._fields))
+        self._client = EndpointClient(*address, config.requests, probe_request(self._fields))
         self._cache = AnswerCache(None)
         self._asked: dict[str, Future[Answer]] = {}  # by key, until the image's texts are taken
         self._lock = threading.Lock()
@@ -63,7 +63,7 @@ class EndpointCaptioner:
     @property
     def ahead(self) -> int:
         """Images that are asked about beyond the batch that is waited for."""
-        return 2 * self.config.endpoint.in_flight
+        return 2 * self.config.requests.in_flight
 
     @contextmanager
     def shard(self, name: str) -> Iterator[None]:

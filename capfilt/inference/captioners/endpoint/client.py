@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from capfilt.data.sample import is_text
 from capfilt.errors import RecipeError, RunError
-from capfilt.inference.captioners.endpoint.config import NO_KEY, EndpointConfig
+from capfilt.inference.captioners.endpoint.config import NO_KEY, RequestConfig
 from capfilt.printable import printable
 from capfilt.redact import HIDDEN
 from capfilt.storage import documents
@@ -71,7 +71,7 @@ class _Unread(Exception):
 class EndpointClient:
     """One model of one server."""
 
-    def __init__(self, url: str, model: str, config: EndpointConfig, test: Request):
+    def __init__(self, url: str, model: str, config: RequestConfig, test: Request):
         """`test`: a request with a picture that every server should answer; asked where nothing is answered."""
         openai = _library()
         self.url, self.model, self.config, self.test = url, model, config, test

@@ -20,38 +20,39 @@ NO_KEY = "none"
 
 
 class EndpointConfig(Config):
-    """How a captioner that is an endpoint is asked (`--captioner openai:URL#MODEL`)."""
+    """What is sent to a captioner that is an endpoint (`--captioner openai:URL#MODEL`)."""
 
     side: int = Field(default=512, ge=16, le=8192)
     """Pixels of a picture's longer side as it is sent; a larger one is made smaller, a smaller one goes as it is."""
     quality: int = Field(default=90, ge=1, le=95)
-    """Of the JPEG that is sent where a picture was made smaller, or is none that every server reads."""
+    """Of the JPEG that is sent where a picture was made smaller, or is none that every server reads alike."""
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the server calls `vlm.max_new_tokens`; OpenAI's own newer models take the second alone."""
+
+
+class RequestConfig(Config):
+    """How an endpoint is asked: no part of plan and fingerprint. The key is read from the environment alone."""
+
     in_flight: int = Field(default=64, ge=1, le=4096)
     """Requests of one worker that are under way at a time."""
     deadline: float = Field(default=60, gt=0)
     """Seconds that one try of a request may take."""
     tries: int = Field(default=8, ge=1, le=100)
     """Tries of a request that is put off (429), fails (5xx) or is cut off; between them 1, 2, 4, ... seconds, 60 at most,
-    or as many as the server asks for (Retry-After). Where nothing else was answered meanwhile and a test picture is not
-    answered either, the shard ends with an error instead of rows."""
-    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"[A-Za-z_][A-Za-z0-9_]*")
-    """The environment variable that holds the key, on every machine with a worker; the key itself is stored nowhere."""
+    or as many as the server asks for (Retry-After). Where nothing else was answered meanwhile, nor a test picture is,
+    the shard ends with an error."""
+    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the key, on every machine with a worker."""
 
     def key(self) -> str:
         """The key of this process. RecipeError where a variable was named and is not set."""
         key = os.environ.get(self.key_variable, "").strip()
-        if not key and self.key_variable != EndpointConfig.model_fields["key_variable"].default:
+        if not key and self.key_variable != RequestConfig.model_fields["key_variable"].default:
             raise RecipeError(
-                f"endpoint.key_variable names {self.key_variable}, which is not set in the environment of this process;"
-                " export it on every machine that works, or leave endpoint.key_variable out."
+                f"requests.key_variable names {self.key_variable}, which is not set in the environment of this process;"
+                " export it on every machine that works, or leave requests.key_variable out."
             )
         return key or NO_KEY
-
-
-EXECUTION_FIELDS = {"in_flight": True, "deadline": True, "tries": True, "key_variable": True}
-"""What EndpointConfig says of how texts are asked for and not of which."""
 
 
 def split_address(text: str) -> tuple[str, str]:
@@ -66,7 +67,7 @@ def split_address(text: str) -> tuple[str, str]:
     if "@" in parts.netloc or parts.query or redact(url) != url:
         raise RecipeError(
             f"openai:{redact(text)}: the URL holds a password or parameters, and it is stored with the run: leave them"
-            " out. The key belongs into the environment, as OPENAI_API_KEY or by endpoint.key_variable."
+            " out. The key belongs into the environment, as OPENAI_API_KEY or by requests.key_variable."
         )
     if parts.scheme not in ("http", "https") or not host or not model.strip() or any(c.isspace() for c in url):
         raise RecipeError(f"openai:{redact(text)}: no address of an endpoint and a model; {wanted}.")

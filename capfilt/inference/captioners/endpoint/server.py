@@ -6,7 +6,8 @@ models, a version (vLLM and SGLang have /version) and the `system_fingerprint` o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,12 +39,8 @@ def ask_server(url: str, model: str, config: AnnotateConfig) -> ServerReport:
         RunError: it cannot be reached, or does not answer such requests; the message says what it said.
     """
     fields = sampling(config)
-    once = config.endpoint.model_copy(update={"tries": 2})
-    client = EndpointClient(url, model, once, probe_request(fields))
-    try:
-        listed = _entries(client.get("/models"))
-        parts = urlsplit(url)
-        version = client.get(f"{parts.scheme}://{parts.netloc}/version")
+    with _client(url, model, config) as client:
+        listed, version = _entries(client.get("/models")), _version(client)
         try:
             one, two = (client.submit(probe_request(fields, seed=1), "", _keep).result() for _ in range(2))
         except RunError as error:
@@ -51,14 +48,36 @@ def ask_server(url: str, model: str, config: AnnotateConfig) -> ServerReport:
                 near = did_you_mean(model, listed) or f" It lists: {', '.join(sorted(listed)[:8])}."
                 raise RunError(f"{url} has no model {model}.{near}") from error
             raise
-    finally:
-        client.close()
     return ServerReport(
         entry=listed.get(model, {}),
-        version=printable(version["version"]) if _is_version(version) else "",
+        version=version,
         system_fingerprint=one.fingerprint,
         honours_seeds=one.text == two.text,
     )
+
+
+def listed_now(url: str, model: str, config: AnnotateConfig) -> ServerReport:
+    """The part of the report that costs nothing. RunError where the server cannot be reached."""
+    with _client(url, model, config) as client:
+        return ServerReport(entry=_entries(client.get("/models")).get(model, {}), version=_version(client))
+
+
+@contextmanager
+def _client(url: str, model: str, config: AnnotateConfig) -> Iterator[EndpointClient]:
+    quick = config.requests.model_copy(update={"tries": min(2, config.requests.tries)})
+    client = EndpointClient(url, model, quick, probe_request(sampling(config)))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _version(client: EndpointClient) -> str:
+    """What vLLM and SGLang say at /version; "" for a server without."""
+    parts = urlsplit(client.url)
+    tree = client.get(f"{parts.scheme}://{parts.netloc}/version")
+    version = tree.get("version") if isinstance(tree, Mapping) else None
+    return printable(version) if isinstance(version, str) else ""
 
 
 def _entries(tree: Any) -> dict[str, dict[str, str]]:
@@ -74,10 +93,6 @@ def _entries(tree: Any) -> dict[str, dict[str, str]]:
         for entry in listed[:10_000]
         if isinstance(entry.get("id"), str)
     }
-
-
-def _is_version(tree: Any) -> bool:
-    return isinstance(tree, Mapping) and isinstance(tree.get("version"), str)
 
 
 async def _keep(_answer: Answer) -> None:

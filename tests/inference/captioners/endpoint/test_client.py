@@ -10,7 +10,7 @@ from endpoint_server import EndpointServer
 from capfilt.errors import RecipeError, RunError
 from capfilt.inference.captioners.endpoint import client as module
 from capfilt.inference.captioners.endpoint.client import MAX_WAIT, Answer, EndpointClient
-from capfilt.inference.captioners.endpoint.config import EndpointConfig
+from capfilt.inference.captioners.endpoint.config import RequestConfig
 from capfilt.inference.captioners.endpoint.requests import sampling, probe_request
 from capfilt.inference.config import AnnotateConfig
 
@@ -31,7 +31,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EndpointClie
     made: list[EndpointClient] = []
 
     def new(endpoint: EndpointServer, **settings: Any) -> EndpointClient:
-        config = EndpointConfig.model_validate({"tries": 3, "deadline": 5, **settings})
+        config = RequestConfig.model_validate({"tries": 3, "deadline": 5, **settings})
         made.append(EndpointClient(endpoint.url, "tiny", config, probe_request(FIELDS)))
         return made[-1]
 
