@@ -7,7 +7,10 @@ size, resize rule, normalisation and tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from PIL import Image
 
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
@@ -42,6 +45,21 @@ class Captioner(Protocol):
 
     def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[Caption]]:
         """Some texts for each image, as many for each; `samples` are those of the images, in their order."""
+
+
+@runtime_checkable
+class AsksAhead(Protocol):
+    """A captioner that waits for answers of others, and is shown the pictures of later batches meanwhile."""
+
+    @property
+    def ahead(self) -> int:
+        """How many pictures beyond the batch that is waited for."""
+
+    def shard(self, name: str) -> AbstractContextManager[None]:
+        """The time in which the pictures of a shard are shown; at its end nothing of it is asked any more."""
+
+    def ask(self, sample: Sample, picture: Image.Image) -> None:
+        """Begin with a sample, whose decoded picture is shown; called from several threads."""
 
 
 class Filter(Protocol):

@@ -49,6 +49,8 @@ def run(
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
+    with show.wait("asking the captioner"):
+        fingerprints["captioner_fingerprint"] = captioner.identity(run, config, show.say) or writes
     with connect(address, show=show) as session:
         worker = options.resources(session)
         job = AnnotateJob(

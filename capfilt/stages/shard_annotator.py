@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -19,6 +20,7 @@ from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Pictures, pictures
 from capfilt.inference.captioners.guard_rails import COPIES
 from capfilt.inference.filters import local_filter
+from capfilt.inference.interface import AsksAhead
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer, timed
 from capfilt.runs import deadline, quarantine
@@ -41,13 +43,18 @@ class ShardAnnotator:
         captioner = job.captioner.open(config, job.seed, job.round, device, dtype, job.out / "cache")
         filter_ = LocalModel.load(job.filter, device, dtype)
         self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer)
+        self.asker = captioner if isinstance(captioner, AsksAhead) else None
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
 
     def shard(self, url: str) -> ShardReport:
         """Annotate one shard and commit it."""
+        with self._asking(url):
+            return self._shard(url)
+
+    def _shard(self, url: str) -> ShardReport:
         before = Counter(self.timer.seconds) if self.timer else Counter()
         self.batches = []
-        name = self.job.names.get(url) or shards.name(url)
+        name = self._name(url)
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
@@ -83,13 +90,21 @@ class ShardAnnotator:
 
     def part(self, url: str, start: int, stop: int) -> int:
         """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
-        for _ in self._rows(islice(shards.read(url), start, stop)):
-            pass
+        with self._asking(url):
+            for _ in self._rows(islice(shards.read(url), start, stop)):
+                pass
         return sum(1 for _ in shards.read(url))
+
+    def _name(self, url: str) -> str:
+        return self.job.names.get(url) or shards.name(url)
+
+    def _asking(self, url: str) -> AbstractContextManager[None]:
+        """The time in which a captioner that asks ahead is shown the pictures of a shard."""
+        return nullcontext() if self.asker is None else self.asker.shard(self._name(url))
 
     def _rows(self, read: Iterable[Sample | FailedSample]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
-        for batch in pictures(read, self.job.config.batch_size, self.formats, timer=self.timer):
+        for batch in pictures(read, self.job.config.batch_size, self.formats, timer=self.timer, asker=self.asker):
             deadline.check()  # a small shard is read to its end before anything is computed
             for fault in batch.faults:
                 yield [self._failed(fault)]

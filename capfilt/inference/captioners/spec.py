@@ -5,13 +5,16 @@ A spec is checked, fingerprinted and sent to workers without torch; it imports w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.config import Config
 from capfilt.errors import RecipeError
+from capfilt.inference.captioners.endpoint.spec import EndpointSpec
 from capfilt.inference.config import AnnotateConfig, VlmConfig
 from capfilt.inference.roles import check_captioner
 from capfilt.models.checkpoints import store
+from capfilt.runs.run import Run
 from capfilt.storage.paths import StoragePath
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ class LocalSpec(Config):
         """Which model writes, by its weights and not by where it lies."""
         return store.fingerprint(self.model)
 
+    def identity(self, run: Run, config: AnnotateConfig, say: Callable[[str], None]) -> str:
+        """What tells this model from another beyond its fingerprint; "" for nothing."""
+        return ""
+
     def names_prompts(self, config: AnnotateConfig) -> bool:
         """Whether the captions say which prompt they answer, and annotations have the column `prompt`."""
         return False
@@ -60,17 +67,19 @@ class LocalSpec(Config):
         return LocalCaptioner(model, config.decode, config.captions, seed, round_)
 
 
-CaptionerSpec = LocalSpec
+CaptionerSpec = LocalSpec | EndpointSpec
 
 
 def captioner_spec(name: str) -> CaptionerSpec:
     """What a captioner's name means.
 
     Raises:
-        RecipeError: a prefix that is not known.
+        RecipeError: a prefix that is not known, an address that is none.
         NoModelError, ModelError: as `store.find`.
     """
     prefix, colon, _ = name.partition(":")
-    if colon and prefix in ("hf", "openai"):
+    if colon and prefix == "openai":
+        return EndpointSpec.of(name.partition(":")[2])
+    if colon and prefix == "hf":
         raise RecipeError(f"{name}: captioners of {prefix}: cannot be used yet; give a model of {store.READABLE}")
     return LocalSpec(model=store.find(name))

@@ -121,13 +121,14 @@ def measure_human_pairs(context: BootstrapContext, r: int, filter_model: Storage
 
 def annotate(context: BootstrapContext, r: int, captioner: CaptionerSpec, filter_model: StoragePath) -> None:
     """Write synthetic texts for the whole web, and score them and the web's."""
+    config = context.config.annotate
     job = AnnotateJob(
         out=context.folder(r),
         captioner=captioner,
         filter=filter_model,
-        captioner_fingerprint=captioner.fingerprint(),
+        captioner_fingerprint=captioner.identity(context.run, config, context.progress.say) or captioner.fingerprint(),
         filter_fingerprint=store.fingerprint(filter_model),
-        config=context.config.annotate,
+        config=config,
         compute=context.compute["annotate"],
         seed=context.config.seed,
         round=r,

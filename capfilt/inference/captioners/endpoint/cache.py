@@ -1,6 +1,6 @@
 """What an endpoint has answered, kept beside a run: a shard that is done again asks only for what was not answered.
 
-One file of JSON lines a shard, `answers/SHARD.jsonl`: read when a worker begins the shard, appended with each answer
+One file of JSON lines a shard, `cache/SHARD.jsonl`: read when a worker begins the shard, appended with each answer
 before anybody sees it. On a store, where objects cannot grow, the file is written every ten seconds, so that a kill
 costs the answers of as long.
 """
@@ -20,7 +20,7 @@ from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, make_folder
 from capfilt.storage.remote_path import RemotePath
 
-FOLDER = "answers"
+FOLDER = "cache"
 """Beside `annotations`, in the folder of a run or a round."""
 
 

@@ -19,7 +19,7 @@ from capfilt.data.images import decode
 from capfilt.data.sample import Sample
 from capfilt.inference.captioners.endpoint.cache import AnswerCache
 from capfilt.inference.captioners.endpoint.client import Answer, EndpointClient
-from capfilt.inference.captioners.endpoint.requests import data_url, key_of, request, sampling, seed_of, probe_request
+from capfilt.inference.captioners.endpoint.requests import data_url, key_of, probe_request, request, sampling, seed_of
 from capfilt.inference.captioners.guard_rails import guard
 from capfilt.inference.captioners.prompts import Prompt, prompts_of, templates, web_text
 from capfilt.inference.interface import Caption
@@ -96,6 +96,7 @@ class EndpointCaptioner:
 
     def _futures(self, sample: Sample, picture: Image.Image | None = None) -> list[tuple[_Wanted, Future[Answer]]]:
         """What is wanted of an image, each with its answer to be."""
+
         def url() -> str:
             shown = picture or decode.decode(sample.image)
             return data_url(sample.image, shown, self.config.endpoint.side, self.config.endpoint.quality)

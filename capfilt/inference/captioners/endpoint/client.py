@@ -43,8 +43,8 @@ class Answer(NamedTuple):
     text: str
     """"" where it failed."""
     failure: str = ""
-    """Its class: refused | empty | too long | bad answer | http 3xx | http 4xx, of what the server said of this one, and
-    timed out | cut off | unreachable | http 429 | http 5xx of a server that did not get to it; "" for none."""
+    """Its class: refused | empty | too long | bad answer | http 3xx | http 4xx, of what the server said of this one;
+    timed out | cut off | unreachable | http 429 | http 5xx, of one that did not get to it; "" for none."""
     fingerprint: str = ""
     """The server's `system_fingerprint`."""
 
@@ -84,7 +84,6 @@ class EndpointClient:
             timeout=config.deadline,
             default_headers={"Accept-Encoding": "identity"},  # a small body could unpack to any size
             http_client=openai.DefaultAioHttpClient(  # with aiohttp a request costs half as much
-               
                 follow_redirects=False, event_hooks={"response": [_bound_body]}, timeout=config.deadline
             ),
         )
@@ -186,7 +185,7 @@ class EndpointClient:
             return _Try(Answer("", failure), True, why=f"{failure}, {why}")
 
     def _lost(self, error: BaseException) -> tuple[str, str]:
-        """The class of failure of a request that got no answer, and more of it; the libraries call all of it timeouts."""
+        """The class of failure of a request without an answer, and more of it; the libraries call it all a timeout."""
         while error.__cause__ is not None:
             error = error.__cause__
         if isinstance(error, TimeoutError | asyncio.CancelledError):
@@ -251,11 +250,11 @@ async def _bound_body(response: Any) -> None:
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise _Unread("bad answer", "it is compressed, which was not asked for")
     limit = MAX_BODY if response.request.method == "POST" else MAX_LIST
-    response.stream = _bounded_kind(type(response.stream))(response.stream, limit)
+    response.stream = _bounded_kind(response.stream.__class__)(response.stream, limit)
 
 
 @cache
-def _bounded_kind(stream: type) -> type:
+def _bounded_kind(stream: Any) -> Any:
     """`_Bounded` as the HTTP library of this version of openai wants it, of its own kind."""
     return type("BoundedStream", (_Bounded, next(k for k in stream.__mro__ if k.__name__ == "AsyncByteStream")), {})
 

@@ -38,9 +38,9 @@ class RequestConfig(Config):
     deadline: float = Field(default=60, gt=0)
     """Seconds that one try of a request may take."""
     tries: int = Field(default=8, ge=1, le=100)
-    """Tries of a request that is put off (429), fails (5xx) or is cut off; between them 1, 2, 4, ... seconds, 60 at most,
-    or as many as the server asks for (Retry-After). Where nothing else was answered meanwhile, nor a test picture is,
-    the shard ends with an error."""
+    """Tries of a request that is put off (429), fails (5xx) or is cut off; between them 1, 2, 4, ... seconds or as
+    many as the server asks for (Retry-After), 60 at most. Where nothing else was answered meanwhile, nor a test picture
+    is, the shard ends with an error."""
     key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the key, on every machine with a worker."""
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from capfilt.config import Config
 from capfilt.errors import RunError, did_you_mean
 from capfilt.inference.captioners.endpoint.client import Answer, EndpointClient
-from capfilt.inference.captioners.endpoint.requests import sampling, probe_request
+from capfilt.inference.captioners.endpoint.requests import probe_request, sampling
 from capfilt.inference.config import AnnotateConfig
 from capfilt.printable import printable
 

@@ -39,7 +39,9 @@ def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
         assert cache.get("c") == Answer("three")
 
 
-@pytest.mark.parametrize("line", ["5", "[]", '{"key": "a"}', '{"key": 5, "text": "x", "failure": ""}', "x\0", "[" * 9999])
+@pytest.mark.parametrize(
+    "line", ["5", "[]", '{"key": "a"}', '{"key": 5, "text": "x", "failure": ""}', "x\0", "[" * 9999]
+)
 def test_lines_of_others_are_no_answers(tmp_path: Path, line: str) -> None:
     path = tmp_path / "00000.jsonl"
     path.write_text(f"{line}\n" + json.dumps({"key": "b", "text": "two", "failure": ""}) + "\n")

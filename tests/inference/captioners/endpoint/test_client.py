@@ -11,7 +11,7 @@ from capfilt.errors import RecipeError, RunError
 from capfilt.inference.captioners.endpoint import client as module
 from capfilt.inference.captioners.endpoint.client import MAX_WAIT, Answer, EndpointClient
 from capfilt.inference.captioners.endpoint.config import RequestConfig
-from capfilt.inference.captioners.endpoint.requests import sampling, probe_request
+from capfilt.inference.captioners.endpoint.requests import probe_request, sampling
 from capfilt.inference.config import AnnotateConfig
 
 KEY = "sk-hunter2hunter2"
