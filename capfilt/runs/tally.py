@@ -18,6 +18,8 @@ SAMPLES = ("in", "kept", "dropped", "failed")
 TEXTS = ("in", "kept", "dropped")
 NO_TEXT = "no text"
 """The reason of dropping a text without any letter or digit (`data.sample.is_text`); it has no scores."""
+CAPTION_FAILED = "caption failed: "
+"""How the reason begins of a row whose caption was not written; the class of the failure follows."""
 NO_TEXT_REASONS = rf"^({NO_TEXT}$|caption (failed|dropped): )"
 """The reasons of rows without a text to score: that nothing was to be read in it, or that no caption came of it."""
 MAX_REASONS = 256
@@ -98,6 +100,13 @@ class Tally:
             if num_in != kept + num_dropped:
                 return f"{source} texts: {num_in} in, but {kept} kept + {num_dropped} dropped"
         return ""
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether a sample failed, or the caption of one."""
+        return self.samples["failed"] > 0 or any(
+            reason.partition(": ")[2].startswith(CAPTION_FAILED) for reason in self.texts["dropped"]
+        )
 
     def num_scored(self) -> dict[str, int]:
         """By source, the number of texts that came in and could be scored: all but those with nothing to read."""

@@ -14,6 +14,7 @@ from capfilt.cluster.session import Session, set_threads
 from capfilt.cluster.worker_pool import Resources, pool_size, run_items
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
+from capfilt.inference.captioners.endpoint import cache as answers
 from capfilt.runs import metrics, quarantine, stage_status
 from capfilt.runs.forks import FORK
 from capfilt.runs.ledger import Completion, Ledger
@@ -187,10 +188,12 @@ class _DoneItems:
 
 
 def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:
-    """Withdraw the completions of a stage's shards in which samples failed, so that the stage does them again.
+    """Withdraw the completions of a stage's shards in which samples failed, or captions did, so that the stage does them
+    again.
 
     Returns how many; the other shards are not touched. A kill between this and the stage changes nothing. Samples that
-    were skipped because they killed their worker are tried again. `what` is the value of --retry; UsageError unless it
+    were skipped because they killed their worker are tried again, and an endpoint is asked again for what it did not
+    write. `what` is the value of --retry; UsageError unless it
     is "failed".
     """
     if what != "failed":
@@ -207,10 +210,11 @@ def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:
         (ledger, done.shard)
         for ledger in stage_status.find_ledgers(out)
         for done in ledger.readable_completions()
-        if ledger.stage == stage and done.tally.samples["failed"]
+        if ledger.stage == stage and done.tally.has_failures
     ]
     for ledger, shard in again:
         quarantine.clear(ledger, shard)
+        answers.forget_failures(ledger.folder, shard)
         ledger.invalidate(shard)
     return len(again)
 

@@ -65,7 +65,7 @@ def test_a_shard_that_is_done_again_pays_for_nothing_twice(
     assert capfilt(*words).code == 0
     before, paid = (tmp_path / "a/annotations/00001.parquet").read_bytes(), endpoint.asked.total()
     (tmp_path / "a/ledger/annotate/00001.json").unlink()
-    done = capfilt(*words, "--set", "requests.in_flight=3", "--set", "batch_size=7")
+    done = capfilt(*words, "--set", "requests.in_flight=3")
     assert done.code == 0, done.err
     assert (tmp_path / "a/annotations/00001.parquet").read_bytes() == before
     assert endpoint.asked.total() == paid

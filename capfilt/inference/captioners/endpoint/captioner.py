@@ -24,6 +24,7 @@ from capfilt.inference.captioners.guard_rails import guard
 from capfilt.inference.captioners.prompts import Prompt, prompts_of, templates, web_text
 from capfilt.inference.interface import Caption
 from capfilt.runs import deadline
+from capfilt.runs.tally import CAPTION_FAILED
 
 if TYPE_CHECKING:
     from capfilt.data.images.preprocess import ImageFormat
@@ -137,7 +138,7 @@ class EndpointCaptioner:
 
     def _caption(self, sample: Sample, prompt: Prompt, answer: Answer) -> Caption:
         if answer.failure:
-            return Caption("", prompt.kind, f"caption failed: {answer.failure}")
+            return Caption("", prompt.kind, f"{CAPTION_FAILED}{answer.failure}")
         kept = guard(answer.text, self.config.vlm, self._templates[prompt.kind], web_text(sample))
         return Caption(kept.text, prompt.kind, kept.remark)
 
