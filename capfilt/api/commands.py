@@ -54,7 +54,7 @@ def annotate(
     Args:
         shards: tars, folders, globs, braces, fsspec URLs; one or several.
         captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
-            Hugging Face hub.
+            Hugging Face hub; a captioner may be an endpoint, "openai:URL#MODEL".
         out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
         captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.
@@ -63,7 +63,8 @@ def annotate(
         address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
         workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
             1 and, where the cluster has any, 1.
-        limit: seconds that a shard may take, 0 for any; `retry="failed"` does those again in which samples failed.
+        limit: seconds that a shard may take, 0 for any; `retry="failed"` does those again in which samples or captions
+            failed.
         min_success: the share of samples that must succeed.
         on_progress: called with a `ProgressEvent` at each step; or a `Progress`, the console of the command line.
         on_log: called with each line that the command line prints between stages.

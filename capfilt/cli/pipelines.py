@@ -178,7 +178,7 @@ AnnotateRecipe = Annotated[
 
 def annotate(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
-    captioner: Annotated[str, typer.Option(help="Model folder that writes the texts.")],
+    captioner: Annotated[str, typer.Option(help="What writes the texts: a model folder, or openai:URL#MODEL.")],
     filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them and the web texts.")],
     out: Out,
     captions: Captions = None,
@@ -196,7 +196,8 @@ def annotate(
     cpus: Cpus = None,
     limit: Limit = 0,
     retry: Annotated[
-        str | None, typer.Option(metavar="failed", help="failed: repeat the shards in which samples failed.")
+        str | None,
+        typer.Option(metavar="failed", help="failed: repeat the shards in which samples or captions failed."),
     ] = None,
     min_success: MinSuccess = 0,
     fork: Fork = None,

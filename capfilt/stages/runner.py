@@ -188,8 +188,7 @@ class _DoneItems:
 
 
 def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:
-    """Withdraw the completions of a stage's shards in which samples failed, or captions did, so that the stage does them
-    again.
+    """Withdraw the completions of a stage's shards in which samples or captions failed, so that it does them again.
 
     Returns how many; the other shards are not touched. A kill between this and the stage changes nothing. Samples that
     were skipped because they killed their worker are tried again, and an endpoint is asked again for what it did not
