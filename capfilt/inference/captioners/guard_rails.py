@@ -23,6 +23,8 @@ MAX_ANSWER = 10_000
 LEAKED_WORDS = 6
 """So many words in a row of what was asked are a leak of it."""
 _RUN = 3  # words
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Characters that are no part of a text: control characters, and marks that change how others are shown."""
 
 _THOUGHT = r"(?:think|thinking|thought|reasoning|reflection)"
 _CLOSED = re.compile(rf"<({_THOUGHT})>.*?</\1>", re.DOTALL | re.IGNORECASE)
@@ -91,7 +93,7 @@ def guard(answer: str, config: VlmConfig, asked: str = "", web: str = "") -> Gua
         if text != before:
             done.append(f"cut: {rule}")
             text = _stripped(text, config.strip)
-    text = " ".join(text.split())
+    text = " ".join(CONTROL.sub(" ", text).split()).rstrip("\ufffd ")
     if not is_text(text):
         return Guarded("", "caption failed: empty")
     if copied_share(text, web) >= config.copy_share:

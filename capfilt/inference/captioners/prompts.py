@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from capfilt.data.sample import Sample
+from capfilt.inference.captioners.guard_rails import CONTROL
 from capfilt.printable import short_repr
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ TEMPLATES: Mapping[str, str] = {
 `fuse` describes the image with its help (CapsFusion 2023, KALE 2024)."""
 
 _FIELD = re.compile(r"\{([A-Za-z_][\w.-]*)\}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+|\s+")
 _MARKUP = re.compile(r"<[^<>\s][^<>]{0,60}>|\[/?[A-Z_]{2,20}\]")
 """What chat templates mark turns, pictures and ends with (<|im_end|>, <image>, </s>, [INST]), and HTML's tags."""
 
@@ -85,6 +85,11 @@ def fill(template: str, sample: Sample, characters: int, tokens: Iterable[str] =
     return _FIELD.sub(value, template)
 
 
+def instruction(template: str) -> str:
+    """What a template says itself, without the fields."""
+    return _FIELD.sub(" ", template)
+
+
 def web_text(sample: Sample) -> str:
     """The first text that came from the web with an image; "" for none."""
     return next((caption["text"] for caption in sample.captions if caption["source"] == "web"), "")
@@ -100,7 +105,7 @@ def _field(sample: Sample, name: str) -> str:
 def clean(text: str, characters: int, tokens: Iterable[str] = ()) -> str:
     """A text from the web as a prompt may have it: one line, at most so many characters, without anything that a chat
     template could take for its own."""
-    text = _CONTROL.sub(" ", text[: 20 * characters].encode("utf-8", "replace").decode())
+    text = CONTROL.sub(" ", text[: 20 * characters].encode("utf-8", "replace").decode())
     special = [token for token in tokens if token.strip()]
     before = ""
     while text != before:  # what is taken out may bring the halves of another together

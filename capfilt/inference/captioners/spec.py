@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from capfilt.config import Config
 from capfilt.errors import RecipeError
 from capfilt.inference.captioners.endpoint.spec import EndpointSpec
+from capfilt.inference.captioners.vlm.spec import VlmSpec
 from capfilt.inference.config import AnnotateConfig, VlmConfig
 from capfilt.inference.roles import check_captioner
 from capfilt.models.checkpoints import store
@@ -67,19 +68,19 @@ class LocalSpec(Config):
         return LocalCaptioner(model, config.decode, config.captions, seed, round_)
 
 
-CaptionerSpec = LocalSpec | EndpointSpec
+CaptionerSpec = LocalSpec | VlmSpec | EndpointSpec
 
 
 def captioner_spec(name: str) -> CaptionerSpec:
-    """What a captioner's name means.
+    """What a captioner's name means: a model of one of our families, or another kind after its prefix.
 
     Raises:
-        RecipeError: a prefix that is not known, an address that is none.
+        RecipeError: an address that is none.
         NoModelError, ModelError: as `store.find`.
     """
-    prefix, colon, _ = name.partition(":")
+    prefix, colon, rest = name.partition(":")
     if colon and prefix == "openai":
-        return EndpointSpec.of(name.partition(":")[2])
+        return EndpointSpec.of(rest)
     if colon and prefix == "hf":
-        raise RecipeError(f"{name}: captioners of {prefix}: cannot be used yet; give a model of {store.READABLE}")
+        return VlmSpec.of(rest)
     return LocalSpec(model=store.find(name))

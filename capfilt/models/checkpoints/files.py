@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -191,18 +191,28 @@ def download(name: str, weights: bool = True, open_clip: bool = False) -> Path:
     Raises:
         ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
     """
+    # Large models lie in several files, and older repositories have pickles alone; many have two forms of all.
+    forms = _OPEN_CLIP if open_clip else [[SAFE], _IN_PARTS, _PICKLED, *_OPEN_CLIP]
+    for form in forms if weights else [[]]:
+        folder = snapshot(name, [*_WANTED, *form])
+        if weights_file(folder) is not None:
+            break
+    return folder
+
+
+def snapshot(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """The folder of a hub repository in the hub's cache with the files of these patterns, fetched if not there yet.
+
+    Raises:
+        ModelError: `name` is not of the form OWNER/NAME, or the hub does not give it.
+    """
     refuse_missing(name)
     # Imported here: of a hundred runs, ninety-nine have their models on disk.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        # Large models lie in several files, and older repositories have pickles alone; many have two forms of all.
-        forms = _OPEN_CLIP if open_clip else [[SAFE], _IN_PARTS, _PICKLED, *_OPEN_CLIP]
-        for form in forms if weights else [[]]:
-            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, *form]))
-            if weights_file(folder) is not None:
-                break
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns]))
     except (OSError, ValueError, HTTPError) as error:
         why = str(error).partition("\n")[0].partition(". ")[0]
         raise ModelError(
@@ -210,4 +220,3 @@ def download(name: str, weights: bool = True, open_clip: bool = False) -> Path:
             "Without a network: fetch its config.json, its weights and the files of its tokenizer elsewhere and give "
             "their folder."
         ) from None
-    return folder

@@ -153,10 +153,13 @@ def _text_lines(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
     yield f"  {row['source']} {row['candidate']}  {verdict}{': ' + row['why'] if row.get('why') else ''}  {scores}"
     more = f"… ({len(row['text'])} characters)" if len(row["text"]) > MAX_SHOWN else ""
     yield f"      {row['text'][:MAX_SHOWN]!r}{more}"
+    if row["reason"]:
+        yield f"      {row['reason']}"
     for role, verb in (("captioner", "written"), ("filter", "scored")):
         if model := row[role]:
             by = models.get(model) or f"a model of {model.rpartition('-')[0][:20] or 'a family'} from elsewhere"
-            yield f"      {verb} by {by} ({model[:20]}…), seed {row['seed']}"
+            prompt = f", prompt {row['prompt']}" if role == "captioner" and row.get("prompt") else ""
+            yield f"      {verb} by {by} ({model[:20]}…), seed {row['seed']}{prompt}"
 
 
 def are_texts(rows: list[dict[str, Any]]) -> bool:

@@ -1,0 +1,1 @@
+"""Captioners that are vision-language models of transformers, in the worker's own process."""
