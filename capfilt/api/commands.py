@@ -54,7 +54,8 @@ def annotate(
     Args:
         shards: tars, folders, globs, braces, fsspec URLs; one or several.
         captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
-            Hugging Face hub; a captioner may be an endpoint, "openai:URL#MODEL".
+            Hugging Face hub; a captioner may be a vision-language model, "hf:FOLDER-OR-NAME", or an endpoint,
+            "openai:URL#MODEL".
         out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
         captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.

@@ -178,7 +178,9 @@ AnnotateRecipe = Annotated[
 
 def annotate(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
-    captioner: Annotated[str, typer.Option(help="What writes the texts: a model folder, or openai:URL#MODEL.")],
+    captioner: Annotated[
+        str, typer.Option(help="What writes the texts: a model folder, hf:FOLDER-OR-NAME (a VLM), or openai:URL#MODEL.")
+    ],
     filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them and the web texts.")],
     out: Out,
     captions: Captions = None,

@@ -104,7 +104,9 @@ def check_absolute(paths: Mapping[str, Any]) -> None:
     for what, value in paths.items():
         for path in [value] if isinstance(value, str | Path) else value:
             for part in str(path).split("::"):
-                if not part.startswith("/") and "://" not in part:
+                here = part.removeprefix("hf:")
+                on_the_hub = here != part and not Path(here).exists()
+                if not here.startswith("/") and "://" not in part and not on_the_hub:
                     raise UsageError(
                         f"{what} is {part!r}, and a job's paths are the cluster's, where the folder you are in means "
                         "nothing. Give it in full, as every machine there sees it: /mnt/runs/a, or a URL."
@@ -156,7 +158,7 @@ def _weights(name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Values that may also be names on the hub or of presets: paths if they look like files or exist here."""
     for key in ("model", "vision", "text", "language", "tokenizer", "pretrained"):
         value = tree.get(key)
-        if isinstance(value, str) and (value.endswith(_FILE_ENDINGS) or Path(value).exists()):
+        if isinstance(value, str) and (value.endswith(_FILE_ENDINGS) or Path(value.removeprefix("hf:")).exists()):
             yield f"{name}.{key}".removeprefix("."), value
 
 

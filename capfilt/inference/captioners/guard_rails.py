@@ -55,7 +55,7 @@ _SHOWS = (
 _OPENER = re.compile(
     rf"^(?:in (?:this|the) {_MEDIUM},?\s+(?:(?:we|you|one) (?:can )?see|there (?:is|are))"
     rf"|(?:this|the|an?) (?:\w+ ){{0,2}}{_MEDIUM} (?:also )?{_SHOWS}(?: (?:us|that))?"
-    rf"|(?:this|it) is an? (?:\w+ ){{0,2}}{_MEDIUM} (?:of|showing|depicting|that shows)"
+    rf"|(?:this|it) is an? (?:[\w-]+ ){{0,4}}{_MEDIUM} (?:of|showing|depicting|that shows)"
     rf"|in (?:this|the) {_MEDIUM},)\s+",
     re.IGNORECASE,
 )
