@@ -1,4 +1,4 @@
-"""What a worker does to a shard whose annotations get further scores: one reading of it, a table and a commit a score."""
+"""What a worker does to a shard whose annotations get further scores: one reading, then a table and a commit each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ShardScorer:
         read = None
         if self.job.by_content:
             found, read = self._of_pictures(url, [job.spec.name for job in todo], rows, images)
-            if annotated.input is not None and not same_bytes(annotated.input, read):
+            if read is None or not same_bytes(annotated.input, read):
                 raise DataError(f"shard {name} has changed since it was annotated: annotate it again first.")
         else:
             [scorer] = self.scorers.values()
@@ -66,7 +66,7 @@ class ShardScorer:
 
     def _of_pictures(
         self, url: str, wanted: Sequence[str], rows: Sequence[Annotation], images: dict[str, list[int]]
-    ) -> tuple[dict[str, list[float | None]], Input]:
+    ) -> tuple[dict[str, list[float | None]], Input | None]:
         """By score, its value of each row, and the shard that was read."""
         scorers = {name: self.scorers[name] for name in wanted}
         formats = [image_format for scorer in scorers.values() for image_format in scorer.image_formats]

@@ -89,7 +89,7 @@ class SentenceEncoder:
         """Texts -> unit vectors, float32 [T, D]; those of like length are read together."""
         import torch
 
-        vectors: np.ndarray | None = None
+        vectors = np.empty((len(texts), self.model.config.hidden_size), np.float32)
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
         for rows in _batches([len(of_text) for of_text in ids]):
             padded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
@@ -101,10 +101,8 @@ class SentenceEncoder:
                 mask_BT1 = padded["attention_mask"].unsqueeze(-1)
                 mean_BD = (states_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
                 unit = torch.nn.functional.normalize(mean_BD, dim=1).cpu().numpy()
-            if vectors is None:
-                vectors = np.empty((len(texts), unit.shape[1]), np.float32)
             vectors[rows] = unit
-        return np.empty((0, 0), np.float32) if vectors is None else vectors
+        return vectors
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

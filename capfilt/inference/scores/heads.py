@@ -17,7 +17,6 @@ import safetensors
 from capfilt.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from capfilt.data.images.preprocess import ImageFormat

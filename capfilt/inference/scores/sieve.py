@@ -52,23 +52,19 @@ class SieveScorer:
         cleaned = [[without_medium(row.text) for row in rows] for rows in batch.rows]
         distinct = dict.fromkeys(text for of_image in cleaned for text in of_image if is_text(text))
         numbers = {text: number for number, text in enumerate(distinct)}
-        vectors_TD = self.encoder.encode(list(numbers))
+        vectors_TD = self.encoder.encode(list(numbers)) if numbers else np.empty((0, 0))
         return [
-            _of_image(rows, [numbers.get(text) for text in of_image], vectors_TD)
+            _of_image(rows, [numbers.get(text, -1) for text in of_image], vectors_TD)
             for rows, of_image in zip(batch.rows, cleaned, strict=True)
         ]
 
 
-def _of_image(rows: Sequence[Annotation], numbers: Sequence[int | None], vectors_TD: np.ndarray) -> list[float | None]:
-    """The score of each text of one image; `numbers` are the rows of `vectors_TD` for its texts, None for no text."""
-    captions = [i for i, row in enumerate(rows) if row.source == "synthetic" and numbers[i] is not None]
-    readable = [i for i, number in enumerate(numbers) if number is not None]
-    if not captions:
-        return [None] * len(rows)
-    cosines = vectors_TD[[numbers[i] for i in readable]] @ vectors_TD[[numbers[i] for i in captions]].T
-    for column, i in enumerate(captions):
-        cosines[readable.index(i), column] = -np.inf  # a caption does not vouch for itself
+def _of_image(rows: Sequence[Annotation], numbers: Sequence[int], vectors_TD: np.ndarray) -> list[float | None]:
+    """The score of each text of one image; `numbers` are the rows of `vectors_TD` for its texts, -1 for no text."""
     best: list[float | None] = [None] * len(rows)
-    for i, value in zip(readable, cosines.max(axis=1).tolist(), strict=True):
-        best[i] = None if value == -np.inf else min(1.0, max(-1.0, value))
+    captions = [i for i, row in enumerate(rows) if row.source == "synthetic" and numbers[i] >= 0]
+    for i, number in enumerate(numbers):
+        others = [numbers[caption] for caption in captions if caption != i]  # a caption does not vouch for itself
+        if number >= 0 and others:
+            best[i] = float(np.clip((vectors_TD[others] @ vectors_TD[number]).max(), -1, 1))
     return best

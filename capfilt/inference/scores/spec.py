@@ -6,7 +6,7 @@ A spec knows what it needs to be checked, fingerprinted and opened; `--scores` a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.config import Config
@@ -146,7 +146,7 @@ class HeadSpec(Config):
 ScoreSpec = RuleSpec | SieveSpec | ClipSpec | HeadSpec
 
 
-def score_specs(texts: list[str] | tuple[str, ...]) -> tuple[ScoreSpec, ...]:
+def score_specs(texts: Sequence[str]) -> tuple[ScoreSpec, ...]:
     """The scores that are asked for, each once; nothing is loaded. UsageError, or what `store.find` raises."""
     specs = tuple(map(score_spec, texts))
     names = [spec.name for spec in specs]
@@ -170,6 +170,14 @@ def score_spec(text: str) -> ScoreSpec:
     if name in HEADS and (match := _HEAD.fullmatch(value)):
         return HeadSpec(name=name, head=storage_path(match[1]).absolute(), model=store.find(match[2]))
     raise UsageError(f"{text!r} is no score; scores are {FORMS}.")
+
+
+def paths_of(text: str) -> list[str]:
+    """The models and files that a score names, as they are written."""
+    clip, _, model = text.partition(":")
+    value = model if clip == "clip" else text.partition("=")[2]
+    head = _HEAD.fullmatch(value)
+    return [*head.groups()] if head else [value] if value else []
 
 
 def _clip(name: str, model: str, text: str) -> ClipSpec:
