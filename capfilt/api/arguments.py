@@ -102,6 +102,25 @@ def annotate_config(recipe: Location | None, sets: Sequence[str]) -> AnnotateCon
     return configs.read_named(AnnotateConfig, None if recipe is None else str(recipe), sets)
 
 
+def check_annotate(
+    models: tuple[Location | None, Location | None], add_score: Sequence[str], asked: Mapping[str, object]
+) -> None:
+    """Refuse an annotation without its two models, and with `add_score` what belongs to an annotation. UsageError.
+
+    `asked`: the options that it does not go with, by name.
+    """
+    if isinstance(add_score, str) or isinstance(asked["--scores"], str):
+        raise UsageError("scores are a list of texts, such as ['side', 'clip:MODEL']; give a list.")
+    given = [name for name, value in zip(("--captioner", "--filter"), models, strict=True) if value is not None]
+    if not add_score and len(given) < 2:
+        missing = "--filter" if "--captioner" in given else "--captioner"
+        raise UsageError(f"{missing} MODEL is needed; without it only scores can be added to a run, by --add-score.")
+    if add_score and (others := [*given, *(name for name, value in asked.items() if value)]):
+        raise UsageError(
+            f"--add-score adds scores to what --out has annotated, and {others[0]} is of an annotation: leave one out."
+        )
+
+
 def evaluate_config(
     sets: Sequence[str],
     task: str | None = None,

@@ -23,6 +23,8 @@ from capfilt.api.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from capfilt.runs.progress import Progress
     from capfilt.storage.paths import StoragePath
 
@@ -30,14 +32,16 @@ if TYPE_CHECKING:
 def annotate(
     shards: Specs,
     *,
-    captioner: Location,
-    filter: Location,
     out: Location,
+    captioner: Location | None = None,
+    filter: Location | None = None,
     captions: int | None = None,
     recipe: Location | None = None,
     settings: Settings = (),
     seed: int = 0,
     val: Location | None = None,
+    scores: Sequence[str] = (),
+    add_score: Sequence[str] = (),
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
@@ -53,14 +57,16 @@ def annotate(
 
     Args:
         shards: tars, folders, globs, braces, fsspec URLs; one or several.
+        out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
         captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
             Hugging Face hub; a captioner may be a vision-language model, "hf:FOLDER-OR-NAME", or an endpoint,
-            "openai:URL#MODEL".
-        out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
+            "openai:URL#MODEL". Both are needed, except with `add_score`.
         captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.
         settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
         val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
+        scores: scores beside itm and itc to compute then, such as "side" or "clip:MODEL" (docs/scores.md).
+        add_score: the same for shards that `out` has annotated already, and nothing else is done.
         address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
         workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
             1 and, where the cluster has any, 1.
@@ -75,8 +81,11 @@ def annotate(
             ShortfallError (with the result in `.result`) where too few images could be annotated, and its other kin.
     """
     config = arguments.annotate_config(recipe, assignments(settings, captions=captions))
+    asked = {"--captions": captions, "--recipe": recipe, "--set": settings, "--val": val, "--retry": retry}
+    arguments.check_annotate((captioner, filter), add_score, {**asked, "--fork": fork, "--scores": scores})
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
+        from capfilt.pipelines import add_score as score_pipeline
         from capfilt.pipelines import annotate as pipeline
         from capfilt.stages import runner
 
@@ -86,8 +95,11 @@ def annotate(
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         models, where = (str(captioner), str(filter)), arguments.working_address(address)
-        pairs = None if val is None else str(val)
-        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, pairs)
+        if add_score:
+            record = score_pipeline.run(where, names_of(shards), add_score, folder, options, show)
+            return AnnotateResult.of(folder, record)
+        then = pipeline.Afterwards(None if val is None else str(val), scores)
+        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, then)
     return AnnotateResult.of(folder, record)
 
 

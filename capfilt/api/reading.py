@@ -61,18 +61,21 @@ class Annotations:
                 yield Verdict(row, verdict, why)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Each shard's annotations as an Arrow table, with a column `prompt` where the captioner names its prompts, and
-        with `verdict` and `why` where `select` wrote it.
+        """Each shard's annotations as an Arrow table, with a column `prompt` where the captioner names its prompts, one
+        for each further score that there is (of what `select` wrote, those that its policy read), and `verdict` and
+        `why` where `select` wrote it.
 
         Raises:
-            DataError: a file that is no table of annotations, or too large.
+            DataError: a file that is no table of annotations, or too large; a further score of other annotations.
         """
-        from capfilt.data import annotations, parquet
+        from capfilt.data import annotations, parquet, scores
         from capfilt.stages.select import VERDICT_SCHEMA
 
         for path in self.files:
             has_verdicts = "verdict" in parquet.schema(path).names
-            yield annotations.read(path, VERDICT_SCHEMA if has_verdicts else annotations.SCHEMA)
+            table = annotations.read(path, VERDICT_SCHEMA if has_verdicts else annotations.SCHEMA)
+            is_run = path.parent.name == "annotations"
+            yield scores.join_all(table, path.parent.parent, path.stem) if is_run else table
 
     def to_arrow(self) -> pa.Table:
         """All of it as one Arrow table, in memory; `.to_pandas()` goes on from there."""
@@ -82,7 +85,7 @@ class Annotations:
 
 
 def read_annotations(source: Location) -> Annotations:
-    """Read annotations: every text of every image, with its scores.
+    """Read annotations: every text of every image, with its scores; those beside itm and itc are in `row.scores`.
 
     Args:
         source: a Parquet file; a folder of them (`annotations/` or `dataset/`); or the folder of an `annotate` or

@@ -156,6 +156,7 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
             "`capfilt jobs ID`."
         )
     pipeline.check_absolute({_PATH_OPTIONS[name]: given[name] for name in _PATH_OPTIONS if given.get(name)})
+    pipeline.check_absolute(_paths_of_scores(given))
     recipe = None
     if given.get("recipe") is not None:
         recipe = _recipe(verb, given)
@@ -168,6 +169,13 @@ def _request(context: typer.Context, verb: str) -> JobRequest:
         named = {parameter.name: parameter.param_type_name for parameter in context.command.params}["recipe"]
         words = [*words, pipeline.RECIPE] if named == "argument" else ["--recipe", pipeline.RECIPE, *words]
     return pipeline.JobRequest(verb, tuple(words), str(given.get("fork") or given.get("out") or ""), recipe)
+
+
+def _paths_of_scores(given: dict[str, Any]) -> dict[str, list[str]]:
+    from capfilt.inference.scores.spec import paths_of
+
+    options = {"--scores": given.get("scores"), "--add-score": given.get("add_score")}
+    return {option: [path for text in texts for path in paths_of(text)] for option, texts in options.items() if texts}
 
 
 def _recipe(verb: str, given: dict[str, Any]) -> Config:

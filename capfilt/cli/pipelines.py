@@ -167,6 +167,7 @@ def finetune(
     execute(work, as_json, debug, then=then)
 
 
+SCORES = "side, aspect, entropy, sieve=ENCODER, clip:MODEL, aesthetic|nsfw|watermark=HEAD@MODEL"
 AnnotateRecipe = Annotated[
     str | None,
     typer.Option(
@@ -178,16 +179,29 @@ AnnotateRecipe = Annotated[
 
 def annotate(
     shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
-    captioner: Annotated[
-        str, typer.Option(help="What writes the texts: a model folder, hf:FOLDER-OR-NAME (a VLM), or openai:URL#MODEL.")
-    ],
-    filter_: Annotated[str, typer.Option("--filter", help="Model folder that scores them and the web texts.")],
     out: Out,
+    captioner: Annotated[
+        str | None,
+        typer.Option(help="What writes the texts: a model folder, hf:FOLDER-OR-NAME (a VLM), or openai:URL#MODEL."),
+    ] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help="Model folder that scores them and the web texts.")
+    ] = None,
     captions: Captions = None,
     recipe: AnnotateRecipe = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     val: Annotated[
         str | None, typer.Option(help="Human pairs: also measure the filter's AUC on them against shuffled ones.")
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option("--scores", metavar="SPEC", help=f"A score beside itm and itc, several by several: {SCORES}."),
+    ] = None,
+    add_score: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--add-score", metavar="SPEC", help="Only add this score to what --out has annotated; no model captions."
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None,
@@ -210,6 +224,7 @@ def annotate(
     """Write synthetic texts for images and score them and the web texts.
 
     Example: `capfilt annotate shards/ --captioner CAP --filter FILT --out runs/a --captions 10`
+    Example: `capfilt annotate shards/ --add-score side --add-score clip:MODEL --out runs/a`
     """
 
     def work(show: Progress) -> Any:
@@ -223,6 +238,8 @@ def annotate(
             settings=sets or (),
             seed=seed,
             val=val,
+            scores=scores or (),
+            add_score=add_score or (),
             address=address,
             workers=workers,
             cpus=cpus,

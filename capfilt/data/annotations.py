@@ -119,19 +119,25 @@ def write(path: StoragePath | str, rows: Iterable[Annotation], prompts: bool = F
 def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read one shard's annotations in bounded memory (`parquet.read`).
 
-    `schema`: the columns of the file, for one that has columns of verdicts too; it may have that of the prompts beside.
+    `schema`: the columns of the file, for one that has columns of verdicts too; it may have that of the prompts and
+    those of further scores beside.
 
     Raises:
         DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that is not valid.
     """
     where = storage_path(path)
     columns = parquet.schema(where)
-    if not columns.equals(schema) and not columns.equals(with_prompts(schema)):
+    further = score_tables.further(columns.names)
+    plain = pa.schema([column for column in columns if column.name not in further])
+    typed = all(columns.field(name).equals(score_tables.schema(name).field(0)) for name in further)
+    if not typed or (not plain.equals(schema) and not plain.equals(with_prompts(schema))):
         shown = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]
         raise DataError(f"{path} holds other columns than annotations do: {shown}. Annotate the shard again.")
     table = parquet.read(where)
     if wrong := next((name for name, valid in _validity(table) if not pc.all(valid, min_count=0).as_py()), None):
         raise DataError(f"{path} has a row whose {wrong} no annotation has. Annotate the shard again.")
+    for name in further:
+        score_tables.check(table[name], name, where)
     return table
 
 

@@ -76,7 +76,7 @@ def write(path: StoragePath, name: str, values: Sequence[float | None], annotati
     The same values give the same bytes. DataError for a value out of the score's range, or that is no number.
     """
     column = pa.array(values, pa.float32())
-    if wrong := _wrong(name, pa.chunked_array([column])):
+    if (wrong := _wrong(name, pa.chunked_array([column]))) is not None:
         raise DataError(f"{path} would hold {name} {wrong}. This is a bug, please report it.")
     table = pa.table([column], schema(name)).replace_schema_metadata({_SHA256: annotations_sha256.encode()})
     with atomic(path) as file:
@@ -96,8 +96,7 @@ def read(path: StoragePath, name: str, annotations_sha256: str) -> pa.ChunkedArr
     if (stored.metadata or {}).get(_SHA256, b"").decode(errors="replace") != annotations_sha256:
         raise DataError(f"{path} belongs to other annotations than there are now: add {name} again (--add-score).")
     column: pa.ChunkedArray = parquet.read(path)[name]
-    if wrong := _wrong(name, column):
-        raise DataError(f"{path} holds {name} {wrong}; remove it and add {name} again (--add-score).")
+    check(column, name, path)
     return column
 
 
@@ -117,12 +116,33 @@ def join(table: pa.Table, folder: StoragePath, shard: str, wanted: Iterable[str]
     for name in added:
         path = path_of(folder, name, shard)
         if not path.is_file():
-            raise DataError(f"shard {shard} has no {name} in {folder}: add it with `capfilt annotate --add-score`.")
+            raise missing(folder, name, shard)
         column = read(path, name, annotations_sha256)
         if len(column) != table.num_rows:
             raise DataError(f"{path} has {len(column)} rows, the annotations {table.num_rows}: add {name} again.")
         table = table.append_column(schema(name).field(0), column)
     return table
+
+
+def missing(folder: StoragePath, name: str, shard: str) -> DataError:
+    """The error of a shard without a score."""
+    return DataError(f"shard {shard} has no {name} in {folder}: add it with `capfilt annotate --add-score`.")
+
+
+def join_all(table: pa.Table, folder: StoragePath, shard: str) -> pa.Table:
+    """`join` of every score that the folder has; where a shard does not have it, all of its values are null."""
+    for name in names(folder):
+        if path_of(folder, name, shard).is_file():
+            table = join(table, folder, shard, [name])
+        else:
+            table = table.append_column(schema(name).field(0), pa.nulls(table.num_rows, pa.float32()))
+    return table
+
+
+def check(column: pa.ChunkedArray, name: str, path: StoragePath) -> None:
+    """Raise DataError for a value that a score cannot have; `path` is the table that holds it."""
+    if (wrong := _wrong(name, column)) is not None:
+        raise DataError(f"{path} holds {name} {wrong}; remove it and add {name} again (--add-score).")
 
 
 def _wrong(name: str, column: pa.ChunkedArray) -> float | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from capfilt.data.embeddings import Embedding
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from capfilt.inference.interface import AsksAhead
 
 T = TypeVar("T")
+Measures = Mapping[str, Callable[[Image.Image], float]]
+"""By name, a number that a decoded picture is asked for."""
 
 
 class Decoded(NamedTuple):
@@ -36,6 +39,8 @@ class Decoded(NamedTuple):
     """Resized by each rule in turn."""
     embedding: Embedding | None
     """Its hashes, where they were asked for."""
+    measured: Mapping[str, float]
+    """What its measures say of it, by name."""
 
 
 class Images:
@@ -76,6 +81,8 @@ class Pictures:
     faults: list[FailedSample]
     embeddings: Sequence[Embedding] = ()
     """The hashes of each picture; none unless they were asked for."""
+    measured: Sequence[Mapping[str, float]] = ()
+    """What the measures say of each picture, by name; nothing of none."""
 
     def on(self, device: torch.device, formats: Iterable[ImageFormat]) -> Images:
         """The pictures on a device, normalised as each format says."""
@@ -98,16 +105,18 @@ def pictures(
     timer: StageTimer | None = None,
     with_hashes: bool = False,
     asker: AsksAhead | None = None,
+    measures: Measures | None = None,
 ) -> Iterator[Pictures]:
     """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault. An `asker` is
-    shown each picture as soon as it is decoded."""
+    shown each picture as soon as it is decoded; `measures` are taken of it."""
     most_waiting = max(3 * batch_size, batch_size + (asker.ahead if asker else 0))
     rules = {image_format.resizing: image_format for image_format in formats}
     waiting: deque[Future[Decoded | FailedSample]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         taken: list[Decoded | FailedSample] = []
         for item in _read(read, timer):
-            waiting.append(pool.submit(_decode, item, list(rules.values()), timer, with_hashes, asker))
+            work = (item, list(rules.values()), timer, with_hashes, asker, measures or {})
+            waiting.append(pool.submit(_decode, *work))
             if len(waiting) > most_waiting:
                 taken.append(waiting.popleft().result())
             if len(taken) == batch_size:
@@ -138,6 +147,7 @@ def _decode(
     timer: StageTimer | None,
     with_hashes: bool,
     asker: AsksAhead | None,
+    measures: Measures,
 ) -> Decoded | FailedSample:
     if isinstance(item, FailedSample):
         return item
@@ -147,7 +157,8 @@ def _decode(
             if asker is not None:
                 asker.ask(item, picture)
             pixels = [image_format.to_pixels(picture) for image_format in formats]
-            return Decoded(item, pixels, Embedding.of(item, picture) if with_hashes else None)
+            measured = {name: measure(picture) for name, measure in measures.items()}
+            return Decoded(item, pixels, Embedding.of(item, picture) if with_hashes else None, measured)
     except ImageError as error:
         return FailedSample(item.key, str(error))
 
@@ -164,4 +175,5 @@ def _stack(taken: Sequence[Decoded | FailedSample], rules: Mapping[Resizing, Ima
         stacked,
         [item for item in taken if isinstance(item, FailedSample)],
         [item.embedding for item in readable if item.embedding is not None],
+        [item.measured for item in readable],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
@@ -13,6 +14,7 @@ from capfilt.inference.captioners.spec import captioner_spec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
+from capfilt.pipelines import add_score
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.annotate import AnnotateJob, annotate
@@ -21,6 +23,16 @@ from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """What is done once the annotations are there."""
+
+    val: str | None = None
+    """Shards of human pairs, on which the filter is measured."""
+    scores: Sequence[str] = ()
+    """Scores beside itm and itc to compute."""
 
 
 def run(
@@ -32,18 +44,19 @@ def run(
     config: AnnotateConfig,
     options: CommandOptions,
     show: Progress,
-    val: str | None = None,
+    then: Afterwards | None = None,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own.
 
-    `val` names human pairs on which the filter is measured then. They change no annotation, so they are no part of the
-    plan, and a finished run is measured by the same command with them. ShortfallError where no image, or too few,
-    could be annotated.
+    What is done `then` changes no annotation, so it is no part of the plan, and is done to a finished run by the same
+    command with it. ShortfallError where no image, or too few, could be annotated.
     """
+    then = then or Afterwards()
     captioner, filter_ = captioner_spec(models[0]), store.find(models[1])
     captioner.check(config)
     check_filter(filter_)
-    urls, pairs = shards.expand(specs), None if val is None else shards.expand(val)
+    beside = add_score.checked(then.scores, show)
+    urls, pairs = shards.expand(specs), None if then.val is None else shards.expand(then.val)
     with show.wait("reading the weights of the captioner and the filter"):
         writes, scores = captioner.fingerprint(), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
@@ -65,9 +78,13 @@ def run(
         )
         tally = annotate(session, urls, job, worker, show)
         figures = None if pairs is None else _measure(session, job, pairs, worker, show)
+        how = (job.compute, config.batch_size)
+        scored = add_score.score(session, urls, beside, job.out, how, worker, show) if beside else None
     result: dict[str, Any] = {"annotations": str(out / "annotations"), **tally.to_json()}
     if figures is not None:
         result["human_pairs"] = figures
+    if scored is not None:
+        result["scores"] = scored
     check_success("annotate", tally, options.min_success, result)
     return result
 

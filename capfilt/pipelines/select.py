@@ -10,7 +10,7 @@ from typing import Any
 import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
-from capfilt.data import labels, shards
+from capfilt.data import labels, scores, shards
 from capfilt.data.policy import PolicyConfig, check_scores
 from capfilt.errors import DataError, FolderError, UsageError
 from capfilt.inference.config import AnnotateConfig, Precision
@@ -85,8 +85,8 @@ def run(
             calibrated = _calibrate(session, opened, by_val, source, options, show)
         with show.wait(f"reading the scores of {len(urls_by_name):,} shards"):
             threshold = resolve_threshold(policy, folder, urls_by_name, calibrated)
-        rule = policy.rule(threshold)
-        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry)
+        rule, read = policy.rule(threshold), tuple(scores.further(policy.needed_scores))
+        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry, scores=read)
         tally = select(session, urls_by_name, work, options.resources(session), show)
     result: dict[str, Any] = {"dataset": str(out / "dataset")}
     if threshold is not None:

@@ -27,10 +27,10 @@ from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file
 
 ORDER = (
     *("world", "download", "convert", "captioner-pretrain", "captioner", "filter-pretrain", "filter"),
-    *("calibrate", "annotate", "select"),
+    *("calibrate", "annotate", "score", "select"),
     *("pretrain", "language", "stage-1", "stage-2", "evaluate"),
 )
-"""The order of the stages of one round; others come after these, by name."""
+"""The order of the stages of one round, "score" for each `score-NAME`; others come after these, by name."""
 PLAN, FAILED, PACE = ".plan.jsonl", ".failed.jsonl", ".pace.json"
 
 PACE_SECONDS = 2.0
@@ -155,7 +155,8 @@ def find_ledgers(folder: StoragePath) -> list[Ledger]:
 
 def _order(ledger: Ledger) -> tuple[Any, ...]:
     parts = [[int(p) if p.isdigit() else -1 for p in re.split(r"(\d+)", part)] for part in ledger.folder.parts]
-    rank = ORDER.index(ledger.stage) if ledger.stage in ORDER else len(ORDER)
+    kind = "score" if ledger.stage.startswith("score-") else ledger.stage
+    rank = ORDER.index(kind) if kind in ORDER else len(ORDER)
     return len(parts), parts, str(ledger.folder), rank, ledger.stage
 
 

@@ -19,6 +19,7 @@ import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
+from capfilt.data import scores as score_tables
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig, Rule, best_text, failure_class, keep_rate_threshold, verdicts_of_image
@@ -31,11 +32,11 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.runner import check_success, run_stage
 from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import atomic, sha256_file
-from capfilt.storage.paths import StoragePath, make_folder, remove_file
+from capfilt.storage.paths import StoragePath, make_folder, relative_to, remove_file
 
 VERDICT_SCHEMA = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
-"""The annotations' columns, then the verdict (kept | dropped | failed) and its reason; where the annotations
-have the column of the prompts, it comes before these (`annotations.with_prompts`)."""
+"""The annotations' columns, then the verdict (kept | dropped | failed) and its reason; before these the column of the
+prompts where the annotations have it (`annotations.with_prompts`), and the further scores that the policy reads."""
 
 Outcomes = dict[tuple[str, str], list[tuple[Annotation, str]]]
 """Rows, each with the reason why it is dropped ("" = kept), by (key, status): if a shard has a key twice, the first may
@@ -53,6 +54,8 @@ class SelectJob(Config):
     rule: Rule
     carry: bool = True
     """Whether kept samples keep the other files under their key."""
+    scores: tuple[str, ...] = ()
+    """The scores beside itm and itc that the rule reads."""
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
@@ -65,7 +68,9 @@ class SelectJob(Config):
         """The policy, the shard's name, and the sha256 of its annotations."""
         scores = annotations_sha256(self.annotations, self._shard_name(item))
         settings = {**self.rule.record(), "carry": self.carry}
-        return fingerprint(settings, shards.name(item), scores)
+        name = self._shard_name(item)
+        further = {score: score_sha256(self.annotations.parent, score, name) for score in self.scores}
+        return fingerprint(settings, shards.name(item), scores, *([further] if further else []))
 
     def open(self) -> Callable[[str], None]:
         """Nothing to load."""
@@ -75,6 +80,7 @@ class SelectJob(Config):
         """Decide on the texts of one shard, write what is kept, and commit it."""
         name = self._shard_name(url)
         table = tables.read(self.annotations / f"{name}.parquet")
+        table = score_tables.join(table, self.annotations.parent, name, self.scores)
         rows = list(tables.rows(table))
         whys = verdicts(rows, self.rule)
         outcomes = _by_outcome(rows, whys)
@@ -114,12 +120,21 @@ class SelectJob(Config):
             kept = [row for row, why in texts if not why]
             if not kept:
                 continue
-            captions = [
-                {"text": row.text, "source": row.source, "itm": row.itm, "itc": row.itc, "round": row.round}
-                for row in kept
-            ]
+            captions = [_caption(row) for row in kept]
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": captions}
             yield replace(item, text=best_text(kept, self.rule).text, meta=meta)
+
+
+def _caption(row: Annotation) -> dict[str, Any]:
+    """A kept text as it stands in the json of its sample."""
+    return {
+        "text": row.text,
+        "source": row.source,
+        "itm": row.itm,
+        "itc": row.itc,
+        **row.scores,
+        "round": row.round,
+    }
 
 
 def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
@@ -131,10 +146,21 @@ def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
 
 def annotations_sha256(folder: StoragePath, name: str) -> str:
     """The sha256 of a shard's annotations: from the ledger if it has them, so that a plan need not read every file."""
-    path, ledger = folder / f"{name}.parquet", Ledger(folder.parent, "annotate")
+    return _sha256(Ledger(folder.parent, "annotate"), name, folder / f"{name}.parquet")
+
+
+def score_sha256(folder: StoragePath, score: str, name: str) -> str:
+    """The sha256 of the table of one of a run folder's further scores, as `annotations_sha256`. DataError without."""
+    path = score_tables.path_of(folder, score, name)
+    if not path.is_file():
+        raise score_tables.missing(folder, score, name)
+    return _sha256(Ledger(folder, f"score-{score}"), name, path)
+
+
+def _sha256(ledger: Ledger, name: str, path: StoragePath) -> str:
     done = ledger.read(ledger.path / f"{name}.json")
     committed = {out.path: out.sha256 for out in done.outputs} if done and not ledger.find_damage(done) else {}
-    return committed.get(f"{folder.name}/{path.name}") or sha256_file(path)
+    return committed.get(str(relative_to(path, ledger.folder))) or sha256_file(path)
 
 
 def _by_outcome(rows: Sequence[Annotation], whys: Sequence[str]) -> Outcomes:
@@ -149,8 +175,9 @@ def _verdicts(table: pa.Table, rows: Sequence[Annotation], whys: Sequence[str]) 
         "failed" if row.status == "failed" else "dropped" if why else "kept"
         for row, why in zip(rows, whys, strict=True)
     ]
-    schema = VERDICT_SCHEMA if tables.PROMPT.name not in table.column_names else tables.with_prompts(VERDICT_SCHEMA)
-    return table.append_column("verdict", pa.array(column)).append_column("why", pa.array(list(whys))).cast(schema)
+    for field, values in zip((VERDICT_SCHEMA.field(name) for name in ("verdict", "why")), (column, whys), strict=True):
+        table = table.append_column(field, pa.array(list(values), field.type))
+    return table
 
 
 def _tally(outcomes: Outcomes) -> Tally:

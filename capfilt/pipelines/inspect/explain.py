@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capfilt.data import parquet
+import capfilt.data.annotations as tables
+from capfilt.data import parquet, scores
 from capfilt.errors import DataError, RunError
 from capfilt.models.checkpoints import store
 from capfilt.runs import stage_status
@@ -59,6 +60,9 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
             " of it; `capfilt status` tells whether its shard is done."
         )
     records = list(by_shard.values())
+    for (home, name_of_shard), record in by_shard.items():
+        if are_texts(record["rows"]):
+            _add_scores(home, name_of_shard, record["rows"])
     used = {row[role] for r in records for row in r["rows"] for role in ("captioner", "filter") if row.get(role)}
     folders = {model: models[digest] for model in sorted(used) if (digest := model.rpartition("-")[2]) in models}
     named = {model: pretrained[model] for model in sorted(used) if model in pretrained}
@@ -126,6 +130,18 @@ def _any(masks: Iterator[pa.Array]) -> pa.Array:
     return reduce(pc.or_kleene, masks)
 
 
+def _add_scores(home: StoragePath, shard: str, rows: list[dict[str, Any]]) -> None:
+    """Put the further scores of an image's texts, which lie in tables of their own, into its rows."""
+    if not scores.names(home):
+        return
+    table = scores.join_all(tables.read(home / "annotations" / f"{shard}.parquet"), home, shard)
+    names = ("source", "candidate", *scores.further(table.column_names))
+    texts = table.filter(pc.equal(table["key"], rows[0]["key"])).select(names).to_pylist()
+    by_text = {(text.pop("source"), text.pop("candidate")): text for text in texts}
+    for row in rows:
+        row.update(by_text.get((row["source"], row["candidate"]), {}))
+
+
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """The result of `run` as lines for a person."""
     for record in result["found"]:
@@ -148,9 +164,10 @@ def _text_lines(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
     if row["status"] == "failed":
         yield f"  failed: {row['reason']}"
         return
-    scores = "  ".join(f"{score} {row[score]:.4f}" for score in ("itm", "itc") if row[score] is not None)
+    given = [score for score in ("itm", "itc", *scores.further(row)) if row[score] is not None]
+    shown = "  ".join(f"{score} {row[score]:.4f}" for score in given)
     verdict = row.get("verdict", "no verdict yet")
-    yield f"  {row['source']} {row['candidate']}  {verdict}{': ' + row['why'] if row.get('why') else ''}  {scores}"
+    yield f"  {row['source']} {row['candidate']}  {verdict}{': ' + row['why'] if row.get('why') else ''}  {shown}"
     more = f"… ({len(row['text'])} characters)" if len(row["text"]) > MAX_SHOWN else ""
     yield f"      {row['text'][:MAX_SHOWN]!r}{more}"
     if row["reason"]:
