@@ -68,11 +68,11 @@ class Annotations:
             DataError: a file that is no table of annotations, or too large.
         """
         from capfilt.data import annotations, parquet
-        from capfilt.stages.select import VERDICT_SCHEMA
+        from capfilt.stages.select import read_verdicts
 
         for path in self.files:
             has_verdicts = "verdict" in parquet.schema(path).names
-            yield annotations.read(path, VERDICT_SCHEMA if has_verdicts else annotations.SCHEMA)
+            yield read_verdicts(path) if has_verdicts else annotations.read(path)
 
     def to_arrow(self) -> pa.Table:
         """All of it as one Arrow table, in memory; `.to_pandas()` goes on from there."""
