@@ -69,12 +69,13 @@ class Annotations:
             DataError: a file that is no table of annotations, or too large; a further score of other annotations.
         """
         from capfilt.data import annotations, parquet, scores
-        from capfilt.stages.select import VERDICT_SCHEMA
+        from capfilt.stages.select import read_verdicts
 
         for path in self.files:
-            has_verdicts = "verdict" in parquet.schema(path).names
-            table = annotations.read(path, VERDICT_SCHEMA if has_verdicts else annotations.SCHEMA)
-            is_run = path.parent.name == "annotations"
+            if "verdict" in parquet.schema(path).names:
+                yield read_verdicts(path)
+                continue
+            table, is_run = annotations.read(path), path.parent.name == "annotations"
             yield scores.join_all(table, path.parent.parent, path.stem) if is_run else table
 
     def to_arrow(self) -> pa.Table:

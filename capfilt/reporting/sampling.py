@@ -17,7 +17,7 @@ import pyarrow as pa
 
 import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import Rule
+from capfilt.data.policy import Rule, with_scores
 from capfilt.data.sample import SOURCES
 from capfilt.data.shards.keys import MAX_KEY
 from capfilt.evaluation.known_truth import Truth
@@ -25,7 +25,7 @@ from capfilt.printable import printable
 from capfilt.reporting.counts import SCORE_RANGES, RoundCounts
 from capfilt.reporting.page import json_for_script
 from capfilt.runs.tally import no_text
-from capfilt.stages.select import VERDICT_SCHEMA, verdicts
+from capfilt.stages.select import VERDICTS, read_verdicts, verdicts
 from capfilt.storage.paths import StoragePath
 
 MAX_TEXTS = 20_000
@@ -111,11 +111,12 @@ class RoundSample:
         page."""
         path = self.source.dataset / f"{shard}.parquet" if self.source.dataset else None
         if path is not None and path.is_file():
-            table = tables.read(path, VERDICT_SCHEMA)
+            table = read_verdicts(path)
             whys = table.column("why").to_pylist()
-            table = table.select(tables.SCHEMA.names)
+            table = table.drop([column.name for column in VERDICTS])
         else:
             table = tables.read(self.source.annotations / f"{shard}.parquet")
+            table = with_scores(table, self.source.annotations, shard, self.source.rule)
             whys = verdicts(list(tables.rows(table)), self.source.rule)
         self.counts.add(table, whys, truths)
         if sample:

@@ -6,12 +6,11 @@ Parquet has a row for every text that came in, so it also records what was dropp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,10 +18,9 @@ import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
-from capfilt.data import scores as score_tables
-from capfilt.data import shards
+from capfilt.data import scores, shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, best_text, failure_class, keep_rate_threshold, verdicts_of_image
+from capfilt.data.policy import FUSED, Rule, best_text, failure_class, verdicts_of_image, with_scores
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import CARRIED, MemberCounts
 from capfilt.errors import DataError, ShortfallError
@@ -34,9 +32,9 @@ from capfilt.storage import documents, write_guard
 from capfilt.storage.atomic import atomic, sha256_file
 from capfilt.storage.paths import StoragePath, make_folder, relative_to, remove_file
 
-VERDICT_SCHEMA = tables.SCHEMA.append(pa.field("verdict", pa.string())).append(pa.field("why", pa.string()))
-"""The annotations' columns, then the verdict (kept | dropped | failed) and its reason; before these the column of the
-prompts where the annotations have it (`annotations.with_prompts`), and the further scores that the policy reads."""
+VERDICTS = (pa.field("verdict", pa.string()), pa.field("why", pa.string()))
+"""The columns after the annotations' and those of the further scores that the policy used: the verdict (kept |
+dropped | failed) and its reason."""
 
 Outcomes = dict[tuple[str, str], list[tuple[Annotation, str]]]
 """Rows, each with the reason why it is dropped ("" = kept), by (key, status): if a shard has a key twice, the first may
@@ -54,8 +52,6 @@ class SelectJob(Config):
     rule: Rule
     carry: bool = True
     """Whether kept samples keep the other files under their key."""
-    scores: tuple[str, ...] = ()
-    """The scores beside itm and itc that the rule reads."""
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
@@ -66,11 +62,11 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard's name, and the sha256 of its annotations."""
-        scores = annotations_sha256(self.annotations, self._shard_name(item))
-        settings = {**self.rule.record(), "carry": self.carry}
         name = self._shard_name(item)
-        further = {score: score_sha256(self.annotations.parent, score, name) for score in self.scores}
-        return fingerprint(settings, shards.name(item), scores, *([further] if further else []))
+        settings = {**self.rule.record(), "carry": self.carry}
+        further = [each for each in self.rule.further_scores if each != FUSED]
+        contents = [score_sha256(self.annotations.parent, score, name) for score in further]
+        return fingerprint(settings, shards.name(item), annotations_sha256(self.annotations, name), *contents)
 
     def open(self) -> Callable[[str], None]:
         """Nothing to load."""
@@ -79,8 +75,7 @@ class SelectJob(Config):
     def shard(self, url: str) -> None:
         """Decide on the texts of one shard, write what is kept, and commit it."""
         name = self._shard_name(url)
-        table = tables.read(self.annotations / f"{name}.parquet")
-        table = score_tables.join(table, self.annotations.parent, name, self.scores)
+        table = with_scores(tables.read(self.annotations / f"{name}.parquet"), self.annotations, name, self.rule)
         rows = list(tables.rows(table))
         whys = verdicts(rows, self.rule)
         outcomes = _by_outcome(rows, whys)
@@ -151,9 +146,9 @@ def annotations_sha256(folder: StoragePath, name: str) -> str:
 
 def score_sha256(folder: StoragePath, score: str, name: str) -> str:
     """The sha256 of the table of one of a run folder's further scores, as `annotations_sha256`. DataError without."""
-    path = score_tables.path_of(folder, score, name)
+    path = scores.path_of(folder, score, name)
     if not path.is_file():
-        raise score_tables.missing(folder, score, name)
+        raise scores.missing(folder, score, name)
     return _sha256(Ledger(folder, f"score-{score}"), name, path)
 
 
@@ -175,9 +170,17 @@ def _verdicts(table: pa.Table, rows: Sequence[Annotation], whys: Sequence[str]) 
         "failed" if row.status == "failed" else "dropped" if why else "kept"
         for row, why in zip(rows, whys, strict=True)
     ]
-    for field, values in zip((VERDICT_SCHEMA.field(name) for name in ("verdict", "why")), (column, whys), strict=True):
-        table = table.append_column(field, pa.array(list(values), field.type))
+    for field, values in zip(VERDICTS, (column, list(whys)), strict=True):
+        table = table.append_column(field, pa.array(values, pa.string()))
     return table
+
+
+def read_verdicts(path: StoragePath) -> pa.Table:
+    """A table that `select` wrote. DataError for another one, and as `annotations.read`."""
+    schema = tables.SCHEMA
+    for column in VERDICTS:
+        schema = schema.append(column)
+    return tables.read(path, schema)
 
 
 def _tally(outcomes: Outcomes) -> Tally:
@@ -196,22 +199,6 @@ def _tally(outcomes: Outcomes) -> Tally:
             else:
                 tally.texts["kept"][row.source] += 1
     return tally
-
-
-def resolve_threshold(
-    policy: PolicyConfig, folder: StoragePath, names: Iterable[str], calibrated: float | None
-) -> float | None:
-    """The threshold of a policy as a number, None for a policy that only ranks; `folder` has the annotations of the
-    shards `names`, `calibrated` is the result of a calibration."""
-    if policy.threshold == "keep-rate":
-        columns = (
-            tables.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
-        )
-        return keep_rate_threshold((column.astype(np.float64) for column in columns), policy.keep_rate)
-    if policy.threshold == "calibrated":
-        assert calibrated is not None, "a calibrated policy needs a calibration first"
-        return calibrated
-    return policy.threshold
 
 
 def select(
