@@ -38,6 +38,8 @@ def annotate(
     settings: Settings = (),
     seed: int = 0,
     val: Location | None = None,
+    without: Location | None = None,
+    keep_vectors: bool = False,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
@@ -60,6 +62,9 @@ def annotate(
         recipe: a preset of `pipelines/annotate/`, or a YAML.
         settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
         val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
+        without: the run folder of `dedup`: copies are neither captioned nor scored, and the pictures that stand for
+            them have their texts too, if these were merged.
+        keep_vectors: keep the filter's vectors of the pictures, as `embed` would write them, in `out`.
         address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
         workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
             1 and, where the cluster has any, 1.
@@ -85,8 +90,8 @@ def annotate(
             runner.withdraw_failed(folder, "annotate", retry)
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
         models, where = (str(captioner), str(filter)), arguments.working_address(address)
-        pairs = None if val is None else str(val)
-        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, pairs)
+        extras = pipeline.Extras(_name(val), None if without is None else location(without), keep_vectors)
+        record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, extras)
     return AnnotateResult.of(folder, record)
 
 
@@ -105,6 +110,7 @@ def select(
     val: Location | None = None,
     filter: Location | None = None,
     calibrate: Literal["labels"] | None = None,
+    without: Location | None = None,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
@@ -129,6 +135,7 @@ def select(
         val: human pairs, for the threshold "calibrated".
         filter: the filter that scored, for the same.
         calibrate: "labels" sets the threshold on the labels that people gave in `capfilt review`.
+        without: the run folder of `dedup`, whose copies go.
         address: as in `annotate`, or "by-size": this process for small work, else "start". So are `workers`, `cpus`,
             `min_success`, `fork`, `on_progress` and `on_log`.
 
@@ -148,7 +155,8 @@ def select(
         options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
         calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
         where = arguments.working_address(address)
-        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
+        copies = None if without is None else location(without)
+        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show, copies)
     return SelectResult.of(folder, record)
 
 

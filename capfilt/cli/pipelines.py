@@ -167,6 +167,7 @@ def finetune(
     execute(work, as_json, debug, then=then)
 
 
+Without = Annotated[str | None, typer.Option("--without", help="The --out of `capfilt dedup`: copies are left out.")]
 AnnotateRecipe = Annotated[
     str | None,
     typer.Option(
@@ -187,6 +188,10 @@ def annotate(
     val: Annotated[
         str | None, typer.Option(help="Human pairs: also measure the filter's AUC on them against shuffled ones.")
     ] = None,
+    without: Without = None,
+    keep_vectors: Annotated[
+        bool, typer.Option("--keep-vectors", help="Keep the filter's vectors of the images, as `capfilt embed` would.")
+    ] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. decode.method=beam, decode.top_p=0.95, batch_size=128."),
@@ -221,6 +226,8 @@ def annotate(
             settings=sets or (),
             seed=seed,
             val=val,
+            without=without,
+            keep_vectors=keep_vectors,
             address=address,
             workers=workers,
             cpus=cpus,
@@ -287,6 +294,7 @@ def select(
     val: HumanPairs = None,
     filter_: CalibratedFilter = None,
     by: CalibrateOn = None,
+    without: Without = None,
     workers: Workers = 0,
     cpus: Cpus = None,
     min_success: MinSuccess = 0,
@@ -315,6 +323,7 @@ def select(
             val=val,
             filter=filter_,
             calibrate=None if by is None else "labels",
+            without=without,
             address=address,
             workers=workers,
             cpus=cpus,

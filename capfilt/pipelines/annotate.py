@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.worker_pool import Resources
-from capfilt.data import shards
+from capfilt.data import duplicates, embeddings, shards
+from capfilt.errors import RunError
 from capfilt.inference.captioners.spec import captioner_spec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.roles import check_filter
@@ -20,7 +22,20 @@ from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.runner import CommandOptions, check_success
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, listing
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a command does beside annotating."""
+
+    val: str | None = None
+    """Human pairs on which the filter is measured. They change no annotation, so they are no part of the plan, and a
+    finished run is measured by the same command with them."""
+    without: StoragePath | None = None
+    """The run folder of a deduplication, whose copies are neither captioned nor scored."""
+    keep_vectors: bool = False
+    """Whether the filter's vectors of the pictures are kept. They change no annotation either."""
 
 
 def run(
@@ -32,22 +47,25 @@ def run(
     config: AnnotateConfig,
     options: CommandOptions,
     show: Progress,
-    val: str | None = None,
+    extras: Extras,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own.
 
-    `val` names human pairs on which the filter is measured then. They change no annotation, so they are no part of the
-    plan, and a finished run is measured by the same command with them. ShortfallError where no image, or too few,
-    could be annotated.
+    ShortfallError where no image, or too few, could be annotated.
     """
     captioner, filter_ = captioner_spec(models[0]), store.find(models[1])
     captioner.check(config)
-    check_filter(filter_)
-    urls, pairs = shards.expand(specs), None if val is None else shards.expand(val)
+    check_filter(filter_, ["itc"] if extras.keep_vectors else [])
+    urls, pairs = shards.expand(specs), None if extras.val is None else shards.expand(extras.val)
+    without = extras.without
+    if without is not None:
+        duplicates.check_shards(without, shards.by_name(urls))
     with show.wait("reading the weights of the captioner and the filter"):
         writes, scores = captioner.fingerprint(), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
+    if without is not None:
+        settings["without"] = str(without.absolute())
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
     with show.wait("asking the captioner"):
         fingerprints["captioner_fingerprint"] = captioner.identity(run, config, show.say) or writes
@@ -62,14 +80,29 @@ def run(
             compute=decide(session, run, {"annotate": ComputeRequest(config.precision, worker)}, show)["annotate"],
             seed=seed,
             round=0,
+            without=without and without.absolute(),
+            keep_vectors=extras.keep_vectors,
         )
         tally = annotate(session, urls, job, worker, show)
         figures = None if pairs is None else _measure(session, job, pairs, worker, show)
     result: dict[str, Any] = {"annotations": str(out / "annotations"), **tally.to_json()}
     if figures is not None:
         result["human_pairs"] = figures
+    if extras.keep_vectors:
+        result["embeddings"] = str(out / embeddings.FOLDER)
+        _check_kept(out, shards.by_name(urls))
     check_success("annotate", tally, options.min_success, result)
     return result
+
+
+def _check_kept(out: StoragePath, names: Iterable[str]) -> None:
+    """Refuse a run of which shards were annotated before their vectors were to be kept. RunError."""
+    there = listing(out / embeddings.FOLDER)
+    if missing := [name for name in names if f"{name}.parquet" not in there]:
+        raise RunError(
+            f"{len(missing)} shards were annotated without --keep-vectors, first {missing[0]}, and are not annotated"
+            " again for them: `capfilt embed SHARDS --model FILTER --out E` makes the vectors of all."
+        )
 
 
 def _measure(session: Session, job: AnnotateJob, pairs: list[str], worker: Resources, show: Progress) -> dict[str, Any]:
