@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
     from capfilt.api.data import ConvertResult, DownloadResult, convert, download
-    from capfilt.api.duplicates import EmbedResult, embed
+    from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
     from capfilt.api.progress import ProgressEvent
@@ -72,6 +72,7 @@ __all__ = [
     "Counts",
     "Damage",
     "DataError",
+    "DedupResult",
     "DownloadResult",
     "EmbedResult",
     "EvaluateResult",
@@ -108,6 +109,7 @@ __all__ = [
     "annotate",
     "bootstrap",
     "convert",
+    "dedup",
     "download",
     "embed",
     "evaluate",
@@ -130,7 +132,7 @@ __all__ = [
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
     "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
-    "api.duplicates": ("EmbedResult", "embed"),
+    "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),

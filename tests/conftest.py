@@ -24,7 +24,7 @@ import typer.testing
 
 from capfilt.cluster.session import REPRODUCIBLE_ENV
 
-pytest_plugins = ["dialog_shards", "endpoint_server", "finished_run", "rank_pair", "task_shards"]
+pytest_plugins = ["copied_pool", "dialog_shards", "endpoint_server", "finished_run", "rank_pair", "task_shards"]
 
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
 os.environ.update(REPRODUCIBLE_ENV)

@@ -52,6 +52,8 @@ def annotate(
     val: Location | None = None,
     scores: Sequence[str] = (),
     add_score: Sequence[str] = (),
+    without: Location | None = None,
+    keep_vectors: bool = False,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
@@ -78,6 +80,9 @@ def annotate(
         val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
         scores: scores beside itm and itc to compute then, such as "side" or "clip:MODEL" (docs/scores.md).
         add_score: the same for shards that `out` has annotated already, and nothing else is done.
+        without: the run folder of `dedup`: copies are neither captioned nor scored, and the pictures that stand for
+            them have their texts too, if these were merged.
+        keep_vectors: keep the filter's vectors of the pictures, as `embed` would write them, in `out`.
         address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
         workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
             1 and, where the cluster has any, 1.
@@ -94,6 +99,7 @@ def annotate(
     """
     config, rates = arguments.annotate_config(recipe, assignments(settings, captions=captions)), price_of(price)
     asked = {"--captions": captions, "--recipe": recipe, "--set": settings, "--val": val, "--retry": retry}
+    asked |= {"--without": without, "--keep-vectors": keep_vectors or None}
     arguments.check_annotate((captioner, filter), add_score, {**asked, "--fork": fork, "--scores": scores})
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
@@ -110,8 +116,9 @@ def annotate(
         if add_score:
             record = score_pipeline.run(where, names_of(shards), add_score, folder, options, show)
         else:
-            then = pipeline.Afterwards(None if val is None else str(val), scores)
-            record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, then)
+            copies = None if without is None else location(without)
+            extras = pipeline.Extras(_name(val), scores, copies, keep_vectors)
+            record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, extras)
         record = with_usage(record, folder, rates)
     return AnnotateResult.of(folder, record)
 
@@ -133,6 +140,7 @@ def select(
     val: Location | None = None,
     filter: Location | None = None,
     calibrate: Literal["labels"] | None = None,
+    without: Location | None = None,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
@@ -160,6 +168,7 @@ def select(
         val: human pairs, for the threshold "calibrated".
         filter: the filter that scored, for the same.
         calibrate: "labels" sets the threshold on the labels that people gave in `capfilt review`.
+        without: the run folder of `dedup`, whose copies go.
         address: as in `annotate`, or "by-size": this process for small work, else "start". So are `workers`, `cpus`,
             `min_success`, `fork`, `on_progress` and `on_log`.
 
@@ -180,7 +189,8 @@ def select(
         options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
         calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
         where = arguments.working_address(address)
-        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
+        copies = None if without is None else location(without)
+        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show, copies)
         record = with_usage(record, folder)
     return SelectResult.of(folder, record)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
 from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
@@ -33,6 +33,36 @@ class EmbedResult:
     def of(cls, out: StoragePath, record: Record) -> EmbedResult:
         """From the record of the verb."""
         return cls(out, location(record["embeddings"]), Counts.of(record["samples"]), record["failed"], record)
+
+
+@dataclass(frozen=True)
+class DedupResult:
+    """Which pictures are copies, and of which."""
+
+    out: StoragePath
+    """The run folder: what `select` and `annotate` take as `without`."""
+    duplicates: StoragePath
+    """The folder with one Parquet a shard, a row for each picture that goes."""
+    num_in: int
+    kept: int
+    dropped: int
+    by: Mapping[str, int]
+    """How many go by each kind: sha256, phash, vector."""
+    record: Record = field(repr=False)
+
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> DedupResult:
+        """From the record of the verb."""
+        numbers = record["pictures"], record["kept"], record["dropped"]
+        return cls(out, location(record["folder"]), *numbers, record["by"], record)
+
+    def rows(self) -> Iterator[Record]:
+        """What goes and why, by the columns of docs/dedup.md, one shard in memory at a time."""
+        from capfilt.data import duplicates
+        from capfilt.storage.paths import listing
+
+        for name in sorted(listing(self.duplicates)):
+            yield from duplicates.read(self.duplicates / name).to_pylist()
 
 
 def embed(
@@ -84,3 +114,53 @@ def embed(
         where, name = arguments.working_address(address), None if model is None else str(model)
         record = pipeline.run(where, names_of(shards), name, folder, config, options, show)
     return EmbedResult.of(folder, record)
+
+
+def dedup(
+    embeddings: Location | EmbedResult,
+    *,
+    out: Location,
+    by: str = "sha256,phash:3",
+    keep: Literal["best", "largest", "first"] = "best",
+    scope: Literal["pool", "shard"] = "pool",
+    scores: Location | None = None,
+    merge_texts: bool = False,
+    fetch_inputs: bool = False,
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> DedupResult:
+    """Find copies of pictures: one stays, and each other one is named with the one that stands for it (docs/dedup.md).
+
+    Args:
+        embeddings: the run folder of `embed`, its result, or one of `annotate` with `keep_vectors`.
+        out: the run folder, or its URL.
+        by: what counts as near: "sha256", "phash:BITS" and "vector:COSINE", separated by commas.
+        keep: which of near pictures stays: "best" of the highest score, then the most pixels; "largest"; "first".
+        scope: copies in the whole "pool", or only within each "shard".
+        scores: the run folder of an `annotate` of the same shards, whose scores say which picture is best.
+        merge_texts: hand the texts of copies to the picture that stays, for `annotate(without=...)`.
+        fetch_inputs: read shards wherever the run folder of `embed` names them, which `merge_texts` does.
+        address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: UsageError for a radius that cannot be, DataError for vectors of two models, and its other kin.
+    """
+    from capfilt import config as configs
+    from capfilt.index.near import parse_near
+
+    near = parse_near(by)
+    show = progress_of(on_progress, on_log)
+    with show.wait("importing libraries"):
+        from capfilt.pipelines import dedup as pipeline
+
+    given = {"by": near, "keep": keep, "scope": scope, "merge_texts": merge_texts}
+    config = configs.validate(pipeline.DedupConfig, given, "arguments")
+    source = embeddings.out if isinstance(embeddings, EmbedResult) else location(embeddings)
+    sources = pipeline.Sources(source, None if scores is None else location(scores), fetch_inputs)
+    with arguments.driving():
+        options = arguments.options(workers=workers, cpus=cpus)
+        record = pipeline.run(arguments.working_address(address), sources, config, location(out), options, show)
+    return DedupResult.of(location(out), record)

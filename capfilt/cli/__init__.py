@@ -29,6 +29,7 @@ VERBS = (
     download.download,
     convert.convert,
     duplicates.embed,
+    duplicates.dedup,
     pipelines.pretrain,
     pipelines.finetune,
     pipelines.annotate,

@@ -138,6 +138,11 @@ def _scores(folder: StoragePath, name: str) -> np.ndarray[Any, Any]:
     return np.empty(0)
 
 
+def after_dedup(out: str) -> list[Step]:
+    """Look at the groups."""
+    return [page(out, "the groups, and pairs near the radius")]
+
+
 def after_select(out: str, dataset: str, address: str) -> list[Step]:
     """Look at what was kept, train on it."""
     return [page(out, "what was kept, what was dropped, and why"), trial(dataset, out, address)]

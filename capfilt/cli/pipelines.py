@@ -171,6 +171,7 @@ def finetune(
 
 
 SCORES = "side, aspect, entropy, sieve=ENCODER, clip:MODEL, aesthetic|nsfw|watermark=HEAD@MODEL"
+Without = Annotated[str | None, typer.Option("--without", help="The --out of `capfilt dedup`: copies are left out.")]
 AnnotateRecipe = Annotated[
     str | None,
     typer.Option(
@@ -206,6 +207,10 @@ def annotate(
             "--add-score", metavar="SPEC", help="Only add this score to what --out has annotated; no model captions."
         ),
     ] = None,
+    without: Without = None,
+    keep_vectors: Annotated[
+        bool, typer.Option("--keep-vectors", help="Keep the filter's vectors of the images, as `capfilt embed` would.")
+    ] = False,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="E.g. decode.method=beam, decode.top_p=0.95, batch_size=128."),
@@ -244,6 +249,8 @@ def annotate(
             val=val,
             scores=scores or (),
             add_score=add_score or (),
+            without=without,
+            keep_vectors=keep_vectors,
             address=address,
             workers=workers,
             cpus=cpus,
@@ -326,6 +333,7 @@ def select(
     val: HumanPairs = None,
     filter_: CalibratedFilter = None,
     by: CalibrateOn = None,
+    without: Without = None,
     workers: Workers = 0,
     cpus: Cpus = None,
     min_success: MinSuccess = 0,
@@ -356,6 +364,7 @@ def select(
             val=val,
             filter=filter_,
             calibrate=None if by is None else "labels",
+            without=without,
             address=address,
             workers=workers,
             cpus=cpus,

@@ -30,6 +30,12 @@ FOLDER = "embeddings"
 Kind = Literal["itc", "clip", "copy"]
 """What a vector is: of a filter's image-text contrast, of CLIP or its kin, of a copy-detection descriptor."""
 
+
+def kind_of(capabilities: frozenset[str]) -> Kind:
+    """Of which kind a model's vectors are: CLIP and its kin never read an image and a text together."""
+    return "itc" if "fuse" in capabilities else "clip"
+
+
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from capfilt.data.sample import Sample, is_text
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
+from capfilt.inference.embedder import unit_vectors
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.interface import Captioner, Filter, Scores
@@ -48,6 +50,8 @@ class Annotator:
         self.captioner, self.filter, self.timer = captioner, filter_, timer
         self.shared_vision, self.shared_context = share(captioner, filter_)
         self.oom_backoff = OomBackoff()
+        self.vectors: list[np.ndarray] | None = None
+        """The filter's vector of every image so far, float16 [D]; None where they are not kept."""
 
     @torch.inference_mode()
     def annotate(self, images: Images, samples: Sequence[Sample], web: Sequence[Sequence[str]]) -> list[list[Text]]:
@@ -72,6 +76,9 @@ class Annotator:
             texts = [[*came, *(new.text for new in captions)] for came, captions in zip(web, written, strict=True)]
             scores = score_texts(lambda real: self.filter.score(images, real), texts)
             whole = {text: self.filter.reads_all(text) for text in {text for of_image in texts for text in of_image}}
+        if self.vectors is not None:
+            assert isinstance(self.filter, DualEncoderFilter), "a filter in this process has vectors"
+            self.vectors += [*unit_vectors(self.filter.projection(images)).astype(np.float16)]
         return [
             [
                 Text("web", n, text, *of_text, whole[text])

@@ -7,6 +7,7 @@ file. Loading such a file runs code that lies in it: it is opened only where a p
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -98,9 +99,7 @@ def unit_vectors(projected: Tensor) -> np.ndarray:
     return unit
 
 
-def dimension(embedder: Embedder, device: torch.device) -> int:
-    """How many numbers a vector has, from a black picture."""
-    form = embedder.image_format
+def dimension(vectors: Callable[[Images], np.ndarray], form: ImageFormat, device: torch.device) -> int:
+    """How many numbers a vector has, from a black picture of this format."""
     black = form.preprocess.stack([np.zeros((form.size, form.size, 3), np.uint8)])
-    images = Images({form: form.preprocess.normalise(black.to(device))})
-    return int(embedder.vectors(images).shape[1])
+    return int(vectors(Images({form: form.preprocess.normalise(black.to(device))})).shape[1])

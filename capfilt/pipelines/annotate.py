@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.worker_pool import Resources
-from capfilt.data import shards
+from capfilt.data import duplicates, embeddings, shards
+from capfilt.errors import RunError
 from capfilt.inference.captioners.spec import captioner_spec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.roles import check_filter
@@ -22,17 +23,22 @@ from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.runner import CommandOptions, check_success
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, listing
 
 
 @dataclass(frozen=True)
-class Afterwards:
-    """What is done once the annotations are there."""
+class Extras:
+    """What a command does beside annotating."""
 
     val: str | None = None
-    """Shards of human pairs, on which the filter is measured."""
+    """Human pairs on which the filter is measured. They change no annotation, so they are no part of the plan, and a
+    finished run is measured by the same command with them."""
     scores: Sequence[str] = ()
-    """Scores beside itm and itc to compute."""
+    """Scores beside itm and itc to compute once the annotations are there."""
+    without: StoragePath | None = None
+    """The run folder of a deduplication, whose copies are neither captioned nor scored."""
+    keep_vectors: bool = False
+    """Whether the filter's vectors of the pictures are kept. They change no annotation either."""
 
 
 def run(
@@ -44,23 +50,26 @@ def run(
     config: AnnotateConfig,
     options: CommandOptions,
     show: Progress,
-    then: Afterwards | None = None,
+    extras: Extras,
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own.
 
-    What is done `then` changes no annotation, so it is no part of the plan, and is done to a finished run by the same
-    command with it. ShortfallError where no image, or too few, could be annotated.
+    ShortfallError where no image, or too few, could be annotated.
     """
-    then = then or Afterwards()
     captioner, filter_ = captioner_spec(models[0]), store.find(models[1])
     captioner.check(config)
-    check_filter(filter_)
-    beside = add_score.checked(then.scores, show)
-    urls, pairs = shards.expand(specs), None if then.val is None else shards.expand(then.val)
+    check_filter(filter_, ["itc"] if extras.keep_vectors else [])
+    beside = add_score.checked(extras.scores, show)
+    urls, pairs = shards.expand(specs), None if extras.val is None else shards.expand(extras.val)
+    without = extras.without
+    if without is not None:
+        duplicates.check_shards(without, shards.by_name(urls))
     with show.wait("reading the weights of the captioner and the filter"):
         writes, scores = captioner.fingerprint(), store.fingerprint(filter_)
     fingerprints = {"captioner_fingerprint": writes, "filter_fingerprint": scores}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "seed": seed, "round": 0}
+    if without is not None:
+        settings["without"] = str(without.absolute())
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
     with show.wait("asking the captioner"):
         fingerprints["captioner_fingerprint"] = captioner.identity(run, config, show.say) or writes
@@ -75,6 +84,8 @@ def run(
             compute=decide(session, run, {"annotate": ComputeRequest(config.precision, worker)}, show)["annotate"],
             seed=seed,
             round=0,
+            without=without and without.absolute(),
+            keep_vectors=extras.keep_vectors,
         )
         tally = annotate(session, urls, job, worker, show)
         figures = None if pairs is None else _measure(session, job, pairs, worker, show)
@@ -85,8 +96,21 @@ def run(
         result["human_pairs"] = figures
     if scored is not None:
         result["scores"] = scored
+    if extras.keep_vectors:
+        result["embeddings"] = str(out / embeddings.FOLDER)
+        _check_kept(out, shards.by_name(urls))
     check_success("annotate", tally, options.min_success, result)
     return result
+
+
+def _check_kept(out: StoragePath, names: Iterable[str]) -> None:
+    """Refuse a run of which shards were annotated before their vectors were to be kept. RunError."""
+    there = listing(out / embeddings.FOLDER)
+    if missing := [name for name in names if f"{name}.parquet" not in there]:
+        raise RunError(
+            f"{len(missing)} shards were annotated without --keep-vectors, first {missing[0]}, and are not annotated"
+            " again for them: `capfilt embed SHARDS --model FILTER --out E` makes the vectors of all."
+        )
 
 
 def _measure(session: Session, job: AnnotateJob, pairs: list[str], worker: Resources, show: Progress) -> dict[str, Any]:

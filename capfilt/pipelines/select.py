@@ -10,7 +10,7 @@ from typing import Any
 import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
-from capfilt.data import labels, scores, shards
+from capfilt.data import duplicates, labels, scores, shards
 from capfilt.data.policy import PolicyConfig, Resolved, check_calibrated, check_further, check_scores, resolve
 from capfilt.errors import DataError, FolderError, UsageError
 from capfilt.inference.config import AnnotateConfig, Precision
@@ -50,17 +50,20 @@ def run(
     calibration: ThresholdSource,
     options: CommandOptions,
     show: Progress,
+    without: StoragePath | None = None,
 ) -> dict[str, Any]:
     """The verb: apply a policy to annotated shards and write the cleaned ones into a new run folder.
 
-    `specs` names the shards, `source` is the folder that holds their annotations/, `out` the run folder. Returns the
-    dataset's folder, the threshold and the counts.
+    `specs` names the shards, `source` is the folder that holds their annotations/, `out` the run folder, `without` that
+    of a deduplication whose copies go. Returns the dataset's folder, the threshold and the counts.
     """
     urls = shards.expand(specs)
     if (home := labels.run_folder_of(source) / "plan.json").is_file():
         Run.load(home.parent)  # refuses links that lead out of it
     folder, urls_by_name = source / "annotations", inputs.annotated_urls_by_name(source, urls)
     check_annotations(urls_by_name, folder)
+    if without is not None:
+        duplicates.check_shards(without, urls_by_name)
     check_given_scores(policy, folder / f"{next(iter(urls_by_name))}.parquet")
     by_labels = calibrate_on_labels(source, urls_by_name, policy) if calibration.labels else None
     by_val = (
@@ -75,6 +78,8 @@ def run(
     }
     if renamed := shards.renamed(urls_by_name):
         plan["names"] = renamed
+    if without is not None:
+        plan["without"] = str(without.absolute())
     opened = Run.open(out, configs.to_yaml(policy), plan)
     if by_labels:
         write_json(opened.path("calibration.json"), by_labels)
@@ -86,7 +91,8 @@ def run(
         with show.wait(f"reading the scores of {len(urls_by_name):,} shards"):
             resolved = resolve(policy, folder, urls_by_name, calibrated)
         _record_pool(opened, resolved, show)
-        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=resolved.rule, carry=policy.carry)
+        job = {"out": out.absolute(), "annotations": folder.absolute(), "without": without and without.absolute()}
+        work = SelectJob(**job, rule=resolved.rule, carry=policy.carry)
         tally = select(session, urls_by_name, work, options.resources(session), show)
     result: dict[str, Any] = {"dataset": str(out / "dataset")}
     if resolved.rule.threshold is not None:

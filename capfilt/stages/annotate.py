@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
-from capfilt.data import shards
+from capfilt.config import Config, added
+from capfilt.data import duplicates, shards
 from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.device import Compute, autocast
@@ -43,6 +43,11 @@ class AnnotateJob(Config):
     round: int
     names: dict[str, str] = {}
     """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
+    without: StoragePath | None = added(None)
+    """The run folder of a deduplication: copies are neither captioned nor scored, and the pictures that stand for them
+    have their texts too."""
+    keep_vectors: bool = added(False)
+    """Whether the hashes of the pictures and the filter's vectors of them are kept, in `embeddings/`."""
 
     @property
     def name(self) -> str:
@@ -51,10 +56,14 @@ class AnnotateJob(Config):
 
     def identity(self, item: str) -> str:
         """Models by their weights, not by where they lie: a run folder may be moved."""
-        where = dict.fromkeys(("out", "captioner", "filter", "names"), True)
-        return fingerprint(
-            self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS}), shards.name(item)
-        )
+        where = dict.fromkeys(("out", "captioner", "filter", "names", "without", "keep_vectors"), True)
+        copies = [] if self.without is None else [duplicates.content(self.without, self.shard_name(item))]
+        dump = self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS})
+        return fingerprint(dump, shards.name(item), *copies)
+
+    def shard_name(self, url: str) -> str:
+        """The name under which a shard's annotations are kept."""
+        return self.names.get(url) or shards.name(url)
 
     def open(self) -> Splittable:
         """Load the two models."""

@@ -101,7 +101,7 @@ class VectorModel(Config):
                 " BLIP-2, ALBEF, X-VLM or VLMo."
             )
         with show.wait("reading the weights of the model"):
-            return cls(kind="itc" if "fuse" in able else "clip", path=model, fingerprint=store.fingerprint(model))
+            return cls(kind=embeddings.kind_of(able), path=model, fingerprint=store.fingerprint(model))
 
     def open(self, config: EmbedConfig, compute: Compute) -> Embedder:
         """Load it."""
@@ -158,7 +158,8 @@ class ShardEmbedder:
         self.embedder = None if job.model is None else job.model.open(job.config, job.compute)
         self.vectors = None
         if job.model is not None and self.embedder is not None:
-            self.vectors = Vectors(job.model.kind, job.model.fingerprint, dimension(self.embedder, device))
+            dim = dimension(self.embedder.vectors, self.embedder.image_format, device)
+            self.vectors = Vectors(job.model.kind, job.model.fingerprint, dim)
 
     def shard(self, url: str) -> ShardReport:
         """Embed one shard and commit it."""

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
-from capfilt.data import scores, shards
+from capfilt.config import Config, added
+from capfilt.data import duplicates, scores, shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.duplicates import Copies, is_copy, reason_class
 from capfilt.data.policy import FUSED, Rule, best_text, failure_class, verdicts_of_image, with_scores
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import CARRIED, MemberCounts
@@ -54,6 +55,8 @@ class SelectJob(Config):
     """Whether kept samples keep the other files under their key."""
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
+    without: StoragePath | None = added(None)
+    """The run folder of a deduplication, whose copies go."""
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ class SelectJob(Config):
         settings = {**self.rule.record(), "carry": self.carry}
         further = [each for each in self.rule.further_scores if each != FUSED]
         contents = [score_sha256(self.annotations.parent, score, name) for score in further]
+        contents += [] if self.without is None else [duplicates.content(self.without, name)]
         return fingerprint(settings, shards.name(item), annotations_sha256(self.annotations, name), *contents)
 
     def open(self) -> Callable[[str], None]:
@@ -77,7 +81,7 @@ class SelectJob(Config):
         name = self._shard_name(url)
         table = with_scores(tables.read(self.annotations / f"{name}.parquet"), self.annotations, name, self.rule)
         rows = list(tables.rows(table))
-        whys = verdicts(rows, self.rule)
+        whys = self._without_copies(name, rows, verdicts(rows, self.rule))
         outcomes = _by_outcome(rows, whys)
         folder = self.out / "dataset"
         make_folder(folder)
@@ -101,6 +105,14 @@ class SelectJob(Config):
 
     def _shard_name(self, url: str) -> str:
         return self.names.get(url) or shards.name(url)
+
+    def _without_copies(self, name: str, rows: Sequence[Annotation], whys: list[str]) -> list[str]:
+        """The reasons, in which every text of a copy goes. DataError for copies that the shard does not have."""
+        if self.without is None:
+            return whys
+        copies = Copies.load(self.without, name)
+        copies.check((row.key, row.uid) for row in rows)
+        return [copies.reason(row.key, row.uid) or why for row, why in zip(rows, whys, strict=True)]
 
     def _kept(self, url: str, outcomes: Outcomes, digest: shards.Digest, members: MemberCounts) -> Iterator[Sample]:
         """The samples with at least one kept text, in the shard's order, their captions replaced by the kept ones."""
@@ -136,7 +148,8 @@ def verdicts(rows: Sequence[Annotation], rule: Rule) -> list[str]:
     """The reason why each row is dropped, "" where it is kept. Rows of one image must be adjacent; they are decided
     together."""
     images = groupby(rows, key=lambda row: (row.key, row.status))
-    return [why for _, image in images for why in verdicts_of_image(list(image), rule)]
+    whys = [why for _, image in images for why in verdicts_of_image(list(image), rule)]
+    return [row.reason if is_copy(row.reason) else why for row, why in zip(rows, whys, strict=True)]
 
 
 def annotations_sha256(folder: StoragePath, name: str) -> str:
@@ -195,7 +208,7 @@ def _tally(outcomes: Outcomes) -> Tally:
         for row, why in texts:
             tally.texts["in"][row.source] += 1
             if why:
-                tally.texts["dropped"][f"{row.source}: {why}"] += 1
+                tally.texts["dropped"][f"{row.source}: {reason_class(why)}"] += 1
             else:
                 tally.texts["kept"][row.source] += 1
     return tally

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
 import capfilt.data.annotations as tables
-from capfilt.data import shards
+from capfilt.data import embeddings, shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.duplicates import Copies, reason_class
+from capfilt.data.embeddings import Embedding, Vectors
 from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
 from capfilt.data.shards.members import MemberCounts
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Pictures, pictures
 from capfilt.inference.captioners.guard_rails import COPIES
+from capfilt.inference.embedder import dimension, unit_vectors
 from capfilt.inference.filters import local_filter
+from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.interface import AsksAhead
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer, timed
@@ -44,6 +49,7 @@ class ShardAnnotator:
         filter_ = LocalModel.load(job.filter, device, dtype)
         self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer)
         self.asker = captioner if isinstance(captioner, AsksAhead) else None
+        self.embedded: list[Embedding] = []  # of the shard at work, where they are kept
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
 
     def shard(self, url: str) -> ShardReport:
@@ -53,14 +59,16 @@ class ShardAnnotator:
 
     def _shard(self, url: str) -> ShardReport:
         before = Counter(self.timer.seconds) if self.timer else Counter()
-        self.batches = []
-        name = self._name(url)
+        self.batches, self.embedded = [], []
+        self.annotator.vectors = [] if self.job.keep_vectors else None
+        name = self.job.shard_name(url)
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Annotation] = []
         tally = Tally.zero()
         stat, members = shards.stat(url), MemberCounts()
         digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        for texts in self._rows(skip_positions(shards.read(url, digest, members), deadly)):
+        copies: list[Annotation] = []
+        for texts in self._rows(self._chosen(url, skip_positions(shards.read(url, digest, members), deadly), copies)):
             rows += texts
             tables.check_size(len(rows), name)  # now, and not when all of it was computed
             tally.samples["in"] += 1
@@ -78,33 +86,60 @@ class ShardAnnotator:
                     tally.remarks.update(
                         said for said in row.reason.split("; ") if said == COPIES or said[:5] == "cut: "
                     )
+        rows += copies
+        tally += count_copies(copies)
         tally.members.update(members)
-        path = self.job.out / "annotations" / f"{name}.parquet"
+        paths = [self.job.out / "annotations" / f"{name}.parquet"]
         with timed(self.timer, "write", on_device=False):
-            tables.write(path, rows, self.job.captioner.names_prompts(self.job.config))
-            ledger.commit(name, identity, [path], tally, digest.result())
+            tables.write(paths[0], rows, self.job.captioner.names_prompts(self.job.config))
+            if self.vectors is not None:
+                paths.append(self.job.out / embeddings.FOLDER / f"{name}.parquet")
+                embeddings.write(paths[1], self.embedded, self.vectors, self.annotator.vectors)
+            ledger.commit(name, identity, paths, tally, digest.result())
         smaller = self.annotator.oom_backoff.limit
         at_a_time = "" if smaller is None else f"{smaller} at a time: no more fit into memory"
         spent = Counter(self.timer.seconds) - before if self.timer else Counter()
         return ShardReport(at_a_time, spent, tuple(self.batches))
 
+    @cached_property
+    def vectors(self) -> Vectors | None:
+        """What the filter's vectors are, where they are kept."""
+        filter_ = self.annotator.filter
+        if not self.job.keep_vectors or not isinstance(filter_, DualEncoderFilter):
+            return None
+        form, kind = filter_.local.image_format, embeddings.kind_of(filter_.model.capabilities)
+        dim = dimension(lambda images: unit_vectors(filter_.projection(images)), form, self.device)
+        return Vectors(kind, self.job.filter_fingerprint, dim)
+
     def part(self, url: str, start: int, stop: int) -> int:
         """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
         with self._asking(url):
-            for _ in self._rows(islice(shards.read(url), start, stop)):
+            for _ in self._rows(self._chosen(url, islice(shards.read(url), start, stop), [])):
                 pass
         return sum(1 for _ in shards.read(url))
 
-    def _name(self, url: str) -> str:
-        return self.job.names.get(url) or shards.name(url)
-
     def _asking(self, url: str) -> AbstractContextManager[None]:
         """The time in which a captioner that asks ahead is shown the pictures of a shard."""
-        return nullcontext() if self.asker is None else self.asker.shard(self._name(url))
+        return nullcontext() if self.asker is None else self.asker.shard(self.job.shard_name(url))
+
+    def _chosen(
+        self, url: str, read: Iterable[Sample | FailedSample], copies: list[Annotation]
+    ) -> Iterable[Sample | FailedSample]:
+        """What is to be annotated of a shard; the texts of copies are added to `copies`, without scores."""
+        if self.job.without is None:
+            return read
+
+        def skip(sample: Sample, reason: str) -> None:
+            texts = [Text("web", 0, text, None, None, whole=True, remark=reason) for text in texts_of(sample)]
+            copies.extend(self._texts(sample, texts))
+
+        return Copies.load(self.job.without, self.job.shard_name(url)).apply(read, skip)
 
     def _rows(self, read: Iterable[Sample | FailedSample]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
-        for batch in pictures(read, self.job.config.batch_size, self.formats, timer=self.timer, asker=self.asker):
+        options: Any = {"timer": self.timer, "asker": self.asker, "with_hashes": self.job.keep_vectors}
+        for batch in pictures(read, self.job.config.batch_size, self.formats, **options):
+            self.embedded += batch.embeddings
             deadline.check()  # a small shard is read to its end before anything is computed
             for fault in batch.faults:
                 yield [self._failed(fault)]
@@ -169,6 +204,17 @@ class ShardAnnotator:
             status="failed",
             reason=fault.reason,
         )
+
+
+def count_copies(rows: Iterable[Annotation]) -> Tally:
+    """The counts of the texts of copies, which go with their pictures."""
+    tally = Tally.zero()
+    pictures = len({(row.key, row.uid) for row in rows})
+    tally.samples.update({"in": pictures, "dropped": pictures})
+    for row in rows:
+        tally.texts["in"][row.source] += 1
+        tally.texts["dropped"][f"{row.source}: {reason_class(row.reason)}"] += 1
+    return tally
 
 
 def remark(text: Text, max_length: int) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -47,13 +47,23 @@ class DualEncoderFilter:
     @torch.inference_mode()
     def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:
         """The scores of each image's texts."""
-        return self.score_tokens(self.local.image_tokens(images), texts)
+        return self.score_tokens(self.local.image_tokens(images), texts, project=lambda: self.projection(images))
+
+    @torch.inference_mode()
+    def projection(self, images: Images) -> Tensor:
+        """What texts are compared with of images, [B, P] or [B, Q, P]; computed once for each batch."""
+        return images.once(self, lambda: self.model.project_image(self.local.image_tokens(images)))
 
     @torch.inference_mode()
     def score_tokens(
-        self, tokens_BND: Tensor, texts: Sequence[Sequence[str]], context: ImageContext | None = None
+        self,
+        tokens_BND: Tensor,
+        texts: Sequence[Sequence[str]],
+        context: ImageContext | None = None,
+        project: Callable[[], Tensor] | None = None,
     ) -> Scores:
-        """`score` from image tokens; `context` is what texts attend to of the images, where that is known already.
+        """`score` from image tokens; `context` is what texts attend to of the images, where that is known already, and
+        `project` gives their projection.
 
         A text is read once with each image that has it, however often it has it, and once in the whole batch without
         an image.
@@ -72,7 +82,8 @@ class DualEncoderFilter:
         ids, lengths = self.token_ids(list(numbers))
         itc = None
         if "itc" in self.given:
-            cosines = self.cosines(tokens_BND, ids, lengths)
+            projected = self.model.project_image(tokens_BND) if project is None else project()
+            cosines = self.cosines(projected, ids, lengths)
             itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, cosines, strict=True)]
         return {"itm": self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), "itc": itc}
 
@@ -88,11 +99,10 @@ class DualEncoderFilter:
         """P(match) of each image's texts, whose token ids are `ids_TL[numbers[text]]`; None, since none is given."""
         return None
 
-    def cosines(self, tokens_BND: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> list[list[float]]:
+    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> list[list[float]]:
         """The cosine of every image and every text, [B][T]."""
         text = self.model.project_text(self.model.encode_cls(ids_TL, lengths)).float()
-        image = self.model.project_image(tokens_BND).float()
-        cosines: list[list[float]] = self.model.similarity(image, text).clamp(-1, 1).tolist()
+        cosines: list[list[float]] = self.model.similarity(projected.float(), text).clamp(-1, 1).tolist()
         return cosines
 
     def reads_all(self, text: str) -> bool:

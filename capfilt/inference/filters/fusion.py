@@ -33,7 +33,8 @@ class FusionFilter(DualEncoderFilter):
     @torch.inference_mode()
     def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:
         """The scores of each image's texts."""
-        return self.score_tokens(self.local.image_tokens(images), texts, images.computed(self.context_name))
+        tokens, context = self.local.image_tokens(images), images.computed(self.context_name)
+        return self.score_tokens(tokens, texts, context, project=lambda: self.projection(images))
 
     def matches(
         self,
