@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TextCounts,
         Verification,
     )
+    from capfilt.api.search import IndexResult, Neighbour, RetrieveResult, build_index, retrieve
     from capfilt.data.annotations import Annotation
     from capfilt.data.loading.webdataset_reader import webdataset
     from capfilt.data.sample import FailedSample, Sample
@@ -80,15 +81,18 @@ __all__ = [
     "ExportResult",
     "FailedSample",
     "ImageError",
+    "IndexResult",
     "LoadedModel",
     "LockLostError",
     "ModelError",
+    "Neighbour",
     "PretrainResult",
     "Progress",
     "ProgressEvent",
     "Recipe",
     "RecipeError",
     "ReportResult",
+    "RetrieveResult",
     "Round",
     "RunError",
     "RunStatus",
@@ -108,6 +112,7 @@ __all__ = [
     "__version__",
     "annotate",
     "bootstrap",
+    "build_index",
     "convert",
     "dedup",
     "download",
@@ -121,6 +126,7 @@ __all__ = [
     "read_annotations",
     "read_shards",
     "report",
+    "retrieve",
     "select",
     "show",
     "status",
@@ -137,6 +143,7 @@ _MODULES = {
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),
     "api.reading": ("Annotations", "Verdict", "read_annotations", "read_shards"),
+    "api.search": ("IndexResult", "Neighbour", "RetrieveResult", "build_index", "retrieve"),
     "api.results": (
         "AnnotateResult", "BootstrapResult", "Caption", "Counts", "Damage", "EvaluateResult", "Explanation",
         "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores", "SelectResult",

@@ -99,7 +99,7 @@ def annotate(
     """
     config, rates = arguments.annotate_config(recipe, assignments(settings, captions=captions)), price_of(price)
     asked = {"--captions": captions, "--recipe": recipe, "--set": settings, "--val": val, "--retry": retry}
-    asked |= {"--without": without, "--keep-vectors": keep_vectors or None}
+    asked |= {"--without": without, "--keep-vectors": keep_vectors}
     arguments.check_annotate((captioner, filter), add_score, {**asked, "--fork": fork, "--scores": scores})
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, download, duplicates, jobs, models, pipelines, run_folder
+from capfilt.cli import convert, download, duplicates, jobs, models, pipelines, run_folder, search
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -30,6 +30,8 @@ VERBS = (
     convert.convert,
     duplicates.embed,
     duplicates.dedup,
+    search.index,
+    search.retrieve,
     pipelines.pretrain,
     pipelines.finetune,
     pipelines.annotate,

@@ -13,9 +13,20 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from capfilt.api.search import RetrieveResult
     from capfilt.storage.paths import StoragePath
 
 _MAX_NAMED = 20  # broken shards that are named one by one
+
+
+def print_neighbours(result: RetrieveResult) -> None:
+    """One row per picture, the nearest first."""
+    rows = [
+        [str(place), f"{hit.cosine:.4f}", hit.key, hit.shard, hit.uid] for place, hit in enumerate(result.rows(), 1)
+    ]
+    show_table(table(["", "cosine", "key", "shard", "uid"], rows, result.record["query"]))
+    if result.page is not None:
+        say(f"page: {result.page}")
 
 
 def print_rounds(summary: dict[str, Any]) -> None:

@@ -27,6 +27,9 @@ from capfilt.storage.paths import StoragePath, listing, storage_path
 FOLDER = "embeddings"
 """Of a run folder: where its tables are."""
 
+MODEL = "model.json"
+"""Of a run folder: what made the vectors, and where it was."""
+
 Kind = Literal["itc", "clip", "copy"]
 """What a vector is: of a filter's image-text contrast, of CLIP or its kin, of a copy-detection descriptor."""
 

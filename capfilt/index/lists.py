@@ -20,7 +20,7 @@ FLAT_BELOW = 50_000
 """Rows below which all vectors are one list: every pair is compared."""
 SAMPLE = 50
 """Vectors a list that its centroids are trained on."""
-ROUNDS = 10
+ROUNDS = 6
 """Of k-means."""
 QUERIES = 1000
 """Rows whose neighbours are searched exactly, to estimate the recall."""

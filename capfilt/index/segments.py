@@ -1,13 +1,14 @@
 """Records of a block of rows, sorted by key, so that those of any range of keys are one range of bytes.
 
 This is how vectors that do not fit memory are brought together by list: each block of shards is written once, in the
-order of the lists, and who joins some lists reads one slice of every block.
+order of the lists, and who joins or searches some lists reads one slice of every block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from capfilt.errors import RunError
 from capfilt.storage import safe_paths
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
-from capfilt.storage.remote_path import RemotePath
 
 
 def write(path: StoragePath, keys: np.ndarray, records: np.ndarray, num_keys: int) -> None:
@@ -29,9 +29,49 @@ def write(path: StoragePath, keys: np.ndarray, records: np.ndarray, num_keys: in
         np.save(file, records[order])
 
 
-def counts(path: StoragePath) -> np.ndarray:
-    """How many records each key has, int64 [num_keys]."""
-    return arrays(path, 1)[0]
+class Segment:
+    """What `write` wrote. Reads of it are slices; on this machine the file is mapped into memory."""
+
+    def __init__(self, path: StoragePath) -> None:
+        """Read how many records each key has. RunError for a damaged file."""
+        self.path = path
+        try:
+            with _open(path) as file:
+                self.counts: np.ndarray = np.load(file, allow_pickle=False)
+                np.lib.format.read_magic(file)
+                _, _, self.kind = np.lib.format.read_array_header_1_0(file)
+                self._begin = file.tell()
+        except (ValueError, EOFError, OSError) as error:
+            raise _damaged(path) from error
+        self._ends = np.concatenate([[0], np.cumsum(self.counts)])
+        self._mapped: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """Where the records of `first <= key < last` begin and end."""
+        return int(self._ends[first]), int(self._ends[last])
+
+    def records(self, start: int, stop: int) -> np.ndarray:
+        """Some of the records. RunError where the file has fewer."""
+        try:
+            with _open(self.path) as file:
+                file.seek(self._begin + start * self.kind.itemsize)
+                data = file.read((stop - start) * self.kind.itemsize)
+            return np.frombuffer(data, self.kind, stop - start)
+        except ValueError as error:
+            raise _damaged(self.path) from error
+
+    def mapped(self, start: int, stop: int) -> np.ndarray:
+        """`records` of a file that is searched again and again."""
+        if not isinstance(self.path, Path):
+            return self.records(start, stop)
+        if self._mapped is None:
+            if safe_paths.check_file(self.path).stat().st_size < self._begin + len(self) * self.kind.itemsize:
+                raise _damaged(self.path)
+            self._mapped = np.memmap(self.path, self.kind, "r", self._begin, (len(self),))
+        return np.asarray(self._mapped[start:stop])
 
 
 def read(
@@ -42,14 +82,13 @@ def read(
     With one key, `start` and `stop` choose a part of its records.
     """
     parts, before = [], 0
-    for path in paths:
-        with _open(path) as file:
-            sizes = _load(file, path)
-            ends = before, before + int(sizes[first:last].sum())
-            low, high = (min(max(edge, ends[0]), ends[1]) for edge in (start, ends[1] if stop is None else stop))
-            keys = np.repeat(np.arange(first, last), sizes[first:last])[low - before : high - before]
-            parts.append((keys, _records(file, path, int(sizes[:first].sum()) + low - before, high - low)))
-            before = ends[1]
+    for segment in map(Segment, paths):
+        begin, end = segment.span(first, last)
+        after = before + end - begin
+        low, high = (min(max(edge, before), after) - before for edge in (start, after if stop is None else stop))
+        keys = np.repeat(np.arange(first, last), segment.counts[first:last])[low:high]
+        parts.append((keys, segment.records(begin + low, begin + high)))
+        before = after
     keys, records = (np.concatenate(column) for column in zip(*parts, strict=True))
     if last == first + 1:
         return keys, records
@@ -59,33 +98,16 @@ def read(
 
 def arrays(path: StoragePath, count: int) -> list[np.ndarray]:
     """The arrays that were saved one after another in a file. RunError for a damaged one."""
-    with _open(path) as file:
-        return [_load(file, path) for _ in range(count)]
-
-
-def _load(file: BinaryIO, path: StoragePath) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(file, allow_pickle=False)
+        with _open(path) as file:
+            return [np.load(file, allow_pickle=False) for _ in range(count)]
     except (ValueError, EOFError, OSError) as error:
-        raise _damaged(path) from error
-    return array
-
-
-def _records(file: BinaryIO, path: StoragePath, start: int, count: int) -> np.ndarray:
-    """Some records of the array at which the file stands."""
-    try:
-        np.lib.format.read_magic(file)
-        _, _, kind = np.lib.format.read_array_header_1_0(file)
-        file.seek(start * kind.itemsize, 1)
-        data = file.read(count * kind.itemsize)
-        return np.frombuffer(data, kind, count)
-    except ValueError as error:  # too few bytes, too
         raise _damaged(path) from error
 
 
 def _open(path: StoragePath) -> Any:
-    return path.open("rb") if isinstance(path, RemotePath) else safe_paths.open_file(path)
+    return safe_paths.open_file(path) if isinstance(path, Path) else path.open("rb")
 
 
 def _damaged(path: StoragePath) -> RunError:
-    return RunError(f"{path} is damaged; remove it and run the command again.")
+    return RunError(f"{path} is damaged or not there; remove it and run the command again.")

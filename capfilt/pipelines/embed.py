@@ -15,6 +15,7 @@ from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.embed import EXECUTION_FIELDS, STAGE, EmbedConfig, EmbedJob, VectorModel, embed
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.stages.workload import of_shards, working_address
+from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
 
 
@@ -36,6 +37,8 @@ def run(
     made_by = None if found is None else {"kind": found.kind, "fingerprint": found.fingerprint}
     settings = {"config": config.model_dump(mode="json", exclude=EXECUTION_FIELDS), "model": made_by}
     run = Run.open(out, configs.to_yaml(config), {"verb": STAGE, **settings, "shards": urls})
+    if found is not None:  # beside the plan: where a model lies is not what it is
+        write_json(out / embeddings.MODEL, {"path": str(found.path), **found.model_dump(mode="json", exclude={"path"})})
     if found is None:
         options = options.model_copy(update={"gpus": 0})
     with connect(working_address(address, of_shards(urls), options, STAGE, show), show=show) as session:

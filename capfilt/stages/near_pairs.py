@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -24,7 +25,7 @@ from capfilt.errors import DataError
 from capfilt.index import lists, pair_files, segments, units
 from capfilt.index.hamming import Pairs
 from capfilt.index.lists import Lists
-from capfilt.index.near import Near, NearKind
+from capfilt.index.near import Near
 from capfilt.index.pair_files import PairFiles
 from capfilt.index.pairs import near_in
 from capfilt.index.pool import Pool
@@ -35,7 +36,7 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import digests, run_stage
 from capfilt.storage import documents
-from capfilt.storage.atomic import sha256_file, write_json
+from capfilt.storage.atomic import atomic, sha256_file, write_json
 from capfilt.storage.paths import StoragePath, listing, remove_file, remove_folder
 
 Scope = Literal["pool", "shard"]
@@ -44,6 +45,8 @@ Scope = Literal["pool", "shard"]
 FOLDER = "near"
 DONE = "near.json"
 LISTS = "lists.bin"
+NAMES_ROWS = 4096
+"""Rows of a table of names that are read at once."""
 
 
 class Search(Config):
@@ -61,6 +64,8 @@ class Search(Config):
     probes: int = 4
     """Lists in which a vector is compared at most."""
     seed: int = 0
+    names: bool = False
+    """Whether keys and uids are written beside the vectors."""
 
     @property
     def work(self) -> StoragePath:
@@ -150,14 +155,22 @@ class SplitJob(Search):
         """The exact neighbours of the queries in a block."""
         return self.work / f"exact-{block}.parquet"
 
+    def names_path(self, block: str) -> StoragePath:
+        """The keys and uids of a block, in the order of its rows."""
+        return self.work / f"names-{block}.parquet"
+
     def open(self) -> Callable[[str], None]:
         """Load the lists."""
         known = Lists.load(self.work / LISTS) if self.vector else None
         nearest = known and lists.Nearest(known.centroids)
 
         def split(block: str) -> None:
-            rows, columns = self._columns(block)
-            outputs = []
+            rows, columns, outputs = *self._columns(block), []
+            if self.names:
+                names = pa.table({name: columns[name] for name in ("key", "uid")})
+                with atomic(self.names_path(block)) as file:
+                    pq.write_table(names, file, compression="zstd", row_group_size=NAMES_ROWS)
+                outputs.append(self.names_path(block))
             for near in self.by:
                 if near.kind == "vector":
                     assert known is not None
@@ -165,7 +178,7 @@ class SplitJob(Search):
                     vectors = columns["vector"]
                     probed = lists.assign(nearest, vectors, near.within, self.probes)
                     keys, records = lists.records(rows, probed, vectors)
-                    if len(known.queries):
+                    if len(known.queries) and not self.names:
                         outputs.append(self._search_exactly(block, known, rows, vectors, near))
                 else:
                     keys, records = units.split_hashes(near, columns[near.kind], rows)
@@ -178,8 +191,8 @@ class SplitJob(Search):
         return split
 
     def _columns(self, block: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The row numbers of a block, and the values of each kind."""
-        pool, kinds = self.load(), [near.kind for near in self.by]
+        """The row numbers of a block, and the values of each kind, of keys and of uids."""
+        pool, kinds = self.load(), [*(near.kind for near in self.by), *(("key", "uid") if self.names else ())]
         rows: list[np.ndarray] = []
         columns: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
         for start, table in pool.read(pool.blocks[block], "vector" in kinds):
@@ -318,8 +331,7 @@ def find_near_pairs(
         remove_folder(job.work)
         return done
     _forget_finished(job)
-    write_json(job.work / "pool.json", pool.model_dump(mode="json"))
-    job = job.model_copy(update={"pool": sha256_file(job.work / "pool.json")})
+    job = stored(job, pool)
     search = _in_shards if scope == "shard" else _in_pool
     found = search(session, job, pool, resources, show)
     names = {kind: sorted(f"{name}.parquet" for name in found if name.startswith(f"{kind}-")) for kind in _kinds(by)}
@@ -330,6 +342,12 @@ def find_near_pairs(
     write_json(job.out / pair_files.FOLDER / DONE, record)
     remove_folder(job.work)
     return pairs
+
+
+def stored(job: Search, pool: Pool) -> Search:
+    """Write the pool where workers read it; returns the job that knows it."""
+    write_json(job.work / "pool.json", pool.model_dump(mode="json"))
+    return job.model_copy(update={"pool": sha256_file(job.work / "pool.json")})
 
 
 def _in_shards(session: Session, job: Search, pool: Pool, resources: Resources, show: Progress) -> list[str]:
@@ -361,7 +379,7 @@ def plan_units(job: Search, pool: Pool) -> dict[str, Unit]:
     splits = SplitJob(**job.model_dump())
     planned = {}
     for near in job.by:
-        counts = sum(segments.counts(splits.path(near, block)) for block in pool.blocks)
+        counts = sum(segments.Segment(splits.path(near, block)).counts for block in pool.blocks)
         for number, unit in enumerate(units.plan(np.asarray(counts), near)):
             planned[f"{near.kind}-{number:05d}"] = unit
     return planned
@@ -400,8 +418,8 @@ def _forget_finished(job: Search) -> None:
                 ledger.invalidate(name)
 
 
-def values_of(table: pa.Table, kind: NearKind) -> np.ndarray:
-    """The values of a table that are compared. DataError for a sha256 that is none."""
+def values_of(table: pa.Table, kind: str) -> np.ndarray:
+    """The values of a table that are compared, or of another column. DataError for a sha256 that is none."""
     if kind == "vector":
         return embeddings.matrix(table)
     column = table[kind]
