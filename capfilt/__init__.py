@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
     from capfilt.api.data import ConvertResult, DownloadResult, convert, download
+    from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
@@ -74,6 +75,7 @@ __all__ = [
     "Damage",
     "DataError",
     "DedupResult",
+    "DecontaminateResult",
     "DownloadResult",
     "EmbedResult",
     "EvaluateResult",
@@ -114,6 +116,7 @@ __all__ = [
     "bootstrap",
     "build_index",
     "convert",
+    "decontaminate",
     "dedup",
     "download",
     "embed",
@@ -138,6 +141,7 @@ __all__ = [
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
     "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
+    "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),

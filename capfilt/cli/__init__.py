@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, download, duplicates, jobs, models, pipelines, run_folder, search
+from capfilt.cli import convert, decontaminate, download, duplicates, jobs, models, pipelines, run_folder, search
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -32,6 +32,7 @@ VERBS = (
     duplicates.dedup,
     search.index,
     search.retrieve,
+    decontaminate.decontaminate,
     pipelines.pretrain,
     pipelines.finetune,
     pipelines.annotate,
