@@ -98,6 +98,9 @@ class AnnotateConfig(Config):
     """Tokens of a text that is scored; BLIP scores with 35."""
     precision: Precision = "auto"
     """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
+    web_prefix: int = added(0, ge=0, le=256)
+    """BLIP and X-VLM: so many tokens of its web text stand before what an image's texts begin with, and the text goes
+    on from there; 0 = none. For vision-language models `vlm.prompts` says it."""
     vlm: VlmConfig = added(VlmConfig())
     """How a vision-language model writes."""
     endpoint: EndpointConfig = added(EndpointConfig())

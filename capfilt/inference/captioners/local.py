@@ -12,6 +12,7 @@ from torch import Tensor
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
 from capfilt.inference.batches import Images
+from capfilt.inference.captioners.prompts import IGNORE, PREFIX, web_text
 from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.beam import scored_beams
 from capfilt.inference.generation.decode import generate, uniforms
@@ -35,7 +36,17 @@ class Written(NamedTuple):
 class LocalCaptioner:
     """Writes `captions` texts per image; the same for the same (seed, round, uid) in any batch."""
 
-    def __init__(self, local: LocalModel, config: DecodeConfig, captions: int = 1, seed: int = 0, round_: int = 0):
+    def __init__(
+        self,
+        local: LocalModel,
+        config: DecodeConfig,
+        captions: int = 1,
+        seed: int = 0,
+        round_: int = 0,
+        web_prefix: int = 0,
+    ):
+        """`web_prefix`: tokens of its web text that stand before what an image's texts begin with."""
+        self.web_prefix = web_prefix
         self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
         self.config, self.captions, self.seed, self.round = config, captions, seed, round_
         self.head = blocked_head(self.model)
@@ -59,13 +70,40 @@ class LocalCaptioner:
 
     def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[Caption]]:
         """`captions` texts for each image, which draw by the uids of the samples."""
+        if self.web_prefix:
+            return self._after_web_texts(self._context(images), samples)
         return [[Caption(written.text) for written in of_image] for of_image in self.caption_scored(images, samples)]
 
     @torch.inference_mode()
     def caption_scored(self, images: Images, samples: Sequence[Sample]) -> list[list[Written]]:
         """`caption` with the scores of the texts."""
-        context = images.once(self.context_name, lambda: self.image_context(self.local.image_tokens(images)))
-        return self.write_from(context, [sample.uid for sample in samples])
+        return self.write_from(self._context(images), [sample.uid for sample in samples])
+
+    def _context(self, images: Images) -> ImageContext:
+        context: ImageContext = images.once(
+            self.context_name, lambda: self.image_context(self.local.image_tokens(images))
+        )
+        return context
+
+    @torch.inference_mode()
+    def _after_web_texts(self, context: ImageContext, samples: Sequence[Sample]) -> list[list[Caption]]:
+        """`caption` after each image's web text; images whose web texts have equally many tokens are written
+        together."""
+        found: list[list[Caption]] = [[] for _ in samples]
+        prefixes = [self._web_ids(web_text(sample)) for sample in samples]
+        for length in sorted({*map(len, prefixes)}):
+            numbers = [i for i, prefix in enumerate(prefixes) if len(prefix) == length]
+            rows = torch.tensor(numbers, device=context.device)
+            begun = [[*self.prompt[:1], *prefixes[i], *self.prompt[1:]] for i in numbers]
+            prompts_IP = torch.tensor(begun, device=context.device)
+            written = self.write_from(context.select(rows), [samples[i].uid for i in numbers], prompts_IP)
+            for i, of_image in zip(numbers, written, strict=True):
+                found[i] = [Caption(one.text, PREFIX if length else IGNORE) for one in of_image]
+        return found
+
+    def _web_ids(self, text: str) -> list[int]:
+        most = self.web_prefix
+        return self.tokenizer.decoder_prompt(text, most + 2)[1 : most + 1] if text else []
 
     @torch.inference_mode()
     def write(self, tokens_BND: Tensor, uids: Sequence[str]) -> list[list[str]]:
@@ -77,21 +115,31 @@ class LocalCaptioner:
         """Image tokens -> what the texts attend to."""
         return self.model.image_context(tokens_BND, "decoder", self.question)
 
-    def write_from(self, image: ImageContext, uids: Sequence[str]) -> list[list[Written]]:
-        """An image context -> `captions` texts for each image."""
+    def write_from(
+        self, image: ImageContext, uids: Sequence[str], prompts_IP: Tensor | None = None
+    ) -> list[list[Written]]:
+        """An image context -> `captions` texts for each image, after the prompt, or after one for each image."""
         most = max(1, MAX_ROWS // self.captions)
         if len(uids) > most:  # a thousand texts of each of a batch's images at once would fill any memory
             parts = [slice(i, i + most) for i in range(0, len(uids), most)]
-            return [texts for part in parts for texts in self.write_from(image.select(part), uids[part])]
+            prompts = [None if prompts_IP is None else prompts_IP[part] for part in parts]
+            texts = [
+                self.write_from(image.select(part), uids[part], of_part)
+                for part, of_part in zip(parts, prompts, strict=True)
+            ]
+            return [of_image for of_part in texts for of_image in of_part]
         end, rows = self.tokenizer.sep, list[tuple[list[int], float | None]]()
+        config, prompt = self.config, self.prompt if prompts_IP is None else prompts_IP
+        if prompts_IP is not None:  # lengths are of the prompt and the text
+            more = prompts_IP.shape[1] - len(self.prompt)
+            lengths = {"min_length": config.min_length + more, "max_length": config.max_length + more}
+            config = config.model_copy(update=lengths)
         if self.config.method == "beam":
-            rows += scored_beams(self.model, image, self.prompt, end, self.config, self.captions, self.head)
+            rows += scored_beams(self.model, image, prompt, end, config, self.captions, self.head)
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(self.seed, self.round, uid, c, steps) for uid in uids for c in range(self.captions)]
             draws_RS = torch.from_numpy(np.stack(draws)).to(image.device)
-            rows += [
-                (ids, None) for ids in generate(self.model, image, self.prompt, end, self.config, draws_RS, self.head)
-            ]
-        texts = [Written(self.tokenizer.decode(ids), score) for ids, score in rows]
-        return [texts[i : i + self.captions] for i in range(0, len(texts), self.captions)]
+            rows += [(ids, None) for ids in generate(self.model, image, prompt, end, config, draws_RS, self.head)]
+        every = [Written(self.tokenizer.decode(ids), score) for ids, score in rows]
+        return [every[i : i + self.captions] for i in range(0, len(every), self.captions)]

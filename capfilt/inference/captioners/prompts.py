@@ -17,7 +17,9 @@ from capfilt.printable import short_repr
 if TYPE_CHECKING:
     from capfilt.inference.config import VlmConfig
 
-IGNORE = "ignore"
+IGNORE, PREFIX = "ignore", "prefix"
+"""Prompts of the image alone; and of a captioner of ours whose text goes on from the web text
+(`AnnotateConfig.web_prefix`)."""
 TEMPLATES: Mapping[str, str] = {
     IGNORE: "Describe this image in one or two sentences. Answer with the description only.",
     "edit": "The text below came with this image on the web. Correct it so that it describes the image: keep the names"

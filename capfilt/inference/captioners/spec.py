@@ -14,6 +14,7 @@ from capfilt.inference.captioners.endpoint.spec import EndpointSpec
 from capfilt.inference.captioners.vlm.spec import VlmSpec
 from capfilt.inference.config import AnnotateConfig, VlmConfig
 from capfilt.inference.roles import check_captioner
+from capfilt.models import Architecture
 from capfilt.models.checkpoints import store
 from capfilt.runs.run import Run
 from capfilt.storage.paths import StoragePath
@@ -37,7 +38,9 @@ class LocalSpec(Config):
             raise RecipeError(
                 f"the keys of `vlm` have no effect on {self.model}; they are for captioners of hf: and openai:"
             )
-        check_captioner(self.model, config.decode)
+        architecture = check_captioner(self.model, config.decode)
+        if config.web_prefix:
+            check_web_prefix(self.model, architecture, config)
 
     def fingerprint(self) -> str:
         """Which model writes, by its weights and not by where it lies."""
@@ -49,7 +52,7 @@ class LocalSpec(Config):
 
     def names_prompts(self, config: AnnotateConfig) -> bool:
         """Whether the captions say which prompt they answer, and annotations have the column `prompt`."""
-        return False
+        return config.web_prefix > 0
 
     def open(
         self,
@@ -65,7 +68,19 @@ class LocalSpec(Config):
         from capfilt.inference.local_model import LocalModel
 
         model = LocalModel.load(self.model, device, dtype)
-        return LocalCaptioner(model, config.decode, config.captions, seed, round_)
+        return LocalCaptioner(model, config.decode, config.captions, seed, round_, config.web_prefix)
+
+
+def check_web_prefix(model: StoragePath, architecture: Architecture, config: AnnotateConfig) -> None:
+    """Refuse web texts before the prompt of a model that reads its prompt elsewhere, or has no room for them.
+    RecipeError."""
+    if architecture.language_kind is not None:
+        raise RecipeError(f"web_prefix is for BLIP and X-VLM, whose text goes on from it; {model} has a language model")
+    if config.web_prefix + config.decode.max_length > architecture.max_positions:
+        raise RecipeError(
+            f"web_prefix {config.web_prefix} and decode.max_length {config.decode.max_length} are more than the"
+            f" {architecture.max_positions} positions of {model}; lower one of them"
+        )
 
 
 CaptionerSpec = LocalSpec | VlmSpec | EndpointSpec

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from capfilt.inference.config import DecodeConfig
-from capfilt.inference.generation.decode import MIN_ROWS, FiniteLogits, copies, is_poll_step
+from capfilt.inference.generation.decode import MIN_ROWS, FiniteLogits, copies, is_poll_step, prompt_rows
 from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
@@ -129,21 +129,21 @@ class Search:
 def beam_search(
     model: Model,
     image: ImageContext,
-    prompt_P: list[int],
+    prompt: list[int] | Tensor,
     end: int,
     config: DecodeConfig,
     texts: int = 1,
     head: Head | None = None,
 ) -> list[list[int]]:
     """The tokens of `scored_beams`."""
-    return [beam.ids for beam in scored_beams(model, image, prompt_P, end, config, texts, head)]
+    return [beam.ids for beam in scored_beams(model, image, prompt, end, config, texts, head)]
 
 
 @torch.inference_mode()
 def scored_beams(
     model: Model,
     image: ImageContext,
-    prompt_P: list[int],
+    prompt: list[int] | Tensor,
     end: int,
     config: DecodeConfig,
     texts: int = 1,
@@ -153,22 +153,27 @@ def scored_beams(
 
     Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it.
     """
-    width, steps, device = config.beams, config.max_length - len(prompt_P), image.device
+    width, device = config.beams, image.device
+    prompt_RP = prompt_rows(prompt, image.rows * width, device)
+    length = prompt_RP.shape[1]
+    steps = config.max_length - length
     if 0 < image.rows * width < MIN_ROWS:
-        more = image.repeat(copies(image.rows * width))
-        return scored_beams(model, more, prompt_P, end, config, texts, head)[: image.rows * texts]
-    lengths = Lengths.of(config, len(prompt_P))
+        times = copies(image.rows * width)
+        more, prompts_IP = image.repeat(times), prompt_RP[::width].repeat(times, 1)
+        return scored_beams(model, more, prompts_IP, end, config, texts, head)[: image.rows * texts]
+    lengths = Lengths.of(config, length)
     state = _begin(model, image, config, steps, end)
     answer = Answer(state.written_IWS.clone(), state.finished.scores_IW.clone())
-    prompt = newest = torch.tensor(prompt_P, device=device).expand(image.rows * width, -1)
+    newest = prompt_RP
     finite = FiniteLogits.on(device)
     for step in range(steps):
         logits = finite.watch(at_least_fp32(model.decode_step(newest, state.image, state.cache, head)))
         logits = logits.log_softmax(dim=1)
         if config.repetition_penalty != 1.0:
-            so_far = torch.cat([prompt[: len(logits)], state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
+            before = prompt_RP[::width][state.place_I].repeat_interleave(width, dim=0)
+            so_far = torch.cat([before, state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
             logits = penalise(logits, so_far, config.repetition_penalty)
-        if len(prompt_P) + step < config.min_length:
+        if length + step < config.min_length:
             logits[:, end] = -torch.inf
         beam_IW = _extend(state, logits, step, end, lengths)
         if step == steps - 1:

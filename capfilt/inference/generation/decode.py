@@ -109,11 +109,17 @@ def is_poll_step(device: torch.device, step: int) -> bool:
     return device.type == "cpu" or step % POLL_STEPS == POLL_STEPS - 1
 
 
+def prompt_rows(prompt: list[int] | Tensor, rows: int, device: torch.device) -> Tensor:
+    """The prompt of each row [R, P]: the same for all, or of [I, P] each image's for its R / I adjacent rows."""
+    ids = torch.as_tensor(prompt, device=device)
+    return ids.expand(rows, -1) if ids.ndim == 1 else ids.repeat_interleave(rows // len(ids), dim=0)
+
+
 @torch.inference_mode()
 def generate(
     model: Model,
     image: ImageContext,
-    prompt_P: list[int],
+    prompt: list[int] | Tensor,
     end: int,
     config: DecodeConfig,
     draws_RS: Tensor,
@@ -121,13 +127,17 @@ def generate(
 ) -> list[list[int]]:
     """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
 
-    `image` has R / candidates rows, `prompt_P` begins with [DEC], `draws_RS` has one number per row and step.
+    `image` has R / candidates rows, the prompt (`prompt_rows`) begins with [DEC], `draws_RS` has one number per row and
+    step.
     """
-    rows, steps, device = draws_RS.shape[0], config.max_length - len(prompt_P), draws_RS.device
+    rows, device = draws_RS.shape[0], draws_RS.device
+    prompt_RP = prompt_rows(prompt, rows, device)
+    length = prompt_RP.shape[1]
+    steps = config.max_length - length
     if 0 < rows < MIN_ROWS:
-        more, draws = image.repeat(copies(rows)), draws_RS.repeat(copies(rows), 1)
-        return generate(model, more, prompt_P, end, config, draws, head)[:rows]
-    prompt = torch.tensor(prompt_P, device=device).expand(rows, -1)
+        times = copies(rows)
+        more, draws = image.repeat(times), draws_RS.repeat(times, 1)
+        return generate(model, more, prompt_RP.repeat(times, 1), end, config, draws, head)[:rows]
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     batch = RunningTexts(
         image,
@@ -135,13 +145,13 @@ def generate(
         torch.arange(rows, device=device),
         torch.zeros(rows, dtype=torch.bool, device=device),
     )
-    newest, finite = prompt, FiniteLogits.on(device)
+    newest, finite = prompt_RP, FiniteLogits.on(device)
     for step in range(steps):
         logits = finite.watch(model.decode_step(newest, batch.image, batch.cache, head).float())
-        if len(prompt_P) + step < config.min_length:
+        if length + step < config.min_length:
             logits[:, end] = -torch.inf
         if config.repetition_penalty != 1.0:
-            before = torch.cat([prompt[: len(logits)], written[batch.place_R, :step]], dim=1)
+            before = torch.cat([prompt_RP[batch.place_R], written[batch.place_R, :step]], dim=1)
             logits = penalise(logits, before, config.repetition_penalty)
         token = next_token(logits, config, draws_RS[batch.place_R, step]).where(~batch.ended_R, end)
         written[batch.place_R, step] = token

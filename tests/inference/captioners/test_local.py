@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
+from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.config import DecodeConfig
+from capfilt.inference.interface import Caption
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import NEEDS
 from capfilt.models import Blip
@@ -114,3 +118,30 @@ def test_lengths_are_within_the_limits(model: Blip, tokenizer: Tokenizer, images
 def test_it_asks_for_the_decoder(small_blip: MakeBlip) -> None:
     assert small_blip(roles=("decoder",)).capabilities >= NEEDS["captioner"]
     assert not small_blip(roles=("encoder",)).capabilities >= NEEDS["captioner"]
+
+
+@pytest.mark.parametrize("method", ["nucleus", "greedy", "beam"])
+def test_after_its_web_text_an_image_has_the_text_of_that_prompt(
+    model: Blip, tokenizer: Tokenizer, images: Tensor, method: Literal["nucleus", "greedy", "beam"]
+) -> None:
+    """Of each image as if its web text were the prompt of all; with one too long, none, and lengths in turn."""
+    local, words = LocalModel(model, tokenizer), [tokenizer.vocab[i] for i in (50, 51, 52, 53)]
+    webs = ["", words[0], " ".join(words[1:3]), " ".join(words), " ".join(words[:2])]
+    samples = [Sample(uid, b"", "jpg", web, {"uid": uid}) for uid, web in zip(UIDS, webs, strict=False)]
+    settings = {"method": method, "repetition_penalty": 1.3, "prompt": words[3]}
+    config = DecodeConfig(**settings, min_length=7, max_length=12)
+    captioner = LocalCaptioner(local, config, captions=2, seed=3, web_prefix=3)
+    batch = Images({})
+    batch.once(captioner.context_name, lambda: captioner.image_context(images[:5]))
+    captions = captioner.caption(batch, samples)
+    assert [of_image[0].prompt for of_image in captions] == ["ignore", *["prefix"] * 4]
+    for i, web in enumerate(webs):
+        first = web.split()[:3]
+        longer = {"min_length": 7 + len(first), "max_length": 12 + len(first)}
+        alone = DecodeConfig(**{**settings, "prompt": " ".join([*first, words[3]])}, **longer)
+        (wanted,) = LocalCaptioner(local, alone, captions=2, seed=3).write(images[i : i + 1], [UIDS[i]])
+        assert [caption.text for caption in captions[i]] == wanted
+    off = LocalCaptioner(local, config, captions=2, seed=3)
+    other = Images({})
+    other.once(off.context_name, lambda: off.image_context(images[:5]))
+    assert off.caption(other, samples) == [[Caption(text) for text in row] for row in off.write(images[:5], UIDS[:5])]

@@ -42,6 +42,8 @@ class EndpointSpec(Config):
         """Refuse settings that an endpoint cannot follow, and an environment without its key. RecipeError."""
         if config.decode.method == "beam":
             raise RecipeError("decode.method is 'beam', and an endpoint only draws: take nucleus or greedy.")
+        if config.web_prefix:
+            raise RecipeError("web_prefix is for BLIP and X-VLM; an endpoint sees the web text by vlm.prompts")
         config.requests.key()
 
     def fingerprint(self) -> str:

@@ -37,6 +37,10 @@ class VlmSpec(Config):
     def check(self, config: AnnotateConfig) -> None:
         """Refuse what does not answer about images, and settings that do not fit one. RecipeError or ModelError."""
         check_decode(config.decode)
+        if config.web_prefix:
+            raise RecipeError(
+                "web_prefix is for BLIP and X-VLM; a vision-language model sees the web text by vlm.prompts"
+            )
         folder.check(self.model)
 
     def fingerprint(self) -> str:

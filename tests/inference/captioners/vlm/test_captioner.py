@@ -174,6 +174,8 @@ def test_a_pickle_code_and_another_kind_of_model_are_refused(tmp_path: Path) -> 
 def test_settings_without_effect_are_refused(decode: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         VlmSpec(model=Path("nowhere")).check(AnnotateConfig(decode=DecodeConfig(**decode)))
+    with pytest.raises(RecipeError, match=r"sees the web text by vlm\.prompts"):
+        VlmSpec(model=Path("nowhere")).check(AnnotateConfig(web_prefix=4))
 
 
 def test_another_chat_template_is_another_captioner(tmp_path: Path) -> None:
