@@ -8,7 +8,7 @@ costs the answers of as long.
 from __future__ import annotations
 
 import json
-import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
     """The answers of one shard, by the key of their request; without a path in memory alone."""
 
     def __init__(self, path: StoragePath | None):
-        self._path, self._lock = path, threading.Lock()
+        self._path = path
         lines = [] if path is None else list(documents.newest_lines(path, documents.LOG_BYTES))
         self._answers = dict(entry for line in lines if (entry := _entry(line)) is not None)
         self._log: AbstractContextManager[RemoteLog | None] = nullcontext()
@@ -49,18 +49,19 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
 
     def get(self, key: str) -> Answer | None:
         """What was answered to a request."""
-        with self._lock:
-            return self._answers.get(key)
+        return self._answers.get(key)
 
-    def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer. LockLostError where another driver has taken the run over."""
-        line = json.dumps({"key": key, "text": answer.text, "failure": answer.failure}).encode() + b"\n"
-        with self._lock:
-            self._answers[key] = answer
-            if self._remote is not None:
-                self._remote.add(line)
-            elif isinstance(self._path, Path):
-                append_line(self._path, line)
+    def add(self, answers: Mapping[str, Answer]) -> None:
+        """Keep answers, in one write. LockLostError where another driver has taken the run over."""
+        lines = b"".join(
+            json.dumps({"key": key, "text": answer.text, "failure": answer.failure}).encode() + b"\n"
+            for key, answer in answers.items()
+        )
+        if self._remote is not None:
+            self._remote.add(lines)
+        elif isinstance(self._path, Path):
+            append_line(self._path, lines)
+        self._answers.update(answers)
 
 
 def forget_failures(out: StoragePath, shard: str) -> None:

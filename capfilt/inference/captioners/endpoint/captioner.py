@@ -59,7 +59,8 @@ class EndpointCaptioner:
         self._cache = AnswerCache(None)
         self._asked: dict[str, Future[Answer]] = {}  # by key, until the image's texts are taken
         self._lock = threading.Lock()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self._unwritten: dict[str, Answer] = {}
+        self._writing, self._writer = asyncio.Lock(), ThreadPoolExecutor(1, thread_name_prefix="answers")
 
     @property
     def ahead(self) -> int:
@@ -120,9 +121,15 @@ class EndpointCaptioner:
         return self._client.submit(body, wanted.key, partial(self._keep, self._cache, wanted.key))
 
     async def _keep(self, cache: AnswerCache, key: str, answer: Answer) -> None:
-        """Write an answer down before anybody sees it, and not in the thread that waits for the others."""
-        if answer.is_said:
-            await asyncio.get_running_loop().run_in_executor(self._writer, cache.add, key, answer)
+        """Write an answer down before anybody sees it: with all that came during the last write, and not in the thread
+        that waits for the others."""
+        if not answer.is_said:
+            return
+        self._unwritten[key] = answer
+        async with self._writing:
+            if self._unwritten:
+                answers, self._unwritten = self._unwritten, {}
+                await asyncio.get_running_loop().run_in_executor(self._writer, cache.add, answers)
 
     def _wait(self, key: str, future: Future[Answer]) -> Answer:
         while True:
