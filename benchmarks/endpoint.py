@@ -140,7 +140,7 @@ def memory(home: Path, num: int) -> None:
         words = command(served, folder, home / "a", filter_, "--workers", "1", "--address", "start")
         with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
             while driver.poll() is None:
-                worker = next((pid for pid in children(driver.pid) if "annotate-" in title(pid)), None)
+                worker = next((pid for pid in children(driver.pid) if title(pid).startswith("ray::annotate")), None)
                 held = [resident(driver.pid), 0.0 if worker is None else resident(worker)]
                 done = len(list((home / "a/ledger/annotate").glob("*.json"))) if (home / "a").exists() else 0
                 print(f"| {done * 1000} | {held[0]:.0f} | {held[1]:.0f} | {served.counts()['asked']} |", flush=True)

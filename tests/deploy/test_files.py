@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
 import re
@@ -22,6 +23,8 @@ import capfilt
 from capfilt import cli
 from capfilt.cli import jobs as cli_jobs
 from capfilt.cluster import ray_jobs as cluster_jobs
+from capfilt.inference.captioners.endpoint.spec import EndpointSpec
+from capfilt.inference.captioners.spec import captioner_spec
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -231,6 +234,42 @@ def test_the_job_runs_on_the_same_cluster(cluster: dict[str, Any]) -> None:
     assert "cluster.annotate.workers=" in whole["spec"]["entrypoint"]
 
 
+def test_the_captioner_is_an_application_of_ray_serve(cluster: dict[str, Any]) -> None:
+    """Its keys are those of the installed Ray's own classes, read and not imported: Ray Serve is no requirement."""
+    whole = loaded("kuberay/rayservice.yaml")
+    assert (whole["apiVersion"], whole["kind"]) == ("ray.io/v1", "RayService")
+    assert whole["spec"].keys() == {"serveConfigV2", "rayClusterConfig"}
+    ray_cluster = whole["spec"]["rayClusterConfig"]
+    check_fields("cluster", ray_cluster)
+    check_fields("head", ray_cluster["headGroupSpec"])
+    (worker,) = ray_cluster["workerGroupSpecs"]
+    check_fields("worker", worker)
+    assert ray_cluster["rayVersion"] == cluster["rayVersion"]
+    for group in (ray_cluster["headGroupSpec"], worker):
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["image"].startswith(f"rayproject/ray-llm:{cluster['rayVersion']}-")
+    (application,) = yaml.safe_load(whole["spec"]["serveConfigV2"])["applications"]
+    module, _, function = application["import_path"].partition(":")
+    ray_folder = Path(importlib.metadata.distribution("ray").locate_file("ray").__fspath__())
+    builders = ray_folder.parent / module.replace(".", "/") / "__init__.py"
+    assert f"def {function}(" in builders.read_text()
+    classes = ray_folder / "llm/_internal/serve/core/configs/llm_config.py"
+    tree = {node.name: node for node in ast.walk(ast.parse(classes.read_text())) if isinstance(node, ast.ClassDef)}
+
+    def fields(name: str) -> set[str]:
+        return {each.target.id for each in tree[name].body if isinstance(each, ast.AnnAssign)}  # type: ignore[union-attr]
+
+    (model,) = application["args"]["llm_configs"]
+    assert model.keys() <= fields("LLMConfig")
+    assert model["model_loading_config"].keys() <= fields("ModelLoadingConfig")
+    text = (DEPLOY / "kuberay/rayservice.yaml").read_text()
+    (words,) = (words for words in commands(text, "capfilt") if words[0] == "annotate")
+    spec = captioner_spec(words[words.index("--captioner") + 1])
+    assert isinstance(spec, EndpointSpec)
+    assert spec.model == model["model_loading_config"]["model_id"]
+    assert spec.url == f"http://{whole['metadata']['name']}-serve-svc:8000/v1"
+
+
 def test_ray_start_s_parameters_are_options_of_ray_start(cluster: dict[str, Any]) -> None:
     from ray.scripts import scripts
 
@@ -270,6 +309,10 @@ def test_kubernetes_takes_the_pods_and_the_claim(pods: dict[str, dict[str, Any]]
     for name, pod in pods.items():
         validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod}, "1.34", strict=True)
     validate(loaded("kuberay/storage.yaml"), "1.34", strict=True)
+    service = loaded("kuberay/rayservice.yaml")["spec"]["rayClusterConfig"]
+    for group in (service["headGroupSpec"], *service["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": group["template"]["spec"]}
+        validate(pod, "1.34", strict=True)
 
 
 def test_the_probes_ask_where_ray_answers(pods: dict[str, dict[str, Any]]) -> None:
