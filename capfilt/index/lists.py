@@ -1,8 +1,9 @@
 """Inverted lists: vectors by the nearest of some thousand centroids, the same lists whatever computes them.
 
 Vectors and centroids are float16 of about unit length. Products of two are multiples of 2^-48 and their sum is below 2,
-so float64 holds it exactly, in any order: faiss gives a few candidates more than are needed, and the exact cosines of
-these decide. Threads, BLAS or a GPU do not change a byte, unless four centroids lie within a float32's rounding.
+so float64 holds it exactly, in any order: faiss gives a few candidates more than are needed, and where its float32
+products lie too near each other the exact ones decide. Threads, BLAS or a GPU do not change a byte, unless four
+centroids lie within a float32's rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FLAT_BELOW = 50_000
 """Rows below which all vectors are one list: every pair is compared."""
 SAMPLE = 50
 """Vectors a list that its centroids are trained on."""
-ROUNDS = 6
+ROUNDS = 4
 """Of k-means."""
 QUERIES = 1000
 """Rows whose neighbours are searched exactly, to estimate the recall."""
@@ -28,6 +29,7 @@ QUERIES = 1000
 _SPARE = 3  # candidates of faiss beyond those needed
 _TILE = 4096  # vectors that are assigned at once
 _ROUNDING = 1e-6
+_UNSURE = 1e-5  # a difference of float32 products below which the exact ones decide
 
 
 def num_lists(num_rows: int) -> int:
@@ -67,7 +69,8 @@ def train(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     draw = np.random.default_rng(seed)
     centroids = vectors[np.sort(draw.choice(len(vectors), count, replace=False))]
     for _ in range(ROUNDS):
-        ids, cosines = Nearest(centroids)(vectors, 1)
+        nearest = Nearest(centroids)
+        ids = nearest(vectors, 1)[0]
         order = np.argsort(ids[:, 0], kind="stable")
         sizes = np.bincount(ids[:, 0], minlength=count)
         filled = np.flatnonzero(sizes)
@@ -76,8 +79,11 @@ def train(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
         for column in range(0, vectors.shape[1], 64):  # all of them as float64 would be four times the sample
             part = vectors[order, column : column + 64].astype(np.float64)
             means[filled, column : column + 64] = np.add.reduceat(part, starts)
-        worst = np.argsort(cosines[:, 0], kind="stable")[: count - len(filled)]
-        means[sizes == 0] = vectors[worst]
+        if len(filled) < count:
+            products = np.concatenate(
+                [nearest.products(vectors[i : i + _TILE], ids[i : i + _TILE])[:, 0] for i in range(0, len(ids), _TILE)]
+            )
+            means[sizes == 0] = vectors[np.argsort(products, kind="stable")[: count - len(filled)]]
         centroids = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float16)
     return centroids
 
@@ -96,19 +102,23 @@ class Nearest:
         self._index = index
 
     def __call__(self, vectors: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """The lists whose centroids are nearest, first the nearest, int64 [N, wanted], and their products with the
-        vectors, float64; of equal ones the smaller number. `vectors` float16 [N, D]."""
+        """The lists whose centroids are nearest, first the nearest, of equal ones the smaller number, int64
+        [N, wanted]; and their products with the vectors, float32, rounded. `vectors` float16 [N, D]."""
         wanted = min(wanted, len(self.centroids))
-        ids = np.zeros((len(vectors), wanted), np.int64)
-        products = np.zeros((len(vectors), wanted))
+        ids, products = np.zeros((len(vectors), wanted), np.int64), np.zeros((len(vectors), wanted), np.float32)
         for start in range(0, len(vectors), _TILE):
             part = vectors[start : start + _TILE]
-            near = self._index.search(part.astype(np.float32), min(wanted + _SPARE, len(self.centroids)))[1]
-            exact = np.einsum("nd,nkd->nk", part.astype(np.float64), self.centroids[near])
-            order = np.lexsort((near, -exact))[:, :wanted]
-            ids[start : start + _TILE] = np.take_along_axis(near, order, 1)
-            products[start : start + _TILE] = np.take_along_axis(exact, order, 1)
+            rounded, near = self._index.search(part.astype(np.float32), min(wanted + _SPARE, len(self.centroids)))
+            again = np.flatnonzero((-np.diff(rounded, axis=1)[:, :wanted] < _UNSURE).any(axis=1))
+            exact = self.products(part[again], near[again])
+            near[again] = np.take_along_axis(near[again], np.lexsort((near[again], -exact)), 1)
+            ids[start : start + _TILE], products[start : start + _TILE] = near[:, :wanted], rounded[:, :wanted]
         return ids, products
+
+    def products(self, vectors: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The exact products of vectors with some centroids each, float64 [N, K]."""
+        result: np.ndarray = np.einsum("nd,nkd->nk", vectors.astype(np.float64), self.centroids[ids])
+        return result
 
 
 def assign(nearest: Nearest, vectors: np.ndarray, within: float, probes: int) -> np.ndarray:
@@ -120,16 +130,28 @@ def assign(nearest: Nearest, vectors: np.ndarray, within: float, probes: int) ->
     x.(c_h - c_l) / |c_h - c_l|, is at most half the radius, and of two near vectors one always visits the list of the
     other. What is lost is only beyond `probes` lists.
     """
-    ids, products = nearest(vectors, probes)
-    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    ids, rounded = nearest(vectors, probes)
+    half = math.sqrt(2 * within) / 2 + _ROUNDING
+    lengths, centroids = np.linalg.norm(vectors.astype(np.float32), axis=1), nearest.centroids.astype(np.float32)
     lists = np.full((len(vectors), probes), -1, np.int32)
     lists[:, 0] = ids[:, 0]
     for place in range(1, ids.shape[1]):
-        apart = np.linalg.norm(nearest.centroids[ids[:, 0]] - nearest.centroids[ids[:, place]], axis=1)
-        reach = math.sqrt(2 * within) / 2 + _ROUNDING
-        visits = products[:, 0] - products[:, place] <= reach * apart * lengths
-        lists[visits, place] = ids[visits, place]
+        two = ids[:, [0, place]]
+        apart = np.linalg.norm(centroids[two[:, 0]] - centroids[two[:, 1]], axis=1)
+        room = half * apart * lengths - (rounded[:, 0] - rounded[:, place])
+        unsure = np.flatnonzero(np.abs(room) < _UNSURE)
+        room[unsure] = _exact_room(nearest, vectors[unsure], two[unsure], half)
+        lists[room >= 0, place] = two[room >= 0, 1]
     return lists
+
+
+def _exact_room(nearest: Nearest, vectors: np.ndarray, two: np.ndarray, half: float) -> np.ndarray:
+    """How much nearer than needed each vector is to the plane between its list and another, float64 [N]."""
+    products = nearest.products(vectors, two)
+    apart = np.linalg.norm(nearest.centroids[two[:, 0]] - nearest.centroids[two[:, 1]], axis=1)
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    room: np.ndarray = half * apart * lengths - (products[:, 0] - products[:, 1])
+    return room
 
 
 def records(rows: np.ndarray, lists: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

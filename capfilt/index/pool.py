@@ -100,6 +100,10 @@ class Pool(Config):
             blocks[-1].append(shard)
         return {f"{number:05d}": tuple(block) for number, block in enumerate(blocks)}
 
+    def path(self, name: str) -> StoragePath:
+        """The table of a shard."""
+        return self.source / embeddings.FOLDER / f"{name}.parquet"
+
     def read(self, block: tuple[PoolShard, ...], with_vectors: bool) -> Iterator[tuple[int, pa.Table]]:
         """The tables of some shards, each with the number of its first row.
 
@@ -107,7 +111,7 @@ class Pool(Config):
             DataError: a table that is not what it was, or has values that no picture has.
         """
         for shard in block:
-            path = self.source / embeddings.FOLDER / f"{shard.name}.parquet"
+            path = self.path(shard.name)
             table = embeddings.read(path, with_vectors)
             if table.num_rows != shard.rows:
                 raise DataError(f"{path} has changed since it was counted: run the command again.")
@@ -129,11 +133,12 @@ class Pool(Config):
         return rows
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of some rows, float16 [N, dim]; `rows` ascending."""
+        """The vectors of some rows, float16 [N, dim]; `rows` ascending. They are not checked, as `read` does."""
         ends = np.array([self.starts[shard.name] + shard.rows for shard in self.shards])
         which = np.searchsorted(ends, rows, "right")
         parts = [np.empty((0, self.dim), np.float16)]
         for number in np.unique(which).tolist():
-            for start, table in self.read((self.shards[number],), True):
-                parts.append(embeddings.matrix(table)[rows[which == number] - start])
+            name = self.shards[number].name
+            table = parquet.read(self.path(name), ["vector"])
+            parts.append(embeddings.matrix(table)[rows[which == number] - self.starts[name]])
         return np.concatenate(parts)

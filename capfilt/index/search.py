@@ -45,7 +45,9 @@ class VectorIndex:
         half = query.astype(np.float16)
         numbers = np.sort(self.nearest(half[None], PROBES)[0][0]).tolist()
         blocks = self.segments[:num_blocks]
-        parts = [segment.mapped(*segment.span(number, number + 1)) for segment in blocks for number in numbers]
+        parts = [
+            segment.mapped(*segment.edges[number : number + 2].tolist()) for segment in blocks for number in numbers
+        ]
         return _nearest(half, np.concatenate(parts), wanted)
 
     def recall(self, wanted: int, num_blocks: int) -> tuple[int, int]:

@@ -379,7 +379,7 @@ def plan_units(job: Search, pool: Pool) -> dict[str, Unit]:
     splits = SplitJob(**job.model_dump())
     planned = {}
     for near in job.by:
-        counts = sum(segments.Segment(splits.path(near, block)).counts for block in pool.blocks)
+        counts = sum(np.diff(segments.Segment(splits.path(near, block)).edges) for block in pool.blocks)
         for number, unit in enumerate(units.plan(np.asarray(counts), near)):
             planned[f"{near.kind}-{number:05d}"] = unit
     return planned
