@@ -48,7 +48,7 @@ LOG_FIELDS = {
     "mfu",
 }
 """What the log of a training has beside losses."""
-WITHOUT_PAGE = ("convert", "download")
+WITHOUT_PAGE = ("convert", "download", "embed")
 """The verbs whose run folders have no page."""
 MAX_COMMAND = 1000
 """Characters of shards in a command of the page; longer lists are summed up in words."""
