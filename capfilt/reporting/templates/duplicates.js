@@ -17,8 +17,7 @@ function gallery() {
 }
 function drawn([gone, stays, kind, distance]) {
   const said = unit(data.kinds[kind][0], distance), half = (image, words) => thumbnail(image, words, () => [element("p", "", said)]);
-  const sides = element("div", "pair", half(gone, "goes"), half(stays, "stays"));
-  return element("article", "", element("div", "meta", element("b", "", said)), sides);
+  return element("article", "card", half(gone, "goes"), element("div", "", half(stays, "stays"), element("div", "meta", element("b", "", said))));
 }
 /** The slider of a kind: from 0 to the largest distance that there is. */
 function setSlider() {
