@@ -97,9 +97,10 @@ def _deduplicate(
     pictures = Pictures.read(pool, sources.scores, show)
     if reused := pictures.reused_uids():
         show.say(f"{reused:,} uids stand for pictures of different bytes; such pictures are told apart by their keys")
+    kinds = [near.kind for near in config.by]  # as they were given: the first one that holds is named as the reason
     with show.wait("deciding who stands for whom"):
-        leaders = greedy_leaders(pictures.order(config.keep), pairs, pairs.kinds)
-    result = Deduplication(pictures, leaders, pairs.kinds)
+        leaders = greedy_leaders(pictures.order(config.keep), pairs, kinds)
+    result = Deduplication(pictures, leaders, kinds)
     result.write(out, show)
     summary = {"command": STAGE, "folder": str(out / FOLDER), **result.summary()}
     if pairs.recall is not None:

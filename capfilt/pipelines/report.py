@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from capfilt.data.duplicates import STAGE
 from capfilt.reporting.collect import PAGE, collect_report
 from capfilt.reporting.comparison.collect import collect_comparison
 from capfilt.reporting.comparison.page import render_comparison
+from capfilt.reporting.duplicates import render_duplicates
 from capfilt.reporting.page import render
 from capfilt.runs.cost import Price
+from capfilt.runs.run import verb_of
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
 
@@ -37,16 +40,15 @@ def run(
         price: with it the page says what each stage costs.
     """
     path = out or folder / PAGE
+    if verb_of(folder) == STAGE:
+        return _write(path, render_duplicates(folder, fetch), rounds=0, texts=0)
     report = collect_report(folder, fetch, web, price)
     if heatmaps:
         from capfilt.pipelines.inspect.gallery_heatmaps import with_heatmaps  # torch
 
         report = with_heatmaps(folder, report, heatmaps, filter_, fetch)
-    page = render(report.page).encode("utf-8", "replace")
-    with atomic(path) as file:
-        file.write(page)
     num_texts = sum(len(texts) for texts in report.texts)
-    record = {"report": str(path), "bytes": len(page), "rounds": len(report.page.rounds), "texts": num_texts}
+    record = _write(path, render(report.page), rounds=len(report.page.rounds), texts=num_texts)
     drawn = sum(len(each.heatmaps) for each in report.page.annotated_rounds)
     return {**record, "heatmaps": drawn} if heatmaps else record
 
@@ -58,11 +60,15 @@ def compare(
 
     Runs that share no image are compared by their totals alone; the page and `joined` (0) say so.
     """
-    path = out or folder / COMPARISON
     comparison = collect_comparison((folder, other), fetch)
-    page = render_comparison(comparison).encode("utf-8", "replace")
-    with atomic(path) as file:
-        file.write(page)
     joined = comparison.joined
     texts = sum(len(image.texts) for image in joined.images)
-    return {"report": str(path), "bytes": len(page), "rounds": 0, "texts": texts, "joined": len(joined.images)}
+    record = _write(out or folder / COMPARISON, render_comparison(comparison), rounds=0, texts=texts)
+    return {**record, "joined": len(joined.images)}
+
+
+def _write(path: StoragePath, html: str, **counts: int) -> dict[str, Any]:
+    page = html.encode("utf-8", "replace")
+    with atomic(path) as file:
+        file.write(page)
+    return {"report": str(path), "bytes": len(page), **counts}

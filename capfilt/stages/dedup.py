@@ -7,7 +7,7 @@ the pool. Some 90 bytes are held for each picture, and the keys of those that st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import StoragePath, remove_folder
+from capfilt.storage.paths import StoragePath, remove_file, remove_folder
 
 Keep = Literal["best", "largest", "first"]
 """Which of near pictures is kept: of the highest score, then of the most pixels; of the most pixels; the first of the
@@ -116,7 +116,7 @@ def best_scores(run: StoragePath, shard: str) -> dict[tuple[str, str], float]:
 class Deduplication:
     """Who goes, and for whom; written down shard by shard."""
 
-    def __init__(self, pictures: Pictures, leaders: Leaders, kinds: list[str]) -> None:
+    def __init__(self, pictures: Pictures, leaders: Leaders, kinds: Sequence[str]) -> None:
         self.pictures, self.leaders, self.kinds = pictures, leaders, kinds
         self.pool = pictures.pool
         self.leader = np.where(leaders.kept, np.arange(len(leaders.leader)), leaders.leader)
@@ -267,6 +267,8 @@ def merge_texts(session: Session, out: StoragePath, urls: dict[str, str], resour
             handed = {"key": place[0], "uid": place[1], "text": row["text"], "source": row["source"]}
             texts = inherited.setdefault(row["representative_shard"], {})
             texts.setdefault(place, {**handed, "from_shard": row["shard"], "from_uid": row["uid"]})
+    for name in urls:
+        remove_file(out / TEXTS / f"{name}.parquet")  # of embeddings that have changed since
     for name, texts in inherited.items():
         columns = _columns(list(texts.values()), TEXT_SCHEMA.names)
         duplicates.write(out / TEXTS / f"{name}.parquet", columns, TEXT_SCHEMA)
