@@ -20,10 +20,10 @@ from typing import IO, Any
 import fsspec
 
 from capfilt.data.sample import FailedSample, Sample
-from capfilt.data.shards import gather
+from capfilt.data.shards import gather, pictures
 from capfilt.data.shards.keys import key_problem, tar_key
 from capfilt.data.shards.lines import lines
-from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, MemberCounts
+from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, OF_A_FAULT, USED, MemberCounts
 from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
 from capfilt.runs.ledger import Input
@@ -92,6 +92,9 @@ def read(
         ShardError: the shard does not exist, or its storage failed while it was read.
     """
     counts = MemberCounts() if members is None else members
+    if pictures.is_pictures(url):
+        yield from _read_pictures(url, digest or Digest(), counts)
+        return
     with closing(_open(url)) as stream:
         try:
             source = digest.wrap(stream) if digest else stream
@@ -102,6 +105,20 @@ def read(
                 digest.finish(stream)
         except OSError as error:
             raise _storage_failed(url, error) from error
+
+
+def _read_pictures(url: str, digest: Digest, counts: MemberCounts) -> Iterator[Sample | FailedSample]:
+    """A part of a folder of pictures; what is hashed of it is the keys and the bytes of the pictures."""
+    try:
+        for item in pictures.read(url):
+            digest.update(item.key.encode())
+            if isinstance(item, Sample):
+                digest.update(item.image)
+            counts.update(["in", USED if isinstance(item, Sample) else OF_A_FAULT])
+            yield item
+        digest.finish(io.BytesIO())
+    except OSError as error:
+        raise _storage_failed(url, error) from error
 
 
 def read_lines(url: str, digest: Digest | None = None) -> Iterator[Sample | FailedSample]:
@@ -118,11 +135,15 @@ def read_lines(url: str, digest: Digest | None = None) -> Iterator[Sample | Fail
 def read_input(url: str) -> Input:
     """Read a shard to its end; its size and sha256. ShardError where it cannot be read."""
     digest = Digest()
-    with closing(_open(url)) as stream:
-        try:
-            digest.finish(stream)
-        except OSError as error:
-            raise _storage_failed(url, error) from error
+    if pictures.is_pictures(url):
+        for _ in _read_pictures(url, digest, MemberCounts()):
+            pass
+    else:
+        with closing(_open(url)) as stream:
+            try:
+                digest.finish(stream)
+            except OSError as error:
+                raise _storage_failed(url, error) from error
     result = digest.result()
     assert result is not None, "it was read to its end"
     return result
@@ -159,6 +180,8 @@ def stat(url: str) -> dict[str, Any]:
         ShardError: there is no such shard, or its storage did not answer.
     """
     try:
+        if pictures.is_pictures(url):
+            return {"name": name(url), **pictures.stat(url)}
         files, path = fsspec.core.url_to_fs(url)
         info = files.info(path)
     except FileNotFoundError:

@@ -6,12 +6,14 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import fsspec
 from braceexpand import braceexpand
 
+from capfilt.data.shards import pictures
 from capfilt.errors import NoShardError, ShardError
 from capfilt.redact import is_redacted
 from capfilt.storage.paths import map_concurrent
@@ -26,18 +28,22 @@ _WEB = ("http://", "https://")
 _UNSAFE = re.compile(r"[^\w.-]")
 
 
-def expand(spec: str | Sequence[str]) -> list[str]:
+def expand(spec: str | Sequence[str], plain_pictures: bool = False) -> list[str]:
     """List the shards that `spec` names, in order: tars, folders of tars, `{0..9}` braces, globs, `a::b`, fsspec URLs.
 
     Local paths come back absolute, so that a worker with another working directory finds them. `::` always separates
     shards here (open_clip's habit), so fsspec's chained URLs cannot be used.
+
+    Args:
+        plain_pictures: whether a folder without tars may be one of pictures (`shards.pictures`).
 
     Raises:
         NoShardError: a part of `spec` names nothing, or more than `MAX_SHARDS`.
     """
     named = patterns(spec)
     remote = on_a_store(pattern for pattern, _ in named)
-    return [url for urls in map_concurrent(_list_pattern, named, remote) for url in urls]
+    of_pattern = partial(_list_pattern, plain_pictures=plain_pictures)
+    return [url for urls in map_concurrent(of_pattern, named, remote) for url in urls]
 
 
 def patterns(spec: str | Sequence[str]) -> list[tuple[str, bool]]:
@@ -61,6 +67,9 @@ def on_a_store(urls: Iterable[str]) -> bool:
 
 def name(url: str) -> str:
     """Name a shard by its file, `s3://bucket/00000.tar` -> `00000`: its records go by this name."""
+    if pictures.is_pictures(url):
+        folder, first, _ = pictures.split(url)
+        return f"{folder.rpartition('/')[2]}-{first:06d}"
     base = (url.split("?")[0] if url.startswith(_WEB) else url).rpartition("/")[2]
     for suffix in TARS:
         if base.endswith(suffix) and base != suffix:
@@ -129,7 +138,7 @@ def _expand_braces(spec: str) -> list[tuple[str, bool]]:
     return [(pattern, False) for pattern in patterns]
 
 
-def _list_pattern(named: tuple[str, bool]) -> list[str]:
+def _list_pattern(named: tuple[str, bool], plain_pictures: bool) -> list[str]:
     """The shards that a pattern without braces matches; web addresses are taken as they are, unlisted."""
     pattern, is_literal = named
     if pattern.startswith(_WEB):
@@ -139,7 +148,9 @@ def _list_pattern(named: tuple[str, bool]) -> list[str]:
         if not is_literal and re.search(r"[*?\[]", path):
             paths = [path for path in sorted(filesystem.glob(path)) if is_tar(path)]
         elif filesystem.info(path)["type"] == "directory":
-            paths = [path for path in sorted(filesystem.ls(path, detail=False)) if is_tar(path)]
+            paths = [inner for inner in sorted(filesystem.ls(path, detail=False)) if is_tar(inner)]
+            if not paths and plain_pictures:
+                paths = pictures.shards_of_folder(path)
         else:
             paths = [path]
     except FileNotFoundError:
@@ -147,6 +158,7 @@ def _list_pattern(named: tuple[str, bool]) -> list[str]:
     except (OSError, ValueError, ImportError) as error:
         raise ShardError(f"cannot list the shards at '{pattern}': {error}") from error
     if not paths:
-        raise NoShardError(f"no shard found at '{pattern}'; {ALLOWED}")
+        allowed = f"{ALLOWED}, and folders of pictures" if plain_pictures else ALLOWED
+        raise NoShardError(f"no shard found at '{pattern}'; {allowed}")
     local = "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol)
     return paths if local else [filesystem.unstrip_protocol(path) for path in paths]

@@ -6,17 +6,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-import fsspec
-
-from capfilt.data.shards.members import MAX_IMAGE, PICTURES
+from capfilt.data.shards.members import PICTURES
+from capfilt.data.shards.pictures import list_pictures
 from capfilt.data.tasks.official.rows import Picture
-from capfilt.errors import DataError, ImageError, ListError
-from capfilt.storage.paths import storage_path
+from capfilt.errors import DataError, ListError
 
 _NUMBER = re.compile(r"(?:^|\D)(\d{1,18})\.\w+$")
 
@@ -28,7 +23,7 @@ class PictureFolder:
         """List the folder. ListError where there is no picture in it."""
         self._named: dict[str, list[str]] = {}
         self._numbered: dict[int, list[str]] = {}
-        for path in sorted(_pictures(folder)):
+        for path in sorted(list_pictures(folder)):
             name = path.rpartition("/")[2]
             self._named.setdefault(name, []).append(path)
             if match := _NUMBER.search(name):
@@ -53,44 +48,3 @@ class PictureFolder:
         if paths:
             raise DataError(f"several pictures have its {what}: {picture} may be {paths[0]} or {paths[1]}")
         raise DataError(f"no picture has its {what}: {picture}")
-
-
-def read_picture(folder: str, path: str) -> bytes:
-    """The bytes of a picture below a folder.
-
-    Raises:
-        ImageError: it is not there any more, or larger than a shard may have.
-    """
-    try:
-        with (storage_path(folder) / path).open("rb") as file:
-            data: bytes = file.read(MAX_IMAGE + 1)
-    except (FileNotFoundError, PermissionError) as error:
-        raise ImageError(f"the picture cannot be opened: {path}, {type(error).__name__}") from error
-    if len(data) > MAX_IMAGE:
-        raise ImageError(f"a picture larger than {MAX_IMAGE // 2**20} MiB")
-    return data
-
-
-def _pictures(folder: str) -> Iterator[str]:
-    """The paths of all pictures below a folder, from there."""
-    root = storage_path(folder)
-    for path in _local(root) if isinstance(root, Path) else _stored(folder):
-        is_picture = path.rpartition(".")[2].lower() in PICTURES and not path.rpartition("/")[2].startswith(".")
-        if is_picture and path.isprintable():
-            yield path
-
-
-def _local(root: Path) -> Iterator[str]:
-    seen = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
-            inner.clear()
-            continue
-        seen.add(real)
-        below = os.path.relpath(folder, root)
-        yield from (name if below == "." else f"{below}/{name}" for name in names)
-
-
-def _stored(folder: str) -> Iterator[str]:
-    files, root = fsspec.core.url_to_fs(folder)
-    yield from (path.removeprefix(root).lstrip("/") for path in files.find(root))
