@@ -209,3 +209,12 @@ def after_export(written: Sequence[StoragePath]) -> list[Step]:
     """Read how to load each."""
     readmes = [path / "README.md" for path in written if (path / "README.md").is_file()]
     return [("read how transformers loads it", shlex.join(["cat", *map(str, readmes)]))] if readmes else []
+
+
+def after_decontaminate(out: object, record: dict[str, Any], address: str) -> list[Step]:
+    """After a decontamination that found something: select without it; in any case its page."""
+    steps = [page(out, "what was found and what would have been")]
+    if record["samples"]["dropped"]:
+        words = ("SHARDS", "--annotations", "ANNOTATIONS", "--without", out, "--out", beside(out, "clean"))
+        steps.insert(0, ("select from annotated shards without them", command("select", *words, address=address)))
+    return steps

@@ -197,3 +197,26 @@ def _print_inputs(result: dict[str, Any]) -> None:
         say(f"input of {piece['stage']}, shard {piece['shard']}: {piece['why']}")
     unknown = f", of {result['unrecorded']} nothing was recorded" if result["unrecorded"] else ""
     say(f"{result['compared']} inputs compared{unknown}, {len(result['changed'])} are not what was read")
+
+
+def print_contamination(record: dict[str, Any]) -> None:
+    """What the self-test finds, a row for each kind of copy; then one row for each held-out set."""
+    tests = record["self_test"]
+    copies = dict.fromkeys(copy for test in tests.values() for copy in test["recall"])
+    if copies:
+        rows = [[copy, *(f"{test['recall'][copy]:.1%}" for test in tests.values())] for copy in copies]
+        rows.append(["another picture as near", *(f"{test['confused']:.1%}" for test in tests.values())])
+        show_table(table(["copies of held-out pictures", *tests], rows, "What would be found"))
+    kinds = dict.fromkeys(kind for each in record["sets"].values() for kind in each["samples"])
+    rows = [
+        [
+            name,
+            f"{each['pictures']:,}",
+            f"{each['in_pool']:,}",
+            *(f"{each['samples'].get(kind, 0):,}" for kind in kinds),
+        ]
+        for name, each in record["sets"].items()
+    ]
+    columns = ["held-out set", "pictures", "in the pool", *(f"samples by {kind}" for kind in kinds)]
+    show_table(table(columns, rows, "What was found"))
+    say(f"short texts  {record['short_texts']:,} samples have a held-out text of too few words to count")

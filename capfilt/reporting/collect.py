@@ -17,6 +17,7 @@ from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, RankConfig
 from capfilt.errors import RunError, ShardError
 from capfilt.models import FAMILIES
+from capfilt.reporting import contamination
 from capfilt.reporting.counts import SCORE_RANGES
 from capfilt.reporting.gallery import TextKey, make_gallery
 from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training
@@ -48,6 +49,8 @@ LOG_FIELDS = {
     "mfu",
 }
 """What the log of a training has beside losses."""
+DECONTAMINATE = "decontaminate"
+"""The verb, and the folder in the data of a bootstrap that did the same."""
 WITHOUT_PAGE = ("convert", "download")
 """The verbs whose run folders have no page."""
 MAX_COMMAND = 1000
@@ -115,7 +118,8 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
     notes += [line for entry in rounds for line in stage_lines(entry)]
     if num_bare := num_without_text(folder):
         notes.append(f"{num_bare:,} pictures have no text: they were not trained on.")
-    if not (rounds or gallery.rounds or trainings):
+    found = contamination.read(folder if run.command == DECONTAMINATE else folder / "data" / DECONTAMINATE)
+    if not (rounds or gallery.rounds or trainings or found):
         raise RunError(f"{folder} holds nothing to show yet; give it a round, an annotated shard or a training.")
     page = PageData(
         name=folder.absolute().name,
@@ -130,6 +134,7 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
         reasons=list(gallery.lists.reasons),
         kinds=list(gallery.lists.kinds),
         notes=notes,
+        contamination=found,
     )
     return Report(page, gallery.texts)
 
@@ -173,7 +178,7 @@ def _summary(
     folder: StoragePath, command: str, events: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], float | None]:
     """The entries of summary.json, else of the rounds that an unfinished run has logged; and the seconds of the run."""
-    if (folder / "summary.json").is_file():
+    if (folder / "summary.json").is_file() and command != DECONTAMINATE:
         return round_figures.read_summary(folder / "summary.json")
     if command == "evaluate" and (path := folder / "metrics.json").is_file():
         return [round_figures.check_round({"round": 0, **documents.read_object(path)}, path)], None

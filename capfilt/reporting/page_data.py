@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfilt.reporting.charts import Histogram
+
+if TYPE_CHECKING:
+    from capfilt.reporting.sections import Cell
 
 COLUMNS = ("image", "source", "candidate", "text", "itm", "itc", "fixed", "truth", "kind", "label")
 """The columns of the texts in the page. image, source, fixed and kind are positions in lists, -1 for none; truth and
@@ -94,6 +97,24 @@ class AnnotatedRound:
     """By position in `texts`, the picture under the heatmap of that text, a data: URL."""
 
 
+Table = tuple[list[str], list[list["Cell"]]]
+"""Headings and rows."""
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """The section about held-out sets; all of its texts are printable and short."""
+
+    verdict: str
+    """One line."""
+    sets: Table
+    """What was found in each."""
+    tests: Table
+    """What the self-test found."""
+    examples: Table
+    """Some of the contaminated samples."""
+
+
 @dataclass(frozen=True)
 class PageData:
     """Everything that the page shows."""
@@ -116,3 +137,5 @@ class PageData:
     """The kinds of wrong texts, where the truth is known."""
     notes: Sequence[str] = ()
     """What a reader must know: what was sampled, what is missing."""
+    contamination: Contamination | None = None
+    """What of held-out sets was found, where that was asked."""

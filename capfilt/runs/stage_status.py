@@ -26,7 +26,8 @@ from capfilt.storage.documents import PLAN_BYTES
 from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file
 
 ORDER = (
-    *("world", "download", "convert", "captioner-pretrain", "captioner", "filter-pretrain", "filter"),
+    *("world", "download", "convert", "held-out", "decontaminate", "decontaminate-exact"),
+    *("captioner-pretrain", "captioner", "filter-pretrain", "filter"),
     *("calibrate", "annotate", "score", "select"),
     *("pretrain", "language", "stage-1", "stage-2", "evaluate"),
 )

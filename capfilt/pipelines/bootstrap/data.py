@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.data import shards
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.synthetic import world
@@ -43,6 +43,9 @@ class DataConfig(Config):
     """Clean pairs that calibrate the filter's threshold."""
     test: Shards | None = None
     """Held-out pairs on which every round is evaluated; without them no figures."""
+    allow_contamination: bool = added(False)
+    """Whether a run may go on although pictures of `val` or `test` are, byte for byte, among those that are trained
+    on."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

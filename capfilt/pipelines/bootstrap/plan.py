@@ -36,6 +36,7 @@ def plan_of(
         "data": {
             "download": {"manners": True, "thread_count": True},
             "world": {"task_train": True, "task_test": True},
+            "allow_contamination": True,
         },
         "annotate": inference_config.EXECUTION_FIELDS,
         "evaluate": {**evaluation_config.EXECUTION_FIELDS, "tasks": True},

@@ -22,6 +22,7 @@ from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps, tasks
 from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of, warnings_of_lengths
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
+from capfilt.pipelines.bootstrap.contamination import check_held_out
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.data import prepare_data
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
@@ -84,7 +85,9 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
     with timed(run, progress):
         folder = run.folder.absolute() / "data"
         more = tasks.world_splits(config)
-        splits = prepare_data(session, config.data, config.seed, folder, config.cluster.select, progress, more)
+        worker = config.cluster.select
+        splits = prepare_data(session, config.data, config.seed, folder, worker, progress, more)
+        check_held_out(session, splits, folder / "held-out", config.data.allow_contamination, worker, progress)
     context = BootstrapContext(session, opened, progress, splits, compute)
     rounds = [round_zero(context)]
     newest = context.folder(0, "pretrain", "checkpoint")

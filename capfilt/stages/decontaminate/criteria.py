@@ -56,6 +56,11 @@ class Criteria(Config):
         """Whether pictures are compared by more than their bytes."""
         return self.within("phash") is not None or self.within("vector") is not None
 
+    @property
+    def texts_alone(self) -> Criteria:
+        """The same of texts alone."""
+        return Criteria(words=self.words)
+
     def __str__(self) -> str:
         shown = [str(near).replace("vector", self.vectors) for near in self.near]
         return ",".join([*shown, *([f"text:{self.words}"] if self.words else [])])

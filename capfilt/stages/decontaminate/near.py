@@ -1,4 +1,4 @@
-"""near: the embeddings of a pool against held-out pictures; a shard's table in, its suspects out, no picture is read."""
+"""near: the embeddings of a pool against held-out pictures; no picture is read."""
 
 from __future__ import annotations
 

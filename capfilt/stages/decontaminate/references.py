@@ -115,7 +115,8 @@ def _first(values: np.ndarray) -> dict[str, int]:
 class HeldOutTables(Config):
     """Where the tables of held-out pictures lie, for the workers that read them."""
 
-    folder: StoragePath
+    home: StoragePath
+    """Their folder."""
     sets: dict[str, str]
     """The set of each table, by the table's name."""
     digest: str
@@ -126,8 +127,8 @@ class HeldOutTables(Config):
     @property
     def identity(self) -> dict[str, object]:
         """What of it decides a result."""
-        return self.model_dump(mode="json", exclude={"folder"})
+        return self.model_dump(mode="json", exclude={"home"})
 
     def load(self) -> HeldOut:
         """Read all of them. DataError for one that cannot be read."""
-        return HeldOut.read(self.folder, self.sets)
+        return HeldOut.read(self.home, self.sets)

@@ -6,24 +6,28 @@ A held-out text of a few words is equal to many by chance: it has a row, SHORT_T
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capfilt.data import parquet
-from capfilt.runs.ledger import Ledger
-from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath
+from capfilt.errors import DataError
+from capfilt.runs.ledger import Ledger, Output, fingerprint
+from capfilt.runs.tally import Tally
 from capfilt.stages.decontaminate.references import HeldOut
+from capfilt.storage.atomic import atomic
+from capfilt.storage.paths import StoragePath, table_source
 
 FOLDER = "contaminated"
 """Of the run folder: the tables of the shards."""
 TABLE = "contaminated.parquet"
 """Beside it: the rows of all shards that are contaminated, in the order of the shards' names."""
 SHORT_TEXT = "short text"
+_POOL = "pool"  # what the merged table is of, in its ledger
 REASON = "held-out image"
 """The class of the reasons, which end with a uid."""
 
@@ -71,6 +75,18 @@ def write(path: StoragePath, suspects: Iterable[Suspect]) -> None:
         pq.write_table(pa.Table.from_pylist([asdict(each) for each in suspects], SCHEMA), file, compression="zstd")
 
 
+def read(path: StoragePath) -> Iterator[dict[str, Any]]:
+    """The rows of a merged table, one batch of them in memory. DataError for a file that is none."""
+    try:
+        file = pq.ParquetFile(table_source(path))
+        if not file.schema_arrow.equals(SCHEMA):
+            raise DataError(f"{path} is no table of `capfilt decontaminate`; give the folder of one.")
+        for batch in file.iter_batches(8192, use_threads=False):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Counts:
     """What the tables of a pool say."""
@@ -84,18 +100,33 @@ class Counts:
 
 
 def merge(out: StoragePath, stages: Iterable[str]) -> Counts:
-    """Write the contaminated rows of all shards that the ledgers of some stages have as one table; returns counts."""
-    counts = Counts(Counter(), {}, {})
-    paths: dict[str, list[str]] = {}
+    """Write the contaminated rows of all shards that the ledgers of some stages have as one table, unless it is there
+    already; returns counts."""
+    outputs: dict[str, list[Output]] = {}
     for stage in stages:
         for done in Ledger(out, stage).completions():
-            paths.setdefault(done.shard, []).extend(output.path for output in done.outputs)
+            outputs.setdefault(done.shard, []).extend(done.outputs)
+    ledger, identity = (
+        Ledger(out, "contaminated"),
+        fingerprint([[*map(asdict, outputs[shard])] for shard in sorted(outputs)]),
+    )
+    counts = Counts(Counter(), {}, {})
+    tables = (_table(out, outputs[shard], counts) for shard in sorted(outputs))
+    if ledger.completion(_POOL, identity):
+        for _ in tables:  # counted
+            pass
+        return counts
     with atomic(out / TABLE) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-        for shard in sorted(paths):
-            table = pa.concat_tables([parquet.read(out / path).cast(SCHEMA) for path in paths[shard]])
-            _count(table, counts)
+        for table in tables:
             writer.write_table(table.filter(pc.not_equal(table["reason"], "")))
+    ledger.commit(_POOL, identity, [out / TABLE], Tally.zero())
     return counts
+
+
+def _table(out: StoragePath, outputs: Iterable[Output], counts: Counts) -> pa.Table:
+    table = pa.concat_tables([parquet.read(out / output.path).cast(SCHEMA) for output in outputs])
+    _count(table, counts)
+    return table
 
 
 def _count(table: pa.Table, counts: Counts) -> None:

@@ -1,7 +1,7 @@
 """The self-test: which share of copies of held-out pictures would be found, before a pool is called clean.
 
-A descriptor that finds all copies may do so by taking all pictures for each other, so what counts as well is how many of
-the tested pictures have *another* held-out picture within the radius.
+A descriptor that finds all copies may do so by taking all pictures for each other, so what counts as well is how many
+of the tested pictures have *another* held-out picture within the radius.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def _test(kind: str, held_out: HeldOut, radius: float) -> SelfTest:
     names = list(zip(held_out.sets, held_out.keys, held_out.uids, strict=True))
     references = np.flatnonzero(np.isin(held_out.copies, [ITSELF, MIRRORED]))
     rows_of: dict[Any, list[int]] = {}
-    for row in references:
-        rows_of.setdefault(names[row], []).append(int(row))
+    for row in references.tolist():
+        rows_of.setdefault(names[row], []).append(row)
     made, found, tested = Counter[str](), Counter[str](), dict[Any, int]()
-    for row in np.flatnonzero(np.isin(held_out.copies, list(COPIES))):
+    for row in np.flatnonzero(np.isin(held_out.copies, list(COPIES))).tolist():
         own = np.array(rows_of[names[row]])
         made[held_out.copies[row]] += 1
         found[held_out.copies[row]] += bool((_distances(values, row, own) <= radius).any())
-        tested[names[row]] = int(own[0])
+        tested[names[row]] = rows_of[names[row]][0]
     confused = 0
     for row in tested.values():
         near = _distances(values, row, references) <= radius
@@ -84,6 +84,6 @@ def _test(kind: str, held_out: HeldOut, radius: float) -> SelfTest:
 
 def _distances(values: np.ndarray, row: int, others: np.ndarray) -> np.ndarray:
     """From one row to others: bits of hashes, 1 - cosine of vectors."""
-    if values.ndim == 1:
-        return np.bitwise_count(values[others] ^ values[row])
-    return 1 - values[others] @ values[row]
+    hashes = values.ndim == 1
+    found: np.ndarray = np.bitwise_count(values[others] ^ values[row]) if hashes else 1 - values[others] @ values[row]
+    return found
