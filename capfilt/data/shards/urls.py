@@ -150,7 +150,7 @@ def _list_pattern(named: tuple[str, bool], plain_pictures: bool) -> list[str]:
         elif filesystem.info(path)["type"] == "directory":
             paths = [inner for inner in sorted(filesystem.ls(path, detail=False)) if is_tar(inner)]
             if not paths and plain_pictures:
-                paths = pictures.shards_of_folder(path)
+                paths = pictures.shards_of_folder(filesystem.unstrip_protocol(path) if "://" in pattern else path)
         else:
             paths = [path]
     except FileNotFoundError:
@@ -161,4 +161,4 @@ def _list_pattern(named: tuple[str, bool], plain_pictures: bool) -> list[str]:
         allowed = f"{ALLOWED}, and folders of pictures" if plain_pictures else ALLOWED
         raise NoShardError(f"no shard found at '{pattern}'; {allowed}")
     local = "file" in ((filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol)
-    return paths if local else [filesystem.unstrip_protocol(path) for path in paths]
+    return paths if local else [path if "://" in path else filesystem.unstrip_protocol(path) for path in paths]
