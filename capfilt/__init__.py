@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
     from capfilt.api.data import ConvertResult, DownloadResult, convert, download
+    from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import EmbedResult, embed
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
@@ -72,6 +73,7 @@ __all__ = [
     "Counts",
     "Damage",
     "DataError",
+    "DecontaminateResult",
     "DownloadResult",
     "EmbedResult",
     "EvaluateResult",
@@ -108,6 +110,7 @@ __all__ = [
     "annotate",
     "bootstrap",
     "convert",
+    "decontaminate",
     "download",
     "embed",
     "evaluate",
@@ -131,6 +134,7 @@ _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
     "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
     "api.duplicates": ("EmbedResult", "embed"),
+    "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),

@@ -56,6 +56,7 @@ def decontaminate(
     out: Location,
     by: str = BY,
     shards: Specs = (),
+    model: Location | None = None,
     self_test: int = 200,
     seed: int = 0,
     fail: bool = False,
@@ -75,6 +76,7 @@ def decontaminate(
         by: what makes a suspect: sha256, phash:BITS, text[:WORDS] (equal text of so many words or more), and of
             embeddings with vectors vector:COSINE, or copy:, clip: or itc: where they must be of that kind.
         shards: where the pool's shards lie, for its texts; by default where they were embedded.
+        model: where vectors are compared, the model that embedded the pool, named as for `embed`.
         self_test: held-out pictures of which copies are made, to see which of them would be found; drawn by `seed`.
         fail: raise ShortfallError, with the result in `.result`, unless the pool is clean.
         address: as in `select`; so are `workers`, `cpus`, `gpus`, `on_progress` and `on_log`.
@@ -91,7 +93,12 @@ def decontaminate(
 
     given = {"criteria": Criteria.parse(by), "self_test": self_test, "seed": seed}
     settings = configs.validate(Settings, given, "arguments")
-    sources = pipeline.Sources(location(embeddings), names_of(against), names_of(shards) if shards else ())
+    sources = pipeline.Sources(
+        location(embeddings),
+        names_of(against),
+        names_of(shards) if shards else (),
+        None if model is None else str(model),
+    )
     with arguments.driving():
         options = arguments.options(workers=workers, cpus=cpus, gpus=gpus)
         folder, where = location(out), arguments.working_address(address)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, download, duplicates, jobs, models, pipelines, run_folder
+from capfilt.cli import convert, decontaminate, download, duplicates, jobs, models, pipelines, run_folder
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -29,6 +29,7 @@ VERBS = (
     download.download,
     convert.convert,
     duplicates.embed,
+    decontaminate.decontaminate,
     pipelines.pretrain,
     pipelines.finetune,
     pipelines.annotate,

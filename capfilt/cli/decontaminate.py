@@ -10,6 +10,7 @@ from capfilt.api import decontamination
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import after_decontaminate
 from capfilt.cli.options import Cpus, Debug, Json, Out, SizedAddress, Workers
+from capfilt.cli.tables import print_contamination
 
 if TYPE_CHECKING:
     from capfilt.runs.progress import Progress
@@ -36,6 +37,9 @@ PoolShards = Annotated[
     list[str] | None,
     typer.Option(help="Where the pool's shards lie, for their texts [default: where they were embedded]."),
 ]
+Model = Annotated[
+    str | None, typer.Option(help="Where vectors are compared: the model that embedded the pool, as `embed` takes it.")
+]
 Copies = Annotated[int, typer.Option(min=1, help="Held-out pictures of which the self-test makes copies.")]
 Fail = Annotated[bool, typer.Option("--fail", help="Exit with 1 unless the pool is clean.")]
 
@@ -46,6 +50,7 @@ def decontaminate(
     out: Out,
     by: By = decontamination.BY,
     shards: PoolShards = None,
+    model: Model = None,
     self_test: Copies = 200,
     seed: Annotated[int, typer.Option(help="Which pictures the self-test takes.")] = 0,
     fail: Fail = False,
@@ -62,12 +67,13 @@ def decontaminate(
     """
 
     def work(show: Progress) -> Any:
-        return decontamination.decontaminate(
+        record = decontamination.decontaminate(
             embeddings,
             against=against,
             out=out,
             by=by,
             shards=shards or (),
+            model=model,
             self_test=self_test,
             seed=seed,
             fail=fail,
@@ -77,5 +83,8 @@ def decontaminate(
             gpus=gpus,
             on_progress=show,
         ).record
+        if not as_json:
+            print_contamination(record)
+        return record
 
-    execute(work, as_json, debug, then=lambda record: after_decontaminate(out, record, address))
+    execute(work, as_json, debug, show_result=False, then=lambda record: after_decontaminate(out, record, address))

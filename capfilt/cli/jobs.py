@@ -32,7 +32,7 @@ INSPECTING = ("status", "verify", "explain")
 _PATH_OPTIONS = {
     "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "files": "FILES",
     "images": "--images", "model": "MODEL", "captioner": "--captioner", "filter_": "--filter",
-    "annotations": "--annotations", "val": "--val",
+    "annotations": "--annotations", "val": "--val", "embeddings": "EMBEDDINGS", "against": "--against",
 }  # fmt: skip
 
 Detach = Annotated[

@@ -8,19 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import connect
+from capfilt.cluster.session import Session, connect
+from capfilt.cluster.worker_pool import Resources
 from capfilt.data import embeddings, shards
 from capfilt.errors import DataError, ShortfallError, UsageError
+from capfilt.inference.device import Compute
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
+from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.decontaminate import compare, rows
 from capfilt.stages.decontaminate.compare import Pool, Settings
+from capfilt.stages.embed import EmbedConfig, EmbedJob, VectorModel
 from capfilt.stages.runner import CommandOptions, digests
-from capfilt.stages.workload import Workload, working_address
+from capfilt.stages.workload import Workload, of_shards, working_address
+from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath
+from capfilt.yaml_loader import load_yaml
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -36,6 +42,8 @@ class Sources:
     """Held-out sets: shards or a folder of pictures, as SPEC or NAME=SPEC."""
     shards: Sequence[str] = ()
     """Where the shards of the pool lie, where that is not where they were embedded."""
+    model: str | None = None
+    """The model that embedded the pool, where vectors are compared."""
 
 
 def run(
@@ -55,20 +63,28 @@ def run(
     """
     sets = held_out_sets(sources.against)
     pool = pool_of(sources, settings)
+    model = _model(sources, pool, show)
     plan = {
         "verb": "decontaminate",
         **settings.model_dump(mode="json"),
         "embeddings": str(sources.embeddings.absolute()),
         "against": sets,
+        "model": None if model is None else {"kind": model.kind, "fingerprint": model.fingerprint},
     }
     opened = Run.open(out, configs.to_yaml(settings), plan)
-    where = working_address(address, Workload(len(pool.digests)), options, "decontaminate", show)
-    with connect(where, show=show) as session:
+    workload = (
+        Workload(len(pool.digests)) if model is None else of_shards([url for urls in sets.values() for url in urls])
+    )
+    with connect(working_address(address, workload, options, "decontaminate", show), show=show) as session:
         worker = options.resources(session)
-        tables, unread = compare.describe_held_out(session, sets, settings, out.absolute(), worker, show)
-        record = compare.compare(session, pool, tables, settings, out.absolute(), worker, show)
+        embed = _embed_job(session, opened, model, sources, worker, show) if settings.criteria.compares_pixels else None
+        home = out.absolute()
+        tables, unread = compare.describe_held_out(session, sets, settings, embed, home, worker, show)
+        record = compare.compare(session, pool, tables, settings, home, worker, show)
     record |= {"contaminated": str(out / rows.TABLE), "held_out_unread": unread.samples["failed"]}
-    opened.write_summary({"command": "decontaminate", **record})
+    summary = {"command": "decontaminate", **record}
+    if not opened.path("summary.json").is_file() or documents.read_json(opened.path("summary.json")) != summary:
+        opened.write_summary(summary)
     show.say(line := compare.verdict_line(record))
     if fail and record["verdict"] != "clean":
         raise ShortfallError(line, record)
@@ -105,11 +121,43 @@ def pool_of(sources: Sources, settings: Settings) -> Pool:
             " that part out."
         )
     known: dict[str, str] = {}
-    for stage in ("embed", "annotate"):
-        known |= digests(Ledger(folder, stage))
+    failed = 0
+    for ledger in (Ledger(folder, stage) for stage in ("embed", "annotate")):
+        known |= digests(ledger)
+        failed += ledger.total().samples["failed"]
     by_name = {name: known.get(str(path.absolute())) or sha256_file(path) for name, path in tables.items()}
     urls = _urls(sources, list(by_name)) if criteria.words else {}
-    return Pool(embeddings=folder.absolute(), digests=by_name, vectors=vectors, urls=urls)
+    return Pool(embeddings=folder.absolute(), failed=failed, digests=by_name, vectors=vectors, urls=urls)
+
+
+def _model(sources: Sources, pool: Pool, show: Progress) -> VectorModel | None:
+    """The model that embedded the pool. UsageError where it is not given, or another one is."""
+    if pool.vectors is None:
+        return None
+    if sources.model is None:
+        raise UsageError(
+            f"--model is needed to embed the held-out pictures as the pool was, which has {pool.vectors}: give the"
+            " model that `capfilt embed` was given."
+        )
+    model = VectorModel.find(sources.model, show)
+    if (model.kind, model.fingerprint) != (pool.vectors.kind, pool.vectors.model):
+        raise UsageError(
+            f"--model {sources.model} is {model.fingerprint[:12]} ({model.kind}), and the pool has {pool.vectors}: give"
+            " the model that embedded it."
+        )
+    return model
+
+
+def _embed_job(
+    session: Session, run: Run, model: VectorModel | None, sources: Sources, worker: Resources, show: Progress
+) -> EmbedJob:
+    """How the held-out pictures are embedded: as the pool was."""
+    recipe = sources.embeddings / "recipe.yaml"
+    config, compute = EmbedConfig(), Compute(device="cpu", precision="fp32")
+    if model is not None:
+        config = configs.validate(EmbedConfig, load_yaml(documents.check_record(recipe)), recipe)
+        compute = decide(session, run, {"embed": ComputeRequest(config.precision, worker)}, show)["embed"]
+    return EmbedJob(out=run.folder.absolute(), model=model, config=config, compute=compute)
 
 
 def _urls(sources: Sources, names: Sequence[str]) -> dict[str, str]:

@@ -100,10 +100,11 @@ def check_secrets(request: JobRequest) -> None:
 
 
 def check_absolute(paths: Mapping[str, Any]) -> None:
-    """Raise UsageError for a relative path (name -> path or paths): it has a meaning on the sender's machine only."""
+    """Raise UsageError for a relative path (name -> path or paths, also as NAME=PATH): it has a meaning on the sender's
+    machine only."""
     for what, value in paths.items():
         for path in [value] if isinstance(value, str | Path) else value:
-            for part in str(path).split("::"):
+            for part in re.sub(r"^[\w.-]+=", "", str(path)).split("::"):
                 if not part.startswith("/") and "://" not in part:
                     raise UsageError(
                         f"{what} is {part!r}, and a job's paths are the cluster's, where the folder you are in means "

@@ -169,12 +169,12 @@ class ShardEmbedder:
         tally = Tally.zero()
         stat, members = shards.stat(url), MemberCounts()
         digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        for batch in self._batches(skip_positions(shards.read(url, digest, members), deadly)):
+        for batch in self.batches(skip_positions(shards.read(url, digest, members), deadly)):
             tally.samples.update({"in": len(batch.samples) + len(batch.faults), "kept": len(batch.samples)})
             tally.samples["failed"] += len(batch.faults)
             tally.failed.update(failure_class(fault.reason) for fault in batch.faults)
             rows += batch.embeddings
-            values += self._vectors(batch)
+            values += self.vectors_of(batch)
         tally.members.update(members)
         path = self.job.out / embeddings.FOLDER / f"{name}.parquet"
         embeddings.write(path, rows, self.vectors, values)
@@ -184,11 +184,12 @@ class ShardEmbedder:
 
     def part(self, url: str, start: int, stop: int) -> int:
         """Embed some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
-        for batch in self._batches(islice(shards.read(url), start, stop)):
-            self._vectors(batch)
+        for batch in self.batches(islice(shards.read(url), start, stop)):
+            self.vectors_of(batch)
         return sum(1 for _ in shards.read(url))
 
-    def _batches(self, read: Iterable[Sample | FailedSample]) -> Iterator[Pictures]:
+    def batches(self, read: Iterable[Sample | FailedSample]) -> Iterator[Pictures]:
+        """Decode and hash what is read; every key of it is in exactly one batch, as a sample or as a fault."""
         from capfilt.inference.batches import pictures
 
         formats = () if self.embedder is None else (self.embedder.image_format,)
@@ -196,7 +197,7 @@ class ShardEmbedder:
             deadline.check()
             yield batch
 
-    def _vectors(self, batch: Pictures) -> list[np.ndarray]:
+    def vectors_of(self, batch: Pictures) -> list[np.ndarray]:
         """The vectors of a batch, float16 [D] each; none without a model."""
         embedder = self.embedder
         if embedder is None or not batch.samples:

@@ -49,7 +49,7 @@ def check_held_out(
     everything = [*trained.values(), *(url for urls in held_out.values() for url in urls)]
     with connect("local") if of_shards(everything).is_small else nullcontext(session) as where:
         settings = Settings(criteria=Criteria(near=(Near(kind="sha256"),)))
-        tables, _ = compare.describe_held_out(where, held_out, settings, out, resources, show)
+        tables, _ = compare.describe_held_out(where, held_out, settings, None, out, resources, show)
         job = compare.exact_job(settings.criteria, tables, trained, out)
         run_stage(where, job, trained, resources, show, "check held-out")
     counts = rows.merge(out, [job.name])

@@ -25,6 +25,7 @@ from capfilt.stages.decontaminate.exact import ExactJob
 from capfilt.stages.decontaminate.held_out import HeldOutJob
 from capfilt.stages.decontaminate.near import NearJob
 from capfilt.stages.decontaminate.references import FOLDER, ITSELF, HeldOut, HeldOutTables
+from capfilt.stages.embed import EmbedJob
 from capfilt.stages.runner import digests, run_stage
 from capfilt.storage.paths import StoragePath
 
@@ -47,11 +48,12 @@ def describe_held_out(
     session: Session,
     sets: Mapping[str, Sequence[str]],
     settings: Settings,
+    embed: EmbedJob | None,
     out: StoragePath,
     resources: Resources,
     show: Progress,
 ) -> tuple[HeldOutTables, Tally]:
-    """Describe the held-out sets, given as the URLs of their shards by name.
+    """Describe the held-out sets, given as the URLs of their shards by name; `embed` as in `HeldOutJob`.
 
     Raises:
         NoShardError: a shard is in two of them.
@@ -61,8 +63,8 @@ def describe_held_out(
     set_of = {url: name for name, urls in sets.items() for url in urls}
     job = HeldOutJob(
         out=out,
-        pixels=settings.criteria.compares_pixels,
-        copied=math.ceil(settings.self_test / len(named)) if settings.criteria.compares_pixels else 0,
+        embed=embed,
+        copied=0 if embed is None else math.ceil(settings.self_test / len(named)),
         seed=settings.seed,
         names=shards.renamed(named),
     )
@@ -75,7 +77,8 @@ def describe_held_out(
     tables = {shard: set_of[url] for shard, url in named.items()}
     written = digests(ledger)
     contents = [written[str((out / FOLDER / f"{shard}.parquet").absolute())] for shard in tables]
-    return HeldOutTables(home=(out / FOLDER).absolute(), sets=tables, digest=fingerprint(contents)), tally
+    kind = None if embed is None or embed.model is None else embed.model.kind
+    return HeldOutTables(home=(out / FOLDER).absolute(), sets=tables, digest=fingerprint(contents), vectors=kind), tally
 
 
 class Pool(Config):
@@ -83,6 +86,8 @@ class Pool(Config):
 
     embeddings: StoragePath
     """The run folder that has them."""
+    failed: int = 0
+    """Samples that could not be embedded."""
     digests: dict[str, str]
     """The sha256 of each shard's embeddings, by the shard's name."""
     vectors: Vectors | None = None
@@ -114,7 +119,7 @@ def compare(
         run_stage(session, texts, pool.urls, resources, show, "compare texts")
         stages.append(texts.name)
     counts = rows.merge(out, stages)
-    return record(settings, held_out, tests, counts, tally)
+    return record(settings, held_out, tests, counts, tally.samples["in"], pool.failed)
 
 
 def exact_job(criteria: Criteria, tables: HeldOutTables, urls: Mapping[str, str], out: StoragePath) -> ExactJob:
@@ -123,7 +128,12 @@ def exact_job(criteria: Criteria, tables: HeldOutTables, urls: Mapping[str, str]
 
 
 def record(
-    settings: Settings, held_out: HeldOut, tests: Sequence[self_test.SelfTest], counts: rows.Counts, tally: Tally
+    settings: Settings,
+    held_out: HeldOut,
+    tests: Sequence[self_test.SelfTest],
+    counts: rows.Counts,
+    compared: int,
+    failed: int,
 ) -> dict[str, Any]:
     """What summary.json and --json say."""
     dropped, problems = counts.samples[""], {test.kind: test.problem for test in tests if test.problem}
@@ -139,7 +149,7 @@ def record(
     return {
         "by": str(settings.criteria),
         "verdict": "contaminated" if dropped else "unknown" if problems else "clean",
-        "samples": {"in": tally.samples["in"], "kept": tally.samples["in"] - dropped, "dropped": dropped},
+        "samples": {"in": compared + failed, "kept": compared - dropped, "dropped": dropped, "failed": failed},
         "short_texts": counts.samples[rows.SHORT_TEXT],
         "sets": sets,
         "self_test": {test.kind: test.record() for test in tests},
@@ -165,10 +175,11 @@ def self_test_lines(tests: Sequence[self_test.SelfTest]) -> list[str]:
 
 def verdict_line(record: Mapping[str, Any]) -> str:
     """The result in one line."""
-    samples, by = record["samples"], record["by"]
+    samples, by, problems = record["samples"], record["by"], "; ".join(record["problems"].values())
     if samples["dropped"]:
         found = ", ".join(f"{each['in_pool']:,} of {name}" for name, each in record["sets"].items() if each["in_pool"])
-        return f"contaminated: {samples['dropped']:,} of {samples['in']:,} samples ({by}); held-out pictures: {found}"
-    if record["problems"]:
-        return f"nothing found by {by}, which proves nothing: {'; '.join(record['problems'].values())}"
+        line = f"contaminated: {samples['dropped']:,} of {samples['in']:,} samples ({by}); held-out pictures: {found}"
+        return f"{line}; of little worth: {problems}" if problems else line
+    if problems:
+        return f"nothing found by {by}, which proves nothing: {problems}"
     return f"clean by {by}: none of {samples['in']:,} samples; the self-test says which copies that would have shown"
