@@ -62,8 +62,8 @@ class ExactJob(Config):
             tally.samples["dropped" if any(each.reason for each in these) else "kept"] += 1
             found += these
         path = self.out / rows.FOLDER / f"{name}-exact.parquet"
-        rows.write(path, found)
-        Ledger(self.out, self.name).commit(name, self.identity(url), [path], tally, digest.result())
+        outputs = rows.write(path, found)
+        Ledger(self.out, self.name).commit(name, self.identity(url), outputs, tally, digest.result())
 
     def _suspects(self, sample: Sample, held_out: HeldOut, shard: str) -> Iterator[Suspect]:
         """By set: equal bytes, then the first text that counts, else the first that is too short to."""

@@ -50,10 +50,10 @@ class NearJob(Config):
             table = embeddings.read(self.embeddings / embeddings.FOLDER / f"{item}.parquet", self.compares_vectors)
             found = list(self._suspects(table, held_out, item))
             path, tally = self.out / rows.FOLDER / f"{item}.parquet", Tally.zero()
-            rows.write(path, found)
+            outputs = rows.write(path, found)
             dropped = len({suspect.key for suspect in found})
             tally.samples.update({"in": table.num_rows, "kept": table.num_rows - dropped, "dropped": dropped})
-            Ledger(self.out, self.name).commit(item, self.identity(item), [path], tally)
+            Ledger(self.out, self.name).commit(item, self.identity(item), outputs, tally)
 
         return work
 

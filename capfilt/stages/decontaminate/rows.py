@@ -6,7 +6,7 @@ A held-out text of a few words is equal to many by chance: it has a row, SHORT_T
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from capfilt.errors import DataError
 from capfilt.runs.ledger import Ledger, Output, fingerprint
 from capfilt.runs.tally import Tally
 from capfilt.stages.decontaminate.references import HeldOut
+from capfilt.storage import write_guard
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath, table_source
+from capfilt.storage.paths import StoragePath, remove_file, table_source
 
 FOLDER = "contaminated"
 """Of the run folder: the tables of the shards."""
@@ -69,10 +70,15 @@ class Suspect:
         return cls(*who, reason, kind, *picture, round(float(distance), 6))
 
 
-def write(path: StoragePath, suspects: Iterable[Suspect]) -> None:
-    """Write the rows of one shard."""
+def write(path: StoragePath, suspects: Sequence[Suspect]) -> list[StoragePath]:
+    """Write the rows of one shard and return what to commit: nothing where there are none."""
+    if not suspects:
+        write_guard.check_lock(path)
+        remove_file(path)
+        return []
     with atomic(path) as file:
         pq.write_table(pa.Table.from_pylist([asdict(each) for each in suspects], SCHEMA), file, compression="zstd")
+    return [path]
 
 
 def read(path: StoragePath) -> Iterator[dict[str, Any]]:
@@ -105,7 +111,8 @@ def merge(out: StoragePath, stages: Iterable[str]) -> Counts:
     outputs: dict[str, list[Output]] = {}
     for stage in stages:
         for done in Ledger(out, stage).completions():
-            outputs.setdefault(done.shard, []).extend(done.outputs)
+            if done.outputs:
+                outputs.setdefault(done.shard, []).extend(done.outputs)
     ledger, identity = (
         Ledger(out, "contaminated"),
         fingerprint([[*map(asdict, outputs[shard])] for shard in sorted(outputs)]),
