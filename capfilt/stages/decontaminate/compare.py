@@ -73,7 +73,7 @@ def describe_held_out(
     kept = {done.shard: done.tally.samples["kept"] for done in ledger.completions()}
     for name, urls in sets.items():
         if not sum(kept[shard] for shard, url in named.items() if url in urls):
-            raise DataError(f"the held-out set {name}: none of its pictures can be read; `capfilt explain` says why.")
+            raise DataError(f"the held-out set {name}: none of its pictures can be read; `capfilt status` says why.")
     tables = {shard: set_of[url] for shard, url in named.items()}
     written = digests(ledger)
     contents = [written[str((out / FOLDER / f"{shard}.parquet").absolute())] for shard in tables]

@@ -29,7 +29,7 @@ from capfilt.data.text.equality import normalised
 from capfilt.errors import ImageError
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.tally import Tally
-from capfilt.stages.decontaminate.references import FOLDER, ITSELF, MIRRORED, schema
+from capfilt.stages.decontaminate.references import FOLDER, ITSELF, MIRRORED, NAMES, schema
 from capfilt.stages.embed import EmbedJob, ShardEmbedder
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
@@ -142,7 +142,7 @@ class _Copy(Sample):
 
 
 def _names(sample: Sample) -> dict[str, str]:
-    return {"key": sample.key, "uid": sample.uid, "sha256": sample.sha256}
+    return dict(zip(NAMES, (sample.key, sample.uid, sample.sha256), strict=True))
 
 
 def _row(sample: Sample, phash: int | None) -> dict[str, Any]:

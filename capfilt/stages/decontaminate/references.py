@@ -21,13 +21,15 @@ from capfilt.storage.paths import StoragePath
 FOLDER = "held-out"
 """Of the run folder: the tables of held-out pictures."""
 
+NAMES = ("held_out_key", "held_out_uid", "held_out_sha256")
+"""Columns; other names than a pool's, so that `explain` does not take a held-out picture for a sample of the run."""
 ITSELF, MIRRORED = "", "mirror image"
 """What a row describes; of the self-test's copies `images.copies.COPIES`."""
 
 
 def schema(vectors: Vectors | None) -> pa.Schema:
     """The columns of a table of held-out pictures; `phash` is null where pictures are compared by their bytes alone."""
-    texts = [pa.field(name, pa.string(), nullable=False) for name in ("key", "uid", "sha256", "copy")]
+    texts = [pa.field(name, pa.string(), nullable=False) for name in (*NAMES, "copy")]
     fields = [*texts, pa.field("phash", pa.uint64()), pa.field("texts", pa.list_(pa.string()))]
     return pa.schema(fields if vectors is None else [*fields, vectors.schema.field("vector")])
 
@@ -56,14 +58,14 @@ class HeldOut:
         tables = [parquet.read(folder / f"{name}.parquet") for name in sets]
         whole = pa.concat_tables(tables)
         counts = [table.num_rows for table in tables]
-        columns = {name: np.array(whole[name].to_pylist(), object) for name in ("key", "uid", "sha256", "copy")}
+        keys, uids, sha256, copies = (np.array(whole[name].to_pylist(), object) for name in (*NAMES, "copy"))
         phash = whole["phash"]
         return cls(
             sets=np.repeat(np.array(list(sets.values()), object), counts),
-            keys=columns["key"],
-            uids=columns["uid"],
-            sha256=columns["sha256"],
-            copies=columns["copy"],
+            keys=keys,
+            uids=uids,
+            sha256=sha256,
+            copies=copies,
             hashes=np.empty(0, np.uint64) if phash.null_count else phash.to_numpy(),
             texts=[texts or [] for texts in whole["texts"].to_pylist()],
             vectors=embeddings.matrix(whole) if "vector" in whole.column_names else None,

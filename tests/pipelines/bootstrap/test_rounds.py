@@ -182,7 +182,8 @@ class TestResuming:
         said = [line for line in done.err.splitlines() if not line.endswith(" ...")]  # a slow machine says more
         lines = [line.split("  ")[0] for line in said]
         one = [f"round 1 {name}" for name in ("captioner", "filter", "annotate", "select", "pretrain", "evaluate")]
-        assert lines == ["write the world", "round 0 pretrain", "round 0 evaluate", *one]
+        checked = ["held-out pictures", "check held-out"]
+        assert lines == ["write the world", *checked, "round 0 pretrain", "round 0 evaluate", *one]
         assert all("resumed" in line for line in said)
         table = [line for line in done.out.splitlines() if line.startswith("│")]
         assert [line.split("│")[1].strip() for line in table] == ["0", "1"]
