@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from capfilt.evaluation.config import EvaluateConfig
     from capfilt.evaluation.tasks.config import TaskEvalConfig
     from capfilt.inference.config import AnnotateConfig
+    from capfilt.runs import cost as runs_cost
     from capfilt.stages.runner import CommandOptions
     from capfilt.storage.paths import StoragePath
     from capfilt.storage.remote_path import RemotePath
@@ -225,6 +226,24 @@ def _threshold(given: object) -> object:
 
 def _shown(value: object) -> str:
     return "none" if value is None else str(value)
+
+
+Price: TypeAlias = "str | Mapping[str, float]"
+"""USD of a GPU-hour and of a CPU-hour: "gpu=3.0,cpu=0.05" or {"gpu": 3.0, "cpu": 0.05}; either may be left out."""
+
+
+def price_of(given: Price | None) -> runs_cost.Price | None:
+    """A price, parsed. UsageError for what is none."""
+    from capfilt.runs.cost import Price as Parsed
+
+    return None if given is None else Parsed.of(given)
+
+
+def with_usage(record: dict[str, Any], folder: StoragePath, price: runs_cost.Price | None = None) -> dict[str, Any]:
+    """The record of a verb with what its stages used and, with a price, what that cost."""
+    from capfilt.runs.cost import figures
+
+    return record | figures(folder, price)
 
 
 def run_folder(out: Location, fork: Location | None) -> StoragePath:

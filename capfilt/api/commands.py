@@ -11,7 +11,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
+from capfilt.api.arguments import (
+    Location,
+    Price,
+    Settings,
+    Specs,
+    assignments,
+    location,
+    names_of,
+    price_of,
+    with_usage,
+)
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     AnnotateResult,
@@ -46,6 +56,7 @@ def annotate(
     retry: str | None = None,
     min_success: float = 0,
     fork: Location | None = None,
+    price: Price | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
 ) -> AnnotateResult:
@@ -67,6 +78,7 @@ def annotate(
         limit: seconds that a shard may take, 0 for any; `retry="failed"` does those again in which samples or captions
             failed.
         min_success: the share of samples that must succeed.
+        price: USD of a GPU-hour and of a CPU-hour, "gpu=3.0,cpu=0.05" or a mapping: `record["cost"]` says what it cost.
         on_progress: called with a `ProgressEvent` at each step; or a `Progress`, the console of the command line.
         on_log: called with each line that the command line prints between stages.
 
@@ -74,7 +86,7 @@ def annotate(
         CapfiltError: RecipeError for models or settings that do not fit, RunError for a run folder that does not,
             ShortfallError (with the result in `.result`) where too few images could be annotated, and its other kin.
     """
-    config = arguments.annotate_config(recipe, assignments(settings, captions=captions))
+    config, rates = arguments.annotate_config(recipe, assignments(settings, captions=captions)), price_of(price)
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt.pipelines import annotate as pipeline
@@ -88,6 +100,7 @@ def annotate(
         models, where = (str(captioner), str(filter)), arguments.working_address(address)
         pairs = None if val is None else str(val)
         record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, pairs)
+        record = with_usage(record, folder, rates)
     return AnnotateResult.of(folder, record)
 
 
@@ -150,6 +163,7 @@ def select(
         calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
         where = arguments.working_address(address)
         record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show)
+        record = with_usage(record, folder)
     return SelectResult.of(folder, record)
 
 
@@ -161,6 +175,7 @@ def bootstrap(
     settings: Settings = (),
     address: str | None = None,
     fork: Location | None = None,
+    price: Price | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
 ) -> BootstrapResult:
@@ -171,13 +186,13 @@ def bootstrap(
         out: the run folder, or its URL; by default runs/RECIPE.
         rounds: after the baseline, which is round 0; by default the recipe's.
         settings: keys of the recipe to set otherwise, such as `{"seed": 1, "pretrain.steps": 1000}`.
-        address: as in `annotate`; so are `fork`, `on_progress` and `on_log`.
+        address: as in `annotate`; so are `fork`, `price`, `on_progress` and `on_log`.
 
     Raises:
         CapfiltError: RecipeError for a recipe whose parts do not fit together, RunError for a run folder that was
             planned otherwise, and its other kin.
     """
-    sets = assignments(settings, rounds=rounds)
+    sets, rates = assignments(settings, rounds=rounds), price_of(price)
     arguments.check_syntax("bootstrap", recipe, sets)
     where = arguments.working_address(address)
     show = progress_of(on_progress, on_log)
@@ -193,7 +208,7 @@ def bootstrap(
 
     with arguments.driving():
         folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
-        record = pipeline.run(where, config, folder, show)
+        record = with_usage(pipeline.run(where, config, folder, show), folder, rates)
     done = tuple(
         Round(entry["round"], home := folder / f"round-{entry['round']}", _models(home), entry)
         for entry in record["rounds"]
@@ -269,7 +284,7 @@ def _trained(
         config = arguments.read_recipe(verb, recipe, kind, sets)
         folder = arguments.run_folder(out, fork)
         where = arguments.working_address(address)
-        record = pretrain.run(where, config, folder, show)
+        record = with_usage(pretrain.run(where, config, folder, show), folder)
     return PretrainResult(folder, location(record["model"]), record)
 
 

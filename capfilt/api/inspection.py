@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Settings, assignments, location
+from capfilt.api.arguments import Location, Price, Settings, assignments, location
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     Damage,
@@ -27,26 +27,32 @@ if TYPE_CHECKING:
     from capfilt.runs.progress import Progress
 
 
-def status(run: Location) -> RunStatus:
-    """How far a run is, from its files alone, while it works and after it ended.
+def status(run: Location, *, price: Price | None = None) -> RunStatus:
+    """How far a run is, from its files alone, while it works and after it ended; and what its stages used.
+
+    Args:
+        run: the run folder.
+        price: USD of a GPU-hour and of a CPU-hour, "gpu=3.0,cpu=0.05" or a mapping: also say what it costs.
 
     Raises:
         RunError: `run` is no run folder.
+        UsageError: `price` is none.
     """
     from capfilt.pipelines.inspect import status as pipeline
 
-    return _status(run, pipeline.run(location(run)))
+    rates = arguments.price_of(price)
+    return _status(run, pipeline.run(location(run), rates))
 
 
-def watch(run: Location, every: float = 2.0) -> Iterator[RunStatus]:
+def watch(run: Location, every: float = 2.0, *, price: Price | None = None) -> Iterator[RunStatus]:
     """The status of a run every so many seconds, until nobody works on it any more; the last one is how it ended.
 
-    Raises:
-        RunError: `run` is no run folder.
+    Arguments and errors as of `status`.
     """
     from capfilt.pipelines.inspect import status as pipeline
 
-    for record in pipeline.follow(location(run), every):
+    rates = arguments.price_of(price)
+    for record in pipeline.follow(location(run), every, rates):
         yield _status(run, record)
 
 
@@ -134,6 +140,7 @@ def report(
     fetch_inputs: bool = False,
     heatmaps: int = 0,
     filter: Location | None = None,
+    price: Price | None = None,
 ) -> ReportResult:
     """Write a run as one HTML page, which needs no network: figures, charts, a gallery, a threshold to move.
 
@@ -148,10 +155,11 @@ def report(
         heatmaps: draw the heatmaps of so many kept and of so many dropped texts of each round, those nearest to its
             threshold; it runs the filter that scored them.
         filter: for the heatmaps, that filter, where the run folder neither holds nor names it.
+        price: as in `status`; of one run.
 
     Raises:
         RunError: `run` is no run folder, or one of two has no annotations; or its filter is gone.
-        UsageError: a run compared with itself, heatmaps of two runs, or a filter that has none.
+        UsageError: a run compared with itself, heatmaps or a price of two runs, or a filter that has none.
     """
     from capfilt.pipelines import report as pipeline
 
@@ -159,10 +167,12 @@ def report(
         raise UsageError("--filter is of the heatmaps: say --heatmaps N too.")
     if heatmaps and other is not None:
         raise UsageError("--heatmaps are of the page of one run; leave the second run out.")
-    page = None if out is None else location(out)
+    if price is not None and other is not None:
+        raise UsageError("--price is of the page of one run; leave the second run out.")
+    page, rates = None if out is None else location(out), arguments.price_of(price)
     if other is None:
         model = None if filter is None else str(filter)
-        record = pipeline.run(location(run), page, fetch_inputs, heatmaps=heatmaps, filter_=model)
+        record = pipeline.run(location(run), page, fetch_inputs, heatmaps=heatmaps, filter_=model, price=rates)
     else:
         record = pipeline.compare(location(run), location(other), page, fetch_inputs)
     joined = record.get("joined")
@@ -233,6 +243,6 @@ def export(
 def _status(run: Location, record: dict[str, Any]) -> RunStatus:
     stages = []
     for stage in record["stages"]:
-        absent = {name: stage.get(name) for name in ("per_second", "seconds_left")}
+        absent = {name: stage.get(name) for name in ("per_second", "seconds_left", "usage", "cost")}
         stages.append(StageStatus(**{**stage, **absent}))
-    return RunStatus(location(run), record["state"], tuple(stages), record)
+    return RunStatus(location(run), record["state"], tuple(stages), record, record.get("cost"))

@@ -251,6 +251,10 @@ class StageStatus:
     """How many shards failed, by reason."""
     per_second: float | None
     seconds_left: float | None
+    usage: Mapping[str, Any] | None = None
+    """Images per second of one worker, CPU-seconds and GPU-seconds; None where they were not measured."""
+    cost: Mapping[str, float] | None = None
+    """With a price, `usd`, `usd_expected` and `usd_per_million_images`, those that are known."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,8 @@ class RunStatus:
     """working, died, stopped or done, and by whom."""
     stages: tuple[StageStatus, ...]
     record: Record = field(repr=False)
+    cost: Mapping[str, Any] | None = None
+    """With a price, what all stages cost together: as of a stage, and `usd_per_million_kept_texts`."""
 
     @property
     def done(self) -> bool:

@@ -12,6 +12,7 @@ import typer
 
 from capfilt.api.results import leaves
 from capfilt.cli.next_steps import print_steps
+from capfilt.cli.tables import in_words
 from capfilt.cli.terminal import say, say_json
 from capfilt.errors import CapfiltError, ShortfallError
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printable
@@ -47,7 +48,7 @@ def execute(
     if as_json:
         say_json(result, indent=1)
     elif show_result:
-        for name, value in leaves(result):
+        for name, value in leaves(in_words(result)):
             text = f"{value:.4f}" if isinstance(value, float) else value
             say(f"{printable(name, MAX_NAME):<27}  {printable(text, MAX_MESSAGE - MAX_NAME - 2)}")
     if then is not None and not short and not as_json:

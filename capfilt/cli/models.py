@@ -10,7 +10,7 @@ from capfilt.api import commands, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import Step, after_evaluate, after_export
-from capfilt.cli.options import Cpus, Debug, Json, Sets, SizedAddress, Workers, preset_names
+from capfilt.cli.options import Cpus, Debug, Json, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -156,18 +156,22 @@ def bench(
         list[str] | None,
         typer.Option("--set", metavar="a=b", help="E.g. model=blip/base, captions=10, shared=true, batch_size=64."),
     ] = None,
+    price: Price = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure how fast a stage is on this machine and how its time is spent, on random models and pictures.
 
-    Example: `capfilt bench annotate --set captions=10 --json`
+    Example: `capfilt bench annotate --set captions=10 --json`; `capfilt bench annotate --price cpu=0.05`
     """
 
     def work(show: Progress) -> Any:
+        from capfilt.api.arguments import price_of
+
+        rates = price_of(price)
         from capfilt.pipelines import bench as pipeline
 
-        result = pipeline.run(stage, sets or [], show)
+        result = pipeline.run(stage, sets or [], show, rates)
         if as_json:
             return result
         return {name: part for name, part in result.items() if name not in ("setup", "runs", "versions")}

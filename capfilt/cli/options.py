@@ -38,6 +38,14 @@ MinSuccess = Annotated[
         "--min-success", min=0, max=1, help="Exit with 1 if a smaller share of the samples succeeds, or if none does."
     ),
 ]
+Price = Annotated[
+    str | None,
+    typer.Option(
+        "--price",
+        metavar="gpu=3.0,cpu=0.05",
+        help="USD of a GPU-hour and of a CPU-hour: also say what it costs. Either may be left out; it is kept nowhere.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

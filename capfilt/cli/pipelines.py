@@ -19,12 +19,13 @@ from capfilt.cli.options import (
     Json,
     MinSuccess,
     Out,
+    Price,
     Sets,
     SizedAddress,
     Workers,
     preset_names,
 )
-from capfilt.cli.tables import print_next, print_rounds
+from capfilt.cli.tables import print_cost, print_next, print_rounds
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def bootstrap(
     ] = None,
     sets: Sets = None,
     fork: Fork = None,
+    price: Price = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -93,12 +95,20 @@ def bootstrap(
 
     def work(show: Progress) -> Any:
         done = commands.bootstrap(
-            recipe, out=out or None, rounds=rounds, settings=sets or (), address=address, fork=fork, on_progress=show
+            recipe,
+            out=out or None,
+            rounds=rounds,
+            settings=sets or (),
+            address=address,
+            fork=fork,
+            price=price,
+            on_progress=show,
         )
         if not as_json:
             print_rounds(done.record)
             say(f"summary     {done.out / 'summary.json'}")
             say(f"run folder  {done.out}")
+            print_cost(done.record)
             print_next(done.out, done.record)
         return done.record
 
@@ -203,6 +213,7 @@ def annotate(
     ] = None,
     min_success: MinSuccess = 0,
     fork: Fork = None,
+    price: Price = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -231,6 +242,7 @@ def annotate(
             retry=retry,
             min_success=min_success,
             fork=fork,
+            price=price,
             on_progress=show,
         ).record
 

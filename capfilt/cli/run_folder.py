@@ -8,7 +8,7 @@ import typer
 
 from capfilt.api import inspection
 from capfilt.cli.execute import Terminated, execute
-from capfilt.cli.options import Debug, Json
+from capfilt.cli.options import Debug, Json, Price
 from capfilt.cli.tables import print_status, print_verified, watch_status
 from capfilt.cli.terminal import say, say_json
 
@@ -31,20 +31,21 @@ def status(
     run: RunFolder,
     watch: Annotated[bool, typer.Option("--watch", help="Update until the run ends, or until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates of --watch.")] = 2,
+    price: Price = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; with --watch, one line for each update.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Show the progress of a run: per stage what is done, the rate, the time left, failures by reason. Needs no Ray.
+    """Show the progress of a run: per stage what is done, the rate, the time left, failures by reason, what it used.
 
-    Example: `capfilt status runs/demo --watch`
+    Needs no Ray. Example: `capfilt status runs/demo --watch`, `capfilt status runs/demo --price gpu=3.0,cpu=0.05`
     """
 
     def work(_show: Progress) -> Any:
         if watch:
-            return watched(result.record for result in inspection.watch(run, every))
-        result = inspection.status(run).record
+            return watched(result.record for result in inspection.watch(run, every, price=price))
+        result = inspection.status(run, price=price).record
         if not as_json:
             print_status(result)
         return result
@@ -142,6 +143,7 @@ def report(
         typer.Option("--filter", help="For them, the filter that scored the texts, where RUN does not hold it."),
     ] = None,
     fetch_inputs: FetchInputs = False,
+    price: Price = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -154,7 +156,13 @@ def report(
 
     def work(_show: Progress) -> Any:
         result = inspection.report(
-            run, other or None, out=out or None, fetch_inputs=fetch_inputs, heatmaps=heatmaps, filter=filter_ or None
+            run,
+            other or None,
+            out=out or None,
+            fetch_inputs=fetch_inputs,
+            heatmaps=heatmaps,
+            filter=filter_ or None,
+            price=price,
         )
         if result.joined == 0 and not as_json:
             say(f"{run} and {other} share no image of those compared (joined on uid): the page has their totals alone")

@@ -76,10 +76,35 @@ def _figure(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def in_words(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a verb for a person: what a stage used in one line."""
+    used = record.get("usage")
+    return {**record, "usage": {stage: _usage_words(one) for stage, one in used.items()}} if used else record
+
+
+def _usage_words(usage: dict[str, Any]) -> str:
+    speed = usage.get("images_per_second_per_worker")
+    parts = [] if speed is None else [f"{speed:,.1f} images/s per worker"]
+    for kind in ("cpu", "gpu"):
+        seconds = usage[f"{kind}_seconds"]
+        if seconds["reserved"] or kind == "cpu":
+            parts.append(f"{kind.upper()}-seconds {seconds['reserved']:,.1f} reserved, {seconds['busy']:,.1f} busy")
+    return "; ".join(parts)
+
+
+def print_cost(record: dict[str, Any]) -> None:
+    """What a run costs, where a price was given."""
+    from capfilt.runs.cost import lines
+
+    for line in lines(record["cost"]) if "cost" in record else ():
+        say(line)
+
+
 def print_status(status: dict[str, Any]) -> None:
-    """One row per stage, then why shards and samples failed."""
-    show_table(_status_table(status))
-    for line in _failures(status):
+    """One row per stage, what each used, then why shards and samples failed, and what all of it costs."""
+    for each in _status_tables(status):
+        show_table(each)
+    for line in _notes(status):
         say(line)
 
 
@@ -95,7 +120,7 @@ def watch_status(statuses: Iterable[dict[str, Any]], as_json: bool) -> None:
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             for status in statuses:
-                live.update(Group(_status_table(status), *map(cell, _failures(status))), refresh=True)
+                live.update(Group(*_status_tables(status), *map(cell, _notes(status))), refresh=True)
     else:
         _print_changes(statuses)
 
@@ -114,9 +139,24 @@ def _print_changes(statuses: Iterable[dict[str, Any]]) -> None:
         before[""] = status["state"]
 
 
-def _status_table(status: dict[str, Any]) -> Table:
-    columns = ("stage", "done", "per minute", "left", "samples failed")
-    return table(columns, [_cells(stage) for stage in status["stages"]], f"{status['run']}: {status['state']}")
+def _status_tables(status: dict[str, Any]) -> list[Table]:
+    columns, stages = ("stage", "done", "per minute", "left", "samples failed"), status["stages"]
+    title = f"{status['run']}: {status['state']}"
+    return [table(columns, [_cells(stage) for stage in stages], title), *_usage_tables(status)]
+
+
+def _usage_tables(status: dict[str, Any]) -> list[Table]:
+    """What each stage used and, with a price, what that costs; none where nothing was measured."""
+    from capfilt.runs.cost import table_of_usage
+
+    headings, rows = table_of_usage([stage for stage in status["stages"] if "usage" in stage])
+    return [table(headings, rows, "What the workers used")] if rows else []
+
+
+def _notes(status: dict[str, Any]) -> list[str]:
+    from capfilt.runs.cost import lines
+
+    return [*_failures(status), *(lines(status["cost"]) if "cost" in status else ())]
 
 
 def _cells(stage: dict[str, Any]) -> tuple[str, ...]:

@@ -218,6 +218,12 @@ def set_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
+def num_threads() -> int:
+    """The number of threads with which this process computes: OMP_NUM_THREADS, else the CPUs that it may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdigit() and int(given) else machine.available()
+
+
 def bound_threads() -> None:
     """Bound torch's threads by this process's CPUs, if it is imported: torch itself counts the machine's cores and
     ignores quotas.

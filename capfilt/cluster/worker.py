@@ -45,7 +45,7 @@ class Worker:
 
     def __init__(self, name: str, threads: int | None = None, guards: Sequence[write_guard.WriteGuard] = ()) -> None:
         """`guards`: those of the driver, where that is another process."""
-        self._name = name
+        self._name, self._begun = name, time.perf_counter()
         write_guard.activate(guards)
         if threads is not None:
             set_threads(threads)
@@ -53,13 +53,14 @@ class Worker:
     def __repr__(self) -> str:
         return self._name  # Ray's dashboard and logs show it
 
-    def open(self, job: Job[Any]) -> Failure | None:
-        """Load what the job needs."""
+    def open(self, job: Job[Any]) -> tuple[Failure | None, float]:
+        """Load what the job needs; the failure, if it fails, and the seconds since this worker began."""
+        failure = None
         try:
             self._function = job.open()
         except Exception as error:  # noqa: BLE001 (it is raised in the driver)
-            return Failure.of_exception(error)
-        return None
+            failure = Failure.of_exception(error)
+        return failure, time.perf_counter() - self._begun
 
     def work(self, item: str) -> tuple[Any, Failure | None, float]:
         """The job's result for one item, or the failure instead; and the seconds it took."""

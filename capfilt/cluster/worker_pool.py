@@ -21,6 +21,7 @@ from capfilt.cluster.worker import ItemResult, Job, Worker
 from capfilt.config import Config
 from capfilt.errors import ClusterError
 from capfilt.runs import deadline
+from capfilt.runs.usage import Meter
 from capfilt.storage import write_guard
 
 R = TypeVar("R")
@@ -64,42 +65,49 @@ def run_items(
     items: Iterable[str],
     resources: Resources | None = None,
     tries: int = 3,
+    meter: Meter | None = None,
 ) -> Iterator[ItemResult[R]]:
     """Run `job` on every item and yield one ItemResult for each, in the order in which they end.
 
     A CapfiltError of an item is its result at once, since another try would raise it again. After any other exception
     the item is tried once more, on another worker where there is one; after a worker's death, up to `tries` times in
     all, not counting the deaths of lost or preempted nodes. An item that takes longer than its limit is tried once
-    more, by a new worker. Closing the generator early kills the workers.
+    more, by a new worker. Closing the generator early kills the workers. `meter` counts what they use.
 
     Raises:
         ClusterError: the job cannot be opened, or no worker fits.
     """
+    meter = meter or Meter()
     if session.local:
-        yield from _run_locally(job, items, resources.limit if resources else 0)
+        yield from _run_locally(job, items, resources.limit if resources else 0, meter)
         return
     waiting = list(items)
     if not waiting:
         return
     needs = resources or Resources()
-    pool: _Pool[R] = _Pool(job, needs, pool_size(session, job, needs, len(waiting)), tries)
+    pool: _Pool[R] = _Pool(job, needs, pool_size(session, job, needs, len(waiting)), tries, meter)
     try:
         yield from pool.run(waiting)
     finally:
         pool.close()
 
 
-def _run_locally(job: Job[R], items: Iterable[str], limit: float) -> Iterator[ItemResult[R]]:
+def _run_locally(job: Job[R], items: Iterable[str], limit: float, meter: Meter) -> Iterator[ItemResult[R]]:
     worker = Worker(job.name)
-    _raise_unopened(job, worker.open(job))
+    meter.hold(job.name)
+    failure, _ = worker.open(job)
+    _raise_unopened(job, failure)
     bound_threads()  # opening a job may have imported torch
     for item in items:
         with deadline.time_limit(limit):
             result, failure, seconds = worker.work(item)
+            meter.work(seconds)
             for _ in range(MAX_CRASHES - 1):
                 if failure is not None and failure.user_error is None:
                     result, failure, seconds = worker.work(item)
+                    meter.work(seconds)
         yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
+    meter.release(job.name)
 
 
 def pool_size(session: Session, job: Job[Any], needs: Resources, num_items: int) -> int:
@@ -155,12 +163,13 @@ class _WorkerSlot:
 class _Pool(Generic[R]):
     """A fixed number of actors and their calls. Dead actors are replaced while there is work."""
 
-    def __init__(self, job: Job[R], needs: Resources, size: int, tries: int) -> None:
+    def __init__(self, job: Job[R], needs: Resources, size: int, tries: int, meter: Meter) -> None:
         import ray
 
         self._job = job
         self._size = size
         self._tries = tries
+        self._meter = meter
         self._limit = needs.limit
         self._num_left = 0
         self._threads = max(1, int(needs.cpus))
@@ -227,6 +236,7 @@ class _Pool(Generic[R]):
     def close(self) -> None:
         """Kill every worker; what it was doing is lost."""
         for slot in self._slots:
+            self._meter.release(slot.name)
             _kill(slot)
         self._slots.clear()
         self._calls.clear()
@@ -274,9 +284,9 @@ class _Pool(Generic[R]):
         import ray
 
         try:
-            failure = ray.get(call)
+            failure, seconds = ray.get(call)
         except ray.exceptions.RayTaskError as error:  # the job could not be unpickled there
-            failure = Failure.of_exception(error)
+            failure, seconds = Failure.of_exception(error), 0.0
         except ray.exceptions.RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= self._tries:
@@ -286,6 +296,7 @@ class _Pool(Generic[R]):
                 ) from error
             self._replace_worker(slot)
             return
+        self._meter.hold(slot.name, seconds)
         _raise_unopened(self._job, failure)
         self._forget_call(slot, call)
         self._failed_starts = 0
@@ -301,6 +312,7 @@ class _Pool(Generic[R]):
         except ray.exceptions.RayError as error:
             return self._handle_death(slot, task, Failure.of_death(error))
         self._forget_call(slot, call)
+        self._meter.work(seconds)
         if failure is None:
             return ItemResult(task.item, result, seconds=seconds)
         task.crashes += 1
@@ -321,6 +333,7 @@ class _Pool(Generic[R]):
 
     def _replace(self, slot: _WorkerSlot, task: _Task, failed: bool, error: str) -> ItemResult[R] | None:
         """Replace a worker and put its items back, except its running one where that has `failed` for good."""
+        self._meter.work(time.monotonic() - slot.started)
         back = [other for other in slot.calls.values() if other and not (failed and other is task)]
         self._waiting.extendleft(reversed(back))
         self._replace_worker(slot)
@@ -330,6 +343,7 @@ class _Pool(Generic[R]):
         self._slots.remove(slot)
         for call in list(slot.calls):
             self._forget_call(slot, call)
+        self._meter.release(slot.name)
         _kill(slot)  # to Ray it may only be out of reach
         if self._waiting:
             self._start_worker()

@@ -15,6 +15,7 @@ from capfilt.config import Config
 from capfilt.errors import UsageError
 from capfilt.inference.config import AnnotateConfig, DecodeConfig, Precision
 from capfilt.models import BlipConfig
+from capfilt.runs.cost import Price
 from capfilt.runs.progress import Progress
 
 STAGES = ("annotate",)
@@ -50,8 +51,8 @@ class BenchConfig(Config):
         )
 
 
-def run(stage: str, sets: Sequence[str], show: Progress) -> dict[str, Any]:
-    """The verb: measure a stage; the answer is the whole record."""
+def run(stage: str, sets: Sequence[str], show: Progress, price: Price | None = None) -> dict[str, Any]:
+    """The verb: measure a stage; the answer is the whole record, with a price also what a million images cost."""
     if stage not in STAGES:
         raise UsageError(f"there is no benchmark of {stage!r}; there are: {', '.join(STAGES)}.")
     config = configs.build(BenchConfig, sets)
@@ -59,4 +60,4 @@ def run(stage: str, sets: Sequence[str], show: Progress) -> dict[str, Any]:
     from capfilt.pipelines.bench_annotate import bench_annotate  # torch: not before the settings are checked
 
     with tempfile.TemporaryDirectory() as scratch:
-        return bench_annotate(config, architecture, Path(scratch), show)
+        return bench_annotate(config, architecture, Path(scratch), show, price)

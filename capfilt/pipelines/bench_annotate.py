@@ -30,6 +30,8 @@ from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.models.layers.config import Role
 from capfilt.pipelines.bench import BenchConfig
+from capfilt.runs import cost
+from capfilt.runs.cost import Price
 from capfilt.runs.progress import Progress
 from capfilt.stages.annotate import AnnotateJob
 from capfilt.stages.shard_annotator import ShardAnnotator, texts_of
@@ -37,7 +39,9 @@ from capfilt.stages.shard_annotator import ShardAnnotator, texts_of
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, show: Progress) -> dict[str, Any]:
+def bench_annotate(
+    config: BenchConfig, architecture: BlipConfig, folder: Path, show: Progress, price: Price | None = None
+) -> dict[str, Any]:
     """Measure the stage and the bare annotator in turns."""
     compute, _ = choose(config.precision, local_device(), [ability()])
     device, dtype = compute.open(), compute.dtype
@@ -75,6 +79,8 @@ def bench_annotate(config: BenchConfig, architecture: BlipConfig, folder: Path, 
     setup = {**config.model_dump(mode="json"), **sizes}
     runs = {"stage_seconds": stage, "bare_seconds": bare}
     about = {"machine": speed.machine(device), "versions": speed.versions()}
+    size = (torch.get_num_threads(), float(device.type == "cuda"))
+    figures |= cost.rate_figures(figures["images_per_second"], *size, price)
     return {"stage": "annotate", **figures, "against_fp32": changed, "setup": setup, "runs": runs, **about}
 
 

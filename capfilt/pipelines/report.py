@@ -9,6 +9,7 @@ from capfilt.reporting.collect import PAGE, collect_report
 from capfilt.reporting.comparison.collect import collect_comparison
 from capfilt.reporting.comparison.page import render_comparison
 from capfilt.reporting.page import render
+from capfilt.runs.cost import Price
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath
 
@@ -22,6 +23,7 @@ def run(
     web: Sequence[str] | None = None,
     heatmaps: int = 0,
     filter_: str | None = None,
+    price: Price | None = None,
 ) -> dict[str, Any]:
     """The verb: write the page of a run to `out`, else to report.html in the run folder.
 
@@ -32,9 +34,10 @@ def run(
         web: where the shards lie, instead of the plan, which holds no secrets of an address.
         heatmaps: how many kept and how many dropped texts of each round get one; runs the filter that scored them.
         filter_: that filter, where the run folder neither holds nor names it.
+        price: with it the page says what each stage costs.
     """
     path = out or folder / PAGE
-    report = collect_report(folder, fetch, web)
+    report = collect_report(folder, fetch, web, price)
     if heatmaps:
         from capfilt.pipelines.inspect.gallery_heatmaps import with_heatmaps  # torch
 

@@ -19,10 +19,11 @@ from capfilt.errors import RunError, ShardError
 from capfilt.models import FAMILIES
 from capfilt.reporting.counts import SCORE_RANGES
 from capfilt.reporting.gallery import TextKey, make_gallery
-from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training
+from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training, Usage
 from capfilt.reporting.sampling import RoundSource
 from capfilt.reporting.sections import HUMAN_AUC
-from capfilt.runs import round_figures
+from capfilt.runs import cost, round_figures, stage_status
+from capfilt.runs.cost import Price
 from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
@@ -98,8 +99,10 @@ def read_run(folder: StoragePath, fetch: bool, web: Sequence[str] | None, notes:
     return RunRecord(folder, command, run.plan, events, rounds, seconds, sources, urls)
 
 
-def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] | None = None) -> Report:
-    """Everything that the page of a run folder shows.
+def collect_report(
+    folder: StoragePath, fetch: bool = False, web: Sequence[str] | None = None, price: Price | None = None
+) -> Report:
+    """Everything that the page of a run folder shows; with a price also what it costs.
 
     `fetch` allows to read shards that the run's plan names on other machines; `web` says where the shards lie, instead
     of the plan, which holds no secrets of an address. RunError for a folder that has nothing to show.
@@ -130,8 +133,17 @@ def collect_report(folder: StoragePath, fetch: bool = False, web: Sequence[str] 
         reasons=list(gallery.lists.reasons),
         kinds=list(gallery.lists.kinds),
         notes=notes,
+        usage=_usage(folder, price),
     )
     return Report(page, gallery.texts)
+
+
+def _usage(folder: StoragePath, price: Price | None) -> Usage:
+    """What the stages used, as a table, and a line of what that costs."""
+    stands = [stage_status.read_status(ledger) for ledger in stage_status.find_ledgers(folder)]
+    records = [{"label": stand.plan.label, **cost.stage_figures(stand, price)} for stand in stands]
+    headings, rows = cost.table_of_usage([record for record in records if "usage" in record])
+    return Usage(headings, rows, [] if price is None else list(cost.lines(cost.run_cost(stands, price))))
 
 
 def next_steps(folder: StoragePath, summary: Mapping[str, Any]) -> list[tuple[str, str]]:

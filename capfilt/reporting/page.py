@@ -25,12 +25,14 @@ from capfilt.reporting.page_data import (
     COLUMNS,
     MAX_LINES,
     MAX_ROUNDS,
+    MAX_STAGES,
     MAX_TRAININGS,
     AnnotatedRound,
     PageData,
     Series,
     Training,
 )
+from capfilt.reporting.sections import Cell
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -67,6 +69,7 @@ def render(data: PageData, review: bool = False) -> str:
         loss_charts=list(islice(sections.loss_charts(data.trainings), MAX_LINES)),
         single_losses=list(islice(sections.single_losses(data.trainings), MAX_LINES)),
         histograms=[_histograms(each) for each in annotated],
+        usage_rows=[[Cell(text) for text in row] for row in data.usage.rows],
     )
 
 
@@ -117,6 +120,7 @@ def bounded(data: PageData) -> PageData:
         reasons=[(printable(full), printable(kind), failed) for full, kind, failed in data.reasons],
         kinds=[printable(kind) for kind in data.kinds],
         notes=[printable(note, MAX_MESSAGE) for note in data.notes[:MAX_LINES]],
+        usage=replace(data.usage, rows=[[printable(cell) for cell in row] for row in data.usage.rows[:MAX_STAGES]]),
     )
 
 

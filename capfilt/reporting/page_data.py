@@ -18,6 +18,8 @@ MAX_ROUNDS = 100
 """Rounds in the page: the newest."""
 MAX_TRAININGS = 20
 """Trainings of one kind, one line each in the charts of losses: the newest."""
+MAX_STAGES = 1000
+"""Rows of what stages used."""
 MAX_LINES = 64
 """Notes, charts of losses, and reasons of a round."""
 
@@ -95,6 +97,17 @@ class AnnotatedRound:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What the workers of each stage used, as a table."""
+
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    """One a stage."""
+    notes: Sequence[str] = ()
+    """What all of it costs, where a price was given."""
+
+
+@dataclass(frozen=True)
 class PageData:
     """Everything that the page shows."""
 
@@ -116,3 +129,4 @@ class PageData:
     """The kinds of wrong texts, where the truth is known."""
     notes: Sequence[str] = ()
     """What a reader must know: what was sampled, what is missing."""
+    usage: Usage = Usage()

@@ -2,7 +2,8 @@
 
 Beside a stage's completions lie `ledger/STAGE.plan.jsonl` (a header, then a line for each shard) and, where shards
 failed as a whole, `ledger/STAGE.failed.jsonl`. `ledger/STAGE.pace.json` holds how much the newest command has done and
-in how many seconds; times of files are not used, so that a copy of the folder gives the same rate.
+in how many seconds; times of files are not used, so that a copy of the folder gives the same rate. `usage.py` says what
+`ledger/STAGE.usage.jsonl` has.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.tally import Tally, bounded
+from capfilt.runs.usage import Usage, read_usage
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append_line
 from capfilt.storage.atomic import atomic, write_json
@@ -171,6 +173,8 @@ class StageStatus:
     """Shards that failed as a whole, by reason."""
     rate: float | None = None
     """Units a second since the newest command began, as it recorded them; None where it recorded none."""
+    usage: Usage | None = None
+    """What it used, all commands together; None where that was not measured."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -182,7 +186,7 @@ def read_status(ledger: Ledger) -> StageStatus:
     """Count what a stage has done; completions of an earlier plan do not count."""
     plan, identities = read_plan(ledger)
     count = 0
-    status = StageStatus(ledger, plan or StagePlan(ledger.stage, 0))
+    status = StageStatus(ledger, plan or StagePlan(ledger.stage, 0), usage=read_usage(ledger))
     stats = listing(ledger.path)
     for done in ledger.readable_completions():
         if stats.get(f"{done.shard}.json") is None or (identities and identities.get(done.shard) != done.fingerprint):

@@ -18,6 +18,7 @@ from capfilt.data import shards
 from capfilt.runs import quarantine
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.metrics import ShardReport
+from capfilt.runs.usage import Meter
 
 TRIES = 2
 """How often a shard may kill its worker before it is bisected, and a single sample before it is skipped."""
@@ -65,8 +66,8 @@ def version_of(identity: str, stat: Mapping[str, Any]) -> str:
 class Bisection:
     """Finds the samples of one stage that kill their workers."""
 
-    def __init__(self, session: Session, job: Any, ledger: Ledger, resources: Resources):
-        self.session, self.job, self.ledger = session, job, ledger
+    def __init__(self, session: Session, job: Any, ledger: Ledger, resources: Resources, meter: Meter):
+        self.session, self.job, self.ledger, self.meter = session, job, ledger, meter
         self.resources = resources.model_copy(update={"workers": 1})
         self.enabled = bool(getattr(job, "splittable", False)) and not session.local
         self._without_result: Counter[str] = Counter()
@@ -95,5 +96,6 @@ class Bisection:
 
     def _try(self, item: str, start: int, stop: int) -> int | None:
         """Process samples [start, stop) of an item; returns its number of samples, None if the worker died."""
-        [end] = run_items(self.session, Probe(self.job), [f"{start}:{stop}:{item}"], self.resources, tries=1)
+        part = f"{start}:{stop}:{item}"
+        [end] = run_items(self.session, Probe(self.job), [part], self.resources, tries=1, meter=self.meter)
         return None if end.deaths else end.result or 0

@@ -12,13 +12,15 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from capfilt.cluster.nodes import run_on_nodes
-from capfilt.cluster.session import Session
+from capfilt.cluster.session import Session, num_threads
 from capfilt.errors import RunError
 from capfilt.inference.config import DeviceKind, Precision
 from capfilt.inference.device import Ability, Compute, ability, choose, local_device
 from capfilt.printable import short_repr
+from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
+from capfilt.runs.usage import Meter
 
 
 class WorkerSize(Protocol):
@@ -62,6 +64,15 @@ def device_kind(session: Session, size: WorkerSize) -> DeviceKind:
     if session.local:
         return local_device()
     return "cuda" if size.gpus else "cpu"
+
+
+def metered(session: Session, job: object, ledger: Ledger, size: WorkerSize) -> Meter:
+    """The meter of a stage whose workers have this size. In a local session this process is the worker: it has the CPUs
+    with which it may compute, and a GPU where the job computes on one."""
+    if not session.local:
+        return Meter.of(ledger, size.cpus, size.gpus)
+    device = getattr(getattr(job, "compute", None), "device", "cpu")
+    return Meter.of(ledger, num_threads(), size.gpus or float(device == "cuda"))
 
 
 def _decide(run: Run, name: str, request: ComputeRequest, survey: _NodeSurvey, progress: Progress) -> Compute:

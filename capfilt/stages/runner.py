@@ -24,6 +24,7 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
 from capfilt.stages.bisect import TRIES, Bisection
+from capfilt.stages.compute import metered
 from capfilt.stages.inputs import changed_shards
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
@@ -81,14 +82,15 @@ def run_stage(
         session.report([metrics.queue_reading(job.name, len(todo))])
     failures: dict[str, str] = {}
     pace = stage_status.PaceFile(ledger)
-    bisection = Bisection(session, job, ledger, resources)
-    with show.stage(label, len(items), unit_of(job)) as line:
+    meter = metered(session, job, ledger, resources)
+    bisection = Bisection(session, job, ledger, resources, meter)
+    with meter, show.stage(label, len(items), unit_of(job)) as line:
         line.resume(done.num, _shown(job, done.total), _first_wait(session, job) if todo else "")
         parallel = pool_size(session, job, resources, len(todo)) if todo else 1
-        pending = list(todo)
+        pending, tries = list(todo), TRIES if bisection.enabled else 3
         while pending:
             to_bisect: list[str] = []
-            for end in run_items(session, job, pending, resources, TRIES if bisection.enabled else 3):
+            for end in run_items(session, job, pending, resources, tries, meter):
                 write_guard.check_lock(ledger.path)
                 name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
                 line.start_clock(end.seconds, parallel)
@@ -98,6 +100,7 @@ def run_stage(
                 tally = done.add(name) if error is None else None
                 if tally is not None:
                     pace.add()
+                    meter.end(1, tally.samples["in"])
                     session.report(metrics.shard_readings(job.name, tally, report, end.seconds))
                 else:
                     failures[end.item] = error or f"{name} was done, but its outputs are not there any more"

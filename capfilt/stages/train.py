@@ -30,6 +30,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress, StageLine
 from capfilt.runs.stage_status import StagePlan, write_plan
 from capfilt.runs.tally import Tally
+from capfilt.stages.compute import metered
 from capfilt.stages.count_pairs import count_regions, count_rows, shard_digests
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
@@ -120,33 +121,45 @@ def run_training(
         write_plan(
             ledger, StagePlan(label, job.train.steps, unit="steps", log=f"{job.out.name}/{LOG}"), {"model": wanted}
         )
-        batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
-
-        def report(newest: dict[str, Any], steps: int) -> None:
-            session.report(metrics.training_readings(job.out.name, newest, steps, steps * batch, objectives))
-
-        tail = Tail(job.out / LOG, line, report)
-        line.wait("the first line of the training's log")
-        try:
-            fit(
-                session,
-                partial(train_here, on_line=tail.follow) if session.local else train_here,
-                {"job": job.model_dump(mode="json")},
-                workers=1 if session.local else resources.workers,
-                cpus=resources.cpus,
-                gpus=resources.gpus,
-                storage=job.out / "ray",
-                name=label.replace(" ", "-"),
-                poll=tail.glance,
-            )
-        except CallbackInterrupt as interrupt:
-            raise interrupt.error from None
-        tail.poll()
+        _fit(session, job, resources, ledger, line)
     outputs = [job.model_folder / name for name, stat in sorted(listing(job.model_folder).items()) if stat is not None]
     ledger.commit("model", wanted, outputs, Tally.zero())
     remove_file(job.out / ROWS)
     remove_folder(job.out / STATES)
     return job.model_folder
+
+
+def _fit(session: Session, job: TrainJob, resources: TrainResources, ledger: Ledger, line: StageLine) -> None:
+    """Run the processes of a training, and show, report and write down what they do."""
+    batch, objectives = job.train.loader.batch_size, job.train.objectives.losses
+    workers = 1 if session.local else resources.workers
+    meter = metered(session, job, ledger, resources)
+
+    def report(newest: dict[str, Any], steps: int) -> None:
+        meter.work(workers * steps * newest.get("step_seconds", 0.0))
+        meter.end(steps, steps * batch)
+        session.report(metrics.training_readings(job.out.name, newest, steps, steps * batch, objectives))
+
+    tail = Tail(job.out / LOG, line, report)
+    line.wait("the first line of the training's log")
+    try:
+        with meter:
+            for rank in range(workers):
+                meter.hold(f"rank {rank}")
+            fit(
+                session,
+                partial(train_here, on_line=tail.follow) if session.local else train_here,
+                {"job": job.model_dump(mode="json")},
+                workers=workers,
+                cpus=resources.cpus,
+                gpus=resources.gpus,
+                storage=job.out / "ray",
+                name=line.label.replace(" ", "-"),
+                poll=tail.glance,
+            )
+            tail.poll()
+    except CallbackInterrupt as interrupt:
+        raise interrupt.error from None
 
 
 def _prepared(

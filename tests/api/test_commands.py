@@ -49,7 +49,10 @@ class TestTheCommandLineDoesTheSame:
         assert files(tmp_path / "run/annotations") == files(annotated.annotations)
         printed = json.loads(done.out)
         assert printed.pop("annotations") == str(tmp_path / "run/annotations")
-        assert printed == {key: value for key, value in annotated.record.items() if key != "annotations"}
+        assert printed.pop("usage").keys() == annotated.record["usage"].keys() == {"annotate"}
+        assert printed == {
+            key: annotated.record[key] for key in annotated.record if key not in ("annotations", "usage")
+        }
 
     def test_select(self, finished_run: Path, annotated: Any, tmp_path: Path, capfilt: Any) -> None:
         import capfilt as library

@@ -17,6 +17,8 @@ from capfilt.cluster.worker import ItemResult
 from capfilt.cluster.worker_pool import Resources, run_items
 from capfilt.errors import ClusterError, DataError, ModelError
 from capfilt.runs import deadline
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.usage import Meter, read_usage
 
 HALF = Resources(cpus=0.5)
 
@@ -148,11 +150,15 @@ def test_an_item_that_always_kills_is_given_up_and_alone(ray_session: Session, t
 
 def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Session, tmp_path: Path) -> None:
     job, items = Act(tmp_path), ["slow", "slow-once", *(f"{i:05d}" for i in range(4))]
-    done = ends(run_items(ray_session, job, items, Resources(cpus=1, limit=1.5)))
+    with Meter.of(ledger := Ledger(tmp_path, "act"), cpus=1, gpus=0) as meter:
+        done = ends(run_items(ray_session, job, items, Resources(cpus=1, limit=1.5), meter=meter))
     assert sorted(done) == sorted(items)
     assert done["slow"] == ItemResult("slow", None, "took longer than 1.5 s, twice")
     assert [d.item for d in done.values() if d.error] == ["slow"]
     assert len(set(job.calls("slow"))) == len(set(job.calls("slow-once"))) == 2
+    used = read_usage(ledger)
+    assert used is not None
+    assert 4.5 <= used.cpu_busy < used.cpu_reserved, "three tries that came to nothing count too"
 
 
 def test_where_no_other_worker_is_left_the_same_one_tries_again(

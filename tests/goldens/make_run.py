@@ -65,10 +65,12 @@ def tree(folder: Path, dated: bool = False) -> Tree:
     What is another each time is replaced: seconds and times of day by "<time>", the working directory by "<here>".
     Unless all shards that were read have the times of writing of `date`, so are those, and fingerprints and names that
     contain them (of the stage `rows`) by "<dated>". JSON that is not written as the ledger writes it (keys sorted,
-    indent 1) stands here as its text.
+    indent 1) stands here as its text. What workers used is left out: how many lines say it is another each time, too.
     """
     result: Tree = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink()):
+        if path.name.endswith(".usage.jsonl"):
+            continue
         name, content = str(path.relative_to(folder)), _content(path)
         if not dated:
             content = _undated(content, rows="/rows" in f"/{name}")
@@ -118,7 +120,11 @@ def _timeless(content: Any) -> Any:
     if isinstance(content, dict):
         # What img2dataset writes of a shard says how long it took, and so do its size and its sha256.
         own = {"bytes", "sha256"} if str(content.get("path")).endswith("_stats.json") else set()
-        return {key: "<time>" if key in _TIMES | own else _timeless(value) for key, value in content.items()}
+        return {
+            key: "<time>" if key in _TIMES | own else _timeless(value)
+            for key, value in content.items()
+            if key != "usage"
+        }
     if isinstance(content, list):
         return [_timeless(value) for value in content]
     return content.replace(os.getcwd(), "<here>") if isinstance(content, str) else content

@@ -28,6 +28,7 @@ from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
 from capfilt.pipelines.bootstrap.role_sources import open_roles
 from capfilt.pipelines.tokenizer_checks import text_warnings
 from capfilt.reporting.collect import PAGE
+from capfilt.runs.cost import usage_by_stage
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.runs.tally import Tally
@@ -93,6 +94,8 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
         newest = context.folder(r, "pretrain", "checkpoint")
     seconds = worked_seconds(run, (None, *range(config.rounds + 1)))
     summary = {"command": "bootstrap", "recipe": "recipe.yaml", "seconds": seconds, "rounds": rounds}
+    if used := usage_by_stage(run.folder):
+        summary["usage"] = used
     if not run.path("summary.json").is_file() or documents.read_json(run.path("summary.json")) != summary:
         run.write_summary(summary)
     run.log("end", seconds=seconds)

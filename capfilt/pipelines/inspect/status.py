@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from capfilt.runs import stage_status
+from capfilt.runs.cost import Price, run_cost, stage_figures
 from capfilt.runs.locking.lock_file import LockFile, driver_of, find_lock
 from capfilt.runs.run import Run
 from capfilt.runs.stage_status import StageStatus
@@ -15,8 +16,9 @@ from capfilt.storage.paths import StoragePath, relative_to
 WORKING = "working"
 
 
-def run(folder: StoragePath) -> dict[str, Any]:
-    """The verb: every stage that was begun, in order, and whether a process works on the run."""
+def run(folder: StoragePath, price: Price | None = None) -> dict[str, Any]:
+    """The verb: every stage that was begun, in order, and whether a process works on the run; with a price also what
+    they cost."""
     Run.load(folder)
     # The lock first: if a driver ends while stages are counted, the run still counts as working, until the next call.
     holder, driver = find_lock(folder), driver_of(folder)
@@ -26,13 +28,14 @@ def run(folder: StoragePath) -> dict[str, Any]:
     return {
         "run": str(folder),
         "state": state(driver, died, complete),
-        "stages": [stage_record(folder, stand) for stand in standings],
+        "stages": [stage_record(folder, stand, price) for stand in standings],
+        **({} if price is None else {"cost": run_cost(standings, price)}),
     }
 
 
-def follow(folder: StoragePath, every: float) -> Iterator[dict[str, Any]]:
+def follow(folder: StoragePath, every: float, price: Price | None = None) -> Iterator[dict[str, Any]]:
     """Yield the status every `every` seconds while a process works on the run, and once more after it has ended."""
-    while (status := run(folder))["state"].startswith(WORKING):
+    while (status := run(folder, price))["state"].startswith(WORKING):
         yield status
         time.sleep(every)
     yield status
@@ -51,7 +54,7 @@ def state(driver: str, died: LockFile | None, complete: bool) -> str:
     return "done: every stage that was begun" if complete else "stopped: the same command goes on"
 
 
-def stage_record(folder: StoragePath, stand: StageStatus) -> dict[str, Any]:
+def stage_record(folder: StoragePath, stand: StageStatus, price: Price | None = None) -> dict[str, Any]:
     """One stage as --json prints it; a figure that is not known is absent."""
     record: dict[str, Any] = {
         "stage": stand.ledger.stage,
@@ -68,4 +71,4 @@ def stage_record(folder: StoragePath, stand: StageStatus) -> dict[str, Any]:
         record["per_second"] = round(stand.rate, 4)
     if stand.seconds_left is not None:
         record["seconds_left"] = round(stand.seconds_left)
-    return record
+    return record | stage_figures(stand, price)

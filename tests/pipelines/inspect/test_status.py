@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from capfilt.errors import FolderError
 from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger
@@ -46,6 +48,63 @@ def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
     assert annotated["samples"] == {"in": 60, "kept": 60}
     assert annotated["per_second"] > 0
     assert annotated["seconds_left"] == 0
+
+
+def test_what_a_bootstrap_used_and_what_that_costs(finished_run: Path, capfilt: Any) -> None:
+    """Measured in this process, by the stages and the trainings; the machine has as many CPUs as the process."""
+    result = told(finished_run, capfilt)
+    used = {(stage["folder"], stage["stage"]): stage["usage"] for stage in result["stages"]}
+    assert used.keys() >= {
+        ("round-0", "pretrain"),
+        ("round-1", "captioner"),
+        ("round-1", "annotate"),
+        ("data", "world"),
+    }
+    assert all(0 < one["cpu_seconds"]["busy"] <= one["cpu_seconds"]["reserved"] for one in used.values())
+    assert used["round-1", "annotate"]["images_per_second_per_worker"] > 0
+    assert used["round-0", "pretrain"]["images_per_second_per_worker"] > 0
+    assert all(one["gpu_seconds"] == {"busy": 0, "reserved": 0} for one in used.values())
+    assert "cost" not in result
+    summary = json.loads((finished_run / "summary.json").read_text())["usage"]
+    assert summary["round-1/annotate"] == used["round-1", "annotate"]
+
+    priced = json.loads(capfilt("status", finished_run, "--json", "--price", "cpu=3600").out)
+    seconds = sum(one["cpu_seconds"]["reserved"] for one in used.values())
+    assert priced["cost"]["usd"] == pytest.approx(seconds, abs=0.05 * len(used) + 0.001 * seconds)
+    assert priced["cost"]["usd_expected"] == priced["cost"]["usd"], "it has ended"
+    assert priced["cost"]["usd_per_million_images"] == pytest.approx(priced["cost"]["usd"] / 60 * 1e6, rel=0.01)
+    kept = json.loads((finished_run / "summary.json").read_text())["rounds"][1]["kept"]
+    wanted = priced["cost"]["usd"] / sum(kept.values()) * 1e6
+    assert priced["cost"]["usd_per_million_kept_texts"] == pytest.approx(wanted, rel=0.01)
+    said = capfilt("status", finished_run, "--price", "cpu=3600")
+    assert "What the workers used" in said.out
+    assert "USD so far" in said.out
+    assert "GPU-seconds" not in said.out
+    assert capfilt("status", finished_run, "--price", "cpus=3").code == 2
+
+
+def test_commands_add_up_and_a_fork_does_not_pay_for_what_it_took_over(
+    finished_run: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    words = ["annotate", finished_run / "data/web", "--captioner", finished_run / "round-1/captioner", "--filter"]
+    words += [finished_run / "round-1/filter", "--json", "--price", "cpu=1"]
+
+    def use(*more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        done = capfilt(*words, *more)
+        assert done.code == 0, done.err
+        record = json.loads(done.out)
+        return record.get("usage", {}).get("annotate", {}), record.get("cost", {})
+
+    first, cost = use("--out", tmp_path / "a")
+    assert cost["usd"] > 0
+    again, _ = use("--out", tmp_path / "a")
+    assert again == first, "nothing was done"
+    (tmp_path / "a/ledger/annotate/00001.json").unlink()
+    more, dearer = use("--out", tmp_path / "a")
+    assert more["cpu_seconds"]["reserved"] > first["cpu_seconds"]["reserved"]
+    assert dearer["usd"] > cost["usd"]
+    fork, nothing = use("--out", tmp_path / "a", "--fork", tmp_path / "b")
+    assert (fork, nothing) == ({}, {})
 
 
 def test_a_run_that_was_cut_short(run_copy: Path, capfilt: Any) -> None:

@@ -14,7 +14,7 @@ Bytes = dict[str, bytes]
 
 def outputs(run: Path) -> Bytes:
     """What a run is for: everything but its logs and Ray's own files."""
-    skip = ("log.jsonl", "summary.json", "report.html", ".plan.jsonl", ".pace.json")
+    skip = ("log.jsonl", "summary.json", "report.html", ".plan.jsonl", ".pace.json", ".usage.jsonl")
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in sorted(run.rglob("*"))

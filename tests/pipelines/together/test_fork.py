@@ -54,7 +54,7 @@ def test_a_fork_equals_a_run_from_scratch(finished_run: Path, tmp_path: Path, ca
         done = capfilt(*words, *more, "--seed", "3")
         assert done.code == 0, done.err
     for path in (tmp_path / "c").rglob("*"):
-        if path.is_file() and not path.name.endswith(("plan.jsonl", "pace.json")):
+        if path.is_file() and not path.name.endswith(("plan.jsonl", "pace.json", "usage.jsonl")):
             assert (tmp_path / "b" / path.relative_to(tmp_path / "c")).read_bytes() == path.read_bytes()
     assert inode(tmp_path / "b/annotations/00000.parquet") == inode(tmp_path / "a/annotations/00000.parquet")
 
