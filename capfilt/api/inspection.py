@@ -47,7 +47,14 @@ def status(run: Location, *, price: Price | None = None) -> RunStatus:
 def watch(run: Location, every: float = 2.0, *, price: Price | None = None) -> Iterator[RunStatus]:
     """The status of a run every so many seconds, until nobody works on it any more; the last one is how it ended.
 
-    Arguments and errors as of `status`.
+    Args:
+        run: the run folder.
+        every: seconds between two of them.
+        price: as in `status`.
+
+    Raises:
+        RunError: `run` is no run folder.
+        UsageError: `price` is none.
     """
     from capfilt.pipelines.inspect import status as pipeline
 
