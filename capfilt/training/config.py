@@ -157,3 +157,52 @@ class TeachConfig(Config):
     """Rows a step, each as long as the model has positions."""
     lr: float = Field(default=3e-3, gt=0)
     """Peak; from there it falls linearly to 0."""
+
+
+class SmallVlmConfig(Config):
+    """The shape of a new vision-language model, LLaVA's in miniature: CLIP's vision tower, two linear layers, a Llama.
+    For the embedded world and for tests; what is to know real pictures begins with a published model."""
+
+    image_size: int = Field(default=32, ge=1)
+    patch_size: int = Field(default=8, ge=1)
+    width: int = Field(default=96, ge=8)
+    """Of both towers; a multiple of `heads`."""
+    vision_depth: int = Field(default=3, ge=1)
+    text_depth: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    vocabulary: int = Field(default=512, ge=300)
+    """Tokens of a byte-level BPE that is learned from the texts, at most."""
+    positions: int = Field(default=256, ge=64)
+    """Tokens of picture, prompt and text together."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> SmallVlmConfig:
+        if self.image_size % self.patch_size or self.width % self.heads:
+            raise ValueError("image_size must be a multiple of patch_size, and width of heads")
+        return self
+
+
+class TeachCaptionerConfig(Config):
+    """How a vision-language model of transformers is fine-tuned to write captions like those of the human pairs."""
+
+    start: str | None = None
+    """The model to begin with: a folder of transformers, or a name on the Hugging Face hub. null: a new one."""
+    shape: SmallVlmConfig = SmallVlmConfig()
+    """Of a new model."""
+    steps: int = Field(default=400, ge=1)
+    """Updates of all weights."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures a step, each with one of its texts."""
+    lr: float = Field(default=2e-3, gt=0)
+    """Peak, after a warm-up of a twentieth of the steps; from there it falls linearly to 0. For a published model take
+    1e-5 to 5e-5."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Tokens of a text; longer ones are not learned from."""
+    precision: Precision = "auto"
+    """As of a training."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> TeachCaptionerConfig:
+        if self.start is not None and self.shape != SmallVlmConfig():
+            raise ValueError("start and shape both say what the model is; give one of them")
+        return self

@@ -23,7 +23,7 @@ from capfilt.pipelines.bootstrap.data import DataConfig, Shards
 from capfilt.pipelines.finetune import FinetuneConfig
 from capfilt.recipe_tree import read_section
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import TeachConfig, TrainConfig, TrainResources
+from capfilt.training.config import TeachCaptionerConfig, TeachConfig, TrainConfig, TrainResources
 
 
 class ClusterConfig(Config):
@@ -64,7 +64,22 @@ class PretrainedConfig(Config):
     """A captioner or a filter that is used as it is in every round; nothing is trained."""
 
     pretrained: str
-    """A model folder, a `.pth` of BLIP, or a name on the Hugging Face hub: what `capfilt annotate` takes."""
+    """A model folder, a `.pth` of BLIP, or a name on the Hugging Face hub: what `capfilt annotate` takes; a captioner
+    may be `hf:` or `openai:` too (docs/captioners.md). `endpoint: URL#MODEL` stands for `openai:URL#MODEL`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _endpoint(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("endpoint"), str) and given.keys() == {"endpoint"}:
+            return {"pretrained": f"openai:{given['endpoint']}"}
+        return given
+
+
+class TaughtConfig(Config):
+    """A captioner that is a vision-language model of transformers, fine-tuned on the human pairs once for a run."""
+
+    teach: TeachCaptionerConfig
+    """What it begins with and how it learns."""
 
 
 class SeparateConfig(TrainConfig):
@@ -96,15 +111,21 @@ class SeparateConfig(TrainConfig):
 
 def _kind_of_source(given: Any) -> str:
     """The class of a role's section; one that names no other source is a fine-tuning."""
+    others = {
+        "pretrained": PretrainedConfig,
+        "endpoint": PretrainedConfig,
+        "teach": TaughtConfig,
+        "model": SeparateConfig,
+    }
     if not isinstance(given, dict):
-        return type(given).__name__ if isinstance(given, PretrainedConfig | SeparateConfig) else TrainConfig.__name__
-    kind = PretrainedConfig if "pretrained" in given else SeparateConfig if "model" in given else TrainConfig
-    return kind.__name__
+        return type(given).__name__ if type(given) in others.values() else TrainConfig.__name__
+    return next((kind.__name__ for key, kind in others.items() if key in given), TrainConfig.__name__)
 
 
 RoleConfig = Annotated[
     Annotated[TrainConfig, Tag("TrainConfig")]
     | Annotated[PretrainedConfig, Tag("PretrainedConfig")]
+    | Annotated[TaughtConfig, Tag("TaughtConfig")]
     | Annotated[SeparateConfig, Tag("SeparateConfig")],
     Discriminator(_kind_of_source),
 ]
@@ -171,7 +192,7 @@ class BootstrapConfig(Config):
     """A recipe of `capfilt bootstrap`."""
 
     folder: ClassVar[str] = "bootstrap"
-    alternatives: ClassVar[frozenset[str]] = frozenset({"pretrained", "task"})
+    alternatives: ClassVar[frozenset[str]] = frozenset({"pretrained", "endpoint", "teach", "task"})
     named_sections: ClassVar[frozenset[str]] = frozenset({"model"})
 
     seed: int = 0
@@ -196,9 +217,10 @@ class BootstrapConfig(Config):
     """What the last round pretrains in place of `model`: a BLIP-2, stage by stage. Round 0 always pretrains `model`."""
     captioner: RoleConfig
     """The training that makes a captioner of each round's newest model; or of a `model` of another architecture; or
-    `pretrained`: a model that is there."""
+    `pretrained`: a model that is there; or `endpoint`: a server; or `teach`: a vision-language model of transformers
+    that is fine-tuned once."""
     filter: RoleConfig
-    """As `captioner`."""
+    """As `captioner`, but for `endpoint` and `teach`."""
     annotate: AnnotateConfig = AnnotateConfig()
     """How texts are written and scored."""
     select: PolicyConfig = PolicyConfig()

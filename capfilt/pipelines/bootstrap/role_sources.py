@@ -1,5 +1,5 @@
 """Where a captioner or a filter comes from: fine-tuned from each round's newest model, a model of another architecture
-that is trained beside it, or a pretrained model.
+that is trained beside it, a pretrained model, or a vision-language model that is taught before the rounds.
 
 A source is one class here, its section of a recipe in `config.RoleConfig`, and a line in `SOURCES`.
 """
@@ -9,21 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from capfilt.cluster.worker_pool import Resources
 from capfilt.data.loading.config import Source
 from capfilt.data.policy import check_scores
 from capfilt.errors import RecipeError
+from capfilt.inference.captioners.prompts import IGNORE, templates
 from capfilt.inference.captioners.spec import CaptionerSpec, LocalSpec, captioner_spec
+from capfilt.inference.captioners.vlm.spec import VlmSpec, check_decode
 from capfilt.inference.roles import check_filter, check_prompts, lacking, scores_given
 from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig, SeparateConfig
+from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig, SeparateConfig, TaughtConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, RoleSource
+from capfilt.pipelines.bootstrap.taught_captioner import TeachJob, teach_captioner
 from capfilt.pipelines.tokenizer_checks import check_vocabulary
 from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.train import check_beginning, check_sources, check_start, check_training, run_training
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import EXECUTION_FIELDS, TrainConfig, TrainResources
+from capfilt.training.config import EXECUTION_FIELDS, TeachCaptionerConfig, TrainConfig, TrainResources
 from capfilt.training.job import TrainJob
 
 ROLES: tuple[ModelRole, ...] = ("captioner", "filter")
@@ -225,7 +229,73 @@ class Pretrained:
         return self.spec
 
 
-SOURCES: dict[type, type[SourceType]] = {TrainConfig: Finetuned, SeparateConfig: Separate, PretrainedConfig: Pretrained}
+@dataclass(frozen=True)
+class Taught:
+    """A vision-language model of transformers, fine-tuned on the human pairs before the first round that needs it."""
+
+    config: BootstrapConfig
+    teach: TeachCaptionerConfig
+    start: VlmSpec | None
+
+    @classmethod
+    def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
+        """It writes and does not score; the decoding must be one that it can do."""
+        if role == "filter":
+            raise RecipeError("filter.teach: a vision-language model is no filter; only `captioner` has it.")
+        check_decode(config.annotate.decode)
+
+    @classmethod
+    def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> Self:
+        """Find the model that it begins with, and refuse one that does not answer about images."""
+        section = config.captioner
+        assert isinstance(section, TaughtConfig)
+        start = None if section.teach.start is None else VlmSpec.of(section.teach.start)
+        if start is not None:
+            start.check(config.annotate)
+        return cls(config, section.teach, start)
+
+    def plan(self) -> dict[str, Any]:
+        """The settings, and what it begins with: a model by its weights."""
+        start = None if self.start is None else self.start.fingerprint()
+        return {"teach": self.teach.model_dump(mode="json") | {"start": start}}
+
+    def compute_requests(self) -> dict[str, ComputeRequest]:
+        """That of its training, which is done in one process."""
+        return {"captioner": ComputeRequest(self.teach.precision, self._worker)}
+
+    @property
+    def _worker(self) -> Resources:
+        """One process with the CPUs of all those that fine-tune the other roles, and the GPU of one of them."""
+        size = self.config.cluster.finetune
+        return Resources(cpus=size.cpus * size.workers, gpus=size.gpus, workers=1)
+
+    def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
+        """The folder, the same in every round."""
+        human = context.splits["human"]
+        job = TeachJob(
+            out=context.run.folder.absolute(),
+            config=self.teach,
+            start=None if self.start is None else self.start.model,
+            start_fingerprint=None if self.start is None else self.start.fingerprint(),
+            prompt=templates(self.config.annotate.vlm)[IGNORE],
+            shards=tuple(human),
+            contents=context.contents(0, human),
+            compute=context.compute["captioner"],
+            seed=context.seed(0, "captioner"),
+        )
+        return teach_captioner(context.session, job, self._worker, context.progress)
+
+    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
+        """It as `hf:` has it."""
+        return VlmSpec(model=self.model(context, r, newest))
+
+
+SOURCES: dict[type, type[SourceType]] = {
+    TrainConfig: Finetuned,
+    SeparateConfig: Separate,
+    PretrainedConfig: Pretrained,
+    TaughtConfig: Taught,
+}
 """What each kind of section means."""
 
 
