@@ -158,7 +158,7 @@ def evaluate_config(
     return config
 
 
-POLICY_OPTIONS = ("threshold", "score", "keep_rate", "top_k", "keep")
+POLICY_OPTIONS = ("threshold", "score", "keep_rate", "samples_seen", "max_repeats", "top_k", "keep")
 """Keys of a policy that are options of `select` too."""
 
 
@@ -216,14 +216,14 @@ def _policy_assignments(given: Mapping[str, object], sets: Sequence[str]) -> lis
         if key in assigned and assigned[key] != wanted:
             raise UsageError(f"{option} {value} and --set {key}={_shown(assigned[key])} differ; give one of them.")
         words.append(f"{key}={_written(key, wanted)}")
-    if given.get("keep_rate") is None:
+    shares = [key for key in ("keep_rate", "samples_seen") if given.get(key) is not None]
+    if not shares:
         return words
     threshold = given.get("threshold")
     threshold = _shown(assigned.get("threshold", "keep-rate")) if threshold is None else threshold
     if threshold != "keep-rate":
-        raise UsageError(
-            f"--keep-rate {given['keep_rate']} sets the threshold itself, which is given as {threshold}; leave one out."
-        )
+        option = f"--{shares[0].replace('_', '-')} {given[shares[0]]}"
+        raise UsageError(f"{option} sets the threshold itself, which is given as {threshold}; leave one out.")
     return [*words, "threshold=keep-rate"]
 
 

@@ -110,8 +110,10 @@ def select(
     out: Location,
     recipe: Location | None = None,
     threshold: float | str | None = None,
-    score: Literal["itm", "itc"] | None = None,
+    score: str | None = None,
     keep_rate: float | None = None,
+    samples_seen: int | None = None,
+    max_repeats: float | None = None,
     top_k: int | None = None,
     keep: Literal["all", "web-first", "best"] | str | None = None,
     settings: Settings = (),
@@ -134,8 +136,11 @@ def select(
         out: the run folder, or its URL.
         recipe: a preset of `pipelines/select/`, or a YAML; by default itm >= 0.5, as CapFilt.
         threshold: a number, "calibrated", "keep-rate" or "none"; by default the recipe's, 0.5.
-        score: what the threshold is compared with; by default the recipe's, "itm".
+        score: what the threshold is compared with: "itm", "itc", a score that was added to the run, or "fused"; by
+            default the recipe's, "itm".
         keep_rate: the share of all texts to keep; it implies the threshold "keep-rate".
+        samples_seen: the samples that a training will see, which sets the share: none is seen more often than
+            `max_repeats` times on average, by default the recipe's, 4.
         top_k: how many of an image's texts are kept, 0 for all; without a threshold none applies.
         keep: of an image's texts that pass "all", "web-first" or "best" (docs/policies.md).
         settings: any key of the policy, such as `{"other_threshold": 0.3, "combine": "or"}`.
@@ -150,6 +155,7 @@ def select(
             annotated, ShortfallError where the policy keeps nothing, and its other kin.
     """
     given = {"threshold": threshold, "score": score, "keep_rate": keep_rate, "top_k": top_k, "keep": keep}
+    given |= {"samples_seen": samples_seen, "max_repeats": max_repeats}
     policy = arguments.policy(recipe, given, assignments(settings), calibrate is not None, (val, filter))
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):

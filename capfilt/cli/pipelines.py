@@ -51,13 +51,6 @@ class Calibration(StrEnum):
     labels = "labels"
 
 
-class ScoreName(StrEnum):
-    """The scores of a text."""
-
-    itm = "itm"
-    itc = "itc"
-
-
 CalibrateOn = Annotated[
     Calibration | None,
     typer.Option("--calibrate", help="labels: set the threshold on the labels that people gave in `capfilt review`."),
@@ -272,8 +265,21 @@ Threshold = Annotated[
         " none: all pass [default: 0.5; with --top-k, none].",
     ),
 ]
-Score = Annotated[ScoreName | None, typer.Option(help="What it compares [default: itm].")]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        metavar="itm|itc|NAME",
+        help="What it compares: itm, itc, or a score added by `annotate --add-score` [default: itm].",
+    ),
+]
 KeepRate = Annotated[float | None, typer.Option(help="The share of all texts to keep; implies --threshold keep-rate.")]
+SamplesSeen = Annotated[
+    int | None,
+    typer.Option(help="Samples that a training will see; sets the share so that few are repeated (--max-repeats)."),
+]
+MaxRepeats = Annotated[
+    float | None, typer.Option(help="With --samples-seen: how often each kept text may be seen [default: 4].")
+]
 TopK = Annotated[int | None, typer.Option(help="How many of an image's texts are kept, the best by itc; BLIP-2: 2.")]
 Keep = Annotated[
     str | None,
@@ -299,6 +305,8 @@ def select(
     threshold: Threshold = None,
     score: Score = None,
     keep_rate: KeepRate = None,
+    samples_seen: SamplesSeen = None,
+    max_repeats: MaxRepeats = None,
     top_k: TopK = None,
     keep: Keep = None,
     sets: PolicySets = None,
@@ -325,8 +333,10 @@ def select(
             out=out,
             recipe=recipe,
             threshold=threshold,
-            score=None if score is None else score.value,
+            score=score,
             keep_rate=keep_rate,
+            samples_seen=samples_seen,
+            max_repeats=max_repeats,
             top_k=top_k,
             keep=keep,
             settings=sets or (),

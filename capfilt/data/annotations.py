@@ -6,7 +6,7 @@ A key that could not be read has a row as well (`status` failed, with its reason
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -116,11 +116,11 @@ def write(path: StoragePath | str, rows: Iterable[Annotation], prompts: bool = F
     return len(ordered)
 
 
-def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
+def read(path: StoragePath | str, schema: pa.Schema = SCHEMA, only: Sequence[str] | None = None) -> pa.Table:
     """Read one shard's annotations in bounded memory (`parquet.read`).
 
     `schema`: the columns of the file, for one that has columns of verdicts too; it may have that of the prompts and
-    those of further scores beside.
+    those of further scores beside. `only`: those that are read of them.
 
     Raises:
         DataError: no such file, not Parquet, too large, other columns than `schema`, or a row that is not valid.
@@ -133,10 +133,10 @@ def read(path: StoragePath | str, schema: pa.Schema = SCHEMA) -> pa.Table:
     if not typed or (not plain.equals(schema) and not plain.equals(with_prompts(schema))):
         shown = ", ".join(f"{column.name} {column.type}" for column in columns)[:1000]
         raise DataError(f"{path} holds other columns than annotations do: {shown}. Annotate the shard again.")
-    table = parquet.read(where)
+    table = parquet.read(where, only)
     if wrong := next((name for name, valid in _validity(table) if not pc.all(valid, min_count=0).as_py()), None):
         raise DataError(f"{path} has a row whose {wrong} no annotation has. Annotate the shard again.")
-    for name in further:
+    for name in score_tables.further(table.column_names):
         score_tables.check(table[name], name, where)
     return table
 
@@ -153,11 +153,15 @@ def num_rows(path: StoragePath) -> int:
 
 def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
     """Which rows `write` would have written, by column; null for a null."""
+    columns = {name: table[name] for name in table.column_names}
     for name, allowed in (("source", SOURCES), ("status", STATUSES)):
-        yield name, pc.is_in(table[name], pa.array(allowed, pa.string()))
+        if name in columns:
+            yield name, pc.is_in(columns[name], pa.array(allowed, pa.string()))
     for name, low in (("itm", 0), ("itc", -1)):
-        yield name, pc.and_(pc.greater_equal(table[name], low), pc.less_equal(table[name], 1))  # false for NaN
-    yield "candidate", pc.greater_equal(table["candidate"], 0)
+        if name in columns:
+            yield name, pc.and_(pc.greater_equal(columns[name], low), pc.less_equal(columns[name], 1))  # false for NaN
+    if "candidate" in columns:
+        yield "candidate", pc.greater_equal(columns["candidate"], 0)
 
 
 def rows(table: pa.Table) -> Iterator[Annotation]:

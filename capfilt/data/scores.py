@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[float, float] | None] = {
     "side": None,
     "aspect": None,
     "entropy": (0.0, 8.0),
+    "fused": None,  # what a policy makes of several of them: only in what `select` writes
 }
 """The least and the greatest value of each score; None for one without bounds. A `clip-NAME` is a cosine."""
 

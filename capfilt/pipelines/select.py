@@ -11,7 +11,7 @@ import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import labels, scores, shards
-from capfilt.data.policy import PolicyConfig, check_scores
+from capfilt.data.policy import PolicyConfig, Resolved, check_calibrated, check_further, check_scores, resolve
 from capfilt.errors import DataError, FolderError, UsageError
 from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.roles import check_filter
@@ -23,7 +23,7 @@ from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_label
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.runner import CommandOptions
-from capfilt.stages.select import SelectJob, check_selected, resolve_threshold, select
+from capfilt.stages.select import SelectJob, check_selected, select
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, listing
@@ -84,18 +84,39 @@ def run(
         if by_val is not None:
             calibrated = _calibrate(session, opened, by_val, source, options, show)
         with show.wait(f"reading the scores of {len(urls_by_name):,} shards"):
-            threshold = resolve_threshold(policy, folder, urls_by_name, calibrated)
-        rule, read = policy.rule(threshold), tuple(scores.further(policy.needed_scores))
-        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=rule, carry=policy.carry, scores=read)
+            resolved = resolve(policy, folder, urls_by_name, calibrated)
+        _record_pool(opened, resolved, show)
+        work = SelectJob(out=out.absolute(), annotations=folder.absolute(), rule=resolved.rule, carry=policy.carry)
         tally = select(session, urls_by_name, work, options.resources(session), show)
     result: dict[str, Any] = {"dataset": str(out / "dataset")}
-    if threshold is not None:
-        result["threshold"] = threshold
+    if resolved.rule.threshold is not None:
+        result["threshold"] = resolved.rule.threshold
     result |= tally.to_json()
+    if pool := {name: value for name, value in resolved.pool.items() if name != "fused"}:
+        result["pool"] = pool
     if by_labels:
         result["labels"] = by_labels["labels"]
     check_selected("select", tally, work.rule, options.min_success, result)
     return result
+
+
+POOLS = {"texts": "texts", "web": "texts that came with the images", "images": "images"}
+"""What a share is of, in words."""
+
+
+def _record_pool(run: Run, resolved: Resolved, show: Progress) -> None:
+    """Say what a share came to, and keep it in the run folder with the constants of a fused score."""
+    pool = resolved.pool
+    if not pool:
+        return
+    path = run.path("pool.json")
+    if not path.is_file() or documents.read_object(path) != pool:
+        write_json(path, pool)
+    if "samples_seen" in pool:
+        show.say(
+            f"{pool['keep_rate']:.1%} of {pool['size']:,} {POOLS[pool['of']]}: so {pool['samples_seen']:,} samples are"
+            f" each of them {pool['repeats']:.2f} times"
+        )
 
 
 def _calibrate(
@@ -133,8 +154,13 @@ def check_annotations(names: Iterable[str], folder: StoragePath) -> None:
 
 
 def check_given_scores(policy: PolicyConfig, annotated: StoragePath) -> None:
-    """Refuse a policy by a score that the filter did not give to a shard's texts, where it gave them another."""
-    table = tables.read(annotated)
+    """Refuse a policy by a score that the filter did not give to a shard's texts, where it gave them another; by one
+    that was not added to the run; and by languages that cannot be told here."""
+    policy.rules.check()
+    run = annotated.parent.parent
+    how = f"Add it: capfilt annotate --add-score SPEC --out {run} (docs/scores.md)."
+    check_further(policy.used_scores, scores.names(run), run, how)
+    table = tables.read(annotated, only=["itm", "itc"])
     given = [score for score in ("itm", "itc") if table.column(score).null_count < table.num_rows]
     if given:
         check_scores(policy.needed_scores, given, f"the filter of {annotated.parent}")
@@ -149,6 +175,7 @@ def plan_calibration(
     """
     if policy.threshold != "calibrated":
         return None
+    check_calibrated(policy.score)
     val, filter_model = calibration.val, calibration.filter
     if val is None or filter_model is None:
         raise UsageError("threshold=calibrated needs --val SHARDS and --filter MODEL; or set threshold to a number.")

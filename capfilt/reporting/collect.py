@@ -14,7 +14,7 @@ from typing import Any
 
 from capfilt import config as configs
 from capfilt.data import labels, shards
-from capfilt.data.policy import PolicyConfig, RankConfig
+from capfilt.data.policy import PolicyConfig, RankConfig, resolve
 from capfilt.errors import RunError, ShardError
 from capfilt.models import FAMILIES
 from capfilt.reporting.counts import SCORE_RANGES
@@ -27,7 +27,6 @@ from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.count_pairs import num_without_text
-from capfilt.stages.select import resolve_threshold
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, storage_path
 from capfilt.storage.remote_path import RemotePath
@@ -257,19 +256,21 @@ def _source(
     is determined as `select` determines it."""
     source, selected = homes
     annotations = source / "annotations"
-    if threshold is None:
+    if threshold is None and policy.threshold == "calibrated":
         calibration = (selected or source) / "calibration.json"
-        calibrated = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
-        names = sorted(path.stem for path in annotations.glob("*.parquet"))
-        threshold = resolve_threshold(policy, annotations, names, calibrated)
+        threshold = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
+    names = sorted(path.stem for path in annotations.glob("*.parquet"))
+    rule = resolve(policy, annotations, names, threshold).rule
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None
     suffix = f"-round-{number}" if number else ""
-    score, begin = (policy.score, threshold) if threshold is not None else (policy.rank, SCORE_RANGES[policy.rank][0])
+    score, begin = rule.score, rule.threshold
+    if begin is None:
+        score, begin = rule.rank, SCORE_RANGES[rule.rank][0]
     return RoundSource(
         number=number,
         annotations=annotations,
         dataset=dataset,
-        rule=policy.rule(threshold),
+        rule=rule,
         score=score,
         threshold=begin,
         select_command=_select_command(web, source, policy),

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import Rule
+from capfilt.data.policy import Rule, with_scores
 from capfilt.data.sample import SOURCES
 from capfilt.data.shards.keys import MAX_KEY
 from capfilt.evaluation.known_truth import Truth
@@ -113,9 +113,10 @@ class RoundSample:
         if path is not None and path.is_file():
             table = tables.read(path, VERDICT_SCHEMA)
             whys = table.column("why").to_pylist()
-            table = table.select(tables.SCHEMA.names)
+            table = table.drop(["verdict", "why"])
         else:
             table = tables.read(self.source.annotations / f"{shard}.parquet")
+            table = with_scores(table, self.source.annotations, shard, self.source.rule)
             whys = verdicts(list(tables.rows(table)), self.source.rule)
         self.counts.add(table, whys, truths)
         if sample:

@@ -13,7 +13,7 @@ import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data import labels
-from capfilt.data.policy import PolicyConfig
+from capfilt.data.policy import PolicyConfig, Pool, fuse, with_scores
 from capfilt.errors import DataError
 from capfilt.evaluation.metrics import matching
 from capfilt.runs import round_figures
@@ -65,9 +65,11 @@ def calibrate_on_labels(source: StoragePath, names: Iterable[str], policy: Polic
     """
     given = {key: label for key, label in labels.read(labels.run_folder_of(source)).items() if label.at_random}
     labelled: list[tuple[float, bool]] = []
+    folder, names = source / "annotations", list(names)
+    rule = policy.rule(0.0, fuse(policy, Pool(folder, names, policy.sources)) if policy.fused else ())
     for name in names:
-        for row in tables.rows(tables.read(source / "annotations" / f"{name}.parquet")):
-            value, label = (row.itm if policy.score == "itm" else row.itc), given.get((row.uid, row.text))
+        for row in tables.rows(with_scores(tables.read(folder / f"{name}.parquet"), folder, name, rule)):
+            value, label = row.score(policy.score), given.get((row.uid, row.text))
             if label is not None and value is not None:
                 labelled.append((float(value), label.verdict == "right"))
     right = [score for score, is_right in labelled if is_right]

@@ -12,6 +12,7 @@ from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import shards
+from capfilt.data.policy import Rule, with_scores
 from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
 from capfilt.evaluation.known_truth import ScoredTexts, truths
 from capfilt.evaluation.tasks import TASKS, Measured
@@ -99,23 +100,21 @@ def evaluate(session: Session, job: EvaluateJob, resources: Resources, show: Pro
     run_stage(session, job, {name: name for name in job.models}, resources, show, label)
 
 
-def filter_figures(
-    named: Mapping[str, str], folder: StoragePath, score: str, threshold: float | None
-) -> dict[str, Any]:
+def filter_figures(named: Mapping[str, str], folder: StoragePath, rule: Rule) -> dict[str, Any]:
     """How well annotations tell right web texts from wrong ones, by kind; {} where no truth is known.
 
-    `named` are the shards, name -> url, whose annotations `folder` has. Without a threshold (a policy that ranks only)
-    the figures of what is kept are absent.
+    `named` are the shards, name -> url, whose annotations `folder` has. Of the rule its threshold alone counts; without
+    one (a policy that ranks only) the figures of what is kept are absent.
     """
     scored = ScoredTexts()
     for name, url in named.items():
         known = truths(url)
         if not known:
             continue
-        for row in tables.rows(tables.read(folder / f"{name}.parquet")):
-            value = row.itm if score == "itm" else row.itc
+        for row in tables.rows(with_scores(tables.read(folder / f"{name}.parquet"), folder, name, rule)):
+            value = row.score(rule.score)
             if row.source == "web" and row.candidate == 0 and value is not None and row.uid in known:
                 scored.add(value, known[row.uid])
-    if threshold is None:
+    if rule.threshold is None:
         return {name: figure for name, figure in scored.figures(0.0).items() if name.startswith("auc")}
-    return scored.figures(threshold)
+    return scored.figures(rule.threshold)

@@ -6,12 +6,11 @@ Parquet has a row for every text that came in, so it also records what was dropp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +21,7 @@ from capfilt.config import Config
 from capfilt.data import scores as score_tables
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Rule, best_text, failure_class, keep_rate_threshold, verdicts_of_image
+from capfilt.data.policy import FUSED, Rule, best_text, failure_class, verdicts_of_image, with_scores
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import CARRIED, MemberCounts
 from capfilt.errors import DataError, ShortfallError
@@ -54,8 +53,6 @@ class SelectJob(Config):
     rule: Rule
     carry: bool = True
     """Whether kept samples keep the other files under their key."""
-    scores: tuple[str, ...] = ()
-    """The scores beside itm and itc that the rule reads."""
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
@@ -66,10 +63,11 @@ class SelectJob(Config):
 
     def identity(self, item: str) -> str:
         """The policy, the shard's name, and the sha256 of its annotations."""
-        scores = annotations_sha256(self.annotations, self._shard_name(item))
-        settings = {**self.rule.record(), "carry": self.carry}
         name = self._shard_name(item)
-        further = {score: score_sha256(self.annotations.parent, score, name) for score in self.scores}
+        settings = {**self.rule.record(), "carry": self.carry}
+        read = [score for score in self.rule.further_scores if score != FUSED]
+        further = {score: score_sha256(self.annotations.parent, score, name) for score in read}
+        scores = annotations_sha256(self.annotations, name)
         return fingerprint(settings, shards.name(item), scores, *([further] if further else []))
 
     def open(self) -> Callable[[str], None]:
@@ -79,8 +77,7 @@ class SelectJob(Config):
     def shard(self, url: str) -> None:
         """Decide on the texts of one shard, write what is kept, and commit it."""
         name = self._shard_name(url)
-        table = tables.read(self.annotations / f"{name}.parquet")
-        table = score_tables.join(table, self.annotations.parent, name, self.scores)
+        table = with_scores(tables.read(self.annotations / f"{name}.parquet"), self.annotations, name, self.rule)
         rows = list(tables.rows(table))
         whys = verdicts(rows, self.rule)
         outcomes = _by_outcome(rows, whys)
@@ -196,22 +193,6 @@ def _tally(outcomes: Outcomes) -> Tally:
             else:
                 tally.texts["kept"][row.source] += 1
     return tally
-
-
-def resolve_threshold(
-    policy: PolicyConfig, folder: StoragePath, names: Iterable[str], calibrated: float | None
-) -> float | None:
-    """The threshold of a policy as a number, None for a policy that only ranks; `folder` has the annotations of the
-    shards `names`, `calibrated` is the result of a calibration."""
-    if policy.threshold == "keep-rate":
-        columns = (
-            tables.read(folder / f"{name}.parquet").column(policy.score).drop_null().to_numpy() for name in names
-        )
-        return keep_rate_threshold((column.astype(np.float64) for column in columns), policy.keep_rate)
-    if policy.threshold == "calibrated":
-        assert calibrated is not None, "a calibrated policy needs a calibration first"
-        return calibrated
-    return policy.threshold
 
 
 def select(

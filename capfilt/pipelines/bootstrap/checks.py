@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from capfilt.data.policy import check_calibrated, check_further
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
 from capfilt.models import Architecture, architecture_of, label
@@ -33,11 +34,7 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
     check_roles(config, architecture)
     check_tasks(config, architecture)
     check_momentum(config)
-    if config.rounds and config.select.threshold == "calibrated" and not config.data.has("val"):
-        raise RecipeError(
-            'select.threshold is "calibrated", which needs validation pairs: give data.val,'
-            " or set select.threshold to a number such as 0.5."
-        )
+    check_policy(config)
     if config.final and not config.rounds:
         raise RecipeError("final is what the last round pretrains, and rounds is 0: set rounds to 1 or more.")
     final = check_final(config.final, architecture, name, config.cluster.train)
@@ -47,6 +44,21 @@ def check(config: BootstrapConfig) -> tuple[Architecture, tuple[Architecture, ..
                 stage.language or config.tokenizer, stage_architecture, stage.model, f"final.{number}.model"
             )
     return architecture, final
+
+
+def check_policy(config: BootstrapConfig) -> None:
+    """Refuse a policy that could decide nothing after the annotations of a round are there. RecipeError."""
+    policy = config.select
+    policy.rules.check()
+    check_further(policy.used_scores, [], "a round", "Leave it out of select.")
+    if policy.threshold != "calibrated":
+        return
+    check_calibrated(policy.score)
+    if config.rounds and not config.data.has("val"):
+        raise RecipeError(
+            'select.threshold is "calibrated", which needs validation pairs: give data.val,'
+            " or set select.threshold to a number such as 0.5."
+        )
 
 
 def warnings_of_lengths(config: BootstrapConfig, architecture: Architecture) -> Iterator[str]:

@@ -111,20 +111,21 @@ def round_zero(context: BootstrapContext) -> dict[str, Any]:
 
 def capfilt_round(context: BootstrapContext, r: int, newest: StoragePath) -> dict[str, Any]:
     """Caption, filter, pretrain: one round, from the newest model to the next."""
-    config = context.config
     with timed(context.run, context.progress, r):
         captioner = context.opened.roles["captioner"].captioner(context, r, newest)
         filter_model = context.opened.roles["filter"].model(context, r, newest)
         calibrated = steps.calibrate(context, r, filter_model)
         on_pairs = steps.measure_human_pairs(context, r, filter_model)
         steps.annotate(context, r, captioner, filter_model)
-        threshold, tally = steps.select(context, r, calibrated)
+        selected, tally = steps.select(context, r, calibrated)
         models = steps.pretrain(context, r, newest)
         metrics = steps.evaluate(context, r, models) | tasks.measure(context, r, models)
     named, annotations = shards.by_name(context.splits["web"]), context.folder(r, "annotations")
-    measured = filter_figures(named, annotations, config.select.score, threshold)
-    number = {} if threshold is None else {"threshold": threshold}
-    return summarise(context, r, {**tally_figures(tally), "filter": {**number, **measured}, **on_pairs, **metrics})
+    measured = filter_figures(named, annotations, selected.rule)
+    number = {} if selected.rule.threshold is None else {"threshold": selected.rule.threshold}
+    pool = {"pool": selected.pool} if selected.pool else {}
+    figures = {**tally_figures(tally), **pool, "filter": {**number, **measured}, **on_pairs, **metrics}
+    return summarise(context, r, figures)
 
 
 def tally_figures(tally: Tally) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from capfilt.data import shards
+from capfilt.data.policy import Resolved, resolve
 from capfilt.evaluation.known_truth import says_truth
 from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
@@ -24,7 +25,7 @@ from capfilt.stages.evaluate import evaluate as run_evaluate
 from capfilt.stages.human_pairs import HumanPairsJob
 from capfilt.stages.human_pairs import measure_human_pairs as run_human_pairs
 from capfilt.stages.runner import check_success
-from capfilt.stages.select import SelectJob, check_selected, resolve_threshold
+from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select
 from capfilt.stages.train import run_training
 from capfilt.storage import documents
@@ -137,16 +138,16 @@ def annotate(context: BootstrapContext, r: int, captioner: CaptionerSpec, filter
     check_success(label, run_annotate(context.session, context.splits["web"], job, worker, context.progress, label))
 
 
-def select(context: BootstrapContext, r: int, calibrated: float | None) -> tuple[float | None, Tally]:
+def select(context: BootstrapContext, r: int, calibrated: float | None) -> tuple[Resolved, Tally]:
     """Drop the web and synthetic texts that the policy refuses; human pairs stay as they are.
 
-    Returns the threshold, None for a policy that ranks alone, and what became of the samples and texts.
+    Returns the policy with its numbers, and what became of the samples and texts.
     """
     policy, annotations = context.config.select, context.folder(r, "annotations")
     named = shards.by_name(context.splits["web"])
-    threshold = resolve_threshold(policy, annotations, named, calibrated)
-    job = SelectJob(out=context.folder(r), annotations=annotations, rule=policy.rule(threshold), carry=policy.carry)
+    resolved = resolve(policy, annotations, named, calibrated)
+    job = SelectJob(out=context.folder(r), annotations=annotations, rule=resolved.rule, carry=policy.carry)
     label = f"round {r} select"
     tally = run_select(context.session, named, job, context.config.cluster.select, context.progress, label)
     check_selected(label, tally, job.rule)
-    return threshold, tally
+    return resolved, tally

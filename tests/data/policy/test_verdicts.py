@@ -14,6 +14,7 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import (
+    Condition,
     PolicyConfig,
     Rule,
     best_text,
@@ -24,11 +25,7 @@ from capfilt.data.policy import (
 )
 from capfilt.errors import DataError, RecipeError
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
-
-
-def row(source: str = "web", candidate: int = 0, **fields: Any) -> Annotation:
-    values: dict[str, Any] = {"text": "a cat", "itm": 0.5, "itc": 0.1, "status": "ok", "reason": "", **fields}
-    return Annotation("k", "u", "s", source, candidate, captioner="", filter="", seed=0, round=0, **values)
+from tests.data.policy.conftest import row
 
 
 def why(one: Annotation, **rule: Any) -> str:
@@ -181,12 +178,24 @@ def kept_by_definition(rows: list[Annotation], rule: Rule) -> set[int]:
         value = getattr(one, score)
         return value is not None and value >= threshold
 
+    def meets(one: Annotation, condition: Condition) -> bool:
+        value = one.score(condition.score)
+        low, high = (condition.min, -9.0)[condition.min is None], (condition.max, 9.0)[condition.max is None]
+        return value is not None and low <= value <= high
+
     def passes(one: Annotation) -> bool:
         if one.status == "failed" or not any(letter.isalnum() for letter in one.text):
             return False
+        if rule.sources and one.source not in rule.sources:
+            return False
+        if len(one.text.split()) < rule.rules.min_words:
+            return False
+        if not all(any(meets(one, each) for each in alternatives) for alternatives in rule.conditions):
+            return False
         is_ranked = getattr(one, rule.rank) is not None
         if rule.threshold is None:
-            return is_ranked
+            ranks = rule.top_k > 0 or rule.keep == "best" or not (rule.conditions or rule.rules.min_words)
+            return is_ranked or not ranks
         reached = reaches(one, rule.score, rule.threshold)
         if rule.other_threshold is not None:
             other = reaches(one, "itc" if rule.score == "itm" else "itm", rule.other_threshold)
@@ -222,11 +231,20 @@ IMAGES = st.lists(
         text=st.sampled_from(["a cat", "a cat ", "a dog", "IMG_0042", "...", ""]),
         itm=ITM,
         itc=ITC,
+        scores=st.fixed_dictionaries({"sieve": ITC, "aesthetic": st.sampled_from([None, 4.5, 5.0])}),
         status=st.sampled_from(["ok", "ok", "ok", "failed"]),
         reason=st.just("not an image"),
     ),
     max_size=8,
     unique_by=lambda one: (one.source, one.candidate),
+)
+
+
+CONDITIONS = st.builds(
+    Condition,
+    score=st.sampled_from(["itm", "sieve", "aesthetic"]),
+    min=st.sampled_from([0.0, 0.3]),
+    max=st.sampled_from([None, 0.5, 1.0]),
 )
 
 
@@ -243,7 +261,33 @@ def rules(draw: st.DrawFn) -> Rule:
         combine=draw(st.sampled_from(["and", "or"])),
         top_k=top_k,
         keep="all" if top_k else draw(st.sampled_from(["all", "web-first", "best"])),
+        sources=draw(st.sampled_from([(), (), ("web",), ("synthetic", "human")])),
+        conditions=draw(st.lists(st.lists(CONDITIONS, min_size=1, max_size=2), max_size=2)),
+        rules={"min_words": draw(st.sampled_from([0, 0, 2]))},
     )
+
+
+def test_conditions_and_their_alternatives() -> None:
+    both = {"score": "itm", "threshold": 0.4, "conditions": [{"score": "sieve", "min": 0.3, "max": 0.8}]}
+    assert why(row(scores={"sieve": 0.3}), **both) == ""
+    assert why(row(scores={"sieve": 0.25}), **both) == "sieve below 0.3"
+    assert why(row(scores={"sieve": 0.9}), **both) == "sieve above 0.8"
+    assert why(row(scores={"sieve": None}), **both) == why(row(), **both) == "no sieve score"
+    assert why(row(itm=0.3, scores={"sieve": 0.25}), **both) == "sieve below 0.3", "what no threshold changes is first"
+    assert why(row(itm=0.3, scores={"sieve": 0.5}), **both) == "itm below threshold"
+    either = {**both, "conditions": [[{"score": "sieve", "min": 0.3}, {"score": "aesthetic", "min": 5}]]}
+    assert why(row(scores={"sieve": 0.1, "aesthetic": 5.0}), **either) == ""
+    assert why(row(scores={"sieve": 0.1}), **either) == "sieve below 0.3, no aesthetic score"
+    none = {"score": "itm", "threshold": None, "conditions": [{"score": "side", "min": 200}]}
+    assert why(row(itm=None, itc=None, scores={"side": 224.0}), **none) == "", "nothing is ranked, so no rank is needed"
+
+
+def test_sources_and_rules() -> None:
+    rule = {"score": "itm", "threshold": 0.4, "sources": ["web"], "rules": {"min_words": 3}}
+    assert why(row("synthetic"), **rule) == "synthetic texts are left out"
+    assert why(row(), **rule) == "fewer than 3 words"
+    assert why(row(text="a cat sits"), **rule) == ""
+    assert why(row(text="", reason="caption failed: timeout"), **rule) == "caption failed: timeout"
 
 
 @given(IMAGES, rules(), st.randoms(use_true_random=False))
@@ -340,6 +384,13 @@ def test_keep_rate_needs_scores() -> None:
         {"treshold": 1}, {"top_k": -1}, {"top_k": 2, "keep": "best-of"}, {"top_k": 1, "keep": "best"},
         {"combine": "xor"},
         {"threshold": None, "other_threshold": 0.3},
+        {"score": "sieve", "other_threshold": 0.3}, {"conditions": [{"score": "sieve"}]},
+        {"conditions": [{"score": "sieve", "min": 2}]}, {"conditions": [{"score": "side", "min": 300, "max": 200}]},
+        {"conditions": [{"score": "clop", "min": 0}]}, {"conditions": [{"score": "itm", "min": float("nan")}]},
+        {"score": "fused"}, {"score": "fused", "fused": {"itc": 1}}, {"score": "fused", "fused": {"itc": 1, "itm": 0}},
+        {"score": "fused", "fused": {"sieve": 1, "fused": 1}}, {"shortlist": {"itc": 0}, "top_k": 1},
+        {"samples_seen": -1}, {"max_repeats": 0}, {"sources": ["crawl"]},
+        {"threshold": "keep-rate", "keep_rate_of": "web", "sources": ["synthetic"]},
     ],
 )  # fmt: skip
 def test_policies_that_mean_nothing_are_refused(fields: dict[str, Any]) -> None:
@@ -362,6 +413,8 @@ def test_the_default_is_the_paper_s() -> None:
         ({"other_threshold": 0.1, "combine": "or"}, ()),  # a text may pass by either
         ({"score": "itc", "keep": "web-first", "rank": "itm"}, ("itc", "itm")),
         ({"keep": "best"}, ("itm", "itc")),
+        ({"threshold": None, "conditions": [{"score": "itm", "min": 0.9}]}, ("itm",)),
+        ({"threshold": None, "conditions": [[{"score": "itm", "min": 0.9}, {"score": "itc", "min": 0.9}]]}, ()),
     ],
 )
 def test_the_scores_without_which_a_policy_keeps_nothing(fields: dict[str, Any], needed: tuple[str, ...]) -> None:
@@ -395,6 +448,18 @@ def test_the_scores_without_which_a_policy_keeps_nothing(fields: dict[str, Any],
         (["score=itc", "threshold=-1.5"], "'threshold' is -1.5: it is compared with itc, which lies in [-1, 1]"),
         (["other_threshold=2"], "'other_threshold' is 2: it is compared with itc, which"),
         (["score=itc", "threshold=0.1", "other_threshold=-0.1"], "'other_threshold' is -0.1: it is compared with itm"),
+        (["keep_rate_of=web"], "'keep_rate_of' is 'web': it has no effect without threshold=keep-rate"),
+        (["samples_seen=100"], "'samples_seen' is 100: it has no effect without threshold=keep-rate"),
+        (["threshold=keep-rate", "max_repeats=2"], "'max_repeats' is 2: it has no effect without samples_seen"),
+        (
+            ["threshold=keep-rate", "samples_seen=9", "keep_rate=0.3"],
+            "no effect without samples_seen=0, which else sets",
+        ),
+        (["fused={sieve: 1, itm: 1}"], "it has no effect without score=fused, rank=fused or a condition on it"),
+        (["normalise=rank"], "'normalise' is 'rank': it has no effect without fused"),
+        (["shortlist={sieve: 5}"], "it has no effect without top_k, keep=web-first or keep=best"),
+        (["score=sieve", "threshold=1.5"], "'threshold' is 1.5: it is compared with sieve, which lies in [-1, 1]"),
+        (["score=seive"], "there is no score 'seive'; there are itm, itc, sieve"),
     ],
 )
 def test_settings_that_decide_nothing_are_refused(sets: list[str], said: str) -> None:
@@ -408,6 +473,12 @@ def test_settings_that_decide_nothing_are_refused(sets: list[str], said: str) ->
     [
         ["threshold=keep-rate", "keep_rate=0.3"], ["threshold=calibrated", "recall=0.7"], ["top_k=2", "rank=itm"],
         ["threshold=null", "rank=itm"], ["keep=best", "rank=itm"], ["keep=web-first", "rank=itm"],
+        ["threshold=keep-rate", "samples_seen=100", "max_repeats=2"], ["score=aesthetic", "threshold=5.5"],
+        ["score=fused", "fused={sieve: 1, itm: 1}", "normalise=rank", "threshold=2.5"],
+        ["conditions=[{score: fused, min: 0.5}]", "fused={sieve: 1, itm: 1}"],
+        ["top_k=1", "rank=fused", "fused={sieve: 1, itm: 1}", "shortlist={sieve: 5}"],
+        ["conditions=[{score: side, min: 200}, [{score: sieve, min: 0.2}, {score: itc, min: 0.3}]]"],
+        ["rules.min_words=3", "rules.languages=[en]", "sources=web"],
         ["other_threshold=0.2", "combine=or"], ["threshold=0"], ["threshold=1"], ["score=itc", "threshold=-1"],
     ],
 )  # fmt: skip

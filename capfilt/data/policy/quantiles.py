@@ -1,0 +1,72 @@
+"""Quantiles of scores over all shards, in one pass and bounded memory: values are counted in 2^20 bins.
+
+The bins lie between powers of two, so that their edges are exact numbers: a threshold is exact to 2^-19 for a score in
+[-1, 1] (2 x 10^-6), and to 2^-18 of its range for one without bounds, whose range is found in a pass before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from capfilt.errors import DataError
+
+BINS = 1 << 20
+
+
+class Histogram:
+    """The values of a score, counted."""
+
+    def __init__(self, low: float = -1.0, high: float = 1.0):
+        """`low`, `high`: the range in which every value lies; rounded outwards to multiples of a power of two."""
+        step = 2.0 ** math.ceil(math.log2(high - low)) if high > low else 1.0
+        self.low = math.floor(low / step * 2) * step / 2
+        self.width = step if high - self.low <= step else 2 * step
+        self.counts = np.zeros(BINS, np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count values, [n]."""
+        bins = ((values.astype(np.float64) - self.low) / self.width * BINS).astype(np.int64)
+        self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+
+    @property
+    def total(self) -> int:
+        """How many values there were."""
+        return int(self.counts.sum())
+
+    def threshold(self, share: float) -> float:
+        """The highest bin edge that this share of the values reach, one value at least; equal values are one."""
+        from_top = np.cumsum(self.counts[::-1])
+        wanted = int(np.searchsorted(from_top, max(1, round(share * self.total))))
+        return float((BINS - 1 - wanted) / BINS * self.width + self.low)
+
+    def knots(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most `number` values, ascending, and the share of all that lies below each."""
+        below = np.cumsum(self.counts) - self.counts
+        used = np.searchsorted(np.cumsum(self.counts), np.linspace(1, self.total, number), side="left")
+        bins = np.unique(used)
+        return bins / BINS * self.width + self.low, below[bins] / self.total
+
+
+def keep_rate_threshold(scores: Iterable[np.ndarray], keep_rate: float, low: float = -1.0, high: float = 1.0) -> float:
+    """The threshold that keeps this share of all scores; shard after shard, in bounded memory.
+
+    Args:
+        scores: the scores of each shard, [n], all in [low, high].
+
+    Raises:
+        DataError: there are no scores.
+    """
+    histogram = Histogram(low, high)
+    for of_shard in scores:
+        histogram.add(of_shard)
+    return checked(histogram).threshold(keep_rate)
+
+
+def checked(histogram: Histogram) -> Histogram:
+    """The same; DataError where it has counted nothing."""
+    if not histogram.total:
+        raise DataError("no text has a score, so no share of them can be kept; annotate first")
+    return histogram
