@@ -136,7 +136,7 @@ def read(path: StoragePath | str, schema: pa.Schema = SCHEMA, only: Sequence[str
     table = parquet.read(where, only)
     if wrong := next((name for name, valid in _validity(table) if not pc.all(valid, min_count=0).as_py()), None):
         raise DataError(f"{path} has a row whose {wrong} no annotation has. Annotate the shard again.")
-    for name in [name for name in further if name in table.column_names]:
+    for name in score_tables.further(table.column_names):
         score_tables.check(table[name], name, where)
     return table
 

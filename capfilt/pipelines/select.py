@@ -204,7 +204,8 @@ def scoring(source: StoragePath) -> AnnotateConfig:
     for file, section in ((source / "recipe.yaml", None), (source.parent / "recipe.yaml", "annotate")):
         if file.is_file():
             tree = load_yaml(documents.check_record(file))
-            return configs.validate(AnnotateConfig, tree.get(section, {}) if section else tree, file)
+            fields = tree.get(section, {}) if section else tree
+            return configs.validate(AnnotateConfig, {key: fields[key] for key in fields if key != "scores"}, file)
     return AnnotateConfig()
 
 

@@ -172,6 +172,12 @@ def score_spec(text: str) -> ScoreSpec:
     raise UsageError(f"{text!r} is no score; scores are {FORMS}.")
 
 
+def name_of(text: str) -> str:
+    """The column that a score would have, whether or not its model can be found."""
+    clip, colon, model = text.partition(":")
+    return f"clip-{_last_part(model)}" if clip == "clip" and colon else text.partition("=")[0]
+
+
 def paths_of(text: str) -> list[str]:
     """The models and files that a score names, as they are written."""
     clip, _, model = text.partition(":")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from capfilt.data.policy import check_calibrated, check_further
 from capfilt.errors import RecipeError
 from capfilt.inference.roles import check_prompts
+from capfilt.inference.scores.spec import name_of, score_specs
 from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
@@ -50,7 +51,10 @@ def check_policy(config: BootstrapConfig) -> None:
     """Refuse a policy that could decide nothing after the annotations of a round are there. RecipeError."""
     policy = config.select
     policy.rules.check()
-    check_further(policy.used_scores, [], "a round", "Leave it out of select.")
+    made = [name_of(text) for text in config.annotate.scores]
+    check_further(
+        policy.used_scores, made, "a round", "Say how it is made: annotate.scores=[SPEC, ...] (docs/scores.md)."
+    )
     if policy.threshold != "calibrated":
         return
     check_calibrated(policy.score)
@@ -159,7 +163,9 @@ def check_language(stage: StageConfig, architecture: Architecture, where: str) -
 
 
 def check_files(config: BootstrapConfig, architecture: Architecture, final: Sequence[Architecture]) -> None:
-    """Refuse prompts that leave no room for a text, and checkpoints that are not there."""
+    """Refuse prompts that leave no room for a text, and checkpoints and scorers that are not there."""
+    for spec in score_specs(config.annotate.scores):
+        spec.check()
     check_sources(config.initial, architecture)
     for stage, stage_architecture in zip(config.final, final, strict=True):
         language = stage.language if isinstance(stage.language, str) else None

@@ -175,6 +175,19 @@ def _task(given: Any) -> Any:
     return {"task": given} | ({"finetune": usual} if f"finetune/{usual}" in presets.names("pipelines") else {})
 
 
+class RoundAnnotateConfig(AnnotateConfig):
+    """How the texts of each round are written and scored."""
+
+    scores: tuple[str, ...] = added(())
+    """Scores beside itm and itc, as `annotate --scores` takes them: `[side, sieve=ENCODER_FOLDER]`. What `select` names
+    must be here."""
+
+    @property
+    def whole(self) -> AnnotateConfig:
+        """The same without the scores, which lie beside the annotations."""
+        return AnnotateConfig(**{name: getattr(self, name) for name in AnnotateConfig.model_fields})
+
+
 class RoundEvaluateConfig(EvaluateConfig):
     """How the model of each round is examined."""
 
@@ -221,7 +234,7 @@ class BootstrapConfig(Config):
     that is fine-tuned once."""
     filter: RoleConfig
     """As `captioner`, but for `endpoint` and `teach`."""
-    annotate: AnnotateConfig = AnnotateConfig()
+    annotate: RoundAnnotateConfig = RoundAnnotateConfig()
     """How texts are written and scored."""
     select: PolicyConfig = PolicyConfig()
     """Which texts are kept."""

@@ -13,6 +13,7 @@ from capfilt.evaluation.known_truth import says_truth
 from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
 from capfilt.models.checkpoints import store
+from capfilt.pipelines import add_score
 from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
 from capfilt.pipelines.bootstrap.context import BootstrapContext
 from capfilt.runs.tally import Tally
@@ -122,7 +123,7 @@ def measure_human_pairs(context: BootstrapContext, r: int, filter_model: Storage
 
 def annotate(context: BootstrapContext, r: int, captioner: CaptionerSpec, filter_model: StoragePath) -> None:
     """Write synthetic texts for the whole web, and score them and the web's."""
-    config = context.config.annotate
+    config, further = context.config.annotate.whole, context.config.annotate.scores
     job = AnnotateJob(
         out=context.folder(r),
         captioner=captioner,
@@ -135,7 +136,11 @@ def annotate(context: BootstrapContext, r: int, captioner: CaptionerSpec, filter
         round=r,
     )
     worker, label = context.config.cluster.annotate, f"round {r} annotate"
-    check_success(label, run_annotate(context.session, context.splits["web"], job, worker, context.progress, label))
+    urls, show = context.splits["web"], context.progress
+    check_success(label, run_annotate(context.session, urls, job, worker, show, label))
+    if further:
+        wanted, how = add_score.checked(further, show), (job.compute, config.batch_size)
+        add_score.score(context.session, urls, wanted, job.out, how, worker, show)
 
 
 def select(context: BootstrapContext, r: int, calibrated: float | None) -> tuple[Resolved, Tally]:

@@ -13,6 +13,12 @@ import yaml
 from capfilt.models.checkpoints import store
 
 WIDTH = {"width": 16, "depth": 1, "heads": 2, "hidden": 32}
+FUSED = {
+    "score": "fused",
+    "fused": {"itc": 0.9, "entropy": 0.1},
+    "normalise": "z-score",
+    "conditions": [{"score": "side", "min": 1}],
+}
 BY_ITC = {"score": "itc", "threshold": "keep-rate", "keep_rate": 0.5}
 
 
@@ -42,11 +48,14 @@ def clip_filter(clip_yaml: Path) -> dict[str, Any]:
     return {"model": str(clip_yaml), "pretrain": training(3), **training(2)}
 
 
-def test_a_round_with_a_clip_keeps_texts_by_itc(
+def test_a_round_with_a_clip_keeps_texts_by_itc_and_what_was_added_to_it(
     recipe: Any, capfilt: Any, clip_filter: dict[str, Any], tmp_path: Path
 ) -> None:
+    """The policy sums its itc with a measure of the picture, which `annotate.scores` makes, and asks for another."""
     run = tmp_path / "run"
-    done = capfilt("bootstrap", recipe(tmp_path, filter=clip_filter, select=BY_ITC), "--out", run, "--json")
+    path = recipe(tmp_path, filter=clip_filter, select=BY_ITC | FUSED)
+    scores = ("--set", "annotate.scores=[entropy, side]")
+    done = capfilt("bootstrap", path, "--out", run, *scores, "--json")
     assert done.code == 0, done.err
     trained = [store.architecture(run / f"round-1/{stage}/checkpoint") for stage in ("filter-pretrain", "filter")]
     assert {(one.family, one.image_size) for one in trained} == {("clip", 24)}
@@ -63,12 +72,25 @@ def test_a_round_with_a_clip_keeps_texts_by_itc(
     figures = json.loads(done.out)["rounds"][1]
     assert 0 <= figures["filter"]["auc"] <= 1
     assert 0 < sum(figures["kept"].values()) < len(rows)
+    assert {term["score"] for term in figures["pool"]["fused"]} == {"itc", "entropy"}
+    verdicts = [row for path in (run / "round-1/dataset").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert {row["why"] for row in verdicts} == {"", "fused below threshold"}
+    assert min(row["fused"] for row in verdicts if not row["why"]) >= figures["filter"]["threshold"]
+    assert all(row["side"] >= 1 and 0 <= row["entropy"] <= 8 for row in verdicts)
+    again = capfilt("bootstrap", path, "--out", run, *scores, "--json")
+    assert json.loads(again.out)["rounds"] == json.loads(done.out)["rounds"]
 
 
 @pytest.mark.parametrize(
     ("sets", "why"),
     [
         (["select.score=itm"], "itm is needed, and"),
+        (
+            ["select.score=sieve"],
+            "sieve is needed, and a round has itm, itc. Say how it is made: annotate.scores=[SPEC",
+        ),
+        (["select.score=sieve", "annotate.scores=[side]"], "sieve is needed, and a round has itm, itc, side."),
+        (["select.rules.languages=[eng]"], "rules.languages has 'eng'. Did you mean 'en'?"),
         (["filter.objectives={queue: 0}"], "its objectives are not those with which the family clip is trained"),
         (["filter.objectives.gather_with_grad=false"], "set gather_with_grad=true, or local_loss=false"),
         (["filter.objectives.losses={itm: 1.0}"], "filter.objectives.losses"),

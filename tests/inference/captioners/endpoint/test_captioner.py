@@ -26,9 +26,7 @@ def samples(picture: Any) -> list[Sample]:
 
 
 @pytest.fixture
-def captioner(
-    endpoint: EndpointServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[EndpointCaptioner]:
+def captioner(endpoint: EndpointServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EndpointCaptioner]:
     monkeypatch.setattr(client_module, "FIRST_WAIT", 0.02)
     config = AnnotateConfig.model_validate({"requests": {"in_flight": 4, "tries": 2, "deadline": 5}, "captions": 2})
     made = EndpointCaptioner((endpoint.url, "tiny"), config, 3, 1, tmp_path / "cache")
