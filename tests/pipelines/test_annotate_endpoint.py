@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +199,33 @@ def test_addresses_that_cannot_be(words: list[Any], tmp_path: Path, capfilt: Any
     assert not (tmp_path / "a").exists()
 
 
-def test_beam_search_is_refused(words: list[Any], capfilt: Any) -> None:
-    done = capfilt(*words, "--set", "decode.method=beam")
-    assert (done.code, "an endpoint only draws" in done.line) == (2, True)
+def test_what_an_endpoint_cannot_follow_is_refused(words: list[Any], capfilt: Any) -> None:
+    for key, said in (("decode.method=beam", "decode.method is beam"), ("decode.max_length=40", "vlm.max_new_tokens")):
+        done = capfilt(*words, "--set", key)
+        assert (done.code, said in done.line) == (2, True), done.err
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_has_the_same_rows_and_pays_for_what_was_under_way_alone(
+    words: list[Any], tmp_path: Path, capfilt: Any, endpoint: EndpointServer
+) -> None:
+    """By SIGKILL, whenever the server has got another random number of requests."""
+    endpoint.delay, in_flight = (0.1, 0.3), 4
+    command = [*words, "--set", f"requests.in_flight={in_flight}"]
+    assert capfilt(*command).code == 0
+    whole = {name: (tmp_path / f"a/annotations/{name}.parquet").read_bytes() for name in ("00000", "00001")}
+    endpoint.asked.clear()
+    again = [str(tmp_path / "b" if word == tmp_path / "a" else word) for word in command]
+    shell = [sys.executable, "-m", "capfilt", *again, "--address", "local"]
+    for moment in sorted(random.Random(0).sample(range(3, 40), 10)):
+        with subprocess.Popen(shell, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
+            while len(endpoint.asked) < moment and driver.poll() is None:
+                time.sleep(0.005)
+            driver.send_signal(signal.SIGKILL)
+    done = capfilt(*again)
+    assert done.code == 0, done.err
+    for name, data in whole.items():
+        assert (tmp_path / f"b/annotations/{name}.parquet").read_bytes() == data
+    asked = sorted(endpoint.asked.values())[:-1]  # without the test picture
+    assert len(asked) == 40
+    assert sum(asked) - 40 <= 10 * in_flight

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from capfilt.config import Config
 from capfilt.errors import RecipeError, RunError
 from capfilt.inference.captioners.endpoint.config import split_address
+from capfilt.inference.captioners.vlm.spec import check_decode
 from capfilt.inference.config import AnnotateConfig
 from capfilt.runs.ledger import fingerprint
 from capfilt.runs.run import Run
@@ -40,8 +41,7 @@ class EndpointSpec(Config):
 
     def check(self, config: AnnotateConfig) -> None:
         """Refuse settings that an endpoint cannot follow, and an environment without its key. RecipeError."""
-        if config.decode.method == "beam":
-            raise RecipeError("decode.method is 'beam', and an endpoint only draws: take nucleus or greedy.")
+        check_decode(config.decode)
         if config.web_prefix:
             raise RecipeError("web_prefix is for BLIP and X-VLM; an endpoint sees the web text by vlm.prompts")
         config.requests.key()
