@@ -327,7 +327,7 @@ def find_near_pairs(
     if job.vector and not pool.dim:
         raise DataError(f"{embeddings} has no vectors, which --by {job.vector} compares: embed with --model.")
     identity = fingerprint(job.settings(), pool.model_dump(mode="json", exclude={"source"}))
-    if (done := _done(job.out, identity)) is not None:
+    if (done := _done(job, identity)) is not None:
         remove_folder(job.work)
         return done
     _forget_finished(job)
@@ -395,16 +395,17 @@ def _kinds(by: Sequence[Near]) -> list[str]:
     return [near.kind for near in by]
 
 
-def _done(out: StoragePath, identity: str) -> PairFiles | None:
+def _done(job: Search, identity: str) -> PairFiles | None:
     """The pairs of the same search, if all files of them are there."""
-    folder = out / pair_files.FOLDER
+    folder = job.out / pair_files.FOLDER
     if not (folder / DONE).is_file():
         return None
     record = documents.read_json(folder / DONE, documents.PLAN_BYTES)
     if record.pop("identity", None) != identity:
         return None
-    pairs = validate(PairFiles, {"where": folder, **record}, folder / DONE)
-    there = listing(folder)
+    pairs, there = validate(PairFiles, {"where": folder, **record}, folder / DONE), listing(folder)
+    # The record has its kinds sorted by name.
+    pairs = pairs.model_copy(update={"files": {near.kind: pairs.files[near.kind] for near in job.by}})
     return pairs if all(name in there for names in pairs.files.values() for name in names) else None
 
 

@@ -128,6 +128,8 @@ def test_every_comparison(session: Session, pictures: Pictures, tmp_path: Path, 
         assert closure(found, kind, 300) == expected
         assert len(expected) > 50 or scope == "shard"
     assert not (tmp_path / near_pairs.FOLDER).exists()
+    assert find(session, pictures.folder, tmp_path, scope=scope) == found, "as a command finds them that goes on"
+    assert find(session, pictures.folder, tmp_path, scope=scope).kinds == found.kinds
 
 
 @pytest.mark.usefixtures("many_lists")
