@@ -168,7 +168,7 @@ def select(
         val: human pairs, for the threshold "calibrated".
         filter: the filter that scored, for the same.
         calibrate: "labels" sets the threshold on the labels that people gave in `capfilt review`.
-        without: the run folder of `dedup`, whose copies go.
+        without: the run folder of `dedup` or `decontaminate`: what these found goes.
         address: as in `annotate`, or "by-size": this process for small work, else "start". So are `workers`, `cpus`,
             `min_success`, `fork`, `on_progress` and `on_log`.
 

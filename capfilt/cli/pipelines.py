@@ -171,7 +171,12 @@ def finetune(
 
 
 SCORES = "side, aspect, entropy, sieve=ENCODER, clip:MODEL, aesthetic|nsfw|watermark=HEAD@MODEL"
-Without = Annotated[str | None, typer.Option("--without", help="The --out of `capfilt dedup`: copies are left out.")]
+Without = Annotated[
+    str | None,
+    typer.Option(
+        "--without", help="The --out of `capfilt dedup` or `capfilt decontaminate`: what these found is left out."
+    ),
+]
 AnnotateRecipe = Annotated[
     str | None,
     typer.Option(

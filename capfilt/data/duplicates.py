@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from capfilt.data import parquet
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import DataError, FolderError
-from capfilt.runs.ledger import Ledger
+from capfilt.runs.ledger import Ledger, Output
 from capfilt.storage.atomic import atomic, sha256_file
 from capfilt.storage.paths import StoragePath
 
@@ -46,16 +46,21 @@ TEXT_SCHEMA = pa.schema(
 
 REASON = "duplicate of "
 """How the reason of a text begins that goes with its picture; the uid of the picture that stands for it follows."""
+HELD_OUT = "held-out image "
+"""The same of a picture that is a copy of a held-out one, or has its text."""
+
+SUSPECTS = ("decontaminate", "decontaminate-exact")
+"""The stages whose ledgers name the tables of a decontamination, which stand for `duplicates/` in its run folder."""
 
 
 def is_copy(reason: str) -> bool:
     """Whether a text goes with its picture, which is a copy of another one."""
-    return reason.startswith(REASON)
+    return reason.startswith((REASON, HELD_OUT))
 
 
 def reason_class(reason: str) -> str:
-    """The class by which a reason is counted: without the uid of a duplicate."""
-    return "duplicate" if is_copy(reason) else reason
+    """The class by which a reason is counted: without the uid of a duplicate or a held-out picture."""
+    return ("held-out image" if reason.startswith(HELD_OUT) else "duplicate") if is_copy(reason) else reason
 
 
 def write(path: StoragePath, columns: Mapping[str, Any], schema: pa.Schema = SCHEMA) -> None:
@@ -89,8 +94,15 @@ class Copies:
 
     @classmethod
     def load(cls, folder: StoragePath, shard: str) -> Copies:
-        """Read what the run folder of a deduplication has about a shard. DataError where that is nothing."""
-        reasons, inherited = {}, dict[tuple[str, str], list[dict[str, str]]]()
+        """Read what the run folder of a deduplication or a decontamination has about a shard. DataError where that is
+        nothing."""
+        reasons: dict[tuple[str, str], str] = {}
+        inherited = dict[tuple[str, str], list[dict[str, str]]]()
+        if _is_decontamination(folder):
+            for output in _suspects(folder, shard):
+                columns = parquet.read(folder / output.path, ["key", "uid", "reason"]).to_pylist()
+                reasons |= {(row["key"], row["uid"]): row["reason"] for row in columns if row["reason"]}
+            return cls(shard, reasons, inherited)
         for row in read(_table(folder, shard)).to_pylist():
             reasons[row["key"], row["uid"]] = f"{REASON}{row['representative']}"
         texts = folder / TEXTS / f"{shard}.parquet"
@@ -129,7 +141,9 @@ class Copies:
 
 
 def content(folder: StoragePath, shard: str) -> str:
-    """The sha256 of what a deduplication says of a shard, for the fingerprint of who reads it."""
+    """The sha256 of what a deduplication or a decontamination says of a shard, for the fingerprint of who reads it."""
+    if _is_decontamination(folder):
+        return "+".join(output.sha256 for output in _suspects(folder, shard))
     _table(folder, shard)
     done = Ledger(folder, STAGE).read(Ledger(folder, STAGE).path / f"{shard}.json")
     if done is not None and not Ledger(folder, STAGE).find_damage(done):
@@ -138,15 +152,19 @@ def content(folder: StoragePath, shard: str) -> str:
 
 
 def check_shards(folder: StoragePath, names: Iterable[str]) -> None:
-    """Refuse a folder that is no finished deduplication of these shards.
+    """Refuse a folder that is no finished deduplication or decontamination of these shards.
 
     Raises:
         FolderError: it is none.
         DataError: it is one of other shards.
     """
+    if _is_decontamination(folder):
+        for name in names:
+            _suspects(folder, name)
+        return
     if not (folder / "summary.json").is_file() or not (folder / FOLDER).is_dir():
         what = "is not finished: run its command again" if (folder / FOLDER).is_dir() else f"holds no {FOLDER}/"
-        raise FolderError(f"--without {folder} {what}; give the --out of `capfilt dedup`.")
+        raise FolderError(f"--without {folder} {what}; give the --out of `capfilt dedup` or `capfilt decontaminate`.")
     for name in names:
         _table(folder, name)
 
@@ -159,3 +177,25 @@ def _table(folder: StoragePath, shard: str) -> StoragePath:
             " these, and give that run with --without."
         )
     return path
+
+
+def _is_decontamination(folder: StoragePath) -> bool:
+    return (folder / "contaminated.parquet").is_file()
+
+
+def _suspects(folder: StoragePath, shard: str) -> list[Output]:
+    """The tables that a decontamination committed of a shard; it has none where nothing was found."""
+    found: list[Output] = []
+    compared = False
+    for ledger in (Ledger(folder, stage) for stage in SUSPECTS):
+        done = ledger.read(ledger.path / f"{shard}.json")
+        if done is not None and (damage := ledger.find_damage(done)):
+            raise DataError(f"{damage}: run the command of {folder} again.")
+        compared |= done is not None
+        found += [] if done is None else done.outputs
+    if not compared:
+        raise DataError(
+            f"{folder} says nothing of the shard {shard}: other shards were compared with held-out ones; embed and"
+            " decontaminate these, and give that run with --without."
+        )
+    return found

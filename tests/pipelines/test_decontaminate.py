@@ -188,3 +188,26 @@ def test_what_cannot_be_compared_is_one_line(
     assert done.code in (1, 2)
     (line,) = (line for line in done.err.splitlines() if line.startswith("error"))
     assert says in line
+
+
+def test_a_selection_without_what_was_found_says_why(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
+    """Two of 60 web pictures are held out; a plain picture has the beginning of its sha256 as uid."""
+    web = finished_run / "data/web"
+    first = [one for one in shards.read(str(web / "00001.tar")) if isinstance(one, Sample)][:2]
+    (tmp_path / "held").mkdir()
+    for one in first:
+        (tmp_path / f"held/{one.key}.{one.extension}").write_bytes(one.image)
+    assert capfilt("embed", web, "--out", tmp_path / "e").code == 0
+    words = ("decontaminate", tmp_path / "e", "--by", "sha256", "--against", tmp_path / "held")
+    assert capfilt(*words, "--out", tmp_path / "c").code == 0
+    words = ("select", web, "--annotations", finished_run / "round-1", "--threshold", "none", "--top-k", "9")
+    done = capfilt(*words, "--without", tmp_path / "c", "--out", tmp_path / "s", "--json")
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    assert answer["samples"] == {"in": 60, "kept": 58, "dropped": 2, "failed": 0}
+    assert answer["texts"]["dropped"] == {"web: held-out image": 2, "synthetic: held-out image": 2}
+    gone = [row for row in pq.read_table(tmp_path / "s/dataset/00001.parquet").to_pylist() if row["why"]]
+    assert {(row["uid"], row["why"]) for row in gone} == {(one.uid, f"held-out image {one.sha256[:32]}") for one in first}
+    shutil.rmtree(tmp_path / "c/ledger/decontaminate")
+    refused = capfilt(*words, "--without", tmp_path / "c", "--out", tmp_path / "other")
+    assert "says nothing of the shard 00000: other shards were compared with held-out ones" in refused.err

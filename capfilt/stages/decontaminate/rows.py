@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capfilt.data import parquet
+from capfilt.data.duplicates import HELD_OUT
 from capfilt.errors import DataError
 from capfilt.runs.ledger import Ledger, Output, fingerprint
 from capfilt.runs.tally import Tally
@@ -29,8 +30,6 @@ TABLE = "contaminated.parquet"
 """Beside it: the rows of all shards that are contaminated, in the order of the shards' names."""
 SHORT_TEXT = "short text"
 _POOL = "pool"  # what the merged table is of, in its ledger
-REASON = "held-out image"
-"""The class of the reasons, which end with a uid."""
 
 SCHEMA = pa.schema(
     [
@@ -65,7 +64,7 @@ class Suspect:
     @classmethod
     def near(cls, who: tuple[str, str, str], kind: str, held_out: HeldOut, row: int, distance: float) -> Suspect:
         """The suspect (uid, key and shard) that a row of the held-out pictures accuses."""
-        reason = "" if kind == SHORT_TEXT else f"{REASON} {held_out.uids[row]}"
+        reason = "" if kind == SHORT_TEXT else f"{HELD_OUT}{held_out.uids[row]}"
         picture = (held_out.sets[row], held_out.uids[row], held_out.keys[row], held_out.copies[row])
         return cls(*who, reason, kind, *picture, round(float(distance), 6))
 
