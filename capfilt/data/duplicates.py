@@ -151,6 +151,12 @@ def content(folder: StoragePath, shard: str) -> str:
     return sha256_file(_table(folder, shard))
 
 
+def says(folder: StoragePath, shard: str) -> bool:
+    """Whether anything of a shard goes, or has texts of what goes."""
+    copies = Copies.load(folder, shard)
+    return bool(copies.reasons or copies.inherited)
+
+
 def check_shards(folder: StoragePath, names: Iterable[str]) -> None:
     """Refuse a folder that is no finished deduplication or decontamination of these shards.
 

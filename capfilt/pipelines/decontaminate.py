@@ -20,6 +20,7 @@ from capfilt.stages import inputs
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.decontaminate import compare, rows
 from capfilt.stages.decontaminate.compare import Pool, Settings
+from capfilt.stages.decontaminate.criteria import Criteria
 from capfilt.stages.embed import EmbedConfig, EmbedJob, VectorModel
 from capfilt.stages.runner import CommandOptions, digests
 from capfilt.stages.workload import Workload, of_shards, working_address
@@ -62,7 +63,9 @@ def run(
         ShortfallError: with `fail`, unless the pool is clean.
     """
     sets = held_out_sets(sources.against)
-    pool = pool_of(sources, settings)
+    pool = pool_of(sources.embeddings, settings.criteria)
+    if settings.criteria.words:
+        pool = pool.model_copy(update={"urls": _urls(sources, list(pool.digests))})
     model = _model(sources, pool, show)
     plan = {
         "verb": "decontaminate",
@@ -82,9 +85,7 @@ def run(
         tables, unread = compare.describe_held_out(session, sets, settings, embed, home, worker, show)
         record = compare.compare(session, pool, tables, settings, home, worker, show)
     record |= {"contaminated": str(out / rows.TABLE), "held_out_unread": unread.samples["failed"]}
-    summary = {"command": "decontaminate", **record}
-    if not opened.path("summary.json").is_file() or documents.read_json(opened.path("summary.json")) != summary:
-        opened.write_summary(summary)
+    compare.write_record(out, record)
     show.say(line := compare.verdict_line(record))
     if fail and record["verdict"] != "clean":
         raise ShortfallError(line, record)
@@ -110,9 +111,8 @@ def held_out_sets(against: Sequence[str]) -> dict[str, list[str]]:
     return sets
 
 
-def pool_of(sources: Sources, settings: Settings) -> Pool:
+def pool_of(folder: StoragePath, criteria: Criteria) -> Pool:
     """The pool of a run folder's embeddings. UsageError where it lacks what is to be compared."""
-    folder, criteria = sources.embeddings, settings.criteria
     tables = embeddings.tables(folder)
     vectors = embeddings.check_same_model(tables.values()) if criteria.within("vector") is not None else None
     if criteria.within("vector") is not None and (vectors is None or criteria.vectors not in ("vector", vectors.kind)):
@@ -126,8 +126,7 @@ def pool_of(sources: Sources, settings: Settings) -> Pool:
         known |= digests(ledger)
         failed += ledger.total().samples["failed"]
     by_name = {name: known.get(str(path.absolute())) or sha256_file(path) for name, path in tables.items()}
-    urls = _urls(sources, list(by_name)) if criteria.words else {}
-    return Pool(embeddings=folder.absolute(), failed=failed, digests=by_name, vectors=vectors, urls=urls)
+    return Pool(embeddings=folder.absolute(), failed=failed, digests=by_name, vectors=vectors)
 
 
 def _model(sources: Sources, pool: Pool, show: Progress) -> VectorModel | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
+from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import embeddings, shards
 from capfilt.data.duplicates import FOLDER, STAGE
@@ -25,6 +27,7 @@ from capfilt.stages.runner import CommandOptions, digests
 from capfilt.stages.select import annotations_sha256
 from capfilt.stages.workload import Workload, working_address
 from capfilt.storage import documents
+from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
 
 
@@ -70,16 +73,40 @@ def run(
     plan = {"verb": STAGE, **settings, "embeddings": str(sources.embeddings.absolute()), "scores": scores}
     opened = Run.open(out, configs.to_yaml(config), {**plan, "shards": list(urls.values())})
     identities = _identities(pool, settings, sources)
-    ledger, written = Ledger(out, STAGE), opened.path("summary.json")
-    if written.is_file() and all(ledger.completion(name, identity) for name, identity in identities.items()):
-        return dict(documents.read_json(written, documents.PLAN_BYTES))
+    if _is_done(out, identities):
+        return dict(documents.read_json(opened.path("summary.json"), documents.PLAN_BYTES))
     where = working_address(address, Workload(len(pool.shards)), options, STAGE, show)
     with connect(where, show=show) as session:
-        summary = _deduplicate(session, pool, urls, sources, config, out, options, show)
-    stage.commit(pool, out, identities)
-    opened.write_summary(summary)
+        summary = deduplicate(session, urls, sources, config, out, options.resources(session), show)
     opened.log("end", **{name: summary[name] for name in ("pictures", "kept", "dropped")})
     return summary
+
+
+def deduplicate(
+    session: Session,
+    urls: dict[str, str],
+    sources: Sources,
+    config: DedupConfig,
+    out: StoragePath,
+    resources: Resources,
+    show: Progress,
+) -> dict[str, Any]:
+    """Do what of a deduplication of shards, given as name -> URL, is not done yet; returns its summary."""
+    pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
+    identities = _identities(pool, config.model_dump(mode="json"), sources)
+    written = out / "summary.json"
+    if _is_done(out, identities):
+        return dict(documents.read_json(written, documents.PLAN_BYTES))
+    summary = _deduplicate(session, pool, urls, sources, config, out, resources, show)
+    stage.commit(pool, out, identities)
+    write_json(written, summary)
+    return summary
+
+
+def _is_done(out: StoragePath, identities: Mapping[str, str]) -> bool:
+    ledger = Ledger(out, STAGE)
+    there = (out / "summary.json").is_file()
+    return there and all(ledger.completion(name, identity) for name, identity in identities.items())
 
 
 def _deduplicate(
@@ -89,10 +116,9 @@ def _deduplicate(
     sources: Sources,
     config: DedupConfig,
     out: StoragePath,
-    options: CommandOptions,
+    resources: Resources,
     show: Progress,
 ) -> dict[str, Any]:
-    resources = options.resources(session)
     pairs = find_near_pairs(session, sources.embeddings, out, config.by, resources, show, config.scope)
     pictures = Pictures.read(pool, sources.scores, show)
     if reused := pictures.reused_uids():

@@ -28,7 +28,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import StoragePath, remove_file, remove_folder
+from capfilt.storage.paths import StoragePath, remove_file
 
 Keep = Literal["best", "largest", "first"]
 """Which of near pictures is kept: of the highest score, then of the most pixels; of the most pixels; the first of the
@@ -272,5 +272,4 @@ def merge_texts(session: Session, out: StoragePath, urls: dict[str, str], resour
     for name, texts in inherited.items():
         columns = _columns(list(texts.values()), TEXT_SCHEMA.names)
         duplicates.write(out / TEXTS / f"{name}.parquet", columns, TEXT_SCHEMA)
-    remove_folder(out / LOST)
     return sum(map(len, inherited.values()))

@@ -207,7 +207,9 @@ def test_a_selection_without_what_was_found_says_why(finished_run: Path, tmp_pat
     assert answer["samples"] == {"in": 60, "kept": 58, "dropped": 2, "failed": 0}
     assert answer["texts"]["dropped"] == {"web: held-out image": 2, "synthetic: held-out image": 2}
     gone = [row for row in pq.read_table(tmp_path / "s/dataset/00001.parquet").to_pylist() if row["why"]]
-    assert {(row["uid"], row["why"]) for row in gone} == {(one.uid, f"held-out image {one.sha256[:32]}") for one in first}
+    assert {(row["uid"], row["why"]) for row in gone} == {
+        (one.uid, f"held-out image {one.sha256[:32]}") for one in first
+    }
     shutil.rmtree(tmp_path / "c/ledger/decontaminate")
     refused = capfilt(*words, "--without", tmp_path / "c", "--out", tmp_path / "other")
     assert "says nothing of the shard 00000: other shards were compared with held-out ones" in refused.err

@@ -41,7 +41,7 @@ def check_held_out(
     Raises:
         RunError: some are equal; with `allowed` a warning says so instead.
     """
-    held_out = _each_once({split: splits[split] for split in HELD_OUT if split in splits})
+    held_out = each_once(held_out_splits(splits))
     if not held_out:
         return
     make_folder(out)
@@ -68,7 +68,12 @@ def check_held_out(
     logging.getLogger(__name__).warning("%s data.allow_contamination lets it be.", found)
 
 
-def _each_once(splits: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+def held_out_splits(splits: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Those that no model may be trained on."""
+    return {split: splits[split] for split in HELD_OUT if split in splits}
+
+
+def each_once(splits: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     """The shards of each split, without those of a split before it."""
     seen: set[str] = set()
     left: dict[str, list[str]] = {}

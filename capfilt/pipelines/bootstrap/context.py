@@ -105,6 +105,7 @@ class BootstrapContext:
         ledgers = (
             (Ledger(self.run.path("data"), "world")),
             (Ledger(self.run.path("data", "web"), "download")),
+            (Ledger(self.run.path("data", "web-kept"), "leave-out")),
             (Ledger(self.folder(r), "select")),
         )
         return {url: sha256 for ledger in ledgers for url, sha256 in digests(ledger).items()}

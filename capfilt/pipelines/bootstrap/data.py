@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -15,9 +15,10 @@ from capfilt.data import shards
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.synthetic import world
 from capfilt.data.synthetic.world import WorldConfig
-from capfilt.errors import DataError
+from capfilt.errors import DataError, UsageError
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import NO_TEXT
+from capfilt.stages.decontaminate.criteria import Criteria
 from capfilt.stages.download import DownloadConfig, check_success_rate, download, list_identities
 from capfilt.stages.runner import run_stage
 from capfilt.stages.world import WorldJob
@@ -26,6 +27,49 @@ from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, make_folder
 
 Shards = str | tuple[str, ...]
+
+
+class DedupSection(Config):
+    """Copies in the web go, before round 0."""
+
+    by: str = "sha256,phash:3"
+    """What makes two pictures copies, as `capfilt dedup --by`, of hashes: sha256, phash:BITS."""
+    keep: Literal["largest", "first"] = "largest"
+    """Which of them stays: the one with the most pixels, or the first."""
+    merge_texts: bool = False
+    """Whether the picture that stays is given the texts of its copies, to be scored like its own."""
+
+    @field_validator("by")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _of_hashes(value)
+
+
+class DecontaminateSection(Config):
+    """Held-out pictures in the web go, before round 0: those of `val` and `test`, and of further sets."""
+
+    by: str = "sha256,phash:6"
+    """What makes a suspect, as `capfilt decontaminate --by`, of hashes and texts: sha256, phash:BITS, text:WORDS."""
+    against: dict[str, Shards] = {}
+    """Further held-out sets by name: shards, or folders of pictures."""
+    self_test: int = Field(default=200, ge=1)
+    """Held-out pictures of which copies are made, to see which of them would be found."""
+
+    @field_validator("by")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _of_hashes(value)
+
+
+def _of_hashes(by: str) -> str:
+    """Check what makes two pictures near; the web is embedded without a model here."""
+    try:
+        criteria = Criteria.parse(by)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    if criteria.within("vector") is not None:
+        raise ValueError("vectors take a model: run `capfilt embed`, dedup and decontaminate on the web beforehand")
+    return by
 
 
 class DataConfig(Config):
@@ -43,6 +87,10 @@ class DataConfig(Config):
     """Clean pairs that calibrate the filter's threshold."""
     test: Shards | None = None
     """Held-out pairs on which every round is evaluated; without them no figures."""
+    dedup: DedupSection | None = added(None)
+    """Copies in the web go, before round 0; {}: as its defaults say."""
+    decontaminate: DecontaminateSection | None = added(None)
+    """Held-out pictures in the web go, before round 0; {}: as its defaults say."""
     allow_contamination: bool = added(False)
     """Whether a run may go on although pictures of `val` or `test` are, byte for byte, among those that are trained
     on."""

@@ -21,6 +21,7 @@ from capfilt.data import shards
 from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps, tasks
 from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of, warnings_of_lengths
+from capfilt.pipelines.bootstrap.clean_web import clean_web
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.contamination import check_held_out
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
@@ -88,6 +89,7 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
         more = tasks.world_splits(config)
         worker = config.cluster.select
         splits = prepare_data(session, config.data, config.seed, folder, worker, progress, more)
+        splits = clean_web(session, config.data, splits, folder, worker, progress)
         check_held_out(session, splits, folder / "held-out", config.data.allow_contamination, worker, progress)
     context = BootstrapContext(session, opened, progress, splits, compute)
     rounds = [round_zero(context)]

@@ -27,6 +27,8 @@ from capfilt.stages.decontaminate.near import NearJob
 from capfilt.stages.decontaminate.references import FOLDER, ITSELF, HeldOut, HeldOutTables
 from capfilt.stages.embed import EmbedJob
 from capfilt.stages.runner import digests, run_stage
+from capfilt.storage import documents
+from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
 
 CLIP_RECALL = (
@@ -155,6 +157,13 @@ def record(
         "self_test": {test.kind: test.record() for test in tests},
         "problems": problems,
     }
+
+
+def write_record(out: StoragePath, record: Mapping[str, Any]) -> None:
+    """Write summary.json, unless it says the same already: a rerun changes no file."""
+    path, tree = out / "summary.json", {"command": "decontaminate", **record}
+    if not path.is_file() or documents.read_json(path) != tree:
+        write_json(path, tree)
 
 
 def self_test_lines(tests: Sequence[self_test.SelfTest]) -> list[str]:
