@@ -164,12 +164,17 @@ class SmallVlmConfig(Config):
     For the embedded world and for tests; what is to know real pictures begins with a published model."""
 
     image_size: int = Field(default=32, ge=1)
+    """Side of a picture in pixels; a multiple of `patch_size`."""
     patch_size: int = Field(default=8, ge=1)
+    """Side of a patch in pixels."""
     width: int = Field(default=96, ge=8)
     """Of both towers; a multiple of `heads`."""
     vision_depth: int = Field(default=3, ge=1)
+    """Layers of the vision tower."""
     text_depth: int = Field(default=2, ge=1)
+    """Layers of the language model."""
     heads: int = Field(default=4, ge=1)
+    """Attention heads of both towers."""
     vocabulary: int = Field(default=512, ge=300)
     """Tokens of a byte-level BPE that is learned from the texts, at most."""
     positions: int = Field(default=256, ge=64)
