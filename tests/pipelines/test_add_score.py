@@ -162,12 +162,24 @@ def test_a_kill_between_two_scores_of_a_shard_is_made_good(
     assert results(run) == whole
 
 
-def test_a_policy_reads_back_what_was_added_and_explain_shows_it(run: Path, finished_run: Path, capfilt: Any) -> None:
+def test_what_was_added_decides_in_a_policy_and_goes_with_the_texts(
+    run: Path, finished_run: Path, tmp_path: Path, capfilt: Any
+) -> None:
     words = ["annotate", finished_run / SHARDS, *options("--add-score", "entropy"), "--out", run]
     assert capfilt(*words).code == 0
-    first = next(iter(library.read_annotations(run)))
-    done = capfilt("explain", run, first.key)
-    assert f"entropy {first.scores['entropy']:.4f}" in done.out
+    rows = list(library.read_annotations(run))
+    middle = sorted(row.scores["entropy"] for row in rows)[len(rows) // 2]
+    by_entropy = ("--score", "entropy", "--threshold", repr(middle))
+    done = capfilt("select", finished_run / SHARDS, "--annotations", run, "--out", tmp_path / "b", *by_entropy)
+    assert done.code == 0, done.err
+    verdicts = list(library.read_annotations(tmp_path / "b").verdicts())
+    assert [each.annotation.scores for each in verdicts] == [row.scores for row in rows]
+    assert {each.verdict == "kept" for each in verdicts if each.annotation.scores["entropy"] >= middle} == {True}
+    kept = [caption for sample in library.read_shards(tmp_path / "b/dataset") for caption in sample.meta["captions"]]
+    assert 0 < len(kept) < len(rows)
+    assert min(caption["entropy"] for caption in kept) == middle
+    first = rows[0]
+    assert f"entropy {first.scores['entropy']:.4f}" in capfilt("explain", run, first.key).out
 
 
 def test_annotations_that_changed_get_their_scores_anew(run: Path, finished_run: Path, capfilt: Any) -> None:
