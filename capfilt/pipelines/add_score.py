@@ -22,6 +22,7 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.add_score import AddScoreJob, add_scores, check_annotated
 from capfilt.stages.compute import device_kind
 from capfilt.stages.runner import CommandOptions
+from capfilt.storage.atomic import sweep
 from capfilt.storage.paths import StoragePath
 
 Fingerprints = list[tuple[ScoreSpec, str]]
@@ -38,6 +39,7 @@ def run(
     check_format(home, Run.load(home).plan)
     check_annotations((), out / "annotations")
     lock.acquire_once(home)
+    sweep(home)
     urls = shards.expand(specs)
     batch_size, precision = scored_with(out)
     with connect(address, show=show) as session:
