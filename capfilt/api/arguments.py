@@ -213,7 +213,8 @@ def _policy_assignments(given: Mapping[str, object], sets: Sequence[str]) -> lis
         if value is None:
             continue
         option, wanted = f"--{key.replace('_', '-')}", _threshold(value) if key == "threshold" else value
-        configs.validate(PolicyConfig, {key: wanted}, option)
+        if wanted != "fused":  # which means something with its weights alone, in the recipe or a setting
+            configs.validate(PolicyConfig, {key: wanted}, option)
         if key in assigned and assigned[key] != wanted:
             raise UsageError(f"{option} {value} and --set {key}={_shown(assigned[key])} differ; give one of them.")
         words.append(f"{key}={_written(key, wanted)}")

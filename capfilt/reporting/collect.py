@@ -6,15 +6,18 @@ Reads the run folder of a bootstrap, finished or not, an annotate, a select, a p
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from capfilt import config as configs
 from capfilt.data import labels, shards
-from capfilt.data.policy import PolicyConfig, RankConfig, resolve
+from capfilt.data.policy import PolicyConfig, Pool, RankConfig, Rule, resolve, score_range
 from capfilt.errors import RunError, ShardError
 from capfilt.models import FAMILIES
 from capfilt.reporting import contamination
@@ -117,6 +120,7 @@ def collect_report(
     rounds = [_with_human_auc(entry, gallery.rounds) for entry in run.rounds]
     trainings = list(_trainings(folder))
     notes += gallery.notes
+    notes += [f"Round {each.number}: {line}" for each in run.sources if (line := _fixed_parts(each.rule))]
     notes += [line for entry in rounds for line in stage_lines(entry)]
     if num_bare := num_without_text(folder):
         notes.append(f"{num_bare:,} pictures have no text: they were not trained on.")
@@ -278,21 +282,36 @@ def _source(
         threshold = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
     names = sorted(path.stem for path in annotations.glob("*.parquet"))
     rule = resolve(policy, annotations, names, threshold).rule
+    ranges = SCORE_RANGES
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None
     suffix = f"-round-{number}" if number else ""
-    score, begin = rule.score, rule.threshold
-    if begin is None:
-        score, begin = rule.rank, SCORE_RANGES[rule.rank][0]
+    score = rule.score if rule.threshold is not None else rule.rank
+    if score not in ranges:
+        pool = Pool(annotations, names, policy.sources)
+        low, high = score_range(score, pool, rule.fused)
+        ranges = {**ranges, score: (low, high if high > low else low + 1.0)}
     return RoundSource(
         number=number,
         annotations=annotations,
         dataset=dataset,
         rule=rule,
         score=score,
-        threshold=begin,
+        threshold=ranges[score][0] if rule.threshold is None else rule.threshold,
         select_command=_select_command(web, source, policy),
         out_prefix=shlex.quote(f"{folder}{suffix}"),
+        ranges=ranges,
         human_auc=round_figures.read_human_auc(source) | (round_figures.read_human_auc(selected) if selected else {}),
+    )
+
+
+def _fixed_parts(rule: Rule) -> str:
+    """What of a policy the page does not move with its threshold; "" for nothing."""
+    parts = [f"top_k={rule.top_k}"] * bool(rule.top_k) + [f"keep={rule.keep}"] * (rule.keep != "all")
+    if not parts:
+        return ""
+    return (
+        f"with another threshold the gallery and the live figures still leave out what {', '.join(parts)} has left out"
+        " at the policy's own; the command decides anew."
     )
 
 
@@ -301,10 +320,11 @@ def _select_command(web: list[str], source: StoragePath, policy: PolicyConfig) -
     if sum(map(len, web)) > MAX_COMMAND:
         web = [f"the {len(web)} shards of the run"]
     words = " ".join(shlex.quote(str(word)) for word in (*web, "--annotations", source))
-    default = RankConfig()
-    for name in RankConfig.model_fields:
-        if getattr(policy, name) != getattr(default, name):
-            words += f" --set {name}={getattr(policy, name)}"
+    default = PolicyConfig()
+    for name in (*RankConfig.model_fields, "fused", "normalise"):
+        if (value := getattr(policy, name)) != getattr(default, name):
+            written = value if isinstance(value, str) else json.dumps(to_jsonable_python(value))
+            words += " --set " + shlex.quote(f"{name}={written}")
     return f"capfilt select {words}"
 
 

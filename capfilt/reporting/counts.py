@@ -30,10 +30,12 @@ SCORE_RANGES = {"itm": (0.0, 1.0), "itc": (-1.0, 1.0)}
 class RoundCounts:
     """The counts of one round so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Mapping[str, tuple[float, float]] = SCORE_RANGES) -> None:
+        """`ranges`: the scores to count, by name, with the least and the greatest value of each."""
+        self.ranges = ranges
         self.scores = {
             (score, source): {layer: np.zeros(NUM_BINS, np.int64) for layer in LAYERS}
-            for score in SCORE_RANGES
+            for score in ranges
             for source in SOURCES
         }
         self.lengths = {source: np.zeros(MAX_WORDS + 1, np.int64) for source in SOURCES}
@@ -60,7 +62,7 @@ class RoundCounts:
         for (score, source), counts in self.scores.items():
             values = ok.column(score).to_numpy().astype(np.float64)
             scored = (sources == source) & ~np.isnan(values)
-            low, high = SCORE_RANGES[score]
+            low, high = self.ranges[score]
             bins = np.clip(((values[scored] - low) / (high - low) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
             for number, name in enumerate(LAYERS):
                 counts[name] += np.bincount(bins[layer[scored] == number], minlength=NUM_BINS)
@@ -81,7 +83,7 @@ class RoundCounts:
     def histograms(self) -> dict[str, dict[str, Histogram]]:
         """By score and source, over the range of scores that occur."""
         histograms: dict[str, dict[str, Histogram]] = {}
-        for score, (low, high) in SCORE_RANGES.items():
+        for score, (low, high) in self.ranges.items():
             by_source = {source: self.scores[score, source] for source in SOURCES}
             used = np.flatnonzero(sum(counts for layers in by_source.values() for counts in layers.values()))
             if not used.size:
@@ -105,7 +107,7 @@ class RoundCounts:
         total = int(np.sum(counts))
         if not total:
             return None
-        low, high = SCORE_RANGES[score]
+        low, high = self.ranges[score]
         position = int(np.searchsorted(np.cumsum(counts), (total + 1) // 2))
         return low + (high - low) * (position + 0.5) / NUM_BINS
 
@@ -119,7 +121,7 @@ class RoundCounts:
 
     def result(self) -> AnnotationCounts:
         """The counts, as the page shows them."""
-        medians = {score: {source: self.median(score, source) for source in SOURCES} for score in SCORE_RANGES}
+        medians = {score: {source: self.median(score, source) for source in SOURCES} for score in self.ranges}
         return AnnotationCounts(
             images=self.images,
             failed=dict(self.failed),
@@ -131,7 +133,7 @@ class RoundCounts:
                 score: {source: value for source, value in by_source.items() if value is not None}
                 for score, by_source in medians.items()
             },
-            auc={score: area for score in SCORE_RANGES if (area := self.auc(score)) is not None},
+            auc={score: area for score in self.ranges if (area := self.auc(score)) is not None},
         )
 
 

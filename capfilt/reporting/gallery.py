@@ -39,10 +39,10 @@ class ColumnLists:
         self.reasons: dict[tuple[str, str, bool], int] = {}
         self.kinds: dict[str, int] = {}
 
-    def reason(self, row: Annotation, why: str) -> int:
-        """The position of a reason that holds whatever the threshold, -1 for none."""
+    def reason(self, row: Annotation, why: str | None) -> int:
+        """The position of a reason that holds whatever the threshold, -1 for none, -2 for a text kept anyhow."""
         if not why:
-            return -1
+            return -1 if why is not None else -2
         entry = (printable(why), failure_class(why), row.status == "failed")
         if entry not in self.reasons and len(self.reasons) >= MAX_REASONS:
             entry = (OTHER, OTHER, row.status == "failed")
@@ -148,6 +148,7 @@ def annotated_round(
     labels by (uid, text).
     """
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    columns |= {name: [] for name in sample.source.ranges if name not in columns}
     full_lengths: dict[int, int] = {}
     for image in sample.images:
         for row, why in image.rows:
@@ -167,7 +168,8 @@ def annotated_round(
                 lists.kind(truth),
                 label_code(labels.get((row.uid, row.text))),
             )
-            for name, value in zip(COLUMNS, values, strict=True):
+            further = (_nine_digits(row.score(name)) for name in list(columns)[len(COLUMNS) :])
+            for name, value in zip(columns, (*values, *further), strict=True):
                 columns[name].append(value)
     source, (score, threshold) = sample.source, sample.opening
     filters = {row.filter for image in sample.images for row, _ in image.rows if row.status == "ok" and row.filter}
@@ -187,6 +189,7 @@ def annotated_round(
         policy="" if source.dataset is None else _in_words(source.rule),
         counts=sample.counts.result(),
         human_auc=source.human_auc,
+        movable=source.movable,
         filter=filters.pop() if len(filters) == 1 else "",
     )
 

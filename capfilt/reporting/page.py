@@ -22,7 +22,6 @@ from capfilt.printable import MAX_MESSAGE, printable
 from capfilt.reporting import charts, sections
 from capfilt.reporting.charts import Chart, Histogram
 from capfilt.reporting.page_data import (
-    COLUMNS,
     MAX_LINES,
     MAX_ROUNDS,
     MAX_STAGES,
@@ -59,7 +58,9 @@ def render(data: PageData, review: bool = False) -> str:
         undecided=alone is not None and not alone.decided,
         human_auc=any(each.human_auc for each in annotated),
         num_heatmaps=sum(len(each.heatmaps) for each in annotated),
-        scores=[(score, words) for score, words in SCORES.items() if any(score in a.histograms for a in annotated)],
+        scores=[
+            (score, SCORES.get(score, score)) for score in dict.fromkeys(s for a in annotated for s in a.histograms)
+        ],
         table=sections.rounds_table(data.rounds),
         texts_table=sections.texts_table(annotated),
         tiles=list(sections.tiles(data.rounds) if alone is None else sections.annotation_tiles(alone)),
@@ -158,8 +159,12 @@ def _script_data(data: PageData, review: bool) -> dict[str, Any]:
             "select": each.select_command,
             "out": each.out_prefix,
             "totals": dict(each.totals),
-            "ranges": {score: _range(histograms.values()) for score, histograms in each.histograms.items()},
-            "texts": {name: list(each.texts[name]) for name in COLUMNS},
+            "ranges": {
+                score: _range(histograms.values())
+                for score, histograms in each.histograms.items()
+                if score in (each.movable or each.histograms)
+            },
+            "texts": {name: list(values) for name, values in each.texts.items()},
             "cut": dict(each.full_lengths),
             "decided": each.decided,
             "heat": dict(each.heatmaps),
@@ -179,7 +184,7 @@ def _histograms(annotated: AnnotatedRound) -> list[tuple[str, Chart]]:
     """(score, chart) of every score and source."""
     labels = {"itm": "itm, the probability of a match", "itc": "itc, a cosine"}
     return [
-        (score, charts.histogram(f"{source} texts by {score}", histogram, labels[score]))
+        (score, charts.histogram(f"{source} texts by {score}", histogram, labels.get(score, score)))
         for score, by_source in annotated.histograms.items()
         for source, histogram in by_source.items()
     ]

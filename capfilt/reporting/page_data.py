@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from capfilt.reporting.sections import Cell
 
 COLUMNS = ("image", "source", "candidate", "text", "itm", "itc", "fixed", "truth", "kind", "label")
-"""The columns of the texts in the page. image, source, fixed and kind are positions in lists, -1 for none; truth and
+"""The columns of the texts in the page, before those of further scores. image, source, fixed and kind are positions in
+lists, -1 for none; a fixed of -2 is kept whatever the threshold; truth and
 label are 1 for right, 0 for wrong, -1 for unknown, and a label that was not given at random is 2 more; itm and itc are
 null where a text has no score."""
 MAX_WORDS = 30
@@ -91,6 +92,8 @@ class AnnotatedRound:
     policy: str = ""
     """The policy that ran, in a few words."""
     counts: AnnotationCounts | None = None
+    movable: Sequence[str] = ()
+    """The scores whose threshold the page moves; () = all that it has."""
     human_auc: Mapping[str, float] = field(default_factory=dict)
     """By score, the filter's AUC on human pairs against shuffled ones, where it was measured."""
     filter: str = ""

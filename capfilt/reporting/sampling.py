@@ -17,7 +17,7 @@ import pyarrow as pa
 
 import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import Rule, with_scores
+from capfilt.data.policy import Rule, whatever_threshold, with_scores
 from capfilt.data.sample import SOURCES
 from capfilt.data.shards.keys import MAX_KEY
 from capfilt.evaluation.known_truth import Truth
@@ -64,18 +64,26 @@ class RoundSource:
     """The threshold with which the page opens. A policy that only ranks has none: then every score reaches it."""
     select_command: str
     out_prefix: str
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: SCORE_RANGES)
+    """The scores that the page has, each with the least and the greatest value: itm, itc and the policy's."""
     human_auc: Mapping[str, float] = field(default_factory=dict)
     """By score, the filter's AUC on human pairs against shuffled ones, where it was measured."""
+
+    @property
+    def movable(self) -> tuple[str, ...]:
+        """The scores whose threshold the page moves: the policy's alone where more than its own threshold decides."""
+        alone = self.rule.other_threshold is not None or self.score not in SCORE_RANGES
+        return (self.score,) if alone else tuple(SCORE_RANGES)
 
 
 @dataclass
 class SampledImage:
     """An image of the page with its rows in a round, each with the reason why it is dropped whatever the threshold
-    ("" = there is none)."""
+    ("" = there is none; None = it is kept whatever that is)."""
 
     id: ImageId
     uid: str
-    rows: list[tuple[Annotation, str]] = field(default_factory=list)
+    rows: list[tuple[Annotation, str | None]] = field(default_factory=list)
     full_lengths: dict[tuple[str, int], int] = field(default_factory=dict)
     """By source and candidate, the number of characters of a text that is not kept in memory in full."""
 
@@ -99,7 +107,7 @@ class RoundSample:
         """With `movable_threshold` the reasons that another threshold would change are left out of the sample."""
         self.source, self.max_texts, self.max_bytes = source, max_texts, max_bytes
         self.movable_threshold = movable_threshold
-        self.counts = RoundCounts()
+        self.counts = RoundCounts(source.ranges)
         self.num_rows = self.num_bytes = 0
         self._heap: list[tuple[int, ImageId, SampledImage]] = []
         self.limit = _NO_LIMIT
@@ -137,10 +145,6 @@ class RoundSample:
         return table.filter(pa.array(mask, pa.bool_())), list(compress(whys, mask))
 
     def _images(self, shard: str, table: pa.Table, whys: Sequence[str]) -> Iterator[SampledImage]:
-        # The page moves one threshold; a policy's other_threshold, on the other score, stays as it is.
-        movable: Iterable[str] = SCORE_RANGES if self.source.rule.other_threshold is None else (self.source.score,)
-        movable = movable if self.movable_threshold else ()
-        by_score = {f"{score} below threshold" for score in movable} | {f"no {score} score" for score in movable}
         images: dict[str, SampledImage] = {}
         for row, why in zip(tables.rows(table), whys, strict=True):
             if row.status == "ok" and no_text(row.reason):
@@ -149,10 +153,11 @@ class RoundSample:
             image = images.setdefault(key, SampledImage((shard, key), row.uid))
             if len(image.rows) == MAX_TEXTS_OF_IMAGE:
                 continue
+            whatever = whatever_threshold(row, why, self.source.rule) if self.movable_threshold else why
             if len(row.text) > MAX_TEXT_IN_MEMORY:
                 image.full_lengths[row.source, row.candidate] = len(row.text)
                 row = replace(row, text=row.text[:MAX_TEXT_IN_MEMORY])
-            image.rows.append((row, "" if why in by_score else why))
+            image.rows.append((row, whatever))
         for image in images.values():  # the web's text first, as in the paper's figures
             image.rows.sort(key=lambda entry: (SOURCES.index(entry[0].source), entry[0].candidate))
             yield image
@@ -177,7 +182,7 @@ class RoundSample:
         filter does not give that score, the median of the other one."""
         score, threshold = self.source.score, self.source.threshold
         if self.source.dataset is None and self.counts.median(score) is None:
-            for other in SCORE_RANGES:
+            for other in self.source.ranges:
                 if (median := self.counts.median(other)) is not None:
                     return other, round(median, 4)
         return score, threshold

@@ -45,7 +45,7 @@ def images_to_show(rounds: Sequence[RoundSample], limit: int = MAX_THUMBNAILS) -
 
 def _distance(image: SampledImage, score: str, threshold: float) -> float:
     """How far the nearest text of an image is from the threshold."""
-    scores = (row.itm if score == "itm" else row.itc for row, _ in image.rows)
+    scores = (row.score(score) for row, _ in image.rows)
     return min((abs(value - threshold) for value in scores if value is not None), default=np.inf)
 
 

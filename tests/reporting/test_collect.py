@@ -141,6 +141,41 @@ def test_a_select_that_ranks_says_so_and_its_command_runs(
     assert (tmp_path / "again/dataset/00000.tar").read_bytes() == made
 
 
+POLICIES: list[tuple[str, list[str]]] = [
+    ("either", ["score=itm", "threshold=0.5", "other_threshold=0.02", "combine=or"]),
+    ("both", ["score=itm", "threshold=0.3", "other_threshold=0.02"]),
+    ("fused", [
+        "score=fused", "fused={itc: 1, entropy: 0.5}", "threshold=keep-rate", "keep_rate_of=web", "keep_rate=0.4",
+        "conditions=[{score: entropy, min: 1}]", "rules.min_words=3", "sources=[web, synthetic]",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sets"), POLICIES, ids=[name for name, _ in POLICIES])
+def test_a_page_decides_as_a_policy_by_several_scores_and_its_command_writes_the_same(
+    name: str, sets: list[str], finished_run: Path, annotated: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    import shlex
+
+    shards, out = finished_run / "data/web", tmp_path / name
+    assert capfilt("annotate", shards, "--out", annotated, "--add-score", "entropy").code == 0
+    words = (word for each in sets for word in ("--set", each))
+    assert capfilt("select", shards, "--annotations", annotated, "--out", out, *words).code == 0
+    assert capfilt("report", out).code == 0
+    (look,) = data_of(out / "report.html")["looks"]
+    score, texts = sets[0].removeprefix("score="), look["texts"]
+    assert (look["score"], [*look["ranges"]]) == (score, [score]), "the page moves this one alone"
+    verdicts = [row for path in (out / "dataset").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    kept = sum(row["verdict"] == "kept" for row in verdicts)
+    decided = [fixed == -2 or (fixed == -1 and value is not None and value >= look["threshold"] - 1e-9)
+               for fixed, value in zip(texts["fixed"], texts[score], strict=True)]  # fmt: skip
+    assert 0 < sum(decided) == kept < len(decided)
+    lower = ("--score", score, "--threshold", repr(look["threshold"]))
+    done = capfilt(*shlex.split(look["select"])[1:], "--out", tmp_path / "again", *lower)
+    assert done.code == 0, done.err
+    assert (tmp_path / "again/dataset/00000.tar").read_bytes() == (out / "dataset/00000.tar").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def annotated(finished_run: Path, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -> Path:
     """The run folder of `capfilt annotate` over the finished run's web, with its models."""

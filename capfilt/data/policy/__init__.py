@@ -6,9 +6,9 @@ CapFilt filters the web text and the synthetic text of an image independently; a
 
 from capfilt.data.policy.check import check_calibrated, check_further, check_scores
 from capfilt.data.policy.config import FILTER_SCORES, FUSED, Condition, PolicyConfig, RankConfig, Rule
-from capfilt.data.policy.pool import Pool, Resolved, fuse, resolve, with_scores
+from capfilt.data.policy.pool import Pool, Resolved, fuse, resolve, score_range, with_scores
 from capfilt.data.policy.quantiles import keep_rate_threshold
-from capfilt.data.policy.verdicts import best_text, failure_class, verdicts_of_image
+from capfilt.data.policy.verdicts import best_text, failure_class, verdicts_of_image, whatever_threshold
 
 __all__ = [
     "FILTER_SCORES",
@@ -27,6 +27,8 @@ __all__ = [
     "fuse",
     "keep_rate_threshold",
     "resolve",
+    "score_range",
     "verdicts_of_image",
+    "whatever_threshold",
     "with_scores",
 ]

@@ -94,7 +94,7 @@ def resolve(
         )
         number = calibrated if isinstance(policy.threshold, str) else policy.threshold
         return Resolved(policy.rule(number, terms), record)
-    histogram = Histogram(*_range(policy.score, pool, terms))
+    histogram = Histogram(*score_range(policy.score, pool, terms))
     for values in pool.values(policy.score, terms, policy.keep_rate_of):
         histogram.add(values)
     share = policy.keep_rate if not policy.samples_seen else share_for(policy, checked(histogram).total)
@@ -124,7 +124,7 @@ def share_for(policy: PolicyConfig, size: int) -> float:
     return min(1.0, policy.samples_seen / (policy.max_repeats * size))
 
 
-def _range(score: str, pool: Pool, terms: Sequence[Term]) -> tuple[float, float]:
+def score_range(score: str, pool: Pool, terms: Sequence[Term]) -> tuple[float, float]:
     """The range in which every value of a score lies: known, or found in a pass."""
     if score == FUSED:
         ends = [sorted((term.weight * term.to[0], term.weight * term.to[-1])) for term in terms]

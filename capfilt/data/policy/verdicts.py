@@ -93,6 +93,20 @@ def fixed_reason(row: Annotation, rule: Rule) -> str:
     return rule.rules.broken(row.text) or next((reason for reason in unmet if reason), "")
 
 
+def whatever_threshold(row: Annotation, why: str, rule: Rule) -> str | None:
+    """Why a text is dropped whatever the threshold on `score`, "" where that decides, None where it is kept anyhow.
+
+    `why` is its verdict. What `top_k` or `keep` has dropped stays dropped: another threshold may rank otherwise.
+    """
+    if fixed := fixed_reason(row, rule):
+        return fixed
+    ranked = why if why and not why.startswith("no ") and "below threshold" not in why else ""
+    if ranked or rule.other_threshold is None:
+        return ranked
+    other = _below(row, other_score(rule.score), rule.other_threshold)
+    return other if rule.combine == "and" else "" if other else None
+
+
 def _unmet(row: Annotation, alternatives: Sequence[Condition]) -> str:
     """Why a text meets none of these conditions, or ""."""
     reasons = [_outside(row, condition) for condition in alternatives]

@@ -103,8 +103,8 @@ def _decide(sample: RoundSample, image: SampledImage) -> Iterator[Decided]:
     """A run's verdict on each text of an image: its policy's, else whether it passes the threshold to try."""
     score, threshold = sample.opening
     for row, why in image.rows:
-        reason = why
+        reason = why or ""
         if sample.source.dataset is None and not why:
-            value = row.itm if score == "itm" else row.itc
+            value = row.score(score)
             reason = f"no {score} score" if value is None else f"{score} below threshold" if value < threshold else ""
         yield Decided(row, FAILED if row.status == "failed" else DROPPED if reason else KEPT, reason)

@@ -7,10 +7,12 @@ const round = () => data.looks[state.round], texts = () => round().texts;
 const inWords = (verdict) => round().decided ? verdict : { kept: "passes", dropped: "below", failed: "failed" }[verdict];
 
 /* ---- deciding ---- */
+const scoreNames = () => [...new Set(["itm", "itc", ...Object.keys(round().ranges)])];
 const scoreOf = (i, rule = state) => texts()[rule.score][i];
 function why(i, rule = state) {
   const fixed = texts().fixed[i];
   if (fixed >= 0) return data.reasons[fixed][1];
+  if (fixed === -2) return ""; // kept by the policy's other threshold
   if (scoreOf(i, rule) === null) return `no ${rule.score} score`;
   // Scores are 32-bit in the annotations; fround gives back the very number that the policy compares.
   return Math.fround(scoreOf(i, rule)) >= rule.threshold ? "" : `${rule.score} below threshold`;
@@ -152,7 +154,7 @@ function line(i, inGallery = true) {
   const row = element("li", blind ? "text" : `text ${given}`,
     element("div", "meta", blind ? "" : element("b", "mark-word", `${MARKS[given]} ${inWords(given)}`), element("span", "", "T", element("sub", "", source[0]), ` ${source}`)),
     ...parts,
-    blind ? "" : element("div", "meta", figure("itm"), figure("itc"), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i), heatmap(i)));
+    blind ? "" : element("div", "meta", ...scoreNames().map(figure), reason ? element("span", "", reason) : "", truth >= 0 ? element("span", "", truth ? "truly right" : `truly wrong${kind >= 0 ? `: ${data.kinds[kind]}` : ""}`) : "", labelled(i), heatmap(i)));
   if (!inGallery) return row;
   parts[0].firstChild.id = `said-${i}`;
   row.dataset.row = i;
@@ -176,12 +178,12 @@ function labelled(i) {
   return label < 0 || data.review ? "" : element("span", "", `labelled ${label % 2 ? "right" : "wrong"}`);
 }
 function saveTexts() {
-  const headings = ["shard", "key", "uid", "source", "candidate", "text", "characters", "itm", "itc", round().decided ? "verdict" : "at_threshold", "reason", "truth", "kind", "label"];
+  const headings = ["shard", "key", "uid", "source", "candidate", "text", "characters", ...scoreNames(), round().decided ? "verdict" : "at_threshold", "reason", "truth", "kind", "label"];
   const known = (code) => code < 0 ? null : code % 2 ? "right" : "wrong";
   const rows = matching().flatMap((card) => card.matched).map((i) => {
     const t = texts(), [shard, uid] = data.identities[t.image[i]] || ["", ""], fixed = t.fixed[i];
     return [
-      shard, data.images[t.image[i]][0], uid, SOURCES[t.source[i]], t.candidate[i], t.text[i], round().cut[i] || t.text[i].length, t.itm[i], t.itc[i],
+      shard, data.images[t.image[i]][0], uid, SOURCES[t.source[i]], t.candidate[i], t.text[i], round().cut[i] || t.text[i].length, ...scoreNames().map((name) => t[name][i]),
       inWords(verdict(i)), fixed >= 0 ? data.reasons[fixed][0] : why(i), known(t.truth[i]), data.kinds[t.kind[i]], known(t.label[i]),
     ];
   });

@@ -50,7 +50,7 @@ function differing({ image, matched }, which) {
   const lines = (folded) => element("ul", "", ...matched.map((i) => element("li", "text",
     element("div", "meta", element("b", "", passes), element("span", "", SOURCES[texts().source[i]])),
     ...said(texts().text[i], 0, folded),
-    element("div", "meta", element("span", "", `itm ${decimals(texts().itm[i])}`), element("span", "", `itc ${decimals(texts().itc[i])}`)))));
+    element("div", "meta", ...scoreNames().map((name) => element("span", "", `${name} ${decimals(texts()[name][i])}`))))));
   return element("article", "card", thumbnail(image, words, () => [lines(false)]), lines(true));
 }
 
