@@ -171,8 +171,9 @@ def rows(table: pa.Table) -> Iterator[Annotation]:
     table = table.select([name for name in (*SCHEMA.names, PROMPT.name, *further) if name in table.column_names])
     for batch in table.to_batches(max_chunksize=1024):
         for values in batch.to_pylist():
-            scores = {name: values.pop(name) for name in further}
-            yield Annotation(**values, scores=scores)
+            if further:
+                values["scores"] = {name: values.pop(name) for name in further}
+            yield Annotation(**values)
 
 
 def failed(row: Annotation, reason: str) -> Annotation:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -121,7 +122,7 @@ class RankConfig(Config):
         fields = self.model_dump(mode="json")
         return {**fields, "keep": _BEST_OF} if self.keep == "web-first" else fields
 
-    @property
+    @cached_property  # asked for every text; a copy with other conditions or rules must be built anew
     def has_conditions(self) -> bool:
         """Whether a text may fail by more than a threshold or its rank."""
         return bool(self.conditions) or self.rules != TextRules()

@@ -75,8 +75,10 @@ def _verdict_alone(row: Annotation, rule: Rule) -> str:
             reason = (reason and other and f"{reason}, {other}") if either else reason or other
         if reason:
             return reason
-    ranked = (*rule.shortlist, *([rule.rank] if rule.needs_rank else []))
-    return next((f"no {score} score" for score in ranked if row.score(score) is None), "")
+    for score in rule.shortlist:
+        if row.score(score) is None:
+            return f"no {score} score"
+    return f"no {rule.rank} score" if row.score(rule.rank) is None and rule.needs_rank else ""
 
 
 def fixed_reason(row: Annotation, rule: Rule) -> str:
