@@ -6,6 +6,7 @@ left is a plain folder of transformers, with its processor, that any program can
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def teach(
         optimizer.step()
         losses.append(loss.item())
     model.eval().save_pretrained(folder)
-    teaching.processor.inner.save_pretrained(folder)
+    if start is not None:
+        _copy_processor(start, folder)
     newest = losses[-max(1, config.steps // 10) :]
     return sum(newest) / len(newest)
 
@@ -235,6 +237,15 @@ def _load(folder: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
+
+
+def _copy_processor(start: Path, folder: Path) -> None:
+    """Everything that says how a model reads and writes, as it is: saved again it might lack what it was opened
+    without, such as its part for videos."""
+    described = (path for ending in ("json", "jinja", "txt", "model") for path in start.glob(f"*.{ending}"))
+    for path in described:
+        if not (folder / path.name).exists() and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
 
 
 def _texts(urls: Sequence[str]) -> list[str]:
