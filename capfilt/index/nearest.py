@@ -38,9 +38,9 @@ def nearest_vectors(queries: np.ndarray, references: np.ndarray, least: float) -
     Returns rows of references, int64 [N], NOTHING where none is so near, and the cosines, float64 [N].
     """
     rows, cosines = _none(len(queries))
-    wide = references.astype(np.float32)
+    wide = _units(references)
     for block in _blocks(len(queries), len(references)):
-        rough = queries[block].astype(np.float32) @ wide.T
+        rough = _units(queries[block]) @ wide.T
         near = np.argwhere(rough >= np.maximum(rough.max(1, keepdims=True), least) - 2 * _ROUNDING)
         near[:, 0] += block.start
         exact = _cosines(queries, references, near)
@@ -56,9 +56,16 @@ def _cosines(queries: np.ndarray, references: np.ndarray, pairs: np.ndarray) -> 
     exact = np.empty(len(pairs))
     for start in range(0, len(pairs), _EXACT_AT_ONCE):
         these = pairs[start : start + _EXACT_AT_ONCE]
-        products = queries[these[:, 0]].astype(np.float64) * references[these[:, 1]].astype(np.float64)
-        exact[start : start + _EXACT_AT_ONCE] = products.sum(1)
+        one, other = queries[these[:, 0]].astype(np.float64), references[these[:, 1]].astype(np.float64)
+        lengths = np.sqrt((one * one).sum(1) * (other * other).sum(1))  # of float16 they are not quite 1
+        exact[start : start + _EXACT_AT_ONCE] = (one * other).sum(1) / lengths
     return exact
+
+
+def _units(vectors: np.ndarray) -> np.ndarray:
+    wide = vectors.astype(np.float32)
+    units: np.ndarray = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return units
 
 
 def _none(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from capfilt.data import embeddings, shards
 from capfilt.data.images.copies import COPIES
 from capfilt.data.sample import Sample
 from capfilt.errors import ShortfallError
+from capfilt.models.checkpoints import store
 
 DESCRIBED = "picture number {} of the set"
 
@@ -213,3 +214,32 @@ def test_a_selection_without_what_was_found_says_why(finished_run: Path, tmp_pat
     shutil.rmtree(tmp_path / "c/ledger/decontaminate")
     refused = capfilt(*words, "--without", tmp_path / "c", "--out", tmp_path / "other")
     assert "says nothing of the shard 00000: other shards were compared with held-out ones" in refused.err
+
+
+@pytest.mark.slow
+def test_two_workers_on_ray_write_the_same_bytes(
+    found: api.DecontaminateResult, home: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    words = ("decontaminate", home / "e", "--against", f"test={home / 'held-out'}", "--out", tmp_path / "out")
+    done = capfilt(*words, "--workers", 2, address="start")
+    assert done.code == 0, done.err
+    for path in sorted(home.glob("found/**/*.parquet")):
+        assert (tmp_path / "out" / path.relative_to(home / "found")).read_bytes() == path.read_bytes(), path
+
+
+def test_vectors_are_made_by_the_model_that_embedded_the_pool(
+    home: Path, tmp_path: Path, capfilt: Any, small_clip: Any
+) -> None:
+    for seed in (0, 1):
+        store.save(small_clip(seed=seed), tmp_path / f"clip{seed}")
+    assert capfilt("embed", home / "pool", "--model", tmp_path / "clip0", "--out", tmp_path / "e").code == 0
+    words = ["decontaminate", tmp_path / "e", "--against", home / "held-out", "--by", "clip:0.99999"]
+    assert "--model is needed" in capfilt(*words, "--out", tmp_path / "c").err
+    refused = capfilt(*words, "--model", tmp_path / "clip1", "--out", tmp_path / "c")
+    assert "give the model that embedded it" in refused.err
+    assert "embed the pool with such a --model" in capfilt(*words[:-1], "copy:0.6", "--out", tmp_path / "c").err
+    done = capfilt(*words, "--model", tmp_path / "clip0", "--out", tmp_path / "c")
+    assert done.code == 0, done.err
+    assert "a recall of 0.02 for CLIP's vectors" in done.err
+    near = {row[0] for row in table(tmp_path / "c") if row[1] == "clip" and row[4] < 1e-3}
+    assert {"k0102", "k0103"} <= near, "the mirror image, and equal bytes"
