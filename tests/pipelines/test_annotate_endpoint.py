@@ -229,3 +229,15 @@ def test_killed_ten_times_it_has_the_same_rows_and_pays_for_what_was_under_way_a
     asked = sorted(endpoint.asked.values())[:-1]  # without the test picture
     assert len(asked) == 40
     assert sum(asked) - 40 <= 10 * in_flight
+
+
+@pytest.mark.slow
+def test_a_bootstrap_has_its_captions_written_by_an_endpoint(
+    recipe: Any, tmp_path: Path, capfilt: Any, endpoint: EndpointServer
+) -> None:
+    annotate = {"max_length": 35, "precision": "fp32"}
+    words = recipe(tmp_path, captioner={"pretrained": endpoint.spec}, annotate=annotate)
+    done = capfilt("bootstrap", words, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert endpoint.asked.total() == 60 + 2
+    assert len(list((tmp_path / "run/round-1/cache").iterdir())) == 3
