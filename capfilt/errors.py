@@ -130,7 +130,7 @@ class TimeLimitError(ClusterError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is an allocator that had no more to give: that of a CPU, of CUDA, or of one of its libraries, which
     raise four classes of torch for it and have only their words in common."""
-    return bool(_OUT_OF_MEMORY.search(str(error)))
+    return type(error).__name__ == "OutOfMemoryError" or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

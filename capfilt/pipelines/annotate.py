@@ -50,7 +50,7 @@ def run(
     config: AnnotateConfig,
     options: CommandOptions,
     show: Progress,
-    extras: Extras,
+    extras: Extras = Extras(),
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own.
 
