@@ -216,7 +216,8 @@ def test_a_person_sees_what_became_of_the_texts(finished_run: Path, tmp_path: Pa
     assert re.search(r"^annotate +3/3 shards", done.err, re.MULTILINE)
     figures, _, next_steps = done.out.partition("\n\n")
     assert "capfilt select" in next_steps
-    answer = dict(line.split() for line in figures.splitlines())
+    answer = dict(line.split(maxsplit=1) for line in figures.splitlines())
+    assert "images/s per worker; CPU-seconds" in answer.pop("usage.annotate")
     assert answer == {
         "annotations": str(tmp_path / "a/annotations"), "samples.in": "60", "samples.kept": "60",
         "samples.dropped": "0", "samples.failed": "0", "texts.in.web": "60", "texts.in.synthetic": "60",

@@ -78,4 +78,4 @@ def test_an_image_that_is_not_there(finished_run: Path, capfilt: Any) -> None:
     done = capfilt("explain", finished_run, "nobody")
     assert done.code == 1
     assert "no image is called 'nobody'" in done.line
-    assert "6 tables were read" in done.line
+    assert "9 tables were read" in done.line
