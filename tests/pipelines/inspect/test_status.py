@@ -43,7 +43,7 @@ def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
         ("round-1", "pretrain", 4, 4, "steps"),
         ("round-1", "evaluate", 1, 1, "shards"),
         ("data/held-out", "held-out", 2, 2, "shards"),
-        ("data/held-out", "decontaminate-exact", 4, 4, "shards"),
+        ("data/held-out", "decontaminate-exact", 5, 5, "shards"),
         ("data/held-out", "contaminated", 1, 1, "shards"),
     ]
     annotated = result["stages"][6]
