@@ -113,7 +113,7 @@ def run_cost(stands: Sequence[StageStatus], price: Price) -> dict[str, Any]:
     begun = [amount for amount in expected if amount is not None]
     if len(begun) == len(costs) and all(stand.usage or stand.done >= stand.plan.total for stand in stands):
         record["usd_expected"] = _short(sum(begun))
-    if all(stand.usage or not stand.done for stand in stands):
+    if not any(map(_is_unmeasured, stands)):
         total = sum(usd * _unseen(stand, used) for stand, usd, used in costs)
         for name, number in zip(("images", "kept_texts"), _images_and_texts(stands), strict=True):
             if number:
@@ -198,6 +198,13 @@ def lines(cost: Mapping[str, Any]) -> Iterator[str]:
 def _name(folder: StoragePath, ledger: Ledger) -> str:
     home = relative_to(ledger.folder, folder).as_posix()
     return ledger.stage if home == "." else f"{home}/{ledger.stage}"
+
+
+def _is_unmeasured(stand: StageStatus) -> bool:
+    """Whether workers did something of a stage unseen, in a run of before or that this one was forked from. What the
+    driver commits by itself, without a sample and without a training, takes none."""
+    worked = stand.tally.samples["in"] or stand.plan.log or stand.ledger.forked_from is not None
+    return stand.usage is None and bool(stand.done and worked)
 
 
 def _expected(stand: StageStatus, usd: float) -> float | None:

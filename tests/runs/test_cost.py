@@ -101,6 +101,12 @@ def test_a_fork_pays_for_what_it_did_and_its_rates_are_of_what_it_measured() -> 
     assert run_cost([annotated, taken_over], Price(cpu=1)) == {"price": {"cpu": 1}, "usd": 1, "usd_expected": 1}
 
 
+def test_what_the_driver_commits_by_itself_hides_no_figure() -> None:
+    annotated = stand("annotate", 1, 1, Usage(done=1, samples=100, cpu_reserved=HOUR), samples=100)
+    alone = stand("contaminated", 1, 1, None)
+    assert run_cost([annotated, alone], Price(cpu=1))["usd_per_million_images"] == 10000
+
+
 def test_an_image_that_was_done_twice_counts_once_in_what_a_million_cost() -> None:
     again = stand("annotate", 4, 4, Usage(done=8, samples=2000, cpu_reserved=HOUR), samples=1000)
     assert stage_figures(again, Price(cpu=1))["cost"]["usd_per_million_images"] == 1000

@@ -42,6 +42,9 @@ def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
         ("round-1", "select", 3, 3, "shards"),
         ("round-1", "pretrain", 4, 4, "steps"),
         ("round-1", "evaluate", 1, 1, "shards"),
+        ("data/held-out", "held-out", 2, 2, "shards"),
+        ("data/held-out", "decontaminate-exact", 5, 5, "shards"),
+        ("data/held-out", "contaminated", 1, 1, "shards"),
     ]
     annotated = result["stages"][6]
     assert annotated["label"] == "round 1 annotate"
@@ -53,14 +56,18 @@ def test_a_finished_bootstrap(finished_run: Path, capfilt: Any) -> None:
 def test_what_a_bootstrap_used_and_what_that_costs(finished_run: Path, capfilt: Any) -> None:
     """Measured in this process, by the stages and the trainings; the machine has as many CPUs as the process."""
     result = told(finished_run, capfilt)
-    used = {(stage["folder"], stage["stage"]): stage["usage"] for stage in result["stages"]}
+    used = {(stage["folder"], stage["stage"]): stage["usage"] for stage in result["stages"] if "usage" in stage}
+    assert {stage["stage"] for stage in result["stages"] if "usage" not in stage} <= {"contaminated"}, (
+        "no worker does it"
+    )
     assert used.keys() >= {
         ("round-0", "pretrain"),
         ("round-1", "captioner"),
         ("round-1", "annotate"),
         ("data", "world"),
     }
-    assert all(0 < one["cpu_seconds"]["busy"] <= one["cpu_seconds"]["reserved"] for one in used.values())
+    assert all(0 <= one["cpu_seconds"]["busy"] <= one["cpu_seconds"]["reserved"] for one in used.values())
+    assert used["round-1", "annotate"]["cpu_seconds"]["busy"] > 0 < used["round-0", "pretrain"]["cpu_seconds"]["busy"]
     assert used["round-1", "annotate"]["images_per_second_per_worker"] > 0
     assert used["round-0", "pretrain"]["images_per_second_per_worker"] > 0
     assert all(one["gpu_seconds"] == {"busy": 0, "reserved": 0} for one in used.values())
