@@ -264,7 +264,14 @@ class TestAnnotateWithTransformersModels:
     def run(self, models: tuple[Path, Path], shards: Path, out: Path, *sets: str) -> dict[str, Any]:
         config = configs.build(AnnotateConfig, sets)
         return annotate.run(
-            "local", [str(shards / "human")], models, out, 0, config, CommandOptions(), Progress(quiet=True)
+            "local",
+            [str(shards / "human")],
+            (str(models[0]), str(models[1])),
+            out,
+            0,
+            config,
+            CommandOptions(),
+            Progress(quiet=True),
         )
 
     def test_every_picture_gets_its_rows(

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from capfilt import config, yaml_loader
 from capfilt.cli import app
+from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RecipeError
 from capfilt.models import read_architecture
 from capfilt.printable import MAX_MESSAGE
-from capfilt.stages.select import PolicyConfig
 from capfilt.yaml_loader import load_yaml
 
 

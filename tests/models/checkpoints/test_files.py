@@ -28,7 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [*BESIDE, "README.md", "flax_model.msgpack"]:
         (repository / name).write_text("{}")
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
+    def fetch(name: str, allow_patterns: list[str], revision: str | None) -> str:
         assert name == "somebody/something"
         for path in repository.iterdir():
             if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):

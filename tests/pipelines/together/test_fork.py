@@ -29,8 +29,8 @@ def test_another_threshold_takes_over_all_but_the_verdicts(finished_run: Path, t
     assert done.code == 0, done.err
     lines = {line[:24].strip(): line[24:].split() for line in done.err.splitlines() if "/" in line}
     assert {label for label, line in lines.items() if line[-1] == "resumed"} == {
-        "write the world", "held-out pictures", "check held-out", "round 0 pretrain", "round 0 evaluate", "round 1 captioner", "round 1 filter",
-        "round 1 annotate",
+        "write the world", "held-out pictures", "check held-out", "round 0 pretrain", "round 0 evaluate",
+        "round 1 captioner", "round 1 filter", "round 1 annotate",
     }  # fmt: skip
     for shared in ("round-0/pretrain/checkpoint/model.safetensors", "round-1/annotations/00001.parquet"):
         assert inode(new / shared) == inode(finished_run / shared), "a link, no copy"
