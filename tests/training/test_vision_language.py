@@ -47,6 +47,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {split: shards.expand(folder) for split, folder in write_colours(home).items()}
 
 
+@pytest.mark.slow
 def test_a_new_model_learns_to_name_what_it_sees(tmp_path: Path, colours: dict[str, list[str]]) -> None:
     config = TeachCaptionerConfig(shape=SMALL, steps=120, batch_size=16, lr=3e-3)
     written, samples = captions(taught(tmp_path / "model", colours["human"], config), colours["test"])
