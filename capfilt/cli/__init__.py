@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, decontaminate, download, duplicates, first_hour, jobs, models, pipelines, run_folder, search
+from capfilt.cli import (
+    convert,
+    decontaminate,
+    download,
+    duplicates,
+    first_hour,
+    jobs,
+    models,
+    pipelines,
+    run_folder,
+    search,
+)
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 

@@ -127,14 +127,19 @@ def print_estimate(record: dict[str, Any]) -> None:
         form = next((form for begin, form in forms.items() if name.startswith(begin)), None)
         if form is None or not isinstance(figure, dict) or "value" not in figure:
             continue
-        low, high, value = figure.get("low"), figure.get("high"), form(figure["value"])
-        known = "exactly" if low == high == figure["value"] else f"{form(low)} to {form(high)}" if low is not None else ""
-        say(f"{name:<38} {value}{f' ({known})' if known else ''}")
+        say(f"{name:<38} {form(figure['value'])}{_between(figure, form)}")
     for stage, seconds in record["start_up_seconds"].items():
         say(f"{'start-up of ' + stage:<38} {seconds:,.1f} s, in the hours above")
     if missing := record.get("unpriced"):
         say(f"no cost: --price does not say what an hour of {' and '.join(missing)} costs")
     say(f"{'report':<38} {record['report']}")
+
+
+def _between(figure: dict[str, float], form: Callable[[float], str]) -> str:
+    if "low" not in figure:
+        return ""
+    known = figure["low"] == figure["high"]
+    return " (exactly)" if known else f" ({form(figure['low'])} to {form(figure['high'])})"
 
 
 def print_status(status: dict[str, Any]) -> None:

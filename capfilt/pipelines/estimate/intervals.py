@@ -8,10 +8,8 @@ texts that gives the variance which was observed between clusters (Kish's effect
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from capfilt.data.labels import wilson_interval
 
@@ -20,74 +18,48 @@ _Z = 1.959964
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, within 0.1 % (Cornish and Fisher's expansion; a table where that is bad)."""
+    """The 97.5 % quantile of Student's t within 0.2 % (Cornish and Fisher's expansion; a table where that is bad)."""
     if freedom in _T:
         return _T[freedom]
     z = _Z
-    near = (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return z + near + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """An estimate with its 95 % interval; without one where a single measurement says nothing of its spread."""
+    """An estimate with its 95 % interval; NaN where a single measurement says nothing of its spread."""
 
     value: float
-    low: float | None = None
-    high: float | None = None
+    low: float = math.nan
+    high: float = math.nan
 
     @classmethod
-    def of(cls, value: float, relative: float | None) -> Figure:
-        """With an interval of so much to either side, as a part of the value."""
-        if relative is None:
-            return cls(value)
-        return cls(value, value * max(0.0, 1 - relative), value * (1 + relative))
+    def of(cls, value: float, relative: float = 0.0) -> Figure:
+        """With an interval of so much to either side, as a part of the value; without: it is known."""
+        return cls(value, value * max(1 - relative, 0.0), value * (1 + relative))  # in this order NaN stays NaN
 
-    @classmethod
-    def exact(cls, value: float) -> Figure:
-        """What is known."""
-        return cls(value, value, value)
+    def __mul__(self, other: Figure | float) -> Figure:
+        """The product with what varies independently, or is known."""
+        if not isinstance(other, Figure):
+            return Figure(self.value * other, self.low * other, self.high * other)
+        spread = [(one.high - one.low) / 2 / one.value if one.value else 0.0 for one in (self, other)]
+        return Figure.of(self.value * other.value, math.hypot(*spread))
 
-    @property
-    def rest(self) -> Figure:
-        """Of a share, what it leaves."""
-        return self._ends(lambda x: 1 - x)
+    def __add__(self, other: Figure | float) -> Figure:
+        """The sum with what is known, or may be wrong in the same direction."""
+        more = other if isinstance(other, Figure) else Figure.of(other)
+        return Figure(self.value + more.value, self.low + more.low, self.high + more.high)
 
-    @property
-    def inverse(self) -> Figure:
-        """One by it; without an interval where that would have no end."""
-        return self._ends(lambda x: 1 / x) if self.low else Figure(1 / self.value)
+    def falling(self, function: Callable[[float], float]) -> Figure:
+        """A function of it that falls, such as what a share leaves."""
+        return Figure(function(self.value), function(self.high), function(self.low))
 
-    def _ends(self, falling: Callable[[float], float]) -> Figure:
-        if self.low is None or self.high is None:
-            return Figure(falling(self.value))
-        return Figure(falling(self.value), falling(self.high), falling(self.low))
 
-    def plus(self, other: Figure) -> Figure:
-        """The sum with another, which may be wrong in the same direction."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
-            return Figure(self.value + other.value)
-        return Figure(self.value + other.value, self.low + other.low, self.high + other.high)
-
-    @property
-    def relative(self) -> float | None:
-        """Half of the interval, as a part of the value."""
-        if self.low is None or self.high is None or not self.value:
-            return None
-        return (self.high - self.low) / 2 / self.value
-
-    def times(self, *others: Figure) -> Figure:
-        """The product with others that vary independently."""
-        every = (self, *others)
-        value = math.prod(one.value for one in every)
-        parts = [one.relative for one in every]
-        known = [part for part in parts if part is not None]
-        return Figure.of(value, math.hypot(*known) if len(known) == len(parts) else None)
-
-    def record(self) -> dict[str, float]:
-        """For JSON; what is not known is absent."""
-        named = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: float(f"{each:.5g}") for name, each in named.items() if each is not None}
+def records(figures: Mapping[str, Figure | None]) -> dict[str, dict[str, float]]:
+    """For JSON: `value`, `low` and `high` of each; what is not known is absent."""
+    named = {name: vars(figure) for name, figure in figures.items() if figure is not None}
+    return {name: {k: float(f"{x:.5g}") for k, x in each.items() if math.isfinite(x)} for name, each in named.items()}
 
 
 def share(rows: Iterable[tuple[object, int, int]], drawn: float = 0.0) -> Figure | None:
@@ -97,26 +69,23 @@ def share(rows: Iterable[tuple[object, int, int]], drawn: float = 0.0) -> Figure
         rows: of each drawn picture its cluster, and how many of how many of its texts count (1 of 1 for itself).
         drawn: the part of the population that was drawn: what all of it is, is known without an interval.
     """
-    hits: dict[object, int] = defaultdict(int)
-    totals: dict[object, int] = defaultdict(int)
+    clusters: dict[object, tuple[int, int]] = {}
     pictures = 0
-    for cluster, count, total in rows:
-        hits[cluster] += count
-        totals[cluster] += total
-        pictures += total > 0
-    total = sum(totals.values())
+    for cluster, count, of in rows:
+        hits, total = clusters.get(cluster, (0, 0))
+        clusters[cluster] = (hits + count, total + of)
+        pictures += of > 0
+    total = sum(of for _, of in clusters.values())
     if not total:
         return None
-    p, clusters = sum(hits.values()) / total, len(totals)
+    p, num = sum(hits for hits, _ in clusters.values()) / total, len(clusters)
     if drawn >= 1:
-        return Figure(p, p, p)
-    size = float(pictures)
-    z = t_quantile(clusters - 1) if clusters > 1 else _Z
-    if 0 < p < 1 and clusters > 1:
-        between = sum((hits[name] - p * totals[name]) ** 2 for name in totals) * clusters / (clusters - 1)
-        # No more independent ones than texts, however even the clusters came out.
-        size = min(float(total), p * (1 - p) * total**2 / between) if between else float(total)
-    return Figure(p, *wilson_interval(p * size / (1 - drawn), size / (1 - drawn), z))
+        return Figure.of(p)
+    between = sum((hits - p * of) ** 2 for hits, of in clusters.values()) * num / max(1, num - 1)
+    # Where none or all count, nothing varies between clusters; a picture's texts then count as one.
+    size = float(pictures) if not between else min(total, p * (1 - p) * total**2 / between)
+    size /= 1 - drawn
+    return Figure(p, *wilson_interval(p * size, size, t_quantile(num - 1) if num > 1 else _Z))
 
 
 def ratio(rows: Sequence[tuple[float, float]]) -> Figure:
@@ -127,8 +96,3 @@ def ratio(rows: Sequence[tuple[float, float]]) -> Figure:
         return Figure(value)
     squares = sum((amount - value * count) ** 2 for amount, count in rows) * len(rows) / (len(rows) - 1)
     return Figure.of(value, t_quantile(len(rows) - 1) * math.sqrt(squares) / below / value)
-
-
-def records(figures: dict[str, Figure | None]) -> dict[str, Any]:
-    """Those that there are, for JSON."""
-    return {name: figure.record() for name, figure in figures.items() if figure is not None}

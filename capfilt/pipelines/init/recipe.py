@@ -7,17 +7,24 @@ With human pairs it is one recipe of the whole loop; without, CapFilt has nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from capfilt.config import value_to_yaml
-from capfilt.pipelines.init.profile import Profile
+from capfilt import presets
+from capfilt.config import tree_to_yaml, value_to_yaml
+from capfilt.pipelines.init.profile import SMALL, Profile
 from capfilt.pipelines.inspect.machine import Machine
+from capfilt.printable import printable
+from capfilt.yaml_loader import load_yaml
 
 CAPTIONER, FILTER = "Salesforce/blip-image-captioning-base", "Salesforce/blip-itm-base-coco"
 """Public models for both roles, where none are given."""
+BERT = Path("bert-base-uncased", "vocab.txt")
+"""The vocabulary of the preset `blip`."""
+FEW = 2_000
+"""Pictures up to which the work itself is done before an estimate would be worth it."""
 TRAINED_ON = 32
 """GPUs that the preset `blip` is for."""
 
@@ -37,113 +44,115 @@ class Answers:
 
 @dataclass(frozen=True)
 class Written:
-    """The texts of recipes by their file names, and the commands that use them."""
+    """The texts of recipes by their file names; what each command does that uses them, and its words."""
 
     files: dict[str, str]
-    commands: tuple[tuple[str, list[str]], ...]
-    """What each does, and its words after `capfilt`."""
+    commands: list[tuple[str, list[str]]]
 
 
 def write(specs: Sequence[str], path: Path, profile: Profile, machine: Machine, answers: Answers) -> Written:
     """The recipes for some data, the first of them at `path`."""
     runs = f"runs/{path.stem}"
-    where = () if machine.address == "start" else ("--address", machine.address)
+    where = [] if machine.address == "start" else ["--address", machine.address]
     data, commands = list(specs), []
-    if profile.layout == "list":
-        data, words = [f"shards/{path.stem}"], ["--url-col", profile.url_col]
-        words += ["--caption-col", profile.caption_col] if profile.caption_col else []
-        fetch = ["download", *specs, "--out", data[0], *words, "--contact", "YOUR-ADDRESS"]
-        commands.append(("fetch the pictures (put in how a webmaster reaches you)", [*fetch, *where]))
+    if profile.url_col:
+        data, columns = [f"shards/{path.stem}"], ["--url-col", profile.url_col]
+        columns += ["--caption-col", profile.caption_col] if profile.caption_col else []
+        fetch = ["capfilt", "download", *specs, "--out", *data, *columns, "--contact", "YOUR-ADDRESS", *where]
+        commands.append(("fetch the pictures (put in how a webmaster reaches you)", fetch))
     head = _head(profile, machine)
     if answers.human is not None:
-        commands.append(("clean and train, in rounds", ["bootstrap", str(path), "--out", runs, *where]))
-        return Written({str(path): head + _loop(data, machine, answers)}, tuple(commands))
+        if _vocabulary(answers) is None and not BERT.is_file():
+            words = ["hf", "download", "google-bert/bert-base-uncased", BERT.name, "--local-dir", str(BERT.parent)]
+            commands.append(("fetch BERT's vocabulary", words))
+        commands.append(("clean and train, in rounds", ["capfilt", "bootstrap", str(path), "--out", runs, *where]))
+        return Written({str(path): head + _loop(data, machine, answers)}, commands)
     select = path.with_name(f"{path.stem}-select.yaml")
     models = ["--captioner", answers.captioner or CAPTIONER, "--filter", answers.filter or FILTER]
-    annotate = ["annotate", *data, "--recipe", str(path), *models, "--out", runs, *where]
-    clean = ["select", *data, "--recipe", str(select), "--annotations", runs, "--out", f"{runs}-clean"]
-    estimate = ["estimate", *data, "--recipe", str(path), "--policy", str(select), *models, "--out", f"{runs}-estimate"]
-    few = profile.figures.get("samples", math.inf) <= 2_000
-    commands += [] if few else [("learn what it will take, keep and cost, from a sample", [*estimate, *where])]
+    work = [*data, "--recipe", str(path), *models]
+    estimate = ["capfilt", "estimate", *work, "--policy", str(select), "--out", f"{runs}-estimate", *where]
+    clean = ["capfilt", "select", *data, "--recipe", str(select), "--annotations", runs, "--out", f"{runs}-clean"]
+    if profile.figures.get("samples", math.inf) > FEW:
+        commands.append(("learn what it will take, keep and cost, from a sample", estimate))
+    annotate = ["capfilt", "annotate", *work, "--out", runs, *where]
     commands.append(("write texts for the pictures and score all texts", annotate))
     commands.append(("keep what passes, as cleaned shards", clean))
-    commands.append(("see what was kept, what was dropped, and why", ["report", f"{runs}-clean"]))
-    files = {str(path): head + _annotate(machine), str(select): _select(profile, answers)}
-    return Written(files, tuple(commands))
+    commands.append(("see what was kept, what was dropped, and why", ["capfilt", "report", f"{runs}-clean"]))
+    return Written({str(path): head + _annotate(machine), str(select): _select(profile, answers)}, commands)
 
 
 def _head(profile: Profile, machine: Machine) -> str:
     today = datetime.now(UTC).date().isoformat()
-    width = max(map(len, (*profile.facts, "Machine"))) + 2
-    lines = [f"What `capfilt init` found on {today}, in a sample; below, what follows from it. Change what you like:"]
-    lines += ["`capfilt show THIS-FILE --explain` says what each key means.", ""]
-    lines += [f"{name:<{width}}{words}" for name, words in (*profile.facts.items(), ("Machine", str(machine)))]
-    return "".join(f"# {_plain(line)}".rstrip() + "\n" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """A line of a comment, whatever the data had in its names."""
-    return " ".join("".join(c if c.isprintable() else "?" for c in text).split("\n")) if text else ""
+    lines = [
+        f"What `capfilt init` found on {today}, in a sample, and below what follows. Every line may be changed.",
+        "",
+    ]
+    lines += [f"{name:<12}{printable(words)}" for name, words in {**profile.facts, "Machine": str(machine)}.items()]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
 def _annotate(machine: Machine) -> str:
-    size = 64 if machine.gpus else 16
+    size, more = (64, "; halve it where memory runs out") if machine.gpus else (16, "")
     return f"""captions: 1 # texts to write for each picture; BLIP-2 writes 10 and keeps 2
-batch_size: {size} # pictures at a time; {"halve it where memory runs out" if machine.gpus else "CPUs gain nothing from more"}
+batch_size: {size} # pictures at a time{more}
 precision: auto # bf16 where all GPUs have it, fp32 on CPUs
-decode: {{method: nucleus, top_p: 0.9, min_length: 5, max_length: 30}} # method: beam writes safer texts, which teach less
+decode: {{method: nucleus, top_p: 0.9, min_length: 5, max_length: 30}} # or method: beam
 """
 
 
 def _select(profile: Profile, answers: Answers) -> str:
+    figures, rate = profile.figures, answers.keep_rate
     lines = ["# Which texts are kept: `capfilt select` by this file takes seconds, so try several."]
     lines += ["score: itm # P(picture and text match), from the filter; itc is a cosine"]
-    if answers.keep_rate is None:
-        lines.append("threshold: 0.5 # as CapFilt; or `threshold: keep-rate` with `keep_rate: 0.3`")
-    else:
-        lines.append(f"threshold: keep-rate\nkeep_rate: {answers.keep_rate:g} # of all texts, the best by score")
+    by_share = f"threshold: keep-rate\nkeep_rate: {rate} # of all texts, the best by score"
+    lines.append("threshold: 0.5 # as CapFilt; or keep-rate, with keep_rate: 0.3" if rate is None else by_share)
     lines.append("keep: all # of a picture's texts that pass; web-first: one, synthetic only where no web text passes")
-    share = profile.figures.get("boilerplate", 0.0)
-    rule = f"rules: {{no_boilerplate: true, no_urls: true}} # {share:.0%} of the sampled texts break them"
-    lines.append(rule if share >= 0.01 else f"# {rule}")
-    languages = profile.figures.get("languages", {})
-    if languages:
-        code = next((name for name in languages if name != "unclear"), "en")
-        lines.append(f"# rules.languages: [{code}] drops what is clearly of another language; {languages.get(code, 0):.0%} is {code}")
-    if profile.figures.get("small", 0.0) >= 0.05:
-        lines.append("# conditions: [{score: side, min: 200}] drops small pictures; annotate with --scores side first")
+    noise, (code, share) = figures.get("boilerplate", 0.0), next(iter(figures.get("languages", {}).items()), ("en", 0))
+    rule = f"rules: {{no_boilerplate: true, no_urls: true}} # {noise:.0%} of the sampled texts break them"
+    lines.append(rule if noise >= 0.01 else f"# {rule}")
+    lines.append(
+        f"# rules.languages: [{code}] drops what is clearly of another language; of the sample {share:.0%} is {code}"
+    )
+    if figures.get("small", 0.0) >= 0.05:
+        lines.append(f"# conditions: [{{score: side, min: {SMALL}}}] drops small pictures; annotate with --scores side")
     return "\n".join(lines) + "\n"
 
 
 def _loop(data: Sequence[str], machine: Machine, answers: Answers) -> str:
     """A recipe of `capfilt bootstrap`, over the preset for GPUs or the one for CPUs."""
-    gpus = len(machine.gpus)
-    lines = [f"extends: {'blip' if gpus else 'blip-cpu'} # `capfilt show` prints what it has"]
+    lines = ["extends: blip # `capfilt show` prints what it has"]
     lines += ["rounds: 1 # round 0 trains on everything, as a baseline; round 1 cleans"]
     lines += ["data:", f"  web: {value_to_yaml(list(data))} # to be cleaned"]
-    for name, what in (("human", "clean pairs"), ("val", "for the threshold"), ("test", "held out: figures")):
-        given = getattr(answers, name)
-        lines.append(f"  {name}: {value_to_yaml(given)} # {what}" if given else f"  {name}: null # {what}")
-    for role in ("captioner", "filter"):
-        if (model := getattr(answers, role)) is not None:
-            lines.append(f"{role}: {{pretrained: {value_to_yaml(model)}}} # used as it is in every round")
-    vocabulary = next((str(f) for m in (answers.captioner, answers.filter) if m and (f := Path(m, "vocab.txt")).is_file()), "")
-    if vocabulary:
-        lines.append(f"tokenizer: {value_to_yaml(vocabulary)} # the checkpoint's vocabulary")
-    lines.append("initial: {} # random weights; leave the line out for those of DeiT and BERT, from the Hugging Face hub")
+    for name, what in (("human", "clean pairs"), ("val", "sets the threshold"), ("test", "held out, for figures")):
+        lines.append(f"  {name}: {value_to_yaml(getattr(answers, name))} # {what}")
+    models = {role: getattr(answers, role) for role in ("captioner", "filter") if getattr(answers, role) is not None}
+    lines += [f"{role}: {{pretrained: {value_to_yaml(model)}}} # used as it is" for role, model in models.items()]
+    if (vocabulary := _vocabulary(answers)) is not None:
+        lines.append(f"tokenizer: {value_to_yaml(str(vocabulary))} # the checkpoint's vocabulary")
+    lines.append("initial: {} # random weights; leave the line out for DeiT's and BERT's, from the Hugging Face hub")
     if answers.val is None or answers.keep_rate is not None:
-        share = 0.5 if answers.keep_rate is None else answers.keep_rate
-        lines.append(f"select: {{threshold: keep-rate, keep_rate: {share:g}}} # with data.val: threshold: calibrated")
-    return "\n".join([*lines, *_cluster(machine)]) + "\n"
+        rate = 0.5 if answers.keep_rate is None else answers.keep_rate
+        lines.append(f"select: {{threshold: keep-rate, keep_rate: {rate}}} # with data.val: threshold: calibrated")
+    gpus, cpus, workers, more = len(machine.gpus), machine.cpus, 1, ""
+    if gpus:
+        cpus, workers = max(1, cpus // gpus), min(TRAINED_ON, 2 ** int(math.log2(gpus)))  # they divide the batches
+        more = f", micro_batches: {TRAINED_ON // workers}"
+    each = f"workers: {min(16, workers)}, cpus: {cpus}, gpus: {min(1, gpus)}"
+    train = each.replace(f"workers: {min(16, workers)}", f"workers: {workers}")
+    annotate = f"{{cpus: {cpus if gpus else 1}, gpus: {min(1, gpus)}}}"
+    lines += ["cluster:", f"  train: {{{train}{more}}}", f"  finetune: {{{each}}}", f"  annotate: {annotate}"]
+    small = "" if gpus else "# a small model, as the preset blip-cpu has it\n" + _small(models)
+    return "\n".join([*lines, "  select: {cpus: 1}", small])
 
 
-def _cluster(machine: Machine) -> list[str]:
-    gpus, cpus = len(machine.gpus), machine.cpus
-    if not gpus:
-        each = f"{{workers: 1, cpus: {cpus}, gpus: 0}}"
-        return ["cluster:", f"  train: {each}", f"  finetune: {each}", "  annotate: {cpus: 1, gpus: 0}", "  select: {cpus: 1}"]
-    share = max(1, cpus // gpus)
-    workers = min(TRAINED_ON, 2 ** int(math.log2(gpus)))  # by which the presets' batches can be divided
-    train = f"  train: {{workers: {workers}, cpus: {share}, gpus: 1, micro_batches: {TRAINED_ON // workers}}}"
-    finetune = f"  finetune: {{workers: {min(16, workers)}, cpus: {share}, gpus: 1}}"
-    return ["cluster:", train, finetune, f"  annotate: {{cpus: {share}, gpus: 1}}", "  select: {cpus: 1}"]
+def _small(models: Mapping[str, str]) -> str:
+    """The sizes and trainings of the preset for a laptop, which a recipe cannot extend: it extends `blip` itself."""
+    tree = load_yaml(presets.find("pipelines", "blip-cpu", within="bootstrap"))
+    keys = {"model", "pretrain", "captioner", "filter", "annotate", "evaluate"} - set(models)
+    return tree_to_yaml({key: value for key, value in tree.items() if key in keys})
+
+
+def _vocabulary(answers: Answers) -> Path | None:
+    """The vocabulary of a checkpoint that was given."""
+    files = (Path(model, "vocab.txt") for model in (answers.captioner, answers.filter) if model is not None)
+    return next((file for file in files if file.is_file()), None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from capfilt import config as configs
+from capfilt.data.policy import PolicyConfig
 from capfilt.errors import UsageError
 from capfilt.pipelines.init import profile, recipe
 from capfilt.pipelines.init.recipe import Answers
-from capfilt.pipelines.inspect import machine
+from capfilt.pipelines.inspect.machine import Machine
 from capfilt.runs.progress import Progress
 from capfilt.storage.atomic import atomic
 
@@ -25,9 +28,14 @@ def run(
     """
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--out {path}: a recipe is a .yaml; write --out {path}.yaml.")
+    if answers.human is None and (answers.val or answers.test):
+        raise UsageError("--val and --test are for a recipe of the whole loop: give --human PAIRS too.")
+    given = {} if answers.keep_rate is None else {"threshold": "keep-rate", "keep_rate": answers.keep_rate}
+    rate = configs.validate(PolicyConfig, given, "--keep-rate").keep_rate  # what is typed at a prompt is a text
     with show.wait("looking at a sample of the data"):
         found = profile.look(specs, seed)
-    here = machine.look(address, path.parent / "runs", show)
+    here = Machine.look(address, path.parent / "runs", show)
+    answers = Answers(**{**asdict(answers), "keep_rate": rate if given else None})
     written = recipe.write(specs, path, found, here, answers)
     if not force and (there := [name for name in written.files if Path(name).exists()]):
         raise UsageError(f"{' and '.join(there)} is there already; --force replaces it, --out writes another.")
@@ -35,9 +43,5 @@ def run(
     for name, text in written.files.items():
         with atomic(Path(name)) as file:
             file.write(text.encode())
-    return {
-        "recipes": list(written.files),
-        "data": found.record(),
-        "machine": here.record(),
-        "next": [{"what": what, "words": words} for what, words in written.commands],
-    }
+    commands = [{"what": what, "words": words} for what, words in written.commands]
+    return {"recipes": list(written.files), **asdict(found), "machine": asdict(here), "next": commands}

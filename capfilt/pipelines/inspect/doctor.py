@@ -10,114 +10,108 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
-import capfilt
-from capfilt.cluster.session import connect
+from capfilt.cluster.session import check_address, connect
 from capfilt.errors import ClusterError
 from capfilt.pipelines.inspect import machine
 from capfilt.pipelines.inspect.machine import GB
 from capfilt.runs.progress import Progress
 
-State = Literal["ok", "warning", "broken"]
-SHOWN = ("torch", "ray", "transformers", "pyarrow", "webdataset", "pydantic")
-"""Packages whose versions are asked for in every report of a fault."""
-FILES, PROCESSES = 4096, 4096
-"""Open files and processes below which large runs have failed: Ray's workers and stores' connections take them."""
+SHOWN = ("capfilt", "torch", "ray", "transformers", "pyarrow", "webdataset")
+"""Packages whose versions belong in a report of a fault."""
+LIMITS = {"open files": (resource.RLIMIT_NOFILE, "-n", 4096), "processes": (resource.RLIMIT_NPROC, "-u", 4096)}
+"""What Ray's workers and the connections to stores take: the limit, its option of `ulimit`, and how much is enough."""
 INODES = 100_000
 """A run keeps six files or more for each shard and round."""
-_STORES = {
-    "s3": ("s3fs", ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"), (".aws/credentials", ".aws/config")),
+STORES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "s3": ("s3fs", ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"), (".aws/credentials",)),
     "gs": ("gcsfs", ("GOOGLE_APPLICATION_CREDENTIALS",), (".config/gcloud/application_default_credentials.json",)),
     "az": ("adlfs", ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_CLIENT_ID"), ()),
     "Hugging Face hub": ("huggingface_hub", ("HF_TOKEN",), (".cache/huggingface/token",)),
 }
-"""By the name of a store: the package that reads it, and the variables and files in the home folder with credentials."""
+"""The package that reads each store, and where its credentials may be: variables, and files in the home folder."""
+EXTRAS = {"py3langid": "language", "openai": "endpoint"}
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One line of the answer."""
 
     name: str
-    state: State
     found: str
+    state: str = "ok"
+    """ok | warning | broken"""
     do: str = ""
     """What to do about a warning or what is broken."""
 
 
 def run(address: str, folder: Path, show: Progress) -> dict[str, Any]:
-    """The verb: every check; `folder` is where run folders will lie, `address` where the work will be done."""
-    listed = machine.gpus()
-    looks: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _limits, lambda: _room(folder), _stores, _extras)
+    """The verb: every check; `folder` is where run folders will lie, `address` where the work will be done.
+
+    Raises:
+        AddressError: an address of no form that there is.
+    """
+    check_address(address)
+    listed = len(machine.gpus())
+    looks: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _limits, lambda: _room(folder), _stores)
     checks = [check for look in looks for check in look()]
     with show.wait("importing torch"):
-        checks += _gpus(listed)
-    checks += _ray(address, len(listed), show)
-    states = [check.state for check in checks]
-    lines = [{name: value for name, value in asdict(check).items() if value} for check in checks]
-    return {"checks": lines, "warnings": states.count("warning"), "broken": states.count("broken")}
+        checks.append(_gpus(listed))
+    checks.append(_ray(address, listed, show))
+    lines = [{name: value for name, value in check._asdict().items() if value} for check in checks]
+    return {"checks": lines, "broken": sum(check.state == "broken" for check in checks)}
+
+
+def _least(name: str, found: str, enough: bool, do: str, state: str = "warning") -> Check:
+    return Check(name, found) if enough else Check(name, found, state, do)
 
 
 def _packages() -> Iterator[Check]:
-    required = [Requirement(line) for line in metadata.requires("capfilt") or ()]
-    wrong, mend = [], "pip install -c constraints.txt -e . (in a checkout), or pip install --upgrade capfilt"
-    for need in required:
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = metadata.version(need.name)
-        except metadata.PackageNotFoundError:
-            wrong.append(f"{need.name} is missing")
-            continue
-        if not need.specifier.contains(version, prereleases=True):
-            wrong.append(f"{need.name} {version}, needed is {need.specifier}")
-    if wrong:
-        yield Check("packages", "broken", "; ".join(wrong), mend)
-    versions = [f"{name} {metadata.version(name)}" for name in SHOWN if find_spec(name)]
-    yield Check("versions", "ok", ", ".join([f"capfilt {capfilt.__version__}", *versions]))
+    wrong = []
+    for need in map(Requirement, metadata.requires("capfilt") or ()):
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            there = metadata.version(need.name) if _is_installed(need.name) else "none"
+            if there == "none" or not need.specifier.contains(there, prereleases=True):
+                wrong.append(f"{need.name} {there}, needed is {need.specifier or 'any'}")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN if _is_installed(name))
+    yield _least("packages", "; ".join(wrong) or versions, not wrong, "pip install -c constraints.txt -e .", "broken")
+    for package, extra in EXTRAS.items():
+        there = metadata.version(package) if _is_installed(package) else "not installed"
+        yield Check(f"extra {extra}", f"{package} {there}; only what docs say needs pip install 'capfilt[{extra}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _limits() -> Iterator[Check]:
-    for name, kind, least, option in (
-        ("open files", resource.RLIMIT_NOFILE, FILES, "-n"),
-        ("processes", resource.RLIMIT_NPROC, PROCESSES, "-u"),
-    ):
-        soft, hard = resource.getrlimit(kind)
-        found = "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft:,}"
-        few = soft != resource.RLIM_INFINITY and soft < least
-        do = f"ulimit {option} {least if hard == resource.RLIM_INFINITY else min(hard, 65_536)}"
-        yield Check(name, "warning", found, f"{do}; large runs take more than {least:,}") if few else Check(name, "ok", found)
-    memory = machine.memory_bytes()
-    low = memory < 4 * GB
-    yield Check("memory", "warning" if low else "ok", f"{memory / GB:,.1f} GB", "use small models, one worker" if low else "")
+    for name, (kind, option, enough) in LIMITS.items():
+        soft, hard = (limit if limit != resource.RLIM_INFINITY else 2**31 for limit in resource.getrlimit(kind))
+        yield _least(name, f"at most {soft:,}", soft >= enough, f"ulimit {option} {min(hard, 65_536)}: Ray takes many")
+    memory = machine.memory()
+    yield _least("memory", f"{memory / GB:,.1f} GB", memory >= 4 * GB, "take small models, and one worker")
     shm = Path("/dev/shm")
-    if not shm.is_dir():
-        yield Check("/dev/shm", "warning", "there is none", "Ray then uses /tmp, which is slower")
-        return
-    free = shutil.disk_usage(shm).free
-    do = "docker run --shm-size=2g, or in Kubernetes an emptyDir of medium Memory there" if free < GB else ""
-    yield Check("/dev/shm", "warning" if do else "ok", f"{free / GB:,.1f} GB free", do)
+    free = shutil.disk_usage(shm).free if shm.is_dir() else 0
+    yield _least("/dev/shm", f"{free / GB:,.1f} GB free", free >= GB, "docker run --shm-size=2g; Ray is slow without")
 
 
 def _room(folder: Path) -> Iterator[Check]:
     """The disk of run folders: bytes, inodes, and whether a file can be written, flushed and renamed."""
     home = machine.nearest(folder)
-    free = shutil.disk_usage(home).free
-    state: State = "broken" if free < GB else "warning" if free < 20 * GB else "ok"
-    do = "" if state == "ok" else "free some, or give --out another disk: cleaned shards are as large as what is kept"
-    yield Check("disk", state, f"{free / GB:,.1f} GB free at {home}", do)
-    status = os.statvfs(home)
-    if status.f_files:
-        few = status.f_favail < INODES
-        what = f"{status.f_favail:,} files can be made at {home}"
-        yield Check("inodes", "warning" if few else "ok", what, "use shards of more samples, or another disk" if few else "")
+    free, status = shutil.disk_usage(home).free, os.statvfs(home)
+    do, state = "free some, or give --out another disk", "broken" if free < GB else "warning"
+    yield _least("disk", f"{free / GB:,.1f} GB free at {home}", free >= 20 * GB, do, state)
+    if status.f_files:  # some file systems have no such limit, and say 0
+        found = f"{status.f_favail:,} more files at {home}"
+        yield _least("inodes", found, status.f_favail >= INODES, "make shards of more samples, or take another disk")
     try:
         with tempfile.TemporaryDirectory(prefix=".capfilt-doctor-", dir=home) as scratch:
             file = Path(scratch, "a")
@@ -126,63 +120,42 @@ def _room(folder: Path) -> Iterator[Check]:
                 os.fsync(stream.fileno())
             file.rename(Path(scratch, "b"))
     except OSError as error:
-        yield Check("writing", "broken", f"{home}: {error}", "give --out a folder that may be written to")
-        return
-    yield Check("writing", "ok", f"files can be written and renamed at {home}")
+        yield Check("writing", f"{home}: {error}", "broken", "give --out a folder that may be written to")
+    else:
+        yield Check("writing", f"files can be written and renamed at {home}")
 
 
 def _stores() -> Iterator[Check]:
-    for name, (package, variables, files) in _STORES.items():
+    for name, (package, variables, files) in STORES.items():
         there = [f"${variable}" for variable in variables if os.environ.get(variable)]
         there += [f"~/{file}" for file in files if (Path.home() / file).is_file()]
-        what = f"credentials are in {', '.join(there)}" if there else "no credentials in the usual places"
-        if find_spec(package) is None:
-            if there:
-                yield Check(name, "warning", f"{what}, and {package} is not installed", f"pip install {package}")
-            else:
-                yield Check(name, "ok", f"{package} is not installed; only for data that lies there")
-        else:
-            yield Check(name, "ok", what)
+        credentials = f"credentials in {', '.join(there)}" if there else "no credentials in the usual places"
+        installed = find_spec(package) is not None
+        found = credentials if installed else f"{package} is not installed; {credentials}"
+        yield _least(name, found, installed or not there, f"pip install {package}")
 
 
-def _extras() -> Iterator[Check]:
-    for package, extra, what in (
-        ("py3langid", "language", "rules about languages"),
-        ("openai", "endpoint", "captions from an endpoint"),
-    ):
-        there = find_spec(package) is not None
-        yield Check(what, "ok", f"{package} {metadata.version(package)}" if there else f"needs pip install 'capfilt[{extra}]'")
-    yield Check("not needed", "ok", "chromium and prometheus: only tests and monitoring use them")
-
-
-def _gpus(listed: list[str]) -> Iterator[Check]:
+def _gpus(listed: int) -> Check:
     import torch
 
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if len(listed) > seen:
-        build = f"torch {torch.__version__} is built for {torch.version.cuda or 'CPUs'}"
-        do = "install torch for your driver's CUDA (pytorch.org), and look at CUDA_VISIBLE_DEVICES"
-        yield Check("GPUs", "broken", f"the driver lists {len(listed)}, torch sees {seen}; {build}", do)
-    elif seen:
-        yield Check("GPUs", "ok", ", ".join(torch.cuda.get_device_name(i) for i in range(seen)))
-    else:
-        yield Check("GPUs", "ok", "none: models run on CPUs")
+    names = ", ".join(torch.cuda.get_device_name(number) for number in range(seen)) or "none: models run on CPUs"
+    if listed <= seen:
+        return Check("GPUs", names)
+    build = f"torch {torch.__version__} is built for {torch.version.cuda or 'CPUs'}"
+    do = "install torch for your driver's CUDA (pytorch.org), and look at CUDA_VISIBLE_DEVICES"
+    return Check("GPUs", f"the driver lists {listed}, torch sees {seen}; {build}", "broken", do)
 
 
-def _ray(address: str, listed: int, show: Progress) -> Iterator[Check]:
+def _ray(address: str, listed: int, show: Progress) -> Check:
     """A Ray is started, or connected to, as a command would."""
     if address == "local":
-        yield Check("Ray", "ok", "not asked: --address local works without it")
-        return
+        return Check("Ray", "not asked: --address local works without it")
     try:
         with connect(address, show=show) as session:
             cpus, gpus = session.capacity(1), session.capacity(0, 1)
     except ClusterError as error:
-        yield Check("Ray", "broken", str(error), "the error says what; --address local works without Ray")
-        return
-    if address == "start" and gpus < listed:
-        do = "unset CUDA_VISIBLE_DEVICES, or start Ray with --num-gpus"
-        yield Check("Ray", "broken", f"the driver lists {listed} GPUs, Ray sees {gpus}", do)
-    else:
-        where = "starts here" if address == "start" else f"answers at {address}"
-        yield Check("Ray", "ok", f"{where}: {cpus} CPUs, {gpus} GPUs")
+        return Check("Ray", str(error), "broken", "mend that, or work with --address local, without Ray")
+    do = "unset CUDA_VISIBLE_DEVICES, or start Ray with --num-gpus"
+    enough = address != "start" or gpus >= listed
+    return _least("Ray", f"{address} has {cpus} CPUs, {gpus} GPUs; listed {listed}", enough, do, "broken")
