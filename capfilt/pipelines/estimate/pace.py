@@ -36,6 +36,9 @@ class Times:
         work(show)
         line, took = show.lines[label], time.monotonic() - begun
         pieces = [(busy, samples, end - begun) for busy, samples, end in line.pieces if samples]
+        if line.parallel == 1:  # what the driver does between two pieces is part of their time, too
+            starts = [end - busy for busy, _, end in pieces[:1]] + [end for *_, end in pieces[:-1]]
+            pieces = [(end - start, samples, end) for start, (_, samples, end) in zip(starts, pieces, strict=True)]
         if pieces:
             times = cls(pieces, line.parallel, took)
             write_json(path, asdict(times))

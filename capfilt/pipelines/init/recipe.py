@@ -129,10 +129,13 @@ def _loop(data: Sequence[str], machine: Machine, answers: Answers) -> str:
     lines += [f"{role}: {{pretrained: {value_to_yaml(model)}}} # used as it is" for role, model in models.items()]
     if (vocabulary := _vocabulary(answers)) is not None:
         lines.append(f"tokenizer: {value_to_yaml(str(vocabulary))} # the checkpoint's vocabulary")
-    lines.append("initial: {} # random weights; leave the line out for DeiT's and BERT's, from the Hugging Face hub")
-    if answers.val is None or answers.keep_rate is not None:
-        rate = 0.5 if answers.keep_rate is None else answers.keep_rate
-        lines.append(f"select: {{threshold: keep-rate, keep_rate: {rate}}} # with data.val: threshold: calibrated")
+    lines.append(
+        "initial: {vision: null, text: null} # random weights; without this line DeiT's and BERT's, from the hub"
+    )
+    score = "itc" if answers.filter is None else "itm"  # itc is learned sooner
+    rate = answers.keep_rate if answers.keep_rate is not None or answers.val is not None else 0.5
+    rule = "threshold: calibrated, recall: 0.8" if rate is None else f"threshold: keep-rate, keep_rate: {rate}"
+    lines.append(f"select: {{score: {score}, {rule}}} # calibrated takes data.val; recall is of right texts")
     gpus, cpus, workers, more = len(machine.gpus), machine.cpus, 1, ""
     if gpus:
         cpus, workers = max(1, cpus // gpus), min(TRAINED_ON, 2 ** int(math.log2(gpus)))  # they divide the batches
