@@ -17,7 +17,7 @@ import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RunError, UsageError
-from capfilt.pipelines import report
+from capfilt.pipelines.inspect import report
 from capfilt.reporting.comparison.collect import collect_comparison
 from capfilt.reporting.comparison.join import DROPPED, KEPT, join
 from capfilt.reporting.comparison.page import render_comparison
