@@ -148,13 +148,14 @@ def after_select(out: str, dataset: str, address: str) -> list[Step]:
     return [page(out, "what was kept, what was dropped, and why"), trial(dataset, out, address)]
 
 
-def after_pretrain(out: StoragePath, model: StoragePath, address: str) -> list[Step]:
+def after_pretrain(folder: str, trained: str, address: str) -> list[Step]:
     """Evaluate, look at the losses, export."""
     from capfilt.evaluation.tasks import TASKS
     from capfilt.models import family_of
     from capfilt.models.checkpoints import store
     from capfilt.runs.run import Run
 
+    out, model = location(folder), location(trained)
     plan = Run.load(out).plan
     first = plan["data"][0]["shards"][0]
     objectives = plan["train"]["objectives"]
@@ -210,7 +211,7 @@ def _roles(model: StoragePath) -> list[str]:
     return [role for role in NEEDS if not lacking(role, able.capabilities)]
 
 
-def after_export(written: Sequence[StoragePath]) -> list[Step]:
+def after_export(written: Iterable[StoragePath]) -> list[Step]:
     """Read how to load each."""
     readmes = [path / "README.md" for path in written if (path / "README.md").is_file()]
     return [("read how transformers loads it", shlex.join(["cat", *map(str, readmes)]))] if readmes else []

@@ -116,7 +116,6 @@ class HeadScorer:
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
-        """The pictures that the model reads."""
         return (self.local.image_format,)
 
     def score(self, batch: ScoredImages) -> Values:

@@ -66,7 +66,6 @@ class ClipConfig(TowersConfig):
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.projection
 
     @property

@@ -221,7 +221,6 @@ class BertConfig(TextStackConfig):
 
     @property
     def weights(self) -> int:
-        """About how many numbers it learns, of one role; norms and biases are not counted."""
         layer = 8 * self.width**2 + 2 * self.width * self.hidden
         return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
 
@@ -266,7 +265,6 @@ class FusionTextConfig(BertConfig):
 
     @property
     def weights(self) -> int:
-        """About how many numbers it learns; norms and biases are not counted."""
         return super().weights - 4 * self.fusion_layer * self.width**2
 
 

@@ -41,12 +41,10 @@ class ClassifyObjectives(TaskConfig):
 
     @property
     def has_momentum(self) -> bool:
-        """Whether targets are distilled from a momentum copy."""
         return self.alpha > 0
 
     @property
     def row_kind(self) -> RowKind:
-        """What of a sample a row of the training is."""
         return self.rows
 
 

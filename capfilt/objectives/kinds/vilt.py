@@ -43,7 +43,6 @@ class ViltObjectives(TaskConfig):
 
     @property
     def match_share(self) -> float:
-        """The share of ITM's pairs that match."""
         return 1 / 2
 
 

@@ -55,7 +55,6 @@ class VlmoTextObjectives(WordObjectives):
 
     @property
     def reads_images(self) -> bool:
-        """Whether pictures are decoded for it."""
         return False
 
 

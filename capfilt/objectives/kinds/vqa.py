@@ -40,7 +40,6 @@ class VqaObjectives(TaskConfig):
 
     @property
     def has_momentum(self) -> bool:
-        """Whether targets are distilled from a momentum copy."""
         return self.alpha > 0
 
     @property

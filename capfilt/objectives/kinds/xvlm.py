@@ -59,7 +59,6 @@ class XvlmObjectives(TaskConfig):
 
     @property
     def region_steps(self) -> RegionConfig | None:
-        """The steps on regions between those on pairs."""
         return self.regions
 
 

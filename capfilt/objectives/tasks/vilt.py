@@ -105,7 +105,6 @@ class ViltPretraining(PairsApart):
     config: ViltObjectives
 
     def draw(self, batch: PairBatch) -> Drawn:
-        """What the losses of these pairs draw."""
         masked = mlm_patches = itm_patches = images = None
         matches_B = torch.ones(batch.rows, dtype=torch.bool, device=batch.device)
         if "mlm" in self.config.losses:
@@ -214,7 +213,6 @@ class ViltRetrieval(PairsApart):
         return WrongTexts(taken[0], taken[1], alone_B1[:, 0].long() * LEFT_OUT)
 
     def losses_of(self, batch: PairBatch, drawn: WrongTexts, rows: int) -> LossesAndMetrics:
-        """The part that these pairs have in the loss over `rows` pairs."""
         ids, mask = _beside(batch.ids_BT, drawn.ids_BKT), _beside(batch.mask_BT, drawn.mask_BKT)
         context = self.model.image_context(self.model.encode_image(batch.images), "encoder")
         logits = at_least_fp32(self.model.match(self.model.fuse(ids, mask, context)))[:, 1].view(batch.rows, -1)

@@ -45,7 +45,6 @@ class PairsJob(Config):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return self.stage
 
     def identity(self, item: str) -> str:
@@ -66,7 +65,6 @@ class PairsJob(Config):
         """The figures in a few words."""
 
     def open(self) -> Callable[[str], str]:
-        """Load the filter."""
         from capfilt.evaluation.eval_set import encode_pairs
         from capfilt.inference.filters import local_filter
         from capfilt.inference.local_model import LocalModel

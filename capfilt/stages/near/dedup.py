@@ -202,16 +202,12 @@ def verdict_line(summary: dict[str, Any], by: str) -> str:
 class LostTextsJob(Config):
     """Reads the texts of the pictures of a shard that go; an item is the URL of the shard."""
 
+    name: ClassVar[str] = LOST
     by_content: ClassVar[bool] = True
     only_reads: ClassVar[bool] = True
 
     out: StoragePath
     names: dict[str, str] = {}
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return LOST
 
     def identity(self, item: str) -> str:
         """The fingerprint of what goes."""
@@ -219,7 +215,6 @@ class LostTextsJob(Config):
         return fingerprint(name, duplicates.read(self.out / FOLDER / f"{name}.parquet").to_pylist())
 
     def open(self) -> Callable[[str], None]:
-        """Nothing to load."""
         return self.shard
 
     def shard(self, url: str) -> None:

@@ -115,6 +115,7 @@ class VectorModel(Config):
 class EmbedJob(Config):
     """What an embedding worker needs to know."""
 
+    name: ClassVar[str] = STAGE
     splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
     loads: ClassVar[str] = "the model to load"
@@ -128,11 +129,6 @@ class EmbedJob(Config):
     names: dict[str, str] = {}
     """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
-
     def identity(self, item: str) -> str:
         """The model by its weights and, where its pictures are prepared as the config says, by that."""
         if self.model is None:
@@ -142,7 +138,6 @@ class EmbedJob(Config):
         return fingerprint(STAGE, shards.name(item), *made_by)
 
     def open(self) -> Splittable:
-        """Load the model."""
         embedder = ShardEmbedder(self, self.compute.open())
         return Splittable(embedder.shard, embedder.part)
 

@@ -98,7 +98,6 @@ class ListsJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-lists"
 
     def identity(self, item: str) -> str:
@@ -106,7 +105,6 @@ class ListsJob(Search):
         return fingerprint(item, self.settings(), [shard.sha256 for shard in self.load().shards])
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
         return self.train
 
     def train(self, item: str) -> str:
@@ -138,7 +136,6 @@ class SplitJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-split"
 
     def identity(self, item: str) -> str:
@@ -160,7 +157,6 @@ class SplitJob(Search):
         return self.work / f"names-{block}.parquet"
 
     def open(self) -> Callable[[str], None]:
-        """Load the lists."""
         known = Lists.load(self.work / LISTS) if self.vector else None
         nearest = known and lists.Nearest(known.centroids)
 
@@ -223,7 +219,6 @@ class JoinJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-join"
 
     def identity(self, item: str) -> str:
@@ -237,7 +232,6 @@ class JoinJob(Search):
         return _units(self.work / "units.json", self.units)
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
         return self.join
 
     def join(self, item: str) -> str:
@@ -274,7 +268,6 @@ class ShardJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-shards"
 
     def identity(self, item: str) -> str:
@@ -283,8 +276,6 @@ class ShardJob(Search):
         return fingerprint(self.settings(), pool.starts[item], pool.by_name[item].model_dump(mode="json"))
 
     def open(self) -> Callable[[str], None]:
-        """Nothing to load."""
-
         def work(item: str) -> None:
             pool, outputs = self.load(), []
             shard = pool.by_name[item]

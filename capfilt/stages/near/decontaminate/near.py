@@ -23,6 +23,7 @@ from capfilt.storage.paths import StoragePath
 class NearJob(Config):
     """Compares a pool's embeddings with held-out pictures; an item is the name of a shard."""
 
+    name: ClassVar[str] = "decontaminate"
     unit: ClassVar[str] = "shards"
 
     out: StoragePath
@@ -33,17 +34,11 @@ class NearJob(Config):
     criteria: Criteria
     held_out: HeldOutTables
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "decontaminate"
-
     def identity(self, item: str) -> str:
         """What is compared with what, and how."""
         return fingerprint(self.criteria.model_dump(mode="json"), self.held_out.identity, item, self.digests[item])
 
     def open(self) -> Callable[[str], None]:
-        """Read the held-out pictures."""
         held_out = self.held_out.load()
 
         def work(item: str) -> None:
