@@ -89,7 +89,6 @@ class Embedding:
 
     @classmethod
     def of(cls, sample: Sample, picture: Image.Image) -> Embedding:
-        """A sample and its picture, decoded."""
         return cls(sample.key, sample.uid, sample.sha256, perceptual_hash(picture), *picture.size)
 
 

@@ -76,7 +76,6 @@ class Pool(Config):
 
     @property
     def num_rows(self) -> int:
-        """Of all tables."""
         return sum(shard.rows for shard in self.shards)
 
     @cached_property
@@ -87,7 +86,6 @@ class Pool(Config):
 
     @cached_property
     def by_name(self) -> dict[str, PoolShard]:
-        """The shards by their names."""
         return {shard.name: shard for shard in self.shards}
 
     @cached_property
@@ -101,7 +99,6 @@ class Pool(Config):
         return {f"{number:05d}": tuple(block) for number, block in enumerate(blocks)}
 
     def path(self, name: str) -> StoragePath:
-        """The table of a shard."""
         return self.source / embeddings.FOLDER / f"{name}.parquet"
 
     def read(self, block: tuple[PoolShard, ...], with_vectors: bool) -> Iterator[tuple[int, pa.Table]]:

@@ -51,7 +51,6 @@ class HeadLayout:
 
     @property
     def names(self) -> list[str]:
-        """The tensors that it needs."""
         norm = ["norm.mean", "norm.variance"] if self.normed else []
         return [*norm, *(f"{layer}{part}" for layer in self.layers for part in ("weight", "bias"))]
 

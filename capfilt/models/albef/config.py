@@ -38,7 +38,6 @@ class AlbefConfig(TowersConfig):
 
     @property
     def tokenizer_kind(self) -> TokenizerKind:
-        """BERT's, without [SEP]."""
         return "open-bert"
 
     @property

@@ -56,7 +56,6 @@ class ClipConfig(TowersConfig):
 
     @property
     def tokenizer_kind(self) -> Literal["byte-bpe"]:
-        """CLIP's own tokenizer."""
         return "byte-bpe"
 
     @property

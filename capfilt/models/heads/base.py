@@ -30,7 +30,6 @@ class HeadModel(Model):
 
     @property
     def head_modules(self) -> list[nn.Module]:
-        """All but the base."""
         return [module for name, module in self.named_children() if name != "base"]
 
     def begin_head(self, tensors: Tensors) -> frozenset[str]:

@@ -88,7 +88,6 @@ class HeadConfig(ArchitectureConfig):
         return self.base
 
     def pictures(self, usual: Preprocess) -> Preprocess:
-        """As the base wants them."""
         from capfilt.models.registry import preprocess_of
 
         return preprocess_of(self.base)
@@ -166,12 +165,10 @@ class ClassifierConfig(HeadConfig):
         return self.labels
 
     def with_answers(self, answers: tuple[str, ...]) -> ClassifierConfig:
-        """The same with these classes."""
         return self.model_copy(update={"labels": answers})
 
     @property
     def head_kind(self) -> HeadKind:
-        """Which of the heads it is."""
         return self.head or ("relu" if self.base.family in ("blip", "albef") else "norm")
 
 

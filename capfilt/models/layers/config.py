@@ -154,12 +154,10 @@ class SwinConfig(Config):
 
     @property
     def width(self) -> int:
-        """Width of the image tokens."""
         return self.embed << (len(self.depths) - 1)
 
     @property
     def depth(self) -> int:
-        """Blocks of all stages."""
         return sum(self.depths)
 
     @property

@@ -62,7 +62,6 @@ class VisionTextConfig(ArchitectureConfig):
 
     @property
     def vision_depth(self) -> int:
-        """Blocks that images pass through."""
         depth: int = self.vision.depth
         return depth
 
@@ -72,7 +71,6 @@ class OneStackConfig(VisionTextConfig):
 
     @property
     def num_layers(self) -> int:
-        """Blocks."""
         return self.vision_depth
 
     @property
@@ -81,7 +79,6 @@ class OneStackConfig(VisionTextConfig):
 
     @property
     def tokenizer_kind(self) -> TokenizerKind:
-        """BERT's tokenizer as it is."""
         return "bert"
 
 

@@ -83,7 +83,6 @@ class ViltConfig(OneStackConfig):
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch, pixels."""
         return self.vision.patch_size
 
     def pictures(self, usual: Preprocess) -> Preprocess:

@@ -67,7 +67,6 @@ class AlbefObjectives(TaskConfig):
 
 
 def build(model: Albef, config: AlbefObjectives, prompt: int = 0) -> Task:
-    """What trains an ALBEF."""
     from capfilt.objectives.tasks.albef import AlbefPretraining
 
     return AlbefPretraining(model, config, prompt)

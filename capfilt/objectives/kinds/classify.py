@@ -96,7 +96,6 @@ class AssignObjectives(ClassifyObjectives):
 
 
 def build(model: Classifier, config: ClassifyObjectives, prompt: int = 0) -> Task:
-    """What trains a classifier."""
     from capfilt.objectives.tasks.classify import Classification
 
     return Classification(model, config, prompt)

@@ -58,14 +58,12 @@ class ViltRetrievalObjectives(TaskConfig):
 
 
 def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:
-    """What trains a ViLT."""
     from capfilt.objectives.tasks.vilt import ViltPretraining
 
     return ViltPretraining(model, config, prompt)
 
 
 def build_retrieval(model: Vilt, config: ViltRetrievalObjectives, prompt: int = 0) -> Task:
-    """What trains a ViLT to rank."""
     from capfilt.objectives.tasks.vilt import ViltRetrieval
 
     return ViltRetrieval(model, config, prompt)

@@ -63,7 +63,6 @@ class XvlmObjectives(TaskConfig):
 
 
 def build(model: Xvlm, config: XvlmObjectives, prompt: int = 0) -> Task:
-    """What trains an X-VLM."""
     from capfilt.objectives.tasks.xvlm import XvlmPretraining
 
     return XvlmPretraining(model, config, prompt)

@@ -40,7 +40,6 @@ class Drawn(NamedTuple):
     """How many tokens of all the pairs are hidden."""
 
     def select(self, rows: slice) -> Drawn:
-        """Those of some of the pairs."""
         masked = None if self.masked is None else Masked(*(part[rows] for part in self.masked))
         parts = (None if part is None else part[rows] for part in self[1:-1])
         return Drawn(masked, *parts, hidden=self.hidden)  # type: ignore[arg-type, misc]
@@ -55,7 +54,6 @@ class WrongTexts(NamedTuple):
     """The place of the right text before them, 0; `LEFT_OUT` for a pair without another image to take texts from."""
 
     def select(self, rows: slice) -> WrongTexts:
-        """Those of some of the pairs."""
         return WrongTexts(*(part[rows] for part in self))
 
 
@@ -74,7 +72,6 @@ class PairsApart(Task):
         """The part that these pairs have in the losses over `rows` pairs."""
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         return self.losses_of(batch, self.draw(batch), batch.rows)
 
     def backward_in_chunks(

@@ -91,13 +91,11 @@ class HumanPairsJob(PairsJob):
     stage = "human-pairs"
 
     def measure(self, filter_: Any, pairs: Any) -> dict[str, Any]:
-        """The AUC of each score."""
         from capfilt.evaluation import evaluate
 
         return evaluate.human_pairs(filter_, pairs, self.batch_size)
 
     def summary(self, figures: dict[str, Any]) -> str:
-        """The AUC of each score."""
         return ", ".join(f"AUC of {score} {area:.3f}" for score, area in figures["auc"].items())
 
 

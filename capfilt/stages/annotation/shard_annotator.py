@@ -53,7 +53,6 @@ class ShardAnnotator:
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
 
     def shard(self, url: str) -> ShardReport:
-        """Annotate one shard and commit it."""
         with self._asking(url):
             return self._shard(url)
 

@@ -133,7 +133,6 @@ class Deduplication:
         return keys
 
     def write(self, out: StoragePath, show: Progress) -> None:
-        """Write the tables of all shards."""
         with show.stage("write", len(self.pool.shards)) as line:
             for number, (start, table) in enumerate(self.pool.read(self.pool.shards, False), 1):
                 name = self.pool.shards[number - 1].name
@@ -210,7 +209,6 @@ class LostTextsJob(Config):
     names: dict[str, str] = {}
 
     def identity(self, item: str) -> str:
-        """The fingerprint of what goes."""
         name = self.names.get(item) or shards.name(item)
         return fingerprint(name, duplicates.read(self.out / FOLDER / f"{name}.parquet").to_pylist())
 

@@ -104,7 +104,6 @@ class VectorModel(Config):
             return cls(kind=embeddings.kind_of(able), path=model, fingerprint=store.fingerprint(model))
 
     def open(self, config: EmbedConfig, compute: Compute) -> Embedder:
-        """Load it."""
         from capfilt.inference.embedder import CopyEmbedder, ModelEmbedder
 
         if self.kind == "copy":
@@ -157,7 +156,6 @@ class ShardEmbedder:
             self.vectors = Vectors(job.model.kind, job.model.fingerprint, dim)
 
     def shard(self, url: str) -> ShardReport:
-        """Embed one shard and commit it."""
         name = self.job.names.get(url) or shards.name(url)
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Embedding] = []

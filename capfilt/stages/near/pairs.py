@@ -101,7 +101,6 @@ class ListsJob(Search):
         return f"{self.area}-lists"
 
     def identity(self, item: str) -> str:
-        """The fingerprint of all tables."""
         return fingerprint(item, self.settings(), [shard.sha256 for shard in self.load().shards])
 
     def open(self) -> Callable[[str], str]:
@@ -145,7 +144,6 @@ class SplitJob(Search):
         return fingerprint(self.settings(), self.lists, pool.starts[pool.blocks[item][0].name], block)
 
     def path(self, near: Near, block: str) -> StoragePath:
-        """The segment of a block."""
         return self.work / f"{near.kind}-{block}.bin"
 
     def exact_path(self, block: str) -> StoragePath:
@@ -228,7 +226,6 @@ class JoinJob(Search):
         return fingerprint(self.settings(), self.lists, rows, item, self.planned()[item])
 
     def planned(self) -> dict[str, Unit]:
-        """All units by their names."""
         return _units(self.work / "units.json", self.units)
 
     def open(self) -> Callable[[str], str]:

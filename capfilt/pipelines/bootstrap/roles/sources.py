@@ -212,16 +212,13 @@ class Pretrained:
         return {"pretrained": self.fingerprint}
 
     def compute_requests(self) -> dict[str, ComputeRequest]:
-        """Nothing is trained."""
         return {}
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
-        """The same in every round."""
         assert isinstance(self.spec, LocalSpec), "a filter is a model of ours"
         return self.spec.model
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        """The same in every round."""
         return self.spec
 
 
@@ -282,7 +279,6 @@ class Taught:
         return teach_captioner(context.session, job, self._worker, context.progress)
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        """It as `hf:` has it."""
         return VlmSpec(model=self.model(context, r, newest))
 
 

@@ -54,7 +54,6 @@ class NearJob(Config):
 
     @property
     def compares_vectors(self) -> bool:
-        """Whether the vectors are read."""
         return self.criteria.within("vector") is not None
 
     def _suspects(self, table: pa.Table, held_out: HeldOut, shard: str) -> Iterator[Suspect]:
