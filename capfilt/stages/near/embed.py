@@ -170,7 +170,7 @@ class ShardEmbedder:
             rows += batch.embeddings
             values += self.vectors_of(batch)
         tally.members.update(members)
-        path = self.job.out / embeddings.FOLDER / f"{name}.parquet"
+        path = embeddings.path_of(self.job.out, name)
         embeddings.write(path, rows, self.vectors, values)
         ledger.commit(name, identity, [path], tally, digest.result())
         smaller = self.oom_backoff.limit

@@ -42,7 +42,7 @@ class NearJob(Config):
         held_out = self.held_out.load()
 
         def work(item: str) -> None:
-            table = embeddings.read(self.embeddings / embeddings.FOLDER / f"{item}.parquet", self.compares_vectors)
+            table = embeddings.read(embeddings.path_of(self.embeddings, item), self.compares_vectors)
             found = list(self._suspects(table, held_out, item))
             path, tally = self.out / rows.FOLDER / f"{item}.parquet", Tally.zero()
             outputs = rows.write(path, found)
