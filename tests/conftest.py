@@ -42,7 +42,8 @@ hypothesis.settings.load_profile("capfilt")
 os.fsync = lambda file: None
 
 # Typer builds all verbs and their options anew for each call: 20 ms, thousands of times.
-typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
+typer.main.get_command = functools.cache(typer.main.get_command)
+typer.testing._get_command = typer.main.get_command  # type: ignore[attr-defined]
 
 
 def pytest_collection_finish() -> None:
