@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ def estimate(
     price: Price | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
+    announce: Callable[[str], object] | None = None,
 ) -> EstimateResult:
     """Annotate and select a seeded sample, and say what all of the data will take, keep and cost.
 
@@ -62,6 +64,9 @@ def estimate(
         sample: how many samples are drawn, with `seed`.
         workers: of the whole run; 0: as many as measure the sample. `cpus` and `gpus` are of each.
         price: as in `annotate`; with it `figures` has the `usd` of the whole.
+        on_progress: as in `annotate`; so is `on_log`.
+        announce: then serve the sample's texts to a person, until 100 are labelled, and call this with the page's
+            address; `record["clicks"]` has the policy's precision and recall.
 
     Raises:
         CapfiltError: UsageError or RecipeError for what does not fit, RunError for an `out` that holds another
@@ -91,6 +96,8 @@ def estimate(
     with arguments.driving():
         asked, options = verb.Question(sample, seed, workers, rates), arguments.options(cpus=cpus, gpus=gpus)
         record = verb.run(arguments.working_address(address), work, asked, location(out), options, show)
+        if announce is not None:
+            record["clicks"] = verb.clicks(location(out), announce)
     figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
     return EstimateResult(location(out), figures, location(record["report"]), record)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.cli.execute import execute
+from capfilt.api import estimates
+from capfilt.cli.execute import call, execute
 from capfilt.cli.next_steps import command, print_steps
 from capfilt.cli.options import Address, Cpus, Debug, Json, Price, preset_names
 from capfilt.cli.pipelines import Gpus, KeepRate, Threshold
@@ -128,50 +129,14 @@ def estimate(
     Example: `capfilt estimate shards/ --captioner CAP --filter FILT --workers 32 --price gpu=3.0,cpu=0.05`
     """
 
-    def work(show: Progress) -> Any:
-        from capfilt.api import estimates
-
-        result = estimates.estimate(
-            data,
-            out=out,
-            captioner=captioner,
-            filter=filter_,
-            recipe=recipe,
-            policy=policy,
-            settings=sets or (),
-            threshold=threshold,
-            keep_rate=keep_rate,
-            sample=sample,
-            seed=seed,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            gpus=gpus,
-            price=price,
-            on_progress=show,
-        )
-        if not as_json:
-            print_estimate(result.record)
-        return {**result.record, "clicks": _clicks(result, as_json)} if clicks else result.record
-
-    steps = [("say of some texts whether they are right", command("review", f"{out}/clean"))]
-    execute(work, as_json, debug, show_result=False, then=lambda _: steps)
-
-
-def _clicks(result: Any, as_json: bool) -> dict[str, Any]:
-    """Ask a person about the sample's texts; precision and recall are of the policy's threshold."""
-    from capfilt.pipelines.estimate import verb
-
     def announce(url: str) -> None:
         say_json({"url": url}) if as_json else say(f"open {url}")
-        say(f"label {verb.CLICKS} texts in random order; Ctrl-C ends sooner, and every click is kept", err=True)
+        say("label 100 texts in random order; Ctrl-C ends sooner, and every click is kept", err=True)
 
-    figures = verb.clicks(result.out, announce)
-    for name in () if as_json else ("precision", "recall"):
-        low, high = figures.get(f"{name}_interval", (0, 1))
-        known = f"{figures[name]:.1%} ({low:.1%} to {high:.1%})" if name in figures else "not known"
-        say(f"{name:<38} {known}, from {figures['labels']} labels")
-    return figures
+    given = {name: value for name, value in locals().items() if name not in ("clicks", "announce")}
+    steps = [("say of some texts whether they are right", command("review", f"{out}/clean"))]
+    given |= {"announce": announce} if clicks else {}
+    call(estimates.estimate, given, lambda result: print_estimate(result.record), lambda _: steps)
 
 
 def doctor(
@@ -182,7 +147,7 @@ def doctor(
 ) -> None:
     """Check versions, limits, disk, stores, GPUs and Ray, and say what to do; exits with 1 if something must be mended.
 
-    Example: `capfilt doctor`, `capfilt doctor /data/runs --address auto`
+    Example: `capfilt doctor /data/runs --address auto`
     """
     broken: list[int] = []
 

@@ -133,6 +133,11 @@ def print_estimate(record: dict[str, Any]) -> None:
     if missing := record.get("unpriced"):
         say(f"no cost: --price does not say what an hour of {' and '.join(missing)} costs")
     say(f"{'report':<38} {record['report']}")
+    for name in ("precision", "recall") if "clicks" in record else ():
+        figure = dict(zip(("low", "high"), record["clicks"].get(f"{name}_interval", (0, 1)), strict=True))
+        value = record["clicks"].get(name)
+        known = "not known" if value is None else f"{value:.1%}{_between(figure, '{:.1%}'.format)}"
+        say(f"{name:<38} {known}, from {record['clicks']['labels']} labels")
 
 
 def _between(figure: dict[str, float], form: Callable[[float], str]) -> str:

@@ -14,12 +14,13 @@ from capfilt.data.policy import PolicyConfig
 from capfilt.data.survey import draw
 from capfilt.errors import RecipeError, UsageError
 from capfilt.inference.config import AnnotateConfig
-from capfilt.pipelines import annotate, report, review, select
+from capfilt.pipelines import annotate, select
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig
 from capfilt.pipelines.estimate import intervals, sample
 from capfilt.pipelines.estimate.intervals import Figure
 from capfilt.pipelines.estimate.pace import Times
 from capfilt.pipelines.estimate.sample import Verdicts
+from capfilt.pipelines.inspect import report, review
 from capfilt.runs.cost import HOUR, Price
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
@@ -110,7 +111,7 @@ def run(
     return answer
 
 
-def clicks(out: StoragePath, announce: Callable[[str], None]) -> dict[str, Any]:
+def clicks(out: StoragePath, announce: Callable[[str], object]) -> dict[str, Any]:
     """Serve the sample's texts to a person until enough are labelled; precision and recall with their intervals."""
     return review.run(out / "clean", 0, announce, enough=CLICKS)
 

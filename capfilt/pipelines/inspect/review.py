@@ -11,7 +11,7 @@ from capfilt.storage.paths import StoragePath
 
 
 def run(
-    folder: StoragePath, port: int, announce: Callable[[str], None], fetch: bool = False, enough: int = 0
+    folder: StoragePath, port: int, announce: Callable[[str], object], fetch: bool = False, enough: int = 0
 ) -> dict[str, Any]:
     """The verb: serve until Ctrl-C, which ends a review; returns precision and recall from the labels.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import urllib.request
@@ -38,7 +39,7 @@ def test_every_figure_is_there_with_its_ends(estimated: Any) -> None:
     assert figures["samples"] == {"value": 60, "low": 60, "high": 60}
     assert estimated.record["drawn"] == {"drawn": 40, "shards_read": 3, "shards": 3, "seed": 0}
     for name in ("kept_images", "kept_texts.web", "failed", "images_per_second_per_worker.annotate"):
-        assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"], name
+        assert figures[name]["low"] <= figures[name]["value"] <= figures[name].get("high", math.inf), name
     assert figures["failed"]["value"] == 0
     kept = figures["kept_texts.web"]["value"]
     assert figures["noise_ratio.web"]["value"] == pytest.approx(1 - kept)
