@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/estimate.py --photos ../shared/photos --seeds 10
 
-Both sets are cleaned in this process by two BLIPs with random weights: an embedded world of 2,000 pictures in 40
+Both sets are cleaned in this process by two BLIPs with random weights: an embedded world of 1,000 pictures in 40
 shards, of which an estimate reads 32 (its sample is clustered by shard), and 200 photographs in shards of 20, of which
 it reads all. Before each estimate and after it the whole is timed anew; what it keeps is the same each time. Seconds
 are those of this process's CPU, for the estimate and for the whole: on a shared machine those of the wall say how much
@@ -33,7 +33,7 @@ from capfilt.models.layers.config import TextConfig, VisionConfig
 
 SHAPE = {"depth": 3, "heads": 2, "hidden": 128, "init_std": 0.3}
 SETTINGS = {"decode.max_length": 20}
-SETS = {"world": ("2,000 pictures of 32 px in 40 shards", 400), "photographs": ("200 of COCO in 10 shards", 100)}
+SETS = {"world": ("1,000 pictures of 32 px in 40 shards", 300), "photographs": ("200 of COCO in 10 shards", 100)}
 """What each is, and how many samples an estimate draws."""
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         time.monotonic = time.perf_counter = time.process_time
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        config = build(WorldConfig, ["web=2000", "shard_size=50"])
+        config = build(WorldConfig, ["web=1000", "shard_size=25"])
         world.write(config, 0, scratch, "web")
         compare("world", scratch / "web", make_models(scratch / "small", 32), given.seeds, scratch)
         if given.photos is not None:

@@ -95,7 +95,7 @@ def run(
         raise RecipeError(
             "the policy's threshold is calibrated on human pairs; give a recipe with data.val, or a number."
         )
-    urls = shards.expand(work.specs, plain_pictures=True)
+    urls = shards.expand(work.specs)
     drawn_by = {"shards": len(urls), "first": urls[0], "sample": asked.size, "seed": asked.seed}
     record = sample.find(out, drawn_by)
     if record is None:

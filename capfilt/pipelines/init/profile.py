@@ -55,7 +55,7 @@ def look(specs: Sequence[str], seed: int) -> Profile:
         except DataError as error:  # a table, and perhaps one of pictures
             of_lists = error
     try:
-        urls = shards.expand(specs, plain_pictures=True)
+        urls = shards.expand(specs)
         return _of_samples(urls, draw(urls, SAMPLE, seed, SHARDS, FIRST))
     except NoShardError:
         with suppress(ListError):
