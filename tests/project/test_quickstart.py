@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from capfilt.pipelines.bench.annotate import make_models
 from transcript import HOME, PAGE, Run, exchanges, in_a_shell, in_this_process, lasting, replay, steady
 
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.data import shards
 from capfilt.models import BlipConfig
+from capfilt.pipelines.bench.annotate import make_models
 
 
 def run_all(folder: Path, run: Run) -> None:
