@@ -208,6 +208,7 @@ def test_its_texts_are_hostile_and_saved_as_csv(annotated: Make, tmp_path: Path,
     assert (first["verdict_A"], first["verdict_B"], first["reason_A"]) == ("below", "passes", "itm below threshold")
 
 
+@pytest.mark.slow
 def test_a_page_of_hostile_runs_is_small(annotated: Make, tmp_path: Path) -> None:
     long = [row(n, text="<" * 100_000) for n in range(40)]
     recipe = "".join(f"key{n}: {'x' * 5000}\n" for n in range(300))

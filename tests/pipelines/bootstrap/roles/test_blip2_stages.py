@@ -70,6 +70,7 @@ def summary(run: Path) -> dict[str, Any]:
     return actual
 
 
+@pytest.mark.slow
 def test_the_last_round_is_a_blip2_with_the_vision_tower_of_the_newest_blip(blip2_run: Path) -> None:
     assert not (blip2_run / "round-1/pretrain").exists()
     first = store.read(blip2_run / "round-0/pretrain/checkpoint")[1]
@@ -130,6 +131,7 @@ def test_a_rerun_touches_nothing_even_where_the_folder_was_moved(
     assert done.err == ""
 
 
+@pytest.mark.slow
 def test_with_one_more_round_the_former_last_one_pretrains_a_blip_again(
     blip2_run: Path, tmp_path: Path, capfilt: Any
 ) -> None:

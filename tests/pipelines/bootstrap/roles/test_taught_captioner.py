@@ -34,6 +34,7 @@ def run(recipe: Write, tmp_path_factory: pytest.TempPathFactory, capfilt: Any) -
     return home / "run"
 
 
+@pytest.mark.slow
 def test_one_model_writes_for_every_round(run: Path, capfilt: Any) -> None:
     model = folder.fingerprint(run / "captioner")
     for r in (1, 2):
