@@ -24,6 +24,7 @@ def ask(shell: str, line: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize(
     ("line", "known", "other"),
@@ -40,6 +41,7 @@ def test_verbs_options_and_presets(shell: str, line: str, known: str, other: str
     assert other not in answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shell", "file"), [("bash", ".bashrc"), ("zsh", ".zshrc"), ("fish", ".config/fish")])
 def test_it_is_installed_where_the_shell_looks(shell: str, file: str, tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}

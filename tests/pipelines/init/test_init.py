@@ -70,6 +70,7 @@ def test_what_is_there_is_not_replaced(finished_run: Path, tmp_path: Path, capfi
         assert said in done.err
 
 
+@pytest.mark.slow
 def test_human_pairs_make_it_a_recipe_of_the_loop(
     finished_run: Path, recipe: Any, tmp_path: Path, capfilt: Any, monkeypatch: Any
 ) -> None:
