@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_a_container_s_limits_count(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_is_really_started(tmp_path: Path) -> None:
-    done = subprocess.run(["capfilt", "doctor", str(tmp_path), "--json"], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "capfilt", "doctor", str(tmp_path), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     ray = json.loads(done.stdout)["checks"][-1]
     assert (ray["name"], ray["state"]) == ("Ray", "ok"), done.stderr
