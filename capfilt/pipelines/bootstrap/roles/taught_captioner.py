@@ -35,5 +35,5 @@ class TeachJob(ModelJob):
     def teach(self, folder: Path) -> float:
         from capfilt.training.vision_language import teach
 
-        start, device = self.start and local_copy(self.start), self.compute.open()
+        start, device = None if self.start is None else local_copy(self.start), self.compute.open()
         return teach(folder, start, self.shards, self.prompt, self.config, self.seed, device, self.compute.dtype)
