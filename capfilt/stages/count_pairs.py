@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -24,6 +24,7 @@ from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
+from capfilt.stages.written_shards import WrittenShard
 from capfilt.storage.paths import StoragePath
 
 REGIONS = "with regions"
@@ -85,25 +86,28 @@ def count_rows(
     folder: StoragePath,
     show: Progress,
     kind: RowKind = "captions",
+    written: Mapping[str, WrittenShard] | None = None,
 ) -> dict[str, int]:
     """The number of rows of a kind of each shard, by its url; `folder/ledger/rows` keeps the counts.
+
+    `written`: what ledgers say of shards that a run wrote, which are not read where that is enough.
 
     Raises:
         DataError: there are no rows of a downstream task's kind.
     """
     urls = [url for source in sources for url in shards.expand(source.shards)]
-    completions = _completions(session, urls, folder, show)
     if kind != "captions":
-        rows = {url: done.tally.texts["kept"][kind] for url, done in completions.items()}
+        rows = {url: count.texts[kind] for url, count in _counts(session, urls, folder, show).items()}
         if not any(rows.values()):
             raise DataError(_no_rows(urls, kind))
         return rows
-    if num_bare := sum(done.tally.samples["dropped"] for done in completions.values()):
+    known = {url: one for url, one in (written or {}).items() if one.images is not None and one.texts is not None}
+    counts = _counts(session, [url for url in urls if url not in known], folder, show)
+    if num_bare := sum(count.without_text for count in counts.values()):
         show.say(f"{num_bare} pictures have no text: they are not trained on")
-    tallies = {url: done.tally for url, done in completions.items()}
     if captions == "all":
-        return {url: tally.texts["kept"]["all"] for url, tally in tallies.items()}
-    return {url: tally.samples["kept"] for url, tally in tallies.items()}
+        return {url: known[url].texts or 0 if url in known else counts[url].texts["all"] for url in urls}
+    return {url: known[url].images or 0 if url in known else counts[url].images for url in urls}
 
 
 def _no_rows(urls: Sequence[str], kind: str) -> str:
@@ -116,7 +120,7 @@ def _no_rows(urls: Sequence[str], kind: str) -> str:
 def count_regions(session: Session, sources: Sequence[Source], folder: StoragePath, show: Progress) -> dict[str, int]:
     """The number of pictures with regions of each shard, by its url, of what `count_rows` counted."""
     urls = [url for source in sources for url in shards.expand(source.shards)]
-    return {url: done.tally.texts["kept"][REGIONS] for url, done in _completions(session, urls, folder, show).items()}
+    return {url: count.texts[REGIONS] for url, count in _counts(session, urls, folder, show).items()}
 
 
 def shard_digests(
@@ -127,24 +131,46 @@ def shard_digests(
     `made`: the sha256 of those that the run wrote itself; the others are read, each once.
     """
     known = {url: made[url] for url in urls if url in made}
-    completions = _completions(session, [url for url in urls if url not in made], folder, show)
-    return known | {url: done.input.sha256 for url, done in completions.items() if done.input is not None}
+    counts = _counts(session, [url for url in urls if url not in made], folder, show)
+    return known | {url: count.sha256 for url, count in counts.items() if count.sha256}
 
 
-def _completions(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Completion]:
-    """The ledger's records of shards, by their urls; those that have none are read now."""
+class _ShardCount(NamedTuple):
+    """What a reading of a shard found: a tenth of the memory of its completion."""
+
+    sha256: str
+    images: int
+    without_text: int
+    texts: Counter[str]
+
+    @classmethod
+    def of(cls, done: Completion) -> _ShardCount:
+        samples, texts = done.tally.samples, done.tally.texts["kept"]
+        return cls(done.input.sha256 if done.input else "", samples["kept"], samples["dropped"], texts)
+
+
+def _counts(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, _ShardCount]:
+    """The ledger's counts of shards, by their urls; those that it does not have are read now."""
+    if not urls:
+        return {}
     # All are looked up at the same time: 100,000 shards of a store, one after the other, would take hours.
     stats = shards.stats(urls)
     identities = shards.identities(stats)
     names = {url: ledger_name(url, identities[url]) for url in stats}
     items = {name: url for url, name in names.items()}
     job = RowsJob(out=folder, names={url: name for url, name in names.items() if "url" in identities[url]})
-    ledger = Ledger(folder, job.name)
-    todo = {name: url for name, url in items.items() if ledger.completion(name, fingerprint(stats[url])) is None}
-    if todo:
+    wanted = {name: fingerprint(stats[url]) for name, url in items.items()}
+    found = _recorded(Ledger(folder, job.name), wanted)
+    if todo := {name: url for name, url in items.items() if name not in found}:
         run_stage(session, job, todo, Resources(), show, "count pairs")
-    by_name = {done.shard: done for done in ledger.completions()}
-    return {url: by_name[name] for url, name in names.items()}
+        found |= _recorded(Ledger(folder, job.name), {name: wanted[name] for name in todo})
+    return {url: found[name] for url, name in names.items()}
+
+
+def _recorded(ledger: Ledger, wanted: Mapping[str, str]) -> dict[str, _ShardCount]:
+    """The counts of those shards, name -> fingerprint, whose completion has that fingerprint."""
+    done = (one for one in ledger.readable_completions() if wanted.get(one.shard) == one.fingerprint)
+    return {one.shard: _ShardCount.of(one) for one in done}
 
 
 def with_known_answers(architecture: Architecture, objectives: TaskConfig, urls: Sequence[str]) -> Architecture:

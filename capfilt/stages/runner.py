@@ -6,6 +6,7 @@ A job commits each item itself, on the machine that did the work; the driver onl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -30,6 +31,10 @@ from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
 from capfilt.storage.paths import StoragePath, map_concurrent
 from capfilt.storage.remote_path import RemotePath
+
+
+BATCH = 20_000
+"""Completions that the driver holds at once: each takes 3 KB."""
 
 
 class StageJob(Protocol):
@@ -163,16 +168,19 @@ class _DoneItems:
         Completions of items whose input (`inputs`: name -> URL) has changed since are withdrawn.
         """
         in_ledger = self.ledger.recorded_shards()
-        names = [name for name in self.identities if name in in_ledger]
-        completions = map_concurrent(self._completion, names, isinstance(self.ledger.path, RemotePath))
-        done = {name: one for name, one in zip(names, completions, strict=True) if one is not None}
-        if inputs:
-            for name in changed_shards(self.ledger, done, inputs, show, label):
-                self.ledger.invalidate(name)
-                del done[name]
-        for name, completion in done.items():
-            self._count(name, completion)
-        return [name for name in self.identities if name not in done]
+        names = (name for name in self.identities if name in in_ledger)
+        all_done: set[str] = set()
+        while batch := list(islice(names, BATCH)):
+            completions = map_concurrent(self._completion, batch, isinstance(self.ledger.path, RemotePath))
+            done = {name: one for name, one in zip(batch, completions, strict=True) if one is not None}
+            if inputs:
+                for name in changed_shards(self.ledger, done, inputs, show, label):
+                    self.ledger.invalidate(name)
+                    del done[name]
+            for name, completion in done.items():
+                self._count(name, completion)
+            all_done |= done.keys()
+        return [name for name in self.identities if name not in all_done]
 
     def add(self, name: str) -> Tally | None:
         """Count one more item and return its tally; None if the ledger does not have it as done."""
