@@ -126,6 +126,10 @@ class Ledger:
         """The paths of the completion files, sorted by shard. RunError where the folder is reached by a link."""
         return [self.path / f"{shard}.json" for shard in sorted(self._recorded())]
 
+    def num_files(self) -> int:
+        """How many completion files there are, by one listing."""
+        return sum(1 for _ in self._recorded())
+
     def _recorded(self) -> Iterator[str]:
         return (name.removesuffix(".json") for name in self._names() if name.endswith(".json"))
 

@@ -32,7 +32,6 @@ from capfilt.storage.atomic import sweep
 from capfilt.storage.paths import StoragePath, map_concurrent
 from capfilt.storage.remote_path import RemotePath
 
-
 BATCH = 20_000
 """Completions that the driver holds at once: each takes 3 KB."""
 
@@ -104,7 +103,7 @@ def run_stage(
                     continue
                 tally = done.add(name) if error is None else None
                 if tally is not None:
-                    pace.add()
+                    pace.add(done.num, done.total)
                     meter.end(1, tally.samples["in"])
                     session.report(metrics.shard_readings(job.name, tally, report, end.seconds))
                 else:
@@ -116,7 +115,7 @@ def run_stage(
             for item in to_bisect:
                 bisection.run(item, todo[item], done.identities[todo[item]])
             pending = to_bisect
-    pace.write()
+    pace.write(done.num, done.total)
     if todo and not session.local:
         write_guard.check_lock(ledger.path)
         sweep(ledger.folder, finished=True)  # temporary files of workers that were killed while writing

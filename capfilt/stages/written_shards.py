@@ -1,4 +1,4 @@
-"""What ledgers say of shards that a run wrote: their sha256 and, of those that `select` wrote, how many texts they have.
+"""What ledgers say of shards that runs wrote: their sha256, and how many texts those have that `select` wrote.
 
 So a training on a cleaned data set reads no tar before its first step. A record counts only for the file that it was
 made of: of the recorded size, and not written after the record.
