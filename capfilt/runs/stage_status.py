@@ -99,11 +99,12 @@ def write_plan(ledger: Ledger, plan: StagePlan, identities: Mapping[str, str] | 
 
 
 class PaceFile:
-    """Counts what a command has done of a stage, and writes that, the seconds, and the sum of all that is done for
-    `read_status`: after the first item, then every `PACE_SECONDS`, and at the end."""
+    """Counts what a command has done of a stage, and writes the count, the seconds and, of a large stage, the sum of
+    all that is done for `read_status`: after the first item, then every `PACE_SECONDS`, and at the end."""
 
-    def __init__(self, ledger: Ledger):
-        self._path = ledger.path.with_name(f"{ledger.stage}{PACE}")
+    def __init__(self, ledger: Ledger, total: int = 0):
+        """`total`: the items of the stage."""
+        self._path, self._large = ledger.path.with_name(f"{ledger.stage}{PACE}"), total > MAX_COUNTED
         self._started = time.monotonic()
         self._done, self._written, self._due = 0, 0, self._started
 
@@ -117,8 +118,8 @@ class PaceFile:
         """Write the file, if it has changed."""
         now = time.monotonic()
         if self._done > self._written:
-            record = {"done": self._done, "seconds": round(now - self._started, 3)}
-            write_json(self._path, {**record, "in_all": in_all, "tally": total.to_json()})
+            record: dict[str, Any] = {"done": self._done, "seconds": round(now - self._started, 3)}
+            write_json(self._path, record | ({"in_all": in_all, "tally": total.to_json()} if self._large else {}))
         self._written, self._due = self._done, now + PACE_SECONDS
 
 

@@ -29,6 +29,7 @@ class AnnotateJob(Config):
 
     splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
+    lists_images: ClassVar[bool] = True
     loads: ClassVar[str] = "the captioner and the filter to load"
 
     out: StoragePath

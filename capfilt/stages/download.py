@@ -106,6 +106,7 @@ class DownloadJob(Config):
     """Fetches shards in a worker; an item is the name of a shard."""
 
     unit: ClassVar[str] = "shards"
+    lists_images: ClassVar[bool] = True
     loads: ClassVar[str] = "img2dataset to load"
 
     out: StoragePath

@@ -24,6 +24,7 @@ from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
+from capfilt.stages import image_index
 from capfilt.stages.bisect import TRIES, Bisection
 from capfilt.stages.compute import metered
 from capfilt.stages.inputs import changed_shards
@@ -58,6 +59,8 @@ class StageJob(Protocol):
         progress line, if there is one to make, or a `ShardReport` that also says how the time was spent. What the job
         loads is said in `loads`, if it has one: the progress line waits for that.
 
+        With `lists_images = True` in the job its tables have the images of a shard, and are indexed for `explain`.
+
         With `splittable = True` in the job the function is a `bisect.Splittable`, and a sample that kills its worker
         is found by bisection.
         """
@@ -84,8 +87,9 @@ def run_stage(
             ledger, stage_status.StagePlan(label, len(items), len(items) - len(todo)), done.identities
         )
         session.report([metrics.queue_reading(job.name, len(todo))])
+        image_index.begin(ledger, list(todo.values()))
     failures: dict[str, str] = {}
-    pace = stage_status.PaceFile(ledger)
+    pace = stage_status.PaceFile(ledger, len(items))
     meter = metered(session, job, ledger, resources)
     bisection = Bisection(session, job, ledger, resources, meter)
     with meter, show.stage(label, len(items), unit_of(job)) as line:
@@ -120,6 +124,8 @@ def run_stage(
         write_guard.check_lock(ledger.path)
         sweep(ledger.folder, finished=True)  # temporary files of workers that were killed while writing
     _raise_failed(label, failures, len(items))
+    if getattr(job, "lists_images", False):
+        image_index.extend(session, ledger, resources.model_copy(update={"gpus": 0, "limit": 0}), show)
     return done.total
 
 

@@ -97,7 +97,7 @@ def test_of_a_large_stage_the_driver_s_count_is_taken_unless_something_was_withd
     plan = {f"0000{i}": "f" for i in range(4)}
     stage_status.write_plan(ledger, StagePlan("annotate", 4), plan)
     assert stage_status.read_status(ledger).done == 3, "nothing is counted yet"
-    pace = stage_status.PaceFile(ledger)
+    pace = stage_status.PaceFile(ledger, 4)
     pace.add(3, ledger.total())
     counted = stage_status.read_status(ledger)
     monkeypatch.setattr(Ledger, "readable_completions", None)
