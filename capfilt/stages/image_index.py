@@ -96,7 +96,8 @@ def _of_shard(ledger: Ledger, shard: str) -> Iterator[np.ndarray]:
     for output in done.outputs if done is not None else ():
         if output.path.endswith(".parquet"):
             path = ledger.folder / output.path
-            table = parquet.read(path, [name for name in NAMES if name in parquet.schema(path).names])
+            columns = parquet.schema(path).names
+            table = parquet.read(path, [name for name in NAMES if name in columns])
             if {"uid", "sha256"} <= set(table.column_names):  # a uid is mostly the first half of the sha256
                 other = pc.not_equal(pc.utf8_slice_codeunits(table["sha256"], 0, 32), table["uid"])
                 yield hashes(table["sha256"].filter(pc.fill_null(other, True)).drop_null())
