@@ -5,13 +5,16 @@ A job commits each item itself, on the machine that did the work; the driver onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol
 
 from pydantic import Field
 
 from capfilt.cluster.session import Session, set_threads
+from capfilt.cluster.worker import ItemResult
 from capfilt.cluster.worker_pool import Resources, pool_size, run_items
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
@@ -30,7 +33,7 @@ from capfilt.stages.compute import metered
 from capfilt.stages.inputs import changed_shards
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
-from capfilt.storage.paths import StoragePath, map_concurrent
+from capfilt.storage.paths import AT_ONCE, StoragePath, map_concurrent
 from capfilt.storage.remote_path import RemotePath
 
 BATCH = 20_000
@@ -98,14 +101,14 @@ def run_stage(
         pending, tries = list(todo), TRIES if bisection.enabled else 3
         while pending:
             to_bisect: list[str] = []
-            for end in run_items(session, job, pending, resources, tries, meter):
+            for end, completion in done.look_up(run_items(session, job, pending, resources, tries, meter), todo):
                 write_guard.check_lock(ledger.path)
                 name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
                 line.start_clock(end.seconds, parallel)
                 if end.deaths and bisection.is_worthwhile(end.item):
                     to_bisect.append(end.item)
                     continue
-                tally = done.add(name) if error is None else None
+                tally = None if completion is None else done.count(name, completion)
                 if tally is not None:
                     pace.add(done.num, done.total)
                     meter.end(1, tally.samples["in"])
@@ -183,24 +186,46 @@ class _DoneItems:
                     self.ledger.invalidate(name)
                     del done[name]
             for name, completion in done.items():
-                self._count(name, completion)
+                self.count(name, completion)
             all_done |= done.keys()
         return [name for name in self.identities if name not in all_done]
 
-    def add(self, name: str) -> Tally | None:
-        """Count one more item and return its tally; None if the ledger does not have it as done."""
-        completion = self._completion(name)
-        return None if completion is None else self._count(name, completion)
+    def look_up(
+        self, ends: Iterable[ItemResult[Any]], names: Mapping[str, str]
+    ) -> Iterator[tuple[ItemResult[Any], Completion | None]]:
+        """Each end with what the ledger has of the item, None where it failed or that cannot be trusted.
+
+        On a store several are asked for at once: one after the other, at 50 ms an answer, a driver would follow six
+        shards a second. Their ends come in order, some of them with the next one.
+        """
+        if not isinstance(self.ledger.path, RemotePath):
+            yield from ((end, None if end.error is not None else self._completion(names[end.item])) for end in ends)
+            return
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="store") as pool:
+            asked: deque[tuple[ItemResult[Any], Future[Completion | None] | None]] = deque()
+            for end in ends:
+                failed = end.error is not None
+                asked.append((end, None if failed else pool.submit(self._completion, names[end.item])))
+                while asked and (len(asked) > AT_ONCE or asked[0][1] is None or asked[0][1].done()):
+                    yield _answered(*asked.popleft())
+            yield from (_answered(*each) for each in asked)
 
     def _completion(self, name: str) -> Completion | None:
         return self.ledger.completion(name, self.identities[name])
 
-    def _count(self, name: str, completion: Completion) -> Tally:
+    def count(self, name: str, completion: Completion) -> Tally:
+        """Count one more item as done; returns its tally."""
         if why := completion.tally.imbalance():
             raise RunError(f"{self.ledger.stage}, shard {name}: {why}. `capfilt verify --mend` has it done again.")
         self.num += 1
         self.total += completion.tally
         return completion.tally
+
+
+def _answered(
+    end: ItemResult[Any], completion: Future[Completion | None] | None
+) -> tuple[ItemResult[Any], Completion | None]:
+    return end, None if completion is None else completion.result()
 
 
 def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:
