@@ -182,7 +182,7 @@ def step_count(run: Path, num: int) -> None:
     urls = shards.expand(source.shards)
     with connect("local") as session:
         try:
-            from capfilt.stages.written_shards import written_shards
+            from capfilt.stages.count_pairs import written_shards
         except ImportError:  # an older capfilt reads every tar
             count_pairs.shard_digests(session, urls, {}, run.parent / f"counts-{os.getpid()}", QUIET)
             return

@@ -44,7 +44,7 @@ class DecontaminateResult:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the table, in the order of the shards' names."""
-        from capfilt.stages.decontaminate.rows import read
+        from capfilt.stages.near.decontaminate.rows import read
 
         return read(self.contaminated)
 
@@ -87,9 +87,9 @@ def decontaminate(
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt import config as configs
-        from capfilt.pipelines import decontaminate as pipeline
-        from capfilt.stages.decontaminate.compare import Settings
-        from capfilt.stages.decontaminate.criteria import Criteria
+        from capfilt.pipelines.near import decontaminate as pipeline
+        from capfilt.stages.near.decontaminate.compare import Settings
+        from capfilt.stages.near.decontaminate.criteria import Criteria
 
     given = {"criteria": Criteria.parse(by), "self_test": self_test, "seed": seed}
     settings = configs.validate(Settings, given, "arguments")

@@ -101,9 +101,9 @@ def embed(
 
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import embed as pipeline
+        from capfilt.pipelines.near import embed as pipeline
         from capfilt.stages import runner
-        from capfilt.stages.embed import EmbedConfig
+        from capfilt.stages.near.embed import EmbedConfig
 
     config = configs.build(EmbedConfig, assignments(settings))
     with arguments.driving():
@@ -154,7 +154,7 @@ def dedup(
     near = parse_near(by)
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import dedup as pipeline
+        from capfilt.pipelines.near import dedup as pipeline
 
     given = {"by": near, "keep": keep, "scope": scope, "merge_texts": merge_texts}
     config = configs.validate(pipeline.DedupConfig, given, "arguments")

@@ -169,7 +169,7 @@ def bench(
         from capfilt.api.arguments import price_of
 
         rates = price_of(price)
-        from capfilt.pipelines import bench as pipeline
+        from capfilt.pipelines.bench import bench as pipeline
 
         result = pipeline.run(stage, sets or [], show, rates)
         if as_json:

@@ -188,7 +188,7 @@ def review(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines import review as pipeline
+        from capfilt.pipelines.inspect import review as pipeline
         from capfilt.storage.paths import storage_path
 
         def announce(url: str) -> None:

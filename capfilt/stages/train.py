@@ -31,8 +31,7 @@ from capfilt.runs.progress import Progress, StageLine
 from capfilt.runs.stage_status import StagePlan, write_plan
 from capfilt.runs.tally import Tally
 from capfilt.stages.compute import metered
-from capfilt.stages.count_pairs import count_regions, count_rows, shard_digests
-from capfilt.stages.written_shards import WrittenShard, written_shards
+from capfilt.stages.count_pairs import WrittenShard, count_regions, count_rows, shard_digests, written_shards
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy

@@ -17,8 +17,14 @@ from capfilt.errors import DataError
 from capfilt.models import architecture_of
 from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.runs.progress import Progress
-from capfilt.stages.count_pairs import count_regions, count_rows, ledger_name, shard_digests, with_known_answers
-from capfilt.stages.written_shards import written_shards
+from capfilt.stages.count_pairs import (
+    count_regions,
+    count_rows,
+    ledger_name,
+    shard_digests,
+    with_known_answers,
+    written_shards,
+)
 
 
 def test_every_shard_is_counted_once_and_stays_known(
