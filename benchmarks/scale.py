@@ -45,7 +45,8 @@ from capfilt.stages import runner
 QUIET = Progress(quiet=True)
 TARGET = 1_000_000
 OWN = 200
-"""Shards at the end whose images are their own; the others are links to the first."""
+"""Shards at the end whose images are their own; the others are links to one of every `LINKS`."""
+LINKS = 50_000
 
 
 def names(num: int) -> list[str]:
@@ -66,9 +67,9 @@ def make(run: Path, num: int, images: int) -> None:
     table = table_of(images, rng)
     for i, name in enumerate(names(num)):
         paths = [run / f"annotations/{name}.parquet", run / f"dataset/{name}.tar", run / f"dataset/{name}.parquet"]
-        if 0 < i < num - OWN:  # the bytes of the first: what is measured is the work, and no disk
+        if i % LINKS and i < num - OWN:  # the bytes of another: what is measured is the work, and no disk
             for path in paths:
-                os.link(path.with_name(f"{0:07d}{path.suffix}"), path)
+                os.link(path.with_name(f"{i - i % LINKS:07d}{path.suffix}"), path)
         else:
             write(paths, named(table, name, images))
         for stage, outputs in (("annotate", paths[:1]), ("select", paths[1:])):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import compress
@@ -239,12 +239,16 @@ class DrawnShards:
 def draw_shards(sources: Sequence[RoundSource]) -> DrawnShards:
     """All shards where they are few, else as many of them as the limits allow, in an order that their names decide."""
     names = {name for source in sources for name in tables.shards_in(source.annotations)}
-    order = sorted(names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
-    first = order[:MAX_COUNTED_SHARDS]
+    first = in_random_order(names)[:MAX_COUNTED_SHARDS]
     sizes = np.cumsum([0, *map_concurrent(partial(_num_rows, sources), first, _any_remote(sources))])
     counted = max(1, int(np.searchsorted(sizes, MAX_COUNTED, side="right")) - 1)
     shown = max(MAX_SHARDS, min(MAX_SMALL_SHARDS, int(np.searchsorted(sizes, 2 * MAX_TEXTS))))
     return DrawnShards(sorted(first[:counted]), set(first[: min(shown, counted)]), len(names))
+
+
+def in_random_order(names: Iterable[str]) -> list[str]:
+    """Names of shards in an order that looks random and that the names alone decide."""
+    return sorted(names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
 
 
 def _num_rows(sources: Sequence[RoundSource], name: str) -> int:

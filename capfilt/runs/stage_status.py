@@ -41,7 +41,7 @@ PLAN, FAILED, PACE = ".plan.jsonl", ".failed.jsonl", ".pace.json"
 PACE_SECONDS = 2.0
 """Seconds between two writes of `STAGE.pace.json` while the driver works."""
 
-MAX_COUNTED = 20_000
+MAX_COUNTED = 5_000
 """Shards of a stage whose completions `read_status` reads: some 60 microseconds each, and an answer of a store."""
 
 _DEPTH = 2
