@@ -117,20 +117,31 @@ def _parts(ledger: Ledger) -> list[int]:
 
 def begin(ledger: Ledger, todo: Sequence[str]) -> None:
     """Remove the index where shards that it has are done again: other images may come into them."""
-    numbers = _parts(ledger)
-    if not set(todo).isdisjoint(shard for number in numbers for shard in _Part(ledger, number).shards):
-        for number in numbers:
-            remove_file(_part(ledger, number))
+    if not _listed(ledger).isdisjoint(todo):
+        _remove(ledger)
+
+
+def _listed(ledger: Ledger) -> set[str]:
+    """The shards that the index has. One with a damaged part is removed: it is made of the tables again."""
+    try:
+        return {shard for number in _parts(ledger) for shard in _Part(ledger, number).shards}
+    except RunError:
+        _remove(ledger)
+        return set()
+
+
+def _remove(ledger: Ledger) -> None:
+    for number in _parts(ledger):
+        remove_file(_part(ledger, number))
 
 
 def extend(session: Session, ledger: Ledger, resources: Resources, show: Progress) -> None:
     """Write parts for the shards that have no entry, where they are many. One that cannot be written is told of, and
     the stage is done none the less."""
-    numbers = _parts(ledger)
-    known = {shard for number in numbers for shard in _Part(ledger, number).shards}
-    missing = sorted(ledger.recorded_shards() - known)
+    missing = sorted(ledger.recorded_shards() - _listed(ledger))
     if len(missing) < LEAST:
         return
+    numbers = _parts(ledger)
     first = numbers[-1] + 1 if numbers else 0
     blocks = [missing[start : start + BLOCK] for start in range(0, len(missing), BLOCK)]
     items = ["/".join((str(first + number), *block)) for number, block in enumerate(blocks)]
