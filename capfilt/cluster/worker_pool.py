@@ -227,11 +227,11 @@ class _Pool(Generic[R]):
             self._start_worker()
 
     def _let_go(self) -> None:
-        """End the workers for which nothing is left, but for one: an item may be tried again on another worker."""
+        """End the workers for which nothing is left, but for one: an item may be tried again on another worker. Those
+        that are just beginning stay: Ray loses the cores of an actor that is killed in that moment."""
         if self._waiting:
             return
-        spare = sorted((slot for slot in self._slots if slot.task is None), key=lambda slot: not slot.opened)
-        for slot in spare[1:]:
+        for slot in [slot for slot in self._slots if slot.opened and not slot.calls][1:]:
             self._replace_worker(slot)
 
     def _handle(self, slot: _WorkerSlot) -> ItemResult[R] | None:

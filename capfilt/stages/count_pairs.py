@@ -6,8 +6,10 @@ many shards that `select` wrote nothing is read: its ledger has both.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, NamedTuple
 
 from capfilt.cluster.session import Session
@@ -26,7 +28,8 @@ from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import StoragePath, listing, storage_path
+from capfilt.storage.paths import StoragePath, storage_path
+from capfilt.storage.remote_path import RemotePath, Stat
 
 REGIONS = "with regions"
 """The source under which a tally has the pictures that have regions; left out where there are none."""
@@ -213,8 +216,8 @@ class WrittenShard(NamedTuple):
 def written_shards(urls: Iterable[str]) -> dict[str, WrittenShard]:
     """What the ledgers beside these shards say of them, by URL; nothing of shards that no run wrote, or that changed.
 
-    A record counts only for the file that it was made of: of the recorded size, and not written after the record. It
-    takes two listings of a folder and reads each completion once, whatever the size of the shards.
+    A record counts only for the file that it was made of: of the recorded size, and not written after the record. Each
+    completion is read once, whatever the size of the shards.
     """
     by_folder: dict[str, dict[str, str]] = {}
     for url in urls:
@@ -231,21 +234,35 @@ def written_shards(urls: Iterable[str]) -> dict[str, WrittenShard]:
 def _of_folder(folder: StoragePath, wanted: Mapping[str, str]) -> Iterator[tuple[str, WrittenShard]]:
     """By file name, what the ledger of the run that wrote a folder says of the wanted tars there."""
     in_dataset = folder.name == "dataset"
+    prefix = "dataset/" if in_dataset else ""
     for ledger in [Ledger(folder.parent, "select")] if in_dataset else [Ledger(folder, stage) for stage in _MAKERS]:
-        records, prefix = listing(ledger.path), "dataset/" if in_dataset else ""
-        files = listing(folder) if records else {}
+        file_of, record_of = _stats(folder), _stats(ledger.path)
         try:
             for done in ledger.readable_completions():
-                record = records.get(f"{done.shard}.json")
                 for output in done.outputs:
                     name = output.path.removeprefix(prefix)
-                    file = files.get(name) if name in wanted else None
-                    if file is None or record is None or file.st_size != output.bytes:
+                    file = file_of(name) if name in wanted else None
+                    if file is None or file.st_size != output.bytes:
                         continue
-                    if 0 < file.st_mtime <= record.st_mtime:
+                    record = record_of(f"{done.shard}.json")
+                    if record is not None and 0 < file.st_mtime <= record.st_mtime:
                         yield name, _written(output.sha256, done.tally if in_dataset else None)
         except RunError:  # its folder is reached by a link, say: then the shards themselves are read
             return
+
+
+def _stats(folder: StoragePath) -> Callable[[str], os.stat_result | Stat | None]:
+    """What gives size and time of the files of a folder, by name, None for none: one listing of a store. The files of
+    a disk are asked for as they come: a million answers at once would take a gigabyte."""
+    if isinstance(folder, RemotePath):
+        return folder.listing().get
+
+    def stat(name: str) -> os.stat_result | None:
+        with suppress(FileNotFoundError):
+            return os.lstat(f"{folder}/{name}")
+        return None
+
+    return stat
 
 
 def _written(sha256: str, selected: Tally | None) -> WrittenShard:
