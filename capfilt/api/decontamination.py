@@ -38,7 +38,6 @@ class DecontaminateResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> DecontaminateResult:
-        """From the record of the verb."""
         named = {name: record[name] for name in ("verdict", "samples", "sets", "self_test")}
         return cls(contaminated=out / "contaminated.parquet", **named, record=record)
 

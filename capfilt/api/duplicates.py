@@ -31,7 +31,6 @@ class EmbedResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> EmbedResult:
-        """From the record of the verb."""
         return cls(out, location(record["embeddings"]), Counts.of(record["samples"]), record["failed"], record)
 
 
@@ -52,7 +51,6 @@ class DedupResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> DedupResult:
-        """From the record of the verb."""
         numbers = record["pictures"], record["kept"], record["dropped"]
         return cls(out, location(record["folder"]), *numbers, record["by"], record)
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from capfilt.api import decontamination, duplicates, search
-from capfilt.cli.execute import execute
+from capfilt.cli.execute import call
 from capfilt.cli.next_steps import after_decontaminate, after_dedup
 from capfilt.cli.options import Cpus, Debug, Fork, Json, MinSuccess, Out, SizedAddress, Workers
 from capfilt.cli.pipelines import Gpus, Limit
 from capfilt.cli.tables import print_contamination, print_neighbours
-
-if TYPE_CHECKING:
-    from capfilt.runs.progress import Progress
 
 VectorModel = Annotated[
     str | None,
@@ -53,25 +50,7 @@ def embed(
 
     Example: `capfilt embed shards/ --out runs/e`
     """
-
-    def work(show: Progress) -> Any:
-        return duplicates.embed(
-            shards,
-            out=out,
-            model=model,
-            settings=sets or (),
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            gpus=gpus,
-            limit=limit,
-            retry=retry,
-            min_success=min_success,
-            fork=fork,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug)
+    call(duplicates.embed, locals())
 
 
 class Keep(StrEnum):
@@ -129,24 +108,7 @@ def dedup(
 
     Example: `capfilt dedup runs/e --by sha256,phash:3 --out runs/d`, then `capfilt select ... --without runs/d`
     """
-
-    def work(show: Progress) -> Any:
-        return duplicates.dedup(
-            embeddings,
-            out=out,
-            by=by,
-            keep=keep.value,
-            scope=scope.value,
-            scores=scored,
-            merge_texts=merge_texts,
-            fetch_inputs=fetch_inputs,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda _: after_dedup(out))
+    call(duplicates.dedup, locals(), then=lambda _: after_dedup(out))
 
 
 Embeddings = Annotated[str, typer.Argument(help="The --out of `capfilt embed --model`.")]
@@ -165,13 +127,7 @@ def index(
 
     Example: `capfilt index runs/e --out runs/index`
     """
-
-    def work(show: Progress) -> Any:
-        return search.build_index(
-            embeddings, out=out, address=address, workers=workers, cpus=cpus, on_progress=show
-        ).record
-
-    execute(work, as_json, debug)
+    call(search.build_index, locals())
 
 
 def retrieve(
@@ -193,14 +149,7 @@ def retrieve(
 
     Example: `capfilt retrieve --index runs/index "a red ring"`, `capfilt retrieve --index runs/index --image cat.jpg`
     """
-
-    def work(show: Progress) -> Any:
-        result = search.retrieve(index, text, image=image, k=k, model=model, html=html, on_progress=show)
-        if not as_json:
-            print_neighbours(result)
-        return result.record
-
-    execute(work, as_json, debug, show_result=False)
+    call(search.retrieve, locals(), print_neighbours)
 
 
 PoolEmbeddings = Annotated[
@@ -254,26 +203,9 @@ def decontaminate(
 
     Example: `capfilt decontaminate pool-embeddings --against coco-test=shards/coco-test --out contamination --fail`
     """
-
-    def work(show: Progress) -> Any:
-        record = decontamination.decontaminate(
-            embeddings,
-            against=against,
-            out=out,
-            by=by,
-            shards=shards or (),
-            model=model,
-            self_test=self_test,
-            seed=seed,
-            fail=fail,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            gpus=gpus,
-            on_progress=show,
-        ).record
-        if not as_json:
-            print_contamination(record)
-        return record
-
-    execute(work, as_json, debug, show_result=False, then=lambda record: after_decontaminate(out, record, address))
+    call(
+        decontamination.decontaminate,
+        locals(),
+        lambda result: print_contamination(result.record),
+        lambda record: after_decontaminate(out, record, address),
+    )

@@ -27,14 +27,12 @@ class Histogram:
         self.counts = np.zeros(BINS, np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Count values, [n]."""
         bins = ((values.astype(np.float64) - self.low) / self.width * BINS).astype(np.int64)
         used, counts = np.unique(np.clip(bins, 0, BINS - 1), return_counts=True)  # not bincount: 8 MB for each shard
         self.counts[used] += counts
 
     @property
     def total(self) -> int:
-        """How many values there were."""
         return int(self.counts.sum())
 
     def threshold(self, share: float) -> float:

@@ -43,7 +43,6 @@ class BenchConfig(Config):
     """On so many images bf16 and batches of one are held against fp32; fp32 runs of them cost time too."""
 
     def annotate(self) -> AnnotateConfig:
-        """The settings of the stage."""
         beams = max(3, self.captions)
         decode = DecodeConfig(method=self.method, beams=beams, max_length=self.tokens + 1, min_length=self.tokens)
         return AnnotateConfig(

@@ -68,16 +68,19 @@ def run(
     """
     urls = embedded_shards(sources)
     pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
-    settings = config.model_dump(mode="json")
     scores = None if sources.scores is None else str(sources.scores.absolute())
-    plan = {"verb": STAGE, **settings, "embeddings": str(sources.embeddings.absolute()), "scores": scores}
+    plan = {
+        "verb": STAGE,
+        **config.model_dump(mode="json"),
+        "embeddings": str(sources.embeddings.absolute()),
+        "scores": scores,
+    }
     opened = Run.open(out, configs.to_yaml(config), {**plan, "shards": list(urls.values())})
-    identities = _identities(pool, settings, sources)
-    if _is_done(out, identities):
-        return dict(documents.read_json(opened.path("summary.json"), documents.PLAN_BYTES))
+    if (done := _done(out, _identities(pool, config, sources))) is not None:
+        return done
     where = working_address(address, Workload(len(pool.shards)), options, STAGE, show)
     with connect(where, show=show) as session:
-        summary = deduplicate(session, urls, sources, config, out, options.resources(session), show)
+        summary = _deduplicate(session, pool, urls, sources, config, out, options.resources(session), show)
     opened.log("end", **{name: summary[name] for name in ("pictures", "kept", "dropped")})
     return summary
 
@@ -93,20 +96,17 @@ def deduplicate(
 ) -> dict[str, Any]:
     """Do what of a deduplication of shards, given as name -> URL, is not done yet; returns its summary."""
     pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
-    identities = _identities(pool, config.model_dump(mode="json"), sources)
-    written = out / "summary.json"
-    if _is_done(out, identities):
-        return dict(documents.read_json(written, documents.PLAN_BYTES))
-    summary = _deduplicate(session, pool, urls, sources, config, out, resources, show)
-    stage.commit(pool, out, identities)
-    write_json(written, summary)
-    return summary
+    if (done := _done(out, _identities(pool, config, sources))) is not None:
+        return done
+    return _deduplicate(session, pool, urls, sources, config, out, resources, show)
 
 
-def _is_done(out: StoragePath, identities: Mapping[str, str]) -> bool:
-    ledger = Ledger(out, STAGE)
-    there = (out / "summary.json").is_file()
-    return there and all(ledger.completion(name, identity) for name, identity in identities.items())
+def _done(out: StoragePath, identities: Mapping[str, str]) -> dict[str, Any] | None:
+    """The summary of what is done already; None where something is not."""
+    ledger, written = Ledger(out, STAGE), out / "summary.json"
+    if not written.is_file() or not all(ledger.completion(name, identity) for name, identity in identities.items()):
+        return None
+    return dict(documents.read_json(written, documents.PLAN_BYTES))
 
 
 def _deduplicate(
@@ -135,6 +135,8 @@ def _deduplicate(
         summary["merged_texts"] = stage.merge_texts(session, out, urls, resources, show)
     if line := stage.verdict_line(summary, str(config)):
         show.say(line)
+    stage.commit(pool, out, _identities(pool, config, sources))
+    write_json(out / "summary.json", summary)
     return summary
 
 
@@ -153,11 +155,12 @@ def embedded_shards(sources: Sources) -> dict[str, str]:
     return urls
 
 
-def _identities(pool: Pool, settings: dict[str, Any], sources: Sources) -> dict[str, str]:
-    """The fingerprint of each shard's result, which depends on all shards."""
+def _identities(pool: Pool, config: DedupConfig, sources: Sources) -> dict[str, str]:
+    """The fingerprint of each shard's result, which depends on all shards. DataError for a shard without scores."""
     tables = {shard.name: shard.sha256 for shard in pool.shards}
     scores = None
     if sources.scores is not None:
+        stage.check_scored(sources.scores, tables)
         scores = [annotations_sha256(sources.scores / "annotations", name) for name in tables]
-    whole = fingerprint(settings, tables, scores)
+    whole = fingerprint(config.model_dump(mode="json"), tables, scores)
     return {name: fingerprint(whole, name) for name in tables}

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
+from capfilt.reporting.near.records import Decontaminated, HeldOutSet, Tested, check
 from capfilt.reporting.page_data import MAX_LINES, Contamination, Table
 from capfilt.reporting.sections import Cell
-from capfilt.runs.round_figures import is_number
 from capfilt.stages.near.decontaminate import compare, rows
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
@@ -30,35 +29,34 @@ def read(folder: StoragePath) -> Contamination | None:
     if not path.is_file():
         return None
     record = documents.read_object(path)
-    if problem := _problem(record):
-        raise RunError(f"{path} is no record of a decontamination: {problem}; run `capfilt decontaminate` again.")
+    known = check(Decontaminated, record, path, "decontamination")
     suspects = rows.read(folder / rows.TABLE) if (folder / rows.TABLE).is_file() else iter(())
     return Contamination(
         verdict=printable(compare.verdict_line(record), MAX_MESSAGE),
-        sets=_sets(record["sets"]),
-        tests=_tests(record["self_test"]),
+        sets=_sets(known.sets),
+        tests=_tests(known.self_test),
         examples=_examples(islice(suspects, MAX_EXAMPLES)),
     )
 
 
-def _sets(sets: Mapping[str, Any]) -> Table:
-    kinds = list(dict.fromkeys(kind for each in sets.values() for kind in each["samples"]))[:MAX_LINES]
+def _sets(sets: Mapping[str, HeldOutSet]) -> Table:
+    kinds = list(dict.fromkeys(kind for each in sets.values() for kind in each.samples))[:MAX_LINES]
     headings = ["held-out set", "pictures", "in the pool", *(f"samples by {printable(kind)}" for kind in kinds)]
     lines = []
     for name, each in islice(sets.items(), MAX_LINES):
-        counts = [each["pictures"], each["in_pool"], *(each["samples"].get(kind, 0) for kind in kinds)]
+        counts = [each.pictures, each.in_pool, *(each.samples.get(kind, 0) for kind in kinds)]
         lines.append(_row(name, *(f"{count:,}" for count in counts)))
     return headings, lines
 
 
-def _tests(tests: Mapping[str, Any]) -> Table:
-    copies = list(dict.fromkeys(copy for test in tests.values() for copy in test["recall"]))[:MAX_LINES]
+def _tests(tests: Mapping[str, Tested]) -> Table:
+    copies = list(dict.fromkeys(copy for test in tests.values() for copy in test.recall))[:MAX_LINES]
     headings = ["by", "pictures", *map(printable, copies), "another one as near"]
     lines = []
     for kind, test in islice(tests.items(), MAX_LINES):
-        shares = [*(test["recall"].get(copy) for copy in copies), test["confused"]]
+        shares = [*(test.recall.get(copy) for copy in copies), test.confused]
         percents = ("–" if share is None else f"{share:.1%}" for share in shares)
-        lines.append(_row(kind, f"{test['pictures']:,}", *percents))
+        lines.append(_row(kind, f"{test.pictures:,}", *percents))
     return headings, lines
 
 
@@ -73,31 +71,3 @@ def _examples(suspects: Iterable[Mapping[str, Any]]) -> Table:
 
 def _row(*texts: str) -> list[Cell]:
     return [Cell(printable(text)) for text in texts]
-
-
-def _problem(record: Mapping[str, Any]) -> str:
-    """What of a record is not as it was written; "" where all of it is."""
-    samples, sets, tests = (record.get(name) for name in ("samples", "sets", "self_test"))
-    if not (isinstance(record.get("by"), str) and isinstance(record.get("problems"), dict)):
-        return "it lacks `by` or `problems`"
-    if not (isinstance(samples, dict) and all(is_number(samples.get(name)) for name in ("in", "dropped"))):
-        return "it has no number of samples"
-    if not isinstance(sets, dict) or not all(_is_set(each) for each in sets.values()):
-        return "it has no figures of held-out sets"
-    if not isinstance(tests, dict) or not all(_is_test(each) for each in tests.values()):
-        return "it has no figures of the self-test"
-    return "" if all(isinstance(why, str) for why in record["problems"].values()) else "`problems` are no texts"
-
-
-def _is_set(each: Any) -> bool:
-    numbers = isinstance(each, dict) and all(is_number(each.get(name)) for name in ("pictures", "in_pool"))
-    return numbers and _has_numbers(each.get("samples"))
-
-
-def _is_test(each: Any) -> bool:
-    numbers = isinstance(each, dict) and all(is_number(each.get(name)) for name in ("pictures", "confused"))
-    return numbers and _has_numbers(each.get("recall"))
-
-
-def _has_numbers(values: Any) -> bool:
-    return isinstance(values, dict) and all(is_number(value) for value in values.values())

@@ -18,6 +18,7 @@ import numpy as np
 from capfilt.data import duplicates, shards
 from capfilt.data.duplicates import FOLDER
 from capfilt.printable import MAX_MESSAGE, printable
+from capfilt.reporting.near.records import Deduplicated, Deduplicating, check
 from capfilt.reporting.page import fill
 from capfilt.reporting.sampling import ImageId
 from capfilt.reporting.sections import Cell
@@ -74,8 +75,10 @@ def render_duplicates(folder: StoragePath, fetch: bool = False) -> str:
         RunError: no finished deduplication, or shards that lie elsewhere.
     """
     run = Run.load(folder)
-    summary = documents.read_json(folder / "summary.json", documents.PLAN_BYTES)
-    kinds = {str(near["kind"]): _Kind() for near in run.plan["by"]}
+    record = documents.read_json(folder / "summary.json", documents.PLAN_BYTES)
+    summary = check(Deduplicated, record, folder / "summary.json", "deduplication")
+    plan = check(Deduplicating, run.plan, folder / "plan.json", "deduplication")
+    kinds: dict[str, _Kind] = {near.kind: _Kind() for near in plan.by}
     number = 0
     for name in sorted(listing(folder / FOLDER)):
         for row in duplicates.read(folder / FOLDER / name).to_pylist():
@@ -105,10 +108,10 @@ def render_duplicates(folder: StoragePath, fetch: bool = False) -> str:
         tree,
         [f"{len(pairs):,} of {number:,} pairs are in this page."],
         name=tree["name"],
-        command=printable(_said(run.plan), MAX_MESSAGE),
+        command=printable(f"--by {','.join(map(str, plan.by))} --keep {plan.keep} --scope {plan.scope}", MAX_MESSAGE),
         tiles=_tiles(summary),
         by=_table("by", "pictures that go", counts),
-        sizes=_table("pictures of a group", "groups", summary["groups"]["sizes"]),
+        sizes=_table("pictures of a group", "groups", summary.groups.sizes),
         kinds=[(str(place), name) for place, name in enumerate(counts) if name != "sha256" and counts[name]],
     )
 
@@ -133,17 +136,11 @@ def _of_few_shards(rows: Iterable[Row]) -> list[Row]:
     return chosen
 
 
-def _said(plan: Mapping[str, Any]) -> str:
-    radii = {"sha256": "", "phash": ":{0:g}", "vector": ":{1:g}"}
-    by = ",".join(near["kind"] + radii[near["kind"]].format(near["within"], 1 - near["within"]) for near in plan["by"])
-    return f"--by {by} --keep {plan['keep']} --scope {plan['scope']}"
-
-
-def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, Cell]]:
-    groups = summary["groups"]
+def _tiles(summary: Deduplicated) -> list[tuple[str, str, Cell]]:
+    groups = summary.groups
     return [
-        ("pictures", "in the pool", Cell(f"{summary['pictures']:,}")),
-        ("stay", "one of each group, and those without a copy", Cell(f"{summary['kept']:,}")),
-        ("go", f"{summary['share']:.1%} of the pool", Cell(f"{summary['dropped']:,}")),
-        ("groups", f"the largest has {groups['largest']:,} pictures", Cell(f"{groups['count']:,}")),
+        ("pictures", "in the pool", Cell(f"{summary.pictures:,}")),
+        ("stay", "one of each group, and those without a copy", Cell(f"{summary.kept:,}")),
+        ("go", f"{summary.share:.1%} of the pool", Cell(f"{summary.dropped:,}")),
+        ("groups", f"the largest has {groups.largest:,} pictures", Cell(f"{groups.count:,}")),
     ]

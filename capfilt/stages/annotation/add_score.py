@@ -44,7 +44,6 @@ class AddScoreJob(Config):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"score-{self.spec.name}"
 
     @property

@@ -27,6 +27,7 @@ from capfilt.storage.paths import StoragePath
 class AnnotateJob(Config):
     """What an annotating worker needs to know."""
 
+    name: ClassVar[str] = "annotate"
     splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
     lists_images: ClassVar[bool] = True
@@ -50,11 +51,6 @@ class AnnotateJob(Config):
     keep_vectors: bool = added(False)
     """Whether the hashes of the pictures and the filter's vectors of them are kept, in `embeddings/`."""
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "annotate"
-
     def identity(self, item: str) -> str:
         """Models by their weights, not by where they lie: a run folder may be moved."""
         where = dict.fromkeys(("out", "captioner", "filter", "names", "without", "keep_vectors"), True)
@@ -67,7 +63,6 @@ class AnnotateJob(Config):
         return self.names.get(url) or shards.name(url)
 
     def open(self) -> Splittable:
-        """Load the two models."""
         from capfilt.inference.timer import StageTimer
         from capfilt.stages.annotation.shard_annotator import ShardAnnotator
 

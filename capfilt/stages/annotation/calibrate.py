@@ -42,7 +42,6 @@ class CalibrateJob(PairsJob):
         }
 
     def summary(self, figures: dict[str, Any]) -> str:
-        """The threshold."""
         return f"{self.score} >= {figures['threshold']:.3f}"
 
 

@@ -45,7 +45,6 @@ class PairsJob(Config):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return self.stage
 
     def identity(self, item: str) -> str:
@@ -66,7 +65,6 @@ class PairsJob(Config):
         """The figures in a few words."""
 
     def open(self) -> Callable[[str], str]:
-        """Load the filter."""
         from capfilt.evaluation.eval_set import encode_pairs
         from capfilt.inference.filters import local_filter
         from capfilt.inference.local_model import LocalModel
@@ -93,13 +91,11 @@ class HumanPairsJob(PairsJob):
     stage = "human-pairs"
 
     def measure(self, filter_: Any, pairs: Any) -> dict[str, Any]:
-        """The AUC of each score."""
         from capfilt.evaluation import evaluate
 
         return evaluate.human_pairs(filter_, pairs, self.batch_size)
 
     def summary(self, figures: dict[str, Any]) -> str:
-        """The AUC of each score."""
         return ", ".join(f"AUC of {score} {area:.3f}" for score, area in figures["auc"].items())
 
 

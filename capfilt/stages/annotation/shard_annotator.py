@@ -53,7 +53,6 @@ class ShardAnnotator:
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
 
     def shard(self, url: str) -> ShardReport:
-        """Annotate one shard and commit it."""
         with self._asking(url):
             return self._shard(url)
 
@@ -93,7 +92,7 @@ class ShardAnnotator:
         with timed(self.timer, "write", on_device=False):
             tables.write(paths[0], rows, self.job.captioner.names_prompts(self.job.config))
             if self.vectors is not None:
-                paths.append(self.job.out / embeddings.FOLDER / f"{name}.parquet")
+                paths.append(embeddings.path_of(self.job.out, name))
                 embeddings.write(paths[1], self.embedded, self.vectors, self.annotator.vectors)
             ledger.commit(name, identity, paths, tally, digest.result())
         smaller = self.annotator.oom_backoff.limit

@@ -11,6 +11,7 @@ import torch
 import capfilt.data.annotations as tables
 from capfilt.data import scores, shards
 from capfilt.data.annotations import Annotation
+from capfilt.data.duplicates import is_copy, reason_class
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import DataError
 from capfilt.inference.batches import pictures
@@ -102,10 +103,11 @@ class ShardScorer:
 
 
 def _images(rows: Sequence[Annotation]) -> dict[str, list[int]]:
-    """The numbers of the rows of each image, by its key; failed ones have none."""
+    """The numbers of the rows of each image, by its key; failed ones have none, nor have copies, which are dropped and
+    would count in the pool of a share."""
     images: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
-        if row.status == "ok":
+        if row.status == "ok" and not is_copy(row.reason):
             images.setdefault(row.key, []).append(number)
     return images
 
@@ -135,7 +137,8 @@ def _tally(annotated: Tally, rows: Sequence[Annotation], values: Sequence[float 
         if row.status == "ok":
             tally.texts["in"][row.source] += 1
             if value is None:
-                tally.texts["dropped"][f"{row.source}: no {name}"] += 1
+                why = reason_class(row.reason) if is_copy(row.reason) else f"no {name}"
+                tally.texts["dropped"][f"{row.source}: {why}"] += 1
             else:
                 tally.texts["kept"][row.source] += 1
     return tally

@@ -7,7 +7,7 @@ the pool. Some 90 bytes are held for each picture, and the keys of those that st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import StoragePath, remove_file
+from capfilt.storage.paths import StoragePath, listing, remove_file
 
 Keep = Literal["best", "largest", "first"]
 """Which of near pictures is kept: of the highest score, then of the most pixels; of the most pixels; the first of the
@@ -51,10 +51,7 @@ class Pictures:
 
     @classmethod
     def read(cls, pool: Pool, scores: StoragePath | None, show: Progress) -> Pictures:
-        """Read the tables of a pool; `scores` is a run folder with annotations: each picture's best score counts.
-
-        DataError for a run that did not annotate a shard of the pool.
-        """
+        """Read the tables of a pool; `scores` is a run folder with annotations: each picture's best score counts."""
         pictures, scored = cls(pool), 0
         with show.stage("pictures", len(pool.shards)) as line:
             for number, (start, table) in enumerate(pool.read(pool.shards, False), 1):
@@ -100,13 +97,18 @@ def _words(texts: list[str], width: int) -> np.ndarray:
         raise DataError("a uid or sha256 of a table is not of hex digits: embed its shard again.") from None
 
 
+def check_scored(run: StoragePath, names: Iterable[str]) -> None:
+    """Raise DataError for a shard of which a run has no annotations."""
+    there = listing(run / "annotations") if (run / "annotations").is_dir() else ()
+    if missing := [name for name in names if f"{name}.parquet" not in there]:
+        raise DataError(
+            f"--scores {run} has no annotations of the shard {missing[0]}; give a run that annotated the pool."
+        )
+
+
 def best_scores(run: StoragePath, shard: str) -> dict[tuple[str, str], float]:
-    """The best score of each picture of a shard by (key, uid): itm where the filter gave it, else itc. DataError for a
-    shard without annotations."""
-    path = run / "annotations" / f"{shard}.parquet"
-    if not path.is_file():
-        raise DataError(f"--scores {run} has no annotations of the shard {shard}; give a run that annotated the pool.")
-    table = tables.read(path)
+    """The best score of each picture of a shard by (key, uid): itm where the filter gave it, else itc."""
+    table = tables.read(run / "annotations" / f"{shard}.parquet")
     score = "itm" if table["itm"].null_count < table.num_rows else "itc"
     best = table.filter(pc.is_valid(table[score])).group_by(["key", "uid"]).aggregate([(score, "max")])
     places = zip(best["key"].to_pylist(), best["uid"].to_pylist(), strict=True)
@@ -133,7 +135,6 @@ class Deduplication:
         return keys
 
     def write(self, out: StoragePath, show: Progress) -> None:
-        """Write the tables of all shards."""
         with show.stage("write", len(self.pool.shards)) as line:
             for number, (start, table) in enumerate(self.pool.read(self.pool.shards, False), 1):
                 name = self.pool.shards[number - 1].name
@@ -202,24 +203,18 @@ def verdict_line(summary: dict[str, Any], by: str) -> str:
 class LostTextsJob(Config):
     """Reads the texts of the pictures of a shard that go; an item is the URL of the shard."""
 
+    name: ClassVar[str] = LOST
     by_content: ClassVar[bool] = True
     only_reads: ClassVar[bool] = True
 
     out: StoragePath
     names: dict[str, str] = {}
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return LOST
-
     def identity(self, item: str) -> str:
-        """The fingerprint of what goes."""
         name = self.names.get(item) or shards.name(item)
         return fingerprint(name, duplicates.read(self.out / FOLDER / f"{name}.parquet").to_pylist())
 
     def open(self) -> Callable[[str], None]:
-        """Nothing to load."""
         return self.shard
 
     def shard(self, url: str) -> None:

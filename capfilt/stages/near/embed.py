@@ -104,7 +104,6 @@ class VectorModel(Config):
             return cls(kind=embeddings.kind_of(able), path=model, fingerprint=store.fingerprint(model))
 
     def open(self, config: EmbedConfig, compute: Compute) -> Embedder:
-        """Load it."""
         from capfilt.inference.embedder import CopyEmbedder, ModelEmbedder
 
         if self.kind == "copy":
@@ -115,6 +114,7 @@ class VectorModel(Config):
 class EmbedJob(Config):
     """What an embedding worker needs to know."""
 
+    name: ClassVar[str] = STAGE
     splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
     loads: ClassVar[str] = "the model to load"
@@ -128,11 +128,6 @@ class EmbedJob(Config):
     names: dict[str, str] = {}
     """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
-
     def identity(self, item: str) -> str:
         """The model by its weights and, where its pictures are prepared as the config says, by that."""
         if self.model is None:
@@ -142,7 +137,6 @@ class EmbedJob(Config):
         return fingerprint(STAGE, shards.name(item), *made_by)
 
     def open(self) -> Splittable:
-        """Load the model."""
         embedder = ShardEmbedder(self, self.compute.open())
         return Splittable(embedder.shard, embedder.part)
 
@@ -162,7 +156,6 @@ class ShardEmbedder:
             self.vectors = Vectors(job.model.kind, job.model.fingerprint, dim)
 
     def shard(self, url: str) -> ShardReport:
-        """Embed one shard and commit it."""
         name = self.job.names.get(url) or shards.name(url)
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Embedding] = []
@@ -177,7 +170,7 @@ class ShardEmbedder:
             rows += batch.embeddings
             values += self.vectors_of(batch)
         tally.members.update(members)
-        path = self.job.out / embeddings.FOLDER / f"{name}.parquet"
+        path = embeddings.path_of(self.job.out, name)
         embeddings.write(path, rows, self.vectors, values)
         ledger.commit(name, identity, [path], tally, digest.result())
         smaller = self.oom_backoff.limit

@@ -38,6 +38,7 @@ _TABLE = pa.schema([(name, pa.string()) for name in ("key", "uid", "sha256", "st
 class LeaveOutJob(Config):
     """The job that writes shards without some of their samples."""
 
+    name: ClassVar[str] = STAGE
     by_content: ClassVar[bool] = True
 
     out: StoragePath
@@ -47,18 +48,12 @@ class LeaveOutJob(Config):
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
-
     def identity(self, item: str) -> str:
         """What each run says of the shard."""
         name = self._shard_name(item)
         return fingerprint([duplicates.content(folder, name) for folder in self.without], name)
 
     def open(self) -> Callable[[str], None]:
-        """Nothing to load."""
         return self._shard
 
     def _shard_name(self, url: str) -> str:

@@ -98,15 +98,12 @@ class ListsJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-lists"
 
     def identity(self, item: str) -> str:
-        """The fingerprint of all tables."""
         return fingerprint(item, self.settings(), [shard.sha256 for shard in self.load().shards])
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
         return self.train
 
     def train(self, item: str) -> str:
@@ -138,7 +135,6 @@ class SplitJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-split"
 
     def identity(self, item: str) -> str:
@@ -148,7 +144,6 @@ class SplitJob(Search):
         return fingerprint(self.settings(), self.lists, pool.starts[pool.blocks[item][0].name], block)
 
     def path(self, near: Near, block: str) -> StoragePath:
-        """The segment of a block."""
         return self.work / f"{near.kind}-{block}.bin"
 
     def exact_path(self, block: str) -> StoragePath:
@@ -160,7 +155,6 @@ class SplitJob(Search):
         return self.work / f"names-{block}.parquet"
 
     def open(self) -> Callable[[str], None]:
-        """Load the lists."""
         known = Lists.load(self.work / LISTS) if self.vector else None
         nearest = known and lists.Nearest(known.centroids)
 
@@ -223,7 +217,6 @@ class JoinJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-join"
 
     def identity(self, item: str) -> str:
@@ -233,11 +226,9 @@ class JoinJob(Search):
         return fingerprint(self.settings(), self.lists, rows, item, self.planned()[item])
 
     def planned(self) -> dict[str, Unit]:
-        """All units by their names."""
         return _units(self.work / "units.json", self.units)
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
         return self.join
 
     def join(self, item: str) -> str:
@@ -274,7 +265,6 @@ class ShardJob(Search):
 
     @property
     def name(self) -> str:
-        """The stage."""
         return f"{self.area}-shards"
 
     def identity(self, item: str) -> str:
@@ -283,8 +273,6 @@ class ShardJob(Search):
         return fingerprint(self.settings(), pool.starts[item], pool.by_name[item].model_dump(mode="json"))
 
     def open(self) -> Callable[[str], None]:
-        """Nothing to load."""
-
         def work(item: str) -> None:
             pool, outputs = self.load(), []
             shard = pool.by_name[item]

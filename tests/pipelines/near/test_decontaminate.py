@@ -15,10 +15,10 @@ import pytest
 from PIL import Image, ImageOps
 
 import capfilt as api
-from capfilt.data import embeddings, shards
+from capfilt.data import duplicates, embeddings, shards
 from capfilt.data.images.copies import COPIES
 from capfilt.data.sample import Sample
-from capfilt.errors import ShortfallError
+from capfilt.errors import DataError, ShortfallError
 from capfilt.models.checkpoints import store
 
 DESCRIBED = "picture number {} of the set"
@@ -214,6 +214,26 @@ def test_a_selection_without_what_was_found_says_why(finished_run: Path, tmp_pat
     shutil.rmtree(tmp_path / "c/ledger/decontaminate")
     refused = capfilt(*words, "--without", tmp_path / "c", "--out", tmp_path / "other")
     assert "says nothing of the shard 00000: other shards were compared with held-out ones" in refused.err
+
+
+def test_a_shard_that_not_every_comparison_has_seen_is_not_clean(
+    found: api.DecontaminateResult, home: Path, tmp_path: Path
+) -> None:
+    """As after a kill between the two, in a folder with the table of an earlier run."""
+    shutil.copytree(home / "found", tmp_path / "c")
+    duplicates.check_shards(tmp_path / "c", ["00000", "00001"])
+    (tmp_path / "c/ledger/decontaminate-exact/00001.json").unlink()
+    with pytest.raises(DataError, match="is not finished: decontaminate-exact has not seen the shard 00001"):
+        duplicates.check_shards(tmp_path / "c", ["00000", "00001"])
+
+
+def test_a_held_out_text_beside_a_broken_picture_is_counted_once(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    told = [sample(200), sample(201, b"broken", DESCRIBED.format(4)), sample(202, b"broken")]
+    shards.write(tmp_path / "pool/00000.tar", told)
+    api.embed(tmp_path / "pool", out=tmp_path / "e")
+    result = api.decontaminate(tmp_path / "e", against=home / "held-out", out=tmp_path / "c", self_test=5)
+    assert result.samples == {"in": 3, "kept": 1, "dropped": 1, "failed": 1}
 
 
 @pytest.mark.slow

@@ -90,8 +90,8 @@ def test_the_best_is_that_of_the_highest_score(copied_pool: Path, tmp_path: Path
     assert went["0"] == ("0-small", "phash")
     (tmp_path / "a/annotations/b.parquet").unlink()
     done = capfilt("dedup", copied_pool / "e", "--out", tmp_path / "d2", "--scores", tmp_path / "a")
-    assert done.code != 0
-    assert "b" in done.line
+    assert done.code == 1
+    assert f"--scores {tmp_path / 'a'} has no annotations of the shard b; give a run" in done.line
 
 
 def test_a_result_of_little_use_is_said(copied_pool: Path, tmp_path: Path, capfilt: Any) -> None:
@@ -152,6 +152,8 @@ def test_copies_are_not_annotated_and_what_stands_for_them_has_their_texts(
     assert answer["texts"]["dropped"]["web: duplicate"] == 6
     kept = {one.key: one for one in shards.read(str(tmp_path / "s/dataset/a.tar")) if isinstance(one, Sample)}
     assert kept.keys() == set("01234")
+    scored = capfilt("annotate", copied_pool / "shards", "--add-score", "side", "--out", tmp_path / "a", "--json")
+    assert json.loads(scored.out)["scores"]["side"] == {"texts": len(rows) - 6, "without": 6}, "copies are in no pool"
     assert {one["text"] for one in kept["0"].captions if one["source"] == "web"} == texts["0"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,26 @@ def test_the_page_counts_and_escapes(page: Path) -> None:
     assert '<th scope="row">sha256</th><td>1</td>' in html
     assert "2 of 3 pairs are in this page" in html, "equal bytes need no look"
     assert "--by sha256,phash:4 --keep first --scope pool" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("summary.json", {"pictures": "many"}),
+        ("summary.json", {"groups": {"count": 1, "largest": 2, "sizes": [3]}}),
+        ("plan.json", {"by": [{"kind": "looks"}]}),
+        ("plan.json", {"keep": None}),
+    ],
+)
+def test_a_record_that_is_none_is_one_line(
+    name: str, change: dict[str, Any], page: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    run = Path(shutil.copytree(page.parent, tmp_path / "d"))
+    record = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps(record | change))
+    done = capfilt("report", run)
+    assert done.code == 1
+    assert f"{name} is no record of a deduplication: '{next(iter(change))}" in done.line
 
 
 def test_the_slider_moves_the_radius(page: Path, browser: Any) -> None:

@@ -111,7 +111,6 @@ class DataConfig(Config):
         return self
 
     def has(self, split: str) -> bool:
-        """Whether there is such a split."""
         return self._given(split) if self.world is None else world.count(self.world, split) > 0
 
     def _given(self, split: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -23,6 +24,8 @@ from capfilt.training.config import TeachConfig
 class LanguageJob(Config):
     """Trains one language model; its folder is `out/language`."""
 
+    name: ClassVar[str] = "language"
+
     out: StoragePath
     language: LanguageConfig
     config: TeachConfig
@@ -30,11 +33,6 @@ class LanguageJob(Config):
     contents: dict[str, str]
     """The sha256 of each shard, by its URL."""
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "language"
 
     @property
     def model_folder(self) -> StoragePath:
@@ -47,7 +45,6 @@ class LanguageJob(Config):
         return fingerprint(item, settings, [self.contents[url] for url in self.shards])
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load but the code."""
         from capfilt.training.language_model import teach
 
         def work(item: str) -> str:

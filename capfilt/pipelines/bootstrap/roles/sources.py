@@ -73,7 +73,6 @@ class Finetuned:
         return training_plan(self.train)
 
     def compute_requests(self) -> dict[str, ComputeRequest]:
-        """A training's request."""
         return {self.role: ComputeRequest(self.train.precision, self.config.cluster.finetune, training=True)}
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
@@ -91,7 +90,6 @@ class Finetuned:
         return train_in_round(context, r, job, self.config.cluster.finetune)
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        """The model as a captioner."""
         return LocalSpec(model=self.model(context, r, newest))
 
 
@@ -143,7 +141,6 @@ class Separate:
         }
 
     def compute_requests(self) -> dict[str, ComputeRequest]:
-        """Those of its trainings."""
         resources, pretrain = self.config.cluster, self.section.pretrain
         requests: dict[str, ComputeRequest] = {
             self.role: ComputeRequest(self.section.precision, resources.finetune, training=True)
@@ -181,7 +178,6 @@ class Separate:
         return train_in_round(context, r, job.model_copy(update={"start": pretrained}), self.config.cluster.finetune)
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        """The model as a captioner."""
         return LocalSpec(model=self.model(context, r, newest))
 
 
@@ -216,16 +212,13 @@ class Pretrained:
         return {"pretrained": self.fingerprint}
 
     def compute_requests(self) -> dict[str, ComputeRequest]:
-        """Nothing is trained."""
         return {}
 
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
-        """The same in every round."""
         assert isinstance(self.spec, LocalSpec), "a filter is a model of ours"
         return self.spec.model
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        """The same in every round."""
         return self.spec
 
 
@@ -286,7 +279,6 @@ class Taught:
         return teach_captioner(context.session, job, self._worker, context.progress)
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        """It as `hf:` has it."""
         return VlmSpec(model=self.model(context, r, newest))
 
 

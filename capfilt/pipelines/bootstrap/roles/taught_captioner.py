@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -23,6 +24,8 @@ STAGE = "captioner"
 class TeachJob(Config):
     """Fine-tunes one vision-language model; its folder is `out/captioner`."""
 
+    name: ClassVar[str] = STAGE
+
     out: StoragePath
     config: TeachCaptionerConfig
     start: StoragePath | None = None
@@ -37,11 +40,6 @@ class TeachJob(Config):
     seed: int
 
     @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
-
-    @property
     def model_folder(self) -> StoragePath:
         """The folder of the model and its processor."""
         return self.out / STAGE
@@ -53,7 +51,6 @@ class TeachJob(Config):
         return fingerprint(item, settings, [self.contents[url] for url in self.shards])
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load but the code."""
         from capfilt.training.vision_language import teach
 
         device, dtype = self.compute.open(), self.compute.dtype

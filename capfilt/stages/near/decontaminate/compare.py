@@ -13,7 +13,7 @@ from typing import Any
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
-from capfilt.data import shards
+from capfilt.data import embeddings, parquet, shards
 from capfilt.data.embeddings import Vectors
 from capfilt.errors import DataError
 from capfilt.runs.ledger import Ledger, fingerprint
@@ -121,7 +121,20 @@ def compare(
         run_stage(session, texts, pool.urls, resources, show, "compare texts")
         stages.append(texts.name)
     counts = rows.merge(out, stages)
-    return record(settings, held_out, tests, counts, tally.samples["in"], pool.failed)
+    found = record(settings, held_out, tests, counts, tally.samples["in"], pool.failed)
+    if pool.failed and criteria.words:
+        unread = _not_embedded(out, pool.embeddings)
+        found["samples"] |= {name: found["samples"][name] + n for name, n in (("kept", unread), ("failed", -unread))}
+    return found
+
+
+def _not_embedded(out: StoragePath, pool: StoragePath) -> int:
+    """How many samples have a held-out text and a picture that cannot be read: they are dropped, and no more failed."""
+    keys: dict[str, set[str]] = {}
+    for row in rows.read(out / rows.TABLE):
+        keys.setdefault(row["shard"], set()).add(row["key"])
+    tables = {name: parquet.read(embeddings.path_of(pool, name), ["key"]) for name in keys}
+    return sum(len(those - set(tables[name]["key"].to_pylist())) for name, those in keys.items())
 
 
 def exact_job(criteria: Criteria, tables: HeldOutTables, urls: Mapping[str, str], out: StoragePath) -> ExactJob:

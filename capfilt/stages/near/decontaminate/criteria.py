@@ -58,7 +58,6 @@ class Criteria(Config):
 
     @property
     def texts_alone(self) -> Criteria:
-        """The same of texts alone."""
         return Criteria(words=self.words)
 
     def __str__(self) -> str:

@@ -25,6 +25,7 @@ from capfilt.storage.paths import StoragePath
 class ExactJob(Config):
     """Compares shards with held-out ones, by content."""
 
+    name: ClassVar[str] = "decontaminate-exact"
     by_content: ClassVar[bool] = True
 
     out: StoragePath
@@ -34,17 +35,11 @@ class ExactJob(Config):
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "decontaminate-exact"
-
     def identity(self, item: str) -> str:
         """What is compared with what, and the shard's name."""
         return fingerprint(self.criteria.model_dump(mode="json"), self.held_out.identity, shards.name(item))
 
     def open(self) -> Callable[[str], None]:
-        """Read the held-out pictures."""
         held_out = self.held_out.load()
         return lambda url: self._shard(url, held_out)
 

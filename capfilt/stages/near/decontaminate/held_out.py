@@ -38,6 +38,7 @@ from capfilt.storage.paths import StoragePath
 class HeldOutJob(Config):
     """The job that describes held-out pictures."""
 
+    name: ClassVar[str] = "held-out"
     by_content: ClassVar[bool] = True
     only_reads: ClassVar[bool] = True
 
@@ -49,11 +50,6 @@ class HeldOutJob(Config):
     seed: int = 0
     names: dict[str, str] = {}
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "held-out"
 
     def identity(self, item: str) -> str:
         """What is computed, and the shard's name."""

@@ -23,6 +23,7 @@ from capfilt.storage.paths import StoragePath
 class NearJob(Config):
     """Compares a pool's embeddings with held-out pictures; an item is the name of a shard."""
 
+    name: ClassVar[str] = "decontaminate"
     unit: ClassVar[str] = "shards"
 
     out: StoragePath
@@ -33,21 +34,15 @@ class NearJob(Config):
     criteria: Criteria
     held_out: HeldOutTables
 
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "decontaminate"
-
     def identity(self, item: str) -> str:
         """What is compared with what, and how."""
         return fingerprint(self.criteria.model_dump(mode="json"), self.held_out.identity, item, self.digests[item])
 
     def open(self) -> Callable[[str], None]:
-        """Read the held-out pictures."""
         held_out = self.held_out.load()
 
         def work(item: str) -> None:
-            table = embeddings.read(self.embeddings / embeddings.FOLDER / f"{item}.parquet", self.compares_vectors)
+            table = embeddings.read(embeddings.path_of(self.embeddings, item), self.compares_vectors)
             found = list(self._suspects(table, held_out, item))
             path, tally = self.out / rows.FOLDER / f"{item}.parquet", Tally.zero()
             outputs = rows.write(path, found)
@@ -59,7 +54,6 @@ class NearJob(Config):
 
     @property
     def compares_vectors(self) -> bool:
-        """Whether the vectors are read."""
         return self.criteria.within("vector") is not None
 
     def _suspects(self, table: pa.Table, held_out: HeldOut, shard: str) -> Iterator[Suspect]:

@@ -128,7 +128,6 @@ class HeldOutTables(Config):
 
     @property
     def identity(self) -> dict[str, object]:
-        """What of it decides a result."""
         return self.model_dump(mode="json", exclude={"home"})
 
     def load(self) -> HeldOut:

@@ -47,7 +47,6 @@ class SelfTest:
         return ""
 
     def record(self) -> dict[str, Any]:
-        """For summary.json."""
         return {"pictures": self.pictures, "recall": self.recall, "confused": self.confused}
 
 
