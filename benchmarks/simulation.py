@@ -78,8 +78,8 @@ class SlowStore(AbstractFileSystem):
     """Requests by (who, kind)."""
     throttled: ClassVar[Counter[str]] = Counter()
     """Requests that waited for others of their prefix, by kind."""
-    free: ClassVar[dict[tuple[str, str], float]] = {}
-    """When a prefix can answer the next request."""
+    served: ClassVar[Counter[tuple[str, str, int]]] = Counter()
+    """Requests by prefix, kind and second; what is over the limit of a second waits for one with room."""
     working: ClassVar[bool] = False
     """Whether the main thread plays a worker; all others are the driver's."""
     spent: ClassVar[float] = 0.0
@@ -93,10 +93,12 @@ class SlowStore(AbstractFileSystem):
         with cls.turn:
             cls.counts["worker" if worker else "driver", kind] += times
             prefix, now = (path.rpartition("/")[0], kind), CLOCK.now + (cls.spent if worker else 0.0)
-            free = max(cls.free.get(prefix, 0.0), now)
-            cls.free[prefix] = free + times / PER_SECOND[kind]
-            cls.throttled[kind] += free > now
-            seconds = times * cls.answer + free - now
+            second = int(now)
+            while cls.served[*prefix, second] >= PER_SECOND[kind]:
+                second += 1
+            cls.served[*prefix, second] += times
+            cls.throttled[kind] += second > now
+            seconds = times * cls.answer + max(0.0, second - now)
             if worker:
                 cls.spent += seconds
             else:
