@@ -81,6 +81,7 @@ def download(
     drop_placeholders: int = 0,
     address: str | None = None,
     workers: int = 0,
+    fork: Location | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
 ) -> DownloadResult:
@@ -97,7 +98,7 @@ def download(
         retry: "failed", or kinds of failure such as "timeout" or "http-429", to try again.
         min_success: the share of URLs that must come through.
         drop_placeholders: fail images whose bytes came under so many URLs; 0 for none.
-        address: as in `annotate`; so are `workers`, `on_progress` and `on_log`.
+        address: as in `annotate`; so are `workers`, `fork`, `on_progress` and `on_log`.
 
     Raises:
         CapfiltError: RecipeError or UsageError for lists or settings that cannot be, ShortfallError where too little
@@ -116,7 +117,7 @@ def download(
         config = configs.build(DownloadConfig, sets)
         given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
         wanted = configs.validate(DownloadOptions, given_options, "arguments")
-        folder, options = location(out), arguments.options(workers=workers)
+        folder, options = arguments.run_folder(out, fork), arguments.options(workers=workers)
         where = arguments.working_address(address)
         record = pipeline.run(where, config, wanted, folder, options, show)
     return DownloadResult.of(folder, record)

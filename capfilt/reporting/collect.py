@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, Pool, RankConfig, Rule, resolve, score_range
@@ -32,6 +33,7 @@ from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.count_pairs import num_without_text
+from capfilt.stages.resolve import read_rule
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, storage_path
 from capfilt.storage.remote_path import RemotePath
@@ -280,8 +282,9 @@ def _source(
     if threshold is None and policy.threshold == "calibrated":
         calibration = (selected or source) / "calibration.json"
         threshold = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
-    names = sorted(path.stem for path in annotations.glob("*.parquet"))
-    rule = resolve(policy, annotations, names, threshold).rule
+    names = tables.shards_in(annotations)
+    kept = read_rule(selected) if selected is not None else None
+    rule = (resolve(policy, annotations, names, threshold) if kept is None else kept[1]).rule
     ranges = SCORE_RANGES
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None
     suffix = f"-round-{number}" if number else ""
