@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.api import commands, inspection
+from capfilt.api import commands, data, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import execute
 from capfilt.cli.next_steps import Step, after_evaluate, after_export
-from capfilt.cli.options import Cpus, Debug, Json, Price, Sets, SizedAddress, Workers, preset_names
+from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
+from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from capfilt.runs.progress import Progress
 
 
@@ -81,15 +84,22 @@ def evaluate(
 
 
 def export(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, a .pth of BLIP or LAVIS, or a name on the Hugging Face hub.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|DATA",
+            help="A model folder, a .pth of BLIP or LAVIS, or a name on the Hugging Face hub; or the run folder of"
+            " select or annotate, a round of a bootstrap, or shards.",
+        ),
     ],
-    out: Annotated[str, typer.Option("--out", help="A new folder on this machine.")],
+    out: Annotated[str, typer.Option("--out", help="A new folder on this machine; of data any run folder or its URL.")],
     form: Annotated[
         str,
         typer.Option(
             "--as",
-            help="hf: for transformers; pth: the names of BLIP, LAVIS or CLIP; open_clip; capfilt: as trained here.",
+            help="A model: hf, for transformers; pth: the names of BLIP, LAVIS or CLIP; open_clip; capfilt: as trained"
+            " here. Data: webdataset, parquet, hf-dataset, coyo, laion-coco, blip-json, datacomp-npy, llava-json,"
+            " open-clip-csv.",
         ),
     ] = "hf",
     vision: Annotated[
@@ -98,25 +108,73 @@ def export(
     language: Annotated[
         str | None, typer.Option("--language", help="The language model that it lacks: a folder or a hub name.")
     ] = None,
+    samples_per_shard: Annotated[
+        int,
+        typer.Option(min=0, help="Of webdataset, parquet, hf-dataset: samples of a file; 0: a file for each shard."),
+    ] = 0,
+    image_root: Annotated[
+        str | None,
+        typer.Option(help="Of blip-json, open-clip-csv: what stands before the paths of pictures [default: --out]."),
+    ] = None,
+    fetch_inputs: Annotated[
+        bool, typer.Option("--fetch-inputs", help="Read shards wherever the plan of DATA names them.")
+    ] = False,
+    workers: Workers = 0,
+    cpus: Cpus = None,
+    min_success: MinSuccess = 0,
+    address: SizedAddress = "by-size",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model in the format of transformers' `from_pretrained` or of the authors' own code.
+    """Write a model for transformers or the authors' own code, or data as another tool reads them.
 
-    Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
+    Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`;
+    `capfilt export runs/clean --as hf-dataset --out clean-hf`
     """
+    of_models = {"--vision": vision, "--language": language}
+    of_data = {
+        "--samples-per-shard": samples_per_shard, "--image-root": image_root, "--fetch-inputs": fetch_inputs,
+        "--workers": workers, "--cpus": cpus, "--min-success": min_success,
+        "--address": address if address != "by-size" else None,
+    }  # fmt: skip
 
-    def work(_show: Progress) -> Any:
-        done = inspection.export(model, out=out, form=form, vision=vision, language=language)
+    def model(_show: Progress) -> Any:
+        _refuse(form, "data", of_data)
+        done = inspection.export(source, out=out, form=form, vision=vision, language=language)
         if not as_json:
             for path in done.written:
                 say(path)
         return done.record
 
+    def pairs(show: Progress) -> Any:
+        _refuse(form, "models", of_models)
+        return data.export_data(
+            source,
+            out=out,
+            form=form,
+            samples_per_shard=samples_per_shard,
+            image_root=image_root,
+            fetch_inputs=fetch_inputs,
+            min_success=min_success,
+            address=address,
+            workers=workers,
+            cpus=cpus,
+            on_progress=show,
+        ).record
+
     def then(record: Any) -> list[Step]:
         return after_export([location(path) for path in record["written"]])
 
-    execute(work, as_json, debug, show_result=False, then=then)
+    if form in data.FORMS:
+        execute(pairs, as_json, debug)
+    else:
+        execute(model, as_json, debug, show_result=False, then=then)
+
+
+def _refuse(form: str, kind: str, options: Mapping[str, object]) -> None:
+    """Refuse options that are of models or of data only. UsageError."""
+    if given := [name for name, value in options.items() if value]:
+        raise UsageError(f"{', '.join(given)}: of {kind} only, and --as {form} is not; leave it out.")
 
 
 def show(

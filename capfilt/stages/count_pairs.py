@@ -131,6 +131,11 @@ def shard_digests(
     return known | {url: done.input.sha256 for url, done in completions.items() if done.input is not None}
 
 
+def shard_tallies(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Tally]:
+    """What each shard holds, by its url; `folder/ledger/rows` keeps it."""
+    return {url: done.tally for url, done in _completions(session, urls, folder, show).items()}
+
+
 def _completions(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Completion]:
     """The ledger's records of shards, by their urls; those that have none are read now."""
     # All are looked up at the same time: 100,000 shards of a store, one after the other, would take hours.
