@@ -8,15 +8,13 @@ import typer
 
 from capfilt.api import commands, data, inspection
 from capfilt.api.arguments import location
-from capfilt.cli.execute import execute
-from capfilt.cli.next_steps import Step, after_evaluate, after_export
+from capfilt.cli.execute import call, execute
+from capfilt.cli.next_steps import after_evaluate, after_export
 from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
-from capfilt.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from capfilt.api.results import ExportResult
     from capfilt.runs.progress import Progress
 
 
@@ -63,24 +61,8 @@ def evaluate(
 
     Example: `capfilt evaluate runs/demo/round-2/pretrain/checkpoint runs/demo/data/test`
     """
-
-    def work(show: Progress) -> Any:
-        return commands.evaluate(
-            model,
-            shards,
-            out=out or None,
-            settings=sets or (),
-            task=task,
-            results=results,
-            classes=classes,
-            templates=templates,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda _: after_evaluate(model, shards, out or None, address))
+    given = locals() | {"out": out or None}
+    call(commands.evaluate, given, then=lambda _: after_evaluate(model, shards, out or None, address))
 
 
 def export(
@@ -131,50 +113,30 @@ def export(
     Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`;
     `capfilt export runs/clean --as hf-dataset --out clean-hf`
     """
-    of_models = {"--vision": vision, "--language": language}
-    of_data = {
-        "--samples-per-shard": samples_per_shard, "--image-root": image_root, "--fetch-inputs": fetch_inputs,
-        "--workers": workers, "--cpus": cpus, "--min-success": min_success,
-        "--address": address if address != "by-size" else None,
-    }  # fmt: skip
-
-    def model(_show: Progress) -> Any:
-        _refuse(form, "data", of_data)
-        done = inspection.export(source, out=out, form=form, vision=vision, language=language)
-        if not as_json:
-            for path in done.written:
-                say(path)
-        return done.record
-
-    def pairs(show: Progress) -> Any:
-        _refuse(form, "models", of_models)
-        return data.export_data(
-            source,
-            out=out,
-            form=form,
-            samples_per_shard=samples_per_shard,
-            image_root=image_root,
-            fetch_inputs=fetch_inputs,
-            min_success=min_success,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            on_progress=show,
-        ).record
-
-    def then(record: Any) -> list[Step]:
-        return after_export([location(path) for path in record["written"]])
-
-    if form in data.FORMS:
-        execute(pairs, as_json, debug)
+    given, is_data = locals(), form in data.FORMS
+    del given["source"]
+    others, kind = (_OF_MODELS, "models") if is_data else (_OF_DATA, "data")
+    if wrong := [f"--{name.replace('_', '-')}" for name in others if given.pop(name) not in (None, 0, "by-size")]:
+        raise typer.BadParameter(f"{', '.join(wrong)}: of {kind} only, and --as {form} is not.")
+    if is_data:
+        call(data.export_data, {"data": source, **given})
     else:
-        execute(model, as_json, debug, show_result=False, then=then)
+        call(
+            inspection.export,
+            {"model": source, **given},
+            _say_written,
+            lambda record: after_export(map(location, record["written"])),
+        )
 
 
-def _refuse(form: str, kind: str, options: Mapping[str, object]) -> None:
-    """Refuse options that are of models or of data only. UsageError."""
-    if given := [name for name, value in options.items() if value]:
-        raise UsageError(f"{', '.join(given)}: of {kind} only, and --as {form} is not; leave it out.")
+_OF_MODELS = ("vision", "language")
+_OF_DATA = ("samples_per_shard", "image_root", "fetch_inputs", "workers", "cpus", "min_success", "address")
+"""The options of `export` that are not of both."""
+
+
+def _say_written(done: ExportResult) -> None:
+    for path in done.written:
+        say(path)
 
 
 def show(
@@ -227,7 +189,7 @@ def bench(
         from capfilt.api.arguments import price_of
 
         rates = price_of(price)
-        from capfilt.pipelines import bench as pipeline
+        from capfilt.pipelines.bench import bench as pipeline
 
         result = pipeline.run(stage, sets or [], show, rates)
         if as_json:

@@ -393,7 +393,7 @@ def test_the_command(pool: Path, finished_run: Path, tmp_path: Path, capfilt: An
     ):
         done = capfilt("export", *words, "--out", tmp_path / "new", address=None)
         assert done.code == 2, (words, done.err)
-        assert said in done.line
+        assert said in done.err
     assert not (tmp_path / "new").exists()
 
 
