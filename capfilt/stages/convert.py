@@ -23,7 +23,7 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config, validate
 from capfilt.data import shards
 from capfilt.data.sample import Sample
-from capfilt.data.shards.pictures import read_picture
+from capfilt.data.shards.sources.entries import read_picture
 from capfilt.data.tasks.official import READERS, WITH_SPLITS, plans
 from capfilt.data.tasks.official.pictures import PictureFolder
 from capfilt.data.tasks.official.samples import NO_ROWS, Converted, convert, reason_class

@@ -68,7 +68,7 @@ def check_reachable(folder: StoragePath, specs: Sequence[str], fetch: bool) -> N
     Raises ShardError for an address whose secret is missing, which leads nowhere.
     """
     for spec in specs:
-        for address, _ in shards.patterns(spec):
+        for address in (place for pattern, _ in shards.patterns(spec) for place in shards.places(pattern)):
             if not fetch and not _is_near(folder, address):
                 raise RunError(
                     f"the plan of {folder} names {address}, which is elsewhere. Whoever made the run folder chose that"

@@ -1,5 +1,7 @@
 """Shards: tars of samples in img2dataset's layout, listed (`expand`), streamed (`read`) and written (`write`).
 
+Folders of pictures, tables and captions as JSON are read as if they were some (`sources`).
+
 Nothing is ever extracted to disk, and a broken shard is no exception: `read` yields what can be read and one
 `FailedSample` for each key that cannot. Only what the user can mend (a missing file, a dead connection) is raised, as
 `ShardError`.
@@ -20,7 +22,18 @@ from capfilt.data.shards.files import (
     write_sizes,
 )
 from capfilt.data.shards.lines import is_lines
-from capfilt.data.shards.urls import MAX_NAME, MAX_SHARDS, TARS, by_name, expand, name, on_a_store, patterns, renamed
+from capfilt.data.shards.urls import (
+    MAX_NAME,
+    MAX_SHARDS,
+    TARS,
+    by_name,
+    expand,
+    name,
+    on_a_store,
+    patterns,
+    places,
+    renamed,
+)
 
 __all__ = [
     "MAX_NAME",
@@ -35,6 +48,7 @@ __all__ = [
     "name",
     "on_a_store",
     "patterns",
+    "places",
     "read",
     "read_input",
     "read_lines",

@@ -20,12 +20,13 @@ from typing import IO, Any
 import fsspec
 
 from capfilt.data.sample import FailedSample, Sample
-from capfilt.data.shards import gather, pictures
+from capfilt.data.shards import gather, sources
 from capfilt.data.shards.keys import key_problem, tar_key
 from capfilt.data.shards.lines import lines
-from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, OF_A_FAULT, USED, MemberCounts
+from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, MemberCounts
 from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
+from capfilt.runs import deadline
 from capfilt.runs.ledger import Input
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.paths import StoragePath, map_concurrent, storage_path
@@ -57,10 +58,11 @@ class Digest:
         self._num_bytes += len(data)
         return data
 
-    def finish(self, stream: IO[bytes]) -> None:
-        """Hash the rest: a tar ends before its file does."""
+    def finish(self, stream: IO[bytes], num_bytes: int | None = None) -> None:
+        """Hash the rest: a tar ends before its file does. `num_bytes`: of a view, as its storage counts them."""
         while self.update(stream.read(2**20)):
             pass
+        self._num_bytes = self._num_bytes if num_bytes is None else num_bytes
         self._is_finished = True
 
 
@@ -92,8 +94,8 @@ def read(
         ShardError: the shard does not exist, or its storage failed while it was read.
     """
     counts = MemberCounts() if members is None else members
-    if pictures.is_pictures(url):
-        yield from _read_pictures(url, digest or Digest(), counts)
+    if view := sources.parse(url):
+        yield from _read_view(url, view, digest or Digest(), counts)
         return
     with closing(_open(url)) as stream:
         try:
@@ -107,16 +109,20 @@ def read(
             raise _storage_failed(url, error) from error
 
 
-def _read_pictures(url: str, digest: Digest, counts: MemberCounts) -> Iterator[Sample | FailedSample]:
-    """A part of a folder of pictures; what is hashed of it is the keys and the bytes of the pictures."""
+def _read_view(url: str, view: sources.View, digest: Digest, counts: MemberCounts) -> Iterator[Sample | FailedSample]:
+    """A part of what is no tar; hashed of it are the keys, pictures, texts and jsons of its samples."""
+    source = sources.source_of(view)
     try:
-        for item in pictures.read(url):
+        size = source.stat(view)["size"]
+        for item in source.read(view, counts):
+            deadline.check()
             digest.update(item.key.encode())
             if isinstance(item, Sample):
                 digest.update(item.image)
-            counts.update(["in", USED if isinstance(item, Sample) else OF_A_FAULT])
+                if item.text or item.meta:
+                    digest.update(json.dumps([item.text, item.meta], default=str).encode())
             yield item
-        digest.finish(io.BytesIO())
+        digest.finish(io.BytesIO(), size)
     except OSError as error:
         raise _storage_failed(url, error) from error
 
@@ -135,8 +141,8 @@ def read_lines(url: str, digest: Digest | None = None) -> Iterator[Sample | Fail
 def read_input(url: str) -> Input:
     """Read a shard to its end; its size and sha256. ShardError where it cannot be read."""
     digest = Digest()
-    if pictures.is_pictures(url):
-        for _ in _read_pictures(url, digest, MemberCounts()):
+    if view := sources.parse(url):
+        for _ in _read_view(url, view, digest, MemberCounts()):
             pass
     else:
         with closing(_open(url)) as stream:
@@ -180,8 +186,8 @@ def stat(url: str) -> dict[str, Any]:
         ShardError: there is no such shard, or its storage did not answer.
     """
     try:
-        if pictures.is_pictures(url):
-            return {"name": name(url), **pictures.stat(url)}
+        if view := sources.parse(url):
+            return {"name": view.name, **sources.source_of(view).stat(view)}
         files, path = fsspec.core.url_to_fs(url)
         info = files.info(path)
     except FileNotFoundError:

@@ -105,7 +105,7 @@ def held_out_sets(against: Sequence[str]) -> dict[str, list[str]]:
         name = match[1] if match else _UNSAFE.sub("-", shards.name(last)).strip("-") or "held-out"
         if name in sets:
             raise UsageError(f"--against {given}: another held-out set is called {name} too; write NAME={spec}.")
-        sets[name] = shards.expand(spec, plain_pictures=True)
+        sets[name] = shards.expand(spec)
     if not sets:
         raise UsageError("--against is needed: shards or a folder of pictures that no model may be trained on.")
     return sets
@@ -165,7 +165,7 @@ def _urls(sources: Sources, names: Sequence[str]) -> dict[str, str]:
     specs = list(sources.shards) or inputs.input_shards(sources.embeddings, plan)
     if not sources.shards:
         inputs.check_reachable(sources.embeddings, specs, fetch=False)
-    urls = inputs.urls_by_name(plan, shards.expand(specs, plain_pictures=True))
+    urls = inputs.urls_by_name(plan, shards.expand(specs))
     if missing := [name for name in names if name not in urls]:
         raise DataError(
             f"shard {missing[0]} was embedded and is not among the {len(urls)} shards of {specs[0]}: its texts cannot"

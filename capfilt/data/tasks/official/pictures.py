@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from capfilt.data.shards.members import PICTURES
-from capfilt.data.shards.pictures import list_pictures
+from capfilt.data.shards.sources.folder import list_pictures
 from capfilt.data.tasks.official.rows import Picture
 from capfilt.errors import DataError, ListError
 

@@ -78,7 +78,7 @@ def _decontaminate(
     show: Progress,
 ) -> None:
     criteria = Criteria.parse(section.by)
-    more = {name: shards.expand(spec, plain_pictures=True) for name, spec in section.against.items()}
+    more = {name: shards.expand(spec) for name, spec in section.against.items()}
     sets = each_once({**held_out_splits(splits), **more})
     settings = Settings(criteria=criteria, self_test=section.self_test)
     pool = decontaminate.pool_of(job.out, criteria).model_copy(update={"urls": shards.by_name(splits["web"])})
