@@ -10,13 +10,6 @@ from capfilt.api import arguments
 from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import Counts, Record, TextCounts
-from capfilt.errors import UsageError, did_you_mean
-
-FORMS = (
-    *("webdataset", "parquet", "hf-dataset", "coyo", "laion-coco"),
-    *("blip-json", "datacomp-npy", "llava-json", "open-clip-csv"),
-)
-"""The formats of `export_data`."""
 
 if TYPE_CHECKING:
     from capfilt.data.sample import Sample
@@ -227,8 +220,6 @@ def export_data(
     """
     from capfilt import config as configs
 
-    if form not in FORMS:
-        raise UsageError(f"{form!r} is no format of data: there is {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt.pipelines import export_data as pipeline
@@ -236,9 +227,8 @@ def export_data(
 
     given = {"form": form, "samples_per_shard": samples_per_shard, "image_root": image_root}
     config = configs.validate(ExportConfig, given, "arguments")
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
-        folder, where = location(out), arguments.working_address(address)
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes) as (where, folder, options):
         record = pipeline.run(where, str(data), config, folder, fetch_inputs, options, show)
     written = tuple(location(path) for path in record["written"])
     return DataExportResult(folder, form, written, Counts.of(record["samples"]), TextCounts.of(record["texts"]), record)

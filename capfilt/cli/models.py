@@ -12,6 +12,7 @@ from capfilt.cli.execute import call, execute
 from capfilt.cli.next_steps import after_evaluate, after_export
 from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
+from capfilt.data.exports import NAMES
 
 if TYPE_CHECKING:
     from capfilt.api.results import ExportResult
@@ -113,7 +114,7 @@ def export(
     Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`;
     `capfilt export runs/clean --as hf-dataset --out clean-hf`
     """
-    given, is_data = locals(), form in data.FORMS
+    given, is_data = locals(), form in NAMES
     del given["source"]
     others, kind = (_OF_MODELS, "models") if is_data else (_OF_DATA, "data")
     if wrong := [f"--{name.replace('_', '-')}" for name in others if given.pop(name) not in (None, 0, "by-size")]:

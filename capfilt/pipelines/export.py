@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capfilt.data.exports import FORMS as DATA_FORMS
+from capfilt.data.exports import NAMES as DATA_FORMS
 from capfilt.data.images.preprocess import ALONE, Preprocess
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import FolderError, NoModelError, UsageError, did_you_mean

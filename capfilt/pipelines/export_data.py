@@ -6,6 +6,7 @@ are all texts with their scores, whose pictures lie in the shards that the run's
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any, Literal
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import labels, shards
-from capfilt.data.exports import FORMS
-from capfilt.errors import FolderError, NoShardError, UsageError
+from capfilt.data.exports.forms import FORMS
+from capfilt.errors import FolderError, NoShardError, ShortfallError, UsageError, did_you_mean
 from capfilt.pipelines.select import check_annotations
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
@@ -72,10 +73,11 @@ def run(
     check_config(config)
     source = find(data, fetch)
     config = _with_root(config, out)
-    plan: dict[str, Any] = {"verb": stage.STAGE, **config.model_dump(mode="json"), "data": data}
-    opened = Run.open(out, configs.to_yaml(config), {**plan, "shards": list(source.urls.values())})
+    urls = list(source.urls.values())
+    plan = {"verb": stage.STAGE, **config.model_dump(mode="json"), "data": data, "shards": urls}
+    opened = Run.open(out, configs.to_yaml(config), plan)
     begun = time.monotonic()
-    where = workload.working_address(address, workload.of_shards([*source.urls.values()]), options, stage.STAGE, show)
+    where = workload.working_address(address, workload.of_shards(urls), options, stage.STAGE, show)
     with connect(where, show=show) as session:
         pieces = _pieces(session, config, source, out, show)
         total = pieces[-1].first + pieces[-1].files
@@ -83,7 +85,7 @@ def run(
             out=out.absolute(), config=config, total=total, annotations=source.annotations, verdicts=source.verdicts,
             names=shards.renamed(source.urls),
         )  # fmt: skip
-        items = {piece.name: piece.item for piece in pieces}
+        items = {piece.name: json.dumps(piece) for piece in pieces}
         tally = run_stage(session, job, items, options.resources(session), show, stage.STAGE)
     if source.ledger is not None:
         stage.check_counts(tally, sum(source.tallies().values(), Tally.zero()), source.ledger.folder, source.column)
@@ -93,11 +95,16 @@ def run(
     opened.write_summary(result)
     opened.log("end", samples=result["samples"], seconds=time.monotonic() - begun)
     check_success(stage.STAGE, tally, options.min_success, result)
+    if not tally.samples["kept"]:
+        raise ShortfallError(f"export: no picture of {data} has a text, which {config.form} is made of.", result)
     return result
 
 
 def check_config(config: ExportConfig) -> None:
-    """Refuse options that a format does not take. UsageError."""
+    """Refuse a format that is none, and options that it does not take. UsageError."""
+    if config.form not in FORMS:
+        near = did_you_mean(config.form, FORMS)
+        raise UsageError(f"{config.form!r} is no format of data: there is {', '.join(FORMS)}.{near}")
     if config.samples_per_shard and not FORMS[config.form].resharded:
         able = ", ".join(name for name, form in FORMS.items() if form.resharded)
         raise UsageError(f"--samples-per-shard is for {able}; {config.form} has as many files as there are shards.")

@@ -10,9 +10,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import pyarrow.compute as pc
 from pydantic import Field
@@ -20,13 +20,14 @@ from pydantic import Field
 import capfilt.data.annotations as tables
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.data.exports import FORMS, Part
-from capfilt.data.exports.form import Finished, words
+from capfilt.data.exports.form import Finished, Part, words
+from capfilt.data.exports.forms import FORMS
 from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import DataError, RunError
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.tally import NO_TEXT, Tally
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.select import annotations_sha256, caption_of, read_verdicts
 from capfilt.storage.paths import StoragePath
 
@@ -38,26 +39,22 @@ FULL = 0.9
 class ExportConfig(Config):
     """How data are written; all of it decides what is written."""
 
-    form: Literal[
-        "webdataset", "parquet", "hf-dataset", "coyo", "laion-coco", "blip-json", "datacomp-npy", "llava-json",
-        "open-clip-csv",
-    ]  # fmt: skip
+    form: str
     samples_per_shard: int = Field(default=0, ge=0)
     """Samples of a file at most; 0 = a file for each shard."""
     image_root: str | None = None
     """What stands before the paths of pictures in a list; None = the folder of the export."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of an export as an item of its stage."""
+class Piece(NamedTuple):
+    """A part of an export; as JSON it is an item of the stage."""
 
     first: int
     """The number of its first file."""
     files: int
     samples: int
     """Samples that its shards have; 0 where they were not counted, since a file is to hold them all."""
-    urls: tuple[str, ...]
+    urls: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -68,17 +65,6 @@ class Piece:
     def per_file(self) -> int:
         """Samples of a file at most, so that its files are equal; 0 for all."""
         return math.ceil(self.samples / self.files)
-
-    @property
-    def item(self) -> str:
-        """It as a text, which `parse` reads."""
-        return json.dumps([self.first, self.files, self.samples, *self.urls])
-
-    @classmethod
-    def parse(cls, item: str) -> Piece:
-        """Read an `item`."""
-        first, files, samples, *urls = json.loads(item)
-        return cls(first, files, samples, tuple(urls))
 
 
 def pieces(urls: Sequence[str], counts: Mapping[str, int], wanted: int) -> list[Piece]:
@@ -96,17 +82,17 @@ def pieces(urls: Sequence[str], counts: Mapping[str, int], wanted: int) -> list[
         size += counts[url]
         files = max(1, math.ceil(size / wanted))
         if size >= FULL * files * wanted or url == urls[-1]:
-            made.append(Piece(first, files, max(1, size), tuple(group)))
+            made.append(Piece(first, files, max(1, size), group))
             first, size, group = first + files, 0, []
     return made
 
 
-class ExportJob(Config):
+class ExportJob(ShardsJob):
     """Writes the files of a part; an item says which shards it is made of and which files of the export it has."""
 
+    name: ClassVar[str] = STAGE
     unit: ClassVar[str] = "shards"
 
-    out: StoragePath
     config: ExportConfig
     total: int
     """Files of the whole export."""
@@ -114,30 +100,22 @@ class ExportJob(Config):
     """The folder of tables whose texts take the place of those in the shards."""
     verdicts: StoragePath | None = None
     """The folder of a selection's tables, from which uids are read."""
-    names: dict[str, str] = {}
-    """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
 
     def identity(self, item: str) -> str:
         """The fingerprint of the format, of the part's place, and of the shards and tables that it reads."""
-        piece = Piece.parse(item)
+        piece = Piece(*json.loads(item))
         contents = [json.dumps(shards.identity(url), sort_keys=True) for url in piece.urls]
         if self.annotations is not None:
-            contents += [annotations_sha256(self.annotations, self._shard_name(url)) for url in piece.urls]
+            contents += [annotations_sha256(self.annotations, self.shard_name(url)) for url in piece.urls]
         settings = self.config.model_dump(mode="json")
         return fingerprint(settings, self.total, piece.first, piece.files, piece.samples, *contents)
 
     def open(self) -> Callable[[str], None]:
-        """Nothing to load."""
         return self.part
 
     def part(self, item: str) -> None:
         """Write the files of one part, and commit it."""
-        piece, form, tally = Piece.parse(item), FORMS[self.config.form], Tally.zero()
+        piece, form, tally = Piece(*json.loads(item)), FORMS[self.config.form], Tally.zero()
         root = self.config.image_root or ""
         place = Part(self.out, piece.first, piece.files, piece.per_file, self.total, root, tally.remarks)
         samples = self._kept(piece, tally)
@@ -146,9 +124,6 @@ class ExportJob(Config):
             raise RunError(f"part {piece.name} has more than the {piece.samples} samples that were counted: its shards"
                            " changed meanwhile. Export into another --out.")  # fmt: skip
         Ledger(self.out, STAGE).commit(piece.name, self.identity(item), outputs, tally)
-
-    def _shard_name(self, url: str) -> str:
-        return self.names.get(url) or shards.name(url)
 
     def _kept(self, piece: Piece, tally: Tally) -> Iterator[Sample]:
         """The samples of a part that are written, with nothing but readable texts; counts all of them."""
@@ -170,7 +145,7 @@ class ExportJob(Config):
 
     def _items(self, url: str) -> Iterator[Sample | FailedSample]:
         """The samples of a shard, with the texts of its annotations where there are any."""
-        form, name = FORMS[self.config.form], self._shard_name(url)
+        form, name = FORMS[self.config.form], self.shard_name(url)
         if form.reads == "uids" and (self.verdicts or self.annotations) is not None:
             yield from _samples_of_tables(name, self.verdicts, self.annotations)
             return
@@ -237,13 +212,11 @@ def finished(out: StoragePath, planned: Sequence[Piece]) -> Iterator[Finished]:
 
 def check_counts(tally: Tally, expected: Tally, source: StoragePath, column: Literal["in", "kept"]) -> None:
     """Raise RunError unless what came in is what the run that the data come from has counted (`column`)."""
-    told = f"{source}: its shards are not those that it wrote or read. `capfilt verify {source}` says more."
-    if tally.samples["in"] != expected.samples[column]:
-        raise RunError(
-            f"{tally.samples['in']} samples came in, and {expected.samples[column]} are in the ledger of {told}"
-        )
-    for origin, count in tally.texts["in"].items():
-        if count != expected.texts[column][origin]:
+    counted = {"samples": (tally.samples["in"], expected.samples[column])}
+    counted |= {f"{of} texts": (came, expected.texts[column][of]) for of, came in tally.texts["in"].items()}
+    for what, (came, known) in counted.items():
+        if came != known:
             raise RunError(
-                f"{count} {origin} texts came in, and {expected.texts[column][origin]} are in the ledger of {told}"
+                f"{came} {what} came in, and {known} are in the ledger of {source}: its shards are not those that it"
+                f" wrote or read. `capfilt verify {source}` says more."
             )

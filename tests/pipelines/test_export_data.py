@@ -22,8 +22,8 @@ from tars import tar_of
 
 import capfilt
 from capfilt.data import shards
-from capfilt.data.exports import FORMS, listed, tables
-from capfilt.errors import FolderError, RunError
+from capfilt.data.exports import listed, tables
+from capfilt.errors import FolderError, RunError, ShortfallError
 from capfilt.runs.ledger import Ledger
 from capfilt.stages.export import pieces
 
@@ -409,10 +409,11 @@ def test_what_is_not_as_its_ledger_says(finished_run: Path, tmp_path: Path) -> N
         export(home, tmp_path / "p", "coyo")
 
 
-def test_every_format_is_named_alike() -> None:
-    from capfilt.api.data import FORMS as NAMED
-
-    assert tuple(FORMS) == NAMED
+def test_pictures_without_texts_are_no_pairs(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_of(("a.jpg", jpeg(0)), ("a.txt", b"...")))
+    with pytest.raises(ShortfallError, match="has a text, which blip-json is made of"):
+        export(tmp_path / "0.tar", tmp_path / "o", "blip-json")
+    assert export(tmp_path / "0.tar", tmp_path / "p", "hf-dataset").samples.kept == 1
 
 
 def test_a_row_group_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
@@ -26,43 +27,29 @@ Row = dict[str, Any]
 ROWS, BYTES = 1000, 32 * 2**20
 """Of a row group at most, the last sample included whole: that is what is in memory."""
 
-_CAPTIONS = pa.list_(
-    pa.struct(
-        [("text", pa.string()), ("source", pa.string()), ("itm", pa.float64()), ("itc", pa.float64()),
-         ("round", pa.int64())]
-    )
-)  # fmt: skip
-_IDENTITY = [("key", pa.string()), ("uid", pa.string()), ("sha256", pa.string()), ("url", pa.string())]
-_SIZE = [("width", pa.int64()), ("height", pa.int64())]
+_SCORES = [("itm", "double"), ("itc", "double")]
+_CAPTIONS = pa.list_(pa.struct([("text", "string"), ("source", "string"), *_SCORES, ("round", "int64")]))
+_SIZE = [("width", "int64"), ("height", "int64")]
+_IDS = [(name, "string") for name in ("key", "uid", "sha256", "url")]
+_PICTURE = [("text", "string"), ("captions", _CAPTIONS), *_IDS, *_SIZE]
+PICTURES = pa.schema([("image", "binary"), ("extension", "string"), *_PICTURE, ("json", "string")])
+_HF_COLUMNS = pa.schema([("image", pa.struct([("bytes", "binary"), ("path", "string")])), *_PICTURE])
 
-PICTURES = pa.schema(
-    [*_IDENTITY, *_SIZE, ("extension", pa.string()), ("image", pa.binary()), ("text", pa.string()),
-     ("captions", _CAPTIONS), ("json", pa.string())]
-)  # fmt: skip
-
-_HF_COLUMNS = pa.schema(
-    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("text", pa.string()),
-     ("captions", _CAPTIONS), *_IDENTITY, *_SIZE]
-)  # fmt: skip
-
-_IMAGE_MEASURES = (
-    "num_faces", "nsfw_score_opennsfw2", "nsfw_score_gantman", "watermark_score", "aesthetic_score_laion_v2",
-)  # fmt: skip
-_TEXT_MEASURES = ("num_tokens_bert", "num_tokens_gpt", "clip_similarity_vitb32", "clip_similarity_vitl14")
+_COUNTS = ("num_tokens_bert", "num_tokens_gpt")
+_SIMILARITIES = ("clip_similarity_vitb32", "clip_similarity_vitl14")
+_OF_IMAGE = ("nsfw_score_opennsfw2", "nsfw_score_gantman", "watermark_score", "aesthetic_score_laion_v2")
 COYO_COLUMNS = pa.schema(
-    [("id", pa.int64()), ("url", pa.string()), ("text", pa.string()), *_SIZE, ("image_phash", pa.string()),
-     ("text_length", pa.int64()), ("word_count", pa.int64()),
-     *((name, pa.int64()) for name in ("num_tokens_bert", "num_tokens_gpt", "num_faces")),
-     *((name, pa.float64()) for name in (*_TEXT_MEASURES[2:], *_IMAGE_MEASURES[1:])),
-     ("uid", pa.string()), ("source", pa.string()), ("itm", pa.float64()), ("itc", pa.float64())]
+    [("id", "int64"), ("url", "string"), ("text", "string"), *_SIZE, ("image_phash", "string"),
+     *((name, "int64") for name in ("text_length", "word_count", *_COUNTS, "num_faces")),
+     *((name, "double") for name in (*_SIMILARITIES, *_OF_IMAGE)), ("uid", "string"), ("source", "string"), *_SCORES]
 )  # fmt: skip
 """COYO-700M's columns, then ours."""
 
 LAION_COLUMNS = pa.schema(
-    [("URL", pa.string()), ("TEXT", pa.string()), ("top_caption", pa.string()), ("all_captions", pa.list_(pa.string())),
-     ("all_similarities", pa.list_(pa.float64())), ("WIDTH", pa.int64()), ("HEIGHT", pa.int64()),
-     ("similarity", pa.float64()), ("hash", pa.int64()), ("pwatermark", pa.float64()), ("punsafe", pa.float64()),
-     ("uid", pa.string()), ("itm", pa.float64()), ("all_itm", pa.list_(pa.float64()))]
+    [("URL", "string"), ("TEXT", "string"), ("top_caption", "string"), ("all_captions", pa.list_(pa.string())),
+     ("all_similarities", pa.list_(pa.float64())), ("WIDTH", "int64"), ("HEIGHT", "int64"), ("similarity", "double"),
+     ("hash", "int64"), ("pwatermark", "double"), ("punsafe", "double"), ("uid", "string"), ("itm", "double"),
+     ("all_itm", pa.list_(pa.float64()))]
 )  # fmt: skip
 """LAION-COCO's columns, then ours."""
 
@@ -84,13 +71,8 @@ def write(
 
 def _groups(rows: Iterator[Row], limit: int) -> Iterator[list[Row]]:
     """Row groups of the next rows, `limit` at most in all, 0 for no limit."""
-    group: list[Row] = []
-    size = count = 0
-    while not limit or count < limit:
-        row = next(rows, None)
-        if row is None:
-            break
-        count += 1
+    group, size = list[Row](), 0
+    for row in islice(rows, limit or None):
         group.append(row)
         image = row.get("image", b"")
         size += len(image["bytes"] if isinstance(image, dict) else image)
@@ -104,36 +86,33 @@ def _groups(rows: Iterator[Row], limit: int) -> Iterator[list[Row]]:
 def picture_rows(part: Part, samples: Iterator[Sample]) -> Iterator[Row]:
     """A row for each picture with its bytes, all of its texts and its whole json."""
     for sample in samples:
-        meta = {name: value for name, value in sample.meta.items() if name != "captions"}
-        row = {"extension": sample.extension, "image": sample.image, "json": words(json.dumps(meta))}
-        yield {**_identity(sample), **row, **_texts(part, sample)}
+        meta = json.dumps({name: value for name, value in sample.meta.items() if name != "captions"})
+        yield {"image": sample.image, "extension": sample.extension, "json": meta, **_picture(part, sample)}
 
 
 def hf_rows(part: Part, samples: Iterator[Sample]) -> Iterator[Row]:
     """A row for each picture as the feature `Image` of `datasets` has it, with its texts."""
     for sample in samples:
         image = {"bytes": sample.image, "path": f"{sample.uid}.{sample.extension}"}
-        yield {"image": image, **_identity(sample), **_texts(part, sample)}
+        yield {"image": image, **_picture(part, sample)}
 
 
 def coyo_rows(part: Part, samples: Iterator[Sample]) -> Iterator[Row]:
     """A row for each text. `id` counts as Spark's `monotonically_increasing_id` does, with which COYO's were made."""
-    row_number = 0
+    ids = count(part.first << 33)
     for sample in samples:
         meta = sample.meta
-        shared: Row = {name: number(meta.get(name)) for name in _IMAGE_MEASURES}
-        shared |= {"num_faces": whole(meta.get("num_faces")), "uid": sample.uid, "url": _url(meta), **_size(sample)}
+        shared: Row = {"uid": sample.uid, "url": _url(meta), **_size(sample), "num_faces": whole(meta.get("num_faces"))}
         shared["image_phash"] = words(meta.get("image_phash")) or _phash(sample)
+        shared |= {name: number(meta.get(name)) for name in _OF_IMAGE}
+        of_text: Row = {name: whole(meta.get(name)) for name in _COUNTS}
+        of_text |= {name: number(meta.get(name)) for name in _SIMILARITIES}
         came = [caption for caption in sample.captions if caption["source"] == "web"]
         for caption in sample.captions:
             text = part.text(caption["text"])
-            row = {"id": (part.first << 33) + row_number, "text": text, **shared, **_scores(caption)}
-            row |= {"source": caption["source"], "text_length": len(text), "word_count": len(text.split())}
-            if [caption] == came:
-                row |= {name: number(meta.get(name)) for name in _TEXT_MEASURES}
-                row |= {name: whole(meta.get(name)) for name in _TEXT_MEASURES[:2]}
-            row_number += 1
-            yield row
+            row = {"id": next(ids), "text": text, "text_length": len(text), "word_count": len(text.split())}
+            measured = of_text if [caption] == came else {}  # of several web texts it is not known of which
+            yield {**row, "source": caption["source"], **shared, **measured, **_scores(caption)}
 
 
 def laion_rows(part: Part, samples: Iterator[Sample]) -> Iterator[Row]:
@@ -155,18 +134,14 @@ def laion_rows(part: Part, samples: Iterator[Sample]) -> Iterator[Row]:
         yield row
 
 
-def _identity(sample: Sample) -> Row:
-    ids = {"key": words(sample.key), "uid": sample.uid, "sha256": sample.sha256, "url": _url(sample.meta)}
-    return {**ids, **_size(sample)}
-
-
-def _texts(part: Part, sample: Sample) -> Row:
+def _picture(part: Part, sample: Sample) -> Row:
     captions = [
         {"text": part.text(one["text"]), "source": one["source"], "round": whole(one.get("round")), **_scores(one)}
         for one in sample.captions
     ]
-    text = words(sample.text) if is_text(sample.text) else None
-    return {"text": text or (captions[0]["text"] if captions else None), "captions": captions}
+    text = sample.text if is_text(sample.text) else captions[0]["text"] if captions else None
+    ids = {"key": words(sample.key), "uid": sample.uid, "sha256": sample.sha256, "url": _url(sample.meta)}
+    return {"text": text, "captions": captions, **ids, **_size(sample)}
 
 
 def _scores(caption: Mapping[str, Any]) -> Row:

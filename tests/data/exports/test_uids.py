@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capfilt.data.exports import Part, uids
-from capfilt.data.exports.form import Finished
+from capfilt.data.exports import uids
+from capfilt.data.exports.form import Finished, Part
 from capfilt.data.sample import Sample
 
 
