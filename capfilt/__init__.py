@@ -11,7 +11,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
-    from capfilt.api.data import ConvertResult, DownloadResult, convert, download
+    from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
@@ -74,6 +74,7 @@ __all__ = [
     "Counts",
     "Damage",
     "DataError",
+    "DataExportResult",
     "DecontaminateResult",
     "DedupResult",
     "DownloadResult",
@@ -123,6 +124,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "export_data",
     "finetune",
     "load_model",
     "pretrain",
@@ -140,7 +142,7 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
-    "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
+    "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),

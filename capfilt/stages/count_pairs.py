@@ -141,6 +141,12 @@ def shard_digests(
     return known | {url: count.sha256 for url, count in counts.items() if count.sha256}
 
 
+def count_images(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, int]:
+    """The number of pictures of each shard, with a text or without, by its url; `folder/ledger/rows` keeps it."""
+    counts = _counts(session, urls, folder, show)
+    return {url: count.images + count.without_text for url, count in counts.items()}
+
+
 class _ShardCount(NamedTuple):
     """What a reading of a shard found: a tenth of the memory of its completion."""
 
