@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
+    from capfilt.api.estimates import EstimateResult, estimate
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
     from capfilt.api.progress import ProgressEvent
@@ -79,6 +80,7 @@ __all__ = [
     "DedupResult",
     "DownloadResult",
     "EmbedResult",
+    "EstimateResult",
     "EvaluateResult",
     "Explanation",
     "ExportResult",
@@ -121,6 +123,7 @@ __all__ = [
     "dedup",
     "download",
     "embed",
+    "estimate",
     "evaluate",
     "explain",
     "export",
@@ -145,6 +148,7 @@ _MODULES = {
     "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
+    "api.estimates": ("EstimateResult", "estimate"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),
