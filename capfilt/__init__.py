@@ -11,9 +11,10 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
-    from capfilt.api.data import ConvertResult, DownloadResult, convert, download
+    from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
+    from capfilt.api.estimates import EstimateResult, estimate
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
     from capfilt.api.progress import ProgressEvent
@@ -74,10 +75,12 @@ __all__ = [
     "Counts",
     "Damage",
     "DataError",
+    "DataExportResult",
     "DecontaminateResult",
     "DedupResult",
     "DownloadResult",
     "EmbedResult",
+    "EstimateResult",
     "EvaluateResult",
     "Explanation",
     "ExportResult",
@@ -120,9 +123,11 @@ __all__ = [
     "dedup",
     "download",
     "embed",
+    "estimate",
     "evaluate",
     "explain",
     "export",
+    "export_data",
     "finetune",
     "load_model",
     "pretrain",
@@ -140,9 +145,10 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
-    "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
+    "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
+    "api.estimates": ("EstimateResult", "estimate"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),
