@@ -11,7 +11,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
-    from capfilt.api.data import ConvertResult, DownloadResult, convert, download
+    from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.estimates import EstimateResult, estimate
@@ -75,6 +75,7 @@ __all__ = [
     "Counts",
     "Damage",
     "DataError",
+    "DataExportResult",
     "DecontaminateResult",
     "DedupResult",
     "DownloadResult",
@@ -126,6 +127,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "export_data",
     "finetune",
     "load_model",
     "pretrain",
@@ -143,7 +145,7 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
-    "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
+    "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.estimates": ("EstimateResult", "estimate"),

@@ -34,7 +34,7 @@ HERE = ("jobs", "init", "estimate", "doctor")
 
 _PATH_OPTIONS = {
     "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "files": "FILES",
-    "images": "--images", "model": "MODEL", "captioner": "--captioner", "filter_": "--filter",
+    "images": "--images", "model": "MODEL", "source": "MODEL|DATA", "captioner": "--captioner", "filter_": "--filter",
     "annotations": "--annotations", "val": "--val", "without": "--without", "embeddings": "EMBEDDINGS",
     "scored": "--scores", "against": "--against",
 }  # fmt: skip

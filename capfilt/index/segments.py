@@ -106,7 +106,7 @@ def arrays(path: StoragePath, count: int) -> list[np.ndarray]:
     try:
         with _open(path) as file:
             return [np.load(file, allow_pickle=False) for _ in range(count)]
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # a header may ask for any number of values
         raise _damaged(path) from error
 
 

@@ -55,6 +55,10 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             segments.read([path], 0, 8)
         with pytest.raises(RunError, match="damaged or not there"):
             segments.Segment(path).mapped(0, 20)
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000000,), }"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(RunError, match="damaged or not there"):
+        segments.arrays(path, 1)
     path.unlink()
     with pytest.raises(RunError, match="damaged or not there"):
         segments.Segment(path)

@@ -25,4 +25,6 @@ def test_a_limit_within_a_limit_goes_with_its_block() -> None:
     with deadline.time_limit(60):
         with deadline.time_limit(0.01):
             time.sleep(0.02)
+            with pytest.raises(TimeLimitError, match=r"0\.01 s"):
+                deadline.check()
         deadline.check()

@@ -258,3 +258,6 @@ def test_annotations_from_elsewhere_have_no_ledger(tmp_path: Path) -> None:
     selected = Ledger(tmp_path, "select")
     selected.commit("00000", "f", [], balanced(1))
     check_balance(Ledger(tmp_path / "elsewhere", "annotate"), selected, ["00000"])
+    Ledger(tmp_path / "here", "annotate").commit("00000", "f", [], balanced(2))
+    with pytest.raises(RunError, match="Nothing may get lost"):
+        check_balance(Ledger(tmp_path / "here", "annotate"), selected, ["00000"])

@@ -31,6 +31,7 @@ class AnnotateJob(ShardsJob):
     name: ClassVar[str] = "annotate"
     splittable: ClassVar[bool] = True
     by_content: ClassVar[bool] = True
+    lists_images: ClassVar[bool] = True
     loads: ClassVar[str] = "the captioner and the filter to load"
 
     captioner: CaptionerSpec

@@ -29,6 +29,8 @@ from capfilt.storage.paths import StoragePath, table_source
 
 AREA = "index"
 INDEX = "index.json"
+NAMES_BYTES = 64 * 2**20
+"""Of the keys and uids of `NAMES_ROWS` pictures: 16 KB each."""
 RECALL_AT = 10
 """Neighbours of a query that the recall counts."""
 EXACT_BLOCKS = 8
@@ -139,13 +141,17 @@ class PictureIndex:
 
     def _hit(self, row: int, cosine: float) -> Hit:
         """The picture of a row of the pool; of its block's names only some are read."""
-        blocks = self.pool.blocks
-        block = [name for name, block in blocks.items() if self.pool.starts[block[0].name] <= row][-1]
-        shard = [one for one in blocks[block] if self.pool.starts[one.name] <= row][-1]
+        starts, blocks = self.pool.starts, self.pool.blocks
+        block = [name for name, block in blocks.items() if starts[block[0].name] <= row][-1]
+        shard = [one for one in blocks[block] if starts[one.name] <= row][-1]
         path = SplitJob(**self.job.model_dump()).names_path(block)
-        place = row - self.pool.starts[blocks[block][0].name]
+        place = row - starts[blocks[block][0].name]
         try:
-            file: Any = pq.ParquetFile(table_source(path))
+            # As dictionaries: of a table that others made, one long text may be that of all rows.
+            file: Any = pq.ParquetFile(table_source(path), read_dictionary=["key", "uid"])
+            group = file.metadata.row_group(place // NAMES_ROWS)
+            if group.total_byte_size > NAMES_BYTES:
+                raise OSError(f"{group.total_byte_size:,} bytes of names")
             names = file.read_row_group(place // NAMES_ROWS).slice(place % NAMES_ROWS, 1).to_pylist()[0]
         except (OSError, IndexError, pa.ArrowException) as error:
             raise RunError(f"{path} is damaged; remove the index and build it again.") from error

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tars import tar_of
 
@@ -16,9 +18,10 @@ from capfilt.data import embeddings, shards
 from capfilt.data.embeddings import Vectors
 from capfilt.data.sample import Sample
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer
-from capfilt.errors import DataError, UsageError
+from capfilt.errors import DataError, RunError, UsageError
 from capfilt.index import lists, pool, search
 from capfilt.models.checkpoints import store
+from capfilt.stages.near import index as near_index
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,32 @@ def test_a_text_finds_what_its_cosines_say(index: Path, capfilt: Any) -> None:
     assert shown.code == 0
     assert answer["hits"][0]["uid"] in shown.out
     assert answer["hits"][2]["uid"] not in shown.out
+
+
+def test_names_of_an_index_of_others_are_read_within_bounds(
+    index: Path, tmp_path: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(index, tmp_path / "i")
+    (path,) = (tmp_path / "i/index").glob("names-*.parquet")
+    names = pq.read_table(path)
+    long = pa.array(["k" * 2**20] * len(names)).dictionary_encode()
+    pq.write_table(names.set_column(0, "key", long), path, store_schema=False)
+    before = pa.total_allocated_bytes()
+    peaks = []
+    found = near_index.PictureIndex(tmp_path / "i")
+    read = near_index.pq.ParquetFile.read_row_group
+
+    def watched(*args: Any, **options: Any) -> Any:
+        table = read(*args, **options)
+        peaks.append(pa.total_allocated_bytes() - before)
+        return table
+
+    monkeypatch.setattr(near_index.pq.ParquetFile, "read_row_group", watched)
+    assert len(found.search(np.ones(found.pool.dim), 1)[0].key) == 2**20
+    assert max(peaks) < 4 * 2**20, "17 rows of one text of a megabyte"
+    monkeypatch.setattr(near_index, "NAMES_BYTES", 2**10)
+    with pytest.raises(RunError, match="is damaged; remove the index"):
+        found.search(np.ones(found.pool.dim), 1)
 
 
 def test_a_picture_finds_itself_and_the_page_shows_it_as_text(index: Path, tar: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from capfilt.data.loading.config import Source
 from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext
-from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob, train_language_model
+from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob
+from capfilt.pipelines.bootstrap.roles.model_job import train_model
 from capfilt.stages.train import run_training
 from capfilt.storage.paths import StoragePath
 from capfilt.training.config import TeachConfig
@@ -79,7 +80,7 @@ def language_source(
         seed=context.seed(r, "language"),
     )
     resources = context.config.cluster.select  # one core: the language model is a small one
-    return str(train_language_model(context.session, job, resources, context.progress, f"round {r} language"))
+    return str(train_model(context.session, job, resources, context.progress, f"round {r} language"))
 
 
 def merge_figures(figures: Mapping[str, dict[str, object]], models: Sequence[str]) -> dict[str, object]:

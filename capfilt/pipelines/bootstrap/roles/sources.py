@@ -22,7 +22,8 @@ from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig, SeparateConfig, TaughtConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, RoleSource
-from capfilt.pipelines.bootstrap.roles.taught_captioner import TeachJob, teach_captioner
+from capfilt.pipelines.bootstrap.roles.model_job import train_model
+from capfilt.pipelines.bootstrap.roles.taught_captioner import TeachJob
 from capfilt.pipelines.tokenizer_checks import check_vocabulary
 from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.train import check_beginning, check_sources, check_start, check_training, run_training
@@ -276,7 +277,7 @@ class Taught:
             compute=context.compute["captioner"],
             seed=context.seed(0, "captioner"),
         )
-        return teach_captioner(context.session, job, self._worker, context.progress)
+        return train_model(context.session, job, self._worker, context.progress, "teach the captioner")
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
         return VlmSpec(model=self.model(context, r, newest))

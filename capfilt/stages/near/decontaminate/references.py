@@ -73,17 +73,11 @@ class HeldOut:
 
     def take(self, rows: np.ndarray) -> HeldOut:
         """Some rows, given as a mask or by number."""
-        numbers = np.arange(len(self.keys))[rows]
-        return HeldOut(
-            sets=self.sets[numbers],
-            keys=self.keys[numbers],
-            uids=self.uids[numbers],
-            sha256=self.sha256[numbers],
-            copies=self.copies[numbers],
-            hashes=self.hashes[numbers] if len(self.hashes) else self.hashes,
-            texts=[self.texts[number] for number in numbers],
-            vectors=None if self.vectors is None else self.vectors[numbers],
-        )
+        arrays = {
+            name: getattr(self, name) for name in ("sets", "keys", "uids", "sha256", "copies", "hashes", "vectors")
+        }
+        taken = {name: values if values is None or not len(values) else values[rows] for name, values in arrays.items()}
+        return HeldOut(**taken, texts=[self.texts[number] for number in np.arange(len(self.keys))[rows]])
 
     @cached_property
     def references(self) -> HeldOut:
@@ -98,7 +92,7 @@ class HeldOut:
     @cached_property
     def row_of_sha256(self) -> dict[str, int]:
         """The first row of each picture by its digest."""
-        return _first(self.sha256)
+        return {digest: row for row, digest in reversed(list(enumerate(self.sha256)))}
 
     @cached_property
     def row_of_text(self) -> dict[str, int]:
@@ -108,10 +102,6 @@ class HeldOut:
             for text in texts:
                 rows.setdefault(text, row)
         return rows
-
-
-def _first(values: np.ndarray) -> dict[str, int]:
-    return {value: row for row, value in reversed(list(enumerate(values)))}
 
 
 class HeldOutTables(Config):

@@ -60,6 +60,10 @@ def test_the_embedded_world_passes_and_is_not_read_again(splits: Path, tmp_path:
 def test_splits_that_share_their_shards_are_read_once(splits: Path, tmp_path: Path) -> None:
     same = {"web": splits / "web", "human": splits / "web", "val": splits / "test", "test": splits / "test"}
     check({split: str(path) for split, path in same.items()}, tmp_path)
+    done = {stage: sorted(path.stem for path in (tmp_path / "ledger" / stage).glob("*.json"))
+            for stage in ("held-out", "decontaminate-exact")}  # fmt: skip
+    named = {split: sorted(shards.by_name(shards.expand(str(splits / split)))) for split in ("test", "web")}
+    assert done == {"held-out": named["test"], "decontaminate-exact": named["web"]}
 
 
 def test_a_test_picture_among_the_human_ones_stops_the_run_unless_it_is_allowed(
