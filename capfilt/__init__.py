@@ -11,7 +11,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
-    from capfilt.api.data import ConvertResult, DownloadResult, convert, download
+    from capfilt.api.data import ConvertResult, DownloadResult, PackResult, convert, download, pack
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
@@ -88,6 +88,7 @@ __all__ = [
     "LockLostError",
     "ModelError",
     "Neighbour",
+    "PackResult",
     "PretrainResult",
     "Progress",
     "ProgressEvent",
@@ -125,6 +126,7 @@ __all__ = [
     "export",
     "finetune",
     "load_model",
+    "pack",
     "pretrain",
     "read_annotations",
     "read_shards",
@@ -140,7 +142,7 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
-    "api.data": ("ConvertResult", "DownloadResult", "convert", "download"),
+    "api.data": ("ConvertResult", "DownloadResult", "PackResult", "convert", "download", "pack"),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),

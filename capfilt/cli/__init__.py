@@ -28,6 +28,7 @@ VERBS = (
     pipelines.bootstrap,
     download.download,
     convert.convert,
+    convert.pack,
     duplicates.embed,
     duplicates.dedup,
     search.index,

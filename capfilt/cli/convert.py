@@ -1,4 +1,4 @@
-"""The verb `convert`: published data sets of the downstream tasks to shards."""
+"""The verbs `convert` and `pack`: published data sets of the downstream tasks, and data of any kind, to shards."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.api import data
+from capfilt.api import data as api
 from capfilt.cli.execute import execute
-from capfilt.cli.next_steps import after_convert
+from capfilt.cli.next_steps import after_convert, trial
 from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, SizedAddress, Workers
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def convert(
     """
 
     def work(show: Progress) -> Any:
-        return data.convert(
+        return api.convert(
             task.value,
             files,
             images=images,
@@ -88,3 +88,42 @@ def convert(
         ).record
 
     execute(work, as_json, debug, then=lambda _: after_convert(task.value, out, address))
+
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        help="Folders of pictures, Parquet, saved datasets, Lance, captions as JSON, tars (docs/shards.md)."
+    ),
+]
+
+
+def pack(
+    data: Data,
+    out: OutFolder,
+    workers: Workers = 0,
+    cpus: Cpus = None,
+    min_success: MinSuccess = 0,
+    address: SizedAddress = "by-size",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write data as shards once: the pictures' own bytes, their texts, a uid and a sha256 of each.
+
+    Every verb reads such data as they lie, too; tars are for other loaders, and for stores.
+
+    Example: `capfilt pack photos/ --out shards`
+    """
+
+    def work(show: Progress) -> Any:
+        return api.pack(
+            data,
+            out=out,
+            min_success=min_success,
+            address=address,
+            workers=workers,
+            cpus=cpus,
+            on_progress=show,
+        ).record
+
+    execute(work, as_json, debug, then=lambda _: [trial(out, out, address)])

@@ -54,7 +54,7 @@ LOG_FIELDS = {
 """What the log of a training has beside losses."""
 DECONTAMINATE = "decontaminate"
 """The verb, and the folder in the data of a bootstrap that did the same."""
-WITHOUT_PAGE = ("convert", "download", "embed")
+WITHOUT_PAGE = ("convert", "download", "embed", "pack")
 """The verbs whose run folders have no page."""
 MAX_COMMAND = 1000
 """Characters of shards in a command of the page; longer lists are summed up in words."""

@@ -28,7 +28,7 @@ from capfilt.storage.documents import PLAN_BYTES
 from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file
 
 ORDER = (
-    *("world", "download", "convert", "embed", "held-out", "decontaminate", "decontaminate-exact"),
+    *("world", "download", "convert", "pack", "embed", "held-out", "decontaminate", "decontaminate-exact"),
     *("captioner-pretrain", "captioner", "filter-pretrain", "filter"),
     *("calibrate", "annotate", "score", "select"),
     *("pretrain", "language", "stage-1", "stage-2", "evaluate"),

@@ -14,7 +14,7 @@ from capfilt import cli
 
 VERBS = (
     *("bootstrap", "download", "pretrain", "finetune", "annotate", "select"),
-    *("evaluate", "export", "show", "bench", "convert", "world"),
+    *("evaluate", "export", "show", "bench", "convert", "pack", "world"),
     *("embed", "dedup", "decontaminate", "index", "retrieve"),
     *("jobs", "status", "verify", "explain", "report", "review"),
 )
