@@ -24,7 +24,7 @@ demo: .venv/.stamp
 test: .venv/.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m 'not slow'
 
-# What takes more than ten seconds each: clusters of several nodes, trainings beside each other, S3 that fails.
+# What takes seconds of a core each: kills, lost nodes, whole runs against their goldens, trainings beside each other.
 test-slow: .venv/.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
 

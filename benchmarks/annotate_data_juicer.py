@@ -38,9 +38,9 @@ from capfilt.evaluation import speed
 from capfilt.inference.device import Compute
 from capfilt.models import BlipConfig
 from capfilt.pipelines import export
-from capfilt.pipelines.bench import BenchConfig
-from capfilt.pipelines.bench_annotate import make_job, make_models, make_shard
-from capfilt.stages.shard_annotator import ShardAnnotator
+from capfilt.pipelines.bench.annotate import make_job, make_models, make_shard
+from capfilt.pipelines.bench.bench import BenchConfig
+from capfilt.stages.annotation.shard_annotator import ShardAnnotator
 
 CPU = torch.device("cpu")
 

@@ -28,7 +28,7 @@ from capfilt.inference.embedder import Embedder
 from capfilt.models.checkpoints import store
 from capfilt.models.registry import architecture_of, build
 from capfilt.runs.progress import Progress
-from capfilt.stages.embed import EmbedConfig, VectorModel
+from capfilt.stages.near.embed import EmbedConfig, VectorModel
 
 SHOWN = (0, 1, 2, 3, 4, 6, 8, 10, 12)
 

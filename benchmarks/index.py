@@ -32,7 +32,7 @@ from capfilt.index import hamming
 from capfilt.index.leaders import greedy_leaders
 from capfilt.index.near import parse_near
 from capfilt.runs.progress import Progress
-from capfilt.stages.near_pairs import find_near_pairs
+from capfilt.stages.near.pairs import find_near_pairs
 
 CENTRES, COPIES = 2000, 0.1
 NOISE = 0.28  # of a copy, at most: cosines of 0.963 and more

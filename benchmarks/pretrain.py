@@ -37,8 +37,8 @@ from capfilt.models import Architecture, build, read_architecture
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.tasks import build_task
-from capfilt.pipelines.bench import BenchConfig
-from capfilt.pipelines.bench_annotate import made_up_words, make_shard
+from capfilt.pipelines.bench.annotate import made_up_words, make_shard
+from capfilt.pipelines.bench.bench import BenchConfig
 from capfilt.training.config import ExecutionConfig, OptimizerConfig, TrainConfig
 from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import peak_flops, step_flops

@@ -65,11 +65,11 @@ def costs(args: argparse.Namespace, captions: int, folder: Path) -> dict[str, li
     from capfilt.inference.device import Compute
     from capfilt.inference.scores.spec import ScoreSpec, score_specs
     from capfilt.models.blip.config import BlipConfig
-    from capfilt.pipelines.bench import BenchConfig
-    from capfilt.pipelines.bench_annotate import make_job, make_models, make_shard
-    from capfilt.stages.add_score import AddScoreJob
-    from capfilt.stages.shard_annotator import ShardAnnotator
-    from capfilt.stages.shard_scorer import ShardScorer
+    from capfilt.pipelines.bench.annotate import make_job, make_models, make_shard
+    from capfilt.pipelines.bench.bench import BenchConfig
+    from capfilt.stages.annotation.add_score import AddScoreJob
+    from capfilt.stages.annotation.shard_annotator import ShardAnnotator
+    from capfilt.stages.annotation.shard_scorer import ShardScorer
 
     config = BenchConfig(images=args.images, captions=captions)
     architecture = configs.read(presets.find("models", config.model), BlipConfig)
@@ -117,7 +117,7 @@ def annotated_run(folder: Path, images: int) -> Path:
     from capfilt.data import annotations, shards
     from capfilt.data.annotations import Annotation
     from capfilt.data.sample import Sample
-    from capfilt.pipelines.bench_annotate import _photo
+    from capfilt.pipelines.bench.annotate import _photo
     from capfilt.runs.ledger import Ledger
     from capfilt.runs.locking import lock
     from capfilt.runs.run import Run

@@ -33,7 +33,6 @@ class DownloadResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> DownloadResult:
-        """From the record of the verb."""
         return cls(out, Counts.of(record["samples"]), record["failed"], record["repeated"], record)
 
     def rows(self) -> Iterator[Sample]:
@@ -59,7 +58,6 @@ class ConvertResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> ConvertResult:
-        """From the record of the verb."""
         return cls(out, Counts.of(record["samples"]), record["failed"], record["rows"], record)
 
     def rows(self) -> Iterator[Sample]:

@@ -38,13 +38,12 @@ class DecontaminateResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> DecontaminateResult:
-        """From the record of the verb."""
         named = {name: record[name] for name in ("verdict", "samples", "sets", "self_test")}
         return cls(contaminated=out / "contaminated.parquet", **named, record=record)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the table, in the order of the shards' names."""
-        from capfilt.stages.decontaminate.rows import read
+        from capfilt.stages.near.decontaminate.rows import read
 
         return read(self.contaminated)
 
@@ -87,9 +86,9 @@ def decontaminate(
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt import config as configs
-        from capfilt.pipelines import decontaminate as pipeline
-        from capfilt.stages.decontaminate.compare import Settings
-        from capfilt.stages.decontaminate.criteria import Criteria
+        from capfilt.pipelines.near import decontaminate as pipeline
+        from capfilt.stages.near.decontaminate.compare import Settings
+        from capfilt.stages.near.decontaminate.criteria import Criteria
 
     given = {"criteria": Criteria.parse(by), "self_test": self_test, "seed": seed}
     settings = configs.validate(Settings, given, "arguments")

@@ -31,7 +31,6 @@ class EmbedResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> EmbedResult:
-        """From the record of the verb."""
         return cls(out, location(record["embeddings"]), Counts.of(record["samples"]), record["failed"], record)
 
 
@@ -52,7 +51,6 @@ class DedupResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> DedupResult:
-        """From the record of the verb."""
         numbers = record["pictures"], record["kept"], record["dropped"]
         return cls(out, location(record["folder"]), *numbers, record["by"], record)
 
@@ -101,9 +99,9 @@ def embed(
 
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import embed as pipeline
+        from capfilt.pipelines.near import embed as pipeline
         from capfilt.stages import runner
-        from capfilt.stages.embed import EmbedConfig
+        from capfilt.stages.near.embed import EmbedConfig
 
     config = configs.build(EmbedConfig, assignments(settings))
     with arguments.driving():
@@ -154,7 +152,7 @@ def dedup(
     near = parse_near(by)
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import dedup as pipeline
+        from capfilt.pipelines.near import dedup as pipeline
 
     given = {"by": near, "keep": keep, "scope": scope, "merge_texts": merge_texts}
     config = configs.validate(pipeline.DedupConfig, given, "arguments")

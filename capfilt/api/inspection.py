@@ -168,7 +168,7 @@ def report(
         RunError: `run` is no run folder, or one of two has no annotations; or its filter is gone.
         UsageError: a run compared with itself, heatmaps or a price of two runs, or a filter that has none.
     """
-    from capfilt.pipelines import report as pipeline
+    from capfilt.pipelines.inspect import report as pipeline
 
     if filter is not None and not heatmaps:
         raise UsageError("--filter is of the heatmaps: say --heatmaps N too.")

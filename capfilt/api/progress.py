@@ -69,7 +69,6 @@ class CallbackProgress(Progress):
             report(line, ended=True)
 
     def say(self, text: str) -> None:
-        """Hand on a line between stages."""
         if self._on_log is not None:
             self._on_log(printable(text, MAX_MESSAGE))
 

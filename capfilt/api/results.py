@@ -30,7 +30,6 @@ class Counts:
 
     @classmethod
     def of(cls, samples: Mapping[str, int]) -> Counts:
-        """The counts of a tally."""
         return cls(samples["in"], samples["kept"], samples.get("dropped", 0), samples["failed"])
 
 
@@ -47,7 +46,6 @@ class TextCounts:
 
     @classmethod
     def of(cls, texts: Mapping[str, Mapping[str, int]]) -> TextCounts:
-        """The counts of a tally."""
         return cls(texts["in"], texts["kept"], texts["dropped"])
 
 
@@ -67,7 +65,6 @@ class AnnotateResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> AnnotateResult:
-        """From the record of the verb."""
         samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
         return cls(out, location(record["annotations"]), samples, texts, record["failed"], record)
 
@@ -96,7 +93,6 @@ class SelectResult:
 
     @classmethod
     def of(cls, out: StoragePath, record: Record) -> SelectResult:
-        """From the record of the verb."""
         samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
         dataset, threshold = location(record["dataset"]), record.get("threshold")
         return cls(out, dataset, threshold, samples, texts, record["failed"], record)

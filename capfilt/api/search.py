@@ -78,7 +78,7 @@ def build_index(
     """
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import index as pipeline
+        from capfilt.pipelines.near import index as pipeline
 
     with arguments.driving():
         options = arguments.options(workers=workers, cpus=cpus)
@@ -118,7 +118,7 @@ def retrieve(
     """
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import retrieve as pipeline
+        from capfilt.pipelines.near import retrieve as pipeline
 
     picture, page = (None if where is None else location(where) for where in (image, html))
     record = pipeline.run(location(index), text, picture, k, None if model is None else str(model), page, show)

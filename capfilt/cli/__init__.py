@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, decontaminate, download, duplicates, jobs, models, pipelines, run_folder, search
+from capfilt.cli import convert, download, jobs, models, near, pipelines, run_folder
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -29,11 +29,11 @@ VERBS = (
     download.download,
     convert.convert,
     convert.pack,
-    duplicates.embed,
-    duplicates.dedup,
-    search.index,
-    search.retrieve,
-    decontaminate.decontaminate,
+    near.embed,
+    near.dedup,
+    near.index,
+    near.retrieve,
+    near.decontaminate,
     pipelines.pretrain,
     pipelines.finetune,
     pipelines.annotate,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from capfilt.api import data as api
-from capfilt.cli.execute import execute
+from capfilt.cli.execute import call
 from capfilt.cli.next_steps import after_convert, trial
 from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, SizedAddress, Workers
-
-if TYPE_CHECKING:
-    from capfilt.runs.progress import Progress
 
 
 class Task(StrEnum):
@@ -71,23 +68,8 @@ def convert(
     Example: `capfilt convert vqa questions.json annotations.json --images coco/val2014 --out vqa-val`
     """
 
-    def work(show: Progress) -> Any:
-        return api.convert(
-            task.value,
-            files,
-            images=images,
-            out=out,
-            split=[name for word in split or () for name in word.split(",") if name],
-            shard_size=shard_size,
-            retry=retry,
-            min_success=min_success,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda _: after_convert(task.value, out, address))
+    given = locals() | {"task": task.value, "split": [name for word in split or () for name in word.split(",") if name]}
+    call(api.convert, given, then=lambda _: after_convert(task.value, out, address))
 
 
 Data = Annotated[
@@ -114,16 +96,4 @@ def pack(
 
     Example: `capfilt pack photos/ --out shards`
     """
-
-    def work(show: Progress) -> Any:
-        return api.pack(
-            data,
-            out=out,
-            min_success=min_success,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda _: [trial(out, out, address)])
+    call(api.pack, locals(), then=lambda _: [trial(out, out, address)])

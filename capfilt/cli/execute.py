@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,12 +20,14 @@ from capfilt.errors import CapfiltError, ShortfallError
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, PrintableFormatter, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from capfilt.cli.next_steps import Step
     from capfilt.runs.progress import Progress
 
 
+_NAMES = {"sets": "settings", "filter_": "filter", "scored": "scores"}
+"""What the public functions call options whose own names are taken, or are plural there."""
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,6 +61,33 @@ def execute(
     if short:
         say(f"error: {short}", err=True)
         raise typer.Exit(ShortfallError.exit_code)
+
+
+def call(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    show: Callable[[Any], None] | None = None,
+    then: Callable[[Any], Iterable[Step]] | None = None,
+) -> None:
+    """Call the public function of a verb with the options of its command line, which have the same names, and print
+    the result's record, or for a person what `show` makes of the result.
+
+    Args:
+        given: the options by name. What is None is left to the function's default; `sets` are its `settings`.
+    """
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
+    options = {_NAMES.get(name, name): value for name, value in plain.items() if value is not None}
+    as_json, debug = bool(options.pop("as_json")), bool(options.pop("debug"))
+
+    def work(progress: Progress) -> Any:
+        if "on_progress" in inspect.signature(function).parameters:
+            options["on_progress"] = progress
+        result = function(**options)
+        if show is not None and not as_json:
+            show(result)
+        return result.record
+
+    execute(work, as_json, debug, show is None, then)
 
 
 def _answer(work: Callable[[Progress], Any], as_json: bool, debug: bool, received: list[int]) -> tuple[Any, str]:

@@ -185,7 +185,7 @@ def _recipe(verb: str, given: dict[str, Any]) -> Config:
     if verb == "select":
         options = {key: given[key] for key in POLICY_OPTIONS}
         calibration = (given["val"], given["filter_"])
-        return policy(given["recipe"], options, given["sets"] or (), given["by"] is not None, calibration)
+        return policy(given["recipe"], options, given["sets"] or (), given["calibrate"] is not None, calibration)
     rounds = [] if given.get("rounds") is None else [f"rounds={given['rounds']}"]
     return read_recipe(verb, given["recipe"], show.KINDS[verb][0], [*(given["sets"] or ()), *rounds])
 

@@ -8,12 +8,13 @@ import typer
 
 from capfilt.api import commands, inspection
 from capfilt.api.arguments import location
-from capfilt.cli.execute import execute
-from capfilt.cli.next_steps import Step, after_evaluate, after_export
+from capfilt.cli.execute import call, execute
+from capfilt.cli.next_steps import after_evaluate, after_export
 from capfilt.cli.options import Cpus, Debug, Json, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
+    from capfilt.api.results import ExportResult
     from capfilt.runs.progress import Progress
 
 
@@ -60,24 +61,8 @@ def evaluate(
 
     Example: `capfilt evaluate runs/demo/round-2/pretrain/checkpoint runs/demo/data/test`
     """
-
-    def work(show: Progress) -> Any:
-        return commands.evaluate(
-            model,
-            shards,
-            out=out or None,
-            settings=sets or (),
-            task=task,
-            results=results,
-            classes=classes,
-            templates=templates,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda _: after_evaluate(model, shards, out or None, address))
+    given = locals() | {"out": out or None}
+    call(commands.evaluate, given, then=lambda _: after_evaluate(model, shards, out or None, address))
 
 
 def export(
@@ -105,18 +90,12 @@ def export(
 
     Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
     """
+    call(inspection.export, locals(), _say_written, lambda record: after_export(map(location, record["written"])))
 
-    def work(_show: Progress) -> Any:
-        done = inspection.export(model, out=out, form=form, vision=vision, language=language)
-        if not as_json:
-            for path in done.written:
-                say(path)
-        return done.record
 
-    def then(record: Any) -> list[Step]:
-        return after_export([location(path) for path in record["written"]])
-
-    execute(work, as_json, debug, show_result=False, then=then)
+def _say_written(done: ExportResult) -> None:
+    for path in done.written:
+        say(path)
 
 
 def show(
@@ -169,7 +148,7 @@ def bench(
         from capfilt.api.arguments import price_of
 
         rates = price_of(price)
-        from capfilt.pipelines import bench as pipeline
+        from capfilt.pipelines.bench import bench as pipeline
 
         result = pipeline.run(stage, sets or [], show, rates)
         if as_json:

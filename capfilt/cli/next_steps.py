@@ -61,12 +61,10 @@ def beside(folder: object, suffix: str) -> StoragePath:
 
 
 def page(folder: object, shows: str) -> Step:
-    """The page of a run."""
     return f"see {shows}, as a page", command("report", folder)
 
 
 def trial(shards: object, name: object, address: str) -> Step:
-    """A tiny model trained on shards."""
     words = (TRIAL, "--out", beside(name, "tiny"), "--set", f"data={_short(str(shards))}")
     what = "train a tiny model on them, to see that they can be learned from (minutes on two CPU cores)"
     return what, command("pretrain", *words, address=address)
@@ -139,7 +137,6 @@ def _scores(folder: StoragePath, name: str) -> np.ndarray[Any, Any]:
 
 
 def after_dedup(out: str) -> list[Step]:
-    """Look at the groups."""
     return [page(out, "the groups, and pairs near the radius")]
 
 
@@ -148,13 +145,13 @@ def after_select(out: str, dataset: str, address: str) -> list[Step]:
     return [page(out, "what was kept, what was dropped, and why"), trial(dataset, out, address)]
 
 
-def after_pretrain(out: StoragePath, model: StoragePath, address: str) -> list[Step]:
-    """Evaluate, look at the losses, export."""
+def after_pretrain(folder: str, trained: str, address: str) -> list[Step]:
     from capfilt.evaluation.tasks import TASKS
     from capfilt.models import family_of
     from capfilt.models.checkpoints import store
     from capfilt.runs.run import Run
 
+    out, model = location(folder), location(trained)
     plan = Run.load(out).plan
     first = plan["data"][0]["shards"][0]
     objectives = plan["train"]["objectives"]
@@ -210,8 +207,7 @@ def _roles(model: StoragePath) -> list[str]:
     return [role for role in NEEDS if not lacking(role, able.capabilities)]
 
 
-def after_export(written: Sequence[StoragePath]) -> list[Step]:
-    """Read how to load each."""
+def after_export(written: Iterable[StoragePath]) -> list[Step]:
     readmes = [path / "README.md" for path in written if (path / "README.md").is_file()]
     return [("read how transformers loads it", shlex.join(["cat", *map(str, readmes)]))] if readmes else []
 

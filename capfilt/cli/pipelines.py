@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from capfilt.api import commands
-from capfilt.api.arguments import location
-from capfilt.cli.execute import execute
-from capfilt.cli.next_steps import Step, after_annotate, after_pretrain, after_select
+from capfilt.cli.execute import call
+from capfilt.cli.next_steps import after_annotate, after_pretrain, after_select
 from capfilt.cli.options import (
     Address,
     Cpus,
@@ -29,7 +28,7 @@ from capfilt.cli.tables import print_cost, print_next, print_rounds
 from capfilt.cli.terminal import say
 
 if TYPE_CHECKING:
-    from capfilt.runs.progress import Progress
+    from capfilt.api.results import BootstrapResult
 
 
 Captions = Annotated[
@@ -85,27 +84,15 @@ def bootstrap(
     Example: `capfilt bootstrap --rounds 2`, the demo on the embedded world;
     `capfilt bootstrap my.yaml --out runs/mine --set seed=1`.
     """
+    call(commands.bootstrap, locals() | {"out": out or None}, _print_bootstrap)
 
-    def work(show: Progress) -> Any:
-        done = commands.bootstrap(
-            recipe,
-            out=out or None,
-            rounds=rounds,
-            settings=sets or (),
-            address=address,
-            fork=fork,
-            price=price,
-            on_progress=show,
-        )
-        if not as_json:
-            print_rounds(done.record)
-            say(f"summary     {done.out / 'summary.json'}")
-            say(f"run folder  {done.out}")
-            print_cost(done.record)
-            print_next(done.out, done.record)
-        return done.record
 
-    execute(work, as_json, debug, show_result=False)
+def _print_bootstrap(done: BootstrapResult) -> None:
+    print_rounds(done.record)
+    say(f"summary     {done.out / 'summary.json'}")
+    say(f"run folder  {done.out}")
+    print_cost(done.record)
+    print_next(done.out, done.record)
 
 
 def pretrain(
@@ -127,16 +114,7 @@ def pretrain(
 
     Example: `capfilt pretrain blip-tiny --out runs/tiny --set 'data=shards/{00000..00009}.tar'`
     """
-
-    def work(show: Progress) -> Any:
-        return commands.pretrain(
-            recipe, out=out, settings=sets or (), address=address, fork=fork, on_progress=show
-        ).record
-
-    def then(record: Any) -> list[Step]:
-        return after_pretrain(location(fork or out), location(record["model"]), address)
-
-    execute(work, as_json, debug, then=then)
+    call(commands.pretrain, locals(), then=lambda record: after_pretrain(fork or out, record["model"], address))
 
 
 def finetune(
@@ -158,16 +136,7 @@ def finetune(
 
     Example: `capfilt finetune entailment-tiny --out runs/ve --set start=runs/tiny/pretrain/checkpoint`
     """
-
-    def work(show: Progress) -> Any:
-        return commands.finetune(
-            recipe, out=out, settings=sets or (), address=address, fork=fork, on_progress=show
-        ).record
-
-    def then(record: Any) -> list[Step]:
-        return after_pretrain(location(fork or out), location(record["model"]), address)
-
-    execute(work, as_json, debug, then=then)
+    call(commands.finetune, locals(), then=lambda record: after_pretrain(fork or out, record["model"], address))
 
 
 SCORES = "side, aspect, entropy, sieve=ENCODER, clip:MODEL, aesthetic|nsfw|watermark=HEAD@MODEL"
@@ -240,35 +209,7 @@ def annotate(
     Example: `capfilt annotate shards/ --captioner CAP --filter FILT --out runs/a --captions 10`
     Example: `capfilt annotate shards/ --add-score side --add-score clip:MODEL --out runs/a`
     """
-
-    def work(show: Progress) -> Any:
-        return commands.annotate(
-            shards,
-            captioner=captioner,
-            filter=filter_,
-            out=out,
-            captions=captions,
-            recipe=recipe,
-            settings=sets or (),
-            seed=seed,
-            val=val,
-            scores=scores or (),
-            add_score=add_score or (),
-            without=without,
-            keep_vectors=keep_vectors,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            gpus=gpus,
-            limit=limit,
-            retry=retry,
-            min_success=min_success,
-            fork=fork,
-            price=price,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda _: after_annotate(shards, fork or out, address))
+    call(commands.annotate, locals(), then=lambda _: after_annotate(shards, fork or out, address))
 
 
 Annotations = Annotated[
@@ -337,7 +278,7 @@ def select(
     sets: PolicySets = None,
     val: HumanPairs = None,
     filter_: CalibratedFilter = None,
-    by: CalibrateOn = None,
+    calibrate: CalibrateOn = None,
     without: Without = None,
     workers: Workers = 0,
     cpus: Cpus = None,
@@ -351,31 +292,4 @@ def select(
 
     Example: `capfilt select shards/ --annotations runs/a --out runs/clean --threshold 0.5`
     """
-
-    def work(show: Progress) -> Any:
-        return commands.select(
-            shards,
-            annotations=annotations,
-            out=out,
-            recipe=recipe,
-            threshold=threshold,
-            score=score,
-            keep_rate=keep_rate,
-            samples_seen=samples_seen,
-            max_repeats=max_repeats,
-            top_k=top_k,
-            keep=keep,
-            settings=sets or (),
-            val=val,
-            filter=filter_,
-            calibrate=None if by is None else "labels",
-            without=without,
-            address=address,
-            workers=workers,
-            cpus=cpus,
-            min_success=min_success,
-            fork=fork,
-            on_progress=show,
-        ).record
-
-    execute(work, as_json, debug, then=lambda record: after_select(fork or out, record["dataset"], address))
+    call(commands.select, locals(), then=lambda record: after_select(fork or out, record["dataset"], address))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from capfilt.api import inspection
-from capfilt.cli.execute import Terminated, execute
+from capfilt.cli.execute import Terminated, call, execute
 from capfilt.cli.options import Debug, Json, Price
 from capfilt.cli.tables import print_status, print_verified, watch_status
 from capfilt.cli.terminal import say, say_json
@@ -15,6 +15,7 @@ from capfilt.cli.terminal import say, say_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from capfilt.api.results import Explanation
     from capfilt.runs.progress import Progress
 
 FetchInputs = Annotated[
@@ -114,17 +115,13 @@ def explain(
 
     Example: `capfilt explain runs/demo 000000012`, `capfilt explain runs/demo 000000012 --heatmap`
     """
+    given = locals() | {"out": out or None, "filter_": filter_ or None}
+    call(inspection.explain, given, _say_lines)
 
-    def work(_show: Progress) -> Any:
-        result = inspection.explain(
-            run, image, heatmap=heatmap, out=out or None, filter=filter_ or None, fetch_inputs=fetch_inputs
-        )
-        if not as_json:
-            for line in result.lines():
-                say(line)
-        return result.record
 
-    execute(work, as_json, debug, show_result=False)
+def _say_lines(explanation: Explanation) -> None:
+    for line in explanation.lines():
+        say(line)
 
 
 def report(
@@ -188,7 +185,7 @@ def review(
     """
 
     def work(_show: Progress) -> Any:
-        from capfilt.pipelines import review as pipeline
+        from capfilt.pipelines.inspect import review as pipeline
         from capfilt.storage.paths import storage_path
 
         def announce(url: str) -> None:

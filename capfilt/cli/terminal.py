@@ -35,7 +35,6 @@ def say_json(tree: Any, indent: int | None = None) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: object) -> Table:
-    """A table of texts."""
     from rich.table import Table
 
     result = Table(*columns, title=cell(title, MAX_MESSAGE))

@@ -137,7 +137,6 @@ class RateLimiterHandle(Config):
     """The actor's name; "" for buckets in the worker's process."""
 
     def connect(self) -> RateLimiter:
-        """The rate limiter of this worker."""
         if not self.actor:
             return RateLimiter(buckets=Buckets(self.rate, self.burst))
         import ray

@@ -124,7 +124,6 @@ class Jobs:
         return sorted(jobs, key=lambda job: job.began or datetime.max.replace(tzinfo=UTC))
 
     def get(self, id: str) -> Job:
-        """One job."""
         with self._errors_as_one_line(id):
             return _job(self._client.get_job_info(id))
 

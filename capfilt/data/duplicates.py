@@ -192,16 +192,21 @@ def _is_decontamination(folder: StoragePath) -> bool:
 def _suspects(folder: StoragePath, shard: str) -> list[Output]:
     """The tables that a decontamination committed of a shard; it has none where nothing was found."""
     found: list[Output] = []
-    compared = False
+    compared, missing = False, list[str]()
     for ledger in (Ledger(folder, stage) for stage in SUSPECTS):
         done = ledger.read(ledger.path / f"{shard}.json")
         if done is not None and (damage := ledger.find_damage(done)):
             raise DataError(f"{damage}: run the command of {folder} again.")
         compared |= done is not None
+        missing += [ledger.stage] if done is None and ledger.path.is_dir() else []
         found += [] if done is None else done.outputs
     if not compared:
         raise DataError(
             f"{folder} says nothing of the shard {shard}: other shards were compared with held-out ones; embed and"
             " decontaminate these, and give that run with --without."
+        )
+    if missing:
+        raise DataError(
+            f"{folder} is not finished: {missing[0]} has not seen the shard {shard}; run its command again."
         )
     return found

@@ -89,7 +89,6 @@ class Embedding:
 
     @classmethod
     def of(cls, sample: Sample, picture: Image.Image) -> Embedding:
-        """A sample and its picture, decoded."""
         return cls(sample.key, sample.uid, sample.sha256, perceptual_hash(picture), *picture.size)
 
 
@@ -170,19 +169,24 @@ def matrix(table: pa.Table) -> np.ndarray:
     return values.reshape(table.num_rows, column.type.list_size)
 
 
+def path_of(folder: StoragePath, shard: str) -> StoragePath:
+    """Where a run folder has the table of a shard."""
+    return folder / FOLDER / f"{shard}.parquet"
+
+
 def tables(folder: StoragePath) -> dict[str, StoragePath]:
     """The tables of a run folder by the name of their shard, in the order of the pool.
 
     FolderError where it has none: it is not the --out of `capfilt embed`.
     """
     inside = folder / FOLDER
-    names = sorted(name.removesuffix(".parquet") for name in (listing(inside) if inside.is_dir() else ()) if
-                   name.endswith(".parquet"))  # fmt: skip
+    files = listing(inside) if inside.is_dir() else ()
+    names = sorted(name.removesuffix(".parquet") for name in files if name.endswith(".parquet"))
     if not names:
         raise FolderError(
             f"{folder} holds no {FOLDER}/: give the --out of `capfilt embed`, or of `capfilt annotate --keep-vectors`."
         )
-    return {name: inside / f"{name}.parquet" for name in names}
+    return {name: path_of(folder, name) for name in names}
 
 
 def check_same_model(paths: Iterable[StoragePath]) -> Vectors | None:

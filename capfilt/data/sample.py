@@ -46,7 +46,6 @@ class Sample:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the image bytes."""
         return hashlib.sha256(self.image).hexdigest()
 
     @property

@@ -65,7 +65,6 @@ class RawShard:
     """None until img2dataset has opened its writer."""
 
     def path(self, suffix: str) -> Path:
-        """One of its files."""
         return self.folder / f"{self.name}{suffix}"
 
 

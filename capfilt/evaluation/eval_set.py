@@ -32,7 +32,6 @@ class EncodedBatch:
     unreadable: Counter[str] = field(default_factory=Counter)
 
     def only(self, chosen: Sequence[bool]) -> EncodedBatch:
-        """The chosen ones of them."""
         return EncodedBatch(self.tokens[torch.tensor(chosen)], list(itertools.compress(self.samples, chosen)))
 
     def on_cpu(self) -> EncodedBatch:

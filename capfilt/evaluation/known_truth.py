@@ -34,7 +34,6 @@ class ScoredTexts:
     counted_kinds: set[str] = field(default_factory=set)
 
     def add(self, score: float, known: Truth) -> None:
-        """One more text."""
         self.scores.append(score)
         self.matches.append(known[0])
         if len(self.counted_kinds) < MAX_KINDS:

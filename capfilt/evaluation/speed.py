@@ -39,7 +39,6 @@ class Load:
     web: list[list[str]]
 
     def part(self, start: int, stop: int) -> Load:
-        """Some of them."""
         rows = slice(start, stop)
         return Load(self.images.part(rows), self.samples[rows], self.web[rows])
 

@@ -53,7 +53,6 @@ class Lists(NamedTuple):
     """float16 [Q, D]: theirs."""
 
     def save(self, path: StoragePath) -> None:
-        """Write them, atomically."""
         with atomic(path) as file:
             for array in self:
                 np.save(file, array)

@@ -56,7 +56,6 @@ class PairFiles(Config):
 
     @property
     def kinds(self) -> list[str]:
-        """As `greedy_leaders` takes them."""
         return list(self.files)
 
     def __iter__(self) -> Iterator[tuple[str, Pairs]]:  # type: ignore[override]

@@ -76,7 +76,6 @@ class Pool(Config):
 
     @property
     def num_rows(self) -> int:
-        """Of all tables."""
         return sum(shard.rows for shard in self.shards)
 
     @cached_property
@@ -87,7 +86,6 @@ class Pool(Config):
 
     @cached_property
     def by_name(self) -> dict[str, PoolShard]:
-        """The shards by their names."""
         return {shard.name: shard for shard in self.shards}
 
     @cached_property
@@ -100,10 +98,6 @@ class Pool(Config):
             blocks[-1].append(shard)
         return {f"{number:05d}": tuple(block) for number, block in enumerate(blocks)}
 
-    def path(self, name: str) -> StoragePath:
-        """The table of a shard."""
-        return self.source / embeddings.FOLDER / f"{name}.parquet"
-
     def read(self, block: tuple[PoolShard, ...], with_vectors: bool) -> Iterator[tuple[int, pa.Table]]:
         """The tables of some shards, each with the number of its first row.
 
@@ -111,7 +105,7 @@ class Pool(Config):
             DataError: a table that is not what it was, or has values that no picture has.
         """
         for shard in block:
-            path = self.path(shard.name)
+            path = embeddings.path_of(self.source, shard.name)
             table = embeddings.read(path, with_vectors)
             if table.num_rows != shard.rows:
                 raise DataError(f"{path} has changed since it was counted: run the command again.")
@@ -139,6 +133,6 @@ class Pool(Config):
         parts = [np.empty((0, self.dim), np.float16)]
         for number in np.unique(which).tolist():
             name = self.shards[number].name
-            table = parquet.read(self.path(name), ["vector"])
+            table = parquet.read(embeddings.path_of(self.source, name), ["vector"])
             parts.append(embeddings.matrix(table)[rows[which == number] - self.starts[name]])
         return np.concatenate(parts)

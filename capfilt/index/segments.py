@@ -58,7 +58,6 @@ class Segment:
         return self._read(self._edges_at, np.dtype(np.int64), first, last + 1)
 
     def records(self, start: int, stop: int) -> np.ndarray:
-        """Some of the records."""
         return self._read(self._records_at, self.kind, start, stop)
 
     def mapped(self, start: int, stop: int) -> np.ndarray:

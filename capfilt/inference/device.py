@@ -28,7 +28,6 @@ class Compute(Config):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The format, as torch calls it."""
         import torch
 
         return torch.bfloat16 if self.precision == "bf16" else torch.float32

@@ -48,7 +48,6 @@ class ModelEmbedder:
 
     @torch.inference_mode()
     def vectors(self, images: Images) -> np.ndarray:
-        """Unit vectors of pictures, float32 [B, D]."""
         with autocast(self.device, self.compute.dtype):
             tokens = self.model.encode_image(images.pixels(self.image_format))
             return unit_vectors(self.model.project_image(tokens))
@@ -68,7 +67,6 @@ class CopyEmbedder:
 
     @torch.inference_mode()
     def vectors(self, images: Images) -> np.ndarray:
-        """Unit vectors of pictures, float32 [B, D]."""
         pixels = images.pixels(self.image_format)
         try:
             # What it fuses after its first batches would round otherwise.

@@ -31,7 +31,6 @@ class LocalModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
         return next(self.model.parameters()).device
 
     def image_tokens(self, images: Images) -> Tensor:

@@ -72,7 +72,6 @@ class OomBackoff:
             self._patience *= 2
 
     def _shrink(self, size: int) -> None:
-        """Half as many from now on."""
         self.limit, self._fitted = max(1, size // 2), 0
         if size > 1:
             logging.getLogger(__name__).warning("out of memory with %d pictures, going on with %d", size, self.limit)

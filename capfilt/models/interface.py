@@ -63,7 +63,6 @@ class Model(nn.Module):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this model can do."""
         return self.config.capabilities
 
     @property

@@ -36,12 +36,10 @@ def distributed() -> bool:
 
 
 def world_size() -> int:
-    """How many processes train together."""
     return dist.get_world_size() if distributed() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
     return dist.get_rank() if distributed() else 0
 
 

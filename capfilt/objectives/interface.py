@@ -40,12 +40,10 @@ class PairBatch(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many pairs these are."""
         return self.ids_BT.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
         return self.ids_BT.device
 
     def to(self, device: torch.device) -> PairBatch:
@@ -53,7 +51,6 @@ class PairBatch(NamedTuple):
         return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def select(self, rows: slice) -> PairBatch:
-        """Some of the pairs."""
         return PairBatch(*(tensor[rows] for tensor in self))
 
     def chunks(self, count: int) -> list[slice]:

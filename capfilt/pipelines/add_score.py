@@ -19,7 +19,7 @@ from capfilt.runs.locking import lock
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
-from capfilt.stages.add_score import AddScoreJob, add_scores, check_annotated
+from capfilt.stages.annotation.add_score import AddScoreJob, add_scores, check_annotated
 from capfilt.stages.compute import device_kind
 from capfilt.stages.runner import CommandOptions
 from capfilt.storage.atomic import sweep

@@ -18,10 +18,10 @@ from capfilt.models.checkpoints import store
 from capfilt.pipelines import add_score
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.annotate import AnnotateJob, annotate
+from capfilt.stages.annotation.annotate import AnnotateJob, annotate
+from capfilt.stages.annotation.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
-from capfilt.stages.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath, listing
 

@@ -19,7 +19,7 @@ from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, verb_of
 from capfilt.stages import inputs, workload
-from capfilt.stages.calibrate import CalibrateJob, calibrate, calibrate_on_labels
+from capfilt.stages.annotation.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.runner import CommandOptions

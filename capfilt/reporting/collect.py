@@ -20,9 +20,9 @@ from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, Pool, RankConfig, Rule, resolve, score_range
 from capfilt.errors import RunError, ShardError
 from capfilt.models import FAMILIES
-from capfilt.reporting import contamination
 from capfilt.reporting.counts import SCORE_RANGES
 from capfilt.reporting.gallery import TextKey, make_gallery
+from capfilt.reporting.near import contamination
 from capfilt.reporting.page_data import MAX_ROUNDS, AnnotatedRound, PageData, Training, Usage
 from capfilt.reporting.sampling import RoundSource
 from capfilt.reporting.sections import HUMAN_AUC

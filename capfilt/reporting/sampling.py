@@ -194,7 +194,6 @@ class RoundSample:
 
     @property
     def images(self) -> list[SampledImage]:
-        """The sampled images, in random order."""
         return [image for _, _, image in sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))]
 
 

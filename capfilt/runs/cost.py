@@ -59,7 +59,6 @@ class Price:
         return ((self.cpu or 0.0) * used.cpu_reserved + (self.gpu or 0.0) * used.gpu_reserved) / HOUR
 
     def record(self) -> dict[str, float]:
-        """The prices that were given."""
         return {kind: price for kind in ("cpu", "gpu") if (price := getattr(self, kind)) is not None}
 
 

@@ -74,7 +74,6 @@ class Completion:
     """None where no input was read to its end, and in ledgers from before inputs were recorded."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, for json.dumps."""
         outputs = [{"path": o.path, "bytes": o.bytes, "sha256": o.sha256} for o in self.outputs]
         head = {"shard": self.shard, "fingerprint": self.fingerprint, "outputs": outputs}
         read = {} if self.input is None else {"input": asdict(self.input)}

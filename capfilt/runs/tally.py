@@ -117,7 +117,6 @@ class Tally:
         return {source: scored[source] for source in self.texts["in"]}
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dicts, for json.dumps."""
         return {
             "samples": {key: self.samples[key] for key in SAMPLES},
             "texts": {key: dict(bounded(self.texts[key])) for key in TEXTS},

@@ -73,7 +73,6 @@ class Meter:
 
     @classmethod
     def of(cls, ledger: Ledger, cpus: float, gpus: float) -> Self:
-        """The meter of a stage."""
         return cls(ledger.path.with_name(f"{ledger.stage}{USAGE}"), cpus, gpus)
 
     def hold(self, worker: str, ago: float = 0.0) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 class EvaluateJob(Config):
     """Models before one held-out set; the outcome of each is `out/NAME.json`."""
 
+    name: ClassVar[str] = "evaluate"
     loads: ClassVar[str] = "the model's figures"
 
     out: StoragePath
@@ -47,11 +48,6 @@ class EvaluateJob(Config):
     """What is measured: a task, or all that the default evaluation has."""
     compute: Compute
     """Figures are taken in fp32."""
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "evaluate"
 
     def identity(self, item: str) -> str:
         """The model's weights, the held-out shards and the settings."""

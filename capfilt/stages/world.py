@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from capfilt.config import Config
 from capfilt.data.synthetic import world
@@ -15,14 +16,11 @@ from capfilt.storage.paths import StoragePath
 class WorldJob(Config):
     """Writes splits of the world; an item is the name of a split."""
 
+    name: ClassVar[str] = "world"
+
     out: StoragePath
     world: WorldConfig
     seed: int
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "world"
 
     def identity(self, item: str) -> str:
         """The world's settings and its seed; how many pictures tasks have is nothing to other splits."""
@@ -30,8 +28,6 @@ class WorldJob(Config):
         return fingerprint(item, self.world.model_dump(mode="json", exclude=others), self.seed)
 
     def open(self) -> Callable[[str], str]:
-        """Nothing to load."""
-
         def work(split: str) -> str:
             paths = world.write(self.world, self.seed, self.out, split)
             Ledger(self.out, self.name).commit(split, self.identity(split), paths, Tally.zero())

@@ -63,12 +63,10 @@ class RemotePath:
 
     @property
     def name(self) -> str:
-        """The last part."""
         return self.parts[-1]
 
     @property
     def stem(self) -> str:
-        """The last part without its ending."""
         return PurePosixPath(self.name).stem
 
     @property
@@ -117,7 +115,6 @@ class RemotePath:
             return False
 
     def is_dir(self) -> bool:
-        """Whether there is any object below."""
         with self._open_store() as (files, path):
             return bool(files.isdir(path))
 
@@ -144,7 +141,6 @@ class RemotePath:
         }
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """The entries of this folder."""
         return (self / name for name in self.listing())
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
@@ -159,12 +155,10 @@ class RemotePath:
                 yield from (self / name).glob(rest) if rest else [self / name]
 
     def read_bytes(self) -> bytes:
-        """The whole object."""
         with self._open_store() as (files, path):
             return bytes(files.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """The whole object as text."""
         return self.read_bytes().decode(encoding)
 
     def open(self, mode: str = "rb") -> Any:
@@ -235,7 +229,6 @@ class RemotePath:
                 file.write(part)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove the object."""
         try:
             with self._open_store() as (files, path):
                 files.rm_file(path)

@@ -6,6 +6,7 @@ left is a plain folder of transformers, with its processor, that any program can
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from capfilt.data import shards
 from capfilt.data.images.decode import decode
 from capfilt.data.sample import Sample
-from capfilt.errors import DataError, ImageError
+from capfilt.errors import DataError, ImageError, RunError
 from capfilt.inference.captioners.vlm.inputs import Inputs, Processor, shape
 from capfilt.inference.device import autocast
 from capfilt.training.config import SmallVlmConfig, TeachCaptionerConfig
@@ -40,6 +41,8 @@ LABELS, IGNORED = "labels", -100
 
 Pair = tuple[Image.Image, list[int]]
 """A picture, and the tokens of the answer to be learned."""
+Held = tuple[bytes, list[int]]
+"""The same with the picture as it lies in its shard: a thousand large ones, decoded, would fill any memory."""
 
 
 class Teaching:
@@ -105,6 +108,7 @@ def teach(
 
     Raises:
         DataError: no pair to learn from.
+        RunError: the loss is no number any more.
     """
     import transformers
 
@@ -120,6 +124,8 @@ def teach(
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = config.lr * min((step + 1) / warmup, 1 - step / config.steps)
         loss = teaching.loss([next(drawn) for _ in range(config.batch_size)])
+        if not math.isfinite(loss.item()):
+            raise RunError(f"the captioner's loss is {loss.item()} at step {step}; take a lower lr than {config.lr:g}.")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -137,7 +143,12 @@ def draws(urls: Sequence[str], teaching: Teaching, max_tokens: int, draw: np.ran
 
     DataError where a whole pass has none.
     """
-    held: list[Pair] = []
+    held: list[Held] = []
+
+    def drawn() -> Pair:
+        image, answer = held.pop(int(draw.integers(len(held))))
+        return decode(image), answer
+
     while True:
         came = 0
         for number in draw.permutation(len(urls)):
@@ -146,14 +157,14 @@ def draws(urls: Sequence[str], teaching: Teaching, max_tokens: int, draw: np.ran
                     came += 1
                     held.append(pair)
                     if len(held) >= SHUFFLED:
-                        yield held.pop(int(draw.integers(len(held))))
+                        yield drawn()
         if not came:
             raise DataError(
                 f"a captioner cannot be taught: none of the {len(urls)} shards (first {urls[0]}) has a picture that"
                 f" can be read with a text of at most {max_tokens} tokens."
             )
         while held:
-            yield held.pop(int(draw.integers(len(held))))
+            yield drawn()
 
 
 def make(folder: Path, shape: SmallVlmConfig, texts: Sequence[str], prompt: str) -> None:
@@ -258,13 +269,14 @@ def _texts(urls: Sequence[str]) -> list[str]:
     ]
 
 
-def _pair(sample: Sample, teaching: Teaching, max_tokens: int, draw: np.random.Generator) -> Pair | None:
+def _pair(sample: Sample, teaching: Teaching, max_tokens: int, draw: np.random.Generator) -> Held | None:
     """A picture and one of its texts; None where it cannot be read or has no text that can be learned."""
     texts = (str(each["text"]).strip() for each in sample.captions)
     answers = [answer for text in texts if (answer := teaching.answer(text, max_tokens))]
     if not answers:
         return None
     try:
-        return decode(sample.image), answers[int(draw.integers(len(answers)))]
+        decode(sample.image)
     except ImageError:
         return None
+    return sample.image, answers[int(draw.integers(len(answers)))]

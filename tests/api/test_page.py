@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import capfilt
@@ -36,6 +37,7 @@ def prepare(home: Path, finished_run: Path, training: dict[str, Any]) -> None:
     (home / "my-pretrain.yaml").write_text(yaml.safe_dump(pretrain))
 
 
+@pytest.mark.slow
 def test_the_blocks_run(tmp_path: Path, finished_run: Path) -> None:
     recipe = yaml.safe_load((finished_run.parent / "mine.yaml").read_text())
     prepare(tmp_path, finished_run, recipe["pretrain"])

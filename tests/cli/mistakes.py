@@ -28,8 +28,9 @@ ROLES = f"--captioner {ROUND}/captioner --filter {ROUND}/filter"
 SWAPPED = f"--captioner {ROUND}/filter --filter {ROUND}/captioner"
 
 PIPELINES = (
-    *("annotate", "bench", "bootstrap.rounds", "convert", "download", "evaluate", "export", "pretrain", "report"),
-    *("review", "select", "inspect.explain", "inspect.show", "inspect.status", "inspect.verify"),
+    *("annotate", "bench.bench", "bootstrap.rounds", "convert", "download", "evaluate", "export", "pretrain", "select"),
+    *(f"inspect.{name}" for name in ("explain", "report", "review", "show", "status", "verify")),
+    *(f"near.{name}" for name in ("decontaminate", "dedup", "embed", "index", "retrieve")),
 )
 
 TRIES = 3

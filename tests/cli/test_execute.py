@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import typer
 
+from capfilt.cli import convert, models, near, pipelines, run_folder
+from capfilt.cli import execute as executing
 from capfilt.cli.execute import execute
 from capfilt.errors import ClusterError, RecipeError, RunError, ShortfallError
 from capfilt.runs.locking import lock
@@ -40,6 +43,26 @@ def test_every_end_has_its_code_and_its_line(
         execute(work, as_json=False, debug=False)
     assert left.value.exit_code == code
     assert capsys.readouterr() == ("", said)
+
+
+CALLED = (
+    *(pipelines.bootstrap, pipelines.pretrain, pipelines.finetune, pipelines.annotate, pipelines.select),
+    *(near.embed, near.dedup, near.index, near.retrieve, near.decontaminate),
+    *(convert.convert, models.evaluate, models.export, run_folder.explain),
+)
+
+
+@pytest.mark.parametrize("verb", CALLED, ids=lambda verb: verb.__name__)
+def test_options_are_parameters_of_the_public_function(verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[set[str]] = []
+
+    def call(function: Any, given: dict[str, Any], *_: object, **__: object) -> None:
+        names = {executing._NAMES.get(name, name) for name in given}
+        called.append(names - {"as_json", "debug"} - set(inspect.signature(function).parameters))
+
+    monkeypatch.setattr(inspect.getmodule(verb), "call", call)
+    verb(**{name: convert.Task.vqa if name == "task" else None for name in inspect.signature(verb).parameters})
+    assert called == [set()]
 
 
 def test_our_own_bugs_keep_their_traceback() -> None:

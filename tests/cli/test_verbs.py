@@ -45,7 +45,9 @@ def test_the_verbs_are_the_modules_of_pipelines() -> None:
     assert set(listed) == set(VERBS)
     folder = Path(capfilt.__file__).parent / "pipelines"
     for verb in VERBS:
-        assert any((folder / home).exists() for home in (f"{verb}.py", verb, f"inspect/{verb}.py")), verb
+        assert any(
+            (folder / home).exists() for home in (f"{verb}.py", verb, f"inspect/{verb}.py", f"near/{verb}.py")
+        ), verb
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -114,6 +114,7 @@ class TestAnywhere:
             fit(session, notes, {}, 0, 1, 0, tmp_path, "none")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_training_at_once(ray_session: Session, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
 

@@ -73,6 +73,7 @@ def batch_job(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedP
     return subprocess.run([sys.executable, "-c", BATCH], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_long_tmpdir_and_a_home_that_may_not_be_written_do_no_harm(
     batch_job: subprocess.CompletedProcess[str],
 ) -> None:

@@ -148,6 +148,7 @@ def test_an_item_that_always_kills_is_given_up_and_alone(ray_session: Session, t
     assert {d.item: d.deaths for d in done.values() if d.deaths} == {"die-always": 2}
 
 
+@pytest.mark.slow
 def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Session, tmp_path: Path) -> None:
     job, items = Act(tmp_path), ["slow", "slow-once", *(f"{i:05d}" for i in range(4))]
     with Meter.of(ledger := Ledger(tmp_path, "act"), cpus=1, gpus=0) as meter:

@@ -44,10 +44,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, range(max(1, most)))
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked slow here belongs to the long form; the short form takes a minute, and is slow for all others."""
     for item in items:
-        if "tests/faults" in str(item.path) and item.get_closest_marker("slow") and not SEEDS:
-            item.add_marker(pytest.mark.skip(reason="part of the long form: make test-faults"))
+        if "tests/faults" in str(item.path) and not SEEDS:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="part of the long form: make test-faults"))
+            item.add_marker(pytest.mark.slow)
 
 
 def write_shard(path: Path, texts: list[str]) -> None:

@@ -136,12 +136,12 @@ def _configs() -> dict[str, type]:
     from capfilt.evaluation.tasks import TASKS
     from capfilt.inference.config import AnnotateConfig
     from capfilt.models import Blip2Config, BlipConfig
-    from capfilt.pipelines.bench import BenchConfig
+    from capfilt.pipelines.bench.bench import BenchConfig
     from capfilt.pipelines.bootstrap.config import BootstrapConfig
-    from capfilt.pipelines.bootstrap.language_model import LanguageJob
+    from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob
     from capfilt.pipelines.pretrain import PretrainConfig
-    from capfilt.stages.annotate import AnnotateJob
-    from capfilt.stages.calibrate import CalibrateJob
+    from capfilt.stages.annotation.annotate import AnnotateJob
+    from capfilt.stages.annotation.calibrate import CalibrateJob
     from capfilt.stages.count_pairs import RowsJob
     from capfilt.stages.download import DownloadJob, DownloadOptions
     from capfilt.stages.evaluate import EvaluateJob

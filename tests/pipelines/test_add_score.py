@@ -21,7 +21,7 @@ import capfilt as library
 import capfilt.data.annotations as tables
 from capfilt.data import scores, shards
 from capfilt.inference.batches import pictures
-from capfilt.stages import shard_scorer
+from capfilt.stages.annotation import shard_scorer
 
 SHARDS = "data/web/{00000,00001}.tar"
 

@@ -531,6 +531,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_runs_full_is_one_line_and_nothing_is_lost(
     small_disk: Path, finished_run: Path, capfilt: Any, undisturbed: dict[str, bytes]
 ) -> None:

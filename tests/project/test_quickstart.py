@@ -15,6 +15,7 @@ def run_all(folder: Path, run: Run) -> None:
         assert line + steady(now.answer) == line + steady(expected.answer), "python tests/fixtures/transcript.py"
 
 
+@pytest.mark.slow
 def test_each_command_answers_as_the_page_says(tmp_path: Path) -> None:
     run_all(tmp_path, in_this_process)
 

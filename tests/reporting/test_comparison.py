@@ -17,7 +17,7 @@ import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy import PolicyConfig
 from capfilt.errors import RunError, UsageError
-from capfilt.pipelines import report
+from capfilt.pipelines.inspect import report
 from capfilt.reporting.comparison.collect import collect_comparison
 from capfilt.reporting.comparison.join import DROPPED, KEPT, join
 from capfilt.reporting.comparison.page import render_comparison
@@ -208,6 +208,7 @@ def test_its_texts_are_hostile_and_saved_as_csv(annotated: Make, tmp_path: Path,
     assert (first["verdict_A"], first["verdict_B"], first["reason_A"]) == ("below", "passes", "itm below threshold")
 
 
+@pytest.mark.slow
 def test_a_page_of_hostile_runs_is_small(annotated: Make, tmp_path: Path) -> None:
     long = [row(n, text="<" * 100_000) for n in range(40)]
     recipe = "".join(f"key{n}: {'x' * 5000}\n" for n in range(300))

@@ -16,6 +16,7 @@ from tests.reporting import screenshots
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_the_script_takes(finished_run: Path, tmp_path: Path, capfilt: Any) -> None:
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):

@@ -20,7 +20,7 @@ from capfilt.data.policy import PolicyConfig
 from capfilt.data.sample import Sample
 from capfilt.errors import UsageError
 from capfilt.evaluation.known_truth import MAX_KIND, MAX_KINDS, ScoredTexts, truth
-from capfilt.pipelines import report
+from capfilt.pipelines.inspect import report
 from capfilt.printable import MAX_NAME
 from capfilt.reporting import collect, page, review, sampling
 from capfilt.reporting.charts import Histogram

@@ -24,7 +24,7 @@ from capfilt.training.loop import train
 PAIRS, TOKENS = 6, 9
 
 
-@pytest.mark.parametrize("family", ["blip", "blip2", "opt"])
+@pytest.mark.parametrize("family", ["blip", pytest.param("blip2", marks=pytest.mark.slow), "opt"])
 def test_what_is_counted_is_what_a_real_step_does(
     small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2], family: str
 ) -> None:
@@ -42,6 +42,7 @@ def test_what_is_counted_is_what_a_real_step_does(
     assert step_flops(model.config, config, PAIRS, TOKENS) == counter.get_total_flops() > 0
 
 
+@pytest.mark.slow
 def test_counting_exchanges_nothing_with_other_ranks(small_blip2: Callable[..., Blip2]) -> None:
     """NCCL has no way for the tensors of a CPU, which the count is made on."""
     config, objectives = small_blip2("").config, ObjectivesConfig(queue=0)

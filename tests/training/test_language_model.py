@@ -31,6 +31,7 @@ WORDS = ["red", "green", "blue", "white"]
 DOCUMENTS = [[f"a {colour} square", f"the {colour} one", f"{colour} it is"] for colour in WORDS]
 
 
+@pytest.mark.slow
 def test_it_learns_that_texts_of_one_image_go_together(tmp_path: Path) -> None:
     """A second text is told by the first, and by nothing else."""
     teach(tmp_path, OPT, DOCUMENTS, TeachConfig(steps=200, batch_size=16, lr=5e-3), seed=0)

@@ -118,7 +118,9 @@ def fork_of(old: Path, new: Path) -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize(("kills", "there"), [([2, 4, 7], False), ([2, 5], True)])
+    @pytest.mark.parametrize(
+        ("kills", "there"), [pytest.param([2, 4, 7], False, marks=pytest.mark.slow), ([2, 5], True)]
+    )
     def test_a_killed_training_ends_with_the_same_weights(
         self,
         make_job: MakeJob,
@@ -185,6 +187,7 @@ class TestResume:
         assert [line["step"] for line in log_of(slower)] == [3, 4, 5]
         assert max(line["lr"] for line in log_of(slower)) <= 1e-4
 
+    @pytest.mark.slow
     def test_a_fork_begins_anew_where_the_origin_s_states_are_of_another_training(
         self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -368,6 +371,7 @@ def test_a_prompt_in_the_texts_is_no_target_of_lm(make_job: MakeJob, tmp_path: P
 
 
 class TestStates:
+    @pytest.mark.slow
     def test_a_training_cut_short_goes_on_where_its_folder_was_moved_to(
         self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -396,6 +400,7 @@ class TestStates:
         assert seen == [4]
         assert weights_of(moved) == weights_of(whole)
 
+    @pytest.mark.slow
     def test_how_steps_are_computed_is_no_part_of_the_identity(
         self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

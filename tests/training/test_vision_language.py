@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import vlms
 from finished_run import paint, write_colours
+from PIL import Image
 
 from capfilt.data import shards
 from capfilt.data.images.decode import decode
 from capfilt.data.sample import Sample
 from capfilt.data.synthetic import world
-from capfilt.errors import DataError
+from capfilt.errors import DataError, RunError
 from capfilt.evaluation.metrics.captioning import cider
 from capfilt.inference.captioners.vlm.captioner import VlmCaptioner
 from capfilt.inference.captioners.vlm.inputs import Processor
 from capfilt.inference.config import AnnotateConfig
+from capfilt.training import vision_language
 from capfilt.training.config import SmallVlmConfig, TeachCaptionerConfig
 from capfilt.training.vision_language import IGNORED, LABELS, Teaching, teach
 
@@ -114,6 +118,29 @@ def test_where_there_is_nothing_to_learn_it_says_so(tmp_path: Path) -> None:
     shards.write(tmp_path / "00000.tar", [Sample("0", b"no picture", "png", "a text", {})])
     with pytest.raises(DataError, match=r"none of the 1 shards .* has a picture that can be read with a text"):
         taught(tmp_path / "model", [str(tmp_path / "00000.tar")], TeachCaptionerConfig(shape=SMALL, steps=1))
+
+
+def test_pictures_wait_encoded(tmp_path: Path, colours: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand large ones, decoded, would fill any memory."""
+    made = list[weakref.ref[Image.Image]]()
+
+    def counted(image: bytes) -> Image.Image:
+        picture = decode(image)
+        made.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(vision_language, "decode", counted)
+    vision_language.make(tmp_path, SMALL, ["a red square"], PROMPT)
+    teaching = Teaching(torch.nn.Identity(), Processor(tmp_path), PROMPT, CPU, torch.float32)
+    drawn = vision_language.draws(colours["human"], teaching, 64, np.random.default_rng(0))
+    pictures = [next(drawn)[0] for _ in range(3)]
+    assert len(made) > 10
+    assert len(pictures) <= sum(one() is not None for one in made) <= 5
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, colours: dict[str, list[str]]) -> None:
+    with pytest.raises(RunError, match=r"the captioner's loss is (nan|inf) at step \d; take a lower lr than 1e\+30"):
+        taught(tmp_path / "m", colours["human"], TeachCaptionerConfig(shape=SMALL, steps=9, batch_size=2, lr=1e30))
 
 
 @pytest.mark.slow

@@ -99,7 +99,6 @@ class Loader:
         self._reader = RowReader(config.captions, config.weights, seed, rows)
 
     def _count(self, url: str) -> int:
-        """How many rows a shard has."""
         return count_pairs(url).num_rows(self.config.captions)
 
     @property

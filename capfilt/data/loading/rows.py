@@ -117,7 +117,6 @@ class RowReader:
         return shards.read_lines(url) if shards.is_lines(url) else shards.read(url)
 
     def _has_rows(self, sample: Sample) -> bool:
-        """Whether a sample has a row."""
         return bool(sample.captions)
 
     def _draw(self, sample: Sample, epoch: int, repetition: int) -> dict[str, Any]:
@@ -136,7 +135,6 @@ class LaneRows:
         self._rows, self._peeked = rows, deque[Row]()
 
     def take(self, count: int) -> list[Row]:
-        """Take the next rows."""
         return [self._peeked.popleft() if self._peeked else next(self._rows) for _ in range(count)]
 
     def peek(self) -> Iterator[Row]:

@@ -108,7 +108,6 @@ class TaskLoader(Loader):
         return count_pairs(url).of_tasks[self.kind]
 
     def _view(self, row: Row, number: int) -> Any:
-        """The picture of a row uint8 [H, W, 3], or both of its pictures; None where one cannot be decoded."""
         left = super()._view(row, number)
         assert isinstance(row, TaskRow)
         assert self.image_format is not None, "tasks are about pictures"

@@ -154,7 +154,6 @@ class Moments:
     high: float = -math.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Add values, [n]."""
         if not len(values):
             return
         mean, total = float(values.mean()), self.number + len(values)

@@ -27,13 +27,11 @@ class Histogram:
         self.counts = np.zeros(BINS, np.int64)
 
     def add(self, values: np.ndarray) -> None:
-        """Count values, [n]."""
         bins = ((values.astype(np.float64) - self.low) / self.width * BINS).astype(np.int64)
         self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
 
     @property
     def total(self) -> int:
-        """How many values there were."""
         return int(self.counts.sum())
 
     def threshold(self, share: float) -> float:

@@ -40,6 +40,5 @@ class ClosedBertTokenizer(OpenBertTokenizer):
     closed = True
 
     def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
-        """The ids that a generated text begins with: [CLS], and the prompt without an end."""
         ids, mask = self.encode([prompt], max_length)
         return [int(index) for index in ids[0, : int(mask.sum()) - 1]]

@@ -104,13 +104,11 @@ class ByteBpeTokenizer(Tokenizer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its `tokenizer_config.json` as transformers has it."""
         ends = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
         return {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, **ends}
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What makes two tokenizers the same."""
         return (self.vocab, self._merges, self.rules)
 
     def clean(self, text: str, max_words: int = MAX_CHARACTERS) -> str:
@@ -129,7 +127,6 @@ class ByteBpeTokenizer(Tokenizer):
         finished(self._engine)
 
     def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
-        """The ids that a text begins with."""
         return [self.cls, *self._pieces(prompt)][:max_length]
 
     def decode(self, ids: Iterable[int]) -> str:

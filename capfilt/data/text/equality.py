@@ -16,5 +16,4 @@ def normalised(text: str) -> str:
 
 
 def num_words(normalised_text: str) -> int:
-    """The words of a normalised text."""
     return normalised_text.count(" ") + bool(normalised_text)

@@ -76,7 +76,6 @@ class LanguageTokenizer(Tokenizer):
             ) from None
 
     def save(self, folder: StoragePath | str) -> StoragePath:
-        """Write it as transformers does; return the folder."""
         with staging_folder(storage_path(folder)) as here:
             self._tokens.save_pretrained(str(here))
         return storage_path(folder)

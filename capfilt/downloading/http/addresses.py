@@ -77,7 +77,6 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """The Host header."""
         host = self._bracketed_host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 

@@ -56,7 +56,6 @@ class Politeness(Config):
 
 
 def user_agent(contact: str, token: str) -> str:
-    """The User-Agent that hosts see."""
     comments = [f"+{contact}"] if contact else []
     comments += [token] if token.lower() != "capfilt" else []
     return f"capfilt/{__version__}" + (f" ({'; '.join(comments)})" if comments else "")
@@ -104,7 +103,6 @@ class PoliteClient:
         raise AssertionError("the last try returns or raises")
 
     def _get_once(self, url: str, deadline: Deadline) -> Response:
-        """Fetch a URL, with its redirects."""
         max_redirects = self._client.limits.max_redirects
         for _ in range(max_redirects + 1):
             target = parse_url(url)

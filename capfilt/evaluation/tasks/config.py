@@ -101,7 +101,6 @@ class GroundingEvalConfig(TaskEvalConfig):
     """Without proposals: the box goes around all of this share of the largest heat that hangs together with it."""
 
     def check_architecture(self, model: StoragePath, architecture: ArchitectureConfig) -> None:
-        """Refuse a method that the model does not have. CapfiltError."""
         if self.method == "boxes" and "ground" not in architecture.capabilities:
             raise RecipeError(f"{model} has no head for boxes: set method=heatmap")
         if not self.by_boxes(architecture):
@@ -126,7 +125,6 @@ class DialogEvalConfig(TaskEvalConfig):
     reads."""
 
     def check_architecture(self, model: StoragePath, architecture: ArchitectureConfig) -> None:
-        """Refuse a way of ranking that the model does not have. CapfiltError."""
         needs = {"match": "fuse", "likelihood": "decode"}
         if self.by in needs and needs[self.by] not in architecture.capabilities:
             other = next(by for by, capability in needs.items() if capability in architecture.capabilities)

@@ -60,12 +60,10 @@ class LocalCaptioner:
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
-        """The pictures that the model reads."""
         return (self.local.image_format,)
 
     @torch.inference_mode()
     def prepare(self, images: Images) -> None:
-        """Encode the images."""
         self.local.image_tokens(images)
 
     def caption(self, images: Images, samples: Sequence[Sample]) -> list[list[Caption]]:

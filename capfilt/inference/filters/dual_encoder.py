@@ -36,17 +36,14 @@ class DualEncoderFilter:
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
-        """The pictures that the model reads."""
         return (self.local.image_format,)
 
     @torch.inference_mode()
     def prepare(self, images: Images) -> None:
-        """Encode the images."""
         self.local.image_tokens(images)
 
     @torch.inference_mode()
     def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:
-        """The scores of each image's texts."""
         return self.score_tokens(self.local.image_tokens(images), texts, project=lambda: self.projection(images))
 
     @torch.inference_mode()
@@ -106,7 +103,6 @@ class DualEncoderFilter:
         return cosines
 
     def reads_all(self, text: str) -> bool:
-        """Whether a text is scored by all of it, not by its first words or tokens only."""
         words = self.tokenizer.clean(text, max_words=MAX_CHARACTERS)
         if len(text) > MAX_CHARACTERS or words != self.tokenizer.clean(text):
             return False

@@ -27,12 +27,10 @@ class FusionFilter(DualEncoderFilter):
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The scores that it gives."""
         return scores_given(self.model.capabilities)
 
     @torch.inference_mode()
     def score(self, images: Images, texts: Sequence[Sequence[str]]) -> Scores:
-        """The scores of each image's texts."""
         tokens, context = self.local.image_tokens(images), images.computed(self.context_name)
         return self.score_tokens(tokens, texts, context, project=lambda: self.projection(images))
 
@@ -45,7 +43,6 @@ class FusionFilter(DualEncoderFilter):
         lengths: Sequence[int],
         context: ImageContext | None,
     ) -> list[list[float]] | None:
-        """P(match) of each image's texts, whose token ids are `ids_TL[numbers[text]]`."""
         distinct = [list(dict.fromkeys(of_image)) for of_image in texts]
         with_text = [i for i, of_image in enumerate(distinct) if of_image]
         rows = [numbers[text] for of_image in distinct for text in of_image]

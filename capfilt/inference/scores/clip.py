@@ -17,7 +17,6 @@ class ClipScorer:
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
-        """The pictures that the model reads."""
         return self.filter.image_formats
 
     def score(self, batch: ScoredImages) -> Values:

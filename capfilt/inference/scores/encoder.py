@@ -86,7 +86,6 @@ class SentenceEncoder:
         self.max_tokens = min(MAX_TOKENS, positions - 2)  # RoBERTa's positions begin at 2
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> unit vectors, float32 [T, D]; those of like length are read together."""
         import torch
 
         vectors = np.empty((len(texts), self.model.config.hidden_size), np.float32)

@@ -51,7 +51,6 @@ class HeadLayout:
 
     @property
     def names(self) -> list[str]:
-        """The tensors that it needs."""
         norm = ["norm.mean", "norm.variance"] if self.normed else []
         return [*norm, *(f"{layer}{part}" for layer in self.layers for part in ("weight", "bias"))]
 
@@ -116,7 +115,6 @@ class HeadScorer:
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
-        """The pictures that the model reads."""
         return (self.local.image_format,)
 
     def score(self, batch: ScoredImages) -> Values:

@@ -58,7 +58,6 @@ class RuleSpec(Config):
         return f"{self.name} 1"
 
     def open(self, load: Load, device: torch.device) -> Scorer:
-        """The scorer."""
         from capfilt.inference.scores.rules import RuleScorer
 
         return RuleScorer(self.name)
@@ -83,7 +82,6 @@ class SieveSpec(Config):
         return digest_of("sieve", VERSION, encoder.encoder_fingerprint(self.encoder))
 
     def open(self, load: Load, device: torch.device) -> Scorer:
-        """The scorer, with its encoder loaded."""
         from capfilt.inference.scores.sieve import SieveScorer
 
         return SieveScorer(encoder.SentenceEncoder(self.encoder, device))
@@ -103,11 +101,9 @@ class ClipSpec(Config):
         check_filter(self.model, ["itc"])
 
     def fingerprint(self) -> str:
-        """The model's."""
         return store.fingerprint(self.model)
 
     def open(self, load: Load, device: torch.device) -> Scorer:
-        """The scorer, with its model loaded."""
         from capfilt.inference.scores.clip import ClipScorer
 
         return ClipScorer(load(self.model))
@@ -129,7 +125,6 @@ class HeadSpec(Config):
         heads.read_layout(self._file(), architecture.feature_width, self.model)
 
     def fingerprint(self) -> str:
-        """The head's and the model's."""
         return digest_of(sha256_file(self._file()), store.fingerprint(self.model))
 
     def open(self, load: Load, device: torch.device) -> Scorer:

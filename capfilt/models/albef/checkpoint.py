@@ -41,13 +41,11 @@ class AlbefPth(OriginalFormat):
     name = "ALBEF"
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         if f"{VISION}pos_embed" in tensors and any(stack + TYPES in tensors for stack in (TEXT, PRETRAINED)):
             return ""
         return f"{VISION}pos_embed, or both of {TEXT}{TYPES} and {PRETRAINED}{TYPES}"
 
     def architecture(self, tensors: Tensors, described: AlbefConfig | None, source: Path) -> AlbefConfig:
-        """The architecture by the tensors' shapes, or as a YAML describes it."""
         stack = PRETRAINED if PRETRAINED + WORDS in tensors else TEXT
         pretrained = stack == PRETRAINED
         tied = key_maps.unify_head(tensors, PREDICTIONS, stack + WORDS)
@@ -60,11 +58,9 @@ class AlbefPth(OriginalFormat):
             return read.changed(roles=roles, tie_lm_head=tied)
 
     def names(self, config: AlbefConfig) -> Names:
-        """What the file calls the tensors of a model of ours."""
         return names(config)
 
     def momentum(self, config: AlbefConfig, tensors: Tensors, source: object) -> Tensors:
-        """The momentum encoders by our names and the queues, [size, projection]."""
         for stack in ("text_encoder_m.", "text_encoder."):
             key_maps.unify_head(tensors, f"{stack}cls.predictions.", f"{stack}bert.{WORDS}")
         return key_maps.momentum(names(config), tensors, source)

@@ -29,7 +29,6 @@ class AlbefConfig(TowersConfig):
 
     @property
     def fusion_layers(self) -> range:
-        """The layers in which a text attends to the image, of models that fuse."""
         return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
 
     @property
@@ -39,12 +38,10 @@ class AlbefConfig(TowersConfig):
 
     @property
     def tokenizer_kind(self) -> TokenizerKind:
-        """BERT's, without [SEP]."""
         return "open-bert"
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.projection
 
     def for_role(self, role: ModelRole) -> Self:

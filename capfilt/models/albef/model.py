@@ -30,5 +30,4 @@ class Albef(TowersModel):
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
         return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))

@@ -121,7 +121,6 @@ class BlipPth(OriginalFormat):
     name = "BLIP"
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         words = [stack + WORDS for stack in STACKS.values()]
         if any(name.endswith(TYPES) for name in tensors):
             return "a text encoder without token types"
@@ -136,7 +135,6 @@ class BlipPth(OriginalFormat):
         return from_shapes(tensors, source) if described is None else described.changed(tie_lm_head=tied)
 
     def names(self, config: BlipConfig) -> Names:
-        """What the file calls the tensors of a model of ours."""
         return names(config, "pth")
 
     def momentum(self, config: BlipConfig, tensors: Tensors, source: object) -> Tensors:
@@ -144,7 +142,6 @@ class BlipPth(OriginalFormat):
         return key_maps.momentum(names(config, "pth"), tensors, source)
 
     def write(self, config: BlipConfig, tensors: Tensors) -> Tensors:
-        """Our tensors by the file's names, everything that its own code expects included."""
         return give(tensors, config, "pth")
 
 
@@ -164,7 +161,6 @@ class BlipTransformers(TransformersFormat):
         return transformers_config.architecture(described, tied, folder)
 
     def names(self, config: BlipConfig) -> Names:
-        """What transformers calls the tensors of a model of ours."""
         return names(config, "hf")
 
     def absent(self, config: BlipConfig) -> Tensors:
@@ -185,7 +181,6 @@ class BlipTransformers(TransformersFormat):
         return {"captioner": {"roles": ("decoder",)}, "filter": {"roles": ("encoder",)}}
 
     def usage(self, config: BlipConfig) -> str:
-        """How to use a written folder."""
         return USAGE[transformers_config.class_of(config)].replace("ENC  #", f"{config.text.enc}  #")
 
 

@@ -33,7 +33,6 @@ class BlipConfig(TowersConfig):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What a model can do, by the parts of its text stack."""
         if self.answers:  # neither a captioner nor a filter, though it has an encoder and a decoder
             return frozenset({"encode_image", "answer"})
         encoder = {"encode_text", "fuse"} if "encoder" in self.text.roles else set()
@@ -47,21 +46,17 @@ class BlipConfig(TowersConfig):
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.projection
 
     @property
     def fusion_layers(self) -> range:
-        """The layers in which a text attends to the image, of models that fuse."""
         return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:
-        """The answers that a question-answering model chooses among."""
         return self.answer_list if self.answers else None
 
     def with_answers(self, answers: tuple[str, ...]) -> BlipConfig:
-        """The same with answers to choose among."""
         return self.model_copy(update={"answer_list": answers})
 
     @property

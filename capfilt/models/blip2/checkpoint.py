@@ -57,7 +57,6 @@ class Blip2Transformers(TransformersFormat):
         return config.model_copy(update={"language": config.language.model_copy(update={"tied": False})})
 
     def names(self, config: Blip2Config) -> Names:
-        """What transformers calls the tensors of a model of ours."""
         names = distinct_names(blank(config)) if config.language is not None else []
         language = [name.removeprefix("language.") for name in names if name.startswith("language.")]
         return transformers_config.names(config, language)
@@ -83,7 +82,6 @@ class Blip2Transformers(TransformersFormat):
         return transformers_config.left_out(config)
 
     def usage(self, config: Blip2Config) -> str:
-        """How to use a written folder."""
         return USAGE[transformers_config.class_of(config)]
 
 

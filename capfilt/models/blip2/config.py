@@ -137,7 +137,6 @@ class Blip2Config(TowersConfig):
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.projection
 
     @property
@@ -159,7 +158,6 @@ class Blip2Config(TowersConfig):
         return self.model_copy(update={"frozen": "bf16"}) if held else self
 
     def check_language(self, source: str) -> None:
-        """Refuse a language model other than the one described; ModelError."""
         from capfilt.models.blip2.language_model import check_language
 
         if self.language is not None:

@@ -110,7 +110,6 @@ class Lavis(OriginalFormat):
     }
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         wanted = ("query_tokens", f"{QFORMER}encoder.layer.0.attention.self.query.weight")
         return ", ".join(name for name in wanted if name not in tensors)
 
@@ -140,7 +139,6 @@ class Lavis(OriginalFormat):
         return from_shapes(tensors, language, source)
 
     def names(self, config: Blip2Config) -> Names:
-        """What the file calls the tensors of a model of ours."""
         return names(config)
 
     def momentum(self, config: Blip2Config, tensors: Tensors, source: object) -> Tensors:

@@ -73,28 +73,23 @@ class Blip2(Model):
         return self
 
     def tied(self) -> dict[str, str]:
-        """Second names of tensors -> the first."""
         if self.config.language is None:
             return {}
         return {f"language.{name}": f"language.{first}" for name, first in self.language.tied().items()}
 
     @property
     def vision_modules(self) -> list[nn.Module]:
-        """What image tokens are made with."""
         return [self.vision, self.vision_norm]
 
     @property
     def frozen_tower(self) -> FrozenTower:
-        """The vision tower."""
         described = (self.config.vision.model_dump(mode="json"), self.config.frozen)
         return FrozenTower(self.vision, self.encode_frozen, FORMATS[self.config.frozen], described)
 
     def recompute_vision(self, blocks: int) -> None:
-        """Let the last so many vision blocks compute their activations again instead of keeping them."""
         self.vision.recompute = blocks
 
     def adapt(self, tensors: Tensors) -> None:
-        """Interpolate a saved model's positions to this one's picture size, in place."""
         self.config.resize_positions(tensors)
 
     # ---- the methods of every model ----
@@ -140,7 +135,6 @@ class Blip2(Model):
         return self.text.read(ids_BT, mask_BT)
 
     def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Texts of these lengths -> the state of each one's first token [B, 1, D]."""
         return self.encode_text(ids_BT, as_mask(lengths, ids_BT))[:, :1]
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
@@ -164,7 +158,6 @@ class Blip2(Model):
         return self.text.encode_multimodal(ids_BT, mask_BT, image)
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
-        """`fuse` for texts of these lengths, `counts` of them for each image."""
         if len(set(counts)) > 1:  # as many rows as texts: nothing to share
             image = image.repeat_interleave(torch.tensor(counts, device=ids_BT.device))
         return self.fuse(ids_BT, as_mask(lengths, ids_BT), image)
@@ -175,18 +168,15 @@ class Blip2(Model):
         return logits
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
-        """Texts -> next-token logits [B, T, V] of the Q-Former, left to right."""
         ids_BT = replace_first(ids_BT, self.config.text.dec)
         return self.text.logits(self.text.write(ids_BT, mask_BT, image))
 
     def cache(self, rows: int, length: int, image: ImageContext) -> Cache | LanguageCache:
-        """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
         if self.config.language is not None:
             return LanguageCache()
         return Cache(self.config.text, rows, length, image.tensors[0])
 
     def decode_step(self, ids_BT: Tensor, image: ImageContext, cache: DecoderCache, head: Head | None = None) -> Tensor:
-        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
         assert head is None, "a head of another family"
         if isinstance(cache, LanguageCache):
             return self.language.step(ids_BT, image, cache)

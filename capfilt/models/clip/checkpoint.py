@@ -140,11 +140,9 @@ class ClipTransformers(TransformersFormat):
             return ClipConfig(activation=used[0], projection=projection, temperature=temperature, **towers)
 
     def names(self, config: ClipConfig) -> Names:
-        """What transformers calls the tensors of a model of ours."""
         return names(config, "hf")
 
     def write(self, config: ClipConfig, tensors: Tensors, special: Mapping[str, int]) -> tuple[dict[str, Any], Tensors]:
-        """The `config.json` of a model and its tensors by transformers' names."""
         end = special["sep"]
         common = {"hidden_act": config.activation, "projection_dim": config.projection}
         parts = {
@@ -164,7 +162,6 @@ class ClipTransformers(TransformersFormat):
         return described, give(tensors, config, "hf")
 
     def usage(self, config: ClipConfig) -> str:
-        """How to use a written folder."""
         return """
     from transformers import CLIPModel, CLIPProcessor
 
@@ -186,11 +183,9 @@ class OpenClipFolder(FolderFormat):
             return ClipConfig(activation=activation, projection=model["embed_dim"], **open_clip.towers(model))
 
     def names(self, config: ClipConfig) -> Names:
-        """What open_clip calls the tensors of a model of ours."""
         return names(config, "openai")
 
     def write(self, config: ClipConfig, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
-        """The `model_cfg` of a model and its tensors by open_clip's names."""
         refuse_other_norms(config)
         quick = {"quick_gelu": True} if config.activation == "quick_gelu" else {}
         described = {"embed_dim": config.projection, **quick, **open_clip.sections(config.vision, config.text)}
@@ -204,7 +199,6 @@ class OpenAiFile(OriginalFormat):
     wrapper = ""
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         keys = {name.removeprefix("module.") for name in tensors}
         return ", ".join({"visual.conv1.weight", "token_embedding.weight", "text_projection"} - keys)
 
@@ -234,7 +228,6 @@ class OpenAiFile(OriginalFormat):
         return described
 
     def names(self, config: ClipConfig) -> Names:
-        """What the file calls the tensors of a model of ours."""
         return names(config, "openai")
 
     def momentum(self, config: ClipConfig, tensors: Tensors, source: object) -> Tensors:

@@ -56,7 +56,6 @@ class ClipConfig(TowersConfig):
 
     @property
     def tokenizer_kind(self) -> Literal["byte-bpe"]:
-        """CLIP's own tokenizer."""
         return "byte-bpe"
 
     @property
@@ -66,7 +65,6 @@ class ClipConfig(TowersConfig):
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.projection
 
     @property

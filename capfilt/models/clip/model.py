@@ -89,11 +89,9 @@ class Clip(Model):
 
     @property
     def vision_modules(self) -> list[nn.Module]:
-        """What image tokens are made with."""
         return [self.vision]
 
     def recompute_vision(self, blocks: int) -> None:
-        """Let the last so many vision blocks compute their activations again instead of keeping them."""
         self.vision.recompute = blocks
 
     def adapt(self, tensors: Tensors) -> None:
@@ -124,7 +122,6 @@ class Clip(Model):
         return unit(self.text_projection(states_BTD[:, 0]))
 
     def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
-        """Vectors of images and of texts -> cosines [I, T]."""
         return image_IP @ text_TP.T
 
 

@@ -44,24 +44,19 @@ class Answerer(HeadModel):
 
     @property
     def output_layer(self) -> OutputLayer:
-        """What `decode_step` ends with, for whoever computes it otherwise and hands it in as `head`."""
         return self.decoder.output_layer()
 
     def question_context(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> ImageContext:
-        """Questions beside the image tokens of their pictures -> what their answers attend to."""
         states = self.base.fuse(ids_BT, mask_BT, self.base.image_context(tokens_BND, "encoder"))
         return self.decoder.image_context(states, "decoder")._replace(mask=mask_BT.bool()[:, None, None])
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
-        """Answers -> next-token logits [B, T, V], left to right."""
         return self.decoder.logits(self.decoder(ids_BT, "decoder", mask_BT, image))
 
     def cache(self, rows: int, length: int, image: ImageContext) -> Cache:
-        """Room for `rows` answers of at most `length` tokens, for `decode_step`."""
         return Cache(self.config.decoder, rows, length, image.tensors[0])
 
     def decode_step(self, ids_BT: Tensor, image: ImageContext, cache: DecoderCache, head: Head | None = None) -> Tensor:
-        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V]."""
         assert isinstance(cache, Cache), "the cache of another model"
         states = self.decoder(ids_BT, "decoder", None, image, cache)
         return self.decoder.logits(states[:, -1:])[:, 0] if head is None else head(states[:, -1])

@@ -30,7 +30,6 @@ class HeadModel(Model):
 
     @property
     def head_modules(self) -> list[nn.Module]:
-        """All but the base."""
         return [module for name, module in self.named_children() if name != "base"]
 
     def begin_head(self, tensors: Tensors) -> frozenset[str]:
@@ -40,7 +39,6 @@ class HeadModel(Model):
 
     @property
     def vision_modules(self) -> list[nn.Module]:
-        """What image tokens are made with."""
         return self.base.vision_modules
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
@@ -52,11 +50,9 @@ class HeadModel(Model):
         return self.base.project_image(tokens_BND)
 
     def recompute_vision(self, blocks: int) -> None:
-        """Let the last so many vision blocks compute their activations again instead of keeping them."""
         self.base.recompute_vision(blocks)
 
     def tied(self) -> dict[str, str]:
-        """Second names of tensors that have two -> the first."""
         return {f"base.{second}": f"base.{first}" for second, first in self.base.tied().items()}
 
     def adapt(self, tensors: Tensors) -> None:

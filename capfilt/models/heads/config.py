@@ -52,42 +52,34 @@ class HeadConfig(ArchitectureConfig):
 
     @property
     def image_size(self) -> int:
-        """Side of the square picture, pixels."""
         return self.base.image_size
 
     @property
     def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have, special tokens included."""
         return self.base.vocabulary_size
 
     @property
     def max_positions(self) -> int:
-        """Tokens of a text at most."""
         return self.base.max_positions
 
     @property
     def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
         return self.base.num_weights
 
     @property
     def num_layers(self) -> int:
-        """Layers of all towers, of which a file of weights has a tensor each at least."""
         return self.base.num_layers
 
     @property
     def vision_depth(self) -> int:
-        """Blocks of the vision tower whose activations can be recomputed."""
         return self.base.vision_depth
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
-        """The shape of each tower of the base."""
         return self.base.towers
 
     @property
     def tokenizer_kind(self) -> TokenizerKind:
-        """How its texts are cut into tokens."""
         return self.base.tokenizer_kind
 
     @property
@@ -96,19 +88,16 @@ class HeadConfig(ArchitectureConfig):
         return self.base
 
     def pictures(self, usual: Preprocess) -> Preprocess:
-        """As the base wants them."""
         from capfilt.models.registry import preprocess_of
 
         return preprocess_of(self.base)
 
     def changed(self, **changes: object) -> Self:
-        """The same with some fields set otherwise, its own or those of its base."""
         mine = {name: value for name, value in changes.items() if name in type(self).model_fields}
         theirs = {name: value for name, value in changes.items() if name not in mine}
         return self.model_copy(update={**mine, "base": self.base.changed(**theirs)} if theirs else mine)
 
     def vocabulary_setting(self, entries: int) -> str:
-        """The assignment that makes room for a tokenizer of `entries`."""
         setting = self.base.vocabulary_setting(entries)
         return f"base.{setting}" if setting else ""
 
@@ -169,21 +158,17 @@ class ClassifierConfig(HeadConfig):
 
     @property
     def pictures_of_text(self) -> int:
-        """Pictures beside a text."""
         return self.images
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:
-        """The classes, which are answers to questions where a training for VQA says so."""
         return self.labels
 
     def with_answers(self, answers: tuple[str, ...]) -> ClassifierConfig:
-        """The same with these classes."""
         return self.model_copy(update={"labels": answers})
 
     @property
     def head_kind(self) -> HeadKind:
-        """Which of the heads it is."""
         return self.head or ("relu" if self.base.family in ("blip", "albef") else "norm")
 
 
@@ -211,7 +196,6 @@ class AnswererConfig(HeadConfig):
 
     @property
     def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
         return self.base.num_weights + self.decoder.weights
 
     @property
@@ -221,9 +205,7 @@ class AnswererConfig(HeadConfig):
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:
-        """The answers that it chooses among."""
         return self.answer_list
 
     def with_answers(self, answers: tuple[str, ...]) -> AnswererConfig:
-        """The same with answers to choose among."""
         return self.model_copy(update={"answer_list": answers})

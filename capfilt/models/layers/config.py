@@ -154,12 +154,10 @@ class SwinConfig(Config):
 
     @property
     def width(self) -> int:
-        """Width of the image tokens."""
         return self.embed << (len(self.depths) - 1)
 
     @property
     def depth(self) -> int:
-        """Blocks of all stages."""
         return sum(self.depths)
 
     @property
@@ -221,7 +219,6 @@ class BertConfig(TextStackConfig):
 
     @property
     def weights(self) -> int:
-        """About how many numbers it learns, of one role; norms and biases are not counted."""
         layer = 8 * self.width**2 + 2 * self.width * self.hidden
         return self.depth * layer + (self.vocab_size + self.max_positions) * self.width
 
@@ -266,7 +263,6 @@ class FusionTextConfig(BertConfig):
 
     @property
     def weights(self) -> int:
-        """About how many numbers it learns; norms and biases are not counted."""
         return super().weights - 4 * self.fusion_layer * self.width**2
 
 

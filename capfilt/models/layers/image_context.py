@@ -33,12 +33,10 @@ class ImageContext(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many images these are."""
         return self.tensors[0].shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
         return self.tensors[0].device
 
     def select(self, rows: slice | Tensor) -> ImageContext:

@@ -38,36 +38,30 @@ class VisionTextConfig(ArchitectureConfig):
 
     @property
     def vocabulary_size(self) -> int:
-        """How many entries a tokenizer may have, special tokens included."""
         entries: int = self.text.vocab_size
         return entries
 
     @property
     def max_positions(self) -> int:
-        """Tokens of a text at most."""
         most: int = self.text.max_positions
         return most
 
     @property
     def num_weights(self) -> int:
-        """About how many numbers a model learns; norms and biases are not counted."""
         weights: int = self.vision.weights + self.text.weights
         return weights
 
     @property
     def fused_width(self) -> int:
-        """Width of the states of texts that are fused with images; 0 where none are."""
         width: int = self.text.width if "fuse" in self.capabilities else 0
         return width
 
     @property
     def fused_init_std(self) -> float | None:
-        """Standard deviation of the fresh weights of a head on them: as of the text stack's."""
         return float(getattr(self.text, "init_std", 0.02))
 
     @property
     def vision_depth(self) -> int:
-        """Blocks that images pass through."""
         depth: int = self.vision.depth
         return depth
 
@@ -77,17 +71,14 @@ class OneStackConfig(VisionTextConfig):
 
     @property
     def num_layers(self) -> int:
-        """Blocks."""
         return self.vision_depth
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
-        """The shape of the one stack."""
         return {"vision": {name: getattr(self.vision, name) for name in (*_SHAPE, "patch_size")}}
 
     @property
     def tokenizer_kind(self) -> TokenizerKind:
-        """BERT's tokenizer as it is."""
         return "bert"
 
 
@@ -101,7 +92,6 @@ class TowersConfig(VisionTextConfig):
 
     @property
     def num_layers(self) -> int:
-        """Layers of both towers."""
         return self.vision.depth + self.text.depth
 
     @property
@@ -117,7 +107,6 @@ class TowersConfig(VisionTextConfig):
         return self.changed(roles=(PART_OF[role],))
 
     def vocabulary_setting(self, entries: int) -> str:
-        """The assignment that makes room for a tokenizer of `entries`."""
         return f"text.vocab_size={self.text.vocab_size + entries - self.vocabulary_size}"
 
     def resize_positions(self, tensors: Tensors, antialias: bool = False) -> None:

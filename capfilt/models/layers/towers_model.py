@@ -37,20 +37,16 @@ class TowersModel(Model):
 
     @property
     def vision_modules(self) -> list[nn.Module]:
-        """What image tokens are made with."""
         return [self.vision]
 
     @property
     def shares_image_context(self) -> bool:
-        """Whether encoder and decoder attend to an image through the same projections."""
         return "cross_attention" not in APART[self.config.text.share]
 
     def recompute_vision(self, blocks: int) -> None:
-        """Let the last so many vision blocks compute their activations again instead of keeping them."""
         self.vision.recompute = blocks
 
     def adapt(self, tensors: Tensors) -> None:
-        """Interpolate a saved model's positions to this one's picture size, in place."""
         self.config.resize_positions(tensors)
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
@@ -59,19 +55,13 @@ class TowersModel(Model):
         return tokens
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
-        """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") attend to.
-
-        `prompt` is for models that read one beside the image; these have it as the beginning of the text.
-        """
         return self.text.image_context(tokens_BND, role)
 
     def image_context_modules(self, role: Role) -> list[nn.Module]:
-        """All that `image_context` depends on besides the tokens: models in which these are equal have equal ones."""
         return self.text.key_projections(role)
 
     @property
     def output_layer(self) -> OutputLayer:
-        """What `decode_step` ends with, for whoever computes it otherwise and hands it in as `head`."""
         return self.text.output_layer()
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -88,7 +78,6 @@ class TowersModel(Model):
         return F.normalize(at_least_fp32(self.text_projection(states_BTD[:, 0])), dim=-1)
 
     def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
-        """Vectors of images and of texts -> cosines [I, T]."""
         return image_IP @ text_TP.T
 
     def fused_ids(self, ids_BT: Tensor) -> Tensor:
@@ -100,12 +89,10 @@ class TowersModel(Model):
         return ids_BT
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        """Texts read beside images -> states [B, T, D]; rows that share an image are adjacent."""
         states: Tensor = self.text(self.fused_ids(ids_BT), "encoder", mask_BT, image)
         return states
 
     def image_attention(self, layer: int) -> Attention:
-        """What `fuse` attends to image tokens with in one of the architecture's `fusion_layers`."""
         attention: Attention = self.text.layers[layer].cross_attention.of("encoder").block  # type: ignore[union-attr, operator]
         return attention
 
@@ -115,31 +102,22 @@ class TowersModel(Model):
         return self.text.fuse_states(states_BTD, mask_BT, image)
 
     def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        """`encode_text` of texts of these lengths, first states alone: [B, 1, D]."""
         return self.text.cls_states(ids_BT, lengths)
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
-        """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         return self.text.cls_states(self.fused_ids(ids_BT), lengths, image, counts)
 
     def match(self, states_BTD: Tensor) -> Tensor:
-        """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         logits: Tensor = self.match_head(states_BTD[:, 0])
         return logits
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
-        """Texts -> next-token logits [B, T, V], left to right."""
         return self.text.logits(self.text(self.decoded_ids(ids_BT), "decoder", mask_BT, image))
 
     def cache(self, rows: int, length: int, image: ImageContext) -> Cache:
-        """Room for `rows` texts of at most `length` tokens, for `decode_step`."""
         return Cache(self.config.text, rows, length, image.tensors[0])
 
     def decode_step(self, ids_BT: Tensor, image: ImageContext, cache: DecoderCache, head: Head | None = None) -> Tensor:
-        """Feed the newest tokens [B, T] and return the logits after the last of them [B, V].
-
-        `head` computes these from states [B, D] in place of the model's own.
-        """
         assert isinstance(cache, Cache), "the cache of another model"
         states = self.text(ids_BT, "decoder", None, image, cache)
         return self.text.logits(states[:, -1:])[:, 0] if head is None else head(states[:, -1])

@@ -118,7 +118,6 @@ class ViltTransformers(TransformersFormat):
             return _described(described, tied, folder)
 
     def names(self, config: ViltConfig) -> Names:
-        """What transformers calls the tensors of a model of ours."""
         return names(config, "hf")
 
     def write(self, config: ViltConfig, tensors: Tensors, special: Mapping[str, int]) -> tuple[dict[str, Any], Tensors]:
@@ -144,7 +143,6 @@ class ViltTransformers(TransformersFormat):
         return {every[head]: {"heads": (head,)} for head in heads}
 
     def usage(self, config: ViltConfig) -> str:
-        """How to use a written folder."""
         name = class_of(config)
         how = {
             "ViltForImageAndTextRetrieval": "p_match = model(**inputs).logits.sigmoid()",
@@ -170,12 +168,10 @@ class ViltCkpt(OriginalFormat):
     suffix = ".ckpt"
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         wanted = ("transformer.pos_embed", "transformer.blocks.0.mlp.fc1.weight", WORDS["ckpt"])
         return ", ".join(name for name in wanted if name not in tensors)
 
     def architecture(self, tensors: Tensors, described: ViltConfig | None, source: Path) -> ViltConfig:
-        """The architecture by the tensors' shapes, or as a YAML describes it."""
         tied = unify_head(tensors, WORDS["ckpt"])
         if described is not None:
             return described.changed(tie_lm_head=tied and "mlm" in described.heads)
@@ -185,7 +181,6 @@ class ViltCkpt(OriginalFormat):
             return _from_shapes(tensors, tied)
 
     def names(self, config: ViltConfig) -> Names:
-        """What the file calls the tensors of a model of ours."""
         return names(config, "ckpt")
 
     def momentum(self, config: ViltConfig, tensors: Tensors, source: object) -> Tensors:
@@ -193,7 +188,6 @@ class ViltCkpt(OriginalFormat):
         raise ModelError(f"{source} has no momentum copy: a ViLT is trained without one")
 
     def write(self, config: ViltConfig, tensors: Tensors) -> Tensors:
-        """Our tensors by the file's names."""
         if "tokens" in config.heads:
             raise ModelError("ViLT's own code has no head that classifies tokens: export it --as hf")
         if "mlm" in config.heads and config.text.tie_lm_head:

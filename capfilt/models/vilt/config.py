@@ -70,12 +70,10 @@ class ViltConfig(OneStackConfig):
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:
-        """The classes, where their names are known."""
         return self.label_names or None
 
     @property
     def pictures_of_text(self) -> int:
-        """Pictures beside a text that is classified."""
         return self.images if "nlvr2" in self.heads else 1
 
     @property
@@ -85,7 +83,6 @@ class ViltConfig(OneStackConfig):
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch, pixels."""
         return self.vision.patch_size
 
     def pictures(self, usual: Preprocess) -> Preprocess:
@@ -106,5 +103,4 @@ class ViltConfig(OneStackConfig):
         return self.model_copy(update={"heads": heads, "labels": 0, "label_names": ()})
 
     def vocabulary_setting(self, entries: int) -> str:
-        """The assignment that makes room for a tokenizer of `entries`."""
         return f"text.vocab_size={entries}"

@@ -55,7 +55,6 @@ class Vilt(Model):
             nn.init.zeros_(module.bias)
 
     def recompute_vision(self, blocks: int) -> None:
-        """Let the last so many blocks compute their activations again instead of keeping them."""
         self.vision.recompute = blocks
 
     def patches_there(self, images_BCHW: Tensor) -> Tensor:
@@ -108,7 +107,6 @@ class Vilt(Model):
         return self.vision.run(torch.cat([text_BTD, tokens_BND.to(text_BTD.dtype)], dim=1), mask)
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
-        """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         return cls_of_pairs(self.fuse, ids_BT, lengths, image, counts)
 
     def summary(self, states_BND: Tensor) -> Tensor:

@@ -97,7 +97,6 @@ class VlmoPt(OriginalFormat):
     suffix = ".pt"
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         needed = ("transformer.blocks.0.mlp_imag.fc1.weight", POSITIONS)
         return " and ".join(name for name in needed if name not in tensors)
 
@@ -110,7 +109,6 @@ class VlmoPt(OriginalFormat):
             return _from_shapes(tensors, outputs)
 
     def names(self, config: VlmoConfig) -> Names:
-        """What the file calls the tensors of a model of ours."""
         lines = [*expand({**STEM, **block_table(config, EXPERTS)}, 1, "", "transformer.")]
         lines += expand(TEXT, 1, "text.", "text_embeddings.")
         lines += expand({"modality.weight": "token_type_embeddings.weight", "pooler.*": "pooler.dense.*"}, 1, "", "")
@@ -126,7 +124,6 @@ class VlmoPt(OriginalFormat):
         raise ModelError(f"{source} has no momentum copy: VLMo is trained without one")
 
     def write(self, config: VlmoConfig, tensors: Tensors) -> Tensors:
-        """Our tensors by the file's names, and the constants that its own code expects."""
         written = {theirs: tensors[ours] for ours, (theirs,) in self.names(config).items()}
         written["text_embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]
         if config.vision.relative_positions:

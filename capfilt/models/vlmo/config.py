@@ -135,7 +135,6 @@ class VlmoConfig(OneStackConfig):
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.vision.width if "itc" in self.outputs else 0
 
     def for_role(self, role: ModelRole) -> Self:
@@ -144,5 +143,4 @@ class VlmoConfig(OneStackConfig):
         return self.model_copy(update={"outputs": kept}) if role == "filter" else self
 
     def vocabulary_setting(self, entries: int) -> str:
-        """The assignment that makes room for a tokenizer of `entries`."""
         return f"text.vocab_size={entries}"

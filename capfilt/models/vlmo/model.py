@@ -81,7 +81,6 @@ class Vlmo(Model):
             nn.init.normal_(self.mlm_head.weight, std=self.config.text.init_std)
 
     def recompute_vision(self, blocks: int) -> None:
-        """Let the last so many blocks compute their activations again instead of keeping them."""
         self.recompute = blocks
 
     def adapt(self, tensors: Tensors) -> None:
@@ -145,11 +144,9 @@ class Vlmo(Model):
         return out
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Texts -> states [B, T, D], without any image."""
         return self.run(self.embed_text(ids_BT), "text", ids_BT.shape[1], mask_BT.bool())[0]
 
     def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        """`encode_text` of texts of these lengths, first states alone: [B, 1, D]."""
         return self.encode_text(ids_BT, _mask_of(lengths, ids_BT))[:, :1]
 
     def image_vectors(self, tokens_BND: Tensor, tail: bool = False) -> list[Tensor]:
@@ -165,15 +162,12 @@ class Vlmo(Model):
         return vectors if fused is None else [*vectors, _unit(self.fused_text_projection(fused[:, 0]))]
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
-        """Image tokens -> unit vectors [B, D]."""
         return self.image_vectors(tokens_BND)[0]
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
-        """Text states -> unit vectors [B, D]."""
         return _unit(self.text_projection(states_BTD[:, 0]))
 
     def similarity(self, image_ID: Tensor, text_TD: Tensor) -> Tensor:
-        """Vectors of images and of texts -> cosines [I, T]."""
         return image_ID @ text_TD.T
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
@@ -190,7 +184,6 @@ class Vlmo(Model):
         return self.run(x_BND, "fused", ids_BT.shape[1], mask)[0]
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
-        """`fuse` of texts of these lengths, first states alone: [B, 1, D]; `counts` texts of each image, adjacent."""
         return cls_of_pairs(self.fuse, ids_BT, lengths, image, counts)
 
     def summary(self, states_BTD: Tensor) -> Tensor:
@@ -198,7 +191,6 @@ class Vlmo(Model):
         return torch.tanh(self.pooler(states_BTD[:, 0]))
 
     def match(self, states_BTD: Tensor) -> Tensor:
-        """Fused states -> ITM logits [B, 2]; column 1 is "matches"."""
         assert self.match_head is not None, "a model without a head that matches"
         logits: Tensor = self.match_head(self.summary(states_BTD))
         return logits
@@ -210,7 +202,6 @@ class Vlmo(Model):
         return logits
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
         return self.guess_words(self.fuse(ids_BT, mask_BT, image)[:, : ids_BT.shape[1]])
 
 

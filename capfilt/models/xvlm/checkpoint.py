@@ -132,7 +132,6 @@ class XvlmTh(OriginalFormat):
     name = "X-VLM"
 
     def lacks(self, tensors: Tensors) -> str:
-        """What a file lacks to be one of these checkpoints; "" for nothing."""
         if not any(VISION + name in tensors for name in FIRST.values()):
             return " and ".join(f"{VISION}{name} (of {tower})" for tower, name in FIRST.items())
         if not any(stack + TYPES in tensors for stack in STACKS.values()):
@@ -140,7 +139,6 @@ class XvlmTh(OriginalFormat):
         return ""
 
     def architecture(self, tensors: Tensors, described: XvlmConfig | None, source: Path) -> XvlmConfig:
-        """The architecture by the tensors' shapes, or as a YAML describes it."""
         roles, stack = next((item for item in STACKS.items() if item[1] + WORDS in tensors), (("encoder",), ""))
         tied = key_maps.unify_head(tensors, predictions_of(stack), stack + WORDS)
         join_clip(tensors)
@@ -156,7 +154,6 @@ class XvlmTh(OriginalFormat):
         return config
 
     def names(self, config: XvlmConfig) -> Names:
-        """What the file calls the tensors of a model of ours."""
         return names(config)
 
     def momentum(self, config: XvlmConfig, tensors: Tensors, source: object) -> Tensors:

@@ -67,7 +67,6 @@ class XvlmConfig(TowersConfig):
 
     @property
     def fusion_layers(self) -> range:
-        """The layers in which a text attends to the image, of models that fuse."""
         return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
 
     @property
@@ -92,17 +91,14 @@ class XvlmConfig(TowersConfig):
 
     @property
     def image_grid(self) -> int:
-        """Image tokens at the side of a picture."""
         return math.isqrt(self.vision.num_tokens - 1)
 
     @property
     def feature_width(self) -> int:
-        """Width of the vectors in which images and texts are compared."""
         return self.projection
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
-        """The shape of each tower; a vision tower may be used at another picture size."""
         if not isinstance(self.vision, SwinConfig):
             towers = super().towers
             return {**towers, "vision": {**towers["vision"], "activation": self.vision.activation}}

@@ -85,7 +85,6 @@ class Xvlm(TowersModel):
         return at_least_fp32(self.box_head(states_BTD[:, 0])).sigmoid()
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        """Texts with hidden tokens beside images -> logits of the token at every position [B, T, V]."""
         return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))
 
     def fuse_hidden(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext, places_BK: Tensor) -> Tensor:

@@ -61,14 +61,12 @@ class AlbefObjectives(TaskConfig):
         return self.momentum_from == "start"
 
     def check_batch(self, rows: int) -> None:
-        """Refuse a queue that global batches of so many pairs do not fill evenly; ValueError."""
         if self.queue % rows:
             near = self.queue - self.queue % rows
             raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
 
 
 def build(model: Albef, config: AlbefObjectives, prompt: int = 0) -> Task:
-    """What trains an ALBEF."""
     from capfilt.objectives.tasks.albef import AlbefPretraining
 
     return AlbefPretraining(model, config, prompt)

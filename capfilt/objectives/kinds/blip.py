@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def build(model: Blip, config: ObjectivesConfig, prompt: int = 0) -> Task:
-    """What trains a BLIP."""
     from capfilt.objectives.tasks.blip import BlipPretraining
 
     return BlipPretraining(model, config, prompt)

@@ -41,12 +41,10 @@ class ClassifyObjectives(TaskConfig):
 
     @property
     def has_momentum(self) -> bool:
-        """Whether targets are distilled from a momentum copy."""
         return self.alpha > 0
 
     @property
     def row_kind(self) -> RowKind:
-        """What of a sample a row of the training is."""
         return self.rows
 
 
@@ -98,7 +96,6 @@ class AssignObjectives(ClassifyObjectives):
 
 
 def build(model: Classifier, config: ClassifyObjectives, prompt: int = 0) -> Task:
-    """What trains a classifier."""
     from capfilt.objectives.tasks.classify import Classification
 
     return Classification(model, config, prompt)

@@ -32,7 +32,6 @@ class ClipObjectives(TaskConfig):
 
 
 def build(model: Clip, config: ClipObjectives, prompt: int = 0) -> Task:
-    """What trains a CLIP."""
     from capfilt.objectives.tasks.clip import ClipPretraining
 
     return ClipPretraining(model, config, prompt)

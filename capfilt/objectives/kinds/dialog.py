@@ -34,12 +34,10 @@ class DialogObjectives(TaskConfig):
 
     @property
     def row_kind(self) -> RowKind:
-        """A round of a dialog."""
         return "rounds"
 
 
 def build(model: Model, config: DialogObjectives, prompt: int = 0) -> Task:
-    """What trains a model for dialogs."""
     from capfilt.objectives.tasks.dialog import DialogTask
 
     return DialogTask(model, config, prompt)

@@ -33,7 +33,6 @@ class GroundingObjectives(TaskConfig):
 
 
 def build(model: Model, config: GroundingObjectives, prompt: int = 0) -> Task:
-    """What trains a model that grounds."""
     from capfilt.objectives.tasks.grounding import Grounding
 
     return Grounding(model, config, prompt)

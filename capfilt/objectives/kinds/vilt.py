@@ -43,7 +43,6 @@ class ViltObjectives(TaskConfig):
 
     @property
     def match_share(self) -> float:
-        """The share of ITM's pairs that match."""
         return 1 / 2
 
 
@@ -59,14 +58,12 @@ class ViltRetrievalObjectives(TaskConfig):
 
 
 def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:
-    """What trains a ViLT."""
     from capfilt.objectives.tasks.vilt import ViltPretraining
 
     return ViltPretraining(model, config, prompt)
 
 
 def build_retrieval(model: Vilt, config: ViltRetrievalObjectives, prompt: int = 0) -> Task:
-    """What trains a ViLT to rank."""
     from capfilt.objectives.tasks.vilt import ViltRetrieval
 
     return ViltRetrieval(model, config, prompt)

@@ -55,19 +55,16 @@ class VlmoTextObjectives(WordObjectives):
 
     @property
     def reads_images(self) -> bool:
-        """Whether pictures are decoded for it."""
         return False
 
 
 def build(model: Vlmo, config: VlmoObjectives, prompt: int = 0) -> Task:
-    """What trains a VLMo on pairs."""
     from capfilt.objectives.tasks.vlmo import VlmoPretraining
 
     return VlmoPretraining(model, config, prompt)
 
 
 def build_texts(model: Vlmo, config: VlmoTextObjectives, prompt: int = 0) -> Task:
-    """What trains a VLMo's text experts."""
     from capfilt.objectives.tasks.vlmo import VlmoTexts
 
     return VlmoTexts(model, config, prompt)

@@ -40,12 +40,10 @@ class VqaObjectives(TaskConfig):
 
     @property
     def has_momentum(self) -> bool:
-        """Whether targets are distilled from a momentum copy."""
         return self.alpha > 0
 
     @property
     def row_kind(self) -> RowKind:
-        """Questions with answers."""
         return "questions"
 
     @property
@@ -55,7 +53,6 @@ class VqaObjectives(TaskConfig):
 
 
 def build(model: Any, config: VqaObjectives, prompt: int = 0) -> Task:
-    """What trains a model that answers."""
     from capfilt.objectives.tasks.vqa import Vqa
 
     return Vqa(model, config, prompt)

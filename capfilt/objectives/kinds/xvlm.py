@@ -59,12 +59,10 @@ class XvlmObjectives(TaskConfig):
 
     @property
     def region_steps(self) -> RegionConfig | None:
-        """The steps on regions between those on pairs."""
         return self.regions
 
 
 def build(model: Xvlm, config: XvlmObjectives, prompt: int = 0) -> Task:
-    """What trains an X-VLM."""
     from capfilt.objectives.tasks.xvlm import XvlmPretraining
 
     return XvlmPretraining(model, config, prompt)

@@ -42,7 +42,6 @@ class AlbefPretraining(Task):
             self.momentum.update(self.model)
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         images, ids, mask, image_ids = batch
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

@@ -39,7 +39,6 @@ class BlipPretraining(Task):
             self.momentum = Momentum(model, config.momentum, config.queue, by_image)
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         images, ids, mask, image_ids = batch
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

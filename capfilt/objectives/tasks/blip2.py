@@ -53,7 +53,6 @@ class Blip2Stage1(Task):
         exclude_frozen(self)
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         images, ids, mask, image_ids = batch
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

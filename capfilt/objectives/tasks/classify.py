@@ -60,14 +60,12 @@ class Classification(Task):
         return [(answer, count / total) for answer, count in answers]
 
     def example(self, pairs: int, tokens: int) -> ClassBatch:
-        """A batch for counting operations."""
         size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
         images = torch.empty(self.model.config.pictures_of_text * pairs, 3, size, size)
         targets = torch.zeros(pairs, len(self.number))
         return ClassBatch(images, ids, torch.ones_like(ids), torch.arange(pairs), targets)
 
     def compute_losses(self, batch: ClassBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         tokens = self.model.encode_image(batch.images)
         logits = at_least_fp32(self.model.classify(tokens, batch.ids_BT, batch.mask_BT))
         known = batch.targets_BC.sum(dim=1) > 0
@@ -105,11 +103,9 @@ class Assignment(Classification):
     the others neither (ALBEF's `Pretrain_nlvr.py`)."""
 
     def batch_of(self, loaded: Batch) -> PairBatch:  # type: ignore[override]
-        """Pairs."""
         return PairBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids)
 
     def example(self, pairs: int, tokens: int) -> PairBatch:  # type: ignore[override]
-        """A batch for counting operations."""
         size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
         return PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
 

@@ -23,7 +23,6 @@ class ClipPretraining(Task):
     chunks_enter_model = True
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         return self.compare(*self.features(batch), batch.image_ids_B)
 
     def features(self, batch: PairBatch) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,6 @@ class DialogTask(Task):
     config: DialogObjectives
 
     def batch_of(self, loaded: Batch) -> DialogBatch:
-        """Rounds with their candidates."""
         assert isinstance(loaded, DialogRows), "the loader of the task's rows"
         return DialogBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids, loaded.answer, loaded.there)
 
@@ -35,7 +34,6 @@ class DialogTask(Task):
         return DialogBatch(images, ids, torch.ones_like(ids), torch.arange(pairs), ids.bool(), there)
 
     def compute_losses(self, batch: DialogBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         tokens = self.model.encode_image(batch.images)

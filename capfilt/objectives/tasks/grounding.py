@@ -18,18 +18,15 @@ class Grounding(Task):
     several_kinds = True  # the heads of pretraining have no part in it
 
     def batch_of(self, loaded: Batch) -> BoxBatch:
-        """Phrases with their boxes."""
         assert isinstance(loaded, PhraseRows), "the loader of the task's rows"
         return BoxBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids, loaded.boxes)
 
     def example(self, pairs: int, tokens: int) -> BoxBatch:
-        """A batch for counting operations."""
         size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
         images, boxes = torch.empty(pairs, 3, size, size), torch.full((pairs, 4), 0.5)
         return BoxBatch(images, ids, torch.ones_like(ids), torch.arange(pairs), boxes)
 
     def compute_losses(self, batch: BoxBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         model = self.model
         context = model.image_context(model.encode_image(batch.images), "encoder")
         boxes = model.predict_box(model.fuse(batch.ids_BT, batch.mask_BT, context))

@@ -40,7 +40,6 @@ class Drawn(NamedTuple):
     """How many tokens of all the pairs are hidden."""
 
     def select(self, rows: slice) -> Drawn:
-        """Those of some of the pairs."""
         masked = None if self.masked is None else Masked(*(part[rows] for part in self.masked))
         parts = (None if part is None else part[rows] for part in self[1:-1])
         return Drawn(masked, *parts, hidden=self.hidden)  # type: ignore[arg-type, misc]
@@ -55,7 +54,6 @@ class WrongTexts(NamedTuple):
     """The place of the right text before them, 0; `LEFT_OUT` for a pair without another image to take texts from."""
 
     def select(self, rows: slice) -> WrongTexts:
-        """Those of some of the pairs."""
         return WrongTexts(*(part[rows] for part in self))
 
 
@@ -74,7 +72,6 @@ class PairsApart(Task):
         """The part that these pairs have in the losses over `rows` pairs."""
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         return self.losses_of(batch, self.draw(batch), batch.rows)
 
     def backward_in_chunks(
@@ -105,7 +102,6 @@ class ViltPretraining(PairsApart):
     config: ViltObjectives
 
     def draw(self, batch: PairBatch) -> Drawn:
-        """What the losses of these pairs draw."""
         masked = mlm_patches = itm_patches = images = None
         matches_B = torch.ones(batch.rows, dtype=torch.bool, device=batch.device)
         if "mlm" in self.config.losses:
@@ -214,7 +210,6 @@ class ViltRetrieval(PairsApart):
         return WrongTexts(taken[0], taken[1], alone_B1[:, 0].long() * LEFT_OUT)
 
     def losses_of(self, batch: PairBatch, drawn: WrongTexts, rows: int) -> LossesAndMetrics:
-        """The part that these pairs have in the loss over `rows` pairs."""
         ids, mask = _beside(batch.ids_BT, drawn.ids_BKT), _beside(batch.mask_BT, drawn.mask_BKT)
         context = self.model.image_context(self.model.encode_image(batch.images), "encoder")
         logits = at_least_fp32(self.model.match(self.model.fuse(ids, mask, context)))[:, 1].view(batch.rows, -1)

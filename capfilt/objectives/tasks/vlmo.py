@@ -49,7 +49,6 @@ class VlmoPretraining(Task):
     config: VlmoObjectives
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         images, ids, mask, image_ids = batch
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

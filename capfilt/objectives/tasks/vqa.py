@@ -35,7 +35,6 @@ class Vqa(Task):
             self.momentum.update(self.model)
 
     def batch_of(self, loaded: Batch) -> AnswerBatch:
-        """Questions with their answers."""
         assert isinstance(loaded, TaskRows), "the loader of the task's rows"
         answers = loaded.answer_ids, loaded.answer_mask, loaded.answer_row, loaded.answer_share
         return AnswerBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids, *answers)
@@ -48,7 +47,6 @@ class Vqa(Task):
         return AnswerBatch(images, ids, torch.ones_like(ids), numbers, short, short, numbers, torch.ones(pairs))
 
     def compute_losses(self, batch: AnswerBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         labels_AL = batch.answer_ids_AL[:, 1:].masked_fill(batch.answer_mask_AL[:, 1:] == 0, -100)
         logits_AVL = self._logits(self.model, batch).transpose(1, 2)
         smoothing = self.config.smoothing

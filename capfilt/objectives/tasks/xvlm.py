@@ -46,7 +46,6 @@ class XvlmPretraining(Task):
         return RegionBatch(*pairs, loaded.image, loaded.seen, loaded.boxes, loaded.is_region)
 
     def compute_losses(self, batch: PairBatch | RegionBatch, progress: float) -> LossesAndMetrics:
-        """`forward` after `before_step`."""
         if isinstance(batch, PairBatch):
             tokens = self.model.encode_image(batch.images)
             if "lm" in self.config.losses:

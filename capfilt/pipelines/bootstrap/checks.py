@@ -16,7 +16,7 @@ from capfilt.models import Architecture, architecture_of, label
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, StageConfig
-from capfilt.pipelines.bootstrap.role_sources import check_roles, separate_architecture
+from capfilt.pipelines.bootstrap.roles.sources import check_roles, separate_architecture
 from capfilt.pipelines.bootstrap.tasks import check_tasks
 from capfilt.pipelines.tokenizer_checks import Texts, check_vocabulary, length_warnings
 from capfilt.stages.train import check_shape, check_sources, check_training

@@ -19,7 +19,7 @@ from capfilt.inference.config import AnnotateConfig
 from capfilt.models import ModelSection
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
-from capfilt.pipelines.bootstrap.data import DataConfig, Shards
+from capfilt.pipelines.bootstrap.pool.data import DataConfig, Shards
 from capfilt.pipelines.finetune import FinetuneConfig
 from capfilt.recipe_tree import read_section
 from capfilt.storage.paths import StoragePath
@@ -129,7 +129,7 @@ RoleConfig = Annotated[
     | Annotated[SeparateConfig, Tag("SeparateConfig")],
     Discriminator(_kind_of_source),
 ]
-"""Where a captioner or a filter comes from: `role_sources.SOURCES` has the code of each class."""
+"""Where a captioner or a filter comes from: `roles.sources.SOURCES` has the code of each class."""
 
 
 class TaskTraining(Config):

@@ -35,7 +35,6 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What it is called."""
         return self.config.task
 
     @property
@@ -88,12 +87,10 @@ class BootstrapContext:
 
     @property
     def config(self) -> BootstrapConfig:
-        """The recipe."""
         return self.opened.config
 
     @property
     def run(self) -> Run:
-        """The run folder."""
         return self.opened.run
 
     def folder(self, r: int, *parts: str) -> StoragePath:

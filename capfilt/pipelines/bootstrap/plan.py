@@ -13,11 +13,11 @@ from capfilt.inference import config as inference_config
 from capfilt.models import Architecture
 from capfilt.models.architecture import ModelRole
 from capfilt.pipelines.bootstrap import tasks
-from capfilt.pipelines.bootstrap.blip2_stages import stage_name
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import RoleSource
-from capfilt.pipelines.bootstrap.data import input_names
-from capfilt.pipelines.bootstrap.role_sources import training_plan
+from capfilt.pipelines.bootstrap.pool.data import input_names
+from capfilt.pipelines.bootstrap.roles.blip2_stages import stage_name
+from capfilt.pipelines.bootstrap.roles.sources import training_plan
 from capfilt.stages.compute import ComputeRequest
 
 

@@ -18,16 +18,16 @@ from typing import Any
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import shards
-from capfilt.pipelines import report
 from capfilt.pipelines.bootstrap import steps, tasks
 from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of, warnings_of_lengths
-from capfilt.pipelines.bootstrap.clean_web import clean_web
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
-from capfilt.pipelines.bootstrap.contamination import check_held_out
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
-from capfilt.pipelines.bootstrap.data import prepare_data
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
-from capfilt.pipelines.bootstrap.role_sources import open_roles
+from capfilt.pipelines.bootstrap.pool.clean_web import clean_web
+from capfilt.pipelines.bootstrap.pool.contamination import check_held_out
+from capfilt.pipelines.bootstrap.pool.data import prepare_data
+from capfilt.pipelines.bootstrap.roles.sources import open_roles
+from capfilt.pipelines.inspect import report
 from capfilt.pipelines.tokenizer_checks import text_warnings
 from capfilt.reporting.collect import PAGE
 from capfilt.runs.cost import usage_by_stage

@@ -1,4 +1,4 @@
-"""The steps of a round beside the fine-tuning of roles (`role_sources`), each a stage that resumes.
+"""The steps of a round beside the fine-tuning of roles (`roles.sources`), each a stage that resumes.
 
 A step does nothing where the ledger has its result already.
 """
@@ -14,17 +14,17 @@ from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
 from capfilt.models.checkpoints import store
 from capfilt.pipelines import add_score
-from capfilt.pipelines.bootstrap.blip2_stages import merge_figures, pretrain_stages
 from capfilt.pipelines.bootstrap.context import BootstrapContext
+from capfilt.pipelines.bootstrap.roles.blip2_stages import merge_figures, pretrain_stages
 from capfilt.runs.tally import Tally
-from capfilt.stages.annotate import AnnotateJob
-from capfilt.stages.annotate import annotate as run_annotate
-from capfilt.stages.calibrate import CalibrateJob
-from capfilt.stages.calibrate import calibrate as run_calibrate
+from capfilt.stages.annotation.annotate import AnnotateJob
+from capfilt.stages.annotation.annotate import annotate as run_annotate
+from capfilt.stages.annotation.calibrate import CalibrateJob
+from capfilt.stages.annotation.calibrate import calibrate as run_calibrate
+from capfilt.stages.annotation.human_pairs import HumanPairsJob
+from capfilt.stages.annotation.human_pairs import measure_human_pairs as run_human_pairs
 from capfilt.stages.evaluate import EvaluateJob
 from capfilt.stages.evaluate import evaluate as run_evaluate
-from capfilt.stages.human_pairs import HumanPairsJob
-from capfilt.stages.human_pairs import measure_human_pairs as run_human_pairs
 from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select

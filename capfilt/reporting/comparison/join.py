@@ -60,7 +60,6 @@ class Joined:
     """Whether these are all images of both runs."""
 
     def texts(self) -> Iterator[JoinedText]:
-        """The texts of all images."""
         for image in self.images:
             yield from image.texts
 

@@ -31,7 +31,6 @@ number of characters of the whole text, truth as in the page of one run, verdict
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The page as HTML."""
     joined, sides = comparison.joined, comparison.sides
     names = [printable(side.name) for side in sides]
     reasons: dict[str, int] = {}

@@ -33,12 +33,10 @@ class FileHeartbeat:
         self._file, self._offset = file, offset
 
     def write(self, count: int) -> None:
-        """Write another number."""
         os.pwrite(self._file, b"%016d\n" % count, self._offset)
         os.fsync(self._file)
 
     def stop(self) -> None:
-        """Close the file."""
         os.close(self._file)
 
 
@@ -49,11 +47,9 @@ class ObjectHeartbeat:
         self._path = path
 
     def write(self, count: int) -> None:
-        """Write another number."""
         self._path.write_bytes(b"%016d\n" % count)
 
     def stop(self) -> None:
-        """Remove it."""
         self._path.unlink(missing_ok=True)
 
 

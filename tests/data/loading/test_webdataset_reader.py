@@ -167,7 +167,7 @@ class TestOrder:
 
 
 class TestRanksAndWorkers:
-    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
     def test_two_workers_share_an_epoch(self, cleaned: Path, method: str) -> None:
         dataset = webdataset(str(cleaned), shuffle=5).to_tuple("__key__", "text")
         context: Any = {"multiprocessing_context": method, "persistent_workers": True}

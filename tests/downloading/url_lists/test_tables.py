@@ -112,6 +112,7 @@ class TestColumns:
             Columns(caption_col="text", save_additional_columns=("text",))
 
 
+@pytest.mark.slow
 def test_a_long_list_is_read_in_little_memory(tmp_path: Path) -> None:
     """Ten times the rows, no more memory: a process of its own says what its peak was."""
     script = """

@@ -264,6 +264,7 @@ def tensors(run: Path, r: int) -> np.ndarray:
     return np.concatenate([result[name].numpy().ravel() for name in sorted(result)])
 
 
+@pytest.mark.slow
 def test_continue_trains_the_newest_model_further(tmp_path: Path, recipe: Any, capfilt: Any) -> None:
     mine = recipe(tmp_path, start="continue", select={"threshold": 0.001})
     still = ("--set", "pretrain.optimizer.lr=1e-9", "--set", "pretrain.optimizer.min_lr=1e-9")
@@ -295,6 +296,7 @@ def test_a_policy_may_rank_alone(tmp_path: Path, recipe: Any, capfilt: Any) -> N
     assert answer["filter"].keys() == {"auc", "auc_by_kind"}
 
 
+@pytest.mark.slow
 def test_the_known_truth_of_the_world_changes_nothing(
     tmp_path: Path, finished_run: Path, recipe: Any, capfilt: Any
 ) -> None:

@@ -45,6 +45,7 @@ def run(recipe: Write, albef_yaml: Path, tmp_path_factory: pytest.TempPathFactor
     return home / "run"
 
 
+@pytest.mark.slow
 def test_an_albef_filters_what_a_blip_writes(run: Path, capfilt: Any) -> None:
     families = {
         name: store.architecture(run / f"round-1/{name}/checkpoint").family

@@ -216,6 +216,7 @@ def killed(hostile: Any, url_list: Any, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_half_shard_and_a_rerun_goes_on(
     killed: Path, hostile: Any, fetch: Any, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ MADE = ("data/*/*.tar", "round-*/*.json", "round-*/*/checkpoint/*", "round-*/ann
 """What a bootstrap makes, but for what counts seconds."""
 
 
+@pytest.mark.slow
 def test_a_bootstrap_on_a_store_is_that_of_a_folder(
     store: RemotePath, finished_run: Path, tmp_path: Path, recipe: Any, capfilt: Any
 ) -> None:

@@ -41,7 +41,6 @@ class PlannedSample:
 
 
 def name_of(shard: int) -> str:
-    """The name of a shard."""
     return f"{shard:05d}"
 
 

@@ -48,7 +48,6 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
         self._log.__exit__(*raised)
 
     def get(self, key: str) -> Answer | None:
-        """What was answered to a request."""
         return self._answers.get(key)
 
     def add(self, answers: Mapping[str, Answer]) -> None:

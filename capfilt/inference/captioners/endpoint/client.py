@@ -194,7 +194,6 @@ class EndpointClient:
         return "unreachable" if isinstance(error, OSError) and not cut else "cut off", self._shown(error)
 
     def _read(self, tree: Any) -> _Try:
-        """An answer that came with 200."""
         try:
             tree = documents.parse(tree.encode()) if isinstance(tree, str) else tree  # of another content type
             choices = tree["choices"]
@@ -217,7 +216,6 @@ class EndpointClient:
         return _Try(Answer("", "bad answer"), True, why=f"bad answer, {self._shown(why)}")
 
     def _status(self, error: Any) -> _Try:
-        """An answer with another status."""
         status, code = int(error.status_code), str(error.code or "")
         if status < 500 and "content" in code and ("filter" in code or "policy" in code):
             return _Try(Answer("", "refused"))

@@ -60,7 +60,6 @@ def sampling(config: AnnotateConfig) -> dict[str, Any]:
 
 
 def request(url: str, prompt: str, seed: int, fields: dict[str, Any]) -> Request:
-    """The body of a chat completion."""
     picture = {"type": "image_url", "image_url": {"url": url}}
     content = [picture, {"type": "text", "text": prompt}]
     return {"messages": [{"role": "user", "content": content}], "seed": seed, **fields}

@@ -61,7 +61,6 @@ class Processor:
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of an answer's tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def stack(self, rows: Sequence[Inputs]) -> Inputs:

@@ -48,7 +48,6 @@ class VlmSpec(Config):
         return folder.fingerprint(self.model)
 
     def identity(self, run: Run, config: AnnotateConfig, say: Callable[[str], None]) -> str:
-        """Nothing beyond the fingerprint."""
         return ""
 
     def names_prompts(self, config: AnnotateConfig) -> bool:

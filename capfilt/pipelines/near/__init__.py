@@ -1,0 +1,1 @@
+"""The verbs of near pictures: embed, index, retrieve, dedup, decontaminate."""

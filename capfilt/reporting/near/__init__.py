@@ -1,0 +1,1 @@
+"""The pages of copies, contamination and neighbours."""

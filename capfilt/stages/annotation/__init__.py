@@ -1,0 +1,1 @@
+"""Jobs that write texts and scores for the pictures of shards."""

@@ -1,0 +1,1 @@
+"""Jobs that find near pictures: vectors, pairs, copies, an index."""

@@ -1,0 +1,157 @@
+"""index-lists, index-split: the vectors of a run folder with embeddings as an index that is searched on disk.
+
+The same two stages as before near pairs (`pairs`), each vector in its own list alone. The index holds all that a
+search needs, vectors, keys, uids and where the shards are: the embeddings may be removed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
+from capfilt.config import Config, validate
+from capfilt.data import embeddings, shards
+from capfilt.errors import DataError, FolderError, RunError
+from capfilt.index.lists import Lists
+from capfilt.index.near import Near
+from capfilt.index.pool import Pool
+from capfilt.index.search import VectorIndex
+from capfilt.runs.progress import Progress
+from capfilt.stages.near.pairs import LISTS, NAMES_ROWS, Search, SplitJob, prepare, stored
+from capfilt.storage import documents
+from capfilt.storage.atomic import write_json
+from capfilt.storage.paths import StoragePath, table_source
+
+AREA = "index"
+INDEX = "index.json"
+RECALL_AT = 10
+"""Neighbours of a query that the recall counts."""
+EXACT_BLOCKS = 8
+"""Blocks in which the neighbours of the queries are searched exactly: two million rows."""
+
+
+class Hit(NamedTuple):
+    """One picture of a pool that is near a query."""
+
+    cosine: float
+    shard: str
+    row: int
+    """Of the shard's table."""
+    key: str
+    uid: str
+
+
+class IndexInfo(Config):
+    """`index.json`: what an index is of. It is written last, and makes the folder an index."""
+
+    pool: str
+    """The sha256 of its `pool.json`."""
+    rows: int
+    lists: int
+    kind: str
+    """Of the vectors: itc, clip or copy."""
+    model: str
+    """The fingerprint of what made the vectors."""
+    model_path: str
+    """Where that was when the embeddings were made; "" where they do not say."""
+    embedded: dict[str, Any]
+    """The settings of `embed`; none where others made the vectors."""
+    shards: dict[str, str]
+    """Where the shards of the pictures were, by their names."""
+    recall: dict[str, float] = {}
+    """Of the neighbours of some queries in some blocks, found exactly, how many a search gives; none for one list."""
+
+
+def build(
+    session: Session, pool: Pool, source: StoragePath, out: StoragePath, resources: Resources, show: Progress
+) -> IndexInfo:
+    """Write the index of a pool of embeddings, which lies in the run folder `source`, into `out`.
+
+    Raises:
+        DataError: there are no vectors, or damaged ones.
+    """
+    if not pool.dim:
+        raise DataError(f"{source} has no vectors to search: embed with --model.")
+    job = Search(out=out.absolute(), area=AREA, by=(Near(kind="vector"),), probes=1, names=True)
+    job = stored(job, pool)
+    job = prepare(session, job, pool, resources, show)
+    index = _open(job, pool)
+    recall = {}
+    if len(index.known.queries):
+        with show.wait("measuring the recall"):
+            neighbours, found = index.recall(RECALL_AT, EXACT_BLOCKS)
+        recall = {"queries": len(index.known.queries), "neighbours": neighbours, "found": found}
+    kind, model = pool.model.split()
+    info = IndexInfo(
+        pool=job.pool,
+        rows=pool.num_rows,
+        lists=len(index.known.centroids),
+        kind=kind,
+        model=model,
+        recall=recall,
+        **_origin(source),
+    )
+    write_json(out / INDEX, info.model_dump(mode="json"))
+    return info
+
+
+def _origin(source: StoragePath) -> dict[str, Any]:
+    """Where the pictures of embeddings were, and the model."""
+    plan = documents.read_json(source / "plan.json", documents.PLAN_BYTES)
+    model = source / embeddings.MODEL
+    said = documents.read_json(model) if model.is_file() else {}
+    urls = [url for url in plan.get("shards", []) if isinstance(url, str)]
+    embedded = plan.get("config", {}) if plan.get("verb") == "embed" else {}
+    return {"shards": shards.by_name(urls), "model_path": str(said.get("path", "")), "embedded": embedded}
+
+
+def read_info(folder: StoragePath) -> IndexInfo:
+    """What an index is of. FolderError where the folder is none, or one that is not finished."""
+    if not (folder / INDEX).is_file():
+        raise FolderError(f"{folder} is no index, or not finished: run `capfilt index E --out {folder}` (again).")
+    return validate(IndexInfo, documents.read_json(folder / INDEX, documents.PLAN_BYTES), folder / INDEX)
+
+
+class PictureIndex:
+    """An index that was built, to search in."""
+
+    def __init__(self, folder: StoragePath) -> None:
+        """Open it.
+
+        Raises:
+            FolderError: the folder is no index, or one that is not finished.
+            RunError: it is damaged.
+        """
+        self.info = read_info(folder)
+        self.job = Search(out=folder, area=AREA, by=(Near(kind="vector"),), pool=self.info.pool)
+        self.pool = self.job.load()
+        self.vectors = _open(self.job, self.pool)
+
+    def search(self, query: np.ndarray, wanted: int) -> list[Hit]:
+        """The pictures nearest to a query, float [D], the nearest first."""
+        rows, cosines = self.vectors.search(query, wanted)
+        return [self._hit(row, cosine) for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True)]
+
+    def _hit(self, row: int, cosine: float) -> Hit:
+        """The picture of a row of the pool; of its block's names only some are read."""
+        blocks = self.pool.blocks
+        block = [name for name, block in blocks.items() if self.pool.starts[block[0].name] <= row][-1]
+        shard = [one for one in blocks[block] if self.pool.starts[one.name] <= row][-1]
+        path = SplitJob(**self.job.model_dump()).names_path(block)
+        place = row - self.pool.starts[blocks[block][0].name]
+        try:
+            file: Any = pq.ParquetFile(table_source(path))
+            names = file.read_row_group(place // NAMES_ROWS).slice(place % NAMES_ROWS, 1).to_pylist()[0]
+        except (OSError, IndexError, pa.ArrowException) as error:
+            raise RunError(f"{path} is damaged; remove the index and build it again.") from error
+        return Hit(cosine, shard.name, row - self.pool.starts[shard.name], names["key"], names["uid"])
+
+
+def _open(job: Search, pool: Pool) -> VectorIndex:
+    splits = SplitJob(**job.model_dump())
+    return VectorIndex(Lists.load(job.work / LISTS), [splits.path(job.by[0], block) for block in pool.blocks])
