@@ -131,9 +131,9 @@ def annotated(samples: Sequence[Sample], home: Path) -> dict[str, float]:
     from capfilt import presets
     from capfilt.inference.device import Compute
     from capfilt.models import BlipConfig
-    from capfilt.pipelines import bench_annotate as bench
-    from capfilt.pipelines.bench import BenchConfig
-    from capfilt.stages.shard_annotator import ShardAnnotator
+    from capfilt.pipelines.bench import annotate as bench
+    from capfilt.pipelines.bench.bench import BenchConfig
+    from capfilt.stages.annotation.shard_annotator import ShardAnnotator
 
     config = BenchConfig(images=len(samples))
     roles = bench.make_models(configs.read(presets.find("models", config.model), BlipConfig), home, shared=False)
@@ -160,8 +160,8 @@ def main() -> None:
         print(json.dumps(read(options.read)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        from capfilt.pipelines import bench_annotate as bench  # torch, which processes that read do without
-        from capfilt.pipelines.bench import BenchConfig
+        from capfilt.pipelines.bench import annotate as bench  # torch, which processes that read do without
+        from capfilt.pipelines.bench.bench import BenchConfig
 
         home = Path(scratch)
         url = bench.make_shard(home / "made.tar", BenchConfig(images=options.pictures), VOCABULARY)

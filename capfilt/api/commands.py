@@ -69,7 +69,7 @@ def annotate(
     """Write synthetic texts for the images of shards, score these and the web's; nothing is dropped.
 
     Args:
-        shards: tars, folders, globs, braces, fsspec URLs; one or several.
+        shards: tars, or other data (docs/shards.md), by folders, globs, braces, fsspec URLs; one or several.
         out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
         captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
             Hugging Face hub; a captioner may be a vision-language model, "hf:FOLDER-OR-NAME", or an endpoint,
