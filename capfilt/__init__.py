@@ -11,9 +11,14 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
+<<<<<<< HEAD
     from capfilt.api.data import ConvertResult, DownloadResult, PackResult, convert, download, pack
+=======
+    from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
+>>>>>>> main
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
+    from capfilt.api.estimates import EstimateResult, estimate
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
     from capfilt.api.progress import ProgressEvent
@@ -74,10 +79,12 @@ __all__ = [
     "Counts",
     "Damage",
     "DataError",
+    "DataExportResult",
     "DecontaminateResult",
     "DedupResult",
     "DownloadResult",
     "EmbedResult",
+    "EstimateResult",
     "EvaluateResult",
     "Explanation",
     "ExportResult",
@@ -121,9 +128,11 @@ __all__ = [
     "dedup",
     "download",
     "embed",
+    "estimate",
     "evaluate",
     "explain",
     "export",
+    "export_data",
     "finetune",
     "load_model",
     "pack",
@@ -142,9 +151,14 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
+<<<<<<< HEAD
     "api.data": ("ConvertResult", "DownloadResult", "PackResult", "convert", "download", "pack"),
+=======
+    "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
+>>>>>>> main
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
+    "api.estimates": ("EstimateResult", "estimate"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
     "api.progress": ("ProgressEvent",),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from capfilt.api import arguments
 from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
 from capfilt.api.progress import OnLog, OnProgress, progress_of
-from capfilt.api.results import Counts, Record
+from capfilt.api.results import Counts, Record, TextCounts
 
 if TYPE_CHECKING:
     from capfilt.data.sample import Sample
@@ -68,6 +68,7 @@ class ConvertResult:
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class PackResult:
     """Shards of data that were something else."""
 
@@ -84,6 +85,21 @@ class PackResult:
 
         return read_shards(self.out)
 
+=======
+class DataExportResult:
+    """Data as another tool reads them."""
+
+    out: StoragePath
+    """The run folder, in which the files lie."""
+    form: str
+    written: tuple[StoragePath, ...]
+    """What is one file for all of the data: a list, an array, sizes.json."""
+    samples: Counts
+    """Dropped are those without a text, where the format is one of texts."""
+    texts: TextCounts
+    record: Record = field(repr=False)
+
+>>>>>>> main
 
 def download(
     urls: Specs,
@@ -99,6 +115,7 @@ def download(
     drop_placeholders: int = 0,
     address: str | None = None,
     workers: int = 0,
+    fork: Location | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
 ) -> DownloadResult:
@@ -115,7 +132,7 @@ def download(
         retry: "failed", or kinds of failure such as "timeout" or "http-429", to try again.
         min_success: the share of URLs that must come through.
         drop_placeholders: fail images whose bytes came under so many URLs; 0 for none.
-        address: as in `annotate`; so are `workers`, `on_progress` and `on_log`.
+        address: as in `annotate`; so are `workers`, `fork`, `on_progress` and `on_log`.
 
     Raises:
         CapfiltError: RecipeError or UsageError for lists or settings that cannot be, ShortfallError where too little
@@ -134,7 +151,7 @@ def download(
         config = configs.build(DownloadConfig, sets)
         given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
         wanted = configs.validate(DownloadOptions, given_options, "arguments")
-        folder, options = location(out), arguments.options(workers=workers)
+        folder, options = arguments.run_folder(out, fork), arguments.options(workers=workers)
         where = arguments.working_address(address)
         record = pipeline.run(where, config, wanted, folder, options, show)
     return DownloadResult.of(folder, record)
@@ -183,33 +200,58 @@ def convert(
     splits = (split,) if isinstance(split, str) else tuple(split)
     given = {"task": task, "files": names_of(files), "images": str(images), "split": splits, "shard_size": shard_size}
     config = configs.validate(ConvertConfig, {k: v for k, v in given.items() if v is not None}, "arguments")
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
-        folder, where = location(out), arguments.working_address(address)
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes) as (where, folder, options):
         record = pipeline.run(where, config, folder, retry, options, show)
     return ConvertResult.of(folder, record)
 
 
+<<<<<<< HEAD
 def pack(
     data: Specs,
     *,
     out: Location,
+=======
+def export_data(
+    data: Location,
+    *,
+    out: Location,
+    form: str,
+    samples_per_shard: int = 0,
+    image_root: str | None = None,
+    fetch_inputs: bool = False,
+>>>>>>> main
     min_success: float = 0,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
+<<<<<<< HEAD
 ) -> PackResult:
     """Write data as tars once: folders of pictures, Parquet, saved datasets, Lance, captions (docs/shards.md).
 
     Args:
         data: what `annotate` takes as shards; one or several.
         out: the run folder, or its URL, in which the tars will lie.
+=======
+) -> DataExportResult:
+    """Write data as another tool reads them (docs/exports.md).
+
+    Args:
+        data: the run folder of `select` or `annotate`, a round of a bootstrap, or shards.
+        out: the run folder, or its URL, in which the files will lie.
+        form: "webdataset", "parquet", "hf-dataset", "coyo", "laion-coco", "blip-json", "datacomp-npy", "llava-json",
+            "open-clip-csv".
+        samples_per_shard: of webdataset, parquet and hf-dataset, samples of a file at most; 0 for a file a shard.
+        image_root: of blip-json and open-clip-csv, what stands before the paths of pictures; by default `out`.
+        fetch_inputs: read shards that the plan of a run names elsewhere, too: do you trust it?
+>>>>>>> main
         min_success: the share of the samples that must be readable.
         address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
 
     Raises:
+<<<<<<< HEAD
         CapfiltError: ShardError for what cannot be read, ShortfallError where no sample could be, and its other kin.
     """
     show = progress_of(on_progress, on_log)
@@ -221,3 +263,22 @@ def pack(
         folder, where = location(out), arguments.working_address(address)
         record = pipeline.run(where, names_of(data), folder, options, show)
     return PackResult(folder, Counts.of(record["samples"]), record["failed"], record)
+=======
+        CapfiltError: UsageError for an unknown form or no data, RunError for counts that are not those of the run that
+            the data come from, ShortfallError where nothing could be written, and its other kin.
+    """
+    from capfilt import config as configs
+
+    show = progress_of(on_progress, on_log)
+    with show.wait("importing libraries"):
+        from capfilt.pipelines import export_data as pipeline
+        from capfilt.stages.export import ExportConfig
+
+    given = {"form": form, "samples_per_shard": samples_per_shard, "image_root": image_root}
+    config = configs.validate(ExportConfig, given, "arguments")
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes) as (where, folder, options):
+        record = pipeline.run(where, str(data), config, folder, fetch_inputs, options, show)
+    written = tuple(location(path) for path in record["written"])
+    return DataExportResult(folder, form, written, Counts.of(record["samples"]), TextCounts.of(record["texts"]), record)
+>>>>>>> main

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, download, jobs, models, near, pipelines, run_folder
+from capfilt.cli import convert, download, first_hour, jobs, models, near, pipelines, run_folder
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -25,6 +25,9 @@ app = typer.Typer(
 )
 
 VERBS = (
+    first_hour.init,
+    first_hour.estimate,
+    first_hour.doctor,
     pipelines.bootstrap,
     download.download,
     convert.convert,

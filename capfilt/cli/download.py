@@ -13,7 +13,7 @@ from capfilt.api import data
 from capfilt.cli.execute import execute
 from capfilt.cli.jobs import words_of
 from capfilt.cli.next_steps import Step, after_download
-from capfilt.cli.options import Address, Debug, Json
+from capfilt.cli.options import Address, Debug, Fork, Json
 from capfilt.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def download(
     min_success: MinSuccess = 0,
     drop_placeholders: Drop = 0,
     sets: Sets = None,
+    fork: Fork = None,
     address: Address = "start",
     as_json: Json = False,
     debug: Debug = False,
@@ -148,13 +149,17 @@ def _run(given: dict[str, Any], show: Progress) -> Any:
             drop_placeholders=given["drop_placeholders"],
             address=given["address"],
             workers=given["workers"],
+            fork=given.get("fork"),
             on_progress=show,
         ).record
 
 
 def _next_steps(given: dict[str, Any], record: Any) -> list[Step]:
-    again = shlex.join(["capfilt", "download", *words_of(given["context"], {"retry"}), "--retry=failed"])
-    return after_download(given["out"], again, record, "caption_col" in given, given["address"])
+    forked, words = given.get("fork"), words_of(given["context"], {"retry", "fork"})
+    if forked is not None:
+        words = ["--out", forked, *words_of(given["context"], {"retry", "fork", "out"})]
+    again = shlex.join(["capfilt", "download", *words, "--retry=failed"])
+    return after_download(given.get("fork") or given["out"], again, record, "caption_col" in given, given["address"])
 
 
 _LISTS = ("save_additional_columns", "disallowed_header_directives", "allow_private", "deny", "nat64")
@@ -163,8 +168,8 @@ _SECTIONS = {
     **dict.fromkeys(("contact", "host_rate", "timeout", "deadline", "retries"), "manners."),
 }
 _COMMAND = (
-    "urls", "out", "workers", "retry", "min_success", "drop_placeholders", "no_robots", "sets", "address", "as_json",
-    "debug", "context",
+    "urls", "out", "workers", "retry", "min_success", "drop_placeholders", "no_robots", "sets", "fork", "address",
+    "as_json", "debug", "context",
 )  # fmt: skip
 """Options that are no part of the recipe."""
 

@@ -29,9 +29,12 @@ STOP_SECONDS = 5.0
 INSPECTING = ("status", "verify", "explain")
 """Verbs that only read a run folder; on a cluster their output is all that is shown."""
 
+HERE = ("jobs", "init", "estimate", "doctor")
+"""Verbs with an `--address` that are never sent as jobs: they are about this machine, or ask the cluster themselves."""
+
 _PATH_OPTIONS = {
     "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "files": "FILES",
-    "images": "--images", "model": "MODEL", "captioner": "--captioner", "filter_": "--filter",
+    "images": "--images", "model": "MODEL", "source": "MODEL|DATA", "captioner": "--captioner", "filter_": "--filter",
     "annotations": "--annotations", "val": "--val", "without": "--without", "embeddings": "EMBEDDINGS",
     "scored": "--scores", "against": "--against", "data": "DATA",
 }  # fmt: skip
@@ -94,7 +97,7 @@ def sendable(verb: Callable[..., None]) -> Callable[..., None]:
     """The options added to the verb's: their types and defaults, by name."""
     if name in INSPECTING:
         options = {"address": (There, None)}
-    elif "address" in signature.parameters and verb is not jobs:
+    elif "address" in signature.parameters and name not in HERE:
         options = {"detach": (Detach, False)}
     else:
         return verb

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from capfilt.api import commands, inspection
+from capfilt.api import commands, data, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import call, execute
 from capfilt.cli.next_steps import after_evaluate, after_export
-from capfilt.cli.options import Cpus, Debug, Json, Price, Sets, SizedAddress, Workers, preset_names
+from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
+from capfilt.data.exports import NAMES
 
 if TYPE_CHECKING:
     from capfilt.api.results import ExportResult
@@ -66,15 +67,22 @@ def evaluate(
 
 
 def export(
-    model: Annotated[
-        str, typer.Argument(help="A model folder, a .pth of BLIP or LAVIS, or a name on the Hugging Face hub.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|DATA",
+            help="A model folder, a .pth of BLIP or LAVIS, or a name on the Hugging Face hub; or the run folder of"
+            " select or annotate, a round of a bootstrap, or shards.",
+        ),
     ],
-    out: Annotated[str, typer.Option("--out", help="A new folder on this machine.")],
+    out: Annotated[str, typer.Option("--out", help="A new folder on this machine; of data any run folder or its URL.")],
     form: Annotated[
         str,
         typer.Option(
             "--as",
-            help="hf: for transformers; pth: the names of BLIP, LAVIS or CLIP; open_clip; capfilt: as trained here.",
+            help="A model: hf, for transformers; pth: the names of BLIP, LAVIS or CLIP; open_clip; capfilt: as trained"
+            " here. Data: webdataset, parquet, hf-dataset, coyo, laion-coco, blip-json, datacomp-npy, llava-json,"
+            " open-clip-csv.",
         ),
     ] = "hf",
     vision: Annotated[
@@ -83,14 +91,48 @@ def export(
     language: Annotated[
         str | None, typer.Option("--language", help="The language model that it lacks: a folder or a hub name.")
     ] = None,
+    samples_per_shard: Annotated[
+        int,
+        typer.Option(min=0, help="Of webdataset, parquet, hf-dataset: samples of a file; 0: a file for each shard."),
+    ] = 0,
+    image_root: Annotated[
+        str | None,
+        typer.Option(help="Of blip-json, open-clip-csv: what stands before the paths of pictures [default: --out]."),
+    ] = None,
+    fetch_inputs: Annotated[
+        bool, typer.Option("--fetch-inputs", help="Read shards wherever the plan of DATA names them.")
+    ] = False,
+    workers: Workers = 0,
+    cpus: Cpus = None,
+    min_success: MinSuccess = 0,
+    address: SizedAddress = "by-size",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model in the format of transformers' `from_pretrained` or of the authors' own code.
+    """Write a model for transformers or the authors' own code, or data as another tool reads them.
 
-    Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`
+    Example: `capfilt export runs/demo/round-2/pretrain/checkpoint --as hf --out exported`;
+    `capfilt export runs/clean --as hf-dataset --out clean-hf`
     """
-    call(inspection.export, locals(), _say_written, lambda record: after_export(map(location, record["written"])))
+    given, is_data = locals(), form in NAMES
+    del given["source"]
+    others, kind = (_OF_MODELS, "models") if is_data else (_OF_DATA, "data")
+    if wrong := [f"--{name.replace('_', '-')}" for name in others if given.pop(name) not in (None, 0, "by-size")]:
+        raise typer.BadParameter(f"{', '.join(wrong)}: of {kind} only, and --as {form} is not.")
+    if is_data:
+        call(data.export_data, {"data": source, **given})
+    else:
+        call(
+            inspection.export,
+            {"model": source, **given},
+            _say_written,
+            lambda record: after_export(map(location, record["written"])),
+        )
+
+
+_OF_MODELS = ("vision", "language")
+_OF_DATA = ("samples_per_shard", "image_root", "fetch_inputs", "workers", "cpus", "min_success", "address")
+"""The options of `export` that are not of both."""
 
 
 def _say_written(done: ExportResult) -> None:

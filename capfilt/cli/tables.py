@@ -9,7 +9,7 @@ from capfilt.cli.next_steps import print_steps
 from capfilt.cli.terminal import cell, say, say_json, show_table, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from rich.table import Table
 
@@ -109,6 +109,42 @@ def print_cost(record: dict[str, Any]) -> None:
 
     for line in lines(record["cost"]) if "cost" in record else ():
         say(line)
+
+
+def print_estimate(record: dict[str, Any]) -> None:
+    """A line for each figure, with its 95 % interval."""
+    drawn = record["drawn"]
+    say(
+        f"{drawn['drawn']:,} samples drawn from {drawn['shards_read']:,} of {drawn['shards']:,} shards (seed"
+        f" {drawn['seed']}); with 95 % intervals, for all of them on {record['workers']} workers:"
+    )
+    forms: dict[str, Callable[[float], str]] = {
+        "kept": lambda x: f"{x:.1%}", "noise": lambda x: f"{x:.1%}", "failed": lambda x: f"{x:.2%}",
+        "hours": lambda x: f"{x:,.3g} h", "usd": lambda x: f"{x:,.4g} USD", "bytes": lambda x: f"{x / 1e9:,.3g} GB",
+        "images": lambda x: f"{x:,.1f}", "samples": lambda x: f"{x:,.0f}",
+    }  # fmt: skip
+    for name, figure in record.items():
+        form = next((form for begin, form in forms.items() if name.startswith(begin)), None)
+        if form is None or not isinstance(figure, dict) or "value" not in figure:
+            continue
+        say(f"{name:<38} {form(figure['value'])}{_between(figure, form)}")
+    for stage, seconds in record["start_up_seconds"].items():
+        say(f"{'start-up of ' + stage:<38} {seconds:,.1f} s, in the hours above")
+    if missing := record.get("unpriced"):
+        say(f"no cost: --price does not say what an hour of {' and '.join(missing)} costs")
+    say(f"{'report':<38} {record['report']}")
+    for name in ("precision", "recall") if "clicks" in record else ():
+        figure = dict(zip(("low", "high"), record["clicks"].get(f"{name}_interval", (0, 1)), strict=True))
+        value = record["clicks"].get(name)
+        known = "not known" if value is None else f"{value:.1%}{_between(figure, '{:.1%}'.format)}"
+        say(f"{name:<38} {known}, from {record['clicks']['labels']} labels")
+
+
+def _between(figure: dict[str, float], form: Callable[[float], str]) -> str:
+    if "low" not in figure:
+        return ""
+    known = figure["low"] == figure["high"]
+    return " (exactly)" if known else f" ({form(figure['low'])} to {form(figure['high'])})"
 
 
 def print_status(status: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -37,6 +37,9 @@ OTHER_WORKER_SECONDS = 10.0
 
 POLL_SECONDS = 0.5
 """Seconds between two checks of items that wait so."""
+
+GROWTH_SECONDS = 10.0
+"""Seconds between two looks for nodes that have joined a running cluster."""
 
 MAX_TIMEOUTS = 2
 """How often an item may take longer than its limit; after that it failed."""
@@ -74,6 +77,9 @@ def run_items(
     all, not counting the deaths of lost or preempted nodes. An item that takes longer than its limit is tried once
     more, by a new worker. Closing the generator early kills the workers. `meter` counts what they use.
 
+    Where as many workers as fit were asked for, nodes that join a running cluster get workers too; and workers for
+    which nothing is left are ended before the last items are, so that an autoscaler may take their nodes away.
+
     Raises:
         ClusterError: the job cannot be opened, or no worker fits.
     """
@@ -86,6 +92,8 @@ def run_items(
         return
     needs = resources or Resources()
     pool: _Pool[R] = _Pool(job, needs, pool_size(session, job, needs, len(waiting)), tries, meter)
+    if not needs.workers and not session.started_ray:
+        pool.capacity = lambda: session.capacity(needs.cpus, needs.gpus)
     try:
         yield from pool.run(waiting)
     finally:
@@ -181,6 +189,9 @@ class _Pool(Generic[R]):
         self._slots: list[_WorkerSlot] = []
         self._waiting: deque[_Task] = deque()
         self._calls: dict[Any, _WorkerSlot] = {}
+        self.capacity: Callable[[], int] | None = None
+        """How many workers fit now; None where their number stays as it is."""
+        self._look_due = time.monotonic() + GROWTH_SECONDS
 
     def run(self, items: list[str]) -> Iterator[ItemResult[R]]:
         """Yield exactly one result for each item."""
@@ -202,6 +213,26 @@ class _Pool(Generic[R]):
                     self._num_left -= 1
                     yield result
             self._assign()
+            self._grow()
+            self._let_go()
+
+    def _grow(self) -> None:
+        """Start workers on nodes that have joined, if there is work for them."""
+        if self.capacity is None or not self._waiting or time.monotonic() < self._look_due:
+            return
+        self._look_due = time.monotonic() + GROWTH_SECONDS
+        more = min(self.capacity() - len(self._slots), len(self._waiting))
+        for _ in range(max(0, more)):
+            self._size += 1
+            self._start_worker()
+
+    def _let_go(self) -> None:
+        """End the workers for which nothing is left, but for one: an item may be tried again on another worker. Those
+        that are just beginning stay: Ray loses the cores of an actor that is killed in that moment."""
+        if self._waiting:
+            return
+        for slot in [slot for slot in self._slots if slot.opened and not slot.calls][1:]:
+            self._replace_worker(slot)
 
     def _handle(self, slot: _WorkerSlot) -> ItemResult[R] | None:
         # The oldest call of the worker and not the one that is ready: when a worker dies, its queued call may fail
@@ -216,6 +247,8 @@ class _Pool(Generic[R]):
         """Seconds until something may have to be done although no call ends; None = never."""
         idle = bool(self._waiting) and any(slot.opened and not slot.calls for slot in self._slots)
         times = [POLL_SECONDS] if idle else []
+        if self.capacity is not None and self._waiting:
+            times.append(self._look_due - time.monotonic())
         if self._limit:
             running = [slot.started for slot in self._slots if slot.task]
             times.append(min(running, default=time.monotonic()) + self._limit - time.monotonic())

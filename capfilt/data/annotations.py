@@ -6,8 +6,10 @@ A key that could not be read has a row as well (`status` failed, with its reason
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +20,7 @@ from capfilt.data import scores as score_tables
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath, storage_path
+from capfilt.storage.paths import StoragePath, listing, storage_path
 
 STATUSES = ("ok", "failed")
 
@@ -144,6 +146,12 @@ def read(path: StoragePath | str, schema: pa.Schema = SCHEMA, only: Sequence[str
 def with_prompts(schema: pa.Schema) -> pa.Schema:
     """A schema of annotations with the column of the prompts behind those of `SCHEMA`."""
     return schema.insert(len(SCHEMA), PROMPT)
+
+
+def shards_in(folder: StoragePath) -> list[str]:
+    """The shards that have annotations in a folder, sorted; it takes one listing."""
+    names = os.listdir(folder) if isinstance(folder, Path) and folder.is_dir() else listing(folder)
+    return sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
 
 
 def num_rows(path: StoragePath) -> int:

@@ -101,7 +101,7 @@ def _parse(line: bytes) -> Label | None:
     return label if typed and label.verdict in VERDICTS else None
 
 
-def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(hits: float, total: float, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % confidence interval of a share (Wilson 1927), good for few samples and near 0 and 1; (0, 1) for none."""
     if not total:
         return 0.0, 1.0

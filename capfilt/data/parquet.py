@@ -60,12 +60,13 @@ def read(path: StoragePath, columns: Sequence[str] | None = None, chosen: Chosen
     """
     try:
         source = table_source(path)
-        stored = pq.read_schema(source)
+        plain = pq.ParquetFile(source)
+        stored = plain.schema_arrow
         names = stored.names if columns is None else list(columns)
         wanted = pa.schema([stored.field(name) for name in names])
         if unbounded := [field.name for field in wanted if not is_bounded(field.type)]:
             raise DataError(f"{path} has a column that no table here has: {unbounded[0]!r}; remove the file.")
-        table = pa.Table.from_batches(list(_batches(path, source, wanted, chosen)), wanted)
+        table = pa.Table.from_batches(list(_batches(path, source, plain, wanted, chosen)), wanted)
         table.validate(full=True)  # raises for texts that are not UTF-8
         return table
     except (OSError, pa.ArrowException) as error:
@@ -84,15 +85,14 @@ def is_bounded(kind: pa.DataType) -> bool:
 
 
 def _batches(
-    path: StoragePath, source: Path | BinaryIO, wanted: pa.Schema, chosen: Chosen | None
+    path: StoragePath, source: Path | BinaryIO, plain: pq.ParquetFile, wanted: pa.Schema, chosen: Chosen | None
 ) -> Iterator[pa.RecordBatch]:
-    plain = pq.ParquetFile(source)
     columns = [plain.schema.column(i) for i in range(plain.metadata.num_columns)]
     indices = [i for i, column in enumerate(columns) if column.path.partition(".")[0] in wanted.names]
     _check_pages(path, plain.metadata, indices)
     texts = [columns[i].path for i in indices if columns[i].physical_type == "BYTE_ARRAY"]
     num_rows = num_bytes = 0
-    file = pq.ParquetFile(source, read_dictionary=texts)
+    file = pq.ParquetFile(source, metadata=plain.metadata, read_dictionary=texts)
     for batch in file.iter_batches(_BATCH, columns=wanted.names, use_threads=False):
         rows = batch.select(wanted.names)
         if chosen is not None:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capfilt.data.exports import NAMES as DATA_FORMS
 from capfilt.data.images.preprocess import ALONE, Preprocess
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.errors import FolderError, UsageError, did_you_mean
+from capfilt.errors import FolderError, NoModelError, UsageError, did_you_mean
 from capfilt.inference.roles import preprocess_for, save_preprocess, tokenizer_for
 from capfilt.models import ArchitectureConfig, family_of
 from capfilt.models.checkpoints import files, store
@@ -24,6 +25,8 @@ from capfilt.storage.remote_path import RemotePath
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
+
+OF_DATA = f"data leave as {', '.join(DATA_FORMS)}"
 
 
 def run(name: str, form: str, where: str | Path, sources: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -36,13 +39,18 @@ def run(name: str, form: str, where: str | Path, sources: Mapping[str, str] | No
         ModelError: no model there, or one that does not fit.
     """
     if form not in FORMS:
-        raise UsageError(f"--as {form}: there is {', '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+        raise UsageError(
+            f"--as {form}: a model leaves as {', '.join(FORMS)}; {OF_DATA}.{did_you_mean(form, [*FORMS, *DATA_FORMS])}"
+        )
     out = storage_path(where)
     if isinstance(out, RemotePath):
         raise UsageError(f"--out {where} is on a store; export into a folder of this machine and copy that there.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FolderError(f"{out} holds something already; choose another --out")
-    path = store.find(name)
+    try:
+        path = store.find(name)
+    except NoModelError as error:
+        raise NoModelError(f"{str(error).rstrip('.')}; {OF_DATA}.") from None
     with completed(local_copy(path), sources or {}, out.absolute().parent) as whole:
         config = store.architecture(whole)
         written = FORMS[form](whole, tokenizer_for(whole, config), out)

@@ -11,7 +11,7 @@ import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import duplicates, labels, scores, shards
-from capfilt.data.policy import PolicyConfig, Resolved, check_calibrated, check_further, check_scores, resolve
+from capfilt.data.policy import PolicyConfig, Resolved, check_calibrated, check_further, check_scores
 from capfilt.errors import DataError, FolderError, UsageError
 from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.roles import check_filter
@@ -22,6 +22,7 @@ from capfilt.stages import inputs, workload
 from capfilt.stages.annotation.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
+from capfilt.stages.resolve import resolve_once
 from capfilt.stages.runner import CommandOptions
 from capfilt.stages.select import SelectJob, check_selected, select
 from capfilt.storage import documents
@@ -88,12 +89,12 @@ def run(
         calibrated = (by_labels or {}).get("threshold")
         if by_val is not None:
             calibrated = _calibrate(session, opened, by_val, source, options, show)
-        with show.wait(f"reading the scores of {len(urls_by_name):,} shards"):
-            resolved = resolve(policy, folder, urls_by_name, calibrated)
+        worker = options.resources(session)
+        resolved = resolve_once(session, policy, folder, list(urls_by_name), calibrated, out, worker, show)
         _record_pool(opened, resolved, show)
         job = {"out": out.absolute(), "annotations": folder.absolute(), "without": without and without.absolute()}
         work = SelectJob(**job, rule=resolved.rule, carry=policy.carry)
-        tally = select(session, urls_by_name, work, options.resources(session), show)
+        tally = select(session, urls_by_name, work, worker, show)
     result: dict[str, Any] = {"dataset": str(out / "dataset")}
     if resolved.rule.threshold is not None:
         result["threshold"] = resolved.rule.threshold

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.data import labels, shards
 from capfilt.data.policy import PolicyConfig, Pool, RankConfig, Rule, resolve, score_range
@@ -32,6 +33,7 @@ from capfilt.runs.round_figures import is_number
 from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.count_pairs import num_without_text
+from capfilt.stages.resolve import read_rule
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath, storage_path
 from capfilt.storage.remote_path import RemotePath
@@ -54,10 +56,14 @@ LOG_FIELDS = {
 """What the log of a training has beside losses."""
 DECONTAMINATE = "decontaminate"
 """The verb, and the folder in the data of a bootstrap that did the same."""
+<<<<<<< HEAD
 WITHOUT_PAGE = ("convert", "download", "embed", "pack")
+=======
+WITHOUT_PAGE = ("convert", "download", "embed", "export")
+>>>>>>> main
 """The verbs whose run folders have no page."""
 MAX_COMMAND = 1000
-"""Characters of shards in a command of the page; longer lists are summed up in words."""
+"""Characters of shards in a command of the page; longer lists are put into braces, else summed up in words."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +286,9 @@ def _source(
     if threshold is None and policy.threshold == "calibrated":
         calibration = (selected or source) / "calibration.json"
         threshold = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
-    names = sorted(path.stem for path in annotations.glob("*.parquet"))
-    rule = resolve(policy, annotations, names, threshold).rule
+    names = tables.shards_in(annotations)
+    kept = read_rule(selected) if selected is not None else None
+    rule = (resolve(policy, annotations, names, threshold) if kept is None else kept[1]).rule
     ranges = SCORE_RANGES
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None
     suffix = f"-round-{number}" if number else ""
@@ -317,7 +324,7 @@ def _fixed_parts(rule: Rule) -> str:
 
 def _select_command(web: list[str], source: StoragePath, policy: PolicyConfig) -> str:
     """The command that selects from these annotations, without its threshold and its --out."""
-    if sum(map(len, web)) > MAX_COMMAND:
+    if sum(map(len, web)) > MAX_COMMAND and sum(map(len, web := _in_braces(web))) > MAX_COMMAND:
         web = [f"the {len(web)} shards of the run"]
     words = " ".join(shlex.quote(str(word)) for word in (*web, "--annotations", source))
     default = PolicyConfig()
@@ -329,14 +336,29 @@ def _select_command(web: list[str], source: StoragePath, policy: PolicyConfig) -
 
 
 def _by_folder(urls: list[str]) -> list[str]:
-    """Shards as a user would name them: by their folder, if they are all that is in it."""
-    folders = {url.rpartition("/")[0] for url in urls}
-    if len(folders) == 1 and not any("://" in url for url in urls):  # stores are not asked
-        (only,) = folders
+    """Shards as a user would name them: by their folders, if they are all that is in these."""
+    folders = sorted({url.rpartition("/")[0] for url in urls})
+    if not any("://" in url for url in urls):  # stores are not asked
         with contextlib.suppress(ShardError):  # all of them are gone
-            if storage_path(only).is_dir() and shards.expand(only) == sorted(urls):
-                return [only]
+            if all(storage_path(one).is_dir() for one in folders) and sorted(shards.expand(folders)) == sorted(urls):
+                return folders
     return urls
+
+
+def _in_braces(urls: list[str]) -> list[str]:
+    """Shards that differ by a number alone as one pattern each, `web/{00000..00999}.tar`; others as they are."""
+    runs: dict[tuple[str, str, int, int], list[str]] = {}
+    for place, url in enumerate(sorted(urls, key=lambda url: (len(url), url))):
+        numbered = re.fullmatch(r"([^{},]*?)(\d+)([^\d{},]*(?:\.tar\.bz2)?)", url)
+        if numbered is None:
+            runs["", url, 0, 0] = [url]
+            continue
+        before, digits, after = numbered.groups()
+        runs.setdefault((before, after, len(digits), int(digits) - place), []).append(digits)
+    return [
+        f"{before}{{{run[0]}..{run[-1]}}}{after}" if run[1:] else f"{before}{run[0] if width else ''}{after}"
+        for (before, after, width, _), run in runs.items()
+    ]
 
 
 def _urls(

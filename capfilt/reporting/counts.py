@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from capfilt.evaluation.known_truth import Truth
 from capfilt.printable import printable
 from capfilt.reporting.charts import Histogram
 from capfilt.reporting.page_data import MAX_WORDS, AnnotationCounts
-from capfilt.runs.tally import MAX_REASONS, NO_TEXT_REASONS, OTHER
+from capfilt.runs.tally import MAX_REASONS, NO_TEXT_REASONS, OTHER, Tally
 
 NUM_BINS = 1_000
 """Bins of a score while counting; a histogram has about NUM_BINS / 20 over the range that occurs."""
@@ -119,10 +120,10 @@ class RoundCounts:
         below = np.cumsum(wrong) - wrong
         return float((right * (below + wrong / 2)).sum() / (right.sum() * wrong.sum()))
 
-    def result(self) -> AnnotationCounts:
-        """The counts, as the page shows them."""
+    def result(self, recorded: Tally | None = None) -> AnnotationCounts:
+        """The counts, as the page shows them; those of outcomes from the ledger's record of all shards, where given."""
         medians = {score: {source: self.median(score, source) for source in SOURCES} for score in self.ranges}
-        return AnnotationCounts(
+        counts = AnnotationCounts(
             images=self.images,
             failed=dict(self.failed),
             texts={source: count for source, count in self.totals.items() if count},
@@ -134,6 +135,17 @@ class RoundCounts:
                 for score, by_source in medians.items()
             },
             auc={score: area for score in self.ranges if (area := self.auc(score)) is not None},
+        )
+        if recorded is None:
+            return counts
+        return replace(
+            counts,
+            images=recorded.samples["kept"] + recorded.samples["dropped"],
+            failed=dict(recorded.failed),
+            texts=recorded.num_scored(),
+            kept_images=recorded.samples["kept"],
+            kept=dict(recorded.texts["kept"]),
+            dropped=dict(recorded.texts["dropped"]),
         )
 
 

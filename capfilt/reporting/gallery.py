@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from capfilt.data.annotations import Annotation
 from capfilt.data.labels import Label
 from capfilt.data.policy import Rule, failure_class
@@ -18,15 +20,20 @@ from capfilt.reporting.sampling import (
     MAX_PAGE_BYTES,
     MAX_TEXT,
     MAX_TEXTS,
+    DrawnShards,
     ImageId,
     RoundSample,
     RoundSource,
     SampledImage,
+    draw_shards,
     random_rank,
-    sampled_shards,
 )
 from capfilt.reporting.thumbnails import byte_budget, images_to_show, thumbnails
-from capfilt.runs.tally import MAX_REASONS, OTHER
+from capfilt.runs.ledger import Ledger
+from capfilt.runs.stage_status import read_status
+from capfilt.runs.tally import MAX_REASONS, OTHER, Tally
+from capfilt.storage.paths import map_concurrent
+from capfilt.storage.remote_path import RemotePath
 
 MAX_DIVERSITY = 2_000
 """Texts of a source whose n-grams are counted: shares of distinct n-grams are comparable for equal numbers only."""
@@ -84,28 +91,35 @@ def make_gallery(
     lists = ColumnLists()
     if not sources:
         return Gallery([], [], [], lists, [], [])
-    names = sorted({path.stem for source in sources for path in source.annotations.glob("*.parquet")})
-    sampled = sampled_shards(names)
+    drawn = draw_shards(sources)
     rounds = [RoundSample(source, MAX_TEXTS // len(sources), MAX_PAGE_BYTES // len(sources)) for source in sources]
     truths_by_uid: dict[str, Truth] = {}
-    for name in names:
-        shard_truths = truths(urls[name]) if name in urls else {}
-        for sample in rounds:
-            if (sample.source.annotations / f"{name}.parquet").is_file():
-                sample.add(name, shard_truths, name in sampled)
-        if name in sampled:
-            truths_by_uid |= shard_truths
+
+    def load(name: str) -> tuple[str, dict[str, Truth], list[tuple[RoundSample, pa.Table, Sequence[str]]]]:
+        present = (each for each in rounds if (each.source.annotations / f"{name}.parquet").is_file())
+        return name, truths(urls[name]) if name in urls else {}, [(each, *each.read(name)) for each in present]
+
+    remote = any(isinstance(source.annotations, RemotePath) for source in sources)
+    for name, known, tables in map_concurrent(load, drawn.counted, remote):
+        for sample, table, whys in tables:
+            sample.add_table(name, table, whys, known, name in drawn.sampled)
+        if name in drawn.sampled:
+            truths_by_uid |= known
+    totals = [None if drawn.all_counted else _recorded_total(source) for source in sources]
     images = {image.id: image for sample in rounds for image in sample.images}
     in_order = sorted(images.values(), key=lambda image: (random_rank(image), image.id))
     positions = {image.id: position for position, image in enumerate(in_order)}
     small = thumbnails(urls, images_to_show(rounds), byte_budget(rounds))
     return Gallery(
-        rounds=[annotated_round(sample, positions, truths_by_uid, labels, lists) for sample in rounds],
+        rounds=[
+            annotated_round(sample, positions, truths_by_uid, labels, lists, total)
+            for sample, total in zip(rounds, totals, strict=True)
+        ],
         images=[(key, small.get((shard, key))) for shard, key in positions],
         identities=[(shard, images[shard, key].uid) for shard, key in positions],
         lists=lists,
         texts=[_text_keys(sample) for sample in rounds],
-        notes=list(_notes(rounds, (len(sampled), len(names)), (len(small), len(positions)))),
+        notes=list(_notes(rounds, drawn, (len(small), len(positions)))),
     )
 
 
@@ -117,16 +131,28 @@ def _text_keys(sample: RoundSample) -> list[TextKey]:
     ]
 
 
-def _notes(rounds: Sequence[RoundSample], num_shards: tuple[int, int], num_images: tuple[int, int]) -> Iterator[str]:
-    """What of the run is in the page; `num_shards` is (sampled, all), `num_images` (with a thumbnail, all)."""
+def _recorded_total(source: RoundSource) -> Tally | None:
+    """What the ledger of `select` has of all shards of a round; None before there are verdicts."""
+    return None if source.dataset is None else read_status(Ledger(source.dataset.parent, "select")).tally
+
+
+def _notes(rounds: Sequence[RoundSample], drawn: DrawnShards, num_images: tuple[int, int]) -> Iterator[str]:
+    """What of the run is in the page; `num_images` is (with a thumbnail, all)."""
     total = sum(sum(sample.counts.totals.values()) for sample in rounds)
-    shown = sum(sample.num_rows for sample in rounds)
-    if shown < total:
-        of = f" of {num_shards[0]} of the {num_shards[1]} shards" if num_shards[0] < num_shards[1] else ""
+    shown, num_sampled = sum(sample.num_rows for sample in rounds), len(drawn.sampled)
+    of = f" of {num_sampled} of the {drawn.total} shards" if num_sampled < drawn.total else ""
+    held = f"those of {num_images[1]:,} images drawn at random{of}"
+    gallery = f"The gallery and the live figures hold {shown:,} of them: {held}."
+    if not drawn.all_counted:
+        decided = any(sample.source.dataset is not None for sample in rounds)
         yield (
-            f"Tables and histograms count all {total:,} texts. The gallery and the live figures hold {shown:,} of them:"
-            f" those of {num_images[1]:,} images drawn at random{of}."
+            f"Histograms, medians and lengths are of {total:,} texts: those of {len(drawn.counted):,} of the"
+            f" {drawn.total:,} shards, drawn at random. {gallery}"
+            + " What was kept and dropped is counted over all shards."
+            * decided
         )
+    elif shown < total:
+        yield f"Tables and histograms count all {total:,} texts. {gallery}"
     else:
         yield f"Tables, histograms, live figures and gallery hold all {total:,} texts."
     if num_images[0] < num_images[1]:
@@ -141,11 +167,12 @@ def annotated_round(
     truths: Mapping[str, Truth],
     labels: Mapping[tuple[str, str], Label],
     lists: ColumnLists,
+    recorded: Tally | None = None,
 ) -> AnnotatedRound:
     """A round as the page has it.
 
     `positions` gives the position of each image in the page, `truths` what is known of web texts by uid, `labels` the
-    labels by (uid, text).
+    labels by (uid, text). `recorded` is what the ledger has of all shards, where not all were counted here.
     """
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     columns |= {name: [] for name in sample.source.ranges if name not in columns}
@@ -172,6 +199,7 @@ def annotated_round(
             for name, value in zip(columns, (*values, *further), strict=True):
                 columns[name].append(value)
     source, (score, threshold) = sample.source, sample.opening
+    totals = sample.counts.totals if recorded is None else recorded.num_scored()
     filters = {row.filter for image in sample.images for row, _ in image.rows if row.status == "ok" and row.filter}
     return AnnotatedRound(
         round=source.number,
@@ -179,7 +207,7 @@ def annotated_round(
         threshold=threshold,
         select_command=source.select_command,
         out_prefix=source.out_prefix,
-        totals={name: count for name, count in sample.counts.totals.items() if count},
+        totals={name: count for name, count in totals.items() if count},
         histograms=sample.counts.histograms(),
         lengths={name: counts.tolist() for name, counts in sample.counts.lengths.items()},
         diversity=_diversity(sample.images),
@@ -187,7 +215,7 @@ def annotated_round(
         full_lengths=full_lengths,
         decided=source.dataset is not None,
         policy="" if source.dataset is None else _in_words(source.rule),
-        counts=sample.counts.result(),
+        counts=sample.counts.result(recorded),
         human_auc=source.human_auc,
         movable=source.movable,
         filter=filters.pop() if len(filters) == 1 else "",

@@ -112,6 +112,12 @@ class ReviewServer(ThreadingHTTPServer):
         self.connections: set[Any] = set()
         self.token = secrets.token_urlsafe(24)
         self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+        self.enough = 0  # labels at random that end the review; 0: none do
+
+    def service_actions(self) -> None:
+        """Called between requests: end the review as Ctrl-C does, once there are enough labels."""
+        if self.enough and self.session.figures()["labels"] >= self.enough:
+            raise KeyboardInterrupt
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection a thread; if there are too many, refuse it with status 503 instead."""

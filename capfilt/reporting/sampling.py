@@ -1,4 +1,4 @@
-"""The annotations of a round for the page: all of them are counted, a bounded number of images is sampled.
+"""The annotations of a round for the page: ten million of them are counted, a bounded number of images is sampled.
 
 So the page opens at once however large the run is. Images are sampled by the hash of their uid: the same in
 every round.
@@ -10,14 +10,16 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress
 
+import numpy as np
 import pyarrow as pa
 
 import capfilt.data.annotations as tables
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import Rule, whatever_threshold, with_scores
+from capfilt.data.duplicates import is_copy
+from capfilt.data.policy import Rule, verdicts_of_table, whatever_threshold, with_scores
 from capfilt.data.sample import SOURCES
 from capfilt.data.shards.keys import MAX_KEY
 from capfilt.evaluation.known_truth import Truth
@@ -26,14 +28,19 @@ from capfilt.reporting.counts import SCORE_RANGES, RoundCounts
 from capfilt.reporting.page import json_for_script
 from capfilt.runs.tally import no_text
 from capfilt.stages.select import VERDICTS, read_verdicts, verdicts
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, map_concurrent
+from capfilt.storage.remote_path import RemotePath
 
 MAX_TEXTS = 20_000
 """Texts in the page, over all rounds."""
 MAX_TEXTS_OF_IMAGE = 500
 """Texts of one image in the page; further ones are only counted."""
+MAX_COUNTED = 10_000_000
+"""Texts that are counted, over all rounds: some two minutes. Of more, those of shards drawn at random are."""
+MAX_COUNTED_SHARDS = 20_000
 MAX_SHARDS = 16
-"""Shards from which images are sampled: each is read once more for its pictures."""
+"""Shards from which images are sampled: each is read once more for its pictures. More where they are small."""
+MAX_SMALL_SHARDS = 512
 MAX_TEXT = 2_000
 """Characters of a text in the page."""
 MAX_TEXT_IN_MEMORY = 20_000
@@ -117,15 +124,25 @@ class RoundSample:
     def add(self, shard: str, truths: Mapping[str, Truth], sample: bool) -> None:
         """Count a shard; `truths` gives what is known of web texts by uid, `sample` whether its images may be in the
         page."""
+        self.add_table(shard, *self.read(shard), truths, sample)
+
+    def read(self, shard: str) -> tuple[pa.Table, Sequence[str]]:
+        """The annotations of a shard, and why each is dropped ("" = kept)."""
         path = self.source.dataset / f"{shard}.parquet" if self.source.dataset else None
         if path is not None and path.is_file():
             table = read_verdicts(path)
             whys = table.column("why").to_pylist()
-            table = table.drop([column.name for column in VERDICTS])
-        else:
-            table = tables.read(self.source.annotations / f"{shard}.parquet")
-            table = with_scores(table, self.source.annotations, shard, self.source.rule)
-            whys = verdicts(list(tables.rows(table)), self.source.rule)
+            return table.drop([column.name for column in VERDICTS]), whys
+        table = tables.read(self.source.annotations / f"{shard}.parquet")
+        table = with_scores(table, self.source.annotations, shard, self.source.rule)
+        has_copies = any(map(is_copy, table["reason"].unique().to_pylist()))
+        at_once = None if has_copies else verdicts_of_table(table, self.source.rule)
+        return table, verdicts(list(tables.rows(table)), self.source.rule) if at_once is None else at_once
+
+    def add_table(
+        self, shard: str, table: pa.Table, whys: Sequence[str], truths: Mapping[str, Truth], sample: bool
+    ) -> None:
+        """Count what `read` gave of a shard."""
         self.counts.add(table, whys, truths)
         if sample:
             for image in self._images(shard, *self._below_limit(shard, table, whys)):
@@ -203,8 +220,41 @@ def random_rank(image: SampledImage) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def sampled_shards(names: Iterable[str], limit: int = MAX_SHARDS) -> set[str]:
-    """The shards whose images may be in the page: all of them if they are few, else `limit` at random."""
-    return set(
-        heapq.nsmallest(limit, names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
-    )
+@dataclass(frozen=True)
+class DrawnShards:
+    """Of all shards of a run those whose annotations are counted, and of these the ones whose images may be shown."""
+
+    counted: list[str]
+    """Sorted."""
+    sampled: set[str]
+    total: int
+
+    @property
+    def all_counted(self) -> bool:
+        """Whether every shard is counted."""
+        return len(self.counted) == self.total
+
+
+def draw_shards(sources: Sequence[RoundSource]) -> DrawnShards:
+    """All shards where they are few, else as many of them as the limits allow, in an order that their names decide."""
+    names = {name for source in sources for name in tables.shards_in(source.annotations)}
+    first = in_random_order(names)[:MAX_COUNTED_SHARDS]
+    sizes = np.cumsum([0, *map_concurrent(partial(_num_rows, sources), first, _any_remote(sources))])
+    counted = max(1, int(np.searchsorted(sizes, MAX_COUNTED, side="right")) - 1)
+    shown = max(MAX_SHARDS, min(MAX_SMALL_SHARDS, int(np.searchsorted(sizes, 2 * MAX_TEXTS))))
+    return DrawnShards(sorted(first[:counted]), set(first[: min(shown, counted)]), len(names))
+
+
+def in_random_order(names: Iterable[str]) -> list[str]:
+    """Names of shards in an order that looks random and that the names alone decide."""
+    return sorted(names, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest())
+
+
+def _num_rows(sources: Sequence[RoundSource], name: str) -> int:
+    """The texts of a shard over all rounds that have it, from the ends of its tables."""
+    paths = (source.annotations / f"{name}.parquet" for source in sources)
+    return sum(tables.num_rows(path) for path in paths if path.is_file())
+
+
+def _any_remote(sources: Sequence[RoundSource]) -> bool:
+    return any(isinstance(source.annotations, RemotePath) for source in sources)

@@ -123,7 +123,14 @@ class Ledger:
 
     def files(self) -> list[StoragePath]:
         """The paths of the completion files, sorted by shard. RunError where the folder is reached by a link."""
-        return [self.path / name for name in sorted(self._names()) if name.endswith(".json")]
+        return [self.path / f"{shard}.json" for shard in sorted(self._recorded())]
+
+    def num_files(self) -> int:
+        """How many completion files there are, by one listing."""
+        return sum(1 for _ in self._recorded())
+
+    def _recorded(self) -> Iterator[str]:
+        return (name.removesuffix(".json") for name in self._names() if name.endswith(".json"))
 
     def _names(self) -> list[str]:
         return safe_paths.list_names(self.path) if isinstance(self.path, Path) else list(self.path.listing())
@@ -133,7 +140,7 @@ class Ledger:
 
         It takes one listing, however many shards there are.
         """
-        here = {path.stem for path in self.files()}
+        here = set(self._recorded())
         if self.forked_from is None:
             return here
         withdrawn = {name.removesuffix(WITHDRAWN) for name in self._names() if name.endswith(WITHDRAWN)}
@@ -244,10 +251,14 @@ class Ledger:
 
 def check_balance(annotated: Ledger, selected: Ledger, shards: Iterable[str]) -> None:
     """Raise RunError, naming the shard, unless a selection accounts for everything that was annotated."""
-    wanted = set(shards)
-    before = {done.shard: done.tally for done in annotated.readable_completions() if done.shard in wanted}
-    for done in selected.readable_completions():
-        if done.shard in before and (why := difference(before[done.shard], done.tally)):
+    wanted, annotations = set(shards), annotated.readable_completions()
+    before = next(annotations, None)
+    for done in selected.readable_completions():  # both come sorted by shard
+        while before is not None and before.shard < done.shard:
+            before = next(annotations, None)
+        if before is None or before.shard != done.shard or done.shard not in wanted:
+            continue
+        if why := difference(before.tally, done.tally):
             raise RunError(f"shard {done.shard}: {why}. Nothing may get lost: run `capfilt verify --mend` on the run.")
 
 

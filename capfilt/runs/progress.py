@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -56,7 +57,10 @@ class StageLine:
         self._samples_before = 0
         self._clock: float | None = None  # when the first item of this command was begun
         self._done_at_clock = 0
-        self._parallel = 1
+        self.parallel = 1
+        self._busy = 0.0  # seconds that the newest piece took its worker
+        self.pieces: deque[tuple[float, int, float]] = deque(maxlen=1000)
+        """The newest pieces that ended: seconds that a worker was busy, samples, and the end as time.monotonic."""
 
     def resume(self, done: int, samples: Mapping[str, int] | None = None, waits_for: str = "") -> None:
         """Show how much was done before this command, which counts in the totals and not in the rate, and what the rest
@@ -77,8 +81,9 @@ class StageLine:
         With `parallel` items at work side by side the first one says nothing of how long the others take: no time left
         is estimated before so many are done.
         """
+        self._busy = seconds_ago
         if self._clock is None:
-            self._clock, self._parallel = time.monotonic() - seconds_ago, parallel
+            self._clock, self.parallel = time.monotonic() - seconds_ago, parallel
             self._done_at_clock = self.done
 
     def update(self, done: int, note: str = "", samples: Mapping[str, int] | None = None) -> None:
@@ -87,6 +92,8 @@ class StageLine:
             self._updated = time.monotonic()
             self.note = "" if self.note == RESUMED else self.note
         self.done, self.waiting = done, ""
+        if samples is not None:
+            self.pieces.append((self._busy, samples.get("in", 0) - self.samples.get("in", 0), time.monotonic()))
         self._show(note, samples)
 
     def _show(self, note: str, samples: Mapping[str, int] | None) -> None:
@@ -114,7 +121,7 @@ class StageLine:
     def seconds_left(self) -> float | None:
         """Seconds until the rest is done at this rate; None while too little is done to say, and at the end."""
         rate = self.per_second
-        if rate is None or self.done >= self.total or self.done - self._done_at_clock < self._parallel:
+        if rate is None or self.done >= self.total or self.done - self._done_at_clock < self.parallel:
             return None
         if self._clock is None or self._updated - self._clock < ENOUGH:
             return None
@@ -158,12 +165,15 @@ class Progress:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.num_worked = 0
         """How many stages so far had something to do."""
+        self.lines: dict[str, StageLine] = {}
+        """The newest line of each label."""
         self._last_line = time.monotonic()
 
     @contextmanager
     def stage(self, label: str, total: int, unit: str = "") -> Iterator[StageLine]:
         """Show the line of a stage, which stays on the screen when the stage ends, however it ends."""
         with self._show_stage(label, total, unit) as line:
+            self.lines[label] = line
             try:
                 yield line
             finally:

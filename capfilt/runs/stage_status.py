@@ -8,11 +8,12 @@ in how many seconds; times of files are not used, so that a copy of the folder g
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,9 @@ from capfilt.runs.usage import Usage, read_usage
 from capfilt.storage import documents, safe_paths
 from capfilt.storage.append_log import append_line
 from capfilt.storage.atomic import atomic, write_json
-from capfilt.storage.documents import PLAN_BYTES
-from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file
+from capfilt.storage.documents import PLAN_BYTES, RECORD_BYTES
+from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file, subfolders
+from capfilt.storage.remote_path import RemotePath
 
 ORDER = (
     *("world", "download", "convert", "pack", "embed", "held-out", "decontaminate", "decontaminate-exact"),
@@ -39,7 +41,12 @@ PLAN, FAILED, PACE = ".plan.jsonl", ".failed.jsonl", ".pace.json"
 PACE_SECONDS = 2.0
 """Seconds between two writes of `STAGE.pace.json` while the driver works."""
 
-_LEDGERS = ("ledger", "*/ledger", "*/*/ledger")  # where ledgers lie in a run folder
+MAX_COUNTED = 5_000
+"""Shards of a stage whose completions `read_status` reads: some 60 microseconds each, and an answer of a store."""
+
+_DEPTH = 2
+"""Folders between a run folder and its deepest ledgers: `data/web/ledger`."""
+_WITHOUT_LEDGERS = {"ledger", "annotations", "dataset", "scores", "embeddings", "plan", "poison", "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -92,25 +99,27 @@ def write_plan(ledger: Ledger, plan: StagePlan, identities: Mapping[str, str] | 
 
 
 class PaceFile:
-    """Counts what a command has done of a stage, and writes the count and the seconds for `read_status`: after
-    the first item, then every `PACE_SECONDS`, and at the end."""
+    """Counts what a command has done of a stage, and writes the count, the seconds and, of a large stage, the sum of
+    all that is done for `read_status`: after the first item, then every `PACE_SECONDS`, and at the end."""
 
-    def __init__(self, ledger: Ledger):
-        self._path = ledger.path.with_name(f"{ledger.stage}{PACE}")
+    def __init__(self, ledger: Ledger, total: int = 0):
+        """`total`: the items of the stage."""
+        self._path, self._large = ledger.path.with_name(f"{ledger.stage}{PACE}"), total > MAX_COUNTED
         self._started = time.monotonic()
         self._done, self._written, self._due = 0, 0, self._started
 
-    def add(self) -> None:
-        """Count one more item as done."""
+    def add(self, in_all: int, total: Tally) -> None:
+        """Count one more item as done, after which the stage has so many and their sum is `total`."""
         self._done += 1
         if time.monotonic() >= self._due:
-            self.write()
+            self.write(in_all, total)
 
-    def write(self) -> None:
+    def write(self, in_all: int, total: Tally) -> None:
         """Write the file, if it has changed."""
         now = time.monotonic()
         if self._done > self._written:
-            write_json(self._path, {"done": self._done, "seconds": round(now - self._started, 3)})
+            record: dict[str, Any] = {"done": self._done, "seconds": round(now - self._started, 3)}
+            write_json(self._path, record | ({"in_all": in_all, "tally": total.to_json()} if self._large else {}))
         self._written, self._due = self._done, now + PACE_SECONDS
 
 
@@ -118,17 +127,34 @@ def read_plan(ledger: Ledger) -> tuple[StagePlan | None, dict[str, str]]:
     """What a stage was to do, and the fingerprint of each shard; None where it never began."""
     path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
     try:
-        first, *lines = documents.read_bytes(path, PLAN_BYTES).split(b"\n")
-        identities = [documents.parse(line) for line in lines if line]
-        if not all(isinstance(shard, str) and isinstance(identity, str) for shard, identity in identities):
-            raise TypeError("a line must be a shard and its fingerprint")
-        return StagePlan.from_json(documents.parse(first)), dict(identities)
+        lines = io.BytesIO(documents.read_bytes(path, PLAN_BYTES))
+        plan, identities = StagePlan.from_json(documents.parse(lines.readline())), dict[str, str]()
+        for line in filter(bytes.strip, lines):
+            shard, identity = documents.parse(line)
+            if not (isinstance(shard, str) and isinstance(identity, str)):
+                raise TypeError("a line must be a shard and its fingerprint")
+            identities[shard] = identity
+        return plan, identities
     except FileNotFoundError:
         return None, {}
     except (ValueError, TypeError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error}); run the same command again, which writes it again."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _read_head(ledger: Ledger) -> StagePlan | None:
+    """The plan of a stage without its shards, of which a large one has 100 MB; None where it never began."""
+    path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
+    try:
+        with path.open("rb") if isinstance(path, RemotePath) else safe_paths.open_file(path) as file:
+            return StagePlan.from_json(documents.parse(file.readline(RECORD_BYTES)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: StoragePath, error: Exception) -> RunError:
+    return RunError(f"{path} cannot be read ({error}); run the same command again, which writes it again.")
 
 
 def record_failure(ledger: Ledger, shard: str, error: str) -> None:
@@ -147,13 +173,21 @@ def read_failures(ledger: Ledger) -> dict[str, str]:
 def find_ledgers(folder: StoragePath) -> list[Ledger]:
     """The ledgers of all stages in a run folder, in the order of the stages."""
     ledgers: dict[tuple[StoragePath, str], Ledger] = {}
-    for pattern in _LEDGERS:
-        for home in folder.glob(pattern):
-            entries = listing(home)
-            stages = {name.removesuffix(PLAN) for name in entries if name.endswith(PLAN)}
-            for stage in stages | {name for name, stat in entries.items() if stat is None}:
-                ledgers[home.parent, stage] = Ledger(home.parent, stage)
+    for home in _homes(folder, _DEPTH):
+        entries = listing(home / "ledger")
+        stages = {name.removesuffix(PLAN) for name in entries if name.endswith(PLAN)}
+        for stage in stages | {name for name, stat in entries.items() if stat is None}:
+            ledgers[home, stage] = Ledger(home, stage)
     return sorted(ledgers.values(), key=_order)
+
+
+def _homes(folder: StoragePath, depth: int) -> Iterator[StoragePath]:
+    """The folders that hold a `ledger/`, down to a depth; those with a file a shard are not listed."""
+    names = set(subfolders(folder))
+    if "ledger" in names:
+        yield folder
+    for name in names - _WITHOUT_LEDGERS if depth else ():
+        yield from _homes(folder / name, depth - 1)
 
 
 def _order(ledger: Ledger) -> tuple[Any, ...]:
@@ -185,26 +219,49 @@ class StageStatus:
 
 
 def read_status(ledger: Ledger) -> StageStatus:
-    """Count what a stage has done; completions of an earlier plan do not count."""
-    plan, identities = read_plan(ledger)
-    count = 0
+    """Count what a stage has done; completions of an earlier plan do not count.
+
+    Of more than `MAX_COUNTED` shards it is what the driver has counted, as new as `PACE_SECONDS`, unless completions
+    were withdrawn since.
+    """
+    plan, pace = _read_head(ledger), _read_pace(ledger)
     status = StageStatus(ledger, plan or StagePlan(ledger.stage, 0), usage=read_usage(ledger))
-    stats = listing(ledger.path)
-    for done in ledger.readable_completions():
-        if stats.get(f"{done.shard}.json") is None or (identities and identities.get(done.shard) != done.fingerprint):
-            continue
-        count += 1
-        status.tally += done.tally
-    status.done = count
+    if not _take_count(status, pace):
+        _count(status)
     if plan is None:
-        status.plan = StagePlan(ledger.stage, count, count)
+        status.plan = StagePlan(ledger.stage, status.done, status.done)
     elif plan.log:
         steps, status.rate = _steps(ledger.folder / plan.log)
-        status.done = plan.total if count else steps
+        status.done = plan.total if status.done else steps
     else:
-        status.rate = _rate(ledger)
+        status.rate = _rate(pace)
     status.errors = bounded(Counter(error_kind(error) for error in read_failures(ledger).values()))
     return status
+
+
+def _count(status: StageStatus) -> None:
+    """Read every completion of a stage."""
+    _, identities = read_plan(status.ledger)
+    stats = listing(status.ledger.path)
+    for done in status.ledger.readable_completions():
+        known = stats.get(f"{done.shard}.json") is not None
+        if known and (not identities or identities.get(done.shard) == done.fingerprint):
+            status.done += 1
+            status.tally += done.tally
+
+
+def _take_count(status: StageStatus, pace: Mapping[str, Any]) -> bool:
+    """Take what the driver of a large stage has counted, if it has and nothing of that was withdrawn."""
+    if status.plan.total <= MAX_COUNTED or "in_all" not in pace:
+        return False
+    try:
+        done, tally = int(pace["in_all"]), Tally.from_json(pace["tally"])
+    except (RunError, ValueError, TypeError, KeyError):  # by another program
+        return False
+    if not 0 <= done <= min(status.plan.total, status.ledger.num_files()):
+        return False
+    status.done, status.tally = done, tally
+    return True
 
 
 def error_kind(error: str) -> str:
@@ -212,17 +269,19 @@ def error_kind(error: str) -> str:
     return re.sub(r"\S*[/\d]\S*", "…", printable(error, MAX_MESSAGE))[:120]
 
 
-def _rate(ledger: Ledger) -> float | None:
+def _read_pace(ledger: Ledger) -> Mapping[str, Any]:
+    """What the driver has counted; {} where it is not written yet, or by another program."""
     try:
         pace = documents.parse(documents.read_bytes(ledger.path.with_name(f"{ledger.stage}{PACE}")))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return pace if isinstance(pace, dict) else {}
+
+
+def _rate(pace: Mapping[str, Any]) -> float | None:
+    try:
         return float(pace["done"] / pace["seconds"])
-    except (
-        FileNotFoundError,
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-    ):  # not written yet, or by another program
+    except (ValueError, LookupError, TypeError, ArithmeticError):
         return None
 
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from capfilt.errors import RunError
@@ -150,6 +151,10 @@ def _add(a: Counter[str], b: Counter[str]) -> Counter[str]:
     return total if len(total) <= MAX_REASONS else bounded(total)
 
 
+_shown = lru_cache(4096)(printable)
+"""A ledger of a million shards names the same few reasons in each."""
+
+
 def bounded(counts: Counter[str]) -> Counter[str]:
     """The same total under at most MAX_REASONS names, each printable and short.
 
@@ -157,7 +162,7 @@ def bounded(counts: Counter[str]) -> Counter[str]:
     """
     total: Counter[str] = Counter()
     for name, count in counts.items():
-        total[printable(name)] += count
+        total[_shown(name)] += count
     if len(total) <= MAX_REASONS:
         return total
     for name, _ in total.most_common()[MAX_REASONS - MAX_SOURCES :]:
@@ -184,7 +189,10 @@ def difference(annotated: Tally, selected: Tally) -> str:
 
 
 def _counter(counts: Mapping[str, Any]) -> Counter[str]:
+    total: Counter[str] = Counter()
     for name, count in counts.items():
         if type(count) is not int:
             raise TypeError(f"{name} is {count!r}")
-    return bounded(Counter(dict(counts)))
+        shown = _shown(name)
+        total[shown] = total.get(shown, 0) + count
+    return total if len(total) <= MAX_REASONS else bounded(total)

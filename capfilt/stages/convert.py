@@ -73,6 +73,7 @@ class ConvertJob(Config):
     """Makes shards in a worker; an item is the name of a shard."""
 
     unit: ClassVar[str] = "shards"
+    lists_images: ClassVar[bool] = True
 
     out: StoragePath
     images: str

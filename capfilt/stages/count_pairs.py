@@ -1,13 +1,16 @@
 """rows: the number of training rows of each shard, and the sha256 of its bytes.
 
-A shard is read once for both, by every training and by whatever needs a set of shards as a whole; it is no verb.
+A shard is read once for both, by every training and by whatever needs a set of shards as a whole; it is no verb. Of
+many shards that `select` wrote nothing is read: its ledger has both.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, ClassVar, NamedTuple
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
@@ -17,17 +20,21 @@ from capfilt.data.loading.config import Captions, RowKind, Source
 from capfilt.data.loading.rows import count_pairs
 from capfilt.data.loading.task_texts import count_answers
 from capfilt.data.shards.members import MemberCounts
-from capfilt.errors import DataError
+from capfilt.data.shards.urls import is_tar
+from capfilt.errors import DataError, RunError
 from capfilt.models import Architecture
 from capfilt.objectives.kinds import TaskConfig
 from capfilt.runs.ledger import Completion, Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, storage_path
+from capfilt.storage.remote_path import RemotePath, Stat
 
 REGIONS = "with regions"
 """The source under which a tally has the pictures that have regions; left out where there are none."""
+_MAKERS = ("download", "convert")
+"""The stages that write shards into their run folder itself; `select` writes into `dataset/`."""
 
 
 class RowsJob(Config):
@@ -85,25 +92,28 @@ def count_rows(
     folder: StoragePath,
     show: Progress,
     kind: RowKind = "captions",
+    written: Mapping[str, WrittenShard] | None = None,
 ) -> dict[str, int]:
     """The number of rows of a kind of each shard, by its url; `folder/ledger/rows` keeps the counts.
+
+    `written`: what ledgers say of shards that a run wrote, which are not read where that is enough.
 
     Raises:
         DataError: there are no rows of a downstream task's kind.
     """
     urls = [url for source in sources for url in shards.expand(source.shards)]
-    completions = _completions(session, urls, folder, show)
     if kind != "captions":
-        rows = {url: done.tally.texts["kept"][kind] for url, done in completions.items()}
+        rows = {url: count.texts[kind] for url, count in _counts(session, urls, folder, show).items()}
         if not any(rows.values()):
             raise DataError(_no_rows(urls, kind))
         return rows
-    if num_bare := sum(done.tally.samples["dropped"] for done in completions.values()):
+    known = {url: one for url, one in (written or {}).items() if one.images is not None and one.texts is not None}
+    counts = _counts(session, [url for url in urls if url not in known], folder, show)
+    if num_bare := sum(count.without_text for count in counts.values()):
         show.say(f"{num_bare} pictures have no text: they are not trained on")
-    tallies = {url: done.tally for url, done in completions.items()}
     if captions == "all":
-        return {url: tally.texts["kept"]["all"] for url, tally in tallies.items()}
-    return {url: tally.samples["kept"] for url, tally in tallies.items()}
+        return {url: known[url].texts or 0 if url in known else counts[url].texts["all"] for url in urls}
+    return {url: known[url].images or 0 if url in known else counts[url].images for url in urls}
 
 
 def _no_rows(urls: Sequence[str], kind: str) -> str:
@@ -116,7 +126,7 @@ def _no_rows(urls: Sequence[str], kind: str) -> str:
 def count_regions(session: Session, sources: Sequence[Source], folder: StoragePath, show: Progress) -> dict[str, int]:
     """The number of pictures with regions of each shard, by its url, of what `count_rows` counted."""
     urls = [url for source in sources for url in shards.expand(source.shards)]
-    return {url: done.tally.texts["kept"][REGIONS] for url, done in _completions(session, urls, folder, show).items()}
+    return {url: count.texts[REGIONS] for url, count in _counts(session, urls, folder, show).items()}
 
 
 def shard_digests(
@@ -127,24 +137,52 @@ def shard_digests(
     `made`: the sha256 of those that the run wrote itself; the others are read, each once.
     """
     known = {url: made[url] for url in urls if url in made}
-    completions = _completions(session, [url for url in urls if url not in made], folder, show)
-    return known | {url: done.input.sha256 for url, done in completions.items() if done.input is not None}
+    counts = _counts(session, [url for url in urls if url not in made], folder, show)
+    return known | {url: count.sha256 for url, count in counts.items() if count.sha256}
 
 
-def _completions(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, Completion]:
-    """The ledger's records of shards, by their urls; those that have none are read now."""
+def count_images(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, int]:
+    """The number of pictures of each shard, with a text or without, by its url; `folder/ledger/rows` keeps it."""
+    counts = _counts(session, urls, folder, show)
+    return {url: count.images + count.without_text for url, count in counts.items()}
+
+
+class _ShardCount(NamedTuple):
+    """What a reading of a shard found: a tenth of the memory of its completion."""
+
+    sha256: str
+    images: int
+    without_text: int
+    texts: Counter[str]
+
+    @classmethod
+    def of(cls, done: Completion) -> _ShardCount:
+        samples, texts = done.tally.samples, done.tally.texts["kept"]
+        return cls(done.input.sha256 if done.input else "", samples["kept"], samples["dropped"], texts)
+
+
+def _counts(session: Session, urls: Sequence[str], folder: StoragePath, show: Progress) -> dict[str, _ShardCount]:
+    """The ledger's counts of shards, by their urls; those that it does not have are read now."""
+    if not urls:
+        return {}
     # All are looked up at the same time: 100,000 shards of a store, one after the other, would take hours.
     stats = shards.stats(urls)
     identities = shards.identities(stats)
     names = {url: ledger_name(url, identities[url]) for url in stats}
     items = {name: url for url, name in names.items()}
     job = RowsJob(out=folder, names={url: name for url, name in names.items() if "url" in identities[url]})
-    ledger = Ledger(folder, job.name)
-    todo = {name: url for name, url in items.items() if ledger.completion(name, fingerprint(stats[url])) is None}
-    if todo:
+    wanted = {name: fingerprint(stats[url]) for name, url in items.items()}
+    found = _recorded(Ledger(folder, job.name), wanted)
+    if todo := {name: url for name, url in items.items() if name not in found}:
         run_stage(session, job, todo, Resources(), show, "count pairs")
-    by_name = {done.shard: done for done in ledger.completions()}
-    return {url: by_name[name] for url, name in names.items()}
+        found |= _recorded(Ledger(folder, job.name), {name: wanted[name] for name in todo})
+    return {url: found[name] for url, name in names.items()}
+
+
+def _recorded(ledger: Ledger, wanted: Mapping[str, str]) -> dict[str, _ShardCount]:
+    """The counts of those shards, name -> fingerprint, whose completion has that fingerprint."""
+    done = (one for one in ledger.readable_completions() if wanted.get(one.shard) == one.fingerprint)
+    return {one.shard: _ShardCount.of(one) for one in done}
 
 
 def with_known_answers(architecture: Architecture, objectives: TaskConfig, urls: Sequence[str]) -> Architecture:
@@ -166,3 +204,74 @@ def with_known_answers(architecture: Architecture, objectives: TaskConfig, urls:
             "among two at least: lower train.objectives.min_answers, or name them in model.labels or model.answer_list."
         )
     return architecture.with_answers(answers)
+
+
+# ---- what ledgers say ----
+
+
+class WrittenShard(NamedTuple):
+    """What a ledger says of one shard."""
+
+    sha256: str
+    images: int | None
+    """Images that have a text, and their texts; None where the maker does not count what a training counts: a download
+    knows how many captions came, and not which of them have something to read."""
+    texts: int | None
+
+
+def written_shards(urls: Iterable[str]) -> dict[str, WrittenShard]:
+    """What the ledgers beside these shards say of them, by URL; nothing of shards that no run wrote, or that changed.
+
+    A record counts only for the file that it was made of: of the recorded size, and not written after the record. Each
+    completion is read once, whatever the size of the shards.
+    """
+    by_folder: dict[str, dict[str, str]] = {}
+    for url in urls:
+        folder, _, name = url.rpartition("/")
+        if folder and not url.startswith(("http://", "https://")) and is_tar(url):
+            by_folder.setdefault(folder, {})[name] = url
+    return {
+        of_folder[name]: found
+        for folder, of_folder in by_folder.items()
+        for name, found in _of_folder(storage_path(folder), of_folder)
+    }
+
+
+def _of_folder(folder: StoragePath, wanted: Mapping[str, str]) -> Iterator[tuple[str, WrittenShard]]:
+    """By file name, what the ledger of the run that wrote a folder says of the wanted tars there."""
+    in_dataset = folder.name == "dataset"
+    prefix = "dataset/" if in_dataset else ""
+    for ledger in [Ledger(folder.parent, "select")] if in_dataset else [Ledger(folder, stage) for stage in _MAKERS]:
+        file_of, record_of = _stats(folder), _stats(ledger.path)
+        try:
+            for done in ledger.readable_completions():
+                for output in done.outputs:
+                    name = output.path.removeprefix(prefix)
+                    file = file_of(name) if name in wanted else None
+                    if file is None or file.st_size != output.bytes:
+                        continue
+                    record = record_of(f"{done.shard}.json")
+                    if record is not None and 0 < file.st_mtime <= record.st_mtime:
+                        yield name, _written(output.sha256, done.tally if in_dataset else None)
+        except RunError:  # its folder is reached by a link, say: then the shards themselves are read
+            return
+
+
+def _stats(folder: StoragePath) -> Callable[[str], os.stat_result | Stat | None]:
+    """What gives size and time of the files of a folder, by name, None for none: one listing of a store. The files of
+    a disk are asked for as they come: a million answers at once would take a gigabyte."""
+    if isinstance(folder, RemotePath):
+        return folder.listing().get
+
+    def stat(name: str) -> os.stat_result | None:
+        with suppress(FileNotFoundError):
+            return os.lstat(f"{folder}/{name}")
+        return None
+
+    return stat
+
+
+def _written(sha256: str, selected: Tally | None) -> WrittenShard:
+    if selected is None:
+        return WrittenShard(sha256, None, None)
+    return WrittenShard(sha256, selected.samples["kept"], selected.texts["kept"].total())

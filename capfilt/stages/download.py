@@ -21,7 +21,6 @@ from capfilt.cluster.rate_limit import RateLimiterHandle, shared_rate_limiter
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
-from capfilt.data import shards
 from capfilt.downloading import placeholders, plans
 from capfilt.downloading.fetch import PictureConfig, fetch, import_img2dataset
 from capfilt.downloading.finalize import finalize
@@ -31,11 +30,11 @@ from capfilt.downloading.plans import Pass, ShardLayout
 from capfilt.downloading.url_lists.files import find_files, identity
 from capfilt.downloading.url_lists.tables import Columns
 from capfilt.errors import RunError, ShortfallError
-from capfilt.runs.ledger import Completion, Ledger, fingerprint
+from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.runner import run_stage
-from capfilt.storage import documents
+from capfilt.stages.select import write_sizes
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath, make_folder, remove_folder
 from capfilt.storage.remote_path import RemotePath
@@ -107,6 +106,7 @@ class DownloadJob(Config):
     """Fetches shards in a worker; an item is the name of a shard."""
 
     unit: ClassVar[str] = "shards"
+    lists_images: ClassVar[bool] = True
     loads: ClassVar[str] = "img2dataset to load"
 
     out: StoragePath
@@ -268,9 +268,11 @@ class _Download:
 
     def summarise(self, planned: Sequence[Pass], options: DownloadOptions, repeated: Counter[str]) -> dict[str, Any]:
         """What became of the list: a row that was tried again counts once, by its newest outcome."""
-        completions = {completion.shard: completion for completion in self.ledger.completions()}
-        done = [completions[shard] for shard in self.names(planned)]
-        tally = sum((completion.tally for completion in done), Tally.zero())
+        names, tally, counts = set(self.names(planned)), Tally.zero(), dict[str, int]()
+        for done in self.ledger.completions():
+            if done.shard in names:
+                tally += done.tally
+                counts[f"{done.shard}.tar"] = done.tally.samples["kept"]
         failed = Counter(tally.failed)
         for later in planned:
             failed.subtract(later.retried)
@@ -282,7 +284,7 @@ class _Download:
                 f"{self.out}: {came} rows in, but {kept} kept + {failed.total()} failed. A shard was fetched again"
                 " after what failed of it had been retried, so rows have two outcomes; download into another --out."
             )
-        write_sizes(self.out, done)
+        write_sizes(self.out, counts)
         return {
             "command": "download",
             "shards": str(self.out),
@@ -292,11 +294,3 @@ class _Download:
             "failed": {kind: count for kind, count in failed.most_common() if count},
             "repeated": dict(repeated.most_common(SHOWN)),
         }
-
-
-def write_sizes(out: StoragePath, done: Sequence[Completion]) -> None:
-    """Write sizes.json, unless it says the same already: a rerun writes nothing."""
-    counts = {f"{completion.shard}.tar": completion.tally.samples["kept"] for completion in done}
-    path = out / "sizes.json"
-    if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:
-        shards.write_sizes(out, counts)

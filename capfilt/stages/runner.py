@@ -5,12 +5,16 @@ A job commits each item itself, on the machine that did the work; the driver onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol
 
 from pydantic import Field
 
 from capfilt.cluster.session import Session, set_threads
+from capfilt.cluster.worker import ItemResult
 from capfilt.cluster.worker_pool import Resources, pool_size, run_items
 from capfilt.config import Config
 from capfilt.errors import RunError, ShortfallError, UsageError
@@ -23,13 +27,17 @@ from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
+from capfilt.stages import image_index
 from capfilt.stages.bisect import TRIES, Bisection
 from capfilt.stages.compute import metered
 from capfilt.stages.inputs import changed_shards
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import sweep
-from capfilt.storage.paths import StoragePath, map_concurrent
+from capfilt.storage.paths import AT_ONCE, StoragePath, map_concurrent
 from capfilt.storage.remote_path import RemotePath
+
+BATCH = 20_000
+"""Completions that the driver holds at once: each takes 3 KB."""
 
 
 class StageJob(Protocol):
@@ -53,6 +61,8 @@ class StageJob(Protocol):
         """Load what is needed and return a function that processes one item, commits it, and returns a remark for the
         progress line, if there is one to make, or a `ShardReport` that also says how the time was spent. What the job
         loads is said in `loads`, if it has one: the progress line waits for that.
+
+        With `lists_images = True` in the job its tables have the images of a shard, and are indexed for `explain`.
 
         With `splittable = True` in the job the function is a `bisect.Splittable`, and a sample that kills its worker
         is found by bisection.
@@ -80,8 +90,9 @@ def run_stage(
             ledger, stage_status.StagePlan(label, len(items), len(items) - len(todo)), done.identities
         )
         session.report([metrics.queue_reading(job.name, len(todo))])
+        image_index.begin(ledger, list(todo.values()))
     failures: dict[str, str] = {}
-    pace = stage_status.PaceFile(ledger)
+    pace = stage_status.PaceFile(ledger, len(items))
     meter = metered(session, job, ledger, resources)
     bisection = Bisection(session, job, ledger, resources, meter)
     with meter, show.stage(label, len(items), unit_of(job)) as line:
@@ -90,16 +101,16 @@ def run_stage(
         pending, tries = list(todo), TRIES if bisection.enabled else 3
         while pending:
             to_bisect: list[str] = []
-            for end in run_items(session, job, pending, resources, tries, meter):
+            for end, completion in done.look_up(run_items(session, job, pending, resources, tries, meter), todo):
                 write_guard.check_lock(ledger.path)
                 name, error, report = todo[end.item], end.error, ShardReport.of(end.result)
                 line.start_clock(end.seconds, parallel)
                 if end.deaths and bisection.is_worthwhile(end.item):
                     to_bisect.append(end.item)
                     continue
-                tally = done.add(name) if error is None else None
+                tally = None if completion is None else done.count(name, completion)
                 if tally is not None:
-                    pace.add()
+                    pace.add(done.num, done.total)
                     meter.end(1, tally.samples["in"])
                     session.report(metrics.shard_readings(job.name, tally, report, end.seconds))
                 else:
@@ -111,11 +122,13 @@ def run_stage(
             for item in to_bisect:
                 bisection.run(item, todo[item], done.identities[todo[item]])
             pending = to_bisect
-    pace.write()
+    pace.write(done.num, done.total)
     if todo and not session.local:
         write_guard.check_lock(ledger.path)
         sweep(ledger.folder, finished=True)  # temporary files of workers that were killed while writing
     _raise_failed(label, failures, len(items))
+    if getattr(job, "lists_images", False):
+        image_index.extend(session, ledger, resources.model_copy(update={"gpus": 0, "limit": 0}), show)
     return done.total
 
 
@@ -163,31 +176,56 @@ class _DoneItems:
         Completions of items whose input (`inputs`: name -> URL) has changed since are withdrawn.
         """
         in_ledger = self.ledger.recorded_shards()
-        names = [name for name in self.identities if name in in_ledger]
-        completions = map_concurrent(self._completion, names, isinstance(self.ledger.path, RemotePath))
-        done = {name: one for name, one in zip(names, completions, strict=True) if one is not None}
-        if inputs:
-            for name in changed_shards(self.ledger, done, inputs, show, label):
-                self.ledger.invalidate(name)
-                del done[name]
-        for name, completion in done.items():
-            self._count(name, completion)
-        return [name for name in self.identities if name not in done]
+        names = (name for name in self.identities if name in in_ledger)
+        all_done: set[str] = set()
+        while batch := list(islice(names, BATCH)):
+            completions = map_concurrent(self._completion, batch, isinstance(self.ledger.path, RemotePath))
+            done = {name: one for name, one in zip(batch, completions, strict=True) if one is not None}
+            if inputs:
+                for name in changed_shards(self.ledger, done, inputs, show, label):
+                    self.ledger.invalidate(name)
+                    del done[name]
+            for name, completion in done.items():
+                self.count(name, completion)
+            all_done |= done.keys()
+        return [name for name in self.identities if name not in all_done]
 
-    def add(self, name: str) -> Tally | None:
-        """Count one more item and return its tally; None if the ledger does not have it as done."""
-        completion = self._completion(name)
-        return None if completion is None else self._count(name, completion)
+    def look_up(
+        self, ends: Iterable[ItemResult[Any]], names: Mapping[str, str]
+    ) -> Iterator[tuple[ItemResult[Any], Completion | None]]:
+        """Each end with what the ledger has of the item, None where it failed or that cannot be trusted.
+
+        On a store several are asked for at once: one after the other, at 50 ms an answer, a driver would follow six
+        shards a second. Their ends come in order, some of them with the next one.
+        """
+        if not isinstance(self.ledger.path, RemotePath):
+            yield from ((end, None if end.error is not None else self._completion(names[end.item])) for end in ends)
+            return
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="store") as pool:
+            asked: deque[tuple[ItemResult[Any], Future[Completion | None] | None]] = deque()
+            for end in ends:
+                failed = end.error is not None
+                asked.append((end, None if failed else pool.submit(self._completion, names[end.item])))
+                while asked and (len(asked) > AT_ONCE or asked[0][1] is None or asked[0][1].done()):
+                    yield _answered(*asked.popleft())
+            yield from (_answered(*each) for each in asked)
 
     def _completion(self, name: str) -> Completion | None:
         return self.ledger.completion(name, self.identities[name])
 
-    def _count(self, name: str, completion: Completion) -> Tally:
+    def count(self, name: str, completion: Completion) -> Tally:
+        """Count one more item as done; returns its tally."""
         if why := completion.tally.imbalance():
             raise RunError(f"{self.ledger.stage}, shard {name}: {why}. `capfilt verify --mend` has it done again.")
         self.num += 1
         self.total += completion.tally
         return completion.tally
+
+
+def _answered(
+    end: ItemResult[Any], completion: Future[Completion | None] | None
+) -> tuple[ItemResult[Any], Completion | None]:
+    return end, None if completion is None else completion.result()
 
 
 def withdraw_failed(out: StoragePath, stage: str, what: str) -> int:

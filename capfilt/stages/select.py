@@ -127,12 +127,12 @@ class SelectJob(Config):
             kept = [row for row, why in texts if not why]
             if not kept:
                 continue
-            captions = [_caption(row) for row in kept]
+            captions = [caption_of(row) for row in kept]
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": captions}
             yield replace(item, text=best_text(kept, self.rule).text, meta=meta)
 
 
-def _caption(row: Annotation) -> dict[str, Any]:
+def caption_of(row: Annotation) -> dict[str, Any]:
     """A kept text as it stands in the json of its sample."""
     return {
         "text": row.text,

@@ -31,7 +31,7 @@ from capfilt.runs.progress import Progress, StageLine
 from capfilt.runs.stage_status import StagePlan, write_plan
 from capfilt.runs.tally import Tally
 from capfilt.stages.compute import metered
-from capfilt.stages.count_pairs import count_regions, count_rows, shard_digests
+from capfilt.stages.count_pairs import WrittenShard, count_regions, count_rows, shard_digests, written_shards
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file, write_json
 from capfilt.storage.local_copies import local_copy
@@ -43,6 +43,8 @@ from capfilt.training.job import LOG, PROGRESS, STATES, TrainJob
 if TYPE_CHECKING:
     from capfilt.training.log import OnLog
 
+FEW = 100
+"""Shards up to which each is read before the first step, whoever wrote it: that takes seconds and finds damage."""
 ROWS = "rows.json"
 """Tells a training's processes how many rows each shard has, and its sha256; gone when it ends."""
 
@@ -108,11 +110,13 @@ def run_training(
     the folder `counts` (by default beside the job's).
     """
     counts, urls = counts or job.out.parent, [url for source in job.sources for url in shards.expand(source.shards)]
-    contents = shard_digests(session, urls, made or {}, counts, show)
+    written = written_shards(urls) if len(urls) >= FEW else {}
+    made = {url: one.sha256 for url, one in written.items()} | dict(made or {})
+    contents = shard_digests(session, urls, made, counts, show)
     ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, contents)
     done = ledger.completion("model", wanted) is not None
     if not done:
-        job = _prepared(session, job, resources, show, label, counts, contents)
+        job = _prepared(session, job, resources, show, label, counts, contents, written)
     with show.stage(label, job.train.steps, "steps") as line:
         if done:
             line.resume(job.train.steps)
@@ -170,13 +174,14 @@ def _prepared(
     label: str,
     counts: StoragePath,
     contents: Mapping[str, str],
+    written: Mapping[str, WrittenShard],
 ) -> TrainJob:
     """The job as its workers need it, with what they would each count beside it."""
     warn_of_lanes(job, 1 if session.local else resources.workers)
     if said := unsaid(job.architecture, job.train.objectives):
         logging.getLogger(__name__).warning("%s: %s", label, said)
     kind = job.train.objectives.row_kind
-    rows = count_rows(session, job.sources, job.train.loader.captions, counts, show, kind)
+    rows = count_rows(session, job.sources, job.train.loader.captions, counts, show, kind, written)
     execution = ExecutionConfig(**resources.model_dump(include=set(ExecutionConfig.model_fields)))
     kept = job.train.features  # workers may start elsewhere
     settings = job.train.model_copy(update={"features": kept.absolute() if isinstance(kept, Path) else kept})

@@ -20,8 +20,9 @@ from capfilt.storage.remote_path import RemotePath
 
 RECORD_BYTES = 16 * 2**20
 """Limit of a completion, fork.json, a list of quarantined samples, the marker of a state, a recipe, figures."""
-PLAN_BYTES = 64 * 2**20
-"""Limit of plan.json and STAGE.plan.jsonl, which have about a line a shard: some 500,000 shards."""
+PLAN_BYTES = 192 * 2**20
+"""Limit of plan.json, STAGE.plan.jsonl and sizes.json, which have about a line a shard: a million shards whose URLs
+have up to 180 bytes."""
 LOG_BYTES = 64 * 2**20
 """Limit of labels.jsonl and STAGE.failed.jsonl, and of the newest lines of a log.jsonl."""
 MODEL_BYTES = 64 * 2**20

@@ -112,6 +112,18 @@ def listing(folder: Path | RemotePath) -> dict[str, Stat | os.stat_result | None
     return {entry.name: stat for entry in entries for stat in _stats(entry)}
 
 
+def subfolders(folder: Path | RemotePath) -> list[str]:
+    """The names of the folders in a folder, links to folders among them; [] where there is no folder. Unlike `listing`
+    it asks nothing about files, of which there may be millions."""
+    if isinstance(folder, RemotePath):
+        return [name for name, stat in folder.listing().items() if stat is None]
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _stats(entry: os.DirEntry[str]) -> list[os.stat_result | None]:
     """The stat of one entry, None for a folder; [] for one that has just gone. A broken link counts as an entry."""
     try:

@@ -13,6 +13,7 @@ import capfilt
 from capfilt import cli
 
 VERBS = (
+    *("init", "estimate", "doctor"),
     *("bootstrap", "download", "pretrain", "finetune", "annotate", "select"),
     *("evaluate", "export", "show", "bench", "convert", "pack", "world"),
     *("embed", "dedup", "decontaminate", "index", "retrieve"),

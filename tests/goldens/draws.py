@@ -26,11 +26,11 @@ def drawn() -> str:
 
 def _text_draws() -> dict[str, Any]:
     from capfilt.inference.generation.decode import uniforms
-    from capfilt.reporting.sampling import sampled_shards
+    from capfilt.reporting.sampling import in_random_order
 
     places = [(0, 0, UIDS[0], 0), (0, 1, UIDS[0], 0), (0, 0, UIDS[0], 1), (7, 2, UIDS[1], 3)]
     result: dict[str, Any] = {f"text {place}": uniforms(*place, 4).tolist() for place in places}
-    return result | {"shards of a gallery": sorted(sampled_shards([f"{i:05d}" for i in range(40)], 6))}
+    return result | {"shards of a gallery": sorted(in_random_order([f"{i:05d}" for i in range(40)])[:6])}
 
 
 def _training_draws() -> dict[str, Any]:

@@ -224,7 +224,7 @@ class TestCommand:
         }  # fmt: skip
         done = CliRunner().invoke(app, ["export", str(model), "--as", "onnx", "--out", str(tmp_path / "b")])
         assert done.exit_code == 2
-        assert "--as onnx: there is hf, pth, open_clip, capfilt" in done.output
+        assert "--as onnx: a model leaves as hf, pth, open_clip, capfilt; data leave as webdataset," in done.output
 
     def test_refuses(self, model: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"--as ptt: .* Did you mean 'pth'"):

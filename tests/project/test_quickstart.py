@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 from transcript import HOME, PAGE, Run, exchanges, in_a_shell, in_this_process, lasting, replay, steady
 
+from capfilt import config as configs
+from capfilt import presets
+from capfilt.data import shards
+from capfilt.models import BlipConfig
+from capfilt.pipelines.bench.annotate import make_models
+
 
 def run_all(folder: Path, run: Run) -> None:
     """Fails at the first command whose answer is another one."""
@@ -23,6 +29,35 @@ def test_each_command_answers_as_the_page_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_each_command_in_a_shell_of_its_own(tmp_path: Path) -> None:
     run_all(tmp_path, in_a_shell)
+
+
+@pytest.mark.slow
+def test_your_own_photographs(shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the section, on 200 photographs, half with a text beside, and two random checkpoints."""
+    pictures = sorted((shared_dir / "photos" / "images").glob("*.jpg"))
+    if not pictures:
+        pytest.skip("no photographs beside the checkout")
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(pictures):
+        (tmp_path / "photos" / picture.name).symlink_to(picture)
+        if number % 2:
+            (tmp_path / "photos" / f"{picture.stem}.txt").write_text("a photograph of something")
+    architecture = configs.read(presets.find("models", "blip/tiny"), BlipConfig)
+    make_models(architecture, tmp_path / "models", shared=False)
+    section = PAGE.read_text().split("## Your own photographs", 1)[1].split("```bash\n", 1)[1].split("```", 1)[0]
+    commands = section.splitlines()
+    assert [command.split()[1] for command in commands] == ["init", "annotate", "select", "report"], "and pip install"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    printed = ""
+    for command in commands:
+        where = " --address local" if " annotate " in command else ""
+        answer, code = in_this_process(command + where, tmp_path)
+        assert code == 0, answer
+        printed += answer
+    assert all(command in printed for command in commands[1:]), "init prints what comes next"
+    kept = [item for tar in shards.expand(str(tmp_path / "runs/photos-clean/dataset")) for item in shards.read(tar)]
+    assert 40 <= len(kept) <= 200
+    assert (tmp_path / "runs/photos-clean/report.html").stat().st_size > 100_000
 
 
 # ---- what is compared ----

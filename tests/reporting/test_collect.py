@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import braceexpand
 import pyarrow.parquet as pq
 import pytest
 
@@ -174,6 +175,48 @@ def test_a_page_decides_as_a_policy_by_several_scores_and_its_command_writes_the
     done = capfilt(*shlex.split(look["select"])[1:], "--out", tmp_path / "again", *lower)
     assert done.code == 0, done.err
     assert (tmp_path / "again/dataset/00000.tar").read_bytes() == (out / "dataset/00000.tar").read_bytes()
+
+
+def test_a_share_over_shards_of_dotted_names(finished_run: Path, annotated: Path, tmp_path: Path, capfilt: Any) -> None:
+    """`laion.00000.tar` is annotated as laion.00000, which no part of the page may cut again."""
+    (tmp_path / "web").mkdir()
+    shutil.copy(finished_run / "data/web/00000.tar", tmp_path / "web/laion.00000.tar")
+    (tmp_path / "a/annotations").mkdir(parents=True)
+    shutil.copy(annotated / "annotations/00000.parquet", tmp_path / "a/annotations/laion.00000.parquet")
+    words = ("--annotations", tmp_path / "a", "--out", tmp_path / "clean", "--keep-rate", 0.4)
+    assert capfilt("select", tmp_path / "web", *words).code == 0
+    done = capfilt("report", tmp_path / "clean")
+    assert done.code == 0, done.err
+    (look,) = data_of(tmp_path / "clean/report.html")["looks"]
+    assert look["totals"] == {"web": 20, "synthetic": 20}
+
+
+def test_the_command_of_many_shards_is_short_and_names_them_all() -> None:
+    urls = [f"s3://bucket/web/{number:05d}.tar" for number in range(20_000) if number != 7]
+    urls += [f"s3://bucket/plain/{number}.tar" for number in range(1, 12)]
+    urls += ["s3://bucket/more/part-1.tar", "s3://bucket/more/part-{2}.tar", "s3://bucket/more/10.tar.bz2"]
+    named = collect._in_braces(urls)
+    assert set(named) == {
+        "s3://bucket/more/10.tar.bz2",
+        "s3://bucket/more/part-1.tar",
+        "s3://bucket/more/part-{2}.tar",
+        "s3://bucket/plain/{1..9}.tar",
+        "s3://bucket/plain/{10..11}.tar",
+        "s3://bucket/web/{00000..00006}.tar",
+        "s3://bucket/web/{00008..19999}.tar",
+    }
+    expanded = [url for name in named for url in ([name] if "{2}" in name else braceexpand.braceexpand(name))]
+    assert sorted(expanded) == sorted(urls)
+
+
+@pytest.mark.parametrize("sizes", [{"a": 2}, {"a": 2, "b": 1}])
+def test_shards_of_whole_folders_are_named_by_these(tmp_path: Path, sizes: dict[str, int]) -> None:
+    urls = [str(tmp_path / folder / f"{number}.tar") for folder, size in sizes.items() for number in range(size)]
+    for url in urls:
+        Path(url).parent.mkdir(exist_ok=True)
+        Path(url).touch()
+    assert collect._by_folder(urls) == [str(tmp_path / folder) for folder in sizes]
+    assert collect._by_folder(urls[1:]) == urls[1:]
 
 
 @pytest.fixture(scope="module")

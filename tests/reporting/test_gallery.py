@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import capfilt.data.annotations as tables
 from capfilt.data import shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.labels import Label
-from capfilt.data.policy import PolicyConfig
+from capfilt.data.policy import PolicyConfig, verdicts_of_table
 from capfilt.data.sample import SOURCES, Sample
 from capfilt.reporting import sampling, thumbnails
 from capfilt.reporting.gallery import ColumnLists, annotated_round
 from capfilt.reporting.sampling import RoundSample, RoundSource
-from capfilt.runs.tally import NO_TEXT
+from capfilt.runs.tally import NO_TEXT, Tally
+from capfilt.stages.select import verdicts
 
 RULE = PolicyConfig().rule(0.5)
 
@@ -126,13 +128,59 @@ def test_long_texts_are_cut_and_labels_found(tmp_path: Path) -> None:
     assert shown.lengths["web"][:4] == [1, 1, 0, 1]
 
 
-def test_a_large_run_s_pictures_are_of_a_few_shards() -> None:
-    names = [f"{i:05d}" for i in range(1000)]
-    chosen = sampling.sampled_shards(names)
-    assert len(chosen) == sampling.MAX_SHARDS
-    assert chosen == sampling.sampled_shards(reversed(names))
-    assert max(chosen) > "00500"
-    assert sampling.sampled_shards(names[:3]) == set(names[:3])
+def test_of_a_large_run_some_shards_are_counted_and_fewer_shown(
+    source: RoundSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn by their names, as many as have enough texts; the pictures of small shards are of more of them."""
+    everything = tables.shards_in(source.annotations)
+    assert sampling.draw_shards([source]) == sampling.DrawnShards(everything, set(everything), 10)
+    rows = tables.num_rows(source.annotations / "00000.parquet")
+    for name, value in {"MAX_COUNTED": 6 * rows + 1, "MAX_TEXTS": rows, "MAX_SHARDS": 1}.items():
+        monkeypatch.setattr(sampling, name, value)
+    drawn = sampling.draw_shards([source])
+    assert (len(drawn.counted), len(drawn.sampled), drawn.total) == (6, 2, 10)
+    assert drawn.sampled < set(drawn.counted) < set(everything)
+    assert drawn.counted == sorted(drawn.counted) != everything[:6]
+    monkeypatch.setattr(sampling, "MAX_COUNTED_SHARDS", 3)
+    assert len(sampling.draw_shards([source]).counted) == 3
+
+
+@pytest.mark.parametrize("score", ["itm", "itc"])
+def test_a_threshold_decides_on_a_whole_table_as_on_each_row(score: str, tmp_path: Path) -> None:
+    texts = ("a dog", "...", "", "犬", "½", "🐕", "$ | --", "7")
+    rows = [row(f"{i}", itm=i / 8, text=text) for i, text in enumerate(texts)]
+    rows += [replace(row("8"), itm=None, itc=None), row("9", text="", reason="caption failed: timeout")]
+    rows += [tables.failed(row("10"), "truncated image"), replace(row("11"), itm=float(np.float32(0.1)))]
+    rule = PolicyConfig(score=score).rule(0.1)
+    tables.write(tmp_path / "00000.parquet", rows)
+    table = tables.read(tmp_path / "00000.parquet")
+    expected = verdicts(list(tables.rows(table)), rule)
+    assert verdicts_of_table(table, rule) == expected
+    assert len(set(expected)) >= 5
+    assert verdicts_of_table(table, PolicyConfig(top_k=1).rule(0.1)) is None
+
+
+def test_outcomes_of_a_large_run_are_those_of_its_ledger(source: RoundSource) -> None:
+    """All shards have a verdict there; what is counted here is of some."""
+    recorded = Tally(
+        samples=Counter({"in": 1000, "kept": 600, "dropped": 300, "failed": 100}),
+        texts={
+            "in": Counter(web=900, synthetic=900),
+            "kept": Counter(web=400, synthetic=500),
+            "dropped": Counter({"web: itm below threshold": 490, f"web: {NO_TEXT}": 10, "synthetic: x": 400}),
+        },
+        failed=Counter({"truncated image": 100}),
+    )
+    whole = sampled(source)
+    shown = annotated_round(
+        whole, {image.id: i for i, image in enumerate(whole.images)}, {}, {}, ColumnLists(), recorded
+    )
+    assert shown.totals == {"web": 890, "synthetic": 900}
+    counts = shown.counts
+    assert counts is not None
+    assert (counts.images, counts.kept_images, counts.failed) == (900, 600, {"truncated image": 100})
+    assert (counts.kept, counts.texts) == ({"web": 400, "synthetic": 500}, {"web": 890, "synthetic": 900})
+    assert shown.histograms == whole.counts.histograms()
 
 
 def test_the_closest_calls_have_thumbnails(source: RoundSource) -> None:

@@ -59,7 +59,7 @@ def test_the_rate_is_what_the_newest_command_wrote_down_and_no_time_of_a_file(
     for i in (1, 2):
         now += 10
         commit(ledger, f"0000{i}", failed=1)
-        pace.add()
+        pace.add(1 + i, Tally.zero())
     commit(ledger, "00003", fingerprint="of another plan")
     for path in (tmp_path / "run").rglob("*"):
         os.utime(path, (50, 50))
@@ -81,10 +81,37 @@ def test_the_pace_is_written_down_at_once_then_now_and_then_and_at_the_end(
     pace = stage_status.PaceFile(Ledger(tmp_path, "annotate"))
     for _ in range(10):
         now += 0.5
-        pace.add()
-    pace.write()
-    pace.write()
+        pace.add(1, Tally.zero())
+    pace.write(1, Tally.zero())
+    pace.write(1, Tally.zero())
     assert kept == [(1, 0.5), (5, 2.5), (9, 4.5), (10, 5.0)]
+
+
+def test_of_a_large_stage_the_driver_s_count_is_taken_unless_something_was_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_status, "MAX_COUNTED", 3)
+    ledger = Ledger(tmp_path, "annotate")
+    for i in range(3):
+        commit(ledger, f"0000{i}")
+    plan = {f"0000{i}": "f" for i in range(4)}
+    stage_status.write_plan(ledger, StagePlan("annotate", 4), plan)
+    assert stage_status.read_status(ledger).done == 3, "nothing is counted yet"
+    pace = stage_status.PaceFile(ledger, 4)
+    pace.add(3, ledger.total())
+    counted = stage_status.read_status(ledger)
+    monkeypatch.setattr(Ledger, "readable_completions", None)
+    stand = stage_status.read_status(ledger)
+    assert (stand.done, stand.tally) == (counted.done, counted.tally) == (3, counted.tally)
+    monkeypatch.undo()
+    monkeypatch.setattr(stage_status, "MAX_COUNTED", 3)
+    ledger.invalidate("00001")
+    assert stage_status.read_status(ledger).done == 2
+    commit(ledger, "00001")
+    for forged in ({"in_all": 5}, {"in_all": -1}, {"tally": 3}, {"in_all": "x"}):
+        record = json.loads((tmp_path / "ledger/annotate.pace.json").read_text())
+        (tmp_path / "ledger/annotate.pace.json").write_text(json.dumps({**record, **forged}))
+        assert stage_status.read_status(ledger).done == 3
 
 
 def test_a_training_s_rate_is_that_of_its_log(tmp_path: Path) -> None:

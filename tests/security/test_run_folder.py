@@ -179,9 +179,11 @@ RECORDS: dict[str, tuple[Attack, tuple[str, ...], str]] = {
     "a deep fork": (write("fork.json", DEEP), ("resume",), "nested too deeply"),
     "a fork of nothing": (write("fork.json", "{}"), ("resume",), "does not say"),
     "a fork above": (write("fork.json", '{"from": "../victim"}'), ("resume",), "no run folder in full"),
-    "a giant plan": (grow("plan.json"), ("status", "report", "resume", "mend", "fork", "select"), "larger than 64 MiB"),
+    "a giant plan": (
+        grow("plan.json"), ("status", "report", "resume", "mend", "fork", "select"), "larger than 192 MiB"
+    ),
     "a giant completion": (grow(DONE), ("verify",), ""),
-    "a giant plan of a stage": (grow(HEAD), ("status", "verify", "mend"), "larger than 64 MiB"),
+    "a giant plan of a stage": (grow(HEAD), ("status", "verify", "mend"), "larger than 192 MiB"),
     "giant labels": (grow("labels.jsonl"), (), ""),
     "a giant recipe": (grow("recipe.yaml"), ("report", "review", "resume"), "larger than 16 MiB"),
     "a giant log": (grow("log.jsonl"), (), ""),

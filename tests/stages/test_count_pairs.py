@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from capfilt.errors import DataError
 from capfilt.models import architecture_of
 from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.runs.progress import Progress
-from capfilt.stages.count_pairs import count_regions, count_rows, ledger_name, with_known_answers
+from capfilt.stages.count_pairs import (
+    count_regions,
+    count_rows,
+    ledger_name,
+    shard_digests,
+    with_known_answers,
+    written_shards,
+)
 
 
 def test_every_shard_is_counted_once_and_stays_known(
@@ -77,3 +85,24 @@ def test_shards_without_a_version_are_told_apart_by_their_address(monkeypatch: p
     one, other = "https://a.example/00000.tar", "https://b.example/00000.tar"
     assert ledger_name(one) != ledger_name(other)
     assert ledger_name(one) == ledger_name(one)
+
+
+def test_what_select_wrote_is_not_read_again(run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ledger has the counts; a tar that was changed since is read, and so is one without a ledger."""
+    urls = shards.expand(str(run_copy / "round-1/dataset"))
+    source, quiet = Source(shards=tuple(urls)), Progress(quiet=True)
+    said = written_shards(urls)
+    assert said.keys() == set(urls)
+    with connect("local") as session:
+        read = {kind: count_rows(session, [source], kind, tmp_path, quiet) for kind in ("all", "one")}
+        digests = shard_digests(session, urls, {}, tmp_path, quiet)
+        monkeypatch.setattr(shards, "read", None)
+        for kind in ("all", "one"):
+            assert count_rows(session, [source], kind, tmp_path / "new", quiet, written=said) == read[kind]
+    assert {url: one.sha256 for url, one in said.items()} == digests
+    changed, ledger = Path(urls[0]), run_copy / "round-1/ledger/select"
+    later = (ledger / f"{changed.stem}.json").stat().st_mtime_ns + 10**9
+    os.utime(changed, ns=(later, later))
+    assert written_shards(urls).keys() == set(urls[1:])
+    shutil.rmtree(ledger)
+    assert written_shards(urls) == {}

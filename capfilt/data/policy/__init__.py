@@ -8,7 +8,13 @@ from capfilt.data.policy.check import check_calibrated, check_further, check_sco
 from capfilt.data.policy.config import FILTER_SCORES, FUSED, Condition, PolicyConfig, RankConfig, Rule
 from capfilt.data.policy.pool import Pool, Resolved, fuse, resolve, score_range, with_scores
 from capfilt.data.policy.quantiles import keep_rate_threshold
-from capfilt.data.policy.verdicts import best_text, failure_class, verdicts_of_image, whatever_threshold
+from capfilt.data.policy.verdicts import (
+    best_text,
+    failure_class,
+    verdicts_of_image,
+    verdicts_of_table,
+    whatever_threshold,
+)
 
 __all__ = [
     "FILTER_SCORES",
@@ -29,6 +35,7 @@ __all__ = [
     "resolve",
     "score_range",
     "verdicts_of_image",
+    "verdicts_of_table",
     "whatever_threshold",
     "with_scores",
 ]

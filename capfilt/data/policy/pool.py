@@ -7,7 +7,7 @@ ranges known one pass finds a threshold; a fused score takes two more before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ from capfilt.data.policy.config import FILTER_SCORES, FUSED, PolicyConfig, Rule,
 from capfilt.data.policy.quantiles import Histogram, checked
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
-from capfilt.storage.paths import StoragePath
+from capfilt.storage.paths import StoragePath, map_concurrent
+from capfilt.storage.remote_path import RemotePath
 
 RANKS = 1_025
 """Points of the line that turns a score into its rank."""
@@ -44,9 +45,12 @@ class Pool:
         names = [name for name in scores if name in FILTER_SCORES]
         names += ["source"] if len(sources) < len(SOURCES) else []
         names += ["key"] if of == "images" else []
-        for shard in self.shards:
+
+        def read(shard: str) -> pa.Table:
             table = tables.read(self.annotations / f"{shard}.parquet", only=names or ["candidate"])
-            table = score_tables.join(table, self.annotations.parent, shard, scores)
+            return score_tables.join(table, self.annotations.parent, shard, scores)
+
+        for table in map_concurrent(read, self.shards, isinstance(self.annotations, RemotePath)):
             if "source" in names:
                 table = table.filter(pc.is_in(table["source"], pa.array(sources)))
             yield append_fused(table, terms)
@@ -76,11 +80,27 @@ class Resolved:
     """For the record of the run; {} for a policy that needs no more than one threshold in its range."""
 
 
+Count = Callable[["Pool", str, Sequence[Term], str, tuple[float, float]], Histogram]
+"""Counts the values of a score over a pool: which score, its terms, of what, and its range."""
+
+
+def count_values(pool: Pool, score: str, terms: Sequence[Term], of: str, range: tuple[float, float]) -> Histogram:
+    """Count them in this process."""
+    histogram = Histogram(*range)
+    for values in pool.values(score, terms, of):
+        histogram.add(values)
+    return histogram
+
+
 def resolve(
-    policy: PolicyConfig, annotations: StoragePath, shards: Iterable[str], calibrated: float | None
+    policy: PolicyConfig,
+    annotations: StoragePath,
+    shards: Iterable[str],
+    calibrated: float | None,
+    count: Count | None = None,
 ) -> Resolved:
     """The rule that a policy comes to over the annotations of these shards; `calibrated` is the result of a
-    calibration, whatever the policy says of its threshold.
+    calibration, whatever the policy says of its threshold. `count` counts the scores, if not this process.
 
     Raises:
         DataError: a share of nothing, or scores that are not there.
@@ -94,9 +114,8 @@ def resolve(
         )
         number = calibrated if isinstance(policy.threshold, str) else policy.threshold
         return Resolved(policy.rule(number, terms), record)
-    histogram = Histogram(*score_range(policy.score, pool, terms))
-    for values in pool.values(policy.score, terms, policy.keep_rate_of):
-        histogram.add(values)
+    ends = score_range(policy.score, pool, terms)
+    histogram = (count or count_values)(pool, policy.score, terms, policy.keep_rate_of, ends)
     share = policy.keep_rate if not policy.samples_seen else share_for(policy, checked(histogram).total)
     threshold = checked(histogram).threshold(share)
     if policy.samples_seen or policy.keep_rate_of != "texts" or terms:

@@ -28,7 +28,8 @@ class Histogram:
 
     def add(self, values: np.ndarray) -> None:
         bins = ((values.astype(np.float64) - self.low) / self.width * BINS).astype(np.int64)
-        self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+        used, counts = np.unique(np.clip(bins, 0, BINS - 1), return_counts=True)  # not bincount: 8 MB for each shard
+        self.counts[used] += counts
 
     @property
     def total(self) -> int:

@@ -10,11 +10,15 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from capfilt.data.annotations import Annotation
 from capfilt.data.policy.config import Condition, Rule, other_score
 from capfilt.data.sample import is_text
 from capfilt.printable import printable
-from capfilt.runs.tally import NO_TEXT, no_text
+from capfilt.runs.tally import NO_TEXT, NO_TEXT_REASONS, no_text
 
 
 def verdicts_of_image(rows: Sequence[Annotation], rule: Rule) -> list[str]:
@@ -48,6 +52,24 @@ def verdicts_of_image(rows: Sequence[Annotation], rule: Rule) -> list[str]:
         else:
             kept.add(rows[i].text.strip())
     return reasons
+
+
+def verdicts_of_table(table: pa.Table, rule: Rule) -> list[str] | None:
+    """The same for all rows of a table at once, of a rule that is one threshold on one score; None for another rule."""
+    ranked = rule.top_k or rule.keep != "all" or rule.shortlist or rule.needs_rank
+    if ranked or rule.sources or rule.has_conditions or rule.other_threshold is not None or rule.threshold is None:
+        return None
+    value, reason = table[rule.score], table["reason"]
+    plain = pc.match_substring_regex(table["text"], "[A-Za-z0-9]").to_numpy(zero_copy_only=False)
+    rest = np.flatnonzero(~plain)
+    plain[rest] = [is_text(text) for text in table["text"].take(pa.array(rest)).to_pylist()]
+    below = pc.less(value.cast(pa.float64()), rule.threshold)  # as Python compares them
+    why = pc.if_else(below, f"{rule.score} below threshold", "")
+    why = pc.if_else(pc.is_null(value), f"no {rule.score} score", why)
+    without = pc.if_else(pc.match_substring_regex(reason, NO_TEXT_REASONS), reason, NO_TEXT)
+    why = pc.if_else(pa.array(plain), why, without)
+    result: list[str] = pc.if_else(pc.equal(table["status"], "failed"), reason, why).to_pylist()
+    return result
 
 
 def best_text(kept: Iterable[Annotation], rule: Rule) -> Annotation:

@@ -24,6 +24,7 @@ from capfilt.data.shards import gather, sources
 from capfilt.data.shards.keys import key_problem, tar_key
 from capfilt.data.shards.lines import lines
 from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, MemberCounts
+from capfilt.data.shards.tar import tar_header
 from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
 from capfilt.runs import deadline
@@ -209,16 +210,19 @@ def write(path: StoragePath | str, samples: Iterable[Sample]) -> int:
             image's, a text or json that cannot be written.
     """
     seen: set[str] = set()
-    with atomic(storage_path(path)) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with atomic(storage_path(path)) as file:
+        num_blocks = 2  # that end a tar
         for sample in samples:
             if problem := key_problem(sample.key, seen):
                 raise ShardError(f"{path}: cannot write key {sample.key!r}: {problem}")
             key = tar_key(sample.key)
             seen.add(key)
             for extension, data in _encode(sample, {} if key == sample.key else {"original_key": sample.key}):
-                header = tarfile.TarInfo(f"{key}.{extension}")
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
+                header = tar_header(f"{key}.{extension}", len(data))
+                padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+                file.write(b"".join((header, data, padding)))
+                num_blocks += (len(header) + len(data) + len(padding)) // tarfile.BLOCKSIZE
+        file.write(bytes(2 * tarfile.BLOCKSIZE + -num_blocks * tarfile.BLOCKSIZE % tarfile.RECORDSIZE))
     return len(seen)
 
 

@@ -246,3 +246,28 @@ def _pax_records(data: bytes) -> dict[str, str] | None:
         records[key.decode("utf-8", "backslashreplace")] = value[:-1].decode("utf-8", "backslashreplace")
         position += length
     return records
+
+
+# ---- writing ----
+
+_NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
+_SAME = bytearray(tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT))
+_SAME[_NAME], _SAME[_SIZE], _SAME[_SUM] = bytes(100), bytes(12), b" " * 8  # a sum is taken with spaces in its place
+_SAME_SUM = sum(_SAME)
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header of a member of this name and of so many bytes, as `tarfile` writes it for GNU tar, at a tenth of its
+    time: one block, or three where the name has over 100 bytes.
+
+    Half of the time of `select` went into `TarInfo.tobuf`, and all of it but name, size and sum is always the same.
+    """
+    encoded, octal = name.encode("utf-8", "surrogateescape"), b"%011o\0" % size
+    if len(encoded) > 100 or len(octal) > 12:
+        member = tarfile.TarInfo(name)
+        member.size = size
+        return member.tobuf(tarfile.GNU_FORMAT)
+    header = bytearray(_SAME)
+    header[: len(encoded)], header[_SIZE] = encoded, octal
+    header[_SUM] = b"%06o\0 " % (_SAME_SUM + sum(encoded) + sum(octal))
+    return bytes(header)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,6 +105,32 @@ def check_columns(file: ListFile, columns: Columns) -> None:
     """Read the beginning of a file. ListError where it lacks a column, DataError where it cannot be read."""
     with suppress(TypeClash):
         next(read_tables(file, columns, {}, BadRows()), None)
+
+
+def peek(file: ListFile, rows: int = 1000) -> dict[str, list[Any]]:
+    """The first values of every column of a file, by the column's name, but of columns of bytes. DataError where it
+    cannot be read."""
+    try:
+        heavy = _columns_of_bytes(file)
+        chunks = _chunks(file, lambda names: {name: name for name in names if name not in heavy}, BadRows(), "url")
+        chunk = next(iter(chunks), {})
+        return {name: _first(values, rows) for name, values in chunk.items()}
+    except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
+        raise DataError(f"the list {file.url} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _columns_of_bytes(file: ListFile) -> set[str]:
+    """Columns that may hold whole pictures, as bytes or as structs with them."""
+    if file.format != "parquet" or file.compression:
+        return set()
+    with open_bytes(file) as stream:
+        fields = pq.read_schema(stream)
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
+    return {each.name for each in fields if any(kind(each.type) for kind in kinds)}
+
+
+def _first(values: Any, rows: int) -> list[Any]:
+    return values[:rows].to_pylist() if hasattr(values, "to_pylist") else list(values[:rows])
 
 
 def _chunks(file: ListFile, choose: ChooseColumns, bad_rows: BadRows, url_col: str) -> Iterator[Chunk]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from capfilt.data import shards
-from capfilt.data.policy import Resolved, resolve
+from capfilt.data.policy import Resolved
 from capfilt.evaluation.known_truth import says_truth
 from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
@@ -25,6 +25,7 @@ from capfilt.stages.annotation.human_pairs import HumanPairsJob
 from capfilt.stages.annotation.human_pairs import measure_human_pairs as run_human_pairs
 from capfilt.stages.evaluate import EvaluateJob
 from capfilt.stages.evaluate import evaluate as run_evaluate
+from capfilt.stages.resolve import resolve_once
 from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select
@@ -150,9 +151,12 @@ def select(context: BootstrapContext, r: int, calibrated: float | None) -> tuple
     """
     policy, annotations = context.config.select, context.folder(r, "annotations")
     named = shards.by_name(context.splits["web"])
-    resolved = resolve(policy, annotations, named, calibrated)
+    worker = context.config.cluster.select
+    resolved = resolve_once(
+        context.session, policy, annotations, list(named), calibrated, context.folder(r), worker, context.progress
+    )
     job = SelectJob(out=context.folder(r), annotations=annotations, rule=resolved.rule, carry=policy.carry)
     label = f"round {r} select"
-    tally = run_select(context.session, named, job, context.config.cluster.select, context.progress, label)
+    tally = run_select(context.session, named, job, worker, context.progress, label)
     check_selected(label, tally, job.rule)
     return resolved, tally

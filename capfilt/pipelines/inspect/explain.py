@@ -1,12 +1,14 @@
 """explain: what happened to one image, round by round: every text, its scores, its models and its verdict.
 
-It reads every Parquet that the ledgers of a run name, whichever stage made it, if it has a column `key` or `uid`.
+It reads every Parquet that the ledgers of a run name, whichever stage made it, if it has a column `key` or `uid`; of a
+run of many shards those alone that the index of images names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,12 +21,14 @@ from capfilt.models.checkpoints import store
 from capfilt.runs import stage_status
 from capfilt.runs.ledger import Completion, Ledger
 from capfilt.runs.run import Run
+from capfilt.stages import image_index, inputs
+from capfilt.stages.image_index import NAMES
+from capfilt.stages.inputs import verb_of
 from capfilt.storage import documents
-from capfilt.storage.paths import StoragePath, relative_to
+from capfilt.storage.paths import StoragePath, map_concurrent, relative_to
+from capfilt.storage.remote_path import RemotePath
 from capfilt.yaml_loader import load_yaml
 
-NAMES = ("key", "uid", "sha256")
-"""The columns that identify an image."""
 MAX_SHOWN = 1000
 """Characters of a text in the lines for a person; --json has all of them."""
 MAX_TEXTS = 10_000
@@ -35,11 +39,12 @@ _IMAGE_COLUMNS = {"jpg", "jpeg", "png", "webp"}  # bytes of pictures, which are 
 
 def run(folder: StoragePath, name: str) -> dict[str, Any]:
     """The verb: everything that the tables of a run say of one image, by its key, uid or sha256."""
-    pretrained, models = pretrained_roles(folder, Run.load(folder).plan), dict[str, str]()
+    plan, models = Run.load(folder).plan, dict[str, str]()
+    pretrained = pretrained_roles(folder, plan)
     by_shard: dict[tuple[StoragePath, str], dict[str, Any]] = {}
     num_tables = 0
     for ledger in stage_status.find_ledgers(folder):
-        for done in ledger.readable_completions():
+        for done in _candidates(folder, plan, ledger, name):
             models |= _models(ledger, done, folder)
             for output in dict.fromkeys(done.outputs):  # a forged record may name one a million times
                 if not output.path.endswith(".parquet"):
@@ -67,6 +72,25 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
     folders = {model: models[digest] for model in sorted(used) if (digest := model.rpartition("-")[2]) in models}
     named = {model: pretrained[model] for model in sorted(used) if model in pretrained}
     return {"asked": name, "found": records, "models": folders | named}
+
+
+def _candidates(folder: StoragePath, plan: Mapping[str, Any], ledger: Ledger, name: str) -> Iterator[Completion]:
+    """The completions of a stage whose tables may have the image, sorted by shard: where there is an index, those that
+    it gives, and the shards that it does not have."""
+    if ledger.stage == "rows" or ledger.stage.startswith("score-"):  # they have no table of images
+        return
+    indexed = ledger
+    if ledger.stage == "select":  # decides on what `annotate` listed, shard by shard
+        home = inputs.annotations_source(folder, plan) if verb_of(plan) == "select" else ledger.folder
+        indexed = Ledger(home if isinstance(home, Path) == isinstance(folder, Path) else ledger.folder, "annotate")
+    looked = image_index.shards_with(indexed, name)
+    if looked is None:
+        yield from ledger.readable_completions()
+        return
+    hits, indexed_shards = looked
+    shards = sorted(hits | (ledger.recorded_shards() - indexed_shards))
+    paths = (ledger.path / f"{shard}.json" for shard in shards)
+    yield from filter(None, map_concurrent(ledger.read, paths, isinstance(ledger.path, RemotePath)))
 
 
 def _models(ledger: Ledger, done: Completion, folder: StoragePath) -> dict[str, str]:

@@ -10,12 +10,16 @@ from capfilt.reporting.review import open_server
 from capfilt.storage.paths import StoragePath
 
 
-def run(folder: StoragePath, port: int, announce: Callable[[str], None], fetch: bool = False) -> dict[str, Any]:
+def run(
+    folder: StoragePath, port: int, announce: Callable[[str], object], fetch: bool = False, enough: int = 0
+) -> dict[str, Any]:
     """The verb: serve until Ctrl-C, which ends a review; returns precision and recall from the labels.
 
-    `announce` is called with the page's address, `port` 0 takes any that is free.
+    `announce` is called with the page's address, `port` 0 takes any that is free. With `enough` the review also ends
+    when so many texts in random order have a label.
     """
     server = open_server(folder, port, fetch)
+    server.enough = enough
     with server:
         announce(server.url)
         with contextlib.suppress(KeyboardInterrupt):

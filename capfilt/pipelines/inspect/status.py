@@ -9,17 +9,20 @@ from typing import Any
 from capfilt.runs import stage_status
 from capfilt.runs.cost import Price, run_cost, stage_figures
 from capfilt.runs.locking.lock_file import LockFile, driver_of, find_lock
-from capfilt.runs.run import Run
+from capfilt.runs.run import Run, check_is_run
 from capfilt.runs.stage_status import StageStatus
 from capfilt.storage.paths import StoragePath, relative_to
 
 WORKING = "working"
 
 
-def run(folder: StoragePath, price: Price | None = None) -> dict[str, Any]:
+def run(folder: StoragePath, price: Price | None = None, again: bool = False) -> dict[str, Any]:
     """The verb: every stage that was begun, in order, and whether a process works on the run; with a price also what
-    they cost."""
-    Run.load(folder)
+    they cost. `again`: the folder was looked through for links a moment ago; a large one has millions of files."""
+    if again:
+        check_is_run(folder)
+    else:
+        Run.load(folder)
     # The lock first: if a driver ends while stages are counted, the run still counts as working, until the next call.
     holder, driver = find_lock(folder), driver_of(folder)
     died = holder if not driver and holder == find_lock(folder) else None
@@ -35,9 +38,11 @@ def run(folder: StoragePath, price: Price | None = None) -> dict[str, Any]:
 
 def follow(folder: StoragePath, every: float, price: Price | None = None) -> Iterator[dict[str, Any]]:
     """Yield the status every `every` seconds while a process works on the run, and once more after it has ended."""
-    while (status := run(folder, price))["state"].startswith(WORKING):
+    status = run(folder, price)
+    while status["state"].startswith(WORKING):
         yield status
         time.sleep(every)
+        status = run(folder, price, again=True)
     yield status
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import capfilt.data.annotations as tables
 from capfilt.errors import RunError, UsageError
 from capfilt.evaluation.known_truth import Truth, truths
 from capfilt.printable import MAX_NAME, short_repr
@@ -81,7 +82,7 @@ def _read_side(folder: StoragePath, fetch: bool, notes: list[str]) -> Side:
     source = record.sources[-1]
     sample = RoundSample(source, MAX_TEXTS // 2, MAX_PAGE_BYTES // 3, movable_threshold=source.dataset is None)
     known: dict[str, Truth] = {}
-    for name in sorted(path.stem for path in source.annotations.glob("*.parquet")):
+    for name in tables.shards_in(source.annotations):
         of_shard = truths(record.urls[name]) if name in record.urls else {}
         sample.add(name, of_shard, sample=True)
         known |= of_shard

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import tar_of
 
-from capfilt.data.shards.tar import Cut, Entry, Tar, _common_header
+from capfilt.data.shards.tar import Cut, Entry, Tar, _common_header, tar_header
 
 
 def walked(data: bytes, seekable: bool = False) -> tuple[list[tuple[str, bytes | str]], str]:
@@ -147,3 +147,21 @@ def test_headers_before_headers_end(name: str) -> None:
     found, why = walked(tar_of(("a", b"1"))[:1024] + header.tobuf(tarfile.GNU_FORMAT) * 200)
     assert found == [("a", b"1")]
     assert why.endswith("headers without end")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("a.jpg", 0),
+        ("é日.txt", 5),
+        ("x" * 100, 8**11 - 1),
+        ("x" * 101, 3),
+        ("日" * 34, 1),
+        ("b", 8**11),
+        ("\udc80.txt", 1),
+    ],
+)
+def test_a_header_is_the_one_that_tarfile_writes(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    assert tar_header(name, size) == member.tobuf(tarfile.GNU_FORMAT)

@@ -55,6 +55,20 @@ def test_a_retry_that_was_interrupted_is_continued_and_not_begun_anew(hostile: A
     assert len(list((out / "plan").glob("pass-*.json"))) == 2, "nothing failed, so there is no third"
 
 
+def test_a_fork_with_a_longer_list_takes_over_what_came(hostile: Any, fetch: Any, tmp_path: Path) -> None:
+    urls = [hostile.url(f"/ok?seed={i}") for i in range(3)]
+    assert fetch(urls[:2], "--shard-size", "2").code == 0
+    refused = fetch(urls, "--shard-size", "2")
+    assert refused.code == 1
+    assert "--fork NEW_OUT begins a new run" in refused.err
+    new = tmp_path / "new"
+    done = fetch(urls, "--shard-size", "2", "--fork", new)
+    assert done.code == 0, done.err
+    assert json.loads((new / "sizes.json").read_text()) == {"00000.tar": 2, "00001.tar": 1}
+    assert len(hostile.paths()) == len(set(hostile.paths())), "nothing was fetched twice"
+    assert (new / "00000.tar").read_bytes() == (tmp_path / "out/00000.tar").read_bytes()
+
+
 def test_a_row_with_two_outcomes_is_said(hostile: Any, fetch: Any, tmp_path: Path) -> None:
     urls = [hostile.url("/later/500")]
     fetch(urls)

@@ -1,0 +1,108 @@
+"""What a cleaning will take, keep and cost, as a function, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from capfilt.api import arguments
+from capfilt.api.arguments import Location, Price, Settings, Specs, assignments, location, names_of, price_of
+from capfilt.api.progress import OnLog, OnProgress, progress_of
+from capfilt.api.results import Record
+from capfilt.errors import UsageError
+
+if TYPE_CHECKING:
+    from capfilt.runs.progress import Progress
+    from capfilt.storage.paths import StoragePath
+
+
+@dataclass(frozen=True)
+class EstimateResult:
+    """What the whole will take, keep and cost."""
+
+    out: StoragePath
+    """The folder with the sample, its annotations and its selection."""
+    figures: dict[str, dict[str, float]]
+    """`hours`, `kept_images`, `failed`, `bytes_out` and others: each a `value` with `low` and `high`, the ends of its
+    95 % interval; these are absent where a single measurement says nothing of its spread."""
+    report: StoragePath
+    """The page of the sample."""
+    record: Record = field(repr=False)
+
+
+def estimate(
+    data: Specs,
+    *,
+    out: Location,
+    captioner: Location | None = None,
+    filter: Location | None = None,
+    recipe: Location | None = None,
+    policy: Location | None = None,
+    settings: Settings = (),
+    threshold: float | str | None = None,
+    keep_rate: float | None = None,
+    sample: int = 1000,
+    seed: int = 0,
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    price: Price | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+    announce: Callable[[str], object] | None = None,
+) -> EstimateResult:
+    """Annotate and select a seeded sample, and say what all of the data will take, keep and cost.
+
+    Args:
+        data: shards as `annotate` takes them; or a recipe of `bootstrap`, whose web shards one round cleans.
+        out: a folder for the sample and what becomes of it; the same call on it goes on.
+        captioner, filter: as of `annotate`; with a recipe, in place of those that the run trains.
+        recipe: of `annotate`, a preset or a YAML; `settings` are keys of it, or of a recipe of `bootstrap`.
+        policy: of `select`, a preset or a YAML; `threshold` and `keep_rate` as of `select`.
+        sample: how many samples are drawn, with `seed`.
+        workers: of the whole run; 0: as many as measure the sample. `cpus` and `gpus` are of each.
+        price: as in `annotate`; with it `figures` has the `usd` of the whole.
+        on_progress: as in `annotate`; so is `on_log`.
+        announce: then serve the sample's texts to a person, until 100 are labelled, and call this with the page's
+            address; `record["clicks"]` has the policy's precision and recall.
+
+    Raises:
+        CapfiltError: UsageError or RecipeError for what does not fit, RunError for an `out` that holds another
+            estimate, ShortfallError where nothing of the sample could be used.
+    """
+    names, rates, settings = names_of(data), price_of(price), assignments(settings)
+    given = {"threshold": threshold, "keep_rate": keep_rate}
+    models = {"captioner": captioner, "filter": filter}
+    is_recipe = len(names) == 1 and _is_recipe(names[0])
+    if is_recipe and (
+        extra := [name for name, value in {**given, "recipe": recipe, "policy": policy}.items() if value]
+    ):
+        raise UsageError(f"{names[0]} is a recipe, which says this itself: leave out --{extra[0].replace('_', '-')}.")
+    if not is_recipe:
+        config, rule = arguments.annotate_config(recipe, settings), arguments.policy(policy, given, ())
+        arguments.check_annotate((captioner, filter), (), {"--scores": ()})
+    show = progress_of(on_progress, on_log)
+    with show.wait("importing libraries"):
+        from capfilt.pipelines.estimate import verb
+
+    if is_recipe:
+        work = verb.of_recipe(
+            names[0], settings, {role: None if one is None else str(one) for role, one in models.items()}
+        )
+    else:
+        work = verb.Work(tuple(names), str(captioner), str(filter), config, rule)
+    with arguments.driving():
+        asked, options = verb.Question(sample, seed, workers, rates), arguments.options(cpus=cpus, gpus=gpus)
+        record = verb.run(arguments.working_address(address), work, asked, location(out), options, show)
+        if announce is not None:
+            record["clicks"] = verb.clicks(location(out), announce)
+    figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
+    return EstimateResult(location(out), figures, location(record["report"]), record)
+
+
+def _is_recipe(name: str) -> bool:
+    from capfilt import presets
+
+    return name.endswith((".yaml", ".yml")) or f"bootstrap/{name}" in presets.names("pipelines")

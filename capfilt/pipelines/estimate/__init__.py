@@ -1,0 +1,1 @@
+"""estimate: the real stages on a seeded sample, and from it what the whole will take, keep and cost."""

@@ -1,0 +1,1 @@
+"""init: a look at the data and at the machine, and a commented recipe that runs as it is."""
