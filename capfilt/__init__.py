@@ -11,11 +11,16 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
-<<<<<<< HEAD
-    from capfilt.api.data import ConvertResult, DownloadResult, PackResult, convert, download, pack
-=======
-    from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
->>>>>>> main
+    from capfilt.api.data import (
+        ConvertResult,
+        DataExportResult,
+        DownloadResult,
+        PackResult,
+        convert,
+        download,
+        export_data,
+        pack,
+    )
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.estimates import EstimateResult, estimate
@@ -151,11 +156,10 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
-<<<<<<< HEAD
-    "api.data": ("ConvertResult", "DownloadResult", "PackResult", "convert", "download", "pack"),
-=======
-    "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
->>>>>>> main
+    "api.data": (
+        *("ConvertResult", "DataExportResult", "DownloadResult", "PackResult"),
+        *("convert", "download", "export_data", "pack"),
+    ),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.estimates": ("EstimateResult", "estimate"),

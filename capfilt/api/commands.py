@@ -71,31 +71,23 @@ def annotate(
 ) -> AnnotateResult:
     """Write synthetic texts for the images of shards, score these and the web's; nothing is dropped.
 
-        Args:
-    <<<<<<< HEAD
-            shards: tars, or other data (docs/shards.md), by folders, globs, braces, fsspec URLs; one or several.
-            out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
-            captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
-                Hugging Face hub; a captioner may be a vision-language model, "hf:FOLDER-OR-NAME", or an endpoint,
-                "openai:URL#MODEL". Both are needed, except with `add_score`.
-    =======
-            shards: tars, folders, globs, braces, fsspec URLs; one or several.
-            out: the run folder, or its URL.
-            captioner, filter: the models that write and score: a folder, a .pth of BLIP, a name on the Hugging Face hub; a
-                captioner may be "hf:FOLDER-OR-NAME" or "openai:URL#MODEL". Both are needed, except with `add_score`.
-    >>>>>>> main
-            captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
-            recipe: a preset of `pipelines/annotate/`, or a YAML.
-            settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
-            val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
-            scores: scores beside itm and itc to compute then, such as "side" or "clip:MODEL" (docs/scores.md).
-            add_score: the same for shards that `out` has annotated already, and nothing else is done.
-            without: the run folder of `dedup`: copies are left out, and what stands for them has their merged texts.
-            keep_vectors: keep the filter's vectors of the pictures in `out`, as `embed` would.
-            address, workers, cpus, gpus, limit, retry, min_success, fork, price, on_progress, on_log: `help(capfilt.api)`.
+    Args:
+        shards: tars, or other data (docs/shards.md), by folders, globs, braces, fsspec URLs; one or several.
+        out: the run folder, or its URL.
+        captioner, filter: the models that write and score: a folder, a .pth of BLIP, a name on the Hugging Face hub; a
+            captioner may be "hf:FOLDER-OR-NAME" or "openai:URL#MODEL". Both are needed, except with `add_score`.
+        captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
+        recipe: a preset of `pipelines/annotate/`, or a YAML.
+        settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
+        val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
+        scores: scores beside itm and itc to compute then, such as "side" or "clip:MODEL" (docs/scores.md).
+        add_score: the same for shards that `out` has annotated already, and nothing else is done.
+        without: the run folder of `dedup`: copies are left out, and what stands for them has their merged texts.
+        keep_vectors: keep the filter's vectors of the pictures in `out`, as `embed` would.
+        address, workers, cpus, gpus, limit, retry, min_success, fork, price, on_progress, on_log: `help(capfilt.api)`.
 
-        Raises:
-            CapfiltError: RecipeError for models or settings, RunError for a run folder that do not fit, and its other kin.
+    Raises:
+        CapfiltError: RecipeError for models or settings, RunError for a run folder that do not fit, and its other kin.
     """
     config, rates = arguments.annotate_config(recipe, assignments(settings, captions=captions)), price_of(price)
     asked = {"--captions": captions, "--recipe": recipe, "--set": settings, "--val": val, "--retry": retry}

@@ -68,7 +68,6 @@ class ConvertResult:
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class PackResult:
     """Shards of data that were something else."""
 
@@ -85,7 +84,8 @@ class PackResult:
 
         return read_shards(self.out)
 
-=======
+
+@dataclass(frozen=True)
 class DataExportResult:
     """Data as another tool reads them."""
 
@@ -99,7 +99,6 @@ class DataExportResult:
     texts: TextCounts
     record: Record = field(repr=False)
 
->>>>>>> main
 
 def download(
     urls: Specs,
@@ -206,12 +205,6 @@ def convert(
     return ConvertResult.of(folder, record)
 
 
-<<<<<<< HEAD
-def pack(
-    data: Specs,
-    *,
-    out: Location,
-=======
 def export_data(
     data: Location,
     *,
@@ -220,21 +213,12 @@ def export_data(
     samples_per_shard: int = 0,
     image_root: str | None = None,
     fetch_inputs: bool = False,
->>>>>>> main
     min_success: float = 0,
     address: str | None = None,
     workers: int = 0,
     cpus: float | None = None,
     on_progress: OnProgress | Progress | None = None,
     on_log: OnLog | None = None,
-<<<<<<< HEAD
-) -> PackResult:
-    """Write data as tars once: folders of pictures, Parquet, saved datasets, Lance, captions (docs/shards.md).
-
-    Args:
-        data: what `annotate` takes as shards; one or several.
-        out: the run folder, or its URL, in which the tars will lie.
-=======
 ) -> DataExportResult:
     """Write data as another tool reads them (docs/exports.md).
 
@@ -246,24 +230,10 @@ def export_data(
         samples_per_shard: of webdataset, parquet and hf-dataset, samples of a file at most; 0 for a file a shard.
         image_root: of blip-json and open-clip-csv, what stands before the paths of pictures; by default `out`.
         fetch_inputs: read shards that the plan of a run names elsewhere, too: do you trust it?
->>>>>>> main
         min_success: the share of the samples that must be readable.
         address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
 
     Raises:
-<<<<<<< HEAD
-        CapfiltError: ShardError for what cannot be read, ShortfallError where no sample could be, and its other kin.
-    """
-    show = progress_of(on_progress, on_log)
-    with show.wait("importing libraries"):
-        from capfilt.pipelines import pack as pipeline
-
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
-        folder, where = location(out), arguments.working_address(address)
-        record = pipeline.run(where, names_of(data), folder, options, show)
-    return PackResult(folder, Counts.of(record["samples"]), record["failed"], record)
-=======
         CapfiltError: UsageError for an unknown form or no data, RunError for counts that are not those of the run that
             the data come from, ShortfallError where nothing could be written, and its other kin.
     """
@@ -281,4 +251,35 @@ def export_data(
         record = pipeline.run(where, str(data), config, folder, fetch_inputs, options, show)
     written = tuple(location(path) for path in record["written"])
     return DataExportResult(folder, form, written, Counts.of(record["samples"]), TextCounts.of(record["texts"]), record)
->>>>>>> main
+
+
+def pack(
+    data: Specs,
+    *,
+    out: Location,
+    min_success: float = 0,
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> PackResult:
+    """Write data as tars once: folders of pictures, Parquet, saved datasets, Lance, captions (docs/shards.md).
+
+    Args:
+        data: what `annotate` takes as shards; one or several.
+        out: the run folder, or its URL, in which the tars will lie.
+        min_success: the share of the samples that must be readable.
+        address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: ShardError for what cannot be read, ShortfallError where no sample could be, and its other kin.
+    """
+    show = progress_of(on_progress, on_log)
+    with show.wait("importing libraries"):
+        from capfilt.pipelines import pack as pipeline
+
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes) as (where, folder, options):
+        record = pipeline.run(where, names_of(data), folder, options, show)
+    return PackResult(folder, Counts.of(record["samples"]), record["failed"], record)
