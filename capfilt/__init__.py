@@ -11,7 +11,16 @@ from importlib import import_module
 TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     from capfilt.api.commands import annotate, bootstrap, evaluate, finetune, pretrain, select
-    from capfilt.api.data import ConvertResult, DataExportResult, DownloadResult, convert, download, export_data
+    from capfilt.api.data import (
+        ConvertResult,
+        DataExportResult,
+        DownloadResult,
+        PackResult,
+        convert,
+        download,
+        export_data,
+        pack,
+    )
     from capfilt.api.decontamination import DecontaminateResult, decontaminate
     from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.estimates import EstimateResult, estimate
@@ -91,6 +100,7 @@ __all__ = [
     "LockLostError",
     "ModelError",
     "Neighbour",
+    "PackResult",
     "PretrainResult",
     "Progress",
     "ProgressEvent",
@@ -130,6 +140,7 @@ __all__ = [
     "export_data",
     "finetune",
     "load_model",
+    "pack",
     "pretrain",
     "read_annotations",
     "read_shards",
@@ -145,7 +156,10 @@ __all__ = [
 
 _MODULES = {
     "api.commands": ("annotate", "bootstrap", "evaluate", "finetune", "pretrain", "select"),
-    "api.data": ("ConvertResult", "DataExportResult", "DownloadResult", "convert", "download", "export_data"),
+    "api.data": (
+        *("ConvertResult", "DataExportResult", "DownloadResult", "PackResult"),
+        *("convert", "download", "export_data", "pack"),
+    ),
     "api.decontamination": ("DecontaminateResult", "decontaminate"),
     "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.estimates": ("EstimateResult", "estimate"),

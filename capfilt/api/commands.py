@@ -72,7 +72,7 @@ def annotate(
     """Write synthetic texts for the images of shards, score these and the web's; nothing is dropped.
 
     Args:
-        shards: tars, folders, globs, braces, fsspec URLs; one or several.
+        shards: tars, or other data (docs/shards.md), by folders, globs, braces, fsspec URLs; one or several.
         out: the run folder, or its URL.
         captioner, filter: the models that write and score: a folder, a .pth of BLIP, a name on the Hugging Face hub; a
             captioner may be "hf:FOLDER-OR-NAME" or "openai:URL#MODEL". Both are needed, except with `add_score`.

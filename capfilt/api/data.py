@@ -68,6 +68,24 @@ class ConvertResult:
 
 
 @dataclass(frozen=True)
+class PackResult:
+    """Shards of data that were something else."""
+
+    out: StoragePath
+    """The run folder, in which the tars lie."""
+    samples: Counts
+    failed: Mapping[str, int]
+    """How many samples failed, by reason."""
+    record: Record = field(repr=False)
+
+    def rows(self) -> Iterator[Sample]:
+        """The samples, streamed from the tars."""
+        from capfilt.api.reading import read_shards
+
+        return read_shards(self.out)
+
+
+@dataclass(frozen=True)
 class DataExportResult:
     """Data as another tool reads them."""
 
@@ -233,3 +251,35 @@ def export_data(
         record = pipeline.run(where, str(data), config, folder, fetch_inputs, options, show)
     written = tuple(location(path) for path in record["written"])
     return DataExportResult(folder, form, written, Counts.of(record["samples"]), TextCounts.of(record["texts"]), record)
+
+
+def pack(
+    data: Specs,
+    *,
+    out: Location,
+    min_success: float = 0,
+    address: str | None = None,
+    workers: int = 0,
+    cpus: float | None = None,
+    on_progress: OnProgress | Progress | None = None,
+    on_log: OnLog | None = None,
+) -> PackResult:
+    """Write data as tars once: folders of pictures, Parquet, saved datasets, Lance, captions (docs/shards.md).
+
+    Args:
+        data: what `annotate` takes as shards; one or several.
+        out: the run folder, or its URL, in which the tars will lie.
+        min_success: the share of the samples that must be readable.
+        address: as in `select`; so are `workers`, `cpus`, `on_progress` and `on_log`.
+
+    Raises:
+        CapfiltError: ShardError for what cannot be read, ShortfallError where no sample could be, and its other kin.
+    """
+    show = progress_of(on_progress, on_log)
+    with show.wait("importing libraries"):
+        from capfilt.pipelines import pack as pipeline
+
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes) as (where, folder, options):
+        record = pipeline.run(where, names_of(data), folder, options, show)
+    return PackResult(folder, Counts.of(record["samples"]), record["failed"], record)

@@ -83,7 +83,7 @@ def embed(
     """Hash every picture of shards and, with a model, make a vector of it: what `dedup` compares (docs/dedup.md).
 
     Args:
-        shards: tars, folders, globs, braces, fsspec URLs; one or several.
+        shards: tars, or other data (docs/shards.md), by folders, globs, braces, fsspec URLs; one or several.
         out: the run folder, or its URL.
         model: a model that compares images and texts, or "copy=FILE" for a TorchScript descriptor, whose code is run;
             by default there are hashes and no vectors.

@@ -116,7 +116,7 @@ def read_shards(spec: Specs, *, on_failed: OnFailed | None = None) -> Iterator[S
     """Stream the samples of shards, in the order of their tars: key, image bytes, text, captions, json, uid.
 
     Args:
-        spec: tars, folders of tars, braces, globs, `a::b` lists or fsspec URLs; one or several.
+        spec: tars, or other data (docs/shards.md), by folders, globs, braces, fsspec URLs; one or several.
         on_failed: called with each input that cannot be read, which is then skipped; by default it is raised.
 
     Raises:

@@ -31,6 +31,7 @@ VERBS = (
     pipelines.bootstrap,
     download.download,
     convert.convert,
+    convert.pack,
     near.embed,
     near.dedup,
     near.index,

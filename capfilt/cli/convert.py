@@ -1,4 +1,4 @@
-"""The verb `convert`: published data sets of the downstream tasks to shards."""
+"""The verbs `convert` and `pack`: published data sets of the downstream tasks, and data of any kind, to shards."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from capfilt.api import data
+from capfilt.api import data as api
 from capfilt.cli.execute import call
-from capfilt.cli.next_steps import after_convert
+from capfilt.cli.next_steps import after_convert, trial
 from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, SizedAddress, Workers
 
 
@@ -69,4 +69,31 @@ def convert(
     """
 
     given = locals() | {"task": task.value, "split": [name for word in split or () for name in word.split(",") if name]}
-    call(data.convert, given, then=lambda _: after_convert(task.value, out, address))
+    call(api.convert, given, then=lambda _: after_convert(task.value, out, address))
+
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        help="Folders of pictures, Parquet, saved datasets, Lance, captions as JSON, tars (docs/shards.md)."
+    ),
+]
+
+
+def pack(
+    data: Data,
+    out: OutFolder,
+    workers: Workers = 0,
+    cpus: Cpus = None,
+    min_success: MinSuccess = 0,
+    address: SizedAddress = "by-size",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write data as shards once: the pictures' own bytes, their texts, a uid and a sha256 of each.
+
+    Every verb reads such data as they lie, too; tars are for other loaders, and for stores.
+
+    Example: `capfilt pack photos/ --out shards`
+    """
+    call(api.pack, locals(), then=lambda _: [trial(out, out, address)])

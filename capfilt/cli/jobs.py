@@ -36,7 +36,7 @@ _PATH_OPTIONS = {
     "out": "--out", "fork": "--fork", "run": "RUN", "shards": "SHARDS", "urls": "URLS", "files": "FILES",
     "images": "--images", "model": "MODEL", "source": "MODEL|DATA", "captioner": "--captioner", "filter_": "--filter",
     "annotations": "--annotations", "val": "--val", "without": "--without", "embeddings": "EMBEDDINGS",
-    "scored": "--scores", "against": "--against",
+    "scored": "--scores", "against": "--against", "data": "DATA",
 }  # fmt: skip
 
 Detach = Annotated[

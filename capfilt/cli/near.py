@@ -29,7 +29,10 @@ EmbedSets = Annotated[
 
 
 def embed(
-    shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="Tars, or Parquet, pictures, datasets, JSON (docs/shards.md); folders, globs, URLs."),
+    ],
     out: Out,
     model: VectorModel = None,
     sets: EmbedSets = None,

@@ -156,7 +156,10 @@ AnnotateRecipe = Annotated[
 
 
 def annotate(
-    shards: Annotated[list[str], typer.Argument(help="Tars, folders, globs, braces, fsspec URLs.")],
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="Tars, or Parquet, pictures, datasets, JSON (docs/shards.md); folders, globs, URLs."),
+    ],
     out: Out,
     captioner: Annotated[
         str | None,

@@ -56,7 +56,7 @@ LOG_FIELDS = {
 """What the log of a training has beside losses."""
 DECONTAMINATE = "decontaminate"
 """The verb, and the folder in the data of a bootstrap that did the same."""
-WITHOUT_PAGE = ("convert", "download", "embed", "export")
+WITHOUT_PAGE = ("convert", "download", "embed", "export", "pack")
 """The verbs whose run folders have no page."""
 MAX_COMMAND = 1000
 """Characters of shards in a command of the page; longer lists are put into braces, else summed up in words."""

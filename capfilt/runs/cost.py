@@ -20,7 +20,7 @@ from capfilt.storage.paths import StoragePath, relative_to
 
 HOUR, MILLION = 3600.0, 1e6
 EXAMPLE = "gpu=3.0,cpu=0.05, the USD of a GPU-hour and of a CPU-hour"
-OF_A_RUN = ("select", "annotate", "download", "convert")
+OF_A_RUN = ("select", "annotate", "download", "convert", "pack")
 """The stages whose samples are the images of a run; the first that it has counts, of its newest round."""
 
 

@@ -30,7 +30,7 @@ from capfilt.storage.paths import StoragePath, listing, make_folder, remove_file
 from capfilt.storage.remote_path import RemotePath
 
 ORDER = (
-    *("world", "download", "convert", "embed", "held-out", "decontaminate", "decontaminate-exact"),
+    *("world", "download", "convert", "pack", "embed", "held-out", "decontaminate", "decontaminate-exact"),
     *("captioner-pretrain", "captioner", "filter-pretrain", "filter"),
     *("calibrate", "annotate", "score", "select"),
     *("pretrain", "language", "stage-1", "stage-2", "evaluate"),

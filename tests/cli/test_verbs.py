@@ -15,7 +15,7 @@ from capfilt import cli
 VERBS = (
     *("init", "estimate", "doctor"),
     *("bootstrap", "download", "pretrain", "finetune", "annotate", "select"),
-    *("evaluate", "export", "show", "bench", "convert", "world"),
+    *("evaluate", "export", "show", "bench", "convert", "pack", "world"),
     *("embed", "dedup", "decontaminate", "index", "retrieve"),
     *("jobs", "status", "verify", "explain", "report", "review"),
 )

@@ -56,8 +56,8 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
                     by_shard[shard] = _table_record(folder, ledger, done.shard, output.path, rows)
     if not num_tables:
         raise RunError(
-            f"{folder} has no table of images, or none yet: runs of bootstrap, annotate, select, download and"
-            " convert have."
+            f"{folder} has no table of images, or none yet: runs of bootstrap, annotate, select, download,"
+            " convert and pack have."
         )
     if not by_shard:
         raise RunError(

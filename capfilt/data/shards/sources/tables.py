@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,20 +26,11 @@ from capfilt.errors import NoShardError
 KIND = "rows"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a table has, by its footer: nothing of its rows is read."""
-
-    schema: pa.Schema
-    groups: tuple[tuple[int, int], ...]
-    """Rows and bytes of each part that is read at a time."""
-
-
 class Format(Protocol):
     """A module that reads one kind of table."""
 
     def layout(self, location: str) -> tuple[pa.Schema, tuple[tuple[int, int], ...]]:
-        """The schema, and the rows and bytes of each group."""
+        """What a table has, by its footer: the schema, and the rows and bytes of each part that is read at a time."""
 
     def read(self, location: str, names: list[str], first: int, last: int) -> Iterator[pa.RecordBatch | str]:
         """The rows of a range, few at a time; instead of what cannot be read, why, and then the end."""
@@ -57,28 +47,28 @@ def is_table(path: str) -> bool:
 def holds_pictures(location: str) -> bool:
     """Whether a table has a column of pictures; else it says something of files beside it."""
     with suppress(NoShardError):
-        columns.choose(location, _layout(location).schema, {"text": ""})
+        columns.choose(location, _format(location).layout(location)[0], {"text": ""})
         return True
     return False
 
 
 def expand(location: str, options: Mapping[str, str]) -> list[str]:
     """The views of a table. NoShardError where it holds no pictures; ShardError where it cannot be read."""
-    layout = _layout(location)
-    columns.choose(location, layout.schema, options)
-    return views(location, KIND, (count for count, _ in layout.groups), options)
+    schema, groups = _format(location).layout(location)
+    columns.choose(location, schema, options)
+    return views(location, KIND, (count for count, _ in groups), options)
 
 
 def stat(view: View) -> dict[str, Any]:
     """As `shards.stat`: the view's share of the bytes of its row groups, and the version of the file."""
     size = start = 0
-    for count, num_bytes in _layout(view.location).groups:
+    for count, num_bytes in _format(view.location).layout(view.location)[1]:
         inside = min(view.last + 1, start + count) - max(view.first, start)
         size += num_bytes * inside // count if inside > 0 else 0
         start += count
-    files, path = fsspec.core.url_to_fs(view.location)
-    if files.isdir(path):  # Lance, whose versions are files of a folder, and of whose bytes nothing is known
+    if _format(view.location) is lance:  # a version is a file of its folder; of its bytes nothing is known
         return {"size": None, "version": lance.version(view.location)}
+    files, path = fsspec.core.url_to_fs(view.location)
     info = files.info(path)
     version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
     return {"size": size, "version": f"{info.get('size')} {version}"}
@@ -86,9 +76,10 @@ def stat(view: View) -> dict[str, Any]:
 
 def read(view: View, counts: MemberCounts) -> Iterator[Sample | FailedSample]:
     """The samples of a view, an outcome for every row."""
-    chosen = columns.choose(view.location, _layout(view.location).schema, view.options)
+    form = _format(view.location)
+    chosen = columns.choose(view.location, form.layout(view.location)[0], view.options)
     stem, number, seen = Path(view.location.rstrip("/")).stem, view.first, set[str]()
-    batches = _format(view.location).read(view.location, chosen.all, view.first, view.last)
+    batches = form.read(view.location, chosen.all, view.first, view.last)
     for batch in chain(batches, ["the table ends before this row"]):
         count = view.last + 1 - number if isinstance(batch, str) else batch.num_rows
         for place in range(count):
@@ -112,10 +103,6 @@ def _sample(key: str, batch: pa.RecordBatch, place: int, chosen: Columns, seen: 
     given = meta.pop("__key__", None)
     row = rows.Row(rows.texts_of(texts), meta=rows.meta_of(meta))
     return rows.make(given if isinstance(given, str) and given else key, image, row, seen)
-
-
-def _layout(location: str) -> Layout:
-    return Layout(*_format(location).layout(location))
 
 
 def _format(location: str) -> Format:

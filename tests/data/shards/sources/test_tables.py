@@ -74,6 +74,15 @@ def test_parquet_is_read_row_by_row_and_split_at_its_row_groups(
     assert facts(read(path)) == expected()
 
 
+def test_parquet_on_a_store_is_read_alike(tmp_path: Path, store: Any) -> None:
+    pq.write_table(pa.table(rows()), tmp_path / "a.parquet", row_group_size=2)
+    for name in ("data/train-0.parquet", "data/test-0.parquet"):
+        (store / name).write_bytes((tmp_path / "a.parquet").read_bytes())
+    assert facts(read(f"{store}#split=train")) == facts(read(f"{store}/data/train-*.parquet")) == expected()
+    (url,) = shards.expand(f"{store}/data/train-0.parquet")
+    assert shards.read_input(url).bytes == shards.stat(url)["size"] > 0
+
+
 def test_shares_of_a_file_change_with_it(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table(rows()), path)

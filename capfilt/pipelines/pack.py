@@ -1,0 +1,37 @@
+"""pack: data of any source into shards of tars, in a run folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from capfilt import config as configs
+from capfilt.cluster.session import connect
+from capfilt.config import Config
+from capfilt.data import shards
+from capfilt.runs.progress import Progress
+from capfilt.runs.run import Run
+from capfilt.stages.pack import STAGE, pack
+from capfilt.stages.runner import CommandOptions, check_success
+from capfilt.stages.workload import of_shards, working_address
+from capfilt.storage.paths import StoragePath
+
+
+def run(
+    address: str, specs: Sequence[str], out: StoragePath, options: CommandOptions, show: Progress
+) -> dict[str, Any]:
+    """The verb: returns where the tars are, and what became of every key.
+
+    ShortfallError where no sample, or too few, could be read.
+    """
+    urls = shards.expand(specs)
+    shards.by_name(urls)  # refuses one that is given twice
+    named = {f"{number:05d}": url for number, url in enumerate(urls)}
+    names = {url: name for name, url in named.items()}
+    run = Run.open(out, configs.to_yaml(Config()), {"verb": STAGE, "shards": urls, "names": names})
+    with connect(working_address(address, of_shards(urls), options, STAGE, show), show=show) as session:
+        tally = pack(session, named, out, options.resources(session), show)
+    record = {"command": STAGE, "shards": str(out), **tally.to_json()}
+    run.write_summary(record)
+    check_success(STAGE, tally, options.min_success, record)
+    return record
