@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from capfilt.errors import DataError, UsageError, did_you_mean
 
@@ -41,9 +41,14 @@ def location(where: Location) -> StoragePath:
     return storage_path(os.fspath(where) if isinstance(where, os.PathLike) else where)
 
 
-def name_of(where: Location) -> str:
+def located(where: Location | None) -> StoragePath | None:
+    """`location` of what may be left out."""
+    return None if where is None else location(where)
+
+
+def named(where: Location | None) -> str | None:
     """A place as a person would write it; not checked, since it may be a preset or a name on the Hugging Face hub."""
-    return str(where)
+    return None if where is None else str(where)
 
 
 def names_of(specs: Specs) -> list[str]:
@@ -293,6 +298,33 @@ def working_address(address: str | None) -> str:
     if address != "by-size":
         check_address(address)
     return address
+
+
+class Place(NamedTuple):
+    """Where and how a call works."""
+
+    address: str
+    folder: StoragePath
+    options: CommandOptions
+
+
+@contextmanager
+def working(
+    out: Location,
+    address: str | None,
+    sizes: Mapping[str, object],
+    fork: Location | None = None,
+    retry: tuple[str, str | None] = ("", None),
+) -> Iterator[Place]:
+    """Work in a run folder as its one driver; `sizes` are what `options` takes, `retry` a stage and what of it is to be
+    done again."""
+    with driving():
+        folder = run_folder(out, fork)
+        if retry[1] is not None:
+            from capfilt.stages import runner
+
+            runner.withdraw_failed(folder, retry[0], retry[1])
+        yield Place(working_address(address), folder, options(**sizes))
 
 
 def out_of(recipe: Location, out: Location | None) -> Location:

@@ -8,7 +8,7 @@ and left running, whatever happens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt.api import arguments
 from capfilt.api.arguments import (
@@ -17,7 +17,9 @@ from capfilt.api.arguments import (
     Settings,
     Specs,
     assignments,
+    located,
     location,
+    named,
     names_of,
     price_of,
     with_usage,
@@ -35,6 +37,7 @@ from capfilt.api.results import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from capfilt.inference.config import AnnotateConfig
     from capfilt.runs.progress import Progress
     from capfilt.storage.paths import StoragePath
 
@@ -70,57 +73,53 @@ def annotate(
 
     Args:
         shards: tars, folders, globs, braces, fsspec URLs; one or several.
-        out: the run folder, or its URL; with `fork` a new run begins there and takes over from `out` what still holds.
-        captioner, filter: the model that writes and the one that scores: a folder, a .pth of BLIP, a name on the
-            Hugging Face hub; a captioner may be a vision-language model, "hf:FOLDER-OR-NAME", or an endpoint,
-            "openai:URL#MODEL". Both are needed, except with `add_score`.
+        out: the run folder, or its URL.
+        captioner, filter: the models that write and score: a folder, a .pth of BLIP, a name on the Hugging Face hub; a
+            captioner may be "hf:FOLDER-OR-NAME" or "openai:URL#MODEL". Both are needed, except with `add_score`.
         captions: texts to write for each image, sampled with `seed`; by default the recipe's number, 1.
         recipe: a preset of `pipelines/annotate/`, or a YAML.
         settings: keys of the recipe to set otherwise, such as `{"decode.method": "beam", "batch_size": 128}`.
         val: human pairs on which the filter is measured too (AUC against shuffled ones, `record["human_pairs"]`).
         scores: scores beside itm and itc to compute then, such as "side" or "clip:MODEL" (docs/scores.md).
         add_score: the same for shards that `out` has annotated already, and nothing else is done.
-        without: the run folder of `dedup`: copies are neither captioned nor scored, and the pictures that stand for
-            them have their texts too, if these were merged.
-        keep_vectors: keep the filter's vectors of the pictures, as `embed` would write them, in `out`.
-        address: None (this process, or the caller's Ray), "local", "start", "auto", "HOST:PORT", "ray://HOST:PORT".
-        workers: how many work side by side, 0 for as many as fit; `cpus` and `gpus` are of each of them, by default
-            1 and, where the cluster has any, 1.
-        limit: seconds that a shard may take, 0 for any; `retry="failed"` does those again in which samples or captions
-            failed.
-        min_success: the share of samples that must succeed.
-        price: USD of a GPU-hour and of a CPU-hour, "gpu=3.0,cpu=0.05" or a mapping: `record["cost"]` says what it cost.
-        on_progress: called with a `ProgressEvent` at each step; or a `Progress`, the console of the command line.
-        on_log: called with each line that the command line prints between stages.
+        without: the run folder of `dedup`: copies are left out, and what stands for them has their merged texts.
+        keep_vectors: keep the filter's vectors of the pictures in `out`, as `embed` would.
+        address, workers, cpus, gpus, limit, retry, min_success, fork, price, on_progress, on_log: `help(capfilt.api)`.
 
     Raises:
-        CapfiltError: RecipeError for models or settings that do not fit, RunError for a run folder that does not,
-            ShortfallError (with the result in `.result`) where too few images could be annotated, and its other kin.
+        CapfiltError: RecipeError for models or settings, RunError for a run folder that do not fit, and its other kin.
     """
     config, rates = arguments.annotate_config(recipe, assignments(settings, captions=captions)), price_of(price)
     asked = {"--captions": captions, "--recipe": recipe, "--set": settings, "--val": val, "--retry": retry}
-    asked |= {"--without": without, "--keep-vectors": keep_vectors}
-    arguments.check_annotate((captioner, filter), add_score, {**asked, "--fork": fork, "--scores": scores})
-    show = progress_of(on_progress, on_log)
+    asked |= {"--without": without, "--keep-vectors": keep_vectors, "--fork": fork, "--scores": scores}
+    arguments.check_annotate((captioner, filter), add_score, asked)
+    sizes = {"workers": workers, "cpus": cpus, "gpus": gpus, "limit": limit, "min_success": min_success}
+    extras = {"val": named(val), "scores": scores, "without": located(without), "keep_vectors": keep_vectors}
+    models, show = (str(captioner), str(filter)), progress_of(on_progress, on_log)
+    with arguments.working(out, address, sizes, fork, ("annotate", retry)) as place:
+        record = _annotate(place, names_of(shards), models, add_score, seed, config, extras, show)
+        return AnnotateResult.of(place.folder, with_usage(record, place.folder, rates))
+
+
+def _annotate(
+    place: arguments.Place,
+    shards: list[str],
+    models: tuple[str, str],
+    add_score: Sequence[str],
+    seed: int,
+    config: AnnotateConfig,
+    extras: dict[str, Any],
+    show: Progress,
+) -> dict[str, Any]:
+    """The record of an annotation, or of scores that are added to one."""
     with show.wait("importing libraries"):
         from capfilt.pipelines import add_score as score_pipeline
         from capfilt.pipelines import annotate as pipeline
-        from capfilt.stages import runner
 
-    with arguments.driving():
-        folder = arguments.run_folder(out, fork)
-        if retry is not None:
-            runner.withdraw_failed(folder, "annotate", retry)
-        options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
-        models, where = (str(captioner), str(filter)), arguments.working_address(address)
-        if add_score:
-            record = score_pipeline.run(where, names_of(shards), add_score, folder, options, show)
-        else:
-            copies = None if without is None else location(without)
-            extras = pipeline.Extras(_name(val), scores, copies, keep_vectors)
-            record = pipeline.run(where, names_of(shards), models, folder, seed, config, options, show, extras)
-        record = with_usage(record, folder, rates)
-    return AnnotateResult.of(folder, record)
+    where, folder, options = place
+    if add_score:
+        return score_pipeline.run(where, shards, add_score, folder, options, show)
+    return pipeline.run(where, shards, models, folder, seed, config, options, show, pipeline.Extras(**extras))
 
 
 def select(
@@ -152,29 +151,23 @@ def select(
     """Apply a policy to annotations and write the cleaned shards; no model is loaded, unless to calibrate a threshold.
 
     Args:
-        shards: the shards that were annotated.
-        annotations: the run folder of `annotate`, its result, or the folder of a bootstrap's round.
+        shards, annotations: shards, and the run folder of their `annotate`, its result, or a round of a bootstrap.
         out: the run folder, or its URL.
         recipe: a preset of `pipelines/select/`, or a YAML; by default itm >= 0.5, as CapFilt.
         threshold: a number, "calibrated", "keep-rate" or "none"; by default the recipe's, 0.5.
-        score: what the threshold is compared with: "itm", "itc", a score that was added to the run, or "fused"; by
-            default the recipe's, "itm".
+        score: what it is compared with: "itm" (the recipe's default), "itc", a score that was added, or "fused".
         keep_rate: the share of all texts to keep; it implies the threshold "keep-rate".
-        samples_seen: the samples that a training will see, which sets the share: none is seen more often than
-            `max_repeats` times on average, by default the recipe's, 4.
+        samples_seen: of a training, which sets the share: none is seen more than `max_repeats` times, by default 4.
         top_k: how many of an image's texts are kept, 0 for all; without a threshold none applies.
         keep: of an image's texts that pass "all", "web-first" or "best" (docs/policies.md).
         settings: any key of the policy, such as `{"other_threshold": 0.3, "combine": "or"}`.
-        val: human pairs, for the threshold "calibrated".
-        filter: the filter that scored, for the same.
+        val, filter: human pairs and the filter that scored, for the threshold "calibrated".
         calibrate: "labels" sets the threshold on the labels that people gave in `capfilt review`.
         without: the run folder of `dedup` or `decontaminate`: what these found goes.
-        address: as in `annotate`, or "by-size": this process for small work, else "start". So are `workers`, `cpus`,
-            `min_success`, `fork`, `on_progress` and `on_log`.
+        address, workers, cpus, min_success, fork, on_progress, on_log: `help(capfilt.api)`.
 
     Raises:
-        CapfiltError: UsageError or RecipeError for a policy that cannot be, DataError for shards that were not
-            annotated, ShortfallError where the policy keeps nothing, and its other kin.
+        CapfiltError: UsageError or RecipeError for a policy that cannot be, ShortfallError where it keeps nothing, ...
     """
     given = {"threshold": threshold, "score": score, "keep_rate": keep_rate, "top_k": top_k, "keep": keep}
     given |= {"samples_seen": samples_seen, "max_repeats": max_repeats}
@@ -184,15 +177,11 @@ def select(
         from capfilt.pipelines import select as pipeline
 
     source = annotations.out if isinstance(annotations, AnnotateResult) else location(annotations)
-    with arguments.driving():
-        folder = arguments.run_folder(out, fork)
-        options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
-        calibration = pipeline.ThresholdSource(_name(val), _name(filter), calibrate is not None)
-        where = arguments.working_address(address)
-        copies = None if without is None else location(without)
-        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show, copies)
-        record = with_usage(record, folder)
-    return SelectResult.of(folder, record)
+    calibration = pipeline.ThresholdSource(named(val), named(filter), calibrate is not None)
+    left_out, sizes = located(without), {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes, fork) as (where, folder, options):
+        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show, left_out)
+        return SelectResult.of(folder, with_usage(record, folder))
 
 
 def bootstrap(
@@ -356,16 +345,12 @@ def evaluate(
 
     name = str(model.model if isinstance(model, PretrainResult) else model)
     with arguments.driving():
-        folder = None if out is None else location(out)
+        folder = located(out)
         options = arguments.options(workers=workers, cpus=cpus, gpus=None)
         where = arguments.working_address(address)
-        answers = None if results is None else location(results)
+        answers = located(results)
         record = pipeline.run(where, name, names_of(shards), config, folder, options, show, answers)
     return EvaluateResult(name, folder, record, record)
-
-
-def _name(where: Location | None) -> str | None:
-    return None if where is None else str(where)
 
 
 def _models(home: StoragePath) -> dict[str, StoragePath]:

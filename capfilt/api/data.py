@@ -166,8 +166,7 @@ def convert(
     splits = (split,) if isinstance(split, str) else tuple(split)
     given = {"task": task, "files": names_of(files), "images": str(images), "split": splits, "shard_size": shard_size}
     config = configs.validate(ConvertConfig, {k: v for k, v in given.items() if v is not None}, "arguments")
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus, min_success=min_success)
-        folder, where = location(out), arguments.working_address(address)
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(out, address, sizes) as (where, folder, options):
         record = pipeline.run(where, config, folder, retry, options, show)
     return ConvertResult.of(folder, record)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Specs, location, names_of
+from capfilt.api.arguments import Location, Specs, location, named, names_of
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import Record
 
@@ -92,14 +92,8 @@ def decontaminate(
 
     given = {"criteria": Criteria.parse(by), "self_test": self_test, "seed": seed}
     settings = configs.validate(Settings, given, "arguments")
-    sources = pipeline.Sources(
-        location(embeddings),
-        names_of(against),
-        names_of(shards) if shards else (),
-        None if model is None else str(model),
-    )
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus, gpus=gpus)
-        folder, where = location(out), arguments.working_address(address)
+    where_shards = names_of(shards) if shards else ()
+    sources = pipeline.Sources(location(embeddings), names_of(against), where_shards, named(model))
+    with arguments.working(out, address, {"workers": workers, "cpus": cpus, "gpus": gpus}) as (where, folder, options):
         record = pipeline.run(where, sources, folder, settings, fail, options, show)
     return DecontaminateResult.of(folder, record)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
+from capfilt.api.arguments import Location, Settings, Specs, assignments, located, location, named, names_of
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import Counts, Record
 
@@ -100,17 +100,12 @@ def embed(
     show = progress_of(on_progress, on_log)
     with show.wait("importing libraries"):
         from capfilt.pipelines.near import embed as pipeline
-        from capfilt.stages import runner
         from capfilt.stages.near.embed import EmbedConfig
 
     config = configs.build(EmbedConfig, assignments(settings))
-    with arguments.driving():
-        folder = arguments.run_folder(out, fork)
-        if retry is not None:
-            runner.withdraw_failed(folder, "embed", retry)
-        options = arguments.options(workers=workers, cpus=cpus, gpus=gpus, limit=limit, min_success=min_success)
-        where, name = arguments.working_address(address), None if model is None else str(model)
-        record = pipeline.run(where, names_of(shards), name, folder, config, options, show)
+    sizes = {"workers": workers, "cpus": cpus, "gpus": gpus, "limit": limit, "min_success": min_success}
+    with arguments.working(out, address, sizes, fork, ("embed", retry)) as (where, folder, options):
+        record = pipeline.run(where, names_of(shards), named(model), folder, config, options, show)
     return EmbedResult.of(folder, record)
 
 
@@ -157,8 +152,7 @@ def dedup(
     given = {"by": near, "keep": keep, "scope": scope, "merge_texts": merge_texts}
     config = configs.validate(pipeline.DedupConfig, given, "arguments")
     source = embeddings.out if isinstance(embeddings, EmbedResult) else location(embeddings)
-    sources = pipeline.Sources(source, None if scores is None else location(scores), fetch_inputs)
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus)
-        record = pipeline.run(arguments.working_address(address), sources, config, location(out), options, show)
-    return DedupResult.of(location(out), record)
+    sources = pipeline.Sources(source, located(scores), fetch_inputs)
+    with arguments.working(out, address, {"workers": workers, "cpus": cpus}) as (where, folder, options):
+        record = pipeline.run(where, sources, config, folder, options, show)
+    return DedupResult.of(folder, record)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Price, Settings, assignments, location
+from capfilt.api.arguments import Location, Price, Settings, assignments, located, location, named
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     Damage,
@@ -134,7 +134,7 @@ def explain(
         return Explanation(image, record["models"], record)
     from capfilt.pipelines.inspect import heatmap as drawing
 
-    page, model = None if out is None else location(out), None if filter is None else str(filter)
+    page, model = located(out), named(filter)
     drawn = drawing.run(location(run), record, page, model, fetch_inputs)
     return Explanation(image, record["models"], {**record, "heatmap": str(drawn)}, drawn)
 
@@ -176,9 +176,9 @@ def report(
         raise UsageError("--heatmaps are of the page of one run; leave the second run out.")
     if price is not None and other is not None:
         raise UsageError("--price is of the page of one run; leave the second run out.")
-    page, rates = None if out is None else location(out), arguments.price_of(price)
+    page, rates = located(out), arguments.price_of(price)
     if other is None:
-        model = None if filter is None else str(filter)
+        model = named(filter)
         record = pipeline.run(location(run), page, fetch_inputs, heatmaps=heatmaps, filter_=model, price=rates)
     else:
         record = pipeline.compare(location(run), location(other), page, fetch_inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, location
+from capfilt.api.arguments import Location, located, location, named
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import Record
 
@@ -80,9 +80,7 @@ def build_index(
     with show.wait("importing libraries"):
         from capfilt.pipelines.near import index as pipeline
 
-    with arguments.driving():
-        options = arguments.options(workers=workers, cpus=cpus)
-        where, folder = arguments.working_address(address), location(out)
+    with arguments.working(out, address, {"workers": workers, "cpus": cpus}) as (where, folder, options):
         record = pipeline.run(where, location(embeddings), folder, options, show)
     recall = record["recall"]
     share = recall["found"] / recall["neighbours"] if recall else None
@@ -120,6 +118,6 @@ def retrieve(
     with show.wait("importing libraries"):
         from capfilt.pipelines.near import retrieve as pipeline
 
-    picture, page = (None if where is None else location(where) for where in (image, html))
-    record = pipeline.run(location(index), text, picture, k, None if model is None else str(model), page, show)
+    picture, page = (located(where) for where in (image, html))
+    record = pipeline.run(location(index), text, picture, k, named(model), page, show)
     return RetrieveResult(page, record)

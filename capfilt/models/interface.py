@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from capfilt.errors import ModelError
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.layers.attention import Attention
@@ -266,10 +267,10 @@ class OriginalFormat(ABC):
     def names(self, config: Any) -> Names:
         """What the file calls the tensors of a model of ours."""
 
-    @abstractmethod
     def momentum(self, config: Any, tensors: Tensors, source: object) -> Tensors:
         """The momentum encoders by our names and the queues, [size, projection], that a file of a pretraining carries.
         ModelError where it carries none."""
+        raise ModelError(f"{source} has no momentum copy: {self.name} is trained without one")
 
     @abstractmethod
     def write(self, config: Any, tensors: Tensors) -> Tensors:

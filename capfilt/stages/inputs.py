@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from capfilt.config import Config
 from capfilt.data import labels, shards
 from capfilt.errors import RunError, ShardError
 from capfilt.printable import short_repr
@@ -27,6 +28,19 @@ from capfilt.yaml_loader import load_yaml
 
 _LOCAL_PROTOCOLS = ("file", "local", "memory")
 """Protocols that reach nothing but this machine."""
+
+
+class ShardsJob(Config):
+    """A stage whose items are the URLs of shards."""
+
+    out: StoragePath
+    """The run folder, or that of a round."""
+    names: dict[str, str] = {}
+    """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
+
+    def shard_name(self, url: str) -> str:
+        """The name by which records have a shard."""
+        return self.names.get(url) or shards.name(url)
 
 
 def verb_of(plan: Mapping[str, Any]) -> str:

@@ -79,10 +79,10 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
         data_parallel.rank(),
         data_parallel.world_size(),
         counted.get("rows"),
-        frozen_features.prepare(model, job.sources, job.features_folder, job.out, device, counted.get("contents"))
-        if job.train.features
-        else None,
     )
+    if job.train.features:
+        folders, contents = (job.features_folder, job.out), counted.get("contents")
+        loader.features = frozen_features.prepare(model, job.sources, *folders, device, contents)
     loader.pinned = device.type == "cuda"
     model.recompute_vision(job.train.recompute)
     task = build_task(model, job.train.objectives, loader.prompt_tokens)

@@ -169,31 +169,10 @@ def draws(urls: Sequence[str], teaching: Teaching, max_tokens: int, draw: np.ran
 
 def make(folder: Path, shape: SmallVlmConfig, texts: Sequence[str], prompt: str) -> None:
     """Write a new model of a shape with random weights, and its processor, whose tokens are learned from the texts."""
-    from tokenizers import ByteLevelBPETokenizer  # here, not above: it takes seconds, as transformers does
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip import CLIPImageProcessorPil
 
-    bpe = ByteLevelBPETokenizer()
-    asked = [prompt] * max(1, len(texts) // 100)  # often enough to become few tokens
-    bpe.train_from_iterator(
-        [*texts, *asked], vocab_size=shape.vocabulary, special_tokens=[*OWN_TOKENS], show_progress=False
-    )
-    begin, padding, end, image = OWN_TOKENS
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
-        bos_token=begin,
-        pad_token=padding,
-        eos_token=end,
-        padding_side="left",
-        extra_special_tokens={"image_token": image},
-    )
+    tokenizer = _tokenizer(shape, texts, prompt)
     side = {"height": shape.image_size, "width": shape.image_size}
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
@@ -203,39 +182,53 @@ def make(folder: Path, shape: SmallVlmConfig, texts: Sequence[str], prompt: str)
         num_additional_image_tokens=1,
         chat_template=CHAT,
     )
-    towers = {
-        "hidden_size": shape.width,
-        "intermediate_size": 2 * shape.width,
-        "num_attention_heads": shape.heads,
-    }
+    tower = {"hidden_size": shape.width, "intermediate_size": 2 * shape.width, "num_attention_heads": shape.heads}
     vision = CLIPVisionConfig(
-        **towers,
+        **tower,
         num_hidden_layers=shape.vision_depth,
         image_size=shape.image_size,
         patch_size=shape.patch_size,
         projection_dim=shape.width,
     )
     text = LlamaConfig(
-        **towers,
+        **tower,
         num_hidden_layers=shape.text_depth,
         num_key_value_heads=shape.heads,
         vocab_size=len(tokenizer),
         max_position_embeddings=shape.positions,
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
-            for name, token in (("bos", begin), ("eos", end), ("pad", padding))
-        },
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(image),
+        image_token_index=tokenizer.convert_tokens_to_ids(OWN_TOKENS[-1]),
         image_seq_length=(shape.image_size // shape.patch_size) ** 2,
         vision_feature_layer=-1,
         tie_word_embeddings=False,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _tokenizer(shape: SmallVlmConfig, texts: Sequence[str], prompt: str) -> Any:
+    """A tokenizer of transformers whose tokens are learned from the texts and the prompt."""
+    from tokenizers import ByteLevelBPETokenizer  # here, not above: it takes seconds, as transformers does
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    asked = [prompt] * max(1, len(texts) // 100)  # often enough to become few tokens
+    bpe.train_from_iterator(
+        [*texts, *asked], vocab_size=shape.vocabulary, special_tokens=[*OWN_TOKENS], show_progress=False
+    )
+    begin, padding, end, image = OWN_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token=begin,
+        pad_token=padding,
+        eos_token=end,
+        padding_side="left",
+        extra_special_tokens={"image_token": image},
+    )
 
 
 def _learned(rows: Sequence[Inputs]) -> int:

@@ -30,7 +30,8 @@ def test_batches_are_what_the_tower_sees_of_their_pictures(
     sources = [Source(shards=str(small_world / "human"))]
     kept = prepare(model, sources, tmp_path, tmp_path, CPU)
     given = (sources, LoaderConfig(batch_size=8, shuffle=32), Tokenizer.load("world"), 16, 0)
-    plain, cached = Loader(*given), Loader(*given, features=kept)
+    plain, cached = Loader(*given), Loader(*given)
+    cached.features = kept
     for one, other in islice(zip(plain.batches(), cached.batches(), strict=True), 3):
         assert one.uids == other.uids
         assert torch.equal(one.ids, other.ids)

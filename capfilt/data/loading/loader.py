@@ -67,12 +67,10 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         rows: Mapping[str, int] | None = None,
-        features: Features | None = None,
     ):
         """Args:
             image_format: the pictures that the model reads; a number: BLIP's of that size; None: it reads none.
             rows: the number of rows of each shard, by its url; None: they are counted now, by reading every shard once.
-            features: what a frozen vision tower gave for each picture; batches have it in place of pictures.
 
         Raises:
             DataError: `batch_size` is no multiple of `world_size`, or there is no readable pair.
@@ -86,8 +84,9 @@ class Loader:
         self.tokenizer = tokenizer
         self.image_format = ImageFormat(image_format) if isinstance(image_format, int) else image_format
         self.seed = seed
-        self.features = features
         self.rank, self.world_size = rank, world_size
+        self.features: Features | None = None
+        """What a frozen vision tower gave for each picture; batches have it in place of pictures."""
         self.pinned = False
         """Whether pictures are put into pinned memory, from which a GPU copies them while it computes."""
         if rows is None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from capfilt.data.sample import Sample
-from capfilt.data.tasks import ENTAILMENT_LABELS, FailedRow, Hypothesis, hypotheses_of
+from capfilt.data.tasks import ENTAILMENT_LABELS, Hypothesis, hypotheses_of
 from capfilt.evaluation.metrics import classification
 from capfilt.evaluation.tasks import Measured
 from capfilt.evaluation.tasks.config import EntailmentEvalConfig
@@ -19,7 +18,7 @@ from capfilt.inference.local_model import LocalModel
 
 def measure(local: LocalModel, urls: Sequence[str], config: EntailmentEvalConfig, device: torch.device) -> Measured:
     """Accuracy over the hypotheses of shards, and by class. DataError where there is none."""
-    reader = RowReader(local, parse, config.batch_size, device)
+    reader = RowReader(local, lambda sample, failed: hypotheses_of(sample.meta, failed), config.batch_size, device)
     hypotheses: list[Hypothesis] = []
     scores = []
     for batch in reader.batches(urls):
@@ -35,8 +34,3 @@ def measure(local: LocalModel, urls: Sequence[str], config: EntailmentEvalConfig
         if rows:
             figures[label] = 100.0 * float((scores_NC[rows].argmax(axis=1) == number).mean())
     return Measured({"entailment": figures} | reader.left_out.figures())
-
-
-def parse(sample: Sample, failed: list[FailedRow]) -> list[Hypothesis]:
-    """The hypotheses of a sample."""
-    return hypotheses_of(sample.meta, failed)

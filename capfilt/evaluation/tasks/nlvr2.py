@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from capfilt.data.loading.task_texts import TRUE_FALSE
-from capfilt.data.sample import Sample
-from capfilt.data.tasks import FailedRow, Statement, statements_of
+from capfilt.data.tasks import Statement, statements_of
 from capfilt.evaluation.metrics import nlvr2
 from capfilt.evaluation.tasks import Measured
 from capfilt.evaluation.tasks.config import Nlvr2EvalConfig
@@ -19,7 +18,8 @@ from capfilt.inference.local_model import LocalModel
 
 def measure(local: LocalModel, urls: Sequence[str], config: Nlvr2EvalConfig, device: torch.device) -> Measured:
     """Accuracy and consistency over the statements of shards. DataError where there is none."""
-    reader = RowReader(local, parse, config.batch_size, device, pairs=True)
+    how = (config.batch_size, device)
+    reader = RowReader(local, lambda sample, failed: statements_of(sample.meta, failed), *how, pairs=True)
     true = (local.model.config.known_answers or ()).index(TRUE_FALSE[True])
     statements: list[Statement] = []
     answers: list[bool] = []
@@ -29,8 +29,3 @@ def measure(local: LocalModel, urls: Sequence[str], config: Nlvr2EvalConfig, dev
         statements += batch.flat
     labels, groups = [one.label for one in statements], [one.group for one in statements]
     return Measured({"nlvr2": nlvr2.accuracy(answers, labels, groups)} | reader.left_out.figures())
-
-
-def parse(sample: Sample, failed: list[FailedRow]) -> list[Statement]:
-    """The statements of a sample."""
-    return statements_of(sample.meta, failed)

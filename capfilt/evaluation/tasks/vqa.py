@@ -11,8 +11,7 @@ from functools import partial
 
 import torch
 
-from capfilt.data.sample import Sample
-from capfilt.data.tasks import FailedRow, Question, questions_of
+from capfilt.data.tasks import Question, questions_of
 from capfilt.data.text.answers import normalise
 from capfilt.evaluation.metrics import vqa
 from capfilt.evaluation.result_files import write_vqa
@@ -25,7 +24,7 @@ from capfilt.inference.local_model import LocalModel
 
 def measure(local: LocalModel, urls: Sequence[str], config: VqaEvalConfig, device: torch.device) -> Measured:
     """The accuracy of the model's answers to the questions of shards, and these. DataError where there is none."""
-    reader = RowReader(local, parse, config.batch_size, device)
+    reader = RowReader(local, lambda sample, failed: questions_of(sample.meta, failed), config.batch_size, device)
     questions: list[Question] = []
     answers: list[str] = []
     for batch in reader.batches(urls):
@@ -43,8 +42,3 @@ def measure(local: LocalModel, urls: Sequence[str], config: VqaEvalConfig, devic
         figures["outside"] = sum(wrong)
     rows = [(question.id, text) for question, text in zip(questions, answers, strict=True)]
     return Measured({"vqa": figures} | reader.left_out.figures(), partial(write_vqa, answers=rows))
-
-
-def parse(sample: Sample, failed: list[FailedRow]) -> list[Question]:
-    """The questions of a sample."""
-    return questions_of(sample.meta, failed)

@@ -141,10 +141,6 @@ class Lavis(OriginalFormat):
     def names(self, config: Blip2Config) -> Names:
         return names(config)
 
-    def momentum(self, config: Blip2Config, tensors: Tensors, source: object) -> Tensors:
-        """BLIP-2 has no momentum encoders: ModelError."""
-        raise ModelError(f"{source} has no momentum copy, and BLIP-2 none to go on with")
-
     def write(self, config: Blip2Config, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names, the constant among its buffers included."""
         given = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}

@@ -7,6 +7,7 @@ name. How the files of other code name things each family says (`models/FAMILY/c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,13 +84,9 @@ def _what_else(name: str, path: StoragePath) -> str:
     ]
     if not homes:
         return f"{what}, and none is in it; give the folder of one." if verb else ""
-    newest = max(homes, key=lambda home: (_round_of(home.parent), home.name not in _ROLES, home.name))
+    rounds = {home: int((re.fullmatch(r"round-(\d+)", home.parent.name) or ("", -1))[1]) for home in homes}
+    newest = max(homes, key=lambda home: (rounds[home], home.name not in _ROLES, home.name))
     return f"{what}; the newest in it is {Path(name) / newest.relative_to(path) / 'checkpoint'}."
-
-
-def _round_of(folder: Path) -> int:
-    number = folder.name.removeprefix("round-")
-    return int(number) if number.isdigit() else -1
 
 
 def layout(path: StoragePath) -> Layout | None:
@@ -399,6 +396,5 @@ def _whose(tensors: Tensors, path: Path) -> OriginalFormat:
     lacking = {original: original.lacks(tensors) for original in originals}
     if original := next((original for original, lack in lacking.items() if not lack), None):
         return original
-    raise ModelError(
-        "; ".join(f"{path} is no checkpoint of {one.name}: it lacks {lack}" for one, lack in lacking.items())
-    )
+    whys = (f"{path} is no checkpoint of {one.name}: it lacks {lack}" for one, lack in lacking.items())
+    raise ModelError("; ".join(whys))

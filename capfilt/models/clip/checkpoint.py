@@ -230,10 +230,6 @@ class OpenAiFile(OriginalFormat):
     def names(self, config: ClipConfig) -> Names:
         return names(config, "openai")
 
-    def momentum(self, config: ClipConfig, tensors: Tensors, source: object) -> Tensors:
-        """CLIP has no momentum copy; ModelError."""
-        raise ModelError(f"{source} has no momentum copy: a CLIP is trained without one")
-
     def write(self, config: ClipConfig, tensors: Tensors) -> Tensors:
         """Our tensors by OpenAI's names, as OpenAI's and open_clip's code read them."""
         refuse_other_norms(config)

@@ -183,10 +183,6 @@ class ViltCkpt(OriginalFormat):
     def names(self, config: ViltConfig) -> Names:
         return names(config, "ckpt")
 
-    def momentum(self, config: ViltConfig, tensors: Tensors, source: object) -> Tensors:
-        """ViLT has no momentum copy."""
-        raise ModelError(f"{source} has no momentum copy: a ViLT is trained without one")
-
     def write(self, config: ViltConfig, tensors: Tensors) -> Tensors:
         if "tokens" in config.heads:
             raise ModelError("ViLT's own code has no head that classifies tokens: export it --as hf")

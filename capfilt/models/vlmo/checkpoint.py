@@ -119,10 +119,6 @@ class VlmoPt(OriginalFormat):
             lines += expand(HEADS[output], 1, "", "")
         return once(lines)
 
-    def momentum(self, config: VlmoConfig, tensors: Tensors, source: object) -> Tensors:
-        """None is in any file."""
-        raise ModelError(f"{source} has no momentum copy: VLMo is trained without one")
-
     def write(self, config: VlmoConfig, tensors: Tensors) -> Tensors:
         written = {theirs: tensors[ours] for ours, (theirs,) in self.names(config).items()}
         written["text_embeddings.position_ids"] = torch.arange(config.text.max_positions)[None]

@@ -156,10 +156,6 @@ class XvlmTh(OriginalFormat):
     def names(self, config: XvlmConfig) -> Names:
         return names(config)
 
-    def momentum(self, config: XvlmConfig, tensors: Tensors, source: object) -> Tensors:
-        """X-VLM trains without a momentum copy; ModelError."""
-        raise ModelError(f"{source} has no momentum copy: X-VLM is trained without one")
-
     def write(self, config: XvlmConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names; its own code expects the head's tied names as well."""
         written = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}

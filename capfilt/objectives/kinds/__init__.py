@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from capfilt.config import Config
@@ -74,6 +75,17 @@ class TaskConfig(Config):
         """What the key `task` says; "" for the task that a section without the key means."""
         field = cls.model_fields.get("task")
         return "" if field is None else str(field.default)
+
+
+def built_by(name: str) -> Callable[[Any, Any, int], Task]:
+    """What builds a task by its name in `objectives.tasks`, "vqa.Vqa", imported when one is trained."""
+
+    def build(model: Any, config: Any, prompt: int = 0) -> Task:
+        module, _, made = name.partition(".")
+        task: Task = getattr(import_module(f"capfilt.objectives.tasks.{module}"), made)(model, config, prompt)
+        return task
+
+    return build
 
 
 def nothing(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int) -> str:

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from capfilt.config import added
 from capfilt.models.albef.config import AlbefConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.models.albef.model import Albef
-    from capfilt.objectives.interface import Task
+    pass
 
 AlbefObjective = Literal["itc", "itm", "mlm"]
 
@@ -66,12 +65,6 @@ class AlbefObjectives(TaskConfig):
             raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
 
 
-def build(model: Albef, config: AlbefObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.albef import AlbefPretraining
-
-    return AlbefPretraining(model, config, prompt)
-
-
 def unsupported(architecture: AlbefConfig, config: AlbefObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if micro_batches > 1:
@@ -79,4 +72,4 @@ def unsupported(architecture: AlbefConfig, config: AlbefObjectives, micro_batche
     return ""
 
 
-ALBEF = TaskKind(AlbefObjectives, build, NEEDS, unsupported)
+ALBEF = TaskKind(AlbefObjectives, built_by("albef.AlbefPretraining"), NEEDS, unsupported)

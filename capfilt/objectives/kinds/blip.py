@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING
 
 from capfilt.models.blip.config import BlipConfig
 from capfilt.objectives.config import NEEDS, ObjectivesConfig
-from capfilt.objectives.kinds import TaskKind
+from capfilt.objectives.kinds import TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.models.blip.model import Blip
-    from capfilt.objectives.interface import Task
-
-
-def build(model: Blip, config: ObjectivesConfig, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.blip import BlipPretraining
-
-    return BlipPretraining(model, config, prompt)
+    pass
 
 
 def unsupported(architecture: BlipConfig, config: ObjectivesConfig, micro_batches: int) -> str:
@@ -34,4 +27,4 @@ def unsupported(architecture: BlipConfig, config: ObjectivesConfig, micro_batche
     return ""
 
 
-BLIP = TaskKind(ObjectivesConfig, build, NEEDS, unsupported)
+BLIP = TaskKind(ObjectivesConfig, built_by("blip.BlipPretraining"), NEEDS, unsupported)

@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING
 
 from capfilt.models.blip2.config import Blip2Config
 from capfilt.objectives.config import NEEDS, ObjectivesConfig
-from capfilt.objectives.kinds import TaskKind
+from capfilt.objectives.kinds import TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.models.blip2.model import Blip2
-    from capfilt.objectives.interface import Task
+    pass
 
 MOMENTUM_FIELDS = (
     "momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "negatives_epsilon", "momentum_from",
 )  # fmt: skip
 """What ObjectivesConfig says of BLIP's ITC and ITM alone."""
-
-
-def build(model: Blip2, config: ObjectivesConfig, prompt: int = 0) -> Task:
-    """What trains a BLIP-2, in the stage that its architecture is for."""
-    from capfilt.objectives.tasks.blip2 import pretraining
-
-    return pretraining(model, config, prompt)
 
 
 def vanishing(architecture: Blip2Config) -> str:
@@ -64,4 +56,4 @@ def unsaid(architecture: Blip2Config, config: ObjectivesConfig) -> str:
     )
 
 
-BLIP2 = TaskKind(ObjectivesConfig, build, NEEDS, unsupported, unsaid)
+BLIP2 = TaskKind(ObjectivesConfig, built_by("blip2.pretraining"), NEEDS, unsupported, unsaid)

@@ -10,12 +10,11 @@ from capfilt.data.loading.config import RowKind
 from capfilt.data.loading.task_texts import TRUE_FALSE
 from capfilt.data.tasks import ENTAILMENT_LABELS
 from capfilt.models.heads.config import ClassifierConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 from capfilt.objectives.kinds.downstream import not_in_table
 
 if TYPE_CHECKING:
-    from capfilt.models.heads.classifier import Classifier
-    from capfilt.objectives.interface import Task
+    pass
 
 SIDES = ("left", "right", "neither")
 """The pictures that a text is assigned to."""
@@ -95,12 +94,6 @@ class AssignObjectives(ClassifyObjectives):
     """The task's name."""
 
 
-def build(model: Classifier, config: ClassifyObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.classify import Classification
-
-    return Classification(model, config, prompt)
-
-
 def unsupported(architecture: ClassifierConfig, config: ClassifyObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if said := not_in_table(config.name().removesuffix("-classes"), architecture.base.family):
@@ -131,13 +124,6 @@ def nlvr2_of(architecture: ClassifierConfig, config: NlvrObjectives, micro_batch
     return unsupported(architecture, config, micro_batches)
 
 
-def build_assignment(model: Classifier, config: AssignObjectives, prompt: int = 0) -> Task:
-    """What trains a classifier to assign texts."""
-    from capfilt.objectives.tasks.classify import Assignment
-
-    return Assignment(model, config, prompt)
-
-
 def assign_of(architecture: ClassifierConfig, config: AssignObjectives, micro_batches: int) -> str:
     """As `entailment_of`."""
     if architecture.labels != SIDES or architecture.images != 2:
@@ -149,7 +135,7 @@ def assign_of(architecture: ClassifierConfig, config: AssignObjectives, micro_ba
     return "micro_batches must be 1: batches of this task are not cut." if micro_batches > 1 else ""
 
 
-ASSIGN = TaskKind(AssignObjectives, build_assignment, NEEDS, assign_of)
-ENTAILMENT = TaskKind(EntailmentObjectives, build, NEEDS, entailment_of)
-NLVR2 = TaskKind(NlvrObjectives, build, NEEDS, nlvr2_of)
-VQA_CLASSES = TaskKind(VqaClassesObjectives, build, NEEDS, unsupported)
+ASSIGN = TaskKind(AssignObjectives, built_by("classify.Assignment"), NEEDS, assign_of)
+ENTAILMENT = TaskKind(EntailmentObjectives, built_by("classify.Classification"), NEEDS, entailment_of)
+NLVR2 = TaskKind(NlvrObjectives, built_by("classify.Classification"), NEEDS, nlvr2_of)
+VQA_CLASSES = TaskKind(VqaClassesObjectives, built_by("classify.Classification"), NEEDS, unsupported)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from capfilt.models.clip.config import CAPABILITIES, ClipConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.models.clip.model import Clip
-    from capfilt.objectives.interface import Task
+    pass
 
 
 class ClipObjectives(TaskConfig):
@@ -31,12 +30,6 @@ class ClipObjectives(TaskConfig):
     """What cosines are multiplied by at most; the logarithm of the learned scale is kept in [0, ln of this]."""
 
 
-def build(model: Clip, config: ClipObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.clip import ClipPretraining
-
-    return ClipPretraining(model, config, prompt)
-
-
 def unsupported(architecture: ClipConfig, config: ClipObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if config.local_loss and not config.gather_with_grad:
@@ -47,4 +40,4 @@ def unsupported(architecture: ClipConfig, config: ClipObjectives, micro_batches:
     return ""
 
 
-CLIP = TaskKind(ClipObjectives, build, {"itc": CAPABILITIES}, unsupported)
+CLIP = TaskKind(ClipObjectives, built_by("clip.ClipPretraining"), {"itc": CAPABILITIES}, unsupported)

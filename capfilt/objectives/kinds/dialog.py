@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from capfilt.models.architecture import ArchitectureConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
     from capfilt.data.loading.config import RowKind
-    from capfilt.models.interface import Model
-    from capfilt.objectives.interface import Task
 
 DialogLoss = Literal["rank", "lm"]
 NEEDS: dict[DialogLoss, frozenset[str]] = {
@@ -37,12 +35,6 @@ class DialogObjectives(TaskConfig):
         return "rounds"
 
 
-def build(model: Model, config: DialogObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.dialog import DialogTask
-
-    return DialogTask(model, config, prompt)
-
-
 def unsupported(architecture: ArchitectureConfig, config: DialogObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if micro_batches > 1:
@@ -50,4 +42,4 @@ def unsupported(architecture: ArchitectureConfig, config: DialogObjectives, micr
     return ""
 
 
-DIALOG = TaskKind(DialogObjectives, build, NEEDS, unsupported)
+DIALOG = TaskKind(DialogObjectives, built_by("dialog.DialogTask"), NEEDS, unsupported)

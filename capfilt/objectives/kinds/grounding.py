@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from capfilt.models.architecture import ArchitectureConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
     from capfilt.data.loading.config import RowKind
-    from capfilt.models.interface import Model
-    from capfilt.objectives.interface import Task
 
 BoxLoss = Literal["box", "giou"]
 _NEEDS = frozenset({"encode_image", "fuse", "ground"})
@@ -32,12 +30,6 @@ class GroundingObjectives(TaskConfig):
         return "phrases"
 
 
-def build(model: Model, config: GroundingObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.grounding import Grounding
-
-    return Grounding(model, config, prompt)
-
-
 def unsupported(architecture: ArchitectureConfig, config: GroundingObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if micro_batches > 1:
@@ -45,4 +37,4 @@ def unsupported(architecture: ArchitectureConfig, config: GroundingObjectives, m
     return ""
 
 
-GROUNDING = TaskKind(GroundingObjectives, build, {"box": _NEEDS, "giou": _NEEDS}, unsupported)
+GROUNDING = TaskKind(GroundingObjectives, built_by("grounding.Grounding"), {"box": _NEEDS, "giou": _NEEDS}, unsupported)

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
     from capfilt.models.vilt.config import ViltConfig
-    from capfilt.models.vilt.model import Vilt
-    from capfilt.objectives.interface import Task
 
 Objective = Literal["mlm", "itm", "wpa"]
 
@@ -57,18 +55,6 @@ class ViltRetrievalObjectives(TaskConfig):
     """Texts of other images beside which each image is read, of those of the global batch; each costs a pass."""
 
 
-def build(model: Vilt, config: ViltObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.vilt import ViltPretraining
-
-    return ViltPretraining(model, config, prompt)
-
-
-def build_retrieval(model: Vilt, config: ViltRetrievalObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.vilt import ViltRetrieval
-
-    return ViltRetrieval(model, config, prompt)
-
-
 def without_rank(architecture: ViltConfig, config: TaskConfig, micro_batches: int) -> str:
     """Why a model cannot be trained to rank, as a sentence with what to do; ""."""
     if "rank" not in architecture.heads:
@@ -77,5 +63,6 @@ def without_rank(architecture: ViltConfig, config: TaskConfig, micro_batches: in
     return ""
 
 
-VILT = TaskKind(ViltObjectives, build, NEEDS)
-VILT_RETRIEVAL = TaskKind(ViltRetrievalObjectives, build_retrieval, {"rank": frozenset({"encode_image"})}, without_rank)
+RANKS = {"rank": frozenset({"encode_image"})}
+VILT = TaskKind(ViltObjectives, built_by("vilt.ViltPretraining"), NEEDS)
+VILT_RETRIEVAL = TaskKind(ViltRetrievalObjectives, built_by("vilt.ViltRetrieval"), RANKS, without_rank)

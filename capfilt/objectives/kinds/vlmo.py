@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from capfilt.models.vlmo.config import VlmoConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.models.vlmo.model import Vlmo
-    from capfilt.objectives.interface import Task
+    pass
 
 NEEDS: dict[Literal["itc", "itm", "mlm"], frozenset[str]] = {
     "itc": frozenset({"encode_image", "encode_text"}),
@@ -58,18 +57,6 @@ class VlmoTextObjectives(WordObjectives):
         return False
 
 
-def build(model: Vlmo, config: VlmoObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.vlmo import VlmoPretraining
-
-    return VlmoPretraining(model, config, prompt)
-
-
-def build_texts(model: Vlmo, config: VlmoTextObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.vlmo import VlmoTexts
-
-    return VlmoTexts(model, config, prompt)
-
-
 def unsupported(architecture: VlmoConfig, config: TaskConfig, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if micro_batches > 1:
@@ -77,5 +64,5 @@ def unsupported(architecture: VlmoConfig, config: TaskConfig, micro_batches: int
     return ""
 
 
-VLMO = TaskKind(VlmoObjectives, build, NEEDS, unsupported)
-VLMO_TEXTS = TaskKind(VlmoTextObjectives, build_texts, {"mlm": frozenset({"unmask"})}, unsupported)
+VLMO = TaskKind(VlmoObjectives, built_by("vlmo.VlmoPretraining"), NEEDS, unsupported)
+VLMO_TEXTS = TaskKind(VlmoTextObjectives, built_by("vlmo.VlmoTexts"), {"mlm": frozenset({"unmask"})}, unsupported)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from capfilt.data.loading.config import RowKind
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.heads.config import AnswererConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.objectives.interface import Task
+    pass
 
 BY_DECODER = ("albef", "xvlm")
 """The families whose answers a model of the family `answerer` decodes; BLIP's own architecture does."""
@@ -52,12 +52,6 @@ class VqaObjectives(TaskConfig):
         return self.min_answers
 
 
-def build(model: Any, config: VqaObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.vqa import Vqa
-
-    return Vqa(model, config, prompt)
-
-
 def unsupported(architecture: ArchitectureConfig, config: VqaObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if isinstance(architecture, AnswererConfig) and architecture.base.family not in BY_DECODER:
@@ -70,4 +64,4 @@ def unsupported(architecture: ArchitectureConfig, config: VqaObjectives, micro_b
     return ""
 
 
-VQA = TaskKind(VqaObjectives, build, {"answer": frozenset({"encode_image", "answer"})}, unsupported)
+VQA = TaskKind(VqaObjectives, built_by("vqa.Vqa"), {"answer": frozenset({"encode_image", "answer"})}, unsupported)

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from capfilt.data.loading.config import RegionConfig
 from capfilt.models.xvlm.config import XvlmConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
 
 if TYPE_CHECKING:
-    from capfilt.models.xvlm.model import Xvlm
-    from capfilt.objectives.interface import Task
+    pass
 
 XvlmObjective = Literal["itc", "itm", "mlm", "box", "giou", "lm"]
 BOXES = frozenset({"box", "giou"})
@@ -62,12 +61,6 @@ class XvlmObjectives(TaskConfig):
         return self.regions
 
 
-def build(model: Xvlm, config: XvlmObjectives, prompt: int = 0) -> Task:
-    from capfilt.objectives.tasks.xvlm import XvlmPretraining
-
-    return XvlmPretraining(model, config, prompt)
-
-
 def unsupported(architecture: XvlmConfig, config: XvlmObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
     if micro_batches > 1:
@@ -85,4 +78,4 @@ def unsupported(architecture: XvlmConfig, config: XvlmObjectives, micro_batches:
     return ""
 
 
-XVLM = TaskKind(XvlmObjectives, build, NEEDS, unsupported)
+XVLM = TaskKind(XvlmObjectives, built_by("xvlm.XvlmPretraining"), NEEDS, unsupported)

@@ -22,7 +22,8 @@ from capfilt.runs.run import Run
 from capfilt.stages import inputs
 from capfilt.stages.near import dedup as stage
 from capfilt.stages.near.dedup import Deduplication, Keep, Pictures
-from capfilt.stages.near.pairs import Scope, find_near_pairs
+from capfilt.stages.near.pairs import find_near_pairs
+from capfilt.stages.near.search import Scope
 from capfilt.stages.runner import CommandOptions, digests
 from capfilt.stages.select import annotations_sha256
 from capfilt.stages.workload import Workload, working_address

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.errors import DataError
 from capfilt.inference.device import Compute, autocast
@@ -20,25 +19,21 @@ from capfilt.runs import stage_status
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
-from capfilt.stages.inputs import annotated_urls_by_name, changed_shards
+from capfilt.stages.inputs import ShardsJob, annotated_urls_by_name, changed_shards
 from capfilt.stages.runner import identities, run_stage
 from capfilt.stages.select import annotations_sha256
 from capfilt.storage.paths import StoragePath
 
 
-class AddScoreJob(Config):
+class AddScoreJob(ShardsJob):
     """What a worker needs to know to give annotations a score."""
 
     unit: ClassVar[str] = "shards"
 
-    out: StoragePath
-    """The folder of `annotations/`, `scores/` and `ledger/`."""
     spec: ScoreSpec
     fingerprint: str
     compute: Compute
     batch_size: int
-    names: dict[str, str] = {}
-    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
     beside: tuple[AddScoreJob, ...] = ()
     """Other scores that read the same pictures, to be computed in the same pass where they are missing."""
 
@@ -55,10 +50,6 @@ class AddScoreJob(Config):
     def by_content(self) -> bool:
         """Whether it reads shards, and not their annotations alone."""
         return self.spec.reads_pictures
-
-    def shard_name(self, url: str) -> str:
-        """The name under which the records keep a shard."""
-        return self.names.get(url) or shards.name(url)
 
     def identity(self, item: str) -> str:
         """The score by its weights and number format, and the sha256 of the shard's annotations."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config, added
+from capfilt.config import added
 from capfilt.data import duplicates, shards
 from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
@@ -20,11 +20,12 @@ from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.bisect import Splittable
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import StoragePath
 
 
-class AnnotateJob(Config):
+class AnnotateJob(ShardsJob):
     """What an annotating worker needs to know."""
 
     name: ClassVar[str] = "annotate"
@@ -33,8 +34,6 @@ class AnnotateJob(Config):
     lists_images: ClassVar[bool] = True
     loads: ClassVar[str] = "the captioner and the filter to load"
 
-    out: StoragePath
-    """The folder of `annotations/` and `ledger/`."""
     captioner: CaptionerSpec
     filter: StoragePath
     captioner_fingerprint: str
@@ -43,8 +42,6 @@ class AnnotateJob(Config):
     compute: Compute
     seed: int
     round: int
-    names: dict[str, str] = {}
-    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
     without: StoragePath | None = added(None)
     """The run folder of a deduplication: copies are neither captioned nor scored, and the pictures that stand for them
     have their texts too."""
@@ -57,10 +54,6 @@ class AnnotateJob(Config):
         copies = [] if self.without is None else [duplicates.content(self.without, self.shard_name(item))]
         dump = self.model_dump(mode="json", exclude={**where, "config": EXECUTION_FIELDS})
         return fingerprint(dump, shards.name(item), *copies)
-
-    def shard_name(self, url: str) -> str:
-        """The name under which a shard's annotations are kept."""
-        return self.names.get(url) or shards.name(url)
 
     def open(self) -> Splittable:
         from capfilt.inference.timer import StageTimer

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
 from capfilt.data import duplicates, parquet, shards
 from capfilt.data.duplicates import FOLDER, STAGE, TEXT_SCHEMA, TEXTS
 from capfilt.data.sample import Sample
@@ -27,6 +26,7 @@ from capfilt.index.pool import Pool
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import StoragePath, listing, remove_file
 
@@ -200,18 +200,15 @@ def verdict_line(summary: dict[str, Any], by: str) -> str:
     return ""
 
 
-class LostTextsJob(Config):
+class LostTextsJob(ShardsJob):
     """Reads the texts of the pictures of a shard that go; an item is the URL of the shard."""
 
     name: ClassVar[str] = LOST
     by_content: ClassVar[bool] = True
     only_reads: ClassVar[bool] = True
 
-    out: StoragePath
-    names: dict[str, str] = {}
-
     def identity(self, item: str) -> str:
-        name = self.names.get(item) or shards.name(item)
+        name = self.shard_name(item)
         return fingerprint(name, duplicates.read(self.out / FOLDER / f"{name}.parquet").to_pylist())
 
     def open(self) -> Callable[[str], None]:
@@ -219,7 +216,7 @@ class LostTextsJob(Config):
 
     def shard(self, url: str) -> None:
         """Write a row for every web and human text of a picture that goes: whom it is for, and where it is from."""
-        name = self.names.get(url) or shards.name(url)
+        name = self.shard_name(url)
         table = duplicates.read(self.out / FOLDER / f"{name}.parquet")
         gone = {(row["key"], row["uid"]): row for row in table.to_pylist()}
         digest = shards.Digest(shards.stat(url)["version"])

@@ -32,6 +32,7 @@ from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.bisect import Splittable, version_of
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.runner import run_stage
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath, storage_path
@@ -111,7 +112,7 @@ class VectorModel(Config):
         return ModelEmbedder(self.path, compute)
 
 
-class EmbedJob(Config):
+class EmbedJob(ShardsJob):
     """What an embedding worker needs to know."""
 
     name: ClassVar[str] = STAGE
@@ -119,14 +120,10 @@ class EmbedJob(Config):
     by_content: ClassVar[bool] = True
     loads: ClassVar[str] = "the model to load"
 
-    out: StoragePath
-    """The folder of `embeddings/` and `ledger/`."""
     model: VectorModel | None
     """None: hashes alone."""
     config: EmbedConfig
     compute: Compute
-    names: dict[str, str] = {}
-    """By its url, the name of a shard that is not called as its file is (`shards.renamed`)."""
 
     def identity(self, item: str) -> str:
         """The model by its weights and, where its pictures are prepared as the config says, by that."""
@@ -156,7 +153,7 @@ class ShardEmbedder:
             self.vectors = Vectors(job.model.kind, job.model.fingerprint, dim)
 
     def shard(self, url: str) -> ShardReport:
-        name = self.job.names.get(url) or shards.name(url)
+        name = self.job.shard_name(url)
         ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
         rows: list[Embedding] = []
         values: list[np.ndarray] = []

@@ -1,6 +1,6 @@
 """index-lists, index-split: the vectors of a run folder with embeddings as an index that is searched on disk.
 
-The same two stages as before near pairs (`pairs`), each vector in its own list alone. The index holds all that a
+The same two stages as before near pairs (`search`), each vector in its own list alone. The index holds all that a
 search needs, vectors, keys, uids and where the shards are: the embeddings may be removed.
 """
 
@@ -22,7 +22,7 @@ from capfilt.index.near import Near
 from capfilt.index.pool import Pool
 from capfilt.index.search import VectorIndex
 from capfilt.runs.progress import Progress
-from capfilt.stages.near.pairs import LISTS, NAMES_ROWS, Search, SplitJob, prepare, stored
+from capfilt.stages.near.search import LISTS, NAMES_ROWS, Search, SplitJob, prepare, stored
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, table_source

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
 from capfilt.data import duplicates, shards
 from capfilt.data.duplicates import Copies
 from capfilt.data.policy import failure_class
@@ -24,6 +23,7 @@ from capfilt.errors import DataError
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.runner import run_stage
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import atomic
@@ -35,32 +35,25 @@ FOLDER = "left-out"
 _TABLE = pa.schema([(name, pa.string()) for name in ("key", "uid", "sha256", "status", "reason")])
 
 
-class LeaveOutJob(Config):
+class LeaveOutJob(ShardsJob):
     """The job that writes shards without some of their samples."""
 
     name: ClassVar[str] = STAGE
     by_content: ClassVar[bool] = True
 
-    out: StoragePath
-    """The folder of the tars."""
     without: tuple[StoragePath, ...]
     """Run folders of deduplications and decontaminations."""
-    names: dict[str, str] = {}
-    """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
     def identity(self, item: str) -> str:
         """What each run says of the shard."""
-        name = self._shard_name(item)
+        name = self.shard_name(item)
         return fingerprint([duplicates.content(folder, name) for folder in self.without], name)
 
     def open(self) -> Callable[[str], None]:
         return self._shard
 
-    def _shard_name(self, url: str) -> str:
-        return self.names.get(url) or shards.name(url)
-
     def _shard(self, url: str) -> None:
-        name, tally, members = self._shard_name(url), Tally.zero(), MemberCounts()
+        name, tally, members = self.shard_name(url), Tally.zero(), MemberCounts()
         digest = shards.Digest(shards.stat(url)["version"])
         gone: list[dict[str, str]] = []
         make_folder(self.out / FOLDER)
@@ -89,7 +82,7 @@ class LeaveOutJob(Config):
 
         read: Iterable[Sample | FailedSample] = shards.read(url, digest, members, extras=True)
         for folder in self.without:
-            read = Copies.load(folder, self._shard_name(url)).apply(read, skip)
+            read = Copies.load(folder, self.shard_name(url)).apply(read, skip)
         for item in read:
             if isinstance(item, Sample):
                 tally.samples.update(["in", "kept"])

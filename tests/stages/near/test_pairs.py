@@ -20,6 +20,7 @@ from capfilt.index.pair_files import PairFiles
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.stages.near import pairs as near_pairs
+from capfilt.stages.near import search
 from capfilt.stages.near.pairs import find_near_pairs
 
 DIM = 16
@@ -91,7 +92,7 @@ def many_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "LIST_RECORDS", 40)
 
 
-def find(session: Session, folder: Path, out: Path, by: str = "", scope: near_pairs.Scope = "pool") -> PairFiles:
+def find(session: Session, folder: Path, out: Path, by: str = "", scope: search.Scope = "pool") -> PairFiles:
     near = parse_near(by) if by else BY
     return find_near_pairs(session, folder, out, near, Resources(), Progress(quiet=True), scope)
 
@@ -118,7 +119,7 @@ def wanted(pictures: Pictures, kind: str, scope: str = "pool") -> set[tuple[int,
 
 
 @pytest.mark.parametrize("scope", ["pool", "shard"])
-def test_every_comparison(session: Session, pictures: Pictures, tmp_path: Path, scope: near_pairs.Scope) -> None:
+def test_every_comparison(session: Session, pictures: Pictures, tmp_path: Path, scope: search.Scope) -> None:
     found = find(session, pictures.folder, tmp_path, scope=scope)
     assert found.num_rows == 300
     assert found.kinds == ["sha256", "phash", "vector"]
@@ -127,7 +128,7 @@ def test_every_comparison(session: Session, pictures: Pictures, tmp_path: Path, 
         expected = wanted(pictures, kind, scope)
         assert closure(found, kind, 300) == expected
         assert len(expected) > 50 or scope == "shard"
-    assert not (tmp_path / near_pairs.FOLDER).exists()
+    assert not (tmp_path / search.FOLDER).exists()
     assert find(session, pictures.folder, tmp_path, scope=scope) == found, "as a command finds them that goes on"
     assert find(session, pictures.folder, tmp_path, scope=scope).kinds == found.kinds
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from capfilt.config import Config
-from capfilt.errors import RecipeError, RunError
+from capfilt.errors import RunError
 from capfilt.inference.captioners.endpoint.config import split_address
-from capfilt.inference.captioners.vlm.spec import check_decode
+from capfilt.inference.captioners.vlm.spec import PromptedSpec
 from capfilt.inference.config import AnnotateConfig
 from capfilt.runs.ledger import fingerprint
 from capfilt.runs.run import Run
@@ -26,7 +25,7 @@ DECIDED = "captioner"
 """Under which a run's plan has what the server said of itself when the run began."""
 
 
-class EndpointSpec(Config):
+class EndpointSpec(PromptedSpec):
     """A model behind a server that speaks the protocol of OpenAI."""
 
     kind: Literal["endpoint"] = "endpoint"
@@ -40,10 +39,7 @@ class EndpointSpec(Config):
         return cls(url=url, model=model)
 
     def check(self, config: AnnotateConfig) -> None:
-        """Refuse settings that an endpoint cannot follow, and an environment without its key. RecipeError."""
-        check_decode(config.decode)
-        if config.web_prefix:
-            raise RecipeError("web_prefix is for BLIP and X-VLM; an endpoint sees the web text by vlm.prompts")
+        super().check(config)
         config.requests.key()
 
     def fingerprint(self) -> str:
@@ -97,10 +93,6 @@ class EndpointSpec(Config):
                     f"{self.url} reports another {name} than when this run began ({was or 'none'}, now"
                     f" {value or 'none'}); what it writes from here on stands beside what it wrote before"
                 )
-
-    def names_prompts(self, config: AnnotateConfig) -> bool:
-        """Whether the captions say which prompt they answer: they do."""
-        return True
 
     def open(
         self,

@@ -22,7 +22,21 @@ _DRAWS = ("method", "top_p", "top_k", "temperature", "repetition_penalty")
 """The fields of `decode` that hold for a vision-language model too."""
 
 
-class VlmSpec(Config):
+class PromptedSpec(Config):
+    """A captioner that answers prompts: a vision-language model, in this process or behind an endpoint."""
+
+    def check(self, config: AnnotateConfig) -> None:
+        """Refuse settings that do not fit one, and a model or an environment that does not. RecipeError, ModelError."""
+        check_decode(config.decode)
+        if config.web_prefix:
+            raise RecipeError("web_prefix is for BLIP and X-VLM; this captioner sees the web text by vlm.prompts")
+
+    def names_prompts(self, config: AnnotateConfig) -> bool:
+        """Whether the captions say which prompt they answer: they do."""
+        return True
+
+
+class VlmSpec(PromptedSpec):
     """A vision-language model of transformers, in the worker's own process."""
 
     kind: Literal["vlm"] = "vlm"
@@ -35,12 +49,7 @@ class VlmSpec(Config):
         return cls(model=folder.find(name))
 
     def check(self, config: AnnotateConfig) -> None:
-        """Refuse what does not answer about images, and settings that do not fit one. RecipeError or ModelError."""
-        check_decode(config.decode)
-        if config.web_prefix:
-            raise RecipeError(
-                "web_prefix is for BLIP and X-VLM; a vision-language model sees the web text by vlm.prompts"
-            )
+        super().check(config)
         folder.check(self.model)
 
     def fingerprint(self) -> str:
@@ -49,10 +58,6 @@ class VlmSpec(Config):
 
     def identity(self, run: Run, config: AnnotateConfig, say: Callable[[str], None]) -> str:
         return ""
-
-    def names_prompts(self, config: AnnotateConfig) -> bool:
-        """Whether the captions say which prompt they answer: they do."""
-        return True
 
     def open(
         self,

@@ -8,32 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.policy import failure_class
 from capfilt.data.sample import Sample
 from capfilt.data.text.equality import normalised, num_words
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.tally import Tally
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.near.decontaminate import rows
 from capfilt.stages.near.decontaminate.criteria import Criteria
 from capfilt.stages.near.decontaminate.references import HeldOut, HeldOutTables
 from capfilt.stages.near.decontaminate.rows import SHORT_TEXT, Suspect
-from capfilt.storage.paths import StoragePath
 
 
-class ExactJob(Config):
+class ExactJob(ShardsJob):
     """Compares shards with held-out ones, by content."""
 
     name: ClassVar[str] = "decontaminate-exact"
     by_content: ClassVar[bool] = True
 
-    out: StoragePath
     criteria: Criteria
     """Of which bytes (sha256) and texts are compared."""
     held_out: HeldOutTables
-    names: dict[str, str] = {}
-    """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
     def identity(self, item: str) -> str:
         """What is compared with what, and the shard's name."""
@@ -44,7 +40,7 @@ class ExactJob(Config):
         return lambda url: self._shard(url, held_out)
 
     def _shard(self, url: str, held_out: HeldOut) -> None:
-        name = self.names.get(url) or shards.name(url)
+        name = self.shard_name(url)
         found: list[Suspect] = []
         tally, digest = Tally.zero(), shards.Digest(shards.stat(url)["version"])
         for item in shards.read(url, digest):

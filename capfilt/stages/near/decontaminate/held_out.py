@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.images.copies import COPIES, copy_of
 from capfilt.data.images.decode import decode
@@ -29,27 +28,24 @@ from capfilt.data.text.equality import normalised
 from capfilt.errors import ImageError
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.tally import Tally
+from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.near.decontaminate.references import FOLDER, ITSELF, MIRRORED, NAMES, schema
 from capfilt.stages.near.embed import EmbedJob, ShardEmbedder
 from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath
 
 
-class HeldOutJob(Config):
+class HeldOutJob(ShardsJob):
     """The job that describes held-out pictures."""
 
     name: ClassVar[str] = "held-out"
     by_content: ClassVar[bool] = True
     only_reads: ClassVar[bool] = True
 
-    out: StoragePath
     embed: EmbedJob | None = None
     """How pictures are hashed and, with a model, embedded; None: only their bytes are, and nothing is copied."""
     copied: int = 0
     """Pictures of each shard of which copies are made."""
     seed: int = 0
-    names: dict[str, str] = {}
-    """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
 
     def identity(self, item: str) -> str:
         """What is computed, and the shard's name."""
@@ -62,7 +58,7 @@ class HeldOutJob(Config):
         return lambda url: self._shard(url, embedder)
 
     def _shard(self, url: str, embedder: ShardEmbedder | None) -> None:
-        name = self.names.get(url) or shards.name(url)
+        name = self.shard_name(url)
         tally, digest = Tally.zero(), shards.Digest(shards.stat(url)["version"])
         read = shards.read(url, digest)
         rows, vectors = self._by_bytes(read, tally) if embedder is None else self._by_pixels(read, tally, embedder)
