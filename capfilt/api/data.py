@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Settings, Specs, assignments, location, names_of
+from capfilt.api.arguments import Location, Settings, Specs, assignments, names_of
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import Counts, Record, TextCounts
 
