@@ -249,7 +249,7 @@ def export_data(
     sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
     with arguments.working(out, address, sizes) as (where, folder, options):
         record = pipeline.run(where, str(data), config, folder, fetch_inputs, options, show)
-    written = tuple(location(path) for path in record["written"])
+    written = tuple(arguments.location(path) for path in record["written"])
     return DataExportResult(folder, form, written, Counts.of(record["samples"]), TextCounts.of(record["texts"]), record)
 
 
