@@ -34,7 +34,7 @@ from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import annotations, shards
 from capfilt.data.loading.config import Source
-from capfilt.data.policy import PolicyConfig
+from capfilt.data.policy import PolicyConfig, Pool
 from capfilt.runs import stage_status
 from capfilt.runs.ledger import Completion, Input, Ledger, Output, check_balance, fingerprint
 from capfilt.runs.progress import Progress
@@ -197,7 +197,7 @@ def step_keep_rate(run: Path, num: int) -> None:
     """The pass over all scores before `select --set threshold=keep-rate`, by one process."""
     from capfilt.data.policy import resolve
 
-    resolve(PolicyConfig(threshold="keep-rate", keep_rate=0.3), run / "annotations", names(num), None)
+    resolve(PolicyConfig(threshold="keep-rate", keep_rate=0.3), Pool(run / "annotations", names(num)), None)
 
 
 def step_keep_rate_again(run: Path, num: int) -> None:
@@ -214,7 +214,9 @@ def step_keep_rate_again(run: Path, num: int) -> None:
         (run / "ledger" / resolve.RULE).write_text(json.dumps(rule))
         return  # the first call only prepares
     with connect("local") as session:
-        found = resolve.resolve_once(session, policy, run / "annotations", names(num), None, run, Resources(), QUIET)
+        found = resolve.resolve_once(
+            session, policy, Pool(run / "annotations", names(num)), None, run, Resources(), QUIET
+        )
     assert found.rule.threshold == 0.7
 
 

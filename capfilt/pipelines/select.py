@@ -11,13 +11,14 @@ import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt.cluster.session import Session, connect
 from capfilt.data import duplicates, labels, scores, shards
-from capfilt.data.policy import PolicyConfig, Resolved, check_calibrated, check_further, check_scores
+from capfilt.data.policy import PolicyConfig, Pool, Resolved, check_calibrated, check_further, check_scores
 from capfilt.errors import DataError, FolderError, UsageError
 from capfilt.inference.config import AnnotateConfig, Precision
 from capfilt.inference.roles import check_filter
 from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, verb_of
+from capfilt.runs.tally import Tally
 from capfilt.stages import inputs, workload
 from capfilt.stages.annotation.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
@@ -90,21 +91,23 @@ def run(
         if by_val is not None:
             calibrated = _calibrate(session, opened, by_val, source, options, show)
         worker = options.resources(session)
-        resolved = resolve_once(session, policy, folder, list(urls_by_name), calibrated, out, worker, show)
+        pool = Pool(folder, list(urls_by_name), policy.sources, without)
+        resolved = resolve_once(session, policy, pool, calibrated, out, worker, show)
         _record_pool(opened, resolved, show)
         job = {"out": out.absolute(), "annotations": folder.absolute(), "without": without and without.absolute()}
         work = SelectJob(**job, rule=resolved.rule, carry=policy.carry)
         tally = select(session, urls_by_name, work, worker, show)
-    result: dict[str, Any] = {"dataset": str(out / "dataset")}
-    if resolved.rule.threshold is not None:
-        result["threshold"] = resolved.rule.threshold
-    result |= tally.to_json()
-    if pool := {name: value for name, value in resolved.pool.items() if name != "fused"}:
-        result["pool"] = pool
-    if by_labels:
-        result["labels"] = by_labels["labels"]
+    result = _result(out, resolved, tally) | ({"labels": by_labels["labels"]} if by_labels else {})
     check_selected("select", tally, work.rule, options.min_success, result)
     return result
+
+
+def _result(out: StoragePath, resolved: Resolved, tally: Tally) -> dict[str, Any]:
+    """The dataset's folder, the threshold, the counts, and what a share came to."""
+    threshold = resolved.rule.threshold
+    share = {name: value for name, value in resolved.pool.items() if name != "fused"}
+    result = {"dataset": str(out / "dataset")} | ({} if threshold is None else {"threshold": threshold})
+    return result | tally.to_json() | ({"pool": share} if share else {})
 
 
 POOLS = {"texts": "texts", "web": "texts that came with the images", "images": "images"}

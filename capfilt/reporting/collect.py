@@ -284,13 +284,13 @@ def _source(
         threshold = round_figures.read_threshold(calibration) if calibration.is_file() else 0.5
     names = tables.shards_in(annotations)
     kept = read_rule(selected) if selected is not None else None
-    rule = (resolve(policy, annotations, names, threshold) if kept is None else kept[1]).rule
+    pool = Pool(annotations, names, policy.sources)
+    rule = (resolve(policy, pool, threshold) if kept is None else kept[1]).rule
     ranges = SCORE_RANGES
     dataset = selected / "dataset" if selected is not None and (selected / "dataset").is_dir() else None
     suffix = f"-round-{number}" if number else ""
     score = rule.score if rule.threshold is not None else rule.rank
     if score not in ranges:
-        pool = Pool(annotations, names, policy.sources)
         low, high = score_range(score, pool, rule.fused)
         ranges = {**ranges, score: (low, high if high > low else low + 1.0)}
     return RoundSource(

@@ -7,7 +7,7 @@ fingerprint of the policy and the annotations, so that a rerun of what is done d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from capfilt import config as configs
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources, run_items
 from capfilt.config import Config
-from capfilt.data import scores
+from capfilt.data import duplicates, scores
 from capfilt.data.policy import FILTER_SCORES, FUSED, PolicyConfig, Pool, Resolved, Rule, resolve
 from capfilt.data.policy.config import Term
 from capfilt.data.policy.quantiles import Histogram
@@ -38,6 +38,7 @@ class CountScores(Config):
 
     annotations: StoragePath
     sources: tuple[str, ...]
+    without: StoragePath | None
     score: str
     terms: tuple[Term, ...]
     of: str
@@ -55,7 +56,8 @@ class CountScores(Config):
     def count(self, block: str) -> tuple[np.ndarray, np.ndarray]:
         """The bins that have values, [n], and how many, [n]."""
         histogram = Histogram(*self.range)
-        for values in Pool(self.annotations, block.split("/"), self.sources).values(self.score, self.terms, self.of):
+        pool = Pool(self.annotations, block.split("/"), self.sources, self.without)
+        for values in pool.values(self.score, self.terms, self.of):
             histogram.add(values)
         bins = np.flatnonzero(histogram.counts)
         return bins, histogram.counts[bins]
@@ -64,8 +66,7 @@ class CountScores(Config):
 def resolve_once(
     session: Session,
     policy: PolicyConfig,
-    annotations: StoragePath,
-    shards: Sequence[str],
+    pool: Pool,
     calibrated: float | None,
     out: StoragePath,
     resources: Resources,
@@ -78,16 +79,16 @@ def resolve_once(
         RunError: a block of shards cannot be counted.
     """
     if calibrated is not None or (policy.threshold != "keep-rate" and not policy.fused):
-        return resolve(policy, annotations, shards, calibrated)
-    with show.wait(f"reading the scores of {len(shards):,} shards"):
-        wanted, kept = fingerprint(policy.record(), _content(policy, annotations, shards)), read_rule(out)
+        return resolve(policy, pool, calibrated)
+    with show.wait(f"reading the scores of {len(pool.shards):,} shards"):
+        wanted, kept = fingerprint(policy.record(), _content(policy, pool)), read_rule(out)
         if kept is not None and kept[0] == wanted:
             return kept[1]
-        spread = not session.local and len(shards) > 2 * BLOCK
-        resolved = None if spread else resolve(policy, annotations, shards, calibrated)
+        spread = not session.local and len(pool.shards) > 2 * BLOCK
+        resolved = None if spread else resolve(policy, pool, calibrated)
     if resolved is None:
         count = partial(_count_on_workers, session, resources, show)
-        resolved = resolve(policy, annotations, shards, calibrated, count)
+        resolved = resolve(policy, pool, calibrated, count)
     record = {"of": wanted, "rule": resolved.rule.model_dump(mode="json"), "pool": resolved.pool}
     write_json(out / "ledger" / RULE, record)
     return resolved
@@ -104,10 +105,9 @@ def _count_on_workers(
     ends: tuple[float, float],
 ) -> Histogram:
     """The values of a score over a pool, counted by workers."""
-    sources, shards = tuple(pool.sources), pool.shards
-    job = CountScores(
-        annotations=pool.annotations.absolute(), sources=sources, score=score, terms=tuple(terms), of=of, range=ends
-    )
+    shards, annotations, without = pool.shards, pool.annotations.absolute(), pool.without and pool.without.absolute()
+    counted = {"annotations": annotations, "sources": tuple(pool.sources), "without": without}
+    job = CountScores(**counted, score=score, terms=tuple(terms), of=of, range=ends)
     blocks = ["/".join(shards[first : first + BLOCK]) for first in range(0, len(shards), BLOCK)]
     histogram = Histogram(*ends)
     with show.stage("scores", len(blocks), "blocks of shards") as line:
@@ -132,9 +132,10 @@ def read_rule(out: StoragePath) -> tuple[str, Resolved] | None:
     return str(record.get("of")), Resolved(configs.validate(Rule, record.get("rule"), path), pool)
 
 
-def _content(policy: PolicyConfig, annotations: StoragePath, shards: Iterable[str]) -> str:
+def _content(policy: PolicyConfig, pool: Pool) -> str:
     """A hash of all that a policy reads."""
-    home, digest = annotations.parent, hashlib.sha256()
+    annotations, shards, digest = pool.annotations, pool.shards, hashlib.sha256()
+    home = annotations.parent
     known = _digests(Ledger(home, "annotate"), annotations)
     for shard in shards:
         digest.update(f"{shard} {known.get(shard) or annotations_sha256(annotations, shard)}\n".encode())
@@ -142,6 +143,9 @@ def _content(policy: PolicyConfig, annotations: StoragePath, shards: Iterable[st
         known = _digests(Ledger(home, f"score-{score}"), home / scores.FOLDER / score)
         for shard in shards:
             digest.update(f"{shard} {known.get(shard) or score_sha256(home, score, shard)}\n".encode())
+    if pool.without is not None:
+        for shard in shards:
+            digest.update(f"{shard} {duplicates.content(pool.without, shard)}\n".encode())
     return digest.hexdigest()
 
 

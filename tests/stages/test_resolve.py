@@ -25,7 +25,7 @@ def test_a_share_is_found_once_and_again_for_other_annotations(
     with connect("local") as session:
 
         def found() -> resolve.Resolved:
-            return resolve.resolve_once(session, POLICY, annotations, names, None, tmp_path, Resources(), QUIET)
+            return resolve.resolve_once(session, POLICY, Pool(annotations, names), None, tmp_path, Resources(), QUIET)
 
         first = found()
         with monkeypatch.context() as patch:

@@ -7,7 +7,7 @@ ranges known one pass finds a threshold; a fused score takes two more before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 import capfilt.data.annotations as tables
 from capfilt.data import scores as score_tables
+from capfilt.data.duplicates import Copies
 from capfilt.data.policy.config import FILTER_SCORES, FUSED, PolicyConfig, Rule, Term, range_of
 from capfilt.data.policy.quantiles import Histogram, checked
 from capfilt.data.sample import SOURCES
@@ -37,6 +38,8 @@ class Pool:
     shards: Sequence[str]
     sources: Sequence[str] = ()
     """() = all."""
+    without: StoragePath | None = None
+    """The run folder of a deduplication, whose copies are not in the pool."""
 
     def columns(self, scores: Sequence[str], terms: Sequence[Term] = (), of: str = "texts") -> Iterator[pa.Table]:
         """Each shard's texts with these scores, and `fused` where there are terms; of "web": those alone that came with
@@ -44,11 +47,13 @@ class Pool:
         sources = [each for each in self.sources or SOURCES if not (of == "web" and each == "synthetic")]
         names = [name for name in scores if name in FILTER_SCORES]
         names += ["source"] if len(sources) < len(SOURCES) else []
-        names += ["key"] if of == "images" else []
+        names += ["key"] if of == "images" or self.without is not None else []
+        names += ["uid"] if self.without is not None else []
 
         def read(shard: str) -> pa.Table:
             table = tables.read(self.annotations / f"{shard}.parquet", only=names or ["candidate"])
-            return score_tables.join(table, self.annotations.parent, shard, scores)
+            table = score_tables.join(table, self.annotations.parent, shard, scores)
+            return table if self.without is None else _without(table, Copies.load(self.without, shard))
 
         for table in map_concurrent(read, self.shards, isinstance(self.annotations, RemotePath)):
             if "source" in names:
@@ -69,6 +74,13 @@ class Pool:
                 )
                 values = np.maximum.reduceat(values, first)
             yield values
+
+
+def _without(table: pa.Table, copies: Copies) -> pa.Table:
+    """The texts of a shard but for those of copies."""
+    images = pc.binary_join_element_wise(table["key"], table["uid"], "\0")
+    gone = pa.array(["\0".join(image) for image in copies.reasons], pa.string())
+    return table.filter(pc.invert(pc.is_in(images, gone)))
 
 
 @dataclass(frozen=True)
@@ -92,20 +104,13 @@ def count_values(pool: Pool, score: str, terms: Sequence[Term], of: str, range: 
     return histogram
 
 
-def resolve(
-    policy: PolicyConfig,
-    annotations: StoragePath,
-    shards: Iterable[str],
-    calibrated: float | None,
-    count: Count | None = None,
-) -> Resolved:
-    """The rule that a policy comes to over the annotations of these shards; `calibrated` is the result of a
-    calibration, whatever the policy says of its threshold. `count` counts the scores, if not this process.
+def resolve(policy: PolicyConfig, pool: Pool, calibrated: float | None, count: Count | None = None) -> Resolved:
+    """The rule that a policy comes to over a pool of its sources; `calibrated` is the result of a calibration,
+    whatever the policy says of its threshold. `count` counts the scores, if not this process.
 
     Raises:
         DataError: a share of nothing, or scores that are not there.
     """
-    pool = Pool(annotations, list(shards), policy.sources)
     terms = fuse(policy, pool) if policy.fused else ()
     record: dict[str, Any] = {"fused": [term.model_dump(mode="json") for term in terms]} if terms else {}
     if policy.threshold != "keep-rate" or calibrated is not None:

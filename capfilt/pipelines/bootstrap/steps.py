@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from capfilt.data import shards
-from capfilt.data.policy import Resolved
+from capfilt.data.policy import Pool, Resolved
 from capfilt.evaluation.known_truth import says_truth
 from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
@@ -152,9 +152,8 @@ def select(context: BootstrapContext, r: int, calibrated: float | None) -> tuple
     policy, annotations = context.config.select, context.folder(r, "annotations")
     named = shards.by_name(context.splits["web"])
     worker = context.config.cluster.select
-    resolved = resolve_once(
-        context.session, policy, annotations, list(named), calibrated, context.folder(r), worker, context.progress
-    )
+    pool = Pool(annotations, list(named), policy.sources)
+    resolved = resolve_once(context.session, policy, pool, calibrated, context.folder(r), worker, context.progress)
     job = SelectJob(out=context.folder(r), annotations=annotations, rule=resolved.rule, carry=policy.carry)
     label = f"round {r} select"
     tally = run_select(context.session, named, job, worker, context.progress, label)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from capfilt.data import annotations
 from capfilt.data.annotations import Annotation
-from capfilt.data.policy import PolicyConfig, Resolved, resolve, verdicts_of_image, with_scores
+from capfilt.data.policy import PolicyConfig, Pool, Resolved, resolve, verdicts_of_image, with_scores
 from capfilt.data.policy.pool import Moments
 from capfilt.data.policy.quantiles import Histogram
 from capfilt.errors import DataError
@@ -34,7 +34,8 @@ def pairs(number: int = NUMBER, shards: int = 3) -> list[list[Annotation]]:
 
 def resolved(run: Path, **policy: Any) -> Resolved:
     names = sorted(path.stem for path in (run / "annotations").iterdir())
-    return resolve(PolicyConfig(**policy), run / "annotations", names, None)
+    config = PolicyConfig(**policy)
+    return resolve(config, Pool(run / "annotations", names, config.sources), None)
 
 
 def rows_of(run: Path, rule: Any) -> list[Annotation]:

@@ -180,6 +180,17 @@ def test_select_leaves_the_copies_of_a_pool_out_that_was_annotated_whole(
     assert "holds no duplicates/; give the --out of `capfilt dedup`" in done.line
 
 
+def test_a_share_is_one_of_the_texts_that_are_not_left_out(
+    copied_pool: Path, merged: Path, tmp_path: Path, capfilt: Any
+) -> None:
+    copies = ("0-small", "0-same", "1-jpeg", "2-same", "2-small", "2-jpeg")
+    annotations_with({**dict.fromkeys(copies, 0.9), "0": 0.2, "1": 0.3}, tmp_path / "a", copied_pool)
+    words = ("select", copied_pool / "shards", "--annotations", tmp_path / "a", "--keep-rate", "0.4", "--json")
+    done = capfilt(*words, "--out", tmp_path / "s", "--without", merged)
+    texts = json.loads(done.out)["texts"]
+    assert (texts["in"], texts["kept"]) == ({"web": 11}, {"web": 2})
+
+
 def test_vectors_that_are_kept_are_those_that_embed_makes(
     copied_pool: Path, finished_run: Path, tmp_path: Path, capfilt: Any
 ) -> None:
