@@ -320,8 +320,9 @@ def _fixed_parts(rule: Rule) -> str:
 
 def _select_command(web: list[str], source: StoragePath, policy: PolicyConfig) -> str:
     """The command that selects from these annotations, without its threshold and its --out."""
+    many = f"the {len(web)} shards of the run"
     if sum(map(len, web)) > MAX_COMMAND and sum(map(len, web := _in_braces(web))) > MAX_COMMAND:
-        web = [f"the {len(web)} shards of the run"]
+        web = [many]
     words = " ".join(shlex.quote(str(word)) for word in (*web, "--annotations", source))
     default = PolicyConfig()
     for name in (*RankConfig.model_fields, "fused", "normalise"):

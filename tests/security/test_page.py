@@ -154,11 +154,15 @@ def test_texts_that_are_long_on_the_page_are_fewer(tmp_path: Path) -> None:
     assert [sampling.random_rank(image) for image in result.images] == ranks[: len(result.images)]
 
 
-def test_a_command_names_shards_one_by_one_up_to_a_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("{:09d}", "s3://bucket/{000000000..000099999}.tar"), ("{:x}-of", "the 100000 shards of the run")],
+)
+def test_a_command_of_many_shards_is_short(tmp_path: Path, name: str, named: str) -> None:
     (tmp_path / "annotations").mkdir()
-    web = [f"s3://bucket/{n:09d}.tar" for n in range(100_000)]
+    web = [f"s3://bucket/{name.format(n)}.tar" for n in range(100_000)]
     result = collect._source(0, (tmp_path, None), PolicyConfig(), 0.5, tmp_path, web)
-    assert result.select_command == f"capfilt select 'the 100000 shards of the run' --annotations {tmp_path}"
+    assert result.select_command == f"capfilt select '{named}' --annotations {tmp_path}"
 
 
 def test_a_shard_s_name_may_be_no_text() -> None:
