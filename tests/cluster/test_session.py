@@ -83,6 +83,7 @@ def test_a_long_tmpdir_and_a_home_that_may_not_be_written_do_no_harm(
     assert re.search(said + r" in /tmp/ray-\w+; set RAY_TMPDIR", batch_job.stderr)
 
 
+@pytest.mark.slow
 def test_what_the_caller_does_on_sigterm_stays(batch_job: subprocess.CompletedProcess[str]) -> None:
     assert batch_job.returncode == 17, batch_job.stderr
 

@@ -38,7 +38,7 @@ def elsewhere() -> str:
     return f"the goldens are of constraints.txt, and here is {', '.join(other)}" if other else ""
 
 
-pytestmark = pytest.mark.skipif(bool(elsewhere()), reason=elsewhere())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(elsewhere()), reason=elsewhere())]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,6 @@ def differences(actual: Any, wanted: Any, where: str = "") -> list[str]:
     return [] if actual == wanted else [f"{where.strip()}: found {str(actual)[:200]}, wanted {str(wanted)[:200]}"]
 
 
-@pytest.mark.slow
 def test_every_verb_writes_what_it_wrote(made: dict[str, Any]) -> None:
     """bootstrap, annotate, select, evaluate, pretrain, download: all files, and what they say with --json."""
     wanted = golden("runs")

@@ -458,10 +458,8 @@ def undisturbed(finished_run: Path, tmp_path_factory: pytest.TempPathFactory, ca
     return tables(out)
 
 
-SLOW = [pytest.param(sent, marks=pytest.mark.slow) for sent in (signal.SIGINT, signal.SIGTERM)]
-
-
-@pytest.mark.parametrize("sent", [*SLOW, signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_may_be_ended_at_any_instant_and_run_again(
     finished_run: Path,
     tmp_path: Path,

@@ -40,6 +40,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("objectives", "pieces"), [*((name, 1) for name in OBJECTIVES), ("pretraining", 2)])
+@pytest.mark.slow
 def test_gradients_of_two_threads_are_the_same_each_time(
     small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2], objectives: str, pieces: int
 ) -> None:

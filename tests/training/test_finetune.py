@@ -72,6 +72,7 @@ FROM_BASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", FROM_BASES)
+@pytest.mark.slow
 def test_other_tasks_from_a_base_alone(case: str, task_shards: Path, tmp_path: Path) -> None:
     model, objectives = FROM_BASES[case]
     if not model:

@@ -24,7 +24,7 @@ from capfilt.training.loop import train
 PAIRS, TOKENS = 6, 9
 
 
-@pytest.mark.parametrize("family", ["blip", pytest.param("blip2", marks=pytest.mark.slow), "opt"])
+@pytest.mark.parametrize("family", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("blip", "blip2")), "opt"])
 def test_what_is_counted_is_what_a_real_step_does(
     small_blip: Callable[..., Blip], small_blip2: Callable[..., Blip2], family: str
 ) -> None:

@@ -169,6 +169,7 @@ class TestResume:
         with pytest.raises(ModelError, match="belongs to another training: other pace"):
             train(other)
 
+    @pytest.mark.slow
     def test_a_fork_goes_on_at_another_pace(
         self, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -423,6 +424,7 @@ class TestStates:
         with pytest.raises(ModelError, match=r"000000002 belongs to another training: other architecture; use another"):
             train(make_job(tmp_path, checkpoint_every=2, text={"dropout": 0.1, "hidden": 48}))
 
+    @pytest.mark.slow
     def test_the_best_model_is_left_beside_the_last(self, make_job: MakeJob, tmp_path: Path) -> None:
         """A learning rate that ends in ruin: the best state is an early one."""
         only_lm = ObjectivesConfig(losses={"lm": 1.0})

@@ -49,6 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "human"
 
 
+@pytest.mark.slow
 def test_a_cut_training_takes_the_same_steps(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = job(tmp_path / "whole" / "train", folder), job(tmp_path / "cut" / "train", folder)
     train(whole)

@@ -71,6 +71,7 @@ def test_the_same_seed_teaches_the_same_bytes(tmp_path: Path, colours: dict[str,
 
 
 @pytest.mark.parametrize("kind", vlms.KINDS)
+@pytest.mark.slow
 def test_a_published_model_is_fine_tuned_whatever_its_kind(
     tmp_path: Path, colours: dict[str, list[str]], kind: str
 ) -> None:

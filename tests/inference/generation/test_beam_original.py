@@ -122,6 +122,7 @@ def config(**options: object) -> DecodeConfig:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_texts_and_scores_are_those_of_the_old_algorithm(model: Blip, pixels: Tensor, case: str) -> None:
     prompt, options = CASES[case]
     settings = config(**options)

@@ -47,6 +47,7 @@ def test_every_answer_is_the_same(parity: ModuleType, name: str, direction: str,
 
 
 @pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.slow
 def test_no_tensor_could_be_wrong_unseen(parity: ModuleType, name: str, tmp_path: Path) -> None:
     """What the comparisons are worth: each notices a change of any single tensor."""
     pair = parity.theirs_to_ours(name, parity.SIZES[0], tmp_path)

@@ -44,6 +44,7 @@ def test_every_answer_is_the_same(parity: ModuleType, name: str, direction: str,
 
 
 @pytest.mark.parametrize("name", ["ViltModel", "ViltForImagesAndTextClassification"])
+@pytest.mark.slow
 def test_no_tensor_could_be_wrong_unseen(parity: ModuleType, name: str, tmp_path: Path) -> None:
     """What the comparisons are worth: each notices a change of any single tensor."""
     pair = parity.theirs_to_ours(name, 0, tmp_path)

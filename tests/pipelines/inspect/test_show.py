@@ -34,6 +34,7 @@ KINDS: dict[str, type[Config]] = {
 
 
 @pytest.mark.parametrize("name", [*presets.names("pipelines"), *presets.names("models")])
+@pytest.mark.slow
 def test_every_preset_is_shown_and_reads_back(name: str, tmp_path: Path, capfilt: Any) -> None:
     done = capfilt("show", name)
     assert done.code == 0, done.err

@@ -154,6 +154,7 @@ def test_a_bootstrap_on_a_store_is_that_of_a_folder(
     assert (store / "run/report.html").read_bytes().startswith(b"<!doctype html>")
 
 
+@pytest.mark.slow
 def test_a_model_on_a_store_is_a_model(
     store: RemotePath, tmp_path: Path, models: list[str], small_world: Path, capfilt: Any
 ) -> None:

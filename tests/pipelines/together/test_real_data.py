@@ -62,6 +62,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_a_round_by_the_recipe(name: str, data: Path, tmp_path: Path, capfilt: Any) -> None:
     entries = len((data / "vocab.txt").read_text().split()) + 2
     sets = [

@@ -45,6 +45,7 @@ def run(finished_run: Path, filter_model: Path, tmp_path_factory: pytest.TempPat
     return home / "run"
 
 
+@pytest.mark.slow
 def test_a_pretrained_filter_scores_every_round_untrained(run: Path, filter_model: Path, capfilt: Any) -> None:
     fingerprint = store.fingerprint(filter_model)
     captioners = {store.fingerprint(run / f"round-{r}/captioner/checkpoint") for r in (1, 2)}

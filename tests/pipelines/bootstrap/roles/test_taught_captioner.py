@@ -49,6 +49,7 @@ def test_one_model_writes_for_every_round(run: Path, capfilt: Any) -> None:
     assert (stage["folder"], stage["done"], stage["usage"]["cpu_seconds"]["busy"] > 0) == (".", 1, True)
 
 
+@pytest.mark.slow
 def test_a_teaching_that_was_killed_ends_with_the_same_bytes(run: Path, capfilt: Any) -> None:
     before = {path.name: path.read_bytes() for path in (run / "captioner").iterdir()}
     (run / "ledger/captioner/captioner.json").unlink()
