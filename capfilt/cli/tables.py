@@ -141,10 +141,10 @@ def print_estimate(record: dict[str, Any]) -> None:
 
 
 def _between(figure: dict[str, float], form: Callable[[float], str]) -> str:
-    if "low" not in figure:
-        return ""
-    known = figure["low"] == figure["high"]
-    return " (exactly)" if known else f" ({form(figure['low'])} to {form(figure['high'])})"
+    ends = [form(figure[end]) if end in figure else "" for end in ("low", "high")]
+    if all(ends):
+        return " (exactly)" if figure["low"] == figure["high"] else f" ({ends[0]} to {ends[1]})"
+    return f" (at {'least' if ends[0] else 'most'} {ends[0] or ends[1]})" if any(ends) else ""
 
 
 def print_status(status: dict[str, Any]) -> None:

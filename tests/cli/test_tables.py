@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from capfilt.cli.tables import print_rounds, print_status, print_verified, watch_status
+from capfilt.cli.tables import print_estimate, print_rounds, print_status, print_verified, watch_status
 
 
 def test_the_table_has_a_dash_for_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +85,21 @@ def test_without_a_terminal_what_goes_on_is_a_line(capsys: pytest.CaptureFixture
     ]
     watch_status(looks[:2], as_json=True)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == looks[:2]
+
+
+def test_an_estimate_says_the_ends_that_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    rate = "images_per_second_per_worker"
+    record = {
+        "drawn": {"drawn": 100, "shards_read": 1, "shards": 1, "seed": 0}, "workers": 4, "report": "r.html",
+        f"{rate}.annotate": {"value": 104.4, "low": 39.3}, f"{rate}.select": {"value": 8.0},
+        "samples": {"value": 200, "low": 200, "high": 200}, "hours": {"value": 2.0, "low": 1.0, "high": 3.0},
+        "start_up_seconds": {"annotate": 4.1},
+    }  # fmt: skip
+    print_estimate(record)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:5] == [
+        f"{rate}.annotate 104.4 (at least 39.3)",
+        f"{rate}.select 8.0",
+        "samples 200 (exactly)",
+        "hours 2 h (1 h to 3 h)",
+    ]

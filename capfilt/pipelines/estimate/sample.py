@@ -18,6 +18,7 @@ from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards.keys import tar_key
 from capfilt.data.survey import Draw
 from capfilt.errors import DataError, RunError
+from capfilt.runs.tally import NO_TEXT
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, make_folder, remove_folder, table_source
@@ -99,13 +100,13 @@ def verdicts(out: StoragePath, record: dict[str, Any]) -> Iterator[Verdicts]:
         yield Verdicts(url, True, {}, {})
     for name in record["pieces"]:
         table = pq.read_table(
-            table_source(out / "clean/dataset" / f"{name}.parquet"), columns=["key", "source", "verdict"]
+            table_source(out / "clean/dataset" / f"{name}.parquet"), columns=["key", "source", "verdict", "why"]
         )
         pictures: dict[str, Verdicts] = {}
-        for key, source, verdict in zip(*table.to_pydict().values(), strict=True):
+        for key, source, verdict, why in zip(*table.to_pydict().values(), strict=True):
             cluster = record["clusters"].get(tar_key(key), "")
             row = pictures.setdefault(key, Verdicts(cluster, verdict == "failed", {}, {}))
-            if not row.failed:
+            if not row.failed and why != NO_TEXT:  # a picture that came without a text
                 row.texts[source] = row.texts.get(source, 0) + 1
                 row.kept[source] = row.kept.get(source, 0) + (verdict == "kept")
         yield from pictures.values()

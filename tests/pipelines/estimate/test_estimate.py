@@ -8,6 +8,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import capfilt as api
@@ -131,3 +133,14 @@ def test_clicks_end_the_review_and_give_precision_and_recall(estimated: Any, tmp
     figures = verb.clicks(out, lambda url: threading.Thread(target=person, args=[url], daemon=True).start())
     assert (figures["labels"], figures["right"]) == (6, 3)
     assert 0 <= figures["recall_interval"][0] <= figures["recall"] <= figures["recall_interval"][1] <= 1
+
+
+def test_a_picture_that_came_without_a_text_is_no_noise(tmp_path: Path) -> None:
+    columns = {
+        "key": ["a", "a", "b", "b"], "source": ["web", "synthetic"] * 2, "verdict": ["dropped", "kept"] * 2,
+        "why": ["no text", "", "itm below threshold", ""],
+    }  # fmt: skip
+    (tmp_path / "clean/dataset").mkdir(parents=True)
+    pq.write_table(pa.table(columns), tmp_path / "clean/dataset/00000.parquet")
+    rows = sample.verdicts(tmp_path, {"failed": [], "pieces": {"00000": 2}, "clusters": {}})
+    assert [row.texts for row in rows] == [{"synthetic": 1}, {"web": 1, "synthetic": 1}]
