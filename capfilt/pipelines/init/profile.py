@@ -103,7 +103,7 @@ def _texts(readable: list[Sample]) -> tuple[dict[str, str], dict[str, Any]]:
     guesses = (rules.language(caption["text"]) for caption in every)
     found = _most(code if probability >= rules.CLEARLY else "unclear" for code, probability in guesses)
     figures["languages"] = {code: n / len(every) for code, n in found[:5]}
-    facts["Languages"] = ", ".join(f"{share:.0%} {code}" for code, share in figures["languages"].items())
+    facts["Languages"] = ", ".join(f"{x:.0%} {code}" for code, x in figures["languages"].items() if x >= 0.005)
     return facts, figures
 
 
