@@ -48,6 +48,6 @@ def test_a_selection_is_the_same_in_this_process_and_on_ray(finished_run: Path, 
     assert "few enough" not in done.err
     names = sorted(path.relative_to(here) for path in here.rglob("*") if path.suffix in (".tar", ".parquet", ".json"))
     written = [name for name in names if not name.name.endswith("pace.json")]
-    assert len(written) == 3 * 3 + 2, "of each shard a tar, verdicts and a completion; sizes.json and plan.json"
+    assert len(written) == 3 * 3 + 3, "of each shard a tar, verdicts, a record; sizes.json, plan.json, select.rule.json"
     assert [(here / name).read_bytes() for name in written] == [(there / name).read_bytes() for name in written]
     assert "resumed" in capfilt(*words, "--out", there, address=None).err
