@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,12 @@ class EstimateResult:
     report: StoragePath
     """The page of the sample."""
     record: Record = field(repr=False)
+
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> EstimateResult:
+        """From the record of the verb."""
+        figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
+        return cls(out, figures, location(record["report"]), record)
 
 
 def estimate(
@@ -74,13 +80,10 @@ def estimate(
     """
     names, rates, settings = names_of(data), price_of(price), assignments(settings)
     given = {"threshold": threshold, "keep_rate": keep_rate}
-    models = {"captioner": captioner, "filter": filter}
     is_recipe = len(names) == 1 and _is_recipe(names[0])
-    if is_recipe and (
-        extra := [name for name, value in {**given, "recipe": recipe, "policy": policy}.items() if value]
-    ):
-        raise UsageError(f"{names[0]} is a recipe, which says this itself: leave out --{extra[0].replace('_', '-')}.")
-    if not is_recipe:
+    if is_recipe:
+        _check_alone(names[0], {**given, "recipe": recipe, "policy": policy})
+    else:
         config, rule = arguments.annotate_config(recipe, settings), arguments.policy(policy, given, ())
         arguments.check_annotate((captioner, filter), (), {"--scores": ()})
     show = progress_of(on_progress, on_log)
@@ -88,9 +91,7 @@ def estimate(
         from capfilt.pipelines.estimate import verb
 
     if is_recipe:
-        work = verb.of_recipe(
-            names[0], settings, {role: None if one is None else str(one) for role, one in models.items()}
-        )
+        work = verb.of_recipe(names[0], settings, {"captioner": _text(captioner), "filter": _text(filter)})
     else:
         work = verb.Work(tuple(names), str(captioner), str(filter), config, rule)
     with arguments.driving():
@@ -98,8 +99,17 @@ def estimate(
         record = verb.run(arguments.working_address(address), work, asked, location(out), options, show)
         if announce is not None:
             record["clicks"] = verb.clicks(location(out), announce)
-    figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
-    return EstimateResult(location(out), figures, location(record["report"]), record)
+    return EstimateResult.of(location(out), record)
+
+
+def _text(place: Location | None) -> str | None:
+    return None if place is None else str(place)
+
+
+def _check_alone(recipe: str, said: Mapping[str, object]) -> None:
+    """Raise UsageError for what a recipe of `bootstrap` says itself."""
+    if extra := [name for name, value in said.items() if value]:
+        raise UsageError(f"{recipe} is a recipe, which says this itself: leave out --{extra[0].replace('_', '-')}.")
 
 
 def _is_recipe(name: str) -> bool:

@@ -9,7 +9,7 @@ import typer
 from capfilt.api import commands, data, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import call, execute
-from capfilt.cli.next_steps import after_evaluate, after_export
+from capfilt.cli.next_steps import Step, after_evaluate, after_export
 from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names
 from capfilt.cli.terminal import say
 from capfilt.data.exports import NAMES
@@ -122,12 +122,11 @@ def export(
     if is_data:
         call(data.export_data, {"data": source, **given})
     else:
-        call(
-            inspection.export,
-            {"model": source, **given},
-            _say_written,
-            lambda record: after_export(map(location, record["written"])),
-        )
+        call(inspection.export, {"model": source, **given}, _say_written, _after_export)
+
+
+def _after_export(record: dict[str, Any]) -> list[Step]:
+    return after_export(map(location, record["written"]))
 
 
 _OF_MODELS = ("vision", "language")

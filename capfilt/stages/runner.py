@@ -86,9 +86,8 @@ def run_stage(
     inputs = items if getattr(job, "by_content", False) else {}
     todo = {items[name]: name for name in done.load(inputs, show, label)}
     if todo:
-        stage_status.write_plan(
-            ledger, stage_status.StagePlan(label, len(items), len(items) - len(todo)), done.identities
-        )
+        plan = stage_status.StagePlan(label, len(items), len(items) - len(todo))
+        stage_status.write_plan(ledger, plan, done.identities)
         session.report([metrics.queue_reading(job.name, len(todo))])
         image_index.begin(ledger, list(todo.values()))
     failures: dict[str, str] = {}
