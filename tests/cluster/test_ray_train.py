@@ -96,6 +96,7 @@ def test_only_deaths_without_progress_in_between_end_a_training(ray_session: Ses
 
 
 class TestAnywhere:
+    @pytest.mark.parametrize("session", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
     def test_a_refusal_stays_what_it_was(self, session: Session, tmp_path: Path) -> None:
         with pytest.raises(ModelError) as caught:
             fit(session, refuses, {}, 1, 1, 0, tmp_path, "refuses")

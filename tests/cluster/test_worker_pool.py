@@ -162,6 +162,7 @@ def test_an_item_that_hangs_is_tried_once_more_and_then_given_up(ray_session: Se
     assert 4.5 <= used.cpu_busy < used.cpu_reserved, "three tries that came to nothing count too"
 
 
+@pytest.mark.slow
 def test_where_no_other_worker_is_left_the_same_one_tries_again(
     ray_session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
