@@ -159,7 +159,8 @@ def _by_products(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor) -> Tensor:
     """Attention without a mask, softmax in fp32 -> [B, H, T, d]. A row's bits depend neither on how many rows there are
     nor on how many queries a row has."""
     scores = (q_BHTd * q_BHTd.shape[-1] ** -0.5) @ k_BHSd.transpose(-2, -1)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(q_BHTd.dtype) @ v_BHSd
+    weights: Tensor = scores.softmax(dim=-1, dtype=torch.float32).to(q_BHTd.dtype)
+    return weights @ v_BHSd
 
 
 @contextmanager

@@ -20,25 +20,32 @@ SMALL = 2**16
 
 class PackedWeight:
     """y = x W^T + b for a weight [O, I], laid out at first use in the format that products are taken in: the weight's,
-    or autocast's. Where oneDNN cannot be used (gradients, other devices, other formats) torch's own product."""
+    or autocast's. Where oneDNN cannot be used (gradients, other devices, other formats) torch's own product.
+
+    A row's bits depend neither on how many rows there are nor on the number of threads. One row alone is multiplied by
+    another kernel, so it never is alone.
+    """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None):
         self.weight_OI, self.bias_O = weight_OI, bias_O
-        self._packed: dict[torch.dtype, Tensor] = {}
+        self._packed: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, x: Tensor, gelu: bool = False, bias_O: Tensor | None = None) -> Tensor:
         """[..., I] -> [..., O]; `gelu`: the exact GELU of it; with `bias_O` in place of the layer's own."""
-        bias_O = self.bias_O if bias_O is None else bias_O
         format_ = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if not self._usable(x, format_):
-            y = F.linear(x, self.weight_OI, bias_O)
+            y = F.linear(x, self.weight_OI, self.bias_O if bias_O is None else bias_O)
             return F.gelu(y) if gelu else y
+        if x.numel() == x.shape[-1]:
+            return self(x.reshape(1, -1).repeat(2, 1), gelu, bias_O)[:1].view(*x.shape[:-1], -1)
         if format_ not in self._packed:
             weight = self.weight_OI.detach().to(format_).contiguous()
-            self._packed[format_] = torch.ops.mkldnn._reorder_linear_weight(weight)
-        bias_O = None if bias_O is None else bias_O.to(format_)
-        kind = ("gelu", [], "none") if gelu else ("none", [], "")
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(format_), self._packed[format_], bias_O, *kind)
+            own = None if self.bias_O is None else self.bias_O.detach().to(format_)
+            self._packed[format_] = torch.ops.mkldnn._reorder_linear_weight(weight), own
+        weight, own = self._packed[format_]
+        bias_O = own if bias_O is None else bias_O.to(format_)
+        after = "gelu" if gelu else "none"
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(format_), weight, bias_O, after, [], "none")
         return out
 
     def _usable(self, x: Tensor, format_: torch.dtype) -> bool:
