@@ -87,38 +87,49 @@ def _typed(asked: Pairs, dtype: torch.dtype) -> Pairs:
     return Pairs(asked.pixels.to(dtype), asked.uids, asked.web)
 
 
-def competitors(
-    architecture: BlipConfig, shared: bool, decode: DecodeConfig, captions: int, device: torch.device, dtype: Any
-) -> Field:
-    """The same two models three times, on a device."""
-    tokenizer = made_up_words(architecture.text.vocab_size)
-    made = models(architecture, shared)
-    special = {"pad": tokenizer.pad, "sep": tokenizer.sep}
-    theirs, ours = [], []
-    for model, kind in zip(made, (BlipForConditionalGeneration, BlipForImageTextRetrieval), strict=True):
-        with tempfile.TemporaryDirectory() as folder:
-            own, public = Path(folder, "own"), Path(folder, "public")
-            store.save_hf(model, public, special)
-            theirs.append(kind.from_pretrained(public, dtype=dtype).eval().to(device))
-            store.save(model, own)
-            tokenizer.save(own)
-            ours.append(LocalModel.load(own, device, dtype))
-    engine = Annotator(LocalCaptioner(ours[0], decode, captions), FusionFilter(ours[1]))
-    assert engine.shared_context == shared
-    return {
-        "transformers": OnDevice(theirs[0], theirs[1], tokenizer, decode, captions),
-        "by hand": ByHandOnDevice(theirs[0], theirs[1], tokenizer, decode, captions, shared=shared),
-        "capfilt": AutocastOurs(engine, device, dtype),
-    }
+@dataclass(frozen=True)
+class Saved:
+    """Two models with random weights as folders, in our layout and the public one; made once, which takes longest."""
+
+    folder: Path
+    architecture: BlipConfig
+    shared: bool
+    device: torch.device
+
+    def make(self) -> None:
+        """Write them."""
+        tokenizer = made_up_words(self.architecture.text.vocab_size)
+        with torch.device(self.device):  # a GPU draws the weights of a BLIP-base in no time
+            made = models(self.architecture, self.shared)
+        for number, model in enumerate(made):
+            store.save_hf(model, self.folder / f"public-{number}", {"pad": tokenizer.pad, "sep": tokenizer.sep})
+            store.save(model, self.folder / f"own-{number}")
+            tokenizer.save(self.folder / f"own-{number}")
+
+    def competitors(self, decode: DecodeConfig, captions: int, dtype: torch.dtype) -> Field:
+        """The same two models three times, on the device."""
+        theirs, ours = [], []
+        for number, kind in enumerate((BlipForConditionalGeneration, BlipForImageTextRetrieval)):
+            public = kind.from_pretrained(self.folder / f"public-{number}", dtype=dtype)
+            theirs.append(public.eval().to(self.device))
+            ours.append(LocalModel.load(self.folder / f"own-{number}", self.device, dtype))
+        engine = Annotator(LocalCaptioner(ours[0], decode, captions), FusionFilter(ours[1]))
+        assert engine.shared_context == self.shared
+        tokenizer = ours[0].tokenizer
+        return {
+            "transformers": OnDevice(theirs[0], theirs[1], tokenizer, decode, captions),
+            "by hand": ByHandOnDevice(theirs[0], theirs[1], tokenizer, decode, captions, shared=self.shared),
+            "capfilt": AutocastOurs(engine, self.device, dtype),
+        }
 
 
 @torch.inference_mode()
-def check(architecture: BlipConfig, shared: bool, tokens: int, device: torch.device) -> dict[str, float]:
+def check(saved: Saved, tokens: int) -> dict[str, float]:
     """The share of greedy captions that transformers and capfilt write alike in fp32, and how far their scores are
     apart where they do."""
     decode = DecodeConfig(method="greedy", min_length=tokens, max_length=tokens + 1)
-    asked = _on(pairs(16, architecture), device)
-    every = competitors(architecture, shared, decode, 1, device, torch.float32)
+    asked = _on(pairs(16, saved.architecture), saved.device)
+    every = saved.competitors(decode, 1, torch.float32)
     mine, others = every["capfilt"].annotate(asked), every["transformers"].annotate(asked)
     both = [(a, b) for own, other in zip(mine, others, strict=True) for a, b in zip(own, other, strict=True)]
     alike = [(a, b) for a, b in both if a[0] == b[0]]
@@ -131,10 +142,11 @@ def _on(asked: Pairs, device: torch.device) -> Pairs:
 
 
 @torch.inference_mode()
-def measure(options: argparse.Namespace, architecture: BlipConfig, device: torch.device, dtype: Any) -> dict[str, Any]:
+def measure(options: argparse.Namespace, saved: Saved, dtype: torch.dtype) -> dict[str, Any]:
     """Images/s by batch size, medians of turns; the first turn is for warming up."""
     decode = DecodeConfig(method=options.method, min_length=options.tokens, max_length=options.tokens + 1)
-    field = competitors(architecture, options.shared, decode, options.captions, device, dtype)
+    architecture, device = saved.architecture, saved.device
+    field = saved.competitors(decode, options.captions, dtype)
     floor = speed.vision_flops(architecture.vision) * (1 if options.shared else 2)
     found: dict[str, Any] = {}
     for size in map(int, options.batches.split(",")):
@@ -164,7 +176,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="blip/base")
     parser.add_argument("--image-size", type=int, default=384)
     parser.add_argument("--captions", type=int, default=1)
-    parser.add_argument("--images", type=int, default=256, help="at least so many, or one batch")
+    parser.add_argument("--images", type=int, default=128, help="at least so many, or one batch")
     parser.add_argument("--batches", default="16,64,256")
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--method", choices=("nucleus", "greedy"), default="nucleus")
@@ -182,10 +194,14 @@ def main() -> None:
     sizes = [f"vision.image_size={options.image_size}"]
     architecture = read_architecture(presets.find("models", options.model), sizes)
     assert isinstance(architecture, BlipConfig), "transformers has BLIP's counterpart alone"
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Saved(Path(folder), architecture, options.shared, device)
+        saved.make()
+        checked, measured = check(saved, options.tokens), measure(options, saved, dtype)
     record = {
         "options": vars(options),
-        "against_transformers_in_fp32": check(architecture, options.shared, options.tokens, device),
-        "by_batch": measure(options, architecture, device, dtype),
+        "against_transformers_in_fp32": checked,
+        "by_batch": measured,
         "machine": speed.machine(device),
         "torch": torch.__version__,
     }
