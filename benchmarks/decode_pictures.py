@@ -1,12 +1,12 @@
-"""Decoding JPEGs: Pillow by threads, beside nvJPEG through torchvision where a GPU is; and how far apart their pixels are.
+"""Decoding JPEGs: Pillow by threads, beside nvJPEG through torchvision where a GPU is; and how far apart pixels are.
 
     python benchmarks/decode_pictures.py --size 384
     python benchmarks/decode_pictures.py --photos FOLDER
 
 A picture is decoded and squashed to the size that a model reads, as `annotate` does it. The GPU's pictures are squashed
 by torch's antialiased bicubic filter on the device, and beside it by Pillow, so that what the decoder alone changes is
-seen apart. nvJPEG reads JPEGs alone and turns nothing by EXIF: whoever used it would keep Pillow for all else. Without a
-GPU the first table is the whole answer. Takes at most 40 s.
+seen apart. nvJPEG reads JPEGs alone and turns nothing by EXIF: whoever used it would keep Pillow for all else. Without
+a GPU the first table is the whole answer. Takes at most 40 s.
 """
 
 from __future__ import annotations
@@ -95,7 +95,11 @@ def on_gpu(encoded: Sequence[bytes], form: ImageFormat) -> dict[str, Any]:
         return torch.stack([_squash(picture, form.size) for picture in decoded()])
 
     def timed(work: Callable[[], object]) -> float:
-        return rate(lambda: (work(), torch.cuda.synchronize()), len(encoded))
+        def whole() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return rate(whole, len(encoded))
 
     few = slice(0, min(32, len(encoded)))
     ours = [np.asarray(decode.decode(data)) for data in encoded[few]]
