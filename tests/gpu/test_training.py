@@ -1,4 +1,4 @@
-"""Training steps of every task on a GPU beside those of a CPU, in fp32: the same losses and gradients up to rounding."""
+"""Training steps of every task on a GPU beside those of a CPU, in fp32: equal losses and gradients up to rounding."""
 
 from __future__ import annotations
 
