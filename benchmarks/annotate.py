@@ -53,7 +53,7 @@ from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bench.annotate import made_up_words
+from capfilt.pipelines.bench.made_up import made_up_words
 
 CPU = torch.device("cpu")
 Scored = list[list[tuple[str, float, float]]]
