@@ -83,9 +83,27 @@ class BenchTrainConfig(Config):
     """Whether blocks are compiled."""
 
 
+class BenchDownloadConfig(Config):
+    """What is measured of `download`: one worker, fetching from a server on this machine."""
+
+    urls: int = Field(default=0, ge=0)
+    """Pictures of a repeat, which are a shard; 0: as many as fit into the time."""
+    width: int = Field(default=480, ge=16)
+    """Width of the pictures, pixels; they are three quarters as high."""
+    resize_mode: Literal["no", "border", "keep_ratio"] = "no"
+    """As of `download`; "no": the bytes as they were served."""
+    image_size: int = Field(default=256, gt=0)
+    """As of `download`."""
+    thread_count: int = Field(default=64, ge=1, le=1024)
+    """Connections at once."""
+    repeats: int = Field(default=5, ge=1)
+    """Medians are of so many, or of fewer where the time is over."""
+
+
 CONFIGS: dict[str, type[Config]] = {
     "annotate": BenchConfig,
     "train": BenchTrainConfig,
+    "download": BenchDownloadConfig,
 }
 
 
@@ -106,6 +124,10 @@ def run(
             with show.wait(LOADING):
                 from capfilt.pipelines.bench.annotate import bench_annotate
             return bench_annotate(config, pair, Path(scratch), show, seconds, price)
+        if isinstance(config, BenchDownloadConfig):
+            from capfilt.pipelines.bench.download import bench_download
+
+            return bench_download(config, Path(scratch), show, seconds, price)
         assert isinstance(config, BenchTrainConfig)
         architecture = _architecture(config.model)
         with show.wait(LOADING):

@@ -20,6 +20,7 @@ from capfilt.data.text.bert_tokenizers import BertTokenizer, ClosedBertTokenizer
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer, build, of_words
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import UsageError
+from capfilt.inference.device import local_device
 from capfilt.models import ArchitectureConfig
 from capfilt.models import build as build_model
 from capfilt.models.checkpoints import store
@@ -81,7 +82,8 @@ def make_models(
 def _save(architecture: ArchitectureConfig, folder: Path, seed: int) -> Path:
     tokenizer, _ = tokenizer_for(architecture)
     torch.manual_seed(seed)
-    store.save(build_model(architecture), folder)
+    with torch.device(local_device()):  # a GPU draws hundreds of millions of numbers in no time
+        store.save(build_model(architecture), folder)
     tokenizer.save(folder)
     return folder
 
