@@ -18,7 +18,9 @@ from capfilt import presets
 from capfilt.config import Config
 from capfilt.errors import RecipeError, UsageError
 from capfilt.inference.config import AnnotateConfig, DecodeConfig, Precision
+from capfilt.inference.roles import check_capabilities
 from capfilt.models import ArchitectureConfig, read_architecture
+from capfilt.objectives.tasks import PRETRAINING
 from capfilt.runs.cost import Price
 from capfilt.runs.progress import Progress
 
@@ -121,6 +123,8 @@ def run(
             pair = _architecture(config.model), _architecture(config.filter or config.model)
             if config.shared and config.filter not in (None, config.model):
                 raise RecipeError("shared=true is one model in both roles, and filter names another: leave one out.")
+            check_capabilities("captioner", config.model, pair[0].capabilities)
+            check_capabilities("filter", config.filter or config.model, pair[1].capabilities)
             with show.wait(LOADING):
                 from capfilt.pipelines.bench.annotate import bench_annotate
             return bench_annotate(config, pair, Path(scratch), show, seconds, price)
@@ -130,10 +134,18 @@ def run(
             return bench_download(config, Path(scratch), show, seconds, price)
         assert isinstance(config, BenchTrainConfig)
         architecture = _architecture(config.model)
+        if architecture.family not in PRETRAINING:
+            raise RecipeError(
+                f"{config.model} is of the family {architecture.family}, which is not pretrained; families that are:"
+                f" {', '.join(PRETRAINING)}."
+            )
         with show.wait(LOADING):
             from capfilt.pipelines.bench.train import bench_train
         return bench_train(config, architecture, Path(scratch), show, seconds, price)
 
 
 def _architecture(model: str) -> ArchitectureConfig:
-    return read_architecture(presets.find("models", model))
+    architecture = read_architecture(presets.find("models", model))
+    if kind := architecture.language_kind:
+        raise UsageError(f"bench makes up no vocabulary of {kind}: give a model without a language model of its own.")
+    return architecture
