@@ -11,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Generic, TypeVar
 
 from pydantic import Field
@@ -106,15 +107,20 @@ def _run_locally(job: Job[R], items: Iterable[str], limit: float, meter: Meter) 
     failure, _ = worker.open(job)
     _raise_unopened(job, failure)
     bound_threads()  # opening a job may have imported torch
-    for item in items:
-        with deadline.time_limit(limit):
-            result, failure, seconds = worker.work(item)
-            meter.work(seconds)
-            for _ in range(MAX_CRASHES - 1):
-                if failure is not None and failure.user_error is None:
-                    result, failure, seconds = worker.work(item)
-                    meter.work(seconds)
-        yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
+    todo = list(items)
+    try:
+        for item, following in zip_longest(todo, todo[1:]):
+            with deadline.time_limit(limit):
+                ahead = None if limit else following  # what is read ahead would come under this item's limit
+                result, failure, seconds = worker.work(item, ahead)
+                meter.work(seconds)
+                for _ in range(MAX_CRASHES - 1):
+                    if failure is not None and failure.user_error is None:
+                        result, failure, seconds = worker.work(item)
+                        meter.work(seconds)
+            yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
+    finally:
+        worker.close()
     meter.release(job.name)
 
 
@@ -161,6 +167,7 @@ class _WorkerSlot:
     opened: bool = False
     calls: dict[Any, _Task | None] = field(default_factory=dict)
     started: float = 0.0  # when its oldest call began, in monotonic seconds
+    expected: _Task | None = None  # what its newest item was said to be followed by; it still waits, for any worker
 
     @property
     def task(self) -> _Task | None:
@@ -289,11 +296,14 @@ class _Pool(Generic[R]):
         for num_assigned in range(ITEMS_PER_WORKER):
             for slot in self._slots:
                 if slot.opened and len(slot.calls) <= num_assigned and (task := self._next_task(slot)) is not None:
-                    self._call(slot, self._work(slot, task.item), task)
+                    self._call(slot, self._work(slot, task), task)
 
-    def _work(self, slot: _WorkerSlot, item: str) -> Any:
-        # Ray's dashboard shows the name: the stage and the last part of a path.
-        return slot.actor.work.options(name=f"{self._job.name} {item.rsplit('/', 1)[-1]}").remote(item)
+    def _work(self, slot: _WorkerSlot, task: _Task) -> Any:
+        # An item that lost a worker is alone on the next one: it may have died of what was read ahead.
+        slot.expected = None if task.deaths or task.machine_faults else self._candidate(slot)
+        following = slot.expected.item if slot.expected else None
+        name = f"{self._job.name} {task.item.rsplit('/', 1)[-1]}"  # shown by Ray's dashboard
+        return slot.actor.work.options(name=name).remote(task.item, following)
 
     def _call(self, slot: _WorkerSlot, call: Any, task: _Task | None) -> None:
         if not slot.calls:
@@ -306,12 +316,24 @@ class _Pool(Generic[R]):
         slot.started = time.monotonic()
 
     def _next_task(self, slot: _WorkerSlot) -> _Task | None:
-        now = time.monotonic()
+        """The task that a worker gets now, which waits no more."""
+        task = self._candidate(slot)
+        slot.expected = None
+        if task is not None:
+            self._waiting.remove(task)
+        return task
+
+    def _candidate(self, slot: _WorkerSlot) -> _Task | None:
+        """The waiting task that suits a worker best: what it expects, else what no other does, else any."""
+        if slot.expected is not None and slot.expected in self._waiting:
+            return slot.expected
+        now, elsewhere, other = time.monotonic(), {id(one.expected) for one in self._slots}, None
         for task in self._waiting:
             if task.avoid != slot.name or self._size == 1 or now > task.avoid_until:
-                self._waiting.remove(task)
-                return task
-        return None
+                if id(task) not in elsewhere:
+                    return task
+                other = other or task
+        return other
 
     def _handle_opened(self, slot: _WorkerSlot, call: Any) -> None:
         import ray
