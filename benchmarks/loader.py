@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,9 +34,9 @@ from capfilt.pipelines.bench.made_up import made_up_words, make_shard
 WORDS = 30524
 
 
-def spent() -> Counter[str]:
+def spent() -> Any:
     """CPU seconds of each thread of this process that Python knows, by its name without its number."""
-    seconds = Counter[str]()
+    seconds: Any = Counter()
     for thread in threading.enumerate():
         assert thread.ident is not None
         seconds[thread.name.split("_")[0]] += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
