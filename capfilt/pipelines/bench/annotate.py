@@ -33,6 +33,8 @@ from capfilt.stages.annotation.shard_annotator import ShardAnnotator, texts_of
 
 FIRST, MOST = 2, 20_000
 """Pictures of the first warm-up, and of a repeat at most."""
+BESIDE = ("read", "decode")
+"""Phases that run in threads beside the others."""
 WORDS = (4, 16)
 
 
@@ -102,8 +104,7 @@ class _Stage:
         if timer is None:
             whole = self._run(self.timer)
         phases = dict(self.timer.seconds)
-        # Decoding runs in threads beside the rest.
-        self.phases.append({**phases, "other": whole - sum(v for name, v in phases.items() if name != "decode")})
+        self.phases.append({**phases, "other": whole - sum(v for name, v in phases.items() if name not in BESIDE)})
         return f"{self.images / self.took[-1]:.1f} images/s"
 
     def _run(self, timer: StageTimer | None) -> float:
@@ -111,11 +112,11 @@ class _Stage:
         return speed.seconds(self.device, lambda: self.work.shard(self.url))
 
     def figures(self, flops: dict[str, float], price: Price | None) -> dict[str, Any]:
-        """Medians over the repeats; `share` is of the sum of all phases without decoding, which runs beside them."""
+        """Medians over the repeats; `share` is of the sum of all phases but those that run beside them."""
         images, captions = self.images, self.config.captions
         rates = [images / took for took in self.took]
         median = {name: statistics.median(one.get(name, 0.0) for one in self.phases) for name in self.phases[0]}
-        whole = sum(spent for name, spent in median.items() if name != "decode")
+        whole = sum(spent for name, spent in median.items() if name not in BESIDE)
         rate = statistics.median(rates)
         reached = {name: median[name] / images for name in flops} | {"all": 1 / rate}
         size = (torch.get_num_threads(), float(self.device.type == "cuda"))
