@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from capfilt.inference.batches import Images
 from capfilt.inference.interface import Scores
 from capfilt.inference.local_model import LocalModel
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.transfer import to_device
 
 MAX_TEXTS = 2048
 """Texts that are read at a time, or those of one image."""
@@ -77,12 +79,18 @@ class DualEncoderFilter:
         if not numbers:
             return {name: [[] for _ in texts] if name in self.given else None for name in ("itm", "itc")}
         ids, lengths = self.token_ids(list(numbers))
-        itc = None
+        cosines = None
         if "itc" in self.given:
             projected = self.model.project_image(tokens_BND) if project is None else project()
             cosines = self.cosines(projected, ids, lengths)
-            itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, cosines, strict=True)]
-        return {"itm": self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), "itc": itc}
+        itm, itc = _read(self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), cosines)
+        if itm is not None:
+            values = iter(itm)
+            by_text = [{text: next(values) for text in dict.fromkeys(of_image)} for of_image in cleaned]
+            itm = [[known[text] for text in of_image] for of_image, known in zip(cleaned, by_text, strict=True)]
+        if itc is not None:
+            itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, itc, strict=True)]
+        return {"itm": itm, "itc": itc}
 
     def matches(
         self,
@@ -92,15 +100,15 @@ class DualEncoderFilter:
         ids_TL: Tensor,
         lengths: Sequence[int],
         context: ImageContext | None,
-    ) -> list[list[float]] | None:
-        """P(match) of each image's texts, whose token ids are `ids_TL[numbers[text]]`; None, since none is given."""
+    ) -> Tensor | None:
+        """P(match) of each image's distinct texts in their order, [R], whose ids are `ids_TL[numbers[text]]`; None, since
+        none is given."""
         return None
 
-    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> list[list[float]]:
-        """The cosine of every image and every text, [B][T]."""
+    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The cosine of every image and every text, [B, T]."""
         text = self.model.project_text(self.model.encode_cls(ids_TL, lengths)).float()
-        cosines: list[list[float]] = self.model.similarity(projected.float(), text).clamp(-1, 1).tolist()
-        return cosines
+        return self.model.similarity(projected.float(), text).clamp(-1, 1)
 
     def reads_all(self, text: str) -> bool:
         words = self.tokenizer.clean(text, max_words=MAX_CHARACTERS)
@@ -131,7 +139,15 @@ class DualEncoderFilter:
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
         """Padded ids [T, L] of texts that are cleaned, and the length of each."""
         ids, mask = self.tokenizer.encode(texts, self.max_length)
-        return torch.from_numpy(ids).to(self.local.device), mask.sum(axis=1).tolist()
+        return to_device(torch.from_numpy(ids), self.local.device), mask.sum(axis=1).tolist()
+
+
+def _read(*scores: Tensor | None) -> list[Any]:
+    """Tensors as lists, which the host waits for once; None for None."""
+    there = [each for each in scores if each is not None]
+    parts = torch.cat([each.flatten() for each in there]).cpu().split([each.numel() for each in there])
+    lists = (part.view(each.shape).tolist() for part, each in zip(parts, there, strict=True))
+    return [None if each is None else next(lists) for each in scores]
 
 
 def _joined(parts: Iterable[list[list[float]] | None]) -> list[list[float]] | None:

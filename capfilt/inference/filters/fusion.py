@@ -14,6 +14,7 @@ from capfilt.inference.interface import Scores
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import scores_given
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.transfer import to_device
 
 
 class FusionFilter(DualEncoderFilter):
@@ -42,18 +43,17 @@ class FusionFilter(DualEncoderFilter):
         ids_TL: Tensor,
         lengths: Sequence[int],
         context: ImageContext | None,
-    ) -> list[list[float]] | None:
+    ) -> Tensor:
         distinct = [list(dict.fromkeys(of_image)) for of_image in texts]
         with_text = [i for i, of_image in enumerate(distinct) if of_image]
         rows = [numbers[text] for of_image in distinct for text in of_image]
         image = self.model.image_context(tokens_BND, "encoder") if context is None else context
         if len(with_text) < len(distinct):  # an image without texts has nothing to be read beside
-            image = image.select(torch.tensor(with_text, device=image.device))
+            image = image.select(to_device(torch.tensor(with_text), image.device))
         counts = [len(distinct[i]) for i in with_text]
-        states = self.model.fuse_cls(ids_TL[rows], [lengths[row] for row in rows], image, counts)
-        itm = iter(self.model.match(states).float().softmax(dim=1)[:, 1].tolist())
-        by_text = [{text: next(itm) for text in of_image} for of_image in distinct]
-        return [[known[text] for text in of_image] for of_image, known in zip(texts, by_text, strict=True)]
+        ids = ids_TL[to_device(torch.tensor(rows), ids_TL.device)]
+        states = self.model.fuse_cls(ids, [lengths[row] for row in rows], image, counts)
+        return self.model.match(states).float().softmax(dim=1)[:, 1]
 
     @torch.inference_mode()
     def match_logits(self, tokens_BND: Tensor, texts: Sequence[str]) -> np.ndarray:
