@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from capfilt.data.sample import Sample, is_text
-from capfilt.inference.batches import Images
+from capfilt.inference.batches import Images, NotYetCopied
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.embedder import unit_vectors
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
@@ -54,7 +54,9 @@ class Annotator:
         """The filter's vector of every image so far, float16 [D]; None where they are not kept."""
 
     @torch.inference_mode()
-    def annotate(self, images: Images, samples: Sequence[Sample], web: Sequence[Sequence[str]]) -> list[list[Text]]:
+    def annotate(
+        self, images: Images | NotYetCopied, samples: Sequence[Sample], web: Sequence[Sequence[str]]
+    ) -> list[list[Text]]:
         """The texts of each image: those that came with it (`web`), then those that are written.
 
         Out of memory is not the end: the batch goes on in halves. RunError when a single image does not fit.
@@ -62,7 +64,9 @@ class Annotator:
 
         def part(start: int, stop: int) -> list[list[Text]]:
             rows = slice(start, stop)
-            return self._annotate(images.part(rows), samples[rows], web[rows])
+            with timed(self.timer, "copy"):
+                part_of_images = images.part(rows)
+            return self._annotate(part_of_images, samples[rows], web[rows])
 
         return self.oom_backoff.run(part, len(samples))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -95,6 +95,21 @@ class Pictures:
                 resized[rule] = pixels.to(device, non_blocking=True)
             normalised[image_format] = image_format.preprocess.normalise(resized[rule])
         return Images(normalised)
+
+
+@dataclass(frozen=True)
+class NotYetCopied:
+    """Pictures that are copied to a device part by part, when a part is asked for: where memory runs out, the copy is
+    tried again like all the rest, with fewer of them."""
+
+    pictures: Pictures
+    device: torch.device
+    formats: Sequence[ImageFormat]
+
+    def part(self, rows: slice) -> Images:
+        """Some of the pictures, on the device."""
+        pixels = {rule: pixels[rows] for rule, pixels in self.pictures.pixels.items()}
+        return replace(self.pictures, pixels=pixels).on(self.device, self.formats)
 
 
 def pictures(

@@ -101,8 +101,8 @@ class DualEncoderFilter:
         lengths: Sequence[int],
         context: ImageContext | None,
     ) -> Tensor | None:
-        """P(match) of each image's distinct texts in their order, [R], whose ids are `ids_TL[numbers[text]]`; None, since
-        none is given."""
+        """P(match) of each image's distinct texts in their order, [R], whose ids are `ids_TL[numbers[text]]`; None of a
+        filter that gives none."""
         return None
 
     def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
 from capfilt.data.shards.members import MemberCounts
 from capfilt.inference.annotator import Annotator, Text
-from capfilt.inference.batches import Pictures, pictures
+from capfilt.inference.batches import NotYetCopied, Pictures, pictures
 from capfilt.inference.captioners.guard_rails import COPIES
 from capfilt.inference.embedder import dimension, unit_vectors
 from capfilt.inference.filters import local_filter
@@ -146,8 +146,7 @@ class ShardAnnotator:
                 yield from self._annotated(batch)
 
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
-        with timed(self.timer, "copy"):
-            images = batch.on(self.device, self.formats)
+        images = NotYetCopied(batch, self.device, self.formats)
         annotated = self.annotator.annotate(images, batch.samples, [texts_of(sample) for sample in batch.samples])
         count = len(batch.samples)
         self.batches.append(min(count, self.annotator.oom_backoff.limit or count))
