@@ -58,6 +58,10 @@ class Images:
         """Some of the pictures; nothing is computed from them yet."""
         return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
 
+    def rows(self, rows: list[int]) -> Images:
+        """The pictures of these numbers, which may come again."""
+        return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
+
     def once(self, name: Hashable, compute: Callable[[], T]) -> T:
         """What was computed under this name, or else what `compute` returns now."""
         if name not in self._computed:
@@ -108,6 +112,13 @@ class NotYetCopied:
 
     def part(self, rows: slice) -> Images:
         """Some of the pictures, on the device."""
+        return self._copied(rows)
+
+    def rows(self, rows: list[int]) -> Images:
+        """The pictures of these numbers, which may come again, on the device."""
+        return self._copied(rows)
+
+    def _copied(self, rows: slice | list[int]) -> Images:
         pixels = {rule: pixels[rows] for rule, pixels in self.pictures.pixels.items()}
         return replace(self.pictures, pixels=pixels).on(self.device, self.formats)
 

@@ -17,7 +17,7 @@ from capfilt.evaluation.config import EvaluateConfig
 from capfilt.evaluation.evaluate import examine
 from capfilt.evaluation.tasks import TASKS
 from capfilt.inference.batches import Images
-from capfilt.inference.device import Compute
+from capfilt.inference.device import Compute, autocast
 from capfilt.inference.embedder import ModelEmbedder
 from capfilt.inference.heatmap import heatmaps
 from capfilt.inference.local_model import LocalModel
@@ -88,6 +88,9 @@ def test_figures_are_those_of_a_cpu(name: str, data: dict[str, list[str]], cuda:
     wanted = TASKS[task].measure(model, data[rows], config, torch.device("cpu")).figures
     model.model.to(cuda)
     assert flat(TASKS[task].measure(model, data[rows], config, cuda).figures) == pytest.approx(flat(wanted), abs=1e-4)
+    with autocast(cuda, torch.bfloat16):
+        found = flat(TASKS[task].measure(model, data[rows], config, cuda).figures)
+    assert found.keys() == flat(wanted).keys(), "in bf16 all is measured too"
 
 
 def test_all_that_can_be_measured_is_what_a_cpu_measures(data: dict[str, list[str]], cuda: torch.device) -> None:

@@ -57,6 +57,8 @@ class LocalCaptioner:
         self.question = self.tokenizer.encoder_prompt(config.prompt)
         self.context_name: object = object()
         """Under which the image context is kept in a batch of images."""
+        self.keeps_rows = False
+        """Whether texts that have ended stay in the batch until all have, so that its shapes are the same each time."""
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:

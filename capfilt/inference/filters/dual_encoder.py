@@ -15,6 +15,7 @@ from torch import Tensor
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.text.tokenizer import MAX_CHARACTERS
 from capfilt.inference.batches import Images
+from capfilt.inference.filters.fixed_shapes import in_parts_of, mask_of
 from capfilt.inference.interface import Scores
 from capfilt.inference.local_model import LocalModel
 from capfilt.models.layers.image_context import ImageContext
@@ -30,6 +31,9 @@ class DualEncoderFilter:
     def __init__(self, local: LocalModel, max_length: int = 35):
         self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
         self.max_length = max_length
+        self.fixed_rows = 0
+        """How many texts are read at a time, all of `max_length` tokens, so that none depends on which others there are
+        (`deterministic`); 0: as many as there are, without padding."""
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -68,7 +72,7 @@ class DualEncoderFilter:
         an image.
         """
         half = len(texts) // 2
-        if half and sum(map(len, texts)) > MAX_TEXTS:
+        if half and sum(map(len, texts)) > MAX_TEXTS and not self.fixed_rows:
             parts = [
                 self.score_tokens(tokens_BND[part], texts[part], None if context is None else context.select(part))
                 for part in (slice(half), slice(half, None))
@@ -98,15 +102,23 @@ class DualEncoderFilter:
         texts: Sequence[Sequence[str]],
         numbers: Mapping[str, int],
         ids_TL: Tensor,
-        lengths: Sequence[int],
+        lengths: list[int],
         context: ImageContext | None,
     ) -> Tensor | None:
         """P(match) of each image's distinct texts in their order, [R], whose ids are `ids_TL[numbers[text]]`; None of a
         filter that gives none."""
         return None
 
-    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> Tensor:
+    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: list[int]) -> Tensor:
         """The cosine of every image and every text, [B, T]."""
+        if self.fixed_rows:
+            mask_TL, image = mask_of(ids_TL, lengths), projected.float()
+
+            def of_texts(rows: Tensor) -> Tensor:
+                text = self.model.project_text(self.model.encode_text(ids_TL[rows], mask_TL[rows]))
+                return self.model.similarity(image, text.float()).clamp(-1, 1).T
+
+            return in_parts_of(self.fixed_rows, len(ids_TL), ids_TL.device, of_texts).T
         text = self.model.project_text(self.model.encode_cls(ids_TL, lengths)).float()
         return self.model.similarity(projected.float(), text).clamp(-1, 1)
 
@@ -139,6 +151,8 @@ class DualEncoderFilter:
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
         """Padded ids [T, L] of texts that are cleaned, and the length of each."""
         ids, mask = self.tokenizer.encode(texts, self.max_length)
+        if self.fixed_rows:
+            ids = np.pad(ids, ((0, 0), (0, self.max_length - ids.shape[1])), constant_values=self.tokenizer.pad)
         return to_device(torch.from_numpy(ids), self.local.device), mask.sum(axis=1).tolist()
 
 

@@ -47,7 +47,8 @@ class ShardAnnotator:
         config, dtype = job.config, job.compute.dtype
         captioner = job.captioner.open(config, job.seed, job.round, device, dtype, job.out / "cache")
         filter_ = LocalModel.load(job.filter, device, dtype)
-        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer)
+        fixed = config.batch_size if config.deterministic and device.type == "cuda" else 0
+        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer, fixed)
         self.asker = captioner if isinstance(captioner, AsksAhead) else None
         self.embedded: list[Embedding] = []  # of the shard at work, where they are kept
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
