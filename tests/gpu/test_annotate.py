@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -45,13 +45,21 @@ def roles(small_blip: MakeBlip, shared: bool) -> tuple[Blip, Blip]:
     return captioner, filter_
 
 
-def annotate(captioner: Blip, filter_: Blip, pixels: Tensor, config: DecodeConfig) -> list[list[Text]]:
+def annotate(
+    captioner: Blip,
+    filter_: Blip,
+    pixels: Tensor,
+    config: DecodeConfig,
+    fixed: int = 0,
+    some: Sequence[int] = range(11),
+) -> list[list[Text]]:
     tokenizer, captions = Tokenizer.load("world"), 1 if config.method == "greedy" else 3
     made = Annotator(
         LocalCaptioner(LocalModel(captioner, tokenizer), config, captions, seed=5, round_=1),
         FusionFilter(LocalModel(filter_, tokenizer), 16),
+        fixed_batches=fixed,
     )
-    return made.annotate(Images({FORMAT: pixels}), SAMPLES, WEB)
+    return made.annotate(Images({FORMAT: pixels[[*some]]}), [SAMPLES[i] for i in some], [WEB[i] for i in some])
 
 
 @pytest.fixture
@@ -73,6 +81,19 @@ def test_texts_and_scores_are_those_of_a_cpu(
         for score in ("itm", "itc"):
             values = [getattr(text, score) for text in other]
             assert [getattr(text, score) for text in own] == pytest.approx(values, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_with_deterministic_neighbours_change_no_bit(
+    small_blip: MakeBlip, pixels: Tensor, cuda: torch.device, dtype: torch.dtype
+) -> None:
+    captioner, filter_ = (model.to(cuda) for model in roles(small_blip, shared=False))
+    on_gpu, config = pixels.to(cuda), METHODS["nucleus"]
+    with autocast(cuda, dtype):
+        wanted = annotate(captioner, filter_, on_gpu, config, fixed=4)
+        for some in ([7], [3, 2], [5, 10, 0, 1, 4]):
+            found = annotate(captioner, filter_, on_gpu, config, fixed=4, some=some)
+            assert found == [wanted[i] for i in some]
 
 
 @pytest.mark.parametrize("method", ["nucleus", "beam"])

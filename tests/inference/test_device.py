@@ -64,6 +64,16 @@ def test_a_worker_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch
         Compute(device="cuda", precision="bf16").open()
 
 
+def test_fp32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # type: ignore[attr-defined]
+        monkeypatch.setattr(part, "fp32_precision", "tf32")
+    Compute(device="cuda", precision="fp32").open()
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+
+
 def test_fp32_is_no_autocast() -> None:
     a = torch.randn(3, 3)
     with autocast(CPU, torch.float32):
