@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from gpus import Waits
 from torch import Tensor
 
+import capfilt.data.annotations as tables
+from capfilt.data.annotations import Annotation
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
-from capfilt.inference.config import DecodeConfig
-from capfilt.inference.device import autocast
+from capfilt.inference.captioners.spec import captioner_spec
+from capfilt.inference.config import AnnotateConfig, DecodeConfig, DeviceKind
+from capfilt.inference.device import Compute, autocast
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
+from capfilt.models.checkpoints import store
+from capfilt.stages.annotation.annotate import AnnotateJob
 
 MakeBlip = Callable[..., Blip]
 SAMPLES = [Sample(f"{i}", b"", "png", "", {"uid": f"{i:032x}"}) for i in range(11)]
@@ -105,3 +112,41 @@ def test_every_picture_is_annotated_in_bf16(
         found = annotate(captioner.to(cuda), filter_.to(cuda), pixels.to(cuda), METHODS[method])
     assert [len(of_image) - len(web) for of_image, web in zip(found, WEB, strict=True)] == [3] * 11
     assert all(text.itm is None or 0 <= text.itm <= 1 for of_image in found for text in of_image)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_worker_s_shard_is_that_of_a_cpu(
+    small_blip: MakeBlip, small_world: Path, cuda: torch.device, waits: Waits, tmp_path: Path, deterministic: bool
+) -> None:
+    """From the tar to the committed table, with the clock of the stages, for which nobody waits."""
+    captioner, filter_ = roles(small_blip, shared=False)
+    for model, name in ((captioner, "captioner"), (filter_, "filter")):
+        store.save(model, tmp_path / name)
+        Tokenizer.load("world").save(tmp_path / name)
+    url = str(small_world / "human" / "00000.tar")
+
+    def rows(device: DeviceKind) -> list[Annotation]:
+        job = AnnotateJob(
+            out=tmp_path / device,
+            captioner=captioner_spec(str(tmp_path / "captioner")),
+            filter=tmp_path / "filter",
+            captioner_fingerprint="c",
+            filter_fingerprint="f",
+            config=AnnotateConfig(batch_size=6, decode=METHODS["nucleus"], deterministic=deterministic),
+            compute=Compute(device=device, precision="fp32"),
+            seed=0,
+            round=0,
+        )
+        report = job.open()(url)
+        assert {"copy", "vision", "caption", "score"} <= report.seconds.keys()
+        (table,) = (tmp_path / device / "annotations").glob("*.parquet")
+        return list(tables.rows(tables.read(table)))
+
+    wanted = rows("cpu")
+    with waits() as found:
+        annotated = rows("cuda")
+    for one, other in zip(annotated, wanted, strict=True):
+        assert (one.key, one.source, one.text) == (other.key, other.source, other.text)
+        assert (one.itm, one.itc) == pytest.approx((other.itm, other.itc), abs=1e-5)
+    work = [line for line in found if "timer" not in line]
+    assert found[: len(work)] == work, "the clock is read when all is done"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from capfilt.data.sample import Sample, is_text
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError
 from capfilt.inference.annotator import Annotator, Text, same_context
-from capfilt.inference.batches import Images
+from capfilt.inference.batches import Images, NotYetCopied, Pictures
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
@@ -147,6 +148,27 @@ def test_fixed_batches_have_one_shape_and_the_same_answers(
     with LinearShapes() as multiplied:
         annotated(annotator(captioner_model, filter_model), pixels, [3, 2])
     assert multiplied.seen != shapes[0]
+
+
+def test_a_copy_that_does_not_fit_is_done_in_halves(
+    captioner_model: Blip, filter_model: Blip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = ImageFormat(16)
+    bytes_of = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+    given = Pictures(SAMPLES, {rule.resizing: rule.preprocess.stack(list(bytes_of))}, [])
+    engine = annotator(captioner_model, filter_model)
+    wanted = engine.annotate(given.on(torch.device("cpu"), [rule]), SAMPLES, WEB)
+    whole, copied = Pictures.on, list[int]()
+
+    def on(pictures: Pictures, *where: Any) -> Images:
+        copied.append(len(pictures.pixels[rule.resizing]))
+        if copied[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(pictures, *where)
+
+    monkeypatch.setattr(Pictures, "on", on)
+    close(engine.annotate(NotYetCopied(given, torch.device("cpu"), [rule]), SAMPLES, WEB), wanted)
+    assert copied == [11, 5, 2, 2, 2, 2, 2, 1]
 
 
 def test_a_fixed_batch_that_does_not_fit_is_an_error(
