@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -67,11 +69,16 @@ def test_a_worker_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch
 def test_fp32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # type: ignore[attr-defined]
-        monkeypatch.setattr(part, "fp32_precision", "tf32")
-    Compute(device="cuda", precision="fp32").open()
-    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+    parts: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "tf32"
+        Compute(device="cuda", precision="fp32").open()
+        assert [part.fp32_precision for part in parts] == ["ieee", "ieee"]
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
 
 
 def test_fp32_is_no_autocast() -> None:
