@@ -105,7 +105,7 @@ def scores_of(
     step = PAIRS if by_match else max(1, PAIRS // 10)
     for start in range(0, len(ids), step):
         some = slice(start, start + step)
-        width = int(mask[some].sum(dim=1).max())
+        width = int(made[1][some].sum(axis=1).max())
         of_images = context.select(image_N[some])
         if by_match:
             logits = model.match(model.fuse(ids[some, :width], mask[some, :width], of_images))
