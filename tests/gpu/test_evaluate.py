@@ -33,8 +33,6 @@ def classifier(base: str, *labels: str, images: int = 1) -> ClassifierConfig:
 
 
 CASES: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
-    "retrieval": ("blip/tiny", "retrieval", "world", {"rerank": 4}),
-    "captioning": ("blip/tiny", "captioning", "world", {}),
     "classification": ("clip/tiny", "classification", "classes", {"classes": ("ring", "circle"), "templates": ("{}",)}),
     "grounding by boxes": ("xvlm/tiny", "grounding", "regions", {}),
     "grounding by heat": ("albef/tiny", "grounding", "regions", {}),
@@ -93,7 +91,7 @@ def test_figures_are_those_of_a_cpu(name: str, data: dict[str, list[str]], cuda:
     assert found.keys() == flat(wanted).keys(), "in bf16 all is measured too"
 
 
-def test_all_that_can_be_measured_is_what_a_cpu_measures(data: dict[str, list[str]], cuda: torch.device) -> None:
+def test_retrieval_and_captions_are_those_of_a_cpu(data: dict[str, list[str]], cuda: torch.device) -> None:
     model, config = local("blip/tiny"), EvaluateConfig(rerank=4, batch_size=4)
     wanted = examine(model, data["world"], config, torch.device("cpu"))
     model.model.to(cuda)
