@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -63,6 +63,10 @@ class Images:
         """Some of the pictures; nothing is computed from them yet."""
         return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
 
+    def rows(self, rows: list[int]) -> Images:
+        """The pictures of these numbers, which may come again."""
+        return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
+
     def once(self, name: Hashable, compute: Callable[[], T]) -> T:
         """What was computed under this name, or else what `compute` returns now."""
         if name not in self._computed:
@@ -99,6 +103,28 @@ class Pictures:
                 resized[rule] = self.pixels[rule].to(device, non_blocking=True)
             normalised[image_format] = image_format.preprocess.normalise(resized[rule])
         return Images(normalised)
+
+
+@dataclass(frozen=True)
+class NotYetCopied:
+    """Pictures that are copied to a device part by part, when a part is asked for: where memory runs out, the copy is
+    tried again like all the rest, with fewer of them."""
+
+    pictures: Pictures
+    device: torch.device
+    formats: Sequence[ImageFormat]
+
+    def part(self, rows: slice) -> Images:
+        """Some of the pictures, on the device."""
+        return self._copied(rows)
+
+    def rows(self, rows: list[int]) -> Images:
+        """The pictures of these numbers, which may come again, on the device."""
+        return self._copied(rows)
+
+    def _copied(self, rows: slice | list[int]) -> Images:
+        pixels = {rule: pixels[rows] for rule, pixels in self.pictures.pixels.items()}
+        return replace(self.pictures, pixels=pixels).on(self.device, self.formats)
 
 
 def pictures(

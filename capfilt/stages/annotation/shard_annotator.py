@@ -19,7 +19,7 @@ from capfilt.data.embeddings import Embedding, Vectors
 from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample, is_text
 from capfilt.inference.annotator import Annotator, Text
-from capfilt.inference.batches import Pictures, batches_of
+from capfilt.inference.batches import NotYetCopied, Pictures, batches_of
 from capfilt.inference.captioners.guard_rails import COPIES
 from capfilt.inference.embedder import dimension, unit_vectors
 from capfilt.inference.filters import local_filter
@@ -46,7 +46,8 @@ class ShardAnnotator:
         config, dtype = job.config, job.compute.dtype
         captioner = job.captioner.open(config, job.seed, job.round, device, dtype, job.out / "cache")
         filter_ = LocalModel.load(job.filter, device, dtype)
-        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer)
+        fixed = config.batch_size if config.deterministic and device.type == "cuda" else 0
+        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer, fixed)
         self.asker = captioner if isinstance(captioner, AsksAhead) else None
         self.embedded: list[Embedding] = []  # of the shard at work, where they are kept
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
@@ -146,8 +147,7 @@ class ShardAnnotator:
                 yield from self._annotated(batch)
 
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
-        with timed(self.timer, "copy"):
-            images = batch.on(self.device, self.formats)
+        images = NotYetCopied(batch, self.device, self.formats)
         annotated = self.annotator.annotate(images, batch.samples, [texts_of(sample) for sample in batch.samples])
         count = len(batch.samples)
         self.batches.append(min(count, self.annotator.oom_backoff.limit or count))

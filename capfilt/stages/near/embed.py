@@ -194,7 +194,9 @@ class ShardEmbedder:
         embedder = self.embedder
         if embedder is None or not batch.samples:
             return []
-        images = batch.on(self.device, (embedder.image_format,))
+        from capfilt.inference.batches import NotYetCopied
+
+        images = NotYetCopied(batch, self.device, (embedder.image_format,))
         return self.oom_backoff.run(
             lambda start, stop: [*embedder.vectors(images.part(slice(start, stop))).astype(np.float16)],
             len(batch.samples),
