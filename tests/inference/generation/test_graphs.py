@@ -1,0 +1,128 @@
+"""Steps that are captured and replayed write what steps of the model write.
+
+On a CPU the capture is a record of the operators of a step, done again on the same tensors: what a step hands to the
+next one otherwise than through these is lost, as it is in a CUDA graph. (tests/gpu/test_decode.py has real ones.)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from capfilt.inference.config import DecodeConfig
+from capfilt.inference.generation import beam, decode
+from capfilt.inference.generation.beam import scored_beams
+from capfilt.inference.generation.decode import generate
+from capfilt.inference.generation.graphs import StepGraphs
+from capfilt.models import Blip
+from capfilt.models.layers.image_context import ImageContext
+
+MakeBlip = Callable[..., Blip]
+SEP, STEPS = 3, 17
+
+
+class Recording(TorchDispatchMode):
+    """A step's operators, with the tensors that they got and gave."""
+
+    def __init__(self, step: Callable[[], None]):
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        with self:
+            step()
+        self.done = True
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        """Once the step was recorded, all again, into the tensors that it gave then."""
+        if self.done:  # a graph is replayed first when it was captured, which did nothing; a recording did the step
+            self.done = False
+            return
+        for func, args, kwargs, out in self.calls:
+            new = func(*args, **kwargs)
+            given = {storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+            for then, now in zip(tree_leaves(out), tree_leaves(new), strict=True):
+                if isinstance(then, Tensor) and storage(then) not in given:  # no view of what was given
+                    then.copy_(now)
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@pytest.fixture(scope="module")
+def model(small_blip: MakeBlip) -> Blip:
+    model = small_blip(roles=("decoder",)).double()
+    with torch.no_grad():
+        model.text.head.bias[SEP] += 0.6  # texts of many lengths
+        for name, weight in model.text.named_parameters():
+            if name.endswith("bias"):
+                weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) / 10
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    return 3 * torch.randn(24, 5, 24, generator=torch.Generator().manual_seed(4), dtype=torch.double)
+
+
+def context(model: Blip, tokens: Tensor) -> ImageContext:
+    with torch.inference_mode():
+        return model.image_context(tokens, "decoder")
+
+
+def write(
+    model: Blip, image: ImageContext, config: DecodeConfig, texts: int, steps: StepGraphs | None, prompt: Tensor
+) -> list[Any]:
+    """The texts of a batch, and by beam search their scores as far as they are the same in any order of sums."""
+    if config.method == "beam":
+        found = scored_beams(model, image, prompt, SEP, config, texts, None, steps)
+        return [(ids, round(score, 9)) for ids, score in found]
+    count = config.max_length - prompt.shape[1]
+    draws = torch.rand(image.rows * texts, count, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    return generate(model, image, prompt, SEP, config, draws, None, steps)
+
+
+def settings(**options: Any) -> DecodeConfig:
+    return DecodeConfig.model_validate({"min_length": 4, "max_length": STEPS + 2, **options})
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(
+    ("config", "texts"),
+    [
+        (settings(method="greedy", repetition_penalty=1.2), 1),
+        (settings(), 3),
+        (settings(repetition_penalty=1.4, top_k=9), 2),
+        (settings(method="beam", beams=4), 2),
+        (settings(method="beam", accounting="original", repetition_penalty=1.3), 3),
+    ],
+    ids=["greedy", "nucleus", "penalty", "beam", "original"],
+)
+def test_captured_steps_write_what_the_model_writes(
+    model: Blip, tokens: Tensor, monkeypatch: pytest.MonkeyPatch, config: DecodeConfig, texts: int, every: int
+) -> None:
+    """Batches of many sizes one after the other, after prompts of their own, whose texts leave at any time."""
+    for module in (decode, beam):
+        monkeypatch.setattr(module, "is_poll_step", lambda _device, step: step % every == every - 1)
+    steps, replays = StepGraphs(model, lambda: Recording), itertools.count()
+    replay, lengths = Recording.replay, set[int]()
+    monkeypatch.setattr(Recording, "replay", lambda self: (next(replays), replay(self)))
+    prompts = torch.tensor([[model.config.text.dec, word] for word in range(40, 64)])
+    for rows in (slice(16), slice(8, 24), slice(4, 20), slice(3), slice(5, 6), slice(16), slice(20), slice(2, 18)):
+        image, prompt = context(model, tokens[rows]), prompts[rows]
+        wanted = write(model, image, config, texts, None, prompt)
+        assert write(model, image, config, texts, steps, prompt) == wanted
+        lengths |= {len(text[0] if config.method == "beam" else text) for text in wanted}
+    assert len(lengths) > 1
+    assert next(replays) >= 16
