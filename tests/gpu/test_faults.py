@@ -53,8 +53,8 @@ def test_a_place_that_stays_on_the_cpu(role: tuple[LocalModel, Images], monkeypa
 
 
 def test_draws_that_stay_on_the_cpu(role: tuple[LocalModel, Images], monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(model: Any, image: Any, prompt: Any, end: Any, config: Any, draws: Any, head: Any) -> Any:
-        return generate(model, image, prompt, end, config, draws.cpu(), head)
+    def faulty(model: Any, image: Any, prompt: Any, end: Any, config: Any, draws: Any, *rest: Any) -> Any:
+        return generate(model, image, prompt, end, config, draws.cpu(), *rest)
 
     monkeypatch.setattr(captioners, "generate", faulty)
     with pytest.raises(RuntimeError, match=r"cpu|CPU"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.decode import FiniteLogits, choose_staying, filled_up, is_poll_step, prompt_rows
-from capfilt.inference.generation.graphs import StepGraphs, runner_for
+from capfilt.inference.generation.fused import FusedSteps, runner_for
 from capfilt.inference.generation.runner import StepRunner
 from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
@@ -98,11 +98,13 @@ class Images(NamedTuple):
 
     def held(self, runner: StepRunner, images: Tensor | None = None) -> Images:
         """Some images, or all, where the steps of a runner look for them."""
-        *own, finished = self
-        names = [*self._fields[:-1], *(f"finished {name}" for name in finished._fields)]
-        tensors = [x if images is None else x[images] for x in (*own, *finished)]
-        of = [runner.hold(f"beam {name}", x) for name, x in zip(names, tensors, strict=True)]
-        return Images(*of[:4], Finished(*of[4:]))
+
+        def held(name: str, x: Tensor) -> Tensor:
+            return runner.hold(f"beam {name}", x if images is None else x[images])
+
+        own = [*self._asdict().items()][:-1]
+        of_finished = (held(f"finished {name}", x) for name, x in self.finished._asdict().items())
+        return Images(**{name: held(name, x) for name, x in own}, finished=Finished(*of_finished))
 
 
 @dataclass
@@ -206,10 +208,10 @@ def beam_search(
     config: DecodeConfig,
     texts: int = 1,
     head: Head | None = None,
-    graphs: StepGraphs | None = None,
+    fused: FusedSteps | None = None,
 ) -> list[list[int]]:
     """The tokens of `scored_beams`."""
-    return [beam.ids for beam in scored_beams(model, image, prompt, end, config, texts, head, graphs)]
+    return [beam.ids for beam in scored_beams(model, image, prompt, end, config, texts, head, fused)]
 
 
 @torch.inference_mode()
@@ -221,7 +223,7 @@ def scored_beams(
     config: DecodeConfig,
     texts: int = 1,
     head: Head | None = None,
-    graphs: StepGraphs | None = None,
+    fused: FusedSteps | None = None,
 ) -> list[Beam]:
     """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, images in their order.
 
@@ -230,7 +232,7 @@ def scored_beams(
     count, device = image.rows, image.device
     if not count:
         return []
-    with runner_for(model, image, head, graphs) as runner:
+    with runner_for(model, image, head, fused) as runner:
         search = Search.begin(runner, image, prompt_rows(prompt, count, device), config, end)
         answer = (torch.full_like(search.images.written_IWS, end), search.images.finished.scores_IW.clone())
         for step in range(last := answer[0].shape[2]):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.inference.config import DecodeConfig
-from capfilt.inference.generation.graphs import StepGraphs, runner_for
+from capfilt.inference.generation.fused import FusedSteps, runner_for
 from capfilt.inference.generation.runner import MIN_ROWS, StepRunner
 from capfilt.inference.generation.sampling import nucleus, penalise
 from capfilt.models import Model
@@ -57,8 +57,8 @@ class FiniteLogits:
         """Take note of the logits of a step, and return them. An accelerator is not made to wait: there they are made
         finite until `check`, for a NaN would lead to an index that ends the process."""
         low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
-        self.low.copy_(torch.minimum(self.low, low))
-        self.high.copy_(torch.maximum(self.high, high))
+        torch.minimum(self.low, low, out=self.low)
+        torch.maximum(self.high, high, out=self.high)
         if logits_RV.device.type != "cpu":
             return logits_RV.nan_to_num_()
         self.check()
@@ -79,10 +79,10 @@ class FiniteLogits:
 
     def read(self, flags_K: Tensor) -> Tensor:
         """Flags as a CPU has them, after a `check`: an accelerator is made to wait for both at once."""
-        *flags, fine = torch.cat([flags_K, self.fine[None]]).cpu().split([len(flags_K), 1])
-        if not bool(fine):
+        every: Tensor = torch.cat([flags_K, self.fine[None]]).cpu()
+        if not bool(every[-1]):
             self.check()
-        return flags[0]
+        return every[:-1]
 
 
 def is_poll_step(device: torch.device, step: int) -> bool:
@@ -97,7 +97,7 @@ def prompt_rows(prompt: list[int] | Tensor, rows: int, device: torch.device) -> 
 
 
 def filled_up(images: int, wanted: int, device: torch.device) -> Tensor | None:
-    """The numbers of the images of a batch that has as many as wanted, beginning anew after the last; None: as it is."""
+    """The numbers of images that make a batch as large as wanted, beginning anew after the last; None: it is."""
     return None if images == wanted else torch.arange(wanted, device=device) % images
 
 
@@ -209,17 +209,17 @@ def generate(
     config: DecodeConfig,
     draws_RS: Tensor,
     head: Head | None = None,
-    graphs: StepGraphs | None = None,
+    fused: FusedSteps | None = None,
 ) -> list[list[int]]:
     """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
 
     `image` has R / candidates rows, the prompt (`prompt_rows`) begins with [DEC], `draws_RS` has one number per row and
-    step. `head` computes logits, or `graphs` whole steps, in place of the model.
+    step. `head` computes logits, or `fused` whole steps, in place of the model.
     """
     rows, device = draws_RS.shape[0], draws_RS.device
     if not rows:
         return []
-    with runner_for(model, image, head, graphs) as runner:
+    with runner_for(model, image, head, fused) as runner:
         texts = RunningTexts.begin(runner, image, prompt_rows(prompt, rows, device), draws_RS, config, end)
         answer = torch.full_like(texts.rows.written_RS, end)
         for step in range(last := answer.shape[1]):

@@ -19,10 +19,17 @@ MIN_ROWS = 4
 """Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
 
 
+def least_images(images: int, rows_of_image: int) -> int:
+    """How many images a batch must have so that there are MIN_ROWS rows."""
+    return max(images, -(-MIN_ROWS // rows_of_image))
+
+
 class StepRunner(Protocol):
     """The tokens that a batch has read, beside its images."""
 
-    images: int
+    @property
+    def images(self) -> int:
+        """How many images there are."""
 
     def begin(self, image: ImageContext, rows: int, length: int, kind: Hashable) -> None:
         """Make room for texts of at most `length` tokens; steps of one `kind` and shape are the same but for the values
@@ -83,7 +90,7 @@ class EagerRunner:
         self.cache.keep(rows)
 
     def first_size(self, images: int, rows_of_image: int) -> int:
-        return max(images, -(-MIN_ROWS // rows_of_image))
+        return least_images(images, rows_of_image)
 
     def size(self, count: int, most: int) -> int:
         return count

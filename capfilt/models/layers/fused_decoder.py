@@ -118,14 +118,15 @@ class FusedDecoder:
         kept_3RHSd = cache_SRE[:end].view(end, rows, 3, self.heads, -1).permute(2, 1, 3, 0, 4)
         query, key, value = kept_3RHSd.unbind(0)
         y = F.scaled_dot_product_attention(query[:, :, start:], key, value, is_causal=new > 1)
-        return y.permute(2, 0, 1, 3).reshape(new * rows, -1)
+        return y.permute(2, 0, 1, 3).reshape(x_PD.shape)
 
     def _attend_image(self, query: Product, x_PD: Tensor, keys_values: KeysValues, new: int) -> Tensor:
         """Cross-attention [P, D]: rows that share an image are query positions of one row."""
         images = len(keys_values[0])
         q = query(x_PD).view(new, images, -1, self.heads, self.width // self.heads)
-        y = F.scaled_dot_product_attention(q.permute(1, 3, 0, 2, 4).flatten(2, 3), *keys_values)
-        return y.unflatten(2, (new, -1)).permute(2, 0, 3, 1, 4).reshape(x_PD.shape)
+        y_IHQd = F.scaled_dot_product_attention(q.permute(1, 3, 0, 2, 4).flatten(2, 3), *keys_values)
+        y: Tensor = y_IHQd.unflatten(2, (new, -1))
+        return y.permute(2, 0, 3, 1, 4).reshape(x_PD.shape)
 
 
 def _parts(stack: TextTransformer) -> Sequence[tuple[list[Any], Any, Any]]:

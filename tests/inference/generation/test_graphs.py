@@ -20,7 +20,8 @@ from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation import beam, decode
 from capfilt.inference.generation.beam import scored_beams
 from capfilt.inference.generation.decode import generate
-from capfilt.inference.generation.graphs import StepGraphs
+from capfilt.inference.generation.fused import FusedSteps
+from capfilt.inference.generation.graphs import StepGraphs, few_sizes
 from capfilt.models import Blip
 from capfilt.models.layers.image_context import ImageContext
 
@@ -82,15 +83,15 @@ def context(model: Blip, tokens: Tensor) -> ImageContext:
 
 
 def write(
-    model: Blip, image: ImageContext, config: DecodeConfig, texts: int, steps: StepGraphs | None, prompt: Tensor
+    model: Blip, image: ImageContext, config: DecodeConfig, texts: int, fused: FusedSteps | None, prompt: Tensor
 ) -> list[Any]:
     """The texts of a batch, and by beam search their scores as far as they are the same in any order of sums."""
     if config.method == "beam":
-        found = scored_beams(model, image, prompt, SEP, config, texts, None, steps)
+        found = scored_beams(model, image, prompt, SEP, config, texts, None, fused)
         return [(ids, round(score, 9)) for ids, score in found]
     count = config.max_length - prompt.shape[1]
     draws = torch.rand(image.rows * texts, count, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-    return generate(model, image, prompt, SEP, config, draws, None, steps)
+    return generate(model, image, prompt, SEP, config, draws, None, fused)
 
 
 def settings(**options: Any) -> DecodeConfig:
@@ -115,14 +116,59 @@ def test_captured_steps_write_what_the_model_writes(
     """Batches of many sizes one after the other, after prompts of their own, whose texts leave at any time."""
     for module in (decode, beam):
         monkeypatch.setattr(module, "is_poll_step", lambda _device, step: step % every == every - 1)
-    steps, replays = StepGraphs(model, lambda: Recording), itertools.count()
+    replays = itertools.count()
+    runners = [FusedSteps(model), FusedSteps(model, StepGraphs(lambda: Recording))]
     replay, lengths = Recording.replay, set[int]()
     monkeypatch.setattr(Recording, "replay", lambda self: (next(replays), replay(self)))
     prompts = torch.tensor([[model.config.text.dec, word] for word in range(40, 64)])
     for rows in (slice(16), slice(8, 24), slice(4, 20), slice(3), slice(5, 6), slice(16), slice(20), slice(2, 18)):
         image, prompt = context(model, tokens[rows]), prompts[rows]
         wanted = write(model, image, config, texts, None, prompt)
-        assert write(model, image, config, texts, steps, prompt) == wanted
+        assert [write(model, image, config, texts, fused, prompt) for fused in runners] == [wanted] * 2
         lengths |= {len(text[0] if config.method == "beam" else text) for text in wanted}
     assert len(lengths) > 1
-    assert next(replays) >= 16
+    assert next(replays) >= 10
+
+
+def test_a_step_that_finds_no_memory_for_its_graph_goes_on_without(
+    model: Blip, tokens: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(step: Callable[[], None]) -> Recording:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise RuntimeError("the capture was ended by an error")  # as ending it says, after what ended it
+
+    prompt, image = torch.tensor([[model.config.text.dec]]).expand(8, -1), context(model, tokens[:8])
+    fused = FusedSteps(model, StepGraphs(lambda: full))
+    wanted = write(model, image, settings(), 1, None, prompt)
+    assert [write(model, image, settings(), 1, fused, prompt) for _ in range(3)] == [wanted] * 3
+    assert caplog.text.count("no memory for CUDA graphs") == 1
+
+
+def test_another_fault_of_a_capture_is_none_of_memory(model: Blip, tokens: Tensor) -> None:
+    def faulty(step: Callable[[], None]) -> Recording:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    prompt, image = torch.tensor([[model.config.text.dec]]).expand(8, -1), context(model, tokens[:8])
+    fused = FusedSteps(model, StepGraphs(lambda: faulty))
+    write(model, image, settings(), 1, fused, prompt)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        write(model, image, settings(), 1, fused, prompt)
+
+
+def test_where_memory_runs_out_nothing_is_held(model: Blip, tokens: Tensor) -> None:
+    prompt, image = torch.tensor([[model.config.text.dec]]).expand(8, -1), context(model, tokens[:8])
+    graphs = StepGraphs(lambda: Recording)
+    fused = FusedSteps(model, graphs)
+    wanted = [write(model, image, settings(), 1, fused, prompt) for _ in range(3)]
+    with pytest.raises(torch.OutOfMemoryError), fused.runner(image):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert not graphs._graphs
+    assert not graphs._room
+    assert [write(model, image, settings(), 1, fused, prompt) for _ in range(3)] == wanted
+
+
+def test_sizes_are_few() -> None:
+    assert sorted({few_sizes(count) for count in range(1, 100)}) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
+    assert all(count <= few_sizes(count) <= 1.5 * count for count in range(1, 100))
