@@ -80,9 +80,10 @@ def call(
     as_json, debug = bool(options.pop("as_json")), bool(options.pop("debug"))
 
     def work(progress: Progress) -> Any:
-        if "on_progress" in inspect.signature(function).parameters:
+        if shows := "on_progress" in inspect.signature(function).parameters:
             options["on_progress"] = progress
-        result = function(**options)
+        with nullcontext() if shows else progress.wait(f"{function.__name__} is at work"):
+            result = function(**options)
         if show is not None and not as_json:
             show(result)
         return result.record

@@ -151,16 +151,17 @@ def report(
     Example: `capfilt report runs/demo --heatmaps 12`, `capfilt report runs/a runs/b`
     """
 
-    def work(_show: Progress) -> Any:
-        result = inspection.report(
-            run,
-            other or None,
-            out=out or None,
-            fetch_inputs=fetch_inputs,
-            heatmaps=heatmaps,
-            filter=filter_ or None,
-            price=price,
-        )
+    def work(progress: Progress) -> Any:
+        with progress.wait("reading the run and writing its page"):
+            result = inspection.report(
+                run,
+                other or None,
+                out=out or None,
+                fetch_inputs=fetch_inputs,
+                heatmaps=heatmaps,
+                filter=filter_ or None,
+                price=price,
+            )
         if result.joined == 0 and not as_json:
             say(f"{run} and {other} share no image of those compared (joined on uid): the page has their totals alone")
         return result.record

@@ -12,7 +12,8 @@ from typing import Any
 
 from capfilt.cluster.failures import Failure
 from capfilt.cluster.session import Session
-from capfilt.cluster.training_actor import Function, TrainingActor
+from capfilt.cluster.training_actor import TrainingActor
+from capfilt.cluster.training_group import Function
 from capfilt.errors import CapfiltError, ClusterError
 from capfilt.storage import write_guard
 from capfilt.storage.paths import StoragePath
@@ -104,10 +105,11 @@ def _run_in_actor(
 ) -> Failure | None:
     import ray
 
+    if session.training_actor is None or not session.started_ray:
+        session.others_reserved = _reserved()
     if session.training_actor is None:
         session.training_actor = _start_actor(session)
     ended = False
-    reserved = _reserved()
     try:
         call = session.training_actor.fit.options(name=f"train {task[3]['name']}").remote(*task)
         while not ray.wait([call], timeout=POLL_SECONDS)[0]:
@@ -119,10 +121,20 @@ def _run_in_actor(
         failure = Failure.of_death(error)
     finally:
         if not ended:
-            actor, session.training_actor = session.training_actor, None
-            ray.kill(actor)  # and with it all the actors that it started
-        _release(_reserved() - reserved)
+            end_training_actor(session)
+        elif not session.started_ray:
+            _release(_reserved() - session.others_reserved)
     return failure
+
+
+def end_training_actor(session: Session) -> None:
+    """End the actor that runs trainings and the processes that it keeps, if there are any."""
+    import ray
+
+    if session.training_actor is not None:
+        ray.kill(session.training_actor)  # and with it all the actors that it started
+        session.training_actor = None
+        _release(_reserved() - session.others_reserved)
 
 
 def _reserved() -> set[str]:
@@ -149,15 +161,17 @@ def _start_actor(session: Session) -> Any:
 
     # On the node of the driver if possible: Ray's controller and its files are on the node of this actor.
     strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainingActor).options(scheduling_strategy=strategy)
-    return actor.remote(session.started_ray)
+    # Several calls at once: a training, and its processes asking for the next.
+    calls = 4 if session.started_ray else 1
+    actor = ray.remote(num_cpus=0, max_restarts=0)(TrainingActor)
+    return actor.options(scheduling_strategy=strategy, max_concurrency=calls).remote(session.started_ray)
 
 
 def _with_guards(function: Function, guards: Sequence[write_guard.WriteGuard]) -> Function:
     """The function with the write guards of the driver active wherever it runs."""
 
     def attempt(config: dict[str, Any]) -> None:
-        write_guard.activate(guards)
+        write_guard.activate_only(guards)
         function(config)
 
     return attempt

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt import cpus as machine
 from capfilt.cluster.failures import one_line
 from capfilt.cluster.metrics import RayMetrics, RemoteRayMetrics, open_metrics
+from capfilt.cluster.worker_slot import IdleWorkers
 from capfilt.errors import AddressError, ClusterError
 from capfilt.runs.metrics import Reading
 
@@ -40,6 +41,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A worker without a GPU of its own sees none. Unset, it would see all of them and use them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # Seconds between two looks for new logs of workers, in a process that passes them on to drivers: ours want none.
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
 }
 
 REPRODUCIBLE_ENV = {
@@ -67,6 +70,9 @@ class Session:
         """Whether this session started the Ray that it uses, and shuts it down."""
         self.training_actor: Any = None
         """The actor that runs trainings (ray_train.py), kept between them because it takes seconds to start."""
+        self.others_reserved: set[str] = set()
+        """The placement groups that were there before its processes."""
+        self.idle_workers = IdleWorkers()
         self._temporary = temporary  # a folder made for Ray's files
         self._metrics: RayMetrics | RemoteRayMetrics | None = None
         self._attached = attached  # this session connected the process to a cluster, and disconnects it

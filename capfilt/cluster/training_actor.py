@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from capfilt.cluster.failures import Failure
+from capfilt.cluster.training_group import Function, TrainingGroup, take_trainings
 from capfilt.errors import is_out_of_memory
-
-Function = Callable[[dict[str, Any]], None]
 
 START_TRIES = 10
 """How often Ray Train waits a minute for a cluster to have room, before that is an error."""
@@ -25,8 +24,8 @@ _TRAIN_ENV = {
 }
 
 _SINGLE_NODE_ENV = {
-    # The delay after which the end of a training is noticed: 2 s by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # The delay after which the end of the processes is noticed: 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # A process that watches for preemption of nodes: a Ray that we started has only this one.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -53,6 +52,7 @@ class TrainingActor:
     def __init__(self, single_node: bool) -> None:
         """`single_node`: on a Ray that this command started."""
         self._single_node = single_node
+        self._group: TrainingGroup | None = None
         environment = _TRAIN_ENV | _SINGLE_NODE_ENV if single_node else _TRAIN_ENV
         for key, value in environment.items():
             os.environ.setdefault(key, value)
@@ -63,13 +63,41 @@ class TrainingActor:
     def fit(
         self, function: Function, config: dict[str, Any], size: dict[str, Any], folder: dict[str, str]
     ) -> Failure | None:
-        """Run one training from start to end."""
+        """Run one training from start to end.
+
+        On a Ray of this command its processes are kept for the next training of their number and size, unless they hold
+        GPUs, which other stages want in between; it has no other use for CPUs that they reserve.
+        """
+        attempt = _with_failures(function, size["cpus"])
+        if self._group is not None and self._group.alive and self._group.size != size:
+            self._group.end()
+        if not self._single_node or size["gpus"] > 0:
+            return _run(self._trainer(attempt, config, size, folder))
+        if self._group is None or not self._group.alive:
+            import ray
+
+            owner = {"owner": ray.get_runtime_context().current_actor}
+            trainer = self._trainer(take_trainings, owner, size, folder)
+            self._group = TrainingGroup(size, partial(_run, trainer))
+        return self._group.train(attempt, config)
+
+    def training(self, number: int) -> tuple[Function, dict[str, Any]] | bool | None:
+        """The training of this number, for the processes of the group (`TrainingGroup.training`)."""
+        assert self._group is not None
+        return self._group.training(number)
+
+    def done(self, rank: int, number: int) -> None:
+        """A process of the group is done with so many trainings."""
+        assert self._group is not None
+        self._group.done(rank, number)
+
+    def _trainer(self, function: Function, config: dict[str, Any], size: dict[str, Any], folder: dict[str, str]) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         # max_failures=0: Ray would also retry after an exception of the function, so `fit` in the driver retries.
         failure = FailureConfig(max_failures=0, controller_failure_limit=START_TRIES)
-        trainer = _trainer_class(self._single_node)(
-            _with_failures(function, size["cpus"]),
+        return _trainer_class(self._single_node)(
+            function,
             train_loop_config=config,
             scaling_config=ScalingConfig(
                 num_workers=size["workers"],
@@ -78,7 +106,6 @@ class TrainingActor:
             ),
             run_config=RunConfig(name=folder["name"], failure_config=failure, **_storage(folder["storage"])),
         )
-        return _run(trainer)
 
 
 def _storage(path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,27 +44,41 @@ class Worker:
     Exceptions are returned as a Failure, so that an error of Ray itself can only mean that the worker is gone.
     """
 
-    def __init__(self, name: str, threads: int | None = None, guards: Sequence[write_guard.WriteGuard] = ()) -> None:
-        """`guards`: those of the driver, where that is another process."""
-        self._name, self._begun = name, time.perf_counter()
-        write_guard.activate(guards)
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        self._name = name
+        self._begun: float | None = time.perf_counter()
+        self._function: Callable[[str], Any] | None = None
         if threads is not None:
             set_threads(threads)
 
     def __repr__(self) -> str:
         return self._name  # Ray's dashboard and logs show it
 
-    def open(self, job: Job[Any]) -> tuple[Failure | None, float]:
-        """Load what the job needs; the failure, if it fails, and the seconds since this worker began."""
-        failure = None
+    def open(
+        self, job: Job[Any], guards: Sequence[write_guard.WriteGuard] | None = None
+    ) -> tuple[Failure | None, float]:
+        """Load what the job needs, after an earlier job in its place; the failure, if it fails, and the seconds since
+        this worker began or was taken again.
+
+        `guards`: those of the driver, where that is another process.
+        """
+        failure, begun = None, self._begun or time.perf_counter()
+        if guards is not None:
+            write_guard.activate_only(guards)
         try:
             self._function = job.open()
         except Exception as error:  # noqa: BLE001 (it is raised in the driver)
             failure = Failure.of_exception(error)
-        return failure, time.perf_counter() - self._begun
+        return failure, time.perf_counter() - begun
+
+    def rest(self) -> None:
+        """Let go of the job and all that it loaded; the process waits for another."""
+        self._function = self._begun = None
+        gc.collect()
 
     def work(self, item: str) -> tuple[Any, Failure | None, float]:
         """The job's result for one item, or the failure instead; and the seconds it took."""
+        assert self._function is not None, "a pool gives items to workers that have opened its job"
         started = time.perf_counter()
         try:
             return self._function(item), None, time.perf_counter() - started

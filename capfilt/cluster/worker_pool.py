@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pydantic import Field
@@ -18,6 +17,7 @@ from pydantic import Field
 from capfilt.cluster.failures import Failure
 from capfilt.cluster.session import Session, bound_threads
 from capfilt.cluster.worker import ItemResult, Job, Worker
+from capfilt.cluster.worker_slot import IdleWorkers, Task, WorkerSlot, kill
 from capfilt.config import Config
 from capfilt.errors import ClusterError
 from capfilt.runs import deadline
@@ -77,6 +77,10 @@ def run_items(
     all, not counting the deaths of lost or preempted nodes. An item that takes longer than its limit is tried once
     more, by a new worker. Closing the generator early kills the workers. `meter` counts what they use.
 
+    On a Ray that this command started, workers without GPUs are kept for the next job: they have imported what takes
+    longer to import than many a job takes. Nobody else asks that Ray for CPUs, so its workers reserve none, and a
+    training has its place beside those that are idle.
+
     Where as many workers as fit were asked for, nodes that join a running cluster get workers too; and workers for
     which nothing is left are ended before the last items are, so that an autoscaler may take their nodes away.
 
@@ -92,10 +96,14 @@ def run_items(
         return
     needs = resources or Resources()
     pool: _Pool[R] = _Pool(job, needs, pool_size(session, job, needs, len(waiting)), tries, meter)
-    if not needs.workers and not session.started_ray:
-        pool.capacity = lambda: session.capacity(needs.cpus, needs.gpus)
+    if not session.started_ray:
+        pool.capacity = None if needs.workers else lambda: session.capacity(needs.cpus, needs.gpus)
+    else:
+        pool.reserves["num_cpus"] = 0
+        pool.idle = None if needs.gpus else session.idle_workers
     try:
         yield from pool.run(waiting)
+        pool.keep_workers()
     finally:
         pool.close()
 
@@ -141,39 +149,10 @@ def _raise_unopened(job: Job[R], failure: Failure | None) -> None:
     raise error
 
 
-@dataclass
-class _Task:
-    item: str
-    deaths: int = 0
-    machine_faults: int = 0  # deaths of workers that were not its fault
-    timeouts: int = 0
-    crashes: int = 0
-    avoid: str = ""  # the worker on which it raised
-    avoid_until: float = 0.0  # when that worker may have it after all, if there is no other
-
-
-@dataclass
-class _WorkerSlot:
-    """A worker as the driver sees it."""
-
-    name: str
-    actor: Any
-    opened: bool = False
-    calls: dict[Any, _Task | None] = field(default_factory=dict)
-    started: float = 0.0  # when its oldest call began, in monotonic seconds
-
-    @property
-    def task(self) -> _Task | None:
-        """The item that it works on; None while it opens the job, and while it is idle."""
-        return next(iter(self.calls.values()), None)
-
-
 class _Pool(Generic[R]):
     """A fixed number of actors and their calls. Dead actors are replaced while there is work."""
 
     def __init__(self, job: Job[R], needs: Resources, size: int, tries: int, meter: Meter) -> None:
-        import ray
-
         self._job = job
         self._size = size
         self._tries = tries
@@ -181,23 +160,25 @@ class _Pool(Generic[R]):
         self._limit = needs.limit
         self._num_left = 0
         self._threads = max(1, int(needs.cpus))
-        self._actor_class = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)(Worker)
+        self.reserves = {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
         # Ray wants names unique in a namespace: with one a pool, the workers of each can be numbered from 0.
         self._namespace = f"capfilt-{uuid.uuid4().hex[:12]}"
         self._num_started = 0
         self._failed_starts = 0
-        self._slots: list[_WorkerSlot] = []
-        self._waiting: deque[_Task] = deque()
-        self._calls: dict[Any, _WorkerSlot] = {}
+        self._slots: list[WorkerSlot] = []
+        self._waiting: deque[Task] = deque()
+        self._calls: dict[Any, WorkerSlot] = {}
         self.capacity: Callable[[], int] | None = None
         """How many workers fit now; None where their number stays as it is."""
         self._look_due = time.monotonic() + GROWTH_SECONDS
+        self.idle: IdleWorkers | None = None
+        """Where workers come from and go to; None where each is started for this pool and ended with it."""
 
     def run(self, items: list[str]) -> Iterator[ItemResult[R]]:
         """Yield exactly one result for each item."""
         import ray
 
-        self._waiting.extend(_Task(item) for item in items)
+        self._waiting.extend(Task(item) for item in items)
         self._num_left = len(items)
         for _ in range(self._size):
             self._start_worker()
@@ -229,12 +210,12 @@ class _Pool(Generic[R]):
     def _let_go(self) -> None:
         """End the workers for which nothing is left, but for one: an item may be tried again on another worker. Those
         that are just beginning stay: Ray loses the cores of an actor that is killed in that moment."""
-        if self._waiting:
+        if self._waiting or self.idle is not None:
             return
         for slot in [slot for slot in self._slots if slot.opened and not slot.calls][1:]:
             self._replace_worker(slot)
 
-    def _handle(self, slot: _WorkerSlot) -> ItemResult[R] | None:
+    def _handle(self, slot: WorkerSlot) -> ItemResult[R] | None:
         # The oldest call of the worker and not the one that is ready: when a worker dies, its queued call may fail
         # first, and that item would be blamed for the death.
         call, task = next(iter(slot.calls.items()))
@@ -270,19 +251,33 @@ class _Pool(Generic[R]):
         """Kill every worker; what it was doing is lost."""
         for slot in self._slots:
             self._meter.release(slot.name)
-            _kill(slot)
+            kill(slot.actor)
         self._slots.clear()
         self._calls.clear()
+
+    def keep_workers(self) -> None:
+        """Leave the workers to the next pool, but for those in which something went wrong."""
+        if self.idle is None:
+            return
+        for slot in [slot for slot in self._slots if not slot.task and not slot.crashed]:
+            self._slots.remove(slot)
+            self._meter.release(slot.name)
+            self.idle.put(slot.actor, self._threads)
 
     def _start_worker(self) -> None:
         name = f"{self._job.name}-{self._num_started}"
         self._num_started += 1
-        actor = self._actor_class.options(name=name, namespace=self._namespace).remote(
-            name, self._threads, write_guard.active_guards()
-        )
-        slot = _WorkerSlot(name, actor)
+        kept = None if self.idle is None else self.idle.take(self._threads)
+        slot = WorkerSlot(name, kept or self._new_actor(name), kept=kept is not None)
         self._slots.append(slot)
-        self._call(slot, actor.open.options(name=f"{self._job.name} opens").remote(self._job), None)
+        opening = slot.actor.open.options(name=f"{self._job.name} opens")
+        self._call(slot, opening.remote(self._job, write_guard.active_guards()), None)
+
+    def _new_actor(self, name: str) -> Any:
+        import ray
+
+        actor = ray.remote(max_restarts=0, **self.reserves)(Worker)
+        return actor.options(name=name, namespace=self._namespace).remote(name, self._threads)
 
     def _assign(self) -> None:
         """Assign waiting items, one a worker in each round, so that the last ones do not queue up at one worker."""
@@ -291,21 +286,21 @@ class _Pool(Generic[R]):
                 if slot.opened and len(slot.calls) <= num_assigned and (task := self._next_task(slot)) is not None:
                     self._call(slot, self._work(slot, task.item), task)
 
-    def _work(self, slot: _WorkerSlot, item: str) -> Any:
+    def _work(self, slot: WorkerSlot, item: str) -> Any:
         # Ray's dashboard shows the name: the stage and the last part of a path.
         return slot.actor.work.options(name=f"{self._job.name} {item.rsplit('/', 1)[-1]}").remote(item)
 
-    def _call(self, slot: _WorkerSlot, call: Any, task: _Task | None) -> None:
+    def _call(self, slot: WorkerSlot, call: Any, task: Task | None) -> None:
         if not slot.calls:
             slot.started = time.monotonic()
         slot.calls[call] = task
         self._calls[call] = slot
 
-    def _forget_call(self, slot: _WorkerSlot, call: Any) -> None:
+    def _forget_call(self, slot: WorkerSlot, call: Any) -> None:
         del slot.calls[call], self._calls[call]
         slot.started = time.monotonic()
 
-    def _next_task(self, slot: _WorkerSlot) -> _Task | None:
+    def _next_task(self, slot: WorkerSlot) -> Task | None:
         now = time.monotonic()
         for task in self._waiting:
             if task.avoid != slot.name or self._size == 1 or now > task.avoid_until:
@@ -313,7 +308,7 @@ class _Pool(Generic[R]):
                 return task
         return None
 
-    def _handle_opened(self, slot: _WorkerSlot, call: Any) -> None:
+    def _handle_opened(self, slot: WorkerSlot, call: Any) -> None:
         import ray
 
         try:
@@ -321,7 +316,7 @@ class _Pool(Generic[R]):
         except ray.exceptions.RayTaskError as error:  # the job could not be unpickled there
             failure, seconds = Failure.of_exception(error), 0.0
         except ray.exceptions.RayError as error:
-            self._failed_starts += 1
+            self._failed_starts += not slot.kept  # one that was kept may have died while it was idle
             if self._failed_starts >= self._tries:
                 raise ClusterError(
                     f"{self._job.name} could not be opened: {self._failed_starts} workers in a row died of it, "
@@ -335,7 +330,7 @@ class _Pool(Generic[R]):
         self._failed_starts = 0
         slot.opened = True
 
-    def _handle_result(self, slot: _WorkerSlot, task: _Task, call: Any) -> ItemResult[R] | None:
+    def _handle_result(self, slot: WorkerSlot, task: Task, call: Any) -> ItemResult[R] | None:
         import ray
 
         try:
@@ -349,13 +344,14 @@ class _Pool(Generic[R]):
         if failure is None:
             return ItemResult(task.item, result, seconds=seconds)
         task.crashes += 1
+        slot.crashed |= failure.user_error is None
         if failure.user_error is not None or task.crashes >= MAX_CRASHES:
             return ItemResult(task.item, error=failure.message)
         task.avoid, task.avoid_until = slot.name, time.monotonic() + OTHER_WORKER_SECONDS
         self._waiting.append(task)
         return None
 
-    def _handle_death(self, slot: _WorkerSlot, task: _Task, failure: Failure) -> ItemResult[R] | None:
+    def _handle_death(self, slot: WorkerSlot, task: Task, failure: Failure) -> ItemResult[R] | None:
         """Count the death for the item that ran, and not for the queued one."""
         if failure.machine_fault and task.machine_faults < MAX_MACHINE_FAULTS:
             task.machine_faults += 1
@@ -364,7 +360,7 @@ class _Pool(Generic[R]):
         error = f"killed its worker {task.deaths} times, the last so: {failure.message}"
         return self._replace(slot, task, task.deaths >= self._tries, error)
 
-    def _replace(self, slot: _WorkerSlot, task: _Task, failed: bool, error: str) -> ItemResult[R] | None:
+    def _replace(self, slot: WorkerSlot, task: Task, failed: bool, error: str) -> ItemResult[R] | None:
         """Replace a worker and put its items back, except its running one where that has `failed` for good."""
         self._meter.work(time.monotonic() - slot.started)
         back = [other for other in slot.calls.values() if other and not (failed and other is task)]
@@ -372,17 +368,11 @@ class _Pool(Generic[R]):
         self._replace_worker(slot)
         return ItemResult(task.item, error=error, deaths=task.deaths) if failed else None
 
-    def _replace_worker(self, slot: _WorkerSlot) -> None:
+    def _replace_worker(self, slot: WorkerSlot) -> None:
         self._slots.remove(slot)
         for call in list(slot.calls):
             self._forget_call(slot, call)
         self._meter.release(slot.name)
-        _kill(slot)  # to Ray it may only be out of reach
+        kill(slot.actor)  # to Ray it may only be out of reach
         if self._waiting:
             self._start_worker()
-
-
-def _kill(slot: _WorkerSlot) -> None:
-    import ray
-
-    ray.kill(slot.actor, no_restart=True)

@@ -34,7 +34,8 @@ _LINE = (*_COUNTED, "cpus", "gpus")
 @dataclass(frozen=True)
 class Usage:
     """What the workers of a stage used, all commands together. A worker is busy while it works on an item, whatever
-    comes of it; it is reserved from when its process begins to its end, loading and waiting too."""
+    comes of it; it is reserved from when its process begins, or one that was kept is taken, to the stage's end, loading
+    and waiting too."""
 
     done: int = 0
     """Items that were done, or steps of a training."""

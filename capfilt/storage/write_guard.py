@@ -56,6 +56,12 @@ def activate(guards: Iterable[WriteGuard]) -> None:
     _guards.update(dict.fromkeys(guards, float("-inf")))
 
 
+def activate_only(guards: Iterable[WriteGuard]) -> None:
+    """The same in a process that has served another driver's lock before, which may be released by now."""
+    _guards.clear()
+    activate(guards)
+
+
 def deactivate(guard: WriteGuard) -> None:
     """End the checks of a lock that was released."""
     _guards.pop(guard, None)

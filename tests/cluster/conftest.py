@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from capfilt.cluster.ray_train import end_training_actor
 from capfilt.cluster.session import Session, connect
 
 CPUS = 2
@@ -26,6 +27,8 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 def ray_session() -> Session:
     """A Ray with two cores that are free. One that does not get its cores back from an earlier test is ended, and
     another begun: Ray loses the cores of an actor that is killed in the very moment in which it begins."""
+    if STARTED:
+        end_training_actor(STARTED[0])
     if STARTED and not cores_come_back():
         STARTED.pop().close()
     if not STARTED:

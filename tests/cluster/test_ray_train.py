@@ -33,6 +33,7 @@ def reduces(config: dict[str, Any]) -> None:
     Path(config["out"], f"rank-{rank}").write_text(
         f"{dist.get_backend()} {dist.get_world_size()} {total.item()} {torch.get_num_threads()} {os.getcwd()}"
     )
+    Path(config["out"], f"pid-{rank}").write_text(str(os.getpid()))
 
 
 def dies(config: dict[str, Any]) -> None:
@@ -62,6 +63,7 @@ def notes(config: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_path: Path) -> None:
+    """And the next training of as many has the same processes, one of another number has others."""
     polls: list[float] = []
 
     def poll() -> float:
@@ -80,6 +82,11 @@ def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_p
     assert sorted(gaps)[len(gaps) // 2] == pytest.approx(0.5, abs=0.4)
     files = [path for path in (tmp_path / "ray").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 100_000
+    kept = {(tmp_path / f"pid-{rank}").read_text() for rank in range(2)}
+    fit(ray_session, reduces, {"out": str(tmp_path)}, 2, 1, 0, tmp_path / "ray", "round-1")
+    assert {(tmp_path / f"pid-{rank}").read_text() for rank in range(2)} == kept
+    fit(ray_session, notes, {"out": str(tmp_path)}, 1, 1, 0, tmp_path / "ray", "alone")
+    assert (tmp_path / "pid").read_text() not in kept
 
 
 @pytest.mark.slow

@@ -137,6 +137,28 @@ def test_a_death_is_survived(ray_session: Session, tmp_path: Path) -> None:
     assert len(job.calls("die-once")) == 2
 
 
+def pids(done: dict[str, ItemResult[dict[str, Any]]]) -> set[int]:
+    return {each.result["pid"] for each in done.values() if each.result}
+
+
+def test_the_next_job_has_the_same_workers_but_for_those_that_crashed_or_died(
+    ray_session: Session, tmp_path: Path
+) -> None:
+    def run(name: str, *items: str, cpus: float = 1) -> set[int]:
+        (tmp_path / name).mkdir()
+        return pids(ends(run_items(ray_session, Act(tmp_path / name), items, Resources(cpus=cpus, workers=1), tries=1)))
+
+    first = run("first", "a")
+    assert run("second", "b", "refuse") == first
+    assert run("third", "crash-once") == first  # by itself, where there is no other
+    fourth = run("fourth", "c")
+    assert not fourth & first
+    os.kill(fourth.pop(), signal.SIGKILL)  # while it is idle: no failed start, of which one would be too many
+    fifth = run("fifth", "d")
+    assert len(fifth) == 1
+    assert not run("sixth", "e", cpus=2) & fifth  # another number of threads
+
+
 def test_an_item_that_always_kills_is_given_up_and_alone(ray_session: Session, tmp_path: Path) -> None:
     job = Act(tmp_path)
     items = ["die-always", *(f"{i:05d}" for i in range(4))]

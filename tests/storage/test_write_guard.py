@@ -106,6 +106,14 @@ def test_a_worker_gets_the_guard_of_its_driver_pickled(run: StoragePath) -> None
     assert not sent.is_held()
 
 
+def test_a_worker_that_was_kept_forgets_the_lock_of_the_driver_before(run: StoragePath) -> None:
+    removed(run)
+    with pytest.raises(LockLostError):
+        write_json(run / "x.json", {})
+    write_guard.activate_only(())
+    write_json(run / "x.json", {})
+
+
 def test_other_folders_and_released_locks_are_not_guarded(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
