@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.layers.attention import KeysValues
-from capfilt.models.layers.bert import TextTransformer
+from capfilt.models.layers.bert import TextTransformer, check_length
 from capfilt.models.layers.image_context import ImageContext
 
 
@@ -97,7 +97,7 @@ class FusedDecoder:
         """
         rows, new = ids_RT.shape
         assert start == 0 or new == 1, "a text goes on by one token"
-        assert start + new <= self.most, "a text has more tokens than the model has positions"
+        check_length(start + new, self.most)
         with torch.autocast(cache_LSRE.device.type, enabled=False):
             embedded = F.embedding(ids_RT.t(), self.words_VD) + self.positions_TD[start : start + new, None]
             x_PD, parts = self.embedded(embedded).view(new * rows, self.width), iter(self.parts)
