@@ -98,15 +98,14 @@ def settings(**options: Any) -> DecodeConfig:
     return DecodeConfig.model_validate({"min_length": 4, "max_length": STEPS + 2, **options})
 
 
-@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize(
-    ("config", "texts"),
+    ("config", "texts", "every"),
     [
-        (settings(method="greedy", repetition_penalty=1.2), 1),
-        (settings(), 3),
-        (settings(repetition_penalty=1.4, top_k=9), 2),
-        (settings(method="beam", beams=4), 2),
-        (settings(method="beam", accounting="original", repetition_penalty=1.3), 3),
+        (settings(method="greedy", repetition_penalty=1.2), 1, 3),
+        (settings(), 3, 1),
+        (settings(repetition_penalty=1.4, top_k=9), 2, 3),
+        (settings(method="beam", beams=4), 2, 1),
+        (settings(method="beam", accounting="original", repetition_penalty=1.3), 3, 3),
     ],
     ids=["greedy", "nucleus", "penalty", "beam", "original"],
 )
