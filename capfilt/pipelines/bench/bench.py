@@ -49,6 +49,8 @@ class BenchConfig(Config):
     batch_size: int | None = Field(default=None, ge=1)
     """null: 16 on a CPU, 64 on a GPU; never more than the pictures of a repeat."""
     precision: Precision = "auto"
+    capture: bool = False
+    """Whether a GPU's decode steps are captured, as `annotate.capture`."""
     repeats: int = Field(default=5, ge=1)
     """Medians are of so many, or of fewer where the time is over."""
     compared: int = Field(default=0, ge=0)
@@ -63,7 +65,11 @@ class BenchConfig(Config):
         beams = max(3, self.captions)
         decode = DecodeConfig(method=self.method, beams=beams, max_length=self.tokens + 1, min_length=self.tokens)
         return AnnotateConfig(
-            captions=self.captions, decode=decode, batch_size=self.batch_size or batch_size, precision=self.precision
+            captions=self.captions,
+            decode=decode,
+            batch_size=self.batch_size or batch_size,
+            precision=self.precision,
+            capture=self.capture,
         )
 
 
