@@ -21,6 +21,8 @@ class TimeBox:
         """How many items a repeat should have, which `run` does in the seconds that it returns. It is called with ever
         more, until they take a repeat's share of the time: for warming up, too."""
         number, share = first, self.seconds / (self.repeats + 2)
+        self.line.wait("the first images")
+        run(first)  # modules are imported, kernels chosen: says nothing of the next
         while True:
             self.line.wait(f"{number} images for warming up")
             took = run(number)
