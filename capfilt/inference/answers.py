@@ -75,7 +75,7 @@ def answer(
         return [listed[best] for best in rank(local, context, listed, ranked).tolist()]
     first = local.tokenizer.cls if model.config.first_token is None else model.config.first_token
     head = blocked_head(model)
-    written = scored_beams(model, context, [first], local.tokenizer.sep, WRITTEN, 1, head)
+    written = scored_beams(model, context.laid_out(), [first], local.tokenizer.sep, WRITTEN, 1, head)
     return [local.tokenizer.decode(beam.ids) for beam in written]
 
 

@@ -113,7 +113,7 @@ class LocalCaptioner:
 
     def image_context(self, tokens_BND: Tensor) -> ImageContext:
         """Image tokens -> what the texts attend to."""
-        return self.model.image_context(tokens_BND, "decoder", self.question)
+        return self.model.image_context(tokens_BND, "decoder", self.question).laid_out()
 
     def write_from(
         self, image: ImageContext, uids: Sequence[str], prompts_IP: Tensor | None = None

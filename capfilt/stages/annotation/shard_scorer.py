@@ -76,7 +76,7 @@ class ShardScorer:
         values: dict[str, list[float | None]] = {name: [None] * len(rows) for name in wanted}
         waiting, digest = dict(images), shards.Digest(shards.stat(url)["version"])
         read = _annotated(shards.read(url, digest), waiting)
-        for batch in pictures(read, self.job.batch_size, formats, measures=measures):
+        for batch in pictures(read, self.job.batch_size, formats, device=self.device, measures=measures):
             deadline.check()
             if batch.faults:
                 fault = batch.faults[0]
