@@ -18,7 +18,7 @@ from capfilt.errors import ModelError
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.layers.attention import Attention
-from capfilt.models.layers.bert import Head, OutputLayer
+from capfilt.models.layers.bert import Head, OutputLayer, TextTransformer
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
@@ -115,6 +115,11 @@ class Model(nn.Module):
     @property
     def output_layer(self) -> OutputLayer | None:
         """What `decode_step` ends with, for whoever computes it otherwise and hands it in as `head`; None: nobody."""
+        return None
+
+    @property
+    def decoder_stack(self) -> TextTransformer | None:
+        """The stack that `decode_step` goes through, for whoever does it otherwise (`FusedDecoder`); None: nobody."""
         return None
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def test_memory_that_runs_out(
     made.oom_backoff.limit = 1
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match="one picture at a time"):
         patch.setattr("capfilt.inference.oom_backoff.PAUSES", (0.1,))
-        annotate(made, pixels.to(real_gpu))
+        annotate(made, on_gpu)
 
 
 def test_attention_of_pictures_takes_flash_in_bf16(model: Model, pixels: Tensor, real_gpu: torch.device) -> None:

@@ -16,6 +16,7 @@ from capfilt.inference.captioners.prompts import IGNORE, PREFIX, web_text
 from capfilt.inference.config import DecodeConfig
 from capfilt.inference.generation.beam import scored_beams
 from capfilt.inference.generation.decode import generate, uniforms
+from capfilt.inference.generation.fused import FusedSteps
 from capfilt.inference.generation.output_layer import blocked_head
 from capfilt.inference.interface import Caption
 from capfilt.inference.local_model import LocalModel
@@ -44,12 +45,14 @@ class LocalCaptioner:
         seed: int = 0,
         round_: int = 0,
         web_prefix: int = 0,
+        capture: bool = False,
     ):
-        """`web_prefix`: tokens of its web text that stand before what an image's texts begin with."""
+        """`web_prefix`: tokens of its web text that stand before what an image's texts begin with. `capture`: on a GPU,
+        steps become CUDA graphs."""
         self.web_prefix = web_prefix
         self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
         self.config, self.captions, self.seed, self.round = config, captions, seed, round_
-        self.head = blocked_head(self.model)
+        self.head, self.fused = blocked_head(self.model), FusedSteps.of(self.model, capture)
         check_prompt(self.tokenizer, config)
         self.prompt = self.tokenizer.decoder_prompt(config.prompt, config.max_length)
         if (first := self.model.config.first_token) is not None:  # as in training, whatever the tokenizer says
@@ -57,6 +60,8 @@ class LocalCaptioner:
         self.question = self.tokenizer.encoder_prompt(config.prompt)
         self.context_name: object = object()
         """Under which the image context is kept in a batch of images."""
+        self.keeps_rows = False
+        """Whether texts that have ended stay in the batch until all have, so that its shapes are the same each time."""
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
@@ -132,12 +137,13 @@ class LocalCaptioner:
             more = prompts_IP.shape[1] - len(self.prompt)
             lengths = {"min_length": config.min_length + more, "max_length": config.max_length + more}
             config = config.model_copy(update=lengths)
+        how = (self.head, self.fused, self.keeps_rows)
         if self.config.method == "beam":
-            rows += scored_beams(self.model, image, prompt, end, config, self.captions, self.head)
+            rows += scored_beams(self.model, image, prompt, end, config, self.captions, *how)
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(self.seed, self.round, uid, c, steps) for uid in uids for c in range(self.captions)]
-            draws_RS = torch.from_numpy(np.stack(draws)).to(image.device)
-            rows += [(ids, None) for ids in generate(self.model, image, prompt, end, config, draws_RS, self.head)]
+            draws_RS = torch.from_numpy(np.stack(draws)).to(image.device, non_blocking=True)
+            rows += [(ids, None) for ids in generate(self.model, image, prompt, end, config, draws_RS, *how)]
         every = [Written(self.tokenizer.decode(ids), score) for ids, score in rows]
         return [every[i : i + self.captions] for i in range(0, len(every), self.captions)]

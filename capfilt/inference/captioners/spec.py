@@ -68,7 +68,7 @@ class LocalSpec(Config):
         from capfilt.inference.local_model import LocalModel
 
         model = LocalModel.load(self.model, device, dtype)
-        return LocalCaptioner(model, config.decode, config.captions, seed, round_, config.web_prefix)
+        return LocalCaptioner(model, config.decode, config.captions, seed, round_, config.web_prefix, config.capture)
 
 
 def check_web_prefix(model: StoragePath, architecture: Architecture, config: AnnotateConfig) -> None:

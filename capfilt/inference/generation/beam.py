@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from capfilt.inference.config import DecodeConfig
-from capfilt.inference.generation.decode import MIN_ROWS, FiniteLogits, copies, is_poll_step, prompt_rows
+from capfilt.inference.generation.decode import FiniteLogits, choose_staying, filled_up, is_poll_step, prompt_rows
+from capfilt.inference.generation.fused import FusedSteps, runner_for
+from capfilt.inference.generation.runner import StepRunner
 from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
-from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.layers.precision import at_least_fp32
 
 NO_SCORE = -1e9
@@ -64,8 +66,7 @@ class Lengths:
         return sums / divisor
 
 
-@dataclass
-class Finished:
+class Finished(NamedTuple):
     """The best ended texts of each image, best first; empty places have the score NO_SCORE."""
 
     texts_IWS: Tensor
@@ -73,57 +74,131 @@ class Finished:
     open_I: Tensor
     """Whether a text that goes on could still get in."""
 
-    def add(self, texts_ICS: Tensor, scores_IC: Tensor) -> None:
-        """Take in candidates that are better, but none with the score NO_SCORE, and none of closed images."""
+    def add(self, texts_ICS: Tensor, scores_IC: Tensor) -> Finished:
+        """With candidates that are better, but none with the score NO_SCORE, and none of closed images."""
         scores_IC = scores_IC.where(self.open_I[:, None], NO_SCORE)
         places = self.scores_IW.shape[1]
-        self.scores_IW, best = torch.cat([self.scores_IW, scores_IC], dim=1).topk(places, dim=1)
-        self.texts_IWS = take(torch.cat([self.texts_IWS, texts_ICS], dim=1), best)
+        scores_IW, best = torch.cat([self.scores_IW, scores_IC], dim=1).topk(places, dim=1)
+        return Finished(take(torch.cat([self.texts_IWS, texts_ICS], dim=1), best), scores_IW, self.open_I)
 
-    def close(self, hope_I: Tensor) -> None:
-        """Close images whose every place is taken by a text at least as good as the hope of the best that goes on."""
-        self.open_I &= hope_I > self.scores_IW.min(dim=1).values
-
-
-@dataclass
-class Answer:
-    """The finished texts of all images and their scores."""
-
-    texts_IWS: Tensor
-    scores_IW: Tensor
-
-    def take(self, search: Search) -> None:
-        """Write down what the images of a search have finished."""
-        self.texts_IWS[search.place_I] = search.finished.texts_IWS
-        self.scores_IW[search.place_I] = search.finished.scores_IW
+    def close(self, hope_I: Tensor) -> Finished:
+        """Without images whose every place is taken by a text at least as good as the hope of the best that goes on."""
+        return self._replace(open_I=self.open_I & (hope_I > self.scores_IW.min(dim=1).values))
 
 
-@dataclass
-class Search:
-    """The images whose texts are still growing, and where each belongs in the answer."""
+class Images(NamedTuple):
+    """What there is of each image whose texts are still growing."""
 
-    image: ImageContext
-    cache: DecoderCache
     place_I: Tensor
+    """Its row of the answer."""
+    prompt_IP: Tensor
     written_IWS: Tensor
     scores_IW: Tensor
     finished: Finished
 
-    def drop_finished(self, answer: Answer) -> None:
-        """Write down the texts of closed images and let these go, if that makes the batch smaller by a quarter."""
-        staying = self.finished.open_I.nonzero().squeeze(1)
-        width = self.scores_IW.shape[1]
-        if len(staying) > 0.75 * len(self.place_I) or len(staying) * width < MIN_ROWS:
-            return
-        answer.take(self)
-        self.place_I, self.written_IWS, self.scores_IW = (
-            part[staying] for part in (self.place_I, self.written_IWS, self.scores_IW)
-        )
-        self.image = self.image.select(staying)
-        self.cache.keep((staying[:, None] * width + torch.arange(width, device=staying.device)).flatten())
-        self.finished = Finished(
-            self.finished.texts_IWS[staying], self.finished.scores_IW[staying], self.finished.open_I[staying]
-        )
+    def held(self, runner: StepRunner, images: Tensor | None = None) -> Images:
+        """Some images, or all, where the steps of a runner look for them."""
+
+        def held(name: str, x: Tensor) -> Tensor:
+            return runner.hold(f"beam {name}", x if images is None else x[images])
+
+        own = [*self._asdict().items()][:-1]
+        of_finished = (held(f"finished {name}", x) for name, x in self.finished._asdict().items())
+        return Images(**{name: held(name, x) for name, x in own}, finished=Finished(*of_finished))
+
+
+@dataclass
+class Search:
+    """The search for the texts of a batch of images, `config.beams` rows for each."""
+
+    runner: StepRunner
+    config: DecodeConfig
+    end: int
+    lengths: Lengths
+    images: Images
+    finite: FiniteLogits
+
+    @classmethod
+    def begin(
+        cls, runner: StepRunner, image: ImageContext, prompt_IP: Tensor, config: DecodeConfig, end: int
+    ) -> Search:
+        """Before the first step. Where a runner wants more images than there are, the first ones come again, closed."""
+        width, count, device, length = config.beams, image.rows, image.device, prompt_IP.shape[1]
+        if (more := filled_up(count, runner.first_size(count, width), device)) is not None:
+            image, prompt_IP = image.select(more), prompt_IP[more]
+        images = image.rows
+        runner.begin(image, images * width, config.max_length, (config, end, length))
+        written_IWS = torch.full((images, width, config.max_length - length), end, device=device)
+        exact = torch.float64 if image.tensors[0].dtype == torch.float64 else torch.float32
+        scores_IW = torch.full((images, width), NO_SCORE, dtype=exact, device=device)
+        scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on
+        kept = torch.float64 if config.accounting == "original" else exact
+        place_I = torch.arange(images, device=device)
+        finished = Finished(written_IWS, torch.full_like(scores_IW, NO_SCORE, dtype=kept), place_I < count)
+        every = Images(place_I, prompt_IP, written_IWS, scores_IW, finished).held(runner)
+        finite = FiniteLogits.on(device).held(runner)
+        return cls(runner, config, end, Lengths.of(config, length), every, finite)
+
+    def advance(self, step: int) -> None:
+        """Let all texts grow by a token, the likeliest ones going on."""
+        config, (_, prompt_IP, written_IWS, _, _), width = self.config, self.images, self.config.beams
+        length = prompt_IP.shape[1]
+        prompt_RP = prompt_IP.repeat_interleave(width, dim=0, output_size=len(prompt_IP) * width)
+        newest, start = (written_IWS[:, :, step - 1].reshape(-1, 1), length + step - 1) if step else (prompt_RP, 0)
+        logits = self.finite.watch(at_least_fp32(self.runner.logits(newest, start)))
+        logits = logits.log_softmax(dim=1)
+        if config.repetition_penalty != 1.0:
+            so_far = torch.cat([prompt_RP, written_IWS[:, :, :step].flatten(0, 1)], dim=1)
+            logits = penalise(logits, so_far, config.repetition_penalty)
+        if length + step < config.min_length:
+            logits[:, self.end] = -torch.inf
+        self.images, beam_IW = self._extended(logits, step)
+        self.images = self.images.held(self.runner)
+        if step < written_IWS.shape[2] - 1:
+            first_I = torch.arange(len(beam_IW), device=beam_IW.device)[:, None] * width
+            self.runner.reorder((first_I + beam_IW).flatten(), length + step)
+
+    def _extended(self, logits: Tensor, step: int) -> tuple[Images, Tensor]:
+        """Each image's beams a token longer, and ended ones among the finished; which beam each came of [I, W]."""
+        _, _, written_IWS, scores_IW, finished = self.images
+        images, width = scores_IW.shape
+        last = step == written_IWS.shape[2] - 1
+        # A beam can end in one way only: among twice as many candidates there are enough that go on.
+        sums_IWV = scores_IW[:, :, None] + logits.view(images, width, -1)
+        sums_IC, index_IC = sums_IWV.flatten(1).topk(2 * width, dim=1)
+        beam_IC, token_IC = index_IC // logits.shape[1], index_IC % logits.shape[1]
+        candidates = take(written_IWS, beam_IC)
+        candidates[:, :, step] = token_IC
+        cut = last and not self.lengths.original
+        ended = torch.ones_like(token_IC, dtype=torch.bool) if cut else token_IC == self.end
+        entering = ended & (torch.arange(2 * width, device=ended.device) < width)
+        finished = finished.add(candidates, self.lengths.scores(sums_IC, step).where(entering, NO_SCORE))
+        scores_IW, going = sums_IC.where(~ended, NO_SCORE).topk(width, dim=1)
+        written_IWS = take(candidates, going)
+        if self.lengths.original:
+            finished = finished.close(self.lengths.scores(sums_IC[:, 0], step))
+            if last:
+                finished = finished.add(written_IWS, self.lengths.scores(scores_IW, step + 1))
+        elif not last:
+            finished = finished.close(self.lengths.scores(scores_IW[:, 0], step))
+        images_now = self.images._replace(written_IWS=written_IWS, scores_IW=scores_IW, finished=finished)
+        return images_now, beam_IC.gather(1, going)
+
+    def shrink(self, step: int, answer: tuple[Tensor, Tensor], keeps_rows: bool = False) -> bool:
+        """After a step, let closed images go if that makes the batch smaller by a quarter. Whether any is open."""
+        open_I = self.finite.read(self.images.finished.open_I)
+        writing_IW = open_I[:, None].expand(-1, self.config.beams)
+        if not keeps_rows and (staying := choose_staying(writing_IW, self.runner)) is not None:
+            self.save(answer)
+            rows, images = (numbers.to(answer[0].device, non_blocking=True) for numbers in staying)
+            self.runner.keep(rows, images, self.lengths.prompt + step)
+            self.images = self.images.held(self.runner, images)
+        return bool(open_I.any())
+
+    def save(self, answer: tuple[Tensor, Tensor]) -> None:
+        """Write down what is finished so far: texts [I, W, S] and scores [I, W]."""
+        for whole, part in zip(answer, self.images.finished, strict=False):
+            whole[self.images.place_I] = part
 
 
 def beam_search(
@@ -134,9 +209,10 @@ def beam_search(
     config: DecodeConfig,
     texts: int = 1,
     head: Head | None = None,
+    fused: FusedSteps | None = None,
 ) -> list[list[int]]:
     """The tokens of `scored_beams`."""
-    return [beam.ids for beam in scored_beams(model, image, prompt, end, config, texts, head)]
+    return [beam.ids for beam in scored_beams(model, image, prompt, end, config, texts, head, fused)]
 
 
 @torch.inference_mode()
@@ -148,93 +224,31 @@ def scored_beams(
     config: DecodeConfig,
     texts: int = 1,
     head: Head | None = None,
+    fused: FusedSteps | None = None,
+    keeps_rows: bool = False,
 ) -> list[Beam]:
     """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, images in their order.
 
-    Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it.
+    Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it,
+    unless the batch `keeps_rows` for the sake of its shapes.
     """
-    width, device = config.beams, image.device
-    prompt_RP = prompt_rows(prompt, image.rows * width, device)
-    length = prompt_RP.shape[1]
-    steps = config.max_length - length
-    if 0 < image.rows * width < MIN_ROWS:
-        times = copies(image.rows * width)
-        more, prompts_IP = image.repeat(times), prompt_RP[::width].repeat(times, 1)
-        return scored_beams(model, more, prompts_IP, end, config, texts, head)[: image.rows * texts]
-    lengths = Lengths.of(config, length)
-    state = _begin(model, image, config, steps, end)
-    answer = Answer(state.written_IWS.clone(), state.finished.scores_IW.clone())
-    newest = prompt_RP
-    finite = FiniteLogits.on(device)
-    for step in range(steps):
-        logits = finite.watch(at_least_fp32(model.decode_step(newest, state.image, state.cache, head)))
-        logits = logits.log_softmax(dim=1)
-        if config.repetition_penalty != 1.0:
-            before = prompt_RP[::width][state.place_I].repeat_interleave(width, dim=0)
-            so_far = torch.cat([before, state.written_IWS[:, :, :step].flatten(0, 1)], dim=1)
-            logits = penalise(logits, so_far, config.repetition_penalty)
-        if length + step < config.min_length:
-            logits[:, end] = -torch.inf
-        beam_IW = _extend(state, logits, step, end, lengths)
-        if step == steps - 1:
-            break
-        if is_poll_step(device, step):
-            finite.check()
-        # Reading from an accelerator whether all are closed makes it wait: only now and then.
-        if is_poll_step(device, step) and not bool(state.finished.open_I.any()):
-            break
-        state.cache.keep((torch.arange(len(beam_IW), device=device)[:, None] * width + beam_IW).flatten())
-        if is_poll_step(device, step):
-            state.drop_finished(answer)
-        newest = state.written_IWS[:, :, step].flatten()[:, None]
-    finite.check()
-    answer.take(state)
-    written = answer.texts_IWS[:, :texts].flatten(0, 1).tolist()
-    scores = answer.scores_IW[:, :texts].flatten().tolist()
+    count, device = image.rows, image.device
+    if not count:
+        return []
+    with runner_for(model, image, head, fused) as runner:
+        search = Search.begin(runner, image, prompt_rows(prompt, count, device), config, end)
+        answer = (torch.full_like(search.images.written_IWS, end), search.images.finished.scores_IW.clone())
+        for step in range(last := answer[0].shape[2]):
+            runner.run(step, search.advance)
+            # Reading from an accelerator whether all are closed makes it wait: only now and then.
+            if step < last - 1 and is_poll_step(device, step) and not search.shrink(step, answer, keeps_rows):
+                break
+        search.finite.check()
+        search.save(answer)
+        written, scores = (part[:count, :texts].flatten(0, 1).tolist() for part in answer)
     return [
         Beam(row[: row.index(end)] if end in row else row, score) for row, score in zip(written, scores, strict=True)
     ]
-
-
-def _begin(model: Model, image: ImageContext, config: DecodeConfig, steps: int, end: int) -> Search:
-    images, width, device = image.rows, config.beams, image.device
-    written_IWS = torch.full((images, width, steps), end, dtype=torch.long, device=device)
-    exact = torch.float64 if image.tensors[0].dtype == torch.float64 else torch.float32
-    scores_IW = torch.full((images, width), NO_SCORE, dtype=exact, device=device)
-    scores_IW[:, 0] = 0  # all beams begin alike: let one of them go on
-    kept = torch.float64 if config.accounting == "original" else exact
-    finished = Finished(
-        written_IWS.clone(),
-        torch.full_like(scores_IW, NO_SCORE, dtype=kept),
-        torch.ones(images, dtype=torch.bool, device=device),
-    )
-    cache = model.cache(images * width, config.max_length, image)
-    return Search(image, cache, torch.arange(images, device=device), written_IWS, scores_IW, finished)
-
-
-def _extend(state: Search, logits: Tensor, step: int, end: int, lengths: Lengths) -> Tensor:
-    """Let each image's beams grow by a token, and ended ones in among the finished; which beam each came of [I, W]."""
-    images, width = state.scores_IW.shape
-    last = step == state.written_IWS.shape[2] - 1
-    # A beam can end in one way only: among twice as many candidates there are enough that go on.
-    sums_IWV = state.scores_IW[:, :, None] + logits.view(images, width, -1)
-    sums_IC, index_IC = sums_IWV.flatten(1).topk(2 * width, dim=1)
-    beam_IC, token_IC = index_IC // logits.shape[1], index_IC % logits.shape[1]
-    candidates = take(state.written_IWS, beam_IC)
-    candidates[:, :, step] = token_IC
-    cut = last and not lengths.original
-    ended = torch.ones_like(token_IC, dtype=torch.bool) if cut else token_IC == end
-    entering = ended & (torch.arange(2 * width, device=ended.device) < width)
-    state.finished.add(candidates, lengths.scores(sums_IC, step).where(entering, NO_SCORE))
-    state.scores_IW, going = sums_IC.where(~ended, NO_SCORE).topk(width, dim=1)
-    state.written_IWS = take(candidates, going)
-    if lengths.original:
-        state.finished.close(lengths.scores(sums_IC[:, 0], step))
-        if last:
-            state.finished.add(state.written_IWS, lengths.scores(state.scores_IW, step + 1))
-    elif not last:
-        state.finished.close(lengths.scores(state.scores_IW[:, 0], step))
-    return beam_IC.gather(1, going)
 
 
 def take(texts_IWS: Tensor, index_IK: Tensor) -> Tensor:

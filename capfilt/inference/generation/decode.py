@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.inference.config import DecodeConfig
+from capfilt.inference.generation.fused import FusedSteps, runner_for
+from capfilt.inference.generation.runner import MIN_ROWS, StepRunner
 from capfilt.inference.generation.sampling import nucleus, penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
-from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.image_context import ImageContext
 
 
 def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np.ndarray:
@@ -29,71 +32,42 @@ def uniforms(seed: int, round_: int, uid: str, candidate: int, steps: int) -> np
     return np.random.Generator(np.random.Philox(key=key)).random(steps)
 
 
-MIN_ROWS = 4
-"""Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
-
 POLL_STEPS = 8
 """Every so many steps it is read from an accelerator whether texts have ended: reading makes it wait."""
-
-
-@dataclass
-class RunningTexts:
-    """The texts that are being written: the context of their images, their cache, and the row of the answer of each.
-
-    Rows of one image are adjacent, equally many for each image.
-    """
-
-    image: ImageContext
-    cache: DecoderCache
-    place_R: Tensor
-    ended_R: Tensor
-
-    def shrink(self) -> Tensor | None:
-        """Let ended texts go, if that makes the batch smaller by a quarter; the rows that stay, None for all.
-
-        An image keeps as many rows as the one with the most unfinished texts needs, and goes with its last.
-        """
-        rows, images = len(self.place_R), self.image.rows
-        live = (~self.ended_R).view(images, -1)
-        count = live.sum(dim=1)
-        staying = count.nonzero().squeeze(1)
-        most = int(count.max())
-        if not MIN_ROWS <= len(staying) * most <= 0.75 * rows:
-            return None
-        first = live[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-        kept = (staying[:, None] * live.shape[1] + first.sort(dim=1).values).flatten()
-        if len(staying) < images:
-            self.image = self.image.select(staying)
-        self.cache.keep(kept)
-        self.place_R, self.ended_R = self.place_R[kept], self.ended_R[kept]
-        return kept
-
-
-def copies(rows: int) -> int:
-    """How many copies of a batch of `rows` rows have MIN_ROWS rows or more together."""
-    return -(-MIN_ROWS // rows)
 
 
 @dataclass
 class FiniteLogits:
     """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token."""
 
-    fine: Tensor
+    low: Tensor
+    high: Tensor
+    """The least and the largest so far; NaN once one was."""
 
     @classmethod
     def on(cls, device: torch.device) -> FiniteLogits:
         """No logits were watched yet."""
-        return cls(torch.ones((), dtype=torch.bool, device=device))
+        return cls(*torch.zeros(2, device=device).unbind())
+
+    def held(self, runner: StepRunner) -> FiniteLogits:
+        """The same where the steps of a runner look for it."""
+        return FiniteLogits(runner.hold("low", self.low), runner.hold("high", self.high))
 
     def watch(self, logits_RV: Tensor) -> Tensor:
         """Take note of the logits of a step, and return them. An accelerator is not made to wait: there they are made
         finite until `check`, for a NaN would lead to an index that ends the process."""
         low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
-        self.fine = self.fine & low.isfinite() & high.isfinite()
+        torch.minimum(self.low, low, out=self.low)
+        torch.maximum(self.high, high, out=self.high)
         if logits_RV.device.type != "cpu":
             return logits_RV.nan_to_num_()
         self.check()
         return logits_RV
+
+    @property
+    def fine(self) -> Tensor:
+        """Whether all were finite."""
+        return self.low.isfinite() & self.high.isfinite()
 
     def check(self) -> None:
         """Raise ModelError where logits were not finite."""
@@ -103,6 +77,13 @@ class FiniteLogits:
                 "in fp32 (precision=fp32) where it was trained so"
             )
 
+    def read(self, flags_K: Tensor) -> Tensor:
+        """Flags as a CPU has them, after a `check`: an accelerator is made to wait for both at once."""
+        every: Tensor = torch.cat([flags_K, self.fine[None]]).cpu()
+        if not bool(every[-1]):
+            self.check()
+        return every[:-1]
+
 
 def is_poll_step(device: torch.device, step: int) -> bool:
     """Whether it is read, after this step, which texts have ended."""
@@ -111,8 +92,113 @@ def is_poll_step(device: torch.device, step: int) -> bool:
 
 def prompt_rows(prompt: list[int] | Tensor, rows: int, device: torch.device) -> Tensor:
     """The prompt of each row [R, P]: the same for all, or of [I, P] each image's for its R / I adjacent rows."""
-    ids = torch.as_tensor(prompt, device=device)
-    return ids.expand(rows, -1) if ids.ndim == 1 else ids.repeat_interleave(rows // len(ids), dim=0)
+    ids = torch.as_tensor(prompt).to(device, non_blocking=True)
+    return ids.expand(rows, -1) if ids.ndim == 1 else ids.repeat_interleave(rows // len(ids), 0, output_size=rows)
+
+
+def filled_up(images: int, wanted: int, device: torch.device) -> Tensor | None:
+    """The numbers of images that make a batch as large as wanted, beginning anew after the last; None: it is."""
+    return None if images == wanted else torch.arange(wanted, device=device) % images
+
+
+def rows_of(images_K: Tensor, width: int) -> Tensor:
+    """The numbers of the rows of these images, each of which has `width` adjacent ones."""
+    return (images_K[:, None] * width + torch.arange(width, device=images_K.device)).flatten()
+
+
+def choose_staying(writing_IG: Tensor, runner: StepRunner) -> tuple[Tensor, Tensor] | None:
+    """The rows and the images that stay while some texts are still written; None: all.
+
+    Rows leave if that makes the batch smaller by a quarter. An image keeps as many as the one with the most unfinished
+    texts needs, and goes with its last; a runner of few sizes keeps some that have ended.
+    """
+    images, width = writing_IG.shape
+    count_I = writing_IG.sum(dim=1)
+    most = runner.size(int(count_I.max()), width)
+    number = runner.size(int(count_I.count_nonzero()), images)
+    if not MIN_ROWS <= number * most <= 0.75 * images * width:
+        return None
+    staying = (count_I > 0).byte().argsort(descending=True, stable=True)[:number].sort().values
+    first = writing_IG[staying].byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return (staying[:, None] * width + first.sort(dim=1).values).flatten(), staying
+
+
+class Rows(NamedTuple):
+    """What there is of each text that is being written."""
+
+    prompt_RP: Tensor
+    draws_RS: Tensor
+    place_R: Tensor
+    """Its row of the answer."""
+    ended_R: Tensor
+    written_RS: Tensor
+
+    def held(self, runner: StepRunner, rows: Tensor | None = None) -> Rows:
+        """Some rows, or all, where the steps of a runner look for them."""
+        of_rows = {name: x if rows is None else x[rows] for name, x in self._asdict().items()}
+        return Rows(*(runner.hold(name, x) for name, x in of_rows.items()))
+
+
+@dataclass
+class RunningTexts:
+    """The texts that are being written. Rows of one image are adjacent, equally many for each image."""
+
+    runner: StepRunner
+    config: DecodeConfig
+    end: int
+    rows: Rows
+    finite: FiniteLogits
+
+    @classmethod
+    def begin(
+        cls,
+        runner: StepRunner,
+        image: ImageContext,
+        prompt_RP: Tensor,
+        draws_RS: Tensor,
+        config: DecodeConfig,
+        end: int,
+    ) -> RunningTexts:
+        """Before the first step. Where a runner wants more images than there are, the first ones come again, ended."""
+        rows, device = len(draws_RS), draws_RS.device
+        width, (length, steps) = rows // image.rows, (prompt_RP.shape[1], config.max_length - prompt_RP.shape[1])
+        if (more := filled_up(image.rows, runner.first_size(image.rows, width), device)) is not None:
+            image, again = image.select(more), rows_of(more, width)
+            prompt_RP, draws_RS = prompt_RP[again], draws_RS[again]
+        runner.begin(image, len(draws_RS), config.max_length, (config, end, length))
+        place_R = torch.arange(len(draws_RS), device=device)
+        written_RS = torch.full((len(draws_RS), steps), end, device=device)
+        every = Rows(prompt_RP, draws_RS, place_R, place_R >= rows, written_RS)
+        return cls(runner, config, end, every.held(runner), FiniteLogits.on(device).held(runner))
+
+    def advance(self, step: int) -> None:
+        """Write the token of a step into each text that has not ended. All that changes, changes in place."""
+        config, (prompt_RP, draws_RS, _, ended_R, written_RS) = self.config, self.rows
+        length = prompt_RP.shape[1]
+        newest, start = (written_RS[:, step - 1 : step], length + step - 1) if step else (prompt_RP, 0)
+        logits = self.finite.watch(self.runner.logits(newest, start).float())
+        if length + step < config.min_length:
+            logits[:, self.end] = -torch.inf
+        if config.repetition_penalty != 1.0:
+            logits = penalise(logits, torch.cat([prompt_RP, written_RS[:, :step]], dim=1), config.repetition_penalty)
+        token = next_token(logits, config, draws_RS[:, step]).masked_fill_(ended_R, self.end)
+        written_RS[:, step] = token
+        ended_R.logical_or_(token == self.end)
+
+    def shrink(self, step: int, answer_RS: Tensor, keeps_rows: bool = False) -> bool:
+        """After a step, let ended texts go if that is worth it. Whether any is still written."""
+        ended_R = self.finite.read(self.rows.ended_R)
+        writing_IG = ~ended_R.view(self.runner.images, -1)
+        if not keeps_rows and (staying := choose_staying(writing_IG, self.runner)) is not None:
+            self.save(answer_RS)
+            rows, images = (numbers.to(answer_RS.device, non_blocking=True) for numbers in staying)
+            self.runner.keep(rows, images, self.rows.prompt_RP.shape[1] + step)
+            self.rows = self.rows.held(self.runner, rows)
+        return not bool(ended_R.all())
+
+    def save(self, answer_RS: Tensor) -> None:
+        """Write down what is written so far."""
+        answer_RS[self.rows.place_R] = self.rows.written_RS
 
 
 @torch.inference_mode()
@@ -124,47 +210,29 @@ def generate(
     config: DecodeConfig,
     draws_RS: Tensor,
     head: Head | None = None,
+    fused: FusedSteps | None = None,
+    keeps_rows: bool = False,
 ) -> list[list[int]]:
     """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
 
     `image` has R / candidates rows, the prompt (`prompt_rows`) begins with [DEC], `draws_RS` has one number per row and
-    step.
+    step. `head` computes logits, or `fused` whole steps, in place of the model. `keeps_rows`: texts that have ended
+    stay, so that the batch has the same shapes whatever is written.
     """
     rows, device = draws_RS.shape[0], draws_RS.device
-    prompt_RP = prompt_rows(prompt, rows, device)
-    length = prompt_RP.shape[1]
-    steps = config.max_length - length
-    if 0 < rows < MIN_ROWS:
-        times = copies(rows)
-        more, draws = image.repeat(times), draws_RS.repeat(times, 1)
-        return generate(model, more, prompt_RP.repeat(times, 1), end, config, draws, head)[:rows]
-    written = torch.full((rows, steps), end, dtype=torch.long, device=device)
-    batch = RunningTexts(
-        image,
-        model.cache(rows, config.max_length, image),
-        torch.arange(rows, device=device),
-        torch.zeros(rows, dtype=torch.bool, device=device),
-    )
-    newest, finite = prompt_RP, FiniteLogits.on(device)
-    for step in range(steps):
-        logits = finite.watch(model.decode_step(newest, batch.image, batch.cache, head).float())
-        if length + step < config.min_length:
-            logits[:, end] = -torch.inf
-        if config.repetition_penalty != 1.0:
-            before = torch.cat([prompt_RP[batch.place_R], written[batch.place_R, :step]], dim=1)
-            logits = penalise(logits, before, config.repetition_penalty)
-        token = next_token(logits, config, draws_RS[batch.place_R, step]).where(~batch.ended_R, end)
-        written[batch.place_R, step] = token
-        batch.ended_R |= token == end
-        newest = token[:, None]
-        if step < steps - 1 and is_poll_step(device, step):
-            finite.check()
-            if bool(batch.ended_R.all()):
+    if not rows:
+        return []
+    with runner_for(model, image, head, fused) as runner:
+        texts = RunningTexts.begin(runner, image, prompt_rows(prompt, rows, device), draws_RS, config, end)
+        answer = torch.full_like(texts.rows.written_RS, end)
+        for step in range(last := answer.shape[1]):
+            runner.run(step, texts.advance)
+            if step < last - 1 and is_poll_step(device, step) and not texts.shrink(step, answer, keeps_rows):
                 break
-            kept = batch.shrink()
-            newest = newest if kept is None else newest[kept]
-    finite.check()
-    return [row[: row.index(end)] if end in row else row for row in written.tolist()]
+        texts.finite.check()
+        texts.save(answer)
+        written = answer[:rows].tolist()
+    return [row[: row.index(end)] if end in row else row for row in written]
 
 
 def next_token(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class Answerer(HeadModel):
     def output_layer(self) -> OutputLayer:
         return self.decoder.output_layer()
 
+    @property
+    def decoder_stack(self) -> TextTransformer:
+        return self.decoder
+
     def question_context(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> ImageContext:
         states = self.base.fuse(ids_BT, mask_BT, self.base.image_context(tokens_BND, "encoder"))
         return self.decoder.image_context(states, "decoder")._replace(mask=mask_BT.bool()[:, None, None])

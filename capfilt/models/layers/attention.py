@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from capfilt.models.layers.config import Activation
 from capfilt.models.layers.packed_linear import linear, linear_gelu
+from capfilt.models.layers.transfer import to_device
 
 KeysValues = tuple[Tensor, Tensor]
 """Projected keys and values of one attention layer, each [B, H, S, d]."""
@@ -37,19 +38,20 @@ def merge_heads(x_BHTd: Tensor) -> Tensor:
 class Packing:
     """Sequences of unequal lengths laid end to end [P, D], and where they stand as padded rows [B, T, D].
 
-    Linear layers work on the packed form, where there is no padding; attention on the padded one.
+    Linear layers work on the packed form, where there is no padding; attention on the padded one. `cls_states` [B] is
+    where each sequence begins.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device):
-        count = torch.tensor(lengths)
-        self.shape = len(lengths), max(lengths)
-        self.mask_BT = (torch.arange(self.shape[1]) < count[:, None]).to(device, non_blocking=True)
+        count, total = torch.tensor(lengths), sum(lengths)
+        B, T = self.shape = len(lengths), max(lengths)
+        begin = count.cumsum(0) - count
+        row = torch.arange(B).repeat_interleave(count, output_size=total)
+        index = row * T + torch.arange(total) - begin[row]
+        # One copy to the device, and not three.
+        count, self.cls_states, self._index = to_device(torch.cat([count, begin, index]), device).split([B, B, total])
+        self.mask_BT = torch.arange(T, device=device) < count[:, None]
         """True where a row has a token."""
-        row = torch.arange(len(lengths)).repeat_interleave(count)
-        self.cls_states = (count.cumsum(0) - count).to(device, non_blocking=True)
-        """[B]: where each sequence begins."""
-        place = torch.arange(int(count.sum())) - (count.cumsum(0) - count)[row]
-        self._index = (row * self.shape[1] + place).to(device, non_blocking=True)
 
     def pad(self, x_PD: Tensor) -> Tensor:
         """[P, D] -> [B, T, D], zeros in the gaps."""

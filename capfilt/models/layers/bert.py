@@ -57,12 +57,17 @@ class Embeddings(nn.Module):
 
     def forward(self, ids_BT: Tensor, start: int = 0, absolute: bool = True) -> Tensor:
         """Ids -> embeddings [B, T, D]; not `absolute`: positions are left out, in models of relative ones (VLMo)."""
-        end, most = start + ids_BT.shape[1], self.positions.num_embeddings
-        if end > most:  # slicing would give fewer positions, which may even broadcast
-            raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
+        end = start + ids_BT.shape[1]
+        check_length(end, self.positions.num_embeddings)
         words = self.words(ids_BT) if self.types is None else self.words(ids_BT) + self.types.weight[0]
         out: Tensor = self.dropout(self.norm(words + self.positions.weight[start:end] if absolute else words))
         return out
+
+
+def check_length(length: int, most: int) -> None:
+    """Refuse a text longer than the positions: slicing would give fewer, which may even broadcast. ModelError."""
+    if length > most:
+        raise ModelError(f"a text of {length} tokens, and the model has {most} positions; lower max_length to {most}")
 
 
 class Residual(nn.Module):

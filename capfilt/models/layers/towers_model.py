@@ -64,6 +64,10 @@ class TowersModel(Model):
     def output_layer(self) -> OutputLayer:
         return self.text.output_layer()
 
+    @property
+    def decoder_stack(self) -> TextTransformer:
+        return self.text
+
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], of the layers that read a text alone."""
         states: Tensor = self.text(ids_BT, "encoder", mask_BT)

@@ -21,11 +21,13 @@ class TimeBox:
         """How many items a repeat should have, which `run` does in the seconds that it returns. It is called with ever
         more, until they take a repeat's share of the time: for warming up, too."""
         number, share = first, self.seconds / (self.repeats + 2)
+        self.line.wait("the first images")
+        run(first)  # modules are imported, kernels chosen: says nothing of the next
         while True:
             self.line.wait(f"{number} images for warming up")
             took = run(number)
             if number >= most or 2 * took > share:
-                return max(1, min(most, number, round(number * share / took)))
+                return max(1, min(most, round(number * share / took)))
             number = min(most, round(number * min(8.0, share / took)))
 
     def repeat(self, measure: Callable[[], str]) -> None:

@@ -28,7 +28,8 @@ from capfilt.inference.captioners.guard_rails import guard
 from capfilt.inference.captioners.prompts import Prompt
 from capfilt.inference.captioners.vlm.inputs import Inputs, Processor, batches, length
 from capfilt.inference.config import AnnotateConfig, DecodeConfig
-from capfilt.inference.generation.decode import MIN_ROWS, FiniteLogits, next_token, uniforms
+from capfilt.inference.generation.decode import FiniteLogits, next_token, uniforms
+from capfilt.inference.generation.runner import MIN_ROWS
 from capfilt.inference.generation.sampling import penalise
 from capfilt.inference.interface import Caption
 
