@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Tests start a hundred processes, each of which would compile capfilt anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: .venv demo test test-slow test-faults check audit format clean
+.PHONY: .venv demo test test-slow test-gpu test-faults check audit format clean
 
 .venv: .venv/.stamp
 
@@ -27,6 +27,11 @@ test: .venv/.stamp
 # What takes seconds of a core each: kills, lost nodes, whole runs against their goldens, trainings beside each other.
 test-slow: .venv/.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
+
+# On a machine with a GPU: with its own python where that has torch for CUDA, transformers, pydantic, pyarrow, webdataset
+# and pytest, `python -m pytest -c tests/gpu/pytest.ini tests/gpu`.
+test-gpu: .venv/.stamp
+	@$(BIN)/python -m pytest -q -c tests/gpu/pytest.ini tests/gpu
 
 # Every fault with ten seeds: half an hour, and as much for trainings; writes docs/faults.md.
 test-faults: .venv/.stamp

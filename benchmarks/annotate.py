@@ -46,7 +46,7 @@ from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bench.annotate import made_up_words
+from capfilt.pipelines.bench.made_up import made_up_words
 
 CPU = torch.device("cpu")
 Scored = list[list[tuple[str, float, float]]]

@@ -38,8 +38,9 @@ from capfilt.evaluation import speed
 from capfilt.inference.device import Compute
 from capfilt.models import BlipConfig
 from capfilt.pipelines import export
-from capfilt.pipelines.bench.annotate import make_job, make_models, make_shard
+from capfilt.pipelines.bench.annotate import make_job
 from capfilt.pipelines.bench.bench import BenchConfig
+from capfilt.pipelines.bench.made_up import make_models, make_shard
 from capfilt.stages.annotation.shard_annotator import ShardAnnotator
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         folder = Path(scratch)
         roles = make_models(architecture, folder, shared=False)
-        url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
+        url = make_shard(folder / "web" / "00000.tar", config.images, config.width, architecture.text.vocab_size - 7)
         work = ShardAnnotator(make_job(config, Compute(device="cpu", precision="fp32"), roles, folder / "run"), CPU)
         peer = DataJuicer(roles, url, config, folder / "peer")
         write_as_much(config.tokens)

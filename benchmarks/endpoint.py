@@ -40,7 +40,7 @@ from capfilt.inference.batches import pictures
 from capfilt.inference.captioners.endpoint.captioner import EndpointCaptioner
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import BlipConfig
-from capfilt.pipelines.bench.annotate import make_models
+from capfilt.pipelines.bench.made_up import make_models
 
 SERVER = Path(__file__).parent.parent / "tests/fixtures/endpoint_server.py"
 LOW, HIGH = 0.1, 0.3

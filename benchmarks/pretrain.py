@@ -37,8 +37,7 @@ from capfilt.models import Architecture, build, read_architecture
 from capfilt.objectives.config import ObjectivesConfig
 from capfilt.objectives.interface import PairBatch
 from capfilt.objectives.tasks import build_task
-from capfilt.pipelines.bench.annotate import made_up_words, make_shard
-from capfilt.pipelines.bench.bench import BenchConfig
+from capfilt.pipelines.bench.made_up import made_up_words, make_shard
 from capfilt.training.config import ExecutionConfig, OptimizerConfig, TrainConfig
 from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.flops import peak_flops, step_flops
@@ -131,7 +130,7 @@ def cpu(pairs: int, steps: int, repeats: int, ray: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="capfilt-bench-"))
     try:
         for number in range(4):
-            make_shard(folder / f"data/{number:05d}.tar", BenchConfig(images=16), WORDS)
+            make_shard(folder / f"data/{number:05d}.tar", 16, 640, WORDS - 7)
         made_up_words(WORDS).save(folder / "vocabulary")
         for number in range(repeats):
             for name, start in trials.items():

@@ -65,8 +65,9 @@ def costs(args: argparse.Namespace, captions: int, folder: Path) -> dict[str, li
     from capfilt.inference.device import Compute
     from capfilt.inference.scores.spec import ScoreSpec, score_specs
     from capfilt.models.blip.config import BlipConfig
-    from capfilt.pipelines.bench.annotate import make_job, make_models, make_shard
+    from capfilt.pipelines.bench.annotate import make_job
     from capfilt.pipelines.bench.bench import BenchConfig
+    from capfilt.pipelines.bench.made_up import make_models, make_shard
     from capfilt.stages.annotation.add_score import AddScoreJob
     from capfilt.stages.annotation.shard_annotator import ShardAnnotator
     from capfilt.stages.annotation.shard_scorer import ShardScorer
@@ -75,7 +76,7 @@ def costs(args: argparse.Namespace, captions: int, folder: Path) -> dict[str, li
     architecture = configs.read(presets.find("models", config.model), BlipConfig)
     compute, cpu = Compute(device="cpu", precision="fp32"), torch.device("cpu")
     roles = make_models(architecture, folder, shared=False)
-    url = in_words_of(args.encoder, make_shard(folder / "web/00000.tar", config, 1000), roles)
+    url = in_words_of(args.encoder, make_shard(folder / "web/00000.tar", config.images, config.width, 1000), roles)
     annotator = ShardAnnotator(make_job(config, compute, roles, folder / "run"), cpu)
 
     def job(spec: ScoreSpec) -> AddScoreJob:
@@ -117,7 +118,7 @@ def annotated_run(folder: Path, images: int) -> Path:
     from capfilt.data import annotations, shards
     from capfilt.data.annotations import Annotation
     from capfilt.data.sample import Sample
-    from capfilt.pipelines.bench.annotate import _photo
+    from capfilt.pipelines.bench.made_up import photo
     from capfilt.runs.ledger import Ledger
     from capfilt.runs.locking import lock
     from capfilt.runs.run import Run
@@ -125,7 +126,7 @@ def annotated_run(folder: Path, images: int) -> Path:
 
     words, run = ["dog", "cat", "red", "house", "tree", "boat", "a", "the", "near", "old", "sale"], folder / "run"
     draw = random.Random(0)
-    photos = [_photo(64, np.random.default_rng(number)) for number in range(100)]
+    photos = [photo(64, np.random.default_rng(number)) for number in range(100)]
     urls = [str(folder / f"web/{number:05d}.tar") for number in range(images // SHARD)]
     for number, url in enumerate(urls):
         keys = [f"{number:05d}{image:05d}" for image in range(SHARD)]

@@ -136,14 +136,15 @@ def annotated(samples: Sequence[Sample], home: Path) -> dict[str, float]:
     from capfilt import presets
     from capfilt.inference.device import Compute
     from capfilt.models import BlipConfig
-    from capfilt.pipelines.bench import annotate as bench
+    from capfilt.pipelines.bench.annotate import make_job
     from capfilt.pipelines.bench.bench import BenchConfig
+    from capfilt.pipelines.bench.made_up import make_models
     from capfilt.stages.annotation.shard_annotator import ShardAnnotator
 
     config = BenchConfig(images=len(samples))
-    roles = bench.make_models(configs.read(presets.find("models", config.model), BlipConfig), home, shared=False)
+    roles = make_models(configs.read(presets.find("models", config.model), BlipConfig), home, shared=False)
     compute = Compute(device="cpu", precision="fp32")
-    work = ShardAnnotator(bench.make_job(config, compute, roles, home / "run"), compute.open())
+    work = ShardAnnotator(make_job(config, compute, roles, home / "run"), compute.open())
     urls = {name: shards.expand(make(samples, home))[0] for name, make in SOURCES.items()}
     best: dict[str, float] = {}
     work.shard(urls["tars"])  # warms up
@@ -165,11 +166,10 @@ def main() -> None:
         print(json.dumps(read(options.read)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        from capfilt.pipelines.bench import annotate as bench  # torch, which processes that read do without
-        from capfilt.pipelines.bench.bench import BenchConfig
+        from capfilt.pipelines.bench.made_up import make_shard  # torch, which processes that read do without
 
         home = Path(scratch)
-        url = bench.make_shard(home / "made.tar", BenchConfig(images=options.pictures), VOCABULARY)
+        url = make_shard(home / "made.tar", options.pictures, 640, VOCABULARY - 7)
         samples = [item for item in shards.read(url) if isinstance(item, Sample)]
         (home / "all").mkdir()
         specs = {name: make(samples, home / "all") for name, make in SOURCES.items()}

@@ -25,7 +25,15 @@ import typer.testing
 
 from capfilt.cluster.session import REPRODUCIBLE_ENV
 
-pytest_plugins = ["copied_pool", "dialog_shards", "endpoint_server", "finished_run", "rank_pair", "task_shards"]
+pytest_plugins = [
+    "copied_pool",
+    "dialog_shards",
+    "endpoint_server",
+    "finished_run",
+    "rank_pair",
+    "small_models",
+    "task_shards",
+]
 
 # As `connect` sets it, but before any test computes: after the first matrix product it comes too late.
 os.environ.update(REPRODUCIBLE_ENV)
@@ -58,114 +66,6 @@ def shared_dir(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.rootpath.parent / "shared"
     if not folder.is_dir():
         pytest.skip("no folder of reference material beside the checkout")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def small_blip() -> Callable[..., Any]:
-    """Makes a BLIP of a few thousand weights that speaks the embedded world's language; text options by keyword."""
-    import torch
-
-    from capfilt.data.text.tokenizer import Tokenizer
-    from capfilt.models import Blip, BlipConfig
-    from capfilt.models.layers.config import TextConfig, VisionConfig
-
-    words = len(Tokenizer.load("world"))
-
-    def make(seed: int = 0, image_size: int = 16, **text: Any) -> Blip:
-        # Two widths, so that nothing fits where it does not belong; wide weights, so that outputs differ.
-        shape = {"depth": 2, "heads": 2, "hidden": 32, "init_std": 0.3}
-        options = {"vocab_size": words, "width": 16, "max_positions": 64, "dropout": 0.0, **shape, **text}
-        vision = VisionConfig(image_size=image_size, patch_size=8, width=24, **shape)
-        torch.manual_seed(seed)
-        return Blip(BlipConfig(vision=vision, text=TextConfig(**options), projection=8)).eval()
-
-    return make
-
-
-LANGUAGES: dict[str, dict[str, Any]] = {
-    "opt": {
-        "hidden_size": 12,
-        "word_embed_proj_dim": 12,
-        "ffn_dim": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "vocab_size": 300,
-        "max_position_embeddings": 64,
-        "init_std": 0.3,
-    },
-    "t5": {
-        "d_model": 12,
-        "d_kv": 6,
-        "d_ff": 24,
-        "num_layers": 2,
-        "num_heads": 2,
-        "vocab_size": 300,
-        "feed_forward_proj": "gated-gelu",
-        "dense_act_fn": "gelu",
-        "decoder_start_token_id": 0,
-        "initializer_factor": 1.0,
-    },
-}
-
-
-@pytest.fixture(scope="session")
-def small_blip2() -> Callable[..., Any]:
-    """Makes a BLIP-2 of a few thousand weights: stage 1, or with `language` ("opt", "t5") stage 2."""
-    import torch
-
-    from capfilt.data.text.tokenizer import Tokenizer
-    from capfilt.models import Blip2, Blip2Config
-    from capfilt.models.blip2.config import LanguageConfig, QFormerConfig
-    from capfilt.models.layers.config import VisionConfig
-
-    words = len(Tokenizer.load("world")) - 1  # there is no [ENC]
-
-    def make(language: str = "", seed: int = 0, image_size: int = 16, frozen: str = "fp32", **text: Any) -> Blip2:
-        shape = {"depth": 3, "heads": 2, "hidden": 32, "init_std": 0.3}
-        options = {"vocab_size": words, "width": 16, "queries": 3, "max_positions": 64, "dropout": 0.0, **shape}
-        roles = {"roles": ()} if language else {}
-        vision = VisionConfig(image_size=image_size, patch_size=8, width=24, final_norm=False, **shape)
-        speaks = LanguageConfig(kind=language, settings=LANGUAGES[language]) if language else None
-        torch.manual_seed(seed)
-        made = Blip2(
-            Blip2Config(
-                vision=vision,
-                text=QFormerConfig(**{**options, **roles, **text}),
-                projection=8,
-                language=speaks,
-                frozen=frozen,
-            )
-        )
-        return made.eval()
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def small_clip() -> Callable[..., Any]:
-    """Makes a CLIP of a few thousand weights that reads the embedded world's byte pairs."""
-    import torch
-
-    from capfilt.models.clip.config import ClipConfig
-    from capfilt.models.clip.model import Clip
-
-    def make(seed: int = 0, image_size: int = 16, activation: str = "quick_gelu", **text: Any) -> Clip:
-        vision = {"image_size": image_size, "patch_size": 8, "width": 24, "depth": 2, "heads": 2, "hidden": 40}
-        words = {"vocab_size": 804, "width": 16, "depth": 2, "heads": 2, "hidden": 32, **text}
-        torch.manual_seed(seed)
-        return Clip(ClipConfig(activation=activation, vision=vision, text=words, projection=8)).eval()
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the embedded world's `human` split: three shards of 16 pictures, two captions each."""
-    from capfilt.data.synthetic import world
-
-    folder = tmp_path_factory.mktemp("world")
-    world.write(world.WorldConfig(human=48, shard_size=16, captions=2), 0, folder, "human")
     return folder
 
 

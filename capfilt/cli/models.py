@@ -171,18 +171,22 @@ def show(
 
 
 def bench(
-    stage: Annotated[str, typer.Argument(help="What to measure: annotate.")] = "annotate",
+    stage: Annotated[str, typer.Argument(help="What to measure: annotate or train.")] = "annotate",
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a=b", help="E.g. model=blip/base, captions=10, shared=true, batch_size=64."),
     ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="How long is measured, about; loading torch comes on top.")
+    ] = 30,
     price: Price = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure how fast a stage is on this machine and how its time is spent, on random models and pictures.
+    """Measure how fast a stage is on this machine, where its time goes and which share of the floor it reaches, on
+    random models and pictures.
 
-    Example: `capfilt bench annotate --set captions=10 --json`; `capfilt bench annotate --price cpu=0.05`
+    Example: `capfilt bench train --set model=blip/base`; `capfilt bench annotate --price cpu=0.05`
     """
 
     def work(show: Progress) -> Any:
@@ -191,7 +195,7 @@ def bench(
         rates = price_of(price)
         from capfilt.pipelines.bench import bench as pipeline
 
-        result = pipeline.run(stage, sets or [], show, rates)
+        result = pipeline.run(stage, sets or [], show, rates, seconds)
         if as_json:
             return result
         return {name: part for name, part in result.items() if name not in ("setup", "runs", "versions")}

@@ -1,11 +1,10 @@
-"""How fast: the annotator on pictures in memory, what the machine could do, and what other number formats change."""
+"""How fast: the annotator on pictures in memory, what other number formats change, and what machine it was."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from capfilt import cpus
 from capfilt.data.sample import Sample
@@ -24,8 +21,6 @@ from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import autocast
-from capfilt.models.layers.config import VisionConfig
-from capfilt.models.layers.vit import VisionTransformer
 
 PACKAGES = ("capfilt", "torch", "numpy", "pillow", "pyarrow", "tokenizers")
 
@@ -58,30 +53,6 @@ def seconds(device: torch.device, work: Callable[[], object]) -> float:
     work()
     _wait(device)
     return time.perf_counter() - begun
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, config: VisionConfig, images: int) -> float:
-    """FLOP/s of the machine at the largest product of a vision transformer: the median of nine."""
-    x = torch.randn(images * config.num_tokens, config.width, device=device, dtype=dtype)
-    w = torch.randn(config.width, config.hidden, device=device, dtype=dtype)
-    with torch.inference_mode():
-        x @ w
-        took = statistics.median(seconds(device, lambda: x @ w) for _ in range(9))
-    return 2 * x.numel() * config.hidden / took
-
-
-def vision_flops(config: VisionConfig) -> int:
-    """Floating-point operations of one image, a multiplication and an addition counted as two.
-
-    Counted on the meta device, where tensors have shapes and no numbers.
-    """
-    with torch.device("meta"):
-        tower = VisionTransformer(config).eval()
-        images = torch.empty(1, 3, config.image_size, config.image_size)
-    # The counter knows some kernels of fused attention only; written out, it is products like any others.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        tower(images)
-    return int(counter.get_total_flops())
 
 
 def agreement(

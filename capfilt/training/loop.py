@@ -83,7 +83,7 @@ def _train(job: TrainJob, device: torch.device, on_line: OnLog | None) -> None:
     if job.train.features:
         folders, contents = (job.features_folder, job.out), counted.get("contents")
         loader.features = frozen_features.prepare(model, job.sources, *folders, device, contents)
-    loader.pinned = device.type == "cuda"
+    loader.device = device
     model.recompute_vision(job.train.recompute)
     task = build_task(model, job.train.objectives, loader.prompt_tokens)
     if task.momentum is not None and job.train.objectives.resumes_momentum:

@@ -17,7 +17,6 @@ from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
-from capfilt.models.layers.config import VisionConfig
 
 CPU = torch.device("cpu")
 
@@ -53,24 +52,7 @@ def test_fp32_agrees_with_itself_and_bf16_nearly(annotator: Annotator, load: Loa
     assert 0.1 < coarse["equal_tokens"] <= 1
 
 
-def test_flops_are_those_of_vit_b() -> None:
-    """ViT-B/16 at 224 px is known for 17.6 billion multiplications and additions of a picture (DeiT, Table 5)."""
-    config = VisionConfig(image_size=224, patch_size=16, width=768, depth=12, heads=12, hidden=3072)
-    assert speed.vision_flops(config) / 2 == pytest.approx(17.6e9, rel=0.01)
-
-
-@pytest.mark.parametrize("heads", [1, 4])
-def test_flops_are_those_on_paper(heads: int) -> None:
-    """Patches; in each block q, k, v, o, the two products of attention, the two of the feed-forward layer."""
-    config = VisionConfig(image_size=32, patch_size=8, width=24, depth=3, heads=heads, hidden=80, final_norm=False)
-    tokens, width = 17, 24
-    block = tokens * width * (4 * width + 2 * 80) + 2 * tokens * tokens * width
-    assert speed.vision_flops(config) == 2 * (16 * 3 * 8 * 8 * width + 3 * block)
-
-
-def test_the_machine_multiplies_and_says_what_it_is() -> None:
-    config = VisionConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2, hidden=32)
-    assert speed.matmul_rate(CPU, torch.float32, config, 4) > 0
+def test_the_machine_says_what_it_is() -> None:
     assert speed.machine(CPU)["device"] == "cpu"
     assert speed.machine(CPU)["threads"] == torch.get_num_threads()
     assert speed.versions()["torch"] == torch.__version__

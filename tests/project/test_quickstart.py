@@ -11,7 +11,7 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.data import shards
 from capfilt.models import BlipConfig
-from capfilt.pipelines.bench.annotate import make_models
+from capfilt.pipelines.bench.made_up import make_models
 
 
 def run_all(folder: Path, run: Run) -> None:

@@ -10,6 +10,7 @@ BLIP's is squashed with the bicubic filter, CLIP's mean and standard deviation.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from capfilt.storage.local_copies import local_copy
 from capfilt.storage.paths import StoragePath, storage_path
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ALONE, NESTED, OPEN_CLIP = "preprocessor_config.json", "processor_config.json", "open_clip_config.json"
@@ -148,13 +150,12 @@ class Preprocess(Config):
 
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] as `stack` makes it -> what the model reads, float32 [B, 3, H, W]; of a padded batch
-        [B, 4, H, W], zeros where there is padding."""
+        [B, 4, H, W], zeros where there is padding. The same bits on every device."""
         import torch
 
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous()  # before they are floats: a quarter of the bytes
-        scaled = pixels_BCHW[:, :3].float() / self.divisor
-        mean, std = (torch.tensor(c, device=scaled.device).view(3, 1, 1) for c in (self.mean, self.std))
-        normal = (scaled - mean) / std
+        divisor, mean, std = _constants((self.divisor,), self.mean, self.std, device=pixels_BCHW.device)
+        normal = pixels_BCHW[:, :3].float().div_(divisor).sub_(mean).div_(std)
         if pixels_BCHW.shape[1] == 3:
             return normal
         mask_B1HW = pixels_BCHW[:, 3:].float()
@@ -257,6 +258,16 @@ class ImageFormat:
     def crop_to_pixels(self, image: Image.Image) -> np.ndarray:
         """A random crop of a training picture -> uint8 [size, size, 3]."""
         return self.preprocess.crop_to_pixels(image, self.size)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(*constants: tuple[float, ...], device: torch.device) -> list[Tensor]:
+    """Numbers for all channels or for each, [C, 1, 1] on a device: copied there once, for the host waits for the copy.
+    Tensors and not numbers, by whose reciprocal a GPU would multiply."""
+    import torch
+
+    with torch.inference_mode(False):  # training may use them after an evaluation did
+        return [torch.tensor(each, device=device).view(-1, 1, 1) for each in constants]
 
 
 def _read_settings(folder: Path, size: int) -> dict[str, Any] | None:

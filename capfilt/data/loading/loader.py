@@ -11,8 +11,10 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +43,8 @@ class Batch:
     """What a training step is given."""
 
     images: Tensor
-    """[B, 3, H, W] normalised floats (padded ones [B, 4, H, W], `Preprocess.stack`); or [B, N, D], the kept features of
-    a frozen vision tower; or [B, 0] where no pictures are read."""
+    """[B, 3, H, W] normalised floats (padded ones [B, 4, H, W], `Preprocess.stack`) on the loader's device; or [B, N,
+    D], the kept features of a frozen vision tower, there too; or [B, 0] where no pictures are read."""
     ids: Tensor
     """Token ids [B, T], [CLS] first, padded."""
     mask: Tensor
@@ -87,8 +89,8 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.features: Features | None = None
         """What a frozen vision tower gave for each picture; batches have it in place of pictures."""
-        self.pinned = False
-        """Whether pictures are put into pinned memory, from which a GPU copies them while it computes."""
+        self.device = torch.device("cpu")
+        """Where pictures are wanted. A GPU copies their bytes out of pinned memory and normalises them itself."""
         if rows is None:
             walked = [(shards.expand(source.shards), source.repeat) for source in sources]
             rows = {url: self._count(url) for urls, _ in walked for url in urls}
@@ -107,37 +109,47 @@ class Loader:
         return int(mask.sum()) - 1 if self.config.prompt else 0
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches from global step `start` on, without end; a thread makes them two ahead.
+        """Batches from global step `start` on, without end; threads make them, two ahead.
 
         Raises:
             DataError: a shard has fewer rows than were counted, or no picture near by can be decoded.
             StorageError: a shard's storage failed again and again.
         """
-        made, self._reader.closed = self._batches(start), threading.Event()
-        if self.pinned:
-            made = (replace(batch, images=batch.images.pin_memory()) for batch in made)
-        return prefetched(made, self._reader.closed)
+        self._reader.closed = threading.Event()
+        made = (self._readied(batch) for batch in self._batches(start))
+        with closing(prefetched(made, self._reader.closed)) as ready:
+            for batch in ready:
+                yield self._arrived(batch)
 
     def _batches(self, start: int) -> Iterator[Batch]:
+        """Batches whose pictures are bytes; while one is made, the rows of the next are read and decoded."""
         size, lanes = self.config.batch_size, self.order.lanes
         per_lane, per_rank = size // lanes, size // self.world_size
         mine = range(self.rank * per_rank, (self.rank + 1) * per_rank)  # of the positions in a global batch
         lane_rows = self._lane_rows(range(mine.start // per_lane, (mine.stop - 1) // per_lane + 1), start * per_lane)
-        step = start
         decoders = self.config.decoders or torch.get_num_threads()
-        with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
+        with _executor(1, "rows") as reader, _executor(decoders, "decode") as pool:
             map_rows = pool.map if decoders > 1 else map
-            while True:
-                taken: dict[int, Row] = {}
+
+            def begin(step: int) -> tuple[list[Row], Iterator[Any]]:
+                ahead: dict[int, Row] = {}
                 for lane, following in lane_rows.items():
-                    taken |= enumerate(following.take(per_lane), lane * per_lane)
-                rows, first = [taken[i] for i in mine], step * size + mine.start
-                views = list(map_rows(self._view, rows, range(first, first + per_rank)))
+                    ahead |= enumerate(islice(following.peek(), per_lane), lane * per_lane)
+                rows, first = [ahead[i] for i in mine], step * size + mine.start
+                return rows, map_rows(self._view, rows, range(first, first + per_rank))
+
+            begun = reader.submit(begin, start)
+            for step in count(start):
+                rows, decoding = begun.result()
+                for following in lane_rows.values():
+                    following.take(per_lane)
+                begun = reader.submit(begin, step + 1)
+                views = list(decoding)
                 unreadable = sum(view is None for view in views)
                 if unreadable == per_rank:
-                    rows, views = self._first_readable(next(iter(lane_rows.values())), rows, first)
+                    begun.result()  # until then the lanes are the reader's
+                    rows, views = self._first_readable(next(iter(lane_rows.values())), rows, step * size + mine.start)
                 yield self._batch(rows, views, per_rank, unreadable)
-                step += 1
 
     def _lane_rows(self, lanes: range, position: int) -> dict[int, LaneRows]:
         """The rows of these lanes from a position on."""
@@ -199,13 +211,37 @@ class Loader:
         )
 
     def _stack(self, views: Sequence[np.ndarray | Tensor]) -> Tensor:
-        """Pictures uint8 [H, W, 3] -> [B, 3, H, W] normalised floats; features [N, D] -> [B, N, D]."""
+        """Pictures uint8 [H, W, 3] -> [B, H, W, 3]; features [N, D] -> [B, N, D]."""
         if isinstance(views[0], Tensor):
             return torch.stack([view for view in views if isinstance(view, Tensor)])
         if self.image_format is None:
             return torch.empty(len(views), 0)
-        rule = self.image_format.preprocess
-        return rule.normalise(rule.stack([np.asarray(view) for view in views]))
+        return self.image_format.preprocess.stack([np.asarray(view) for view in views])
+
+    # ---- from bytes in memory to pictures on the device ----
+
+    def _readied(self, batch: Batch) -> Batch:
+        """In the loader's thread, all that the host has to do: pin what a GPU is to copy, or else normalise here."""
+        if self.device.type == "cpu":
+            return self._normalised(batch)
+        values = {each.name: getattr(batch, each.name) for each in fields(batch)}
+        pinned: Any = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(batch, **pinned)
+
+    def _arrived(self, batch: Batch) -> Batch:
+        """In the thread that computes; a GPU is told what to do with the pictures, and the host goes on."""
+        if self.device.type == "cpu":
+            return batch
+        return self._normalised(replace(batch, images=batch.images.to(self.device, non_blocking=True)))
+
+    def _normalised(self, batch: Batch) -> Batch:
+        if self.image_format is None or batch.images.dtype != torch.uint8:
+            return batch
+        return replace(batch, images=self.image_format.preprocess.normalise(batch.images))
+
+
+def _executor(threads: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix=name)
 
 
 def _expanded(spec: str | Sequence[str], rows: Mapping[str, int]) -> list[str]:

@@ -4,51 +4,72 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Generator, Iterator
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-def prefetched(items: Iterator[T], closed: threading.Event, depth: int = 2) -> Iterator[T]:
-    """Run an iterator in a thread, `depth` items ahead; its exceptions arrive where its items would have.
+def prefetched(items: Iterator[T], closed: threading.Event, depth: int = 2) -> Generator[T]:
+    """Run an iterator in a thread, `depth` items ahead, from the first `next` on; as `Prefetched`."""
+    ahead = Prefetched(items, depth, closed)
+    try:
+        yield from ahead
+    finally:
+        ahead.close()
 
-    `closed` is set when no more items are wanted. Closing the generator waits for the item that is being made: an
-    interpreter that ends while a thread of it is inside torch aborts, and a training that succeeded exits with 134.
-    """
-    ready: queue.Queue[T | _Failed | None] = queue.Queue(maxsize=depth)
 
-    def put(item: T | _Failed | None) -> None:
-        while not closed.is_set():
+class Prefetched(Generic[T]):
+    """An iterator that runs in a thread from now on, `depth` items ahead; its exceptions arrive where its items would
+    have. Whoever does not want all of it closes it."""
+
+    def __init__(self, items: Iterator[T], depth: int = 2, closed: threading.Event | None = None):
+        """`closed` is set when no more items are wanted."""
+        self._items, self._closed = items, closed or threading.Event()
+        self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+        self._end: _End | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True, name="loader")
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        item = self._end or self._ready.get()
+        if not isinstance(item, _End):
+            return item
+        self._end = item
+        raise item.error or StopIteration
+
+    def close(self) -> None:
+        """Stop, and wait for the item that is being made: an interpreter that ends while a thread of it is inside torch
+        aborts, and a training that succeeded exits with 134."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            for item in self._items:
+                self._put(item)
+                if self._closed.is_set():
+                    break
+            self._put(_End())
+        except BaseException as error:  # noqa: BLE001 handed over, and raised where the item was expected
+            self._put(_End(error))
+        finally:
+            if isinstance(self._items, Generator):
+                self._items.close()  # here, for it may have threads of its own
+
+    def _put(self, item: T | _End) -> None:
+        while not self._closed.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                return self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if closed.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # noqa: BLE001 handed over, and raised where the item was expected
-            put(_Failed(error))
 
-    thread = threading.Thread(target=work, daemon=True, name="loader")
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, _Failed):
-                raise item.error
-            yield item
-    finally:
-        closed.set()
-        thread.join()
+class _End:
+    """The end of an iterator, and the exception that was it."""
 
-
-class _Failed:
-    """The exception that ended an iterator."""
-
-    def __init__(self, error: BaseException):
+    def __init__(self, error: BaseException | None = None):
         self.error = error

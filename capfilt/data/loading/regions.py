@@ -116,7 +116,7 @@ class RegionLoader(Loader):
             )
         config = pairs.config.model_copy(update={"batch_size": regions.images, "captions": "one"})
         super().__init__(sources, config, pairs.tokenizer, pairs.image_format, seed, rank, world_size, rows)
-        self.pinned = pairs.pinned
+        self.device = pairs.device
         self._reader = RegionReader("one", config.weights, seed, rows)
         self.regions, self.grid = regions, grid
         self._warned = False

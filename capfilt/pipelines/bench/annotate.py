@@ -1,158 +1,166 @@
-"""The benchmark of `annotate`: the whole stage in this process, and the bare annotator on the same pictures, in turns.
+"""The benchmark of `annotate`: the whole stage in this process, from a tar to a committed Parquet.
 
-The stage goes from a tar to a committed Parquet; the annotator has the pictures decoded in memory.
-
-Random weights cost what trained ones do, as long as they write texts of the same length: so every text has exactly
-`tokens` tokens.
+Every text has exactly `tokens` tokens. On a GPU, where a clock has to wait for the device, the phases are of repeats of
+their own, which the rate is not of.
 """
 
 from __future__ import annotations
 
-import io
 import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from capfilt.data import shards
-from capfilt.data.sample import Sample
-from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.evaluation import speed
 from capfilt.evaluation.speed import Load
 from capfilt.inference.batches import pictures
 from capfilt.inference.captioners.spec import LocalSpec
 from capfilt.inference.device import Compute, ability, autocast, choose, local_device
+from capfilt.inference.roles import check_capabilities
 from capfilt.inference.timer import StageTimer
-from capfilt.models import Blip, BlipConfig
+from capfilt.models import ArchitectureConfig
 from capfilt.models.checkpoints import store
-from capfilt.models.layers.config import Role
 from capfilt.pipelines.bench.bench import BenchConfig
+from capfilt.pipelines.bench.floor import AnnotateLoad, MachineRate, annotate_flops, floor_figures
+from capfilt.pipelines.bench.made_up import make_models, make_shard, tokenizer_for
+from capfilt.pipelines.bench.time_box import TimeBox, spread
 from capfilt.runs import cost
 from capfilt.runs.cost import Price
 from capfilt.runs.progress import Progress
 from capfilt.stages.annotation.annotate import AnnotateJob
 from capfilt.stages.annotation.shard_annotator import ShardAnnotator, texts_of
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FIRST, MOST = 2, 20_000
+"""Pictures of the first warm-up, and of a repeat at most."""
+WORDS = (4, 16)
 
 
 def bench_annotate(
-    config: BenchConfig, architecture: BlipConfig, folder: Path, show: Progress, price: Price | None = None
-) -> dict[str, Any]:
-    """Measure the stage and the bare annotator in turns."""
-    compute, _ = choose(config.precision, local_device(), [ability()])
-    device, dtype = compute.open(), compute.dtype
-    roles = make_models(architecture, folder, config.shared)
-    url = make_shard(folder / "web" / "00000.tar", config, architecture.text.vocab_size)
-    timer = StageTimer(device)
-    work = ShardAnnotator(make_job(config, compute, roles, folder / "run"), device, timer)
-    (load,) = [
-        Load(batch.on(device, work.formats), batch.samples, [texts_of(sample) for sample in batch.samples])
-        for batch in pictures(shards.read(url), config.images, work.formats)
-    ]
-    stage, bare, shares = [], [], []
-    with show.stage("bench annotate", config.repeats + 1) as line, autocast(device, dtype):
-        for i in range(config.repeats + 1):
-            timer.seconds.clear()
-            took = speed.seconds(device, lambda: work.shard(url))
-            spent, work.annotator.timer = dict(timer.seconds), None
-            alone = speed.seconds(device, lambda: load.annotated(work.annotator, config.batch_size))
-            work.annotator.timer = timer
-            if i:  # the first time is for warming up
-                stage.append(took)
-                bare.append(alone)
-                shares.append({name: part / took for name, part in spent.items()})
-            line.update(i + 1, f"{config.images / took:.1f} images/s")
-    some = load.part(0, config.compared)
-    changed = {
-        "batches_of_one": speed.agreement(work.annotator, some, device, torch.float32, 1),
-        "bf16": speed.agreement(work.annotator, some, device, torch.bfloat16, config.batch_size),
-    }
-    passes = 1 if work.annotator.shared_vision else 2
-    rate = speed.matmul_rate(device, dtype, architecture.vision, config.batch_size)
-    floor = config.images * passes * speed.vision_flops(architecture.vision) / rate
-    figures = _figures(config, _texts(load), stage, bare, shares, floor)
-    sizes = {"architecture": architecture.model_dump(mode="json"), "matmul_gflops": rate / 1e9, "dtype": str(dtype)}
-    setup = {**config.model_dump(mode="json"), **sizes}
-    runs = {"stage_seconds": stage, "bare_seconds": bare}
-    about = {"machine": speed.machine(device), "versions": speed.versions()}
-    size = (torch.get_num_threads(), float(device.type == "cuda"))
-    figures |= cost.rate_figures(figures["images_per_second"], *size, price)
-    return {"stage": "annotate", **figures, "against_fp32": changed, "setup": setup, "runs": runs, **about}
-
-
-def _figures(
     config: BenchConfig,
-    web: int,
-    stage: list[float],
-    bare: list[float],
-    shares: list[dict[str, float]],
-    floor: float,
+    architectures: tuple[ArchitectureConfig, ArchitectureConfig],
+    folder: Path,
+    show: Progress,
+    seconds: float,
+    price: Price | None = None,
 ) -> dict[str, Any]:
-    """Medians; `share` is of the stage's time, `decode` of it runs in threads beside the rest."""
-    one, other = statistics.median(stage), statistics.median(bare)
-    share = {name: statistics.median(of_run.get(name, 0.0) for of_run in shares) for name in shares[0]}
-    share["other"] = 1 - sum(part for name, part in share.items() if name != "decode")
+    """Measure the stage with a captioner and a filter of these architectures."""
+    check_capabilities("captioner", config.model, architectures[0].capabilities)
+    check_capabilities("filter", config.filter or config.model, architectures[1].capabilities)
+    num_words = min(tokenizer_for(one)[1] for one in architectures)
+    compute, _ = choose(config.precision, local_device(), [ability()])
+    device = compute.open()
+    with show.wait("making up two models"):
+        roles = make_models(architectures[0], folder, config.shared, architectures[1])
+        settings = config.annotate(16 if device.type == "cpu" else 64)
+        work = ShardAnnotator(make_job(config, compute, roles, folder / "run", settings.batch_size), device)
+    stage = _Stage(config, work, compute, folder, num_words)
+    with show.stage("bench annotate", config.repeats, "repeats") as line, autocast(device, compute.dtype):
+        box = TimeBox(seconds, config.repeats, line)
+        stage.images = config.images or box.size(stage.warm_up, FIRST, MOST)
+        stage.write(stage.images)
+        box.repeat(stage.measure)
+    with show.wait("counting the floor"):
+        flops = annotate_flops(_load(config, architectures, work))
+    changed = {}
+    if config.compared:
+        with show.wait(f"comparing formats on {config.compared} images"):
+            changed = {"against_fp32": _compared(work, stage.url, config.compared, settings.batch_size)}
+    setup = {**config.model_dump(mode="json"), "images": stage.images, "batch_size": settings.batch_size}
+    setup |= {"dtype": str(compute.dtype), "architectures": [one.model_dump(mode="json") for one in architectures]}
+    figures = stage.figures(flops, price)
+    about = {"machine": speed.machine(device), "versions": speed.versions()}
+    return {"stage": "annotate", **figures, **changed, "setup": setup, "runs": {"seconds": stage.took}, **about}
+
+
+class _Stage:
+    """The stage on a shard of its own, and what it took."""
+
+    def __init__(self, config: BenchConfig, work: ShardAnnotator, compute: Compute, folder: Path, num_words: int):
+        self.config, self.work, self.folder, self.num_words = config, work, folder, num_words
+        self.device = work.device
+        self.rate = MachineRate(work.device, compute.dtype)
+        self.timer = StageTimer(work.device)
+        self.images, self.url = 0, ""
+        self.took: list[float] = []
+        self.phases: list[dict[str, float]] = []
+        """Of each repeat, seconds by phase."""
+
+    def write(self, images: int) -> None:
+        """The shard of a repeat."""
+        self.url = make_shard(self.folder / "web" / "00000.tar", images, self.config.width, self.num_words, WORDS)
+
+    def warm_up(self, images: int) -> float:
+        self.write(images)
+        return self._run(None)
+
+    def measure(self) -> str:
+        """One repeat; a note of how fast it was."""
+        self.rate.measure()
+        timer = self.timer if self.device.type == "cpu" else None
+        self.timer.seconds.clear()
+        self.took.append(self._run(timer))
+        whole = self.took[-1]
+        if timer is None:
+            whole = self._run(self.timer)
+        phases = dict(self.timer.seconds)
+        # Decoding runs in threads beside the rest.
+        self.phases.append({**phases, "other": whole - sum(v for name, v in phases.items() if name != "decode")})
+        return f"{self.images / self.took[-1]:.1f} images/s"
+
+    def _run(self, timer: StageTimer | None) -> float:
+        self.work.timer = self.work.annotator.timer = timer
+        return speed.seconds(self.device, lambda: self.work.shard(self.url))
+
+    def figures(self, flops: dict[str, float], price: Price | None) -> dict[str, Any]:
+        """Medians over the repeats; `share` is of the sum of all phases without decoding, which runs beside them."""
+        images, captions = self.images, self.config.captions
+        rates = [images / took for took in self.took]
+        median = {name: statistics.median(one.get(name, 0.0) for one in self.phases) for name in self.phases[0]}
+        whole = sum(spent for name, spent in median.items() if name != "decode")
+        rate = statistics.median(rates)
+        reached = {name: median[name] / images for name in flops} | {"all": 1 / rate}
+        size = (torch.get_num_threads(), float(self.device.type == "cuda"))
+        return {
+            **spread("images_per_second", rates),
+            "captions_per_second": rate * captions,
+            "pairs_per_second": rate * (1 + captions),
+            "share": {name: spent / whole for name, spent in median.items()},
+            "floor": floor_figures(self.rate, flops, reached),
+            **cost.rate_figures(rate, *size, price),
+        }
+
+
+def _load(
+    config: BenchConfig, architectures: tuple[ArchitectureConfig, ArchitectureConfig], work: ShardAnnotator
+) -> AnnotateLoad:
+    annotator, web = work.annotator, sum(WORDS) // 2 + 2  # with a beginning and an end
+    return AnnotateLoad(
+        captioner=architectures[0].for_role("captioner"),
+        filter=architectures[1].for_role("filter"),
+        shared_vision=annotator.shared_vision,
+        shared_context=annotator.shared_context,
+        rows=config.rows,
+        captions=config.captions,
+        tokens=config.tokens,
+        scored_tokens=round((web + config.captions * (config.tokens + 1)) / (1 + config.captions)),
+    )
+
+
+def _compared(work: ShardAnnotator, url: str, images: int, batch_size: int) -> dict[str, dict[str, float]]:
+    """What bf16 and batches of one change against fp32."""
+    batch = next(iter(pictures(shards.read(url), images, work.formats)))
+    some = Load(batch.on(work.device, work.formats), batch.samples, [texts_of(sample) for sample in batch.samples])
     return {
-        "images_per_second": config.images / one,
-        "captions_per_second": config.images * config.captions / one,
-        "pairs_per_second": (web + config.images * config.captions) / one,
-        "bare_images_per_second": config.images / other,
-        "ratio": {"stage_of_bare": other / one, "vision_floor_of_stage": floor / one},
-        "share": share,
+        "batches_of_one": speed.agreement(work.annotator, some, work.device, torch.float32, 1),
+        "bf16": speed.agreement(work.annotator, some, work.device, torch.bfloat16, batch_size),
     }
 
 
-def _texts(load: Load) -> int:
-    return sum(map(len, load.web))
-
-
-def make_models(architecture: BlipConfig, folder: Path, shared: bool) -> tuple[Path, Path]:
-    """A captioner and a filter with random weights, as folders; one for both where they are shared."""
-    parts: dict[str, tuple[Role, ...]] = {"captioner": ("decoder",), "filter": ("encoder",)}
-    if shared:
-        parts = {"both": ("encoder", "decoder")}
-    tokenizer = made_up_words(architecture.text.vocab_size)
-    for seed, (name, roles) in enumerate(parts.items()):
-        torch.manual_seed(seed)
-        text = architecture.text.model_copy(update={"roles": roles})
-        store.save(Blip(architecture.model_copy(update={"text": text})), folder / name)
-        tokenizer.save(folder / name)
-    names = list(parts)
-    return folder / names[0], folder / names[-1]
-
-
-def made_up_words(size: int) -> Tokenizer:
-    """A vocabulary of so many tokens, each a word of its own: what is written has as many tokens when it is read."""
-    return Tokenizer([*SPECIAL, *(f"w{i}" for i in range(size - len(SPECIAL) - 2))])
-
-
-def make_shard(path: Path, config: BenchConfig, vocabulary: int) -> str:
-    """A tar of pictures with the grain of photographs, JPEG as the web has them, each with a text of 4 to 16 words."""
-    samples = []
-    for i in range(config.images):
-        random = np.random.default_rng(i)
-        words = random.integers(0, vocabulary - len(SPECIAL) - 2, random.integers(4, 17))
-        text = " ".join(f"w{word}" for word in words)
-        samples.append(Sample(f"{i:06d}", _photo(config.width, random), "jpg", text, {}))
-    shards.write(path, samples)
-    return str(path)
-
-
-def _photo(width: int, random: np.random.Generator) -> bytes:
-    height = width * 3 // 4
-    coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    grain = random.normal(0, 6, (height, width, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def make_job(config: BenchConfig, compute: Compute, roles: tuple[Path, Path], out: Path) -> AnnotateJob:
+def make_job(
+    config: BenchConfig, compute: Compute, roles: tuple[Path, Path], out: Path, batch_size: int = 16
+) -> AnnotateJob:
     """The job of the stage."""
     return AnnotateJob(
         out=out,
@@ -160,7 +168,7 @@ def make_job(config: BenchConfig, compute: Compute, roles: tuple[Path, Path], ou
         filter=roles[1],
         captioner_fingerprint=store.fingerprint(roles[0]),
         filter_fingerprint=store.fingerprint(roles[1]),
-        config=config.annotate(),
+        config=config.annotate(batch_size),
         compute=compute,
         seed=0,
         round=0,

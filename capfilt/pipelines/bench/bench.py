@@ -1,4 +1,8 @@
-"""bench: how fast a stage is on this machine, with made-up models and pictures, and where its time goes."""
+"""bench: how fast a stage is on this machine, with made-up models and pictures, where its time goes, and which share of
+the floor is reached that arithmetic sets.
+
+A measurement is boxed in time: how many pictures it takes is found while it warms up, unless `images` says it.
+"""
 
 from __future__ import annotations
 
@@ -12,51 +16,102 @@ from pydantic import Field
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import Config
-from capfilt.errors import UsageError
+from capfilt.errors import RecipeError, UsageError
 from capfilt.inference.config import AnnotateConfig, DecodeConfig, Precision
-from capfilt.models import BlipConfig
+from capfilt.models import ArchitectureConfig, read_architecture
 from capfilt.runs.cost import Price
 from capfilt.runs.progress import Progress
 
-STAGES = ("annotate",)
+LOADING = "loading what computes"
+SECONDS = 30.0
+"""What is measured takes, about, where nobody says otherwise; loading torch and making models comes on top."""
 
 
 class BenchConfig(Config):
-    """What is measured."""
+    """What is measured of `annotate`."""
 
     model: str = "blip/small"
     """A preset of `models/`, or a YAML; its weights are random."""
+    filter: str | None = None
+    """Likewise of the filter; null: as `model`."""
     shared: bool = False
     """Whether captioner and filter are one model. CapFilt's are fine-tuned apart: an image passes two vision towers."""
-    images: int = Field(default=64, ge=1)
+    images: int = Field(default=0, ge=0)
+    """Pictures of a repeat; 0: as many as fit into the time."""
     width: int = Field(default=640, ge=16)
     """Width of the pictures in the tar, pixels; they are three quarters as high."""
     captions: int = Field(default=1, ge=1, le=1000)
     tokens: int = Field(default=20, ge=4)
     """Tokens of every text that is written."""
     method: Literal["nucleus", "greedy", "beam"] = "nucleus"
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    """null: 16 on a CPU, 64 on a GPU; never more than the pictures of a repeat."""
     precision: Precision = "auto"
     repeats: int = Field(default=5, ge=1)
-    """Medians are of so many."""
-    compared: int = Field(default=16, ge=2)
-    """On so many images bf16 and batches of one are held against fp32; fp32 runs of them cost time too."""
+    """Medians are of so many, or of fewer where the time is over."""
+    compared: int = Field(default=0, ge=0)
+    """On so many images bf16 and batches of one are held against fp32, which takes time of its own; 0: on none."""
 
-    def annotate(self) -> AnnotateConfig:
+    @property
+    def rows(self) -> int:
+        """Texts that grow at a time: captions, or beams."""
+        return max(3, self.captions) if self.method == "beam" else self.captions
+
+    def annotate(self, batch_size: int = 16) -> AnnotateConfig:
         beams = max(3, self.captions)
         decode = DecodeConfig(method=self.method, beams=beams, max_length=self.tokens + 1, min_length=self.tokens)
         return AnnotateConfig(
-            captions=self.captions, decode=decode, batch_size=self.batch_size, precision=self.precision
+            captions=self.captions, decode=decode, batch_size=self.batch_size or batch_size, precision=self.precision
         )
 
 
-def run(stage: str, sets: Sequence[str], show: Progress, price: Price | None = None) -> dict[str, Any]:
-    """The verb: measure a stage; the answer is the whole record, with a price also what a million images cost."""
-    if stage not in STAGES:
-        raise UsageError(f"there is no benchmark of {stage!r}; there are: {', '.join(STAGES)}.")
-    config = configs.build(BenchConfig, sets)
-    architecture = configs.read(presets.find("models", config.model), BlipConfig)
-    from capfilt.pipelines.bench.annotate import bench_annotate  # torch: not before the settings are checked
+class BenchTrainConfig(Config):
+    """What is measured of a training: the pretraining of a family, with its published losses."""
 
-    with tempfile.TemporaryDirectory() as scratch:
-        return bench_annotate(config, architecture, Path(scratch), show, price)
+    model: str = "blip/small"
+    """A preset of `models/`, or a YAML; its weights are random."""
+    batch_size: int | None = Field(default=None, ge=2)
+    """Pairs of a step; null: 8 on a CPU, 64 on a GPU."""
+    width: int = Field(default=640, ge=16)
+    """Width of the pictures in the tar, pixels; they are three quarters as high."""
+    tokens: int = Field(default=30, ge=4)
+    """Tokens of every text."""
+    precision: Precision = "auto"
+    micro_batches: int = Field(default=1, ge=1)
+    """In how many chunks a step goes through its batch."""
+    compile: bool = False
+    """Whether blocks are compiled."""
+
+
+CONFIGS: dict[str, type[Config]] = {
+    "annotate": BenchConfig,
+    "train": BenchTrainConfig,
+}
+
+
+def run(
+    stage: str, sets: Sequence[str], show: Progress, price: Price | None = None, seconds: float = SECONDS
+) -> dict[str, Any]:
+    """The verb: measure a stage for about so many seconds; the answer is the whole record, with a price also what a
+    million images cost."""
+    if stage not in CONFIGS:
+        raise UsageError(f"there is no benchmark of {stage!r}; there are: {', '.join(CONFIGS)}.")
+    config = configs.build(CONFIGS[stage], sets)
+    with tempfile.TemporaryDirectory(prefix="capfilt-bench-") as scratch:
+        # torch: not before the settings are checked
+        if isinstance(config, BenchConfig):
+            pair = _architecture(config.model), _architecture(config.filter or config.model)
+            if config.shared and config.filter not in (None, config.model):
+                raise RecipeError("shared=true is one model in both roles, and filter names another: leave one out.")
+            with show.wait(LOADING):
+                from capfilt.pipelines.bench.annotate import bench_annotate
+            return bench_annotate(config, pair, Path(scratch), show, seconds, price)
+        assert isinstance(config, BenchTrainConfig)
+        architecture = _architecture(config.model)
+        with show.wait(LOADING):
+            from capfilt.pipelines.bench.train import bench_train
+        return bench_train(config, architecture, Path(scratch), show, seconds, price)
+
+
+def _architecture(model: str) -> ArchitectureConfig:
+    return read_architecture(presets.find("models", model))

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from capfilt.data import shards
 from capfilt.data.images import decode
+from capfilt.data.images.augment import AugmentConfig
 from capfilt.data.loading import rows as rows_module
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.loader import Batch, Loader
@@ -100,6 +102,16 @@ class TestOrder:
         assert both[:ROWS] != both[ROWS:]
         assert Counter(both[:ROWS]) == Counter(both[ROWS:])
 
+    def test_threads_change_no_batch(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        augment = AugmentConfig(crop=(0.5, 1), flip=True, randaugment=(2, 5))
+        before = threading.active_count()
+        one, *others = (
+            take(loader(small_world / "human", tokenizer, decoders=decoders, augment=augment).batches(), 14)
+            for decoders in (1, 2, 8)
+        )
+        assert all(same(a, b) for other in others for a, b in zip(one, other, strict=True))
+        assert threading.active_count() == before, "who stops early leaves no thread behind"
+
     @pytest.mark.parametrize("start", [1, 7, 12, 17])
     def test_goes_on_exactly_at_the_given_step(self, small_world: Path, tokenizer: Tokenizer, start: int) -> None:
         whole = take(loader(small_world / "human", tokenizer).batches(), 20)
@@ -171,7 +183,7 @@ class TestOrder:
         sources, config = [Source(shards=str(small_world / "human"))], LoaderConfig(batch_size=9, shuffle=1, lanes=3)
         for rank in range(3):
             opened.clear()
-            list(islice(Loader(sources, config, tokenizer, 16, 0, rank, 3, counted)._batches(0), 10))
+            list(islice(Loader(sources, config, tokenizer, 16, 0, rank, 3, counted)._batches(0), 9))  # and one ahead
             assert len(opened) == 1  # the third of the epoch that is one shard
             assert opened.total() <= 16
 

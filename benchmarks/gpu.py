@@ -1,0 +1,72 @@
+"""Everything that is checked and measured on one GPU, in one command of at most eight minutes.
+
+    python benchmarks/gpu.py --out gpu-h200
+    python benchmarks/gpu.py --out gpu-h200 --only annotate,decode
+
+First the tests that need a GPU, then annotation beside transformers and the floor, the decode step, a training step
+beside the plain one, `capfilt bench`, and reading of pictures. Each part is a process with a time limit of its own;
+what it writes lies in `OUT/PART.txt`, and one that fails or runs over its limit does not stop the others. Neither Ray
+nor img2dataset nor faiss need be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TESTS = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
+BENCH = ["-m", "capfilt", "bench"]
+PARTS: dict[str, tuple[list[str], int]] = {
+    "tests": (TESTS, 120),
+    "annotate": (["benchmarks/annotate_gpu.py", "--without", "by hand"], 100),
+    "shared": (["benchmarks/annotate_gpu.py", "--shared", "--captions", "10", "--batches", "64", "--images", "64"], 60),
+    "decode": (["benchmarks/decode_gpu.py"], 60),
+    "train": (["benchmarks/pretrain.py", "gpu", "--pairs", "64"], 60),
+    "bench-annotate": ([*BENCH, "annotate", "--set", "model=blip/base"], 75),
+    "bench-train": ([*BENCH, "train", "--set", "model=blip/base"], 75),
+    "pictures": (["benchmarks/decode_pictures.py"], 45),
+}
+"""By part what python is asked to run, and the seconds that it may take."""
+MOST = 480
+"""Seconds that all parts together may take."""
+
+
+def run(name: str, out: Path, left: float) -> str:
+    """Run a part within its own limit and what is left of all; how it went."""
+    words, limit = PARTS[name]
+    began = time.perf_counter()
+    with (out / f"{name}.txt").open("w") as file:
+        try:
+            done = subprocess.run(
+                [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, timeout=min(limit, left), check=False
+            )
+            ended = "done" if done.returncode == 0 else f"failed ({done.returncode})"
+        except subprocess.TimeoutExpired:
+            ended = "ended at its limit"
+    return f"{name}: {ended}, {time.perf_counter() - began:.0f} s"
+
+
+def main() -> None:
+    """Run what is asked, in the order of the table; exits with 1 where a part did not end well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, by commas")
+    options = parser.parse_args()
+    asked = options.only.split(",")
+    if unknown := [name for name in asked if name not in PARTS]:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    began, well = time.perf_counter(), True
+    for name in asked:
+        left = MOST - (time.perf_counter() - began)
+        said = run(name, options.out, left) if left > 0 else f"{name}: no time left"
+        well = well and ": done" in said
+        print(said, flush=True)
+    sys.exit(0 if well else 1)
+
+
+if __name__ == "__main__":
+    main()
