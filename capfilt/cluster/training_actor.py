@@ -25,7 +25,7 @@ _TRAIN_ENV = {
 
 _SINGLE_NODE_ENV = {
     # The delay after which the end of the processes is noticed: 2 s by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # A process that watches for preemption of nodes: a Ray that we started has only this one.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
