@@ -3,13 +3,16 @@
     python benchmarks/annotate.py --captions 1
     python benchmarks/annotate.py --captions 10 --images 16
 
-Every competitor captions each picture and scores the captions and one web text by itm and itc, in fp32, from
-normalised pixels in memory to texts and scores as Python objects, with one tokenizer. Before anything is timed, all
-must give the same greedy captions and, to 1e-4, the same scores. Medians of `--repeats`, in turns.
+Every competitor captions each picture and scores the captions and one web text by itm and itc, from normalised pixels
+in memory to texts and scores as Python objects, with one tokenizer. Before anything is timed, all must give the same
+greedy captions in fp32 and, to 1e-4, the same scores. Medians of `--repeats`, in turns.
 
     transformers     its API, batched as well as it allows: a vision pass a `generate` and a vision pass a `forward`
     by hand          transformers' parts, the vision pass and its output shared by hand: an afternoon's work
     capfilt          capfilt's annotator, as `capfilt annotate` uses it
+
+each in fp32, under autocast to bf16 and, of transformers, with its weights in bf16. A ratio of a format is capfilt's
+against each of the others' in it; `best` is each at the format that is fastest for it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -42,8 +47,10 @@ from capfilt.inference.annotator import Annotator
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.config import DecodeConfig
+from capfilt.inference.device import autocast
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
+from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bench.made_up import made_up_words
@@ -65,6 +72,22 @@ class Pairs:
         """In batches."""
         starts = range(0, len(self.uids), size)
         return [Pairs(self.pixels[i : i + size], self.uids[i : i + size], self.web[i : i + size]) for i in starts]
+
+
+class Phases(StageTimer):
+    """Processor seconds of each phase of capfilt's."""
+
+    @contextmanager
+    def stage(self, name: str, on_device: bool = True) -> Iterator[None]:
+        before = time.process_time()
+        yield
+        self.seconds[name] += time.process_time() - before
+
+    def take(self) -> dict[str, float]:
+        """The seconds so far, which are then forgotten."""
+        taken = dict(self.seconds)
+        self.seconds.clear()
+        return taken
 
 
 @dataclass(frozen=True)
@@ -93,15 +116,16 @@ class Theirs:
     max_length: int = 35
 
     def annotate(self, pairs: Pairs) -> Scored:
-        rows = self._generate(lambda **how: self.captioner.generate(pairs.pixels, **how), len(pairs.uids))
+        pixels = pairs.pixels.to(self.captioner.dtype)
+        rows = self._generate(lambda **how: self.captioner.generate(pixels, **how), len(pairs.uids))
         texts = self._texts(pairs.web, rows)
         itm, itc = [], None
         for j in range(1 + self.captions):  # a forward scores one text an image
             ids, mask = self._ids([own[j] for own in texts])
-            answers = self.filter(ids, pairs.pixels, attention_mask=mask)
+            answers = self.filter(ids, pixels, attention_mask=mask)
             itm.append(answers.itm_score.softmax(dim=1)[:, 1])
         ids, mask = self._ids([text for own in texts for text in own])
-        answers = self.filter(ids, pairs.pixels, attention_mask=mask, use_itm_head=False)  # every image, every text
+        answers = self.filter(ids, pixels, attention_mask=mask, use_itm_head=False)  # every image, every text
         itc = answers.itm_score.view(len(texts), len(texts), 1 + self.captions).diagonal().T
         return self._scored(texts, torch.stack(itm, dim=1), itc)
 
@@ -136,7 +160,8 @@ class ByHand(Theirs):
     shared: bool = False
 
     def annotate(self, pairs: Pairs) -> Scored:
-        seen = self.captioner.vision_model(pairs.pixels).last_hidden_state
+        pixels = pairs.pixels.to(self.captioner.dtype)
+        seen = self.captioner.vision_model(pixels).last_hidden_state
         sep, pad = self.tokenizer.sep, self.tokenizer.pad
 
         def generate(input_ids: Tensor, **how: Any) -> Tensor:
@@ -152,7 +177,7 @@ class ByHand(Theirs):
 
         texts = self._texts(pairs.web, self._generate(generate, len(pairs.uids)))
         if not self.shared:
-            seen = self.filter.vision_model(pairs.pixels).last_hidden_state
+            seen = self.filter.vision_model(pixels).last_hidden_state
         ids, mask = self._ids([text for own in texts for text in own])
         beside = seen.repeat_interleave(1 + self.captions, dim=0)
         fused = self.filter.text_encoder(ids, attention_mask=mask, encoder_hidden_states=beside).last_hidden_state
@@ -180,7 +205,7 @@ def models(architecture: BlipConfig, shared: bool) -> tuple[Blip, Blip]:
 def competitors(
     architecture: BlipConfig, shared: bool, decode: DecodeConfig, captions: int
 ) -> dict[str, Ours | Theirs]:
-    """The same two models three times."""
+    """The same two models three times, in fp32."""
     tokenizer = made_up_words(architecture.text.vocab_size)
     captioner_model, filter_model = models(architecture, shared)
     special = {"pad": tokenizer.pad, "sep": tokenizer.sep}
@@ -190,13 +215,39 @@ def competitors(
             store.save_hf(model, Path(folder), special)
             theirs.append(kind.from_pretrained(folder).eval())
     captioner, filter_ = (LocalModel(model, tokenizer) for model in (captioner_model, filter_model))
-    engine = Annotator(LocalCaptioner(captioner, decode, captions), FusionFilter(filter_))
+    engine = Annotator(LocalCaptioner(captioner, decode, captions), FusionFilter(filter_), Phases(CPU))
     assert engine.shared_context == shared
     return {
         "transformers": Theirs(theirs[0], theirs[1], tokenizer, decode, captions),
         "by hand": ByHand(theirs[0], theirs[1], tokenizer, decode, captions, shared=shared),
         "capfilt": Ours(engine),
     }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A competitor in a number format."""
+
+    one: Ours | Theirs
+    format: str
+    """fp32 | bf16 (autocast) | bf16 weights"""
+
+    def annotate(self, pairs: Pairs) -> Scored:
+        with autocast(CPU, torch.bfloat16 if self.format == "bf16" else torch.float32):
+            return self.one.annotate(pairs)
+
+
+def entries(every: dict[str, Ours | Theirs], without: Sequence[str]) -> dict[str, Entry]:
+    """Each competitor in each format, by both names."""
+    field = {}
+    for name, one in every.items():
+        if name in without:
+            continue
+        field |= {f"{name} {format_}": Entry(one, format_) for format_ in ("fp32", "bf16")}
+        if isinstance(one, Theirs):
+            weights = {role: deepcopy(getattr(one, role)).to(torch.bfloat16) for role in ("captioner", "filter")}
+            field[f"{name} bf16 weights"] = Entry(replace(one, **weights), "bf16 weights")
+    return {name: entry for name, entry in field.items() if name not in without}
 
 
 def pairs(count: int, architecture: BlipConfig) -> Pairs:
@@ -228,33 +279,46 @@ Seconds = dict[str, list[float]]
 
 
 @torch.inference_mode()
-def measure(options: argparse.Namespace, architecture: BlipConfig) -> tuple[Seconds, Seconds]:
-    """Seconds by the clock and of processor time, in turns; the first turn is for warming up."""
+def measure(options: argparse.Namespace, architecture: BlipConfig) -> tuple[Seconds, Seconds, Seconds]:
+    """Seconds by the clock and of processor time, in turns, and capfilt's of processor time by phase; the first turn is
+    for warming up."""
     decode = DecodeConfig(method=options.method, min_length=options.tokens, max_length=options.tokens + 1)
     asked = pairs(options.images, architecture).batches(options.batch_size)
-    every = competitors(architecture, options.shared, decode, options.captions)
-    field = {name: one for name, one in every.items() if name not in options.without}
+    field = entries(competitors(architecture, options.shared, decode, options.captions), options.without)
     took: Seconds = {name: [] for name in field}
     worked: Seconds = {name: [] for name in field}
+    phases: Seconds = {}
     for turn in range(options.repeats + 1):
-        for name, one in field.items():
+        for name, entry in field.items():
             before = time.process_time()
-            spent = speed.seconds(CPU, lambda one=one: [one.annotate(batch) for batch in asked])
+            spent = speed.seconds(CPU, lambda entry=entry: [entry.annotate(batch) for batch in asked])
             if turn:
                 took[name].append(spent)
                 worked[name].append(time.process_time() - before)
-    return took, worked
+            if isinstance(entry.one, Ours):
+                assert isinstance(entry.one.annotator.timer, Phases)
+                for phase, seconds in entry.one.annotator.timer.take().items():
+                    phases.setdefault(f"{name} {phase}", []).extend([seconds] if turn else [])
+    return took, worked, phases
 
 
-def rates(seconds: Seconds, images: int) -> dict[str, dict[str, float]]:
-    """Images per second, and how many times the others' that capfilt's is."""
-    annotated_texts = {name: images / statistics.median(times) for name, times in seconds.items()}
-    times = {
-        f"capfilt / {name}": annotated_texts["capfilt"] / rate
-        for name, rate in annotated_texts.items()
-        if name != "capfilt"
+def rates(seconds: Seconds, images: int) -> dict[str, Any]:
+    """Images per second, and how many times the others' that capfilt's is: in each format, and each at its best."""
+    speeds = {name: images / statistics.median(times) for name, times in seconds.items()}
+    best: dict[str, dict[str, float]] = {}
+    for name, rate in speeds.items():
+        one, format_ = name.split(" fp32")[0].split(" bf16")[0], "fp32" if name.endswith("fp32") else "bf16"
+        for column in (format_, "best"):
+            best.setdefault(column, {})[one] = max(rate, best.get(column, {}).get(one, 0.0))
+    return {
+        "images_per_second": speeds,
+        "ratio": {
+            f"capfilt / {one}, {column}": own["capfilt"] / rate
+            for column, own in best.items()
+            for one, rate in own.items()
+            if one != "capfilt" and "capfilt" in own
+        },
     }
-    return {"images_per_second": annotated_texts, "ratio": times}
 
 
 def arguments() -> argparse.Namespace:
@@ -269,7 +333,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shared", action="store_true", help="captioner and filter look through the same eyes")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="e.g. 'by hand'")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="e.g. 'by hand', 'by hand fp32'")
     return parser.parse_args()
 
 
@@ -279,13 +343,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     architecture = configs.read(presets.find("models", options.model), BlipConfig)
     far = check(architecture, options.shared, options.tokens, pairs(4, architecture))
-    took, worked = measure(options, architecture)
+    took, worked, phases = measure(options, architecture)
     record = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "options": vars(options),
         "by_the_clock": rates(took, options.images),
         "by_processor_time": rates(worked, options.images),
         "score_difference": far,
+        "phases_processor_ms_an_image": {
+            name: 1000 * statistics.median(seconds) / options.images for name, seconds in phases.items()
+        },
         "seconds": took,
         "processor_seconds": worked,
         "machine": speed.machine(CPU),

@@ -5,8 +5,8 @@
 
 As benchmarks/annotate.py, which it takes its competitors from: each captions every picture and scores the captions and
 one web text. transformers is held in bf16 throughout, its fastest way; capfilt computes as `annotate` does with
-precision=bf16. Before anything is timed, the two must write the same greedy captions in fp32. The floor is the vision
-towers' arithmetic at the rate of this GPU's largest product, so no program could be faster than it.
+precision=bf16. What share of greedy captions the two write alike in fp32 is printed beside the rates. The floor is the
+arithmetic of the models at the rate of this GPU's largest product (docs/cost.md), so no program could be faster.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import BlipConfig, read_architecture
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bench.annotate import made_up_words
+from capfilt.pipelines.bench.floor import AnnotateLoad, MachineRate, annotate_flops
+from capfilt.pipelines.bench.made_up import made_up_words
 
 Field = dict[str, "Ours | Theirs | AutocastOurs"]
 
@@ -147,7 +148,10 @@ def measure(options: argparse.Namespace, saved: Saved, dtype: torch.dtype) -> di
     decode = DecodeConfig(method=options.method, min_length=options.tokens, max_length=options.tokens + 1)
     architecture, device = saved.architecture, saved.device
     field = saved.competitors(decode, options.captions, dtype)
-    floor = speed.vision_flops(architecture.vision) * (1 if options.shared else 2)
+    load = AnnotateLoad(
+        architecture, architecture, *(2 * [options.shared]), *(2 * [options.captions]), *(2 * [options.tokens])
+    )
+    flops, rate_of_machine = sum(annotate_flops(load).values()), MachineRate(device, dtype)
     found: dict[str, Any] = {}
     for size in map(int, options.batches.split(",")):
         asked = _on(pairs(max(size, options.images), architecture), device).batches(size)
@@ -158,7 +162,8 @@ def measure(options: argparse.Namespace, saved: Saved, dtype: torch.dtype) -> di
                 spent = speed.seconds(device, partial(_annotate, field[name], asked))
                 took[name] += [spent] if turn else []
         rate = {name: images / statistics.median(times) for name, times in took.items()}
-        most = speed.matmul_rate(device, dtype, architecture.vision, size) / floor
+        rate_of_machine.measure()
+        most = rate_of_machine.flops / flops
         ratios = {f"capfilt / {name}": rate["capfilt"] / other for name, other in rate.items() if name != "capfilt"}
         found[str(size)] = {"images_per_second": rate, **ratios, "floor": most, "share": rate["capfilt"] / most}
         sys.stderr.write(f"batch {size}: {json.dumps(found[str(size)])}\n")

@@ -26,8 +26,8 @@ from capfilt.data.images.augment import AugmentConfig
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.loading.loader import Loader
 from capfilt.objectives.interface import PairBatch
-from capfilt.pipelines.bench.annotate import made_up_words, make_shard
 from capfilt.pipelines.bench.bench import BenchConfig
+from capfilt.pipelines.bench.made_up import made_up_words, make_shard
 
 WORDS = 30524
 

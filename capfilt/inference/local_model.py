@@ -11,6 +11,7 @@ from capfilt.inference.batches import Images
 from capfilt.inference.roles import preprocess_for, tokenizer_for
 from capfilt.models import Model
 from capfilt.models.checkpoints import store
+from capfilt.models.layers.packed_linear import pack
 from capfilt.storage.paths import StoragePath
 
 
@@ -19,6 +20,7 @@ class LocalModel:
 
     def __init__(self, model: Model, tokenizer: Tokenizer, preprocess: Preprocess = BLIP_PREPROCESS):
         self.model, self.tokenizer = model, tokenizer
+        pack(model)
         self.image_format = ImageFormat(model.config.image_size, preprocess)
         self.tokens_name: object = object()
         """Under which its image tokens are kept in a batch of images."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.layers.attention import FeedForward, merge_heads, split_heads
+from capfilt.models.layers.packed_linear import linear
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.models.layers.relative_positions import resize_offsets
 from capfilt.models.vlmo.config import BlocksConfig
@@ -39,7 +40,7 @@ class SharedAttention(nn.Module):
     def forward(self, x_BND: Tensor, bias_HNN: Tensor | None, mask_BN: Tensor | None) -> Tensor:
         """Attend; `bias_HNN` is added to scores, and where `mask_BN` is False nothing is seen."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        qkv = F.linear(x_BND, self.qkv.weight, bias)
+        qkv = linear(self.qkv, x_BND, bias)
         q, k, v = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
         with torch.autocast(x_BND.device.type, enabled=False):
             scores = at_least_fp32(q * q.shape[-1] ** -0.5) @ at_least_fp32(k).transpose(-2, -1)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from capfilt.models.layers.attention import (
@@ -131,3 +132,24 @@ class TestPacking:
         own = zip(x.split(self.LENGTHS), source.split(self.LENGTHS), strict=True)
         wanted = [attention(a[None], attention.keys_values(b[None]))[0] for a, b in own]
         torch.testing.assert_close(found, torch.cat(wanted), atol=1e-12, rtol=0)
+
+
+@torch.inference_mode()
+def test_few_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_among_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    attention = Attention(width=128, heads=2, source_width=48)
+    x, source = torch.randn(10 * 10, 1, 128), torch.randn(10, 197, 48)
+    wanted = attention(x, attention.keys_values(source))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # slow here
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        keys = attention.keys_values(source)
+        assert all(part.is_contiguous() for part in keys)
+        every = attention(x, keys)
+        assert torch.allclose(every.float(), wanted, atol=0.02)
+        for images in (1, 3, 10):
+            for texts in (1, 3, 7, 10):  # of each image
+                rows = torch.arange(images * 10).view(images, 10)[:, :texts].flatten()
+                some = attention(x[rows], tuple(part[:images] for part in keys))
+                assert torch.equal(some, every[rows]), (images, texts)
