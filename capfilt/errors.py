@@ -34,7 +34,7 @@ from typing import Any
 from capfilt.printable import MAX_MESSAGE, MAX_NAME, printable
 
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED", re.IGNORECASE
+    r"out of memory|can't allocate memory|not enough memory|_STATUS_\w*ALLOC(ATION)?_FAILED", re.IGNORECASE
 )
 
 

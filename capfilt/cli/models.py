@@ -171,7 +171,7 @@ def show(
 
 
 def bench(
-    stage: Annotated[str, typer.Argument(help="What to measure: annotate or train.")] = "annotate",
+    stage: Annotated[str, typer.Argument(help="What to measure: annotate, train or download.")] = "annotate",
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="a=b", help="E.g. model=blip/base, captions=10, shared=true, batch_size=64."),

@@ -73,14 +73,21 @@ class Worker:
 
     def rest(self) -> None:
         """Let go of the job and all that it loaded; the process waits for another."""
+        self.close()
         self._function = self._begun = None
         gc.collect()
 
-    def work(self, item: str) -> tuple[Any, Failure | None, float]:
-        """The job's result for one item, or the failure instead; and the seconds it took."""
+    def work(self, item: str, following: str | None = None) -> tuple[Any, Failure | None, float]:
+        """The job's result for one item, or the failure instead; and the seconds it took. A job's function that has an
+        `expect` is told by it which item will come after this one."""
         assert self._function is not None, "a pool gives items to workers that have opened its job"
         started = time.perf_counter()
         try:
+            getattr(self._function, "expect", lambda _: None)(following)
             return self._function(item), None, time.perf_counter() - started
         except Exception as error:  # noqa: BLE001 (it becomes the item's ItemResult)
             return None, Failure.of_exception(error), time.perf_counter() - started
+
+    def close(self) -> None:
+        """Have the job's function let go of what it keeps between items, if it has a `close`."""
+        getattr(self._function, "close", lambda: None)()

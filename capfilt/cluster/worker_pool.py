@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from typing import Any, Generic, TypeVar
 
 from pydantic import Field
@@ -114,15 +115,20 @@ def _run_locally(job: Job[R], items: Iterable[str], limit: float, meter: Meter) 
     failure, _ = worker.open(job)
     _raise_unopened(job, failure)
     bound_threads()  # opening a job may have imported torch
-    for item in items:
-        with deadline.time_limit(limit):
-            result, failure, seconds = worker.work(item)
-            meter.work(seconds)
-            for _ in range(MAX_CRASHES - 1):
-                if failure is not None and failure.user_error is None:
-                    result, failure, seconds = worker.work(item)
-                    meter.work(seconds)
-        yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
+    todo = list(items)
+    try:
+        for item, following in zip_longest(todo, todo[1:]):
+            with deadline.time_limit(limit):
+                ahead = None if limit else following  # what is read ahead would come under this item's limit
+                result, failure, seconds = worker.work(item, ahead)
+                meter.work(seconds)
+                for _ in range(MAX_CRASHES - 1):
+                    if failure is not None and failure.user_error is None:
+                        result, failure, seconds = worker.work(item)
+                        meter.work(seconds)
+            yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
+    finally:
+        worker.close()
     meter.release(job.name)
 
 
@@ -284,11 +290,14 @@ class _Pool(Generic[R]):
         for num_assigned in range(ITEMS_PER_WORKER):
             for slot in self._slots:
                 if slot.opened and len(slot.calls) <= num_assigned and (task := self._next_task(slot)) is not None:
-                    self._call(slot, self._work(slot, task.item), task)
+                    self._call(slot, self._work(slot, task), task)
 
-    def _work(self, slot: WorkerSlot, item: str) -> Any:
-        # Ray's dashboard shows the name: the stage and the last part of a path.
-        return slot.actor.work.options(name=f"{self._job.name} {item.rsplit('/', 1)[-1]}").remote(item)
+    def _work(self, slot: WorkerSlot, task: Task) -> Any:
+        # An item that lost a worker is alone on the next one: it may have died of what was read ahead.
+        slot.expected = None if task.deaths or task.machine_faults else self._candidate(slot)
+        following = slot.expected.item if slot.expected else None
+        name = f"{self._job.name} {task.item.rsplit('/', 1)[-1]}"  # shown by Ray's dashboard
+        return slot.actor.work.options(name=name).remote(task.item, following)
 
     def _call(self, slot: WorkerSlot, call: Any, task: Task | None) -> None:
         if not slot.calls:
@@ -301,12 +310,24 @@ class _Pool(Generic[R]):
         slot.started = time.monotonic()
 
     def _next_task(self, slot: WorkerSlot) -> Task | None:
-        now = time.monotonic()
+        """The task that a worker gets now, which waits no more."""
+        task = self._candidate(slot)
+        slot.expected = None
+        if task is not None:
+            self._waiting.remove(task)
+        return task
+
+    def _candidate(self, slot: WorkerSlot) -> Task | None:
+        """The waiting task that suits a worker best: what it expects, else what no other does, else any."""
+        if slot.expected is not None and slot.expected in self._waiting:
+            return slot.expected
+        now, elsewhere, other = time.monotonic(), {id(one.expected) for one in self._slots}, None
         for task in self._waiting:
             if task.avoid != slot.name or self._size == 1 or now > task.avoid_until:
-                self._waiting.remove(task)
-                return task
-        return None
+                if id(task) not in elsewhere:
+                    return task
+                other = other or task
+        return other
 
     def _handle_opened(self, slot: WorkerSlot, call: Any) -> None:
         import ray

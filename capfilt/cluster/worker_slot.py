@@ -32,6 +32,8 @@ class WorkerSlot:
     """Whether an item raised something there that nobody expected."""
     calls: dict[Any, Task | None] = field(default_factory=dict)
     started: float = 0.0  # when its oldest call began, in monotonic seconds
+    expected: Task | None = None
+    """What its newest item was said to be followed by; it still waits, for any worker."""
 
     @property
     def task(self) -> Task | None:

@@ -8,14 +8,16 @@ takes seconds, and must not ask the network whether it is out of date.
 from __future__ import annotations
 
 import io
+import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
@@ -215,7 +217,27 @@ def import_img2dataset() -> None:
     import img2dataset.resizer
     import img2dataset.writer
 
+    # It makes its transforms anew for every picture, which takes longer than to resize one.
+    if not isinstance(img2dataset.resizer.A, _KeptTransforms):
+        img2dataset.resizer.A = _KeptTransforms(img2dataset.resizer.A)
     assert img2dataset.downloader.urllib.request is urllib.request, "img2dataset fetches some other way"
+
+
+class _KeptTransforms:
+    """albumentations, whose transforms of the same arguments are made once. None of them draws at random."""
+
+    def __init__(self, package: Any) -> None:
+        self._package = package
+        self._made: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def make(**arguments: Any) -> Any:
+            key = f"{name} {arguments}"
+            if key not in self._made:
+                self._made[key] = getattr(self._package, name)(**arguments)
+            return self._made[key]
+
+        return make
 
 
 def fetch(
@@ -243,12 +265,19 @@ def fetch(
             super().__init__(*arguments)
             self.tarwriter = raw.spool = MemberSpool(self.tar_fd)
 
+        def write(self, img_str: bytes | None, key: str, caption: Any, meta: dict[str, Any]) -> None:
+            """As the original, but for how the json is written, whose bytes are the same."""
+            if img_str is not None:
+                texts = {"txt": "" if caption is None else str(caption)} if self.save_caption else {}
+                self.tarwriter.write({"__key__": key, self.encode_format: img_str, **texts, "json": indented(meta)})
+            self.buffered_parquet_writer.write(meta)
+
     feather = folder / "rows.feather"
     with pa.OSFile(str(feather), "wb") as file, pa.ipc.new_file(file, rows.schema) as ipc:
         ipc.write_table(rows)
     downloader = Downloader(
         sample_writer_class=Writer,
-        resizer=ImageCheck(config, _resizer(config)),
+        resizer=ImageCheck(config, make_resizer(config)),
         thread_count=num_threads,
         save_caption="caption" in rows.column_names,
         extract_exif=config.extract_exif,
@@ -269,7 +298,16 @@ def fetch(
     return raw
 
 
-def _resizer(config: PictureConfig) -> Any:
+def indented(meta: dict[str, Any]) -> str:
+    """`json.dumps(meta, indent=4)`. With an indent json has a slow encoder; of a flat object the fast one can do it."""
+    meta.update({name: value.tolist() for name, value in meta.items() if isinstance(value, np.ndarray)})
+    if any(isinstance(value, list | tuple | dict) for value in meta.values()):
+        return json.dumps(meta, indent=4)
+    return "{\n    " + json.dumps(meta, separators=(",\n    ", ": "))[1:-1] + "\n}"
+
+
+def make_resizer(config: PictureConfig) -> Any:
+    """img2dataset's resizer."""
     from img2dataset.resizer import Resizer
 
     return Resizer(

@@ -12,6 +12,7 @@ import math
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -81,11 +82,16 @@ def finalize(raw: RawShard, rows: pa.Table, out: StoragePath, layout: ShardLayou
     if "uid" not in rows.column_names:
         uids = dict(zip(table["key"].to_pylist(), table["uid"].to_pylist(), strict=True))
     paths = [out / f"{raw.name}{suffix}" for suffix in (".tar", ".parquet", "_stats.json")]
-    with raw.path(".tar").open("rb") as spooled:
-        write_tar(paths[0], spooled, raw.spool.members, uids)
-    write_table(paths[1], table)
     tally = tally_of(table)
-    write_json(paths[2], shard_stats(tally, table, json.loads(raw.path("_stats.json").read_bytes())))
+    stats = shard_stats(tally, table, json.loads(raw.path("_stats.json").read_bytes()))
+    with ThreadPoolExecutor(3) as pool, raw.path(".tar").open("rb") as spooled:  # each file waits for the disk
+        written = [
+            pool.submit(write_tar, paths[0], spooled, raw.spool.members, uids),
+            pool.submit(write_table, paths[1], table),
+            pool.submit(write_json, paths[2], stats),
+        ]
+        for future in written:
+            future.result()
     return paths, tally
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from capfilt.config import Config, added
-from capfilt.inference.config import DecodeConfig
+from capfilt.inference.config import DecodeConfig, Precision
 
 
 class EvaluateConfig(Config):
@@ -26,7 +26,9 @@ class EvaluateConfig(Config):
     """The filter's score by which web texts of known truth are told apart."""
     threshold: float = 0.5
     """From which score on such a text counts as kept."""
+    precision: Precision = added("auto")
+    """As of `annotate`: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs."""
 
 
-EXECUTION_FIELDS = {"batch_size": True}
+EXECUTION_FIELDS = {"batch_size": True, "precision": True}
 """What EvaluateConfig says of how figures are computed, and not of which: no part of plan and fingerprint."""

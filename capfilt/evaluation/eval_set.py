@@ -143,7 +143,7 @@ def encode_batches(
     """Read shards and encode their images."""
     formats = [local.image_format]
     for url in urls:
-        for batch in pictures(shards.read(url), batch_size, formats):
+        for batch in pictures(shards.read(url), batch_size, formats, device=device):
             tokens = local.image_tokens(batch.on(device, formats)) if batch.samples else torch.empty(0)
             yield EncodedBatch(tokens, batch.samples, Counter(failure_class(fault.reason) for fault in batch.faults))
 

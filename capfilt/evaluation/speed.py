@@ -22,6 +22,7 @@ from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.device import autocast
 
+CPU = torch.device("cpu")
 PACKAGES = ("capfilt", "torch", "numpy", "pillow", "pyarrow", "tokenizers")
 
 

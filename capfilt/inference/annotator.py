@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from capfilt.data.sample import Sample, is_text
-from capfilt.inference.batches import Images
+from capfilt.inference.batches import Images, NotYetCopied
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.embedder import unit_vectors
 from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.interface import Captioner, Filter, Scores
 from capfilt.inference.local_model import same_modules
-from capfilt.inference.oom_backoff import OomBackoff
+from capfilt.inference.oom_backoff import OomBackoff, WholeBatches
 from capfilt.inference.timer import StageTimer, timed
 from capfilt.models import Model
 
@@ -46,27 +46,43 @@ class Text:
 class Annotator:
     """Two roles on one device."""
 
-    def __init__(self, captioner: Captioner, filter_: Filter, timer: StageTimer | None = None):
+    def __init__(self, captioner: Captioner, filter_: Filter, timer: StageTimer | None = None, fixed_batches: int = 0):
+        """`fixed_batches`: all batches have so many pictures, the last one filled up, and all that is made of them has
+        one shape (`AnnotateConfig.deterministic`); 0: what each has."""
         self.captioner, self.filter, self.timer = captioner, filter_, timer
         self.shared_vision, self.shared_context = share(captioner, filter_)
-        self.oom_backoff = OomBackoff()
+        self.oom_backoff = WholeBatches(fixed_batches) if fixed_batches else OomBackoff()
+        self.fixed_batches = fixed_batches
+        if fixed_batches:
+            assert isinstance(captioner, LocalCaptioner), "recipes with others are refused"
+            assert isinstance(filter_, DualEncoderFilter), "a filter in this process"
+            captioner.keeps_rows, filter_.fixed_rows = True, fixed_batches
         self.vectors: list[np.ndarray] | None = None
         """The filter's vector of every image so far, float16 [D]; None where they are not kept."""
 
     @torch.inference_mode()
-    def annotate(self, images: Images, samples: Sequence[Sample], web: Sequence[Sequence[str]]) -> list[list[Text]]:
+    def annotate(
+        self, images: Images | NotYetCopied, samples: Sequence[Sample], web: Sequence[Sequence[str]]
+    ) -> list[list[Text]]:
         """The texts of each image: those that came with it (`web`), then those that are written.
 
-        Out of memory is not the end: the batch goes on in halves. RunError when a single image does not fit.
+        Out of memory is not the end: the batch goes on in halves. RunError when a single image does not fit, or a
+        batch of a fixed size.
         """
 
         def part(start: int, stop: int) -> list[list[Text]]:
-            rows = slice(start, stop)
-            return self._annotate(images.part(rows), samples[rows], web[rows])
+            rows = [*range(start, stop), *[stop - 1] * (self.fixed_batches - (stop - start))]
+            with timed(self.timer, "copy"):
+                batch = images.rows(rows) if self.fixed_batches else images.part(slice(start, stop))
+            texts = [*web[start:stop], *[[] for _ in rows[stop - start :]]]
+            return self._annotate(batch, [samples[i] for i in rows], texts, stop - start)
 
         return self.oom_backoff.run(part, len(samples))
 
-    def _annotate(self, images: Images, samples: Sequence[Sample], web: Sequence[Sequence[str]]) -> list[list[Text]]:
+    def _annotate(
+        self, images: Images, samples: Sequence[Sample], web: Sequence[Sequence[str]], count: int
+    ) -> list[list[Text]]:
+        """The texts of the first `count` images; the others fill up the batch."""
         with timed(self.timer, "vision"):
             self.captioner.prepare(images)
             self.filter.prepare(images)
@@ -78,7 +94,7 @@ class Annotator:
             whole = {text: self.filter.reads_all(text) for text in {text for of_image in texts for text in of_image}}
         if self.vectors is not None:
             assert isinstance(self.filter, DualEncoderFilter), "a filter in this process has vectors"
-            self.vectors += [*unit_vectors(self.filter.projection(images)).astype(np.float16)]
+            self.vectors += [*unit_vectors(self.filter.projection(images)).astype(np.float16)[:count]]
         return [
             [
                 Text("web", n, text, *of_text, whole[text])
@@ -87,7 +103,7 @@ class Annotator:
                 for n, (text, of_text) in enumerate(zip(of_image, of_texts, strict=True))
             ]
             for came, captions, of_image, of_texts in zip(web, written, texts, scores, strict=True)
-        ]
+        ][:count]
 
 
 def score_texts(

@@ -17,6 +17,7 @@ from capfilt.inference.generation.output_layer import blocked_head
 from capfilt.inference.local_model import LocalModel
 from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.transfer import to_device
 
 MAX_LENGTH = 50
 """Tokens of a text that is answered, where the model has as many positions."""
@@ -39,7 +40,7 @@ def classify(local: LocalModel, pixels: Tensor, texts: Sequence[str], picture: S
     """
     model, sides = local.model, local.model.config.pictures_of_text
     ids, mask = _encoded(local, texts)
-    tokens, rows = model.encode_image(pixels), torch.tensor(picture, device=ids.device)
+    tokens, rows = model.encode_image(pixels), to_device(torch.tensor(picture), ids.device)
     rows = torch.cat([rows + side * (len(pixels) // sides) for side in range(sides)])
     return at_least_fp32(model.classify(tokens[rows], ids, mask)).softmax(dim=1)
 
@@ -67,14 +68,14 @@ def answer(
         labels = model.config.known_answers or ()
         return [labels[best] for best in classify(local, pixels, questions, picture).argmax(dim=1).tolist()]
     ids, mask = _encoded(local, questions)
-    tokens = model.encode_image(pixels)[torch.tensor(picture, device=ids.device)]
+    tokens = model.encode_image(pixels)[to_device(torch.tensor(picture), ids.device)]
     context = model.question_context(tokens, ids, mask)
     listed = (model.config.known_answers or ()) if answers is None else answers
     if listed:
         return [listed[best] for best in rank(local, context, listed, ranked).tolist()]
     first = local.tokenizer.cls if model.config.first_token is None else model.config.first_token
     head = blocked_head(model)
-    written = scored_beams(model, context, [first], local.tokenizer.sep, WRITTEN, 1, head)
+    written = scored_beams(model, context.laid_out(), [first], local.tokenizer.sep, WRITTEN, 1, head)
     return [local.tokenizer.decode(beam.ids) for beam in written]
 
 
@@ -84,7 +85,9 @@ def rank(local: LocalModel, context: ImageContext, answers: Sequence[str], ranke
     whose first token is likeliest, the one with the least loss over all of its tokens (BLIP's ranking), to which that
     of the first is added again in models that rank so (ALBEF, X-VLM). Answers are read as they are spelt."""
     model = local.model
-    ids, mask = (torch.from_numpy(x).to(context.device) for x in local.tokenizer.encode_answers(answers, MAX_LENGTH))
+    ids, mask = (
+        to_device(torch.from_numpy(x), context.device) for x in local.tokenizer.encode_answers(answers, MAX_LENGTH)
+    )
     start = ids[:1, :1].expand(context.rows, 1)
     first_RV = at_least_fp32(model.decode(start, torch.ones_like(start), context)[:, 0])
     count = min(ranked, len(answers))
@@ -110,4 +113,4 @@ def _encoded(local: LocalModel, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """The ids of texts and their mask, where the model computes."""
     length = min(MAX_LENGTH, local.model.config.max_positions)
     ids, mask = local.tokenizer.encode([local.tokenizer.clean(text) for text in texts], length)
-    return torch.from_numpy(ids).to(local.device), torch.from_numpy(mask).to(local.device)
+    return to_device(torch.from_numpy(ids), local.device), to_device(torch.from_numpy(mask), local.device)

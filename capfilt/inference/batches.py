@@ -1,14 +1,17 @@
-"""From a shard to batches of decoded pictures: decoding runs in threads beside the model, a few batches ahead.
+"""From a shard to batches of decoded pictures: all of it runs in threads beside the model, a few batches ahead.
 
-A picture is decoded once, and resized once for each size and rule that the models ask for.
+Of a shard there are at most four batches in memory: one that is computed, one that waits for it, one that is stacked,
+one that is decoded. A picture is decoded once, and resized once for each size and rule that the models ask for.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +22,7 @@ from torch import Tensor
 from capfilt.data.embeddings import Embedding
 from capfilt.data.images import decode
 from capfilt.data.images.preprocess import ImageFormat, Resizing
+from capfilt.data.loading.prefetch import prefetched
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import ImageError
 from capfilt.inference.timer import StageTimer, timed
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from capfilt.inference.interface import AsksAhead
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 Measures = Mapping[str, Callable[[Image.Image], float]]
 """By name, a number that a decoded picture is asked for."""
 
@@ -56,6 +61,10 @@ class Images:
 
     def part(self, rows: slice) -> Images:
         """Some of the pictures; nothing is computed from them yet."""
+        return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
+
+    def rows(self, rows: list[int]) -> Images:
+        """The pictures of these numbers, which may come again."""
         return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
 
     def once(self, name: Hashable, compute: Callable[[], T]) -> T:
@@ -91,44 +100,89 @@ class Pictures:
         for image_format in formats:
             rule = image_format.resizing
             if rule not in resized:
-                pixels = self.pixels[rule].pin_memory() if device.type == "cuda" else self.pixels[rule]
-                resized[rule] = pixels.to(device, non_blocking=True)
+                resized[rule] = self.pixels[rule].to(device, non_blocking=True)
             normalised[image_format] = image_format.preprocess.normalise(resized[rule])
         return Images(normalised)
 
 
+@dataclass(frozen=True)
+class NotYetCopied:
+    """Pictures that are copied to a device part by part, when a part is asked for: where memory runs out, the copy is
+    tried again like all the rest, with fewer of them."""
+
+    pictures: Pictures
+    device: torch.device
+    formats: Sequence[ImageFormat]
+
+    def part(self, rows: slice) -> Images:
+        """Some of the pictures, on the device."""
+        return self._copied(rows)
+
+    def rows(self, rows: list[int]) -> Images:
+        """The pictures of these numbers, which may come again, on the device."""
+        return self._copied(rows)
+
+    def _copied(self, rows: slice | list[int]) -> Images:
+        pixels = {rule: pixels[rows] for rule, pixels in self.pictures.pixels.items()}
+        return replace(self.pictures, pixels=pixels).on(self.device, self.formats)
+
+
 def pictures(
+    read: Iterable[Sample | FailedSample], batch_size: int, formats: Iterable[ImageFormat], **options: Any
+) -> Iterator[Pictures]:
+    """`batches_of` in a thread, one batch ahead: reading, stacking and pinning go on while the one before is computed.
+    What is read is read in that thread, too."""
+    return prefetched(batches_of(read, batch_size, formats, **options), threading.Event(), depth=1)
+
+
+def batches_of(
     read: Iterable[Sample | FailedSample],
     batch_size: int,
     formats: Iterable[ImageFormat],
-    threads: int = 2,
+    device: torch.device = CPU,
     timer: StageTimer | None = None,
     with_hashes: bool = False,
     asker: AsksAhead | None = None,
     measures: Measures | None = None,
+    threads: int = 0,
 ) -> Iterator[Pictures]:
-    """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault. An `asker` is
-    shown each picture as soon as it is decoded; `measures` are taken of it."""
-    most_waiting = max(3 * batch_size, batch_size + (asker.ahead if asker else 0))
+    """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault.
+
+    Args:
+        device: where the pictures will go; for a GPU they lie in pinned memory.
+        asker: is shown each picture as soon as it is decoded.
+        measures: are taken of each picture.
+        threads: that decode; 0: `decode_threads` of the device.
+    """
+    threads = threads or decode_threads(device)
+    most_waiting = max(batch_size, 2 * threads, asker.ahead if asker else 0)
     rules = {image_format.resizing: image_format for image_format in formats}
-    waiting: deque[Future[Decoded | FailedSample]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        taken: list[Decoded | FailedSample] = []
-        for item in _read(read, timer):
-            work = (item, list(rules.values()), timer, with_hashes, asker, measures or {})
-            waiting.append(pool.submit(_decode, *work))
-            if len(waiting) > most_waiting:
-                taken.append(waiting.popleft().result())
-            if len(taken) == batch_size:
-                yield _stack(taken, rules)
-                taken = []
-        while waiting:
-            taken.append(waiting.popleft().result())
-            if len(taken) == batch_size:
-                yield _stack(taken, rules)
-                taken = []
-        if taken:
-            yield _stack(taken, rules)
+    how = (list(rules.values()), timer, with_hashes, asker, measures or {})
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        begun = (pool.submit(_decode, item, *how) for item in _read(read, timer))
+        items = _in_order(begun, most_waiting)
+        while taken := list(islice(items, batch_size)):
+            yield _stack(taken, rules, pinned=device.type == "cuda")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decode_threads(device: torch.device) -> int:
+    """Beside a GPU as many as this process may compute with, the CPUs of its worker; on a CPU two, since the models
+    compute on all of them."""
+    return max(2, torch.get_num_threads()) if device.type == "cuda" else 2
+
+
+def _in_order(begun: Iterable[Future[T]], most_waiting: int) -> Iterator[T]:
+    """The results, of which at most so many are waited for at a time."""
+    waiting: deque[Future[T]] = deque()
+    for future in begun:
+        waiting.append(future)
+        if len(waiting) > most_waiting:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _read(read: Iterable[Sample | FailedSample], timer: StageTimer | None) -> Iterator[Sample | FailedSample]:
@@ -163,7 +217,7 @@ def _decode(
         return FailedSample(item.key, str(error))
 
 
-def _stack(taken: Sequence[Decoded | FailedSample], rules: Mapping[Resizing, ImageFormat]) -> Pictures:
+def _stack(taken: Sequence[Decoded | FailedSample], rules: Mapping[Resizing, ImageFormat], pinned: bool) -> Pictures:
     readable = [item for item in taken if isinstance(item, Decoded)]
     none = torch.zeros((0, 1, 1, 3), dtype=torch.uint8)
     stacked = {
@@ -172,7 +226,7 @@ def _stack(taken: Sequence[Decoded | FailedSample], rules: Mapping[Resizing, Ima
     }
     return Pictures(
         [item.sample for item in readable],
-        stacked,
+        {rule: pixels.pin_memory() for rule, pixels in stacked.items()} if pinned else stacked,
         [item for item in taken if isinstance(item, FailedSample)],
         [item.embedding for item in readable if item.embedding is not None],
         [item.measured for item in readable],

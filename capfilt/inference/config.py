@@ -98,6 +98,9 @@ class AnnotateConfig(Config):
     """Tokens of a text that is scored; BLIP scores with 35."""
     precision: Precision = "auto"
     """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
+    deterministic: bool = added(False)
+    """GPUs: every batch has the same shapes, whatever is in it, so that a text and its scores are the same in any batch
+    of this `batch_size`; it takes longer (docs/promises.md). CPUs promise that without it."""
     web_prefix: int = added(0, ge=0, le=256)
     """BLIP and X-VLM: so many tokens of its web text stand before what an image's texts begin with, and the text goes
     on from there; 0 = none. For vision-language models `vlm.prompts` says it."""
@@ -114,9 +117,13 @@ class AnnotateConfig(Config):
             raise ValueError(
                 f"captions {self.captions} of {self.decode.beams} beams: decode.beams must be at least as many"
             )
+        if self.deterministic and self.web_prefix:
+            raise ValueError(
+                "deterministic and web_prefix do not go together: what stands before a text has its length"
+            )
         return self
 
 
-EXECUTION_FIELDS = {"batch_size": True, "precision": True, "requests": True}
+EXECUTION_FIELDS = {"batch_size": True, "precision": True, "deterministic": True, "requests": True}
 """What AnnotateConfig says of how texts are computed and not of which: no part of plan and fingerprint. In their place
 stands the format that was chosen, in `AnnotateJob.compute`. As what pydantic leaves out."""

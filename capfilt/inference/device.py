@@ -48,6 +48,8 @@ class Compute(Config):
                 f"the worker on {socket.gethostname()} cannot compute in bf16 ({torch.cuda.get_device_name()}):"
                 " leave that node out, or set precision=fp32."
             )
+        # fp32 is fp32 in every product: TF32 has 10 bits of fraction, and torch takes it for convolutions by default.
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         return torch.device("cuda", torch.cuda.current_device())
 
 

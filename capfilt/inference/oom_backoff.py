@@ -77,5 +77,28 @@ class OomBackoff:
             logging.getLogger(__name__).warning("out of memory with %d pictures, going on with %d", size, self.limit)
 
 
+class WholeBatches(OomBackoff):
+    """Does batches in pieces of a fixed size, the last one smaller: what does not fit so is an error."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def run(self, work: Callable[[int, int], list[T]], count: int) -> list[T]:
+        """As `OomBackoff.run`. RunError: a piece does not fit."""
+        done: list[T] = []
+        try:
+            while len(done) < count:
+                done += work(len(done), min(len(done) + self.size, count))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"out of memory with {self.size} pictures at a time, which deterministic keeps together"
+                f" ({_first_line(error)}); set a smaller batch_size."
+            ) from None
+        return done
+
+
 def _first_line(error: RuntimeError) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -80,11 +80,11 @@ class Momentum(nn.Module):
             raise RecipeError(
                 f"queue {size} is not a multiple of the global batch {rows}; change one of them (57600 = 20 x 2880)"
             )
-        if not bool(image.isfinite().all() & text.isfinite().all()):
-            return
-        start = int(self.pointer)
-        self.queue_image[start : start + rows] = image
-        self.queue_text[start : start + rows] = text
+        finite = image.isfinite().all() & text.isfinite().all()  # not read, or the host would wait for it each step
+        place_R = (self.pointer + torch.arange(rows, device=image.device)) % size
+        queues = [(self.queue_image, image), (self.queue_text, text)]
         if self.queue_groups is not None and image_ids is not None:
-            self.queue_groups[start : start + rows] = gather(image_ids)
-        self.pointer.fill_((start + rows) % size)
+            queues.append((self.queue_groups, gather(image_ids)))
+        for queue, newest in queues:
+            queue.index_copy_(0, place_R, torch.where(finite, newest.to(queue.dtype), queue[place_R]))
+        self.pointer.add_(rows * finite).remainder_(size)

@@ -59,7 +59,7 @@ def run(
         where = workload.working_address(address, workload.of_shards(urls), options, "evaluate", show)
         with connect(where, show=show) as session:
             worker = options.resources(session)
-            compute = decide(session, opened, {"evaluate": ComputeRequest("fp32", worker)}, show)["evaluate"]
+            compute = decide(session, opened, {"evaluate": ComputeRequest(config.precision, worker)}, show)["evaluate"]
             job = EvaluateJob(
                 out=folder,
                 models={"metrics": folder_of_model},

@@ -33,6 +33,10 @@ class Splittable:
     whole: Callable[[str], ShardReport]
     part: Callable[[str, int, int], int]
     """Process samples [start, stop) of the item as usual, write nothing, and return the item's number of samples."""
+    expect: Callable[[str | None], None] = lambda _: None
+    """Is told before each item which one will come after it, where that is known: its input may be read ahead."""
+    close: Callable[[], None] = lambda: None
+    """Let go of what was read ahead: no more items come."""
 
     def __call__(self, item: str) -> ShardReport:
         return self.whole(item)

@@ -17,7 +17,7 @@ from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
 from capfilt.evaluation.known_truth import ScoredTexts, truths
 from capfilt.evaluation.tasks import TASKS, Measured
 from capfilt.evaluation.tasks.config import TaskEvalConfig
-from capfilt.inference.device import Compute
+from capfilt.inference.device import Compute, autocast
 from capfilt.models.checkpoints import store
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
@@ -47,7 +47,7 @@ class EvaluateJob(Config):
     config: EvaluateConfig | SerializeAsAny[TaskEvalConfig]
     """What is measured: a task, or all that the default evaluation has."""
     compute: Compute
-    """Figures are taken in fp32."""
+    """What the models compute with; similarities and what is made of them are taken in fp32."""
 
     def identity(self, item: str) -> str:
         """The model's weights, the held-out shards and the settings."""
@@ -63,11 +63,12 @@ class EvaluateJob(Config):
         """Nothing to load but the code: an item is a model."""
         from capfilt.inference.local_model import LocalModel
 
-        device = self.compute.open()
+        device, dtype = self.compute.open(), self.compute.dtype
 
         def work(item: str) -> str:
-            local = LocalModel.load(self.models[item], device)
-            measured = self._measure(local, device)
+            local = LocalModel.load(self.models[item], device, dtype)
+            with autocast(device, dtype):
+                measured = self._measure(local, device)
             written = [self.out / f"{item}.json"]
             write_json(written[0], measured.figures)
             if measured.write_answers is not None:

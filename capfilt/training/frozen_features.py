@@ -88,7 +88,7 @@ def encoded(
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Uids of a shard and the tower's features of their pictures [B, N, D], in the tower's format."""
     with_text = (item for item in shards.read(url) if isinstance(item, Sample) and item.captions)
-    for batch in pictures(with_text, BATCH, [image_format]):
+    for batch in pictures(with_text, BATCH, [image_format], device=device):
         if batch.samples:
             pixels = batch.on(device, [image_format]).pixels(image_format)
             yield [sample.uid for sample in batch.samples], tower.encode(pixels).to(tower.dtype)

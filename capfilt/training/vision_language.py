@@ -86,7 +86,9 @@ class Teaching:
         stacked = self.processor.stack(rows)
         stacked[LABELS] = stacked[LABELS].masked_fill(stacked["attention_mask"] == 0, IGNORED)  # padded with 0
         with autocast(self.device, self.dtype):
-            loss: Tensor = self.model(**{name: value.to(self.device) for name, value in stacked.items()}).loss
+            loss: Tensor = self.model(
+                **{name: value.to(self.device, non_blocking=True) for name, value in stacked.items()}
+            ).loss
         return loss
 
 
@@ -124,13 +126,13 @@ def teach(
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = config.lr * min((step + 1) / warmup, 1 - step / config.steps)
         loss = teaching.loss([next(drawn) for _ in range(config.batch_size)])
-        if not math.isfinite(loss.item()):
-            raise RunError(f"the captioner's loss is {loss.item()} at step {step}; take a lower lr than {config.lr:g}.")
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise RunError(f"the captioner's loss is {losses[-1]} at step {step}; take a lower lr than {config.lr:g}.")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
     model.eval().save_pretrained(folder)
     if start is not None:
         _copy_processor(start, folder)

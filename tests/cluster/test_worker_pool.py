@@ -72,6 +72,34 @@ class Act:
 
 
 @dataclass(frozen=True)
+class Listening:
+    """A job whose function is told what comes next, and answers with it."""
+
+    folder: Path
+    name: str = "listening"
+
+    def open(self) -> Callable[[str], str | None]:
+        return Listener(self)
+
+
+class Listener:
+    def __init__(self, job: Listening):
+        self.job, self.expected = job, list[str | None]()
+
+    def expect(self, item: str | None) -> None:
+        self.expected.append(item)
+
+    def __call__(self, item: str) -> str | None:
+        time.sleep(0.1)
+        if item == "die-once" and once(self.job.folder / item):
+            os._exit(7)
+        return self.expected[-1]
+
+    def close(self) -> None:
+        (self.job.folder / "closed").touch()
+
+
+@dataclass(frozen=True)
 class Unopenable:
     error: Exception | None
     name: str = "unopenable"
@@ -247,6 +275,30 @@ def test_the_driver_spends_little_on_an_item(ray_session: Session, tmp_path: Pat
     before = time.process_time()
     assert len(list(done)) == 299
     assert (time.process_time() - before) / 299 < 0.005
+
+
+def test_a_worker_is_told_what_it_will_be_given_next(session: Session, tmp_path: Path) -> None:
+    items = [f"{i}" for i in range(6)]
+    one = Resources(cpus=0.5, workers=1)
+    told = {end.item: end.result for end in run_items(session, Listening(tmp_path), items, one)}
+    assert told == dict(zip(items, [*items[1:], None], strict=True))
+    if session.local:
+        assert (tmp_path / "closed").exists()
+        limited = Resources(limit=100)  # what was read ahead would come under the limit of the item before
+        assert {end.result for end in run_items(session, Listening(tmp_path), items, limited)} == {None}
+
+
+def test_no_item_is_promised_to_two_workers_and_one_that_lost_its_worker_is_alone(
+    ray_session: Session, tmp_path: Path
+) -> None:
+    items = ["die-once", *(f"{i}" for i in range(9))]
+    ends = list(run_items(ray_session, Listening(tmp_path), items, Resources(cpus=0.5, workers=2)))
+    told = {end.item: end.result for end in ends}
+    assert told.keys() == set(items)
+    assert told["die-once"] is None
+    promised = [following for following in told.values() if following is not None]
+    assert len(promised) >= 5
+    assert len(set(promised)) >= len(promised) - 2, "but for what was promised to the worker that died"
 
 
 @pytest.mark.parametrize("needs", [{"cpus": 0}, {"gpus": -1}, {"workers": -1}, {"cores": 1}])

@@ -26,9 +26,10 @@ from capfilt.downloading.fetch import (
     ImageCheck,
     PictureConfig,
     Resized,
-    _resizer,
     fetch,
     import_img2dataset,
+    indented,
+    make_resizer,
     urlopen_by,
 )
 from capfilt.downloading.finalize import finalize
@@ -254,6 +255,21 @@ def error(stream: io.BytesIO, **config: Any) -> str:
     return answer[5]
 
 
+@pytest.mark.parametrize("more", [{}, {"captions": ["a", "b"]}, {"parts": np.arange(3)}, {"row": {"a": [1]}}])
+def test_an_indented_json_is_that_of_python(more: dict[str, Any]) -> None:
+    meta = {
+        "url": 'http://a/"b\\',
+        "caption": "é\n,\n    ",
+        "width": 3,
+        "share": 0.1,
+        "none": None,
+        "yes": True,
+        **more,
+    }
+    plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in meta.items()}
+    assert indented(meta) == json.dumps(plain, indent=4)
+
+
 class TestImageCheck:
     def test_bytes_pass_as_they_are_with_their_size(self, hostile_kind: Any) -> None:
         data = hostile_kind.jpeg()
@@ -315,7 +331,7 @@ class TestImageCheck:
         import_img2dataset()
         config = PictureConfig(resize_mode=mode, image_size=24, resize_only_if_bigger=larger)
         for size in ((1, 300), (300, 2), (20, 20), (25, 24), (40, 31)):
-            check = ImageCheck(config, None if mode == "no" else _resizer(config))
+            check = ImageCheck(config, None if mode == "no" else make_resizer(config))
             _, width, height, *_, failure = check(encoded(Image.new("RGB", size), "PNG"))
             assert failure is None
             assert width is not None
@@ -332,7 +348,7 @@ class TestImageCheck:
         """img2dataset leaves the one on its side and clips the other to white."""
         import_img2dataset()
         config = PictureConfig(resize_mode="border", image_size=32, encode_format="png", encode_quality=1)
-        check = ImageCheck(config, _resizer(config))
+        check = ImageCheck(config, make_resizer(config))
         turned = Image.new("RGB", (60, 30), "red")
         turned.paste("blue", (0, 0, 30, 30))  # the left half as stored, the upper half when upright
         exif = Image.Exif()
@@ -349,6 +365,25 @@ class TestImageCheck:
         assert failure is None
         assert image is not None
         assert set(np.asarray(Image.open(io.BytesIO(image)).convert("L")).ravel()) == {100}
+
+    @pytest.mark.parametrize("mode", ["border", "keep_ratio_largest", "keep_ratio", "center_crop"])
+    def test_kept_transforms_make_the_pictures_of_new_ones(self, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In turns over sizes and configurations: what is kept of one must not be taken for another."""
+        import_img2dataset()
+        import img2dataset.resizer
+
+        noise = np.random.default_rng(0)
+        sizes = [(40, 90), (90, 40), (20, 16)]
+        streams = [encoded(Image.fromarray(noise.integers(0, 255, (*size, 3), np.uint8)), "PNG") for size in sizes]
+        configs = [PictureConfig(resize_mode=mode, image_size=size) for size in (32, 24)]
+
+        def resized() -> list[Resized]:
+            return [make_resizer(config)(io.BytesIO(stream.getvalue())) for stream in streams for config in configs]
+
+        kept = [*resized(), *resized()]
+        monkeypatch.setattr(img2dataset.resizer, "A", sys.modules["albumentations"])
+        assert kept == [*resized()] * 2
+        assert len({made[0] for made in kept}) == 6
 
     def test_other_pictures_reach_the_resizer_as_they_are(self, hostile_kind: Any) -> None:
         seen: list[bytes] = []

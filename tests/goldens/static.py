@@ -136,7 +136,7 @@ def _configs() -> dict[str, type]:
     from capfilt.evaluation.tasks import TASKS
     from capfilt.inference.config import AnnotateConfig
     from capfilt.models import Blip2Config, BlipConfig
-    from capfilt.pipelines.bench.bench import BenchConfig, BenchTrainConfig
+    from capfilt.pipelines.bench.bench import BenchConfig, BenchDownloadConfig, BenchTrainConfig
     from capfilt.pipelines.bootstrap.config import BootstrapConfig
     from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob
     from capfilt.pipelines.pretrain import PretrainConfig
@@ -153,7 +153,7 @@ def _configs() -> dict[str, type]:
     return {
         "blip": BlipConfig, "blip2": Blip2Config, "bootstrap": BootstrapConfig, "pretrain": PretrainConfig,
         "annotate": AnnotateConfig, "select": PolicyConfig, "evaluate": EvaluateConfig, "bench": BenchConfig,
-        "bench train": BenchTrainConfig,
+        "bench train": BenchTrainConfig, "bench download": BenchDownloadConfig,
         "download": DownloadOptions, "options": CommandOptions, "resources": Resources, "rule": Rule, "pass": Pass,
         "preprocess.json": Preprocess, "limits": Limits, "politeness": Politeness, "train job": TrainJob,
         "annotate job": AnnotateJob, "calibrate job": CalibrateJob, "select job": SelectJob, "world job": WorldJob,

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from gpus import Waits
 from torch import Tensor
 
+import capfilt.data.annotations as tables
+from capfilt.data.annotations import Annotation
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import Sample
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.annotator import Annotator, Text
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners.local import LocalCaptioner
-from capfilt.inference.config import DecodeConfig
-from capfilt.inference.device import autocast
+from capfilt.inference.captioners.spec import captioner_spec
+from capfilt.inference.config import AnnotateConfig, DecodeConfig, DeviceKind
+from capfilt.inference.device import Compute, autocast
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
+from capfilt.models.checkpoints import store
+from capfilt.stages.annotation.annotate import AnnotateJob
 
 MakeBlip = Callable[..., Blip]
 SAMPLES = [Sample(f"{i}", b"", "png", "", {"uid": f"{i:032x}"}) for i in range(11)]
@@ -45,13 +52,21 @@ def roles(small_blip: MakeBlip, shared: bool) -> tuple[Blip, Blip]:
     return captioner, filter_
 
 
-def annotate(captioner: Blip, filter_: Blip, pixels: Tensor, config: DecodeConfig) -> list[list[Text]]:
+def annotate(
+    captioner: Blip,
+    filter_: Blip,
+    pixels: Tensor,
+    config: DecodeConfig,
+    fixed: int = 0,
+    some: Sequence[int] = range(11),
+) -> list[list[Text]]:
     tokenizer, captions = Tokenizer.load("world"), 1 if config.method == "greedy" else 3
     made = Annotator(
         LocalCaptioner(LocalModel(captioner, tokenizer), config, captions, seed=5, round_=1),
         FusionFilter(LocalModel(filter_, tokenizer), 16),
+        fixed_batches=fixed,
     )
-    return made.annotate(Images({FORMAT: pixels}), SAMPLES, WEB)
+    return made.annotate(Images({FORMAT: pixels[[*some]]}), [SAMPLES[i] for i in some], [WEB[i] for i in some])
 
 
 @pytest.fixture
@@ -75,6 +90,19 @@ def test_texts_and_scores_are_those_of_a_cpu(
             assert [getattr(text, score) for text in own] == pytest.approx(values, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_with_deterministic_neighbours_change_no_bit(
+    small_blip: MakeBlip, pixels: Tensor, cuda: torch.device, dtype: torch.dtype
+) -> None:
+    captioner, filter_ = (model.to(cuda) for model in roles(small_blip, shared=False))
+    on_gpu, config = pixels.to(cuda), METHODS["nucleus"]
+    with autocast(cuda, dtype):
+        wanted = annotate(captioner, filter_, on_gpu, config, fixed=4)
+        for some in ([7], [3, 2], [5, 10, 0, 1, 4]):
+            found = annotate(captioner, filter_, on_gpu, config, fixed=4, some=some)
+            assert found == [wanted[i] for i in some]
+
+
 @pytest.mark.parametrize("method", ["nucleus", "beam"])
 def test_every_picture_is_annotated_in_bf16(
     small_blip: MakeBlip, pixels: Tensor, cuda: torch.device, method: str
@@ -84,3 +112,41 @@ def test_every_picture_is_annotated_in_bf16(
         found = annotate(captioner.to(cuda), filter_.to(cuda), pixels.to(cuda), METHODS[method])
     assert [len(of_image) - len(web) for of_image, web in zip(found, WEB, strict=True)] == [3] * 11
     assert all(text.itm is None or 0 <= text.itm <= 1 for of_image in found for text in of_image)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_worker_s_shard_is_that_of_a_cpu(
+    small_blip: MakeBlip, small_world: Path, cuda: torch.device, waits: Waits, tmp_path: Path, deterministic: bool
+) -> None:
+    """From the tar to the committed table, with the clock of the stages, for which nobody waits."""
+    captioner, filter_ = roles(small_blip, shared=False)
+    for model, name in ((captioner, "captioner"), (filter_, "filter")):
+        store.save(model, tmp_path / name)
+        Tokenizer.load("world").save(tmp_path / name)
+    url = str(small_world / "human" / "00000.tar")
+
+    def rows(device: DeviceKind) -> list[Annotation]:
+        job = AnnotateJob(
+            out=tmp_path / device,
+            captioner=captioner_spec(str(tmp_path / "captioner")),
+            filter=tmp_path / "filter",
+            captioner_fingerprint="c",
+            filter_fingerprint="f",
+            config=AnnotateConfig(batch_size=6, decode=METHODS["nucleus"], deterministic=deterministic),
+            compute=Compute(device=device, precision="fp32"),
+            seed=0,
+            round=0,
+        )
+        report = job.open()(url)
+        assert {"copy", "vision", "caption", "score"} <= report.seconds.keys()
+        (table,) = (tmp_path / device / "annotations").glob("*.parquet")
+        return list(tables.rows(tables.read(table)))
+
+    wanted = rows("cpu")
+    with waits() as found:
+        annotated = rows("cuda")
+    for one, other in zip(annotated, wanted, strict=True):
+        assert (one.key, one.source, one.text) == (other.key, other.source, other.text)
+        assert (one.itm, one.itc) == pytest.approx((other.itm, other.itc), abs=1e-5)
+    work = [line for line in found if "timer" not in line]
+    assert found[: len(work)] == work, "the clock is read when all is done"

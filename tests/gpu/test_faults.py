@@ -53,8 +53,8 @@ def test_a_place_that_stays_on_the_cpu(role: tuple[LocalModel, Images], monkeypa
 
 
 def test_draws_that_stay_on_the_cpu(role: tuple[LocalModel, Images], monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(model: Any, image: Any, prompt: Any, end: Any, config: Any, draws: Any, head: Any) -> Any:
-        return generate(model, image, prompt, end, config, draws.cpu(), head)
+    def faulty(*given: Any) -> Any:
+        return generate(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in given))
 
     monkeypatch.setattr(captioners, "generate", faulty)
     with pytest.raises(RuntimeError, match=r"cpu|CPU"):

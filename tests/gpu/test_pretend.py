@@ -28,19 +28,11 @@ def on_pretend_gpu(*arguments: str) -> None:
     assert " passed" in ran.stdout
 
 
-def test_texts_scores_and_ceilings() -> None:
-    on_pretend_gpu("test_annotate.py", "test_ceilings.py", "-k", "nucleus-two or decode or scoring")
+def test_texts_and_scores() -> None:
+    on_pretend_gpu("test_annotate.py", "test_ceilings.py", "-k", "nucleus-two or scoring")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "files",
-    [
-        ("test_annotate.py", "test_ceilings.py", "test_faults.py"),
-        ("test_evaluate.py", "test_whole_trainings.py"),
-        ("test_training.py",),
-    ],
-    ids="-".join,
-)
-def test_all_the_rest(files: tuple[str, ...]) -> None:
-    on_pretend_gpu(*files)
+@pytest.mark.timeout(900)
+def test_all() -> None:
+    on_pretend_gpu(*sorted(path.name for path in HERE.glob("test_*.py") if path.name != Path(__file__).name))

@@ -85,6 +85,9 @@ CASES = {
 }
 
 
+IN_BF16 = ("blip", "clip", "blip2", "vqa")
+
+
 class Noted(Draws):
     """Draws on the CPU and remembers what."""
 
@@ -163,7 +166,7 @@ def test_losses_and_gradients_are_those_of_a_cpu(name: str, cuda: torch.device) 
     assert found.keys() == wanted.keys()
     for figure, value in wanted.items():
         torch.testing.assert_close(found[figure], value, atol=2e-5, rtol=1e-4, msg=lambda m, f=figure: f"{f}: {m}")
-    if "," in name:
+    if name not in IN_BF16:
         return
     found = step(CASES[name], cuda, draws.on(cuda), torch.bfloat16)
     losses = [loss for loss in CASES[name].config.losses if loss in wanted]

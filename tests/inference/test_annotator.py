@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from capfilt.data.images.preprocess import ImageFormat, Preprocess
 from capfilt.data.sample import Sample, is_text
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RunError
 from capfilt.inference.annotator import Annotator, Text, same_context
-from capfilt.inference.batches import Images
+from capfilt.inference.batches import Images, NotYetCopied, Pictures
 from capfilt.inference.captioners.local import LocalCaptioner
 from capfilt.inference.config import DecodeConfig
 from capfilt.inference.device import autocast
@@ -34,12 +37,15 @@ FORMAT = ImageFormat(16)
 WEB = [["a red circle"], ["a red circle", "photo " * 40], [], [""], ["Photo!"], *(["a tan ring"] for _ in range(6))]
 
 
-def annotator(captioner: Blip, filter_: Blip, captions: int = 3, timer: StageTimer | None = None) -> Annotator:
+def annotator(
+    captioner: Blip, filter_: Blip, captions: int = 3, timer: StageTimer | None = None, fixed: int = 0
+) -> Annotator:
     tokenizer = Tokenizer.load("world")
     return Annotator(
         LocalCaptioner(LocalModel(captioner, tokenizer), CONFIG, captions, seed=5, round_=1),
         FusionFilter(LocalModel(filter_, tokenizer), 16),
         timer,
+        fixed,
     )
 
 
@@ -112,6 +118,72 @@ def test_batches_order_and_neighbours_change_nothing(captioner_model: Blip, filt
         for start in range(0, 11, size):
             some = order[start : start + size]
             close(annotated(engine, pixels, some), [wanted[i] for i in some])
+
+
+class LinearShapes(TorchDispatchMode):
+    """The shapes of what is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[tuple[int, ...], ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.linear.default, torch.ops.aten.matmul.default, torch.ops.aten.addmm.default):
+            self.seen.add(tuple(tuple(x.shape) for x in args if x is not None))
+        return func(*args, **(kwargs or {}))
+
+
+def test_fixed_batches_have_one_shape_and_the_same_answers(
+    captioner_model: Blip, filter_model: Blip, pixels: Tensor
+) -> None:
+    """Whoever has to look for what a GPU rounds otherwise in another batch finds nothing that depends on neighbours."""
+    wanted = annotated(annotator(captioner_model, filter_model), pixels)
+    engine = annotator(captioner_model, filter_model, fixed=6)
+    engine.vectors = []
+    shapes = []
+    for some in ([*range(6)], [7], [3, 2], [*range(11)]):
+        with LinearShapes() as multiplied:
+            close(annotated(engine, pixels, some), [wanted[i] for i in some])
+        shapes.append(multiplied.seen)
+    assert shapes[0] == shapes[1] == shapes[2] == shapes[3]
+    assert len(engine.vectors) == 6 + 1 + 2 + 11, "none of the pictures that fill a batch up"
+    with LinearShapes() as multiplied:
+        annotated(annotator(captioner_model, filter_model), pixels, [3, 2])
+    assert multiplied.seen != shapes[0]
+
+
+def test_a_copy_that_does_not_fit_is_done_in_halves(
+    captioner_model: Blip, filter_model: Blip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = ImageFormat(16)
+    bytes_of = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+    given = Pictures(SAMPLES, {rule.resizing: rule.preprocess.stack(list(bytes_of))}, [])
+    engine = annotator(captioner_model, filter_model)
+    wanted = engine.annotate(given.on(torch.device("cpu"), [rule]), SAMPLES, WEB)
+    whole, copied = Pictures.on, list[int]()
+
+    def on(pictures: Pictures, *where: Any) -> Images:
+        copied.append(len(pictures.pixels[rule.resizing]))
+        if copied[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(pictures, *where)
+
+    monkeypatch.setattr(Pictures, "on", on)
+    close(engine.annotate(NotYetCopied(given, torch.device("cpu"), [rule]), SAMPLES, WEB), wanted)
+    assert copied == [11, 5, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_fixed_batch_that_does_not_fit_is_an_error(
+    captioner_model: Blip, filter_model: Blip, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = annotator(captioner_model, filter_model, fixed=6)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.captioner, "prepare", full)
+    with pytest.raises(RunError, match=r"with 6 pictures at a time, which deterministic keeps.*smaller batch_size"):
+        annotated(engine, pixels)
 
 
 @pytest.mark.parametrize(("format_", "far"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
@@ -272,4 +344,4 @@ def test_out_of_memory_is_not_the_end(
 def test_a_timer_sees_the_stages(captioner_model: Blip, filter_model: Blip, pixels: Tensor) -> None:
     timer = StageTimer(torch.device("cpu"))
     annotated(annotator(captioner_model, filter_model, timer=timer), pixels)
-    assert set(timer.seconds) == {"vision", "caption", "score"}
+    assert set(timer.seconds) == {"copy", "vision", "caption", "score"}

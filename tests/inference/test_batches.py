@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import itertools
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,8 +102,33 @@ def test_decoding_runs_a_few_batches_ahead_and_no_more(tmp_path: Path, monkeypat
     batches = pictures(shards.read(str(tmp_path / "0.tar")), 4, [FORMAT])
     first: Pictures = next(batches)
     assert len(first.samples) == 4
-    assert len(begun) == 3 * 4 + 4  # a shard never lies in memory whole
+    deadline = time.monotonic() + 60
+    while len(begun) < 16 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(begun) <= 4 * 4 + 1  # a shard never lies in memory whole
+    before = threading.active_count()
     batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() < before
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "loader"))]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_what_a_decoding_thread_raises_comes_where_its_batch_would(tmp_path: Path, threads: int) -> None:
+    keys = write(tmp_path / "0.tar", 13, {})
+
+    def measure(_: Image.Image) -> float:
+        if next(asked) == 9:
+            raise RuntimeError("the tenth")
+        return 1.0
+
+    asked, found = itertools.count(), list[str]()
+    read = shards.read(str(tmp_path / "0.tar"))
+    with pytest.raises(RuntimeError, match="the tenth"):
+        for batch in pictures(read, 3, [FORMAT], threads=threads, measures={"one": measure}):
+            found += [sample.key for sample in batch.samples]
+    assert found in (keys[:6], keys[:9])  # whichever of the threads took the tenth turn
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "loader"))]
 
 
 def test_a_picture_is_decoded_once_and_resized_once_for_each_size_and_rule(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -62,6 +64,21 @@ def test_a_worker_refuses_what_it_cannot_compute(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     with pytest.raises(ClusterError, match=r"cannot compute in bf16 \(GeForce 9\).*precision=fp32"):
         Compute(device="cuda", precision="bf16").open()
+
+
+def test_fp32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    parts: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "tf32"
+        Compute(device="cuda", precision="fp32").open()
+        assert [part.fp32_precision for part in parts] == ["ieee", "ieee"]
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
 
 
 def test_fp32_is_no_autocast() -> None:

@@ -31,6 +31,8 @@ SAID = {
     "accelerator": torch.AcceleratorError("CUDA error: out of memory"),
     "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cudnn 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "nccl": RuntimeError("NCCL error: ncclUnhandledCudaError: Last error: Cuda failure 2 'out of memory'"),
 }
 
 

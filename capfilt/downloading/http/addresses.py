@@ -53,6 +53,7 @@ _NAT64_LENGTHS = (96, 64, 56, 48, 40, 32)
 _NAT64_NAME = "ipv4only.arpa"
 _NAT64_ANSWERS = (IPv4Address("192.0.0.170"), IPv4Address("192.0.0.171"))
 _ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe", b"\x01\x00\x5e\xfe", b"\x03\x00\x5e\xfe")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBERS = re.compile(r"(0[xX][0-9a-fA-F]*|\d+)(\.(0[xX][0-9a-fA-F]*|\d+)){0,3}\.?")
 
 
@@ -89,7 +90,7 @@ def parse_url(url: str) -> Target:
     """Parse a URL; Failure("bad-url") for one that is not http(s) or cannot be sent."""
     if len(url) > MAX_URL:
         raise Failure("bad-url", f"{len(url)} characters")
-    if any((ord(sign) < 33 and sign != " ") or ord(sign) == 127 for sign in url):
+    if _CONTROL.search(url):
         raise Failure("bad-url", "control characters")
     try:
         parts = urlsplit(url)
@@ -205,6 +206,8 @@ class Resolver:
         self._lookup = lookup
         self._known: dict[str, tuple[float, list[Address]]] = {}
         """Of a name: until when its addresses are good, by time.monotonic, and these."""
+        self._allowed: dict[Address, bool] = {}
+        """What the policy says of IPv4 addresses, which depends on nothing that changes. Every connection asks."""
 
     def addresses(self, host: str, seconds: float) -> list[Address]:
         """The addresses of a host to connect to, at least one, looked up within `seconds`.
@@ -219,11 +222,20 @@ class Resolver:
         if any(isinstance(address, IPv6Address) and address.ipv4_mapped is None for address in addresses):
             policy = replace(policy, nat64=(*policy.nat64, *self._network_nat64(seconds)))
         for address in addresses:
-            if not policy.allows(address):
+            if not self._allows(policy, address):
                 denied = any(address in block for block in policy.denied)
                 why = "in a block that --deny names" if denied else "not on the public internet"
                 raise Failure("private-address", f"{host} is {address}, which is {why}")
         return addresses
+
+    def _allows(self, policy: AddressPolicy, address: Address) -> bool:
+        if isinstance(address, IPv6Address):  # what it embeds depends on the network
+            return policy.allows(address)
+        if address not in self._allowed:
+            if len(self._allowed) >= MAX_NAMES:
+                self._allowed = {}
+            self._allowed[address] = policy.allows(address)
+        return self._allowed[address]
 
     def _network_nat64(self, seconds: float) -> tuple[IPv6Network, ...]:
         """The prefixes with which this network's name server makes IPv6 addresses of IPv4 ones (RFC 7050)."""

@@ -162,8 +162,9 @@ class PoliteClient:
         while True:
             wait, pause = self._rate_limiter.acquire(host)
             if not pause:
-                time.sleep(wait)
-                deadline.extend(wait)
+                if wait:  # even a sleep of no time takes a turn of the interpreter's lock
+                    time.sleep(wait)
+                    deadline.extend(wait)
                 return
             if pause >= deadline.remaining():
                 raise Failure("paused", f"{host} asked for a pause of {pause:.0f} s more")

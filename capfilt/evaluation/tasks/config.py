@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field
 
-from capfilt.config import Config
+from capfilt.config import Config, added
 from capfilt.data.tasks import read_classes
 from capfilt.errors import DataError, RecipeError
 from capfilt.evaluation.config import EvaluateConfig
-from capfilt.inference.config import DecodeConfig
+from capfilt.inference.config import DecodeConfig, Precision
 from capfilt.objectives.kinds.downstream import FAMILIES_OF
 from capfilt.storage.paths import storage_path
 
@@ -27,6 +27,8 @@ class TaskEvalConfig(Config):
     """Which it is; each config allows one."""
     batch_size: int = Field(default=64, ge=1)
     """Images at a time."""
+    precision: Precision = added("auto")
+    """As of `annotate`: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs."""
 
     def with_data(self, urls: Sequence[str]) -> Self:
         """The same with what lies beside the shards, as far as it is not given. DataError where that cannot be read."""

@@ -22,6 +22,7 @@ from capfilt.evaluation.tasks import Measured
 from capfilt.evaluation.tasks.config import DialogEvalConfig
 from capfilt.evaluation.tasks.rows import RowReader
 from capfilt.inference.local_model import LocalModel
+from capfilt.models.layers.transfer import to_device
 from capfilt.objectives.tasks.dialog import log_likelihoods, log_odds
 
 PAIRS = 512
@@ -98,13 +99,13 @@ def scores_of(
     context = model.image_context(tokens_BND, "encoder" if by_match else "decoder")
     made = encode_candidates(local.tokenizer, [one.text for one in rounds], length)
     counts = [len(one.text.candidates) for one in rounds]
-    image_N = torch.tensor(image).repeat_interleave(torch.tensor(counts)).to(device)
-    ids, mask, answer = (torch.from_numpy(array).to(device) for array in made)
+    image_N = to_device(torch.tensor(image).repeat_interleave(torch.tensor(counts)), device)
+    ids, mask, answer = (to_device(torch.from_numpy(array), device) for array in made)
     scores = []
     step = PAIRS if by_match else max(1, PAIRS // 10)
     for start in range(0, len(ids), step):
         some = slice(start, start + step)
-        width = int(mask[some].sum(dim=1).max())
+        width = int(made[1][some].sum(axis=1).max())
         of_images = context.select(image_N[some])
         if by_match:
             logits = model.match(model.fuse(ids[some, :width], mask[some, :width], of_images))

@@ -20,7 +20,7 @@ from capfilt.data import shards
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.tasks import FailedRow, right_picture
 from capfilt.errors import DataError
-from capfilt.inference.batches import pictures
+from capfilt.inference.batches import batches_of
 from capfilt.inference.local_model import LocalModel
 from capfilt.printable import printable
 from capfilt.runs.tally import MAX_REASONS, OTHER
@@ -112,7 +112,9 @@ class RowReader(Generic[Row]):
         image_format = self._local.image_format
         used = 0
         for url in urls:
-            for decoded in pictures(self._samples(url), self._pictures * self._batch_size, [image_format]):
+            size = self._pictures * self._batch_size
+            # Read in this thread, since reading counts what is left out.
+            for decoded in batches_of(self._samples(url), size, [image_format], device=self._device):
                 places = {sample.key: place for place, sample in enumerate(decoded.samples)}
                 faults = {fault.key: fault.reason for fault in decoded.faults}
                 kept: list[tuple[Sample, list[Row]]] = []

@@ -57,6 +57,8 @@ class LocalCaptioner:
         self.question = self.tokenizer.encoder_prompt(config.prompt)
         self.context_name: object = object()
         """Under which the image context is kept in a batch of images."""
+        self.keeps_rows = False
+        """Whether texts that have ended stay in the batch until all have, so that its shapes are the same each time."""
 
     @property
     def image_formats(self) -> tuple[ImageFormat, ...]:
@@ -111,7 +113,7 @@ class LocalCaptioner:
 
     def image_context(self, tokens_BND: Tensor) -> ImageContext:
         """Image tokens -> what the texts attend to."""
-        return self.model.image_context(tokens_BND, "decoder", self.question)
+        return self.model.image_context(tokens_BND, "decoder", self.question).laid_out()
 
     def write_from(
         self, image: ImageContext, uids: Sequence[str], prompts_IP: Tensor | None = None
@@ -133,11 +135,12 @@ class LocalCaptioner:
             lengths = {"min_length": config.min_length + more, "max_length": config.max_length + more}
             config = config.model_copy(update=lengths)
         if self.config.method == "beam":
-            rows += scored_beams(self.model, image, prompt, end, config, self.captions, self.head)
+            rows += scored_beams(self.model, image, prompt, end, config, self.captions, self.head, self.keeps_rows)
         else:
             steps = self.config.max_length - len(self.prompt)
             draws = [uniforms(self.seed, self.round, uid, c, steps) for uid in uids for c in range(self.captions)]
             draws_RS = torch.from_numpy(np.stack(draws)).to(image.device)
-            rows += [(ids, None) for ids in generate(self.model, image, prompt, end, config, draws_RS, self.head)]
+            how = (self.head, self.keeps_rows)
+            rows += [(ids, None) for ids in generate(self.model, image, prompt, end, config, draws_RS, *how)]
         every = [Written(self.tokenizer.decode(ids), score) for ids, score in rows]
         return [every[i : i + self.captions] for i in range(0, len(every), self.captions)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.text.tokenizer import MAX_CHARACTERS
 from capfilt.inference.batches import Images
+from capfilt.inference.filters.fixed_shapes import in_parts_of, mask_of
 from capfilt.inference.interface import Scores
 from capfilt.inference.local_model import LocalModel
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.transfer import to_device
 
 MAX_TEXTS = 2048
 """Texts that are read at a time, or those of one image."""
@@ -28,6 +31,9 @@ class DualEncoderFilter:
     def __init__(self, local: LocalModel, max_length: int = 35):
         self.local, self.model, self.tokenizer = local, local.model, local.tokenizer
         self.max_length = max_length
+        self.fixed_rows = 0
+        """How many texts are read at a time, all of `max_length` tokens, so that none depends on which others there are
+        (`deterministic`); 0: as many as there are, without padding."""
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ class DualEncoderFilter:
         an image.
         """
         half = len(texts) // 2
-        if half and sum(map(len, texts)) > MAX_TEXTS:
+        if half and sum(map(len, texts)) > MAX_TEXTS and not self.fixed_rows:
             parts = [
                 self.score_tokens(tokens_BND[part], texts[part], None if context is None else context.select(part))
                 for part in (slice(half), slice(half, None))
@@ -77,12 +83,18 @@ class DualEncoderFilter:
         if not numbers:
             return {name: [[] for _ in texts] if name in self.given else None for name in ("itm", "itc")}
         ids, lengths = self.token_ids(list(numbers))
-        itc = None
+        cosines = None
         if "itc" in self.given:
             projected = self.model.project_image(tokens_BND) if project is None else project()
             cosines = self.cosines(projected, ids, lengths)
-            itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, cosines, strict=True)]
-        return {"itm": self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), "itc": itc}
+        itm, itc = _read(self.matches(tokens_BND, cleaned, numbers, ids, lengths, context), cosines)
+        if itm is not None:
+            values = iter(itm)
+            by_text = [{text: next(values) for text in dict.fromkeys(of_image)} for of_image in cleaned]
+            itm = [[known[text] for text in of_image] for of_image, known in zip(cleaned, by_text, strict=True)]
+        if itc is not None:
+            itc = [[row[numbers[text]] for text in of_image] for of_image, row in zip(cleaned, itc, strict=True)]
+        return {"itm": itm, "itc": itc}
 
     def matches(
         self,
@@ -90,17 +102,25 @@ class DualEncoderFilter:
         texts: Sequence[Sequence[str]],
         numbers: Mapping[str, int],
         ids_TL: Tensor,
-        lengths: Sequence[int],
+        lengths: list[int],
         context: ImageContext | None,
-    ) -> list[list[float]] | None:
-        """P(match) of each image's texts, whose token ids are `ids_TL[numbers[text]]`; None, since none is given."""
+    ) -> Tensor | None:
+        """P(match) of each image's distinct texts in their order, [R], whose ids are `ids_TL[numbers[text]]`; None of a
+        filter that gives none."""
         return None
 
-    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: Sequence[int]) -> list[list[float]]:
-        """The cosine of every image and every text, [B][T]."""
+    def cosines(self, projected: Tensor, ids_TL: Tensor, lengths: list[int]) -> Tensor:
+        """The cosine of every image and every text, [B, T]."""
+        if self.fixed_rows:
+            mask_TL, image = mask_of(ids_TL, lengths), projected.float()
+
+            def of_texts(rows: Tensor) -> Tensor:
+                text = self.model.project_text(self.model.encode_text(ids_TL[rows], mask_TL[rows]))
+                return self.model.similarity(image, text.float()).clamp(-1, 1).T
+
+            return in_parts_of(self.fixed_rows, len(ids_TL), ids_TL.device, of_texts).T
         text = self.model.project_text(self.model.encode_cls(ids_TL, lengths)).float()
-        cosines: list[list[float]] = self.model.similarity(projected.float(), text).clamp(-1, 1).tolist()
-        return cosines
+        return self.model.similarity(projected.float(), text).clamp(-1, 1)
 
     def reads_all(self, text: str) -> bool:
         words = self.tokenizer.clean(text, max_words=MAX_CHARACTERS)
@@ -131,7 +151,17 @@ class DualEncoderFilter:
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
         """Padded ids [T, L] of texts that are cleaned, and the length of each."""
         ids, mask = self.tokenizer.encode(texts, self.max_length)
-        return torch.from_numpy(ids).to(self.local.device), mask.sum(axis=1).tolist()
+        if self.fixed_rows:
+            ids = np.pad(ids, ((0, 0), (0, self.max_length - ids.shape[1])), constant_values=self.tokenizer.pad)
+        return to_device(torch.from_numpy(ids), self.local.device), mask.sum(axis=1).tolist()
+
+
+def _read(*scores: Tensor | None) -> list[Any]:
+    """Tensors as lists, which the host waits for once; None for None."""
+    there = [each for each in scores if each is not None]
+    parts = torch.cat([each.flatten() for each in there]).cpu().split([each.numel() for each in there])
+    lists = (part.view(each.shape).tolist() for part, each in zip(parts, there, strict=True))
+    return [None if each is None else next(lists) for each in scores]
 
 
 def _joined(parts: Iterable[list[list[float]] | None]) -> list[list[float]] | None:

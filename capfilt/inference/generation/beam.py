@@ -148,10 +148,12 @@ def scored_beams(
     config: DecodeConfig,
     texts: int = 1,
     head: Head | None = None,
+    keeps_rows: bool = False,
 ) -> list[Beam]:
     """Continue the prompt; the `texts` best of each image (at most `config.beams`), best first, images in their order.
 
-    Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it.
+    Images do not influence one another: a text is the same in any batch. An image whose texts have all ended leaves it,
+    unless the batch `keeps_rows` for the sake of its shapes.
     """
     width, device = config.beams, image.device
     prompt_RP = prompt_rows(prompt, image.rows * width, device)
@@ -160,7 +162,7 @@ def scored_beams(
     if 0 < image.rows * width < MIN_ROWS:
         times = copies(image.rows * width)
         more, prompts_IP = image.repeat(times), prompt_RP[::width].repeat(times, 1)
-        return scored_beams(model, more, prompts_IP, end, config, texts, head)[: image.rows * texts]
+        return scored_beams(model, more, prompts_IP, end, config, texts, head, keeps_rows)[: image.rows * texts]
     lengths = Lengths.of(config, length)
     state = _begin(model, image, config, steps, end)
     answer = Answer(state.written_IWS.clone(), state.finished.scores_IW.clone())
@@ -184,7 +186,7 @@ def scored_beams(
         if is_poll_step(device, step) and not bool(state.finished.open_I.any()):
             break
         state.cache.keep((torch.arange(len(beam_IW), device=device)[:, None] * width + beam_IW).flatten())
-        if is_poll_step(device, step):
+        if is_poll_step(device, step) and not keeps_rows:
             state.drop_finished(answer)
         newest = state.written_IWS[:, :, step].flatten()[:, None]
     finite.check()

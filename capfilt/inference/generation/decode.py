@@ -124,11 +124,12 @@ def generate(
     config: DecodeConfig,
     draws_RS: Tensor,
     head: Head | None = None,
+    keeps_rows: bool = False,
 ) -> list[list[int]]:
     """Continue the prompt for R rows; rows of one image are adjacent. Returns each row's new tokens, without `end`.
 
     `image` has R / candidates rows, the prompt (`prompt_rows`) begins with [DEC], `draws_RS` has one number per row and
-    step.
+    step. `keeps_rows`: texts that have ended stay, so that the batch has the same shapes whatever is written.
     """
     rows, device = draws_RS.shape[0], draws_RS.device
     prompt_RP = prompt_rows(prompt, rows, device)
@@ -137,7 +138,7 @@ def generate(
     if 0 < rows < MIN_ROWS:
         times = copies(rows)
         more, draws = image.repeat(times), draws_RS.repeat(times, 1)
-        return generate(model, more, prompt_RP.repeat(times, 1), end, config, draws, head)[:rows]
+        return generate(model, more, prompt_RP.repeat(times, 1), end, config, draws, head, keeps_rows)[:rows]
     written = torch.full((rows, steps), end, dtype=torch.long, device=device)
     batch = RunningTexts(
         image,
@@ -161,7 +162,7 @@ def generate(
             finite.check()
             if bool(batch.ended_R.all()):
                 break
-            kept = batch.shrink()
+            kept = None if keeps_rows else batch.shrink()
             newest = newest if kept is None else newest[kept]
     finite.check()
     return [row[: row.index(end)] if end in row else row for row in written.tolist()]

@@ -62,19 +62,19 @@ def _of_top_k(row: np.ndarray, draw: float, top_p: float, top_k: int) -> int:
 def _counted(row: np.ndarray, draw: float, top_p: float, _top_k: int) -> int:
     """Only two of the bins are ever sorted: where the nucleus ends, and where the draw falls."""
     bins = np.minimum(_ONE - (row.view(np.int32) >> 16), _BINS - 1)
-    upto = np.cumsum(np.bincount(bins, weights=row, minlength=_BINS))
-    last = min(int(np.searchsorted(upto, top_p)), int(bins.max()))
+    upto = np.bincount(bins, weights=row).cumsum()
+    last = min(int(upto.searchsorted(top_p)), len(upto) - 1)
     edge, reached = _within(row, bins, last, upto)
-    size = max(1, int(np.sum(reached - row[edge] < top_p)))
+    size = max(1, int(np.count_nonzero(reached - row[edge] < top_p)))
     target = draw * float(reached[size - 1])
-    falls = min(int(np.searchsorted(upto, target, side="right")), last)
+    falls = min(int(upto.searchsorted(target, side="right")), last)
     members, reached = (edge[:size], reached[:size]) if falls == last else _within(row, bins, falls, upto)
-    return int(members[min(int(np.searchsorted(reached, target, side="right")), len(members) - 1)])
+    return int(members[min(int(reached.searchsorted(target, side="right")), len(members) - 1)])
 
 
 def _within(row: np.ndarray, bins: np.ndarray, chosen: int, upto: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a bin, likeliest first, and what the probabilities add up to with each of them."""
-    members = np.flatnonzero(bins == chosen)
-    members = members[np.argsort(-row[members], kind="stable")]
+    (members,) = (bins == chosen).nonzero()
+    members = members[(-row[members]).argsort(kind="stable")]
     before = upto[chosen - 1] if chosen else 0.0
-    return members, before + np.cumsum(row[members], dtype=np.float64)
+    return members, before + row[members].cumsum(dtype=np.float64)

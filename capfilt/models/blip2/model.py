@@ -25,6 +25,7 @@ from capfilt.models.layers.bert import Cache, Head
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.transfer import to_device
 from capfilt.models.layers.vit import VisionTransformer
 
 
@@ -159,7 +160,8 @@ class Blip2(Model):
 
     def fuse_cls(self, ids_BT: Tensor, lengths: Sequence[int], image: ImageContext, counts: Sequence[int]) -> Tensor:
         if len(set(counts)) > 1:  # as many rows as texts: nothing to share
-            image = image.repeat_interleave(torch.tensor(counts, device=ids_BT.device))
+            rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+            image = image.select(to_device(rows, ids_BT.device))
         return self.fuse(ids_BT, as_mask(lengths, ids_BT), image)
 
     def match(self, states_BQD: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def box_losses(predicted_B4: Tensor, target_B4: Tensor, is_region_B: Tensor) -> 
         corners, others = corners_of(predicted_B4), corners_of(target_B4)
         degenerate = (corners[:, 2:] < corners[:, :2]).any() | (others[:, 2:] < others[:, :2]).any()
         # Boxes are replaced and not results: the gradient of a division by nothing is NaN, whatever it is weighed by.
-        whole = corners.new_tensor([0.0, 0.0, 1.0, 1.0]).expand_as(corners)
+        whole = torch.zeros_like(corners)
+        whole[:, 2:] = 1.0
         corners, others = torch.where(degenerate, whole, corners), torch.where(degenerate, whole, others)
         giou_B = 1 - generalized_iou(corners, others)
         return (l1_B * regions_B).sum() / regions_B.sum(), (giou_B * regions_B).sum() / regions_B.sum()

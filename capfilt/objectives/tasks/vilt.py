@@ -17,6 +17,7 @@ from torch import Tensor
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.models.vilt.model import Vilt
 from capfilt.objectives.collectives import as_wide, gather
+from capfilt.objectives.draws import one_of_each_row
 from capfilt.objectives.interface import LossesAndMetrics, PairBatch, Precision, Task
 from capfilt.objectives.kinds.vilt import ViltObjectives, ViltRetrievalObjectives
 from capfilt.objectives.losses.itm import LEFT_OUT
@@ -172,7 +173,7 @@ class ViltPretraining(PairsApart):
             return (torch.randperm(batch.rows, device=batch.device) < batch.rows // 2) | alone_B1[:, 0]
 
         def draw_other() -> Tensor:
-            return torch.multinomial(others_BB + alone_B1, 1).squeeze(1)
+            return one_of_each_row(others_BB + alone_B1)
 
         matches_B = self.draws.take("matches", draw_half)
         wrong = self.draws.take("wrong_images", draw_other)

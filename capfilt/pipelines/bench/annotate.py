@@ -18,7 +18,6 @@ from capfilt.evaluation.speed import Load
 from capfilt.inference.batches import pictures
 from capfilt.inference.captioners.spec import LocalSpec
 from capfilt.inference.device import Compute, ability, autocast, choose, local_device
-from capfilt.inference.roles import check_capabilities
 from capfilt.inference.timer import StageTimer
 from capfilt.models import ArchitectureConfig
 from capfilt.models.checkpoints import store
@@ -34,6 +33,8 @@ from capfilt.stages.annotation.shard_annotator import ShardAnnotator, texts_of
 
 FIRST, MOST = 2, 20_000
 """Pictures of the first warm-up, and of a repeat at most."""
+BESIDE = ("read", "decode")
+"""Phases that run in threads beside the others."""
 WORDS = (4, 16)
 
 
@@ -46,8 +47,6 @@ def bench_annotate(
     price: Price | None = None,
 ) -> dict[str, Any]:
     """Measure the stage with a captioner and a filter of these architectures."""
-    check_capabilities("captioner", config.model, architectures[0].capabilities)
-    check_capabilities("filter", config.filter or config.model, architectures[1].capabilities)
     num_words = min(tokenizer_for(one)[1] for one in architectures)
     compute, _ = choose(config.precision, local_device(), [ability()])
     device = compute.open()
@@ -105,8 +104,7 @@ class _Stage:
         if timer is None:
             whole = self._run(self.timer)
         phases = dict(self.timer.seconds)
-        # Decoding runs in threads beside the rest.
-        self.phases.append({**phases, "other": whole - sum(v for name, v in phases.items() if name != "decode")})
+        self.phases.append({**phases, "other": whole - sum(v for name, v in phases.items() if name not in BESIDE)})
         return f"{self.images / self.took[-1]:.1f} images/s"
 
     def _run(self, timer: StageTimer | None) -> float:
@@ -114,11 +112,11 @@ class _Stage:
         return speed.seconds(self.device, lambda: self.work.shard(self.url))
 
     def figures(self, flops: dict[str, float], price: Price | None) -> dict[str, Any]:
-        """Medians over the repeats; `share` is of the sum of all phases without decoding, which runs beside them."""
+        """Medians over the repeats; `share` is of the sum of all phases but those that run beside them."""
         images, captions = self.images, self.config.captions
         rates = [images / took for took in self.took]
         median = {name: statistics.median(one.get(name, 0.0) for one in self.phases) for name in self.phases[0]}
-        whole = sum(spent for name, spent in median.items() if name != "decode")
+        whole = sum(spent for name, spent in median.items() if name not in BESIDE)
         rate = statistics.median(rates)
         reached = {name: median[name] / images for name in flops} | {"all": 1 / rate}
         size = (torch.get_num_threads(), float(self.device.type == "cuda"))

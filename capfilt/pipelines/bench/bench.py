@@ -18,7 +18,9 @@ from capfilt import presets
 from capfilt.config import Config
 from capfilt.errors import RecipeError, UsageError
 from capfilt.inference.config import AnnotateConfig, DecodeConfig, Precision
+from capfilt.inference.roles import check_capabilities
 from capfilt.models import ArchitectureConfig, read_architecture
+from capfilt.objectives.tasks import PRETRAINING
 from capfilt.runs.cost import Price
 from capfilt.runs.progress import Progress
 
@@ -83,9 +85,27 @@ class BenchTrainConfig(Config):
     """Whether blocks are compiled."""
 
 
+class BenchDownloadConfig(Config):
+    """What is measured of `download`: one worker, fetching from a server on this machine."""
+
+    urls: int = Field(default=0, ge=0)
+    """Pictures of a repeat, which are a shard; 0: as many as fit into the time."""
+    width: int = Field(default=480, ge=16)
+    """Width of the pictures, pixels; they are three quarters as high."""
+    resize_mode: Literal["no", "border", "keep_ratio"] = "no"
+    """As of `download`; "no": the bytes as they were served."""
+    image_size: int = Field(default=256, gt=0)
+    """As of `download`."""
+    thread_count: int = Field(default=64, ge=1, le=1024)
+    """Connections at once."""
+    repeats: int = Field(default=5, ge=1)
+    """Medians are of so many, or of fewer where the time is over."""
+
+
 CONFIGS: dict[str, type[Config]] = {
     "annotate": BenchConfig,
     "train": BenchTrainConfig,
+    "download": BenchDownloadConfig,
 }
 
 
@@ -103,15 +123,29 @@ def run(
             pair = _architecture(config.model), _architecture(config.filter or config.model)
             if config.shared and config.filter not in (None, config.model):
                 raise RecipeError("shared=true is one model in both roles, and filter names another: leave one out.")
+            check_capabilities("captioner", config.model, pair[0].capabilities)
+            check_capabilities("filter", config.filter or config.model, pair[1].capabilities)
             with show.wait(LOADING):
                 from capfilt.pipelines.bench.annotate import bench_annotate
             return bench_annotate(config, pair, Path(scratch), show, seconds, price)
+        if isinstance(config, BenchDownloadConfig):
+            from capfilt.pipelines.bench.download import bench_download
+
+            return bench_download(config, Path(scratch), show, seconds, price)
         assert isinstance(config, BenchTrainConfig)
         architecture = _architecture(config.model)
+        if architecture.family not in PRETRAINING:
+            raise RecipeError(
+                f"{config.model} is of the family {architecture.family}, which is not pretrained; families that are:"
+                f" {', '.join(PRETRAINING)}."
+            )
         with show.wait(LOADING):
             from capfilt.pipelines.bench.train import bench_train
         return bench_train(config, architecture, Path(scratch), show, seconds, price)
 
 
 def _architecture(model: str) -> ArchitectureConfig:
-    return read_architecture(presets.find("models", model))
+    architecture = read_architecture(presets.find("models", model))
+    if kind := architecture.language_kind:
+        raise UsageError(f"bench makes up no vocabulary of {kind}: give a model without a language model of its own.")
+    return architecture

@@ -19,7 +19,7 @@ from capfilt.data.sample import Sample
 from capfilt.data.text.bert_tokenizers import BertTokenizer, ClosedBertTokenizer, OpenBertTokenizer
 from capfilt.data.text.byte_bpe import ByteBpeTokenizer, build, of_words
 from capfilt.data.text.tokenizer import Tokenizer
-from capfilt.errors import UsageError
+from capfilt.inference.device import local_device
 from capfilt.models import ArchitectureConfig
 from capfilt.models import build as build_model
 from capfilt.models.checkpoints import store
@@ -50,17 +50,12 @@ def made_up_words(size: int, kind: type[Tokenizer] = Tokenizer) -> Tokenizer:
 
 
 def tokenizer_for(architecture: ArchitectureConfig) -> tuple[Tokenizer, int]:
-    """A tokenizer for models of an architecture, and how many of the first words are one token of it.
-
-    Raises:
-        UsageError: its texts are in the tokens of a language model, which cannot be made up.
-    """
+    """A tokenizer for models of an architecture, and how many of the first words are one token of it."""
     kind, size = architecture.tokenizer_kind, architecture.vocabulary_size
     if kind in _OF_BERT:
         tokenizer = made_up_words(size, _OF_BERT[kind])
         return tokenizer, len(tokenizer) - len(SPECIAL) - len(tokenizer.marks)
-    if kind != "byte-bpe":
-        raise UsageError(f"bench makes up no vocabulary of {kind}: give a model without a language model of its own.")
+    assert kind == "byte-bpe", "a model with a language model of its own is refused before"
     # Bytes take 512 entries, the beginnings that words share some more.
     count = max(26, (size - 1300) * 9 // 10)
     return ByteBpeTokenizer(build(*of_words(map(word, range(count))))), count
@@ -81,7 +76,8 @@ def make_models(
 def _save(architecture: ArchitectureConfig, folder: Path, seed: int) -> Path:
     tokenizer, _ = tokenizer_for(architecture)
     torch.manual_seed(seed)
-    store.save(build_model(architecture), folder)
+    with torch.device(local_device()):  # a GPU draws hundreds of millions of numbers in no time
+        store.save(build_model(architecture), folder)
     tokenizer.save(folder)
     return folder
 

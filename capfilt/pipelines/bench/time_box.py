@@ -25,7 +25,7 @@ class TimeBox:
             self.line.wait(f"{number} images for warming up")
             took = run(number)
             if number >= most or 2 * took > share:
-                return max(1, min(most, number, round(number * share / took)))
+                return max(1, min(most, round(number * share / took)))
             number = min(most, round(number * min(8.0, share / took)))
 
     def repeat(self, measure: Callable[[], str]) -> None:

@@ -82,11 +82,6 @@ def bench_train(
 
 def _objectives(config: BenchTrainConfig, architecture: ArchitectureConfig, pairs: int) -> TaskConfig:
     """The family's pretraining with its defaults, but for a queue that batches fill evenly."""
-    if architecture.family not in PRETRAINING:
-        raise RecipeError(
-            f"{config.model} is of the family {architecture.family}, which is not pretrained; families that are:"
-            f" {', '.join(PRETRAINING)}."
-        )
     objectives = PRETRAINING[architecture.family].config.model_validate({})
     if queue := getattr(objectives, "queue", 0):
         objectives = objectives.model_copy(update={"queue": max(queue - queue % pairs, pairs)})

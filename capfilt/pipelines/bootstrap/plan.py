@@ -65,6 +65,6 @@ def compute_requests(config: BootstrapConfig, roles: Mapping[ModelRole, RoleSour
             for number, stage in enumerate(config.final)
         },
         "annotate": ComputeRequest(config.annotate.precision, inference),
-        "evaluate": ComputeRequest("fp32", inference),
+        "evaluate": ComputeRequest(config.evaluate.precision, inference),
         **tasks.compute_requests(config),
     }

@@ -70,7 +70,7 @@ class AnnotateJob(ShardsJob):
             with autocast(device, dtype):
                 return annotator.part(url, start, stop)
 
-        return Splittable(shard, part)
+        return Splittable(shard, part, annotator.expect, annotator.reading.close)
 
 
 def annotate(

@@ -17,10 +17,9 @@ from capfilt.data.annotations import Annotation
 from capfilt.data.duplicates import Copies, reason_class
 from capfilt.data.embeddings import Embedding, Vectors
 from capfilt.data.policy import failure_class
-from capfilt.data.sample import FailedSample, Sample, is_text, skip_positions
-from capfilt.data.shards.members import MemberCounts
+from capfilt.data.sample import FailedSample, Sample, is_text
 from capfilt.inference.annotator import Annotator, Text
-from capfilt.inference.batches import Pictures, pictures
+from capfilt.inference.batches import NotYetCopied, Pictures, batches_of
 from capfilt.inference.captioners.guard_rails import COPIES
 from capfilt.inference.embedder import dimension, unit_vectors
 from capfilt.inference.filters import local_filter
@@ -28,11 +27,11 @@ from capfilt.inference.filters.dual_encoder import DualEncoderFilter
 from capfilt.inference.interface import AsksAhead
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer, timed
-from capfilt.runs import deadline, quarantine
+from capfilt.runs import deadline
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.metrics import ShardReport
 from capfilt.runs.tally import NO_TEXT, Tally, no_text
-from capfilt.stages.bisect import version_of
+from capfilt.stages.shard_reading import ReadAhead, ShardReading
 
 if TYPE_CHECKING:
     from capfilt.stages.annotation.annotate import AnnotateJob
@@ -47,27 +46,30 @@ class ShardAnnotator:
         config, dtype = job.config, job.compute.dtype
         captioner = job.captioner.open(config, job.seed, job.round, device, dtype, job.out / "cache")
         filter_ = LocalModel.load(job.filter, device, dtype)
-        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer)
+        fixed = config.batch_size if config.deterministic and device.type == "cuda" else 0
+        self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer, fixed)
         self.asker = captioner if isinstance(captioner, AsksAhead) else None
         self.embedded: list[Embedding] = []  # of the shard at work, where they are kept
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
+        self.reading = ReadAhead(job, lambda reading, read: self._batches(reading.url, read, reading.beside))
+
+    def expect(self, url: str | None) -> None:
+        """Which shard comes next. Where a captioner is shown pictures they are read in its turn: it keeps the answers
+        of each shard apart."""
+        self.reading.expect(None if self.asker else url)
 
     def shard(self, url: str) -> ShardReport:
-        with self._asking(url):
-            return self._shard(url)
+        with self._asking(url), self.reading.shard(url) as reading:
+            return self._shard(reading)
 
-    def _shard(self, url: str) -> ShardReport:
+    def _shard(self, reading: ShardReading) -> ShardReport:
         before = Counter(self.timer.seconds) if self.timer else Counter()
         self.batches, self.embedded = [], []
         self.annotator.vectors = [] if self.job.keep_vectors else None
-        name = self.job.shard_name(url)
-        ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
+        name = self.job.shard_name(reading.url)
         rows: list[Annotation] = []
         tally = Tally.zero()
-        stat, members = shards.stat(url), MemberCounts()
-        digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        copies: list[Annotation] = []
-        for texts in self._rows(self._chosen(url, skip_positions(shards.read(url, digest, members), deadly), copies)):
+        for texts in self._rows(reading.batches):
             rows += texts
             tables.check_size(len(rows), name)  # now, and not when all of it was computed
             tally.samples["in"] += 1
@@ -85,16 +87,17 @@ class ShardAnnotator:
                     tally.remarks.update(
                         said for said in row.reason.split("; ") if said == COPIES or said[:5] == "cut: "
                     )
-        rows += copies
-        tally += count_copies(copies)
-        tally.members.update(members)
+        rows += reading.beside
+        tally += count_copies(reading.beside)
+        tally.members.update(reading.members)
         paths = [self.job.out / "annotations" / f"{name}.parquet"]
         with timed(self.timer, "write", on_device=False):
             tables.write(paths[0], rows, self.job.captioner.names_prompts(self.job.config))
             if self.vectors is not None:
                 paths.append(embeddings.path_of(self.job.out, name))
                 embeddings.write(paths[1], self.embedded, self.vectors, self.annotator.vectors)
-            ledger.commit(name, identity, paths, tally, digest.result())
+            ledger = Ledger(self.job.out, self.job.name)
+            ledger.commit(name, reading.identity, paths, tally, reading.digest.result())
         smaller = self.annotator.oom_backoff.limit
         at_a_time = "" if smaller is None else f"{smaller} at a time: no more fit into memory"
         spent = Counter(self.timer.seconds) - before if self.timer else Counter()
@@ -113,7 +116,7 @@ class ShardAnnotator:
     def part(self, url: str, start: int, stop: int) -> int:
         """Annotate some samples of a shard for the sake of finding out whether one kills; returns how many it has."""
         with self._asking(url):
-            for _ in self._rows(self._chosen(url, islice(shards.read(url), start, stop), [])):
+            for _ in self._rows(self._batches(url, islice(shards.read(url), start, stop), [])):
                 pass
         return sum(1 for _ in shards.read(url))
 
@@ -121,23 +124,21 @@ class ShardAnnotator:
         """The time in which a captioner that asks ahead is shown the pictures of a shard."""
         return nullcontext() if self.asker is None else self.asker.shard(self.job.shard_name(url))
 
-    def _chosen(
-        self, url: str, read: Iterable[Sample | FailedSample], copies: list[Annotation]
-    ) -> Iterable[Sample | FailedSample]:
+    def _batches(self, url: str, read: Iterable[Sample | FailedSample], copies: list[Annotation]) -> Iterator[Pictures]:
         """What is to be annotated of a shard; the texts of copies are added to `copies`, without scores."""
-        if self.job.without is None:
-            return read
 
         def skip(sample: Sample, reason: str) -> None:
             texts = [Text("web", 0, text, None, None, whole=True, remark=reason) for text in texts_of(sample)]
             copies.extend(self._texts(sample, texts))
 
-        return Copies.load(self.job.without, self.job.shard_name(url)).apply(read, skip)
-
-    def _rows(self, read: Iterable[Sample | FailedSample]) -> Iterator[list[Annotation]]:
-        """The rows of each key of a shard, or of a part of one."""
+        if self.job.without is not None:
+            read = Copies.load(self.job.without, self.job.shard_name(url)).apply(read, skip)
         options: Any = {"timer": self.timer, "asker": self.asker, "with_hashes": self.job.keep_vectors}
-        for batch in pictures(read, self.job.config.batch_size, self.formats, **options):
+        return batches_of(read, self.job.config.batch_size, self.formats, self.device, **options)
+
+    def _rows(self, batches: Iterable[Pictures]) -> Iterator[list[Annotation]]:
+        """The rows of each key of a shard, or of a part of one."""
+        for batch in batches:
             self.embedded += batch.embeddings
             deadline.check()  # a small shard is read to its end before anything is computed
             for fault in batch.faults:
@@ -146,8 +147,7 @@ class ShardAnnotator:
                 yield from self._annotated(batch)
 
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
-        with timed(self.timer, "copy"):
-            images = batch.on(self.device, self.formats)
+        images = NotYetCopied(batch, self.device, self.formats)
         annotated = self.annotator.annotate(images, batch.samples, [texts_of(sample) for sample in batch.samples])
         count = len(batch.samples)
         self.batches.append(min(count, self.annotator.oom_backoff.limit or count))

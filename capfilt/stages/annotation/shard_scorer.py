@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +12,10 @@ import capfilt.data.annotations as tables
 from capfilt.data import scores, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.duplicates import is_copy, reason_class
+from capfilt.data.images.preprocess import ImageFormat
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import DataError
-from capfilt.inference.batches import pictures
+from capfilt.inference.batches import NotYetCopied, Pictures, pictures
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.oom_backoff import OomBackoff
 from capfilt.inference.scores.interface import ScoredImages, Scorer, Values
@@ -75,31 +76,38 @@ class ShardScorer:
         values: dict[str, list[float | None]] = {name: [None] * len(rows) for name in wanted}
         waiting, digest = dict(images), shards.Digest(shards.stat(url)["version"])
         read = _annotated(shards.read(url, digest), waiting)
-        for batch in pictures(read, self.job.batch_size, formats, measures=measures):
+        for batch in pictures(read, self.job.batch_size, formats, device=self.device, measures=measures):
             deadline.check()
             if batch.faults:
                 fault = batch.faults[0]
                 raise DataError(f"{url}: key {fault.key} was annotated and cannot be read now: {fault.reason}.")
             of_images = [images[sample.key] for sample in batch.samples]
-            scored = ScoredImages(
-                [[rows[i] for i in image] for image in of_images], batch.on(self.device, formats), batch.measured
-            )
-            for name, scorer in scorers.items():
-                for image, of_image in zip(of_images, self._score(scorer, scored), strict=True):
+            of_batch = [[rows[i] for i in image] for image in of_images]
+            for image, found in zip(of_images, self._score(scorers, of_batch, batch, formats), strict=True):
+                for name, of_image in found.items():
                     for i, value in zip(image, of_image, strict=True):
                         values[name][i] = value
         if waiting:
             raise DataError(f"{url}: key {next(iter(waiting))} was annotated and is not there now; annotate it again.")
         return values, digest.result()
 
-    def _score(self, scorer: Scorer, batch: ScoredImages) -> Values:
-        """The values of a batch, in halves where it does not fit into memory."""
+    def _score(
+        self,
+        scorers: Mapping[str, Scorer],
+        rows: Sequence[Sequence[Annotation]],
+        batch: Pictures,
+        formats: Sequence[ImageFormat],
+    ) -> list[dict[str, Sequence[float | None]]]:
+        """Of each picture of a batch its values by score, in halves where the batch does not fit into memory."""
+        images = NotYetCopied(batch, self.device, formats)
 
-        def part(start: int, stop: int) -> Values:
-            whole = stop - start == len(batch.rows)
-            return scorer.score(batch if whole else batch.part(slice(start, stop)))
+        def part(start: int, stop: int) -> list[dict[str, Sequence[float | None]]]:
+            some = slice(start, stop)
+            scored = ScoredImages(rows[some], images.part(some), batch.measured[some])
+            found = {name: scorer.score(scored) for name, scorer in scorers.items()}
+            return [{name: values[i] for name, values in found.items()} for i in range(stop - start)]
 
-        return self.oom_backoff.run(part, len(batch.rows))
+        return self.oom_backoff.run(part, len(rows))
 
 
 def _images(rows: Sequence[Annotation]) -> dict[str, list[int]]:

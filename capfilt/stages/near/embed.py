@@ -20,20 +20,20 @@ from capfilt.data import embeddings, shards
 from capfilt.data.embeddings import Embedding, Kind, Vectors
 from capfilt.data.images.preprocess import ImageFormat, Preprocess
 from capfilt.data.policy import failure_class
-from capfilt.data.sample import FailedSample, Sample, skip_positions
-from capfilt.data.shards.members import MemberCounts
+from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import NoModelError, RecipeError, UsageError
 from capfilt.inference.config import Precision
 from capfilt.inference.device import Compute
 from capfilt.models.checkpoints import store
-from capfilt.runs import deadline, quarantine
+from capfilt.runs import deadline
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.metrics import ShardReport
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
-from capfilt.stages.bisect import Splittable, version_of
+from capfilt.stages.bisect import Splittable
 from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.runner import run_stage
+from capfilt.stages.shard_reading import ReadAhead, ShardReading
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath, storage_path
 
@@ -135,7 +135,7 @@ class EmbedJob(ShardsJob):
 
     def open(self) -> Splittable:
         embedder = ShardEmbedder(self, self.compute.open())
-        return Splittable(embedder.shard, embedder.part)
+        return Splittable(embedder.shard, embedder.part, embedder.reading.expect, embedder.reading.close)
 
 
 class ShardEmbedder:
@@ -147,29 +147,32 @@ class ShardEmbedder:
 
         self.job, self.device, self.oom_backoff = job, device, OomBackoff()
         self.embedder = None if job.model is None else job.model.open(job.config, job.compute)
+        self.reading = ReadAhead(job, lambda _, read: self.batches(read))
         self.vectors = None
         if job.model is not None and self.embedder is not None:
             dim = dimension(self.embedder.vectors, self.embedder.image_format, device)
             self.vectors = Vectors(job.model.kind, job.model.fingerprint, dim)
 
     def shard(self, url: str) -> ShardReport:
-        name = self.job.shard_name(url)
-        ledger, identity = Ledger(self.job.out, self.job.name), self.job.identity(url)
+        with self.reading.shard(url) as reading:
+            return self._shard(reading)
+
+    def _shard(self, reading: ShardReading) -> ShardReport:
+        name = self.job.shard_name(reading.url)
         rows: list[Embedding] = []
         values: list[np.ndarray] = []
         tally = Tally.zero()
-        stat, members = shards.stat(url), MemberCounts()
-        digest, deadly = shards.Digest(stat["version"]), quarantine.read(ledger, name, version_of(identity, stat))
-        for batch in self.batches(skip_positions(shards.read(url, digest, members), deadly)):
+        for batch in reading.batches:
+            deadline.check()
             tally.samples.update({"in": len(batch.samples) + len(batch.faults), "kept": len(batch.samples)})
             tally.samples["failed"] += len(batch.faults)
             tally.failed.update(failure_class(fault.reason) for fault in batch.faults)
             rows += batch.embeddings
             values += self.vectors_of(batch)
-        tally.members.update(members)
+        tally.members.update(reading.members)
         path = embeddings.path_of(self.job.out, name)
         embeddings.write(path, rows, self.vectors, values)
-        ledger.commit(name, identity, [path], tally, digest.result())
+        Ledger(self.job.out, self.job.name).commit(name, reading.identity, [path], tally, reading.digest.result())
         smaller = self.oom_backoff.limit
         return ShardReport("" if smaller is None else f"{smaller} at a time: no more fit into memory")
 
@@ -181,19 +184,19 @@ class ShardEmbedder:
 
     def batches(self, read: Iterable[Sample | FailedSample]) -> Iterator[Pictures]:
         """Decode and hash what is read; every key of it is in exactly one batch, as a sample or as a fault."""
-        from capfilt.inference.batches import pictures
+        from capfilt.inference.batches import batches_of
 
         formats = () if self.embedder is None else (self.embedder.image_format,)
-        for batch in pictures(read, self.job.config.batch_size, formats, with_hashes=True):
-            deadline.check()
-            yield batch
+        return batches_of(read, self.job.config.batch_size, formats, self.device, with_hashes=True)
 
     def vectors_of(self, batch: Pictures) -> list[np.ndarray]:
         """The vectors of a batch, float16 [D] each; none without a model."""
         embedder = self.embedder
         if embedder is None or not batch.samples:
             return []
-        images = batch.on(self.device, (embedder.image_format,))
+        from capfilt.inference.batches import NotYetCopied
+
+        images = NotYetCopied(batch, self.device, (embedder.image_format,))
         return self.oom_backoff.run(
             lambda start, stop: [*embedder.vectors(images.part(slice(start, stop))).astype(np.float16)],
             len(batch.samples),

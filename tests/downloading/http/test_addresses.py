@@ -159,6 +159,16 @@ class TestResolver:
         assert resolver.addresses("changes.test", 1) == resolver.addresses("changes.test", 1)
         assert asked == ["changes.test"]
 
+    def test_a_name_that_turns_to_a_private_address_is_refused_whatever_was_allowed_before(self) -> None:
+        """What is remembered is of an address, never of the name that had it (DNS rebinding)."""
+        answers = [["93.184.216.34"], ["10.0.0.1"], ["93.184.216.34", "10.0.0.1"]]
+        resolver = Resolver(lookup=lambda name: answers.pop(0))
+        assert [str(one) for one in resolver.addresses("a.example", 1)] == ["93.184.216.34"]
+        for _ in range(2):
+            resolver._known.clear()
+            with pytest.raises(Failure, match=r"10\.0\.0\.1, which is not on the public internet"):
+                resolver.addresses("a.example", 1)
+
     def test_literals_are_never_looked_up(self) -> None:
         def lookup(name: str) -> list[str]:
             raise AssertionError(name)

@@ -145,7 +145,6 @@ def test_few_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_a
     monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # slow here
     with torch.autocast("cpu", dtype=torch.bfloat16):
         keys = attention.keys_values(source)
-        assert all(part.is_contiguous() for part in keys)
         every = attention(x, keys)
         assert torch.allclose(every.float(), wanted, atol=0.02)
         for images in (1, 3, 10):

@@ -39,3 +39,11 @@ def test_hooks_that_walk_over_outputs_find_the_tensors() -> None:
     flat, _ = tree_flatten({"context": ImageContext((KEYS, VALUES))})
     leaves = [leaf for leaf in flat if leaf is not None]
     assert [leaf is tensor for leaf, tensor in zip(leaves, (KEYS, VALUES), strict=True)] == [True, True]
+
+
+def test_laid_out_for_decoding_every_row_lies_together_with_the_same_numbers() -> None:
+    context = ImageContext.of_layers([(torch.randn(3, 5, 2, 4).transpose(1, 2), torch.randn(3, 2, 5, 4))])
+    laid_out = context.laid_out()
+    assert all(tensor.is_contiguous() for tensor in laid_out.tensors)
+    assert not context.tensors[0].is_contiguous()
+    assert all(torch.equal(one, two) for one, two in zip(laid_out.tensors, context.tensors, strict=True))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from capfilt.cli import app
 from capfilt.data import shards
 from capfilt.data.text.tokenizer import clean_caption
+from capfilt.pipelines.bench.annotate import BESIDE
 from capfilt.pipelines.bench.made_up import made_up_words, make_shard
 
 TINY = ("images=6", "width=40", "batch_size=4", "tokens=5", "repeats=2")
@@ -40,7 +41,7 @@ def test_the_record_of_annotate_is_whole() -> None:
     assert low <= answer["images_per_second"] * 1.001
     assert answer["images_per_second"] <= high * 1.001
     assert {"read", "decode", "vision", "caption", "score", "write", "other"} <= answer["share"].keys()
-    assert sum(share for name, share in answer["share"].items() if name != "decode") == pytest.approx(1)
+    assert sum(share for name, share in answer["share"].items() if name not in BESIDE) == pytest.approx(1)
     assert min(answer["share"][name] for name in ("read", "decode", "vision", "caption", "score", "write")) > 0
     assert answer["floor"]["reached"].keys() == {"vision", "caption", "score", "all"}
     assert (
@@ -80,6 +81,28 @@ def test_steps_of_a_training_are_measured_until_the_time_is_over() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:value is deprecated")  # img2dataset's way with albumentations
+def test_a_worker_that_downloads_is_held_against_what_cannot_be_left_out() -> None:
+    answer = record("download", sets=("urls=300", "width=64", "resize_mode=border", "image_size=32", "repeats=2"))
+    low, high = answer["images_per_second_spread"]
+    assert 0 < low <= answer["images_per_second"] * 1.001 <= high * 1.002
+    assert len(answer["runs"]["seconds"]) == 2
+    assert answer["share"]["fetch"] + answer["share"]["settle"] == pytest.approx(1)
+    floor = answer["floor"]
+    assert floor["milliseconds_an_image"].keys() == {"receive", "hash", "write", "resize"}
+    assert floor["images_per_second"] == pytest.approx(1e3 / sum(floor["milliseconds_an_image"].values()))
+    assert floor["reached"]["all"] == pytest.approx(answer["images_per_second"] / floor["images_per_second"], rel=0.01)
+
+
+def test_without_img2dataset_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "img2dataset", None)
+    monkeypatch.setitem(sys.modules, "img2dataset.downloader", None)
+    done = run("download")
+    assert done.exit_code == 2
+    assert "error: bench download needs img2dataset" in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["annotate --set shared=true", "train --set batch_size=2"])
 def test_it_needs_none_of_the_packages_of_other_verbs(words: str) -> None:
     program = f"""
@@ -97,13 +120,14 @@ def test_it_needs_none_of_the_packages_of_other_verbs(words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "sets", "said"),
     [
-        (("pretrain",), (), "there is no benchmark of 'pretrain'; there are: annotate, train."),
+        (("pretrain",), (), "there is no benchmark of 'pretrain'; there are: annotate, train, download."),
         ((), ("modle=blip/tiny",), "Did you mean 'model'?"),
         ((), ("model=blip/tinny",), "blip/tiny"),
         ((), ("method=sampling",), "sampling"),
         ((), ("model=clip/tiny",), "clip/tiny cannot be the captioner: it cannot decode"),
         ((), ("shared=true", "filter=clip/tiny"), "filter names another"),
         ((), ("model=blip2/opt-2.7b", "filter=blip/tiny"), "bench makes up no vocabulary of opt"),
+        (("download",), ("model=blip/tiny",), "unknown key 'model'"),
         (("train",), ("model=classifier/tiny",), "classifier, which is not pretrained"),
     ],
 )

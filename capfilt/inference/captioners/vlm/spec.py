@@ -28,6 +28,8 @@ class PromptedSpec(Config):
     def check(self, config: AnnotateConfig) -> None:
         """Refuse settings that do not fit one, and a model or an environment that does not. RecipeError, ModelError."""
         check_decode(config.decode)
+        if config.deterministic:
+            raise RecipeError("deterministic is for captioners of capfilt's own families, whose shapes it fixes")
         if config.web_prefix:
             raise RecipeError("web_prefix is for BLIP and X-VLM; this captioner sees the web text by vlm.prompts")
 
