@@ -76,6 +76,16 @@ def fit(
             raise error
 
 
+def prepare(session: Session, workers: int, cpus: float, gpus: float, storage: StoragePath, name: str) -> None:
+    """Start the processes of the next `fit` of the same arguments while something else is done, on a Ray of this
+    command and without GPUs; elsewhere nothing. What goes wrong with them is an error of that `fit`."""
+    if not session.started_ray or gpus or session.training_actor is not None or session.capacity(cpus) < workers:
+        return
+    session.others_reserved, session.training_actor = _reserved(), _start_actor(session, workers)
+    size, folder = {"workers": workers, "cpus": cpus, "gpus": gpus}, {"storage": str(storage.absolute()), "name": name}
+    session.training_actor.prepare.remote(size, folder)
+
+
 def _run_locally(function: Function, config: dict[str, Any], workers: int, name: str) -> None:
     if workers != 1:
         raise ClusterError(
@@ -108,7 +118,7 @@ def _run_in_actor(
     if session.training_actor is None or not session.started_ray:
         session.others_reserved = _reserved()
     if session.training_actor is None:
-        session.training_actor = _start_actor(session)
+        session.training_actor = _start_actor(session, workers=task[2]["workers"])
     ended = False
     try:
         call = session.training_actor.fit.options(name=f"train {task[3]['name']}").remote(*task)
@@ -155,14 +165,14 @@ def _release(groups: set[str]) -> None:
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
-def _start_actor(session: Session) -> Any:
+def _start_actor(session: Session, workers: int) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # On the node of the driver if possible: Ray's controller and its files are on the node of this actor.
     strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    # Several calls at once: a training, and its processes asking for the next.
-    calls = 4 if session.started_ray else 1
+    # Calls at once: a training, what its processes say, and all of them asking for the next.
+    calls = workers + 2 if session.started_ray else 1
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainingActor)
     return actor.options(scheduling_strategy=strategy, max_concurrency=calls).remote(session.started_ray)
 

@@ -41,8 +41,6 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A worker without a GPU of its own sees none. Unset, it would see all of them and use them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    # Seconds between two looks for new logs of workers, in a process that passes them on to drivers: ours want none.
-    "LOG_NAME_UPDATE_INTERVAL_S": "3600",
 }
 
 REPRODUCIBLE_ENV = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ _TRAIN_ENV = {
 
 _SINGLE_NODE_ENV = {
     # The delay after which the end of the processes is noticed: 2 s by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # A process that watches for preemption of nodes: a Ray that we started has only this one.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -53,6 +54,7 @@ class TrainingActor:
         """`single_node`: on a Ray that this command started."""
         self._single_node = single_node
         self._group: TrainingGroup | None = None
+        self._starts = threading.Lock()
         environment = _TRAIN_ENV | _SINGLE_NODE_ENV if single_node else _TRAIN_ENV
         for key, value in environment.items():
             os.environ.setdefault(key, value)
@@ -69,17 +71,28 @@ class TrainingActor:
         GPUs, which other stages want in between; it has no other use for CPUs that they reserve.
         """
         attempt = _with_failures(function, size["cpus"])
-        if self._group is not None and self._group.alive and self._group.size != size:
+        if self._single_node and size["gpus"] == 0:
+            return self.group(size, folder).train(attempt, config)
+        if self._group is not None and self._group.alive:
             self._group.end()
-        if not self._single_node or size["gpus"] > 0:
-            return _run(self._trainer(attempt, config, size, folder))
-        if self._group is None or not self._group.alive:
-            import ray
+        return _run(self._trainer(attempt, config, size, folder))
 
-            owner = {"owner": ray.get_runtime_context().current_actor}
-            trainer = self._trainer(take_trainings, owner, size, folder)
-            self._group = TrainingGroup(size, partial(_run, trainer))
-        return self._group.train(attempt, config)
+    def prepare(self, size: dict[str, Any], folder: dict[str, str]) -> None:
+        """Start the processes of a training that is to come."""
+        self.group(size, folder)
+
+    def group(self, size: dict[str, Any], folder: dict[str, str]) -> TrainingGroup:
+        """The processes that are kept, started if there are none of this number and size."""
+        import ray
+
+        with self._starts:
+            if self._group is not None and self._group.alive and self._group.size != size:
+                self._group.end()
+            if self._group is None or not self._group.alive:
+                owner = {"owner": ray.get_runtime_context().current_actor}
+                trainer = self._trainer(take_trainings, owner, size, folder)
+                self._group = TrainingGroup(size, partial(_run, trainer))
+            return self._group
 
     def training(self, number: int) -> tuple[Function, dict[str, Any]] | bool | None:
         """The training of this number, for the processes of the group (`TrainingGroup.training`)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,8 @@ from capfilt.cluster.failures import Failure
 
 Function = Callable[[dict[str, Any]], None]
 
-ASK_SECONDS = 0.1
-"""Seconds after which an idle process asks for a training again."""
+ASK_SECONDS = 2.0
+"""Seconds after which an idle process asks for a training again; one that comes meanwhile is its answer at once."""
 
 
 class TrainingGroup:
@@ -39,6 +38,7 @@ class TrainingGroup:
         """Run `function(config)` in all of its processes; returns when all are done, or the group has failed."""
         with self._changed:
             self._trainings.append((function, config))
+            self._changed.notify_all()
             wanted = len(self._trainings)
             self._changed.wait_for(lambda: self._is_done(wanted) or not self.alive)
             return None if self._is_done(wanted) else self._failure
@@ -47,12 +47,14 @@ class TrainingGroup:
         """End its processes, which are idle."""
         with self._changed:
             self._trainings.append(None)
+            self._changed.notify_all()
         self._thread.join()
 
     def training(self, number: int) -> tuple[Function, dict[str, Any]] | bool | None:
         """For its processes: the training of this number; True where there is none yet, None to end."""
         with self._changed:
-            return self._trainings[number] if number < len(self._trainings) else True
+            there = self._changed.wait_for(lambda: number < len(self._trainings), ASK_SECONDS)
+            return self._trainings[number] if there else True
 
     def done(self, rank: int, number: int) -> None:
         """For its processes: this rank is done with so many trainings."""
@@ -81,7 +83,6 @@ def take_trainings(config: dict[str, Any]) -> None:
     owner, rank, number = config["owner"], get_context().get_world_rank(), 0
     while (training := ray.get(owner.training.remote(number))) is not None:
         if training is True:
-            time.sleep(ASK_SECONDS)
             continue
         function, settings = training
         function(settings)

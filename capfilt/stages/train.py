@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capfilt import models
-from capfilt.cluster.ray_train import fit
+from capfilt.cluster.ray_train import fit, prepare
 from capfilt.cluster.session import Session, bound_threads
 from capfilt.data import shards
 from capfilt.data.loading.config import Source
@@ -116,6 +116,7 @@ def run_training(
     ledger, wanted = Ledger(job.out.parent, job.out.name), identity(job, contents)
     done = ledger.completion("model", wanted) is not None
     if not done:
+        start_processes(session, job.out, resources, label)
         job = _prepared(session, job, resources, show, label, counts, contents, written)
     with show.stage(label, job.train.steps, "steps") as line:
         if done:
@@ -131,6 +132,12 @@ def run_training(
     remove_file(job.out / ROWS)
     remove_folder(job.out / STATES)
     return job.model_folder
+
+
+def start_processes(session: Session, out: StoragePath, resources: TrainResources, label: str) -> None:
+    """Start the processes of the training that leaves its model in `out`, where they can wait for it."""
+    workers, cpus, gpus = resources.workers, resources.cpus, resources.gpus
+    prepare(session, workers, cpus, gpus, storage=out / "ray", name=label.replace(" ", "-"))
 
 
 def _fit(session: Session, job: TrainJob, resources: TrainResources, ledger: Ledger, line: StageLine) -> None:

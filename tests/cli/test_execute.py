@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from capfilt.cli import convert, models, near, pipelines, run_folder
 from capfilt.cli import execute as executing
 from capfilt.cli.execute import execute
 from capfilt.errors import ClusterError, RecipeError, RunError, ShortfallError
+from capfilt.runs import progress
 from capfilt.runs.locking import lock
 
 
@@ -43,6 +45,22 @@ def test_every_end_has_its_code_and_its_line(
         execute(work, as_json=False, debug=False)
     assert left.value.exit_code == code
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_verb_that_says_nothing_itself_is_said_to_be_at_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_AFTER", 0.01)
+    said = []
+
+    def silent() -> Any:
+        give_up = time.monotonic() + 10
+        while not said and time.monotonic() < give_up:
+            said.extend(capsys.readouterr().err.splitlines())
+        return SimpleNamespace(record={})
+
+    executing.call(silent, {"as_json": False, "debug": False})
+    assert said == ["silent is at work ..."]
 
 
 CALLED = (
