@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = BenchConfig(images=options.images, captions=options.captions, precision="fp32")
+    config = BenchConfig(images=options.images, captions=options.captions, batch_size=16, precision="fp32")
     architecture = configs.read(presets.find("models", config.model), BlipConfig)
     took: dict[str, list[float]] = {"data-juicer": [], "capfilt": []}
     worked: dict[str, list[float]] = {"data-juicer": [], "capfilt": []}
