@@ -58,7 +58,7 @@ def bench_download(
         with show.stage("bench download", config.repeats, "repeats") as line:
             box = TimeBox(seconds, config.repeats, line)
             worker = _Worker(config, folder, port)
-            worker.count = config.urls or box.size(worker.fetch, FIRST, MOST)
+            worker.count = box.size(worker.fetch, FIRST, MOST, config.urls)
             worker.clear()
             box.repeat(worker.measure)
         with show.wait("measuring the floor"):
