@@ -53,7 +53,7 @@ from capfilt.inference.local_model import LocalModel
 from capfilt.inference.timer import StageTimer
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.checkpoints import store
-from capfilt.pipelines.bench.made_up import made_up_words
+from capfilt.pipelines.bench.made_up import made_up_words, word
 
 CPU = torch.device("cpu")
 Scored = list[list[tuple[str, float, float]]]
@@ -254,7 +254,7 @@ def pairs(count: int, architecture: BlipConfig) -> Pairs:
     """Random pictures, and texts of 4 to 16 words of one token."""
     random = np.random.default_rng(0)
     size, words = architecture.vision.image_size, architecture.text.vocab_size - 7
-    web = [" ".join(f"w{w}" for w in random.integers(0, words, random.integers(4, 17))) for _ in range(count)]
+    web = [" ".join(map(word, random.integers(0, words, random.integers(4, 17)))) for _ in range(count)]
     pixels = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
     return Pairs(pixels, [f"{i:032x}" for i in range(count)], web)
 

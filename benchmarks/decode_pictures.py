@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
 import platform
 import statistics
@@ -32,6 +31,7 @@ from torch import Tensor
 from capfilt.cpus import available
 from capfilt.data.images import decode
 from capfilt.data.images.preprocess import ImageFormat
+from capfilt.pipelines.bench.made_up import photo
 
 SECONDS = 2.5
 """How long each way is measured, after one round that is not counted."""
@@ -45,17 +45,7 @@ def photos(folder: Path | None, count: int, width: int) -> list[bytes]:
         if not found:
             sys.exit(f"{folder} has no JPEG")
         return [found[i % len(found)] for i in range(count)]
-    return [_photo(width, np.random.default_rng(i)) for i in range(count)]
-
-
-def _photo(width: int, random: np.random.Generator) -> bytes:
-    height = width * 3 // 4
-    coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    grain = random.normal(0, 6, (height, width, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return [photo(width, np.random.default_rng(i)) for i in range(count)]
 
 
 def rate(work: Callable[[], object], pictures: int) -> float:

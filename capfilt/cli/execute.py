@@ -82,7 +82,8 @@ def call(
     def work(progress: Progress) -> Any:
         if shows := "on_progress" in inspect.signature(function).parameters:
             options["on_progress"] = progress
-        with nullcontext() if shows else progress.wait(f"{function.__name__} is at work"):
+        verb = function.__name__.partition("_")[0]  # of export_data: export
+        with nullcontext() if shows else progress.wait(f"{verb} is at work"):
             result = function(**options)
         if show is not None and not as_json:
             show(result)

@@ -53,13 +53,13 @@ def test_a_verb_that_says_nothing_itself_is_said_to_be_at_work(
     monkeypatch.setattr(progress, "FIRST_AFTER", 0.01)
     said = []
 
-    def silent() -> Any:
+    def silent_data() -> Any:
         give_up = time.monotonic() + 10
         while not said and time.monotonic() < give_up:
             said.extend(capsys.readouterr().err.splitlines())
         return SimpleNamespace(record={})
 
-    executing.call(silent, {"as_json": False, "debug": False})
+    executing.call(silent_data, {"as_json": False, "debug": False})
     assert said == ["silent is at work ..."]
 
 

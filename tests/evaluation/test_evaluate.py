@@ -18,6 +18,7 @@ from capfilt.evaluation.config import EvaluateConfig
 from capfilt.evaluation.eval_set import EvalSet, encode_batches, encode_pairs
 from capfilt.evaluation.known_truth import ScoredTexts
 from capfilt.evaluation.metrics import matching, retrieval
+from capfilt.inference.device import autocast
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import Blip
@@ -89,6 +90,18 @@ def test_retrieval_is_that_of_every_pair(model: Blip, data: Path) -> None:
     cosines, _ = naive_scores(model, held)
     actual = evaluate.retrieve(fusion(model), held, EvaluateConfig(batch_size=4))
     assert actual == pytest.approx(retrieval.recalls(cosines, held.image_of_text))
+
+
+def test_in_bf16_cosines_are_taken_in_fp32_and_figures_are_near(model: Blip, data: Path) -> None:
+    """On a CPU too, where autocast would multiply unit vectors in bf16, which numpy does not know."""
+    one, other = (np.random.default_rng(seed).normal(size=(3, 8)).astype(np.float32) for seed in (0, 1))
+    urls, config = shards.expand(str(data / "test")), EvaluateConfig(batch_size=4)
+    wanted = evaluate.examine(local(model), urls, config, CPU)
+    with autocast(CPU, torch.bfloat16):
+        np.testing.assert_allclose(fusion(model).similarities(one, other), one @ other.T, rtol=1e-5)
+        found = evaluate.examine(local(model), urls, config, CPU)
+    assert found["retrieval"] == pytest.approx(wanted["retrieval"], abs=15)
+    assert found.keys() == wanted.keys()
 
 
 def test_reranking_all_candidates_is_logit_plus_cosine_of_every_pair(model: Blip, data: Path) -> None:

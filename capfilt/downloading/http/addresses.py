@@ -231,11 +231,13 @@ class Resolver:
     def _allows(self, policy: AddressPolicy, address: Address) -> bool:
         if isinstance(address, IPv6Address):  # what it embeds depends on the network
             return policy.allows(address)
-        if address not in self._allowed:
+        allowed = self._allowed.get(address)
+        if allowed is None:
+            allowed = policy.allows(address)
             if len(self._allowed) >= MAX_NAMES:
-                self._allowed = {}
-            self._allowed[address] = policy.allows(address)
-        return self._allowed[address]
+                self._allowed = {}  # another thread may do so at any moment
+            self._allowed[address] = allowed
+        return allowed
 
     def _network_nat64(self, seconds: float) -> tuple[IPv6Network, ...]:
         """The prefixes with which this network's name server makes IPv6 addresses of IPv4 ones (RFC 7050)."""

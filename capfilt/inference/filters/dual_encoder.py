@@ -144,8 +144,9 @@ class DualEncoderFilter:
 
     @torch.inference_mode()
     def similarities(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        """Features of images and of texts -> cosines [images, texts]."""
-        cosines: np.ndarray = self.model.similarity(torch.from_numpy(image), torch.from_numpy(text)).numpy()
+        """Features of images and of texts -> cosines [images, texts], in fp32 whatever the model computes in."""
+        with torch.autocast("cpu", enabled=False):
+            cosines: np.ndarray = self.model.similarity(torch.from_numpy(image), torch.from_numpy(text)).numpy()
         return cosines
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:

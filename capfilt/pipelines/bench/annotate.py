@@ -1,7 +1,6 @@
 """The benchmark of `annotate`: the whole stage in this process, from a tar to a committed Parquet.
 
-Every text has exactly `tokens` tokens. On a GPU, where a clock has to wait for the device, the phases are of repeats of
-their own, which the rate is not of.
+Every text has exactly `tokens` tokens.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def bench_annotate(
     stage = _Stage(config, work, compute, folder, num_words)
     with show.stage("bench annotate", config.repeats, "repeats") as line, autocast(device, compute.dtype):
         box = TimeBox(seconds, config.repeats, line)
-        stage.images = config.images or box.size(stage.warm_up, FIRST, MOST)
+        stage.images = box.size(stage.warm_up, FIRST, MOST, config.images)
         stage.write(stage.images)
         box.repeat(stage.measure)
     with show.wait("counting the floor"):
@@ -80,7 +79,7 @@ class _Stage:
         self.config, self.work, self.folder, self.num_words = config, work, folder, num_words
         self.device = work.device
         self.rate = MachineRate(work.device, compute.dtype)
-        self.timer = StageTimer(work.device)
+        self.timer = work.timer = work.annotator.timer = StageTimer(work.device)
         self.images, self.url = 0, ""
         self.took: list[float] = []
         self.phases: list[dict[str, float]] = []
@@ -92,23 +91,19 @@ class _Stage:
 
     def warm_up(self, images: int) -> float:
         self.write(images)
-        return self._run(None)
+        return self._run()
 
     def measure(self) -> str:
         """One repeat; a note of how fast it was."""
         self.rate.measure()
-        timer = self.timer if self.device.type == "cpu" else None
         self.timer.seconds.clear()
-        self.took.append(self._run(timer))
-        whole = self.took[-1]
-        if timer is None:
-            whole = self._run(self.timer)
+        self.took.append(self._run())
         phases = dict(self.timer.seconds)
-        self.phases.append({**phases, "other": whole - sum(v for name, v in phases.items() if name not in BESIDE)})
+        known = sum(spent for name, spent in phases.items() if name not in BESIDE)
+        self.phases.append({**phases, "other": self.took[-1] - known})
         return f"{self.images / self.took[-1]:.1f} images/s"
 
-    def _run(self, timer: StageTimer | None) -> float:
-        self.work.timer = self.work.annotator.timer = timer
+    def _run(self) -> float:
         return speed.seconds(self.device, lambda: self.work.shard(self.url))
 
     def figures(self, flops: dict[str, float], price: Price | None) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def run(
                 raise RecipeError("shared=true is one model in both roles, and filter names another: leave one out.")
             check_capabilities("captioner", config.model, pair[0].capabilities)
             check_capabilities("filter", config.filter or config.model, pair[1].capabilities)
+            _check_tokens(config.model, pair[0], config.tokens, 1)
             with show.wait(LOADING):
                 from capfilt.pipelines.bench.annotate import bench_annotate
             return bench_annotate(config, pair, Path(scratch), show, seconds, price)
@@ -145,9 +146,16 @@ def run(
                 f"{config.model} is of the family {architecture.family}, which is not pretrained; families that are:"
                 f" {', '.join(PRETRAINING)}."
             )
+        _check_tokens(config.model, architecture, config.tokens, 0)
         with show.wait(LOADING):
             from capfilt.pipelines.bench.train import bench_train
         return bench_train(config, architecture, Path(scratch), show, seconds, price)
+
+
+def _check_tokens(model: str, architecture: ArchitectureConfig, tokens: int, before: int) -> None:
+    """RecipeError where a text of so many tokens, behind `before` others, is longer than the model can read."""
+    if before + tokens > (most := architecture.max_positions):
+        raise RecipeError(f"tokens is {tokens}, and {model} has {most} positions: set tokens={most - before} at most.")
 
 
 def _architecture(model: str) -> ArchitectureConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -58,7 +59,7 @@ def bench_download(
         with show.stage("bench download", config.repeats, "repeats") as line:
             box = TimeBox(seconds, config.repeats, line)
             worker = _Worker(config, folder, port)
-            worker.count = config.urls or box.size(worker.fetch, FIRST, MOST)
+            worker.count = box.size(worker.fetch, FIRST, MOST, config.urls)
             worker.clear()
             box.repeat(worker.measure)
         with show.wait("measuring the floor"):
@@ -105,8 +106,8 @@ class _Worker:
         return f"{self.count / self.fetch(self.count):.1f} images/s"
 
     def fetch(self, count: int) -> float:
-        """Fetch a shard of so many pictures; its seconds."""
-        out = self.folder / f"run-{len(list(self.folder.glob('run-*')))}"
+        """Fetch a shard of so many pictures, and throw it away; its seconds."""
+        out = self.folder / "run"
         listed = self.folder / "list.jsonl"
         urls = (f"http://127.0.0.1:{self.port}/{number}" for number in range(count))
         listed.write_text("".join(json.dumps({"url": url, "caption": "a picture"}) + "\n" for url in urls))
@@ -128,6 +129,7 @@ class _Worker:
         stats = json.loads((out / f"{SHARD}_stats.json").read_bytes())
         assert stats["successes"] == count, f"the server answers every request: {stats}"
         self.fetching.append(stats["end_time"] - stats["start_time"])
+        shutil.rmtree(out)  # thousands of pictures a repeat, where temporary files may lie in memory
         return self.took[-1]
 
 

@@ -1,12 +1,14 @@
 """A web server on loopback that has the pictures of a folder: `python -m ...picture_server FOLDER`.
 
 In a process of its own and one thread, so that it takes nothing from the interpreter that is measured. It prints its
-port and ends with its standard input, so that it outlives nobody.
+port and ends with its standard input, so that it outlives nobody; Ctrl-C, which a terminal sends to it too, is for the
+process that measures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -36,4 +38,5 @@ async def serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(serve(Path(sys.argv[1])))

@@ -17,12 +17,15 @@ class TimeBox:
         self.seconds, self.repeats, self.line = seconds, repeats, line
         self.end = time.monotonic() + seconds
 
-    def size(self, run: Callable[[int], float], first: int, most: int) -> int:
+    def size(self, run: Callable[[int], float], first: int, most: int, given: int = 0) -> int:
         """How many items a repeat should have, which `run` does in the seconds that it returns. It is called with ever
-        more, until they take a repeat's share of the time: for warming up, too."""
+        more, until they take a repeat's share of the time: for warming up, too. With a `given` number it is called with
+        the first alone."""
         number, share = first, self.seconds / (self.repeats + 2)
         self.line.wait("the first images")
-        run(first)  # modules are imported, kernels chosen: says nothing of the next
+        run(min(first, given or first))  # modules are imported, kernels chosen: says nothing of the next
+        if given:
+            return given
         while True:
             self.line.wait(f"{number} images for warming up")
             took = run(number)

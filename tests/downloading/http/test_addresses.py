@@ -169,6 +169,17 @@ class TestResolver:
             with pytest.raises(Failure, match=r"10\.0\.0\.1, which is not on the public internet"):
                 resolver.addresses("a.example", 1)
 
+    def test_what_is_remembered_may_be_forgotten_by_another_thread_at_any_moment(self) -> None:
+        resolver, address = Resolver(), ipaddress.ip_address("93.184.216.34")
+
+        class Forgotten(dict[ipaddress.IPv4Address | ipaddress.IPv6Address, bool]):
+            def __contains__(self, key: object) -> bool:
+                resolver._allowed = {}  # by the thread that meets one address too many
+                return super().__contains__(key)
+
+        resolver._allowed = Forgotten({address: True})
+        assert resolver.addresses(str(address), 1) == [address]
+
     def test_literals_are_never_looked_up(self) -> None:
         def lookup(name: str) -> list[str]:
             raise AssertionError(name)

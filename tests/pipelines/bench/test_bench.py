@@ -129,6 +129,8 @@ def test_it_needs_none_of_the_packages_of_other_verbs(words: str) -> None:
         ((), ("model=blip2/opt-2.7b", "filter=blip/tiny"), "bench makes up no vocabulary of opt"),
         (("download",), ("model=blip/tiny",), "unknown key 'model'"),
         (("train",), ("model=classifier/tiny",), "classifier, which is not pretrained"),
+        ((), ("model=blip/tiny", "tokens=64"), "tokens is 64, and blip/tiny has 64 positions: set tokens=63 at most."),
+        (("train",), ("model=blip/tiny", "tokens=65"), "blip/tiny has 64 positions: set tokens=64 at most."),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: tuple[str, ...], sets: tuple[str, ...], said: str) -> None:
