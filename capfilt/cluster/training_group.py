@@ -18,6 +18,9 @@ Function = Callable[[dict[str, Any]], None]
 ASK_SECONDS = 2.0
 """Seconds after which an idle process asks for a training again; one that comes meanwhile is its answer at once."""
 
+ENDED = Failure("its processes ended before it was done", died=True)
+"""Of a training whose processes ended without a failure of their own, for instance because another size was wanted."""
+
 
 class TrainingGroup:
     """The trainings of one group of processes. A failure ends the group: nobody knows what it left in them."""
@@ -41,7 +44,7 @@ class TrainingGroup:
             self._changed.notify_all()
             wanted = len(self._trainings)
             self._changed.wait_for(lambda: self._is_done(wanted) or not self.alive)
-            return None if self._is_done(wanted) else self._failure
+            return None if self._is_done(wanted) else self._failure or ENDED
 
     def end(self) -> None:
         """End its processes, which are idle."""

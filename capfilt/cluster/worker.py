@@ -72,8 +72,9 @@ class Worker:
         return failure, time.perf_counter() - begun
 
     def rest(self) -> None:
-        """Let go of the job and all that it loaded; the process waits for another."""
-        self.close()
+        """Let go of the job and all that it loaded: its function's `close`, if it has one, ends what it keeps between
+        items. The process may be given another."""
+        getattr(self._function, "close", lambda: None)()
         self._function = self._begun = None
         gc.collect()
 
@@ -87,7 +88,3 @@ class Worker:
             return self._function(item), None, time.perf_counter() - started
         except Exception as error:  # noqa: BLE001 (it becomes the item's ItemResult)
             return None, Failure.of_exception(error), time.perf_counter() - started
-
-    def close(self) -> None:
-        """Have the job's function let go of what it keeps between items, if it has a `close`."""
-        getattr(self._function, "close", lambda: None)()

@@ -128,7 +128,7 @@ def _run_locally(job: Job[R], items: Iterable[str], limit: float, meter: Meter) 
                         meter.work(seconds)
             yield ItemResult(item, result, failure.message if failure else None, seconds=seconds)
     finally:
-        worker.close()
+        worker.rest()
     meter.release(job.name)
 
 

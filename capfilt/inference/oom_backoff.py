@@ -38,7 +38,8 @@ class OomBackoff:
             RunError: one item alone does not fit.
         """
         done: list[T] = []
-        pauses = iter(PAUSES if torch.cuda.is_available() else ())
+        tries = PAUSES if torch.cuda.is_available() else ()
+        pauses = iter(tries)
         while len(done) < count:
             size = min(self.limit or count, count - len(done))
             try:
@@ -54,6 +55,7 @@ class OomBackoff:
                     ) from None
             else:
                 self._fits(size)
+                pauses = iter(tries)
                 continue
             # Here the exception is gone, and with it the frames that held on to memory.
             if torch.cuda.is_available():

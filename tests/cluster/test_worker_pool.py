@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,6 +316,35 @@ def test_no_items_need_no_worker(ray_session: Session) -> None:
 def test_local_runs_in_this_process(tmp_path: Path) -> None:
     done = ends(run_items(connect("local"), Act(tmp_path), ["a"]))
     assert done["a"].result["pid"] == os.getpid()
+
+
+class Circle:
+    """A job whose function hangs on itself, as those that read ahead do."""
+
+    name = "circle"
+
+    def open(self) -> Callable[[str], str]:
+        opened = Opened()
+        self.opened = weakref.ref(opened)
+        return opened
+
+
+class Opened:
+    def __init__(self) -> None:
+        self.myself = self
+
+    def __call__(self, item: str) -> str:
+        return item
+
+
+def test_nothing_that_a_job_has_loaded_stays_in_this_process() -> None:
+    job = Circle()
+    gc.disable()  # it comes when it likes
+    try:
+        assert len(list(run_items(connect("local"), job, ["a", "b"]))) == 2
+        assert job.opened() is None
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,21 @@ def test_a_picture_alone_waits_for_a_neighbour_on_the_gpu(monkeypatch: pytest.Mo
     assert pauses == [1.0, 2.0, 4.0]
 
 
+def test_each_picture_alone_has_its_own_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    tries = list[int]()
+
+    def work(start: int, stop: int) -> list[int]:
+        tries.append(start)
+        if tries.count(start) < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [start]
+
+    assert OomBackoff(1).run(work, 3) == [0, 1, 2]
+
+
 def test_other_errors_are_not_swallowed() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         OomBackoff().run(Device(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 3)

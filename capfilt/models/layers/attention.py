@@ -75,7 +75,7 @@ def attend(
     Few queries without a mask are multiplied on a CPU in bf16, where torch's fused kernel takes seven times as long
     (16 rows, 6 heads, one query, 197 keys: 2.2 ms for 0.3); not in fp32, and of a picture's tokens it would save 6 % of
     a tower. Scores are then rounded to bf16: with a standard deviation of 4 the result is 1.1 % off in place of 0.6 %.
-    A row's bits depend neither on how many rows there are nor on how many queries a row has.
+    A row's bits depend neither on how many rows there are nor on how many queries a row has, as long as these stay few.
     """
     few = q_BHTd.dtype == torch.bfloat16 and q_BHTd.shape[2] <= FEW and q_BHTd.device.type == "cpu"
     if mask is None and few and not causal and not torch.is_grad_enabled():
