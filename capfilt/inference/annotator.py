@@ -73,7 +73,7 @@ class Annotator:
         def part(start: int, stop: int) -> list[list[Text]]:
             rows = [*range(start, stop), *[stop - 1] * (self.fixed_batches - (stop - start))]
             with timed(self.timer, "copy"):
-                batch = images.rows(rows) if self.fixed_batches else images.part(slice(start, stop))
+                batch = images.part(rows if self.fixed_batches else slice(start, stop))
             texts = [*web[start:stop], *[[] for _ in rows[stop - start :]]]
             return self._annotate(batch, [samples[i] for i in rows], texts, stop - start)
 

@@ -59,12 +59,8 @@ class Images:
         """The pictures in one of the formats, normalised floats [B, 3, S, S]."""
         return self._pixels[image_format]
 
-    def part(self, rows: slice) -> Images:
-        """Some of the pictures; nothing is computed from them yet."""
-        return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
-
-    def rows(self, rows: list[int]) -> Images:
-        """The pictures of these numbers, which may come again."""
+    def part(self, rows: slice | list[int]) -> Images:
+        """Some of the pictures, or those of these numbers, which may come again; nothing is computed from them yet."""
         return Images({image_format: pixels[rows] for image_format, pixels in self._pixels.items()})
 
     def once(self, name: Hashable, compute: Callable[[], T]) -> T:
@@ -114,15 +110,8 @@ class NotYetCopied:
     device: torch.device
     formats: Sequence[ImageFormat]
 
-    def part(self, rows: slice) -> Images:
-        """Some of the pictures, on the device."""
-        return self._copied(rows)
-
-    def rows(self, rows: list[int]) -> Images:
-        """The pictures of these numbers, which may come again, on the device."""
-        return self._copied(rows)
-
-    def _copied(self, rows: slice | list[int]) -> Images:
+    def part(self, rows: slice | list[int]) -> Images:
+        """As `Images.part`, on the device."""
         pixels = {rule: pixels[rows] for rule, pixels in self.pictures.pixels.items()}
         return replace(self.pictures, pixels=pixels).on(self.device, self.formats)
 

@@ -100,7 +100,7 @@ class AnnotateConfig(Config):
     """auto: bf16 where all workers have GPUs that multiply it in hardware, fp32 on CPUs; chosen once for a run."""
     deterministic: bool = added(False)
     """GPUs: every batch has the same shapes, whatever is in it, so that a text and its scores are the same in any batch
-    of this `batch_size`; it takes longer (docs/promises.md). CPUs promise that without it."""
+    of this `batch_size`; it takes longer (docs/promises.md). Without effect on a CPU, where texts are so in fp32."""
     web_prefix: int = added(0, ge=0, le=256)
     """BLIP and X-VLM: so many tokens of its web text stand before what an image's texts begin with, and the text goes
     on from there; 0 = none. For vision-language models `vlm.prompts` says it."""

@@ -30,6 +30,14 @@ class OomBackoff:
     def __init__(self, limit: int | None = None):
         self.limit, self._most = limit, limit
         self._fitted, self._patience = 0, PIECES_BEFORE_GROWTH
+        self._asked = 0  # items, at most
+
+    @property
+    def said(self) -> str:
+        """What people are told where batches are done in pieces; "" where they are not, or no more."""
+        if self.limit is None or self.limit >= self._asked:
+            return ""
+        return f"{self.limit} at a time: no more fit into memory"
 
     def run(self, work: Callable[[int, int], list[T]], count: int) -> list[T]:
         """What `work` answers for the items from `start` to `stop`, for all of `count` items.
@@ -38,6 +46,7 @@ class OomBackoff:
             RunError: one item alone does not fit.
         """
         done: list[T] = []
+        self._asked = max(self._asked, count)
         tries = PAUSES if torch.cuda.is_available() else ()
         pauses = iter(tries)
         while len(done) < count:

@@ -79,6 +79,18 @@ def test_after_a_while_more_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert pieces.limit >= 12
 
 
+def test_pieces_are_spoken_of_as_long_as_batches_are_done_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capfilt.inference.oom_backoff.PIECES_BEFORE_GROWTH", 4)
+    device, pieces = Device(5, RuntimeError(CPU_SAYS)), OomBackoff()
+    pieces.run(device, 8)
+    assert pieces.said == "4 at a time: no more fit into memory"
+    device.room = 1000
+    pieces.run(device, 8)
+    pieces.run(device, 8)
+    assert device.batch_sizes[-1] == 8
+    assert pieces.said == ""
+
+
 def test_it_never_grows_beyond_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capfilt.inference.oom_backoff.PIECES_BEFORE_GROWTH", 2)
     device, pieces = Device(100, RuntimeError(CPU_SAYS)), OomBackoff(8)

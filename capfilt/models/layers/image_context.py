@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from capfilt.models.layers.attention import KeysValues
+from capfilt.models.layers.transfer import to_device
 
 
 class ImageContext(NamedTuple):
@@ -50,8 +51,8 @@ class ImageContext(NamedTuple):
         """All images `times` times, one after the other: abab, as `Tensor.repeat`."""
         return self._each(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
-    def repeat_interleave(self, times: int | Tensor) -> ImageContext:
-        """Each image `times` times, or as often as [rows] numbers say, copies adjacent: aabb, as torch's."""
+    def repeat_interleave(self, times: int) -> ImageContext:
+        """Each image `times` times, copies adjacent: aabb, as torch's."""
         return self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     def laid_out(self) -> ImageContext:
@@ -78,8 +79,8 @@ def cls_of_pairs(
     """First states [B, 1, D] of texts of these lengths, `counts` texts of each image, adjacent, in models that read a
     pair as one sequence: each is read as a whole, whatever image it shares, and so not too many at once."""
     device = ids_BT.device
-    rows = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
-    mask_BT = torch.arange(ids_BT.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
+    rows = to_device(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), device)
+    mask_BT = torch.arange(ids_BT.shape[1], device=device) < to_device(torch.tensor(lengths), device)[:, None]
     states = []
     for start in range(0, len(ids_BT), MAX_PAIRS):
         part = slice(start, start + MAX_PAIRS)

@@ -98,10 +98,8 @@ class ShardAnnotator:
                 embeddings.write(paths[1], self.embedded, self.vectors, self.annotator.vectors)
             ledger = Ledger(self.job.out, self.job.name)
             ledger.commit(name, reading.identity, paths, tally, reading.digest.result())
-        smaller = self.annotator.oom_backoff.limit
-        at_a_time = "" if smaller is None else f"{smaller} at a time: no more fit into memory"
         spent = Counter(self.timer.seconds) - before if self.timer else Counter()
-        return ShardReport(at_a_time, spent, tuple(self.batches))
+        return ShardReport(self.annotator.oom_backoff.said, spent, tuple(self.batches))
 
     @cached_property
     def vectors(self) -> Vectors | None:

@@ -173,8 +173,7 @@ class ShardEmbedder:
         path = embeddings.path_of(self.job.out, name)
         embeddings.write(path, rows, self.vectors, values)
         Ledger(self.job.out, self.job.name).commit(name, reading.identity, [path], tally, reading.digest.result())
-        smaller = self.oom_backoff.limit
-        return ShardReport("" if smaller is None else f"{smaller} at a time: no more fit into memory")
+        return ShardReport(self.oom_backoff.said)
 
     def part(self, url: str, start: int, stop: int) -> int:
         """Embed some samples of a shard for the sake of finding out whether one kills; returns how many it has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils._pytree import tree_flatten
 
-from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
 
 KEYS, VALUES = torch.arange(24.0).view(3, 2, 4), torch.arange(24.0).view(3, 2, 4) + 100
 
@@ -25,7 +25,6 @@ def test_rows_are_chosen_and_repeated_as_torch_does() -> None:
         (context.select(torch.tensor([2, 0, 2])), [2, 0, 2]),
         (context.repeat(2), [0, 1, 2, 0, 1, 2]),
         (context.repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
-        (context.repeat_interleave(torch.tensor([2, 0, 1])), [0, 0, 2]),
     ):
         assert chosen.rows == len(index)
         for tensor, one in zip(chosen.tensors, (KEYS, VALUES, states), strict=True):
@@ -47,3 +46,17 @@ def test_laid_out_for_decoding_every_row_lies_together_with_the_same_numbers() -
     assert all(tensor.is_contiguous() for tensor in laid_out.tensors)
     assert not context.tensors[0].is_contiguous()
     assert all(torch.equal(one, two) for one, two in zip(laid_out.tensors, context.tensors, strict=True))
+
+
+def test_no_number_is_read_from_the_device_to_lay_pairs_out() -> None:
+    """A GPU would be waited for. The meta device has no numbers."""
+    seen = []
+
+    def fuse(ids: torch.Tensor, mask: torch.Tensor, image: ImageContext) -> torch.Tensor:
+        seen.append((ids.shape, mask.shape, image.rows))
+        return ids[:, :, None].float()
+
+    image = ImageContext((KEYS.to("meta"),))
+    cls = cls_of_pairs(fuse, torch.zeros(4, 7, dtype=torch.long, device="meta"), [2, 5, 3, 1], image, [1, 0, 3])
+    assert cls.shape == (4, 1, 1)
+    assert seen == [((4, 5), (4, 5), 4)]
