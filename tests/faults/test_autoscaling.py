@@ -18,7 +18,8 @@ from capfilt.data import shards
 from capfilt.data.sample import Sample
 
 SHORT, LONG = 4, 120
-"""Samples of a shard, each of which takes 0.2 s; the last shard is a long one."""
+"""Samples of a shard, each of which takes 0.3 s; the last shard is a long one. On a busy machine a node needs half a
+minute to join."""
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_nodes_join_and_leave_during_a_stage(nodes: Any, driver: Any, uneven: Pa
     """A node that joins gets work, one that is lost gives it back, and at the end idle nodes have no worker."""
     alone = driver(shards=uneven, out="alone")
     alone.run()
-    run = driver("--address", nodes.address, "--pause", "0.2", shards=uneven)
+    run = driver("--address", nodes.address, "--pause", "0.3", shards=uneven)
     run.start()
     run.reach(2)
     with pytest.MonkeyPatch.context() as patch:  # as the other nodes were begun
