@@ -149,10 +149,11 @@ class _Steps:
 
     def figures(self, updates: list[float]) -> dict[str, Any]:
         """Medians, and the shares of a step."""
-        step, waited = statistics.median(self.seconds), [entry["data_wait"] for entry in self.lines[WARM:]]
+        rates = spread("images_per_second", [self.pairs / took for took in self.seconds])
+        step, waited = self.pairs / rates["images_per_second"], [entry["data_wait"] for entry in self.lines[WARM:]]
         data, update = statistics.median(waited), statistics.median(updates) / step
         return {
-            **spread("images_per_second", [self.pairs / took for took in self.seconds]),
+            **rates,
             "step_seconds": step,
             "share": {"data": data, "compute": 1 - data - update, "update": update},
         }
