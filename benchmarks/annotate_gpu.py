@@ -44,7 +44,6 @@ from capfilt.pipelines.bench.made_up import made_up_words
 Field = dict[str, "Ours | Theirs | AutocastOurs"]
 
 
-@dataclass(frozen=True)
 class OnDevice(Theirs):
     """transformers with everything that it makes on the models' device."""
 
@@ -58,18 +57,8 @@ class OnDevice(Theirs):
         return ids.to(self.filter.device), mask.to(self.filter.device)
 
 
-@dataclass(frozen=True)
-class ByHandOnDevice(ByHand):
-    """The parts shared by hand, on the models' device."""
-
-    def annotate(self, asked: Pairs) -> Scored:
-        with torch.device(self.filter.device):
-            found: Scored = super().annotate(_typed(asked, self.filter.dtype))
-        return found
-
-    def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids, mask = super()._ids(texts)
-        return ids.to(self.filter.device), mask.to(self.filter.device)
+class ByHandOnDevice(OnDevice, ByHand):
+    """The parts shared by hand, likewise."""
 
 
 @dataclass(frozen=True)
