@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from capfilt.models.architecture import ArchitectureConfig
     from capfilt.objectives.interface import Task
 
+_NEEDS = {
+    "itc": frozenset({"encode_image", "encode_text"}),
+    "itm": frozenset({"encode_image", "fuse"}),
+    "wpa": frozenset({"encode_image", "fuse"}),
+    "lm": frozenset({"encode_image", "decode"}),
+    "mlm": frozenset({"encode_image", "unmask"}),
+    "box": frozenset({"encode_image", "ground"}),
+    "giou": frozenset({"encode_image", "ground"}),
+}
+
+
+def needs_of(*losses: str) -> dict[str, frozenset[str]]:
+    """The capabilities that each of these losses asks of a model, in every task that has a loss of that name."""
+    return {loss: _NEEDS[loss] for loss in losses}
+
 
 class TaskConfig(Config):
     """What is minimised, and its constants: the section `objectives` of a training. Each task has a class of its own,
@@ -91,6 +106,13 @@ def built_by(name: str) -> Callable[[Any, Any, int], Task]:
 def nothing(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int) -> str:
     """Nothing is unsupported."""
     return ""
+
+
+def not_cut(
+    architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int, batches: str = "batches of this task"
+) -> str:
+    """Micro batches alone are unsupported."""
+    return f"micro_batches is {micro_batches}, and {batches} are not cut: set it to 1." if micro_batches > 1 else ""
 
 
 def all_said(architecture: ArchitectureConfig, config: TaskConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,11 +10,8 @@ from capfilt.data.loading.config import RowKind
 from capfilt.data.loading.task_texts import TRUE_FALSE
 from capfilt.data.tasks import ENTAILMENT_LABELS
 from capfilt.models.heads.config import ClassifierConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, not_cut
 from capfilt.objectives.kinds.downstream import not_in_table
-
-if TYPE_CHECKING:
-    pass
 
 SIDES = ("left", "right", "neither")
 """The pictures that a text is assigned to."""
@@ -105,9 +102,7 @@ def unsupported(architecture: ClassifierConfig, config: ClassifyObjectives, micr
         )
     if "fuse" not in architecture.base.capabilities:
         return "its base has no parts that fuse texts with images: give model.base those of a filter."
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and batches of this task are not cut: set it to 1."
-    return ""
+    return not_cut(architecture, config, micro_batches)
 
 
 def entailment_of(architecture: ClassifierConfig, config: EntailmentObjectives, micro_batches: int) -> str:

@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from capfilt.models.architecture import ArchitectureConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, needs_of, not_cut
 
 if TYPE_CHECKING:
     from capfilt.data.loading.config import RowKind
 
 DialogLoss = Literal["rank", "lm"]
-NEEDS: dict[DialogLoss, frozenset[str]] = {
-    "rank": frozenset({"encode_image", "fuse"}),
-    "lm": frozenset({"encode_image", "decode"}),
-}
-"""The capabilities that each loss asks of a model."""
 
 
 class DialogObjectives(TaskConfig):
@@ -35,11 +29,5 @@ class DialogObjectives(TaskConfig):
         return "rounds"
 
 
-def unsupported(architecture: ArchitectureConfig, config: DialogObjectives, micro_batches: int) -> str:
-    """What does not go together, as a sentence; "" for nothing."""
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and batches of this task are not cut: set it to 1."
-    return ""
-
-
-DIALOG = TaskKind(DialogObjectives, built_by("dialog.DialogTask"), NEEDS, unsupported)
+RANKS = {"rank": frozenset({"encode_image", "fuse"})}
+DIALOG = TaskKind(DialogObjectives, built_by("dialog.DialogTask"), RANKS | needs_of("lm"), not_cut)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from capfilt.models.architecture import ArchitectureConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, not_cut
 
 if TYPE_CHECKING:
     from capfilt.data.loading.config import RowKind
@@ -30,11 +29,4 @@ class GroundingObjectives(TaskConfig):
         return "phrases"
 
 
-def unsupported(architecture: ArchitectureConfig, config: GroundingObjectives, micro_batches: int) -> str:
-    """What does not go together, as a sentence; "" for nothing."""
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and batches of this task are not cut: set it to 1."
-    return ""
-
-
-GROUNDING = TaskKind(GroundingObjectives, built_by("grounding.Grounding"), {"box": _NEEDS, "giou": _NEEDS}, unsupported)
+GROUNDING = TaskKind(GroundingObjectives, built_by("grounding.Grounding"), {"box": _NEEDS, "giou": _NEEDS}, not_cut)

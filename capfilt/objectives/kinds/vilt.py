@@ -6,19 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, needs_of
 
 if TYPE_CHECKING:
     from capfilt.models.vilt.config import ViltConfig
 
 Objective = Literal["mlm", "itm", "wpa"]
-
-NEEDS: dict[Objective, frozenset[str]] = {
-    "mlm": frozenset({"encode_image", "unmask"}),
-    "itm": frozenset({"encode_image", "fuse"}),
-    "wpa": frozenset({"encode_image", "fuse"}),
-}
-"""The capabilities that each objective asks of a model."""
 
 
 class ViltObjectives(TaskConfig):
@@ -64,5 +57,5 @@ def without_rank(architecture: ViltConfig, config: TaskConfig, micro_batches: in
 
 
 RANKS = {"rank": frozenset({"encode_image"})}
-VILT = TaskKind(ViltObjectives, built_by("vilt.ViltPretraining"), NEEDS)
+VILT = TaskKind(ViltObjectives, built_by("vilt.ViltPretraining"), needs_of("mlm", "itm", "wpa"))
 VILT_RETRIEVAL = TaskKind(ViltRetrievalObjectives, built_by("vilt.ViltRetrieval"), RANKS, without_rank)

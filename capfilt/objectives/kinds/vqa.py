@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from capfilt.data.loading.config import RowKind
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.heads.config import AnswererConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
-
-if TYPE_CHECKING:
-    pass
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, not_cut
 
 BY_DECODER = ("albef", "xvlm")
 """The families whose answers a model of the family `answerer` decodes; BLIP's own architecture does."""
@@ -59,9 +56,7 @@ def unsupported(architecture: ArchitectureConfig, config: VqaObjectives, micro_b
             f"a decoder on a base is for {' and '.join(BY_DECODER)}: of a blip set model.answers=true and "
             f"model.text.share=none, of others take family classifier and objectives.task=vqa-classes."
         )
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and batches of this task are not cut: set it to 1."
-    return ""
+    return not_cut(architecture, config, micro_batches)
 
 
 VQA = TaskKind(VqaObjectives, built_by("vqa.Vqa"), {"answer": frozenset({"encode_image", "answer"})}, unsupported)
