@@ -1,6 +1,6 @@
 """What every model family agrees on: what its architecture says of itself, what its models can do, what belongs to it.
 
-A family is one `Family` (in the `__init__` of its folder) and one line in `capfilt/models/registry.py`. The rooms above
+A family is a folder and one `Family` in the table of `capfilt/models/registry.py`. The rooms above
 know these classes alone: whoever wants to know what a model can do asks for its `capabilities`, never for its class.
 """
 

@@ -6,16 +6,19 @@ words, behind `text_encoder.`. BERT's first six layers become the text layers, i
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.albef.model import Albef
-from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import load_whole
+from capfilt.models.checkpoints.fill import continue_parts
 from capfilt.models.checkpoints.key_maps import LM_HEAD, TIMM_VISION, TYPES, WORDS, expand, once
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat
+from capfilt.models.layers.bert import TEXT_BLOCK
+from capfilt.models.layers.vit import VISION_BLOCK
 
 VISION, TEXT, PRETRAINED, PREDICTIONS = (
     "visual_encoder.", "text_encoder.", "text_encoder.bert.", "text_encoder.cls.predictions.",
@@ -74,16 +77,11 @@ class AlbefPth(OriginalFormat):
         return written
 
 
-def continued(config: AlbefConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Albef:
-    """The saved model with the parts and at the picture size that the new architecture has."""
-    return load_whole(Albef, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
-
-
-def vision_from(model: Albef, source: str) -> set[str]:
-    """Fill the vision tower from a ViT; returns the names of its tensors."""
-    return towers.copy(model, towers.vit(model.config.vision, towers.find(source), source), source)
-
-
-def text_from(model: Albef, source: str) -> set[str]:
-    """Fill the text stack from BERT, and the head that guesses hidden words if BERT has one itself."""
-    return towers.copy(model, towers.fusion_bert(model.config.text, towers.find(source), source), source)
+CODE = FamilyCode(
+    build=Albef,
+    blocks=(VISION_BLOCK, TEXT_BLOCK),
+    continued=partial(continue_parts, Albef),
+    initial={"vision": towers.vision_from, "text": towers.text_from},
+    original=AlbefPth(),
+    ignored=key_maps.NOT_MODEL,
+)

@@ -31,8 +31,11 @@ from capfilt.models.checkpoints.key_maps import (
     expand,
     once,
 )
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
+from capfilt.models.layers.bert import TEXT_BLOCK
 from capfilt.models.layers.config import APART, Role, Share, TextConfig
+from capfilt.models.layers.vit import VISION_BLOCK
 
 Layout = Literal["hf", "pth"]
 
@@ -198,11 +201,6 @@ def continued(config: BlipConfig, saved: ArchitectureConfig, tensors: Tensors, s
     return load_whole(Blip, saved.changed(**parts), tensors, source)
 
 
-def vision_from(model: Blip, source: str) -> set[str]:
-    """Fill the vision tower from a ViT; returns the names of its tensors."""
-    return towers.copy(model, towers.vit(model.config.vision, towers.find(source), source), source)
-
-
 def text_from(model: Blip, source: str) -> set[str]:
     """Fill the text stacks from BERT, both if they are apart, and the LM head if BERT has one itself."""
     return towers.copy(model, bert_of(model.config.text, towers.find(source), source), source)
@@ -210,19 +208,9 @@ def text_from(model: Blip, source: str) -> set[str]:
 
 def bert_of(config: TextConfig, tensors: Tensors, source: str) -> Tensors:
     """What BERT gives to the text stacks, by our names."""
-    tensors = towers.bert(tensors)
-    wanted = key_maps.text_names(
-        config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
-    )
-    if "decoder" not in config.roles:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
-    elif "cls.predictions.bias" in tensors:
-        wanted |= once(expand(LM_HEAD, 1, "text.head.", "cls.predictions."))
-        if not config.tie_lm_head:
-            wanted["text.head.weight"] = (WORDS,)
-    taken = towers.take(tensors, wanted, source)
-    towers.check_vocabulary(tensors[WORDS].shape[0], config.dec, ("[DEC]", "[ENC]"), source)
-    return towers.first_positions(taken, config.max_positions)
+    taken = towers.bert_stack(config, tensors, source, outputs_are_words=True)
+    towers.check_vocabulary(towers.bert(tensors)[WORDS].shape[0], config.dec, ("[DEC]", "[ENC]"), source)
+    return taken
 
 
 USAGE = {
@@ -255,3 +243,14 @@ USAGE = {
 """,
 }
 """By the class of transformers."""
+
+
+CODE = FamilyCode(
+    build=Blip,
+    blocks=(VISION_BLOCK, TEXT_BLOCK),
+    continued=continued,
+    initial={"vision": towers.vision_from, "text": text_from},
+    transformers=BlipTransformers(),
+    original=BlipPth(),
+    ignored=key_maps.NOT_MODEL,
+)

@@ -18,8 +18,11 @@ from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.key_maps import Table
 from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.clip.config import ClipConfig
+from capfilt.models.clip.model import Clip
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import FolderFormat, Names, OriginalFormat, TransformersFormat
 from capfilt.models.layers.config import Activation
+from capfilt.models.layers.vit import VISION_BLOCK
 
 Layout = Literal["openai", "hf"]
 Pairs = dict[str, tuple[str, str]]
@@ -264,3 +267,13 @@ def refuse_other_norms(config: ClipConfig) -> None:
     """Refuse a model whose norms OpenAI's code would compute otherwise; ModelError."""
     if {config.vision.layer_norm_eps, config.text.layer_norm_eps} != {1e-5}:
         raise ModelError("layer_norm_eps is not 1e-5, as it is in OpenAI's and open_clip's code: export it --as hf")
+
+
+CODE = FamilyCode(
+    build=Clip,
+    blocks=(VISION_BLOCK,),
+    transformers=ClipTransformers(),
+    original=OpenAiFile(),
+    open_clip=OpenClipFolder(),
+    ignored=IGNORED,
+)

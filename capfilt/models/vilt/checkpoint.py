@@ -20,7 +20,9 @@ from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import load_whole
 from capfilt.models.checkpoints.key_maps import BERT, TIMM_VISION, Table, expand, once
 from capfilt.models.checkpoints.transformers_folder import possible, square
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
+from capfilt.models.layers.vit import VISION_BLOCK
 from capfilt.models.vilt.config import Head, ViltConfig
 from capfilt.models.vilt.model import Vilt
 
@@ -354,3 +356,14 @@ def vision_from(model: Vilt, source: str) -> set[str]:
     vision = model.config.vision
     table = vision.model_copy(update={"image_size": vision.grid * vision.patch_size})
     return towers.copy(model, towers.vit(table, towers.find(source), source), source)
+
+
+CODE = FamilyCode(
+    build=Vilt,
+    blocks=(VISION_BLOCK,),
+    continued=continued,
+    initial={"vision": vision_from},
+    transformers=ViltTransformers(),
+    original=ViltCkpt(),
+    ignored=IGNORED,
+)

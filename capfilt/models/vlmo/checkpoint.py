@@ -22,11 +22,12 @@ from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import fill
 from capfilt.models.checkpoints.key_maps import BERT, Table, expand, once, refuse
 from capfilt.models.checkpoints.transformers_folder import possible
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, IMAGE_EXTRA, image_index, joint_index, resize_relative, text_index
 from capfilt.models.vlmo.config import BlocksConfig, Output, VlmoConfig, WordsConfig
-from capfilt.models.vlmo.model import Vlmo
+from capfilt.models.vlmo.model import MULTIWAY_BLOCK, Vlmo
 
 BLOCK: Table = {
     "attention_norm.*": "norm1.*",
@@ -276,3 +277,13 @@ def _with_table(tensors: Tensors, config: VlmoConfig, source: str) -> Tensors:
             RELATIVE: torch.cat([tensors[n] for n in each], 1),
         }
     return {**tensors, RELATIVE: shared.repeat(1, config.vision.depth)}
+
+
+CODE = FamilyCode(
+    build=Vlmo,
+    blocks=(MULTIWAY_BLOCK,),
+    continued=continued,
+    initial={"vision": vision_from},
+    original=VlmoPt(),
+    ignored=IGNORED,
+)
