@@ -8,19 +8,14 @@ from pydantic import model_validator
 
 from capfilt.config import added
 from capfilt.models.layers.config import TextConfig
-from capfilt.models.layers.limits import Temperature, Width
-from capfilt.models.layers.towers import TowersConfig
+from capfilt.models.layers.towers import ComparingConfig
 
 
-class BlipConfig(TowersConfig):
+class BlipConfig(ComparingConfig):
     """An architecture of the family: what a YAML of `models/blip/` says."""
 
     family: Literal["blip"] = "blip"
     text: TextConfig
-    projection: Width = 256
-    """Width of the space where images and texts are compared."""
-    temperature: Temperature = 0.07
-    """Initial temperature of ITC; learned."""
     itm_token: Literal["enc", "cls"] = "enc"
     """The first token of a text that ITM reads. Training puts [ENC] there; BLIP's own ITM script and transformers leave
     [CLS], which a checkpoint has never seen in that place and scores differently."""
@@ -43,14 +38,6 @@ class BlipConfig(TowersConfig):
     def first_token(self) -> int:
         """[DEC], which a decoded text begins with."""
         return self.text.dec
-
-    @property
-    def feature_width(self) -> int:
-        return self.projection
-
-    @property
-    def fusion_layers(self) -> range:
-        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:

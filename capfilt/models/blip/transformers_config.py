@@ -15,6 +15,7 @@ from capfilt.errors import ModelError
 from capfilt.models.blip.config import BlipConfig
 from capfilt.models.checkpoints.transformers_folder import (
     check_gelu,
+    described_text,
     described_vision,
     possible,
     text_fields,
@@ -119,17 +120,8 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
         "vision_config": described_vision(vision, "blip_vision_model"),
         "text_config": {
             "model_type": "blip_text_model",
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.width,
+            **described_text(text),
             "encoder_hidden_size": vision.width,
-            "intermediate_size": text.hidden,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "max_position_embeddings": text.max_positions,
-            "hidden_act": "gelu",
-            "layer_norm_eps": text.layer_norm_eps,
-            "hidden_dropout_prob": text.dropout,
-            "attention_probs_dropout_prob": text.dropout,
             "is_decoder": True,
             "tie_word_embeddings": text.tie_lm_head,
             "bos_token_id": text.dec,

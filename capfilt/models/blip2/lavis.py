@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names
-from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
+from capfilt.models.checkpoints.key_maps import LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.config import Role, VisionConfig
 
@@ -60,7 +60,7 @@ def names(config: Blip2Config) -> Names:
         *expand(tower, config.vision.depth, "vision.", TOWER),
         *expand(ENDS, 1, "", ""),
         ("text.query_tokens", "query_tokens"),
-        *_layers(config.text),
+        *transformers_config.layers(config.text, QFORMER),
     ]
     if "encoder" in config.text.roles:
         lines += expand(COMPARING, 1, "", "")
@@ -82,22 +82,6 @@ def names(config: Blip2Config) -> Names:
 def _language_names(config: Blip2Config) -> list[str]:
     with torch.device("meta"):
         return [name for name in distinct_names(Blip2(config)) if name.startswith("language.")]
-
-
-def _layers(config: QFormerConfig) -> Iterator[tuple[str, str]]:
-    """The Q-Former's layers: BERT's names, and `_query` in those of the feed-forward of queries."""
-    of_queries = {
-        ours: theirs.replace("}.intermediate.", "}.intermediate_query.").replace("}.output.", "}.output_query.")
-        for ours, theirs in BERT["feed_forward"].items()
-    }
-    parts = {"self_attention": BERT["self_attention"], "query_feed_forward": of_queries}
-    if config.roles:
-        parts["feed_forward"] = BERT["feed_forward"]
-    for part, table in parts.items():
-        yield from expand(table, config.depth, f"text.layers.{{n}}.{part}.", QFORMER)
-    for ours, theirs in expand(BERT["cross_attention"], config.depth, "text.layers.{n}.cross_attention.", QFORMER):
-        if int(ours.split(".")[2]) % config.cross_every == 0:
-            yield ours, theirs
 
 
 class Lavis(OriginalFormat):

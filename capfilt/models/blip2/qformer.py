@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capfilt.errors import ModelError
 from capfilt.models.blip2.config import QFormerConfig
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues
-from capfilt.models.layers.bert import Cache, LanguageHead, Residual, self_attention_mask
+from capfilt.models.layers.bert import Cache, LanguageHead, Residual, check_length, self_attention_mask
 from capfilt.models.layers.image_context import ImageContext
 
 
@@ -160,9 +159,8 @@ class QFormer(nn.Module):
         """Words plus positions, which begin at 0 whatever the queries; the norm is the queries' too."""
         assert self.words is not None, "a Q-Former without texts was given one"
         assert self.positions is not None
-        end, most = start + ids_BT.shape[1], self.config.max_positions
-        if end > most:
-            raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
+        end = start + ids_BT.shape[1]
+        check_length(end, self.config.max_positions)
         out: Tensor = self.dropout(self.norm(self.words(ids_BT) + self.positions.weight[start:end]))
         return out
 

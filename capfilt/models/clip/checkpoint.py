@@ -16,7 +16,7 @@ from capfilt.errors import ModelError
 from capfilt.models.checkpoints import files, key_maps, open_clip, torchscript
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.key_maps import Table
-from capfilt.models.checkpoints.transformers_folder import possible
+from capfilt.models.checkpoints.transformers_folder import STACK, possible
 from capfilt.models.clip.config import ClipConfig
 from capfilt.models.clip.model import Clip
 from capfilt.models.family import FamilyCode
@@ -62,16 +62,9 @@ IGNORED = {
 }
 """Keys that are left behind on purpose, and why."""
 
-SHARED = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "hidden": "intermediate_size",
-    "layer_norm_eps": "layer_norm_eps",
-}
 FIELDS: dict[str, Table] = {
-    "vision": SHARED | {"image_size": "image_size", "patch_size": "patch_size"},
-    "text": SHARED | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"},
+    "vision": STACK | {"image_size": "image_size", "patch_size": "patch_size"},
+    "text": STACK | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"},
 }
 """Fields of our towers -> what transformers' `config.json` calls them."""
 VIT_B_32: dict[str, dict[str, Any]] = {

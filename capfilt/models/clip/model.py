@@ -9,15 +9,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capfilt.errors import ModelError
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.clip.config import ClipConfig
 from capfilt.models.interface import Model
+from capfilt.models.layers.bert import check_length
 from capfilt.models.layers.block import PreNormBlock
-from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.precision import unit
 from capfilt.models.layers.vit import VisionTransformer
 
 
@@ -36,9 +35,8 @@ class CausalTextTransformer(nn.Module):
         self.norm = nn.LayerNorm(text.width, eps=text.layer_norm_eps)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        T, most = ids_BT.shape[1], self.positions.shape[1]
-        if most < T:
-            raise ModelError(f"a text of {T} tokens, and the model has {most} positions; lower max_length to {most}")
+        T = ids_BT.shape[1]
+        check_length(T, self.positions.shape[1])
         x_BTD = self.words(ids_BT) + self.positions[:, :T]
         for block in self.blocks:
             x_BTD = block(x_BTD)
@@ -123,8 +121,3 @@ class Clip(Model):
 
     def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
         return image_IP @ text_TP.T
-
-
-def unit(x_BP: Tensor) -> Tensor:
-    """Rows of length 1, in fp32 or what is finer."""
-    return F.normalize(at_least_fp32(x_BP), dim=-1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from capfilt.models.architecture import ArchitectureConfig, ModelRole
-from capfilt.models.layers.config import BertConfig, Role, TextStackConfig, VisionConfig
+from capfilt.models.layers.config import BertConfig, FusionTextConfig, Role, TextConfig, TextStackConfig, VisionConfig
+from capfilt.models.layers.limits import Temperature, Width
 
 if TYPE_CHECKING:
     from capfilt.data.text.language_tokenizer import TokenizerKind
@@ -117,3 +118,22 @@ class TowersConfig(VisionTextConfig):
             tensors["vision.positions"] = resize_positions(
                 tensors["vision.positions"], self.vision.image_size, self.vision.patch_size, antialias
             )
+
+
+class ComparingConfig(TowersConfig):
+    """Two towers that are compared, and a text stack of which some layers attend to images (BLIP, ALBEF, X-VLM)."""
+
+    text: TextConfig | FusionTextConfig
+    """The text stack."""
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned."""
+
+    @property
+    def feature_width(self) -> int:
+        return self.projection
+
+    @property
+    def fusion_layers(self) -> range:
+        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)

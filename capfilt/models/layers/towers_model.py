@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from capfilt.models.checkpoints.files import Tensors
@@ -14,7 +14,7 @@ from capfilt.models.layers.attention import Attention
 from capfilt.models.layers.bert import Cache, Head, OutputLayer, TextTransformer
 from capfilt.models.layers.config import APART, Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
-from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.precision import unit
 
 
 class TowersModel(Model):
@@ -34,6 +34,14 @@ class TowersModel(Model):
         self.config = config
         self.vision = vision
         self.text = TextTransformer(config.text, config.vision.width)
+
+    def add_comparing_heads(self, match: Callable[[int, int], nn.Module] = nn.Linear) -> None:
+        """Give it two projections into the space where cosines are taken, their temperature, and a head that matches,
+        which `match` makes of (width, outputs)."""
+        vision, text, space = self.config.vision.width, self.config.text.width, self.config.projection
+        self.image_projection, self.text_projection = nn.Linear(vision, space), nn.Linear(text, space)
+        self.match_head = match(text, 2)
+        self.temperature = nn.Parameter(torch.tensor(self.config.temperature))
 
     @property
     def vision_modules(self) -> list[nn.Module]:
@@ -75,11 +83,11 @@ class TowersModel(Model):
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
-        return F.normalize(at_least_fp32(self.image_projection(tokens_BND[:, 0])), dim=-1)
+        return unit(self.image_projection(tokens_BND[:, 0]))
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """Text states -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
-        return F.normalize(at_least_fp32(self.text_projection(states_BTD[:, 0])), dim=-1)
+        return unit(self.text_projection(states_BTD[:, 0]))
 
     def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
         return image_IP @ text_TP.T
@@ -114,6 +122,9 @@ class TowersModel(Model):
     def match(self, states_BTD: Tensor) -> Tensor:
         logits: Tensor = self.match_head(states_BTD[:, 0])
         return logits
+
+    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
+        return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         return self.text.logits(self.text(self.decoded_ids(ids_BT), "decoder", mask_BT, image))

@@ -21,7 +21,8 @@ from capfilt.models.layers.bert import Embeddings, LanguageHead
 from capfilt.models.layers.block import Block
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
-from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.precision import unit
+from capfilt.models.layers.transfer import mask_of
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, Modality, MultiwayBlock, RelativePositions, resize_relative
 from capfilt.models.vlmo.config import VlmoConfig
@@ -147,25 +148,25 @@ class Vlmo(Model):
         return self.run(self.embed_text(ids_BT), "text", ids_BT.shape[1], mask_BT.bool())[0]
 
     def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        return self.encode_text(ids_BT, _mask_of(lengths, ids_BT))[:, :1]
+        return self.encode_text(ids_BT, mask_of(lengths, ids_BT))[:, :1]
 
     def image_vectors(self, tokens_BND: Tensor, tail: bool = False) -> list[Tensor]:
         """Image tokens -> unit vectors [B, D], and with `tail` those behind the fused experts."""
         states, fused = self.run(tokens_BND, "image", 0, tail=tail)
-        vectors = [_unit(self.image_projection(states[:, 0]))]
-        return vectors if fused is None else [*vectors, _unit(self.fused_image_projection(fused[:, 0]))]
+        vectors = [unit(self.image_projection(states[:, 0]))]
+        return vectors if fused is None else [*vectors, unit(self.fused_image_projection(fused[:, 0]))]
 
     def text_vectors(self, ids_BT: Tensor, mask_BT: Tensor, tail: bool = False) -> list[Tensor]:
         """Texts -> unit vectors [B, D], and with `tail` those behind the fused experts."""
         states, fused = self.run(self.embed_text(ids_BT), "text", ids_BT.shape[1], mask_BT.bool(), tail)
         vectors = [self.project_text(states)]
-        return vectors if fused is None else [*vectors, _unit(self.fused_text_projection(fused[:, 0]))]
+        return vectors if fused is None else [*vectors, unit(self.fused_text_projection(fused[:, 0]))]
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         return self.image_vectors(tokens_BND)[0]
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
-        return _unit(self.text_projection(states_BTD[:, 0]))
+        return unit(self.text_projection(states_BTD[:, 0]))
 
     def similarity(self, image_ID: Tensor, text_TD: Tensor) -> Tensor:
         return image_ID @ text_TD.T
@@ -203,11 +204,3 @@ class Vlmo(Model):
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         return self.guess_words(self.fuse(ids_BT, mask_BT, image)[:, : ids_BT.shape[1]])
-
-
-def _mask_of(lengths: Sequence[int], ids_BT: Tensor) -> Tensor:
-    return torch.arange(ids_BT.shape[1], device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
-
-
-def _unit(x_BD: Tensor) -> Tensor:
-    return F.normalize(at_least_fp32(x_BD), dim=-1)
