@@ -61,11 +61,6 @@ class ObjectivesConfig(TaskConfig):
         """ITC has one; BLIP-2's ITC, which has none, refuses whatever is said of it."""
         return "itc" in self.losses
 
-    @property
-    def resumes_momentum(self) -> bool:
-        """Whether the momentum copy begins as the one that another training has kept."""
-        return self.momentum_from == "start"
-
     def check_batch(self, rows: int) -> None:
         """Refuse a queue that global batches of so many pairs do not fill evenly; ValueError."""
         if "itc" in self.losses and self.queue % rows:

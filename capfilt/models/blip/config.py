@@ -14,6 +14,8 @@ from capfilt.models.layers.towers import ComparingConfig
 class BlipConfig(ComparingConfig):
     """An architecture of the family: what a YAML of `models/blip/` says."""
 
+    rank_smoothing = 0.1  # as BLIP's code ranks, by the loss that it trains with
+
     family: Literal["blip"] = "blip"
     text: TextConfig
     itm_token: Literal["enc", "cls"] = "enc"
@@ -45,11 +47,6 @@ class BlipConfig(ComparingConfig):
 
     def with_answers(self, answers: tuple[str, ...]) -> BlipConfig:
         return self.model_copy(update={"answer_list": answers})
-
-    @property
-    def rank_smoothing(self) -> float:
-        """As BLIP's code ranks, by the loss that it trains with."""
-        return 0.1
 
     @property
     def compares(self) -> bool:

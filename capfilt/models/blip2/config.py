@@ -93,6 +93,8 @@ class LanguageConfig(Config):
 class Blip2Config(TowersConfig):
     """An architecture of the family: what a YAML of `models/blip2/` says."""
 
+    frozen_vision = True
+
     family: Literal["blip2"] = "blip2"
     vision: VisionConfig
     """Frozen. Its own final norm is left out: a trained one takes its place (`vision_norm`)."""
@@ -143,11 +145,6 @@ class Blip2Config(TowersConfig):
     def compares(self) -> bool:
         """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
         return "encoder" in self.text.roles
-
-    @property
-    def frozen_vision(self) -> bool:
-        """The vision tower of a BLIP-2 is always frozen."""
-        return True
 
     def computing_in(self, dtype: torch.dtype | None) -> Self:
         """The same, and frozen towers that are kept in fp32 held in bf16 for a model that computes in it: they would

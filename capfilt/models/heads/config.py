@@ -176,6 +176,8 @@ class AnswererConfig(HeadConfig):
     """Answers to questions about a picture: a decoder beside what the base fuses of the question and the picture (VQA
     of ALBEF and X-VLM; BLIP's is its own architecture, with `answers`)."""
 
+    ranks_first_twice = True  # as the codes of ALBEF and X-VLM rank: P(first token), and P(all tokens) again
+
     family: Literal["answerer"] = "answerer"
     depth: Depth | None = None
     """Layers of the decoder, which begin with the last layers of the base; null: as many as fuse."""
@@ -197,11 +199,6 @@ class AnswererConfig(HeadConfig):
     @property
     def num_weights(self) -> int:
         return self.base.num_weights + self.decoder.weights
-
-    @property
-    def ranks_first_twice(self) -> bool:
-        """As the codes of ALBEF and X-VLM rank: P(first token), and P(all tokens) again."""
-        return True
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:

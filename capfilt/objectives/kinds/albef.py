@@ -44,11 +44,6 @@ class AlbefObjectives(TaskConfig):
         """ITC compares with it, and MLM distils from it."""
         return True
 
-    @property
-    def resumes_momentum(self) -> bool:
-        """Whether the momentum copy begins as the one that another training has kept."""
-        return self.momentum_from == "start"
-
     def check_batch(self, rows: int) -> None:
         if self.queue % rows:
             near = self.queue - self.queue % rows

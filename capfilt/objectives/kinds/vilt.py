@@ -17,6 +17,8 @@ Objective = Literal["mlm", "itm", "wpa"]
 class ViltObjectives(TaskConfig):
     """Which losses are summed, and their constants; the defaults are those of ViLT's pretraining."""
 
+    match_share = 1 / 2
+
     task: Literal["vilt"] = "vilt"
     """That these are ViLT's objectives."""
     losses: dict[Objective, float] = Field(default={"mlm": 1.0, "itm": 1.0, "wpa": 0.1}, min_length=1)
@@ -31,10 +33,6 @@ class ViltObjectives(TaskConfig):
     mean_over: Literal["rank", "all"] = "rank"
     """Of what MLM is the mean: of a process's own hidden tokens, and then over processes (ViLT's code), or of those of
     all processes, which does not depend on how many there are."""
-
-    @property
-    def match_share(self) -> float:
-        return 1 / 2
 
 
 class ViltRetrievalObjectives(TaskConfig):

@@ -40,14 +40,12 @@ class VlmoObjectives(WordObjectives):
 class VlmoTextObjectives(WordObjectives):
     """MLM of texts alone (VLMo section 3.3, the second stage)."""
 
+    reads_images = False
+
     task: Literal["vlmo-texts"] = "vlmo-texts"
     """The task's name."""
     losses: dict[Literal["mlm"], float] = Field(default={"mlm": 1.0}, min_length=1)
     """The weight of the loss."""
-
-    @property
-    def reads_images(self) -> bool:
-        return False
 
 
 unsupported = partial(not_cut, batches="VLMo's batches")

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from capfilt.data.loading.config import RowKind
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.heads.config import AnswererConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, not_cut
@@ -18,6 +17,8 @@ BY_DECODER = ("albef", "xvlm")
 class VqaObjectives(TaskConfig):
     """Answers to questions, written by a decoder beside the fused question: language modelling of each answer that
     people gave, weighted by how many gave it (ALBEF section 5; BLIP section 5.3). The defaults are BLIP's."""
+
+    row_kind = "questions"
 
     task: Literal["vqa"] = "vqa"
     """The task's name."""
@@ -38,15 +39,6 @@ class VqaObjectives(TaskConfig):
     @property
     def has_momentum(self) -> bool:
         return self.alpha > 0
-
-    @property
-    def row_kind(self) -> RowKind:
-        return "questions"
-
-    @property
-    def least_answers(self) -> int | None:
-        """Of how many questions an answer must be the most common one to be ranked."""
-        return self.min_answers
 
 
 def unsupported(architecture: ArchitectureConfig, config: VqaObjectives, micro_batches: int) -> str:

@@ -29,11 +29,6 @@ class Vqa(Task):
         if config.has_momentum:
             self.momentum = Momentum(model, config.momentum, 0, config=model.config)
 
-    def before_step(self) -> None:
-        """Move the momentum copy towards the model."""
-        if self.momentum is not None and self.training:
-            self.momentum.update(self.model)
-
     def batch_of(self, loaded: Batch) -> AnswerBatch:
         assert isinstance(loaded, TaskRows), "the loader of the task's rows"
         answers = loaded.answer_ids, loaded.answer_mask, loaded.answer_row, loaded.answer_share
