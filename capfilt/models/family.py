@@ -61,7 +61,6 @@ def code_in(module: str) -> Callable[[], FamilyCode]:
     """What imports the `CODE` of a module of `capfilt.models`, such as "blip.checkpoint"."""
 
     def load() -> FamilyCode:
-        code: FamilyCode = import_module(f"capfilt.models.{module}").CODE
-        return code
+        return import_module(f"capfilt.models.{module}").CODE
 
     return load

@@ -107,8 +107,7 @@ class Blip2(Model):
         The norm behind the tower alone takes gradients.
         """
         seen = images if images.ndim == 3 else self.encode_frozen(images)
-        normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
-        return normed
+        return self.vision_norm(seen.to(self.vision_norm.weight.dtype))
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
@@ -165,8 +164,7 @@ class Blip2(Model):
 
     def match(self, states_BQD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2], the mean over queries; column 1 is "matches"."""
-        logits: Tensor = self.match_head(states_BQD).mean(dim=1)
-        return logits
+        return self.match_head(states_BQD).mean(dim=1)
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         ids_BT = replace_first(ids_BT, self.config.text.dec)

@@ -41,8 +41,7 @@ class QFormerLayer(nn.Module):
 
     def self_keys_values(self, x_BTD: Tensor) -> KeysValues:
         """Keys and values of queries or words, for self-attention."""
-        keys_values: KeysValues = self.self_attention.block.keys_values(x_BTD)  # type: ignore[operator]
-        return keys_values
+        return self.self_attention.block.keys_values(x_BTD)  # type: ignore[operator]
 
     def queries(
         self, x_BQD: Tensor, keys_values: KeysValues, image: KeysValues | None, mask: Tensor | None = None
@@ -51,14 +50,12 @@ class QFormerLayer(nn.Module):
         x_BQD = self.self_attention(x_BQD, keys_values, mask)
         if self.cross_attention is not None:
             x_BQD = self.cross_attention(x_BQD, image)
-        out: Tensor = self.query_feed_forward(x_BQD)
-        return out
+        return self.query_feed_forward(x_BQD)
 
     def words(self, x_BTD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """Words that attend to `keys_values`."""
         assert self.feed_forward is not None, "a Q-Former without texts was given one"
-        out: Tensor = self.feed_forward(self.self_attention(x_BTD, keys_values, mask))
-        return out
+        return self.feed_forward(self.self_attention(x_BTD, keys_values, mask))
 
 
 class QFormer(nn.Module):
@@ -148,12 +145,10 @@ class QFormer(nn.Module):
         """States of `write` [B, T, D] -> next-token logits [B, T, V]; the output matrix is the word embeddings."""
         assert self.head is not None, "a Q-Former without the decoder role cannot decode"
         assert self.words is not None
-        logits: Tensor = self.head(states_BTD, self.words.weight)
-        return logits
+        return self.head(states_BTD, self.words.weight)
 
     def _queries(self, rows: int) -> Tensor:
-        queries: Tensor = self.dropout(self.norm(self.query_tokens.expand(rows, -1, -1)))
-        return queries
+        return self.dropout(self.norm(self.query_tokens.expand(rows, -1, -1)))
 
     def _embed(self, ids_BT: Tensor, start: int = 0) -> Tensor:
         """Words plus positions, which begin at 0 whatever the queries; the norm is the queries' too."""
@@ -161,8 +156,7 @@ class QFormer(nn.Module):
         assert self.positions is not None
         end = start + ids_BT.shape[1]
         check_length(end, self.config.max_positions)
-        out: Tensor = self.dropout(self.norm(self.words(ids_BT) + self.positions.weight[start:end]))
-        return out
+        return self.dropout(self.norm(self.words(ids_BT) + self.positions.weight[start:end]))
 
 
 def _next(layer: nn.Module, image_layers: Iterator[KeysValues]) -> KeysValues | None:

@@ -40,8 +40,7 @@ class CausalTextTransformer(nn.Module):
         x_BTD = self.words(ids_BT) + self.positions[:, :T]
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        states: Tensor = self.norm(x_BTD)
-        return states
+        return self.norm(x_BTD)
 
 
 class Clip(Model):
@@ -98,8 +97,7 @@ class Clip(Model):
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> their [CLS] tokens [B, 1, vision width]; `vision` gives all tokens."""
-        tokens: Tensor = self.vision(images_B3SS)[:, :1]
-        return tokens
+        return self.vision(images_B3SS)[:, :1]
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> their states at <|endoftext|> [B, 1, text width]; the mask says nothing that the ids do not."""

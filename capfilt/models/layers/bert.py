@@ -60,8 +60,7 @@ class Embeddings(nn.Module):
         end = start + ids_BT.shape[1]
         check_length(end, self.positions.num_embeddings)
         words = self.words(ids_BT) if self.types is None else self.words(ids_BT) + self.types.weight[0]
-        out: Tensor = self.dropout(self.norm(words + self.positions.weight[start:end] if absolute else words))
-        return out
+        return self.dropout(self.norm(words + self.positions.weight[start:end] if absolute else words))
 
 
 def check_length(length: int, most: int) -> None:
@@ -80,8 +79,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, *args: object) -> Tensor:
-        out: Tensor = self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
-        return out
+        return self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
 
 
 class Cache:
@@ -128,8 +126,7 @@ class TextLayer(nn.Module):
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> KeysValues:
         """What the cross-attention of `role` attends to of the images."""
-        keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
-        return keys_values
+        return self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
 
     def key_projections(self, role: Role) -> tuple[nn.Module, nn.Module]:
         """What `image_context` projects with."""
@@ -138,8 +135,7 @@ class TextLayer(nn.Module):
 
     def self_keys_values(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
         """Keys and values of the layer's input, for self-attention."""
-        keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
-        return keys_values
+        return self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
 
     def forward(
         self,
@@ -153,8 +149,7 @@ class TextLayer(nn.Module):
         x_BTD = self.self_attention.of(role)(x_BTD, keys_values, mask)
         if image is not None:
             x_BTD = self.cross_attention.of(role)(x_BTD, image, image_mask)
-        out: Tensor = self.feed_forward.of(role)(x_BTD)
-        return out
+        return self.feed_forward.of(role)(x_BTD)
 
     def fuse_both(
         self,
@@ -171,8 +166,7 @@ class TextLayer(nn.Module):
         cross = self.cross_attention.of("encoder")
         assert isinstance(cross, Residual)
         both = merge(cross.block(x_BTD, images[0]), second(x_BTD, images[1]))
-        out: Tensor = self.feed_forward.of("encoder")(cross.norm(x_BTD + cross.dropout(both)))
-        return out
+        return self.feed_forward.of("encoder")(cross.norm(x_BTD + cross.dropout(both)))
 
     def packed(
         self,
@@ -187,8 +181,7 @@ class TextLayer(nn.Module):
         x_PD = self.self_attention.of("encoder")(x_PD, keys_values, mask, texts)
         if image is not None:
             x_PD = self.cross_attention.of("encoder")(x_PD, image, None, images)
-        out: Tensor = self.feed_forward.of("encoder")(x_PD)
-        return out
+        return self.feed_forward.of("encoder")(x_PD)
 
 
 TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "self_keys_values", "fuse_both"), repeated=True)
@@ -206,8 +199,7 @@ class LanguageHead(nn.Module):
 
     def hidden(self, x_BTD: Tensor) -> Tensor:
         """States [B, T, D] -> what the output matrix multiplies [B, T, D]."""
-        out: Tensor = self.norm(F.gelu(self.transform(x_BTD)))
-        return out
+        return self.norm(F.gelu(self.transform(x_BTD)))
 
     def forward(self, x_BTD: Tensor, words_VD: Tensor) -> Tensor:
         """States [B, T, D] -> logits [B, T, V]."""
@@ -228,8 +220,7 @@ class OutputLayer:
 
     def logits(self, states_BTD: Tensor) -> Tensor:
         """States [B, T, D] -> logits [B, T, V]."""
-        logits: Tensor = self.head(states_BTD, self.weight_VD)
-        return logits
+        return self.head(states_BTD, self.weight_VD)
 
 
 class TextTransformer(nn.Module):

@@ -53,5 +53,4 @@ class PreNormBlock(nn.Module):
         branch = self.dropout(self.attention(self.attention_norm(x_BND), mask))
         x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
         branch = self.dropout(self.feed_forward(self.feed_forward_norm(x_BND)))
-        out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
-        return out
+        return x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])

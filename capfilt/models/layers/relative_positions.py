@@ -40,8 +40,7 @@ def _spline(known_K: Tensor, wanted_W: Tensor) -> Tensor:
     ends = [known_K[end].expand(degree + 1) for end in (0, -1)]
     knots = torch.cat([ends[0], inner, ends[1]])
     wanted_W = wanted_W.clamp(float(known_K[0]), float(known_K[-1]))
-    weights: Tensor = _basis(knots, degree, wanted_W) @ torch.linalg.inv(_basis(knots, degree, known_K))
-    return weights
+    return _basis(knots, degree, wanted_W) @ torch.linalg.inv(_basis(knots, degree, known_K))
 
 
 def _basis(knots: Tensor, degree: int, x_W: Tensor) -> Tensor:

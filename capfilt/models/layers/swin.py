@@ -44,8 +44,7 @@ class WindowAttention(nn.Module):
         bias = F.embedding(index_MM, self.offsets).permute(2, 0, 1).expand(W, -1, -1, -1)
         bias = bias if seen_WMM is None else bias + seen_WMM[:, None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[None].to(q.dtype))
-        out: Tensor = self.out(merge_heads(y.reshape(B * W, self.heads, M, -1))).view(B, W, M, D)
-        return out
+        return self.out(merge_heads(y.reshape(B * W, self.heads, M, -1))).view(B, W, M, D)
 
 
 class SwinBlock(nn.Module):
@@ -72,8 +71,7 @@ class SwinBlock(nn.Module):
         x_BND = x_BND + (y if depth_2B11 is None else y * depth_2B11[0])
         y = self.feed_forward(self.feed_forward_norm(x_BND))
         x_BND = x_BND + (y if depth_2B11 is None else y * depth_2B11[1])
-        out: Tensor = x_BND.view(B, S, S, D)
-        return out
+        return x_BND.view(B, S, S, D)
 
 
 SWIN_BLOCK = Block(SwinBlock)
@@ -89,8 +87,7 @@ class Merge(nn.Module):
 
     def forward(self, x_BSSD: Tensor) -> Tensor:
         four = [x_BSSD[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        out: Tensor = self.reduce(self.norm(torch.cat(four, dim=-1)))
-        return out
+        return self.reduce(self.norm(torch.cat(four, dim=-1)))
 
 
 class Stage(nn.Module):

@@ -34,28 +34,23 @@ class VisionTextConfig(ArchitectureConfig):
     @property
     def image_size(self) -> int:
         """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
-        size: int = self.vision.image_size
-        return size
+        return self.vision.image_size
 
     @property
     def vocabulary_size(self) -> int:
-        entries: int = self.text.vocab_size
-        return entries
+        return self.text.vocab_size
 
     @property
     def max_positions(self) -> int:
-        most: int = self.text.max_positions
-        return most
+        return self.text.max_positions
 
     @property
     def num_weights(self) -> int:
-        weights: int = self.vision.weights + self.text.weights
-        return weights
+        return self.vision.weights + self.text.weights
 
     @property
     def fused_width(self) -> int:
-        width: int = self.text.width if "fuse" in self.capabilities else 0
-        return width
+        return self.text.width if "fuse" in self.capabilities else 0
 
     @property
     def fused_init_std(self) -> float | None:
@@ -63,8 +58,7 @@ class VisionTextConfig(ArchitectureConfig):
 
     @property
     def vision_depth(self) -> int:
-        depth: int = self.vision.depth
-        return depth
+        return self.vision.depth
 
 
 class OneStackConfig(VisionTextConfig):

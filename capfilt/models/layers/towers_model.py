@@ -59,8 +59,7 @@ class TowersModel(Model):
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> tokens [B, N, vision width]; token 0 is [CLS]."""
-        tokens: Tensor = self.vision(images_B3SS)
-        return tokens
+        return self.vision(images_B3SS)
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         return self.text.image_context(tokens_BND, role)
@@ -78,8 +77,7 @@ class TowersModel(Model):
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], of the layers that read a text alone."""
-        states: Tensor = self.text(ids_BT, "encoder", mask_BT)
-        return states
+        return self.text(ids_BT, "encoder", mask_BT)
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
@@ -101,12 +99,10 @@ class TowersModel(Model):
         return ids_BT
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        states: Tensor = self.text(self.fused_ids(ids_BT), "encoder", mask_BT, image)
-        return states
+        return self.text(self.fused_ids(ids_BT), "encoder", mask_BT, image)
 
     def image_attention(self, layer: int) -> Attention:
-        attention: Attention = self.text.layers[layer].cross_attention.of("encoder").block  # type: ignore[union-attr, operator]
-        return attention
+        return self.text.layers[layer].cross_attention.of("encoder").block  # type: ignore[union-attr, operator]
 
     def fuse_states(self, states_BTD: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """States of texts that `encode_text` gave -> states beside images [B, T, D], where the one is the beginning of
@@ -120,8 +116,7 @@ class TowersModel(Model):
         return self.text.cls_states(self.fused_ids(ids_BT), lengths, image, counts)
 
     def match(self, states_BTD: Tensor) -> Tensor:
-        logits: Tensor = self.match_head(states_BTD[:, 0])
-        return logits
+        return self.match_head(states_BTD[:, 0])
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))

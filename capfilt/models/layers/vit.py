@@ -62,13 +62,11 @@ class VisionTransformer(nn.Module):
         """Pictures -> embedded tokens, as the first block reads them."""
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
-        embedded: Tensor = self.pre_norm(x_BND)
-        return embedded
+        return self.pre_norm(x_BND)
 
     def run(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embedded tokens -> tokens: blocks and final norm. `mask` as of `FusedSelfAttention`."""
-        tokens: Tensor = self.norm(self.run_blocks(x_BND, range(len(self.blocks)), mask))
-        return tokens
+        return self.norm(self.run_blocks(x_BND, range(len(self.blocks)), mask))
 
     def run_blocks(self, x_BND: Tensor, numbers: range, mask: Tensor | None = None) -> Tensor:
         """Tokens -> tokens through the blocks of these numbers."""

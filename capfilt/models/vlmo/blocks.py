@@ -49,8 +49,7 @@ class SharedAttention(nn.Module):
             if mask_BN is not None:
                 scores = scores.masked_fill(~mask_BN[:, None, None, :], -torch.inf)
             y = scores.softmax(dim=-1).to(v.dtype) @ v
-        out: Tensor = self.out(merge_heads(y))
-        return out
+        return self.out(merge_heads(y))
 
 
 class Expert(nn.Module):
@@ -65,8 +64,7 @@ class Expert(nn.Module):
         self.feed_forward = FeedForward(config.width, config.hidden)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        out: Tensor = self.feed_forward(self.norm(x_BND))
-        return out
+        return self.feed_forward(self.norm(x_BND))
 
 
 class MultiwayBlock(nn.Module):
@@ -134,8 +132,7 @@ class RelativePositions(nn.Module):
         else:
             index = joint_index(texts, self.longest, self.side, device)
         bias_NNC = F.embedding(index, at_least_fp32(self.table))
-        parts: Sequence[Tensor] = bias_NNC.permute(2, 0, 1).contiguous().chunk(self.depth)
-        return parts
+        return bias_NNC.permute(2, 0, 1).contiguous().chunk(self.depth)
 
 
 def image_index(side: int, device: torch.device | None = None) -> Tensor:

@@ -123,10 +123,8 @@ class Vlmo(Model):
         depth = torch.cat([part for part in drawn if part is not None])[:3] if rate else None
         given = (x_BND, modality, texts, bias_HNN, mask_BN, depth)
         if i >= len(self.blocks) - self.recompute and torch.is_grad_enabled():
-            again: Tensor = torch.utils.checkpoint.checkpoint(block, *given, use_reentrant=False)
-            return again
-        out: Tensor = block(*given)
-        return out
+            return torch.utils.checkpoint.checkpoint(block, *given, use_reentrant=False)
+        return block(*given)
 
     # ---- images, texts, and both ----
 
@@ -136,13 +134,11 @@ class Vlmo(Model):
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
         x_BND = x_BND if self.positions is None else x_BND + self.positions
-        out: Tensor = x_BND + self.modality.weight[number]
-        return out
+        return x_BND + self.modality.weight[number]
 
     def embed_text(self, ids_BT: Tensor) -> Tensor:
         """Ids -> embedded words [B, T, D]; no block has read them."""
-        out: Tensor = self.text(ids_BT, absolute=self.relative is None) + self.modality.weight[0]
-        return out
+        return self.text(ids_BT, absolute=self.relative is None) + self.modality.weight[0]
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return self.run(self.embed_text(ids_BT), "text", ids_BT.shape[1], mask_BT.bool())[0]
@@ -193,14 +189,12 @@ class Vlmo(Model):
 
     def match(self, states_BTD: Tensor) -> Tensor:
         assert self.match_head is not None, "a model without a head that matches"
-        logits: Tensor = self.match_head(self.summary(states_BTD))
-        return logits
+        return self.match_head(self.summary(states_BTD))
 
     def guess_words(self, states_BTD: Tensor) -> Tensor:
         """States of words -> logits of the words that stood there [B, T, V]."""
         assert self.mlm_head is not None, "a model without a head that guesses words"
-        logits: Tensor = self.mlm_head(states_BTD, self.text.words.weight)
-        return logits
+        return self.mlm_head(states_BTD, self.text.words.weight)
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         return self.guess_words(self.fuse(ids_BT, mask_BT, image)[:, : ids_BT.shape[1]])

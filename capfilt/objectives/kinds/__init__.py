@@ -89,8 +89,7 @@ def built_by(name: str) -> Callable[[Any, Any, int], Task]:
 
     def build(model: Any, config: Any, prompt: int = 0) -> Task:
         module, _, made = name.partition(".")
-        task: Task = getattr(import_module(f"capfilt.objectives.tasks.{module}"), made)(model, config, prompt)
-        return task
+        return getattr(import_module(f"capfilt.objectives.tasks.{module}"), made)(model, config, prompt)
 
     return build
 
