@@ -72,6 +72,18 @@ class Search(Config):
         """How vectors are compared, if they are."""
         return next((near for near in self.by if near.kind == "vector"), None)
 
+    def path(self, near: Near, block: str) -> StoragePath:
+        """The records of a block, in the order of their keys."""
+        return self.work / f"{near.kind}-{block}.bin"
+
+    def exact_path(self, block: str) -> StoragePath:
+        """The exact neighbours of the queries in a block."""
+        return self.work / f"exact-{block}.parquet"
+
+    def names_path(self, block: str) -> StoragePath:
+        """The keys and uids of a block, in the order of its rows."""
+        return self.work / f"names-{block}.parquet"
+
     def load(self) -> Pool:
         """The pool, which is read once."""
         return _pool(self.work / "pool.json", self.pool)
@@ -137,17 +149,6 @@ class SplitJob(Search):
         pool = self.load()
         block = [shard.model_dump(mode="json") for shard in pool.blocks[item]]
         return fingerprint(self.settings(), self.lists, pool.starts[pool.blocks[item][0].name], block)
-
-    def path(self, near: Near, block: str) -> StoragePath:
-        return self.work / f"{near.kind}-{block}.bin"
-
-    def exact_path(self, block: str) -> StoragePath:
-        """The exact neighbours of the queries in a block."""
-        return self.work / f"exact-{block}.parquet"
-
-    def names_path(self, block: str) -> StoragePath:
-        """The keys and uids of a block, in the order of its rows."""
-        return self.work / f"names-{block}.parquet"
 
     def open(self) -> Callable[[str], None]:
         known = Lists.load(self.work / LISTS) if self.vector else None
