@@ -140,7 +140,7 @@ class Model(nn.Module):
 
     def similarity(self, image: Tensor, text_TP: Tensor) -> Tensor:
         """Vectors of images and of texts -> cosines [I, T]."""
-        self._cannot("compare images with texts")
+        return image @ text_TP.T
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts beside images -> states [B, T, D], for `match`; rows that share an image are adjacent."""

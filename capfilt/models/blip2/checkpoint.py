@@ -27,15 +27,10 @@ from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, TransformersFormat
 from capfilt.models.layers.vit import VISION_BLOCK
+from capfilt.models.registry import blank
 
 QUERIES = {"self_attention": "self_attention", "query_feed_forward": "feed_forward", "feed_forward": "feed_forward"}
 """The parts of the Q-Former that begin as parts of BERT."""
-
-
-def blank(config: Blip2Config) -> Blip2:
-    """A model without weights, on the meta device."""
-    with torch.device("meta"):
-        return Blip2(config)
 
 
 class Blip2Transformers(TransformersFormat):
@@ -95,7 +90,7 @@ def continued(config: Blip2Config, saved: ArchitectureConfig, tensors: Tensors, 
     behind. A language model that the saved one lacks stays without weights, on the meta device, until it is put there,
     and so does the memory of a vision tower of which there is nothing (`store.load_filled`).
     """
-    model = blank(config)
+    model: Any = blank(config)
     has_language = any(name.startswith("language.") for name in tensors)
     nn.Module.to_empty(model, device="cpu", recurse=False)
     for name, part in model.named_children():

@@ -20,13 +20,13 @@ from capfilt.errors import ModelError
 from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.config import Blip2Config, Format, Kind, LanguageConfig, QFormerConfig
 from capfilt.models.blip2.language_model import described_at
-from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names
 from capfilt.models.checkpoints.key_maps import LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.config import Role, VisionConfig
+from capfilt.models.registry import blank
 
 TOWER, QFORMER, PREDICTIONS = "visual_encoder.", "Qformer.bert.", "Qformer.cls.predictions."
 LANGUAGE: dict[Kind, tuple[str, str]] = {"opt": ("opt_model.", "opt_proj."), "t5": ("t5_model.", "t5_proj.")}
@@ -80,8 +80,7 @@ def names(config: Blip2Config) -> Names:
 
 
 def _language_names(config: Blip2Config) -> list[str]:
-    with torch.device("meta"):
-        return [name for name in distinct_names(Blip2(config)) if name.startswith("language.")]
+    return [name for name in distinct_names(blank(config)) if name.startswith("language.")]
 
 
 class Lavis(OriginalFormat):
@@ -111,9 +110,7 @@ class Lavis(OriginalFormat):
             return config
         prefix, _ = LANGUAGE[config.language.kind]
         as_tied = config.model_copy(update={"language": config.language.model_copy(update={"tied": True})})
-        with torch.device("meta"):
-            twice = Blip2(as_tied).tied()
-        second_names = {_theirs(name, prefix): _theirs(first, prefix) for name, first in twice.items()}
+        second_names = {_theirs(name, prefix): _theirs(first, prefix) for name, first in blank(as_tied).tied().items()}
         tied = transformers_config.unify_language(tensors, second_names, prefix)
         return config.model_copy(update={"language": config.language.model_copy(update={"tied": tied})})
 

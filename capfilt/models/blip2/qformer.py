@@ -11,6 +11,7 @@ text that is written, so they are computed once for all texts and all steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from capfilt.models.blip2.config import QFormerConfig
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues
-from capfilt.models.layers.bert import Cache, LanguageHead, Residual, check_length, self_attention_mask
+from capfilt.models.layers.bert import Cache, LanguageHead, Residual, check_length, initialise, self_attention_mask
 from capfilt.models.layers.image_context import ImageContext
 
 
@@ -73,15 +74,8 @@ class QFormer(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0) if config.roles else None
         self.positions = nn.Embedding(config.max_positions, config.width) if config.roles else None
         self.head = LanguageHead(config) if "decoder" in config.roles else None
-        self.apply(self._initialise)
+        self.apply(partial(initialise, std=config.init_std))
         nn.init.normal_(self.query_tokens, std=0.02)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=self.config.init_std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     def image_context(self, tokens_BND: Tensor) -> ImageContext:
         """Project image tokens for every layer with cross-attention."""

@@ -116,6 +116,3 @@ class Clip(Model):
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """States at the end of texts [B, 1, D] -> unit vectors [B, projection], fp32 at least, under autocast too."""
         return unit(self.text_projection(states_BTD[:, 0]))
-
-    def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
-        return image_IP @ text_TP.T

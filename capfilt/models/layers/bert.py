@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -223,6 +224,15 @@ class OutputLayer:
         return self.head(states_BTD, self.weight_VD)
 
 
+def initialise(module: nn.Module, std: float) -> None:
+    """Draw fresh weights of a stack made like BERT; those of embeddings deviate by 0.02 whatever its width."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+
+
 class TextTransformer(nn.Module):
     """The stack. Every call names the role; with `image` it is grounded, with role "decoder" it is causal."""
 
@@ -234,16 +244,9 @@ class TextTransformer(nn.Module):
             TextLayer(config, image_width, attends=n >= config.fusion_layer) for n in range(config.depth)
         )
         self.head = LanguageHead(config) if "decoder" in config.roles else None
-        self.apply(self._initialise)
+        self.apply(partial(initialise, std=config.init_std))
         if self.head is not None and self.head.weight is not None:
             nn.init.normal_(self.head.weight, std=0.02)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=self.config.init_std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> ImageContext:
         """Project image tokens, once for all texts and steps that will attend to them; a pair for each layer."""

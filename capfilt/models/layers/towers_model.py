@@ -87,9 +87,6 @@ class TowersModel(Model):
         """Text states -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
         return unit(self.text_projection(states_BTD[:, 0]))
 
-    def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
-        return image_IP @ text_TP.T
-
     def fused_ids(self, ids_BT: Tensor) -> Tensor:
         """The ids that `fuse` reads; [B, T] with [CLS] first, as they come, or with another token there."""
         return ids_BT

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from capfilt.models.layers.attention import FeedForward, merge_heads, split_heads
 from capfilt.models.layers.packed_linear import linear
 from capfilt.models.layers.precision import at_least_fp32
-from capfilt.models.layers.relative_positions import resize_offsets
+from capfilt.models.layers.relative_positions import offset_index, resize_offsets
 from capfilt.models.vlmo.config import BlocksConfig
 
 Modality = Literal["text", "image", "fused"]
@@ -137,10 +137,7 @@ class RelativePositions(nn.Module):
 
 def image_index(side: int, device: torch.device | None = None) -> Tensor:
     """Rows of the table for [CLS] and side x side patches, [N, N] from query to key: offsets are query - key."""
-    place = torch.arange(side, device=device)
-    row, column = (axis.flatten() for axis in torch.meshgrid(place, place, indexing="ij"))
-    offsets = (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column + side - 1
-    return _with_cls(offsets, (2 * side - 1) ** 2)
+    return _with_cls(offset_index(side, device), (2 * side - 1) ** 2)
 
 
 def text_index(length: int, longest: int, side: int, device: torch.device | None = None) -> Tensor:

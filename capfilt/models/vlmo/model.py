@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import Model
 from capfilt.models.layers.attention import stochastic_depth
 from capfilt.models.layers.bert import Embeddings, LanguageHead
-from capfilt.models.layers.block import Block
+from capfilt.models.layers.block import Block, recomputed
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
 from capfilt.models.layers.precision import unit
@@ -122,9 +121,7 @@ class Vlmo(Model):
         drawn = [stochastic_depth(x_BND, rate) for _ in range(2)]
         depth = torch.cat([part for part in drawn if part is not None])[:3] if rate else None
         given = (x_BND, modality, texts, bias_HNN, mask_BN, depth)
-        if i >= len(self.blocks) - self.recompute and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(block, *given, use_reentrant=False)
-        return block(*given)
+        return recomputed(i >= len(self.blocks) - self.recompute, block, *given)
 
     # ---- images, texts, and both ----
 
@@ -163,9 +160,6 @@ class Vlmo(Model):
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
         return unit(self.text_projection(states_BTD[:, 0]))
-
-    def similarity(self, image_ID: Tensor, text_TD: Tensor) -> Tensor:
-        return image_ID @ text_TD.T
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         """Image tokens -> these: a text and its image are read together from the first block on."""

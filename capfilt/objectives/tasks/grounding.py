@@ -7,7 +7,7 @@ import torch
 from capfilt.data.loading.loader import Batch
 from capfilt.data.loading.phrase_rows import PhraseRows
 from capfilt.objectives.interface import BoxBatch, LossesAndMetrics, Task
-from capfilt.objectives.kinds.grounding import GroundingObjectives
+from capfilt.objectives.kinds.downstream import GroundingObjectives
 from capfilt.objectives.losses.boxes import box_losses, corners_of, iou
 
 

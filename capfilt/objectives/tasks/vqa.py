@@ -14,7 +14,7 @@ from capfilt.data.loading.task_rows import TaskRows
 from capfilt.models.interface import Model
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.interface import AnswerBatch, LossesAndMetrics, Task
-from capfilt.objectives.kinds.vqa import VqaObjectives
+from capfilt.objectives.kinds.downstream import VqaObjectives
 from capfilt.objectives.losses.itc import ramp
 from capfilt.objectives.momentum import Momentum
 
