@@ -25,19 +25,6 @@ VISION, TEXT, PRETRAINED, PREDICTIONS = (
 )  # fmt: skip
 
 
-def names(config: AlbefConfig) -> Names:
-    """What a file calls the tensors of a model of ours."""
-    pretrained = "decoder" in config.text.roles
-    stack = PRETRAINED if pretrained else TEXT
-    lines = [*expand(TIMM_VISION, config.vision.depth, "vision.", VISION)]
-    lines += expand({**key_maps.COMPARING, "match_head.*": "itm_head.*", "temperature": "temp"}, 1, "", "")
-    if pretrained:
-        lines += expand(LM_HEAD, 1, "text.head.", PREDICTIONS)
-    if pretrained and not config.text.tie_lm_head:
-        lines.append(("text.head.weight", f"{PREDICTIONS}decoder.weight"))
-    return once(lines) | key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
-
-
 class AlbefPth(OriginalFormat):
     """A `.pth` of ALBEF's own code (salesforce/ALBEF), of a pretraining or a fine-tuning for retrieval."""
 
@@ -61,16 +48,24 @@ class AlbefPth(OriginalFormat):
             return read.changed(roles=roles, tie_lm_head=tied)
 
     def names(self, config: AlbefConfig) -> Names:
-        return names(config)
+        pretrained = "decoder" in config.text.roles
+        stack = PRETRAINED if pretrained else TEXT
+        lines = [*expand(TIMM_VISION, config.vision.depth, "vision.", VISION)]
+        lines += expand({**key_maps.COMPARING, "match_head.*": "itm_head.*", "temperature": "temp"}, 1, "", "")
+        if pretrained:
+            lines += expand(LM_HEAD, 1, "text.head.", PREDICTIONS)
+        if pretrained and not config.text.tie_lm_head:
+            lines.append(("text.head.weight", f"{PREDICTIONS}decoder.weight"))
+        return once(lines) | key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
 
     def momentum(self, config: AlbefConfig, tensors: Tensors, source: object) -> Tensors:
         for stack in ("text_encoder_m.", "text_encoder."):
             key_maps.unify_head(tensors, f"{stack}cls.predictions.", f"{stack}bert.{WORDS}")
-        return key_maps.momentum(names(config), tensors, source)
+        return key_maps.momentum(self.names(config), tensors, source)
 
     def write(self, config: AlbefConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names; its own code expects the head's tied names as well."""
-        written = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}
+        written = {theirs: tensors[ours] for ours, several in self.names(config).items() for theirs in several}
         if "decoder" in config.text.roles:
             written[f"{PREDICTIONS}decoder.bias"] = written[f"{PREDICTIONS}bias"]
             written.setdefault(f"{PREDICTIONS}decoder.weight", written[PRETRAINED + WORDS])

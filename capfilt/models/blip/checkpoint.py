@@ -31,6 +31,7 @@ from capfilt.models.checkpoints.key_maps import (
     expand,
     once,
 )
+from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
 from capfilt.models.layers.bert import TEXT_BLOCK
@@ -83,13 +84,8 @@ def give(tensors: Tensors, config: BlipConfig, layout: Layout) -> Tensors:
     return given
 
 
-def from_shapes(tensors: Tensors, source: object) -> BlipConfig:
+def from_shapes(tensors: Tensors) -> BlipConfig:
     """The architecture of a `.pth` of BLIP's, which says nothing about it; its LM head is settled."""
-    with key_maps.fitting(source):
-        return _from_shapes(tensors)
-
-
-def _from_shapes(tensors: Tensors) -> BlipConfig:
     roles: tuple[Role, ...] = tuple(role for role in get_args(Role) if STACKS[role] + WORDS in tensors)
     stack = STACKS[roles[-1]]
     projection = tensors["vision_proj.weight"].shape[0] if "vision_proj.weight" in tensors else 256
@@ -135,7 +131,10 @@ class BlipPth(OriginalFormat):
         """The architecture by the tensors' shapes, or as a YAML describes it; whether the LM head is tied the tensors
         decide."""
         tied = unify_head(tensors)
-        return from_shapes(tensors, source) if described is None else described.changed(tie_lm_head=tied)
+        if described is not None:
+            return described.changed(tie_lm_head=tied)
+        with key_maps.fitting(source):
+            return from_shapes(tensors)
 
     def names(self, config: BlipConfig) -> Names:
         return names(config, "pth")
@@ -161,7 +160,8 @@ class BlipTransformers(TransformersFormat):
         """What a `config.json` describes; whether the LM head is tied the tensors decide."""
         here = OUTPUT in tensors
         tied = unify_head(tensors) and (here or transformers_config.declares_tied(described))
-        return transformers_config.architecture(described, tied, folder)
+        with possible(folder):
+            return transformers_config.architecture(described, tied, folder)
 
     def names(self, config: BlipConfig) -> Names:
         return names(config, "hf")

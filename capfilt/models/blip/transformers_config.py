@@ -17,7 +17,6 @@ from capfilt.models.checkpoints.transformers_folder import (
     check_gelu,
     described_text,
     described_vision,
-    possible,
     text_fields,
     vision_tower,
 )
@@ -63,11 +62,6 @@ def declares_tied(config: Mapping[str, Any]) -> bool:
 
 def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     """What a `config.json` describes; `tied` is what the tensors say of the LM head."""
-    with possible(source):
-        return _architecture(config, tied, source)
-
-
-def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     roles = ROLES[config["architectures"][0]]
     vision = _VISION | (config.get("vision_config") or {})
     text = _TEXT | (config.get("text_config") or {})

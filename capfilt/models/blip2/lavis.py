@@ -53,32 +53,6 @@ IGNORED = {
 KEY_BIASES = "biases of keys in the vision tower, for which LAVIS has no place; softmax does not see them"
 
 
-def names(config: Blip2Config) -> Names:
-    """What LAVIS calls the tensors of a model of ours; `visual_encoder...attn.qkv.bias` is in two parts there."""
-    tower = {ours: theirs for ours, theirs in TIMM_VISION.items() if ours != "norm.*"}
-    lines = [
-        *expand(tower, config.vision.depth, "vision.", TOWER),
-        *expand(ENDS, 1, "", ""),
-        ("text.query_tokens", "query_tokens"),
-        *transformers_config.layers(config.text, QFORMER),
-    ]
-    if "encoder" in config.text.roles:
-        lines += expand(COMPARING, 1, "", "")
-    if config.language is not None:
-        model, projection = LANGUAGE[config.language.kind]
-        lines += expand({"language_projection.*": f"{projection}*"}, 1, "", "")
-        lines += [(ours, _theirs(ours, model)) for ours in _language_names(config)]
-    found = once(lines)
-    if config.text.roles:
-        found["text.words.weight"] = (f"{QFORMER}{WORDS}",)
-        found["text.positions.weight"] = (f"{QFORMER}embeddings.position_embeddings.weight",)
-    if "decoder" in config.text.roles:
-        found |= once(expand(LM_HEAD, 1, "text.head.", PREDICTIONS))
-        for ours, again in (("text.words.weight", "decoder.weight"), ("text.head.bias", "decoder.bias")):
-            found[ours] = (*found[ours], f"{PREDICTIONS}{again}")
-    return found
-
-
 def _language_names(config: Blip2Config) -> list[str]:
     return [name for name in distinct_names(blank(config)) if name.startswith("language.")]
 
@@ -120,11 +94,33 @@ class Lavis(OriginalFormat):
         return from_shapes(tensors, language, source)
 
     def names(self, config: Blip2Config) -> Names:
-        return names(config)
+        """What LAVIS calls the tensors of a model of ours; `visual_encoder...attn.qkv.bias` is in two parts there."""
+        tower = {ours: theirs for ours, theirs in TIMM_VISION.items() if ours != "norm.*"}
+        lines = [
+            *expand(tower, config.vision.depth, "vision.", TOWER),
+            *expand(ENDS, 1, "", ""),
+            ("text.query_tokens", "query_tokens"),
+            *transformers_config.layers(config.text, QFORMER),
+        ]
+        if "encoder" in config.text.roles:
+            lines += expand(COMPARING, 1, "", "")
+        if config.language is not None:
+            model, projection = LANGUAGE[config.language.kind]
+            lines += expand({"language_projection.*": f"{projection}*"}, 1, "", "")
+            lines += [(ours, _theirs(ours, model)) for ours in _language_names(config)]
+        found = once(lines)
+        if config.text.roles:
+            found["text.words.weight"] = (f"{QFORMER}{WORDS}",)
+            found["text.positions.weight"] = (f"{QFORMER}embeddings.position_embeddings.weight",)
+        if "decoder" in config.text.roles:
+            found |= once(expand(LM_HEAD, 1, "text.head.", PREDICTIONS))
+            for ours, again in (("text.words.weight", "decoder.weight"), ("text.head.bias", "decoder.bias")):
+                found[ours] = (*found[ours], f"{PREDICTIONS}{again}")
+        return found
 
     def write(self, config: Blip2Config, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names, the constant among its buffers included."""
-        given = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}
+        given = {theirs: tensors[ours] for ours, several in self.names(config).items() for theirs in several}
         for name in [name for name in given if name.endswith(".attn.qkv.bias")]:
             query, _, value = given.pop(name).chunk(3)
             given[name.replace("qkv.bias", "q_bias")], given[name.replace("qkv.bias", "v_bias")] = query, value

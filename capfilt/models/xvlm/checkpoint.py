@@ -107,22 +107,6 @@ def swin_names(config: SwinConfig, ours: str, theirs: str) -> Names:
     return once(lines)
 
 
-def names(config: XvlmConfig) -> Names:
-    """What a file calls the tensors of a model of ours."""
-    stack, lines = STACKS[config.text.roles], list[tuple[str, str]]()
-    if config.compares:
-        lines += expand({**key_maps.COMPARING, "temperature": "temp"}, 1, "", "")
-    for ours, theirs in HEADS[: config.compares + config.grounds]:
-        lines += expand({f"{n}.*": f"{n}.*" for n in (0, 1, 3)}, 1, f"{ours}.", f"{theirs}.")
-    if "decoder" in config.text.roles:
-        predictions = predictions_of(stack)
-        lines += expand(LM_HEAD, 1, "text.head.", predictions)
-        if not config.text.tie_lm_head:
-            lines.append(("text.head.weight", f"{predictions}decoder.weight"))
-    text = key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
-    return vision_names(config.vision) | once(lines) | text
-
-
 def predictions_of(stack: str) -> str:
     """Where the head over the vocabulary is, beside a text stack."""
     return f"{stack.removesuffix('bert.')}cls.predictions."
@@ -156,11 +140,22 @@ class XvlmTh(OriginalFormat):
         return config
 
     def names(self, config: XvlmConfig) -> Names:
-        return names(config)
+        stack, lines = STACKS[config.text.roles], list[tuple[str, str]]()
+        if config.compares:
+            lines += expand({**key_maps.COMPARING, "temperature": "temp"}, 1, "", "")
+        for ours, theirs in HEADS[: config.compares + config.grounds]:
+            lines += expand({f"{n}.*": f"{n}.*" for n in (0, 1, 3)}, 1, f"{ours}.", f"{theirs}.")
+        if "decoder" in config.text.roles:
+            predictions = predictions_of(stack)
+            lines += expand(LM_HEAD, 1, "text.head.", predictions)
+            if not config.text.tie_lm_head:
+                lines.append(("text.head.weight", f"{predictions}decoder.weight"))
+        text = key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
+        return vision_names(config.vision) | once(lines) | text
 
     def write(self, config: XvlmConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names; its own code expects the head's tied names as well."""
-        written = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}
+        written = {theirs: tensors[ours] for ours, several in self.names(config).items() for theirs in several}
         if "decoder" in config.text.roles:
             stack = STACKS[config.text.roles]
             predictions = predictions_of(stack)
