@@ -7,7 +7,8 @@ shown within a second.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from capfilt import presets
 from capfilt.config import Config
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 ModelRole = Literal["captioner", "filter"]
 """What a model does to web pairs: it writes a text for an image, or scores texts beside one."""
 LanguageKind = Literal["opt", "t5"]
+
+
+def alias(path: str) -> Any:
+    """A property that is what lies at a dotted path of its object."""
+    return property(attrgetter(path))
 
 
 class ArchitectureConfig(Config, ABC):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from capfilt.config import added
+from capfilt.models.architecture import alias
 from capfilt.models.layers.config import TextConfig
 from capfilt.models.layers.towers import ComparingConfig
 
@@ -36,10 +37,8 @@ class BlipConfig(ComparingConfig):
         decoder = {"decode"} if "decoder" in self.text.roles else set()
         return frozenset({"encode_image"} | encoder | decoder)
 
-    @property
-    def first_token(self) -> int:
-        """[DEC], which a decoded text begins with."""
-        return self.text.dec
+    first_token = alias("text.dec")
+    """[DEC], which a decoded text begins with."""
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:

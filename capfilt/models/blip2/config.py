@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from capfilt.config import Config, added
 from capfilt.errors import ModelError
+from capfilt.models.architecture import alias
 from capfilt.models.layers.config import BertConfig, VisionConfig
 from capfilt.models.layers.limits import MAX_DEPTH, MAX_ENTRIES, Depth, Epsilon, Positions, Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
@@ -137,9 +138,7 @@ class Blip2Config(TowersConfig):
         """[DEC] of the Q-Former, which a decoded text begins with; a language model's tokenizer has its own."""
         return self.text.dec if self.language is None else None
 
-    @property
-    def feature_width(self) -> int:
-        return self.projection
+    feature_width = alias("projection")
 
     @property
     def compares(self) -> bool:

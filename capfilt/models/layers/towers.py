@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from capfilt.models.architecture import ArchitectureConfig, ModelRole
+from capfilt.models.architecture import ArchitectureConfig, ModelRole, alias
 from capfilt.models.layers.config import BertConfig, FusionTextConfig, Role, TextConfig, TextStackConfig, VisionConfig
 from capfilt.models.layers.limits import Temperature, Width
 
@@ -31,18 +31,14 @@ class VisionTextConfig(ArchitectureConfig):
     text: Any
     """What texts pass through; likewise."""
 
-    @property
-    def image_size(self) -> int:
-        """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
-        return self.vision.image_size
+    image_size = alias("vision.image_size")
+    """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
+    vision_depth = alias("vision.depth")
+    max_positions = alias("text.max_positions")
 
     @property
     def vocabulary_size(self) -> int:
         return self.text.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        return self.text.max_positions
 
     @property
     def num_weights(self) -> int:
@@ -56,17 +52,11 @@ class VisionTextConfig(ArchitectureConfig):
     def fused_init_std(self) -> float | None:
         return float(getattr(self.text, "init_std", 0.02))
 
-    @property
-    def vision_depth(self) -> int:
-        return self.vision.depth
-
 
 class OneStackConfig(VisionTextConfig):
     """An architecture of one stack of blocks for images and texts, whose texts are embedded as BERT's (ViLT, VLMo)."""
 
-    @property
-    def num_layers(self) -> int:
-        return self.vision_depth
+    num_layers = alias("vision_depth")
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
@@ -124,9 +114,7 @@ class ComparingConfig(TowersConfig):
     temperature: Temperature = 0.07
     """Initial temperature of ITC; learned."""
 
-    @property
-    def feature_width(self) -> int:
-        return self.projection
+    feature_width = alias("projection")
 
     @property
     def fusion_layers(self) -> range:
