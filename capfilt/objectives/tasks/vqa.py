@@ -36,10 +36,9 @@ class Vqa(Task):
 
     def example(self, pairs: int, tokens: int) -> AnswerBatch:
         """A batch for counting operations: questions of one answer."""
-        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
-        numbers, short = torch.arange(pairs), torch.ones(pairs, 4, dtype=torch.long)
-        images = torch.empty(pairs, 3, size, size)
-        return AnswerBatch(images, ids, torch.ones_like(ids), numbers, short, short, numbers, torch.ones(pairs))
+        short = torch.ones(pairs, 4, dtype=torch.long)
+        answers = short, short, torch.arange(pairs), torch.ones(pairs)
+        return AnswerBatch(*super().example(pairs, tokens)[:4], *answers)
 
     def compute_losses(self, batch: AnswerBatch, progress: float) -> LossesAndMetrics:
         labels_AL = batch.answer_ids_AL[:, 1:].masked_fill(batch.answer_mask_AL[:, 1:] == 0, -100)
