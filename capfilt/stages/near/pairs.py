@@ -41,14 +41,11 @@ DONE = "near.json"
 class JoinJob(Search):
     """Compares what lies under some keys; an item is KIND-NUMBER, a unit of `units.json`."""
 
+    step = "join"
     unit: ClassVar[str] = "units"
 
     units: str
     """The sha256 of `units.json`."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-join"
 
     def identity(self, item: str) -> str:
         """The fingerprint of all rows, of the lists and of the unit."""
@@ -90,12 +87,9 @@ def _units(path: StoragePath, sha256: str) -> dict[str, Unit]:
 class ShardJob(Search):
     """Finds the pairs within each shard; an item is the name of a shard."""
 
+    step = "shards"
     unit: ClassVar[str] = "shards"
     only_reads: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-shards"
 
     def identity(self, item: str) -> str:
         """The fingerprint of the table, of the number of its first row and of the settings."""

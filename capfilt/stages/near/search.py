@@ -47,6 +47,8 @@ NAMES_ROWS = 4096
 class Search(Config):
     """What the jobs of one search share."""
 
+    step: ClassVar[str]
+
     out: StoragePath
     area: str = FOLDER
     """A folder in `out`: where the pool and what lies between the stages are."""
@@ -61,6 +63,11 @@ class Search(Config):
     seed: int = 0
     names: bool = False
     """Whether keys and uids are written beside the vectors."""
+
+    @property
+    def name(self) -> str:
+        """The stage, of a job."""
+        return f"{self.area}-{self.step}"
 
     @property
     def work(self) -> StoragePath:
@@ -101,11 +108,8 @@ def _pool(path: StoragePath, sha256: str) -> Pool:
 class ListsJob(Search):
     """Trains the centroids; its one item is "lists"."""
 
+    step = "lists"
     unit: ClassVar[str] = "sets of lists"
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-lists"
 
     def identity(self, item: str) -> str:
         return fingerprint(item, self.settings(), [shard.sha256 for shard in self.load().shards])
@@ -137,12 +141,9 @@ class ListsJob(Search):
 class SplitJob(Search):
     """Writes the rows of blocks by their keys; an item is the name of a block."""
 
+    step = "split"
     unit: ClassVar[str] = "blocks"
     only_reads: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-split"
 
     def identity(self, item: str) -> str:
         """The fingerprint of the block's tables, of the lists and of the settings."""
