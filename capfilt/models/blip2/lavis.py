@@ -32,12 +32,7 @@ TOWER, QFORMER, PREDICTIONS = "visual_encoder.", "Qformer.bert.", "Qformer.cls.p
 LANGUAGE: dict[Kind, tuple[str, str]] = {"opt": ("opt_model.", "opt_proj."), "t5": ("t5_model.", "t5_proj.")}
 """What LAVIS calls the language model, and the layer before it."""
 ENDS: Table = {"vision_norm.*": "ln_vision.*", "text.norm.*": f"{QFORMER}embeddings.LayerNorm.*"}
-COMPARING: Table = {
-    "image_projection.*": "vision_proj.*",
-    "text_projection.*": "text_proj.*",
-    "match_head.*": "itm_head.*",
-    "temperature": "temp",
-}
+COMPARING: Table = {**key_maps.COMPARING, "match_head.*": "itm_head.*", "temperature": "temp"}
 NORM_EPS = 1e-5
 """Of the norm behind the frozen tower, in LAVIS."""
 VIT_G, BERT_BASE = 1408, 768
