@@ -18,11 +18,11 @@ from capfilt.models.checkpoints import store
 from capfilt.pipelines import add_score
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
-from capfilt.stages.annotation.annotate import AnnotateJob
+from capfilt.stages.annotation.annotate import AnnotateJob, annotate
 from capfilt.stages.annotation.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
-from capfilt.stages.runner import CommandOptions, check_success, run_shards
+from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.storage.paths import StoragePath, listing
 
 
@@ -87,7 +87,7 @@ def run(
             without=without and without.absolute(),
             keep_vectors=extras.keep_vectors,
         )
-        tally = run_shards(session, urls, job, worker, show)
+        tally = annotate(session, urls, job, worker, show)
         figures = None if pairs is None else _measure(session, job, pairs, worker, show)
         how = (job.compute, config.batch_size)
         scored = add_score.score(session, urls, beside, job.out, how, worker, show) if beside else None

@@ -6,7 +6,7 @@ A job commits each item itself, on the machine that did the work; the driver onl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol
@@ -17,7 +17,6 @@ from capfilt.cluster.session import Session, set_threads
 from capfilt.cluster.worker import ItemResult
 from capfilt.cluster.worker_pool import Resources, pool_size, run_items
 from capfilt.config import Config
-from capfilt.data import shards
 from capfilt.errors import RunError, ShortfallError, UsageError
 from capfilt.inference.captioners.endpoint import cache as answers
 from capfilt.runs import metrics, quarantine, stage_status
@@ -130,16 +129,6 @@ def run_stage(
     if getattr(job, "lists_images", False):
         image_index.extend(session, ledger, resources.model_copy(update={"gpus": 0, "limit": 0}), show)
     return done.total
-
-
-def run_shards(
-    session: Session, urls: Sequence[str], job: Any, resources: Resources, show: Progress, label: str = ""
-) -> Tally:
-    """Process every shard of these URLs by a job that is a `ShardsJob`; returns what became of their samples and texts.
-    `label`: its name where none is given."""
-    named = shards.by_name(urls)
-    job = job.model_copy(update={"names": shards.renamed(named)})
-    return run_stage(session, job, named, resources, show, label or job.name)
 
 
 def unit_of(job: StageJob) -> str:

@@ -18,6 +18,7 @@ from capfilt.pipelines.bootstrap.context import BootstrapContext
 from capfilt.pipelines.bootstrap.roles.blip2_stages import merge_figures, pretrain_stages
 from capfilt.runs.tally import Tally
 from capfilt.stages.annotation.annotate import AnnotateJob
+from capfilt.stages.annotation.annotate import annotate as run_annotate
 from capfilt.stages.annotation.calibrate import CalibrateJob
 from capfilt.stages.annotation.calibrate import calibrate as run_calibrate
 from capfilt.stages.annotation.human_pairs import HumanPairsJob
@@ -25,7 +26,7 @@ from capfilt.stages.annotation.human_pairs import measure_human_pairs as run_hum
 from capfilt.stages.evaluate import EvaluateJob
 from capfilt.stages.evaluate import evaluate as run_evaluate
 from capfilt.stages.resolve import resolve_once
-from capfilt.stages.runner import check_success, run_shards
+from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select
 from capfilt.stages.train import run_training
@@ -137,7 +138,7 @@ def annotate(context: BootstrapContext, r: int, captioner: CaptionerSpec, filter
     )
     worker, label = context.config.cluster.annotate, f"round {r} annotate"
     urls, show = context.splits["web"], context.progress
-    check_success(label, run_shards(context.session, urls, job, worker, show, label))
+    check_success(label, run_annotate(context.session, urls, job, worker, show, label))
     if further:
         wanted, how = add_score.checked(further, show), (job.compute, config.batch_size)
         add_score.score(context.session, urls, wanted, job.out, how, worker, show)

@@ -12,8 +12,8 @@ from capfilt.inference.device import Compute
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest, decide
-from capfilt.stages.near.embed import EXECUTION_FIELDS, STAGE, EmbedConfig, EmbedJob, VectorModel
-from capfilt.stages.runner import CommandOptions, check_success, run_shards
+from capfilt.stages.near.embed import EXECUTION_FIELDS, STAGE, EmbedConfig, EmbedJob, VectorModel, embed
+from capfilt.stages.runner import CommandOptions, check_success
 from capfilt.stages.workload import of_shards, working_address
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
@@ -47,7 +47,7 @@ def run(
         if found is not None:
             compute = decide(session, run, {STAGE: ComputeRequest(config.precision, worker)}, show)[STAGE]
         job = EmbedJob(out=out.absolute(), model=found, config=config, compute=compute)
-        tally = run_shards(session, urls, job, worker, show)
+        tally = embed(session, urls, job, worker, show)
     result: dict[str, Any] = {"embeddings": str(out / embeddings.FOLDER), "model": made_by}
     result |= {"samples": tally.to_json()["samples"], "failed": tally.to_json()["failed"]}
     check_success(STAGE, tally, options.min_success, result)

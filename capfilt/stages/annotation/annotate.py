@@ -5,8 +5,11 @@ One shard in, one Parquet out (design 4.2): a row for every text, and one for ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
 from capfilt.config import added
 from capfilt.data import duplicates, shards
 from capfilt.inference.captioners.spec import CaptionerSpec
@@ -14,8 +17,11 @@ from capfilt.inference.config import EXECUTION_FIELDS, AnnotateConfig
 from capfilt.inference.device import Compute, autocast
 from capfilt.runs.ledger import fingerprint
 from capfilt.runs.metrics import ShardReport
+from capfilt.runs.progress import Progress
+from capfilt.runs.tally import Tally
 from capfilt.stages.bisect import Splittable
 from capfilt.stages.inputs import ShardsJob
+from capfilt.stages.runner import run_stage
 from capfilt.storage.paths import StoragePath
 
 
@@ -65,3 +71,18 @@ class AnnotateJob(ShardsJob):
                 return annotator.part(url, start, stop)
 
         return Splittable(shard, part, annotator.expect, annotator.reading.close)
+
+
+def annotate(
+    session: Session,
+    urls: Sequence[str],
+    job: AnnotateJob,
+    resources: Resources,
+    show: Progress,
+    label: str = "annotate",
+) -> Tally:
+    """Annotate shards with models that fit their roles (`inference.roles`); returns what became of their samples and
+    texts."""
+    named = shards.by_name(urls)
+    job = job.model_copy(update={"names": shards.renamed(named)})
+    return run_stage(session, job, named, resources, show, label)

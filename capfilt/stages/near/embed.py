@@ -6,13 +6,15 @@ ledger, by reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from capfilt.cluster.session import Session
+from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import embeddings, shards
 from capfilt.data.embeddings import Embedding, Kind, Vectors
@@ -30,6 +32,7 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.bisect import Splittable
 from capfilt.stages.inputs import ShardsJob
+from capfilt.stages.runner import run_stage
 from capfilt.stages.shard_reading import ReadAhead, ShardReading
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath, storage_path
@@ -197,3 +200,16 @@ class ShardEmbedder:
             lambda start, stop: [*embedder.vectors(images.part(slice(start, stop))).astype(np.float16)],
             len(batch.samples),
         )
+
+
+def embed(
+    session: Session,
+    urls: Sequence[str],
+    job: EmbedJob,
+    resources: Resources,
+    show: Progress,
+    label: str = STAGE,
+) -> Tally:
+    """Embed shards; returns what became of their samples."""
+    named = shards.by_name(urls)
+    return run_stage(session, job.model_copy(update={"names": shards.renamed(named)}), named, resources, show, label)

@@ -20,9 +20,8 @@ from capfilt.runs.progress import Progress
 from capfilt.stages.near.decontaminate import compare
 from capfilt.stages.near.decontaminate.compare import Settings
 from capfilt.stages.near.decontaminate.criteria import Criteria
-from capfilt.stages.near.embed import EmbedConfig, EmbedJob
+from capfilt.stages.near.embed import EmbedConfig, EmbedJob, embed
 from capfilt.stages.near.leave_out import LeaveOutJob, leave_out
-from capfilt.stages.runner import run_shards
 from capfilt.storage.paths import StoragePath
 
 
@@ -44,7 +43,7 @@ def clean_web(
     named = shards.by_name(splits["web"])
     compute = Compute(device="cpu", precision="fp32")
     job = EmbedJob(out=folder / "embeddings", model=None, config=EmbedConfig(), compute=compute)
-    run_shards(session, splits["web"], job, resources, show, "hash the web")
+    embed(session, splits["web"], job, resources, show, "hash the web")
     without = []
     if config.dedup is not None:
         without.append(folder / "dedup")
