@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -37,7 +37,7 @@ class BlipConfig(ComparingConfig):
         decoder = {"decode"} if "decoder" in self.text.roles else set()
         return frozenset({"encode_image"} | encoder | decoder)
 
-    first_token = alias("text.dec")
+    first_token: ClassVar[Any] = alias("text.dec")
     """[DEC], which a decoded text begins with."""
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -138,7 +138,7 @@ class Blip2Config(TowersConfig):
         """[DEC] of the Q-Former, which a decoded text begins with; a language model's tokenizer has its own."""
         return self.text.dec if self.language is None else None
 
-    feature_width = alias("projection")
+    feature_width: ClassVar[Any] = alias("projection")
 
     @property
     def compares(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -59,9 +59,9 @@ class ClipConfig(TowersConfig):
     def tokenizer_kind(self) -> Literal["byte-bpe"]:
         return "byte-bpe"
 
-    scored_length = alias("text.max_positions")
+    scored_length: ClassVar[Any] = alias("text.max_positions")
     """As many tokens as it can read, as OpenAI and open_clip evaluate."""
-    feature_width = alias("projection")
+    feature_width: ClassVar[Any] = alias("projection")
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:

@@ -44,14 +44,14 @@ class HeadConfig(ArchitectureConfig):
     base: Base
     """The model under the head, of any family that fuses texts with images: a preset, a YAML, or its keys."""
 
-    image_size = alias("base.image_size")
-    vocabulary_size = alias("base.vocabulary_size")
-    max_positions = alias("base.max_positions")
-    num_layers = alias("base.num_layers")
-    vision_depth = alias("base.vision_depth")
-    towers = alias("base.towers")
-    tokenizer_kind = alias("base.tokenizer_kind")
-    starts_from = alias("base")
+    image_size: ClassVar[Any] = alias("base.image_size")
+    vocabulary_size: ClassVar[Any] = alias("base.vocabulary_size")
+    max_positions: ClassVar[Any] = alias("base.max_positions")
+    num_layers: ClassVar[Any] = alias("base.num_layers")
+    vision_depth: ClassVar[Any] = alias("base.vision_depth")
+    towers: ClassVar[Any] = alias("base.towers")
+    tokenizer_kind: ClassVar[Any] = alias("base.tokenizer_kind")
+    starts_from: ClassVar[Any] = alias("base")
     """A model of this architecture may start from one that is the base alone."""
 
     @field_validator("base")
@@ -108,8 +108,8 @@ class ClassifierConfig(HeadConfig):
     """relu: a layer as wide as what is fused, and the classes (ALBEF, BLIP); norm: a layer twice as wide, normalised,
     with GELU (ViLT, VLMo, X-VLM); null: as the family of the base has it."""
 
-    pictures_of_text = alias("images")
-    known_answers = alias("labels")
+    pictures_of_text: ClassVar[Any] = alias("images")
+    known_answers: ClassVar[Any] = alias("labels")
 
     @model_validator(mode="before")
     @classmethod
@@ -155,7 +155,7 @@ class AnswererConfig(HeadConfig):
     answer_list: Labels = ()
     """The answers that it chooses among: a list, or a file of one a line. None: those that a training counts."""
 
-    known_answers = alias("answer_list")
+    known_answers: ClassVar[Any] = alias("answer_list")
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -31,10 +31,10 @@ class VisionTextConfig(ArchitectureConfig):
     text: Any
     """What texts pass through; likewise."""
 
-    image_size = alias("vision.image_size")
+    image_size: ClassVar[Any] = alias("vision.image_size")
     """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
-    vision_depth = alias("vision.depth")
-    max_positions = alias("text.max_positions")
+    vision_depth: ClassVar[Any] = alias("vision.depth")
+    max_positions: ClassVar[Any] = alias("text.max_positions")
 
     @property
     def vocabulary_size(self) -> int:
@@ -56,7 +56,7 @@ class VisionTextConfig(ArchitectureConfig):
 class OneStackConfig(VisionTextConfig):
     """An architecture of one stack of blocks for images and texts, whose texts are embedded as BERT's (ViLT, VLMo)."""
 
-    num_layers = alias("vision_depth")
+    num_layers: ClassVar[Any] = alias("vision_depth")
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
@@ -114,7 +114,7 @@ class ComparingConfig(TowersConfig):
     temperature: Temperature = 0.07
     """Initial temperature of ITC; learned."""
 
-    feature_width = alias("projection")
+    feature_width: ClassVar[Any] = alias("projection")
 
     @property
     def fusion_layers(self) -> range:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -81,7 +81,7 @@ class ViltConfig(OneStackConfig):
         """Whether a model has the pooler; a classifier of tokens has none."""
         return self.heads != ("tokens",)
 
-    patch_size = alias("vision.patch_size")
+    patch_size: ClassVar[Any] = alias("vision.patch_size")
 
     def pictures(self, usual: Preprocess) -> Preprocess:
         """The family's way, with sides that patches divide."""
