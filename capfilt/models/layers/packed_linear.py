@@ -54,7 +54,7 @@ class PackedWeight:
             return False
         if dtype not in (torch.float32, torch.bfloat16) or (x.dtype != dtype and not torch.is_autocast_enabled("cpu")):
             return False  # torch says what is wrong with formats that do not go together
-        return format_ == torch.float32 or (format_ == torch.bfloat16 and _multiplies_bf16())
+        return format_ == torch.float32 or (format_ == torch.bfloat16 and multiplies_bf16())
 
 
 class PackedLinear(nn.Linear):
@@ -97,7 +97,7 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 @functools.cache
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """Whether oneDNN multiplies bf16 on this CPU other than by emulation."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported

@@ -12,10 +12,12 @@ from capfilt.models.layers.attention import (
     FeedForward,
     FusedSelfAttention,
     Packing,
+    attend,
     merge_heads,
     split_heads,
     stochastic_depth,
 )
+from capfilt.models.layers.packed_linear import multiplies_bf16
 
 
 def slow_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: list[list[bool]] | None = None) -> Tensor:
@@ -134,6 +136,28 @@ class TestPacking:
         torch.testing.assert_close(found, torch.cat(wanted), atol=1e-12, rtol=0)
 
 
+WITH_BF16 = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
+
+
+@WITH_BF16
+@pytest.mark.parametrize("masked", [False, True])
+@torch.inference_mode()
+def test_many_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_among_any_rows(
+    monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (split_heads(part, 6) for part in torch.randn(4, 197, 3 * 384).to(torch.bfloat16).chunk(3, dim=-1))
+    mask = torch.arange(197) < torch.tensor([197, 5, 1, 60])[:, None, None, None] if masked else None
+    wanted = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # slow here
+    every = attend(q, k, v, mask)
+    torch.testing.assert_close(every.double(), wanted, atol=0.03, rtol=0.03)
+    for rows in (slice(1), slice(2, 4), slice(1, 4)):
+        assert torch.equal(attend(q[rows], k[rows], v[rows], mask if mask is None else mask[rows]), every[rows])
+    assert masked or torch.equal(attend(q, k, v, torch.ones(1, 1, 1, 197, dtype=torch.bool)), every)
+
+
+@WITH_BF16
 @torch.inference_mode()
 def test_few_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_among_any(
     monkeypatch: pytest.MonkeyPatch,
