@@ -29,6 +29,7 @@ from capfilt.models.layers.config import (
     TextConfig,
 )
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.packed_linear import product_format
 
 StackConfig = TextConfig | FusionTextConfig | DecoderConfig
 
@@ -257,6 +258,8 @@ class TextTransformer(nn.Module):
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> ImageContext:
         """Project image tokens, once for all texts and steps that will attend to them; a pair for each layer."""
+        if not torch.is_grad_enabled():
+            tokens_BND = tokens_BND.to(product_format(tokens_BND))  # here and not in every layer
         attending = self.layers[self.config.fusion_layer :]
         return ImageContext.of_layers(layer.image_context(tokens_BND, role) for layer in attending)  # type: ignore[operator]
 
