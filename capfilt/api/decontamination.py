@@ -36,11 +36,6 @@ class DecontaminateResult:
     """By kind of nearness: the recall of each kind of copy, and the share of pictures taken for another one."""
     record: Record = field(repr=False)
 
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> DecontaminateResult:
-        named = {name: record[name] for name in ("verdict", "samples", "sets", "self_test")}
-        return cls(contaminated=out / "contaminated.parquet", **named, record=record)
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the table, in the order of the shards' names."""
         from capfilt.stages.near.decontaminate.rows import read
@@ -94,6 +89,7 @@ def decontaminate(
     settings = configs.validate(Settings, given, "arguments")
     where_shards = names_of(shards) if shards else ()
     sources = pipeline.Sources(location(embeddings), names_of(against), where_shards, named(model))
-    with arguments.working(out, address, {"workers": workers, "cpus": cpus, "gpus": gpus}) as (where, folder, options):
-        record = pipeline.run(where, sources, folder, settings, fail, options, show)
-    return DecontaminateResult.of(folder, record)
+    with arguments.working(show, out, address, {"workers": workers, "cpus": cpus, "gpus": gpus}) as place:
+        record = pipeline.run(place, sources, settings, fail)
+    found = record["verdict"], record["samples"], record["sets"], record["self_test"]
+    return DecontaminateResult(place.out / "contaminated.parquet", *found, record)

@@ -29,10 +29,6 @@ class EmbedResult:
     """How many pictures failed, by reason."""
     record: Record = field(repr=False)
 
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> EmbedResult:
-        return cls(out, location(record["embeddings"]), Counts.of(record["samples"]), record["failed"], record)
-
 
 @dataclass(frozen=True)
 class DedupResult:
@@ -48,11 +44,6 @@ class DedupResult:
     by: Mapping[str, int]
     """How many go by each kind: sha256, phash, vector."""
     record: Record = field(repr=False)
-
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> DedupResult:
-        numbers = record["pictures"], record["kept"], record["dropped"]
-        return cls(out, location(record["folder"]), *numbers, record["by"], record)
 
     def rows(self) -> Iterator[Record]:
         """What goes and why, by the columns of docs/dedup.md, one shard in memory at a time."""
@@ -104,9 +95,10 @@ def embed(
 
     config = configs.build(EmbedConfig, assignments(settings))
     sizes = {"workers": workers, "cpus": cpus, "gpus": gpus, "limit": limit, "min_success": min_success}
-    with arguments.working(out, address, sizes, fork, ("embed", retry)) as (where, folder, options):
-        record = pipeline.run(where, names_of(shards), named(model), folder, config, options, show)
-    return EmbedResult.of(folder, record)
+    with arguments.working(show, out, address, sizes, fork, ("embed", retry)) as place:
+        record = pipeline.run(place, names_of(shards), named(model), config)
+    counts = Counts.of(record["samples"]), record["failed"]
+    return EmbedResult(place.out, location(record["embeddings"]), *counts, record)
 
 
 def dedup(
@@ -153,6 +145,7 @@ def dedup(
     config = configs.validate(pipeline.DedupConfig, given, "arguments")
     source = embeddings.out if isinstance(embeddings, EmbedResult) else location(embeddings)
     sources = pipeline.Sources(source, located(scores), fetch_inputs)
-    with arguments.working(out, address, {"workers": workers, "cpus": cpus}) as (where, folder, options):
-        record = pipeline.run(where, sources, config, folder, options, show)
-    return DedupResult.of(folder, record)
+    with arguments.working(show, out, address, {"workers": workers, "cpus": cpus}) as place:
+        record = pipeline.run(place, sources, config)
+    counts = record["pictures"], record["kept"], record["dropped"]
+    return DedupResult(place.out, location(record["folder"]), *counts, record["by"], record)

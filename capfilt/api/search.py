@@ -80,11 +80,11 @@ def build_index(
     with show.wait("importing libraries"):
         from capfilt.pipelines.near import index as pipeline
 
-    with arguments.working(out, address, {"workers": workers, "cpus": cpus}) as (where, folder, options):
-        record = pipeline.run(where, location(embeddings), folder, options, show)
+    with arguments.working(show, out, address, {"workers": workers, "cpus": cpus}) as place:
+        record = pipeline.run(place, location(embeddings))
     recall = record["recall"]
     share = recall["found"] / recall["neighbours"] if recall else None
-    return IndexResult(folder, record["rows"], record["lists"], share, record)
+    return IndexResult(place.out, record["rows"], record["lists"], share, record)
 
 
 def retrieve(

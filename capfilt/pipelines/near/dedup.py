@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import embeddings, shards
@@ -24,9 +24,9 @@ from capfilt.stages.near import dedup as stage
 from capfilt.stages.near.dedup import Deduplication, Keep, Pictures
 from capfilt.stages.near.pairs import find_near_pairs
 from capfilt.stages.near.search import Scope
-from capfilt.stages.runner import CommandOptions, digests
+from capfilt.stages.runner import digests
 from capfilt.stages.select import annotations_sha256
-from capfilt.stages.workload import Workload, working_address
+from capfilt.stages.workload import Place, Workload
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
@@ -57,9 +57,7 @@ class Sources:
     """Whether shards that lie elsewhere may be read, as the run folder with embeddings names them."""
 
 
-def run(
-    address: str, sources: Sources, config: DedupConfig, out: StoragePath, options: CommandOptions, show: Progress
-) -> dict[str, Any]:
+def run(place: Place, sources: Sources, config: DedupConfig) -> dict[str, Any]:
     """The verb: find the copies in embedded shards and write who goes, and for whom, into a run folder of its own.
 
     Raises:
@@ -67,7 +65,7 @@ def run(
         RunError: embeddings that are not finished.
         DataError: vectors of two models, or none where they are compared; scores of other shards.
     """
-    urls = embedded_shards(sources)
+    out, urls = place.out, embedded_shards(sources)
     pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
     scores = None if sources.scores is None else str(sources.scores.absolute())
     plan = {
@@ -79,9 +77,8 @@ def run(
     opened = Run.open(out, configs.to_yaml(config), {**plan, "shards": list(urls.values())})
     if (done := _done(out, _identities(pool, config, sources))) is not None:
         return done
-    where = working_address(address, Workload(len(pool.shards)), options, STAGE, show)
-    with connect(where, show=show) as session:
-        summary = _deduplicate(session, pool, urls, sources, config, out, options.resources(session), show)
+    with place.connect(STAGE, Workload(len(pool.shards))) as (session, worker):
+        summary = _deduplicate(session, pool, urls, sources, config, out, worker, place.show)
     opened.log("end", **{name: summary[name] for name in ("pictures", "kept", "dropped")})
     return summary
 
