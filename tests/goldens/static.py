@@ -138,7 +138,7 @@ def _configs() -> dict[str, type]:
     from capfilt.models import Blip2Config, BlipConfig
     from capfilt.pipelines.bench.bench import BenchConfig, BenchDownloadConfig, BenchTrainConfig
     from capfilt.pipelines.bootstrap.config import BootstrapConfig
-    from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob
+    from capfilt.pipelines.bootstrap.roles.taught import LanguageJob
     from capfilt.pipelines.pretrain import PretrainConfig
     from capfilt.stages.annotation.annotate import AnnotateJob
     from capfilt.stages.annotation.calibrate import CalibrateJob

@@ -24,7 +24,7 @@ from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.count_pairs import with_known_answers
 from capfilt.stages.evaluate import EvaluateJob
 from capfilt.stages.evaluate import evaluate as run_evaluate
-from capfilt.stages.train import check_shape, check_training, run_training
+from capfilt.stages.train import check_shape, check_training
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
@@ -167,9 +167,7 @@ def _finetune(context: BootstrapContext, r: int, task: Task, model: StoragePath)
         compute=context.compute[task.stage],
         seed=context.seed(0, task.stage),
     )
-    resources, name = context.config.cluster.finetune, f"round {r} {task.name} finetune"
-    digests, counts = context.written_digests(r), context.run.folder.absolute()
-    return run_training(context.session, job, resources, context.progress, name, digests, counts)
+    return context.train(r, job, context.config.cluster.finetune, f"{task.name} finetune")
 
 
 def _shards(context: BootstrapContext, task: Task, part: str) -> tuple[str, ...]:
