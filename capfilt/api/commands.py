@@ -288,9 +288,9 @@ def _trained(
     sets = assignments(settings)
     arguments.check_syntax(verb, recipe, sets)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import finetune, pretrain
+        from capfilt.pipelines import pretrain
 
-    kind = pretrain.PretrainConfig if verb == "pretrain" else finetune.FinetuneConfig
+    kind = pretrain.PretrainConfig if verb == "pretrain" else pretrain.FinetuneConfig
     with arguments.driving():
         config = arguments.read_recipe(verb, recipe, kind, sets)
         folder = arguments.run_folder(out, fork)

@@ -1,4 +1,4 @@
-"""What models can be evaluated for: a line a task. All else that is known of a task is in the file of its name.
+"""What models can be evaluated for: a line a task. All else that is known of a task is where its `code` is.
 
 Read before torch is imported, so that a model which cannot do a task is refused before any weight is loaded.
 """
@@ -45,7 +45,7 @@ class Measured:
 
 
 class Measure(Protocol):
-    """Evaluates a model: `measure` of a task's module. DataError where nothing can be measured."""
+    """Evaluates a model: the function that a task names as its `code`. DataError where nothing can be measured."""
 
     def __call__(
         self, local: LocalModel, urls: Sequence[str], config: Any, device: torch.device
@@ -61,6 +61,8 @@ class EvaluationTask:
     """Whether a model of this architecture can do it."""
     needs: str
     """What of a model the task needs, and which models have that, as the end of a sentence."""
+    code: str
+    """The function that measures it: MODULE.FUNCTION of this package."""
     has_answers: bool = False
     """Whether there is a result file for the task's server."""
 
@@ -72,8 +74,9 @@ class EvaluationTask:
     @property
     def measure(self) -> Measure:
         """The code, imported now."""
-        code: Measure = import_module(f"{__name__}.{self.name}").measure
-        return code
+        module, _, function = self.code.partition(".")
+        measure: Measure = getattr(import_module(f"{__name__}.{module}"), function)
+        return measure
 
 
 def _can(*capabilities: str) -> Callable[[ArchitectureConfig], bool]:
@@ -105,32 +108,38 @@ _TASKS = (
         RetrievalEvalConfig,
         lambda architecture: not lacking("filter", architecture.capabilities),
         "a filter: a model that encodes texts, or fuses them with images",
+        "pairs.measure_retrieval",
     ),
     EvaluationTask(
         CaptioningEvalConfig,
         lambda architecture: not lacking("captioner", architecture.capabilities),
         "a captioner: a model that decodes (blip, blip2, xvlm)",
+        "pairs.measure_captioning",
     ),
     EvaluationTask(
         ClassificationEvalConfig,
         _can("encode_image", "encode_text"),
         "a cosine between images and texts (clip, blip, albef, xvlm, vlmo, blip2's first stage)",
+        "classification.measure",
     ),
     EvaluationTask(
         GroundingEvalConfig,
         lambda architecture: "ground" in architecture.capabilities or bool(architecture.fusion_layers),
         "a head for boxes (xvlm), or layers in which a text attends to a grid of patches (blip, albef, xvlm)",
+        "grounding.measure",
     ),
     EvaluationTask(
         DialogEvalConfig,
         DialogEvalConfig.can,
         "a head that matches texts with images (blip, albef, vilt, vlmo, xvlm), or a decoder (blip, xvlm)",
+        "dialog.measure",
         has_answers=True,
     ),
     EvaluationTask(
         VqaEvalConfig,
         _answers,
         "a model that answers questions (capfilt finetune vqa-tiny ...: blip, albef, vilt, vlmo, xvlm)",
+        "answering.measure_vqa",
         has_answers=True,
     ),
     EvaluationTask(
@@ -138,12 +147,14 @@ _TASKS = (
         _classifies(2, frozenset(TRUE_FALSE.values())),
         "a classifier of two pictures with the classes true and false (capfilt finetune nlvr2-tiny ...: blip, albef, "
         "vilt, vlmo, xvlm)",
+        "answering.measure_nlvr2",
     ),
     EvaluationTask(
         EntailmentEvalConfig,
         _ENTAILS,
         f"a classifier with the classes {', '.join(ENTAILMENT_LABELS)} (capfilt finetune entailment-tiny ...: blip, "
         "albef, vilt, vlmo, xvlm)",
+        "answering.measure_entailment",
     ),
 )
 
