@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from capfilt.errors import DataError, UsageError, did_you_mean
@@ -315,11 +314,6 @@ def working(
 
             runner.withdraw_failed(folder, retry[0], retry[1])
         yield Place(working_address(address), folder, configs.validate(CommandOptions, sizes, "arguments"), show)
-
-
-def out_of(recipe: Location, out: Location | None) -> Location:
-    """The run folder of a recipe: `out`, else runs/RECIPE."""
-    return f"runs/{Path(str(recipe)).stem}" if out is None else out
 
 
 @contextmanager

@@ -9,6 +9,7 @@ and left running, whatever happens.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
@@ -218,7 +219,7 @@ def bootstrap(
         from capfilt.reporting.collect import PAGE
 
     with arguments.driving():
-        folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
+        folder = arguments.run_folder(f"runs/{Path(str(recipe)).stem}" if out is None else out, fork)
         record = with_usage(pipeline.run(where, config, folder, show), folder, rates)
     done = tuple(
         Round(entry["round"], home := folder / f"round-{entry['round']}", _models(home), entry)

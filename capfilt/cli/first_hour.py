@@ -149,19 +149,16 @@ def doctor(
 
     Example: `capfilt doctor /data/runs --address auto`
     """
-    broken: list[int] = []
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines.inspect import doctor as pipeline
 
         record = pipeline.run(address, Path(folder), show)
-        broken.append(record["broken"])
         for check in () if as_json else record["checks"]:
             say(f"{check['state']:<8} {check['name']}: {check['found']}")
             if "do" in check:
                 say(f"{'':<8} -> {check['do']}")
         return record
 
-    execute(work, as_json, debug, show_result=False)
-    if any(broken):
+    if execute(work, as_json, debug, show_result=False)["broken"]:
         raise typer.Exit(1)

@@ -59,10 +59,6 @@ class CaptioningEvalConfig(TaskEvalConfig):
     decode: DecodeConfig = DecodeConfig(method="greedy")
     """How captions are written."""
 
-    def whole(self) -> EvaluateConfig:
-        """The settings of the evaluation of which this task is a part."""
-        return EvaluateConfig(decode=self.decode, batch_size=self.batch_size)
-
 
 class ClassificationEvalConfig(TaskEvalConfig):
     """Zero-shot: the class whose prompts, averaged, are nearest to the image (CLIP section 3.1)."""

@@ -14,7 +14,7 @@ from capfilt.data import shards
 from capfilt.index.near import parse_near
 from capfilt.inference.device import Compute
 from capfilt.pipelines.bootstrap.pool.contamination import each_once, held_out_splits
-from capfilt.pipelines.bootstrap.pool.data import DataConfig, DecontaminateSection, DedupSection
+from capfilt.pipelines.bootstrap.pool.data import DataConfig, DecontaminateSection
 from capfilt.pipelines.near import decontaminate, dedup
 from capfilt.runs.progress import Progress
 from capfilt.stages.near.decontaminate import compare
@@ -45,27 +45,15 @@ def clean_web(
     job = EmbedJob(out=folder / "embeddings", model=None, config=EmbedConfig(), compute=compute)
     embed(session, splits["web"], job, resources, show, "hash the web")
     without = []
-    if config.dedup is not None:
+    if (section := config.dedup) is not None:
         without.append(folder / "dedup")
-        _dedup(session, config.dedup, named, job, without[-1], resources, show)
+        chosen = dedup.DedupConfig(by=parse_near(section.by), keep=section.keep, merge_texts=section.merge_texts)
+        dedup.deduplicate(session, named, dedup.Sources(job.out), chosen, without[-1], resources, show)
     if config.decontaminate is not None:
         without.append(folder / "decontaminate")
         _decontaminate(session, config.decontaminate, splits, job, without[-1], resources, show)
     work = LeaveOutJob(out=folder / "web-kept", without=tuple(without))
     return {**splits, "web": list(leave_out(session, named, work, resources, show).values())}
-
-
-def _dedup(
-    session: Session,
-    section: DedupSection,
-    named: dict[str, str],
-    job: EmbedJob,
-    out: StoragePath,
-    resources: Resources,
-    show: Progress,
-) -> None:
-    config = dedup.DedupConfig(by=parse_near(section.by), keep=section.keep, merge_texts=section.merge_texts)
-    dedup.deduplicate(session, named, dedup.Sources(job.out), config, out, resources, show)
 
 
 def _decontaminate(
