@@ -63,10 +63,10 @@ def init(
         given |= {name: _asked(question) for name, question in QUESTIONS.items() if given[name] is None}
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines.init import recipe, verb
+        from capfilt.pipelines.init import recipe
 
         answers = recipe.Answers(**given, val=val, test=test)
-        record = verb.run(data, Path(out), answers, address, seed, force, show)
+        record = recipe.run(data, Path(out), answers, address, seed, force, show)
         if not as_json:
             for name, words in (*record["facts"].items(), ("Recipes", ", ".join(record["recipes"]))):
                 say(f"{name:<12}{words}")
