@@ -12,7 +12,7 @@ import typer
 from capfilt.api import estimates
 from capfilt.cli.execute import call, execute
 from capfilt.cli.next_steps import command, print_steps
-from capfilt.cli.options import Address, Cpus, Debug, Json, Price, preset_names
+from capfilt.cli.options import Address, Cpus, Debug, Json, Price, Sets, preset_names
 from capfilt.cli.pipelines import Gpus, KeepRate, Threshold
 from capfilt.cli.tables import print_estimate
 from capfilt.cli.terminal import say, say_json
@@ -108,9 +108,7 @@ def estimate(
     ] = None,
     threshold: Threshold = None,
     keep_rate: KeepRate = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")
-    ] = None,
+    sets: Sets = None,
     sample: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Workers of the whole run; 0: as many as measure here.")] = 0,

@@ -10,7 +10,7 @@ import typer
 from capfilt.api import near as api
 from capfilt.cli.execute import call
 from capfilt.cli.next_steps import after_decontaminate, after_dedup
-from capfilt.cli.options import Cpus, Debug, Fork, Json, MinSuccess, Out, SizedAddress, Workers
+from capfilt.cli.options import Cpus, Debug, Fork, Json, MinSuccess, Out, Shards, SizedAddress, Workers, setting
 from capfilt.cli.pipelines import Gpus, Limit
 from capfilt.cli.tables import print_contamination, print_neighbours
 
@@ -22,17 +22,11 @@ VectorModel = Annotated[
         " Without it: hashes alone.",
     ),
 ]
-EmbedSets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="a.b=c", help="E.g. batch_size=128; for copy=FILE size=512, preprocess.shape=..."),
-]
+EmbedSets = Annotated[list[str] | None, setting("E.g. batch_size=128; for copy=FILE size=512, preprocess.shape=...")]
 
 
 def embed(
-    shards: Annotated[
-        list[str],
-        typer.Argument(help="Tars, or Parquet, pictures, datasets, JSON (docs/shards.md); folders, globs, URLs."),
-    ],
+    shards: Shards,
     out: Out,
     model: VectorModel = None,
     sets: EmbedSets = None,
