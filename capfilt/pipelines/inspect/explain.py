@@ -53,8 +53,8 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
                 if rows := read(ledger.folder / output.path, name):
                     # The table of a later stage has all columns of the earlier one's, and the verdict: it replaces it.
                     shard = (ledger.folder, done.shard if are_texts(rows) else f"{ledger.stage} {done.shard}")
-                    home = str(relative_to(ledger.folder, folder))
-                    where = {"folder": home, "stage": ledger.stage, "shard": done.shard, "table": output.path}
+                    within = str(relative_to(ledger.folder, folder))
+                    where = {"folder": within, "stage": ledger.stage, "shard": done.shard, "table": output.path}
                     by_shard[shard] = {**where, "rows": rows}
     if not num_tables:
         raise RunError(
