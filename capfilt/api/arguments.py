@@ -151,7 +151,7 @@ def evaluate_config(
     if known is None:
         config: EvaluateConfig | TaskEvalConfig = configs.build(EvaluateConfig, sets)
     else:
-        config = configs.build(known.config, sets)
+        config = configs.build(known, sets)
     for name, file, read in (("classes", classes, read_names), ("templates", templates, read_templates)):
         if file is None:
             continue

@@ -158,7 +158,7 @@ def _configs() -> dict[str, type]:
         "preprocess.json": Preprocess, "limits": Limits, "politeness": Politeness, "train job": TrainJob,
         "annotate job": AnnotateJob, "calibrate job": CalibrateJob, "select job": SelectJob, "world job": WorldJob,
         "download job": DownloadJob, "evaluate job": EvaluateJob, "language job": LanguageJob, "rows job": RowsJob,
-        **{f"evaluate {name}": task.config for name, task in TASKS.items()},
+        **{f"evaluate {name}": task for name, task in TASKS.items()},
     }  # fmt: skip
 
 

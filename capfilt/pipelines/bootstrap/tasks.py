@@ -72,7 +72,7 @@ def _check(config: BootstrapConfig, section: TaskConfig, architecture: Architect
                 f"{where}: {label(config.model)} cannot do it as it is: that needs {task.needs}. Say with `finetune`"
                 " how it is trained, a preset of pipelines/finetune/."
             )
-        return Task(section, task.config(task=task.name), None)
+        return Task(section, task(task=section.task), None)
     if said := not_in_table(section.task, architecture.family):
         hint = f" As it is, it can: {{task: {section.task}}}." if task.can(architecture) else ""
         raise RecipeError(f"{where}: {said}{hint}")
@@ -80,7 +80,7 @@ def _check(config: BootstrapConfig, section: TaskConfig, architecture: Architect
     check_training(trained, section.finetune.train, config.cluster.finetune, where)
     if not task.can(trained):
         raise RecipeError(f"{where}: what `finetune` trains cannot do it: that needs {task.needs}.")
-    return Task(section, task.config(task=task.name), trained)
+    return Task(section, task(task=section.task), trained)
 
 
 def _trained(config: BootstrapConfig, finetune: TaskTraining, base: Architecture, where: str) -> Architecture:
