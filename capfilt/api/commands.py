@@ -292,12 +292,10 @@ def _trained(
         from capfilt.pipelines import pretrain
 
     kind = pretrain.PretrainConfig if verb == "pretrain" else pretrain.FinetuneConfig
-    with arguments.driving():
-        config = arguments.read_recipe(verb, recipe, kind, sets)
-        folder = arguments.run_folder(out, fork)
-        where = arguments.working_address(address)
-        record = with_usage(pretrain.run(where, config, folder, show), folder)
-    return PretrainResult(folder, location(record["model"]), record)
+    config = arguments.read_recipe(verb, recipe, kind, sets)
+    with arguments.working(show, out, address, {}, fork) as place:
+        record = with_usage(pretrain.run(place.address, config, place.out, show), place.out)
+    return PretrainResult(place.out, location(record["model"]), record)
 
 
 def evaluate(
