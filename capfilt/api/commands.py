@@ -289,9 +289,9 @@ def _trained(
     sets = assignments(settings)
     arguments.check_syntax(verb, recipe, sets)
     with show.wait("importing libraries"):
-        from capfilt.pipelines import pretrain
+        from capfilt.pipelines import finetune, pretrain
 
-    kind = pretrain.PretrainConfig if verb == "pretrain" else pretrain.FinetuneConfig
+    kind = pretrain.PretrainConfig if verb == "pretrain" else finetune.FinetuneConfig
     config = arguments.read_recipe(verb, recipe, kind, sets)
     with arguments.working(show, out, address, {}, fork) as place:
         record = with_usage(pretrain.run(place.address, config, place.out, show), place.out)

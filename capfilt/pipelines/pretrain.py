@@ -1,4 +1,4 @@
-"""pretrain and finetune: one recipe, one model. They differ in the shelf on which their recipes lie."""
+"""pretrain: one recipe, one model."""
 
 from __future__ import annotations
 
@@ -72,12 +72,6 @@ class PretrainConfig(Config):
         if self.start is None and self.train.objectives.resumes_momentum:
             raise ValueError("train.objectives.momentum_from is 'start', and there is none: give `start`")
         return self
-
-
-class FinetuneConfig(PretrainConfig):
-    """A recipe of `capfilt finetune`."""
-
-    folder: ClassVar[str] = "finetune"
 
 
 def check(config: PretrainConfig) -> Architecture:

@@ -20,7 +20,7 @@ from capfilt.models import ModelSection
 from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.pool.data import DataConfig, Shards
-from capfilt.pipelines.pretrain import FinetuneConfig
+from capfilt.pipelines.finetune import FinetuneConfig
 from capfilt.recipe_tree import read_section
 from capfilt.storage.paths import StoragePath
 from capfilt.training.config import TeachCaptionerConfig, TeachConfig, TrainConfig, TrainResources

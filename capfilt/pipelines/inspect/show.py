@@ -15,7 +15,8 @@ from capfilt.objectives.tasks import unsaid
 from capfilt.pipelines import pretrain, tokenizer_checks
 from capfilt.pipelines.bootstrap import checks
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
-from capfilt.pipelines.pretrain import FinetuneConfig, PretrainConfig
+from capfilt.pipelines.finetune import FinetuneConfig
+from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.yaml_loader import load_yaml
 
 KINDS: dict[str, tuple[type[Config], ...]] = {

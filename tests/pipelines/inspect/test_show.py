@@ -18,8 +18,9 @@ from capfilt.data.sample import Sample
 from capfilt.inference.config import AnnotateConfig
 from capfilt.models import FAMILIES, ArchitectureConfig
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
+from capfilt.pipelines.finetune import FinetuneConfig
 from capfilt.pipelines.inspect import keys, show
-from capfilt.pipelines.pretrain import FinetuneConfig, PretrainConfig
+from capfilt.pipelines.pretrain import PretrainConfig
 from capfilt.recipe_tree import read_tree
 
 KINDS: dict[str, type[Config]] = {
