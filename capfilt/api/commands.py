@@ -30,12 +30,10 @@ from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import (
     AnnotateResult,
     BootstrapResult,
-    Counts,
     EvaluateResult,
     PretrainResult,
     Round,
     SelectResult,
-    TextCounts,
 )
 
 if TYPE_CHECKING:
@@ -100,18 +98,11 @@ def annotate(
     show = progress_of(on_progress, on_log)
     with arguments.working(show, out, address, sizes, fork, ("annotate", retry)) as place:
         with show.wait("importing libraries"):
-            from capfilt.pipelines import add_score as score_pipeline
             from capfilt.pipelines import annotate as pipeline
 
-        if add_score:
-            record = score_pipeline.run(place, names_of(shards), add_score)
-        else:
-            extras = pipeline.Extras(named(val), scores, located(without), keep_vectors)
-            models = (str(captioner), str(filter))
-            record = pipeline.run(place, names_of(shards), models, seed, config, extras)
-        record = with_usage(record, place.out, rates)
-    samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
-    return AnnotateResult(place.out, location(record["annotations"]), samples, texts, record["failed"], record)
+        extras = pipeline.Extras(named(val), scores, add_score, located(without), keep_vectors)
+        record = pipeline.run(place, names_of(shards), (str(captioner), str(filter)), seed, config, extras)
+        return AnnotateResult.of(place.out, with_usage(record, place.out, rates))
 
 
 def select(
@@ -173,10 +164,7 @@ def select(
     sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
     with arguments.working(show, out, address, sizes, fork) as place:
         record = pipeline.run(place, names_of(shards), source, policy, calibration, located(without))
-        record = with_usage(record, place.out)
-    samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
-    dataset, number = location(record["dataset"]), record.get("threshold")
-    return SelectResult(place.out, dataset, number, samples, texts, record["failed"], record)
+        return SelectResult.of(place.out, with_usage(record, place.out))
 
 
 def bootstrap(

@@ -63,8 +63,7 @@ def estimate(
         policy: of `select`, a preset or a YAML; `threshold` and `keep_rate` as of `select`.
         sample: how many samples are drawn, with `seed`.
         workers: of the whole run; 0: as many as measure the sample. `cpus` and `gpus` are of each.
-        price: as in `annotate`; with it `figures` has the `usd` of the whole.
-        on_progress: as in `annotate`; so is `on_log`.
+        price, on_progress, on_log: as in `annotate`; with a price `figures` has the `usd` of the whole.
         announce: then serve the sample's texts to a person, until 100 are labelled, and call this with the page's
             address; `record["clicks"]` has the policy's precision and recall.
 
@@ -89,9 +88,7 @@ def estimate(
     else:
         work = verb.Work(tuple(names), str(captioner), str(filter), config, rule)
     with arguments.working(show, out, address, {"cpus": cpus, "gpus": gpus}) as place:
-        record = verb.run(place, work, verb.Question(sample, seed, workers, rates))
-        if announce is not None:
-            record["clicks"] = verb.clicks(place.out, announce)
+        record = verb.run(place, work, verb.Question(sample, seed, workers, rates), announce)
     figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
     return EstimateResult(place.out, figures, location(record["report"]), record)
 

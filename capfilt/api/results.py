@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from capfilt.api.arguments import location
+
 if TYPE_CHECKING:
     from capfilt.api.reading import Annotations
     from capfilt.data.sample import Sample
@@ -61,6 +63,11 @@ class AnnotateResult:
     """How many samples failed, by reason."""
     record: Record = field(repr=False)
 
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> AnnotateResult:
+        samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
+        return cls(out, location(record["annotations"]), samples, texts, record["failed"], record)
+
     def rows(self) -> Annotations:
         """Every annotation, one shard in memory at a time."""
         from capfilt.api.reading import read_annotations
@@ -83,6 +90,12 @@ class SelectResult:
     failed: Mapping[str, int]
     """How many samples failed, by reason."""
     record: Record = field(repr=False)
+
+    @classmethod
+    def of(cls, out: StoragePath, record: Record) -> SelectResult:
+        samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
+        dataset, threshold = location(record["dataset"]), record.get("threshold")
+        return cls(out, dataset, threshold, samples, texts, record["failed"], record)
 
     def rows(self) -> Annotations:
         """Every annotation with its verdict and why, one shard in memory at a time."""

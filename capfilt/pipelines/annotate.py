@@ -36,6 +36,8 @@ class Extras:
     finished run is measured by the same command with them."""
     scores: Sequence[str] = ()
     """Scores beside itm and itc to compute once the annotations are there."""
+    add_score: Sequence[str] = ()
+    """Scores to add to what is annotated already, in place of annotating."""
     without: StoragePath | None = None
     """The run folder of a deduplication, whose copies are neither captioned nor scored."""
     keep_vectors: bool = False
@@ -54,6 +56,8 @@ def run(
 
     ShortfallError where no image, or too few, could be annotated.
     """
+    if extras.add_score:
+        return add_score.run(place, specs, extras.add_score)
     out, show = place.out, place.show
     captioner, filter_ = captioner_spec(models[0]), store.find(models[1])
     captioner.check(config)

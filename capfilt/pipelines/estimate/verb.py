@@ -83,10 +83,13 @@ def of_recipe(name: str, sets: Sequence[str], models: dict[str, str | None]) -> 
     )
 
 
-def run(place: workload.Place, work: Work, asked: Question) -> dict[str, Any]:
+def run(
+    place: workload.Place, work: Work, asked: Question, announce: Callable[[str], object] | None = None
+) -> dict[str, Any]:
     """Draw a sample at a place, run both stages on it, and write `estimate.json` and the report of the sample.
 
-    The same call goes on where one ended. ShortfallError where nothing of the sample could be annotated, or is kept.
+    With `announce` a person is then asked about its texts. The same call goes on where one ended. ShortfallError where
+    nothing of the sample could be annotated, or is kept.
     """
     if work.policy.threshold == "calibrated" and work.val is None:
         raise RecipeError(
@@ -105,7 +108,7 @@ def run(place: workload.Place, work: Work, asked: Question) -> dict[str, Any]:
     times = {label: Times.measure(stage, label, out / f"{label}.json", show) for label, stage in stages.items()}
     answer = {**_answer(out, record, times, asked), "report": report.run(out / "clean")["report"]}
     write_json(out / "estimate.json", answer)
-    return answer
+    return answer if announce is None else {**answer, "clicks": clicks(out, announce)}
 
 
 def clicks(out: StoragePath, announce: Callable[[str], object]) -> dict[str, Any]:
