@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +65,7 @@ def run(place: Place, sources: Sources, config: DedupConfig) -> dict[str, Any]:
         DataError: vectors of two models, or none where they are compared; scores of other shards.
     """
     out, urls = place.out, embedded_shards(sources)
-    pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
+    pool = pool_of(sources)
     scores = None if sources.scores is None else str(sources.scores.absolute())
     plan = {
         "verb": STAGE,
@@ -75,39 +74,29 @@ def run(place: Place, sources: Sources, config: DedupConfig) -> dict[str, Any]:
         "scores": scores,
     }
     opened = Run.open(out, configs.to_yaml(config), {**plan, "shards": list(urls.values())})
-    if (done := _done(out, _identities(pool, config, sources))) is not None:
+    if (done := finished(pool, sources, config, out)) is not None:
         return done
     with place.connect(STAGE, Workload(len(pool.shards))) as (session, worker):
-        summary = _deduplicate(session, pool, urls, sources, config, out, worker, place.show)
+        summary = deduplicate(session, pool, urls, sources, config, out, worker, place.show)
     opened.log("end", **{name: summary[name] for name in ("pictures", "kept", "dropped")})
     return summary
 
 
-def deduplicate(
-    session: Session,
-    urls: dict[str, str],
-    sources: Sources,
-    config: DedupConfig,
-    out: StoragePath,
-    resources: Resources,
-    show: Progress,
-) -> dict[str, Any]:
-    """Do what of a deduplication of shards, given as name -> URL, is not done yet; returns its summary."""
-    pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
-    if (done := _done(out, _identities(pool, config, sources))) is not None:
-        return done
-    return _deduplicate(session, pool, urls, sources, config, out, resources, show)
+def pool_of(sources: Sources) -> Pool:
+    """The pictures that were embedded."""
+    return Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
 
 
-def _done(out: StoragePath, identities: Mapping[str, str]) -> dict[str, Any] | None:
-    """The summary of what is done already; None where something is not."""
+def finished(pool: Pool, sources: Sources, config: DedupConfig, out: StoragePath) -> dict[str, Any] | None:
+    """The summary of a deduplication that is done already; None where something of it is not."""
     ledger, written = Ledger(out, STAGE), out / "summary.json"
+    identities = _identities(pool, config, sources)
     if not written.is_file() or not all(ledger.completion(name, identity) for name, identity in identities.items()):
         return None
     return dict(documents.read_json(written, documents.PLAN_BYTES))
 
 
-def _deduplicate(
+def deduplicate(
     session: Session,
     pool: Pool,
     urls: dict[str, str],
@@ -117,6 +106,7 @@ def _deduplicate(
     resources: Resources,
     show: Progress,
 ) -> dict[str, Any]:
+    """Write who goes of the pictures of shards, given as name -> URL, and for whom; returns the summary."""
     pairs = find_near_pairs(session, sources.embeddings, out, config.by, resources, show, config.scope)
     pictures = Pictures.read(pool, sources.scores, show)
     if reused := pictures.reused_uids():

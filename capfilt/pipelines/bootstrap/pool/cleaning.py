@@ -55,7 +55,10 @@ def clean_web(
     if (section := config.dedup) is not None:
         without.append(folder / "dedup")
         chosen = dedup.DedupConfig(by=parse_near(section.by), keep=section.keep, merge_texts=section.merge_texts)
-        dedup.deduplicate(session, named, dedup.Sources(job.out), chosen, without[-1], resources, show)
+        sources, out = dedup.Sources(job.out), without[-1]
+        pool = dedup.pool_of(sources)
+        if dedup.finished(pool, sources, chosen, out) is None:
+            dedup.deduplicate(session, pool, named, sources, chosen, out, resources, show)
     if config.decontaminate is not None:
         without.append(folder / "decontaminate")
         _decontaminate(session, config.decontaminate, splits, job, without[-1], resources, show)
