@@ -82,7 +82,8 @@ def attend(
     on how many queries a row has, as long as these stay few.
     """
     here = q_BHTd.dtype == torch.bfloat16 and q_BHTd.device.type == "cpu" and multiplies_bf16()
-    if here and not causal and not torch.is_grad_enabled():
+    # Not in a training's passes without gradients, which must round and drop as those with gradients do (`grad_cache`).
+    if here and not causal and not dropout and torch.is_inference_mode_enabled():
         return _by_products(q_BHTd, k_BHSd, v_BHSd, mask)
     return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, mask, dropout_p=dropout, is_causal=causal)
 
