@@ -20,7 +20,7 @@ from capfilt.models.blip2.language_model import load_language
 from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import distinct_names, fill
+from capfilt.models.checkpoints.fill import distinct_names, fill, without_weights
 from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, WORDS, expand, once
 from capfilt.models.checkpoints.transformers_folder import possible
 from capfilt.models.interface import Names, TransformersFormat
@@ -31,7 +31,7 @@ QUERIES = {"self_attention": "self_attention", "query_feed_forward": "feed_forwa
 
 def blank(config: Blip2Config) -> Blip2:
     """A model without weights, on the meta device."""
-    with torch.device("meta"):
+    with without_weights():
         return Blip2(config)
 
 

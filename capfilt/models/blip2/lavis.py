@@ -23,7 +23,7 @@ from capfilt.models.blip2.language_model import described_at
 from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import distinct_names
+from capfilt.models.checkpoints.fill import distinct_names, without_weights
 from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.config import Role, VisionConfig
@@ -80,7 +80,7 @@ def names(config: Blip2Config) -> Names:
 
 
 def _language_names(config: Blip2Config) -> list[str]:
-    with torch.device("meta"):
+    with without_weights():
         return [name for name in distinct_names(Blip2(config)) if name.startswith("language.")]
 
 
@@ -127,7 +127,7 @@ class Lavis(OriginalFormat):
             return config
         prefix, _ = LANGUAGE[config.language.kind]
         as_tied = config.model_copy(update={"language": config.language.model_copy(update={"tied": True})})
-        with torch.device("meta"):
+        with without_weights():
             twice = Blip2(as_tied).tied()
         second_names = {_theirs(name, prefix): _theirs(first, prefix) for name, first in twice.items()}
         tied = transformers_config.unify_language(tensors, second_names, prefix)
