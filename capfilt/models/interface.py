@@ -1,6 +1,6 @@
 """What every model family agrees on: what its architecture says of itself, what its models can do, what belongs to it.
 
-A family is one `Family` (in the `__init__` of its folder) and one line in `capfilt/models/registry.py`. The rooms above
+A family is a folder and one `Family` in the table of `capfilt/models/registry.py`. The rooms above
 know these classes alone: whoever wants to know what a model can do asks for its `capabilities`, never for its class.
 """
 
@@ -107,6 +107,11 @@ class Model(nn.Module):
         """
         self._cannot("attend to images")
 
+    def tokens_instead(self, tokens_BND: Tensor, queries: int) -> ImageContext | None:
+        """What `decode_step` may attend to in place of an image context, at less work: for a decoder that has so many
+        queries of an image in all, and shares no context with anybody. None: nothing."""
+        return None
+
     def image_context_modules(self, role: Role) -> list[nn.Module] | None:
         """All that `image_context` depends on besides the tokens: models in which these are equal have equal ones.
         None: it is never the same as another model's."""
@@ -140,7 +145,7 @@ class Model(nn.Module):
 
     def similarity(self, image: Tensor, text_TP: Tensor) -> Tensor:
         """Vectors of images and of texts -> cosines [I, T]."""
-        self._cannot("compare images with texts")
+        return image @ text_TP.T
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts beside images -> states [B, T, D], for `match`; rows that share an image are adjacent."""

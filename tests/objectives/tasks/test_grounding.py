@@ -15,7 +15,7 @@ from capfilt.inference.device import Compute
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import architecture_of, build
 from capfilt.objectives.interface import BoxBatch
-from capfilt.objectives.kinds.grounding import GroundingObjectives
+from capfilt.objectives.kinds.downstream import GroundingObjectives
 from capfilt.objectives.losses.boxes import box_losses
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.training.config import TrainConfig
@@ -73,5 +73,5 @@ def test_a_training_from_shards_without_captions_ends_with_a_model_that_is_measu
     lines = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
     assert all({"box", "giou", "box_accuracy"} <= line.keys() for line in lines)
     local = LocalModel.load(job.model_folder, CPU)
-    measured = TASKS["grounding"].measure(local, [url], TASKS["grounding"].config(), CPU)
+    measured = TASKS["grounding"](task="grounding").measure(local, [url], CPU)
     assert (measured.figures["rows"], measured.figures["grounding"]["method"]) == (4, "boxes")
