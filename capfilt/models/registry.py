@@ -20,7 +20,6 @@ from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip.config import BlipConfig
 from capfilt.models.blip2.config import Blip2Config
-from capfilt.models.checkpoints.fill import without_weights
 from capfilt.models.clip.config import ClipConfig
 from capfilt.models.family import Family, code_in
 from capfilt.models.heads import ANSWERER, CLASSIFIER
@@ -72,6 +71,8 @@ def build(config: ArchitectureConfig) -> Model:
 
 def blank(config: ArchitectureConfig) -> Model:
     """A model without weights, on the meta device: its names and shapes."""
+    from capfilt.models.checkpoints.fill import without_weights
+
     with without_weights():
         return build(config)
 
