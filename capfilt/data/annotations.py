@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -154,11 +154,6 @@ def shards_in(folder: StoragePath) -> list[str]:
     return sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
 
 
-def num_rows(path: StoragePath) -> int:
-    """How many rows a shard's annotations have, from the end of the file alone. DataError where it is no Parquet."""
-    return parquet.num_rows(path)
-
-
 def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
     """Which rows `write` would have written, by column; null for a null."""
     columns = {name: table[name] for name in table.column_names}
@@ -182,11 +177,6 @@ def rows(table: pa.Table) -> Iterator[Annotation]:
             if further:
                 values["scores"] = {name: values.pop(name) for name in further}
             yield Annotation(**values)
-
-
-def failed(row: Annotation, reason: str) -> Annotation:
-    """The row of a text that could not be annotated: no scores, only the reason."""
-    return replace(row, itm=None, itc=None, scores={}, status="failed", reason=reason)
 
 
 def _problem(row: Annotation) -> str:

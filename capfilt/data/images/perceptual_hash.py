@@ -16,7 +16,6 @@ from PIL import Image
 
 SIDE = 32
 """Pixels of the side of the picture that is transformed."""
-BITS = 64
 
 _LOW = 8  # frequencies of each axis
 _DECIMALS = 6  # of coefficients up to 2**20, whose rounding errors are below 1e-9
@@ -37,9 +36,3 @@ def perceptual_hash(image: Image.Image) -> int:
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float64)
     low = np.round(_DCT @ grey @ _DCT.T, _DECIMALS)
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-
-
-def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many bits of hashes differ, 0 to 64; uint64 arrays that broadcast."""
-    counts: np.ndarray = np.bitwise_count(np.bitwise_xor(a, b))
-    return counts

@@ -26,7 +26,6 @@ from capfilt.data.synthetic.drawing import Weights, allowed, draw_scene
 from capfilt.data.synthetic.scenes import COLOURS, SHAPES, Appearance, Claim, Scene, changes, holds
 
 Label = Literal["entailment", "neutral", "contradiction"]
-LABELS: tuple[Label, ...] = ("entailment", "neutral", "contradiction")
 
 UNSEEN = (", on sale", ", price reserved", ", with free shipping", ", photo by admin", ", and more on a home page")
 """What may be said beside a claim and no picture shows: price, owner, what else there is."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from capfilt.data.policy import (
     best_text,
     check_scores,
     failure_class,
-    keep_rate_threshold,
     verdicts_of_image,
 )
+from capfilt.data.policy.quantiles import Histogram, checked
 from capfilt.errors import DataError, RecipeError
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from tests.data.policy.conftest import row
@@ -350,6 +351,13 @@ def test_a_rule_says_what_it_asks() -> None:
 )
 def test_failures_are_counted_by_their_class(reason: str, counted: str) -> None:
     assert failure_class(reason) == counted
+
+
+def keep_rate_threshold(scores: Iterable[np.ndarray], rate: float) -> float:
+    histogram = Histogram()
+    for of_shard in scores:
+        histogram.add(of_shard)
+    return checked(histogram).threshold(rate)
 
 
 def test_keep_rate_keeps_the_given_share() -> None:
