@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from capfilt.data import parquet
 from capfilt.data import scores as score_tables
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
-from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, listing, storage_path
 
 STATUSES = ("ok", "failed")
@@ -109,10 +107,7 @@ def write(path: StoragePath | str, rows: Iterable[Annotation], prompts: bool = F
         schema = with_prompts(SCHEMA) if prompts else SCHEMA
         columns = {name: [getattr(row, name) for row in ordered] for name in schema.names}
         table = pa.Table.from_pydict(columns, schema=schema)
-        if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # `read` would refuse it
-            raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
-        with atomic(storage_path(path)) as file:
-            pq.write_table(table, file, compression="zstd")
+        parquet.write(storage_path(path), table)
     except (ValueError, TypeError, OverflowError) as error:  # which pyarrow's errors are
         raise DataError(f"annotations for {path} do not fit their columns: {error}") from error
     return len(ordered)
