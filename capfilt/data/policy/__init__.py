@@ -14,26 +14,3 @@ from capfilt.data.policy.verdicts import (
     verdicts_of_table,
     whatever_threshold,
 )
-
-__all__ = [
-    "FILTER_SCORES",
-    "FUSED",
-    "Condition",
-    "Pool",
-    "PolicyConfig",
-    "RankConfig",
-    "Resolved",
-    "Rule",
-    "best_text",
-    "check_calibrated",
-    "check_further",
-    "check_scores",
-    "failure_class",
-    "fuse",
-    "resolve",
-    "score_range",
-    "verdicts_of_image",
-    "verdicts_of_table",
-    "whatever_threshold",
-    "with_scores",
-]
