@@ -125,7 +125,7 @@ def _count(tally: Tally, key: str, converted: Converted, rows: list[dict[str, st
         tally.failed[reason_class(converted.problem)] += 1
     for row in converted.rows:
         # A row that could be used and lies in no sample has gone with it.
-        reason = row.reason or ("" if meta else converted.problem or NO_ROWS)
+        reason = row.problem or ("" if meta else converted.problem or NO_ROWS)
         tally.texts["in"][row.kind] += 1
         if reason:
             tally.texts["dropped"][f"{row.kind}: {reason_class(reason)}"] += 1
