@@ -65,10 +65,7 @@ def augment(
     then mirror, then RandAugment.
 
     With the default config it is `ImageFormat.to_pixels`, bit for bit, and nothing is drawn. A crop is squashed to the
-    format's square, whatever the format does to whole pictures.
-
-    Raises:
-        ImageError: as `Preprocess.to_pixels`.
+    format's square, whatever the format does to whole pictures. ImageError as `Preprocess.to_pixels` raises.
     """
     image_format = ImageFormat(image_format) if isinstance(image_format, int) else image_format
     if config.crop is None:
