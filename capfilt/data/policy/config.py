@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from capfilt.config import Config, Layer, added
 from capfilt.data import scores as score_tables
@@ -121,16 +122,10 @@ class RankConfig(Config):
         fields = self.model_dump(mode="json")
         return {**fields, "keep": _BEST_OF} if self.keep == "web-first" else fields
 
-    _has_conditions: bool = PrivateAttr(default=False)  # asked for every text, so decided once
-
-    def model_post_init(self, _context: Any) -> None:
-        """Decide what is asked for every text."""
-        self._has_conditions = bool(self.conditions) or self.rules != TextRules()
-
-    @property
+    @cached_property  # asked for every text
     def has_conditions(self) -> bool:
         """Whether a text may fail by more than a threshold or its rank."""
-        return self._has_conditions
+        return bool(self.conditions) or self.rules != TextRules()
 
 
 class PolicyConfig(RankConfig):

@@ -10,8 +10,6 @@ import math
 
 import numpy as np
 
-from capfilt.errors import DataError
-
 BINS = 1 << 20
 
 
@@ -46,10 +44,3 @@ class Histogram:
         used = np.searchsorted(np.cumsum(self.counts), np.linspace(1, self.total, number), side="left")
         bins = np.unique(used)
         return bins / BINS * self.width + self.low, below[bins] / self.total
-
-
-def checked(histogram: Histogram) -> Histogram:
-    """The same; DataError where it has counted nothing."""
-    if not histogram.total:
-        raise DataError("no text has a score, so no share of them can be kept; annotate first")
-    return histogram

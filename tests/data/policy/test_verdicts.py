@@ -23,8 +23,8 @@ from capfilt.data.policy import (
     failure_class,
     verdicts_of_image,
 )
-from capfilt.data.policy.quantiles import Histogram, checked
-from capfilt.errors import DataError, RecipeError
+from capfilt.data.policy.quantiles import Histogram
+from capfilt.errors import RecipeError
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from tests.data.policy.conftest import row
 
@@ -357,7 +357,7 @@ def keep_rate_threshold(scores: Iterable[np.ndarray], rate: float) -> float:
     histogram = Histogram()
     for of_shard in scores:
         histogram.add(of_shard)
-    return checked(histogram).threshold(rate)
+    return histogram.threshold(rate)
 
 
 def test_keep_rate_keeps_the_given_share() -> None:
@@ -378,11 +378,6 @@ def test_keep_rate_keeps_enough_and_no_more_than_ties_ask(scores: list[float], r
     wanted = max(1, round(rate * len(scores)))
     assert np.sum(values >= threshold) >= wanted
     assert np.sum(values > threshold + 4e-6) < wanted
-
-
-def test_keep_rate_needs_scores() -> None:
-    with pytest.raises(DataError, match="no text has a score"):
-        keep_rate_threshold([np.array([])], 0.5)
 
 
 @pytest.mark.parametrize(
