@@ -13,15 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from capfilt.data.synthetic.captions import (
-    draw_claim,
-    draw_voice,
-    falsify,
-    pick,
-    say,
-    say_phrase,
-    spelling,
-)
+from capfilt.data.synthetic.captions import draw_claim, draw_voice, falsify, pick, say, say_phrase, spelling
 from capfilt.data.synthetic.drawing import Weights, allowed, draw_scene
 from capfilt.data.synthetic.scenes import COLOURS, SHAPES, Appearance, Claim, Scene, changes, holds
 
