@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from capfilt.config import Config, Layer, added
 from capfilt.data import scores as score_tables
@@ -122,10 +121,16 @@ class RankConfig(Config):
         fields = self.model_dump(mode="json")
         return {**fields, "keep": _BEST_OF} if self.keep == "web-first" else fields
 
-    @cached_property  # asked for every text
+    _has_conditions: bool = PrivateAttr(default=False)  # asked for every text, so decided once
+
+    def model_post_init(self, _context: Any) -> None:
+        """Decide what is asked for every text."""
+        self._has_conditions = bool(self.conditions) or self.rules != TextRules()
+
+    @property
     def has_conditions(self) -> bool:
         """Whether a text may fail by more than a threshold or its rank."""
-        return bool(self.conditions) or self.rules != TextRules()
+        return self._has_conditions
 
 
 class PolicyConfig(RankConfig):
