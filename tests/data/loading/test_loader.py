@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from reference_pixels import normalised, squashed
 
 from capfilt.data import shards
 from capfilt.data.images import decode
@@ -286,7 +287,7 @@ class TestBatch:
         by_uid = {s.uid: s for s in shards.read(str(small_world / "human" / "00000.tar")) if isinstance(s, Sample)}
         batch = take(loader(small_world / "human" / "00000.tar", tokenizer).batches(), 1)[0]
         for uid, found in zip(batch.uids, batch.images, strict=True):
-            wanted = decode.normalise(decode.to_pixels(decode.decode(by_uid[uid].image), 16))
+            wanted = normalised(squashed(decode.decode(by_uid[uid].image), 16))
             assert torch.equal(found, torch.from_numpy(wanted))
 
 
