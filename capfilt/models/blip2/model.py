@@ -195,5 +195,5 @@ class Blip2(Model):
 
 def as_mask(lengths: Sequence[int], like_BT: Tensor) -> Tensor:
     """[B, T]: 1 for the tokens that each text has."""
-    count = torch.tensor(lengths, device=like_BT.device)
+    count = to_device(torch.tensor(lengths), like_BT.device)
     return (torch.arange(like_BT.shape[1], device=like_BT.device) < count[:, None]).long()

@@ -22,6 +22,7 @@ from capfilt.models.layers.block import Block
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
 from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.transfer import to_device
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, Modality, MultiwayBlock, RelativePositions, resize_relative
 from capfilt.models.vlmo.config import VlmoConfig
@@ -206,7 +207,8 @@ class Vlmo(Model):
 
 
 def _mask_of(lengths: Sequence[int], ids_BT: Tensor) -> Tensor:
-    return torch.arange(ids_BT.shape[1], device=ids_BT.device) < torch.tensor(lengths, device=ids_BT.device)[:, None]
+    count = to_device(torch.tensor(lengths), ids_BT.device)
+    return torch.arange(ids_BT.shape[1], device=ids_BT.device) < count[:, None]
 
 
 def _unit(x_BD: Tensor) -> Tensor:

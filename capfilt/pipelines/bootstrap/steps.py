@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from capfilt.cluster.session import Session
 from capfilt.data import shards
 from capfilt.data.policy import Pool, Resolved
 from capfilt.evaluation.known_truth import says_truth
@@ -14,7 +15,7 @@ from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
 from capfilt.models.checkpoints import store
 from capfilt.pipelines import add_score
-from capfilt.pipelines.bootstrap.context import BootstrapContext
+from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.roles.blip2_stages import merge_figures, pretrain_stages
 from capfilt.runs.tally import Tally
 from capfilt.stages.annotation.annotate import AnnotateJob
@@ -29,10 +30,18 @@ from capfilt.stages.resolve import resolve_once
 from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select
-from capfilt.stages.train import run_training
+from capfilt.stages.train import run_training, start_processes
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
+
+PRETRAINING = "round %d pretrain"
+
+
+def start_pretraining(session: Session, opened: OpenedRun) -> None:
+    """Start the processes of the first pretraining while the data are made: each of Ray Train's waits until the one
+    before it has begun, and meanwhile a core would be idle."""
+    start_processes(session, opened.run.round(0).absolute() / "pretrain", opened.config.cluster.train, PRETRAINING % 0)
 
 
 def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> dict[str, StoragePath]:
@@ -56,7 +65,7 @@ def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> d
     )
     if job.start is None:
         job = job.model_copy(update={"initial": config.initial.located()})
-    label, counts = f"round {r} pretrain", context.run.folder.absolute()
+    label, counts = PRETRAINING % r, context.run.folder.absolute()
     resources, digests = config.cluster.train, context.written_digests(r)
     return {"pretrain": run_training(context.session, job, resources, context.progress, label, digests, counts)}
 
