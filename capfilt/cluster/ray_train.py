@@ -76,14 +76,23 @@ def fit(
             raise error
 
 
-def prepare(session: Session, workers: int, cpus: float, gpus: float, storage: StoragePath, name: str) -> None:
+def prepare(
+    session: Session,
+    workers: int,
+    cpus: float,
+    gpus: float,
+    storage: StoragePath,
+    name: str,
+    modules: Sequence[str] = (),
+) -> None:
     """Start the processes of the next `fit` of the same arguments while something else is done, on a Ray of this
-    command and without GPUs; elsewhere nothing. What goes wrong with them is an error of that `fit`."""
+    command and without GPUs; elsewhere nothing. They import `modules`, what its function will need. What goes wrong
+    with them is an error of that `fit`."""
     if not session.started_ray or gpus or session.training_actor is not None or session.capacity(cpus) < workers:
         return
     session.others_reserved, session.training_actor = _reserved(), _start_actor(session, workers)
     size, folder = {"workers": workers, "cpus": cpus, "gpus": gpus}, {"storage": str(storage.absolute()), "name": name}
-    session.training_actor.prepare.remote(size, folder)
+    session.training_actor.prepare.remote(size, folder, modules)
 
 
 def _run_locally(function: Function, config: dict[str, Any], workers: int, name: str) -> None:

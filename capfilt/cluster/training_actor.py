@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -77,11 +78,11 @@ class TrainingActor:
             self._group.end()
         return _run(self._trainer(attempt, config, size, folder))
 
-    def prepare(self, size: dict[str, Any], folder: dict[str, str]) -> None:
-        """Start the processes of a training that is to come."""
-        self.group(size, folder)
+    def prepare(self, size: dict[str, Any], folder: dict[str, str], modules: Sequence[str]) -> None:
+        """Start the processes of a training that is to come, which import these modules meanwhile."""
+        self.group(size, folder, modules)
 
-    def group(self, size: dict[str, Any], folder: dict[str, str]) -> TrainingGroup:
+    def group(self, size: dict[str, Any], folder: dict[str, str], modules: Sequence[str] = ()) -> TrainingGroup:
         """The processes that are kept, started if there are none of this number and size."""
         import ray
 
@@ -89,8 +90,8 @@ class TrainingActor:
             if self._group is not None and self._group.alive and self._group.size != size:
                 self._group.end()
             if self._group is None or not self._group.alive:
-                owner = {"owner": ray.get_runtime_context().current_actor}
-                trainer = self._trainer(take_trainings, owner, size, folder)
+                config = {"owner": ray.get_runtime_context().current_actor, "modules": modules}
+                trainer = self._trainer(take_trainings, config, size, folder)
                 self._group = TrainingGroup(size, partial(_run, trainer))
             return self._group
 
@@ -145,10 +146,10 @@ def _trainer_class(single_node: bool) -> Any:
         return TorchTrainer
 
     class SingleNodeTrainer(TorchTrainer):
-        """Starts two processes fewer: one serves Ray Datasets, which are not used, the other cleans up after a
-        controller that died, and here Ray itself ends with the driver.
+        """Starts three processes fewer: one serves Ray Datasets, which are not used, one cleans up after a controller
+        that died, and here Ray itself ends with the driver, and one asks an autoscaler for nodes, and here is none.
 
-        The method is internal to Ray. Where a later Ray has none of that name, the start is slower again.
+        The methods are internal to Ray. Where a later Ray has none of these names, the start is slower again.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -156,7 +157,16 @@ def _trainer_class(single_node: bool) -> Any:
             callbacks: list[Any] = super()._create_default_callbacks()
             return [callback for callback in callbacks if type(callback).__name__ not in not_needed]
 
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+                setattr(parts["scaling_policy"], name, _nothing)
+            return super()._initialize_and_run_controller(**parts)
+
     return SingleNodeTrainer
+
+
+def _nothing() -> None:
+    """Of the scaling policy of a node by itself."""
 
 
 def _run(trainer: Any) -> Failure | None:
