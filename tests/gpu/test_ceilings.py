@@ -17,7 +17,7 @@ from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.inference.batches import Images
 from capfilt.inference.config import DecodeConfig
-from capfilt.inference.device import Compute
+from capfilt.inference.device import Compute, autocast
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.generation.decode import generate, uniforms
 from capfilt.inference.generation.fused import FusedSteps
@@ -74,14 +74,15 @@ def count(waits: Waits, pytestconfig: pytest.Config) -> Callable[[Callable[[], o
 
 @torch.inference_mode()
 def test_eight_decode_steps(small_blip: MakeBlip, cuda: torch.device, count: Any) -> None:
-    """Nucleus sampling, with the look at which texts have ended."""
+    """Nucleus sampling in bf16, with the look at which texts have ended."""
     model = small_blip(depth=DEPTH, roles=("decoder",)).to(cuda)
     image = model.image_context(model.encode_image(torch.randn(ROWS, 3, 16, 16).to(cuda)), "decoder")
     draws = torch.from_numpy(np.stack([uniforms(0, 0, f"{i}", 0, 40) for i in range(ROWS)])).to(cuda)
 
     def write(steps: int) -> None:
         config = DecodeConfig(min_length=steps, max_length=steps + 1)
-        generate(model, image, [1], 3, config, draws, None, FusedSteps.of(model))
+        with autocast(cuda, torch.bfloat16):
+            generate(model, image, [1], 3, config, draws, None, FusedSteps.of(model))
 
     few, more = count(lambda: write(8)), count(lambda: write(16))
     (more - few).check("eight decode steps")

@@ -10,6 +10,7 @@ import torch
 from gpus import Waits
 
 from capfilt.data.text.tokenizer import Tokenizer
+from capfilt.errors import ModelError
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners import local as captioners
 from capfilt.inference.config import DecodeConfig
@@ -64,6 +65,22 @@ def test_draws_that_stay_on_the_cpu(role: tuple[LocalModel, Images], monkeypatch
 def test_a_tensor_that_numpy_is_given(role: tuple[LocalModel, Images]) -> None:
     with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
         role[0].image_tokens(role[1]).detach().numpy()
+
+
+@pytest.mark.parametrize("method", ["nucleus", "greedy", "beam"])
+@pytest.mark.parametrize("where", ["a position", "the head"])
+def test_logits_that_are_no_numbers(role: tuple[LocalModel, Images], method: str, where: str) -> None:
+    """From NaN no index out of range is made, which would end the process; what is read long before the next look is
+    noticed there."""
+    local, images = role
+    config = DecodeConfig.model_validate({"method": method, "min_length": 18, "max_length": 20})
+    text: Any = local.model.decoder_stack
+    with torch.no_grad():
+        text.embeddings.of("decoder").positions.weight[3] *= torch.nan if where == "a position" else 1
+        text.head.bias[40] *= torch.nan if where == "the head" else 1
+    captioner = captioners.LocalCaptioner(local, config)
+    with pytest.raises(ModelError, match="logits are NaN"):
+        captioner.write(local.image_tokens(images), [f"{i:032x}" for i in range(5)])
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ class Search:
         place_I = torch.arange(images, device=device)
         finished = Finished(written_IWS, torch.full_like(scores_IW, NO_SCORE, dtype=kept), place_I < count)
         every = Images(place_I, prompt_IP, written_IWS, scores_IW, finished).held(runner)
-        finite = FiniteLogits.on(device).held(runner)
+        finite = FiniteLogits.on(device, exact).held(runner)
         return cls(runner, config, end, Lengths.of(config, length), every, finite)
 
     def advance(self, step: int) -> None:
@@ -145,7 +145,9 @@ class Search:
         length = prompt_IP.shape[1]
         prompt_RP = prompt_IP.repeat_interleave(width, dim=0, output_size=len(prompt_IP) * width)
         newest, start = (written_IWS[:, :, step - 1].reshape(-1, 1), length + step - 1) if step else (prompt_RP, 0)
-        logits = self.finite.watch(at_least_fp32(self.runner.logits(newest, start)))
+        logits = at_least_fp32(self.runner.logits(newest, start))
+        if step == written_IWS.shape[2] - 1 or is_poll_step(logits.device, step):
+            self.finite.watch(logits)
         logits = logits.log_softmax(dim=1)
         if config.repetition_penalty != 1.0:
             so_far = torch.cat([prompt_RP, written_IWS[:, :, :step].flatten(0, 1)], dim=1)

@@ -38,36 +38,35 @@ POLL_STEPS = 8
 
 @dataclass
 class FiniteLogits:
-    """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token."""
+    """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token.
+
+    An accelerator is not made to wait. What is not finite there stays so: it lies in the cache, or in weights that
+    every step multiplies by. So only steps that are looked at anyway need be watched.
+    """
 
     low: Tensor
     high: Tensor
-    """The least and the largest so far; NaN once one was."""
+    """The least and the largest of the step that was watched last; NaN where one was."""
 
     @classmethod
-    def on(cls, device: torch.device) -> FiniteLogits:
-        """No logits were watched yet."""
-        return cls(*torch.zeros(2, device=device).unbind())
+    def on(cls, device: torch.device, dtype: torch.dtype = torch.float32) -> FiniteLogits:
+        """No logits were watched yet; they are in this format."""
+        return cls(*torch.zeros(2, dtype=dtype, device=device).unbind())
 
     def held(self, runner: StepRunner) -> FiniteLogits:
         """The same where the steps of a runner look for it."""
         return FiniteLogits(runner.hold("low", self.low), runner.hold("high", self.high))
 
-    def watch(self, logits_RV: Tensor) -> Tensor:
-        """Take note of the logits of a step, and return them. An accelerator is not made to wait: there they are made
-        finite until `check`, for a NaN would lead to an index that ends the process."""
-        low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
-        torch.minimum(self.low, low, out=self.low)
-        torch.maximum(self.high, high, out=self.high)
-        if logits_RV.device.type != "cpu":
-            return logits_RV.nan_to_num_()
-        self.check()
-        return logits_RV
+    def watch(self, logits_RV: Tensor) -> None:
+        """Take note of the logits of a step; on a CPU, `check` them."""
+        torch.aminmax(logits_RV, out=(self.low, self.high))  # one pass, and NaN comes through
+        if logits_RV.device.type == "cpu":
+            self.check()
 
     @property
     def fine(self) -> Tensor:
         """Whether all were finite."""
-        return self.low.isfinite() & self.high.isfinite()
+        return self.high - self.low < torch.inf
 
     def check(self) -> None:
         """Raise ModelError where logits were not finite."""
@@ -130,8 +129,12 @@ class Rows(NamedTuple):
     draws_RS: Tensor
     place_R: Tensor
     """Its row of the answer."""
-    ended_R: Tensor
+    spare_R: Tensor
+    """Whether it only fills up the batch."""
+    reach_R1: Tensor
+    """`DecodeConfig.top_p`, float64."""
     written_RS: Tensor
+    """Its tokens; those after the first that ends it are of no account."""
 
     def held(self, runner: StepRunner, rows: Tensor | None = None) -> Rows:
         """Some rows, or all, where the steps of a runner look for them."""
@@ -159,7 +162,7 @@ class RunningTexts:
         config: DecodeConfig,
         end: int,
     ) -> RunningTexts:
-        """Before the first step. Where a runner wants more images than there are, the first ones come again, ended."""
+        """Before the first step. Where a runner wants more images than there are, the first ones come again, spare."""
         rows, device = len(draws_RS), draws_RS.device
         width, (length, steps) = rows // image.rows, (prompt_RP.shape[1], config.max_length - prompt_RP.shape[1])
         if (more := filled_up(image.rows, runner.first_size(image.rows, width), device)) is not None:
@@ -168,26 +171,27 @@ class RunningTexts:
         runner.begin(image, len(draws_RS), config.max_length, (config, end, length))
         place_R = torch.arange(len(draws_RS), device=device)
         written_RS = torch.full((len(draws_RS), steps), end, device=device)
-        every = Rows(prompt_RP, draws_RS, place_R, place_R >= rows, written_RS)
+        reach_R1 = torch.full((len(draws_RS), 1), config.top_p, dtype=torch.double, device=device)
+        every = Rows(prompt_RP, draws_RS, place_R, place_R >= rows, reach_R1, written_RS)
         return cls(runner, config, end, every.held(runner), FiniteLogits.on(device).held(runner))
 
     def advance(self, step: int) -> None:
-        """Write the token of a step into each text that has not ended. All that changes, changes in place."""
-        config, (prompt_RP, draws_RS, _, ended_R, written_RS) = self.config, self.rows
-        length = prompt_RP.shape[1]
+        """Write the token of a step into each text, ended or not. All that changes, changes in place."""
+        config, (prompt_RP, draws_RS, _, _, reach_R1, written_RS) = self.config, self.rows
+        length, steps = prompt_RP.shape[1], written_RS.shape[1]
         newest, start = (written_RS[:, step - 1 : step], length + step - 1) if step else (prompt_RP, 0)
-        logits = self.finite.watch(self.runner.logits(newest, start).float())
-        if length + step < config.min_length:
-            logits[:, self.end] = -torch.inf
+        without = self.end if length + step < config.min_length else None
+        logits = self.runner.logits(newest, start, without).float()
+        if step == steps - 1 or is_poll_step(logits.device, step):
+            self.finite.watch(logits)
         if config.repetition_penalty != 1.0:
             logits = penalise(logits, torch.cat([prompt_RP, written_RS[:, :step]], dim=1), config.repetition_penalty)
-        token = next_token(logits, config, draws_RS[:, step]).masked_fill_(ended_R, self.end)
-        written_RS[:, step] = token
-        ended_R.logical_or_(token == self.end)
+        next_token(logits, config, draws_RS[:, step], reach_R1, out_R=written_RS[:, step])
 
     def shrink(self, step: int, answer_RS: Tensor, keeps_rows: bool = False) -> bool:
         """After a step, let ended texts go if that is worth it. Whether any is still written."""
-        ended_R = self.finite.read(self.rows.ended_R)
+        has_ended_R = (self.rows.written_RS[:, : step + 1] == self.end).any(dim=1)
+        ended_R = self.finite.read(has_ended_R | self.rows.spare_R)
         writing_IG = ~ended_R.view(self.runner.images, -1)
         if not keeps_rows and (staying := choose_staying(writing_IG, self.runner)) is not None:
             self.save(answer_RS)
@@ -235,8 +239,14 @@ def generate(
     return [row[: row.index(end)] if end in row else row for row in written]
 
 
-def next_token(logits_RV: Tensor, config: DecodeConfig, draw_R: Tensor) -> Tensor:
-    """The next token of each row, [R]: the likeliest, or by inverting the distribution at `draw`."""
+def next_token(
+    logits_RV: Tensor,
+    config: DecodeConfig,
+    draw_R: Tensor,
+    reach_R1: Tensor | None = None,
+    out_R: Tensor | None = None,
+) -> Tensor:
+    """The next token of each row, [R]: the likeliest, or by inverting the distribution at `draw` (`nucleus`)."""
     if config.method == "greedy":
-        return logits_RV.argmax(dim=1)
-    return nucleus(logits_RV, draw_R, config.top_p, config.top_k, config.temperature)
+        return torch.argmax(logits_RV, dim=1, out=out_R)
+    return nucleus(logits_RV, draw_R, config.top_p, config.top_k, config.temperature, reach_R1, out_R)

@@ -78,8 +78,8 @@ class FusedRunner:
     def run(self, step: int, advance: Callable[[int], None]) -> None:
         advance(step)
 
-    def logits(self, ids_RT: Tensor, start: int) -> Tensor:
-        return self.decoder.step(ids_RT, start, self.image, self.cache_LSRE)
+    def logits(self, ids_RT: Tensor, start: int, without: int | None = None) -> Tensor:
+        return self.decoder.step(ids_RT, start, self.image, self.cache_LSRE, without)
 
     def reorder(self, rows: Tensor, length: int) -> None:
         kept = self.cache_LSRE[:, :length, :, self.decoder.width :]  # no query is read again

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
+from capfilt.models.layers.fused_decoder import IMPOSSIBLE
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
 
 MIN_ROWS = 4
@@ -41,8 +42,9 @@ class StepRunner(Protocol):
     def run(self, step: int, advance: Callable[[int], None]) -> None:
         """Do a step: `advance` it, or what it does."""
 
-    def logits(self, ids_RT: Tensor, start: int) -> Tensor:
-        """Feed the newest tokens, at the positions from `start` on; logits after the last of them [R, V]."""
+    def logits(self, ids_RT: Tensor, start: int, without: int | None = None) -> Tensor:
+        """Feed the newest tokens, at the positions from `start` on; logits after the last of them [R, V], of which
+        `without` is IMPOSSIBLE."""
 
     def reorder(self, rows: Tensor, length: int) -> None:
         """What was read of row i is from now on what was read of row `rows[i]`; `length` tokens of each were."""
@@ -78,8 +80,11 @@ class EagerRunner:
     def run(self, step: int, advance: Callable[[int], None]) -> None:
         advance(step)
 
-    def logits(self, ids_RT: Tensor, start: int) -> Tensor:
-        return self.model.decode_step(ids_RT, self.image, self.cache, self.head)
+    def logits(self, ids_RT: Tensor, start: int, without: int | None = None) -> Tensor:
+        logits = self.model.decode_step(ids_RT, self.image, self.cache, self.head)
+        if without is not None:
+            logits[:, without] = IMPOSSIBLE
+        return logits
 
     def reorder(self, rows: Tensor, length: int) -> None:
         self.cache.keep(rows)

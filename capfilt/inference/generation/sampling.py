@@ -22,12 +22,22 @@ def penalise(logits_RV: Tensor, before_RS: Tensor, penalty: float) -> Tensor:
     return logits_RV.scatter(1, before_RS, torch.where(before > 0, before / penalty, before * penalty))
 
 
-def nucleus(logits_RV: Tensor, draw_R: Tensor, top_p: float, top_k: int = 0, temperature: float = 1.0) -> Tensor:
+def nucleus(
+    logits_RV: Tensor,
+    draw_R: Tensor,
+    top_p: float,
+    top_k: int = 0,
+    temperature: float = 1.0,
+    reach_R1: Tensor | None = None,
+    out_R: Tensor | None = None,
+) -> Tensor:
     """The token of each row [R] at `draw` in [0, 1) of its nucleus, tokens in the order of falling probability.
 
     Args:
         top_p: the nucleus is the smallest set whose probabilities reach this; the token that reaches it is in.
         top_k: of the likeliest so many tokens only, which then count as all; 0 = no limit.
+        reach_R1: `top_p` as a float64 tensor, which otherwise is made.
+        out_R: where the tokens are written.
     """
     if temperature != 1.0:
         logits_RV = logits_RV / temperature
@@ -35,27 +45,33 @@ def nucleus(logits_RV: Tensor, draw_R: Tensor, top_p: float, top_k: int = 0, tem
     if logits_RV.device.type == "cpu" and logits_RV.shape[1] >= LARGE:
         rows = zip(probabilities.numpy(), draw_R.tolist(), strict=True)
         find = _counted if not top_k else _of_top_k
-        return torch.tensor([find(row, draw, top_p, top_k) for row, draw in rows])
-    return _sorted(probabilities, draw_R, top_p, top_k)
+        tokens = torch.tensor([find(row, draw, top_p, top_k) for row, draw in rows])
+        return tokens if out_R is None else out_R.copy_(tokens)
+    if reach_R1 is None:
+        reach_R1 = torch.full((len(draw_R), 1), top_p, dtype=torch.double, device=draw_R.device)
+    return _sorted(probabilities, draw_R, reach_R1, top_k, out_R)
 
 
-def _sorted(probabilities_RV: Tensor, draw_R: Tensor, top_p: float, top_k: int) -> Tensor:
+def _sorted(
+    probabilities_RV: Tensor, draw_R: Tensor, reach_R1: Tensor, top_k: int, out_R: Tensor | None = None
+) -> Tensor:
+    """`nucleus` in few kernels; where probabilities are NaN, some token."""
     probabilities, tokens = probabilities_RV.sort(dim=1, descending=True, stable=True)
     if top_k:
         probabilities = probabilities[:, :top_k]
         probabilities = probabilities / probabilities.sum(dim=1, keepdim=True)
-    upto = probabilities.double().cumsum(dim=1)
-    inside = upto - probabilities < top_p  # the first token that reaches p is still in
-    size = inside.sum(dim=1, keepdim=True)
-    target = draw_R.double()[:, None] * upto.gather(1, size - 1)
-    index = torch.minimum(torch.searchsorted(upto, target, right=True), size - 1)
-    return tokens.gather(1, index).squeeze(1)
+    upto = probabilities.cumsum(dim=1, dtype=torch.double)
+    last = torch.searchsorted(upto, reach_R1).clamp_(max=upto.shape[1] - 1)  # the token that reaches p is still in
+    target = upto.gather(1, last).mul_(draw_R[:, None])
+    index = torch.minimum(torch.searchsorted(upto, target, right=True), last)
+    return torch.gather(tokens, 1, index, out=None if out_R is None else out_R[:, None]).squeeze(1)
 
 
 def _of_top_k(row: np.ndarray, draw: float, top_p: float, top_k: int) -> int:
     least = np.partition(row, -top_k)[-top_k] if top_k < len(row) else 0.0
     chosen = torch.from_numpy(np.flatnonzero(row >= least))  # by rising id, so that ties stay in that order
-    index = _sorted(torch.from_numpy(row)[None, chosen], torch.tensor([draw], dtype=torch.double), top_p, top_k)
+    draws, reach = torch.tensor([[draw], [top_p]], dtype=torch.double)
+    index = _sorted(torch.from_numpy(row)[None, chosen], draws, reach[None], top_k)
     return int(chosen[index])
 
 

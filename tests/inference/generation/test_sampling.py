@@ -14,7 +14,8 @@ WORDS = sampling.LARGE + 900
 
 
 def by_sorting(logits: Tensor, draw: Tensor, top_p: float, top_k: int) -> Tensor:
-    return sampling._sorted(logits.softmax(dim=1), draw, top_p, top_k)
+    reach = torch.full((len(draw), 1), top_p, dtype=torch.double)
+    return sampling._sorted(logits.softmax(dim=1), draw, reach, top_k)
 
 
 @given(

@@ -204,7 +204,8 @@ class _NextTokens(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [R, V] -> the same with -inf but at the chosen tokens."""
-        logits = self.finite.watch(scores.float())
+        logits = scores.float()
+        self.finite.watch(logits)
         if self.config.repetition_penalty != 1.0 and self.chosen:
             logits = penalise(logits, torch.stack(self.chosen, dim=1), self.config.repetition_penalty)
         token = next_token(logits, self.config, self.draws_RS[:, len(self.chosen)])
