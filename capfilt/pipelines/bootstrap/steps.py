@@ -35,13 +35,11 @@ from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
 
-PRETRAINING = "round %d pretrain"
 
-
-def start_pretraining(session: Session, opened: OpenedRun) -> None:
-    """Start the processes of the first pretraining while the data are made: each of Ray Train's waits until the one
-    before it has begun, and meanwhile a core would be idle."""
-    start_processes(session, opened.run.round(0).absolute() / "pretrain", opened.config.cluster.train, PRETRAINING % 0)
+def start_trainings(session: Session, opened: OpenedRun) -> None:
+    """Start the processes of the trainings while the data are made: each of Ray Train's waits until the one before it
+    has begun, and meanwhile a core would be idle. No folder of a round is there before there is data."""
+    start_processes(session, opened.run.folder.absolute() / "data", opened.config.cluster.train, "trainings")
 
 
 def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> dict[str, StoragePath]:
@@ -65,7 +63,7 @@ def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> d
     )
     if job.start is None:
         job = job.model_copy(update={"initial": config.initial.located()})
-    label, counts = PRETRAINING % r, context.run.folder.absolute()
+    label, counts = f"round {r} pretrain", context.run.folder.absolute()
     resources, digests = config.cluster.train, context.written_digests(r)
     return {"pretrain": run_training(context.session, job, resources, context.progress, label, digests, counts)}
 
