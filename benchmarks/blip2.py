@@ -31,7 +31,7 @@ from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import read_architecture
-from capfilt.pipelines.bootstrap.roles.language_model import documents
+from capfilt.pipelines.bootstrap.roles.taught import documents
 from capfilt.training.config import TeachConfig
 from capfilt.training.language_model import teach
 

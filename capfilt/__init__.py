@@ -21,11 +21,22 @@ if TYPE_CHECKING:
         export_data,
         pack,
     )
-    from capfilt.api.decontamination import DecontaminateResult, decontaminate
-    from capfilt.api.duplicates import DedupResult, EmbedResult, dedup, embed
     from capfilt.api.estimates import EstimateResult, estimate
     from capfilt.api.inspection import explain, export, report, show, status, verify, watch
     from capfilt.api.models import LoadedModel, load_model
+    from capfilt.api.near import (
+        DecontaminateResult,
+        DedupResult,
+        EmbedResult,
+        IndexResult,
+        Neighbour,
+        RetrieveResult,
+        build_index,
+        decontaminate,
+        dedup,
+        embed,
+        retrieve,
+    )
     from capfilt.api.progress import ProgressEvent
     from capfilt.api.reading import Annotations, Verdict, read_annotations, read_shards
     from capfilt.api.results import (
@@ -48,7 +59,6 @@ if TYPE_CHECKING:
         TextCounts,
         Verification,
     )
-    from capfilt.api.search import IndexResult, Neighbour, RetrieveResult, build_index, retrieve
     from capfilt.data.annotations import Annotation
     from capfilt.data.loading.webdataset_reader import webdataset
     from capfilt.data.sample import FailedSample, Sample
@@ -160,14 +170,15 @@ _MODULES = {
         *("ConvertResult", "DataExportResult", "DownloadResult", "PackResult"),
         *("convert", "download", "export_data", "pack"),
     ),
-    "api.decontamination": ("DecontaminateResult", "decontaminate"),
-    "api.duplicates": ("DedupResult", "EmbedResult", "dedup", "embed"),
     "api.estimates": ("EstimateResult", "estimate"),
     "api.inspection": ("explain", "export", "report", "show", "status", "verify", "watch"),
     "api.models": ("LoadedModel", "load_model"),
+    "api.near": (
+        "DecontaminateResult", "DedupResult", "EmbedResult", "IndexResult", "Neighbour", "RetrieveResult",
+        "build_index", "decontaminate", "dedup", "embed", "retrieve",
+    ),
     "api.progress": ("ProgressEvent",),
     "api.reading": ("Annotations", "Verdict", "read_annotations", "read_shards"),
-    "api.search": ("IndexResult", "Neighbour", "RetrieveResult", "build_index", "retrieve"),
     "api.results": (
         "AnnotateResult", "BootstrapResult", "Caption", "Counts", "Damage", "EvaluateResult", "Explanation",
         "ExportResult", "PretrainResult", "Recipe", "ReportResult", "Round", "RunStatus", "Scores", "SelectResult",

@@ -57,7 +57,7 @@ def _evaluate_page() -> Iterator[str]:
     yield from _table(EvaluateConfig, "", links)
     for name, task in TASKS.items():
         yield from ("", f"## `--task {name}`")
-        yield from _table(task.config, "", links)
+        yield from _table(task, "", links)
     yield ""
 
 

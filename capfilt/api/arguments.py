@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from capfilt.errors import DataError, UsageError, did_you_mean
 
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from capfilt.evaluation.tasks.config import TaskEvalConfig
     from capfilt.inference.config import AnnotateConfig
     from capfilt.runs import cost as runs_cost
-    from capfilt.stages.runner import CommandOptions
+    from capfilt.runs.progress import Progress
+    from capfilt.stages.workload import Place
     from capfilt.storage.paths import StoragePath
     from capfilt.storage.remote_path import RemotePath
 
@@ -151,7 +151,7 @@ def evaluate_config(
     if known is None:
         config: EvaluateConfig | TaskEvalConfig = configs.build(EvaluateConfig, sets)
     else:
-        config = configs.build(known.config, sets)
+        config = configs.build(known, sets)
     for name, file, read in (("classes", classes, read_names), ("templates", templates, read_templates)):
         if file is None:
             continue
@@ -278,14 +278,6 @@ def run_folder(out: Location, fork: Location | None) -> StoragePath:
     return location(out) if fork is None else run.fork(location(out), location(fork))
 
 
-def options(**given: object) -> CommandOptions:
-    """What a call asks of the place where it works. RecipeError for what cannot be."""
-    from capfilt import config as configs
-    from capfilt.stages.runner import CommandOptions
-
-    return configs.validate(CommandOptions, given, "arguments")
-
-
 def working_address(address: str | None) -> str:
     """Where a call works; without an address where the caller's process works already, so that none starts a Ray.
 
@@ -300,36 +292,28 @@ def working_address(address: str | None) -> str:
     return address
 
 
-class Place(NamedTuple):
-    """Where and how a call works."""
-
-    address: str
-    folder: StoragePath
-    options: CommandOptions
-
-
 @contextmanager
 def working(
+    show: Progress,
     out: Location,
     address: str | None,
     sizes: Mapping[str, object],
     fork: Location | None = None,
     retry: tuple[str, str | None] = ("", None),
 ) -> Iterator[Place]:
-    """Work in a run folder as its one driver; `sizes` are what `options` takes, `retry` a stage and what of it is to be
-    done again."""
+    """Work in a run folder as its one driver; `sizes` are fields of `CommandOptions`, `retry` a stage and what of it is
+    to be done again. RecipeError for sizes that cannot be."""
+    from capfilt import config as configs
+    from capfilt.stages.runner import CommandOptions
+    from capfilt.stages.workload import Place
+
     with driving():
         folder = run_folder(out, fork)
         if retry[1] is not None:
             from capfilt.stages import runner
 
             runner.withdraw_failed(folder, retry[0], retry[1])
-        yield Place(working_address(address), folder, options(**sizes))
-
-
-def out_of(recipe: Location, out: Location | None) -> Location:
-    """The run folder of a recipe: `out`, else runs/RECIPE."""
-    return f"runs/{Path(str(recipe)).stem}" if out is None else out
+        yield Place(working_address(address), folder, configs.validate(CommandOptions, sizes, "arguments"), show)
 
 
 @contextmanager

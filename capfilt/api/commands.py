@@ -8,7 +8,9 @@ and left running, whatever happens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from capfilt.api import arguments
 from capfilt.api.arguments import (
@@ -37,7 +39,6 @@ from capfilt.api.results import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from capfilt.inference.config import AnnotateConfig
     from capfilt.runs.progress import Progress
     from capfilt.storage.paths import StoragePath
 
@@ -94,32 +95,14 @@ def annotate(
     asked |= {"--without": without, "--keep-vectors": keep_vectors, "--fork": fork, "--scores": scores}
     arguments.check_annotate((captioner, filter), add_score, asked)
     sizes = {"workers": workers, "cpus": cpus, "gpus": gpus, "limit": limit, "min_success": min_success}
-    extras = {"val": named(val), "scores": scores, "without": located(without), "keep_vectors": keep_vectors}
-    models, show = (str(captioner), str(filter)), progress_of(on_progress, on_log)
-    with arguments.working(out, address, sizes, fork, ("annotate", retry)) as place:
-        record = _annotate(place, names_of(shards), models, add_score, seed, config, extras, show)
-        return AnnotateResult.of(place.folder, with_usage(record, place.folder, rates))
+    show = progress_of(on_progress, on_log)
+    with arguments.working(show, out, address, sizes, fork, ("annotate", retry)) as place:
+        with show.wait("importing libraries"):
+            from capfilt.pipelines import annotate as pipeline
 
-
-def _annotate(
-    place: arguments.Place,
-    shards: list[str],
-    models: tuple[str, str],
-    add_score: Sequence[str],
-    seed: int,
-    config: AnnotateConfig,
-    extras: dict[str, Any],
-    show: Progress,
-) -> dict[str, Any]:
-    """The record of an annotation, or of scores that are added to one."""
-    with show.wait("importing libraries"):
-        from capfilt.pipelines import add_score as score_pipeline
-        from capfilt.pipelines import annotate as pipeline
-
-    where, folder, options = place
-    if add_score:
-        return score_pipeline.run(where, shards, add_score, folder, options, show)
-    return pipeline.run(where, shards, models, folder, seed, config, options, show, pipeline.Extras(**extras))
+        extras = pipeline.Extras(named(val), scores, add_score, located(without), keep_vectors)
+        record = pipeline.run(place, names_of(shards), (str(captioner), str(filter)), seed, config, extras)
+        return AnnotateResult.of(place.out, with_usage(record, place.out, rates))
 
 
 def select(
@@ -178,10 +161,10 @@ def select(
 
     source = annotations.out if isinstance(annotations, AnnotateResult) else location(annotations)
     calibration = pipeline.ThresholdSource(named(val), named(filter), calibrate is not None)
-    left_out, sizes = located(without), {"workers": workers, "cpus": cpus, "min_success": min_success}
-    with arguments.working(out, address, sizes, fork) as (where, folder, options):
-        record = pipeline.run(where, names_of(shards), source, folder, policy, calibration, options, show, left_out)
-        return SelectResult.of(folder, with_usage(record, folder))
+    sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
+    with arguments.working(show, out, address, sizes, fork) as place:
+        record = pipeline.run(place, names_of(shards), source, policy, calibration, located(without))
+        return SelectResult.of(place.out, with_usage(record, place.out))
 
 
 def bootstrap(
@@ -224,7 +207,7 @@ def bootstrap(
         from capfilt.reporting.collect import PAGE
 
     with arguments.driving():
-        folder = arguments.run_folder(arguments.out_of(recipe, out), fork)
+        folder = arguments.run_folder(f"runs/{Path(str(recipe)).stem}" if out is None else out, fork)
         record = with_usage(pipeline.run(where, config, folder, show), folder, rates)
     done = tuple(
         Round(entry["round"], home := folder / f"round-{entry['round']}", _models(home), entry)
@@ -297,12 +280,10 @@ def _trained(
         from capfilt.pipelines import finetune, pretrain
 
     kind = pretrain.PretrainConfig if verb == "pretrain" else finetune.FinetuneConfig
-    with arguments.driving():
-        config = arguments.read_recipe(verb, recipe, kind, sets)
-        folder = arguments.run_folder(out, fork)
-        where = arguments.working_address(address)
-        record = with_usage(pretrain.run(where, config, folder, show), folder)
-    return PretrainResult(folder, location(record["model"]), record)
+    config = arguments.read_recipe(verb, recipe, kind, sets)
+    with arguments.working(show, out, address, {}, fork) as place:
+        record = with_usage(pretrain.run(place.address, config, place.out, show), place.out)
+    return PretrainResult(place.out, location(record["model"]), record)
 
 
 def evaluate(
@@ -344,13 +325,12 @@ def evaluate(
         from capfilt.pipelines import evaluate as pipeline
 
     name = str(model.model if isinstance(model, PretrainResult) else model)
-    with arguments.driving():
-        folder = located(out)
-        options = arguments.options(workers=workers, cpus=cpus, gpus=None)
-        where = arguments.working_address(address)
-        answers = located(results)
-        record = pipeline.run(where, name, names_of(shards), config, folder, options, show, answers)
-    return EvaluateResult(name, folder, record, record)
+    sizes = {"workers": workers, "cpus": cpus, "gpus": None}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = f"{scratch}/run" if out is None else out
+        with arguments.working(show, folder, address, sizes) as place:
+            record = pipeline.run(place, name, names_of(shards), config, located(results))
+    return EvaluateResult(name, located(out), record, record)
 
 
 def _models(home: StoragePath) -> dict[str, StoragePath]:

@@ -18,22 +18,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DownloadResult:
-    """Shards of downloaded images."""
+class ShardsResult:
+    """Shards that a verb wrote."""
 
     out: StoragePath
     """The run folder, in which the tars lie."""
     samples: Counts
-    """Rows of the lists; none is dropped."""
+    """Rows of lists, pictures, or pairs of them; none is dropped."""
     failed: Mapping[str, int]
-    """How many rows failed, by kind of failure."""
-    repeated: Mapping[str, int]
-    """The most frequent images whose bytes came under several URLs: sha256, and number of URLs."""
+    """How many of them failed, by reason."""
     record: Record = field(repr=False)
-
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> DownloadResult:
-        return cls(out, Counts.of(record["samples"]), record["failed"], record["repeated"], record)
 
     def rows(self) -> Iterator[Sample]:
         """The samples that came, streamed from the tars."""
@@ -43,46 +37,24 @@ class DownloadResult:
 
 
 @dataclass(frozen=True)
-class ConvertResult:
-    """Shards of a downstream task's data set."""
+class DownloadResult(ShardsResult):
+    """Shards of downloaded images."""
 
-    out: StoragePath
-    """The run folder, in which the tars lie."""
-    samples: Counts
-    """Pictures, or pairs of them; none is dropped."""
-    failed: Mapping[str, int]
-    """How many pictures failed, by reason."""
-    by_kind: Mapping[str, Record]
-    """By kind, such as "questions": how many rows came "in", were "kept" and "failed", and the reasons, "why"."""
-    record: Record = field(repr=False)
-
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> ConvertResult:
-        return cls(out, Counts.of(record["samples"]), record["failed"], record["rows"], record)
-
-    def rows(self) -> Iterator[Sample]:
-        """The samples, streamed from the tars."""
-        from capfilt.api.reading import read_shards
-
-        return read_shards(self.out)
+    repeated: Mapping[str, int]
+    """The most frequent images whose bytes came under several URLs: sha256, and number of URLs."""
 
 
 @dataclass(frozen=True)
-class PackResult:
+class ConvertResult(ShardsResult):
+    """Shards of a downstream task's data set."""
+
+    by_kind: Mapping[str, Record]
+    """By kind, such as "questions": how many rows came "in", were "kept" and "failed", and the reasons, "why"."""
+
+
+@dataclass(frozen=True)
+class PackResult(ShardsResult):
     """Shards of data that were something else."""
-
-    out: StoragePath
-    """The run folder, in which the tars lie."""
-    samples: Counts
-    failed: Mapping[str, int]
-    """How many samples failed, by reason."""
-    record: Record = field(repr=False)
-
-    def rows(self) -> Iterator[Sample]:
-        """The samples, streamed from the tars."""
-        from capfilt.api.reading import read_shards
-
-        return read_shards(self.out)
 
 
 @dataclass(frozen=True)
@@ -146,14 +118,12 @@ def download(
 
     given = {"url_col": url_col, "caption_col": caption_col, "input_format": input_format}
     sets = assignments(settings, urls=names_of(urls), **given, **{"manners.contact": contact})
-    with arguments.driving():
-        config = configs.build(DownloadConfig, sets)
-        given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
-        wanted = configs.validate(DownloadOptions, given_options, "arguments")
-        folder, options = arguments.run_folder(out, fork), arguments.options(workers=workers)
-        where = arguments.working_address(address)
-        record = pipeline.run(where, config, wanted, folder, options, show)
-    return DownloadResult.of(folder, record)
+    config = configs.build(DownloadConfig, sets)
+    given_options = {"retry": tuple(retry), "min_success": min_success, "drop_placeholders": drop_placeholders}
+    wanted = configs.validate(DownloadOptions, given_options, "arguments")
+    with arguments.working(show, out, address, {"workers": workers}, fork) as place:
+        record = pipeline.run(place, config, wanted)
+    return DownloadResult(place.out, Counts.of(record["samples"]), record["failed"], record, record["repeated"])
 
 
 def convert(
@@ -200,9 +170,9 @@ def convert(
     given = {"task": task, "files": names_of(files), "images": str(images), "split": splits, "shard_size": shard_size}
     config = configs.validate(ConvertConfig, {k: v for k, v in given.items() if v is not None}, "arguments")
     sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
-    with arguments.working(out, address, sizes) as (where, folder, options):
-        record = pipeline.run(where, config, folder, retry, options, show)
-    return ConvertResult.of(folder, record)
+    with arguments.working(show, out, address, sizes) as place:
+        record = pipeline.run(place, config, retry)
+    return ConvertResult(place.out, Counts.of(record["samples"]), record["failed"], record, record["rows"])
 
 
 def export_data(
@@ -247,10 +217,11 @@ def export_data(
     given = {"form": form, "samples_per_shard": samples_per_shard, "image_root": image_root}
     config = configs.validate(ExportConfig, given, "arguments")
     sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
-    with arguments.working(out, address, sizes) as (where, folder, options):
-        record = pipeline.run(where, str(data), config, folder, fetch_inputs, options, show)
+    with arguments.working(show, out, address, sizes) as place:
+        record = pipeline.run(place, str(data), config, fetch_inputs)
     written = tuple(arguments.location(path) for path in record["written"])
-    return DataExportResult(folder, form, written, Counts.of(record["samples"]), TextCounts.of(record["texts"]), record)
+    samples, texts = Counts.of(record["samples"]), TextCounts.of(record["texts"])
+    return DataExportResult(place.out, form, written, samples, texts, record)
 
 
 def pack(
@@ -280,6 +251,6 @@ def pack(
         from capfilt.pipelines import pack as pipeline
 
     sizes = {"workers": workers, "cpus": cpus, "min_success": min_success}
-    with arguments.working(out, address, sizes) as (where, folder, options):
-        record = pipeline.run(where, names_of(data), folder, options, show)
-    return PackResult(folder, Counts.of(record["samples"]), record["failed"], record)
+    with arguments.working(show, out, address, sizes) as place:
+        record = pipeline.run(place, names_of(data))
+    return PackResult(place.out, Counts.of(record["samples"]), record["failed"], record)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from capfilt.api import arguments
-from capfilt.api.arguments import Location, Price, Settings, Specs, assignments, location, names_of, price_of
+from capfilt.api.arguments import Location, Price, Settings, Specs, assignments, location, named, names_of, price_of
 from capfilt.api.progress import OnLog, OnProgress, progress_of
 from capfilt.api.results import Record
 from capfilt.errors import UsageError
@@ -29,12 +29,6 @@ class EstimateResult:
     report: StoragePath
     """The page of the sample."""
     record: Record = field(repr=False)
-
-    @classmethod
-    def of(cls, out: StoragePath, record: Record) -> EstimateResult:
-        """From the record of the verb."""
-        figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
-        return cls(out, figures, location(record["report"]), record)
 
 
 def estimate(
@@ -69,8 +63,7 @@ def estimate(
         policy: of `select`, a preset or a YAML; `threshold` and `keep_rate` as of `select`.
         sample: how many samples are drawn, with `seed`.
         workers: of the whole run; 0: as many as measure the sample. `cpus` and `gpus` are of each.
-        price: as in `annotate`; with it `figures` has the `usd` of the whole.
-        on_progress: as in `annotate`; so is `on_log`.
+        price, on_progress, on_log: as in `annotate`; with a price `figures` has the `usd` of the whole.
         announce: then serve the sample's texts to a person, until 100 are labelled, and call this with the page's
             address; `record["clicks"]` has the policy's precision and recall.
 
@@ -91,19 +84,13 @@ def estimate(
         from capfilt.pipelines.estimate import verb
 
     if is_recipe:
-        work = verb.of_recipe(names[0], settings, {"captioner": _text(captioner), "filter": _text(filter)})
+        work = verb.of_recipe(names[0], settings, {"captioner": named(captioner), "filter": named(filter)})
     else:
         work = verb.Work(tuple(names), str(captioner), str(filter), config, rule)
-    with arguments.driving():
-        asked, options = verb.Question(sample, seed, workers, rates), arguments.options(cpus=cpus, gpus=gpus)
-        record = verb.run(arguments.working_address(address), work, asked, location(out), options, show)
-        if announce is not None:
-            record["clicks"] = verb.clicks(location(out), announce)
-    return EstimateResult.of(location(out), record)
-
-
-def _text(place: Location | None) -> str | None:
-    return None if place is None else str(place)
+    with arguments.working(show, out, address, {"cpus": cpus, "gpus": gpus}) as place:
+        record = verb.run(place, work, verb.Question(sample, seed, workers, rates), announce)
+    figures = {name: value for name, value in record.items() if isinstance(value, dict) and "value" in value}
+    return EstimateResult(place.out, figures, location(record["report"]), record)
 
 
 def _check_alone(recipe: str, said: Mapping[str, object]) -> None:

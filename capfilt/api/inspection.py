@@ -91,12 +91,8 @@ def verify(
     changed = record.get("inputs", {}).get("changed", [])
     return Verification(
         run=location(run),
-        shards=record["shards"],
-        files=record["files"],
-        bytes=record["bytes"],
-        undone=record["undone"],
+        **{name: record[name] for name in ("shards", "files", "bytes", "undone", "withdrawn")},
         broken=tuple(Damage(**piece) for piece in record["broken"]),
-        withdrawn=record["withdrawn"],
         changed_inputs=tuple(Damage(folder="", **piece) for piece in changed),
         record=record,
     )

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from capfilt import __version__
-from capfilt.cli import convert, download, first_hour, jobs, models, near, pipelines, run_folder
+from capfilt.cli import data, first_hour, jobs, models, near, pipelines, run_folder
 from capfilt.cli.terminal import say
 from capfilt.cli.usage_errors import is_usage_error, usage_line
 
@@ -29,9 +29,9 @@ VERBS = (
     first_hour.estimate,
     first_hour.doctor,
     pipelines.bootstrap,
-    download.download,
-    convert.convert,
-    convert.pack,
+    data.download,
+    data.convert,
+    data.pack,
     near.embed,
     near.dedup,
     near.index,

@@ -41,9 +41,9 @@ def execute(
     debug: bool,
     show_result: bool = True,
     then: Callable[[Any], Iterable[Step]] | None = None,
-) -> None:
-    """Run a verb and print its result, and with `then` what may come next; an error that its user can fix becomes one
-    line and an exit code."""
+) -> Any:
+    """Run a verb, print its result, and with `then` what may come next; returns the result. An error that its user can
+    fix becomes one line and an exit code."""
     if logging.lastResort is not None:  # through which warnings go to stderr
         logging.lastResort.setFormatter(PrintableFormatter())
     received: list[int] = []
@@ -61,6 +61,7 @@ def execute(
     if short:
         say(f"error: {short}", err=True)
         raise typer.Exit(ShortfallError.exit_code)
+    return result
 
 
 def call(

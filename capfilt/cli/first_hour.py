@@ -12,7 +12,7 @@ import typer
 from capfilt.api import estimates
 from capfilt.cli.execute import call, execute
 from capfilt.cli.next_steps import command, print_steps
-from capfilt.cli.options import Address, Cpus, Debug, Json, Price, preset_names
+from capfilt.cli.options import Address, Cpus, Debug, Json, Price, Sets, preset_names
 from capfilt.cli.pipelines import Gpus, KeepRate, Threshold
 from capfilt.cli.tables import print_estimate
 from capfilt.cli.terminal import say, say_json
@@ -63,10 +63,10 @@ def init(
         given |= {name: _asked(question) for name, question in QUESTIONS.items() if given[name] is None}
 
     def work(show: Progress) -> Any:
-        from capfilt.pipelines.init import recipe, verb
+        from capfilt.pipelines.init import recipe
 
         answers = recipe.Answers(**given, val=val, test=test)
-        record = verb.run(data, Path(out), answers, address, seed, force, show)
+        record = recipe.run(data, Path(out), answers, address, seed, force, show)
         if not as_json:
             for name, words in (*record["facts"].items(), ("Recipes", ", ".join(record["recipes"]))):
                 say(f"{name:<12}{words}")
@@ -108,9 +108,7 @@ def estimate(
     ] = None,
     threshold: Threshold = None,
     keep_rate: KeepRate = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")
-    ] = None,
+    sets: Sets = None,
     sample: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Workers of the whole run; 0: as many as measure here.")] = 0,
@@ -149,19 +147,16 @@ def doctor(
 
     Example: `capfilt doctor /data/runs --address auto`
     """
-    broken: list[int] = []
 
     def work(show: Progress) -> Any:
         from capfilt.pipelines.inspect import doctor as pipeline
 
         record = pipeline.run(address, Path(folder), show)
-        broken.append(record["broken"])
         for check in () if as_json else record["checks"]:
             say(f"{check['state']:<8} {check['name']}: {check['found']}")
             if "do" in check:
                 say(f"{'':<8} -> {check['do']}")
         return record
 
-    execute(work, as_json, debug, show_result=False)
-    if any(broken):
+    if execute(work, as_json, debug, show_result=False)["broken"]:
         raise typer.Exit(1)

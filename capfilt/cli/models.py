@@ -10,7 +10,7 @@ from capfilt.api import commands, data, inspection
 from capfilt.api.arguments import location
 from capfilt.cli.execute import call, execute
 from capfilt.cli.next_steps import Step, after_evaluate, after_export
-from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names
+from capfilt.cli.options import Cpus, Debug, Json, MinSuccess, Price, Sets, SizedAddress, Workers, preset_names, setting
 from capfilt.cli.terminal import say
 from capfilt.data.exports import NAMES
 
@@ -47,10 +47,7 @@ def evaluate(
             "--templates", metavar="FILE", help="Classification: a prompt with {} a line [default: beside the shards]."
         ),
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="E.g. rerank=128, threshold=0.3, decode.method=greedy."),
-    ] = None,
+    sets: Annotated[list[str] | None, setting("E.g. rerank=128, threshold=0.3, decode.method=greedy.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="A run folder to keep metrics.json in.")] = None,
     workers: Workers = 0,
     cpus: Cpus = None,
@@ -173,8 +170,7 @@ def show(
 def bench(
     stage: Annotated[str, typer.Argument(help="What to measure: annotate, train or download.")] = "annotate",
     sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a=b", help="E.g. model=blip/base, captions=10, shared=true, batch_size=64."),
+        list[str] | None, setting("E.g. model=blip/base, captions=10, shared=true, batch_size=64.", "a=b")
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=1, max=86_400, help="How long is measured, about; loading torch comes on top.")
@@ -213,10 +209,7 @@ def world(
     ] = None,
     out: Annotated[str, typer.Option("--out", help="A folder, or its URL; each split gets a folder in it.")] = "world",
     seed: Annotated[int, typer.Option(help="Another seed is another world.")] = 0,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a=b", help="E.g. image_size=48, task_train=4000, noise=0.3."),
-    ] = None,
+    sets: Annotated[list[str] | None, setting("E.g. image_size=48, task_train=4000, noise=0.3.", "a=b")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

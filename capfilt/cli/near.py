@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from capfilt.api import decontamination, duplicates, search
+from capfilt.api import near as api
 from capfilt.cli.execute import call
 from capfilt.cli.next_steps import after_decontaminate, after_dedup
-from capfilt.cli.options import Cpus, Debug, Fork, Json, MinSuccess, Out, SizedAddress, Workers
+from capfilt.cli.options import Cpus, Debug, Fork, Json, MinSuccess, Out, Shards, SizedAddress, Workers, setting
 from capfilt.cli.pipelines import Gpus, Limit
 from capfilt.cli.tables import print_contamination, print_neighbours
 
@@ -22,17 +22,11 @@ VectorModel = Annotated[
         " Without it: hashes alone.",
     ),
 ]
-EmbedSets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="a.b=c", help="E.g. batch_size=128; for copy=FILE size=512, preprocess.shape=..."),
-]
+EmbedSets = Annotated[list[str] | None, setting("E.g. batch_size=128; for copy=FILE size=512, preprocess.shape=...")]
 
 
 def embed(
-    shards: Annotated[
-        list[str],
-        typer.Argument(help="Tars, or Parquet, pictures, datasets, JSON (docs/shards.md); folders, globs, URLs."),
-    ],
+    shards: Shards,
     out: Out,
     model: VectorModel = None,
     sets: EmbedSets = None,
@@ -53,7 +47,7 @@ def embed(
 
     Example: `capfilt embed shards/ --out runs/e`
     """
-    call(duplicates.embed, locals())
+    call(api.embed, locals())
 
 
 class Keep(StrEnum):
@@ -111,7 +105,7 @@ def dedup(
 
     Example: `capfilt dedup runs/e --by sha256,phash:3 --out runs/d`, then `capfilt select ... --without runs/d`
     """
-    call(duplicates.dedup, locals(), then=lambda _: after_dedup(out))
+    call(api.dedup, locals(), then=lambda _: after_dedup(out))
 
 
 Embeddings = Annotated[str, typer.Argument(help="The --out of `capfilt embed --model`.")]
@@ -130,7 +124,7 @@ def index(
 
     Example: `capfilt index runs/e --out runs/index`
     """
-    call(search.build_index, locals())
+    call(api.build_index, locals())
 
 
 def retrieve(
@@ -152,7 +146,7 @@ def retrieve(
 
     Example: `capfilt retrieve --index runs/index "a red ring"`, `capfilt retrieve --index runs/index --image cat.jpg`
     """
-    call(search.retrieve, locals(), print_neighbours)
+    call(api.retrieve, locals(), print_neighbours)
 
 
 PoolEmbeddings = Annotated[
@@ -189,7 +183,7 @@ def decontaminate(
     embeddings: PoolEmbeddings,
     against: Against,
     out: Out,
-    by: Suspects = decontamination.BY,
+    by: Suspects = api.BY,
     shards: PoolShards = None,
     model: PoolModel = None,
     self_test: Copies = 200,
@@ -207,7 +201,7 @@ def decontaminate(
     Example: `capfilt decontaminate pool-embeddings --against coco-test=shards/coco-test --out contamination --fail`
     """
     call(
-        decontamination.decontaminate,
+        api.decontaminate,
         locals(),
         lambda result: print_contamination(result.record),
         lambda record: after_decontaminate(out, record, address),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,18 @@ Fork = Annotated[
         "--fork", metavar="NEW_OUT", help="Begin a new run there that takes over from --out whatever is still valid."
     ),
 ]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override a key of the recipe.")]
+
+
+def setting(help: str, form: str = "a.b=c") -> Any:
+    """`--set`, which may be repeated; `help` says what may be set."""
+    return typer.Option("--set", metavar=form, help=help)
+
+
+Sets = Annotated[list[str] | None, setting("Override a key of the recipe.")]
+Shards = Annotated[
+    list[str],
+    typer.Argument(help="Tars, or Parquet, pictures, datasets, JSON (docs/shards.md); folders, globs, URLs."),
+]
 _ADDRESSES = (
     "start: a new Ray on this machine; auto, HOST:PORT or ray://...: a running one; local: this process, no Ray;"
     " http://HEAD:8265: a cluster, as a job that outlives this command."
@@ -48,6 +59,11 @@ Price = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def recipe_of(verb: str) -> Any:
+    """The argument that names a recipe of a verb."""
+    return typer.Argument(help=f"A preset of pipelines/{verb}/, or a YAML.", autocompletion=preset_names(verb))
 
 
 def preset_names(*folders: str) -> Callable[[str], list[str]]:

@@ -20,9 +20,12 @@ from capfilt.cli.options import (
     Out,
     Price,
     Sets,
+    Shards,
     SizedAddress,
     Workers,
     preset_names,
+    recipe_of,
+    setting,
 )
 from capfilt.cli.tables import print_cost, print_next, print_rounds
 from capfilt.cli.terminal import say
@@ -58,13 +61,7 @@ CalibrateOn = Annotated[
 
 
 def bootstrap(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A preset of pipelines/bootstrap/, or a YAML.",
-            autocompletion=preset_names("bootstrap"),
-        ),
-    ] = "demo",
+    recipe: Annotated[str, recipe_of("bootstrap")] = "demo",
     rounds: Annotated[
         int | None, typer.Option(min=0, help="Rounds of CapFilt after the baseline (round 0) [default: the recipe's].")
     ] = None,
@@ -96,13 +93,7 @@ def _print_bootstrap(done: BootstrapResult) -> None:
 
 
 def pretrain(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A preset of pipelines/pretrain/, or a YAML.",
-            autocompletion=preset_names("pretrain"),
-        ),
-    ],
+    recipe: Annotated[str, recipe_of("pretrain")],
     out: Out,
     sets: Sets = None,
     fork: Fork = None,
@@ -118,13 +109,7 @@ def pretrain(
 
 
 def finetune(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A preset of pipelines/finetune/, or a YAML.",
-            autocompletion=preset_names("finetune"),
-        ),
-    ],
+    recipe: Annotated[str, recipe_of("finetune")],
     out: Out,
     sets: Sets = None,
     fork: Fork = None,
@@ -156,10 +141,7 @@ AnnotateRecipe = Annotated[
 
 
 def annotate(
-    shards: Annotated[
-        list[str],
-        typer.Argument(help="Tars, or Parquet, pictures, datasets, JSON (docs/shards.md); folders, globs, URLs."),
-    ],
+    shards: Shards,
     out: Out,
     captioner: Annotated[
         str | None,
@@ -188,10 +170,7 @@ def annotate(
     keep_vectors: Annotated[
         bool, typer.Option("--keep-vectors", help="Keep the filter's vectors of the images, as `capfilt embed` would.")
     ] = False,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="E.g. decode.method=beam, decode.top_p=0.95, batch_size=128."),
-    ] = None,
+    sets: Annotated[list[str] | None, setting("E.g. decode.method=beam, decode.top_p=0.95, batch_size=128.")] = None,
     gpus: Gpus = None,
     workers: Workers = 0,
     cpus: Cpus = None,
@@ -259,8 +238,7 @@ Keep = Annotated[
     ),
 ]
 PolicySets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="a=b", help="Any key of the policy, e.g. other_threshold=0.3, carry=false."),
+    list[str] | None, setting("Any key of the policy, e.g. other_threshold=0.3, carry=false.", "a=b")
 ]
 HumanPairs = Annotated[str | None, typer.Option(help="Human pairs, for --threshold calibrated.")]
 CalibratedFilter = Annotated[str | None, typer.Option("--filter", help="The filter, for --threshold calibrated.")]

@@ -80,18 +80,15 @@ def verify(
 
     Example: `capfilt verify runs/demo --mend`
     """
-    broken: list[Any] = []
 
     def work(show: Progress) -> Any:
         result = inspection.verify(run, mend=mend, inputs=inputs, fetch_inputs=fetch_inputs, on_progress=show)
-        broken.extend(() if mend else result.broken)
-        broken.extend(result.changed_inputs)
         if not as_json:
             print_verified(result.record)
         return result.record
 
-    execute(work, as_json, debug, show_result=False)
-    if broken:
+    record = execute(work, as_json, debug, show_result=False)
+    if (record["broken"] and not mend) or record.get("inputs", {}).get("changed"):
         raise typer.Exit(1)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from capfilt.api.search import RetrieveResult
+    from capfilt.api.near import RetrieveResult
     from capfilt.storage.paths import StoragePath
 
 _MAX_NAMED = 20  # broken shards that are named one by one

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,10 +33,6 @@ class EncodedBatch:
 
     def only(self, chosen: Sequence[bool]) -> EncodedBatch:
         return EncodedBatch(self.tokens[torch.tensor(chosen)], list(itertools.compress(self.samples, chosen)))
-
-    def on_cpu(self) -> EncodedBatch:
-        """The same, off the accelerator."""
-        return replace(self, tokens=self.tokens.cpu())
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class UniqueImages:
         """Take up a batch; pictures that are known already give only their texts, so they need no memory twice."""
         new = [self._add(sample) for sample in batch.samples]
         if any(new):
-            self._tokens.append(batch.only(new).on_cpu().tokens)
+            self._tokens.append(batch.only(new).tokens.cpu())  # off the accelerator
 
     def _add(self, sample: Sample) -> bool:
         if not sample.captions:

@@ -138,7 +138,7 @@ def share(captioner: Captioner, filter_: Filter) -> tuple[bool, bool]:
         return False, False
     if not isinstance(filter_, FusionFilter) or not same_context(captioner.model, filter_.model):
         return True, False
-    filter_.context_name = captioner.context_name
+    filter_.context_name, captioner.shares_context = captioner.context_name, True
     return True, True
 
 

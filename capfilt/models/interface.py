@@ -107,6 +107,11 @@ class Model(nn.Module):
         """
         self._cannot("attend to images")
 
+    def tokens_instead(self, tokens_BND: Tensor, queries: int) -> ImageContext | None:
+        """What `decode_step` may attend to in place of an image context, at less work: for a decoder that has so many
+        queries of an image in all, and shares no context with anybody. None: nothing."""
+        return None
+
     def image_context_modules(self, role: Role) -> list[nn.Module] | None:
         """All that `image_context` depends on besides the tokens: models in which these are equal have equal ones.
         None: it is never the same as another model's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data import labels, shards
 from capfilt.inference.device import Compute, choose
@@ -21,7 +21,7 @@ from capfilt.runs.run import Run, check_format
 from capfilt.runs.tally import Tally
 from capfilt.stages.annotation.add_score import AddScoreJob, add_scores, check_annotated
 from capfilt.stages.compute import device_kind
-from capfilt.stages.runner import CommandOptions
+from capfilt.stages.workload import Place
 from capfilt.storage.atomic import sweep
 from capfilt.storage.paths import StoragePath
 
@@ -29,11 +29,10 @@ Fingerprints = list[tuple[ScoreSpec, str]]
 """Scores, each with the fingerprint of what it is computed with."""
 
 
-def run(
-    address: str, specs: Sequence[str], scores: Sequence[str], out: StoragePath, options: CommandOptions, show: Progress
-) -> dict[str, Any]:
-    """The verb with --add-score: give shards that were annotated in `out`, a run folder or the round of a bootstrap,
+def run(place: Place, specs: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
+    """The verb with --add-score: give shards that were annotated at a place, a run folder or the round of a bootstrap,
     further scores. Returns what `annotate` returned of these shards, and by score how many texts have it."""
+    out, show = place.out, place.show
     wanted = checked(scores, show)
     home = labels.run_folder_of(out)
     check_format(home, Run.load(home).plan)
@@ -42,8 +41,7 @@ def run(
     sweep(home)
     urls = shards.expand(specs)
     batch_size, precision = scored_with(out)
-    with connect(address, show=show) as session:
-        worker = options.resources(session)
+    with place.connect("add-score") as (session, worker):
         compute, _ = choose(precision, device_kind(session, worker))
         result = score(session, urls, wanted, out.absolute(), (compute, batch_size), worker, show)
     named = check_annotated(out, urls, show)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data import duplicates, embeddings, shards
 from capfilt.errors import RunError
@@ -22,7 +22,8 @@ from capfilt.stages.annotation.annotate import AnnotateJob, annotate
 from capfilt.stages.annotation.human_pairs import HumanPairsJob, measure_human_pairs
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
-from capfilt.stages.runner import CommandOptions, check_success
+from capfilt.stages.runner import check_success
+from capfilt.stages.workload import Place
 from capfilt.storage.paths import StoragePath, listing
 
 
@@ -35,6 +36,8 @@ class Extras:
     finished run is measured by the same command with them."""
     scores: Sequence[str] = ()
     """Scores beside itm and itc to compute once the annotations are there."""
+    add_score: Sequence[str] = ()
+    """Scores to add to what is annotated already, in place of annotating."""
     without: StoragePath | None = None
     """The run folder of a deduplication, whose copies are neither captioned nor scored."""
     keep_vectors: bool = False
@@ -42,20 +45,20 @@ class Extras:
 
 
 def run(
-    address: str,
+    place: Place,
     specs: Sequence[str],
     models: tuple[str, str],
-    out: StoragePath,
     seed: int,
     config: AnnotateConfig,
-    options: CommandOptions,
-    show: Progress,
     extras: Extras = Extras(),
 ) -> dict[str, Any]:
     """The verb: annotate shards with a captioner and a filter into a run folder of its own.
 
     ShortfallError where no image, or too few, could be annotated.
     """
+    if extras.add_score:
+        return add_score.run(place, specs, extras.add_score)
+    out, show = place.out, place.show
     captioner, filter_ = captioner_spec(models[0]), store.find(models[1])
     captioner.check(config)
     check_filter(filter_, ["itc"] if extras.keep_vectors else [])
@@ -73,8 +76,7 @@ def run(
     run = Run.open(out, configs.to_yaml(config), {"verb": "annotate", **fingerprints, **settings, "shards": urls})
     with show.wait("asking the captioner"):
         fingerprints["captioner_fingerprint"] = captioner.identity(run, config, show.say) or writes
-    with connect(address, show=show) as session:
-        worker = options.resources(session)
+    with place.connect("annotate") as (session, worker):
         job = AnnotateJob(
             out=out.absolute(),
             captioner=captioner,
@@ -99,7 +101,7 @@ def run(
     if extras.keep_vectors:
         result["embeddings"] = str(out / embeddings.FOLDER)
         _check_kept(out, shards.by_name(urls))
-    check_success("annotate", tally, options.min_success, result)
+    check_success("annotate", tally, place.options.min_success, result)
     return result
 
 

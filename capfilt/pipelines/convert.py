@@ -7,33 +7,26 @@ import time
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import connect
 from capfilt.data.tasks.official.json_stream import opened
 from capfilt.errors import CapfiltError
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages import convert as stage
 from capfilt.stages.convert import ConvertConfig
-from capfilt.stages.runner import CommandOptions, withdraw_failed
-from capfilt.stages.workload import Workload, working_address
-from capfilt.storage.paths import StoragePath, remove_file, remove_folder
+from capfilt.stages.runner import withdraw_failed
+from capfilt.stages.workload import Place, Workload
+from capfilt.storage.paths import remove_file, remove_folder
 
 
-def run(
-    address: str,
-    config: ConvertConfig,
-    out: StoragePath,
-    retry: str | None,
-    options: CommandOptions,
-    show: Progress,
-) -> dict[str, Any]:
+def run(place: Place, config: ConvertConfig, retry: str | None) -> dict[str, Any]:
     """The verb: returns what became of every picture and every row.
 
     Raises:
         UsageError: splits that are not there, a file or folder that is not.
         DataError: a file that is not of the task.
-        ShortfallError: no picture could be used, or a smaller share than `options.min_success`.
+        ShortfallError: no picture could be used, or a smaller share than `min_success`.
     """
+    out, show = place.out, place.show
     stage.check_config(config)
     if retry is not None:
         withdraw_failed(out, stage.STAGE, retry)
@@ -48,12 +41,11 @@ def run(
             remove_folder(out / stage.PLAN)
             remove_file(out / "plan.json")
         raise
-    where = working_address(address, Workload(plan.shards, plan.rows), options, stage.STAGE, show)
-    with connect(where, show=show) as session:
-        summary = stage.convert_shards(session, config, plan, out, options.resources(session), show)
+    with place.connect(stage.STAGE, Workload(plan.shards, plan.rows)) as (session, worker):
+        summary = stage.convert_shards(session, config, plan, out, worker, show)
     opened.write_summary(summary)
     opened.log("end", **{name: summary[name] for name in ("samples", "rows")}, seconds=time.monotonic() - begun)
-    stage.check_converted(summary, options.min_success)
+    stage.check_converted(summary, place.options.min_success)
     return summary
 
 

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import connect
 from capfilt.downloading.failures import KINDS, PLACEHOLDER
 from capfilt.downloading.plans import ALL_KINDS, passes
 from capfilt.downloading.url_lists.files import find_files
 from capfilt.downloading.url_lists.tables import check_columns
 from capfilt.errors import UsageError, did_you_mean
-from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.download import (
     STAGE,
@@ -24,18 +22,11 @@ from capfilt.stages.download import (
     download,
     list_identities,
 )
-from capfilt.stages.runner import CommandOptions
+from capfilt.stages.workload import Place
 from capfilt.storage.paths import StoragePath
 
 
-def run(
-    address: str,
-    config: DownloadConfig,
-    options: DownloadOptions,
-    out: StoragePath,
-    command: CommandOptions,
-    show: Progress,
-) -> Any:
+def run(place: Place, config: DownloadConfig, options: DownloadOptions) -> Any:
     """Fetch lists of URLs into a run folder; returns the summary.
 
     Raises:
@@ -45,11 +36,11 @@ def run(
         ShortfallError: no picture came, or a smaller share than `options.min_success`.
     """
     check_kinds(options.retry)
-    check_lists(config, out)
-    folder = Run.open(out, configs.to_yaml(config), plan_of(config))
+    check_lists(config, place.out)
+    folder = Run.open(place.out, configs.to_yaml(config), plan_of(config))
     begun = time.monotonic()
-    with connect(address, show=show) as session:
-        summary = download(session, config, out, command.resources(session), show, options)
+    with place.connect(STAGE) as (session, worker):
+        summary = download(session, config, place.out, worker, place.show, options)
     summary["seconds"] = round(time.monotonic() - begun, 1)
     folder.write_summary(summary)
     folder.log("end", **{key: summary[key] for key in ("samples", "failed", "seconds")})

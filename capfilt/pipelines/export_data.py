@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capfilt import config as configs
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.data import labels, shards
 from capfilt.data.exports.forms import FORMS
 from capfilt.errors import FolderError, NoShardError, ShortfallError, UsageError, did_you_mean
@@ -24,10 +24,11 @@ from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, verb_of
 from capfilt.runs.tally import Tally
 from capfilt.stages import export as stage
-from capfilt.stages import inputs, workload
+from capfilt.stages import inputs
 from capfilt.stages.count_pairs import count_images
 from capfilt.stages.export import ExportConfig, ExportJob, Piece
-from capfilt.stages.runner import CommandOptions, check_success, run_stage
+from capfilt.stages.runner import check_success, run_stage
+from capfilt.stages.workload import Place, of_shards
 from capfilt.storage.paths import StoragePath, storage_path
 
 
@@ -51,15 +52,7 @@ class Source:
         return {each.shard: each.tally for each in done if self.column == "kept" or each.shard in self.urls}
 
 
-def run(
-    address: str,
-    data: str,
-    config: ExportConfig,
-    out: StoragePath,
-    fetch: bool,
-    options: CommandOptions,
-    show: Progress,
-) -> dict[str, Any]:
+def run(place: Place, data: str, config: ExportConfig, fetch: bool) -> dict[str, Any]:
     """The verb: write data in a format; returns the files and the counts.
 
     `fetch`: whether shards may be read that the plan of a run names elsewhere.
@@ -68,8 +61,9 @@ def run(
         UsageError: there are no data, or options that the format does not take.
         FolderError: a folder that holds several rounds, or a selection that has not ended.
         RunError: other counts than those of the run that the data come from.
-        ShortfallError: nothing could be written, or a smaller share than `options.min_success`.
+        ShortfallError: nothing could be written, or a smaller share than `min_success`.
     """
+    out, show = place.out, place.show
     check_config(config)
     source = find(data, fetch)
     config = _with_root(config, out)
@@ -77,8 +71,7 @@ def run(
     plan = {"verb": stage.STAGE, **config.model_dump(mode="json"), "data": data, "shards": urls}
     opened = Run.open(out, configs.to_yaml(config), plan)
     begun = time.monotonic()
-    where = workload.working_address(address, workload.of_shards(urls), options, stage.STAGE, show)
-    with connect(where, show=show) as session:
+    with place.connect(stage.STAGE, of_shards(urls)) as (session, worker):
         pieces = _pieces(session, config, source, out, show)
         total = pieces[-1].first + pieces[-1].files
         job = ExportJob(
@@ -86,7 +79,7 @@ def run(
             names=shards.renamed(source.urls),
         )  # fmt: skip
         items = {piece.name: json.dumps(piece) for piece in pieces}
-        tally = run_stage(session, job, items, options.resources(session), show, stage.STAGE)
+        tally = run_stage(session, job, items, worker, show, stage.STAGE)
     if source.ledger is not None:
         stage.check_counts(tally, sum(source.tallies().values(), Tally.zero()), source.ledger.folder, source.column)
     with show.wait("putting the parts together"):
@@ -94,7 +87,7 @@ def run(
     result = {"out": str(out), "as": config.form, "written": [str(path) for path in made or (out,)], **tally.to_json()}
     opened.write_summary(result)
     opened.log("end", samples=result["samples"], seconds=time.monotonic() - begun)
-    check_success(stage.STAGE, tally, options.min_success, result)
+    check_success(stage.STAGE, tally, place.options.min_success, result)
     if not tally.samples["kept"]:
         raise ShortfallError(f"export: no picture of {data} has a text, which {config.form} is made of.", result)
     return result

@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import connect
 from capfilt.config import Config
 from capfilt.data import shards
-from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.pack import STAGE, pack
-from capfilt.stages.runner import CommandOptions, check_success
-from capfilt.stages.workload import of_shards, working_address
-from capfilt.storage.paths import StoragePath
+from capfilt.stages.runner import check_success
+from capfilt.stages.workload import Place, of_shards
 
 
-def run(
-    address: str, specs: Sequence[str], out: StoragePath, options: CommandOptions, show: Progress
-) -> dict[str, Any]:
+def run(place: Place, specs: Sequence[str]) -> dict[str, Any]:
     """The verb: returns where the tars are, and what became of every key.
 
     ShortfallError where no sample, or too few, could be read.
@@ -28,10 +23,10 @@ def run(
     shards.by_name(urls)  # refuses one that is given twice
     named = {f"{number:05d}": url for number, url in enumerate(urls)}
     names = {url: name for name, url in named.items()}
-    run = Run.open(out, configs.to_yaml(Config()), {"verb": STAGE, "shards": urls, "names": names})
-    with connect(working_address(address, of_shards(urls), options, STAGE, show), show=show) as session:
-        tally = pack(session, named, out, options.resources(session), show)
-    record = {"command": STAGE, "shards": str(out), **tally.to_json()}
+    run = Run.open(place.out, configs.to_yaml(Config()), {"verb": STAGE, "shards": urls, "names": names})
+    with place.connect(STAGE, of_shards(urls)) as (session, worker):
+        tally = pack(session, named, place.out, worker, place.show)
+    record = {"command": STAGE, "shards": str(place.out), **tally.to_json()}
     run.write_summary(record)
-    check_success(STAGE, tally, options.min_success, record)
+    check_success(STAGE, tally, place.options.min_success, record)
     return record

@@ -9,7 +9,7 @@ from typing import Any
 
 import capfilt.data.annotations as tables
 from capfilt import config as configs
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.data import duplicates, labels, scores, shards
 from capfilt.data.policy import PolicyConfig, Pool, Resolved, check_calibrated, check_further, check_scores
 from capfilt.errors import DataError, FolderError, UsageError
@@ -19,13 +19,13 @@ from capfilt.models.checkpoints import store
 from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run, verb_of
 from capfilt.runs.tally import Tally
-from capfilt.stages import inputs, workload
+from capfilt.stages import inputs
 from capfilt.stages.annotation.calibrate import CalibrateJob, calibrate, calibrate_on_labels
 from capfilt.stages.compute import ComputeRequest, decide
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.resolve import resolve_once
-from capfilt.stages.runner import CommandOptions
 from capfilt.stages.select import SelectJob, check_selected, select
+from capfilt.stages.workload import Place, of_selection
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, listing
@@ -44,21 +44,19 @@ class ThresholdSource:
 
 
 def run(
-    address: str,
+    place: Place,
     specs: Sequence[str],
     source: StoragePath,
-    out: StoragePath,
     policy: PolicyConfig,
     calibration: ThresholdSource,
-    options: CommandOptions,
-    show: Progress,
     without: StoragePath | None = None,
 ) -> dict[str, Any]:
     """The verb: apply a policy to annotated shards and write the cleaned ones into a new run folder.
 
-    `specs` names the shards, `source` is the folder that holds their annotations/, `out` the run folder, `without` that
-    of a deduplication whose copies go. Returns the dataset's folder, the threshold and the counts.
+    `specs` names the shards, `source` is the folder that holds their annotations/, `without` the run folder of a
+    deduplication whose copies go. Returns the dataset's folder, the threshold and the counts.
     """
+    out, show = place.out, place.show
     urls = shards.expand(specs)
     if (home := labels.run_folder_of(source) / "plan.json").is_file():
         Run.load(home.parent)  # refuses links that lead out of it
@@ -66,11 +64,10 @@ def run(
     check_annotations(urls_by_name, folder)
     if without is not None:
         duplicates.check_shards(without, urls_by_name)
-    check_given_scores(policy, folder / f"{next(iter(urls_by_name))}.parquet")
+    first = folder / f"{next(iter(urls_by_name))}.parquet"
+    check_given_scores(policy, first)
     by_labels = calibrate_on_labels(source, urls_by_name, policy) if calibration.labels else None
-    by_val = (
-        None if by_labels else plan_calibration(policy, calibration, folder / f"{next(iter(urls_by_name))}.parquet")
-    )
+    by_val = None if by_labels else plan_calibration(policy, calibration, first)
     plan = {
         "verb": "select",
         **policy.record(),
@@ -85,12 +82,10 @@ def run(
     opened = Run.open(out, configs.to_yaml(policy), plan)
     if by_labels:
         write_json(opened.path("calibration.json"), by_labels)
-    where = workload.working_address(address, workload.of_selection(folder, urls_by_name), options, "select", show)
-    with connect(where, show=show) as session:
+    with place.connect("select", of_selection(folder, urls_by_name)) as (session, worker):
         calibrated = (by_labels or {}).get("threshold")
         if by_val is not None:
-            calibrated = _calibrate(session, opened, by_val, source, options, show)
-        worker = options.resources(session)
+            calibrated = _calibrate(session, opened, by_val, source, place)
         pool = Pool(folder, list(urls_by_name), policy.sources, without)
         resolved = resolve_once(session, policy, pool, calibrated, out, worker, show)
         _record_pool(opened, resolved, show)
@@ -98,7 +93,7 @@ def run(
         work = SelectJob(**job, rule=resolved.rule, carry=policy.carry)
         tally = select(session, urls_by_name, work, worker, show)
     result = _result(out, resolved, tally) | ({"labels": by_labels["labels"]} if by_labels else {})
-    check_selected("select", tally, work.rule, options.min_success, result)
+    check_selected("select", tally, work.rule, place.options.min_success, result)
     return result
 
 
@@ -129,11 +124,9 @@ def _record_pool(run: Run, resolved: Resolved, show: Progress) -> None:
         )
 
 
-def _calibrate(
-    session: Session, run: Run, fields: dict[str, Any], source: StoragePath, options: CommandOptions, show: Progress
-) -> float:
+def _calibrate(session: Session, run: Run, fields: dict[str, Any], source: StoragePath, place: Place) -> float:
     """The threshold that human pairs give, scored in the same precision as the annotations of `source`."""
-    worker = options.model_copy(update={"gpus": None}).resources(session)
+    worker, show = place.options.model_copy(update={"gpus": None}).resources(session), place.show
     batch_size, precision = scored_with(source)
     compute = decide(session, run, {"calibrate": ComputeRequest(precision, worker)}, show)["calibrate"]
     out = run.folder.absolute()

@@ -42,12 +42,7 @@ def are_here(spec: str | tuple[str, ...]) -> bool:
 def check_vocabulary(tokenizer: str, architecture: Architecture, model: ModelSection, key: str = "model") -> None:
     """Refuse a tokenizer with more entries than the model has embeddings for, if the tokenizer is on this machine.
 
-    Args:
-        model: as the recipe gives it; `key`: where.
-
-    Raises:
-        RecipeError: with what to set.
-        TextError: a tokenizer that cannot be used.
+    `key` is where the recipe gives the model. RecipeError, with what to set; TextError for one that cannot be used.
     """
     if not is_here(tokenizer):
         return

@@ -15,9 +15,7 @@ from capfilt.storage.paths import StoragePath
 
 def run(names: Sequence[str], sets: Sequence[str], seed: int, out: StoragePath, progress: Progress) -> dict[str, Any]:
     """The verb: write splits, each into the folder of its name; returns their folders and how many samples they have.
-
-    Args:
-        names: splits, or tasks, which stand for the splits of each; without any, the splits of pairs.
+    A task's name stands for its splits; without any name, the splits of pairs are written.
 
     Raises:
         UsageError: there is no split or task of that name.

@@ -7,7 +7,7 @@ hatching. All text is escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -219,15 +219,10 @@ def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Ma
 
 
 def _svg(alt: str, body: Markup, data: Mapping[str, float] | None = None) -> Markup:
-    extra = Markup("").join(_data(data or {}))
+    extra = Markup("").join(Markup(' data-{}="{}"').format(name, value) for name, value in (data or {}).items())
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"{}>{}</svg>').format(
         WIDTH, HEIGHT, alt, extra, body
     )
-
-
-def _data(data: Mapping[str, float]) -> Iterator[Markup]:
-    for name, value in data.items():
-        yield Markup(' data-{}="{}"').format(name, value)
 
 
 def _short(value: float) -> str:

@@ -97,7 +97,7 @@ def read_run(folder: StoragePath, fetch: bool, web: Sequence[str] | None, notes:
             f"{folder} is a run of {command}, which has no page: `capfilt status` tells how far it is, `capfilt"
             " explain` what became of an image."
         )
-    events = list(_lines(folder / "log.jsonl"))
+    events = list(documents.read_json_lines(folder / "log.jsonl"))
     rounds, seconds = _summary(folder, command, events)
     if command == "select":
         inputs.check_reachable(folder, [str(inputs.annotations_source(folder, run.plan))], fetch)
@@ -222,16 +222,11 @@ def _trainings(folder: StoragePath) -> Iterator[Training]:
 
 def _losses(path: StoragePath) -> dict[str, list[tuple[float, float]]]:
     losses: dict[str, dict[float, float]] = {}
-    for line in _lines(path):
+    for line in documents.read_json_lines(path):  # of a very long one the newest
         for name, value in line.items():
             if name not in LOG_FIELDS and is_number(value) and is_number(line.get("step")):
                 losses.setdefault(name, {})[float(line["step"])] = float(value)
     return {name: sorted(points.items()) for name, points in losses.items()}
-
-
-def _lines(path: StoragePath) -> Iterator[dict[str, Any]]:
-    """The lines of a log, of a very long one the newest; a line that a kill cut short is left out."""
-    return documents.read_json_lines(path)
 
 
 def _is_round(folder: StoragePath) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -122,30 +121,27 @@ class RoundCounts:
 
     def result(self, recorded: Tally | None = None) -> AnnotationCounts:
         """The counts, as the page shows them; those of outcomes from the ledger's record of all shards, where given."""
+        if recorded is None:
+            read, kept_images = self.images, self.kept_images
+            failed, kept, dropped = self.failed, self.kept, self.dropped
+            texts = {source: count for source, count in self.totals.items() if count}
+        else:
+            read, kept_images = recorded.samples["kept"] + recorded.samples["dropped"], recorded.samples["kept"]
+            failed, texts = recorded.failed, recorded.num_scored()
+            kept, dropped = recorded.texts["kept"], recorded.texts["dropped"]
         medians = {score: {source: self.median(score, source) for source in SOURCES} for score in self.ranges}
-        counts = AnnotationCounts(
-            images=self.images,
-            failed=dict(self.failed),
-            texts={source: count for source, count in self.totals.items() if count},
-            kept_images=self.kept_images,
-            kept=dict(self.kept),
-            dropped=dict(self.dropped),
+        return AnnotationCounts(
+            images=read,
+            failed=dict(failed),
+            texts=texts,
+            kept_images=kept_images,
+            kept=dict(kept),
+            dropped=dict(dropped),
             medians={
                 score: {source: value for source, value in by_source.items() if value is not None}
                 for score, by_source in medians.items()
             },
             auc={score: area for score in self.ranges if (area := self.auc(score)) is not None},
-        )
-        if recorded is None:
-            return counts
-        return replace(
-            counts,
-            images=recorded.samples["kept"] + recorded.samples["dropped"],
-            failed=dict(recorded.failed),
-            texts=recorded.num_scored(),
-            kept_images=recorded.samples["kept"],
-            kept=dict(recorded.texts["kept"]),
-            dropped=dict(recorded.texts["dropped"]),
         )
 
 

@@ -25,6 +25,7 @@ from capfilt.reporting.sampling import (
     RoundSample,
     RoundSource,
     SampledImage,
+    any_remote,
     draw_shards,
     random_rank,
 )
@@ -33,7 +34,6 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.stage_status import read_status
 from capfilt.runs.tally import MAX_REASONS, OTHER, Tally
 from capfilt.storage.paths import map_concurrent
-from capfilt.storage.remote_path import RemotePath
 
 MAX_DIVERSITY = 2_000
 """Texts of a source whose n-grams are counted: shares of distinct n-grams are comparable for equal numbers only."""
@@ -99,8 +99,7 @@ def make_gallery(
         present = (each for each in rounds if (each.source.annotations / f"{name}.parquet").is_file())
         return name, truths(urls[name]) if name in urls else {}, [(each, *each.read(name)) for each in present]
 
-    remote = any(isinstance(source.annotations, RemotePath) for source in sources)
-    for name, known, tables in map_concurrent(load, drawn.counted, remote):
+    for name, known, tables in map_concurrent(load, drawn.counted, any_remote(sources)):
         for sample, table, whys in tables:
             sample.add_table(name, table, whys, known, name in drawn.sampled)
         if name in drawn.sampled:

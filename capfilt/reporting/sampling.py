@@ -239,7 +239,7 @@ def draw_shards(sources: Sequence[RoundSource]) -> DrawnShards:
     """All shards where they are few, else as many of them as the limits allow, in an order that their names decide."""
     names = {name for source in sources for name in tables.shards_in(source.annotations)}
     first = in_random_order(names)[:MAX_COUNTED_SHARDS]
-    sizes = np.cumsum([0, *map_concurrent(partial(_num_rows, sources), first, _any_remote(sources))])
+    sizes = np.cumsum([0, *map_concurrent(partial(_num_rows, sources), first, any_remote(sources))])
     counted = max(1, int(np.searchsorted(sizes, MAX_COUNTED, side="right")) - 1)
     shown = max(MAX_SHARDS, min(MAX_SMALL_SHARDS, int(np.searchsorted(sizes, 2 * MAX_TEXTS))))
     return DrawnShards(sorted(first[:counted]), set(first[: min(shown, counted)]), len(names))
@@ -256,5 +256,6 @@ def _num_rows(sources: Sequence[RoundSource], name: str) -> int:
     return sum(tables.num_rows(path) for path in paths if path.is_file())
 
 
-def _any_remote(sources: Sequence[RoundSource]) -> bool:
+def any_remote(sources: Sequence[RoundSource]) -> bool:
+    """Whether annotations of a round lie on a store."""
     return any(isinstance(source.annotations, RemotePath) for source in sources)

@@ -15,7 +15,7 @@ from capfilt.data import shards
 from capfilt.data.policy import Rule, with_scores
 from capfilt.evaluation.config import EXECUTION_FIELDS, EvaluateConfig
 from capfilt.evaluation.known_truth import ScoredTexts, truths
-from capfilt.evaluation.tasks import TASKS, Measured
+from capfilt.evaluation.tasks import Measured
 from capfilt.evaluation.tasks.config import TaskEvalConfig
 from capfilt.inference.device import Compute, autocast
 from capfilt.models.checkpoints import store
@@ -81,7 +81,7 @@ class EvaluateJob(Config):
 
     def _measure(self, local: LocalModel, device: torch.device) -> Measured:
         if isinstance(self.config, TaskEvalConfig):
-            return TASKS[self.config.task].measure(local, self.shards, self.config, device)
+            return self.config.measure(local, self.shards, device)
         from capfilt.evaluation.evaluate import examine
 
         return Measured(examine(local, self.shards, self.config, device))

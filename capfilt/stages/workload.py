@@ -5,11 +5,14 @@ A Ray takes 8 to 30 seconds to start, which a selection of a few thousand texts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import capfilt.data.annotations as tables
+from capfilt.cluster.session import Session, connect
+from capfilt.cluster.worker_pool import Resources
 from capfilt.data import shards
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
@@ -83,3 +86,23 @@ def working_address(address: str, workload: Workload, options: CommandOptions, l
         return "start"
     show.say(f"{label}: {workload}: few enough for this process; --address start works with workers instead")
     return "local"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a command works, and what shows its progress."""
+
+    address: str
+    out: StoragePath
+    """The run folder."""
+    options: CommandOptions
+    show: Progress
+
+    @contextmanager
+    def connect(self, label: str, workload: Workload | None = None) -> Iterator[tuple[Session, Resources]]:
+        """Open a session and say what each worker in it has; `workload` is what `BY_SIZE` goes by."""
+        address = self.address
+        if workload is not None:
+            address = working_address(address, workload, self.options, label, self.show)
+        with connect(address, show=self.show) as session:
+            yield session, self.options.resources(session)

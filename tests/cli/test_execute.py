@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from capfilt.cli import convert, models, near, pipelines, run_folder
+from capfilt.cli import data, models, near, pipelines, run_folder
 from capfilt.cli import execute as executing
 from capfilt.cli.execute import execute
 from capfilt.errors import ClusterError, RecipeError, RunError, ShortfallError
@@ -66,7 +66,7 @@ def test_a_verb_that_says_nothing_itself_is_said_to_be_at_work(
 CALLED = (
     *(pipelines.bootstrap, pipelines.pretrain, pipelines.finetune, pipelines.annotate, pipelines.select),
     *(near.embed, near.dedup, near.index, near.retrieve, near.decontaminate),
-    *(convert.convert, models.evaluate, models.export, run_folder.explain),
+    *(data.convert, models.evaluate, models.export, run_folder.explain),
 )
 
 
@@ -79,7 +79,7 @@ def test_options_are_parameters_of_the_public_function(verb: Any, monkeypatch: p
         called.append(names - {"as_json", "debug"} - set(inspect.signature(function).parameters))
 
     monkeypatch.setattr(inspect.getmodule(verb), "call", call)
-    verb(**{name: convert.Task.vqa if name == "task" else None for name in inspect.signature(verb).parameters})
+    verb(**{name: data.Task.vqa if name == "task" else None for name in inspect.signature(verb).parameters})
     assert called == [set()]
 
 

@@ -138,7 +138,7 @@ def _configs() -> dict[str, type]:
     from capfilt.models import Blip2Config, BlipConfig
     from capfilt.pipelines.bench.bench import BenchConfig, BenchDownloadConfig, BenchTrainConfig
     from capfilt.pipelines.bootstrap.config import BootstrapConfig
-    from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob
+    from capfilt.pipelines.bootstrap.roles.taught import LanguageJob
     from capfilt.pipelines.pretrain import PretrainConfig
     from capfilt.stages.annotation.annotate import AnnotateJob
     from capfilt.stages.annotation.calibrate import CalibrateJob
@@ -158,7 +158,7 @@ def _configs() -> dict[str, type]:
         "preprocess.json": Preprocess, "limits": Limits, "politeness": Politeness, "train job": TrainJob,
         "annotate job": AnnotateJob, "calibrate job": CalibrateJob, "select job": SelectJob, "world job": WorldJob,
         "download job": DownloadJob, "evaluate job": EvaluateJob, "language job": LanguageJob, "rows job": RowsJob,
-        **{f"evaluate {name}": task.config for name, task in TASKS.items()},
+        **{f"evaluate {name}": task for name, task in TASKS.items()},
     }  # fmt: skip
 
 

@@ -81,13 +81,13 @@ def data(
 @pytest.mark.parametrize("name", CASES)
 def test_figures_are_those_of_a_cpu(name: str, data: dict[str, list[str]], cuda: torch.device) -> None:
     architecture, task, rows, settings = CASES[name]
-    config = TASKS[task].config(batch_size=4, **settings)
+    config = TASKS[task](task=task, batch_size=4, **settings)
     model = local(architecture)
-    wanted = TASKS[task].measure(model, data[rows], config, torch.device("cpu")).figures
+    wanted = config.measure(model, data[rows], torch.device("cpu")).figures
     model.model.to(cuda)
-    assert flat(TASKS[task].measure(model, data[rows], config, cuda).figures) == pytest.approx(flat(wanted), abs=1e-4)
+    assert flat(config.measure(model, data[rows], cuda).figures) == pytest.approx(flat(wanted), abs=1e-4)
     with autocast(cuda, torch.bfloat16):
-        found = flat(TASKS[task].measure(model, data[rows], config, cuda).figures)
+        found = flat(config.measure(model, data[rows], cuda).figures)
     assert found.keys() == flat(wanted).keys(), "in bf16 all is measured too"
 
 

@@ -35,6 +35,7 @@ from capfilt.models.checkpoints import store
 from capfilt.pipelines import annotate, evaluate, export
 from capfilt.runs.progress import Progress
 from capfilt.stages.runner import CommandOptions
+from capfilt.stages.workload import Place
 from capfilt.training.config import TrainConfig
 from capfilt.training.job import TrainJob
 from capfilt.training.loop import train
@@ -263,16 +264,8 @@ class TestAnnotateWithTransformersModels:
 
     def run(self, models: tuple[Path, Path], shards: Path, out: Path, *sets: str) -> dict[str, Any]:
         config = configs.build(AnnotateConfig, sets)
-        return annotate.run(
-            "local",
-            [str(shards / "human")],
-            (str(models[0]), str(models[1])),
-            out,
-            0,
-            config,
-            CommandOptions(),
-            Progress(quiet=True),
-        )
+        place = Place("local", out, CommandOptions(), Progress(quiet=True))
+        return annotate.run(place, [str(shards / "human")], (str(models[0]), str(models[1])), 0, config)
 
     def test_every_picture_gets_its_rows(
         self, hf: SimpleNamespace, folders: tuple[Path, Path], small_world: Path, tmp_path: Path
@@ -321,8 +314,8 @@ class TestAnnotateWithTransformersModels:
 
 class TestEvaluateWithTransformersModels:
     def run(self, model: Path, shards: Path) -> dict[str, Any]:
-        urls, quiet = [str(shards / "human")], Progress(quiet=True)
-        return evaluate.run("local", model, urls, EvaluateConfig(), None, CommandOptions(gpus=None), quiet)
+        place = Place("local", model.with_name("examined"), CommandOptions(gpus=None), Progress(quiet=True))
+        return evaluate.run(place, str(model), [str(shards / "human")], EvaluateConfig())
 
     def test_a_filter_is_examined_and_a_model_that_answers_is_not(
         self, small_blip: MakeBlip, small_world: Path, tmp_path: Path

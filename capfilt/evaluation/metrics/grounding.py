@@ -49,7 +49,7 @@ def accuracy(boxes_N4: ArrayLike, wanted_N4: ArrayLike, ids: Sequence[Hashable] 
     if np.isnan(given).any():
         row = int(np.isnan(given).any(-1).argmax())
         raise ModelError(f"the predicted box of row {row} is {given[row]}; a NaN is no place. Evaluate in float32.")
-    return _figures(iou(given, wanted))
+    return _expected([np.array([fit]) for fit in iou(given, wanted)])
 
 
 def whole_picture(wanted_N4: ArrayLike, sizes_N2: ArrayLike) -> dict[str, Any]:
@@ -85,10 +85,6 @@ def random_proposal(wanted_N4: ArrayLike, proposals: Sequence[ArrayLike]) -> dic
     if fits:
         figures["best_accuracy"] = 100.0 * float(np.mean([fit.max() >= ENOUGH for fit in fits]))
     return figures
-
-
-def _figures(fit_N: NDArray[np.float64]) -> dict[str, Any]:
-    return _expected([np.array([fit]) for fit in fit_N])
 
 
 def _expected(fits: Sequence[NDArray[np.float64]]) -> dict[str, Any]:

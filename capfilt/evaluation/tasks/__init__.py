@@ -1,37 +1,21 @@
-"""What models can be evaluated for: a line a task. All else that is known of a task is in the file of its name.
+"""What models can be evaluated for: a line a task. All else that is known of a task is in its config.
 
 Read before torch is imported, so that a model which cannot do a task is refused before any weight is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from capfilt.data.loading.task_texts import TRUE_FALSE
-from capfilt.data.tasks import ENTAILMENT_LABELS
 from capfilt.errors import RecipeError, UsageError, did_you_mean
-from capfilt.evaluation.tasks.config import (
-    CaptioningEvalConfig,
-    ClassificationEvalConfig,
-    DialogEvalConfig,
-    EntailmentEvalConfig,
-    GroundingEvalConfig,
-    Nlvr2EvalConfig,
-    RetrievalEvalConfig,
-    TaskEvalConfig,
-    VqaEvalConfig,
-)
-from capfilt.inference.roles import lacking, preprocess_for, tokenizer_for
+from capfilt.evaluation.tasks import config as task_configs
+from capfilt.evaluation.tasks.config import TaskEvalConfig
+from capfilt.inference.roles import preprocess_for, tokenizer_for
 from capfilt.models.checkpoints import store
 
 if TYPE_CHECKING:
-    import torch
-
-    from capfilt.inference.local_model import LocalModel
-    from capfilt.models.architecture import ArchitectureConfig
     from capfilt.storage.paths import StoragePath
 
 
@@ -44,114 +28,20 @@ class Measured:
     """Writes the result file that the task's server takes; None for a task without one."""
 
 
-class Measure(Protocol):
-    """Evaluates a model: `measure` of a task's module. DataError where nothing can be measured."""
-
-    def __call__(
-        self, local: LocalModel, urls: Sequence[str], config: Any, device: torch.device
-    ) -> Measured: ...  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EvaluationTask:
-    """A task, as it is known before torch is imported."""
-
-    config: type[TaskEvalConfig]
-    can: Callable[[ArchitectureConfig], bool]
-    """Whether a model of this architecture can do it."""
-    needs: str
-    """What of a model the task needs, and which models have that, as the end of a sentence."""
-    has_answers: bool = False
-    """Whether there is a result file for the task's server."""
-
-    @property
-    def name(self) -> str:
-        """What --task says."""
-        return str(self.config.model_fields["task"].default)
-
-    @property
-    def measure(self) -> Measure:
-        """The code, imported now."""
-        code: Measure = import_module(f"{__name__}.{self.name}").measure
-        return code
-
-
-def _can(*capabilities: str) -> Callable[[ArchitectureConfig], bool]:
-    needed = frozenset(capabilities)
-    return lambda architecture: needed <= architecture.capabilities
-
-
-def _classifies(pictures: int, labels: frozenset[str]) -> Callable[[ArchitectureConfig], bool]:
-    """Whether a model has just these classes, for texts beside so many pictures."""
-
-    def can(architecture: ArchitectureConfig) -> bool:
-        classifies = "classify" in architecture.capabilities and architecture.pictures_of_text == pictures
-        return classifies and set(architecture.known_answers or ()) == labels
-
-    return can
-
-
-_ENTAILS = _classifies(1, frozenset(ENTAILMENT_LABELS))
-
-
-def _answers(architecture: ArchitectureConfig) -> bool:
-    """Whether a model answers questions; a classifier's classes are taken for answers unless they are entailment's."""
-    classifies = "classify" in architecture.capabilities and architecture.pictures_of_text == 1
-    return "answer" in architecture.capabilities or (classifies and not _ENTAILS(architecture))
-
-
-_TASKS = (
-    EvaluationTask(
-        RetrievalEvalConfig,
-        lambda architecture: not lacking("filter", architecture.capabilities),
-        "a filter: a model that encodes texts, or fuses them with images",
-    ),
-    EvaluationTask(
-        CaptioningEvalConfig,
-        lambda architecture: not lacking("captioner", architecture.capabilities),
-        "a captioner: a model that decodes (blip, blip2, xvlm)",
-    ),
-    EvaluationTask(
-        ClassificationEvalConfig,
-        _can("encode_image", "encode_text"),
-        "a cosine between images and texts (clip, blip, albef, xvlm, vlmo, blip2's first stage)",
-    ),
-    EvaluationTask(
-        GroundingEvalConfig,
-        lambda architecture: "ground" in architecture.capabilities or bool(architecture.fusion_layers),
-        "a head for boxes (xvlm), or layers in which a text attends to a grid of patches (blip, albef, xvlm)",
-    ),
-    EvaluationTask(
-        DialogEvalConfig,
-        DialogEvalConfig.can,
-        "a head that matches texts with images (blip, albef, vilt, vlmo, xvlm), or a decoder (blip, xvlm)",
-        has_answers=True,
-    ),
-    EvaluationTask(
-        VqaEvalConfig,
-        _answers,
-        "a model that answers questions (capfilt finetune vqa-tiny ...: blip, albef, vilt, vlmo, xvlm)",
-        has_answers=True,
-    ),
-    EvaluationTask(
-        Nlvr2EvalConfig,
-        _classifies(2, frozenset(TRUE_FALSE.values())),
-        "a classifier of two pictures with the classes true and false (capfilt finetune nlvr2-tiny ...: blip, albef, "
-        "vilt, vlmo, xvlm)",
-    ),
-    EvaluationTask(
-        EntailmentEvalConfig,
-        _ENTAILS,
-        f"a classifier with the classes {', '.join(ENTAILMENT_LABELS)} (capfilt finetune entailment-tiny ...: blip, "
-        "albef, vilt, vlmo, xvlm)",
-    ),
-)
-
-TASKS: dict[str, EvaluationTask] = {task.name: task for task in _TASKS}
+TASKS: dict[str, type[TaskEvalConfig]] = {
+    "retrieval": task_configs.RetrievalEvalConfig,
+    "captioning": task_configs.CaptioningEvalConfig,
+    "classification": task_configs.ClassificationEvalConfig,
+    "grounding": task_configs.GroundingEvalConfig,
+    "dialog": task_configs.DialogEvalConfig,
+    "vqa": task_configs.VqaEvalConfig,
+    "nlvr2": task_configs.Nlvr2EvalConfig,
+    "entailment": task_configs.EntailmentEvalConfig,
+}
 """Every task by what --task says."""
 
 
-def task_of(name: str) -> EvaluationTask:
+def task_of(name: str) -> type[TaskEvalConfig]:
     """The task of this name. UsageError for a name that none has."""
     if name not in TASKS:
         raise UsageError(
@@ -168,11 +58,10 @@ def check_task(model: StoragePath, config: TaskEvalConfig) -> None:
         CapfiltError: its pictures or its tokenizer cannot be prepared.
     """
     architecture = store.architecture(model)
-    task = TASKS[config.task]
-    if not task.can(architecture):
+    if not config.can(architecture):
         able = ", ".join(sorted(architecture.capabilities))
         raise RecipeError(
-            f"{model} cannot be evaluated for {task.name}: that needs {task.needs}."
+            f"{model} cannot be evaluated for {config.task}: that needs {config.needs}."
             f" This is a model of the family {architecture.family} that can {able}."
         )
     config.check_architecture(model, architecture)

@@ -61,6 +61,8 @@ class LocalCaptioner:
         self.question = self.tokenizer.encoder_prompt(config.prompt)
         self.context_name: object = object()
         """Under which the image context is kept in a batch of images."""
+        self.shares_context = False
+        """Whether the filter reads texts beside the same context."""
         self.keeps_rows = False
         """Whether texts that have ended stay in the batch until all have, so that its shapes are the same each time."""
 
@@ -117,6 +119,11 @@ class LocalCaptioner:
 
     def image_context(self, tokens_BND: Tensor) -> ImageContext:
         """Image tokens -> what the texts attend to."""
+        if not self.shares_context:
+            rows = self.config.beams if self.config.method == "beam" else self.captions
+            context = self.model.tokens_instead(tokens_BND, rows * self.config.max_length)
+            if context is not None:
+                return context
         return self.model.image_context(tokens_BND, "decoder", self.question).laid_out()
 
     def write_from(

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.layers.config import Activation
-from capfilt.models.layers.packed_linear import linear, linear_gelu
+from capfilt.models.layers.packed_linear import PackedLinear, linear, linear_gelu, multiplies_bf16, product_format
 from capfilt.models.layers.transfer import to_device
 
 KeysValues = tuple[Tensor, Tensor]
-"""Projected keys and values of one attention layer, each [B, H, S, d]."""
+"""Projected keys and values of one attention layer, each [B, H, S, d]; or twice the tokens that they would be projected
+from, [B, S, source_width] (`Attention.tokens_instead`)."""
 
 
 def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
@@ -64,7 +65,10 @@ class Packing:
 
 
 FEW = 16
-"""Queries of a row up to which `attend` multiplies in bf16 on a CPU."""
+"""Queries of a row up to which keys and values are multiplied as they lie in memory, since copies would cost more."""
+
+ROOM = 2**18
+"""Scores that are multiplied at a time: those of one picture (197 tokens, 6 heads) stay in a core's cache."""
 
 
 def attend(
@@ -72,17 +76,31 @@ def attend(
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v -> [B, H, T, d]; `mask` and `causal` as of `FusedSelfAttention`.
 
-    Few queries without a mask are multiplied on a CPU in bf16, where torch's fused kernel takes seven times as long
-    (16 rows, 6 heads, one query, 197 keys: 2.2 ms for 0.3); not in fp32, and of a picture's tokens it would save 6 % of
-    a tower. Scores are then rounded to bf16: with a standard deviation of 4 the result is 1.1 % off in place of 0.6 %.
-    A row's bits depend neither on how many rows there are nor on how many queries a row has, as long as these stay few.
+    In bf16 on a CPU that multiplies it, two products take the place of torch's fused kernel, which needs half as long
+    again for a picture's tokens and seven times as long for one query. Scores are then rounded to bf16: with a standard
+    deviation of 4 the result is 1.1 % off in place of 0.6 %. A row's bits depend neither on how many rows there are nor
+    on how many queries a row has, as long as these stay few.
     """
-    few = q_BHTd.dtype == torch.bfloat16 and q_BHTd.shape[2] <= FEW and q_BHTd.device.type == "cpu"
-    if mask is None and few and not causal and not torch.is_grad_enabled():
-        scores = (q_BHTd * q_BHTd.shape[-1] ** -0.5) @ k_BHSd.transpose(-2, -1)
-        weights: Tensor = scores.softmax(dim=-1, dtype=torch.float32).to(q_BHTd.dtype)
-        return weights @ v_BHSd
+    here = q_BHTd.dtype == torch.bfloat16 and q_BHTd.device.type == "cpu" and multiplies_bf16()
+    if here and not causal and not torch.is_grad_enabled():
+        return _by_products(q_BHTd, k_BHSd, v_BHSd, mask)
     return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, mask, dropout_p=dropout, is_causal=causal)
+
+
+def _by_products(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` for as many rows at a time as there is room for."""
+    B, H, T, d = q_BHTd.shape
+    rows = max(1, ROOM // (H * T * k_BHSd.shape[2]))
+    # Laid out as the heads are merged.
+    y_BHTd = q_BHTd.new_empty(B, T, H, d).transpose(1, 2)
+    for start in range(0, B, rows):
+        part = slice(start, start + rows)
+        q, k, v = (x[part] if T <= FEW else x[part].contiguous() for x in (q_BHTd, k_BHSd, v_BHSd))
+        scores = (q * d**-0.5) @ k.transpose(-2, -1)
+        if mask is not None:
+            scores.masked_fill_(~(mask[part] if len(mask) == B else mask), torch.finfo(scores.dtype).min)
+        y_BHTd[part] = scores.softmax(dim=-1) @ v
+    return y_BHTd
 
 
 class FusedSelfAttention(nn.Module):
@@ -144,6 +162,9 @@ class Attention(nn.Module):
         if packing is not None:
             return self._packed(x_BTD, keys_values, mask, packing)
         k, v = keys_values
+        if k.ndim == 3:
+            assert mask is None, "all tokens are read"
+            return self._from_tokens(x_BTD, k)
         B, T, D = x_BTD.shape
         groups = B // k.shape[0]
         # Rows that share a source become more query positions of one row: nothing is copied, and without a causal
@@ -152,6 +173,39 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k.to(q.dtype), v.to(q.dtype), mask, dropout=dropout)
         out: Tensor = self.out(merge_heads(y).view(B, T, D))
+        return out
+
+    def tokens_instead(self, tokens_BSE: Tensor, queries: int) -> KeysValues | None:
+        """What takes the place of `keys_values` for so many queries of a row in all; None: nothing does.
+
+        On a CPU, with weights that change no more. Where a row has fewer queries than a head is wide it is less work
+        to take queries to the tokens and back, q (x W)^T = (q W^T) x^T, than to project all tokens.
+        """
+        key, value = self.key, self.value
+        if queries > key.out_features // self.heads or not (
+            isinstance(key, PackedLinear) and isinstance(value, PackedLinear) and key.multiply.usable(tokens_BSE)
+        ):
+            return None
+        tokens_BSE = tokens_BSE.to(product_format(tokens_BSE))
+        return tokens_BSE, tokens_BSE
+
+    def _from_tokens(self, x_BTD: Tensor, tokens_NSE: Tensor) -> Tensor:
+        """`forward` beside tokens in place of keys and values, rows of an image adjacent.
+
+        The bias of keys moves all scores of a query alike, and drops out. From four rows on a row's bits do not depend
+        on how many there are. Letters: N images, Q queries of one, R of all, E width of a token.
+        """
+        (B, T, D), (N, _, E), H = x_BTD.shape, tokens_NSE.shape, self.heads
+        assert isinstance(self.key, PackedLinear), "as asked by tokens_instead"
+        assert isinstance(self.value, PackedLinear), "as asked by tokens_instead"
+        into_HdE, out_HdE = (part.multiply.plain(tokens_NSE.dtype).view(H, -1, E) for part in (self.key, self.value))
+        q_HRd = (self.query(x_BTD) * (D // H) ** -0.5).view(B * T, H, -1).transpose(0, 1)
+        q_NQE = torch.bmm(q_HRd, into_HdE).view(H, N, -1, E).transpose(0, 1).reshape(N, -1, E)
+        weights_NQS = torch.bmm(q_NQE, tokens_NSE.transpose(1, 2)).softmax(dim=-1)
+        read_NQE = torch.bmm(weights_NQS, tokens_NSE)
+        read_HRE = read_NQE.view(N, H, -1, E).transpose(0, 1).reshape(H, B * T, E)
+        y_HRd = torch.bmm(read_HRE, out_HdE.transpose(1, 2))
+        out: Tensor = self.out(y_HRd.transpose(0, 1).reshape(B, T, D) + self.value.bias)
         return out
 
     def _packed(self, x_PD: Tensor, keys_values: KeysValues, mask: Tensor | None, packing: Packing) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from capfilt.models.layers.config import (
     TextConfig,
 )
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.packed_linear import product_format
 
 StackConfig = TextConfig | FusionTextConfig | DecoderConfig
 
@@ -256,8 +258,17 @@ class TextTransformer(nn.Module):
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> ImageContext:
         """Project image tokens, once for all texts and steps that will attend to them; a pair for each layer."""
+        if not torch.is_grad_enabled():
+            tokens_BND = tokens_BND.to(product_format(tokens_BND))  # here and not in every layer
         attending = self.layers[self.config.fusion_layer :]
         return ImageContext.of_layers(layer.image_context(tokens_BND, role) for layer in attending)  # type: ignore[operator]
+
+    def tokens_instead(self, tokens_BND: Tensor, role: Role, queries: int) -> ImageContext | None:
+        """What takes the place of `image_context` for so many queries of an image in all; None: nothing does."""
+        attending: Any = self.layers[self.config.fusion_layer :]
+        blocks = (layer.cross_attention.of(role).block for layer in attending)
+        layers = [block.tokens_instead(tokens_BND, queries) for block in blocks]
+        return None if None in layers else ImageContext.of_layers(layers)
 
     def key_projections(self, role: Role) -> list[nn.Module]:
         """The modules that `image_context` projects with, two of each layer."""

@@ -62,7 +62,8 @@ class ImageContext(NamedTuple):
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ImageContext:
         mask = None if self.mask is None else change(self.mask)
-        return ImageContext(tuple(map(change, self.tensors)), mask)
+        changed = {id(tensor): change(tensor) for tensor in {id(tensor): tensor for tensor in self.tensors}.values()}
+        return ImageContext(tuple(changed[id(tensor)] for tensor in self.tensors), mask)
 
 
 MAX_PAIRS = 256

@@ -29,15 +29,16 @@ class PackedWeight:
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None):
         self.weight_OI, self.bias_O = weight_OI, bias_O
         self._packed: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
+        self._plain: dict[torch.dtype, Tensor] = {}
 
     def __call__(self, x: Tensor, gelu: bool = False, bias_O: Tensor | None = None) -> Tensor:
         """[..., I] -> [..., O]; `gelu`: the exact GELU of it; with `bias_O` in place of the layer's own."""
-        format_ = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if not self._usable(x, format_):
+        if not self.usable(x):
             y = F.linear(x, self.weight_OI, self.bias_O if bias_O is None else bias_O)
             return F.gelu(y) if gelu else y
         if x.numel() == x.shape[-1]:
             return self(x.reshape(1, -1).repeat(2, 1), gelu, bias_O)[:1].view(*x.shape[:-1], -1)
+        format_ = product_format(x)
         if format_ not in self._packed:
             weight = self.weight_OI.detach().to(format_).contiguous()
             own = None if self.bias_O is None else self.bias_O.detach().to(format_)
@@ -48,13 +49,20 @@ class PackedWeight:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(format_), weight, bias_O, after, [], "none")
         return out
 
-    def _usable(self, x: Tensor, format_: torch.dtype) -> bool:
-        dtype = self.weight_OI.dtype
+    def plain(self, format_: torch.dtype) -> Tensor:
+        """The weight in this format as torch multiplies it, [O, I], cast once."""
+        if format_ not in self._plain:
+            self._plain[format_] = self.weight_OI.detach().to(format_)
+        return self._plain[format_]
+
+    def usable(self, x: Tensor) -> bool:
+        """Whether `x` is multiplied by the packed weight."""
+        dtype, format_ = self.weight_OI.dtype, product_format(x)
         if x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
             return False
         if dtype not in (torch.float32, torch.bfloat16) or (x.dtype != dtype and not torch.is_autocast_enabled("cpu")):
             return False  # torch says what is wrong with formats that do not go together
-        return format_ == torch.float32 or (format_ == torch.bfloat16 and _multiplies_bf16())
+        return format_ == torch.float32 or (format_ == torch.bfloat16 and multiplies_bf16())
 
 
 class PackedLinear(nn.Linear):
@@ -96,8 +104,13 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer.multiply(x, gelu=True) if isinstance(layer, PackedLinear) else F.gelu(layer(x))
 
 
+def product_format(x: Tensor) -> torch.dtype:
+    """The format in which `x` is multiplied on a CPU: autocast's, or its own."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 @functools.cache
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """Whether oneDNN multiplies bf16 on this CPU other than by emulation."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported

@@ -57,6 +57,9 @@ class TowersModel(Model):
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         return self.text.image_context(tokens_BND, role)
 
+    def tokens_instead(self, tokens_BND: Tensor, queries: int) -> ImageContext | None:
+        return self.text.tokens_instead(tokens_BND, "decoder", queries)
+
     def image_context_modules(self, role: Role) -> list[nn.Module]:
         return self.text.key_projections(role)
 

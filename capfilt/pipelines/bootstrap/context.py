@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Self
 
 from capfilt.cluster.session import Session
 from capfilt.data.loading.config import Source
 from capfilt.evaluation.tasks.config import TaskEvalConfig
-from capfilt.inference.captioners.spec import CaptionerSpec
+from capfilt.inference.captioners.spec import CaptionerSpec, LocalSpec
 from capfilt.inference.device import Compute
 from capfilt.models import Architecture
 from capfilt.models.architecture import ModelRole
@@ -21,7 +22,10 @@ from capfilt.runs.run import Run
 from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.count_pairs import shard_digests
 from capfilt.stages.runner import digests
+from capfilt.stages.train import run_training
 from capfilt.storage.paths import StoragePath
+from capfilt.training.config import TrainResources
+from capfilt.training.job import TrainJob
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,34 @@ class Task:
         return f"task-{self.name}"
 
 
-class RoleSource(Protocol):
+class RoleSource(ABC):
     """Where the model of a role comes from, round by round."""
 
+    @classmethod
+    @abstractmethod
+    def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
+        """Refuse what the recipe and the architecture of its `model` show not to fit. Raises RecipeError."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> Self:
+        """Return the source after checking its files. RecipeError, ModelError or TextError."""
+
+    @abstractmethod
     def plan(self) -> dict[str, Any]:
         """What the run's plan has under the key of the role."""
 
     def compute_requests(self) -> dict[str, ComputeRequest]:
         """What each of its trainings requests to compute with, by the name of its folder."""
+        return {}
 
+    @abstractmethod
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         """The model that plays the role in round `r`; `newest` is the model that the round before pretrained."""
 
     def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
         """The same where the role is the captioner's, which need not be a model of ours."""
+        return LocalSpec(model=self.model(context, r, newest))
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,12 @@ class BootstrapContext:
     def contents(self, r: int, urls: Sequence[str]) -> dict[str, str]:
         """The sha256 of shards that round `r` reads, by URL."""
         return shard_digests(self.session, urls, self.written_digests(r), self.run.folder.absolute(), self.progress)
+
+    def train(self, r: int, job: TrainJob, resources: TrainResources, label: str) -> StoragePath:
+        """Carry out a training of round `r`, unless it is done; the folder of its model."""
+        made = self.written_digests(max(r - 1, 0)) | self.written_digests(r)
+        counts = self.run.folder.absolute()
+        return run_training(self.session, job, resources, self.progress, f"round {r} {label}", made, counts)
 
     def pairs(self, r: int) -> tuple[Source, ...]:
         """What round `r` pretrains on: the web as it is in round 0, later what the round kept of it; and the human

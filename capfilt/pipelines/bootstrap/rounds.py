@@ -23,8 +23,7 @@ from capfilt.pipelines.bootstrap.checks import check, check_files, texts_of, war
 from capfilt.pipelines.bootstrap.config import BootstrapConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.plan import compute_requests, plan_of
-from capfilt.pipelines.bootstrap.pool.clean_web import clean_web
-from capfilt.pipelines.bootstrap.pool.contamination import check_held_out
+from capfilt.pipelines.bootstrap.pool.cleaning import check_held_out, clean_web
 from capfilt.pipelines.bootstrap.pool.data import prepare_data
 from capfilt.pipelines.bootstrap.roles.sources import open_roles
 from capfilt.pipelines.inspect import report

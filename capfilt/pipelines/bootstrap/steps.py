@@ -30,7 +30,7 @@ from capfilt.stages.resolve import resolve_once
 from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select
-from capfilt.stages.train import run_training, start_processes
+from capfilt.stages.train import start_processes
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
@@ -63,9 +63,7 @@ def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> d
     )
     if job.start is None:
         job = job.model_copy(update={"initial": config.initial.located()})
-    label, counts = f"round {r} pretrain", context.run.folder.absolute()
-    resources, digests = config.cluster.train, context.written_digests(r)
-    return {"pretrain": run_training(context.session, job, resources, context.progress, label, digests, counts)}
+    return {"pretrain": context.train(r, job, config.cluster.train, "pretrain")}
 
 
 def evaluate(context: BootstrapContext, r: int, models: dict[str, StoragePath]) -> dict[str, Any]:

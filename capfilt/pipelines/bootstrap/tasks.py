@@ -24,7 +24,7 @@ from capfilt.stages.compute import ComputeRequest
 from capfilt.stages.count_pairs import with_known_answers
 from capfilt.stages.evaluate import EvaluateJob
 from capfilt.stages.evaluate import evaluate as run_evaluate
-from capfilt.stages.train import check_shape, check_training, run_training
+from capfilt.stages.train import check_shape, check_training
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
@@ -72,7 +72,7 @@ def _check(config: BootstrapConfig, section: TaskConfig, architecture: Architect
                 f"{where}: {label(config.model)} cannot do it as it is: that needs {task.needs}. Say with `finetune`"
                 " how it is trained, a preset of pipelines/finetune/."
             )
-        return Task(section, task.config(task=task.name), None)
+        return Task(section, task(task=section.task), None)
     if said := not_in_table(section.task, architecture.family):
         hint = f" As it is, it can: {{task: {section.task}}}." if task.can(architecture) else ""
         raise RecipeError(f"{where}: {said}{hint}")
@@ -80,7 +80,7 @@ def _check(config: BootstrapConfig, section: TaskConfig, architecture: Architect
     check_training(trained, section.finetune.train, config.cluster.finetune, where)
     if not task.can(trained):
         raise RecipeError(f"{where}: what `finetune` trains cannot do it: that needs {task.needs}.")
-    return Task(section, task.config(task=task.name), trained)
+    return Task(section, task(task=section.task), trained)
 
 
 def _trained(config: BootstrapConfig, finetune: TaskTraining, base: Architecture, where: str) -> Architecture:
@@ -167,9 +167,7 @@ def _finetune(context: BootstrapContext, r: int, task: Task, model: StoragePath)
         compute=context.compute[task.stage],
         seed=context.seed(0, task.stage),
     )
-    resources, name = context.config.cluster.finetune, f"round {r} {task.name} finetune"
-    digests, counts = context.written_digests(r), context.run.folder.absolute()
-    return run_training(context.session, job, resources, context.progress, name, digests, counts)
+    return context.train(r, job, context.config.cluster.finetune, f"{task.name} finetune")
 
 
 def _shards(context: BootstrapContext, task: Task, part: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import capfilt.data.annotations as tables
@@ -26,7 +26,6 @@ from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.runs.usage import Usage, read_usage
 from capfilt.stages import workload
-from capfilt.stages.runner import CommandOptions
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, make_folder
 
@@ -85,30 +84,31 @@ def of_recipe(name: str, sets: Sequence[str], models: dict[str, str | None]) -> 
 
 
 def run(
-    address: str, work: Work, asked: Question, out: StoragePath, options: CommandOptions, show: Progress
+    place: workload.Place, work: Work, asked: Question, announce: Callable[[str], object] | None = None
 ) -> dict[str, Any]:
-    """Draw a sample into `out`, run both stages on it, and write `estimate.json` and the report of the sample.
+    """Draw a sample at a place, run both stages on it, and write `estimate.json` and the report of the sample.
 
-    The same call goes on where one ended. ShortfallError where nothing of the sample could be annotated, or is kept.
+    With `announce` a person is then asked about its texts. The same call goes on where one ended. ShortfallError where
+    nothing of the sample could be annotated, or is kept.
     """
     if work.policy.threshold == "calibrated" and work.val is None:
         raise RecipeError(
             "the policy's threshold is calibrated on human pairs; give a recipe with data.val, or a number."
         )
-    urls = shards.expand(work.specs)
+    out, show, urls = place.out, place.show, shards.expand(work.specs)
     drawn_by = {"shards": len(urls), "first": urls[0], "sample": asked.size, "seed": asked.seed}
     record = sample.find(out, drawn_by)
     if record is None:
         make_folder(out)
         with show.wait(f"drawing {asked.size:,} samples from {min(MAX_SHARDS, len(urls)):,} shards"):
             drawn = draw(urls, asked.size, asked.seed, MAX_SHARDS)
-        workers = 1 if address == "local" else max(1, int(cpus.available() / (options.cpus or 1)))
+        workers = 1 if place.address == "local" else max(1, int(cpus.available() / (place.options.cpus or 1)))
         record = sample.write(out, drawn, work.config.batch_size, workers, drawn_by)
-    stages = _stages(address, work, out, options)
+    stages = _stages(place, work)
     times = {label: Times.measure(stage, label, out / f"{label}.json", show) for label, stage in stages.items()}
     answer = {**_answer(out, record, times, asked), "report": report.run(out / "clean")["report"]}
     write_json(out / "estimate.json", answer)
-    return answer
+    return answer if announce is None else {**answer, "clicks": clicks(out, announce)}
 
 
 def clicks(out: StoragePath, announce: Callable[[str], object]) -> dict[str, Any]:
@@ -116,22 +116,21 @@ def clicks(out: StoragePath, announce: Callable[[str], object]) -> dict[str, Any
     return review.run(out / "clean", 0, announce, enough=CLICKS)
 
 
-def _stages(
-    address: str, work: Work, out: StoragePath, options: CommandOptions
-) -> dict[str, Callable[[Progress], object]]:
+def _stages(place: workload.Place, work: Work) -> dict[str, Callable[[Progress], object]]:
     """Both verbs on the sample, as they will be run on the whole."""
-    tars, models = [str(out / sample.SHARDS)], (work.captioner, work.filter)
+    tars, models = [str(place.out / sample.SHARDS)], (work.captioner, work.filter)
     source = select.ThresholdSource(work.val, work.filter) if work.val else select.ThresholdSource()
     extras = annotate.Extras(scores=work.scores)
-    where = workload.BY_SIZE if address == "start" else address
-    few = options.model_copy(update={"gpus": 0})
+    annotated = replace(place, out=place.out / "annotated")
+    clean = replace(
+        place,
+        address=workload.BY_SIZE if place.address == "start" else place.address,
+        out=place.out / "clean",
+        options=place.options.model_copy(update={"gpus": 0}),
+    )
     return {
-        "annotate": lambda show: annotate.run(
-            address, tars, models, out / "annotated", 0, work.config, options, show, extras
-        ),
-        "select": lambda show: select.run(
-            where, tars, out / "annotated", out / "clean", work.policy, source, few, show
-        ),
+        "annotate": lambda _: annotate.run(annotated, tars, models, 0, work.config, extras),
+        "select": lambda _: select.run(clean, tars, annotated.out, work.policy, source),
     }
 
 

@@ -53,7 +53,9 @@ def run(folder: StoragePath, name: str) -> dict[str, Any]:
                 if rows := read(ledger.folder / output.path, name):
                     # The table of a later stage has all columns of the earlier one's, and the verdict: it replaces it.
                     shard = (ledger.folder, done.shard if are_texts(rows) else f"{ledger.stage} {done.shard}")
-                    by_shard[shard] = _table_record(folder, ledger, done.shard, output.path, rows)
+                    within = str(relative_to(ledger.folder, folder))
+                    where = {"folder": within, "stage": ledger.stage, "shard": done.shard, "table": output.path}
+                    by_shard[shard] = {**where, "rows": rows}
     if not num_tables:
         raise RunError(
             f"{folder} has no table of images, or none yet: runs of bootstrap, annotate, select, download,"
@@ -131,7 +133,9 @@ def read(path: StoragePath, name: str) -> list[dict[str, Any]]:
         if not by:
             return []
         wanted = {column: pa.scalar(name if column == "key" else name.lower(), pa.string()) for column in by}
-        table = parquet.read(path, columns, lambda batch: _any(pc.equal(batch[c], wanted[c]) for c in by))
+        table = parquet.read(
+            path, columns, lambda batch: reduce(pc.or_kleene, (pc.equal(batch[c], wanted[c]) for c in by))
+        )
     except DataError as error:
         raise DataError(f"{error}; `capfilt verify` tells what else does not hold.") from error
     return [{name: _plain(value) for name, value in row.items()} for row in table.slice(0, MAX_TEXTS).to_pylist()]
@@ -148,10 +152,6 @@ def _plain(value: Any) -> Any:
 
 def _is_bytes(column: pa.Field) -> bool:
     return column.name in _IMAGE_COLUMNS or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-
-
-def _any(masks: Iterator[pa.Array]) -> pa.Array:
-    return reduce(pc.or_kleene, masks)
 
 
 def _add_scores(home: StoragePath, shard: str, rows: list[dict[str, Any]]) -> None:
@@ -206,10 +206,3 @@ def _text_lines(row: dict[str, Any], models: dict[str, str]) -> Iterator[str]:
 def are_texts(rows: list[dict[str, Any]]) -> bool:
     """Whether the rows of a table are texts of an image, with scores and models."""
     return {"source", "candidate", "text", "itm", "itc", "captioner", "filter", "status"} <= rows[0].keys()
-
-
-def _table_record(
-    folder: StoragePath, ledger: Ledger, shard: str, path: str, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    home = str(relative_to(ledger.folder, folder))
-    return {"folder": home, "stage": ledger.stage, "shard": shard, "table": path, "rows": rows}

@@ -31,17 +31,7 @@ def with_heatmaps(
     folder: StoragePath, report: Report, number: int, filter_: str | None = None, fetch: bool = False
 ) -> Report:
     """The same report with heatmaps of `number` kept and `number` dropped texts of each round, those nearest to its
-    threshold, which is the order in which the gallery opens.
-
-    Args:
-        folder: the run folder.
-        report: what was collected of it.
-        number: texts of each of the two kinds.
-        filter_: the filter that scored the texts, where the run folder neither holds nor names it.
-        fetch: read shards that the run's plan names on other machines, too.
-
-    Raises:
-        CapfiltError: as `heatmap.run`.
+    threshold, which is the order in which the gallery opens. `filter_`, `fetch` and errors are those of `heatmap.run`.
     """
     plan, page = Run.load(folder).plan, report.page
     if not page.annotated_rounds:

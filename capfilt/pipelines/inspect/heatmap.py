@@ -42,11 +42,9 @@ def run(
     filter_: str | None = None,
     fetch: bool = False,
 ) -> StoragePath:
-    """Draw what `explain` says of an image: a row for each round, the image and then its scored texts in order.
+    """Draw what `explain.run` said of an image: a row for each round, the image and then its scored texts in order.
 
     Args:
-        folder: the run folder.
-        explanation: what `explain.run` returned.
         out: the PNG; None: heatmap-KEY.png in the run folder.
         filter_: the filter that scored the texts, where the run folder neither holds nor names it.
         fetch: read shards that the run's plan names on other machines, too.

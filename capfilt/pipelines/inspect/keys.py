@@ -184,24 +184,22 @@ def _lines(config: Config, tree: Mapping[str, Any], indent: str, seen: dict[type
         value, dotted = getattr(config, key.name), f"{path}.{key.name}".removeprefix(".")
         if first:
             yield from _comment(key, indent)
-        if isinstance(value, Config):
-            yield f"{indent}{key.name}:"
-            yield from _section_lines(value, tree[key.name], f"{indent}  ", seen, dotted)
-        elif isinstance(value, tuple | list) and any(isinstance(item, Config) for item in value):
-            yield f"{indent}{key.name}:"
-            for number, item in enumerate(value):
+        sections = _sections_in(value, tree[key.name], dotted)
+        yield f"{indent}{key.name}:" if sections else f"{indent}{key.name}: {configs.value_to_yaml(tree[key.name])}"
+        for place, section, inner in sections:
+            if section is not value:
                 yield f"{indent}-"
-                yield from _section_lines(item, tree[key.name][number], f"{indent}  ", seen, f"{dotted}.{number}")
-        else:
-            yield f"{indent}{key.name}: {configs.value_to_yaml(tree[key.name])}"
+            if (before := seen.get(type(section))) is not None:
+                yield f"{indent}  # Keys as in {before or 'the recipe'}."
+            yield from _lines(section, inner, f"{indent}  ", seen, place)
 
 
-def _section_lines(
-    config: Config, tree: Mapping[str, Any], indent: str, seen: dict[type, str], path: str
-) -> Iterator[str]:
-    if (before := seen.get(type(config))) is not None:
-        yield f"{indent}# Keys as in {before or 'the recipe'}."
-    yield from _lines(config, tree, indent, seen, path)
+def _sections_in(value: Any, tree: Any, place: str) -> list[tuple[str, Config, Any]]:
+    """The sections that a key holds, alone or in a list: the dotted name and the tree of each."""
+    if isinstance(value, Config):
+        return [(place, value, tree)]
+    items = enumerate(value) if isinstance(value, tuple | list) else ()
+    return [(f"{place}.{i}", item, tree[i]) for i, item in items if isinstance(item, Config)]
 
 
 def _comment(key: Key, indent: str) -> Iterator[str]:
@@ -221,9 +219,5 @@ def _entries(config: Config, tree: Mapping[str, Any], path: str) -> Iterator[tup
         value, dotted = getattr(config, key.name), f"{path}.{key.name}".removeprefix(".")
         entry = {"value": tree[key.name], "meaning": key.meaning, "allowed": key.allowed}
         yield dotted, entry | ({"default": key.default} if key.default else {})
-        items = {dotted: value} if isinstance(value, Config) else {}
-        if isinstance(value, tuple | list):
-            items = {f"{dotted}.{i}": item for i, item in enumerate(value) if isinstance(item, Config)}
-        for place, item in items.items():
-            inner = tree[key.name] if item is value else tree[key.name][int(place.rpartition(".")[2])]
-            yield from _entries(item, inner, place)
+        for place, section, inner in _sections_in(value, tree[key.name], dotted):
+            yield from _entries(section, inner, place)

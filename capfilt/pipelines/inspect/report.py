@@ -31,8 +31,6 @@ def run(
     """The verb: write the page of a run to `out`, else to report.html in the run folder.
 
     Args:
-        folder: the run folder.
-        out: the page.
         fetch: read shards that the run's plan names on other machines, too.
         web: where the shards lie, instead of the plan, which holds no secrets of an address.
         heatmaps: how many kept and how many dropped texts of each round get one; runs the filter that scored them.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data import embeddings, shards
 from capfilt.errors import DataError, ShortfallError, UsageError
@@ -22,8 +23,8 @@ from capfilt.stages.near.decontaminate import compare, rows
 from capfilt.stages.near.decontaminate.compare import Pool, Settings
 from capfilt.stages.near.decontaminate.criteria import Criteria
 from capfilt.stages.near.embed import EmbedConfig, EmbedJob, VectorModel
-from capfilt.stages.runner import CommandOptions, digests
-from capfilt.stages.workload import Workload, of_shards, working_address
+from capfilt.stages.runner import digests
+from capfilt.stages.workload import Place, Workload, of_shards
 from capfilt.storage import documents
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath
@@ -47,21 +48,14 @@ class Sources:
     """The model that embedded the pool, where vectors are compared."""
 
 
-def run(
-    address: str,
-    sources: Sources,
-    out: StoragePath,
-    settings: Settings,
-    fail: bool,
-    options: CommandOptions,
-    show: Progress,
-) -> dict[str, Any]:
+def run(place: Place, sources: Sources, settings: Settings, fail: bool) -> dict[str, Any]:
     """The verb: returns what was found, by held-out set and kind, and what the self-test says of it.
 
     Raises:
         UsageError: sets that cannot be told apart, or nearness that the embeddings do not allow.
         ShortfallError: with `fail`, unless the pool is clean.
     """
+    out, show = place.out, place.show
     sets = held_out_sets(sources.against)
     pool = pool_of(sources.embeddings, settings.criteria)
     if settings.criteria.words:
@@ -75,11 +69,8 @@ def run(
         "model": None if model is None else {"kind": model.kind, "fingerprint": model.fingerprint},
     }
     opened = Run.open(out, configs.to_yaml(settings), plan)
-    workload = (
-        Workload(len(pool.digests)) if model is None else of_shards([url for urls in sets.values() for url in urls])
-    )
-    with connect(working_address(address, workload, options, "decontaminate", show), show=show) as session:
-        worker = options.resources(session)
+    workload = Workload(len(pool.digests)) if model is None else of_shards([*chain.from_iterable(sets.values())])
+    with place.connect("decontaminate", workload) as (session, worker):
         embed = _embed_job(session, opened, model, sources, worker, show) if settings.criteria.compares_pixels else None
         home = out.absolute()
         tables, unread = compare.describe_held_out(session, sets, settings, embed, home, worker, show)

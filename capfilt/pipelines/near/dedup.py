@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import Session, connect
+from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config
 from capfilt.data import embeddings, shards
@@ -24,9 +23,9 @@ from capfilt.stages.near import dedup as stage
 from capfilt.stages.near.dedup import Deduplication, Keep, Pictures
 from capfilt.stages.near.pairs import find_near_pairs
 from capfilt.stages.near.search import Scope
-from capfilt.stages.runner import CommandOptions, digests
+from capfilt.stages.runner import digests
 from capfilt.stages.select import annotations_sha256
-from capfilt.stages.workload import Workload, working_address
+from capfilt.stages.workload import Place, Workload
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath
@@ -57,9 +56,7 @@ class Sources:
     """Whether shards that lie elsewhere may be read, as the run folder with embeddings names them."""
 
 
-def run(
-    address: str, sources: Sources, config: DedupConfig, out: StoragePath, options: CommandOptions, show: Progress
-) -> dict[str, Any]:
+def run(place: Place, sources: Sources, config: DedupConfig) -> dict[str, Any]:
     """The verb: find the copies in embedded shards and write who goes, and for whom, into a run folder of its own.
 
     Raises:
@@ -67,8 +64,8 @@ def run(
         RunError: embeddings that are not finished.
         DataError: vectors of two models, or none where they are compared; scores of other shards.
     """
-    urls = embedded_shards(sources)
-    pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
+    out, urls = place.out, embedded_shards(sources)
+    pool = pool_of(sources)
     scores = None if sources.scores is None else str(sources.scores.absolute())
     plan = {
         "verb": STAGE,
@@ -77,40 +74,29 @@ def run(
         "scores": scores,
     }
     opened = Run.open(out, configs.to_yaml(config), {**plan, "shards": list(urls.values())})
-    if (done := _done(out, _identities(pool, config, sources))) is not None:
+    if (done := finished(pool, sources, config, out)) is not None:
         return done
-    where = working_address(address, Workload(len(pool.shards)), options, STAGE, show)
-    with connect(where, show=show) as session:
-        summary = _deduplicate(session, pool, urls, sources, config, out, options.resources(session), show)
+    with place.connect(STAGE, Workload(len(pool.shards))) as (session, worker):
+        summary = deduplicate(session, pool, urls, sources, config, out, worker, place.show)
     opened.log("end", **{name: summary[name] for name in ("pictures", "kept", "dropped")})
     return summary
 
 
-def deduplicate(
-    session: Session,
-    urls: dict[str, str],
-    sources: Sources,
-    config: DedupConfig,
-    out: StoragePath,
-    resources: Resources,
-    show: Progress,
-) -> dict[str, Any]:
-    """Do what of a deduplication of shards, given as name -> URL, is not done yet; returns its summary."""
-    pool = Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
-    if (done := _done(out, _identities(pool, config, sources))) is not None:
-        return done
-    return _deduplicate(session, pool, urls, sources, config, out, resources, show)
+def pool_of(sources: Sources) -> Pool:
+    """The pictures that were embedded."""
+    return Pool.open(sources.embeddings, digests(Ledger(sources.embeddings, "embed")))
 
 
-def _done(out: StoragePath, identities: Mapping[str, str]) -> dict[str, Any] | None:
-    """The summary of what is done already; None where something is not."""
+def finished(pool: Pool, sources: Sources, config: DedupConfig, out: StoragePath) -> dict[str, Any] | None:
+    """The summary of a deduplication that is done already; None where something of it is not."""
     ledger, written = Ledger(out, STAGE), out / "summary.json"
+    identities = _identities(pool, config, sources)
     if not written.is_file() or not all(ledger.completion(name, identity) for name, identity in identities.items()):
         return None
     return dict(documents.read_json(written, documents.PLAN_BYTES))
 
 
-def _deduplicate(
+def deduplicate(
     session: Session,
     pool: Pool,
     urls: dict[str, str],
@@ -120,6 +106,7 @@ def _deduplicate(
     resources: Resources,
     show: Progress,
 ) -> dict[str, Any]:
+    """Write who goes of the pictures of shards, given as name -> URL, and for whom; returns the summary."""
     pairs = find_near_pairs(session, sources.embeddings, out, config.by, resources, show, config.scope)
     pictures = Pictures.read(pool, sources.scores, show)
     if reused := pictures.reused_uids():

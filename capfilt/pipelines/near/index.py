@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from capfilt import config as configs
-from capfilt.cluster.session import connect
 from capfilt.config import Config
 from capfilt.index.pool import Pool
 from capfilt.runs.ledger import Ledger, fingerprint
-from capfilt.runs.progress import Progress
 from capfilt.runs.run import Run
 from capfilt.stages.near.index import AREA, INDEX, build, read_info
-from capfilt.stages.runner import CommandOptions, digests
-from capfilt.stages.workload import Workload, working_address
+from capfilt.stages.runner import digests
+from capfilt.stages.workload import Place, Workload
 from capfilt.storage.paths import StoragePath
 
 
@@ -24,16 +22,15 @@ class IndexConfig(Config):
     """The run folder."""
 
 
-def run(
-    address: str, embeddings: StoragePath, out: StoragePath, options: CommandOptions, show: Progress
-) -> dict[str, Any]:
+def run(place: Place, embeddings: StoragePath) -> dict[str, Any]:
     """The verb: build an index in a run folder of its own.
 
     Raises:
         FolderError: there are no embeddings.
         DataError: they have no vectors, or those of two models.
-        RunError: `out` is an index of others.
+        RunError: the run folder is an index of others.
     """
+    out, show = place.out, place.show
     with show.wait("reading the tables"):
         pool = Pool.open(embeddings, digests(Ledger(embeddings, "embed")))
     tables = fingerprint([shard.model_dump(mode="json") for shard in pool.shards])
@@ -42,8 +39,7 @@ def run(
     if (out / INDEX).is_file():
         info = read_info(out)
     else:
-        work = Workload(len(pool.blocks), pool.num_rows)
-        with connect(working_address(address, work, options, AREA, show), show=show) as session:
-            info = build(session, pool, embeddings, out, options.resources(session), show)
+        with place.connect(AREA, Workload(len(pool.blocks), pool.num_rows)) as (session, worker):
+            info = build(session, pool, embeddings, out, worker, show)
     keys = {"rows", "lists", "kind", "model", "recall"}
     return {"index": str(out), **info.model_dump(mode="json", include=keys)}

@@ -26,13 +26,9 @@ def run(
     html: StoragePath | None,
     show: Progress,
 ) -> dict[str, Any]:
-    """The verb: search an index, and write a page to `html` where that is given.
+    """The verb: search an index for a text or an image, and write a page to `html` where that is given.
 
-    Args:
-        folder: the index.
-        text: what to look for; or `image`, a picture.
-        wanted: how many pictures.
-        model: what made the vectors, where it is not where the index says.
+    `model` is what made the vectors, where it is not where the index says.
 
     Raises:
         UsageError: neither a text nor a picture, or both; a text where the vectors are of a copy-detection descriptor.

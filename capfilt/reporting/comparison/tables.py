@@ -11,7 +11,7 @@ from capfilt.printable import printable
 from capfilt.reporting import charts, sections
 from capfilt.reporting.charts import Chart, Histogram, Line
 from capfilt.reporting.comparison.collect import Comparison, Side
-from capfilt.reporting.comparison.join import DROPPED, KEPT, Joined, JoinedText
+from capfilt.reporting.comparison.join import DROPPED, KEPT, Joined
 from capfilt.reporting.counts import NUM_BINS, SCORE_RANGES
 from capfilt.reporting.page_data import MAX_LINES
 from capfilt.reporting.sections import Cell
@@ -40,11 +40,12 @@ def tiles(comparison: Comparison) -> Iterator[tuple[str, str, Cell]]:
             f"{differ:,} of {len(both):,} texts that both have",
             Cell(f"{differ / len(both):.1%}"),
         )
-    same, captions = _same_captions(joined)
+    captions = [text for text in joined.texts() if text.source == "synthetic" and text.sides[0] is not None]
     if captions:
-        yield "same captions", f"{same:,} of {captions:,} synthetic texts of A", Cell(f"{same / captions:.1%}")
+        same, total = sum(text.both is not None for text in captions), len(captions)
+        yield "same captions", f"{same:,} of {total:,} synthetic texts of A", Cell(f"{same / total:.1%}")
     for score in SCORE_RANGES:
-        changes = _changes(joined, score, SOURCES)
+        changes = _changes(joined, score)
         if changes.size:
             yield f"{score}, change", f"mean over {changes.size:,} texts, B − A", Cell(_signed(changes.mean()))
     for score in SCORE_RANGES:
@@ -52,12 +53,6 @@ def tiles(comparison: Comparison) -> Iterator[tuple[str, str, Cell]]:
         if None not in areas:
             values = " → ".join(f"{area:.3f}" for area in areas)
             yield f"AUC of {score}, human pairs", sections.HUMAN_PAIRS, Cell(values)
-
-
-def _same_captions(joined: Joined) -> tuple[int, int]:
-    """How many synthetic texts of the first run the second has too, and how many there are."""
-    captions = [text for text in joined.texts() if text.source == "synthetic" and text.sides[0] is not None]
-    return sum(text.both is not None for text in captions), len(captions)
 
 
 def totals(sides: Sequence[Side]) -> Table:
@@ -164,7 +159,7 @@ def score_charts(sides: Sequence[Side], joined: Joined) -> Iterator[Chart]:
             ]
             if len(series) == len(sides):
                 yield charts.lines(f"{source} texts by {score}", series, score, "Share of the run's texts, %.")
-        changes = _changes(joined, score, SOURCES)
+        changes = _changes(joined, score)
         if changes.size and (widest := float(np.abs(changes).max())):
             bound = float(np.ceil(widest * 20) / 20)
             counts = np.histogram(changes, CHANGE_BINS, (-bound, bound))[0].tolist()
@@ -186,19 +181,14 @@ def _distribution(side: Side, score: str, source: str) -> list[tuple[float, floa
 
 def _pairs(joined: Joined, score: str, sources: Sequence[str]) -> np.ndarray:
     """[n, 2]: a score of both runs on the texts that both have and score."""
-    pairs = [_scores_of(text, score) for text in joined.texts() if text.source in sources]
-    return np.array([pair for pair in pairs if pair is not None], dtype=np.float64).reshape(-1, 2)
+    both = (text.both for text in joined.texts() if text.source in sources and text.both is not None)
+    pairs = [[side.row.score(score) for side in sides] for sides in both]
+    return np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
 
 
-def _scores_of(text: JoinedText, score: str) -> tuple[float, float] | None:
-    if text.both is None:
-        return None
-    first, second = (each.row.itm if score == "itm" else each.row.itc for each in text.both)
-    return None if first is None or second is None else (first, second)
-
-
-def _changes(joined: Joined, score: str, sources: Sequence[str]) -> np.ndarray:
-    pairs = _pairs(joined, score, sources)
+def _changes(joined: Joined, score: str) -> np.ndarray:
+    """[n]: how much higher the second run's score is, on the same texts."""
+    pairs = _pairs(joined, score, SOURCES)
     changes: np.ndarray = pairs[:, 1] - pairs[:, 0]
     return changes
 

@@ -45,7 +45,7 @@ def classifier(base: str, labels: tuple[str, ...], images: int = 1) -> LocalMode
 
 
 def measure(model: LocalModel, task: str, *urls: str, **settings: Any) -> Measured:
-    return TASKS[task].measure(model, urls, TASKS[task].config(**{"batch_size": 3, **settings}), CPU)
+    return TASKS[task].model_validate({"batch_size": 3, **settings}).measure(model, urls, CPU)
 
 
 def pixels(image_format: ImageFormat, data: bytes) -> Tensor:
@@ -175,4 +175,4 @@ def test_a_model_is_refused_for_all_other_tasks_before_it_is_read(
     assert {task for task, one in TASKS.items() if one.can(architecture)} == able & TASKS.keys()
     for task in TASKS.keys() - able:
         with pytest.raises(RecipeError, match=f"nowhere cannot be evaluated for {task}: that needs "):
-            check_task(Path("nowhere"), TASKS[task].config())
+            check_task(Path("nowhere"), TASKS[task](task=task))

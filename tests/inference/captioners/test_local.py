@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from capfilt.inference.config import DecodeConfig
 from capfilt.inference.interface import Caption
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import NEEDS
-from capfilt.models import Blip
+from capfilt.models import Blip, BlipConfig
+from capfilt.models.layers.config import TextConfig, VisionConfig
 
 MakeBlip = Callable[..., Blip]
 SEP = 3
@@ -145,3 +146,27 @@ def test_after_its_web_text_an_image_has_the_text_of_that_prompt(
     other = Images({})
     other.once(off.context_name, lambda: off.image_context(images[:5]))
     assert off.caption(other, samples) == [[Caption(text) for text in row] for row in off.write(images[:5], UIDS[:5])]
+
+
+@pytest.mark.parametrize("method", ["nucleus", "beam"])
+@torch.inference_mode()
+def test_beside_tokens_it_writes_what_it_writes_beside_keys_and_values_and_the_same_in_any_batch(
+    tokenizer: Tokenizer, method: Literal["nucleus", "beam"]
+) -> None:
+    """A captioner that shares nothing with its filter projects no keys (`Attention.tokens_instead`)."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"width": 256, "depth": 2, "heads": 2, "hidden": 32, "init_std": 0.1}
+    text = TextConfig(vocab_size=len(tokenizer), max_positions=64, dropout=0.0, **shape)
+    config = BlipConfig(vision=VisionConfig(image_size=16, patch_size=8, **shape), text=text, projection=8)
+    local = LocalModel(Blip(config).eval(), tokenizer)
+    captioner = LocalCaptioner(local, DecodeConfig(method=method, min_length=5, max_length=12), seed=3)
+    tokens = torch.randn(len(UIDS), 5, 256)
+    context = captioner.image_context(tokens)
+    assert {id(tensor) for tensor in context.tensors} == {id(tokens)}
+    written = captioner.write(tokens, UIDS)
+    assert len({text for (text,) in written}) > 1
+    for some in ([3], [5, 0, 2], [1, 2, 3, 4, 6]):
+        assert captioner.write(tokens[some], [UIDS[i] for i in some]) == [written[i] for i in some]
+    captioner.shares_context = True
+    assert captioner.image_context(tokens).tensors[0].ndim == 4
+    assert captioner.write(tokens, UIDS) == written

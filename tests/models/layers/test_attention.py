@@ -7,15 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from capfilt.inference.device import autocast
 from capfilt.models.layers.attention import (
     Attention,
     FeedForward,
     FusedSelfAttention,
     Packing,
+    attend,
     merge_heads,
     split_heads,
     stochastic_depth,
 )
+from capfilt.models.layers.packed_linear import multiplies_bf16, pack
 
 
 def slow_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, seen: list[list[bool]] | None = None) -> Tensor:
@@ -134,6 +137,28 @@ class TestPacking:
         torch.testing.assert_close(found, torch.cat(wanted), atol=1e-12, rtol=0)
 
 
+WITH_BF16 = pytest.mark.skipif(not multiplies_bf16(), reason="this CPU does not multiply bf16")
+
+
+@WITH_BF16
+@pytest.mark.parametrize("masked", [False, True])
+@torch.inference_mode()
+def test_many_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_among_any_rows(
+    monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (split_heads(part, 6) for part in torch.randn(4, 197, 3 * 384).to(torch.bfloat16).chunk(3, dim=-1))
+    mask = torch.arange(197) < torch.tensor([197, 5, 1, 60])[:, None, None, None] if masked else None
+    wanted = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # slow here
+    every = attend(q, k, v, mask)
+    torch.testing.assert_close(every.double(), wanted, atol=0.03, rtol=0.03)
+    for rows in (slice(1), slice(2, 4), slice(1, 4)):
+        assert torch.equal(attend(q[rows], k[rows], v[rows], mask if mask is None else mask[rows]), every[rows])
+    assert masked or torch.equal(attend(q, k, v, torch.ones(1, 1, 1, 197, dtype=torch.bool)), every)
+
+
+@WITH_BF16
 @torch.inference_mode()
 def test_few_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_among_any(
     monkeypatch: pytest.MonkeyPatch,
@@ -152,3 +177,26 @@ def test_few_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_a
                 rows = torch.arange(images * 10).view(images, 10)[:, :texts].flatten()
                 some = attention(x[rows], tuple(part[:images] for part in keys))
                 assert torch.equal(some, every[rows]), (images, texts)
+
+
+@pytest.mark.parametrize("format_", [torch.float32, pytest.param(torch.bfloat16, marks=WITH_BF16)])
+@torch.inference_mode()
+def test_few_queries_read_tokens_as_they_read_keys_and_values_and_the_same_bits_among_any_rows(
+    format_: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    attention = Attention(width=256, heads=2, source_width=384)
+    x, source = torch.randn(11 * 2, 3, 256), torch.randn(11, 50, 384)
+    assert attention.tokens_instead(source, 6) is None, "weights that may change"
+    pack(attention)
+    assert attention.tokens_instead(source, 129) is None, "more queries than a head is wide"
+    wanted = attention(x, attention.keys_values(source))
+    with autocast(torch.device("cpu"), format_):
+        tokens = attention.tokens_instead(source, 6)
+        assert tokens is not None
+        every = attention(x, tokens)
+        near = 1e-5 if format_ == torch.float32 else 2e-2
+        torch.testing.assert_close(every.float(), wanted, atol=near, rtol=near)
+        for images in (1, 2, 7):
+            some = attention(x[-2 * images :], (tokens[0][-images:],) * 2)
+            assert torch.equal(some, every[-2 * images :]), images

@@ -33,6 +33,12 @@ def test_rows_are_chosen_and_repeated_as_torch_does() -> None:
         assert torch.equal(chosen.mask, mask[index])
 
 
+def test_what_several_layers_share_is_chosen_once() -> None:
+    chosen = ImageContext.of_layers([(KEYS, KEYS), (VALUES, KEYS)]).select(torch.tensor([2, 0]))
+    assert [tensor is chosen.tensors[0] for tensor in chosen.tensors] == [True, True, False, True]
+    assert torch.equal(chosen.tensors[2], VALUES[[2, 0]])
+
+
 def test_hooks_that_walk_over_outputs_find_the_tensors() -> None:
     """FSDP gathers weights for the backward pass by hooks on the tensors that a method returns."""
     flat, _ = tree_flatten({"context": ImageContext((KEYS, VALUES))})

@@ -73,5 +73,5 @@ def test_a_training_from_shards_without_captions_ends_with_a_model_that_is_measu
     lines = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()]
     assert all({"box", "giou", "box_accuracy"} <= line.keys() for line in lines)
     local = LocalModel.load(job.model_folder, CPU)
-    measured = TASKS["grounding"].measure(local, [url], TASKS["grounding"].config(), CPU)
+    measured = TASKS["grounding"](task="grounding").measure(local, [url], CPU)
     assert (measured.figures["rows"], measured.figures["grounding"]["method"]) == (4, "boxes")

@@ -31,6 +31,7 @@ from capfilt.pipelines import annotate, evaluate, export
 from capfilt.runs.progress import Progress
 from capfilt.stages import train
 from capfilt.stages.runner import CommandOptions
+from capfilt.stages.workload import Place
 
 TEXTS = [
     "벤치에 앉은 여자",
@@ -94,10 +95,14 @@ def copied(home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(home, tmp_path / "home"))
 
 
+def here(out: Path) -> Place:
+    return Place("local", out, CommandOptions(), Progress(quiet=True))
+
+
 def run(home: Path, out: Path, *sets: str) -> list[dict[str, Any]]:
     config = configs.build(AnnotateConfig, ("precision=fp32", "decode.max_length=16", *sets))
     models = (str(home / "captioner"), str(home / "filter"))
-    annotate.run("local", [str(home / "0.tar")], models, out, 0, config, CommandOptions(), Progress(quiet=True))
+    annotate.run(here(out), [str(home / "0.tar")], models, 0, config)
     result: list[dict[str, Any]] = annotations.read(out / "annotations" / "0.parquet").to_pylist()
     return result
 
@@ -225,10 +230,8 @@ class TestRefused:
         )
         config = ["decode.max_length=16", prompt]
         with pytest.raises(RecipeError, match=rf"decode\.prompt has {length + 1} tokens"):
-            evaluate.run(
-                *("local", str(copied / "captioner"), [str(copied / "0.tar")], configs.build(EvaluateConfig, config)),
-                *(None, CommandOptions(), Progress(quiet=True)),
-            )
+            where, examined = here(copied / "examined"), configs.build(EvaluateConfig, config)
+            evaluate.run(where, str(copied / "captioner"), [str(copied / "0.tar")], examined)
         assert run(copied, copied / "fits", "decode.prompt=" + " ".join(["Paris"] * 14))
 
     def test_a_training_from_a_model_that_normalises_its_own_way(self, home: Path) -> None:

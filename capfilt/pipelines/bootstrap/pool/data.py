@@ -141,10 +141,8 @@ def prepare_data(
     progress: Progress,
     more: Sequence[str] = (),
 ) -> dict[str, list[str]]:
-    """Download or write what is not there yet; returns the URLs of the shards of every split.
-
-    Args:
-        more: further splits of the embedded world.
+    """Download or write what is not there yet, also `more` splits of the embedded world; returns the URLs of the shards
+    of every split.
 
     Raises:
         DataError: a split without any usable sample.

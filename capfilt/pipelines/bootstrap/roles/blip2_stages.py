@@ -14,9 +14,7 @@ from capfilt.data.loading.config import Source
 from capfilt.models import Architecture, Blip2Config
 from capfilt.models.checkpoints.initial_weights import InitialConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext
-from capfilt.pipelines.bootstrap.roles.language_model import LanguageJob
-from capfilt.pipelines.bootstrap.roles.model_job import train_model
-from capfilt.stages.train import run_training
+from capfilt.pipelines.bootstrap.roles.taught import LanguageJob, train_model
 from capfilt.storage.paths import StoragePath
 from capfilt.training.config import TeachConfig
 from capfilt.training.job import TrainJob
@@ -33,7 +31,7 @@ def pretrain_stages(
     """Train every stage in turn; returns the folders of their models by the names of the stages."""
     models: dict[str, StoragePath] = {}
     for number, (stage, architecture) in enumerate(zip(context.config.final, context.opened.final, strict=True)):
-        name, label = stage_name(number), f"round {r} {stage_name(number).replace('-', ' ')}"
+        name = stage_name(number)
         language = language_source(context, r, number, architecture, sources)
         initial = InitialConfig(language=language).located()
         if number == 0:
@@ -49,15 +47,7 @@ def pretrain_stages(
             compute=context.compute[name],
             seed=context.seed(r, name),
         )
-        models[name] = run_training(
-            context.session,
-            job,
-            context.config.cluster.train,
-            context.progress,
-            label,
-            context.written_digests(r),
-            context.run.folder.absolute(),
-        )
+        models[name] = context.train(r, job, context.config.cluster.train, name.replace("-", " "))
     return models
 
 

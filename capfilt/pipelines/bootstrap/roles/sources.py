@@ -7,7 +7,7 @@ A source is one class here, its section of a recipe in `config.RoleConfig`, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data.loading.config import Source
@@ -22,32 +22,19 @@ from capfilt.models.architecture import ModelRole
 from capfilt.models.checkpoints import store
 from capfilt.pipelines.bootstrap.config import BootstrapConfig, PretrainedConfig, SeparateConfig, TaughtConfig
 from capfilt.pipelines.bootstrap.context import BootstrapContext, RoleSource
-from capfilt.pipelines.bootstrap.roles.model_job import train_model
-from capfilt.pipelines.bootstrap.roles.taught_captioner import TeachJob
+from capfilt.pipelines.bootstrap.roles.taught import TeachJob, train_model
 from capfilt.pipelines.tokenizer_checks import check_vocabulary
 from capfilt.stages.compute import ComputeRequest
-from capfilt.stages.train import check_beginning, check_sources, check_start, check_training, run_training
+from capfilt.stages.train import check_beginning, check_sources, check_start, check_training
 from capfilt.storage.paths import StoragePath
-from capfilt.training.config import EXECUTION_FIELDS, TeachCaptionerConfig, TrainConfig, TrainResources
+from capfilt.training.config import EXECUTION_FIELDS, TeachCaptionerConfig, TrainConfig
 from capfilt.training.job import TrainJob
 
 ROLES: tuple[ModelRole, ...] = ("captioner", "filter")
 
 
-class SourceType(Protocol):
-    """The class of a source: how one is checked and opened."""
-
-    @classmethod
-    def check(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> None:
-        """Refuse what the recipe and the architecture of its `model` show not to fit. Raises RecipeError."""
-
-    @classmethod
-    def open(cls, config: BootstrapConfig, role: ModelRole, architecture: Architecture) -> RoleSource:
-        """Return the source after checking its files. RecipeError, ModelError or TextError."""
-
-
 @dataclass(frozen=True)
-class Finetuned:
+class Finetuned(RoleSource):
     """Trained in every round, from the newest model, on the human pairs."""
 
     config: BootstrapConfig
@@ -88,14 +75,11 @@ class Finetuned:
             compute=context.compute[self.role],
             seed=context.seed(r, self.role),
         )
-        return train_in_round(context, r, job, self.config.cluster.finetune)
-
-    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        return LocalSpec(model=self.model(context, r, newest))
+        return context.train(r, job, self.config.cluster.finetune, self.role)
 
 
 @dataclass(frozen=True)
-class Separate:
+class Separate(RoleSource):
     """Of another architecture than what the rounds pretrain, and trained in every round beside that."""
 
     config: BootstrapConfig
@@ -162,9 +146,9 @@ class Separate:
             compute=context.compute[self.role],
             seed=context.seed(r, self.role),
         )
-        initial = self.section.initial.located()
+        initial, cluster = self.section.initial.located(), self.config.cluster
         if self.section.pretrain is None:
-            return train_in_round(context, r, job.model_copy(update={"initial": initial}), self.config.cluster.finetune)
+            return context.train(r, job.model_copy(update={"initial": initial}), cluster.finetune, self.role)
         name = f"{self.role}-pretrain"
         changed = {
             "out": context.folder(r, name),
@@ -175,15 +159,12 @@ class Separate:
             "compute": context.compute[name],
             "seed": context.seed(r, name),
         }
-        pretrained = train_in_round(context, r, job.model_copy(update=changed), self.config.cluster.train)
-        return train_in_round(context, r, job.model_copy(update={"start": pretrained}), self.config.cluster.finetune)
-
-    def captioner(self, context: BootstrapContext, r: int, newest: StoragePath) -> CaptionerSpec:
-        return LocalSpec(model=self.model(context, r, newest))
+        pretrained = context.train(r, job.model_copy(update=changed), cluster.train, name)
+        return context.train(r, job.model_copy(update={"start": pretrained}), cluster.finetune, self.role)
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(RoleSource):
     """A model that exists before the run, the same in every round."""
 
     spec: CaptionerSpec
@@ -212,9 +193,6 @@ class Pretrained:
         """The model by its weights, not by where it lies."""
         return {"pretrained": self.fingerprint}
 
-    def compute_requests(self) -> dict[str, ComputeRequest]:
-        return {}
-
     def model(self, context: BootstrapContext, r: int, newest: StoragePath) -> StoragePath:
         assert isinstance(self.spec, LocalSpec), "a filter is a model of ours"
         return self.spec.model
@@ -224,7 +202,7 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class Taught:
+class Taught(RoleSource):
     """A vision-language model of transformers, fine-tuned on the human pairs before the first round that needs it."""
 
     config: BootstrapConfig
@@ -283,7 +261,7 @@ class Taught:
         return VlmSpec(model=self.model(context, r, newest))
 
 
-SOURCES: dict[type, type[SourceType]] = {
+SOURCES: dict[type, type[RoleSource]] = {
     TrainConfig: Finetuned,
     SeparateConfig: Separate,
     PretrainedConfig: Pretrained,
@@ -324,13 +302,6 @@ def role_architecture(architecture: Architecture, role: ModelRole, train: TrainC
 def separate_architecture(section: SeparateConfig) -> Architecture:
     """The architecture of a role with a model of its own, at the picture size of its pretraining."""
     return architecture_of(section.model, section.pretrain.image_size if section.pretrain else None)
-
-
-def train_in_round(context: BootstrapContext, r: int, job: TrainJob, resources: TrainResources) -> StoragePath:
-    """Carry out a training of a round, unless it is done; the folder of its model."""
-    label, counts = f"round {r} {job.out.name}", context.run.folder.absolute()
-    digests = context.written_digests(r - 1) | context.written_digests(r)
-    return run_training(context.session, job, resources, context.progress, label, digests, counts)
 
 
 def training_plan(train: TrainConfig) -> dict[str, Any]:

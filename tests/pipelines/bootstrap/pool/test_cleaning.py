@@ -19,7 +19,7 @@ from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.data.synthetic import world
 from capfilt.errors import RunError
-from capfilt.pipelines.bootstrap.pool.contamination import check_held_out
+from capfilt.pipelines.bootstrap.pool.cleaning import check_held_out
 from capfilt.runs.progress import Progress
 
 
