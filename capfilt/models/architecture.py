@@ -7,7 +7,8 @@ shown within a second.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from capfilt import presets
 from capfilt.config import Config
@@ -23,6 +24,11 @@ ModelRole = Literal["captioner", "filter"]
 LanguageKind = Literal["opt", "t5"]
 
 
+def alias(path: str) -> Any:
+    """A property that is what lies at a dotted path of its object."""
+    return property(attrgetter(path))
+
+
 class ArchitectureConfig(Config, ABC):
     """The architecture of a model: what a YAML of `models/` says. Each family has a class of its own."""
 
@@ -30,6 +36,12 @@ class ArchitectureConfig(Config, ABC):
     extends_levels: ClassVar[int] = 2  # a YAML may extend a preset that extends one
     image_size_key: ClassVar[str] = "image_size"
     """The dotted key of the YAML that sets `image_size`."""
+    rank_smoothing: ClassVar[float] = 0.0
+    """The label smoothing by which a decoder's answers are ranked."""
+    ranks_first_twice: ClassVar[bool] = False
+    """Whether the first token of an answer counts twice where a decoder's answers are ranked."""
+    frozen_vision: ClassVar[bool] = False
+    """Whether the vision tower is frozen, so that its features of a picture can be kept."""
 
     family: str
     """The family, which decides the other keys."""
@@ -129,16 +141,6 @@ class ArchitectureConfig(Config, ABC):
         raise AssertionError(f"a model of the family {self.family} chooses among no answers")
 
     @property
-    def rank_smoothing(self) -> float:
-        """The label smoothing by which a decoder's answers are ranked."""
-        return 0.0
-
-    @property
-    def ranks_first_twice(self) -> bool:
-        """Whether the first token of an answer counts twice where a decoder's answers are ranked."""
-        return False
-
-    @property
     def fused_width(self) -> int:
         """Width of the states of texts that are fused with images; 0 where none are."""
         return 0
@@ -161,11 +163,6 @@ class ArchitectureConfig(Config, ABC):
     def pictures(self, usual: Preprocess) -> Preprocess:
         """How pictures are wanted where a model's folder does not say; `usual` is the family's way."""
         return usual
-
-    @property
-    def frozen_vision(self) -> bool:
-        """Whether the vision tower is frozen, so that its features of a picture can be kept."""
-        return False
 
     def changed(self, **changes: object) -> Self:
         """The same with some fields set otherwise, its own and those of its parts: roles, image_size, dropout, ..."""

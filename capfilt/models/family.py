@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt.data.images.preprocess import BLIP_PREPROCESS, Preprocess
@@ -43,7 +44,7 @@ class Family:
     name: str
     config: type[ArchitectureConfig]
     load: Callable[[], FamilyCode]
-    """Imports the code; called once, by `code`."""
+    """Imports the code (`code_in`); called once, by `code`."""
     preprocess: Preprocess = BLIP_PREPROCESS
     """How pictures are wanted where a model's folder does not say."""
     written_as: Literal["hf", "pth", "capfilt"] = "hf"
@@ -54,3 +55,12 @@ class Family:
     def code(self) -> FamilyCode:
         """How its models are built, read and written; imported with the first use."""
         return self.load()
+
+
+def code_in(module: str) -> Callable[[], FamilyCode]:
+    """What imports the `CODE` of a module of `capfilt.models`, such as "blip.checkpoint"."""
+
+    def load() -> FamilyCode:
+        return import_module(f"capfilt.models.{module}").CODE
+
+    return load

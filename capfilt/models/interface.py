@@ -1,6 +1,6 @@
 """What every model family agrees on: what its architecture says of itself, what its models can do, what belongs to it.
 
-A family is one `Family` (in the `__init__` of its folder) and one line in `capfilt/models/registry.py`. The rooms above
+A family is a folder and one `Family` in the table of `capfilt/models/registry.py`. The rooms above
 know these classes alone: whoever wants to know what a model can do asks for its `capabilities`, never for its class.
 """
 
@@ -145,7 +145,7 @@ class Model(nn.Module):
 
     def similarity(self, image: Tensor, text_TP: Tensor) -> Tensor:
         """Vectors of images and of texts -> cosines [I, T]."""
-        self._cannot("compare images with texts")
+        return image @ text_TP.T
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """Texts beside images -> states [B, T, D], for `match`; rows that share an image are adjacent."""

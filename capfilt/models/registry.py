@@ -14,34 +14,38 @@ from pydantic import BeforeValidator, SerializeAsAny
 from capfilt import config as configs
 from capfilt import presets
 from capfilt.config import OpenSection
-from capfilt.data.images.preprocess import Preprocess
+from capfilt.data.images.preprocess import CLIP_PREPROCESS, VILT_PREPROCESS, Preprocess
 from capfilt.errors import RecipeError, did_you_mean
-from capfilt.models.albef import ALBEF
+from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.architecture import ArchitectureConfig
-from capfilt.models.blip import BLIP
-from capfilt.models.blip2 import BLIP2
-from capfilt.models.clip import CLIP
-from capfilt.models.family import Family
+from capfilt.models.blip.config import BlipConfig
+from capfilt.models.blip2.config import Blip2Config
+from capfilt.models.clip.config import ClipConfig
+from capfilt.models.family import Family, code_in
 from capfilt.models.heads import ANSWERER, CLASSIFIER
 from capfilt.models.layers.limits import refuse_too_large
-from capfilt.models.vilt import VILT
-from capfilt.models.vlmo import VLMO
-from capfilt.models.xvlm import XVLM
+from capfilt.models.vilt.config import ViltConfig
+from capfilt.models.vlmo.config import VlmoConfig
+from capfilt.models.xvlm.config import XvlmConfig
 from capfilt.recipe_tree import read_tree
 
 if TYPE_CHECKING:
     from capfilt.models.interface import Model
 
+HALF = (0.5, 0.5, 0.5)
 FAMILIES: dict[str, Family] = {
-    "blip": BLIP,
-    "blip2": BLIP2,
-    "albef": ALBEF,
-    "clip": CLIP,
-    "vilt": VILT,
-    "vlmo": VLMO,
-    "xvlm": XVLM,
-    "classifier": CLASSIFIER,
-    "answerer": ANSWERER,
+    family.name: family
+    for family in (
+        Family("blip", BlipConfig, code_in("blip.checkpoint")),
+        Family("blip2", Blip2Config, code_in("blip2.checkpoint")),
+        Family("albef", AlbefConfig, code_in("albef.checkpoint"), written_as="pth"),
+        Family("clip", ClipConfig, code_in("clip.checkpoint"), CLIP_PREPROCESS),
+        Family("vilt", ViltConfig, code_in("vilt.checkpoint"), VILT_PREPROCESS),
+        Family("vlmo", VlmoConfig, code_in("vlmo.checkpoint"), Preprocess(mean=HALF, std=HALF), "pth"),
+        Family("xvlm", XvlmConfig, code_in("xvlm.checkpoint"), written_as="pth"),
+        CLASSIFIER,
+        ANSWERER,
+    )
 }
 """Every family by the name that a YAML gives in `family:`; the first is what a YAML means that gives none."""
 

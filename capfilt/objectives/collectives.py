@@ -61,8 +61,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x)
-    return gathered
+    return _Gather.apply(x)
 
 
 class _Gather(torch.autograd.Function):

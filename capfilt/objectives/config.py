@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from capfilt.config import added
-from capfilt.objectives.kinds import TaskConfig
+from capfilt.objectives.kinds import TaskConfig, needs_of
 
 Objective = Literal["itc", "itm", "lm"]
 
@@ -16,12 +16,7 @@ SMOOTHING = 0.1
 EPSILON = 1e-4
 """Added to each hard negative's probability (BLIP's pretraining), so that a confident row does not underflow."""
 
-NEEDS: dict[Objective, frozenset[str]] = {
-    "itc": frozenset({"encode_image", "encode_text"}),
-    "itm": frozenset({"encode_image", "fuse"}),
-    "lm": frozenset({"encode_image", "decode"}),
-}
-"""The capabilities that each objective asks of a model."""
+NEEDS = needs_of("itc", "itm", "lm")
 
 
 class ObjectivesConfig(TaskConfig):
@@ -65,11 +60,6 @@ class ObjectivesConfig(TaskConfig):
     def has_momentum(self) -> bool:
         """ITC has one; BLIP-2's ITC, which has none, refuses whatever is said of it."""
         return "itc" in self.losses
-
-    @property
-    def resumes_momentum(self) -> bool:
-        """Whether the momentum copy begins as the one that another training has kept."""
-        return self.momentum_from == "start"
 
     def check_batch(self, rows: int) -> None:
         """Refuse a queue that global batches of so many pairs do not fill evenly; ValueError."""

@@ -49,8 +49,7 @@ class GivenDraws(Draws):
         """What was given under this name, at every step. LookupError where nothing was."""
         if name not in self.given:
             raise LookupError(f"nothing is given for the draw {name}; given are: {', '.join(self.given) or 'none'}")
-        taken: T = self.given[name]
-        return taken
+        return self.given[name]
 
     def columns(self, name: str, weights_BN: Tensor) -> Tensor:
         """The columns that were given under this name. ValueError for what cannot have been drawn."""

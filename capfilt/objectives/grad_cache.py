@@ -9,8 +9,7 @@ chunk and the tokens of all; the price is a second forward pass of the vision to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from capfilt.objectives.losses.lm import lm, num_targets
 
 if TYPE_CHECKING:
     from capfilt.objectives.tasks.blip import BlipPretraining
+    from capfilt.objectives.tasks.clip import ClipPretraining
 
 
 class CachedStep:
@@ -158,21 +158,8 @@ class CachedStep:
         to[name] = to[name] + value if name in to else value
 
 
-class DualEncoderTask(Protocol):
-    """A task whose losses are taken on features of images and of texts alone."""
-
-    def features(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Of images and of texts, two of [B, P]."""
-
-    def compare(self, image_BP: Tensor, text_BP: Tensor, image_ids_B: Tensor) -> LossesAndMetrics:
-        """Losses and metrics of them."""
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum."""
-
-
 def backward_through_features(
-    task: DualEncoderTask, batch: PairBatch, chunks: int, precision: Precision
+    task: ClipPretraining, batch: PairBatch, chunks: int, precision: Precision
 ) -> LossesAndMetrics:
     """Add the gradients of a loss over the whole batch to the weights of a dual encoder, with the memory of a chunk."""
     parts, before, image, text = batch.chunks(chunks), list[GeneratorStates](), list[Tensor](), list[Tensor]()

@@ -201,7 +201,10 @@ class Task(nn.Module, ABC):
         return self.compute_losses(batch, progress)
 
     def before_step(self) -> None:
-        """What changes weights before any of them is used: momentum updates, values kept in their range."""
+        """What changes weights before any of them is used: the momentum copy moves towards the model; a task may also
+        keep values in their range."""
+        if self.momentum is not None and self.training:
+            self.momentum.update(self.model)
 
     def after_step(self) -> None:
         """What changes weights after the optimizer did: values kept in their range, before any of them is saved."""

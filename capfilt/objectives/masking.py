@@ -146,16 +146,14 @@ def _happens(like: Tensor, rate: float) -> Tensor:
 
 def _continues(ids_BT: Tensor, vocabulary: Vocabulary) -> Tensor:
     """True for the pieces that go on a word."""
-    continued: Tensor = vocabulary.continued_V[ids_BT.clamp(max=vocabulary.size - 1)]
-    return continued
+    return vocabulary.continued_V[ids_BT.clamp(max=vocabulary.size - 1)]
 
 
 def _shuffled(mask_BT: Tensor) -> Sequence[Tensor]:
     """The columns that are true in each row, in random order: T tensors [B, 1], -1 where there are no more."""
     keys_BT = torch.rand(mask_BT.shape, device=mask_BT.device).masked_fill(~mask_BT, 2.0)
     order_BT = keys_BT.argsort(dim=1)
-    columns: Sequence[Tensor] = order_BT.masked_fill(~mask_BT.gather(1, order_BT), -1).split(1, dim=1)
-    return columns
+    return order_BT.masked_fill(~mask_BT.gather(1, order_BT), -1).split(1, dim=1)
 
 
 def _word_bounds(continued_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, get_type_hints
 
 from capfilt.errors import RunError
 from capfilt.printable import MAX_MESSAGE, printable
@@ -51,47 +51,35 @@ _WITHOUT_LEDGERS = {"ledger", "annotations", "dataset", "scores", "embeddings", 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What the newest command is to do of a stage."""
+    """What the newest command is to do of a stage; the fields are the keys of the header of `STAGE.plan.jsonl`."""
 
     label: str
     total: int
-    done_before: int = 0
-    """How much was done before the command began; "found" in the file."""
+    found: int = 0
+    """How much was done before the command began."""
     unit: str = "shards"
     log: str = ""
     """For a stage that is one training: its log, relative to the folder of the ledger, whose last line has `step`."""
 
-    def to_json(self) -> dict[str, Any]:
-        """The header of `STAGE.plan.jsonl`."""
-        return {key: getattr(self, name) for key, (name, _) in _PLAN_KEYS.items()}
-
     @classmethod
     def from_json(cls, tree: Any) -> StagePlan:
-        """Read what `to_json` wrote. ValueError or TypeError for anything else."""
-        if not isinstance(tree, dict) or tree.keys() - _PLAN_KEYS.keys():
+        """Read a header. ValueError or TypeError for anything else."""
+        types = get_type_hints(cls)
+        if not isinstance(tree, dict) or tree.keys() - types.keys():
             raise TypeError("it holds other keys than a plan")
-        plan = cls(**{_PLAN_KEYS[key][0]: value for key, value in tree.items()})
-        if not all(type(getattr(plan, name)) is type_ for name, type_ in _PLAN_KEYS.values()) or plan.total < 0:
+        plan = cls(**tree)
+        if not all(type(getattr(plan, name)) is type_ for name, type_ in types.items()) or plan.total < 0:
             raise TypeError("it holds values of other types than a plan")
         if plan.log:
             safe_paths.check_relative(plan.log)
         return plan
 
 
-_PLAN_KEYS = {
-    "label": ("label", str),
-    "total": ("total", int),
-    "found": ("done_before", int),
-    "unit": ("unit", str),
-    "log": ("log", str),
-}
-
-
 def write_plan(ledger: Ledger, plan: StagePlan, identities: Mapping[str, str] | None = None) -> None:
     """Write what a stage is to do, and each shard's fingerprint, before it begins; removes the failures of before."""
     path = ledger.path.with_name(f"{ledger.stage}{PLAN}")
     with atomic(path) as file:
-        file.write(json.dumps(plan.to_json(), ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps(asdict(plan), ensure_ascii=False).encode() + b"\n")
         for shard, identity in (identities or {}).items():
             file.write(json.dumps([shard, identity], ensure_ascii=False).encode() + b"\n")
     for ending in (FAILED, PACE):

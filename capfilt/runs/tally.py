@@ -61,6 +61,19 @@ class Tally:
         """Return an empty tally, the start of `sum(tallies, Tally.zero())`."""
         return cls()
 
+    def add_failed(self, reason: str) -> None:
+        """Count a sample that failed."""
+        self.samples.update(["in", "failed"])
+        self.failed[reason] += 1
+
+    def add_text(self, source: str, dropped: str = "") -> None:
+        """Count a text, kept or `dropped` for this reason."""
+        self.texts["in"][source] += 1
+        if dropped:
+            self.texts["dropped"][f"{source}: {dropped}"] += 1
+        else:
+            self.texts["kept"][source] += 1
+
     def __add__(self, other: Tally) -> Tally:
         return Tally(
             samples=_add(self.samples, other.samples),

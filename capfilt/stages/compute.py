@@ -5,8 +5,9 @@ The choice is written into the run's plan, so that a resumed run computes as the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -55,8 +56,13 @@ def decide(
         RunError: a stage began on another kind of device or in another format than is now requested, or the plan's
             record of it cannot be read.
     """
-    survey = _NodeSurvey(session)
-    return {name: _decide(run, name, request, survey, progress) for name, request in requests.items()}
+
+    @cache
+    def on_nodes(cpus: float, gpus: float) -> list[Ability]:
+        """The abilities of the nodes that can hold a worker of this size."""
+        return [ability()] if session.local else run_on_nodes(session, ability, cpus, gpus)
+
+    return {name: _decide(session, run, name, request, on_nodes, progress) for name, request in requests.items()}
 
 
 def device_kind(session: Session, size: WorkerSize) -> DeviceKind:
@@ -75,8 +81,15 @@ def metered(session: Session, job: object, ledger: Ledger, size: WorkerSize) -> 
     return Meter.of(ledger, num_threads(), size.gpus or float(device == "cuda"))
 
 
-def _decide(run: Run, name: str, request: ComputeRequest, survey: _NodeSurvey, progress: Progress) -> Compute:
-    kind = device_kind(survey.session, request.size)
+def _decide(
+    session: Session,
+    run: Run,
+    name: str,
+    request: ComputeRequest,
+    on_nodes: Callable[[float, float], list[Ability]],
+    progress: Progress,
+) -> Compute:
+    kind = device_kind(session, request.size)
     for inherited, record in ((False, run.decided(name)), (True, run.decided_before_fork(name))):
         if record is None:
             continue
@@ -93,7 +106,8 @@ def _decide(run: Run, name: str, request: ComputeRequest, survey: _NodeSurvey, p
             )
     else:
         asks_nodes = request.precision == "auto" and kind == "cuda"
-        compute, reason = choose(request.precision, kind, survey.abilities(request.size) if asks_nodes else [])
+        abilities = on_nodes(request.size.cpus, request.size.gpus) if asks_nodes else []
+        compute, reason = choose(request.precision, kind, abilities)
     if reason:
         progress.say(f"{name}: {reason}")
     run.decide(name, {"precision": compute.precision} | ({} if request.training else {"device": compute.device}))
@@ -109,20 +123,3 @@ def _check_record(run: Run, name: str, record: Mapping[str, str], training: bool
             f"the plan of {run.folder} does not say what {name} computes with, but {short_repr(dict(record))};"
             " use another --out."
         ) from None
-
-
-class _NodeSurvey:
-    """The abilities of the cluster's nodes, queried once for each size of worker."""
-
-    def __init__(self, session: Session):
-        self.session = session
-        self._abilities: dict[tuple[float, float], list[Ability]] = {}
-
-    def abilities(self, size: WorkerSize) -> list[Ability]:
-        """The abilities of the nodes that can hold a worker of this size."""
-        if self.session.local:
-            return [ability()]
-        key = (size.cpus, size.gpus)
-        if key not in self._abilities:
-            self._abilities[key] = run_on_nodes(self.session, ability, *key)
-        return self._abilities[key]

@@ -14,14 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.config import Config, validate
-from capfilt.data import shards
 from capfilt.data.sample import Sample
 from capfilt.data.shards.sources.entries import read_picture
 from capfilt.data.tasks.official import READERS, WITH_SPLITS, plans
@@ -33,17 +30,18 @@ from capfilt.printable import printable
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally, bounded
+from capfilt.stages.outputs import sizes_of, write_shard, write_sizes
 from capfilt.stages.runner import check_success, run_stage
-from capfilt.storage import documents, write_guard
-from capfilt.storage.atomic import atomic, sha256_file, write_json
-from capfilt.storage.paths import StoragePath, make_folder, remove_file, remove_folder, storage_path
+from capfilt.storage import documents
+from capfilt.storage.atomic import sha256_file, write_json
+from capfilt.storage.paths import StoragePath, make_folder, remove_folder, storage_path
 
 STAGE = "convert"
 PLAN = "plan"
 
 Task = Literal["vqa", "nlvr2", "entailment", "grounding", "dialog", "retrieval", "captioning"]
 
-_TABLE = pa.schema([(name, pa.string()) for name in ("key", "uid", "sha256", "kind", "id", "status", "reason")])
+_COLUMNS = ("key", "uid", "sha256", "kind", "id", "status", "reason")
 
 
 class ConvertConfig(Config):
@@ -73,15 +71,11 @@ class ConvertJob(Config):
     """Makes shards in a worker; an item is the name of a shard."""
 
     unit: ClassVar[str] = "shards"
+    name: ClassVar[str] = STAGE
     lists_images: ClassVar[bool] = True
 
     out: StoragePath
     images: str
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
 
     def identity(self, item: str) -> str:
         """The fingerprint of the shard's planned rows and of the folder of pictures."""
@@ -108,29 +102,21 @@ class ConvertJob(Config):
                 if converted.sample is not None:
                     yield converted.sample
 
-        if not shards.write(tar, kept()):  # other loaders fail on an empty tar
-            write_guard.check_lock(tar)
-            remove_file(tar)
-        with atomic(table) as file:
-            pq.write_table(pa.Table.from_pylist(rows, schema=_TABLE), file, compression="zstd")
-        outputs = [tar, table] if tally.samples["kept"] else [table]
+        outputs = write_shard(tar, table, kept(), rows, _COLUMNS)
         Ledger(self.out, STAGE).commit(name, self.identity(name), outputs, tally)
 
 
 def _count(tally: Tally, key: str, converted: Converted, rows: list[dict[str, str | None]]) -> None:
     """Add a sample and its rows to the counts and to the table of the shard."""
     meta = {} if converted.sample is None else converted.sample.meta
-    tally.samples.update(["in", "failed" if converted.sample is None else "kept"])
     if converted.sample is None:
-        tally.failed[reason_class(converted.problem)] += 1
+        tally.add_failed(reason_class(converted.problem))
+    else:
+        tally.samples.update(["in", "kept"])
     for row in converted.rows:
         # A row that could be used and lies in no sample has gone with it.
         reason = row.reason or ("" if meta else converted.problem or NO_ROWS)
-        tally.texts["in"][row.kind] += 1
-        if reason:
-            tally.texts["dropped"][f"{row.kind}: {reason_class(reason)}"] += 1
-        else:
-            tally.texts["kept"][row.kind] += 1
+        tally.add_text(row.kind, reason_class(reason))
         names = {"key": key, "uid": meta.get("uid"), "sha256": meta.get("sha256"), "kind": row.kind}
         status = "failed" if reason else "kept"
         rows.append({**names, "id": printable(row.id), "status": status, "reason": printable(reason)})
@@ -188,11 +174,7 @@ def convert_shards(
     """Make every planned shard that is not committed yet; returns the summary."""
     items = {name: name for name in map(plans.name_of, range(plan.shards))}
     tally = run_stage(session, ConvertJob(out=out.absolute(), images=config.images), items, resources, show, STAGE)
-    counts = {f"{one.shard}.tar": one.tally.samples["kept"] for one in Ledger(out, STAGE).completions()}
-    path = out / "sizes.json"
-    wanted = {name: count for name, count in counts.items() if count}
-    if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != wanted:
-        shards.write_sizes(out, wanted)
+    write_sizes(out, sizes_of(Ledger(out, STAGE)))
     return summary_of(config, plan, out, tally)
 
 

@@ -40,17 +40,13 @@ _MAKERS = ("download", "convert")
 class RowsJob(Config):
     """Reads shards to their end and counts their pairs; the outcome is the tally in the ledger."""
 
+    name: ClassVar[str] = "rows"
     unit: ClassVar[str] = "shards"
     only_reads: ClassVar[bool] = True
 
     out: StoragePath
     names: dict[str, str] = {}
     """By url, the ledger's name of a shard that `ledger_name` alone would give to another too."""
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "rows"
 
     def identity(self, item: str) -> str:
         """The fingerprint of what the storage says of the shard."""

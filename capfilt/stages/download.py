@@ -33,8 +33,8 @@ from capfilt.errors import RunError, ShortfallError
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
+from capfilt.stages.outputs import write_sizes
 from capfilt.stages.runner import run_stage
-from capfilt.stages.select import write_sizes
 from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath, make_folder, remove_folder
 from capfilt.storage.remote_path import RemotePath
@@ -106,17 +106,13 @@ class DownloadJob(Config):
     """Fetches shards in a worker; an item is the name of a shard."""
 
     unit: ClassVar[str] = "shards"
+    name: ClassVar[str] = STAGE
     lists_images: ClassVar[bool] = True
     loads: ClassVar[str] = "img2dataset to load"
 
     out: StoragePath
     config: DownloadConfig
     ticket: RateLimiterHandle = RateLimiterHandle()
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
 
     def identity(self, item: str) -> str:
         """The fingerprint of the options and of the shard's planned rows."""

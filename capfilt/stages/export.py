@@ -129,17 +129,15 @@ class ExportJob(ShardsJob):
         """The samples of a part that are written, with nothing but readable texts; counts all of them."""
         form = FORMS[self.config.form]
         for item in (item for url in piece.urls for item in self._items(url)):
-            tally.samples["in"] += 1
             if isinstance(item, FailedSample):
-                tally.samples["failed"] += 1
-                tally.failed[failure_class(item.reason)] += 1
+                tally.add_failed(failure_class(item.reason))
                 continue
             if form.reads != "uids":
                 _count_texts(item, tally)
             if form.needs_text and not item.captions:
-                tally.samples["dropped"] += 1
+                tally.samples.update(["in", "dropped"])
                 continue
-            tally.samples["kept"] += 1
+            tally.samples.update(["in", "kept"])
             meta = {**item.meta, "uid": item.uid, "sha256": item.sha256, "captions": item.captions}
             yield item if form.reads == "uids" else replace(item, text=words(item.text) or "", meta=meta)
 

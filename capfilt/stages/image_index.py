@@ -58,15 +58,11 @@ def hashes(names: pa.ChunkedArray) -> np.ndarray:
 class IndexJob(Config):
     """Writes parts; an item is a part's number and its shards, with "/" between them."""
 
+    name: ClassVar[str] = "image-index"  # of its workers
     unit: ClassVar[str] = "parts"
 
     out: StoragePath
     stage: str
-
-    @property
-    def name(self) -> str:
-        """What its workers are called."""
-        return "image-index"
 
     def open(self) -> Callable[[str], int]:
         """Nothing to load."""

@@ -9,12 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
-from capfilt.config import Config
 from capfilt.data import shards
 from capfilt.data.policy import failure_class
 from capfilt.data.sample import Sample
@@ -22,31 +18,21 @@ from capfilt.data.shards.members import MemberCounts
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
+from capfilt.stages.inputs import ShardsJob
+from capfilt.stages.outputs import sizes_of, write_shard, write_sizes
 from capfilt.stages.runner import run_stage
-from capfilt.stages.select import write_sizes
-from capfilt.storage import write_guard
-from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath, remove_file
+from capfilt.storage.paths import StoragePath
 
 STAGE = "pack"
 _COLUMNS = ("key", "caption", "url", "uid", "sha256", "status", "error_message")
 """img2dataset's names, and a uid."""
 
 
-class PackJob(Config):
-    """The job that writes tars."""
+class PackJob(ShardsJob):
+    """The job that writes tars, each named with a number."""
 
+    name: ClassVar[str] = STAGE
     by_content: ClassVar[bool] = True
-
-    out: StoragePath
-    """The folder of the tars."""
-    names: dict[str, str]
-    """By URL, the number of each shard."""
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return STAGE
 
     def identity(self, item: str) -> str:
         """What is written depends on what is read alone."""
@@ -61,14 +47,8 @@ class PackJob(Config):
         digest = shards.Digest(shards.stat(url)["version"])
         rows: list[dict[str, str]] = []
         tar, table = self.out / f"{name}.tar", self.out / f"{name}.parquet"
-        if not shards.write(tar, _kept(url, digest, members, tally, rows)):  # other loaders fail on an empty tar
-            write_guard.check_lock(tar)
-            remove_file(tar)
-        with atomic(table) as file:
-            schema = pa.schema([(column, pa.string()) for column in _COLUMNS])
-            pq.write_table(pa.Table.from_pylist(rows, schema), file, compression="zstd")
+        outputs = write_shard(tar, table, _kept(url, digest, members, tally, rows), rows, _COLUMNS)
         tally.members.update(members)
-        outputs = [tar, table] if tally.samples["kept"] else [table]
         Ledger(self.out, STAGE).commit(name, self.identity(url), outputs, tally, digest.result())
 
 
@@ -78,14 +58,12 @@ def _kept(
     """The samples of a shard, with uid and sha256 in their json; every key is counted, and a row of the table."""
     for item in shards.read(url, digest, members, extras=True):
         if not isinstance(item, Sample):
-            tally.samples.update(["in", "failed"])
-            tally.failed[failure_class(item.reason)] += 1
+            tally.add_failed(failure_class(item.reason))
             rows.append({"key": item.key, "status": "failed", "error_message": item.reason})
             continue
         tally.samples.update(["in", "kept"])
         for caption in item.captions:
-            tally.texts["in"][caption["source"]] += 1
-            tally.texts["kept"][caption["source"]] += 1
+            tally.add_text(caption["source"])
         known = {"uid": item.uid, "sha256": item.sha256}
         url_of_it = {"url": item.meta["url"]} if isinstance(item.meta.get("url"), str) else {}
         rows.append({"key": item.key, "caption": item.text, "status": "success", **known, **url_of_it})
@@ -96,6 +74,5 @@ def pack(session: Session, named: Mapping[str, str], out: StoragePath, resources
     """Write every shard, given as name -> URL, that is not committed yet, and sizes.json; returns the counts."""
     job = PackJob(out=out.absolute(), names={url: name for name, url in named.items()})
     total = run_stage(session, job, named, resources, show, STAGE)
-    kept = {f"{done.shard}.tar": done.tally.samples["kept"] for done in Ledger(out, STAGE).completions()}
-    write_sizes(out, {tar: count for tar, count in kept.items() if count})
+    write_sizes(out, sizes_of(Ledger(out, STAGE)))
     return total

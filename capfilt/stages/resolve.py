@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ BLOCK = 500
 class CountScores(Config):
     """Counts the values of a score in blocks of shards; an item is their names with "/" between them."""
 
+    name: ClassVar[str] = "count-scores"  # of its workers
+
     annotations: StoragePath
     sources: tuple[str, ...]
     without: StoragePath | None
@@ -43,11 +46,6 @@ class CountScores(Config):
     terms: tuple[Term, ...]
     of: str
     range: tuple[float, float]
-
-    @property
-    def name(self) -> str:
-        """What its workers are called."""
-        return "count-scores"
 
     def open(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
         """Nothing to load."""

@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session
@@ -28,10 +27,10 @@ from capfilt.errors import DataError, ShortfallError
 from capfilt.runs.ledger import Ledger, check_balance, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
+from capfilt.stages.outputs import remove_tar, sizes_of, write_sizes, write_table
 from capfilt.stages.runner import check_success, run_stage
-from capfilt.storage import documents, write_guard
-from capfilt.storage.atomic import atomic, sha256_file
-from capfilt.storage.paths import StoragePath, make_folder, relative_to, remove_file
+from capfilt.storage.atomic import sha256_file
+from capfilt.storage.paths import StoragePath, make_folder, relative_to
 
 VERDICTS = (pa.field("verdict", pa.string()), pa.field("why", pa.string()))
 """The columns after the annotations' and those of the further scores that the policy used: the verdict (kept |
@@ -45,6 +44,7 @@ be a sample and the second a failure."""
 class SelectJob(Config):
     """The job that selects from shards."""
 
+    name: ClassVar[str] = "select"
     by_content: ClassVar[bool] = True
 
     out: StoragePath
@@ -57,11 +57,6 @@ class SelectJob(Config):
     """By URL, the names of shards that differ from their file's name (`shards.renamed`)."""
     without: StoragePath | None = added(None)
     """The run folder of a deduplication, whose copies go."""
-
-    @property
-    def name(self) -> str:
-        """The stage."""
-        return "select"
 
     def identity(self, item: str) -> str:
         """The policy, the shard's name, and the sha256 of its annotations."""
@@ -93,10 +88,8 @@ class SelectJob(Config):
         else:  # other loaders fail on an empty tar
             written = sum(1 for _ in kept)
             assert not written, "the tally says that nothing is kept"
-            write_guard.check_lock(tar)
-            remove_file(tar)
-        with atomic(table_path) as file:
-            pq.write_table(_verdicts(table, rows, whys), file, compression="zstd")
+            remove_tar(tar)
+        write_table(table_path, _verdicts(table, rows, whys))
         if not self.carry:
             members["not carried"] += members.pop(CARRIED, 0)
         tally.members.update(members)
@@ -206,11 +199,7 @@ def _tally(outcomes: Outcomes) -> Tally:
             continue
         tally.samples.update(["in", "dropped" if all(why for _, why in texts) else "kept"])
         for row, why in texts:
-            tally.texts["in"][row.source] += 1
-            if why:
-                tally.texts["dropped"][f"{row.source}: {reason_class(why)}"] += 1
-            else:
-                tally.texts["kept"][row.source] += 1
+            tally.add_text(row.source, reason_class(why))
     return tally
 
 
@@ -226,9 +215,7 @@ def select(
     job = job.model_copy(update={"names": shards.renamed(named)})
     total = run_stage(session, job, named, resources, show, label)
     check_balance(Ledger(job.annotations.parent, "annotate"), Ledger(job.out, job.name), named)
-    done = Ledger(job.out, job.name).completions()
-    kept = {f"{d.shard}.tar": d.tally.samples["kept"] for d in done if d.shard in named}
-    write_sizes(job.out / "dataset", {tar: samples for tar, samples in kept.items() if samples})
+    write_sizes(job.out / "dataset", sizes_of(Ledger(job.out, job.name), named))
     return total
 
 
@@ -243,10 +230,3 @@ def check_selected(
             " ask for less, in another --out.",
             result,
         )
-
-
-def write_sizes(folder: StoragePath, counts: dict[str, int]) -> None:
-    """Write sizes.json beside the tars, unless it has these counts already: a rerun changes no file."""
-    path = folder / "sizes.json"
-    if not path.is_file() or documents.read_json(path, documents.PLAN_BYTES) != counts:
-        shards.write_sizes(folder, counts)

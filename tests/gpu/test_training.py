@@ -26,11 +26,9 @@ from capfilt.objectives.kinds.classify import (
     VqaClassesObjectives,
 )
 from capfilt.objectives.kinds.clip import ClipObjectives
-from capfilt.objectives.kinds.dialog import DialogObjectives
-from capfilt.objectives.kinds.grounding import GroundingObjectives
+from capfilt.objectives.kinds.downstream import DialogObjectives, GroundingObjectives, VqaObjectives
 from capfilt.objectives.kinds.vilt import ViltObjectives, ViltRetrievalObjectives
 from capfilt.objectives.kinds.vlmo import VlmoObjectives, VlmoTextObjectives
-from capfilt.objectives.kinds.vqa import VqaObjectives
 from capfilt.objectives.kinds.xvlm import XvlmObjectives
 from capfilt.objectives.masking import Vocabulary
 from capfilt.objectives.tasks import FURTHER, PRETRAINING, build_task

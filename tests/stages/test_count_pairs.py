@@ -15,7 +15,7 @@ from capfilt.data.sample import Sample
 from capfilt.data.shards import files
 from capfilt.errors import DataError
 from capfilt.models import architecture_of
-from capfilt.objectives.kinds.vqa import VqaObjectives
+from capfilt.objectives.kinds.downstream import VqaObjectives
 from capfilt.runs.progress import Progress
 from capfilt.stages.count_pairs import (
     count_regions,

@@ -6,33 +6,23 @@ words, behind `text_encoder.`. BERT's first six layers become the text layers, i
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.albef.model import Albef
-from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import load_whole
+from capfilt.models.checkpoints.fill import continue_parts
 from capfilt.models.checkpoints.key_maps import LM_HEAD, TIMM_VISION, TYPES, WORDS, expand, once
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat
+from capfilt.models.layers.bert import TEXT_BLOCK
+from capfilt.models.layers.vit import VISION_BLOCK
 
 VISION, TEXT, PRETRAINED, PREDICTIONS = (
     "visual_encoder.", "text_encoder.", "text_encoder.bert.", "text_encoder.cls.predictions.",
 )  # fmt: skip
-
-
-def names(config: AlbefConfig) -> Names:
-    """What a file calls the tensors of a model of ours."""
-    pretrained = "decoder" in config.text.roles
-    stack = PRETRAINED if pretrained else TEXT
-    lines = [*expand(TIMM_VISION, config.vision.depth, "vision.", VISION)]
-    lines += expand({**key_maps.COMPARING, "match_head.*": "itm_head.*", "temperature": "temp"}, 1, "", "")
-    if pretrained:
-        lines += expand(LM_HEAD, 1, "text.head.", PREDICTIONS)
-    if pretrained and not config.text.tie_lm_head:
-        lines.append(("text.head.weight", f"{PREDICTIONS}decoder.weight"))
-    return once(lines) | key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
 
 
 class AlbefPth(OriginalFormat):
@@ -58,32 +48,35 @@ class AlbefPth(OriginalFormat):
             return read.changed(roles=roles, tie_lm_head=tied)
 
     def names(self, config: AlbefConfig) -> Names:
-        return names(config)
+        pretrained = "decoder" in config.text.roles
+        stack = PRETRAINED if pretrained else TEXT
+        lines = [*expand(TIMM_VISION, config.vision.depth, "vision.", VISION)]
+        lines += expand({**key_maps.COMPARING, "match_head.*": "itm_head.*", "temperature": "temp"}, 1, "", "")
+        if pretrained:
+            lines += expand(LM_HEAD, 1, "text.head.", PREDICTIONS)
+        if pretrained and not config.text.tie_lm_head:
+            lines.append(("text.head.weight", f"{PREDICTIONS}decoder.weight"))
+        return once(lines) | key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
 
     def momentum(self, config: AlbefConfig, tensors: Tensors, source: object) -> Tensors:
         for stack in ("text_encoder_m.", "text_encoder."):
             key_maps.unify_head(tensors, f"{stack}cls.predictions.", f"{stack}bert.{WORDS}")
-        return key_maps.momentum(names(config), tensors, source)
+        return key_maps.momentum(self.names(config), tensors, source)
 
     def write(self, config: AlbefConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names; its own code expects the head's tied names as well."""
-        written = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}
+        written = {theirs: tensors[ours] for ours, several in self.names(config).items() for theirs in several}
         if "decoder" in config.text.roles:
             written[f"{PREDICTIONS}decoder.bias"] = written[f"{PREDICTIONS}bias"]
             written.setdefault(f"{PREDICTIONS}decoder.weight", written[PRETRAINED + WORDS])
         return written
 
 
-def continued(config: AlbefConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Albef:
-    """The saved model with the parts and at the picture size that the new architecture has."""
-    return load_whole(Albef, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
-
-
-def vision_from(model: Albef, source: str) -> set[str]:
-    """Fill the vision tower from a ViT; returns the names of its tensors."""
-    return towers.copy(model, towers.vit(model.config.vision, towers.find(source), source), source)
-
-
-def text_from(model: Albef, source: str) -> set[str]:
-    """Fill the text stack from BERT, and the head that guesses hidden words if BERT has one itself."""
-    return towers.copy(model, towers.fusion_bert(model.config.text, towers.find(source), source), source)
+CODE = FamilyCode(
+    build=Albef,
+    blocks=(VISION_BLOCK, TEXT_BLOCK),
+    continued=partial(continue_parts, Albef),
+    initial={"vision": towers.vision_from, "text": towers.text_from},
+    original=AlbefPth(),
+    ignored=key_maps.NOT_MODEL,
+)

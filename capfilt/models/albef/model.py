@@ -6,12 +6,8 @@ no text twice; MLM reads the text with its hidden tokens through all twelve laye
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
 from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.interface import Model
-from capfilt.models.layers.image_context import ImageContext
 from capfilt.models.layers.towers_model import TowersModel
 from capfilt.models.layers.vit import VisionTransformer
 
@@ -24,10 +20,4 @@ class Albef(TowersModel):
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config, VisionTransformer(config.vision))
-        self.image_projection = nn.Linear(config.vision.width, config.projection)
-        self.text_projection = nn.Linear(config.text.width, config.projection)
-        self.match_head = nn.Linear(config.text.width, 2)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
-
-    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))
+        self.add_comparing_heads()

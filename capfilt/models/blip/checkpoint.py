@@ -31,8 +31,12 @@ from capfilt.models.checkpoints.key_maps import (
     expand,
     once,
 )
+from capfilt.models.checkpoints.transformers_folder import possible
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
+from capfilt.models.layers.bert import TEXT_BLOCK
 from capfilt.models.layers.config import APART, Role, Share, TextConfig
+from capfilt.models.layers.vit import VISION_BLOCK
 
 Layout = Literal["hf", "pth"]
 
@@ -80,13 +84,8 @@ def give(tensors: Tensors, config: BlipConfig, layout: Layout) -> Tensors:
     return given
 
 
-def from_shapes(tensors: Tensors, source: object) -> BlipConfig:
+def from_shapes(tensors: Tensors) -> BlipConfig:
     """The architecture of a `.pth` of BLIP's, which says nothing about it; its LM head is settled."""
-    with key_maps.fitting(source):
-        return _from_shapes(tensors)
-
-
-def _from_shapes(tensors: Tensors) -> BlipConfig:
     roles: tuple[Role, ...] = tuple(role for role in get_args(Role) if STACKS[role] + WORDS in tensors)
     stack = STACKS[roles[-1]]
     projection = tensors["vision_proj.weight"].shape[0] if "vision_proj.weight" in tensors else 256
@@ -132,7 +131,10 @@ class BlipPth(OriginalFormat):
         """The architecture by the tensors' shapes, or as a YAML describes it; whether the LM head is tied the tensors
         decide."""
         tied = unify_head(tensors)
-        return from_shapes(tensors, source) if described is None else described.changed(tie_lm_head=tied)
+        if described is not None:
+            return described.changed(tie_lm_head=tied)
+        with key_maps.fitting(source):
+            return from_shapes(tensors)
 
     def names(self, config: BlipConfig) -> Names:
         return names(config, "pth")
@@ -158,7 +160,8 @@ class BlipTransformers(TransformersFormat):
         """What a `config.json` describes; whether the LM head is tied the tensors decide."""
         here = OUTPUT in tensors
         tied = unify_head(tensors) and (here or transformers_config.declares_tied(described))
-        return transformers_config.architecture(described, tied, folder)
+        with possible(folder):
+            return transformers_config.architecture(described, tied, folder)
 
     def names(self, config: BlipConfig) -> Names:
         return names(config, "hf")
@@ -198,11 +201,6 @@ def continued(config: BlipConfig, saved: ArchitectureConfig, tensors: Tensors, s
     return load_whole(Blip, saved.changed(**parts), tensors, source)
 
 
-def vision_from(model: Blip, source: str) -> set[str]:
-    """Fill the vision tower from a ViT; returns the names of its tensors."""
-    return towers.copy(model, towers.vit(model.config.vision, towers.find(source), source), source)
-
-
 def text_from(model: Blip, source: str) -> set[str]:
     """Fill the text stacks from BERT, both if they are apart, and the LM head if BERT has one itself."""
     return towers.copy(model, bert_of(model.config.text, towers.find(source), source), source)
@@ -210,19 +208,9 @@ def text_from(model: Blip, source: str) -> set[str]:
 
 def bert_of(config: TextConfig, tensors: Tensors, source: str) -> Tensors:
     """What BERT gives to the text stacks, by our names."""
-    tensors = towers.bert(tensors)
-    wanted = key_maps.text_names(
-        config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
-    )
-    if "decoder" not in config.roles:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
-    elif "cls.predictions.bias" in tensors:
-        wanted |= once(expand(LM_HEAD, 1, "text.head.", "cls.predictions."))
-        if not config.tie_lm_head:
-            wanted["text.head.weight"] = (WORDS,)
-    taken = towers.take(tensors, wanted, source)
-    towers.check_vocabulary(tensors[WORDS].shape[0], config.dec, ("[DEC]", "[ENC]"), source)
-    return towers.first_positions(taken, config.max_positions)
+    taken = towers.bert_stack(config, tensors, source, outputs_are_words=True)
+    towers.check_vocabulary(towers.bert(tensors)[WORDS].shape[0], config.dec, ("[DEC]", "[ENC]"), source)
+    return taken
 
 
 USAGE = {
@@ -255,3 +243,14 @@ USAGE = {
 """,
 }
 """By the class of transformers."""
+
+
+CODE = FamilyCode(
+    build=Blip,
+    blocks=(VISION_BLOCK, TEXT_BLOCK),
+    continued=continued,
+    initial={"vision": towers.vision_from, "text": text_from},
+    transformers=BlipTransformers(),
+    original=BlipPth(),
+    ignored=key_maps.NOT_MODEL,
+)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from capfilt.config import added
+from capfilt.models.architecture import alias
 from capfilt.models.layers.config import TextConfig
-from capfilt.models.layers.limits import Temperature, Width
-from capfilt.models.layers.towers import TowersConfig
+from capfilt.models.layers.towers import ComparingConfig
 
 
-class BlipConfig(TowersConfig):
+class BlipConfig(ComparingConfig):
     """An architecture of the family: what a YAML of `models/blip/` says."""
+
+    rank_smoothing = 0.1  # as BLIP's code ranks, by the loss that it trains with
 
     family: Literal["blip"] = "blip"
     text: TextConfig
-    projection: Width = 256
-    """Width of the space where images and texts are compared."""
-    temperature: Temperature = 0.07
-    """Initial temperature of ITC; learned."""
     itm_token: Literal["enc", "cls"] = "enc"
     """The first token of a text that ITM reads. Training puts [ENC] there; BLIP's own ITM script and transformers leave
     [CLS], which a checkpoint has never seen in that place and scores differently."""
@@ -39,18 +37,8 @@ class BlipConfig(TowersConfig):
         decoder = {"decode"} if "decoder" in self.text.roles else set()
         return frozenset({"encode_image"} | encoder | decoder)
 
-    @property
-    def first_token(self) -> int:
-        """[DEC], which a decoded text begins with."""
-        return self.text.dec
-
-    @property
-    def feature_width(self) -> int:
-        return self.projection
-
-    @property
-    def fusion_layers(self) -> range:
-        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
+    first_token: ClassVar[Any] = alias("text.dec")
+    """[DEC], which a decoded text begins with."""
 
     @property
     def known_answers(self) -> tuple[str, ...] | None:
@@ -58,11 +46,6 @@ class BlipConfig(TowersConfig):
 
     def with_answers(self, answers: tuple[str, ...]) -> BlipConfig:
         return self.model_copy(update={"answer_list": answers})
-
-    @property
-    def rank_smoothing(self) -> float:
-        """As BLIP's code ranks, by the loss that it trains with."""
-        return 0.1
 
     @property
     def compares(self) -> bool:

@@ -8,7 +8,7 @@ matching is what training used; several public inference scripts leave [CLS] the
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capfilt.models.blip.config import BlipConfig
 from capfilt.models.layers.image_context import ImageContext
@@ -24,10 +24,7 @@ class Blip(TowersModel):
     def __init__(self, config: BlipConfig):
         super().__init__(config, VisionTransformer(config.vision))
         if config.compares:
-            self.image_projection = nn.Linear(config.vision.width, config.projection)
-            self.text_projection = nn.Linear(config.text.width, config.projection)
-            self.match_head = nn.Linear(config.text.width, 2)
-            self.temperature = nn.Parameter(torch.tensor(config.temperature))
+            self.add_comparing_heads()
 
     def question_context(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> ImageContext:
         """Questions beside the image tokens of their pictures -> what their answers attend to (BLIP section 5.3)."""

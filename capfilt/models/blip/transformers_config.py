@@ -15,8 +15,8 @@ from capfilt.errors import ModelError
 from capfilt.models.blip.config import BlipConfig
 from capfilt.models.checkpoints.transformers_folder import (
     check_gelu,
+    described_text,
     described_vision,
-    possible,
     text_fields,
     vision_tower,
 )
@@ -62,11 +62,6 @@ def declares_tied(config: Mapping[str, Any]) -> bool:
 
 def architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     """What a `config.json` describes; `tied` is what the tensors say of the LM head."""
-    with possible(source):
-        return _architecture(config, tied, source)
-
-
-def _architecture(config: Mapping[str, Any], tied: bool, source: Path) -> BlipConfig:
     roles = ROLES[config["architectures"][0]]
     vision = _VISION | (config.get("vision_config") or {})
     text = _TEXT | (config.get("text_config") or {})
@@ -119,17 +114,8 @@ def describe(config: BlipConfig, temperature: float, special: Mapping[str, int])
         "vision_config": described_vision(vision, "blip_vision_model"),
         "text_config": {
             "model_type": "blip_text_model",
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.width,
+            **described_text(text),
             "encoder_hidden_size": vision.width,
-            "intermediate_size": text.hidden,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "max_position_embeddings": text.max_positions,
-            "hidden_act": "gelu",
-            "layer_norm_eps": text.layer_norm_eps,
-            "hidden_dropout_prob": text.dropout,
-            "attention_probs_dropout_prob": text.dropout,
             "is_decoder": True,
             "tie_word_embeddings": text.tie_lm_head,
             "bos_token_id": text.dec,

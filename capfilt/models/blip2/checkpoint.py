@@ -17,22 +17,20 @@ from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.config import Blip2Config, QFormerConfig
 from capfilt.models.blip2.language_model import load_language
+from capfilt.models.blip2.lavis import IGNORED, Lavis
 from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names, fill
 from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, WORDS, expand, once
 from capfilt.models.checkpoints.transformers_folder import possible
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, TransformersFormat
+from capfilt.models.layers.vit import VISION_BLOCK
+from capfilt.models.registry import blank
 
 QUERIES = {"self_attention": "self_attention", "query_feed_forward": "feed_forward", "feed_forward": "feed_forward"}
 """The parts of the Q-Former that begin as parts of BERT."""
-
-
-def blank(config: Blip2Config) -> Blip2:
-    """A model without weights, on the meta device."""
-    with torch.device("meta"):
-        return Blip2(config)
 
 
 class Blip2Transformers(TransformersFormat):
@@ -92,7 +90,7 @@ def continued(config: Blip2Config, saved: ArchitectureConfig, tensors: Tensors, 
     behind. A language model that the saved one lacks stays without weights, on the meta device, until it is put there,
     and so does the memory of a vision tower of which there is nothing (`store.load_filled`).
     """
-    model = blank(config)
+    model: Any = blank(config)
     has_language = any(name.startswith("language.") for name in tensors)
     nn.Module.to_empty(model, device="cpu", recurse=False)
     for name, part in model.named_children():
@@ -106,11 +104,6 @@ def continued(config: Blip2Config, saved: ArchitectureConfig, tensors: Tensors, 
     fresh = {n: t for n, t in model.state_dict().items() if n.startswith(elsewhere) and n not in tensors}
     fill(model, {**fresh, **tensors}, source)
     return model
-
-
-def vision_from(model: Blip2, source: str) -> set[str]:
-    """Fill the frozen tower from a ViT; returns the names of its tensors."""
-    return towers.copy(model, towers.vit(model.config.vision, towers.find(source), source), source)
 
 
 def text_from(model: Blip2, source: str) -> set[str]:
@@ -175,3 +168,14 @@ USAGE = {
 """,
 }
 """By the class of transformers."""
+
+
+CODE = FamilyCode(
+    build=Blip2,
+    blocks=(VISION_BLOCK,),
+    continued=continued,
+    initial={"vision": towers.vision_from, "text": text_from, "language": language_from},
+    transformers=Blip2Transformers(),
+    original=Lavis(),
+    ignored=IGNORED,
+)

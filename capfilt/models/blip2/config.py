@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from capfilt.config import Config, added
 from capfilt.errors import ModelError
+from capfilt.models.architecture import alias
 from capfilt.models.layers.config import BertConfig, VisionConfig
 from capfilt.models.layers.limits import MAX_DEPTH, MAX_ENTRIES, Depth, Epsilon, Positions, Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
@@ -93,6 +94,8 @@ class LanguageConfig(Config):
 class Blip2Config(TowersConfig):
     """An architecture of the family: what a YAML of `models/blip2/` says."""
 
+    frozen_vision = True
+
     family: Literal["blip2"] = "blip2"
     vision: VisionConfig
     """Frozen. Its own final norm is left out: a trained one takes its place (`vision_norm`)."""
@@ -135,19 +138,12 @@ class Blip2Config(TowersConfig):
         """[DEC] of the Q-Former, which a decoded text begins with; a language model's tokenizer has its own."""
         return self.text.dec if self.language is None else None
 
-    @property
-    def feature_width(self) -> int:
-        return self.projection
+    feature_width: ClassVar[Any] = alias("projection")
 
     @property
     def compares(self) -> bool:
         """Whether a model has the heads that compare images and texts, and the temperature of ITC."""
         return "encoder" in self.text.roles
-
-    @property
-    def frozen_vision(self) -> bool:
-        """The vision tower of a BLIP-2 is always frozen."""
-        return True
 
     def computing_in(self, dtype: torch.dtype | None) -> Self:
         """The same, and frozen towers that are kept in fp32 held in bf16 for a model that computes in it: they would

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,24 +20,19 @@ from capfilt.errors import ModelError
 from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.config import Blip2Config, Format, Kind, LanguageConfig, QFormerConfig
 from capfilt.models.blip2.language_model import described_at
-from capfilt.models.blip2.model import Blip2
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import distinct_names
-from capfilt.models.checkpoints.key_maps import BERT, LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
+from capfilt.models.checkpoints.key_maps import LM_HEAD, TIMM_VISION, WORDS, Table, expand, once
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.config import Role, VisionConfig
+from capfilt.models.registry import blank
 
 TOWER, QFORMER, PREDICTIONS = "visual_encoder.", "Qformer.bert.", "Qformer.cls.predictions."
 LANGUAGE: dict[Kind, tuple[str, str]] = {"opt": ("opt_model.", "opt_proj."), "t5": ("t5_model.", "t5_proj.")}
 """What LAVIS calls the language model, and the layer before it."""
 ENDS: Table = {"vision_norm.*": "ln_vision.*", "text.norm.*": f"{QFORMER}embeddings.LayerNorm.*"}
-COMPARING: Table = {
-    "image_projection.*": "vision_proj.*",
-    "text_projection.*": "text_proj.*",
-    "match_head.*": "itm_head.*",
-    "temperature": "temp",
-}
+COMPARING: Table = {**key_maps.COMPARING, "match_head.*": "itm_head.*", "temperature": "temp"}
 NORM_EPS = 1e-5
 """Of the norm behind the frozen tower, in LAVIS."""
 VIT_G, BERT_BASE = 1408, 768
@@ -53,51 +48,8 @@ IGNORED = {
 KEY_BIASES = "biases of keys in the vision tower, for which LAVIS has no place; softmax does not see them"
 
 
-def names(config: Blip2Config) -> Names:
-    """What LAVIS calls the tensors of a model of ours; `visual_encoder...attn.qkv.bias` is in two parts there."""
-    tower = {ours: theirs for ours, theirs in TIMM_VISION.items() if ours != "norm.*"}
-    lines = [
-        *expand(tower, config.vision.depth, "vision.", TOWER),
-        *expand(ENDS, 1, "", ""),
-        ("text.query_tokens", "query_tokens"),
-        *_layers(config.text),
-    ]
-    if "encoder" in config.text.roles:
-        lines += expand(COMPARING, 1, "", "")
-    if config.language is not None:
-        model, projection = LANGUAGE[config.language.kind]
-        lines += expand({"language_projection.*": f"{projection}*"}, 1, "", "")
-        lines += [(ours, _theirs(ours, model)) for ours in _language_names(config)]
-    found = once(lines)
-    if config.text.roles:
-        found["text.words.weight"] = (f"{QFORMER}{WORDS}",)
-        found["text.positions.weight"] = (f"{QFORMER}embeddings.position_embeddings.weight",)
-    if "decoder" in config.text.roles:
-        found |= once(expand(LM_HEAD, 1, "text.head.", PREDICTIONS))
-        for ours, again in (("text.words.weight", "decoder.weight"), ("text.head.bias", "decoder.bias")):
-            found[ours] = (*found[ours], f"{PREDICTIONS}{again}")
-    return found
-
-
 def _language_names(config: Blip2Config) -> list[str]:
-    with torch.device("meta"):
-        return [name for name in distinct_names(Blip2(config)) if name.startswith("language.")]
-
-
-def _layers(config: QFormerConfig) -> Iterator[tuple[str, str]]:
-    """The Q-Former's layers: BERT's names, and `_query` in those of the feed-forward of queries."""
-    of_queries = {
-        ours: theirs.replace("}.intermediate.", "}.intermediate_query.").replace("}.output.", "}.output_query.")
-        for ours, theirs in BERT["feed_forward"].items()
-    }
-    parts = {"self_attention": BERT["self_attention"], "query_feed_forward": of_queries}
-    if config.roles:
-        parts["feed_forward"] = BERT["feed_forward"]
-    for part, table in parts.items():
-        yield from expand(table, config.depth, f"text.layers.{{n}}.{part}.", QFORMER)
-    for ours, theirs in expand(BERT["cross_attention"], config.depth, "text.layers.{n}.cross_attention.", QFORMER):
-        if int(ours.split(".")[2]) % config.cross_every == 0:
-            yield ours, theirs
+    return [name for name in distinct_names(blank(config)) if name.startswith("language.")]
 
 
 class Lavis(OriginalFormat):
@@ -127,9 +79,7 @@ class Lavis(OriginalFormat):
             return config
         prefix, _ = LANGUAGE[config.language.kind]
         as_tied = config.model_copy(update={"language": config.language.model_copy(update={"tied": True})})
-        with torch.device("meta"):
-            twice = Blip2(as_tied).tied()
-        second_names = {_theirs(name, prefix): _theirs(first, prefix) for name, first in twice.items()}
+        second_names = {_theirs(name, prefix): _theirs(first, prefix) for name, first in blank(as_tied).tied().items()}
         tied = transformers_config.unify_language(tensors, second_names, prefix)
         return config.model_copy(update={"language": config.language.model_copy(update={"tied": tied})})
 
@@ -139,11 +89,33 @@ class Lavis(OriginalFormat):
         return from_shapes(tensors, language, source)
 
     def names(self, config: Blip2Config) -> Names:
-        return names(config)
+        """What LAVIS calls the tensors of a model of ours; `visual_encoder...attn.qkv.bias` is in two parts there."""
+        tower = {ours: theirs for ours, theirs in TIMM_VISION.items() if ours != "norm.*"}
+        lines = [
+            *expand(tower, config.vision.depth, "vision.", TOWER),
+            *expand(ENDS, 1, "", ""),
+            ("text.query_tokens", "query_tokens"),
+            *transformers_config.layers(config.text, QFORMER),
+        ]
+        if "encoder" in config.text.roles:
+            lines += expand(COMPARING, 1, "", "")
+        if config.language is not None:
+            model, projection = LANGUAGE[config.language.kind]
+            lines += expand({"language_projection.*": f"{projection}*"}, 1, "", "")
+            lines += [(ours, _theirs(ours, model)) for ours in _language_names(config)]
+        found = once(lines)
+        if config.text.roles:
+            found["text.words.weight"] = (f"{QFORMER}{WORDS}",)
+            found["text.positions.weight"] = (f"{QFORMER}embeddings.position_embeddings.weight",)
+        if "decoder" in config.text.roles:
+            found |= once(expand(LM_HEAD, 1, "text.head.", PREDICTIONS))
+            for ours, again in (("text.words.weight", "decoder.weight"), ("text.head.bias", "decoder.bias")):
+                found[ours] = (*found[ours], f"{PREDICTIONS}{again}")
+        return found
 
     def write(self, config: Blip2Config, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names, the constant among its buffers included."""
-        given = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}
+        given = {theirs: tensors[ours] for ours, several in self.names(config).items() for theirs in several}
         for name in [name for name in given if name.endswith(".attn.qkv.bias")]:
             query, _, value = given.pop(name).chunk(3)
             given[name.replace("qkv.bias", "q_bias")], given[name.replace("qkv.bias", "v_bias")] = query, value

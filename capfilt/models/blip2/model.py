@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capfilt.models.blip.model import replace_first
@@ -24,8 +23,8 @@ from capfilt.models.interface import FrozenTower, Model
 from capfilt.models.layers.bert import Cache, Head
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
-from capfilt.models.layers.precision import at_least_fp32
-from capfilt.models.layers.transfer import to_device
+from capfilt.models.layers.precision import unit
+from capfilt.models.layers.transfer import mask_of, to_device
 from capfilt.models.layers.vit import VisionTransformer
 
 
@@ -108,8 +107,7 @@ class Blip2(Model):
         The norm behind the tower alone takes gradients.
         """
         seen = images if images.ndim == 3 else self.encode_frozen(images)
-        normed: Tensor = self.vision_norm(seen.to(self.vision_norm.weight.dtype))
-        return normed
+        return self.vision_norm(seen.to(self.vision_norm.weight.dtype))
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         """Image tokens -> what `fuse` (role "encoder") or `decode` and `decode_step` (role "decoder") go on from.
@@ -136,7 +134,7 @@ class Blip2(Model):
         return self.text.read(ids_BT, mask_BT)
 
     def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        return self.encode_text(ids_BT, as_mask(lengths, ids_BT))[:, :1]
+        return self.encode_text(ids_BT, mask_of(lengths, ids_BT))[:, :1]
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, Q, projection], one for each query, fp32 under autocast too."""
@@ -144,11 +142,11 @@ class Blip2(Model):
 
     def project_queries(self, states_BQD: Tensor) -> Tensor:
         """States of the queries -> unit vectors [B, Q, projection]."""
-        return F.normalize(at_least_fp32(self.image_projection(states_BQD)), dim=-1)
+        return unit(self.image_projection(states_BQD))
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """Text states -> unit vectors [B, projection], fp32 under autocast too."""
-        return F.normalize(at_least_fp32(self.text_projection(states_BTD[:, 0])), dim=-1)
+        return unit(self.text_projection(states_BTD[:, 0]))
 
     def similarity(self, image_IQP: Tensor, text_TP: Tensor) -> Tensor:
         """Vectors of images and of texts -> cosines [I, T]: of an image's queries the one nearest to the text."""
@@ -162,12 +160,11 @@ class Blip2(Model):
         if len(set(counts)) > 1:  # as many rows as texts: nothing to share
             rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
             image = image.select(to_device(rows, ids_BT.device))
-        return self.fuse(ids_BT, as_mask(lengths, ids_BT), image)
+        return self.fuse(ids_BT, mask_of(lengths, ids_BT), image)
 
     def match(self, states_BQD: Tensor) -> Tensor:
         """Fused states -> ITM logits [B, 2], the mean over queries; column 1 is "matches"."""
-        logits: Tensor = self.match_head(states_BQD).mean(dim=1)
-        return logits
+        return self.match_head(states_BQD).mean(dim=1)
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         ids_BT = replace_first(ids_BT, self.config.text.dec)
@@ -191,9 +188,3 @@ class Blip2(Model):
         """Image tokens and texts of the language model -> its logits [B, T, V] and what they should tell [B, T]."""
         states, _ = self.text.run_queries(self.text.image_context(tokens_BND))
         return self.language.predict(self.language_projection(states), ids_BT, mask_BT, prompt)
-
-
-def as_mask(lengths: Sequence[int], like_BT: Tensor) -> Tensor:
-    """[B, T]: 1 for the tokens that each text has."""
-    count = to_device(torch.tensor(lengths), like_BT.device)
-    return (torch.arange(like_BT.shape[1], device=like_BT.device) < count[:, None]).long()

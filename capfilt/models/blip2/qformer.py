@@ -11,15 +11,15 @@ text that is written, so they are computed once for all texts and all steps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capfilt.errors import ModelError
 from capfilt.models.blip2.config import QFormerConfig
 from capfilt.models.layers.attention import Attention, FeedForward, KeysValues
-from capfilt.models.layers.bert import Cache, LanguageHead, Residual, self_attention_mask
+from capfilt.models.layers.bert import Cache, LanguageHead, Residual, check_length, initialise, self_attention_mask
 from capfilt.models.layers.image_context import ImageContext
 
 
@@ -42,8 +42,7 @@ class QFormerLayer(nn.Module):
 
     def self_keys_values(self, x_BTD: Tensor) -> KeysValues:
         """Keys and values of queries or words, for self-attention."""
-        keys_values: KeysValues = self.self_attention.block.keys_values(x_BTD)  # type: ignore[operator]
-        return keys_values
+        return self.self_attention.block.keys_values(x_BTD)  # type: ignore[operator]
 
     def queries(
         self, x_BQD: Tensor, keys_values: KeysValues, image: KeysValues | None, mask: Tensor | None = None
@@ -52,14 +51,12 @@ class QFormerLayer(nn.Module):
         x_BQD = self.self_attention(x_BQD, keys_values, mask)
         if self.cross_attention is not None:
             x_BQD = self.cross_attention(x_BQD, image)
-        out: Tensor = self.query_feed_forward(x_BQD)
-        return out
+        return self.query_feed_forward(x_BQD)
 
     def words(self, x_BTD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
         """Words that attend to `keys_values`."""
         assert self.feed_forward is not None, "a Q-Former without texts was given one"
-        out: Tensor = self.feed_forward(self.self_attention(x_BTD, keys_values, mask))
-        return out
+        return self.feed_forward(self.self_attention(x_BTD, keys_values, mask))
 
 
 class QFormer(nn.Module):
@@ -77,15 +74,8 @@ class QFormer(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0) if config.roles else None
         self.positions = nn.Embedding(config.max_positions, config.width) if config.roles else None
         self.head = LanguageHead(config) if "decoder" in config.roles else None
-        self.apply(self._initialise)
+        self.apply(partial(initialise, std=config.init_std))
         nn.init.normal_(self.query_tokens, std=0.02)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=self.config.init_std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     def image_context(self, tokens_BND: Tensor) -> ImageContext:
         """Project image tokens for every layer with cross-attention."""
@@ -149,22 +139,18 @@ class QFormer(nn.Module):
         """States of `write` [B, T, D] -> next-token logits [B, T, V]; the output matrix is the word embeddings."""
         assert self.head is not None, "a Q-Former without the decoder role cannot decode"
         assert self.words is not None
-        logits: Tensor = self.head(states_BTD, self.words.weight)
-        return logits
+        return self.head(states_BTD, self.words.weight)
 
     def _queries(self, rows: int) -> Tensor:
-        queries: Tensor = self.dropout(self.norm(self.query_tokens.expand(rows, -1, -1)))
-        return queries
+        return self.dropout(self.norm(self.query_tokens.expand(rows, -1, -1)))
 
     def _embed(self, ids_BT: Tensor, start: int = 0) -> Tensor:
         """Words plus positions, which begin at 0 whatever the queries; the norm is the queries' too."""
         assert self.words is not None, "a Q-Former without texts was given one"
         assert self.positions is not None
-        end, most = start + ids_BT.shape[1], self.config.max_positions
-        if end > most:
-            raise ModelError(f"a text of {end} tokens, and the model has {most} positions; lower max_length to {most}")
-        out: Tensor = self.dropout(self.norm(self.words(ids_BT) + self.positions.weight[start:end]))
-        return out
+        end = start + ids_BT.shape[1]
+        check_length(end, self.config.max_positions)
+        return self.dropout(self.norm(self.words(ids_BT) + self.positions.weight[start:end]))
 
 
 def _next(layer: nn.Module, image_layers: Iterator[KeysValues]) -> KeysValues | None:

@@ -15,8 +15,14 @@ from torch import Tensor
 
 from capfilt.errors import ModelError
 from capfilt.models.blip2.config import Blip2Config, Format, Kind, LanguageConfig, QFormerConfig
-from capfilt.models.checkpoints.key_maps import HF_VISION, LM_HEAD, Table, expand, once
-from capfilt.models.checkpoints.transformers_folder import check_gelu, described_vision, text_fields, vision_tower
+from capfilt.models.checkpoints.key_maps import BERT, HF_VISION, LM_HEAD, Table, expand, once
+from capfilt.models.checkpoints.transformers_folder import (
+    check_gelu,
+    described_text,
+    described_vision,
+    text_fields,
+    vision_tower,
+)
 from capfilt.models.interface import Names
 
 FILTER, CAPTIONER = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
@@ -48,23 +54,6 @@ FORMATS: dict[Format, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "fl
 _NOT_SETTINGS = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", "_name_or_path")
 
 
-def _attention(ours: str, theirs: str) -> Table:
-    layer = f"qformer.encoder.layer.{{n}}.{theirs}"
-    inner = {f"{ours}.block.{part}.*": f"{layer}.attention.{part}.*" for part in ("query", "key", "value")}
-    return {**inner, f"{ours}.block.out.*": f"{layer}.output.dense.*", f"{ours}.norm.*": f"{layer}.output.LayerNorm.*"}
-
-
-def _feed_forward(ours: str, ending: str) -> Table:
-    layer = "qformer.encoder.layer.{n}"
-    return {
-        f"{ours}.block.up.*": f"{layer}.intermediate{ending}.dense.*",
-        f"{ours}.block.down.*": f"{layer}.output{ending}.dense.*",
-        f"{ours}.norm.*": f"{layer}.output{ending}.LayerNorm.*",
-    }
-
-
-SELF, CROSS = _attention("self_attention", "attention"), _attention("cross_attention", "crossattention")
-OF_QUERIES, OF_TEXTS = _feed_forward("query_feed_forward", "_query"), _feed_forward("feed_forward", "")
 WORDS: Table = {
     "words.weight": "embeddings.word_embeddings.weight",
     "positions.weight": "embeddings.position_embeddings.weight",
@@ -86,7 +75,7 @@ def names(config: Blip2Config, language: Iterable[str]) -> Names:
         *expand(vision, config.vision.depth, "vision.", "vision_model."),
         *expand({"vision_norm.*": "vision_model.post_layernorm.*", "text.norm.*": "qformer.layernorm.*"}, 1, "", ""),
         ("text.query_tokens", "query_tokens"),
-        *_layers(config.text),
+        *((ours, theirs.replace(".self.", ".attention.")) for ours, theirs in layers(config.text, "qformer.")),
     ]
     if config.text.roles:
         lines += expand(WORDS, 1, "text.", "")
@@ -103,10 +92,18 @@ def renamed(ours: str) -> str:
     return ours.replace("language.model.", "language_model.", 1)
 
 
-def _layers(config: QFormerConfig) -> Iterator[tuple[str, str]]:
-    for table in (SELF, OF_QUERIES, *([OF_TEXTS] if config.roles else [])):
-        yield from expand(table, config.depth, "text.layers.{n}.", "")
-    for ours, theirs in expand(CROSS, config.depth, "text.layers.{n}.", ""):
+def layers(config: QFormerConfig, prefix: str) -> Iterator[tuple[str, str]]:
+    """The Q-Former's layers behind a prefix: BERT's names, and `_query` in those of the feed-forward of queries."""
+    of_queries = {
+        ours: theirs.replace("}.intermediate.", "}.intermediate_query.").replace("}.output.", "}.output_query.")
+        for ours, theirs in BERT["feed_forward"].items()
+    }
+    parts = {"self_attention": BERT["self_attention"], "query_feed_forward": of_queries}
+    if config.roles:
+        parts["feed_forward"] = BERT["feed_forward"]
+    for part, table in parts.items():
+        yield from expand(table, config.depth, f"text.layers.{{n}}.{part}.", prefix)
+    for ours, theirs in expand(BERT["cross_attention"], config.depth, "text.layers.{n}.cross_attention.", prefix):
         if int(ours.split(".")[2]) % config.cross_every == 0:
             yield ours, theirs
 
@@ -227,16 +224,7 @@ def describe(config: Blip2Config, temperature: float) -> dict[str, Any]:
         "vision_config": {**described_vision(vision, "blip_2_vision_model"), "qkv_bias": True},
         "qformer_config": {
             "model_type": "blip_2_qformer",
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.width,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "intermediate_size": text.hidden,
-            "hidden_act": "gelu",
-            "hidden_dropout_prob": text.dropout,
-            "attention_probs_dropout_prob": text.dropout,
-            "max_position_embeddings": text.max_positions,
-            "layer_norm_eps": text.layer_norm_eps,
+            **described_text(text),
             "cross_attention_frequency": text.cross_every,
             "encoder_hidden_size": vision.width,
             "use_qformer_text_input": bool(text.roles),

@@ -115,8 +115,6 @@ def _in_parts(index: Path, only: Callable[[str], bool]) -> Tensors:
 
 
 def _safe(path: Path, only: Callable[[str], bool]) -> Tensors:
-    if not path.is_file():
-        raise ModelError(f"no weights at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in filter(only, file.keys())}

@@ -59,3 +59,10 @@ def load_whole(build: Callable[[Any], M], config: ArchitectureConfig, tensors: T
     model.to_empty(device="cpu")
     fill(model, tensors, source)
     return model
+
+
+def continue_parts(
+    build: Callable[[Any], M], config: Any, saved: ArchitectureConfig, tensors: Tensors, source: object
+) -> M:
+    """The saved model with the parts of the text stack and at the picture size that the new architecture has."""
+    return load_whole(build, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)

@@ -5,7 +5,6 @@ Which parts of a model can begin so, and what of them starts fresh, each family 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,18 +34,10 @@ class InitialConfig(Config):
         return InitialConfig(**{k: str(Path(v).absolute()) if Path(v).exists() else v for k, v in given.items()})
 
 
-@dataclass(frozen=True)
-class Initialised:
-    """Which tensors of a new model came from checkpoints, and which keep their random values."""
-
-    filled: tuple[str, ...]
-    fresh: tuple[str, ...]
-
-
 def initialise(
     model: Model, vision: str | None = None, text: str | None = None, language: str | None = None
-) -> Initialised:
-    """Fill a new model's parts from checkpoints, in place.
+) -> set[str]:
+    """Fill a new model's parts from checkpoints, in place; returns the names of the tensors that came from them.
 
     Raises:
         ModelError: a checkpoint that is not there, or does not fit, or a part that the model does not have.
@@ -61,4 +52,4 @@ def initialise(
             raise ModelError(f"initial.{part} is {source}, and the architecture has no {what}: leave it out")
         filled |= parts[part](model, source)
     model.filled |= filled
-    return Initialised(tuple(sorted(filled)), tuple(sorted(model.state_dict().keys() - filled)))
+    return filled

@@ -71,6 +71,17 @@ BERT: dict[str, Table] = {
     },
 }
 """The parts of a text stack; BERT, BLIP and transformers agree on them."""
+EMBEDDINGS: Table = {
+    **{ours: theirs.removeprefix("embeddings.") for ours, theirs in BERT["embeddings"].items()},
+    "types.weight": "token_type_embeddings.weight",
+}
+MLM_HEAD: Table = {
+    "mlm_head.transform.*": "mlm_score.transform.dense.*",
+    "mlm_head.norm.*": "mlm_score.transform.LayerNorm.*",
+    "mlm_head.bias": "mlm_score.bias",
+    "mlm_head.weight": "mlm_score.decoder.weight",
+}
+"""BERT's embeddings with token types, and its head, in the codes of ViLT and VLMo."""
 LM_HEAD: Table = {"bias": "bias", "transform.*": "transform.dense.*", "norm.*": "transform.LayerNorm.*"}
 WORDS = "embeddings.word_embeddings.weight"
 TYPES = "embeddings.token_type_embeddings.weight"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from capfilt.models.checkpoints import files, key_maps
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.key_maps import WORDS, Table
 from capfilt.models.interface import Model, Names
-from capfilt.models.layers.config import FusionTextConfig, VisionConfig
+from capfilt.models.layers.config import FusionTextConfig, TextConfig, VisionConfig
 from capfilt.models.layers.vit import resize_positions
 
 VIT: Table = {
@@ -133,8 +134,21 @@ def fusion_of_shapes(tensors: Tensors, stack: str) -> FusionTextConfig:
     raise KeyError(f"{stack}encoder.layer.*.crossattention")
 
 
-def fusion_bert(config: FusionTextConfig, tensors: Tensors, source: str) -> Tensors:
-    """What BERT gives to the text stack, by our names; cross-attention starts fresh."""
+def vision_from(model: Any, source: str) -> set[str]:
+    """Fill the vision tower of a model from a ViT; returns the names of its tensors."""
+    return copy(model, vit(model.config.vision, find(source), source), source)
+
+
+def text_from(model: Any, source: str) -> set[str]:
+    """Fill a text stack from BERT, and the head that guesses hidden words if BERT has one itself."""
+    return copy(model, bert_stack(model.config.text, find(source), source), source)
+
+
+def bert_stack(
+    config: TextConfig | FusionTextConfig, tensors: Tensors, source: str, outputs_are_words: bool = False
+) -> Tensors:
+    """What BERT gives to the text stack, by our names; cross-attention starts fresh. `outputs_are_words`: an output
+    matrix that is not tied begins as the words."""
     tensors = bert(tensors)
     wanted = key_maps.text_names(
         config, {"encoder": "", "decoder": ""}, ("embeddings", "self_attention", "feed_forward")
@@ -143,6 +157,8 @@ def fusion_bert(config: FusionTextConfig, tensors: Tensors, source: str) -> Tens
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cls.predictions.")}
     elif "cls.predictions.bias" in tensors:
         wanted |= key_maps.once(key_maps.expand(key_maps.LM_HEAD, 1, "text.head.", "cls.predictions."))
+        if outputs_are_words and not config.tie_lm_head:
+            wanted["text.head.weight"] = (WORDS,)
     taken = take(tensors, wanted, source)
     return first_positions(taken, config.max_positions)
 

@@ -10,10 +10,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from capfilt.errors import ModelError
-from capfilt.models.layers.config import VisionConfig
+from capfilt.models.layers.config import BertConfig, VisionConfig
 from capfilt.storage.documents import read_model_object
 
 CONFIG = "config.json"
+STACK = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "layer_norm_eps": "layer_norm_eps",
+}
+TEXT = STACK | {
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+    "dropout": "hidden_dropout_prob",
+}
+"""Fields of our stacks, of any and of one like BERT's -> what transformers' `config.json` calls them."""
 
 
 def read(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
@@ -54,11 +67,7 @@ def vision_tower(vision: Mapping[str, Any], source: Path, **more: bool) -> Visio
     return VisionConfig(
         image_size=square(vision, "image_size", source),
         patch_size=square(vision, "patch_size", source),
-        width=vision["hidden_size"],
-        depth=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        hidden=vision["intermediate_size"],
-        layer_norm_eps=vision["layer_norm_eps"],
+        **{ours: vision[theirs] for ours, theirs in STACK.items()},
         **more,
     )
 
@@ -67,29 +76,22 @@ def described_vision(vision: VisionConfig, model_type: str) -> dict[str, Any]:
     """The `vision_config` of a tower of ours."""
     return {
         "model_type": model_type,
-        "hidden_size": vision.width,
-        "intermediate_size": vision.hidden,
-        "num_hidden_layers": vision.depth,
-        "num_attention_heads": vision.heads,
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "hidden_act": "gelu",
-        "layer_norm_eps": vision.layer_norm_eps,
+        **{theirs: getattr(vision, ours) for ours, theirs in STACK.items()},
     }
 
 
 def text_fields(text: Mapping[str, Any]) -> dict[str, Any]:
     """What a `text_config` or `qformer_config` says of a stack like BERT's, by the fields of ours."""
-    return {
-        "vocab_size": text["vocab_size"],
-        "width": text["hidden_size"],
-        "depth": text["num_hidden_layers"],
-        "heads": text["num_attention_heads"],
-        "hidden": text["intermediate_size"],
-        "max_positions": text["max_position_embeddings"],
-        "dropout": text["hidden_dropout_prob"],
-        "layer_norm_eps": text["layer_norm_eps"],
-    }
+    return {ours: text[theirs] for ours, theirs in TEXT.items()}
+
+
+def described_text(text: BertConfig) -> dict[str, Any]:
+    """The other way."""
+    described = {theirs: getattr(text, ours) for ours, theirs in TEXT.items()}
+    return {**described, "hidden_act": "gelu", "attention_probs_dropout_prob": text.dropout}
 
 
 def check_gelu(sections: Mapping[str, Mapping[str, Any]], family: str, source: Path) -> None:

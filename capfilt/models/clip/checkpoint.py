@@ -16,10 +16,13 @@ from capfilt.errors import ModelError
 from capfilt.models.checkpoints import files, key_maps, open_clip, torchscript
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.key_maps import Table
-from capfilt.models.checkpoints.transformers_folder import possible
+from capfilt.models.checkpoints.transformers_folder import STACK, possible
 from capfilt.models.clip.config import ClipConfig
+from capfilt.models.clip.model import Clip
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import FolderFormat, Names, OriginalFormat, TransformersFormat
 from capfilt.models.layers.config import Activation
+from capfilt.models.layers.vit import VISION_BLOCK
 
 Layout = Literal["openai", "hf"]
 Pairs = dict[str, tuple[str, str]]
@@ -59,16 +62,9 @@ IGNORED = {
 }
 """Keys that are left behind on purpose, and why."""
 
-SHARED = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "hidden": "intermediate_size",
-    "layer_norm_eps": "layer_norm_eps",
-}
 FIELDS: dict[str, Table] = {
-    "vision": SHARED | {"image_size": "image_size", "patch_size": "patch_size"},
-    "text": SHARED | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"},
+    "vision": STACK | {"image_size": "image_size", "patch_size": "patch_size"},
+    "text": STACK | {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"},
 }
 """Fields of our towers -> what transformers' `config.json` calls them."""
 VIT_B_32: dict[str, dict[str, Any]] = {
@@ -264,3 +260,13 @@ def refuse_other_norms(config: ClipConfig) -> None:
     """Refuse a model whose norms OpenAI's code would compute otherwise; ModelError."""
     if {config.vision.layer_norm_eps, config.text.layer_norm_eps} != {1e-5}:
         raise ModelError("layer_norm_eps is not 1e-5, as it is in OpenAI's and open_clip's code: export it --as hf")
+
+
+CODE = FamilyCode(
+    build=Clip,
+    blocks=(VISION_BLOCK,),
+    transformers=ClipTransformers(),
+    original=OpenAiFile(),
+    open_clip=OpenClipFolder(),
+    ignored=IGNORED,
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from capfilt.models.architecture import alias
 from capfilt.models.layers.config import Activation, TextStackConfig, VisionConfig
 from capfilt.models.layers.limits import Epsilon, Positions, Temperature, Width
 from capfilt.models.layers.towers import TowersConfig
@@ -58,14 +59,9 @@ class ClipConfig(TowersConfig):
     def tokenizer_kind(self) -> Literal["byte-bpe"]:
         return "byte-bpe"
 
-    @property
-    def scored_length(self) -> int:
-        """As many tokens as it can read, as OpenAI and open_clip evaluate."""
-        return self.text.max_positions
-
-    @property
-    def feature_width(self) -> int:
-        return self.projection
+    scored_length: ClassVar[Any] = alias("text.max_positions")
+    """As many tokens as it can read, as OpenAI and open_clip evaluate."""
+    feature_width: ClassVar[Any] = alias("projection")
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:

@@ -9,15 +9,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capfilt.errors import ModelError
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.clip.config import ClipConfig
 from capfilt.models.interface import Model
+from capfilt.models.layers.bert import check_length
 from capfilt.models.layers.block import PreNormBlock
-from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.precision import unit
 from capfilt.models.layers.vit import VisionTransformer
 
 
@@ -36,14 +35,12 @@ class CausalTextTransformer(nn.Module):
         self.norm = nn.LayerNorm(text.width, eps=text.layer_norm_eps)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        T, most = ids_BT.shape[1], self.positions.shape[1]
-        if most < T:
-            raise ModelError(f"a text of {T} tokens, and the model has {most} positions; lower max_length to {most}")
+        T = ids_BT.shape[1]
+        check_length(T, self.positions.shape[1])
         x_BTD = self.words(ids_BT) + self.positions[:, :T]
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        states: Tensor = self.norm(x_BTD)
-        return states
+        return self.norm(x_BTD)
 
 
 class Clip(Model):
@@ -100,8 +97,7 @@ class Clip(Model):
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> their [CLS] tokens [B, 1, vision width]; `vision` gives all tokens."""
-        tokens: Tensor = self.vision(images_B3SS)[:, :1]
-        return tokens
+        return self.vision(images_B3SS)[:, :1]
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> their states at <|endoftext|> [B, 1, text width]; the mask says nothing that the ids do not."""
@@ -120,11 +116,3 @@ class Clip(Model):
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """States at the end of texts [B, 1, D] -> unit vectors [B, projection], fp32 at least, under autocast too."""
         return unit(self.text_projection(states_BTD[:, 0]))
-
-    def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
-        return image_IP @ text_TP.T
-
-
-def unit(x_BP: Tensor) -> Tensor:
-    """Rows of length 1, in fp32 or what is finer."""
-    return F.normalize(at_least_fp32(x_BP), dim=-1)

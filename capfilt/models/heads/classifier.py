@@ -60,5 +60,4 @@ class Classifier(HeadModel):
         else:
             context = self.base.image_context(tokens_BND, "encoder")
             vector = self.base.summary(self.base.fuse(ids_BT, mask_BT, context))
-        logits: Tensor = self.head(vector)
-        return logits
+        return self.head(vector)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from capfilt.config import OpenSection
-from capfilt.models.architecture import ArchitectureConfig
+from capfilt.models.architecture import ArchitectureConfig, alias
 from capfilt.models.layers.config import DecoderConfig
 from capfilt.models.layers.limits import Depth
 from capfilt.storage.paths import storage_path
 
 if TYPE_CHECKING:
     from capfilt.data.images.preprocess import Preprocess
-    from capfilt.data.text.language_tokenizer import TokenizerKind
 
 HeadKind = Literal["relu", "norm"]
 
@@ -45,47 +44,24 @@ class HeadConfig(ArchitectureConfig):
     base: Base
     """The model under the head, of any family that fuses texts with images: a preset, a YAML, or its keys."""
 
+    image_size: ClassVar[Any] = alias("base.image_size")
+    vocabulary_size: ClassVar[Any] = alias("base.vocabulary_size")
+    max_positions: ClassVar[Any] = alias("base.max_positions")
+    num_layers: ClassVar[Any] = alias("base.num_layers")
+    vision_depth: ClassVar[Any] = alias("base.vision_depth")
+    towers: ClassVar[Any] = alias("base.towers")
+    tokenizer_kind: ClassVar[Any] = alias("base.tokenizer_kind")
+    starts_from: ClassVar[Any] = alias("base")
+    """A model of this architecture may start from one that is the base alone."""
+
     @field_validator("base")
     @classmethod
     def _without_other_heads(cls, base: ArchitectureConfig) -> ArchitectureConfig:
         return base.for_role("filter")
 
     @property
-    def image_size(self) -> int:
-        return self.base.image_size
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self.base.vocabulary_size
-
-    @property
-    def max_positions(self) -> int:
-        return self.base.max_positions
-
-    @property
     def num_weights(self) -> int:
         return self.base.num_weights
-
-    @property
-    def num_layers(self) -> int:
-        return self.base.num_layers
-
-    @property
-    def vision_depth(self) -> int:
-        return self.base.vision_depth
-
-    @property
-    def towers(self) -> dict[str, dict[str, int | str]]:
-        return self.base.towers
-
-    @property
-    def tokenizer_kind(self) -> TokenizerKind:
-        return self.base.tokenizer_kind
-
-    @property
-    def starts_from(self) -> ArchitectureConfig:
-        """A model of this architecture may start from one that is the base alone."""
-        return self.base
 
     def pictures(self, usual: Preprocess) -> Preprocess:
         from capfilt.models.registry import preprocess_of
@@ -132,6 +108,9 @@ class ClassifierConfig(HeadConfig):
     """relu: a layer as wide as what is fused, and the classes (ALBEF, BLIP); norm: a layer twice as wide, normalised,
     with GELU (ViLT, VLMo, X-VLM); null: as the family of the base has it."""
 
+    pictures_of_text: ClassVar[Any] = alias("images")
+    known_answers: ClassVar[Any] = alias("labels")
+
     @model_validator(mode="before")
     @classmethod
     def _pictures_of_base(cls, tree: Any) -> Any:
@@ -156,14 +135,6 @@ class ClassifierConfig(HeadConfig):
         """It classifies a text beside an image, and plays neither role."""
         return frozenset({"encode_image", "classify"})
 
-    @property
-    def pictures_of_text(self) -> int:
-        return self.images
-
-    @property
-    def known_answers(self) -> tuple[str, ...] | None:
-        return self.labels
-
     def with_answers(self, answers: tuple[str, ...]) -> ClassifierConfig:
         return self.model_copy(update={"labels": answers})
 
@@ -176,11 +147,15 @@ class AnswererConfig(HeadConfig):
     """Answers to questions about a picture: a decoder beside what the base fuses of the question and the picture (VQA
     of ALBEF and X-VLM; BLIP's is its own architecture, with `answers`)."""
 
+    ranks_first_twice = True  # as the codes of ALBEF and X-VLM rank: P(first token), and P(all tokens) again
+
     family: Literal["answerer"] = "answerer"
     depth: Depth | None = None
     """Layers of the decoder, which begin with the last layers of the base; null: as many as fuse."""
     answer_list: Labels = ()
     """The answers that it chooses among: a list, or a file of one a line. None: those that a training counts."""
+
+    known_answers: ClassVar[Any] = alias("answer_list")
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -197,15 +172,6 @@ class AnswererConfig(HeadConfig):
     @property
     def num_weights(self) -> int:
         return self.base.num_weights + self.decoder.weights
-
-    @property
-    def ranks_first_twice(self) -> bool:
-        """As the codes of ALBEF and X-VLM rank: P(first token), and P(all tokens) again."""
-        return True
-
-    @property
-    def known_answers(self) -> tuple[str, ...] | None:
-        return self.answer_list
 
     def with_answers(self, answers: tuple[str, ...]) -> AnswererConfig:
         return self.model_copy(update={"answer_list": answers})

@@ -80,8 +80,7 @@ class Merge(nn.Module):
     def forward(self, left_BTD: Tensor, right_BTD: Tensor) -> Tensor:
         if self.linear is None:
             return (left_BTD + right_BTD) / 2
-        merged: Tensor = self.linear(torch.cat([left_BTD, right_BTD], dim=-1))
-        return merged
+        return self.linear(torch.cat([left_BTD, right_BTD], dim=-1))
 
 
 class Merged(nn.Module):

@@ -126,8 +126,7 @@ class FusedSelfAttention(nn.Module):
             qkv = linear(self.qkv, x_BND, torch.cat([query, torch.zeros_like(key), value]))
         q, k, v = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
         y = attend(q, k, v, mask, self.causal)
-        out: Tensor = self.out(merge_heads(y))
-        return out
+        return self.out(merge_heads(y))
 
 
 class Attention(nn.Module):
@@ -172,8 +171,7 @@ class Attention(nn.Module):
         q = split_heads(self.query(x_BTD).view(B // groups, groups * T, D), self.heads)
         dropout = self.dropout if self.training else 0.0
         y = attend(q, k.to(q.dtype), v.to(q.dtype), mask, dropout=dropout)
-        out: Tensor = self.out(merge_heads(y).view(B, T, D))
-        return out
+        return self.out(merge_heads(y).view(B, T, D))
 
     def tokens_instead(self, tokens_BSE: Tensor, queries: int) -> KeysValues | None:
         """What takes the place of `keys_values` for so many queries of a row in all; None: nothing does.
@@ -212,8 +210,7 @@ class Attention(nn.Module):
         k, v = keys_values
         q = split_heads(packing.pad(self.query(x_PD)), self.heads)
         y = attend(q, k.to(q.dtype), v.to(q.dtype), mask)
-        out: Tensor = self.out(packing.pack(merge_heads(y)))
-        return out
+        return self.out(packing.pack(merge_heads(y)))
 
 
 @contextmanager
@@ -231,8 +228,7 @@ def explicit_weights(attention: Attention) -> Iterator[list[Tensor]]:
         scores = q @ k.to(q.dtype).transpose(-2, -1) / q.shape[-1] ** 0.5
         scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
         kept.append(scores.softmax(dim=-1).detach().requires_grad_())
-        out: Tensor = attention.out(merge_heads(kept[-1].to(v.dtype) @ v).view(x_BTD.shape))
-        return out
+        return attention.out(merge_heads(kept[-1].to(v.dtype) @ v).view(x_BTD.shape))
 
     hook = attention.register_forward_hook(replace)
     try:
@@ -253,8 +249,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = linear_gelu(self.up, x) if self.exact else quick_gelu(self.up(x))
-        out: Tensor = self.down(self.dropout(hidden))
-        return out
+        return self.down(self.dropout(hidden))
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,8 +63,7 @@ class Embeddings(nn.Module):
         end = start + ids_BT.shape[1]
         check_length(end, self.positions.num_embeddings)
         words = self.words(ids_BT) if self.types is None else self.words(ids_BT) + self.types.weight[0]
-        out: Tensor = self.dropout(self.norm(words + self.positions.weight[start:end] if absolute else words))
-        return out
+        return self.dropout(self.norm(words + self.positions.weight[start:end] if absolute else words))
 
 
 def check_length(length: int, most: int) -> None:
@@ -82,8 +82,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, *args: object) -> Tensor:
-        out: Tensor = self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
-        return out
+        return self.norm(x_BTD + self.dropout(self.block(x_BTD, *args)))
 
 
 class Cache:
@@ -130,8 +129,7 @@ class TextLayer(nn.Module):
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> KeysValues:
         """What the cross-attention of `role` attends to of the images."""
-        keys_values: KeysValues = self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
-        return keys_values
+        return self.cross_attention.of(role).block.keys_values(tokens_BND)  # type: ignore[union-attr, operator]
 
     def key_projections(self, role: Role) -> tuple[nn.Module, nn.Module]:
         """What `image_context` projects with."""
@@ -140,8 +138,7 @@ class TextLayer(nn.Module):
 
     def self_keys_values(self, x_BTD: Tensor, role: Role, packing: Packing | None = None) -> KeysValues:
         """Keys and values of the layer's input, for self-attention."""
-        keys_values: KeysValues = self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
-        return keys_values
+        return self.self_attention.of(role).block.keys_values(x_BTD, packing)  # type: ignore[union-attr, operator]
 
     def forward(
         self,
@@ -155,8 +152,7 @@ class TextLayer(nn.Module):
         x_BTD = self.self_attention.of(role)(x_BTD, keys_values, mask)
         if image is not None:
             x_BTD = self.cross_attention.of(role)(x_BTD, image, image_mask)
-        out: Tensor = self.feed_forward.of(role)(x_BTD)
-        return out
+        return self.feed_forward.of(role)(x_BTD)
 
     def fuse_both(
         self,
@@ -173,8 +169,7 @@ class TextLayer(nn.Module):
         cross = self.cross_attention.of("encoder")
         assert isinstance(cross, Residual)
         both = merge(cross.block(x_BTD, images[0]), second(x_BTD, images[1]))
-        out: Tensor = self.feed_forward.of("encoder")(cross.norm(x_BTD + cross.dropout(both)))
-        return out
+        return self.feed_forward.of("encoder")(cross.norm(x_BTD + cross.dropout(both)))
 
     def packed(
         self,
@@ -189,8 +184,7 @@ class TextLayer(nn.Module):
         x_PD = self.self_attention.of("encoder")(x_PD, keys_values, mask, texts)
         if image is not None:
             x_PD = self.cross_attention.of("encoder")(x_PD, image, None, images)
-        out: Tensor = self.feed_forward.of("encoder")(x_PD)
-        return out
+        return self.feed_forward.of("encoder")(x_PD)
 
 
 TEXT_BLOCK = Block(TextLayer, entry_points=("image_context", "self_keys_values", "fuse_both"), repeated=True)
@@ -208,8 +202,7 @@ class LanguageHead(nn.Module):
 
     def hidden(self, x_BTD: Tensor) -> Tensor:
         """States [B, T, D] -> what the output matrix multiplies [B, T, D]."""
-        out: Tensor = self.norm(F.gelu(self.transform(x_BTD)))
-        return out
+        return self.norm(F.gelu(self.transform(x_BTD)))
 
     def forward(self, x_BTD: Tensor, words_VD: Tensor) -> Tensor:
         """States [B, T, D] -> logits [B, T, V]."""
@@ -230,8 +223,16 @@ class OutputLayer:
 
     def logits(self, states_BTD: Tensor) -> Tensor:
         """States [B, T, D] -> logits [B, T, V]."""
-        logits: Tensor = self.head(states_BTD, self.weight_VD)
-        return logits
+        return self.head(states_BTD, self.weight_VD)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Draw fresh weights of a stack made like BERT; those of embeddings deviate by 0.02 whatever its width."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=std)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
 
 
 class TextTransformer(nn.Module):
@@ -245,16 +246,9 @@ class TextTransformer(nn.Module):
             TextLayer(config, image_width, attends=n >= config.fusion_layer) for n in range(config.depth)
         )
         self.head = LanguageHead(config) if "decoder" in config.roles else None
-        self.apply(self._initialise)
+        self.apply(partial(initialise, std=config.init_std))
         if self.head is not None and self.head.weight is not None:
             nn.init.normal_(self.head.weight, std=0.02)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=self.config.init_std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     def image_context(self, tokens_BND: Tensor, role: Role) -> ImageContext:
         """Project image tokens, once for all texts and steps that will attend to them; a pair for each layer."""

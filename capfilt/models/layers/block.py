@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from capfilt.models.layers.attention import FeedForward, FusedSelfAttention
 from capfilt.models.layers.config import Activation
@@ -53,5 +56,19 @@ class PreNormBlock(nn.Module):
         branch = self.dropout(self.attention(self.attention_norm(x_BND), mask))
         x_BND = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[0])
         branch = self.dropout(self.feed_forward(self.feed_forward_norm(x_BND)))
-        out: Tensor = x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
-        return out
+        return x_BND + (branch if depth_2B11 is None else branch * depth_2B11[1])
+
+
+def recomputed(again: bool, block: nn.Module, *args: object) -> Any:
+    """What a block gives; `again`: in training it keeps no activations and computes them once more on the way back."""
+    if again and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False)
+    return block(*args)
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Draw fresh weights of a vision transformer's linear layers."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from capfilt.models.layers.attention import KeysValues
-from capfilt.models.layers.transfer import to_device
+from capfilt.models.layers.transfer import mask_of, to_device
 
 
 class ImageContext(NamedTuple):
@@ -79,9 +79,8 @@ def cls_of_pairs(
 ) -> Tensor:
     """First states [B, 1, D] of texts of these lengths, `counts` texts of each image, adjacent, in models that read a
     pair as one sequence: each is read as a whole, whatever image it shares, and so not too many at once."""
-    device = ids_BT.device
-    rows = to_device(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), device)
-    mask_BT = torch.arange(ids_BT.shape[1], device=device) < to_device(torch.tensor(lengths), device)[:, None]
+    rows = to_device(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), ids_BT.device)
+    mask_BT = mask_of(lengths, ids_BT)
     states = []
     for start in range(0, len(ids_BT), MAX_PAIRS):
         part = slice(start, start + MAX_PAIRS)

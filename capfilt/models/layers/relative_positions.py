@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 
 
+def offset_index(side: int, device: torch.device | None = None) -> Tensor:
+    """For each two tokens of a grid of `side` x `side` the row of a table of offsets, query - key; [M, M]."""
+    place = torch.arange(side, device=device)
+    row, column = (axis.flatten() for axis in torch.meshgrid(place, place, indexing="ij"))
+    return (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column + side - 1
+
+
 def resize_offsets(table_RC: Tensor, side: int) -> Tensor:
     """A table of (2 s - 1)^2 offsets, one column a head, -> the same of a grid of `side` x `side` tokens."""
     old, new = round(len(table_RC) ** 0.5), 2 * side - 1
@@ -40,8 +47,7 @@ def _spline(known_K: Tensor, wanted_W: Tensor) -> Tensor:
     ends = [known_K[end].expand(degree + 1) for end in (0, -1)]
     knots = torch.cat([ends[0], inner, ends[1]])
     wanted_W = wanted_W.clamp(float(known_K[0]), float(known_K[-1]))
-    weights: Tensor = _basis(knots, degree, wanted_W) @ torch.linalg.inv(_basis(knots, degree, known_K))
-    return weights
+    return _basis(knots, degree, wanted_W) @ torch.linalg.inv(_basis(knots, degree, known_K))
 
 
 def _basis(knots: Tensor, degree: int, x_W: Tensor) -> Tensor:

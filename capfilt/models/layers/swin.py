@@ -7,15 +7,16 @@ pictures, S side of the grid, W windows, M tokens of a window, H heads, D width.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from capfilt.models.layers.attention import FeedForward, merge_heads, split_heads, stochastic_depth
-from capfilt.models.layers.block import Block
+from capfilt.models.layers.block import Block, initialise, recomputed
 from capfilt.models.layers.config import SwinConfig
-from capfilt.models.layers.relative_positions import resize_offsets
+from capfilt.models.layers.relative_positions import offset_index, resize_offsets
 
 HIDDEN_SCORE = -100.0
 """What is added to the scores of tokens that do not see each other, as in Swin's own code."""
@@ -44,8 +45,7 @@ class WindowAttention(nn.Module):
         bias = F.embedding(index_MM, self.offsets).permute(2, 0, 1).expand(W, -1, -1, -1)
         bias = bias if seen_WMM is None else bias + seen_WMM[:, None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[None].to(q.dtype))
-        out: Tensor = self.out(merge_heads(y.reshape(B * W, self.heads, M, -1))).view(B, W, M, D)
-        return out
+        return self.out(merge_heads(y.reshape(B * W, self.heads, M, -1))).view(B, W, M, D)
 
 
 class SwinBlock(nn.Module):
@@ -72,8 +72,7 @@ class SwinBlock(nn.Module):
         x_BND = x_BND + (y if depth_2B11 is None else y * depth_2B11[0])
         y = self.feed_forward(self.feed_forward_norm(x_BND))
         x_BND = x_BND + (y if depth_2B11 is None else y * depth_2B11[1])
-        out: Tensor = x_BND.view(B, S, S, D)
-        return out
+        return x_BND.view(B, S, S, D)
 
 
 SWIN_BLOCK = Block(SwinBlock)
@@ -89,8 +88,7 @@ class Merge(nn.Module):
 
     def forward(self, x_BSSD: Tensor) -> Tensor:
         four = [x_BSSD[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        out: Tensor = self.reduce(self.norm(torch.cat(four, dim=-1)))
-        return out
+        return self.reduce(self.norm(torch.cat(four, dim=-1)))
 
 
 class Stage(nn.Module):
@@ -116,13 +114,7 @@ class SwinTransformer(nn.Module):
         self.rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.recompute = 0
         """How many of the last blocks keep no activations for the backward pass and compute them again."""
-        self.apply(self._initialise)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=self.config.init_std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self.apply(partial(initialise, std=config.init_std))
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         x_BND = self.patches(images_B3SS).permute(0, 2, 3, 1)
@@ -136,10 +128,7 @@ class SwinTransformer(nn.Module):
                 depth = stochastic_depth(x_BSSD, self.rates[number] if self.training else 0.0)
                 args = (x_BSSD, index_MM, shift, seen_WMM, depth) if n % 2 else (x_BSSD, index_MM, 0, None, depth)
                 number += 1
-                if number > self.config.depth - self.recompute and torch.is_grad_enabled():
-                    x_BSSD = torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
-                else:
-                    x_BSSD = block(*args)
+                x_BSSD = recomputed(number > self.config.depth - self.recompute, block, *args)
             x_BSSD = x_BSSD if stage.merge is None else stage.merge(x_BSSD)  # type: ignore[operator]
         x_BND = self.norm(x_BSSD.flatten(1, 2))
         return torch.cat([x_BND.mean(dim=1, keepdim=True), x_BND], dim=1)
@@ -168,13 +157,6 @@ def of_windows(x_BWMD: Tensor, S: int) -> Tensor:
     B, W, M, D = x_BWMD.shape
     side, across = round(M**0.5), round(W**0.5)
     return x_BWMD.view(B, across, across, side, side, D).transpose(2, 3).reshape(B, S, S, D)
-
-
-def offset_index(side: int, device: torch.device | None = None) -> Tensor:
-    """For each two tokens of a window the row of the table of offsets, query - key; [M, M]."""
-    place = torch.arange(side, device=device)
-    row, column = (axis.flatten() for axis in torch.meshgrid(place, place, indexing="ij"))
-    return (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column + side - 1
 
 
 def shifted_windows(x_BSSD: Tensor, side: int, shift: int) -> Tensor:

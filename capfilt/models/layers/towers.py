@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from capfilt.models.architecture import ArchitectureConfig, ModelRole
-from capfilt.models.layers.config import BertConfig, Role, TextStackConfig, VisionConfig
+from capfilt.models.architecture import ArchitectureConfig, ModelRole, alias
+from capfilt.models.layers.config import BertConfig, FusionTextConfig, Role, TextConfig, TextStackConfig, VisionConfig
+from capfilt.models.layers.limits import Temperature, Width
 
 if TYPE_CHECKING:
     from capfilt.data.text.language_tokenizer import TokenizerKind
@@ -30,48 +31,32 @@ class VisionTextConfig(ArchitectureConfig):
     text: Any
     """What texts pass through; likewise."""
 
-    @property
-    def image_size(self) -> int:
-        """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
-        size: int = self.vision.image_size
-        return size
+    image_size: ClassVar[Any] = alias("vision.image_size")
+    """Side of the square picture, pixels; of pictures that keep their shape the shortest."""
+    vision_depth: ClassVar[Any] = alias("vision.depth")
+    max_positions: ClassVar[Any] = alias("text.max_positions")
 
     @property
     def vocabulary_size(self) -> int:
-        entries: int = self.text.vocab_size
-        return entries
-
-    @property
-    def max_positions(self) -> int:
-        most: int = self.text.max_positions
-        return most
+        return self.text.vocab_size
 
     @property
     def num_weights(self) -> int:
-        weights: int = self.vision.weights + self.text.weights
-        return weights
+        return self.vision.weights + self.text.weights
 
     @property
     def fused_width(self) -> int:
-        width: int = self.text.width if "fuse" in self.capabilities else 0
-        return width
+        return self.text.width if "fuse" in self.capabilities else 0
 
     @property
     def fused_init_std(self) -> float | None:
         return float(getattr(self.text, "init_std", 0.02))
 
-    @property
-    def vision_depth(self) -> int:
-        depth: int = self.vision.depth
-        return depth
-
 
 class OneStackConfig(VisionTextConfig):
     """An architecture of one stack of blocks for images and texts, whose texts are embedded as BERT's (ViLT, VLMo)."""
 
-    @property
-    def num_layers(self) -> int:
-        return self.vision_depth
+    num_layers: ClassVar[Any] = alias("vision_depth")
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:
@@ -117,3 +102,20 @@ class TowersConfig(VisionTextConfig):
             tensors["vision.positions"] = resize_positions(
                 tensors["vision.positions"], self.vision.image_size, self.vision.patch_size, antialias
             )
+
+
+class ComparingConfig(TowersConfig):
+    """Two towers that are compared, and a text stack of which some layers attend to images (BLIP, ALBEF, X-VLM)."""
+
+    text: TextConfig | FusionTextConfig
+    """The text stack."""
+    projection: Width = 256
+    """Width of the space where images and texts are compared."""
+    temperature: Temperature = 0.07
+    """Initial temperature of ITC; learned."""
+
+    feature_width: ClassVar[Any] = alias("projection")
+
+    @property
+    def fusion_layers(self) -> range:
+        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from capfilt.models.checkpoints.files import Tensors
@@ -14,7 +14,7 @@ from capfilt.models.layers.attention import Attention
 from capfilt.models.layers.bert import Cache, Head, OutputLayer, TextTransformer
 from capfilt.models.layers.config import APART, Role
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
-from capfilt.models.layers.precision import at_least_fp32
+from capfilt.models.layers.precision import unit
 
 
 class TowersModel(Model):
@@ -35,6 +35,14 @@ class TowersModel(Model):
         self.vision = vision
         self.text = TextTransformer(config.text, config.vision.width)
 
+    def add_comparing_heads(self, match: Callable[[int, int], nn.Module] = nn.Linear) -> None:
+        """Give it two projections into the space where cosines are taken, their temperature, and a head that matches,
+        which `match` makes of (width, outputs)."""
+        vision, text, space = self.config.vision.width, self.config.text.width, self.config.projection
+        self.image_projection, self.text_projection = nn.Linear(vision, space), nn.Linear(text, space)
+        self.match_head = match(text, 2)
+        self.temperature = nn.Parameter(torch.tensor(self.config.temperature))
+
     @property
     def vision_modules(self) -> list[nn.Module]:
         return [self.vision]
@@ -51,8 +59,7 @@ class TowersModel(Model):
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Pictures [B, 3, S, S] -> tokens [B, N, vision width]; token 0 is [CLS]."""
-        tokens: Tensor = self.vision(images_B3SS)
-        return tokens
+        return self.vision(images_B3SS)
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         return self.text.image_context(tokens_BND, role)
@@ -73,19 +80,15 @@ class TowersModel(Model):
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts -> states [B, T, D], of the layers that read a text alone."""
-        states: Tensor = self.text(ids_BT, "encoder", mask_BT)
-        return states
+        return self.text(ids_BT, "encoder", mask_BT)
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
-        return F.normalize(at_least_fp32(self.image_projection(tokens_BND[:, 0])), dim=-1)
+        return unit(self.image_projection(tokens_BND[:, 0]))
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
         """Text states -> unit vectors [B, projection], fp32 under autocast too, float64 in float64."""
-        return F.normalize(at_least_fp32(self.text_projection(states_BTD[:, 0])), dim=-1)
-
-    def similarity(self, image_IP: Tensor, text_TP: Tensor) -> Tensor:
-        return image_IP @ text_TP.T
+        return unit(self.text_projection(states_BTD[:, 0]))
 
     def fused_ids(self, ids_BT: Tensor) -> Tensor:
         """The ids that `fuse` reads; [B, T] with [CLS] first, as they come, or with another token there."""
@@ -96,12 +99,10 @@ class TowersModel(Model):
         return ids_BT
 
     def fuse(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        states: Tensor = self.text(self.fused_ids(ids_BT), "encoder", mask_BT, image)
-        return states
+        return self.text(self.fused_ids(ids_BT), "encoder", mask_BT, image)
 
     def image_attention(self, layer: int) -> Attention:
-        attention: Attention = self.text.layers[layer].cross_attention.of("encoder").block  # type: ignore[union-attr, operator]
-        return attention
+        return self.text.layers[layer].cross_attention.of("encoder").block  # type: ignore[union-attr, operator]
 
     def fuse_states(self, states_BTD: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         """States of texts that `encode_text` gave -> states beside images [B, T, D], where the one is the beginning of
@@ -115,8 +116,10 @@ class TowersModel(Model):
         return self.text.cls_states(self.fused_ids(ids_BT), lengths, image, counts)
 
     def match(self, states_BTD: Tensor) -> Tensor:
-        logits: Tensor = self.match_head(states_BTD[:, 0])
-        return logits
+        return self.match_head(states_BTD[:, 0])
+
+    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
+        return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))
 
     def decode(self, ids_BT: Tensor, mask_BT: Tensor | None, image: ImageContext) -> Tensor:
         return self.text.logits(self.text(self.decoded_ids(ids_BT), "decoder", mask_BT, image))

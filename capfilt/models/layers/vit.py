@@ -13,11 +13,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from capfilt.models.layers.attention import stochastic_depth
-from capfilt.models.layers.block import Block, PreNormBlock
+from capfilt.models.layers.block import Block, PreNormBlock, initialise, recomputed
 from capfilt.models.layers.config import VisionConfig
 from capfilt.models.layers.precision import at_least_fp32
 
@@ -46,14 +45,9 @@ class VisionTransformer(nn.Module):
         self.recompute = 0
         """How many of the last blocks keep no activations for the backward pass and compute them again: a matter of
         memory, not of the architecture. BLIP fine-tunes so: the last 4 of ViT-B for retrieval, 12 of ViT-L."""
-        self.apply(self._initialise)
+        self.apply(partial(initialise, std=config.init_std))
         nn.init.trunc_normal_(self.cls, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=self.config.init_std)
-            nn.init.zeros_(module.bias)
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         return self.run(self.embed(images_B3SS))
@@ -62,23 +56,18 @@ class VisionTransformer(nn.Module):
         """Pictures -> embedded tokens, as the first block reads them."""
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(x_BND.shape[0], -1, -1), x_BND], dim=1) + self.positions
-        embedded: Tensor = self.pre_norm(x_BND)
-        return embedded
+        return self.pre_norm(x_BND)
 
     def run(self, x_BND: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embedded tokens -> tokens: blocks and final norm. `mask` as of `FusedSelfAttention`."""
-        tokens: Tensor = self.norm(self.run_blocks(x_BND, range(len(self.blocks)), mask))
-        return tokens
+        return self.norm(self.run_blocks(x_BND, range(len(self.blocks)), mask))
 
     def run_blocks(self, x_BND: Tensor, numbers: range, mask: Tensor | None = None) -> Tensor:
         """Tokens -> tokens through the blocks of these numbers."""
         kept = len(self.blocks) - self.recompute
         for n in numbers:
             depth = stochastic_depth(x_BND, self.rates[n] if self.training else 0.0)
-            if n >= kept and torch.is_grad_enabled():
-                x_BND = torch.utils.checkpoint.checkpoint(self.blocks[n], x_BND, depth, mask, use_reentrant=False)
-            else:
-                x_BND = self.blocks[n](x_BND, depth, mask)
+            x_BND = recomputed(n >= kept, self.blocks[n], x_BND, depth, mask)
         return x_BND
 
 

@@ -18,23 +18,16 @@ from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import load_whole
-from capfilt.models.checkpoints.key_maps import BERT, TIMM_VISION, Table, expand, once
-from capfilt.models.checkpoints.transformers_folder import possible, square
+from capfilt.models.checkpoints.key_maps import EMBEDDINGS, MLM_HEAD, TIMM_VISION, Table, expand, once
+from capfilt.models.checkpoints.transformers_folder import STACK, possible, square
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat, TransformersFormat
+from capfilt.models.layers.vit import VISION_BLOCK
 from capfilt.models.vilt.config import Head, ViltConfig
 from capfilt.models.vilt.model import Vilt
 
-TEXT: Table = {
-    **{ours: theirs.removeprefix("embeddings.") for ours, theirs in BERT["embeddings"].items()},
-    "types.weight": "token_type_embeddings.weight",
-}
 HEADS: dict[Head, Table] = {
-    "mlm": {
-        "mlm_head.transform.*": "mlm_score.transform.dense.*",
-        "mlm_head.norm.*": "mlm_score.transform.LayerNorm.*",
-        "mlm_head.bias": "mlm_score.bias",
-        "mlm_head.weight": "mlm_score.decoder.weight",
-    },
+    "mlm": MLM_HEAD,
     "itm": {"match_head.*": "itm_score.fc.*"},
     "rank": {"rank_head.*": "rank_output.*"},
     "vqa": {f"classifier.{n}.*": f"vqa_classifier.{n}.*" for n in (0, 1, 3)},
@@ -73,7 +66,7 @@ def names(config: ViltConfig, layout: str) -> Names:
         text, modality, vision, blocks = "text_embeddings.", "token_type_embeddings.weight", TIMM_VISION, "transformer."
         pooler = "pooler.dense.*"
     rest: Table = {"modality.weight": modality, **({"pooler.*": pooler} if config.pooled else {})}
-    lines = [*expand(TEXT, 1, "text.", text), *expand(vision, config.vision.depth, "vision.", blocks)]
+    lines = [*expand(EMBEDDINGS, 1, "text.", text), *expand(vision, config.vision.depth, "vision.", blocks)]
     lines += expand(rest, 1, "", "")
     for head in config.heads:
         table = {
@@ -225,10 +218,7 @@ def _described(described: Mapping[str, Any], tied: bool, folder: Path) -> ViltCo
                 "image_size": size,
                 "patch_size": patch,
                 "grid": size // patch,
-                "width": part["hidden_size"],
-                "depth": part["num_hidden_layers"],
-                "heads": part["num_attention_heads"],
-                "hidden": part["intermediate_size"],
+                **{ours: part[theirs] for ours, theirs in STACK.items()},
                 "dropout": part["hidden_dropout_prob"],
                 "layer_norm_eps": part.get("block_norm_eps", part["layer_norm_eps"]),
             },
@@ -267,10 +257,7 @@ def _describe(config: ViltConfig) -> dict[str, Any]:
         "architectures": [class_of(config)],
         "model_type": "vilt",
         "dtype": "float32",
-        "hidden_size": vision.width,
-        "num_hidden_layers": vision.depth,
-        "num_attention_heads": vision.heads,
-        "intermediate_size": vision.hidden,
+        **{theirs: getattr(vision, ours) for ours, theirs in STACK.items()},
         "hidden_act": "gelu",
         "hidden_dropout_prob": vision.dropout,
         "attention_probs_dropout_prob": 0.0,
@@ -354,3 +341,14 @@ def vision_from(model: Vilt, source: str) -> set[str]:
     vision = model.config.vision
     table = vision.model_copy(update={"image_size": vision.grid * vision.patch_size})
     return towers.copy(model, towers.vit(table, towers.find(source), source), source)
+
+
+CODE = FamilyCode(
+    build=Vilt,
+    blocks=(VISION_BLOCK,),
+    continued=continued,
+    initial={"vision": vision_from},
+    transformers=ViltTransformers(),
+    original=ViltCkpt(),
+    ignored=IGNORED,
+)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from capfilt.config import added
 from capfilt.data.images.preprocess import Preprocess
-from capfilt.models.architecture import ModelRole
+from capfilt.models.architecture import ModelRole, alias
 from capfilt.models.layers.config import EmbeddingsConfig, VisionConfig
 from capfilt.models.layers.limits import Rate
 from capfilt.models.layers.towers import OneStackConfig
@@ -81,9 +81,7 @@ class ViltConfig(OneStackConfig):
         """Whether a model has the pooler; a classifier of tokens has none."""
         return self.heads != ("tokens",)
 
-    @property
-    def patch_size(self) -> int:
-        return self.vision.patch_size
+    patch_size: ClassVar[Any] = alias("vision.patch_size")
 
     def pictures(self, usual: Preprocess) -> Preprocess:
         """The family's way, with sides that patches divide."""

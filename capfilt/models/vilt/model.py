@@ -122,14 +122,12 @@ class Vilt(Model):
             rank_B1: Tensor = self.rank_head(pooled_BD)
             return torch.cat([torch.zeros_like(rank_B1), rank_B1], dim=1)
         assert self.match_head is not None, "a model without a head that matches"
-        logits: Tensor = self.match_head(pooled_BD)
-        return logits
+        return self.match_head(pooled_BD)
 
     def guess_words(self, states_BTD: Tensor) -> Tensor:
         """States of words -> logits of the words that stood there [B, T, V]."""
         assert self.mlm_head is not None, "a model without a head that guesses words"
-        logits: Tensor = self.mlm_head(states_BTD, self.text.words.weight)
-        return logits
+        return self.mlm_head(states_BTD, self.text.words.weight)
 
     def classify(self, tokens_BND: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Texts beside the image tokens of their pictures, of two pictures [2 B, N, D + 1] with the left ones first ->
@@ -146,8 +144,7 @@ class Vilt(Model):
         [B, T + N, labels]."""
         assert self.classifier is not None, "a model without a classifier"
         inputs = torch.cat([self.summary(each) for each in states], dim=1) if self.config.pooled else states[0]
-        logits: Tensor = self.classifier(inputs)
-        return logits
+        return self.classifier(inputs)
 
 
 def classifier(config: ViltConfig) -> nn.Module | None:

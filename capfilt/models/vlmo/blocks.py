@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from capfilt.models.layers.attention import FeedForward, merge_heads, split_heads
 from capfilt.models.layers.packed_linear import linear
 from capfilt.models.layers.precision import at_least_fp32
-from capfilt.models.layers.relative_positions import resize_offsets
+from capfilt.models.layers.relative_positions import offset_index, resize_offsets
 from capfilt.models.vlmo.config import BlocksConfig
 
 Modality = Literal["text", "image", "fused"]
@@ -49,8 +49,7 @@ class SharedAttention(nn.Module):
             if mask_BN is not None:
                 scores = scores.masked_fill(~mask_BN[:, None, None, :], -torch.inf)
             y = scores.softmax(dim=-1).to(v.dtype) @ v
-        out: Tensor = self.out(merge_heads(y))
-        return out
+        return self.out(merge_heads(y))
 
 
 class Expert(nn.Module):
@@ -65,8 +64,7 @@ class Expert(nn.Module):
         self.feed_forward = FeedForward(config.width, config.hidden)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        out: Tensor = self.feed_forward(self.norm(x_BND))
-        return out
+        return self.feed_forward(self.norm(x_BND))
 
 
 class MultiwayBlock(nn.Module):
@@ -134,16 +132,12 @@ class RelativePositions(nn.Module):
         else:
             index = joint_index(texts, self.longest, self.side, device)
         bias_NNC = F.embedding(index, at_least_fp32(self.table))
-        parts: Sequence[Tensor] = bias_NNC.permute(2, 0, 1).contiguous().chunk(self.depth)
-        return parts
+        return bias_NNC.permute(2, 0, 1).contiguous().chunk(self.depth)
 
 
 def image_index(side: int, device: torch.device | None = None) -> Tensor:
     """Rows of the table for [CLS] and side x side patches, [N, N] from query to key: offsets are query - key."""
-    place = torch.arange(side, device=device)
-    row, column = (axis.flatten() for axis in torch.meshgrid(place, place, indexing="ij"))
-    offsets = (row[:, None] - row + side - 1) * (2 * side - 1) + column[:, None] - column + side - 1
-    return _with_cls(offsets, (2 * side - 1) ** 2)
+    return _with_cls(offset_index(side, device), (2 * side - 1) ** 2)
 
 
 def text_index(length: int, longest: int, side: int, device: torch.device | None = None) -> Tensor:

@@ -20,13 +20,14 @@ from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import towers
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.checkpoints.fill import fill
-from capfilt.models.checkpoints.key_maps import BERT, Table, expand, once, refuse
+from capfilt.models.checkpoints.key_maps import EMBEDDINGS, MLM_HEAD, Table, expand, once, refuse
 from capfilt.models.checkpoints.transformers_folder import possible
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, IMAGE_EXTRA, image_index, joint_index, resize_relative, text_index
 from capfilt.models.vlmo.config import BlocksConfig, Output, VlmoConfig, WordsConfig
-from capfilt.models.vlmo.model import Vlmo
+from capfilt.models.vlmo.model import MULTIWAY_BLOCK, Vlmo
 
 BLOCK: Table = {
     "attention_norm.*": "norm1.*",
@@ -38,17 +39,8 @@ BLOCK: Table = {
 SCALES: Table = {"attention_scale": "gamma_1", "expert_scale": "gamma_2"}
 EXPERTS = {"text": "_text", "image": "_imag", "fused": "_vl"}
 STEM: Table = {"cls": "cls_token", "patches.*": "patch_embed.proj.*", "norm.*": "norm.*"}
-TEXT: Table = {
-    **{ours: theirs.removeprefix("embeddings.") for ours, theirs in BERT["embeddings"].items()},
-    "types.weight": "token_type_embeddings.weight",
-}
 HEADS: dict[Output, Table] = {
-    "mlm": {
-        "mlm_head.transform.*": "mlm_score.transform.dense.*",
-        "mlm_head.norm.*": "mlm_score.transform.LayerNorm.*",
-        "mlm_head.weight": "mlm_score.decoder.weight",
-        "mlm_head.bias": "mlm_score.bias",
-    },
+    "mlm": MLM_HEAD,
     "itm": {"match_head.*": "itm_score.fc.*"},
     "itc": {
         "image_projection.weight": "itc_image_proj.fc.weight",
@@ -110,7 +102,7 @@ class VlmoPt(OriginalFormat):
 
     def names(self, config: VlmoConfig) -> Names:
         lines = [*expand({**STEM, **block_table(config, EXPERTS)}, 1, "", "transformer.")]
-        lines += expand(TEXT, 1, "text.", "text_embeddings.")
+        lines += expand(EMBEDDINGS, 1, "text.", "text_embeddings.")
         lines += expand({"modality.weight": "token_type_embeddings.weight", "pooler.*": "pooler.dense.*"}, 1, "", "")
         lines.append(
             ("relative.table", RELATIVE) if config.vision.relative_positions else ("positions", "transformer.pos_embed")
@@ -276,3 +268,13 @@ def _with_table(tensors: Tensors, config: VlmoConfig, source: str) -> Tensors:
             RELATIVE: torch.cat([tensors[n] for n in each], 1),
         }
     return {**tensors, RELATIVE: shared.repeat(1, config.vision.depth)}
+
+
+CODE = FamilyCode(
+    build=Vlmo,
+    blocks=(MULTIWAY_BLOCK,),
+    continued=continued,
+    initial={"vision": vision_from},
+    original=VlmoPt(),
+    ignored=IGNORED,
+)

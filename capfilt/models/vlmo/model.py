@@ -11,18 +11,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from capfilt.models.checkpoints.files import Tensors
 from capfilt.models.interface import Model
 from capfilt.models.layers.attention import stochastic_depth
 from capfilt.models.layers.bert import Embeddings, LanguageHead
-from capfilt.models.layers.block import Block
+from capfilt.models.layers.block import Block, recomputed
 from capfilt.models.layers.config import Role
 from capfilt.models.layers.image_context import ImageContext, cls_of_pairs
-from capfilt.models.layers.precision import at_least_fp32
-from capfilt.models.layers.transfer import to_device
+from capfilt.models.layers.precision import unit
+from capfilt.models.layers.transfer import mask_of
 from capfilt.models.layers.vit import resize_positions
 from capfilt.models.vlmo.blocks import CROSS, Modality, MultiwayBlock, RelativePositions, resize_relative
 from capfilt.models.vlmo.config import VlmoConfig
@@ -122,11 +121,7 @@ class Vlmo(Model):
         drawn = [stochastic_depth(x_BND, rate) for _ in range(2)]
         depth = torch.cat([part for part in drawn if part is not None])[:3] if rate else None
         given = (x_BND, modality, texts, bias_HNN, mask_BN, depth)
-        if i >= len(self.blocks) - self.recompute and torch.is_grad_enabled():
-            again: Tensor = torch.utils.checkpoint.checkpoint(block, *given, use_reentrant=False)
-            return again
-        out: Tensor = block(*given)
-        return out
+        return recomputed(i >= len(self.blocks) - self.recompute, block, *given)
 
     # ---- images, texts, and both ----
 
@@ -136,40 +131,35 @@ class Vlmo(Model):
         x_BND = self.patches(images_B3SS).flatten(2).transpose(1, 2)
         x_BND = torch.cat([self.cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
         x_BND = x_BND if self.positions is None else x_BND + self.positions
-        out: Tensor = x_BND + self.modality.weight[number]
-        return out
+        return x_BND + self.modality.weight[number]
 
     def embed_text(self, ids_BT: Tensor) -> Tensor:
         """Ids -> embedded words [B, T, D]; no block has read them."""
-        out: Tensor = self.text(ids_BT, absolute=self.relative is None) + self.modality.weight[0]
-        return out
+        return self.text(ids_BT, absolute=self.relative is None) + self.modality.weight[0]
 
     def encode_text(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         return self.run(self.embed_text(ids_BT), "text", ids_BT.shape[1], mask_BT.bool())[0]
 
     def encode_cls(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
-        return self.encode_text(ids_BT, _mask_of(lengths, ids_BT))[:, :1]
+        return self.encode_text(ids_BT, mask_of(lengths, ids_BT))[:, :1]
 
     def image_vectors(self, tokens_BND: Tensor, tail: bool = False) -> list[Tensor]:
         """Image tokens -> unit vectors [B, D], and with `tail` those behind the fused experts."""
         states, fused = self.run(tokens_BND, "image", 0, tail=tail)
-        vectors = [_unit(self.image_projection(states[:, 0]))]
-        return vectors if fused is None else [*vectors, _unit(self.fused_image_projection(fused[:, 0]))]
+        vectors = [unit(self.image_projection(states[:, 0]))]
+        return vectors if fused is None else [*vectors, unit(self.fused_image_projection(fused[:, 0]))]
 
     def text_vectors(self, ids_BT: Tensor, mask_BT: Tensor, tail: bool = False) -> list[Tensor]:
         """Texts -> unit vectors [B, D], and with `tail` those behind the fused experts."""
         states, fused = self.run(self.embed_text(ids_BT), "text", ids_BT.shape[1], mask_BT.bool(), tail)
         vectors = [self.project_text(states)]
-        return vectors if fused is None else [*vectors, _unit(self.fused_text_projection(fused[:, 0]))]
+        return vectors if fused is None else [*vectors, unit(self.fused_text_projection(fused[:, 0]))]
 
     def project_image(self, tokens_BND: Tensor) -> Tensor:
         return self.image_vectors(tokens_BND)[0]
 
     def project_text(self, states_BTD: Tensor) -> Tensor:
-        return _unit(self.text_projection(states_BTD[:, 0]))
-
-    def similarity(self, image_ID: Tensor, text_TD: Tensor) -> Tensor:
-        return image_ID @ text_TD.T
+        return unit(self.text_projection(states_BTD[:, 0]))
 
     def image_context(self, tokens_BND: Tensor, role: Role, prompt: Sequence[int] = ()) -> ImageContext:
         """Image tokens -> these: a text and its image are read together from the first block on."""
@@ -193,23 +183,12 @@ class Vlmo(Model):
 
     def match(self, states_BTD: Tensor) -> Tensor:
         assert self.match_head is not None, "a model without a head that matches"
-        logits: Tensor = self.match_head(self.summary(states_BTD))
-        return logits
+        return self.match_head(self.summary(states_BTD))
 
     def guess_words(self, states_BTD: Tensor) -> Tensor:
         """States of words -> logits of the words that stood there [B, T, V]."""
         assert self.mlm_head is not None, "a model without a head that guesses words"
-        logits: Tensor = self.mlm_head(states_BTD, self.text.words.weight)
-        return logits
+        return self.mlm_head(states_BTD, self.text.words.weight)
 
     def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
         return self.guess_words(self.fuse(ids_BT, mask_BT, image)[:, : ids_BT.shape[1]])
-
-
-def _mask_of(lengths: Sequence[int], ids_BT: Tensor) -> Tensor:
-    count = to_device(torch.tensor(lengths), ids_BT.device)
-    return torch.arange(ids_BT.shape[1], device=ids_BT.device) < count[:, None]
-
-
-def _unit(x_BD: Tensor) -> Tensor:
-    return F.normalize(at_least_fp32(x_BD), dim=-1)

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from capfilt.errors import ModelError
-from capfilt.models.architecture import ArchitectureConfig
 from capfilt.models.checkpoints import key_maps, towers
 from capfilt.models.checkpoints.files import Tensors
-from capfilt.models.checkpoints.fill import load_whole
+from capfilt.models.checkpoints.fill import continue_parts
 from capfilt.models.checkpoints.key_maps import LM_HEAD, TYPES, WORDS, Table, expand, once
+from capfilt.models.family import FamilyCode
 from capfilt.models.interface import Names, OriginalFormat
+from capfilt.models.layers.bert import TEXT_BLOCK
 from capfilt.models.layers.config import Role, SwinConfig
-from capfilt.models.layers.swin import resize_windows
-from capfilt.models.layers.vit import resize_positions
+from capfilt.models.layers.swin import SWIN_BLOCK, resize_windows
+from capfilt.models.layers.vit import VISION_BLOCK, resize_positions
 from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
 from capfilt.models.xvlm.model import Xvlm
 from capfilt.storage.local_copies import local_copy
@@ -105,22 +107,6 @@ def swin_names(config: SwinConfig, ours: str, theirs: str) -> Names:
     return once(lines)
 
 
-def names(config: XvlmConfig) -> Names:
-    """What a file calls the tensors of a model of ours."""
-    stack, lines = STACKS[config.text.roles], list[tuple[str, str]]()
-    if config.compares:
-        lines += expand({**key_maps.COMPARING, "temperature": "temp"}, 1, "", "")
-    for ours, theirs in HEADS[: config.compares + config.grounds]:
-        lines += expand({f"{n}.*": f"{n}.*" for n in (0, 1, 3)}, 1, f"{ours}.", f"{theirs}.")
-    if "decoder" in config.text.roles:
-        predictions = predictions_of(stack)
-        lines += expand(LM_HEAD, 1, "text.head.", predictions)
-        if not config.text.tie_lm_head:
-            lines.append(("text.head.weight", f"{predictions}decoder.weight"))
-    text = key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
-    return vision_names(config.vision) | once(lines) | text
-
-
 def predictions_of(stack: str) -> str:
     """Where the head over the vocabulary is, beside a text stack."""
     return f"{stack.removesuffix('bert.')}cls.predictions."
@@ -154,11 +140,22 @@ class XvlmTh(OriginalFormat):
         return config
 
     def names(self, config: XvlmConfig) -> Names:
-        return names(config)
+        stack, lines = STACKS[config.text.roles], list[tuple[str, str]]()
+        if config.compares:
+            lines += expand({**key_maps.COMPARING, "temperature": "temp"}, 1, "", "")
+        for ours, theirs in HEADS[: config.compares + config.grounds]:
+            lines += expand({f"{n}.*": f"{n}.*" for n in (0, 1, 3)}, 1, f"{ours}.", f"{theirs}.")
+        if "decoder" in config.text.roles:
+            predictions = predictions_of(stack)
+            lines += expand(LM_HEAD, 1, "text.head.", predictions)
+            if not config.text.tie_lm_head:
+                lines.append(("text.head.weight", f"{predictions}decoder.weight"))
+        text = key_maps.text_names(config.text, {"encoder": stack, "decoder": stack})
+        return vision_names(config.vision) | once(lines) | text
 
     def write(self, config: XvlmConfig, tensors: Tensors) -> Tensors:
         """Our tensors by the file's names; its own code expects the head's tied names as well."""
-        written = {theirs: tensors[ours] for ours, several in names(config).items() for theirs in several}
+        written = {theirs: tensors[ours] for ours, several in self.names(config).items() for theirs in several}
         if "decoder" in config.text.roles:
             stack = STACKS[config.text.roles]
             predictions = predictions_of(stack)
@@ -212,11 +209,6 @@ def _from_shapes(tensors: Tensors, stack: str) -> XvlmConfig:
     )
 
 
-def continued(config: XvlmConfig, saved: ArchitectureConfig, tensors: Tensors, source: object) -> Xvlm:
-    """The saved model with the parts and at the picture size that the new architecture has."""
-    return load_whole(Xvlm, saved.changed(roles=config.text.roles, image_size=config.image_size), tensors, source)
-
-
 def vision_from(model: Xvlm, source: str) -> set[str]:
     """Fill the vision tower from a Swin of its own code, whatever the size of its windows, from a CLIP in any format,
     or from a ViT of timm, DeiT or transformers; returns the names of its tensors."""
@@ -249,6 +241,11 @@ def clip_tower(model: Xvlm, source: str) -> Tensors:
     return taken | {"vision.positions": resize_positions(taken["vision.positions"], *size)}
 
 
-def text_from(model: Xvlm, source: str) -> set[str]:
-    """Fill the text stack from BERT, and the head that guesses hidden words if BERT has one itself."""
-    return towers.copy(model, towers.fusion_bert(model.config.text, towers.find(source), source), source)
+CODE = FamilyCode(
+    build=Xvlm,
+    blocks=(SWIN_BLOCK, VISION_BLOCK, TEXT_BLOCK),
+    continued=partial(continue_parts, Xvlm),
+    initial={"vision": vision_from, "text": towers.text_from},
+    original=XvlmTh(),
+    ignored=NOT_MODEL,
+)

@@ -11,8 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from capfilt.data.text.language_tokenizer import TokenizerKind
 from capfilt.models.architecture import ModelRole
 from capfilt.models.layers.config import FusionTextConfig, SwinConfig, VisionConfig
-from capfilt.models.layers.limits import Temperature, Width
-from capfilt.models.layers.towers import PART_OF, TowersConfig
+from capfilt.models.layers.towers import PART_OF, ComparingConfig
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.files import Tensors
@@ -43,17 +42,13 @@ VisionSection = Annotated[
 ]
 
 
-class XvlmConfig(TowersConfig):
+class XvlmConfig(ComparingConfig):
     """An architecture of the family: what a YAML of `models/xvlm/` says (X-VLM section 3.1)."""
 
     family: Literal["xvlm"] = "xvlm"
     vision: VisionSection  # type: ignore[assignment]
     """The vision tower: a Swin (`embed`, `depths`, `stage_heads`) or a ViT (`width`, `depth`, `heads`)."""
     text: FusionTextConfig
-    projection: Width = 256
-    """Width of the space where images and texts are compared."""
-    temperature: Temperature = 0.07
-    """Initial temperature of ITC; learned."""
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -64,10 +59,6 @@ class XvlmConfig(TowersConfig):
             return frozenset({"encode_image", "decode"})
         pretrained = {"unmask", "ground"} if "decoder" in roles else set()
         return frozenset({"encode_image", "encode_text", "fuse"} | pretrained)
-
-    @property
-    def fusion_layers(self) -> range:
-        return range(self.text.fusion_layer, self.text.depth) if "fuse" in self.capabilities else range(0)
 
     @property
     def compares(self) -> bool:
@@ -92,10 +83,6 @@ class XvlmConfig(TowersConfig):
     @property
     def image_grid(self) -> int:
         return math.isqrt(self.vision.num_tokens - 1)
-
-    @property
-    def feature_width(self) -> int:
-        return self.projection
 
     @property
     def towers(self) -> dict[str, dict[str, int | str]]:

@@ -56,10 +56,7 @@ class Xvlm(TowersModel):
         vision = config.vision
         super().__init__(config, SwinTransformer(vision) if isinstance(vision, SwinConfig) else RegionVit(vision))
         if config.compares:
-            self.image_projection = nn.Linear(config.vision.width, config.projection)
-            self.text_projection = nn.Linear(config.text.width, config.projection)
-            self.match_head = head(config.text.width, 2)
-            self.temperature = nn.Parameter(torch.tensor(config.temperature))
+            self.add_comparing_heads(head)
         if config.grounds:
             self.box_head = head(config.text.width, 4)
 
@@ -83,9 +80,6 @@ class Xvlm(TowersModel):
         """States of texts fused with whole images -> where the text is: boxes [B, 4] (center x, center y, width,
         height) in shares of the picture."""
         return at_least_fp32(self.box_head(states_BTD[:, 0])).sigmoid()
-
-    def unmask(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext) -> Tensor:
-        return self.text.logits(self.text(ids_BT, "encoder", mask_BT, image))
 
     def fuse_hidden(self, ids_BT: Tensor, mask_BT: Tensor, image: ImageContext, places_BK: Tensor) -> Tensor:
         """As `unmask`, logits at K positions of each text alone, [B, K, V]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from capfilt.config import Config
 
@@ -16,10 +16,32 @@ if TYPE_CHECKING:
     from capfilt.models.architecture import ArchitectureConfig
     from capfilt.objectives.interface import Task
 
+_NEEDS = {
+    "itc": frozenset({"encode_image", "encode_text"}),
+    "itm": frozenset({"encode_image", "fuse"}),
+    "wpa": frozenset({"encode_image", "fuse"}),
+    "lm": frozenset({"encode_image", "decode"}),
+    "mlm": frozenset({"encode_image", "unmask"}),
+    "box": frozenset({"encode_image", "ground"}),
+    "giou": frozenset({"encode_image", "ground"}),
+}
+
+
+def needs_of(*losses: str) -> dict[str, frozenset[str]]:
+    """The capabilities that each of these losses asks of a model, in every task that has a loss of that name."""
+    return {loss: _NEEDS[loss] for loss in losses}
+
 
 class TaskConfig(Config):
     """What is minimised, and its constants: the section `objectives` of a training. Each task has a class of its own,
     so that a new task adds no key to the plans of others; a section says which by its key `task`."""
+
+    row_kind: ClassVar[RowKind] = "captions"
+    """What of a sample a row of the training is: a caption, or something of a downstream task."""
+    reads_images: ClassVar[bool] = True
+    """Whether pictures are decoded for it; where not, it may be given files of texts."""
+    match_share: ClassVar[float] = 1 / 3
+    """The share of ITM's pairs that match: a third, where each has a wrong image and a wrong text."""
 
     losses: Mapping[Any, float]
     """The weight of each loss."""
@@ -32,33 +54,18 @@ class TaskConfig(Config):
     @property
     def resumes_momentum(self) -> bool:
         """Whether it begins as the one that the training which the model starts from has kept."""
-        return False
-
-    @property
-    def row_kind(self) -> RowKind:
-        """What of a sample a row of the training is: a caption, or something of a downstream task."""
-        return "captions"
+        return getattr(self, "momentum_from", "model") == "start"
 
     @property
     def least_answers(self) -> int | None:
         """How often an answer must be given in a training's rows to be one that the model chooses among, where the
         recipe names none; None: it chooses among no answers."""
-        return None
+        return getattr(self, "min_answers", None)
 
     @property
     def region_steps(self) -> RegionConfig | None:
         """The steps on regions between those on pairs; None: there are none."""
         return None
-
-    @property
-    def reads_images(self) -> bool:
-        """Whether pictures are decoded for it; where not, it may be given files of texts."""
-        return True
-
-    @property
-    def match_share(self) -> float:
-        """The share of ITM's pairs that match: a third, where each has a wrong image and a wrong text."""
-        return 1 / 3
 
     def check_batch(self, rows: int) -> None:
         """Refuse a global batch of so many pairs that the task cannot take; ValueError."""
@@ -82,8 +89,7 @@ def built_by(name: str) -> Callable[[Any, Any, int], Task]:
 
     def build(model: Any, config: Any, prompt: int = 0) -> Task:
         module, _, made = name.partition(".")
-        task: Task = getattr(import_module(f"capfilt.objectives.tasks.{module}"), made)(model, config, prompt)
-        return task
+        return getattr(import_module(f"capfilt.objectives.tasks.{module}"), made)(model, config, prompt)
 
     return build
 
@@ -91,6 +97,13 @@ def built_by(name: str) -> Callable[[Any, Any, int], Task]:
 def nothing(architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int) -> str:
     """Nothing is unsupported."""
     return ""
+
+
+def not_cut(
+    architecture: ArchitectureConfig, config: TaskConfig, micro_batches: int, batches: str = "batches of this task"
+) -> str:
+    """Micro batches alone are unsupported."""
+    return f"micro_batches is {micro_batches}, and {batches} are not cut: set it to 1." if micro_batches > 1 else ""
 
 
 def all_said(architecture: ArchitectureConfig, config: TaskConfig) -> str:

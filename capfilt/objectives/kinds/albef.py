@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
 from capfilt.config import added
-from capfilt.models.albef.config import AlbefConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
-
-if TYPE_CHECKING:
-    pass
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, needs_of, not_cut
 
 AlbefObjective = Literal["itc", "itm", "mlm"]
-
-NEEDS: dict[AlbefObjective, frozenset[str]] = {
-    "itc": frozenset({"encode_image", "encode_text"}),
-    "itm": frozenset({"encode_image", "fuse"}),
-    "mlm": frozenset({"encode_image", "unmask"}),
-}
-"""The capabilities that each objective asks of a model."""
 
 
 class AlbefObjectives(TaskConfig):
@@ -54,22 +44,15 @@ class AlbefObjectives(TaskConfig):
         """ITC compares with it, and MLM distils from it."""
         return True
 
-    @property
-    def resumes_momentum(self) -> bool:
-        """Whether the momentum copy begins as the one that another training has kept."""
-        return self.momentum_from == "start"
-
     def check_batch(self, rows: int) -> None:
         if self.queue % rows:
             near = self.queue - self.queue % rows
             raise ValueError(f"objectives.queue {self.queue} is not a multiple of loader.batch_size {rows}; {near} is")
 
 
-def unsupported(architecture: AlbefConfig, config: AlbefObjectives, micro_batches: int) -> str:
-    """What does not go together, as a sentence; "" for nothing."""
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and ALBEF's batches are not cut: set it to 1."
-    return ""
-
-
-ALBEF = TaskKind(AlbefObjectives, built_by("albef.AlbefPretraining"), NEEDS, unsupported)
+ALBEF = TaskKind(
+    AlbefObjectives,
+    built_by("albef.AlbefPretraining"),
+    needs_of("itc", "itm", "mlm"),
+    partial(not_cut, batches="ALBEF's batches"),
+)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from capfilt.models.blip.config import BlipConfig
 from capfilt.objectives.config import NEEDS, ObjectivesConfig
 from capfilt.objectives.kinds import TaskKind, built_by
-
-if TYPE_CHECKING:
-    pass
 
 
 def unsupported(architecture: BlipConfig, config: ObjectivesConfig, micro_batches: int) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from capfilt.models.blip2.config import Blip2Config
 from capfilt.objectives.config import NEEDS, ObjectivesConfig
 from capfilt.objectives.kinds import TaskKind, built_by
-
-if TYPE_CHECKING:
-    pass
 
 MOMENTUM_FIELDS = (
     "momentum", "alpha", "alpha_ramp", "negatives", "negatives_by", "negatives_epsilon", "momentum_from",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from capfilt.data.loading.config import RowKind
 from capfilt.data.loading.task_texts import TRUE_FALSE
 from capfilt.data.tasks import ENTAILMENT_LABELS
 from capfilt.models.heads.config import ClassifierConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, not_cut
 from capfilt.objectives.kinds.downstream import not_in_table
-
-if TYPE_CHECKING:
-    pass
 
 SIDES = ("left", "right", "neither")
 """The pictures that a text is assigned to."""
@@ -26,8 +22,6 @@ NEEDS = {"answer": frozenset({"encode_image", "classify"})}
 
 class ClassifyObjectives(TaskConfig):
     """What the trainings of classifiers have alike."""
-
-    rows: ClassVar[RowKind]
 
     losses: dict[Literal["answer"], float] = Field(default={"answer": 1.0}, min_length=1)
     """The weight of the loss."""
@@ -42,16 +36,12 @@ class ClassifyObjectives(TaskConfig):
     def has_momentum(self) -> bool:
         return self.alpha > 0
 
-    @property
-    def row_kind(self) -> RowKind:
-        return self.rows
-
 
 class EntailmentObjectives(ClassifyObjectives):
     """Visual entailment: what the picture says of a hypothesis, by cross-entropy over three classes (SNLI-VE, arXiv
     1901.06706; ALBEF section 5)."""
 
-    rows = "hypotheses"
+    row_kind = "hypotheses"
 
     task: Literal["entailment"] = "entailment"
     """The task's name."""
@@ -60,7 +50,7 @@ class EntailmentObjectives(ClassifyObjectives):
 class NlvrObjectives(ClassifyObjectives):
     """Whether a statement about two pictures is true (NLVR2, arXiv 1811.00491), by cross-entropy."""
 
-    rows = "statements"
+    row_kind = "statements"
 
     task: Literal["nlvr2"] = "nlvr2"
     """The task's name."""
@@ -70,7 +60,7 @@ class VqaClassesObjectives(ClassifyObjectives):
     """Answers to questions as classes, of which several may be right: binary cross-entropy, summed over the classes,
     with targets by how many people gave an answer (ViLT section 4.3; VLMo)."""
 
-    rows = "questions"
+    row_kind = "questions"
 
     task: Literal["vqa-classes"] = "vqa-classes"
     """The task's name."""
@@ -78,17 +68,10 @@ class VqaClassesObjectives(ClassifyObjectives):
     """Where the model has no labels: of how many questions an answer must be the most common one to be a class,
     normalised as VQAv2 does; 9 leaves 3,129 of VQAv2's train and val."""
 
-    @property
-    def least_answers(self) -> int | None:
-        """Of how many questions an answer must be the most common one to be a class."""
-        return self.min_answers
-
 
 class AssignObjectives(ClassifyObjectives):
     """Which of two pictures a text is of, or neither: ALBEF's training between its pretraining and NLVR2 (text
     assignment; ALBEF section 5, X-VLM section 4.2). Rows are captions; the other pictures are those of the batch."""
-
-    rows = "captions"
 
     task: Literal["assign"] = "assign"
     """The task's name."""
@@ -98,16 +81,14 @@ def unsupported(architecture: ClassifierConfig, config: ClassifyObjectives, micr
     """What does not go together, as a sentence; "" for nothing."""
     if said := not_in_table(config.name().removesuffix("-classes"), architecture.base.family):
         return said
-    if architecture.images != (2 if config.rows == "statements" else 1):
+    if architecture.images != (2 if config.row_kind == "statements" else 1):
         return (
             f"{config.name()} is about {'two pictures' if architecture.images == 1 else 'one picture'}: set "
             f"model.images={3 - architecture.images}."
         )
     if "fuse" not in architecture.base.capabilities:
         return "its base has no parts that fuse texts with images: give model.base those of a filter."
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and batches of this task are not cut: set it to 1."
-    return ""
+    return not_cut(architecture, config, micro_batches)
 
 
 def entailment_of(architecture: ClassifierConfig, config: EntailmentObjectives, micro_batches: int) -> str:

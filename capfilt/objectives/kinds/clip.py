@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from capfilt.models.clip.config import CAPABILITIES, ClipConfig
 from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
-
-if TYPE_CHECKING:
-    pass
 
 
 class ClipObjectives(TaskConfig):

@@ -6,23 +6,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, needs_of
 
 if TYPE_CHECKING:
     from capfilt.models.vilt.config import ViltConfig
 
 Objective = Literal["mlm", "itm", "wpa"]
 
-NEEDS: dict[Objective, frozenset[str]] = {
-    "mlm": frozenset({"encode_image", "unmask"}),
-    "itm": frozenset({"encode_image", "fuse"}),
-    "wpa": frozenset({"encode_image", "fuse"}),
-}
-"""The capabilities that each objective asks of a model."""
-
 
 class ViltObjectives(TaskConfig):
     """Which losses are summed, and their constants; the defaults are those of ViLT's pretraining."""
+
+    match_share = 1 / 2
 
     task: Literal["vilt"] = "vilt"
     """That these are ViLT's objectives."""
@@ -38,10 +33,6 @@ class ViltObjectives(TaskConfig):
     mean_over: Literal["rank", "all"] = "rank"
     """Of what MLM is the mean: of a process's own hidden tokens, and then over processes (ViLT's code), or of those of
     all processes, which does not depend on how many there are."""
-
-    @property
-    def match_share(self) -> float:
-        return 1 / 2
 
 
 class ViltRetrievalObjectives(TaskConfig):
@@ -64,5 +55,5 @@ def without_rank(architecture: ViltConfig, config: TaskConfig, micro_batches: in
 
 
 RANKS = {"rank": frozenset({"encode_image"})}
-VILT = TaskKind(ViltObjectives, built_by("vilt.ViltPretraining"), NEEDS)
+VILT = TaskKind(ViltObjectives, built_by("vilt.ViltPretraining"), needs_of("mlm", "itm", "wpa"))
 VILT_RETRIEVAL = TaskKind(ViltRetrievalObjectives, built_by("vilt.ViltRetrieval"), RANKS, without_rank)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
-from capfilt.models.vlmo.config import VlmoConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, needs_of, not_cut
 
-if TYPE_CHECKING:
-    pass
-
-NEEDS: dict[Literal["itc", "itm", "mlm"], frozenset[str]] = {
-    "itc": frozenset({"encode_image", "encode_text"}),
-    "itm": frozenset({"encode_image", "encode_text", "fuse"}),
-    "mlm": frozenset({"encode_image", "unmask"}),
-}
-"""The capabilities that each objective asks of a model; negatives of ITM are drawn by ITC."""
+NEEDS = {**needs_of("itc", "mlm"), "itm": frozenset({"encode_image", "encode_text", "fuse"})}
+"""Negatives of ITM are drawn by ITC."""
 
 
 class WordObjectives(TaskConfig):
@@ -47,22 +40,14 @@ class VlmoObjectives(WordObjectives):
 class VlmoTextObjectives(WordObjectives):
     """MLM of texts alone (VLMo section 3.3, the second stage)."""
 
+    reads_images = False
+
     task: Literal["vlmo-texts"] = "vlmo-texts"
     """The task's name."""
     losses: dict[Literal["mlm"], float] = Field(default={"mlm": 1.0}, min_length=1)
     """The weight of the loss."""
 
-    @property
-    def reads_images(self) -> bool:
-        return False
 
-
-def unsupported(architecture: VlmoConfig, config: TaskConfig, micro_batches: int) -> str:
-    """What does not go together, as a sentence; "" for nothing."""
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and VLMo's batches are not cut: set it to 1."
-    return ""
-
-
+unsupported = partial(not_cut, batches="VLMo's batches")
 VLMO = TaskKind(VlmoObjectives, built_by("vlmo.VlmoPretraining"), NEEDS, unsupported)
 VLMO_TEXTS = TaskKind(VlmoTextObjectives, built_by("vlmo.VlmoTexts"), {"mlm": frozenset({"unmask"})}, unsupported)

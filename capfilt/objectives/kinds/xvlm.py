@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from capfilt.data.loading.config import RegionConfig
 from capfilt.models.xvlm.config import XvlmConfig
-from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by
-
-if TYPE_CHECKING:
-    pass
+from capfilt.objectives.kinds import TaskConfig, TaskKind, built_by, needs_of, not_cut
 
 XvlmObjective = Literal["itc", "itm", "mlm", "box", "giou", "lm"]
 BOXES = frozenset({"box", "giou"})
-
-NEEDS: dict[XvlmObjective, frozenset[str]] = {
-    "itc": frozenset({"encode_image", "encode_text"}),
-    "itm": frozenset({"encode_image", "fuse"}),
-    "mlm": frozenset({"encode_image", "unmask"}),
-    "box": frozenset({"encode_image", "ground"}),
-    "giou": frozenset({"encode_image", "ground"}),
-    "lm": frozenset({"encode_image", "decode"}),
-}
-"""The capabilities that each objective asks of a model."""
 
 
 class XvlmObjectives(TaskConfig):
@@ -63,8 +50,8 @@ class XvlmObjectives(TaskConfig):
 
 def unsupported(architecture: XvlmConfig, config: XvlmObjectives, micro_batches: int) -> str:
     """What does not go together, as a sentence; "" for nothing."""
-    if micro_batches > 1:
-        return f"micro_batches is {micro_batches}, and X-VLM's batches are not cut: set it to 1."
+    if said := not_cut(architecture, config, micro_batches, "X-VLM's batches"):
+        return said
     boxes = BOXES & config.losses.keys()
     if boxes and config.regions is None:
         return (
@@ -78,4 +65,5 @@ def unsupported(architecture: XvlmConfig, config: XvlmObjectives, micro_batches:
     return ""
 
 
+NEEDS = needs_of("itc", "itm", "mlm", "box", "giou", "lm")
 XVLM = TaskKind(XvlmObjectives, built_by("xvlm.XvlmPretraining"), NEEDS, unsupported)

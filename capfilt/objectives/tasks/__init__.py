@@ -14,12 +14,9 @@ from capfilt.objectives.kinds.blip import BLIP
 from capfilt.objectives.kinds.blip2 import BLIP2
 from capfilt.objectives.kinds.classify import ASSIGN, ENTAILMENT, NLVR2, VQA_CLASSES
 from capfilt.objectives.kinds.clip import CLIP
-from capfilt.objectives.kinds.dialog import DIALOG
-from capfilt.objectives.kinds.downstream import FAMILIES_OF, not_in_table
-from capfilt.objectives.kinds.grounding import GROUNDING
+from capfilt.objectives.kinds.downstream import DIALOG, FAMILIES_OF, GROUNDING, VQA, not_in_table
 from capfilt.objectives.kinds.vilt import VILT, VILT_RETRIEVAL
 from capfilt.objectives.kinds.vlmo import VLMO, VLMO_TEXTS
-from capfilt.objectives.kinds.vqa import VQA
 from capfilt.objectives.kinds.xvlm import XVLM
 
 if TYPE_CHECKING:

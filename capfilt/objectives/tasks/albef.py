@@ -38,8 +38,7 @@ class AlbefPretraining(Task):
         """Keep the temperature in its range, and move the momentum copy towards the model."""
         with torch.no_grad():
             self.model.temperature.clamp_(*TEMPERATURE_RANGE)
-        if self.training:
-            self.momentum.update(self.model)
+        super().before_step()
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:
         images, ids, mask, image_ids = batch

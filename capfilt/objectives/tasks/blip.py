@@ -66,12 +66,10 @@ class BlipPretraining(Task):
 
     def before_step(self) -> None:
         """Keep the temperature in its range, and move the momentum copy towards the model."""
-        if self.momentum is None:
-            return
-        with torch.no_grad():
-            self.model.temperature.clamp_(*TEMPERATURE_RANGE)
-        if self.training:
-            self.momentum.update(self.model)
+        if self.momentum is not None:
+            with torch.no_grad():
+                self.model.temperature.clamp_(*TEMPERATURE_RANGE)
+        super().before_step()
 
     def compare(
         self, image: Tensor, text: Tensor, slow: tuple[Tensor, Tensor], image_ids: Tensor, progress: float

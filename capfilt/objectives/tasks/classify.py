@@ -36,11 +36,6 @@ class Classification(Task):
         if config.has_momentum:
             self.momentum = Momentum(model, config.momentum, 0, config=model.config)
 
-    def before_step(self) -> None:
-        """Move the momentum copy towards the model."""
-        if self.momentum is not None and self.training:
-            self.momentum.update(self.model)
-
     def batch_of(self, loaded: Batch) -> ClassBatch:
         """Texts with how right each class is."""
         assert isinstance(loaded, TaskRows), "the loader of the task's rows"
@@ -106,8 +101,7 @@ class Assignment(Classification):
         return PairBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids)
 
     def example(self, pairs: int, tokens: int) -> PairBatch:  # type: ignore[override]
-        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
-        return PairBatch(torch.empty(pairs, 3, size, size), ids, torch.ones_like(ids), torch.arange(pairs))
+        return Task.example(self, pairs, tokens)  # type: ignore[return-value]
 
     def compute_losses(self, batch: PairBatch, progress: float) -> LossesAndMetrics:  # type: ignore[override]
         """`forward` after `before_step`; a picture is encoded once, and each text is beside two of the batch."""

@@ -14,7 +14,7 @@ from capfilt.data.loading.loader import Batch
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.collectives import share_of_total
 from capfilt.objectives.interface import DialogBatch, LossesAndMetrics, Task
-from capfilt.objectives.kinds.dialog import DialogObjectives
+from capfilt.objectives.kinds.downstream import DialogObjectives
 
 
 class DialogTask(Task):

@@ -7,7 +7,7 @@ import torch
 from capfilt.data.loading.loader import Batch
 from capfilt.data.loading.phrase_rows import PhraseRows
 from capfilt.objectives.interface import BoxBatch, LossesAndMetrics, Task
-from capfilt.objectives.kinds.grounding import GroundingObjectives
+from capfilt.objectives.kinds.downstream import GroundingObjectives
 from capfilt.objectives.losses.boxes import box_losses, corners_of, iou
 
 
@@ -22,9 +22,7 @@ class Grounding(Task):
         return BoxBatch(loaded.images, loaded.ids, loaded.mask, loaded.image_ids, loaded.boxes)
 
     def example(self, pairs: int, tokens: int) -> BoxBatch:
-        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
-        images, boxes = torch.empty(pairs, 3, size, size), torch.full((pairs, 4), 0.5)
-        return BoxBatch(images, ids, torch.ones_like(ids), torch.arange(pairs), boxes)
+        return BoxBatch(*super().example(pairs, tokens)[:4], torch.full((pairs, 4), 0.5))
 
     def compute_losses(self, batch: BoxBatch, progress: float) -> LossesAndMetrics:
         model = self.model

@@ -14,7 +14,7 @@ from capfilt.data.loading.task_rows import TaskRows
 from capfilt.models.interface import Model
 from capfilt.models.layers.precision import at_least_fp32
 from capfilt.objectives.interface import AnswerBatch, LossesAndMetrics, Task
-from capfilt.objectives.kinds.vqa import VqaObjectives
+from capfilt.objectives.kinds.downstream import VqaObjectives
 from capfilt.objectives.losses.itc import ramp
 from capfilt.objectives.momentum import Momentum
 
@@ -29,11 +29,6 @@ class Vqa(Task):
         if config.has_momentum:
             self.momentum = Momentum(model, config.momentum, 0, config=model.config)
 
-    def before_step(self) -> None:
-        """Move the momentum copy towards the model."""
-        if self.momentum is not None and self.training:
-            self.momentum.update(self.model)
-
     def batch_of(self, loaded: Batch) -> AnswerBatch:
         assert isinstance(loaded, TaskRows), "the loader of the task's rows"
         answers = loaded.answer_ids, loaded.answer_mask, loaded.answer_row, loaded.answer_share
@@ -41,10 +36,9 @@ class Vqa(Task):
 
     def example(self, pairs: int, tokens: int) -> AnswerBatch:
         """A batch for counting operations: questions of one answer."""
-        size, ids = self.model.config.image_size, torch.ones(pairs, tokens, dtype=torch.long)
-        numbers, short = torch.arange(pairs), torch.ones(pairs, 4, dtype=torch.long)
-        images = torch.empty(pairs, 3, size, size)
-        return AnswerBatch(images, ids, torch.ones_like(ids), numbers, short, short, numbers, torch.ones(pairs))
+        short = torch.ones(pairs, 4, dtype=torch.long)
+        answers = short, short, torch.arange(pairs), torch.ones(pairs)
+        return AnswerBatch(*super().example(pairs, tokens)[:4], *answers)
 
     def compute_losses(self, batch: AnswerBatch, progress: float) -> LossesAndMetrics:
         labels_AL = batch.answer_ids_AL[:, 1:].masked_fill(batch.answer_mask_AL[:, 1:] == 0, -100)

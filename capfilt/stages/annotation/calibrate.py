@@ -27,7 +27,7 @@ class CalibrateJob(PairsJob):
     """The threshold of one score."""
 
     file = "calibration.json"
-    stage = "calibrate"
+    name = "calibrate"
 
     score: str
     recall: float

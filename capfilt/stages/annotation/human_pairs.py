@@ -31,7 +31,7 @@ class PairsJob(Config):
 
     loads: ClassVar[str] = "the filter to load and to score the pairs"
     file: ClassVar[str]
-    stage: ClassVar[str]
+    name: ClassVar[str]
 
     out: StoragePath
     model: StoragePath
@@ -42,10 +42,6 @@ class PairsJob(Config):
     max_length: int = 35
     """Tokens of a text; as when annotating, since what is measured holds for those scores."""
     compute: Compute
-
-    @property
-    def name(self) -> str:
-        return self.stage
 
     def identity(self, item: str) -> str:
         """The filter's weights, the validation shards and the settings."""
@@ -88,7 +84,7 @@ class HumanPairsJob(PairsJob):
     """How well a filter tells pairs from shuffled ones."""
 
     file = HUMAN_PAIRS
-    stage = "human-pairs"
+    name = "human-pairs"
 
     def measure(self, filter_: Any, pairs: Any) -> dict[str, Any]:
         from capfilt.evaluation import evaluate

@@ -72,21 +72,15 @@ class ShardAnnotator:
         for texts in self._rows(reading.batches):
             rows += texts
             tables.check_size(len(rows), name)  # now, and not when all of it was computed
-            tally.samples["in"] += 1
             if texts[0].status == "failed":
-                tally.samples["failed"] += 1
-                tally.failed[failure_class(texts[0].reason)] += 1
+                tally.add_failed(failure_class(texts[0].reason))
                 continue
-            tally.samples["kept"] += 1
+            tally.samples.update(["in", "kept"])
             for row in texts:
-                tally.texts["in"][row.source] += 1
-                if reason := no_text(row.reason):
-                    tally.texts["dropped"][f"{row.source}: {reason}"] += 1
-                else:
-                    tally.texts["kept"][row.source] += 1
-                    tally.remarks.update(
-                        said for said in row.reason.split("; ") if said == COPIES or said[:5] == "cut: "
-                    )
+                dropped = no_text(row.reason)
+                tally.add_text(row.source, dropped)
+                said = [] if dropped else row.reason.split("; ")
+                tally.remarks.update(one for one in said if one == COPIES or one[:5] == "cut: ")
         rows += reading.beside
         tally += count_copies(reading.beside)
         tally.members.update(reading.members)
@@ -209,8 +203,7 @@ def count_copies(rows: Iterable[Annotation]) -> Tally:
     pictures = len({(row.key, row.uid) for row in rows})
     tally.samples.update({"in": pictures, "dropped": pictures})
     for row in rows:
-        tally.texts["in"][row.source] += 1
-        tally.texts["dropped"][f"{row.source}: {reason_class(row.reason)}"] += 1
+        tally.add_text(row.source, reason_class(row.reason))
     return tally
 
 

@@ -143,10 +143,6 @@ def _tally(annotated: Tally, rows: Sequence[Annotation], values: Sequence[float 
     tally.failed.update(annotated.failed)
     for row, value in zip(rows, values, strict=True):
         if row.status == "ok":
-            tally.texts["in"][row.source] += 1
-            if value is None:
-                why = reason_class(row.reason) if is_copy(row.reason) else f"no {name}"
-                tally.texts["dropped"][f"{row.source}: {why}"] += 1
-            else:
-                tally.texts["kept"][row.source] += 1
+            why = reason_class(row.reason) if is_copy(row.reason) else f"no {name}"
+            tally.add_text(row.source, why if value is None else "")
     return tally

@@ -164,9 +164,9 @@ class ShardEmbedder:
         tally = Tally.zero()
         for batch in reading.batches:
             deadline.check()
-            tally.samples.update({"in": len(batch.samples) + len(batch.faults), "kept": len(batch.samples)})
-            tally.samples["failed"] += len(batch.faults)
-            tally.failed.update(failure_class(fault.reason) for fault in batch.faults)
+            tally.samples.update({"in": len(batch.samples), "kept": len(batch.samples)})
+            for fault in batch.faults:
+                tally.add_failed(failure_class(fault.reason))
             rows += batch.embeddings
             values += self.vectors_of(batch)
         tally.members.update(reading.members)

@@ -22,7 +22,7 @@ from capfilt.index.near import Near
 from capfilt.index.pool import Pool
 from capfilt.index.search import VectorIndex
 from capfilt.runs.progress import Progress
-from capfilt.stages.near.search import LISTS, NAMES_ROWS, Search, SplitJob, prepare, stored
+from capfilt.stages.near.search import LISTS, NAMES_ROWS, Search, prepare, stored
 from capfilt.storage import documents
 from capfilt.storage.atomic import write_json
 from capfilt.storage.paths import StoragePath, table_source
@@ -80,8 +80,7 @@ def build(
     if not pool.dim:
         raise DataError(f"{source} has no vectors to search: embed with --model.")
     job = Search(out=out.absolute(), area=AREA, by=(Near(kind="vector"),), probes=1, names=True)
-    job = stored(job, pool)
-    job = prepare(session, job, pool, resources, show)
+    job = prepare(session, stored(job, pool), pool, resources, show)
     index = _open(job, pool)
     recall = {}
     if len(index.known.queries):
@@ -144,7 +143,7 @@ class PictureIndex:
         starts, blocks = self.pool.starts, self.pool.blocks
         block = [name for name, block in blocks.items() if starts[block[0].name] <= row][-1]
         shard = [one for one in blocks[block] if starts[one.name] <= row][-1]
-        path = SplitJob(**self.job.model_dump()).names_path(block)
+        path = self.job.names_path(block)
         place = row - starts[blocks[block][0].name]
         try:
             # As dictionaries: of a table that others made, one long text may be that of all rows.
@@ -159,5 +158,4 @@ class PictureIndex:
 
 
 def _open(job: Search, pool: Pool) -> VectorIndex:
-    splits = SplitJob(**job.model_dump())
-    return VectorIndex(Lists.load(job.work / LISTS), [splits.path(job.by[0], block) for block in pool.blocks])
+    return VectorIndex(Lists.load(job.work / LISTS), [job.path(job.by[0], block) for block in pool.blocks])

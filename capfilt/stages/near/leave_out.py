@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from capfilt.cluster.session import Session
 from capfilt.cluster.worker_pool import Resources
 from capfilt.data import duplicates, shards
@@ -24,15 +21,14 @@ from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress
 from capfilt.runs.tally import Tally
 from capfilt.stages.inputs import ShardsJob
+from capfilt.stages.outputs import write_shard
 from capfilt.stages.runner import run_stage
-from capfilt.storage import write_guard
-from capfilt.storage.atomic import atomic
-from capfilt.storage.paths import StoragePath, make_folder, remove_file
+from capfilt.storage.paths import StoragePath, make_folder
 
 STAGE = "leave-out"
 FOLDER = "left-out"
 """Of the run folder, beside the tars: the tables of what was left out."""
-_TABLE = pa.schema([(name, pa.string()) for name in ("key", "uid", "sha256", "status", "reason")])
+_COLUMNS = ("key", "uid", "sha256", "status", "reason")
 
 
 class LeaveOutJob(ShardsJob):
@@ -58,13 +54,8 @@ class LeaveOutJob(ShardsJob):
         gone: list[dict[str, str]] = []
         make_folder(self.out / FOLDER)
         tar, table = self.out / f"{name}.tar", self.out / FOLDER / f"{name}.parquet"
-        if not shards.write(tar, self._kept(url, digest, members, tally, gone)):  # other loaders fail on an empty tar
-            write_guard.check_lock(tar)
-            remove_file(tar)
-        with atomic(table) as file:
-            pq.write_table(pa.Table.from_pylist(gone, _TABLE), file, compression="zstd")
+        outputs = write_shard(tar, table, self._kept(url, digest, members, tally, gone), gone, _COLUMNS)
         tally.members.update(members)
-        outputs = [tar, table] if tally.samples["kept"] else [table]
         Ledger(self.out, STAGE).commit(name, self.identity(url), outputs, tally, digest.result())
 
     def _kept(
@@ -75,8 +66,7 @@ class LeaveOutJob(ShardsJob):
         def skip(sample: Sample, reason: str) -> None:
             tally.samples.update(["in", "dropped"])
             for caption in sample.captions:
-                tally.texts["in"][caption["source"]] += 1
-                tally.texts["dropped"][f"{caption['source']}: {duplicates.reason_class(reason)}"] += 1
+                tally.add_text(caption["source"], duplicates.reason_class(reason))
             names = {"key": sample.key, "uid": sample.uid, "sha256": sample.sha256}
             gone.append({**names, "status": "dropped", "reason": reason})
 
@@ -87,12 +77,10 @@ class LeaveOutJob(ShardsJob):
             if isinstance(item, Sample):
                 tally.samples.update(["in", "kept"])
                 for caption in item.captions:
-                    tally.texts["in"][caption["source"]] += 1
-                    tally.texts["kept"][caption["source"]] += 1
+                    tally.add_text(caption["source"])
                 yield item
             else:
-                tally.samples.update(["in", "failed"])
-                tally.failed[failure_class(item.reason)] += 1
+                tally.add_failed(failure_class(item.reason))
                 gone.append({"key": item.key, "uid": "", "sha256": "", "status": "failed", "reason": item.reason})
 
 

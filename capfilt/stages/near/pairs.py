@@ -41,14 +41,11 @@ DONE = "near.json"
 class JoinJob(Search):
     """Compares what lies under some keys; an item is KIND-NUMBER, a unit of `units.json`."""
 
+    step = "join"
     unit: ClassVar[str] = "units"
 
     units: str
     """The sha256 of `units.json`."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-join"
 
     def identity(self, item: str) -> str:
         """The fingerprint of all rows, of the lists and of the unit."""
@@ -66,8 +63,7 @@ class JoinJob(Search):
         """Find the pairs of one unit and commit them."""
         kind, unit = item.partition("-")[0], self.planned()[item]
         near = next(near for near in self.by if near.kind == kind)
-        splits = SplitJob(**self.model_dump(exclude={"units"}))
-        paths = [splits.path(near, block) for block in self.load().blocks]
+        paths = [self.path(near, block) for block in self.load().blocks]
 
         def read(part: int) -> tuple[np.ndarray, np.ndarray]:
             size = units.LIST_RECORDS
@@ -91,12 +87,9 @@ def _units(path: StoragePath, sha256: str) -> dict[str, Unit]:
 class ShardJob(Search):
     """Finds the pairs within each shard; an item is the name of a shard."""
 
+    step = "shards"
     unit: ClassVar[str] = "shards"
     only_reads: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-shards"
 
     def identity(self, item: str) -> str:
         """The fingerprint of the table, of the number of its first row and of the settings."""
@@ -153,7 +146,8 @@ def find_near_pairs(
     job = stored(job, pool)
     search = _in_shards if scope == "shard" else _in_pool
     found = search(session, job, pool, resources, show)
-    names = {kind: sorted(f"{name}.parquet" for name in found if name.startswith(f"{kind}-")) for kind in _kinds(by)}
+    kinds = [near.kind for near in by]
+    names = {kind: sorted(f"{name}.parquet" for name in found if name.startswith(f"{kind}-")) for kind in kinds}
     pairs = PairFiles(where=job.out / pair_files.FOLDER, num_rows=pool.num_rows, files=names)
     if job.vector and scope == "pool" and lists.num_lists(pool.num_rows) > 1:
         pairs = pairs.model_copy(update={"recall": _recall(job, pool, pairs)})
@@ -180,23 +174,17 @@ def _in_pool(session: Session, job: Search, pool: Pool, resources: Resources, sh
 
 def plan_units(job: Search, pool: Pool) -> dict[str, Unit]:
     """The units of work of all kinds by their names, from how many records each key has."""
-    splits = SplitJob(**job.model_dump())
     planned = {}
     for near in job.by:
-        counts = sum(np.diff(segments.Segment(splits.path(near, block)).edges) for block in pool.blocks)
+        counts = sum(np.diff(segments.Segment(job.path(near, block)).edges) for block in pool.blocks)
         for number, unit in enumerate(units.plan(np.asarray(counts), near)):
             planned[f"{near.kind}-{number:05d}"] = unit
     return planned
 
 
 def _recall(job: Search, pool: Pool, found: PairFiles) -> Recall:
-    splits = SplitJob(**job.model_dump())
-    exact = [pairs for block in pool.blocks for pairs in pair_files.read(splits.exact_path(block))]
+    exact = [pairs for block in pool.blocks for pairs in pair_files.read(job.exact_path(block))]
     return estimate(len(Lists.load(job.work / LISTS).queries), Pairs.concat(exact), lambda: found.of("vector"))
-
-
-def _kinds(by: Sequence[Near]) -> list[str]:
-    return [near.kind for near in by]
 
 
 def _done(job: Search, identity: str) -> PairFiles | None:

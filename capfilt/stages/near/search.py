@@ -47,6 +47,8 @@ NAMES_ROWS = 4096
 class Search(Config):
     """What the jobs of one search share."""
 
+    step: ClassVar[str]
+
     out: StoragePath
     area: str = FOLDER
     """A folder in `out`: where the pool and what lies between the stages are."""
@@ -63,6 +65,11 @@ class Search(Config):
     """Whether keys and uids are written beside the vectors."""
 
     @property
+    def name(self) -> str:
+        """The stage, of a job."""
+        return f"{self.area}-{self.step}"
+
+    @property
     def work(self) -> StoragePath:
         """The folder of what lies between the stages."""
         return self.out / self.area
@@ -71,6 +78,18 @@ class Search(Config):
     def vector(self) -> Near | None:
         """How vectors are compared, if they are."""
         return next((near for near in self.by if near.kind == "vector"), None)
+
+    def path(self, near: Near, block: str) -> StoragePath:
+        """The records of a block, in the order of their keys."""
+        return self.work / f"{near.kind}-{block}.bin"
+
+    def exact_path(self, block: str) -> StoragePath:
+        """The exact neighbours of the queries in a block."""
+        return self.work / f"exact-{block}.parquet"
+
+    def names_path(self, block: str) -> StoragePath:
+        """The keys and uids of a block, in the order of its rows."""
+        return self.work / f"names-{block}.parquet"
 
     def load(self) -> Pool:
         """The pool, which is read once."""
@@ -89,11 +108,8 @@ def _pool(path: StoragePath, sha256: str) -> Pool:
 class ListsJob(Search):
     """Trains the centroids; its one item is "lists"."""
 
+    step = "lists"
     unit: ClassVar[str] = "sets of lists"
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-lists"
 
     def identity(self, item: str) -> str:
         return fingerprint(item, self.settings(), [shard.sha256 for shard in self.load().shards])
@@ -125,29 +141,15 @@ class ListsJob(Search):
 class SplitJob(Search):
     """Writes the rows of blocks by their keys; an item is the name of a block."""
 
+    step = "split"
     unit: ClassVar[str] = "blocks"
     only_reads: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}-split"
 
     def identity(self, item: str) -> str:
         """The fingerprint of the block's tables, of the lists and of the settings."""
         pool = self.load()
         block = [shard.model_dump(mode="json") for shard in pool.blocks[item]]
         return fingerprint(self.settings(), self.lists, pool.starts[pool.blocks[item][0].name], block)
-
-    def path(self, near: Near, block: str) -> StoragePath:
-        return self.work / f"{near.kind}-{block}.bin"
-
-    def exact_path(self, block: str) -> StoragePath:
-        """The exact neighbours of the queries in a block."""
-        return self.work / f"exact-{block}.parquet"
-
-    def names_path(self, block: str) -> StoragePath:
-        """The keys and uids of a block, in the order of its rows."""
-        return self.work / f"names-{block}.parquet"
 
     def open(self) -> Callable[[str], None]:
         known = Lists.load(self.work / LISTS) if self.vector else None

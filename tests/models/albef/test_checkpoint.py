@@ -122,7 +122,7 @@ def test_bert_becomes_text_and_fusion_layers(tmp_path: Path) -> None:
     bert.save_pretrained(tmp_path)
     model = small()
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    filled = initialise(model, text=str(tmp_path)).filled
+    filled = initialise(model, text=str(tmp_path))
     state = model.state_dict()
     theirs = bert.state_dict()
     for ours, name in {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from capfilt.models import architecture_of, blank, build
-from capfilt.models.albef.checkpoint import names
+from capfilt.models.albef.checkpoint import AlbefPth
 from capfilt.models.albef.config import AlbefConfig
 from capfilt.models.albef.model import Albef
 
@@ -40,7 +40,7 @@ def theirs(model: Albef) -> dict[str, Tensor]:
     state = model.state_dict()
     return {
         several[0].removeprefix("text_encoder.bert."): state[ours]
-        for ours, several in names(model.config).items()
+        for ours, several in AlbefPth().names(model.config).items()
         if several[0].startswith("text_encoder.bert.")
     }
 

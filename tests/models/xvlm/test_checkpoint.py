@@ -160,7 +160,7 @@ def test_swin_and_bert_give_what_they_have(tmp_path: Path) -> None:
         )
     )
     bert.save_pretrained(tmp_path / "bert")
-    filled = initialise(model, vision=str(tmp_path / "swin.pth"), text=str(tmp_path / "bert")).filled
+    filled = initialise(model, vision=str(tmp_path / "swin.pth"), text=str(tmp_path / "bert"))
     assert {name for name in model.state_dict() if name.startswith("vision.")} <= set(filled)
     assert torch.equal(model.state_dict()["vision.norm.weight"], swin["norm.weight"])
     table = "vision.stages.0.blocks.0.attention.offsets"
@@ -188,7 +188,7 @@ def test_a_clip_gives_its_vision_tower(tmp_path: Path) -> None:
     clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
     clip.save_pretrained(tmp_path / "clip")
     model = small(CLIP)
-    filled = initialise(model, vision=str(tmp_path / "clip")).filled
+    filled = initialise(model, vision=str(tmp_path / "clip"))
     assert set(filled) == {name for name in model.state_dict() if name.startswith("vision.")}
     theirs, state = clip.state_dict(), model.state_dict()
     positions = theirs["vision_model.embeddings.position_embedding.weight"][None]

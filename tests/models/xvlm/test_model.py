@@ -9,7 +9,7 @@ from torch import Tensor
 from capfilt.models import architecture_of, blank, build
 from capfilt.models.layers.config import SwinConfig
 from capfilt.models.layers.swin import SwinTransformer
-from capfilt.models.xvlm.checkpoint import join_clip, names, swin_names, vision_names
+from capfilt.models.xvlm.checkpoint import XvlmTh, join_clip, swin_names, vision_names
 from capfilt.models.xvlm.config import RegionVitConfig, XvlmConfig
 from capfilt.models.xvlm.model import Regions, RegionVit, Xvlm
 
@@ -167,7 +167,7 @@ def test_the_fusion_layers_are_those_of_blip(model: Xvlm, texts: tuple[Tensor, T
         layer.load_state_dict(
             {
                 several[0].removeprefix(prefix): state[ours]
-                for ours, several in names(model.config).items()
+                for ours, several in XvlmTh().names(model.config).items()
                 if several[0].startswith(prefix)
             }
         )

@@ -20,7 +20,7 @@ from capfilt.inference.device import Compute
 from capfilt.models import architecture_of, build
 from capfilt.models.checkpoints import store
 from capfilt.objectives.interface import DialogBatch
-from capfilt.objectives.kinds.dialog import DialogObjectives
+from capfilt.objectives.kinds.downstream import DialogObjectives
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.objectives.tasks.dialog import DialogTask
 from capfilt.training.config import TrainConfig

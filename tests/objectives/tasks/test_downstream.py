@@ -26,9 +26,7 @@ from capfilt.objectives.kinds.classify import (
     NlvrObjectives,
     VqaClassesObjectives,
 )
-from capfilt.objectives.kinds.dialog import DialogObjectives
-from capfilt.objectives.kinds.downstream import FAMILIES_OF
-from capfilt.objectives.kinds.vqa import VqaObjectives
+from capfilt.objectives.kinds.downstream import FAMILIES_OF, DialogObjectives, VqaObjectives
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.objectives.tasks.classify import Assignment, other_pictures
 from capfilt.stages.train import check_start

@@ -15,7 +15,7 @@ from capfilt.inference.device import Compute
 from capfilt.inference.local_model import LocalModel
 from capfilt.models import architecture_of, build
 from capfilt.objectives.interface import BoxBatch
-from capfilt.objectives.kinds.grounding import GroundingObjectives
+from capfilt.objectives.kinds.downstream import GroundingObjectives
 from capfilt.objectives.losses.boxes import box_losses
 from capfilt.objectives.tasks import build_task, unsupported
 from capfilt.training.config import TrainConfig

@@ -44,13 +44,11 @@ class ExactJob(ShardsJob):
         found: list[Suspect] = []
         tally, digest = Tally.zero(), shards.Digest(shards.stat(url)["version"])
         for item in shards.read(url, digest):
-            tally.samples["in"] += 1
             if not isinstance(item, Sample):
-                tally.samples["failed"] += 1
-                tally.failed[failure_class(item.reason)] += 1
+                tally.add_failed(failure_class(item.reason))
                 continue
             these = list(self._suspects(item, held_out, name))
-            tally.samples["dropped" if any(each.reason for each in these) else "kept"] += 1
+            tally.samples.update(["in", "dropped" if any(each.reason for each in these) else "kept"])
             found += these
         path = self.out / rows.FOLDER / f"{name}-exact.parquet"
         outputs = rows.write(path, found)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from capfilt.data import shards
@@ -31,7 +30,7 @@ from capfilt.runs.tally import Tally
 from capfilt.stages.inputs import ShardsJob
 from capfilt.stages.near.decontaminate.references import FOLDER, ITSELF, MIRRORED, NAMES, schema
 from capfilt.stages.near.embed import EmbedJob, ShardEmbedder
-from capfilt.storage.atomic import atomic
+from capfilt.stages.outputs import write_table
 
 
 class HeldOutJob(ShardsJob):
@@ -69,8 +68,7 @@ class HeldOutJob(ShardsJob):
             made = pa.FixedSizeListArray.from_arrays(pa.array(values), described.dim)
             table = table.append_column(schema(described).field("vector"), made)
         path = self.out / FOLDER / f"{name}.parquet"
-        with atomic(path) as file:
-            pq.write_table(table, file, compression="zstd")
+        write_table(path, table)
         Ledger(self.out, self.name).commit(name, self.identity(url), [path], tally, digest.result())
 
     def _by_bytes(
@@ -82,7 +80,7 @@ class HeldOutJob(ShardsJob):
                 tally.samples.update(["in", "kept"])
                 rows.append(_row(item, None))
             else:
-                _count_failed(tally, item)
+                tally.add_failed(failure_class(item.reason))
         return rows, []
 
     def _by_pixels(
@@ -92,7 +90,7 @@ class HeldOutJob(ShardsJob):
         vectors: list[np.ndarray] = []
         for batch in embedder.batches(self._with_copies(read)):
             for fault in batch.faults:
-                _count_failed(tally, fault)
+                tally.add_failed(failure_class(fault.reason))
             for sample, embedding in zip(batch.samples, batch.embeddings, strict=True):
                 if not isinstance(sample, _Copy):
                     tally.samples.update(["in", "kept"])
@@ -142,11 +140,6 @@ def _row(sample: Sample, phash: int | None) -> dict[str, Any]:
         return {**sample.original, "copy": sample.kind, "phash": phash, "texts": []}
     texts = dict.fromkeys(normalised(caption["text"]) for caption in sample.captions)
     return {**_names(sample), "copy": ITSELF, "phash": phash, "texts": [text for text in texts if text]}
-
-
-def _count_failed(tally: Tally, fault: FailedSample) -> None:
-    tally.samples.update(["in", "failed"])
-    tally.failed[failure_class(fault.reason)] += 1
 
 
 def _lossless(image: Image.Image) -> bytes:

@@ -7,7 +7,7 @@ one for each copy that the self-test made of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -73,11 +73,9 @@ class HeldOut:
 
     def take(self, rows: np.ndarray) -> HeldOut:
         """Some rows, given as a mask or by number."""
-        arrays = {
-            name: getattr(self, name) for name in ("sets", "keys", "uids", "sha256", "copies", "hashes", "vectors")
-        }
-        taken = {name: values if values is None or not len(values) else values[rows] for name, values in arrays.items()}
-        return HeldOut(**taken, texts=[self.texts[number] for number in np.arange(len(self.keys))[rows]])
+        texts = [self.texts[number] for number in np.arange(len(self.keys))[rows]]
+        arrays = {name: values for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+        return replace(self, texts=texts, **{name: values[rows] for name, values in arrays.items() if len(values)})
 
     @cached_property
     def references(self) -> HeldOut:
@@ -97,11 +95,7 @@ class HeldOut:
     @cached_property
     def row_of_text(self) -> dict[str, int]:
         """The first row of each text."""
-        rows: dict[str, int] = {}
-        for row, texts in enumerate(self.texts):
-            for text in texts:
-                rows.setdefault(text, row)
-        return rows
+        return {text: row for row, texts in reversed(list(enumerate(self.texts))) for text in texts}
 
 
 class HeldOutTables(Config):

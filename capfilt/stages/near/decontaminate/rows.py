@@ -20,6 +20,7 @@ from capfilt.errors import DataError
 from capfilt.runs.ledger import Ledger, Output, fingerprint
 from capfilt.runs.tally import Tally
 from capfilt.stages.near.decontaminate.references import HeldOut
+from capfilt.stages.outputs import write_table
 from capfilt.storage import write_guard
 from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, remove_file, table_source
@@ -75,8 +76,7 @@ def write(path: StoragePath, suspects: Sequence[Suspect]) -> list[StoragePath]:
         write_guard.check_lock(path)
         remove_file(path)
         return []
-    with atomic(path) as file:
-        pq.write_table(pa.Table.from_pylist([asdict(each) for each in suspects], SCHEMA), file, compression="zstd")
+    write_table(path, pa.Table.from_pylist([asdict(each) for each in suspects], SCHEMA))
     return [path]
 
 
