@@ -51,9 +51,9 @@ class TrainingFailure(Exception):
 class TrainingActor:
     """The actor that calls Ray Train."""
 
-    def __init__(self, single_node: bool) -> None:
-        """`single_node`: on a Ray that this command started."""
-        self._single_node = single_node
+    def __init__(self, single_node: bool, modules: Sequence[str] = ()) -> None:
+        """`single_node`: on a Ray that this command started. `modules`: what kept processes import at first."""
+        self._single_node, self._modules = single_node, modules
         self._group: TrainingGroup | None = None
         self._starts = threading.Lock()
         environment = _TRAIN_ENV | _SINGLE_NODE_ENV if single_node else _TRAIN_ENV
@@ -78,11 +78,11 @@ class TrainingActor:
             self._group.end()
         return _run(self._trainer(attempt, config, size, folder))
 
-    def prepare(self, size: dict[str, Any], folder: dict[str, str], modules: Sequence[str]) -> None:
-        """Start the processes of a training that is to come, which import these modules meanwhile."""
-        self.group(size, folder, modules)
+    def prepare(self, size: dict[str, Any], folder: dict[str, str]) -> None:
+        """Start the processes of a training that is to come."""
+        self.group(size, folder)
 
-    def group(self, size: dict[str, Any], folder: dict[str, str], modules: Sequence[str] = ()) -> TrainingGroup:
+    def group(self, size: dict[str, Any], folder: dict[str, str]) -> TrainingGroup:
         """The processes that are kept, started if there are none of this number and size."""
         import ray
 
@@ -90,7 +90,7 @@ class TrainingActor:
             if self._group is not None and self._group.alive and self._group.size != size:
                 self._group.end()
             if self._group is None or not self._group.alive:
-                config = {"owner": ray.get_runtime_context().current_actor, "modules": modules}
+                config = {"owner": ray.get_runtime_context().current_actor, "modules": self._modules}
                 trainer = self._trainer(take_trainings, config, size, folder)
                 self._group = TrainingGroup(size, partial(_run, trainer))
             return self._group
