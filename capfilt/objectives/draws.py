@@ -30,8 +30,12 @@ class Draws:
 
 def one_of_each_row(weights_BN: Tensor) -> Tensor:
     """One column for each row by its weights, [B]: what torch.multinomial draws, by its own way on a CPU, but without
-    its look at the weights, for which the host waits twice. Each row needs a weight above 0."""
-    return (weights_BN / torch.empty_like(weights_BN).exponential_()).argmax(dim=1)
+    its look at the weights, for which the host waits twice. Each row needs a weight above 0, and none that is not
+    finite: a GPU says so when the host next waits for it."""
+    best = (weights_BN / torch.empty_like(weights_BN).exponential_()).max(dim=1)
+    valid = (best.values > 0) & (best.values < torch.inf)
+    torch._assert_async(valid.all(), "a draw by weights of which a row has none above 0, or one that is not finite")
+    return best.indices
 
 
 class GivenDraws(Draws):

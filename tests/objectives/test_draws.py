@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from capfilt.objectives.draws import Draws, GivenDraws
+from capfilt.objectives.draws import Draws, GivenDraws, one_of_each_row
 
 
 def test_draws_are_those_of_torch_s_generator() -> None:
@@ -18,6 +18,12 @@ def test_draws_are_those_of_torch_s_generator() -> None:
     draws = Draws()
     assert torch.equal(draws.columns("wrong_images", weights), wanted[0])
     assert torch.equal(draws.take("masked", lambda: torch.rand(2)), wanted[1])
+
+
+@pytest.mark.parametrize("wrong", [[0.0, 0.0], [torch.nan, 1.0], [1.0, torch.inf]])
+def test_weights_by_which_nothing_can_be_drawn_are_refused(wrong: list[float]) -> None:
+    with pytest.raises(RuntimeError, match="a draw by weights of which a row has none above 0, or one that is not"):
+        one_of_each_row(torch.tensor([[1.0, 0.0], wrong]))
 
 
 def test_what_is_given_stands_in_the_place_of_a_draw() -> None:

@@ -37,6 +37,11 @@ class AugmentConfig(Config):
     randaugment: tuple[int, int] | None = None
     """How many operations are drawn, and their magnitude from 0 to 10. BLIP: 2 and 5."""
 
+    @property
+    def at_random(self) -> bool:
+        """Whether anything is drawn; else a picture looks the same each time."""
+        return self.flip or self.crop is not None or self.randaugment is not None
+
     @model_validator(mode="after")
     def _sensible(self) -> AugmentConfig:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
