@@ -30,11 +30,13 @@ class Draws:
 
 def one_of_each_row(weights_BN: Tensor) -> Tensor:
     """One column for each row by its weights, [B]: what torch.multinomial draws, by its own way on a CPU, but without
-    its look at the weights, for which the host waits twice. Each row needs a weight above 0, and none that is not
-    finite: a GPU says so when the host next waits for it."""
+    its look at the weights, for which the host waits twice.
+
+    A row without any weight above 0 is an error, which a GPU tells when the host next waits for it. From NaN or
+    infinity some column is drawn: the loss is not finite either, and the step is left out (`TrainConfig.skips`).
+    """
     best = (weights_BN / torch.empty_like(weights_BN).exponential_()).max(dim=1)
-    valid = (best.values > 0) & (best.values < torch.inf)
-    torch._assert_async(valid.all(), "a draw by weights of which a row has none above 0, or one that is not finite")
+    torch._assert_async((best.values != 0).all(), "a draw by weights of which a row has none above 0")
     return best.indices
 
 
