@@ -49,6 +49,9 @@ hypothesis.settings.load_profile("capfilt")
 # Processes that tests start have the real one, and where the number of calls is the contract, they are counted.
 os.fsync = lambda file: None
 
+# Half of collecting is the garbage collector, which walks what torch, Ray and transformers leave as they are imported.
+gc.disable()
+
 # Typer builds all verbs and their options anew for each call: 20 ms, thousands of times.
 typer.main.get_command = functools.cache(typer.main.get_command)
 typer.testing._get_command = typer.main.get_command  # type: ignore[attr-defined]
@@ -58,6 +61,17 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector does not walk torch's million objects again and again."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_stay() -> Iterator[None]:
+    """What a module's tests have imported stays too: stages collect garbage as they end, a tenth of a second each."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 10:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -76,12 +76,21 @@ def fit(
             raise error
 
 
-def prepare(session: Session, workers: int, cpus: float, gpus: float, storage: StoragePath, name: str) -> None:
+def prepare(
+    session: Session,
+    workers: int,
+    cpus: float,
+    gpus: float,
+    storage: StoragePath,
+    name: str,
+    modules: Sequence[str] = (),
+) -> None:
     """Start the processes of the next `fit` of the same arguments while something else is done, on a Ray of this
-    command and without GPUs; elsewhere nothing. What goes wrong with them is an error of that `fit`."""
+    command and without GPUs; elsewhere nothing. They import `modules`, what its function will need. What goes wrong
+    with them is an error of that `fit`."""
     if not session.started_ray or gpus or session.training_actor is not None or session.capacity(cpus) < workers:
         return
-    session.others_reserved, session.training_actor = _reserved(), _start_actor(session, workers)
+    session.others_reserved, session.training_actor = _reserved(), _start_actor(session, workers, modules)
     size, folder = {"workers": workers, "cpus": cpus, "gpus": gpus}, {"storage": str(storage.absolute()), "name": name}
     session.training_actor.prepare.remote(size, folder)
 
@@ -165,7 +174,7 @@ def _release(groups: set[str]) -> None:
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
-def _start_actor(session: Session, workers: int) -> Any:
+def _start_actor(session: Session, workers: int, modules: Sequence[str] = ()) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -174,7 +183,7 @@ def _start_actor(session: Session, workers: int) -> Any:
     # Calls at once: a training, what its processes say, and all of them asking for the next.
     calls = workers + 2 if session.started_ray else 1
     actor = ray.remote(num_cpus=0, max_restarts=0)(TrainingActor)
-    return actor.options(scheduling_strategy=strategy, max_concurrency=calls).remote(session.started_ray)
+    return actor.options(scheduling_strategy=strategy, max_concurrency=calls).remote(session.started_ray, modules)
 
 
 def _with_guards(function: Function, guards: Sequence[write_guard.WriteGuard]) -> Function:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,9 +51,9 @@ class TrainingFailure(Exception):
 class TrainingActor:
     """The actor that calls Ray Train."""
 
-    def __init__(self, single_node: bool) -> None:
-        """`single_node`: on a Ray that this command started."""
-        self._single_node = single_node
+    def __init__(self, single_node: bool, modules: Sequence[str] = ()) -> None:
+        """`single_node`: on a Ray that this command started. `modules`: what kept processes import at first."""
+        self._single_node, self._modules = single_node, modules
         self._group: TrainingGroup | None = None
         self._starts = threading.Lock()
         environment = _TRAIN_ENV | _SINGLE_NODE_ENV if single_node else _TRAIN_ENV
@@ -89,8 +90,8 @@ class TrainingActor:
             if self._group is not None and self._group.alive and self._group.size != size:
                 self._group.end()
             if self._group is None or not self._group.alive:
-                owner = {"owner": ray.get_runtime_context().current_actor}
-                trainer = self._trainer(take_trainings, owner, size, folder)
+                config = {"owner": ray.get_runtime_context().current_actor, "modules": self._modules}
+                trainer = self._trainer(take_trainings, config, size, folder)
                 self._group = TrainingGroup(size, partial(_run, trainer))
             return self._group
 
@@ -145,10 +146,10 @@ def _trainer_class(single_node: bool) -> Any:
         return TorchTrainer
 
     class SingleNodeTrainer(TorchTrainer):
-        """Starts two processes fewer: one serves Ray Datasets, which are not used, the other cleans up after a
-        controller that died, and here Ray itself ends with the driver.
+        """Starts three processes fewer: one serves Ray Datasets, which are not used, one cleans up after a controller
+        that died, and here Ray itself ends with the driver, and one asks an autoscaler for nodes, and here is none.
 
-        The method is internal to Ray. Where a later Ray has none of that name, the start is slower again.
+        The methods are internal to Ray. Where a later Ray has none of these names, the start is slower again.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -156,7 +157,16 @@ def _trainer_class(single_node: bool) -> Any:
             callbacks: list[Any] = super()._create_default_callbacks()
             return [callback for callback in callbacks if type(callback).__name__ not in not_needed]
 
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+                setattr(parts["scaling_policy"], name, _nothing)
+            return super()._initialize_and_run_controller(**parts)
+
     return SingleNodeTrainer
+
+
+def _nothing() -> None:
+    """Of the scaling policy of a node by itself."""
 
 
 def _run(trainer: Any) -> Failure | None:

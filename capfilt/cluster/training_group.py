@@ -7,6 +7,7 @@ called Ray Train for the next training, until it is told that there is none.
 from __future__ import annotations
 
 import gc
+import importlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -79,10 +80,13 @@ class TrainingGroup:
 
 
 def take_trainings(config: dict[str, Any]) -> None:
-    """What a process of a group runs: one training after the other, as the actor `config["owner"]` hands them out."""
+    """What a process of a group runs: one training after the other, as the actor `config["owner"]` hands them out;
+    `config["modules"]` are imported before the first."""
     import ray
     from ray.train import get_context
 
+    for module in config["modules"]:
+        importlib.import_module(module)
     owner, rank, number = config["owner"], get_context().get_world_rank(), 0
     while (training := ray.get(owner.training.remote(number))) is not None:
         if training is True:

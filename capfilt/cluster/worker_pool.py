@@ -274,7 +274,8 @@ class _Pool(Generic[R]):
         name = f"{self._job.name}-{self._num_started}"
         self._num_started += 1
         kept = None if self.idle is None else self.idle.take(self._threads)
-        slot = WorkerSlot(name, kept or self._new_actor(name), kept=kept is not None)
+        actor_name = name if self.idle is None or kept else self.idle.new_name()
+        slot = WorkerSlot(name, kept or self._new_actor(actor_name), kept=kept is not None)
         self._slots.append(slot)
         opening = slot.actor.open.options(name=f"{self._job.name} opens")
         self._call(slot, opening.remote(self._job, write_guard.active_guards()), None)

@@ -46,6 +46,12 @@ class IdleWorkers:
 
     def __init__(self) -> None:
         self._actors: list[tuple[Any, int]] = []
+        self._num_named = 0
+
+    def new_name(self) -> str:
+        """The name of the next actor that is started: Ray keeps an actor's first, and its jobs come and go."""
+        self._num_named += 1
+        return f"worker-{self._num_named - 1}"
 
     def put(self, actor: Any, threads: int) -> None:
         """Keep an actor, which computes with so many threads. Its last call may still be under way."""

@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from capfilt.data import parquet
 from capfilt.data import scores as score_tables
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
-from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, listing, storage_path
 
 STATUSES = ("ok", "failed")
@@ -109,10 +107,7 @@ def write(path: StoragePath | str, rows: Iterable[Annotation], prompts: bool = F
         schema = with_prompts(SCHEMA) if prompts else SCHEMA
         columns = {name: [getattr(row, name) for row in ordered] for name in schema.names}
         table = pa.Table.from_pydict(columns, schema=schema)
-        if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:  # `read` would refuse it
-            raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
-        with atomic(storage_path(path)) as file:
-            pq.write_table(table, file, compression="zstd")
+        parquet.write(storage_path(path), table)
     except (ValueError, TypeError, OverflowError) as error:  # which pyarrow's errors are
         raise DataError(f"annotations for {path} do not fit their columns: {error}") from error
     return len(ordered)
@@ -154,11 +149,6 @@ def shards_in(folder: StoragePath) -> list[str]:
     return sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
 
 
-def num_rows(path: StoragePath) -> int:
-    """How many rows a shard's annotations have, from the end of the file alone. DataError where it is no Parquet."""
-    return parquet.num_rows(path)
-
-
 def _validity(table: pa.Table) -> Iterator[tuple[str, pa.ChunkedArray]]:
     """Which rows `write` would have written, by column; null for a null."""
     columns = {name: table[name] for name in table.column_names}
@@ -182,11 +172,6 @@ def rows(table: pa.Table) -> Iterator[Annotation]:
             if further:
                 values["scores"] = {name: values.pop(name) for name in further}
             yield Annotation(**values)
-
-
-def failed(row: Annotation, reason: str) -> Annotation:
-    """The row of a text that could not be annotated: no scores, only the reason."""
-    return replace(row, itm=None, itc=None, scores={}, status="failed", reason=reason)
 
 
 def _problem(row: Annotation) -> str:

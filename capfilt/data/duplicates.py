@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from capfilt.data import parquet
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.errors import DataError, FolderError
 from capfilt.runs.ledger import Ledger, Output
-from capfilt.storage.atomic import atomic, sha256_file
+from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath
 
 STAGE = "dedup"
@@ -65,11 +64,7 @@ def reason_class(reason: str) -> str:
 
 def write(path: StoragePath, columns: Mapping[str, Any], schema: pa.Schema = SCHEMA) -> None:
     """Write one shard's table, zstd, atomically. DataError for more than a reader takes."""
-    table = pa.Table.from_pydict(dict(columns), schema=schema)
-    if table.num_rows > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES:
-        raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
-    with atomic(path) as file:
-        pq.write_table(table, file, compression="zstd")
+    parquet.write(path, pa.Table.from_pydict(dict(columns), schema=schema))
 
 
 def read(path: StoragePath, schema: pa.Schema = SCHEMA) -> pa.Table:

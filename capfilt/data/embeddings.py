@@ -14,14 +14,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from capfilt.data import parquet
 from capfilt.data.images.perceptual_hash import perceptual_hash
 from capfilt.data.sample import Sample
 from capfilt.errors import DataError, FolderError
-from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, listing, storage_path
 
 FOLDER = "embeddings"
@@ -114,13 +112,10 @@ def write(
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(half.ravel()), vectors.dim))
         schema = vectors.schema
     table = pa.Table.from_arrays(columns, schema=schema)
-    most_values = len(rows) * (vectors.dim if vectors else 0)
-    if len(rows) > parquet.MAX_ROWS or table.nbytes > parquet.MAX_BYTES or most_values > parquet.MAX_VALUES:
-        raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")  # `read` would refuse it
-    with atomic(storage_path(path)) as file:
-        # Numbers of a vector do not repeat: a dictionary of them is larger than they are.
-        texts = [field.name for field in SCHEMA]
-        pq.write_table(table, file, compression="zstd", use_dictionary=texts)
+    if len(rows) * (vectors.dim if vectors else 0) > parquet.MAX_VALUES:
+        raise DataError(f"the shard of {path} {parquet.TOO_LARGE}.")
+    # Numbers of a vector do not repeat: a dictionary of them is larger than they are.
+    parquet.write(storage_path(path), table, use_dictionary=SCHEMA.names)
 
 
 def read(path: StoragePath | str, with_vectors: bool = True) -> pa.Table:

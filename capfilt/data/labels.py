@@ -74,11 +74,8 @@ def append(folder: StoragePath, label: Label) -> None:
 
 
 def read(folder: StoragePath) -> dict[tuple[str, str], Label]:
-    """The labels of a run folder by (uid, text), without those that were withdrawn; {} where there are none.
-
-    Raises:
-        RunError: a whole line that is no label; one that a kill cut short is skipped.
-    """
+    """The labels of a run folder by (uid, text), without those that were withdrawn; {} where there are none. RunError
+    for a whole line that is no label; one that a kill cut short is skipped."""
     path = folder / FILE
     labels: dict[tuple[str, str], Label] = {}
     for number, line in enumerate(documents.newest_lines(path, documents.LOG_BYTES), 1):

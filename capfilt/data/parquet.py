@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capfilt.errors import DataError
+from capfilt.storage.atomic import atomic
 from capfilt.storage.paths import StoragePath, table_source
 
 MAX_ROWS = 300_000
@@ -34,6 +35,14 @@ _BATCH = 8192  # rows
 
 Chosen = Callable[[pa.RecordBatch], pa.Array]
 """Gives a mask of the rows of a batch that are wanted. Texts in the batch are dictionary-encoded."""
+
+
+def write(path: StoragePath, table: pa.Table, **options: Any) -> None:
+    """Write a table, zstd, atomically; `options` of pyarrow's writer. DataError for more than `read` takes."""
+    if table.num_rows > MAX_ROWS or table.nbytes > MAX_BYTES:
+        raise DataError(f"the shard of {path} {TOO_LARGE}.")
+    with atomic(path) as file:
+        pq.write_table(table, file, compression="zstd", **options)
 
 
 def schema(path: StoragePath) -> pa.Schema:

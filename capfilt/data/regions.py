@@ -48,11 +48,8 @@ def has_regions(meta: Mapping[str, Any]) -> bool:
 def regions_of(meta: Mapping[str, Any], width: int, height: int, failed: list[FailedRow] | None = None) -> list[Region]:
     """The regions of a sample whose picture has this size; none where its json has none.
 
-    Args:
-        failed: takes the regions that cannot be used, where given.
-
-    Raises:
-        DataError: `regions` is no list, or, without `failed`, a region is none, is empty, or lies outside the picture.
+    DataError where `regions` is no list, or a region is none, is empty, or lies outside the picture: such regions go
+    into `failed` instead, where that is given.
     """
     entries = meta.get(REGIONS) or []
     if not isinstance(entries, list):
@@ -69,11 +66,8 @@ def regions_of(meta: Mapping[str, Any], width: int, height: int, failed: list[Fa
 
 
 def proposals_of(meta: Mapping[str, Any], width: int, height: int) -> list[Proposal]:
-    """The boxes that a detector proposed for a picture of this size; none where its json has none.
-
-    Raises:
-        DataError: one that is no box, is empty, or lies outside the picture; a score that is no number.
-    """
+    """The boxes that a detector proposed for a picture of this size; none where its json has none. DataError for one
+    that is no box, is empty, or lies outside the picture, and for a score that is no number."""
     entries = meta.get("proposals") or []
     if not isinstance(entries, list):
         raise DataError(f'proposals is {type(entries).__name__}; it is a list of {{"box": [x, y, w, h]}}')

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from capfilt.data import parquet
 from capfilt.errors import DataError
-from capfilt.storage.atomic import atomic, sha256_file
+from capfilt.storage.atomic import sha256_file
 from capfilt.storage.paths import StoragePath, listing
 
 FOLDER = "scores"
@@ -80,8 +79,7 @@ def write(path: StoragePath, name: str, values: Sequence[float | None], annotati
     if (wrong := _wrong(name, pa.chunked_array([column]))) is not None:
         raise DataError(f"{path} would hold {name} {wrong}. This is a bug, please report it.")
     table = pa.table([column], schema(name)).replace_schema_metadata({_SHA256: annotations_sha256.encode()})
-    with atomic(path) as file:
-        pq.write_table(table, file, compression="zstd")
+    parquet.write(path, table)
 
 
 def read(path: StoragePath, name: str, annotations_sha256: str) -> pa.ChunkedArray:

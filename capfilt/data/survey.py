@@ -65,12 +65,8 @@ class Draw:
 def draw(urls: Sequence[str], size: int, seed: int, max_shards: int, first: int | None = None) -> Draw:
     """Draw `size` samples, or all there are, from at most `max_shards` of the shards.
 
-    Args:
-        first: read only so many samples at the beginning of each shard, for a quick look: what comes later in a shard
-            is then never drawn.
-
-    Raises:
-        ShardError: a shard is not there, or its storage failed.
+    `first`: read only so many samples at the beginning of each shard, for a quick look: what comes later in a shard is
+    then never drawn. ShardError where a shard is not there, or its storage failed.
     """
     rng = random.Random(f"shards of {seed}")
     chosen = [urls[i] for i in sorted(rng.sample(range(len(urls)), min(max_shards, len(urls))))]

@@ -84,7 +84,8 @@ def finalize(raw: RawShard, rows: pa.Table, out: StoragePath, layout: ShardLayou
     paths = [out / f"{raw.name}{suffix}" for suffix in (".tar", ".parquet", "_stats.json")]
     tally = tally_of(table)
     stats = shard_stats(tally, table, json.loads(raw.path("_stats.json").read_bytes()))
-    with ThreadPoolExecutor(3) as pool, raw.path(".tar").open("rb") as spooled:  # each file waits for the disk
+    # Each file waits for the disk; what they read is closed after they have ended, on Ctrl-C too.
+    with raw.path(".tar").open("rb") as spooled, ThreadPoolExecutor(3) as pool:
         written = [
             pool.submit(write_tar, paths[0], spooled, raw.spool.members, uids),
             pool.submit(write_table, paths[1], table),

@@ -59,7 +59,7 @@ def greedy_leaders(order: np.ndarray, pairs: Iterable[tuple[str, Pairs]], kinds:
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     greedy = _Greedy(rank, _hubs(len(order), pairs, kinds))
-    while greedy.num_open:
+    while (greedy.state == _OPEN).any():
         num_left = greedy.decide(_between_hubs(pairs))
         if num_left <= IN_MEMORY:
             greedy.finish(order, _between_hubs(pairs))
@@ -88,10 +88,6 @@ class _Greedy:
         self.rank = rank
         self.hubs = hubs
         self.state = np.zeros(len(rank), np.int8)
-
-    @property
-    def num_open(self) -> int:
-        return int((self.state == _OPEN).sum())
 
     def decide(self, pairs: Iterable[tuple[str, Pairs]]) -> int:
         """One pass over all pairs; returns how many are still between values with undecided rows."""

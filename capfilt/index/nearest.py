@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from capfilt.index.pairs import exact_cosines, units
+
 PAIRS_AT_ONCE = 8_000_000
 """Pairs of a query and a reference that are compared in one step: 64 MB of them."""
 NOTHING = -1
 """The row of a query that no reference is near."""
 
-_EXACT_AT_ONCE = 16_384
 _ROUNDING = 1e-3  # of a cosine of unit vectors in float32, amply
 
 
@@ -38,34 +39,17 @@ def nearest_vectors(queries: np.ndarray, references: np.ndarray, least: float) -
     Returns rows of references, int64 [N], NOTHING where none is so near, and the cosines, float64 [N].
     """
     rows, cosines = _none(len(queries))
-    wide = _units(references)
+    wide = units(references)
     for block in _blocks(len(queries), len(references)):
-        rough = _units(queries[block]) @ wide.T
+        rough = units(queries[block]) @ wide.T
         near = np.argwhere(rough >= np.maximum(rough.max(1, keepdims=True), least) - 2 * _ROUNDING)
         near[:, 0] += block.start
-        exact = _cosines(queries, references, near)
+        exact = exact_cosines(queries, near[:, 0], references, near[:, 1])
         # The best of each query last, of several the first reference, so that it overwrites the others.
         order = np.lexsort((-near[:, 1], exact, near[:, 0]))
         order = order[exact[order] >= least]
         rows[near[order, 0]], cosines[near[order, 0]] = near[order, 1], exact[order]
     return rows, cosines
-
-
-def _cosines(queries: np.ndarray, references: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The cosine of each pair of rows [P, 2], float64 [P]."""
-    exact = np.empty(len(pairs))
-    for start in range(0, len(pairs), _EXACT_AT_ONCE):
-        these = pairs[start : start + _EXACT_AT_ONCE]
-        one, other = queries[these[:, 0]].astype(np.float64), references[these[:, 1]].astype(np.float64)
-        lengths = np.sqrt((one * one).sum(1) * (other * other).sum(1))  # of float16 they are not quite 1
-        exact[start : start + _EXACT_AT_ONCE] = (one * other).sum(1) / lengths
-    return exact
-
-
-def _units(vectors: np.ndarray) -> np.ndarray:
-    wide = vectors.astype(np.float32)
-    units: np.ndarray = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    return units
 
 
 def _none(count: int) -> tuple[np.ndarray, np.ndarray]:

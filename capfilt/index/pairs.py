@@ -36,7 +36,10 @@ def pairs_of_list(number: int, one: np.ndarray, other: np.ndarray | None, within
     for home, guest in sides:
         pieces += _near(number, home, guest, within)
         if sum(len(piece.a) for piece in pieces) > MAX_PAIRS:
-            raise _too_many(len(one), within)
+            raise DataError(
+                f"more than {MAX_PAIRS:,} pairs of {len(one):,} vectors have a cosine of {1 - within:g} or more: one"
+                " would stand for most. Take a larger cosine, or drop exact copies by sha256 and phash first."
+            )
     return Pairs.concat(pieces)
 
 
@@ -65,14 +68,15 @@ def _distinct(number: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, li
     return part[kept & is_own], part[kept & ~is_own], [equal.pairs]
 
 
-def exact_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """1 - cosine of vectors in pairs, float16 [P, D] each, float64 [P]; exact but for a square root and a division."""
-    distances = np.empty(len(a))
-    for start in range(0, len(a), TILE):
-        one, other = (side[start : start + TILE].astype(np.float64) for side in (a, b))
+def exact_cosines(a: np.ndarray, i: np.ndarray, b: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The cosines of a[i] and b[j], float64 [P]; of float16 vectors exact but for a square root and a division."""
+    cosines = np.empty(len(i))
+    for start in range(0, len(i), TILE):
+        part = slice(start, start + TILE)
+        one, other = a[i[part]].astype(np.float64), b[j[part]].astype(np.float64)
         lengths = np.sqrt(np.einsum("pd,pd->p", one, one) * np.einsum("pd,pd->p", other, other))
-        distances[start : start + TILE] = 1 - np.einsum("pd,pd->p", one, other) / lengths
-    return distances
+        cosines[part] = np.einsum("pd,pd->p", one, other) / lengths  # of float16 the lengths are not quite 1
+    return cosines
 
 
 def near_in(a: np.ndarray, b: np.ndarray | None, within: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -81,26 +85,19 @@ def near_in(a: np.ndarray, b: np.ndarray | None, within: float) -> Iterator[tupl
     Without b, pairs of a itself, i < j.
     """
     for start in range(0, len(a), TILE):
-        one = _unit(a[start : start + TILE])
+        one = units(a[start : start + TILE])
         for begin in range(start if b is None else 0, len(a if b is None else b), TILE):
             other = (a if b is None else b)[begin : begin + TILE]
-            i, j = np.nonzero(one @ _unit(other).T >= 1 - within - _SLACK)
+            i, j = np.nonzero(one @ units(other).T >= 1 - within - _SLACK)
             if b is None and begin == start:
                 i, j = i[i < j], j[i < j]
-            distances = exact_distances(a[start + i], other[j])
+            distances = 1 - exact_cosines(a, start + i, other, j)
             near = distances <= within
             yield start + i[near], begin + j[near], np.maximum(distances[near].astype(np.float32), _LEAST)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def units(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [N, D] at length 1, float32."""
     single = vectors.astype(np.float32)
     single /= np.linalg.norm(single, axis=1, keepdims=True)
     return single
-
-
-def _too_many(count: int, within: float) -> DataError:
-    """The error for a radius that makes one item stand for very many."""
-    return DataError(
-        f"more than {MAX_PAIRS:,} pairs of {count:,} vectors have a cosine of {1 - within:g} or more: one would stand"
-        " for most. Take a larger cosine, or drop exact copies by sha256 and phash first."
-    )

@@ -99,11 +99,8 @@ class Pool(Config):
         return {f"{number:05d}": tuple(block) for number, block in enumerate(blocks)}
 
     def read(self, block: tuple[PoolShard, ...], with_vectors: bool) -> Iterator[tuple[int, pa.Table]]:
-        """The tables of some shards, each with the number of its first row.
-
-        Raises:
-            DataError: a table that is not what it was, or has values that no picture has.
-        """
+        """The tables of some shards, each with the number of its first row. DataError for a table that is not what it
+        was, or has values that no picture has."""
         for shard in block:
             path = embeddings.path_of(self.source, shard.name)
             table = embeddings.read(path, with_vectors)

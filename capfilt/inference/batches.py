@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -126,7 +127,7 @@ def pictures(
 
 def batches_of(
     read: Iterable[Sample | FailedSample],
-    batch_size: int,
+    batch_size: int | Callable[[], int],
     formats: Iterable[ImageFormat],
     device: torch.device = CPU,
     timer: StageTimer | None = None,
@@ -138,20 +139,22 @@ def batches_of(
     """Decode what is read of a shard; every key of it is in exactly one batch, as a sample or as a fault.
 
     Args:
+        batch_size: how many pictures a batch has, or what says it when a batch is made.
         device: where the pictures will go; for a GPU they lie in pinned memory.
         asker: is shown each picture as soon as it is decoded.
         measures: are taken of each picture.
         threads: that decode; 0: `decode_threads` of the device.
     """
     threads = threads or decode_threads(device)
-    most_waiting = max(batch_size, 2 * threads, asker.ahead if asker else 0)
+    size: Callable[[], int] = batch_size if callable(batch_size) else partial(int, batch_size)
+    most_waiting = max(size(), 2 * threads, asker.ahead if asker else 0)
     rules = {image_format.resizing: image_format for image_format in formats}
     how = (list(rules.values()), timer, with_hashes, asker, measures or {})
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         begun = (pool.submit(_decode, item, *how) for item in _read(read, timer))
         items = _in_order(begun, most_waiting)
-        while taken := list(islice(items, batch_size)):
+        while taken := list(islice(items, size())):
             yield _stack(taken, rules, pinned=device.type == "cuda")
     finally:
         pool.shutdown(cancel_futures=True)

@@ -93,7 +93,8 @@ class AnnotateConfig(Config):
     decode: DecodeConfig = DecodeConfig()
     """How the captioner writes."""
     batch_size: int = Field(default=64, ge=1)
-    """Images at a time. A run may go on with another number; docs/promises.md says what that changes."""
+    """Images at a time. On a GPU, where it is not set, batches begin so and grow as long as that is faster and fits, to
+    512. A run may go on with another number; docs/promises.md says what that changes."""
     max_length: int = Field(default=35, ge=4)
     """Tokens of a text that is scored; BLIP scores with 35."""
     precision: Precision = "auto"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -71,19 +71,9 @@ def build(config: ArchitectureConfig) -> Model:
 
 def blank(config: ArchitectureConfig) -> Model:
     """A model without weights, on the meta device: its names and shapes."""
-    import torch
-    from torch.overrides import TorchFunctionMode
+    from capfilt.models.checkpoints.fill import without_weights
 
-    class NoInit(TorchFunctionMode):
-        """Leaves out what torch.nn.init fills: on the meta device that fills nothing, in most of the time it takes."""
-
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if getattr(function, "__module__", "") == "torch.nn.init":
-                return kwargs["tensor"] if "tensor" in kwargs else args[0]
-            return function(*args, **kwargs)
-
-    with torch.device("meta"), NoInit():
+    with without_weights():
         return build(config)
 
 

@@ -30,8 +30,14 @@ class Draws:
 
 def one_of_each_row(weights_BN: Tensor) -> Tensor:
     """One column for each row by its weights, [B]: what torch.multinomial draws, by its own way on a CPU, but without
-    its look at the weights, for which the host waits twice. Each row needs a weight above 0."""
-    return (weights_BN / torch.empty_like(weights_BN).exponential_()).argmax(dim=1)
+    its look at the weights, for which the host waits twice.
+
+    A row without any weight above 0 is an error, which a GPU tells when the host next waits for it. From NaN or
+    infinity some column is drawn: the loss is not finite either, and the step is left out (`TrainConfig.skips`).
+    """
+    best = (weights_BN / torch.empty_like(weights_BN).exponential_()).max(dim=1)
+    torch._assert_async((best.values != 0).all(), "a draw by weights of which a row has none above 0")
+    return best.indices
 
 
 class GivenDraws(Draws):

@@ -72,10 +72,11 @@ class Momentum(nn.Module):
         Features that are not finite stay outside: such a step is left out, and from the queue they would spoil the
         steps of a whole turn. All ranks see the same ones, and so do the same.
         """
-        image, text = gather(image), gather(text)
-        size, rows = self.queue_image.shape[0], image.shape[0]
+        size = self.queue_image.shape[0]
         if size == 0:
             return
+        image, text = gather(image), gather(text)
+        rows = image.shape[0]
         if size % rows:
             raise RecipeError(
                 f"queue {size} is not a multiple of the global batch {rows}; change one of them (57600 = 20 x 2880)"

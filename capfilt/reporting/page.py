@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,23 @@ def fill(
 ) -> str:
     """A template as HTML, with its style, its scripts and what they read; `connects` allows it to talk to the server
     that it came from."""
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            policy=content_security_policy(connects, scripts),
+            style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
+            script=Markup(_script(scripts)),
+            data=json_for_script(tree),
+            notes=notes,
+            **names,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once a process: that takes longer than filling one."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -87,14 +105,7 @@ def fill(
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template(template).render(
-        policy=content_security_policy(connects, scripts),
-        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
-        script=Markup(_script(scripts)),
-        data=json_for_script(tree),
-        notes=notes,
-        **names,
-    )
+    return environment
 
 
 def _script(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 import capfilt.data.annotations as tables
+from capfilt.data import parquet
 from capfilt.data.annotations import Annotation
 from capfilt.data.duplicates import is_copy
 from capfilt.data.policy import Rule, verdicts_of_table, whatever_threshold, with_scores
@@ -253,7 +254,7 @@ def in_random_order(names: Iterable[str]) -> list[str]:
 def _num_rows(sources: Sequence[RoundSource], name: str) -> int:
     """The texts of a shard over all rounds that have it, from the ends of its tables."""
     paths = (source.annotations / f"{name}.parquet" for source in sources)
-    return sum(tables.num_rows(path) for path in paths if path.is_file())
+    return sum(parquet.num_rows(path) for path in paths if path.is_file())
 
 
 def any_remote(sources: Sequence[RoundSource]) -> bool:

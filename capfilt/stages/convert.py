@@ -115,7 +115,7 @@ def _count(tally: Tally, key: str, converted: Converted, rows: list[dict[str, st
         tally.samples.update(["in", "kept"])
     for row in converted.rows:
         # A row that could be used and lies in no sample has gone with it.
-        reason = row.reason or ("" if meta else converted.problem or NO_ROWS)
+        reason = row.problem or ("" if meta else converted.problem or NO_ROWS)
         tally.add_text(row.kind, reason_class(reason))
         names = {"key": key, "uid": meta.get("uid"), "sha256": meta.get("sha256"), "kind": row.kind}
         status = "failed" if reason else "kept"

@@ -137,7 +137,9 @@ def run_training(
 def start_processes(session: Session, out: StoragePath, resources: TrainResources, label: str) -> None:
     """Start the processes of the training that leaves its model in `out`, where they can wait for it."""
     workers, cpus, gpus = resources.workers, resources.cpus, resources.gpus
-    prepare(session, workers, cpus, gpus, storage=out / "ray", name=label.replace(" ", "-"))
+    # torch imports its compiler, which takes as long as torch itself, when the first optimizer is made.
+    modules = ("capfilt.training.loop", "torch._dynamo")
+    prepare(session, workers, cpus, gpus, storage=out / "ray", name=label.replace(" ", "-"), modules=modules)
 
 
 def _fit(session: Session, job: TrainJob, resources: TrainResources, ledger: Ledger, line: StageLine) -> None:

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import capfilt.data.annotations as tables
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.worker_pool import Resources
-from capfilt.data import shards
+from capfilt.data import parquet, shards
 from capfilt.runs.ledger import Ledger
 from capfilt.runs.progress import Progress
 from capfilt.stages.runner import CommandOptions
@@ -63,7 +62,7 @@ def _annotated(ledger: Ledger, annotations: StoragePath, name: str) -> tuple[int
     """The texts of a shard, and its bytes where they are known."""
     done = ledger.read(ledger.path / f"{name}.json")
     if done is None:
-        return tables.num_rows(annotations / f"{name}.parquet"), 0
+        return parquet.num_rows(annotations / f"{name}.parquet"), 0
     texts = max(sum(done.tally.texts["in"].values()), done.tally.samples["in"])
     return texts, 0 if done.input is None else done.input.bytes
 

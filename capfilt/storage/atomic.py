@@ -23,11 +23,7 @@ from capfilt.storage.remote_path import RemotePath
 
 PART = ".capfilt-part-"
 """How the name of every temporary file begins; a folder with only such files counts as empty."""
-
-
 _PART = re.compile(rf"{re.escape(PART)}(?P<host>.+)-(?P<pid>[1-9]\d{{0,9}})-\w+")
-
-
 _ABANDONED = 24 * 3600  # seconds after which a temporary file of another host counts as left behind
 
 
@@ -149,11 +145,10 @@ def sweep(folder: StoragePath, finished: bool = False) -> int:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # signal 0 checks the process and does nothing
+        with suppress(PermissionError):  # a process of another user
+            os.kill(pid, 0)  # signal 0 checks the process and does nothing
     except (ProcessLookupError, OverflowError):  # OverflowError: no machine has such large process ids
         return False
-    except PermissionError:  # a process of another user
-        return True
     return True
 
 

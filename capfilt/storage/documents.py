@@ -38,11 +38,8 @@ _LONG = re.compile(rb"\d{20}")
 
 
 def parse(data: bytes, max_digits: int = MAX_DIGITS) -> Any:
-    """Parse JSON, with or without a byte order mark.
-
-    Raises:
-        ValueError: it is not JSON in UTF-8, is nested too deeply, has too many values or too long an integer.
-    """
+    """Parse JSON, with or without a byte order mark. ValueError for what is not JSON in UTF-8, is nested too deeply,
+    has too many values or too long an integer."""
     containers = data.count(b"[") + data.count(b"{")
     if containers + data.count(b",") > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_VALUES} values")
@@ -145,12 +142,12 @@ def check_record(path: StoragePath, limit: int = RECORD_BYTES) -> StoragePath:
 # ---- files of a model folder ----
 
 
-def read_model_object(path: Path, limit: int = MODEL_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of a model folder, which may be a link: the Hugging Face cache is made of links.
+def read_model_bytes(path: Path, limit: int = MODEL_BYTES) -> bytes:
+    """The bytes of a file of a model folder, which may be a link: the Hugging Face cache is made of links.
 
     Raises:
         OSError: no such file, or one that cannot be read.
-        ValueError: not a file, too large, not a JSON object, or one that `parse` refuses.
+        ValueError: not a file, or too large.
     """
     if path.exists() and not path.is_file():
         raise ValueError("not a file")
@@ -158,7 +155,12 @@ def read_model_object(path: Path, limit: int = MODEL_BYTES) -> dict[str, Any]:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit} bytes")
-    tree = parse(data, MODEL_DIGITS)
+    return data
+
+
+def read_model_object(path: Path, limit: int = MODEL_BYTES) -> dict[str, Any]:
+    """The JSON object in such a file. Raises as `read_model_bytes`, and ValueError for what `parse` refuses."""
+    tree = parse(read_model_bytes(path, limit), MODEL_DIGITS)
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not an object")
     return tree

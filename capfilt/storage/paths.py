@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Annotated, BinaryIO, TypeVar
@@ -78,7 +79,7 @@ def remove_file(path: Path | RemotePath) -> None:
     if isinstance(path, RemotePath):
         path.unlink(missing_ok=True)
     else:
-        safe_paths.unlink(path, missing_ok=True)
+        safe_paths.unlink(path)
 
 
 def remove_folder(folder: Path | RemotePath) -> None:
@@ -109,7 +110,12 @@ def listing(folder: Path | RemotePath) -> dict[str, Stat | os.stat_result | None
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return {}
-    return {entry.name: stat for entry in entries for stat in _stats(entry)}
+    found: dict[str, Stat | os.stat_result | None] = {}
+    for entry in entries:
+        with suppress(FileNotFoundError):  # it has just gone
+            follow = not entry.is_symlink() or entry.is_file()  # a broken link counts as an entry
+            found[entry.name] = None if entry.is_dir() else entry.stat(follow_symlinks=follow)
+    return found
 
 
 def subfolders(folder: Path | RemotePath) -> list[str]:
@@ -121,14 +127,6 @@ def subfolders(folder: Path | RemotePath) -> list[str]:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _stats(entry: os.DirEntry[str]) -> list[os.stat_result | None]:
-    """The stat of one entry, None for a folder; [] for one that has just gone. A broken link counts as an entry."""
-    try:
-        return [None if entry.is_dir() else entry.stat(follow_symlinks=not entry.is_symlink() or entry.is_file())]
-    except FileNotFoundError:
         return []
 
 

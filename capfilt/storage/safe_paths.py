@@ -70,11 +70,8 @@ def run_root(path: str) -> str | None:
 
 @contextmanager
 def opened_folder(path: Path, make: bool = False) -> Iterator[int]:
-    """Open a folder for the `dir_fd` of os's functions; `make` creates it and its missing parents.
-
-    Raises:
-        RunError: below the root of a run, a part of the path is a link.
-    """
+    """Open a folder for the `dir_fd` of os's functions; `make` creates it and its missing parents. RunError where,
+    below the root of a run, a part of the path is a link."""
     full = _absolute(path)
     root = run_root(f"{full}/.")
     if root is None:
@@ -148,10 +145,7 @@ def create_file(folder: int, path: Path, mode: int) -> BinaryIO:
 
 def open_log(path: Path, mode: int = 0o644) -> int:
     """Open a file for appending and reading, and create it where it is missing; the caller closes the descriptor.
-
-    Raises:
-        RunError: a link, a device, or a file with a second hard link, which may be another user's.
-    """
+    RunError for a link, a device, or a file with a second hard link, which may be another user's."""
     with opened_folder(path.parent) as folder:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
@@ -235,27 +229,17 @@ def too_large(path: object, limit: int) -> RunError:
     )
 
 
-def unlink(path: Path, missing_ok: bool = False) -> None:
-    """Remove a file, or a link itself. RunError where a folder of its path in a run is a link."""
-    try:
-        with opened_folder(path.parent) as folder:
-            os.unlink(path.name, dir_fd=folder)
-    except FileNotFoundError:
-        if not missing_ok:
-            raise
+def unlink(path: Path) -> None:
+    """Remove a file, where there is one, or a link itself. RunError where a folder of its path in a run is a link."""
+    with suppress(FileNotFoundError), opened_folder(path.parent) as folder:
+        os.unlink(path.name, dir_fd=folder)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and its contents, as far as possible; a link itself stays.
-
-    Raises:
-        RunError: a part of the path in a run is a link.
-    """
-    try:
-        with opened_folder(path.parent) as folder:
-            shutil.rmtree(path.name, ignore_errors=True, dir_fd=folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    """Remove a folder and its contents, as far as possible; a link itself stays. RunError where a part of the path
+    in a run is a link."""
+    with suppress(FileNotFoundError, NotADirectoryError), opened_folder(path.parent) as folder:
+        shutil.rmtree(path.name, ignore_errors=True, dir_fd=folder)
 
 
 def list_names(path: Path) -> list[str]:

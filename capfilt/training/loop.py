@@ -215,7 +215,7 @@ def run_steps(
         lr = learning_rate(config.optimizer, step, config.steps)
         set_rate(optimizer, lr)
         before = on_regions(job, gradients, optimizer, parts, step) if parts is not None else {}
-        torch.manual_seed(draw(job.seed, "step", step, data_parallel.rank()))
+        seed_draws(gradients.device, job.seed, "step", step, data_parallel.rank())
         given = gradients.task.batch_of(batch).to(gradients.device)
         losses, metrics = gradients.of(given, step / config.steps)
         norm = gradients.clip(config.optimizer.clip)
@@ -253,7 +253,7 @@ def on_regions(
     job: TrainJob, gradients: Gradients, optimizer: torch.optim.AdamW, batch: Batch, step: int
 ) -> dict[str, Tensor]:
     """A step on regions; returns its losses and metrics. Where its gradients are not finite it is left out."""
-    torch.manual_seed(draw(job.seed, "region step", step, data_parallel.rank()))
+    seed_draws(gradients.device, job.seed, "region step", step, data_parallel.rank())
     regions = gradients.task.batch_of(batch).to(gradients.device)
     losses, metrics = gradients.of(regions, step / job.train.steps)
     if not bool(gradients.clip(job.train.optimizer.clip).isfinite()):
@@ -261,6 +261,15 @@ def on_regions(
     optimizer.step()
     gradients.task.after_step()
     return losses | metrics | {"region_unreadable": torch.tensor(float(batch.unreadable), device=gradients.device)}
+
+
+def seed_draws(device: torch.device, *parts: object) -> None:
+    """Seed what a step draws on this device. On a CPU its generator alone: `torch.manual_seed` turns to every kind of
+    device, and for each that has not begun it keeps the call with its stack, once a step."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(draw(*parts))
+    else:
+        torch.manual_seed(draw(*parts))
 
 
 def draw(*parts: object) -> int:

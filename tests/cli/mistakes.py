@@ -6,6 +6,7 @@ outcome as a line of JSON, and which heavy modules were imported before the answ
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -131,6 +132,7 @@ def outcomes(folder: Path) -> list[dict[str, Any]]:
         import_module(f"capfilt.pipelines.{name}")
     assert not [name for name in HEAVY if name in sys.modules], "a pipeline imports what only its workers need"
     os.chdir(folder)
+    gc.disable()  # it would walk, and so copy, what each fork shares with this process
     return [_outcome(capfilt.cli.main, command) for _, command, _ in MISTAKES]
 
 

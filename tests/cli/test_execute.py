@@ -54,7 +54,7 @@ def test_a_verb_that_says_nothing_itself_is_said_to_be_at_work(
     said = []
 
     def silent_data() -> Any:
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 60
         while not said and time.monotonic() < give_up:
             said.extend(capsys.readouterr().err.splitlines())
         return SimpleNamespace(record={})

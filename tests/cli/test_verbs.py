@@ -103,32 +103,6 @@ def test_a_process_leaves_with_the_code_and_one_line() -> None:
     assert done.stderr == said
 
 
-LIGHT = (
-    "bootstrap demi", "bootstrap demo --set seed", "bootstrap --ruonds 1",
-    "pretrain absent.yaml --out o", "show nowhere",
-    "show demo --set seed", "annotate s --captioner c --filter f --out o --recipe nowhere", "annotate",
-    "select s --annotations a --out o --set treshold=1", "select s --annotations a --out o --set threshold=some",
-    "evaluate m s --set rerank", "evaluate m s --set rank=1",
-    "annotate s --captioner c --filter f --out o --set caption=2",
-    "download l --out o --set size=1", "download l --out o --workers -2",
-    "status nowhere", "verify nowhere",
-    "explain nowhere k", "report nowhere", "review nowhere",
-)  # fmt: skip
-
-
-def test_usage_errors_do_not_wait_for_torch() -> None:
-    """Its import takes seconds, and whoever mistyped a name need not wait for it."""
-    code = (
-        "import sys, capfilt.cli\n"
-        f"for line in {LIGHT}:\n"
-        "    sys.argv = ['capfilt', *line.split()]\n"
-        "    try: capfilt.cli.main()\n"
-        "    except SystemExit as left: print(left.code, line, [m for m in ('torch', 'ray') if m in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"2 {line} []" for line in LIGHT]
-
-
 SPREAD = {
     "annotate": ("s", "--captioner", "c", "--filter", "f"),
     "select": ("s", "--annotations", "a"),

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from capfilt.cluster.failures import Failure
-from capfilt.cluster.ray_train import fit
+from capfilt.cluster.ray_train import end_training_actor, fit, prepare
 from capfilt.cluster.session import Session, connect
 from capfilt.cluster.training_actor import TrainingFailure, _explaining_failure, _peer_gone
 from capfilt.errors import ClusterError, ModelError
@@ -61,6 +63,10 @@ def notes(config: dict[str, Any]) -> None:
     Path(config["out"], "pid").write_text(str(os.getpid()))
 
 
+def imported(config: dict[str, Any]) -> None:
+    Path(config["out"], "imported").write_text(str("chunk" in sys.modules))
+
+
 @pytest.mark.slow
 def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_path: Path) -> None:
     """And the next training of as many has the same processes, one of another number has others."""
@@ -87,6 +93,17 @@ def test_two_workers_reduce_and_a_death_begins_again(ray_session: Session, tmp_p
     assert {(tmp_path / f"pid-{rank}").read_text() for rank in range(2)} == kept
     fit(ray_session, notes, {"out": str(tmp_path)}, 1, 1, 0, tmp_path / "ray", "alone")
     assert (tmp_path / "pid").read_text() not in kept
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_a_training_have_imported_what_it_needs(ray_session: Session, tmp_path: Path) -> None:
+    """And nobody asks an autoscaler for their node, which takes a process more."""
+    end_training_actor(ray_session)
+    prepare(ray_session, 1, 1, 0, tmp_path / "ray", "waiting", modules=("chunk",))
+    fit(ray_session, imported, {"out": str(tmp_path)}, 1, 1, 0, tmp_path / "ray", "waiting")
+    assert (tmp_path / "imported").read_text() == "True"
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert not [name for name in names if "Autoscaling" in name]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from pydantic import ValidationError
 
 from capfilt.cluster import worker_pool
@@ -183,6 +184,8 @@ def test_the_next_job_has_the_same_workers_but_for_those_that_crashed_or_died(
     assert run("third", "crash-once") == first  # by itself, where there is no other
     fourth = run("fourth", "c")
     assert not fourth & first
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    assert [name for name in names if name.startswith("worker-")], "an actor that outlives its job has no name of one"
     os.kill(fourth.pop(), signal.SIGKILL)  # while it is idle: no failed start, of which one would be too many
     fifth = run("fifth", "d")
     assert len(fifth) == 1

@@ -93,13 +93,14 @@ def _picture_draws() -> dict[str, Any]:
 
 def _world_draws() -> dict[str, Any]:
     from capfilt.data.images import decode as images
+    from capfilt.data.images.preprocess import BLIP_PREPROCESS
     from capfilt.data.synthetic import world
 
     config, result = world.WorldConfig(), dict[str, Any]()
     for seed, split, index in [(0, "web", 0), (0, "web", 1), (0, "web", 3999), (1, "web", 0), (0, "human", 0),
                                (0, "val", 0), (0, "test", 0), (0, "test", 249)]:  # fmt: skip
         made = world.sample(config, seed, split, index)
-        pixels = images.to_pixels(images.decode(made.image), config.image_size)
+        pixels = BLIP_PREPROCESS.to_pixels(images.decode(made.image), config.image_size)
         result[f"world {(seed, split, index)}"] = {
             **{name: made.meta.get(name) for name in ("key", "uid", "truth")},
             "texts": [caption["text"] for caption in made.captions],

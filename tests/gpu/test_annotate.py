@@ -29,6 +29,7 @@ from capfilt.models.checkpoints import store
 from capfilt.stages.annotation.annotate import AnnotateJob
 
 MakeBlip = Callable[..., Blip]
+Texts = Sequence[Sequence[str]]
 SAMPLES = [Sample(f"{i}", b"", "png", "", {"uid": f"{i:032x}"}) for i in range(11)]
 FORMAT = ImageFormat(16)
 WEB = [["a red circle"], ["a red circle", "photo " * 40], [], [""], ["Photo!"], *(["a tan ring"] for _ in range(6))]
@@ -114,29 +115,39 @@ def test_every_picture_is_annotated_in_bf16(
     assert all(text.itm is None or 0 <= text.itm <= 1 for of_image in found for text in of_image)
 
 
+def save(folder: Path, captioner: Blip, filter_: Blip) -> None:
+    """Where `job_of` looks for them."""
+    for model, name in ((captioner, "captioner"), (filter_, "filter")):
+        store.save(model, folder / name)
+        Tokenizer.load("world").save(folder / name)
+
+
+def job_of(out: Path, device: DeviceKind, config: AnnotateConfig) -> AnnotateJob:
+    """Of the models beside `out`."""
+    return AnnotateJob(
+        out=out,
+        captioner=captioner_spec(str(out.parent / "captioner")),
+        filter=out.parent / "filter",
+        captioner_fingerprint="c",
+        filter_fingerprint="f",
+        config=config,
+        compute=Compute(device=device, precision="fp32"),
+        seed=0,
+        round=0,
+    )
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_worker_s_shard_is_that_of_a_cpu(
     small_blip: MakeBlip, small_world: Path, cuda: torch.device, waits: Waits, tmp_path: Path, deterministic: bool
 ) -> None:
     """From the tar to the committed table, with the clock of the stages, for which nobody waits."""
-    captioner, filter_ = roles(small_blip, shared=False)
-    for model, name in ((captioner, "captioner"), (filter_, "filter")):
-        store.save(model, tmp_path / name)
-        Tokenizer.load("world").save(tmp_path / name)
+    save(tmp_path, *roles(small_blip, shared=False))
     url = str(small_world / "human" / "00000.tar")
 
     def rows(device: DeviceKind) -> list[Annotation]:
-        job = AnnotateJob(
-            out=tmp_path / device,
-            captioner=captioner_spec(str(tmp_path / "captioner")),
-            filter=tmp_path / "filter",
-            captioner_fingerprint="c",
-            filter_fingerprint="f",
-            config=AnnotateConfig(batch_size=6, decode=METHODS["nucleus"], deterministic=deterministic),
-            compute=Compute(device=device, precision="fp32"),
-            seed=0,
-            round=0,
-        )
+        config = AnnotateConfig(batch_size=6, decode=METHODS["nucleus"], deterministic=deterministic)
+        job = job_of(tmp_path / device, device, config)
         report = job.open()(url)
         assert {"copy", "vision", "caption", "score"} <= report.seconds.keys()
         (table,) = (tmp_path / device / "annotations").glob("*.parquet")
@@ -150,3 +161,40 @@ def test_a_worker_s_shard_is_that_of_a_cpu(
         assert (one.itm, one.itc) == pytest.approx((other.itm, other.itc), abs=1e-5)
     work = [line for line in found if "timer" not in line]
     assert found[: len(work)] == work, "the clock is read when all is done"
+
+
+def test_batches_grow_until_memory_runs_out(
+    small_blip: MakeBlip, small_world: Path, cuda: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the default were 2 and any growth were faster; the worker remembers what fits, and texts are the same."""
+    monkeypatch.setattr("capfilt.inference.batch_growth.BATCHES", 1)
+    monkeypatch.setattr("capfilt.inference.batch_growth.GAIN", 0)
+    work, whole = Annotator._annotate, list[int]()
+
+    def limited(self: Annotator, images: Images, samples: list[Sample], web: Texts, count: int) -> list[list[Text]]:
+        if len(samples) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        whole.append(len(samples))
+        return work(self, images, samples, web, count)
+
+    save(tmp_path, *roles(small_blip, shared=False))
+    config = AnnotateConfig(batch_size=2, decode=METHODS["nucleus"])
+    shards = [str(small_world / "human" / f"0000{n}.tar") for n in range(3)]
+
+    def annotated(device: DeviceKind, urls: list[str]) -> list[list[tuple[str, str]]]:
+        job = job_of(tmp_path / f"{device} {len(config.model_fields_set)}", device, config)
+        annotate_shard = job.open()
+        for url in urls:
+            annotate_shard(url)
+        files = sorted(map(str, (job.out / "annotations").glob("*.parquet")))
+        return [[(row.key, row.text) for row in tables.rows(tables.read(file))] for file in files]
+
+    wanted = annotated("cpu", shards)
+    monkeypatch.setattr(Annotator, "_annotate", limited)
+    assert annotated("cuda", shards[:1]) == wanted[:1]
+    assert set(whole) == {2}, "what was set stays"
+    whole.clear()
+    config.model_fields_set.remove("batch_size")
+    assert annotated("cuda", shards) == wanted
+    assert whole[0] == 2
+    assert whole[-4:] == [4] * 4, "the last shard"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_pixels import normalised, squashed
 
 from capfilt.data import shards
 from capfilt.data.images import decode
@@ -56,7 +57,7 @@ def test_pixels_are_those_of_their_samples(tmp_path: Path) -> None:
     for batch in pictures(shards.read(str(tmp_path / "0.tar")), 4, [FORMAT]):
         assert batch.pixels[FORMAT.resizing].shape[0] == len(batch.samples)
         for sample, actual in zip(batch.samples, batch.on(torch.device("cpu"), [FORMAT]).pixels(FORMAT), strict=True):
-            wanted = decode.normalise(decode.to_pixels(decode.decode(sample.image), 8))
+            wanted = normalised(squashed(decode.decode(sample.image), 8))
             assert torch.equal(actual, torch.from_numpy(wanted))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from capfilt.objectives.draws import Draws, GivenDraws
+from capfilt.objectives.draws import Draws, GivenDraws, one_of_each_row
 
 
 def test_draws_are_those_of_torch_s_generator() -> None:
@@ -18,6 +18,13 @@ def test_draws_are_those_of_torch_s_generator() -> None:
     draws = Draws()
     assert torch.equal(draws.columns("wrong_images", weights), wanted[0])
     assert torch.equal(draws.take("masked", lambda: torch.rand(2)), wanted[1])
+
+
+def test_a_row_without_weights_is_refused_and_what_is_not_finite_is_left_to_the_loss() -> None:
+    with pytest.raises(RuntimeError, match="a draw by weights of which a row has none above 0"):
+        one_of_each_row(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    for wrong in (torch.nan, torch.inf):
+        assert one_of_each_row(torch.tensor([[0.0, 1.0], [wrong, 0.0]])).tolist() == [1, 0]
 
 
 def test_what_is_given_stands_in_the_place_of_a_draw() -> None:

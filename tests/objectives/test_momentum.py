@@ -57,6 +57,11 @@ class TestCopy:
         assert all(torch.equal(tensor, before[name]) for name, tensor in momentum.model.state_dict().items())
 
 
+def test_without_a_queue_ranks_exchange_nothing_for_it(small_blip: MakeBlip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capfilt.objectives.momentum.gather", None)
+    Momentum(small_blip(), 0.9, 0).enqueue(torch.ones(2, 8), torch.ones(2, 8))
+
+
 class TestUpdate:
     def test_is_the_exponential_moving_average(self, small_blip: MakeBlip) -> None:
         model = small_blip()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_pixels import normalised, squashed
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -20,7 +21,6 @@ from capfilt import config as configs
 from capfilt import presets
 from capfilt.cli import app
 from capfilt.data import annotations
-from capfilt.data.images import decode
 from capfilt.data.loading.config import Source
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import RecipeError, RunError, UsageError
@@ -143,7 +143,7 @@ class TestToTransformers:
             Image.fromarray(np.random.default_rng(i).integers(0, 256, (20 + 9 * i, 31, 3), np.uint8)) for i in range(4)
         ]
         seen = processor(images=pictures, return_tensors="pt")["pixel_values"]
-        mine = torch.from_numpy(decode.normalise(np.stack([decode.to_pixels(picture, 16) for picture in pictures])))
+        mine = torch.from_numpy(normalised(np.stack([squashed(picture, 16) for picture in pictures])))
         close(mine, seen)
         assert processor(text=TEXTS, padding=True, return_tensors="pt")["input_ids"].tolist() == asked(16)[1].tolist()
         written = opened(hf.Captioner, tmp_path / "out").generate(
@@ -177,7 +177,7 @@ class TestToTransformers:
             scope: dict[str, Any] = {"image": image, "text": text, "question": text}
             exec(code, scope)
             if name == "filter":
-                pixels = torch.from_numpy(decode.normalise(decode.to_pixels(image, 16)[None]))
+                pixels = torch.from_numpy(normalised(squashed(image, 16)[None]))
                 filter_ = FusionFilter(LocalModel(model.eval(), TOKENIZER))
                 scores = filter_.score_tokens(model.encode_image(pixels), [[text]])
                 for name, score in (("p_match", "itm"), ("cosine", "itc")):

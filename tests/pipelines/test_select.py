@@ -32,7 +32,7 @@ def sample(key: str) -> Sample:
     return Sample(key, f"the bytes of {key}".encode(), "jpg", f"web {key}", {"url": f"https://x.invalid/{key}"})
 
 
-def row(key: str, source: str, itm: float, itc: float, **more: Any) -> Annotation:
+def row(key: str, source: str, itm: float | None, itc: float | None, **more: Any) -> Annotation:
     own = sample(key)
     values: dict[str, Any] = {"captioner": "", "filter": "blip-1", "seed": 0, "round": 3, **more}
     return Annotation(key, own.uid, own.sha256, source, 0, f"{source} {key}", itm, itc, **values)
@@ -48,7 +48,7 @@ def annotated(tmp_path: Path) -> Path:
         for key, (itm, itc) in SCORES.items()
         for written in (row(key, "web", itm, itc), row(key, "synthetic", abs(itc), itm))
     ]
-    broken = tables.failed(row("e", "web", 0, 0), "truncated image")
+    broken = row("e", "web", None, None, status="failed", reason="truncated image")
     tables.write(tmp_path / "a/annotations/00000.parquet", result[:4])
     tables.write(tmp_path / "a/annotations/00001.parquet", [*result[4:], broken])
     return tmp_path
@@ -233,7 +233,7 @@ def test_a_key_that_comes_three_times_is_one_sample_and_two_failures(tmp_path: P
                 header = tarfile.TarInfo(f"a.{extension}")
                 header.size = len(data)
                 tar.addfile(header, io.BytesIO(data))
-    twice = tables.failed(row("a", "web", 0, 0), "duplicate key")
+    twice = row("a", "web", None, None, status="failed", reason="duplicate key")
     tables.write(tmp_path / "a/annotations/00000.parquet", [row("a", "web", 0.9, 0.9), twice, twice])
     done = capfilt("select", tmp_path / "web", "--annotations", tmp_path / "a", "--out", tmp_path / "clean", "--json")
     assert done.code == 0, done.err

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import capfilt.data.annotations as tables
-from capfilt.data import shards
+from capfilt.data import parquet, shards
 from capfilt.data.annotations import Annotation
 from capfilt.data.labels import Label
 from capfilt.data.policy import PolicyConfig, verdicts_of_table
@@ -38,7 +38,7 @@ def source(tmp_path: Path) -> RoundSource:
         rows = []
         for i in range(shard * 10, shard * 10 + 10):
             rows += [row(f"{i}", itm=i / 100 + 0.005), row(f"{i}", "synthetic", itm=0.9)]
-        broken = tables.failed(rows[-1], "truncated image: at byte 7")
+        broken = replace(rows[-1], itm=None, itc=None, status="failed", reason="truncated image: at byte 7")
         tables.write(tmp_path / f"annotations/{shard:05d}.parquet", [*rows[:-2], replace(broken, uid="")])
     return RoundSource(1, tmp_path / "annotations", None, RULE, "itm", 0.5, "capfilt select web", "out")
 
@@ -134,7 +134,7 @@ def test_of_a_large_run_some_shards_are_counted_and_fewer_shown(
     """Drawn by their names, as many as have enough texts; the pictures of small shards are of more of them."""
     everything = tables.shards_in(source.annotations)
     assert sampling.draw_shards([source]) == sampling.DrawnShards(everything, set(everything), 10)
-    rows = tables.num_rows(source.annotations / "00000.parquet")
+    rows = parquet.num_rows(source.annotations / "00000.parquet")
     for name, value in {"MAX_COUNTED": 6 * rows + 1, "MAX_TEXTS": rows, "MAX_SHARDS": 1}.items():
         monkeypatch.setattr(sampling, name, value)
     drawn = sampling.draw_shards([source])
@@ -150,7 +150,10 @@ def test_a_threshold_decides_on_a_whole_table_as_on_each_row(score: str, tmp_pat
     texts = ("a dog", "...", "", "犬", "½", "🐕", "$ | --", "7")
     rows = [row(f"{i}", itm=i / 8, text=text) for i, text in enumerate(texts)]
     rows += [replace(row("8"), itm=None, itc=None), row("9", text="", reason="caption failed: timeout")]
-    rows += [tables.failed(row("10"), "truncated image"), replace(row("11"), itm=float(np.float32(0.1)))]
+    rows += [
+        replace(row("10"), itm=None, itc=None, status="failed", reason="truncated image"),
+        replace(row("11"), itm=float(np.float32(0.1))),
+    ]
     rule = PolicyConfig(score=score).rule(0.1)
     tables.write(tmp_path / "00000.parquet", rows)
     table = tables.read(tmp_path / "00000.parquet")

@@ -136,7 +136,7 @@ def test_a_body_that_drips_is_not_waited_for(server: review.ReviewServer, tmp_pa
                 break
             time.sleep(0.1)
         assert closed
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 60
     assert not (tmp_path / labels.FILE).exists()
 
 

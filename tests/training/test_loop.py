@@ -34,7 +34,7 @@ from capfilt.training.config import ExecutionConfig, OptimizerConfig, TrainConfi
 from capfilt.training.distributed.data_parallel import Gradients
 from capfilt.training.job import TrainJob
 from capfilt.training.log import StepLog
-from capfilt.training.loop import draw, initial_model, train
+from capfilt.training.loop import draw, initial_model, seed_draws, train
 
 MakeJob = Callable[..., TrainJob]
 
@@ -469,3 +469,11 @@ class TestWhatIsSaidInOneLine:
         with pytest.raises(CapfiltError, match=r"0000\d\.tar") as caught:
             train(job, gone)
         assert "\n" not in str(caught.value)
+
+
+def test_a_step_s_seed_on_a_cpu_is_told_to_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(draw(3, "step", 7, 0))
+    wanted = torch.rand(4)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    seed_draws(torch.device("cpu"), 3, "step", 7, 0)
+    assert torch.equal(torch.rand(4), wanted)

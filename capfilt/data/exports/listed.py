@@ -73,7 +73,7 @@ def llava_lines(part: Part, sample: Sample, path: str) -> Iterator[str]:
     """Conversations of one question, as LLaVA is pretrained on; the path is below its --image_folder."""
     name = path.rpartition("/")[2].partition(".")[0]
     for number, caption in enumerate(sample.captions):
-        answer = part.text(caption["text"], _without_tokens)
+        answer = part.text(caption["text"], partial(_TOKENS.sub, "< "))
         turns = [{"from": "human", "value": INSTRUCTION}, {"from": "gpt", "value": answer}]
         yield json.dumps({"id": f"{name}-{number}", "image": path, "conversations": turns}) + "\n"
 
@@ -82,10 +82,6 @@ def csv_lines(part: Part, sample: Sample, path: str) -> Iterator[str]:
     """As open_clip's `CsvDataset` reads them with its defaults."""
     for caption in sample.captions:
         yield _csv_line(part.image_root + path, part.text(caption["text"], csv_text))
-
-
-def _without_tokens(text: str) -> str:
-    return _TOKENS.sub("< ", text)
 
 
 def csv_text(text: str) -> str:
@@ -108,7 +104,7 @@ def join(name: str, out: StoragePath, parts: Iterable[Finished], _total: int) ->
     with atomic(out / name) as file:
         file.write(b"[" if as_json else _csv_line("filepath", "title").encode())
         separator = b"\n"
-        for lines in map_concurrent(_read, paths, isinstance(out, RemotePath)):
+        for lines in map_concurrent(lambda path: path.read_bytes(), paths, isinstance(out, RemotePath)):
             if not as_json:
                 shutil.copyfileobj(io.BytesIO(lines), file)
                 continue
@@ -118,10 +114,6 @@ def join(name: str, out: StoragePath, parts: Iterable[Finished], _total: int) ->
         if as_json:
             file.write(b"\n]\n")
     return [out / name]
-
-
-def _read(path: StoragePath) -> bytes:
-    return path.read_bytes()
 
 
 def _form(lines: Lines, name: str) -> Form:

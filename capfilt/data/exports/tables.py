@@ -214,16 +214,13 @@ def card(out: StoragePath, _parts: Iterable[Finished], total: int) -> list[Stora
     return []
 
 
-def _plain_name(part: Part, number: int) -> str:
-    return f"{part.name(number)}.parquet"
+def _form(schema: pa.Schema, rows: Callable[[Part, Iterator[Sample]], Iterator[Row]], **more: Any) -> Form:
+    name = more.pop("name", lambda part, number: f"{part.name(number)}.parquet")
+    return Form(partial(write, schema=schema, rows=rows, name=name), **more)
 
 
 def _hf_name(part: Part, number: int) -> str:
     return f"data/train-{part.name(number)}-of-{part.total:05d}.parquet"
-
-
-def _form(schema: pa.Schema, rows: Callable[[Part, Iterator[Sample]], Iterator[Row]], **more: Any) -> Form:
-    return Form(partial(write, schema=schema, rows=rows, name=more.pop("name", _plain_name)), **more)
 
 
 PARQUET = _form(PICTURES, picture_rows, resharded=True, needs_text=False)

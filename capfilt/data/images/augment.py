@@ -37,6 +37,11 @@ class AugmentConfig(Config):
     randaugment: tuple[int, int] | None = None
     """How many operations are drawn, and their magnitude from 0 to 10. BLIP: 2 and 5."""
 
+    @property
+    def at_random(self) -> bool:
+        """Whether anything is drawn; else a picture looks the same each time."""
+        return self.flip or self.crop is not None or self.randaugment is not None
+
     @model_validator(mode="after")
     def _sensible(self) -> AugmentConfig:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
@@ -65,10 +70,7 @@ def augment(
     then mirror, then RandAugment.
 
     With the default config it is `ImageFormat.to_pixels`, bit for bit, and nothing is drawn. A crop is squashed to the
-    format's square, whatever the format does to whole pictures.
-
-    Raises:
-        ImageError: as `Preprocess.to_pixels`.
+    format's square, whatever the format does to whole pictures. ImageError as `Preprocess.to_pixels` raises.
     """
     image_format = ImageFormat(image_format) if isinstance(image_format, int) else image_format
     if config.crop is None:
@@ -123,72 +125,26 @@ def enhancement(magnitude: int) -> float:
     return magnitude / 10 * 1.8 + 0.1
 
 
-def identity(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """The picture itself."""
-    return image
-
-
-def autocontrast(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Each channel stretched to 0..255."""
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Each channel with a flat histogram."""
-    return ImageOps.equalize(image)
-
-
-def brightness(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Towards black or beyond the picture."""
-    return ImageEnhance.Brightness(image).enhance(enhancement(magnitude))
-
-
-def sharpness(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Towards a blurred copy or beyond the picture."""
-    return ImageEnhance.Sharpness(image).enhance(enhancement(magnitude))
-
-
-def shear_x(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Rows shifted by 0.03 x magnitude of their height in the picture."""
-    return affine(image, 1, sign * magnitude / 10 * 0.3, 0, 0, 1, 0)
-
-
-def shear_y(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Columns shifted likewise."""
-    return affine(image, 1, 0, 0, sign * magnitude / 10 * 0.3, 1, 0)
-
-
-def translate_x(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Moved sideways by `magnitude` pixels, whatever the picture's size."""
-    return affine(image, 1, 0, sign * magnitude, 0, 1, 0)
-
-
-def translate_y(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Moved up or down likewise."""
-    return affine(image, 1, 0, 0, 0, 1, sign * magnitude)
-
-
-def rotate(image: Image.Image, magnitude: int, sign: int) -> Image.Image:
-    """Turned about the middle by 3 x magnitude degrees."""
-    return image.rotate(sign * magnitude * 3, Image.Resampling.BILINEAR, fillcolor=FILL)
-
-
-def affine(image: Image.Image, *matrix: float) -> Image.Image:
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     """The pixel at (x, y) comes from (a x + b y + c, d x + e y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
 OPERATIONS: dict[str, Operation] = {
-    "Identity": identity,
-    "AutoContrast": autocontrast,
-    "Brightness": brightness,
-    "Sharpness": sharpness,
-    "Equalize": equalize,
-    "ShearX": shear_x,
-    "ShearY": shear_y,
-    "TranslateX": translate_x,
-    "TranslateY": translate_y,
-    "Rotate": rotate,
+    "Identity": lambda image, *_: image,
+    "AutoContrast": lambda image, *_: ImageOps.autocontrast(image),
+    "Brightness": lambda image, magnitude, _: ImageEnhance.Brightness(image).enhance(enhancement(magnitude)),
+    "Sharpness": lambda image, magnitude, _: ImageEnhance.Sharpness(image).enhance(enhancement(magnitude)),
+    "Equalize": lambda image, *_: ImageOps.equalize(image),
+    # Rows or columns shifted by 0.03 x magnitude of their place in the picture.
+    "ShearX": lambda image, magnitude, sign: _affine(image, 1, sign * magnitude / 10 * 0.3, 0, 0, 1, 0),
+    "ShearY": lambda image, magnitude, sign: _affine(image, 1, 0, 0, sign * magnitude / 10 * 0.3, 1, 0),
+    # Moved by `magnitude` pixels, whatever the picture's size.
+    "TranslateX": lambda image, magnitude, sign: _affine(image, 1, 0, sign * magnitude, 0, 1, 0),
+    "TranslateY": lambda image, magnitude, sign: _affine(image, 1, 0, 0, 0, 1, sign * magnitude),
+    "Rotate": lambda image, magnitude, sign: image.rotate(
+        sign * magnitude * 3, Image.Resampling.BILINEAR, fillcolor=FILL
+    ),
 }
 """The ten that BLIP pretrains with (public code); of RandAugment's fourteen, those that change hues are left out."""
 COLOURS = ("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness")

@@ -21,31 +21,17 @@ def copy_of(image: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _same(image: Image.Image) -> Image.Image:
-    return image
-
-
-def _half(image: Image.Image) -> Image.Image:
-    return image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BICUBIC)
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    return image.convert("L")
-
-
 def _cropped(image: Image.Image) -> Image.Image:
     """Without a twentieth at each side: 90 % of the width and of the height."""
     across, down = image.width // 20, image.height // 20
     return image.crop((across, down, image.width - across, image.height - down))
 
 
+_BICUBIC = Image.Resampling.BICUBIC
 COPIES: dict[str, tuple[Callable[[Image.Image], Image.Image], int]] = {
-    "jpeg 95": (_same, 95),
-    "jpeg 75": (_same, 75),
-    "jpeg 50": (_same, 50),
-    "jpeg 30": (_same, 30),
-    "half size": (_half, _QUALITY),
-    "grey": (_grey, _QUALITY),
+    **{f"jpeg {quality}": (lambda image: image, quality) for quality in (95, 75, 50, 30)},
+    "half size": (lambda image: image.resize([max(1, side // 2) for side in image.size], _BICUBIC), _QUALITY),
+    "grey": (lambda image: image.convert("L"), _QUALITY),
     "crop 10 %": (_cropped, _QUALITY),
     "mirrored": (ImageOps.mirror, _QUALITY),
 }

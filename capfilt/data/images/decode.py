@@ -1,4 +1,4 @@
-"""Images: from bytes of any origin to an upright RGB picture, and from there to the arrays a model reads.
+"""Images: from bytes of any origin to an upright RGB picture.
 
 A small file may hold a huge picture, so one is refused by the size in its header, before a pixel is decoded. Python's
 warning filters are global and not thread-safe, so the first `decode` silences Pillow's warnings for the whole process.
@@ -141,18 +141,6 @@ def has_end(data: bytes) -> bool:
     if data.startswith(b"RIFF"):
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
     return True
-
-
-def to_pixels(image: Image.Image, size: int) -> np.ndarray:
-    """Squash an RGB picture to uint8 [size, size, 3] with Pillow's bicubic filter, as BLIP evaluates."""
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
-
-
-def normalise(pixels: np.ndarray) -> np.ndarray:
-    """Normalise uint8 [..., H, W, 3] with CLIP's constants, channels forward: float32 [..., 3, H, W]."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    centred = (scaled - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
-    return np.ascontiguousarray(np.moveaxis(centred, -1, -3))
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

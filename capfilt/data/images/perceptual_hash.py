@@ -16,20 +16,14 @@ from PIL import Image
 
 SIDE = 32
 """Pixels of the side of the picture that is transformed."""
-BITS = 64
 
 _LOW = 8  # frequencies of each axis
 _DECIMALS = 6  # of coefficients up to 2**20, whose rounding errors are below 1e-9
 
 
-def _dct_rows() -> np.ndarray:
-    """The lowest rows of the DCT-II, 2 cos(pi k (2 n + 1) / 2 N), float64 [8, 32]."""
-    frequency, pixel = np.mgrid[:_LOW, :SIDE]
-    rows: np.ndarray = 2 * np.cos(np.pi * frequency * (2 * pixel + 1) / (2 * SIDE))
-    return rows
-
-
-_DCT = _dct_rows()
+_FREQUENCY, _PIXEL = np.mgrid[:_LOW, :SIDE]
+_DCT = 2 * np.cos(np.pi * _FREQUENCY * (2 * _PIXEL + 1) / (2 * SIDE))
+"""The lowest rows of the DCT-II, float64 [8, 32]."""
 
 
 def perceptual_hash(image: Image.Image) -> int:
@@ -37,9 +31,3 @@ def perceptual_hash(image: Image.Image) -> int:
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float64)
     low = np.round(_DCT @ grey @ _DCT.T, _DECIMALS)
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-
-
-def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many bits of hashes differ, 0 to 64; uint64 arrays that broadcast."""
-    counts: np.ndarray = np.bitwise_count(np.bitwise_xor(a, b))
-    return counts

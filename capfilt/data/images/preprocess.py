@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -38,6 +38,12 @@ _WEIGHTS = (".pth", ".pt", ".ckpt", ".th", ".bin", ".safetensors")
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters, by the number that it and transformers give them."""
+_USUAL: dict[str, Any] = {
+    "image_mean": decode.MEAN,
+    "image_std": decode.STD,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+}
 # The processors of transformers whose defaults are known here; of others everything must be written down.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "Blip": {"size": None, "do_center_crop": False},
@@ -97,14 +103,11 @@ class Preprocess(Config):
             raise ModelError(f"{model}: how it wants its pictures ({ALONE}) cannot be done: {why}") from None
 
     def to_pixels(self, image: Image.Image, size: int) -> np.ndarray:
-        """An RGB picture -> uint8 [size, size, 3]; padded ones [H, W, 3] of sides of their own.
-
-        Raises:
-            ImageError: a picture so long and thin that resizing it would make too many pixels.
-        """
+        """An RGB picture -> uint8 [size, size, 3]; padded ones [H, W, 3] of sides of their own. ImageError for
+        one so long and thin that resizing it would make too many pixels."""
+        side = self.resized or size
         if self.shape == "padded":
-            return np.array(image.resize(self._sides(image, self.resized or size), self._filter), dtype=np.uint8)
-        side, filter_ = self.resized or size, self._filter
+            return np.array(image.resize(self._sides(image, side), self._filter), dtype=np.uint8)
         width, height = side, side
         if self.shape == "shortest edge":
             short, long = min(image.size), side * max(image.size) // min(image.size)
@@ -112,7 +115,8 @@ class Preprocess(Config):
             if width * height > decode.MAX_PIXELS:
                 raise ImageError(f"too many pixels ({width} x {height} when resized, limit {decode.MAX_PIXELS})")
         left, top = (width - size) // 2, (height - size) // 2
-        return np.array(image.resize((width, height), filter_), dtype=np.uint8)[top : top + size, left : left + size]
+        resized = np.array(image.resize((width, height), self._filter), dtype=np.uint8)
+        return resized[top : top + size, left : left + size]
 
     def crop_to_pixels(self, image: Image.Image, size: int) -> np.ndarray:
         """`to_pixels` of a random crop of a training picture: all of it stays, in a square where the rule makes one."""
@@ -163,23 +167,28 @@ class Preprocess(Config):
 
     def to_transformers(self, size: int) -> dict[str, Any]:
         """The settings of a transformers image processor that does the same, for pictures of `size` pixels."""
-        side = self.resized or size
+        side, squash = self.resized or size, self.shape == "squash"
+        own: dict[str, Any]
         if self.shape == "padded":
-            return self._to_vilt(side)
-        squash = self.shape == "squash"
-        crop = {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
+            own = {"image_processor_type": "ViltImageProcessor", "size": {"shortest_edge": side}, "do_pad": True}
+            own["size_divisor"] = self.multiple
+            if self.longest != type(self).model_fields["longest"].default:
+                own["longest"] = self.longest  # transformers knows one ratio of sides alone; this is read here
+        else:
+            sides = {"height": side, "width": side} if squash else {"shortest_edge": side}
+            own = {"image_processor_type": "BlipImageProcessor", "size": sides, "do_convert_rgb": True}
+            if not squash or side != size:
+                crop = {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
+                own |= {"image_processor_type": "CLIPImageProcessor", **crop}
         return {
-            "image_processor_type": "BlipImageProcessor" if squash and side == size else "CLIPImageProcessor",
-            "do_convert_rgb": True,
+            **own,
             "do_resize": True,
-            "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
             "resample": _FILTERS.index(self.resample),
             "do_rescale": True,
             "rescale_factor": 1 / self.divisor,
             "do_normalize": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
-            **({} if squash and side == size else crop),
         }
 
     def to_open_clip(self, size: int) -> dict[str, Any]:
@@ -189,25 +198,6 @@ class Preprocess(Config):
         mode = "squash" if self.shape == "squash" else "shortest"
         norms = {"mean": list(self.mean), "std": list(self.std)}
         return {"size": [size, size], "mode": "RGB", **norms, "interpolation": self.resample, "resize_mode": mode}
-
-    def _to_vilt(self, side: int) -> dict[str, Any]:
-        """As transformers' processor of ViLT, which knows one ratio of sides alone: another stands in `longest`, which
-        is read here."""
-        usual = type(self).model_fields["longest"].default
-        return {
-            "image_processor_type": "ViltImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": side},
-            "size_divisor": self.multiple,
-            "resample": _FILTERS.index(self.resample),
-            "do_rescale": True,
-            "rescale_factor": 1 / self.divisor,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "do_pad": True,
-            **({} if self.longest == usual else {"longest": self.longest}),
-        }
 
     def save(self, folder: StoragePath, size: int, default: Preprocess | None = None) -> None:
         """Write it into a model's folder, unless it is the default of its family (none: BLIP's)."""
@@ -223,17 +213,9 @@ VILT_PREPROCESS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), shape="p
 """The shortest side to the size with the bicubic filter, the longer one at most 1333 / 800 of it; values in [-1, 1]."""
 
 
-class Resizing(NamedTuple):
-    """How a picture becomes bytes."""
-
-    size: int
-    """Side of the square, or shortest side of a padded picture, pixels."""
-    side: int
-    """Side, or shortest side, of the resized picture, of which the square is the middle."""
-    resample: str
-    shape: str
-    bounds: tuple[float, int] = (0.0, 0)
-    """Of a padded picture: `longest` and `multiple`."""
+Resizing = tuple[int, int, str, str, float, int]
+"""What decides the bytes of a resized picture: the size, the side that it is resized to and of which the square is the
+middle, the filter, the shape; and of a padded picture `longest` and `multiple`, else zeros."""
 
 
 @dataclass(frozen=True)
@@ -246,10 +228,10 @@ class ImageFormat:
 
     @property
     def resizing(self) -> Resizing:
-        """What decides the bytes of a resized picture: formats that agree on it share them, whatever their mean."""
+        """Formats that agree on it share the bytes of a resized picture, whatever their mean."""
         rule = self.preprocess
-        bounds = (rule.longest, rule.multiple) if rule.shape == "padded" else (0.0, 0)
-        return Resizing(self.size, rule.resized or self.size, rule.resample, rule.shape, bounds)
+        longest, multiple = (rule.longest, rule.multiple) if rule.shape == "padded" else (0.0, 0)
+        return self.size, rule.resized or self.size, rule.resample, rule.shape, longest, multiple
 
     def to_pixels(self, image: Image.Image) -> np.ndarray:
         """An RGB picture -> uint8 [size, size, 3]. ImageError as `Preprocess.to_pixels` raises."""
@@ -302,13 +284,7 @@ def _preprocess(settings: dict[str, Any], size: int) -> Preprocess:
         missing := [key for key in ("size", "image_mean", "image_std", "resample") if key not in settings]
     ):
         raise ValueError(f"it is a {name}, whose own {', '.join(missing)} are not known here; write them down")
-    usual: dict[str, Any] = {
-        "image_mean": decode.MEAN,
-        "image_std": decode.STD,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-    }
-    settings = usual | _DEFAULTS.get(family or "", {}) | settings
+    settings = _USUAL | _DEFAULTS.get(family or "", {}) | settings
     supported = (*_SUPPORTED, "do_pad") if family == "Vilt" else _SUPPORTED
     if unknown := [key for key, value in settings.items() if key.startswith("do_") and key not in supported and value]:
         raise ValueError(f"{unknown[0]} is {settings[unknown[0]]!r}; what can be done: {', '.join(supported)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,8 +33,14 @@ from capfilt.data.loading.rows import LaneRows, Row, RowReader, count_pairs
 from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import DataError, ImageError
 
+KEPT_PIXELS = 64 * 2**20
+"""Bytes of decoded pictures that a loader keeps: all of a small data set of small pictures."""
+
 MAX_UNREADABLE = 1000
 """Rows behind a batch none of whose pictures can be decoded that are searched for one that can."""
+
+AHEAD = 2
+"""Batches that are made before they are asked for."""
 
 NO_PICTURE = np.empty(0, np.uint8)
 
@@ -98,6 +105,8 @@ class Loader:
             walked = [(_expanded(source.shards, rows), source.repeat) for source in sources]
         self.order = RowOrder(walked, rows, math.gcd(config.lanes, config.batch_size), seed)
         self._reader = RowReader(config.captions, config.weights, seed, rows)
+        self._pixels: dict[bytes, np.ndarray] = {}
+        self._room = KEPT_PIXELS
 
     def _count(self, url: str) -> int:
         return count_pairs(url).num_rows(self.config.captions)
@@ -116,8 +125,8 @@ class Loader:
             StorageError: a shard's storage failed again and again.
         """
         self._reader.closed = threading.Event()
-        made = (self._readied(batch) for batch in self._batches(start))
-        with closing(prefetched(made, self._reader.closed)) as ready:
+        made = freed_here(self._readied(batch) for batch in self._batches(start))
+        with closing(prefetched(made, self._reader.closed, AHEAD)) as ready:
             for batch in ready:
                 yield self._arrived(batch)
 
@@ -164,10 +173,25 @@ class Loader:
         if self.image_format is None:
             return NO_PICTURE
         try:
+            changes = self._changes(row)
+            if not changes.at_random:
+                return self._unchanged(row.image, self._reader.keeps(row.shard))
             image = images.decode(row.image)
-            return augment(image, self.image_format, self._changes(row), generator(self.seed, number, row.uid))
+            return augment(image, self.image_format, changes, generator(self.seed, number, row.uid))
         except ImageError:
             return None
+
+    def _unchanged(self, data: bytes, stays: bool) -> np.ndarray:
+        """The pixels of a picture to which nothing happens; of one that stays in memory they do too, as far as there
+        is room."""
+        assert self.image_format is not None, "whoever reads no pictures asks for none"
+        if stays and (kept := self._pixels.get(data)) is not None:
+            return kept
+        pixels = self.image_format.to_pixels(images.decode(data))
+        if stays and pixels.nbytes <= self._room:
+            self._pixels[data] = pixels
+            self._room -= pixels.nbytes
+        return pixels
 
     def _changes(self, row: Row) -> AugmentConfig:
         """What happens to the picture of a row at random."""
@@ -238,6 +262,15 @@ class Loader:
         if self.image_format is None or batch.images.dtype != torch.uint8:
             return batch
         return replace(batch, images=self.image_format.preprocess.normalise(batch.images))
+
+
+def freed_here(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches whose memory the loader's thread gives back: at 384 px that takes longer than all else that the thread
+    which computes has to do with a batch. Each is held until that thread must have let go of it."""
+    held: deque[Batch] = deque(maxlen=AHEAD + 3)
+    for batch in batches:
+        held.append(batch)
+        yield batch
 
 
 def _executor(threads: int, name: str) -> ThreadPoolExecutor:

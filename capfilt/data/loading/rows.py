@@ -60,6 +60,10 @@ class RowReader:
         self.closed = threading.Event()
         """Set where nobody wants more rows: a wait for a storage that failed then ends."""
 
+    def keeps(self, url: str) -> bool:
+        """Whether the shard stays in memory: its rows have the same bytes, the very objects, in every epoch."""
+        return url in self._kept
+
     def read(self, epoch: int, span: Span) -> Iterator[Row]:
         """The rows of a span; where storage fails, it is tried again after each of PAUSES.
 

@@ -7,7 +7,6 @@ CapFilt filters the web text and the synthetic text of an image independently; a
 from capfilt.data.policy.check import check_calibrated, check_further, check_scores
 from capfilt.data.policy.config import FILTER_SCORES, FUSED, Condition, PolicyConfig, RankConfig, Rule
 from capfilt.data.policy.pool import Pool, Resolved, fuse, resolve, score_range, with_scores
-from capfilt.data.policy.quantiles import keep_rate_threshold
 from capfilt.data.policy.verdicts import (
     best_text,
     failure_class,
@@ -15,27 +14,3 @@ from capfilt.data.policy.verdicts import (
     verdicts_of_table,
     whatever_threshold,
 )
-
-__all__ = [
-    "FILTER_SCORES",
-    "FUSED",
-    "Condition",
-    "Pool",
-    "PolicyConfig",
-    "RankConfig",
-    "Resolved",
-    "Rule",
-    "best_text",
-    "check_calibrated",
-    "check_further",
-    "check_scores",
-    "failure_class",
-    "fuse",
-    "keep_rate_threshold",
-    "resolve",
-    "score_range",
-    "verdicts_of_image",
-    "verdicts_of_table",
-    "whatever_threshold",
-    "with_scores",
-]

@@ -19,7 +19,7 @@ import capfilt.data.annotations as tables
 from capfilt.data import scores as score_tables
 from capfilt.data.duplicates import Copies
 from capfilt.data.policy.config import FILTER_SCORES, FUSED, PolicyConfig, Rule, Term, range_of
-from capfilt.data.policy.quantiles import Histogram, checked
+from capfilt.data.policy.quantiles import Histogram
 from capfilt.data.sample import SOURCES
 from capfilt.errors import DataError
 from capfilt.storage.paths import StoragePath, map_concurrent
@@ -104,13 +104,10 @@ def count_values(pool: Pool, score: str, terms: Sequence[Term], of: str, range: 
     return histogram
 
 
-def resolve(policy: PolicyConfig, pool: Pool, calibrated: float | None, count: Count | None = None) -> Resolved:
+def resolve(policy: PolicyConfig, pool: Pool, calibrated: float | None, count: Count = count_values) -> Resolved:
     """The rule that a policy comes to over a pool of its sources; `calibrated` is the result of a calibration,
-    whatever the policy says of its threshold. `count` counts the scores, if not this process.
-
-    Raises:
-        DataError: a share of nothing, or scores that are not there.
-    """
+    whatever the policy says of its threshold. `count` counts the scores. DataError for a share of nothing, or scores
+    that are not there."""
     terms = fuse(policy, pool) if policy.fused else ()
     record: dict[str, Any] = {"fused": [term.model_dump(mode="json") for term in terms]} if terms else {}
     if policy.threshold != "keep-rate" or calibrated is not None:
@@ -120,9 +117,11 @@ def resolve(policy: PolicyConfig, pool: Pool, calibrated: float | None, count: C
         number = calibrated if isinstance(policy.threshold, str) else policy.threshold
         return Resolved(policy.rule(number, terms), record)
     ends = score_range(policy.score, pool, terms)
-    histogram = (count or count_values)(pool, policy.score, terms, policy.keep_rate_of, ends)
-    share = policy.keep_rate if not policy.samples_seen else share_for(policy, checked(histogram).total)
-    threshold = checked(histogram).threshold(share)
+    histogram = count(pool, policy.score, terms, policy.keep_rate_of, ends)
+    if not histogram.total:
+        raise DataError("no text has a score, so no share of them can be kept; annotate first")
+    share = policy.keep_rate if not policy.samples_seen else share_for(policy, histogram.total)
+    threshold = histogram.threshold(share)
     if policy.samples_seen or policy.keep_rate_of != "texts" or terms:
         record = {
             "of": policy.keep_rate_of,
@@ -197,13 +196,13 @@ def fuse(policy: PolicyConfig, pool: Pool) -> tuple[Term, ...]:
             moments[name].add(complete[name])
     if not moments[names[0]].number:
         raise DataError(f"no text has all of {', '.join(names)}, so no fused score: add them, or give other scores.")
-    lines = {name: _line(policy.normalise, one) for name, one in moments.items()}
+    histograms: dict[str, Histogram] = {}
     if policy.normalise == "rank":
         histograms = {name: Histogram(one.low, one.high) for name, one in moments.items()}
         for complete in _complete(pool, names):
             for name in names:
                 histograms[name].add(complete[name])
-        lines = {name: _ranks(histograms[name], one) for name, one in moments.items()}
+    lines = {name: _line(policy.normalise, one, histograms.get(name)) for name, one in moments.items()}
     return tuple(Term(score=name, weight=policy.fused[name], at=at, to=to) for name, (at, to) in lines.items())
 
 
@@ -217,21 +216,17 @@ def _complete(pool: Pool, names: Sequence[str]) -> Iterator[Mapping[str, np.ndar
 Line = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def _line(kind: str, values: Moments) -> Line:
-    """The line of a normalisation by range or by moments; of a score that is the same everywhere, zero."""
+def _line(kind: str, values: Moments, histogram: Histogram | None) -> Line:
+    """The line of a normalisation, by the share of values below where there is a histogram, else by range or moments;
+    of a score that is the same everywhere, zero."""
     if values.high == values.low:
         return (values.low,), (0.0,)
+    if histogram is not None:
+        at, to = histogram.knots(RANKS)
+        return (*at.tolist(), values.high), (*to.tolist(), 1.0)
     deviation = math.sqrt(values.squares / values.number)
     shift, scale = (values.mean, deviation) if kind == "z-score" else (values.low, values.high - values.low)
     return (values.low, values.high), ((values.low - shift) / scale, (values.high - shift) / scale)
-
-
-def _ranks(histogram: Histogram, values: Moments) -> Line:
-    """The line from a score to the share of values below it."""
-    if values.high == values.low:
-        return (values.low,), (0.0,)
-    at, to = histogram.knots(RANKS)
-    return (*at.tolist(), values.high), (*to.tolist(), 1.0)
 
 
 def append_fused(table: pa.Table, terms: Sequence[Term]) -> pa.Table:

@@ -7,11 +7,8 @@ The bins lie between powers of two, so that their edges are exact numbers: a thr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
-
-from capfilt.errors import DataError
 
 BINS = 1 << 20
 
@@ -47,25 +44,3 @@ class Histogram:
         used = np.searchsorted(np.cumsum(self.counts), np.linspace(1, self.total, number), side="left")
         bins = np.unique(used)
         return bins / BINS * self.width + self.low, below[bins] / self.total
-
-
-def keep_rate_threshold(scores: Iterable[np.ndarray], keep_rate: float, low: float = -1.0, high: float = 1.0) -> float:
-    """The threshold that keeps this share of all scores; shard after shard, in bounded memory.
-
-    Args:
-        scores: the scores of each shard, [n], all in [low, high].
-
-    Raises:
-        DataError: there are no scores.
-    """
-    histogram = Histogram(low, high)
-    for of_shard in scores:
-        histogram.add(of_shard)
-    return checked(histogram).threshold(keep_rate)
-
-
-def checked(histogram: Histogram) -> Histogram:
-    """The same; DataError where it has counted nothing."""
-    if not histogram.total:
-        raise DataError("no text has a score, so no share of them can be kept; annotate first")
-    return histogram

@@ -34,27 +34,3 @@ from capfilt.data.shards.urls import (
     places,
     renamed,
 )
-
-__all__ = [
-    "MAX_NAME",
-    "MAX_SHARDS",
-    "TARS",
-    "Digest",
-    "by_name",
-    "expand",
-    "identities",
-    "identity",
-    "is_lines",
-    "name",
-    "on_a_store",
-    "patterns",
-    "places",
-    "read",
-    "read_input",
-    "read_lines",
-    "renamed",
-    "stat",
-    "stats",
-    "write",
-    "write_sizes",
-]

@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from capfilt.data.shards.keys import key_problem, tar_key
 from capfilt.data.shards.lines import lines
 from capfilt.data.shards.members import IMAGES, MAX_IMAGE, MAX_TEXT, MemberCounts
 from capfilt.data.shards.tar import tar_header
+from capfilt.data.shards.unpack import Readable
 from capfilt.data.shards.urls import ALLOWED, is_tar, name, on_a_store
 from capfilt.errors import ShardError, StorageError
 from capfilt.runs import deadline
@@ -48,10 +49,6 @@ class Digest:
     def result(self) -> Input | None:
         """Size, sha256 and version of what was read; None unless it was all of the shard."""
         return Input(self._num_bytes, self._hash.hexdigest(), self._version) if self._is_finished else None
-
-    def wrap(self, stream: IO[bytes]) -> _Hashed:
-        """The same stream, hashed as it is read."""
-        return _Hashed(stream, self)
 
     def update(self, data: bytes) -> bytes:
         """Hash some bytes; returns them."""
@@ -98,22 +95,16 @@ def read(
     if view := sources.parse(url):
         yield from _read_view(url, view, digest or Digest(), counts)
         return
-    with closing(_open(url)) as stream:
-        try:
-            source = digest.wrap(stream) if digest else stream
-            for item in gather.samples(source, lambda: closing(_open(url)), name(url), counts, extras):
-                # Masks and further jsons were read before it was known what they are.
-                yield replace(item, extras={}) if isinstance(item, Sample) and item.extras and not extras else item
-            if digest:
-                digest.finish(stream)
-        except OSError as error:
-            raise _storage_failed(url, error) from error
+    with _opened(url, digest) as stream:
+        for item in gather.samples(stream, lambda: closing(_open(url)), name(url), counts, extras):
+            # Masks and further jsons were read before it was known what they are.
+            yield replace(item, extras={}) if isinstance(item, Sample) and item.extras and not extras else item
 
 
 def _read_view(url: str, view: sources.View, digest: Digest, counts: MemberCounts) -> Iterator[Sample | FailedSample]:
     """A part of what is no tar; hashed of it are the keys, pictures, texts and jsons of its samples."""
     source = sources.source_of(view)
-    try:
+    with _storage_errors(url):
         size = source.stat(view)["size"]
         for item in source.read(view, counts):
             deadline.check()
@@ -124,19 +115,12 @@ def _read_view(url: str, view: sources.View, digest: Digest, counts: MemberCount
                     digest.update(json.dumps([item.text, item.meta], default=str).encode())
             yield item
         digest.finish(io.BytesIO(), size)
-    except OSError as error:
-        raise _storage_failed(url, error) from error
 
 
 def read_lines(url: str, digest: Digest | None = None) -> Iterator[Sample | FailedSample]:
     """Stream the texts of a file of lines, as samples without a picture; arguments and errors as of `read`."""
-    with closing(_open(url)) as stream:
-        try:
-            yield from lines(digest.wrap(stream) if digest else stream)
-            if digest:
-                digest.finish(stream)
-        except OSError as error:
-            raise _storage_failed(url, error) from error
+    with _opened(url, digest) as stream:
+        yield from lines(stream)
 
 
 def read_input(url: str) -> Input:
@@ -146,11 +130,8 @@ def read_input(url: str) -> Input:
         for _ in _read_view(url, view, digest, MemberCounts()):
             pass
     else:
-        with closing(_open(url)) as stream:
-            try:
-                digest.finish(stream)
-            except OSError as error:
-                raise _storage_failed(url, error) from error
+        with _opened(url, digest):
+            pass  # it is read to its end
     result = digest.result()
     assert result is not None, "it was read to its end"
     return result
@@ -182,10 +163,7 @@ def identities(stats: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 def stat(url: str) -> dict[str, Any]:
     """What tells one version of a shard from another without reading it: its name, size in bytes, and mtime or etag.
-
-    Raises:
-        ShardError: there is no such shard, or its storage did not answer.
-    """
+    ShardError where there is no such shard, or its storage did not answer."""
     try:
         if view := sources.parse(url):
             return {"name": view.name, **sources.source_of(view).stat(view)}
@@ -195,8 +173,7 @@ def stat(url: str) -> dict[str, Any]:
         raise ShardError(f"there is no shard {url}: check the path.") from None
     except (OSError, ValueError) as error:
         raise _error(f"{url} cannot be examined: {error}", error) from error
-    version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
-    return {"name": name(url), "size": info.get("size"), "version": version}
+    return {"name": name(url), "size": info.get("size"), "version": sources.version_of(info)}
 
 
 def write(path: StoragePath | str, samples: Iterable[Sample]) -> int:
@@ -229,8 +206,7 @@ def write(path: StoragePath | str, samples: Iterable[Sample]) -> int:
 def write_sizes(folder: StoragePath | str, counts: Mapping[str, int] | None = None) -> StoragePath:
     """Write `sizes.json` ({"00000.tar": samples}) beside the tars of `folder`, as open_clip reads it.
 
-    Args:
-        counts: the number of samples by file name where the caller knows it, else every tar is read once.
+    `counts`: the number of samples by file name where the caller knows it, else every tar is read once.
     """
     if counts is None:
         tars: list[StoragePath] = sorted(tar for tar in storage_path(folder).glob("*.tar") if is_tar(tar.name))
@@ -250,8 +226,24 @@ def _error(message: str, cause: Exception) -> ShardError:
     return (StorageError if is_transient else ShardError)(message)
 
 
-def _storage_failed(url: str, error: OSError) -> ShardError:
-    return _error(f"reading {url} failed: {error}. The storage failed: run again.", error)
+@contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _error(f"reading {url} failed: {error}. The storage failed: run again.", error) from error
+
+
+@contextmanager
+def _opened(url: str, digest: Digest | None) -> Iterator[Readable]:
+    """Open a shard; with a digest it is hashed as the block reads it, and then to its end.
+
+    ShardError where it is not there, or its storage fails in the block.
+    """
+    with closing(_open(url)) as stream, _storage_errors(url):
+        yield stream if digest is None else _Hashed(stream, digest)
+        if digest is not None:
+            digest.finish(stream)
 
 
 def _encode(sample: Sample, more_meta: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:

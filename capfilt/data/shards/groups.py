@@ -71,8 +71,8 @@ class Group:
         if problem:
             counts[OF_A_FAULT] += len(self.parts)
             return FailedSample(self.key, problem)
-        for name, member in self.parts.items():
-            counts[USED if name in ESSENTIAL else _reason(member.problem) if member.problem else CARRIED] += 1
+        for name, member in self.parts.items():  # a problem counts without its sizes and places
+            counts[USED if name in ESSENTIAL else member.problem.partition(" (")[0] or CARRIED] += 1
         return sample
 
     def _problem(self) -> str:
@@ -102,11 +102,6 @@ class Group:
         return data
 
 
-def _reason(problem: str) -> str:
-    """A problem as it is counted: without sizes and places."""
-    return problem.partition(" (")[0]
-
-
 # ---- texts and jsons ----
 
 
@@ -133,7 +128,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     NaN, Infinity and numbers beyond a double's range become None.
     """
     try:
-        meta = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None, parse_float=_finite)
+        meta = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None, parse_float=finite)
     except RecursionError as error:
         raise ValueError("json nested too deep") from error
     except ValueError as error:
@@ -145,7 +140,8 @@ def parse_json(data: bytes) -> dict[str, Any]:
     return meta
 
 
-def _finite(digits: str) -> float | None:
+def finite(digits: str) -> float | None:
+    """A number of a JSON; None for one beyond a double's range."""
     number = float(digits)  # 1e999 is JSON, and infinite here
     return number if math.isfinite(number) else None
 

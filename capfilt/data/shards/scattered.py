@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from capfilt.data.sample import FailedSample, Sample
@@ -73,9 +73,10 @@ class ScatteredSamples:
             self._schedule(group, extras)
         self._unassigned = []
         if self._fetched:
-            with reopen() as stream:
-                reader = MemberReader(stream, MemberCounts(), lambda m: m.number in self._fetched, seekable=True)
-                self._fetched |= {m.number: m.data for m in _until_cut(reader) if m.number in self._fetched}
+            with reopen() as stream, suppress(Cut):
+                for member in MemberReader(stream, MemberCounts(), lambda m: m.number in self._fetched, seekable=True):
+                    if member.number in self._fetched:
+                        self._fetched[member.number] = member.data
 
     def outcomes(
         self, rest: Iterable[Member], reader: MemberReader, shard: str, seen: set[str], counts: MemberCounts
@@ -268,10 +269,3 @@ def _too_many(group: Group) -> set[int]:
         if name not in ESSENTIAL and size > MAX_EXTRAS:
             numbers.add(part.number)
     return numbers
-
-
-def _until_cut(reader: MemberReader) -> Iterator[Member]:
-    try:
-        yield from reader
-    except Cut:
-        return

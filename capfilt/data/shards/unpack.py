@@ -11,7 +11,6 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from capfilt.runs import deadline
@@ -27,21 +26,14 @@ MAX_DICTIONARY = 256 * 2**20
 _READ_BYTES = 2**16
 _BUFFER_BYTES = 2**18
 
-
-@dataclass(frozen=True)
-class _Format:
-    magic: bytes
-    """The bytes that every stream of this format begins with."""
-    decompressor: Callable[[], Any]
-
-
-_GZIP = _Format(b"\x1f\x8b\x08", lambda: zlib.decompressobj(31))
-_FORMATS = (
-    _GZIP,
-    _Format(b"BZh", bz2.BZ2Decompressor),
-    _Format(b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)),
-    _Format(b"\x5d\0\0\x80", lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY)),  # lzma
-)
+_GZIP = b"\x1f\x8b\x08"
+_FORMATS: dict[bytes, Callable[[], Any]] = {
+    _GZIP: lambda: zlib.decompressobj(31),
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\0": lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY),
+    b"\x5d\0\0\x80": lambda: lzma.LZMADecompressor(memlimit=MAX_DICTIONARY),  # lzma
+}
+"""What decompresses a stream, by the bytes that every stream of its format begins with."""
 
 
 class DamagedError(Exception):
@@ -63,9 +55,9 @@ def decompressed(stream: Readable, seekable: bool = False) -> io.BufferedReader:
         DamagedError: the bytes are damaged, end too early, or decompress to more than is allowed.
     """
     head = stream.read(_READ_BYTES)
-    format = next((format for format in _FORMATS if head.startswith(format.magic)), None)
-    if format is not None:
-        return io.BufferedReader(_Decompressed(head, stream, format), _BUFFER_BYTES)
+    magic = next((magic for magic in _FORMATS if head.startswith(magic)), None)
+    if magic is not None:
+        return io.BufferedReader(_Decompressed(head, stream, magic), _BUFFER_BYTES)
     if seekable:
         stream.seek(0)  # type: ignore[attr-defined]
         head = b""
@@ -100,9 +92,9 @@ class _Uncompressed(io.RawIOBase):
 class _Decompressed(io.RawIOBase):
     """Decompresses streams of one format that follow one another (`cat a.gz b.gz`), until the last has ended."""
 
-    def __init__(self, head: bytes, stream: Readable, format: _Format):
-        self._input, self._stream, self._format = head, stream, format
-        self._decompressor = format.decompressor()
+    def __init__(self, head: bytes, stream: Readable, magic: bytes):
+        self._input, self._stream, self._magic = head, stream, magic
+        self._decompressor = _FORMATS[magic]()
         self._num_read, self._num_given = len(head), 0
 
     def readable(self) -> bool:
@@ -133,7 +125,7 @@ class _Decompressed(io.RawIOBase):
         except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             raise DamagedError(str(error)) from error
         # zlib hands back the input that it has not used yet; the others keep it.
-        unused = self._decompressor.unconsumed_tail if self._format is _GZIP else b""
+        unused = self._decompressor.unconsumed_tail if self._magic == _GZIP else b""
         self._input = self._decompressor.unused_data if self._decompressor.eof else unused
         if not data and not self._decompressor.eof and not self._input:
             self._input = self._read()
@@ -153,10 +145,9 @@ class _Decompressed(io.RawIOBase):
             if not (rest := self._read()):
                 return False
             self._input = rest
-        magic = self._format.magic
-        while len(rest) < len(magic) and (more := self._read()):
+        while len(rest) < len(self._magic) and (more := self._read()):
             rest += more
-        if not rest.startswith(magic):
+        if not rest.startswith(self._magic):
             raise DamagedError("what follows its end is not packed as it is")
-        self._decompressor, self._input = self._format.decompressor(), rest
+        self._decompressor, self._input = _FORMATS[self._magic](), rest
         return True

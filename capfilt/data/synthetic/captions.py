@@ -11,17 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from capfilt.data.synthetic.scenes import (
-    RELATIONS,
-    Claim,
-    Phrase,
-    Scene,
-    Thing,
-    changes,
-    holds,
-    is_obvious,
-    relates,
-)
+from capfilt.data.synthetic.scenes import RELATIONS, Claim, Phrase, Scene, Thing, changes, holds, is_obvious, relates
 
 T = TypeVar("T")
 

@@ -90,11 +90,8 @@ def allowed(held_out: bool) -> tuple[Appearance, ...]:
 
 
 def draw_scene(rng: np.random.Generator, weights: Weights, held_out: bool, shown: Sequence[Appearance] = ()) -> Scene:
-    """A scene: with `held_out` at least one of its appearances is held out, without it none.
-
-    Args:
-        shown: what some of its things look like, of different colours or shapes.
-    """
+    """A scene: with `held_out` at least one of its appearances is held out, without it none. `shown`: what some of its
+    things look like, of different colours or shapes."""
     sums = np.cumsum(weights)
     number = 1 + int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))
     appearances = list(shown)

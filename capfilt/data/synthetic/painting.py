@@ -28,19 +28,13 @@ _SUPERSAMPLING = 4
 _SHADE = 0.3  # what is left of a colour under a stripe or dot: dark, yet not the black of a background
 
 
-def _cross(u: Floats, v: Floats) -> Mask:
-    a, b = np.abs(u), np.abs(v)
-    inside: Mask = (np.minimum(a, b) < 0.32) & (np.maximum(a, b) < 0.95)
-    return inside
-
-
 # Inside or not, for coordinates in radii (u to the right, v downwards); tilted, each stays within one radius
 # to the right and left, up and down.
 _OUTLINES: dict[str, Callable[[Floats, Floats], Mask]] = {
     "circle": lambda u, v: u * u + v * v < 1,
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.88,
     "triangle": lambda u, v: (v < 0.8) & (v > 1.9 * np.abs(u) - 0.95),
-    "cross": _cross,
+    "cross": lambda u, v: (np.minimum(abs(u), abs(v)) < 0.32) & (np.maximum(abs(u), abs(v)) < 0.95),
     "ring": lambda u, v: np.abs(u * u + v * v - 0.65) < 0.35,
 }
 
@@ -72,7 +66,7 @@ def _paint_thing(canvas: Floats, thing: Thing, rng: np.random.Generator) -> None
     tint = (np.asarray(_PAINTS[thing.colour], np.float32) + rng.normal(0, 7, 3)).astype(np.float32)
     lit = inside.astype(np.float32)
     if thing.texture != "solid":
-        marks = _marks(thing.texture, dx, dy, max(4.0, side * 0.1), rng)
+        marks = _marks(dx, dy, max(4.0, side * 0.1), rng)
         lit *= np.where(marks, np.float32(_SHADE), np.float32(1))
     area, light = _shrink(inside.astype(np.float32)), _shrink(lit)
     patch = canvas[y0:y1, x0:x1]
@@ -93,7 +87,7 @@ def _shrink(plane: Floats) -> Floats:
     return means[..., None]
 
 
-def _marks(texture: str, dx: Floats, dy: Floats, period: float, rng: np.random.Generator) -> Mask:
+def _marks(dx: Floats, dy: Floats, period: float, rng: np.random.Generator) -> Mask:
     """The dark part of a texture; dx [1, w] and dy [h, 1] in pixels from the middle, `period` in pixels."""
     angle, phase = rng.uniform(0, np.pi), rng.random()
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))

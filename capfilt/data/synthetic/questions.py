@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -116,24 +117,17 @@ def _unique(values: Iterable[str]) -> list[str]:
     return [value for value in listed if listed.count(value) == 1]
 
 
-def _ask_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
-    shapes = _unique(shape for _, shape in pairs_in(scene))
-    return _colour_of(scene, pick(rng, shapes), rng) if shapes else None
+def _ask_word(slot: int, scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The colour (slot 0) of the only thing of its shape, or the shape (slot 1) of the only thing of its colour."""
+    others = _unique(pair[1 - slot] for pair in pairs_in(scene))
+    return _word_of(slot, scene, pick(rng, others), rng) if others else None
 
 
-def _colour_of(scene: Scene, shape: str, rng: np.random.Generator) -> Question:
-    answers = {colour: Claim((Phrase(colour, shape),)) for colour in COLOURS}
-    return _question(scene, KINDS[0], f"what color is the {spelling(shape, _voice(rng))}?", answers)
-
-
-def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
-    colours = _unique(colour for colour, _ in pairs_in(scene))
-    return _shape_of(scene, pick(rng, colours), rng) if colours else None
-
-
-def _shape_of(scene: Scene, colour: str, rng: np.random.Generator) -> Question:
-    answers = {shape: Claim((Phrase(colour, shape),)) for shape in SHAPES}
-    return _question(scene, KINDS[1], f"what shape is the {spelling(colour, _voice(rng))} thing?", answers)
+def _word_of(slot: int, scene: Scene, other: str, rng: np.random.Generator) -> Question:
+    pairs = {word: (word, other) if slot == 0 else (other, word) for word in (COLOURS, SHAPES)[slot]}
+    named = spelling(other, _voice(rng)) + (" thing" if slot else "")
+    answers = {word: Claim((Phrase(*pair),)) for word, pair in pairs.items()}
+    return _question(scene, KINDS[slot], f"{KINDS[slot]} is the {named}?", answers)
 
 
 def _ask_number(scene: Scene, rng: np.random.Generator) -> Question:
@@ -197,8 +191,8 @@ def _is_it(scene: Scene, pair: Pair, noun: str, rng: np.random.Generator) -> Que
 
 
 _ASKED: tuple[Callable[[Scene, np.random.Generator], Question | None], ...] = (
-    _ask_colour,
-    _ask_shape,
+    partial(_ask_word, 0),
+    partial(_ask_word, 1),
     _ask_number,
     _ask_place,
     _ask_presence,
@@ -239,7 +233,7 @@ def _next_round(scene: Scene, topic: Pair, shown: list[Pair], rng: np.random.Gen
     if others and way < 0.5:
         other = pick(rng, others)
         by_shape = other[1] in shapes and (other[0] not in colours or rng.random() < 0.5)
-        return other, _colour_of(scene, other[1], rng) if by_shape else _shape_of(scene, other[0], rng)
+        return other, _word_of(0, scene, other[1], rng) if by_shape else _word_of(1, scene, other[0], rng)
     if way < 0.7:
         return topic, _place_of(scene, topic, "it")
     return topic, _is_it(scene, topic, "it", rng)

@@ -107,16 +107,12 @@ def relates(first: Thing, relation: str, second: Thing) -> bool:
 
 def holds(scene: Scene, claim: Claim) -> bool:
     """Whether everything `claim` says is true of `scene`, each phrase being about another thing."""
-    if claim.background not in (None, scene.background):
-        return False
-    for things in permutations(scene.things, len(claim.phrases)):
-        if (
-            all(phrase.fits(thing) for phrase, thing in zip(claim.phrases, things, strict=True))
-            and (claim.relation is None or relates(things[0], claim.relation, things[1]))
-            and claim.quarter in (None, things[0].quarter)
-        ):
-            return True
-    return False
+    return claim.background in (None, scene.background) and any(
+        all(phrase.fits(thing) for phrase, thing in zip(claim.phrases, things, strict=True))
+        and (claim.relation is None or relates(things[0], claim.relation, things[1]))
+        and claim.quarter in (None, things[0].quarter)
+        for things in permutations(scene.things, len(claim.phrases))
+    )
 
 
 def changes(claim: Claim) -> Iterator[tuple[tuple[str, int], Claim]]:

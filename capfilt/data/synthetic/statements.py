@@ -13,20 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from capfilt.data.synthetic.captions import (
-    draw_claim,
-    draw_voice,
-    falsify,
-    pick,
-    say,
-    say_phrase,
-    spelling,
-)
+from capfilt.data.synthetic.captions import draw_claim, draw_voice, falsify, pick, say, say_phrase, spelling
 from capfilt.data.synthetic.drawing import Weights, allowed, draw_scene
 from capfilt.data.synthetic.scenes import COLOURS, SHAPES, Appearance, Claim, Scene, changes, holds
 
 Label = Literal["entailment", "neutral", "contradiction"]
-LABELS: tuple[Label, ...] = ("entailment", "neutral", "contradiction")
 
 UNSEEN = (", on sale", ", price reserved", ", with free shipping", ", photo by admin", ", and more on a home page")
 """What may be said beside a claim and no picture shows: price, owner, what else there is."""

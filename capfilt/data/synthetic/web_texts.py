@@ -16,16 +16,7 @@ from capfilt.data.synthetic.captions import (
     pick,
     say,
 )
-from capfilt.data.synthetic.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Scene,
-    holds,
-)
+from capfilt.data.synthetic.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, Scene, holds
 
 BOILERPLATE: tuple[str, ...] = (
     *(f"{verb} to {deed}" for verb in ("click", "tap") for deed in ("enlarge", "view", "download", "share")),

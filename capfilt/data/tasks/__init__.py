@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from capfilt.data.tasks.classes import ClassList, class_of, read_classes, read_names, read_templates
 from capfilt.data.tasks.dialogs import Dialog, DialogRound, dialog_of
-from capfilt.data.tasks.pairs import right_picture
 from capfilt.data.tasks.rows import (
     ENTAILMENT_LABELS,
     FailedRow,
@@ -18,25 +17,6 @@ from capfilt.data.tasks.rows import (
     Statement,
     hypotheses_of,
     questions_of,
+    right_picture,
     statements_of,
 )
-
-__all__ = [
-    "ENTAILMENT_LABELS",
-    "ClassList",
-    "Dialog",
-    "DialogRound",
-    "FailedRow",
-    "Hypothesis",
-    "Question",
-    "Statement",
-    "class_of",
-    "dialog_of",
-    "hypotheses_of",
-    "questions_of",
-    "read_classes",
-    "read_names",
-    "read_templates",
-    "right_picture",
-    "statements_of",
-]

@@ -77,10 +77,7 @@ def read_templates(path: StoragePath) -> tuple[str, ...]:
 
 def class_of(meta: Mapping[str, Any], extras: Mapping[str, bytes], classes: ClassList) -> int | None:
     """The number of a sample's class: that of the name in its json, else what its `cls` says; None where both lack.
-
-    Raises:
-        DataError: a name or number that is not in the list, or a name that stands in it twice.
-    """
+    DataError for a name or number that is not in the list, or a name that stands in it twice."""
     name = meta.get("class")
     if name is None:
         return _number(extras["cls"], len(classes.names)) if "cls" in extras else None

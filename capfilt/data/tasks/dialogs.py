@@ -39,11 +39,8 @@ class Dialog:
 def dialog_of(meta: Mapping[str, Any], failed: list[FailedRow] | None = None) -> Dialog | None:
     """The dialog of a sample's json; None where it has none, or where it cannot be used as a whole.
 
-    Args:
-        failed: takes what cannot be used, where given: a round by "ID:NUMBER", or the dialog by its id.
-
-    Raises:
-        DataError: without `failed`, the dialog or one of its rounds cannot be used.
+    DataError where the dialog or one of its rounds cannot be used: a round goes into `failed` by "ID:NUMBER", the
+    dialog by its id, where that is given.
     """
     entry = meta.get("dialog")
     if entry is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from capfilt.data.sample import is_text
+from capfilt.data.shards.members import IMAGES
 from capfilt.errors import DataError, did_you_mean
 
 ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
@@ -59,11 +60,7 @@ class Hypothesis:
 def questions_of(meta: Mapping[str, Any], failed: list[FailedRow] | None = None) -> list[Question]:
     """The questions of a sample's json; none where it has none.
 
-    Args:
-        failed: takes the rows that cannot be used, where given.
-
-    Raises:
-        DataError: `questions` is no list, or, without `failed`, one of them cannot be used.
+    DataError where `questions` is no list, or one of them cannot be used: it goes into `failed` instead, where given.
     """
     return read_rows(meta, "questions", _question, failed)
 
@@ -101,6 +98,27 @@ def _hypothesis(id_: Id, entry: Mapping[str, Any]) -> Hypothesis:
         hint = did_you_mean(label, ENTAILMENT_LABELS) if isinstance(label, str) else ""
         raise DataError(f"label is {label!r}; it is one of {', '.join(ENTAILMENT_LABELS)}.{hint}")
     return Hypothesis(id_, text_of(entry, "text"), label)
+
+
+# ---- the second picture of a pair ----
+
+RIGHT = tuple(f"right.{extension}" for extension in IMAGES)
+"""The extensions of a right picture, as the `extras` of a sample have them."""
+
+
+def right_picture(extras: Mapping[str, bytes]) -> bytes:
+    """The bytes of a sample's right picture, still encoded; its left one is its `image`.
+
+    `shards.read(url, extras=True)` reads it; without `extras` samples come without their second picture.
+
+    Raises:
+        DataError: there is none, or several of several formats.
+    """
+    names = [name for name in RIGHT if name in extras]
+    if len(names) == 1:
+        return extras[names[0]]
+    what = f"there are several right pictures ({', '.join(names)})" if names else "there is no right picture"
+    raise DataError(f"{what}; a pair is KEY.jpg, the left one, and KEY.right.jpg (or png, webp)")
 
 
 # ---- what the readers of all tasks share ----

@@ -35,14 +35,10 @@ _CONTRACTED = (
 )
 
 
-def _with_one_apostrophe_missing(word: str) -> list[str]:
-    return [word[:at] + word[at + 1 :] for at, letter in enumerate(word) if letter == "'"]
-
-
 # Words with an apostrophe too few, and one that loses its own: so the official table has it.
-_CONTRACTIONS = {wrong: word for word in _CONTRACTED.split() for wrong in _with_one_apostrophe_missing(word)} | {
-    "somebody'd": "somebodyd"
-}
+_CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 @lru_cache(maxsize=10**5)

@@ -11,7 +11,7 @@ import gzip
 import html
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from capfilt.data.text.tokenizer import MAX_CHARACTERS, Tokenizer
+from capfilt.data.text.tokenizer_files import finished, made
 from capfilt.errors import TextError
 from capfilt.storage.atomic import atomic, write_json
 from capfilt.storage.documents import MODEL_BYTES, read_model_object
@@ -46,16 +47,12 @@ class ByteBpeTokenizer(Tokenizer):
     known_as, marks_beside = "CLIP", ""
 
     def __init__(self, engine: Engine) -> None:
-        """Args:
-            engine: a byte-level BPE of the `tokenizers` library.
-
-        Raises:
-            TextError: the two special tokens are missing, or others come behind them.
-        """
+        """`engine`: a byte-level BPE of the `tokenizers` library. TextError where the two special tokens are missing,
+        or others come behind them."""
         ids = engine.get_vocab()
         if sorted(ids.values()) != list(range(len(ids))) or ids.get(END) != len(ids) - 1 or START not in ids:
             raise TextError(f"the vocabulary must have {START}, and {END} as the last of its consecutive ids")
-        self._engine = finished(engine)
+        self._engine = finished(engine, decoders.ByteLevel())
         self.vocab = tuple(sorted(ids, key=ids.__getitem__))
         self.pad, self.cls, self.sep = 0, ids[START], ids[END]
         self._special = frozenset({self.cls, self.sep})
@@ -67,10 +64,7 @@ class ByteBpeTokenizer(Tokenizer):
     @classmethod
     def load(cls, source: str | StoragePath) -> ByteBpeTokenizer:
         """Load "world" (made for the embedded world), or what lies in a folder, in a file, or beside a checkpoint.
-
-        Raises:
-            TextError: none at `source`, or one that is no tokenizer of CLIP.
-        """
+        TextError for none at `source`, or one that is no tokenizer of CLIP."""
         if source == "world":
             from capfilt.data.synthetic import world  # here, not above: only this one vocabulary needs the corpus
 
@@ -124,7 +118,7 @@ class ByteBpeTokenizer(Tokenizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        finished(self._engine)
+        finished(self._engine, decoders.ByteLevel())
 
     def decoder_prompt(self, prompt: str, max_length: int) -> list[int]:
         return [self.cls, *self._pieces(prompt)][:max_length]
@@ -146,15 +140,6 @@ def build(vocab: dict[str, int], merges: Merges) -> Engine:
     return engine
 
 
-def finished(engine: Engine) -> Engine:
-    """The engine as it is used here: nothing is cut, padded or added, and special tokens in a text are characters."""
-    engine.no_truncation()
-    engine.no_padding()
-    engine.decoder = decoders.ByteLevel()
-    engine.encode_special_tokens = True
-    return engine
-
-
 def read(path: Path) -> Engine:
     """The engine that a folder or a file describes.
 
@@ -171,12 +156,12 @@ def read(path: Path) -> Engine:
     tree = read_model_object(path, 4 * MODEL_BYTES)
     if path.name != FULL:
         merges = [tuple(line.split()) for line in _lines(path.with_name(MERGES)) if not line.startswith("#version")]
-        return _made(lambda: build(tree, _pairs([pair for pair in merges if pair], path)))
+        return made(lambda: build(tree, _pairs([pair for pair in merges if pair], path)))
     model = tree.get("model")
     model = model if isinstance(model, dict) else {}
     if model.get("type") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
         raise ValueError(f"{FULL} is of the kind {model.get('type')}; CLIP's is a BPE whose words end with {WORD_END}")
-    return _made(lambda: Engine.from_str(json.dumps(tree)))
+    return made(lambda: Engine.from_str(json.dumps(tree)))
 
 
 def entries(merges: Iterable[Sequence[str]]) -> dict[str, int]:
@@ -232,13 +217,6 @@ def _pairs(merges: Sequence[Sequence[str]], path: Path) -> list[tuple[str, str]]
     if any(len(pair) != 2 for pair in merges):
         raise ValueError(f"{path.name} holds lines that are no merge of two pieces")
     return [(first, second) for first, second in merges]
-
-
-def _made(make: Callable[[], Engine]) -> Engine:
-    try:
-        return make()
-    except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
-        raise ValueError(f"no tokenizer can be made of it ({' '.join(str(error).split())[:160]})") from None
 
 
 def _without_specials(rule: Any) -> Any:

@@ -34,12 +34,8 @@ class LanguageTokenizer(Tokenizer):
     """The tokenizer of a language model."""
 
     def __init__(self, engine: Any, kind: Kind) -> None:
-        """Args:
-            engine: a tokenizer of transformers.
-
-        Raises:
-            TextError: it lacks the tokens that a text of this kind of model begins, ends or is padded with.
-        """
+        """`engine`: a tokenizer of transformers. TextError where it lacks the tokens that a text of this kind of model
+        begins, ends or is padded with."""
         self._tokens, self.kind = engine, kind
         self.vocab = tuple(engine.convert_ids_to_tokens(list(range(len(engine)))))
         end = engine("\n", add_special_tokens=False).input_ids[-1:] if kind == "opt" else [engine.eos_token_id]
@@ -51,11 +47,8 @@ class LanguageTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, source: str | StoragePath, kind: Kind = "opt") -> LanguageTokenizer:
-        """Load the tokenizer in a folder of transformers, beside a .pth, or under a name on the hub.
-
-        Raises:
-            TextError: nothing of the kind at `source`.
-        """
+        """Load the tokenizer in a folder of transformers, beside a .pth, or under a name on the hub. TextError
+        where nothing of the kind is at `source`."""
         allowed = "allowed are a folder of transformers and a name on the Hugging Face hub, OWNER/NAME"
         try:
             where = storage_path(source)

@@ -8,15 +8,14 @@ text is cut: lower case, accents, Chinese characters; without it, as `bert-base-
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from capfilt.storage.documents import MODEL_BYTES, read_model_object
+from capfilt.storage.documents import MODEL_BYTES, read_model_bytes, read_model_object
 
 FULL, VOCABULARY, CONFIG = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
@@ -34,35 +33,31 @@ _RULES = {
 _LIKE_BERT = ("Bert", "DistilBert", "Electra", "Blip", "PreTrained")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How BERT's normalizer changes a text before it is cut; the defaults are those of `bert-base-uncased`."""
-
-    lowercase: bool = True
-    strip_accents: bool | None = None
-    """None: where it lower-cases."""
-    handle_chinese_chars: bool = True
-    """Whether every Chinese character is a word of its own."""
-
-
-def wordpiece(vocab: dict[str, int], rules: Rules = Rules(), unk: str = NAMES["unk"]) -> Engine:
-    """BERT's tokenizer over this vocabulary, built new."""
+def wordpiece(vocab: dict[str, int], unk: str = NAMES["unk"], **rules: Any) -> Engine:
+    """BERT's tokenizer over this vocabulary, built new; `rules` of its normalizer, which by default is that of
+    `bert-base-uncased`."""
     engine = Engine(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
-    engine.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=rules.handle_chinese_chars, strip_accents=rules.strip_accents, lowercase=rules.lowercase
-    )
+    engine.normalizer = normalizers.BertNormalizer(**rules)
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return finished(engine)
 
 
-def finished(engine: Engine) -> Engine:
-    """The engine as it is used here: nothing is cut or padded, pieces are joined as BERT joins them, and a special
-    token that is spelled in a text is ordinary characters."""
+def finished(engine: Engine, decoder: decoders.Decoder | None = None) -> Engine:
+    """The engine as it is used here: nothing is cut or padded, pieces are joined as BERT joins them or by another
+    `decoder`, and a special token that is spelled in a text is ordinary characters."""
     engine.no_truncation()
     engine.no_padding()
-    engine.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    engine.decoder = decoder or decoders.WordPiece(prefix="##", cleanup=True)
     engine.encode_special_tokens = True
     return engine
+
+
+def made(make: Callable[[], Engine]) -> Engine:
+    """What `make` gives; ValueError, in one line, for whatever the library raises."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
+        raise ValueError(f"no tokenizer can be made of it ({' '.join(str(error).split())[:160]})") from None
 
 
 def is_plain(engine: Engine, names: dict[str, str], special: Sequence[str]) -> bool:
@@ -115,18 +110,11 @@ def _whole(path: Path, config: dict[str, Any]) -> Engine:
     normalizer = tree.get("normalizer")
     if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
         tree["normalizer"] = normalizer | {_RULES[key]: config[key] for key in _RULES if key in config}
-    try:
-        return Engine.from_str(json.dumps(tree))
-    except Exception as error:  # noqa: BLE001  (the library raises nothing narrower)
-        raise ValueError(f"no tokenizer can be made of it ({' '.join(str(error).split())[:160]})") from None
+    return made(lambda: Engine.from_str(json.dumps(tree)))
 
 
 def _from_vocabulary(path: Path, config: dict[str, Any], unk: str) -> Engine:
-    with path.open("rb") as file:
-        data = file.read(MODEL_BYTES + 1)
-    if len(data) > MODEL_BYTES:
-        raise ValueError(f"larger than {MODEL_BYTES} bytes")
-    entries = data.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    entries = read_model_bytes(path).decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     name = str(config.get("tokenizer_class") or "Bert")
     if not name.startswith(_LIKE_BERT) or "Japanese" in name:
         raise ValueError(f"its texts are cut by {name} of transformers, of which there is no {FULL}")
@@ -135,7 +123,7 @@ def _from_vocabulary(path: Path, config: dict[str, Any], unk: str) -> Engine:
     given = {field: config[key] for key, field in _RULES.items() if key in config}
     if wrong := [key for key, field in _RULES.items() if not isinstance(given.get(field, True), bool | None)]:
         raise ValueError(f"{CONFIG}: {wrong[0]} is neither true nor false")
-    return wordpiece(numbered(entries), Rules(**given), unk)
+    return wordpiece(numbered(entries), unk, **given)
 
 
 def numbered(vocab: Sequence[str]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from capfilt.inference.interface import Caption
 from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import check_prompt
 from capfilt.models.layers.image_context import ImageContext
+from capfilt.models.layers.transfer import to_device
 
 MAX_ROWS = 1024
 """Texts that are written at a time."""
@@ -98,9 +99,9 @@ class LocalCaptioner:
         prefixes = [self._web_ids(web_text(sample)) for sample in samples]
         for length in sorted({*map(len, prefixes)}):
             numbers = [i for i, prefix in enumerate(prefixes) if len(prefix) == length]
-            rows = torch.tensor(numbers, device=context.device)
+            rows = to_device(torch.tensor(numbers), context.device)
             begun = [[*self.prompt[:1], *prefixes[i], *self.prompt[1:]] for i in numbers]
-            prompts_IP = torch.tensor(begun, device=context.device)
+            prompts_IP = to_device(torch.tensor(begun), context.device)
             written = self.write_from(context.select(rows), [samples[i].uid for i in numbers], prompts_IP)
             for i, of_image in zip(numbers, written, strict=True):
                 found[i] = [Caption(one.text, PREFIX if length else IGNORE) for one in of_image]

@@ -20,6 +20,7 @@ from capfilt.errors import ModelError
 from capfilt.models.blip2 import transformers_config
 from capfilt.models.blip2.config import CLASSES, Format, LanguageConfig
 from capfilt.models.checkpoints import files, transformers_folder
+from capfilt.models.checkpoints.fill import without_weights
 from capfilt.models.layers.image_context import ImageContext
 from capfilt.storage.documents import read_model_object
 
@@ -232,7 +233,7 @@ def load_language(source: str, config: LanguageConfig, held_in: Format) -> Langu
 
     path = check_language(source, config, weights=True)
     try:
-        with torch.device("meta"):  # what is loaded takes the place of what this made
+        with without_weights():  # what is loaded takes the place of what this made
             made = LanguageModel(config, held_in)
         kind: Any = getattr(transformers, CLASSES[config.kind][1])
         transformers.utils.logging.disable_progress_bar()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from capfilt.models.architecture import ArchitectureConfig
@@ -15,6 +16,25 @@ if TYPE_CHECKING:
     from capfilt.models.interface import Model
 
 M = TypeVar("M", bound="Model")
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Models that are built in it lie on the meta device."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class NoInit(TorchFunctionMode):
+        """Leaves out what torch.nn.init fills: on the meta device that fills nothing, in most of the time it takes."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(function, "__module__", "") == "torch.nn.init":
+                return kwargs["tensor"] if "tensor" in kwargs else args[0]
+            return function(*args, **kwargs)
+
+    with torch.device("meta"), NoInit():
+        yield
 
 
 def distinct_names(model: Model) -> list[str]:
@@ -50,9 +70,7 @@ def load_whole(build: Callable[[Any], M], config: ArchitectureConfig, tensors: T
     Raises:
         ModelError: tensors that are missing or of another shape.
     """
-    import torch
-
-    with torch.device("meta"):
+    with without_weights():
         model = build(config)
     model.adapt(tensors)
     refuse_misfit(model, tensors, source)

@@ -49,9 +49,11 @@ def itc(
     With `image_ids`, of the batch [B] and of the queue [Q] (equal numbers = the same image), it is the image: the
     onehot becomes even over all columns of the pair's group, as in BLIP's retrieval fine-tuning.
     """
-    keys_text = torch.cat([gather(momentum_text_BP), queue_text_QP])
-    keys_image = torch.cat([gather(momentum_image_BP), queue_image_QP])
-    B = image_BP.shape[0]
+    B, P = image_BP.shape
+    # One exchange for both: a small one takes as long as the ranks wait for each other.
+    keys_2NP = gather(torch.stack([momentum_text_BP, momentum_image_BP])).view(-1, 2, B, P).transpose(0, 1)
+    keys_text = torch.cat([keys_2NP[0].reshape(-1, P), queue_text_QP])
+    keys_image = torch.cat([keys_2NP[1].reshape(-1, P), queue_image_QP])
     local = slice(rank() * B, rank() * B + B)
     # A cosine in bf16 is off by up to 0.004, and that is divided by a temperature of 0.07.
     with torch.autocast(image_BP.device.type, enabled=False):

@@ -185,7 +185,8 @@ class RoundAnnotateConfig(AnnotateConfig):
     @property
     def whole(self) -> AnnotateConfig:
         """The same without the scores, which lie beside the annotations."""
-        return AnnotateConfig(**{name: getattr(self, name) for name in AnnotateConfig.model_fields})
+        given = self.model_fields_set & AnnotateConfig.model_fields.keys()  # what is a default stays one
+        return AnnotateConfig(**{name: getattr(self, name) for name in given})
 
 
 class RoundEvaluateConfig(EvaluateConfig):

@@ -83,6 +83,8 @@ def run_rounds(session: Session, opened: OpenedRun, progress: Progress) -> dict[
     config, run = opened.config, opened.run
     compute = decide(session, run, compute_requests(config, opened.roles), progress)
     run.log("begin", rounds=config.rounds)
+    if not run.path("summary.json").is_file():  # of a run that has ended everything may be there already
+        steps.start_trainings(session, opened)
     with timed(run, progress):
         folder = run.folder.absolute() / "data"
         more = tasks.world_splits(config)

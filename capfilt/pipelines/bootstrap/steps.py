@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from capfilt.cluster.session import Session
 from capfilt.data import shards
 from capfilt.data.policy import Pool, Resolved
 from capfilt.evaluation.known_truth import says_truth
@@ -14,7 +15,7 @@ from capfilt.inference.captioners.spec import CaptionerSpec
 from capfilt.models import label
 from capfilt.models.checkpoints import store
 from capfilt.pipelines import add_score
-from capfilt.pipelines.bootstrap.context import BootstrapContext
+from capfilt.pipelines.bootstrap.context import BootstrapContext, OpenedRun
 from capfilt.pipelines.bootstrap.roles.blip2_stages import merge_figures, pretrain_stages
 from capfilt.runs.tally import Tally
 from capfilt.stages.annotation.annotate import AnnotateJob
@@ -29,9 +30,16 @@ from capfilt.stages.resolve import resolve_once
 from capfilt.stages.runner import check_success
 from capfilt.stages.select import SelectJob, check_selected
 from capfilt.stages.select import select as run_select
+from capfilt.stages.train import start_processes
 from capfilt.storage import documents
 from capfilt.storage.paths import StoragePath
 from capfilt.training.job import TrainJob
+
+
+def start_trainings(session: Session, opened: OpenedRun) -> None:
+    """Start the processes of the trainings while the data are made: each of Ray Train's waits until the one before it
+    has begun, and meanwhile a core would be idle. No folder of a round is there before there is data."""
+    start_processes(session, opened.run.folder.absolute() / "data", opened.config.cluster.train, "trainings")
 
 
 def pretrain(context: BootstrapContext, r: int, newest: StoragePath | None) -> dict[str, StoragePath]:

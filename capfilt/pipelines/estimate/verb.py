@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import capfilt.data.annotations as tables
 from capfilt import config as configs
 from capfilt import cpus, presets
-from capfilt.data import shards
+from capfilt.data import parquet, shards
 from capfilt.data.policy import PolicyConfig
 from capfilt.data.survey import draw
 from capfilt.errors import RecipeError, UsageError
@@ -173,7 +172,7 @@ def _costs(
 ) -> dict[str, Any]:
     """The rates of the stages; with them the hours of the whole and, with a price, its USD."""
     workers, num = asked.workers or times["annotate"].parallel, record["shards"]
-    rows = sum(tables.num_rows(out / "annotated/annotations" / f"{name}.parquet") for name in record["pieces"])
+    rows = sum(parquet.num_rows(out / "annotated/annotations" / f"{name}.parquet") for name in record["pieces"])
     texts = int(rows / len(record["clusters"]) * images.value)
     alone = workload.Workload(num, texts).is_small  # `select` decides so by itself
     seconds = times["annotate"].whole(images, num, workers) + times["select"].whole(

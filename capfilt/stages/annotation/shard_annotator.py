@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from capfilt.data.embeddings import Embedding, Vectors
 from capfilt.data.policy import failure_class
 from capfilt.data.sample import FailedSample, Sample, is_text
 from capfilt.inference.annotator import Annotator, Text
+from capfilt.inference.batch_growth import BatchSize
 from capfilt.inference.batches import NotYetCopied, Pictures, batches_of
 from capfilt.inference.captioners.guard_rails import COPIES
 from capfilt.inference.embedder import dimension, unit_vectors
@@ -50,6 +52,8 @@ class ShardAnnotator:
         self.annotator = Annotator(captioner, local_filter(filter_, config.max_length), timer, fixed)
         self.asker = captioner if isinstance(captioner, AsksAhead) else None
         self.embedded: list[Embedding] = []  # of the shard at work, where they are kept
+        grows = device.type == "cuda" and not fixed and self.asker is None
+        self.batch_size = BatchSize(config.batch_size, grows and "batch_size" not in config.model_fields_set)
         self.formats = (*self.annotator.captioner.image_formats, *self.annotator.filter.image_formats)
         self.reading = ReadAhead(job, lambda reading, read: self._batches(reading.url, read, reading.beside))
 
@@ -126,7 +130,7 @@ class ShardAnnotator:
         if self.job.without is not None:
             read = Copies.load(self.job.without, self.job.shard_name(url)).apply(read, skip)
         options: Any = {"timer": self.timer, "asker": self.asker, "with_hashes": self.job.keep_vectors}
-        return batches_of(read, self.job.config.batch_size, self.formats, self.device, **options)
+        return batches_of(read, lambda: self.batch_size.size, self.formats, self.device, **options)
 
     def _rows(self, batches: Iterable[Pictures]) -> Iterator[list[Annotation]]:
         """The rows of each key of a shard, or of a part of one."""
@@ -140,9 +144,11 @@ class ShardAnnotator:
 
     def _annotated(self, batch: Pictures) -> Iterator[list[Annotation]]:
         images = NotYetCopied(batch, self.device, self.formats)
+        count, began = len(batch.samples), time.perf_counter()
         annotated = self.annotator.annotate(images, batch.samples, [texts_of(sample) for sample in batch.samples])
-        count = len(batch.samples)
-        self.batches.append(min(count, self.annotator.oom_backoff.limit or count))
+        limit = self.annotator.oom_backoff.limit
+        self.batch_size.note(count, time.perf_counter() - began, limit)
+        self.batches.append(min(count, limit or count))
         for sample, texts in zip(batch.samples, annotated, strict=True):
             yield list(self._texts(sample, texts))
 

@@ -22,9 +22,8 @@ from capfilt.index import lists, pair_files, segments, units
 from capfilt.index.hamming import Pairs
 from capfilt.index.lists import Lists
 from capfilt.index.near import Near
-from capfilt.index.pair_files import PairFiles
+from capfilt.index.pair_files import PairFiles, Recall, estimate
 from capfilt.index.pool import Pool
-from capfilt.index.recall import Recall, estimate
 from capfilt.index.units import Unit
 from capfilt.runs.ledger import Ledger, fingerprint
 from capfilt.runs.progress import Progress

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from reference_pixels import squashed
 
-from capfilt.data.images import decode
 from capfilt.data.images.augment import OPERATIONS, AugmentConfig, augment, crop_box, enhancement, generator
 from capfilt.data.images.preprocess import CLIP_PREPROCESS, ImageFormat, Preprocess
 from capfilt.data.loading.config import LoaderConfig, Source
@@ -30,7 +30,7 @@ def picture() -> Image.Image:
 
 def test_nothing_is_the_squash_and_draws_nothing(picture: Image.Image) -> None:
     rng = np.random.default_rng(0)
-    assert np.array_equal(augment(picture, 32, AugmentConfig(), rng), decode.to_pixels(picture, 32))
+    assert np.array_equal(augment(picture, 32, AugmentConfig(), rng), squashed(picture, 32))
     assert rng.random() == np.random.default_rng(0).random()
 
 
@@ -44,7 +44,7 @@ def test_a_view_is_a_function_of_seed_row_and_uid(picture: Image.Image) -> None:
 
 
 def test_every_other_picture_is_mirrored(picture: Image.Image) -> None:
-    plain = decode.to_pixels(picture, 32)
+    plain = squashed(picture, 32)
     found = [augment(picture, 32, AugmentConfig(flip=True), generator(0, i, "a")) for i in range(200)]
     mirrored = sum(np.array_equal(x, plain[:, ::-1]) for x in found)
     assert mirrored + sum(np.array_equal(x, plain) for x in found) == 200
@@ -186,7 +186,7 @@ def test_a_format_decides_what_becomes_of_a_picture(picture: Image.Image) -> Non
     clip = ImageFormat(32, CLIP_PREPROCESS)
     plain = augment(picture, clip, AugmentConfig(), generator(0, 0, "a"))
     assert np.array_equal(plain, clip.to_pixels(picture))
-    assert not np.array_equal(plain, decode.to_pixels(picture, 32)), "it is wider than tall"
+    assert not np.array_equal(plain, squashed(picture, 32)), "it is wider than tall"
     crop = AugmentConfig(crop=(0.5, 1.0))
     seen = [augment(picture, one, crop, generator(0, 0, "a")) for one in (clip, ImageFormat(32), 32)]
     assert all(np.array_equal(seen[0], other) for other in seen[1:]), "all of a random crop is kept"

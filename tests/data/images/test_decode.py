@@ -208,24 +208,6 @@ def test_pillow_does_not_warn_and_threads_agree():
     assert caught == []
 
 
-def test_to_pixels_squashes_with_pillows_bicubic():
-    found = decode.to_pixels(picture(), 16)
-    assert found.shape == (16, 16, 3)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, np.asarray(picture().resize((16, 16), Image.Resampling.BICUBIC)))
-    found[0, 0] = 0  # an array of its own, not a view of the picture
-
-
-@given(level=st.integers(0, 255))
-def test_normalise_is_clips(level):
-    found = decode.normalise(np.full((2, 4, 5, 3), level, dtype=np.uint8))
-    assert found.shape == (2, 3, 4, 5)
-    assert found.dtype == np.float32
-    expected = (level / 255 - np.array(decode.MEAN)) / np.array(decode.STD)
-    assert np.allclose(found[1, :, 3, 4], expected, atol=1e-6)
-    assert np.array_equal(decode.normalise(np.full((4, 5, 3), level, dtype=np.uint8)), found[0])
-
-
 def test_real_photographs_decode(shared_dir):
     photos = sorted((shared_dir / "photos").rglob("*.jpg"))[:5]
     if not photos:

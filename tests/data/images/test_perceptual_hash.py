@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from capfilt.data.images.decode import decode
-from capfilt.data.images.perceptual_hash import hamming, perceptual_hash
+from capfilt.data.images.perceptual_hash import perceptual_hash
 
 
 def theirs(image: Image.Image) -> int:
@@ -80,8 +80,3 @@ def test_rounding_decides_no_bit_of_a_symmetric_picture() -> None:
     both = Image.fromarray(np.concatenate([left, left[:, ::-1]], axis=1))
     bits = np.array([*f"{perceptual_hash(both):064b}"]).reshape(8, 8)
     assert (bits[:, 1::2] == bits[0, 1]).all()
-
-
-def test_hamming_counts_the_bits_that_differ() -> None:
-    some = np.array([0, 0b1011, 2**64 - 1], np.uint64)
-    assert hamming(some[:, None], some).tolist() == [[0, 3, 64], [3, 0, 61], [64, 61, 0]]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_pixels import normalised, squashed
 
-from capfilt.data.images import decode
 from capfilt.data.images.preprocess import BLIP_PREPROCESS, ImageFormat, Preprocess
 from capfilt.errors import ImageError, ModelError
 
@@ -36,9 +36,9 @@ def ours(preprocess: Preprocess, image: Image.Image, size: int) -> torch.Tensor:
 def test_without_a_file_it_is_blip_s(tmp_path: Path) -> None:
     found = Preprocess.read(tmp_path, 16)
     assert found == Preprocess()
-    pixels = decode.to_pixels(picture(), 16)
+    pixels = squashed(picture(), 16)
     assert np.array_equal(found.to_pixels(picture(), 16), pixels)
-    torch.testing.assert_close(ours(found, picture(), 16), torch.from_numpy(decode.normalise(pixels[None])))
+    torch.testing.assert_close(ours(found, picture(), 16), torch.from_numpy(normalised(pixels[None])))
     found.save(tmp_path, 16)
     assert list(tmp_path.iterdir()) == []
 
@@ -141,7 +141,7 @@ def test_formats_that_differ_in_their_mean_alone_share_a_resized_picture() -> No
 def test_a_batch_of_blip_is_normalised_as_it_always_was() -> None:
     every = np.stack([np.arange(256, dtype=np.uint8)] * 3, axis=-1).reshape(16, 16, 3)
     made = BLIP_PREPROCESS.normalise(BLIP_PREPROCESS.stack([every, every[::-1]]))
-    assert torch.equal(made, torch.from_numpy(decode.normalise(np.stack([every, every[::-1]]))))
+    assert torch.equal(made, torch.from_numpy(normalised(np.stack([every, every[::-1]]))))
 
 
 class TestPadded:

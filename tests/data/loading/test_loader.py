@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -15,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from reference_pixels import normalised, squashed
 
 from capfilt.data import shards
 from capfilt.data.images import decode
 from capfilt.data.images.augment import AugmentConfig
 from capfilt.data.loading import rows as rows_module
 from capfilt.data.loading.config import LoaderConfig, Source
-from capfilt.data.loading.loader import Batch, Loader
+from capfilt.data.loading.loader import AHEAD, Batch, Loader, freed_here
 from capfilt.data.loading.rows import KEPT_BYTES, PairCount, count_pairs
 from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.text.tokenizer import Tokenizer
@@ -111,6 +113,27 @@ class TestOrder:
         )
         assert all(same(a, b) for other in others for a, b in zip(one, other, strict=True))
         assert threading.active_count() == before, "who stops early leaves no thread behind"
+
+    def test_batches_are_freed_where_they_are_made(self, small_world: Path, tokenizer: Tokenizer) -> None:
+        """They are held for as long as the thread that computes may have them."""
+        made = freed_here(loader(small_world / "human", tokenizer)._batches(0))
+        pictures = [weakref.ref(next(made).images) for _ in range(AHEAD + 5)]
+        assert [picture() is None for picture in pictures] == [True, True] + [False] * (AHEAD + 3)
+
+    @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(flip=True)])
+    def test_a_picture_that_stays_in_memory_is_decoded_once_where_nothing_happens_to_it(
+        self, small_world: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, augment: AugmentConfig
+    ) -> None:
+        decoded: list[bytes] = []
+
+        def counted(data: bytes) -> Image.Image:
+            decoded.append(data)
+            return real(data)
+
+        real = decode.decode
+        monkeypatch.setattr(decode, "decode", counted)
+        take(loader(small_world / "human", tokenizer, decoders=1, augment=augment)._batches(0), 2 * ROWS // 8)
+        assert (len(set(decoded)) == len(decoded)) is not augment.at_random
 
     @pytest.mark.parametrize("start", [1, 7, 12, 17])
     def test_goes_on_exactly_at_the_given_step(self, small_world: Path, tokenizer: Tokenizer, start: int) -> None:
@@ -286,7 +309,7 @@ class TestBatch:
         by_uid = {s.uid: s for s in shards.read(str(small_world / "human" / "00000.tar")) if isinstance(s, Sample)}
         batch = take(loader(small_world / "human" / "00000.tar", tokenizer).batches(), 1)[0]
         for uid, found in zip(batch.uids, batch.images, strict=True):
-            wanted = decode.normalise(decode.to_pixels(decode.decode(by_uid[uid].image), 16))
+            wanted = normalised(squashed(decode.decode(by_uid[uid].image), 16))
             assert torch.equal(found, torch.from_numpy(wanted))
 
 

@@ -134,7 +134,7 @@ class TestTextsThatEndedLeave:
 
     CONFIG = DecodeConfig(min_length=3, max_length=20, top_p=0.95)
 
-    @pytest.mark.parametrize(("every", "candidates"), [(1, 5), (3, 1), (3, 2), (8, 2), (8, 5)])
+    @pytest.mark.parametrize(("every", "candidates"), [(1, 5), (3, 1), (8, 2)])
     def test_and_nothing_else_changes(
         self, model: Blip, images: Tensor, monkeypatch: pytest.MonkeyPatch, candidates: int, every: int
     ) -> None:

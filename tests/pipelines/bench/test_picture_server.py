@@ -24,5 +24,5 @@ def test_it_serves_until_its_input_ends_and_leaves_ctrl_c_to_who_measures(tmp_pa
             urlopen(f"{url}/robots.txt")
         process.send_signal(signal.SIGINT)
         assert urlopen(f"{url}/1").read() == b"b"
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=100)
         assert (process.returncode, said) == (0, "")

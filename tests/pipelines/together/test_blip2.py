@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from reference_pixels import normalised, squashed
 
 import capfilt.data.annotations as tables
 from capfilt import presets
-from capfilt.data.images import decode
 from capfilt.data.loading.config import LoaderConfig, Source
 from capfilt.data.text.language_tokenizer import LanguageTokenizer
 from capfilt.data.text.tokenizer import Tokenizer
@@ -199,7 +199,7 @@ def test_the_usage_beside_it_runs_and_says_what_we_say(
     scope: dict[str, Any] = {"image": image, "text": text}
     exec(code, scope)
     model = store.load(stages[stage]).eval()
-    pixels = torch.from_numpy(decode.normalise(decode.to_pixels(image, 32)[None]))
+    pixels = torch.from_numpy(normalised(squashed(image, 32)[None]))
     with torch.no_grad():
         tokens = model.encode_image(pixels)
     if stage == "first":

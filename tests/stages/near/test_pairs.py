@@ -63,7 +63,8 @@ class Pictures:
             return np.asarray(self.sha256[a] == self.sha256[b])
         if kind == "phash":
             return np.bitwise_count(self.phash[a] ^ self.phash[b]) <= 3
-        return pairs.exact_distances(self.vector[a].astype(np.float16), self.vector[b].astype(np.float16)) <= 0.05
+        vectors = self.vector.astype(np.float16)
+        return 1 - pairs.exact_cosines(vectors, a, vectors, b) <= 0.05
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -14,26 +14,12 @@ from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards.members import MemberCounts
 from capfilt.data.shards.sources import captions, folder, tables
 from capfilt.data.shards.sources.tables import is_table
-from capfilt.data.shards.sources.view import View, absolute, check_options, parse, split
+from capfilt.data.shards.sources.view import View, absolute, check_options, parse, split, version_of
 from capfilt.errors import NoShardError, RunError
 from capfilt.storage.documents import read_json
 from capfilt.storage.paths import map_concurrent, storage_path
 from capfilt.storage.remote_path import RemotePath
 from capfilt.storage.safe_paths import check_file_name
-
-__all__ = [
-    "SOURCES",
-    "Source",
-    "View",
-    "absolute",
-    "check_options",
-    "expand",
-    "is_source",
-    "is_table",
-    "parse",
-    "source_of",
-    "split",
-]
 
 
 class Source(Protocol):
@@ -110,12 +96,12 @@ def _of_tables(location: str, paths: Sequence[str], options: Mapping[str, str]) 
 
 
 def _choose(location: str, splits: Sequence[str], options: Mapping[str, str]) -> str:
-    split = options.get("split", splits[0] if len(splits) == 1 else None)
-    if split not in splits:
+    chosen = options.get("split", splits[0] if len(splits) == 1 else None)
+    if chosen not in splits:
         there = ", ".join(name or "files of none" for name in splits)
-        what = "has several splits" if split is None else f"has no split {split}"
+        what = "has several splits" if chosen is None else f"has no split {chosen}"
         raise NoShardError(f"{location} {what}: {there}. Choose one, as in {location}#split={splits[-1]}.")
-    return str(split)
+    return str(chosen)
 
 
 def _tables(locations: Sequence[str], options: Mapping[str, str]) -> list[str]:

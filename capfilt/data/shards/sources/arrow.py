@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from capfilt.errors import NoShardError, ShardError
 
-_RECORD_BATCH = 3
 _HEADER_TYPE, _HEADER = 1, 2
 """Fields of Arrow's `Message`, by number (format/Message.fbs)."""
 _LENGTH, _COMPRESSION = 0, 3

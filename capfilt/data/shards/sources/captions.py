@@ -10,14 +10,12 @@ from collections.abc import Hashable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
 from capfilt.data.sample import SOURCES, FailedSample, Sample
 from capfilt.data.shards.members import MemberCounts
 from capfilt.data.shards.sources import entries, folder
 from capfilt.data.shards.sources.entries import Entry
 from capfilt.data.shards.sources.rows import Row, texts_of
-from capfilt.data.shards.sources.view import View, absolute, check_options, views
+from capfilt.data.shards.sources.view import View, absolute, check_options, size_and_time, views
 from capfilt.errors import DataError, NoShardError
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ def expand(location: str, options: Mapping[str, str]) -> list[str]:
 def stat(view: View) -> dict[str, Any]:
     """As `shards.stat`."""
     found = [entry for entry in _entries(view) if not entry.problem]
-    return entries.stat(_images(view.location, view.options), found, [_version(view.location)])
+    return entries.stat(_images(view.location, view.options), found, [size_and_time(view.location)])
 
 
 def read(view: View, counts: MemberCounts) -> Iterator[Sample | FailedSample]:
@@ -134,7 +132,7 @@ def _entries(view: View) -> list[Entry]:
 
 
 def _captions(location: str, options: Mapping[str, str]) -> _Captions:
-    return _read(location, options.get("split", ""), repr(_version(location)))
+    return _read(location, options.get("split", ""), repr(size_and_time(location)))
 
 
 @lru_cache(maxsize=2)
@@ -145,12 +143,6 @@ def _read(location: str, split: str, _version: str) -> _Captions:
     for path, element in elements(location):
         captions.read(element, path, splits)
     return captions
-
-
-def _version(location: str) -> tuple[Any, ...]:
-    files, path = fsspec.core.url_to_fs(location)
-    info = files.info(path)
-    return (info.get("size"), str(info.get("ETag") or info.get("mtime")))
 
 
 def _images(location: str, options: Mapping[str, str]) -> str:

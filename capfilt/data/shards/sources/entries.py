@@ -61,11 +61,7 @@ def stat(folder: str, entries: Sequence[Entry], lists: Sequence[Any] = ()) -> di
 
 
 def read_picture(folder: str, path: str) -> bytes:
-    """The bytes of a picture below a folder.
-
-    Raises:
-        ImageError: it is not there any more, or larger than a shard may have.
-    """
+    """The bytes of a picture below a folder. ImageError where it is gone, or larger than a shard may have."""
     return _bytes(folder, path, MAX_IMAGE, "picture")
 
 

@@ -96,11 +96,6 @@ def listing(folder: str) -> Listing:
     return known
 
 
-def list_pictures(folder: str) -> list[str]:
-    """The paths of all pictures below a folder, from there, sorted; no picture is opened."""
-    return listing(folder).pictures
-
-
 def expand(folder: str, options: Mapping[str, str]) -> list[str]:
     """The views of a folder of pictures. NoShardError where there are none; ShardError for a list that is broken."""
     check_options(folder, options, OPTIONS)

@@ -21,6 +21,7 @@ from capfilt.data.shards.groups import parse_json
 from capfilt.data.shards.members import MAX_TEXT
 from capfilt.data.shards.sources import columns, rows
 from capfilt.data.shards.sources.rows import Row
+from capfilt.data.shards.sources.view import size_and_time
 from capfilt.errors import NoShardError, ShardError
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ def told(folder: str, listed: Listing, options: Mapping[str, str], wanted: set[s
 
 def versions(folder: str, listed: Listing, options: Mapping[str, str]) -> list[Any]:
     """What tells the lists of a folder from how they were before."""
-    files, root = fsspec.core.url_to_fs(folder)
-    infos = [(path, files.info(f"{root.rstrip('/')}/{path}")) for path in _lists(folder, listed, options)]
-    return [(path, info.get("size"), str(info.get("ETag") or info.get("mtime"))) for path, info in infos]
+    return [(path, *size_and_time(f"{folder.rstrip('/')}/{path}")) for path in _lists(folder, listed, options)]
 
 
 def _lists(folder: str, listed: Listing, options: Mapping[str, str]) -> list[str]:

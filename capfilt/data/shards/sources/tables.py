@@ -20,7 +20,7 @@ from capfilt.data.sample import FailedSample, Sample
 from capfilt.data.shards.members import OF_A_FAULT, USED, MemberCounts
 from capfilt.data.shards.sources import arrow, columns, lance, parquet, rows
 from capfilt.data.shards.sources.columns import Columns
-from capfilt.data.shards.sources.view import View, failed, views
+from capfilt.data.shards.sources.view import View, failed, version_of, views
 from capfilt.errors import NoShardError
 
 KIND = "rows"
@@ -70,8 +70,7 @@ def stat(view: View) -> dict[str, Any]:
         return {"size": None, "version": lance.version(view.location)}
     files, path = fsspec.core.url_to_fs(view.location)
     info = files.info(path)
-    version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
-    return {"size": size, "version": f"{info.get('size')} {version}"}
+    return {"size": size, "version": f"{info.get('size')} {version_of(info)}"}
 
 
 def read(view: View, counts: MemberCounts) -> Iterator[Sample | FailedSample]:

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
+
+import fsspec
 
 from capfilt.data.sample import FailedSample
 from capfilt.data.shards.keys import MAX_KEY
@@ -102,6 +105,18 @@ def views(location: str, kind: str, groups: Iterable[int], options: Mapping[str,
     if len(found) > MAX_VIEWS:
         raise NoShardError(f"{location} has more {kind} than {MAX_VIEWS:,} shards hold; split it.")
     return [View(location, kind, first, last, options).url for first, last in found]
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What tells a file from how it was before, of what fsspec says of it; "" where its storage knows nothing."""
+    return next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified") if info.get(key)), "")
+
+
+def size_and_time(location: str) -> tuple[int | None, str]:
+    """What tells the list at a path or URL from how it was before."""
+    files, path = fsspec.core.url_to_fs(location)
+    info = files.info(path)
+    return info.get("size"), str(info.get("ETag") or info.get("mtime"))
 
 
 def failed(key: str, reason: str) -> FailedSample:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from capfilt.data.tasks.official import dialog, grounding, karpathy, sentences, vqa
 from capfilt.data.tasks.official.rows import Item, Label, OfficialRow, OtherSplit, Picture, check
 
-__all__ = ["READERS", "WITH_SPLITS", "Item", "Label", "OfficialRow", "OtherSplit", "Picture", "check"]
-
 READERS: Mapping[str, Callable[[Sequence[str], Sequence[str]], Iterator[Item]]] = {
     "vqa": vqa.read,
     "nlvr2": sentences.read_nlvr2,

@@ -5,14 +5,15 @@ The two lists and the dense annotations are held in memory, some 150 MB for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from capfilt.data.tasks.official.json_stream import elements
-from capfilt.data.tasks.official.rows import Item, OfficialRow, check, entry_of, row
+from capfilt.data.tasks.official.rows import Item, OfficialRow, check, entries, entry_of, row
 from capfilt.errors import DataError
 
+_ALONE = {"id": 0, "caption": "one round"}
 Key = tuple[Any, Any]
 """The id of a picture and the number of a round, from 1."""
 
@@ -39,11 +40,9 @@ def read(files: Sequence[str], splits: Sequence[str]) -> Iterator[Item]:
 
 
 def _read_dense(url: str, dense: dict[Key, list[Any]]) -> Iterator[Item]:
-    for number, (_, element) in enumerate(elements(url)):
-        entry = entry_of(element)
+    for place, entry in entries(url):
         image, round_ = entry.get("image_id"), entry.get("round_id")
         values = entry.get("gt_relevance", entry.get("relevance"))
-        place = f"{url.rpartition('/')[2]}[{number}]"
         if type(image) is not int or type(round_) is not int or not isinstance(values, list):
             yield OfficialRow("relevance", place, (), {}, "it has no image_id, round_id and gt_relevance")
         elif (image, round_) in dense:
@@ -57,14 +56,8 @@ def _read_dialogs(url: str, dense: dict[Key, list[Any]]) -> Iterator[Item]:
     for path, element in elements(url):
         if path in texts:
             texts[path].append(element)
-    number = -1
-    for path, element in elements(url):
-        if path != "data.dialogs":
-            continue
-        number += 1
-        entry = entry_of(element)
-        image, place = entry.get("image_id"), f"{url.rpartition('/')[2]}[{number}]"
-        rounds, problem = [], ""
+    for place, entry in entries(url, "data.dialogs"):
+        image, rounds, problem = entry.get("image_id"), [], ""
         try:
             rounds = _rounds(entry.get("dialog"), texts["data.questions"], texts["data.answers"])
         except DataError as error:
@@ -118,12 +111,8 @@ def _add_relevances(image: Any, rounds: list[dict[str, Any]], dense: dict[Key, l
         options, problem = one.get("options", []), ""
         if len(values) != len(options):
             problem = f"it has another length than the options: {len(values)} and {len(options)}"
-        elif problem := check("dialog", _alone({**one, "relevance": values})):
+        elif problem := check("dialog", {**_ALONE, "rounds": [{**one, "relevance": values}]}):
             problem = problem.removeprefix("round 0: ")
         else:
             one["relevance"] = values
         yield OfficialRow("relevance", f"{image}:{number}", _picture(image), {}, problem)
-
-
-def _alone(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": 0, "caption": "one round", "rounds": [one]}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from capfilt.data.tasks.official.json_stream import elements
 from capfilt.data.tasks.official.pickles import read_pickle
-from capfilt.data.tasks.official.rows import Item, OfficialRow, OtherSplit, entry_of, row
+from capfilt.data.tasks.official.rows import Item, OfficialRow, OtherSplit, entries, entry_of, row
 from capfilt.errors import DataError, UsageError
 
 PICKLES = (".p", ".pkl", ".pickle")
@@ -60,8 +61,7 @@ def read(files: Sequence[str], splits: Sequence[str]) -> Iterator[Item]:
 def _read_listed(files: Sequence[str], by_ref: Mapping[Any, Any], boxes: Mapping[Any, Any]) -> Iterator[Item]:
     counts: Counter[Any] = Counter()
     for url in files:
-        for number, (_, element) in enumerate(elements(url)):
-            entry, place = entry_of(element), f"{url.rpartition('/')[2]}[{number}]"
+        for place, entry in entries(url):
             ref = _key(entry.get("ref_id"))
             id_ = place if ref is None else f"{ref}#{counts[ref]}"  # a reference has several phrases
             counts[ref] += 1
@@ -72,17 +72,14 @@ def _read_listed(files: Sequence[str], by_ref: Mapping[Any, Any], boxes: Mapping
 def _region(id_: object, picture: object, text: object, box: object, place: str) -> OfficialRow:
     value = {"id": id_, "box": box, "text": text}
     made = row(KIND, id_, (picture,), value, place)
-    if box is None and not made.problem:
-        return OfficialRow(made.kind, made.id, made.pictures, value, "there is no box for it")
-    return made
+    return replace(made, problem=made.problem or ("there is no box for it" if box is None else ""))
 
 
 def _boxes(files: Sequence[str], wanted: set[int]) -> dict[Any, Any]:
     """The boxes of the annotations that are referred to, by their ids."""
     boxes = {}
     for url in files:
-        for path, element in elements(url):
-            entry = entry_of(element) if path == "annotations" else {}
+        for _, entry in entries(url, "annotations"):
             if _key(entry.get("id")) in wanted:
                 boxes[entry["id"]] = entry.get("bbox")
     return boxes

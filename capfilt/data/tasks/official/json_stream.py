@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 
+from capfilt.data.shards.groups import finite
 from capfilt.errors import DataError, ListError
 from capfilt.printable import printable
 
@@ -69,13 +69,8 @@ def lines(url: str) -> Iterator[tuple[int, Any]]:
                     yield number, None
 
 
-def _finite(digits: str) -> float | None:
-    number = float(digits)
-    return number if math.isfinite(number) else None
-
-
 _IN_NUMBERS = "0123456789+-.eE"  # "" is in it too: the end of what was read
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite)
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None, parse_float=finite)
 
 
 def _walk(window: _Window, path: tuple[str, ...], levels: int) -> Iterator[tuple[str, Any]]:

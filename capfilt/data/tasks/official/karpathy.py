@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from capfilt.data.tasks.official.json_stream import elements
-from capfilt.data.tasks.official.rows import Item, OfficialRow, OtherSplit, entry_of, row
+from capfilt.data.tasks.official.rows import Item, OfficialRow, OtherSplit, entries, entry_of, row
 
 
 def read(files: Sequence[str], splits: Sequence[str]) -> Iterator[Item]:
     """The captions of the pictures of some splits; a picture without captions is a row that cannot be used."""
     for url in files:
-        name, number = url.rpartition("/")[2], -1
-        for path, element in elements(url):
-            if path != "images":
-                continue
-            number += 1
-            entry, place = entry_of(element), f"{name}[{number}]"
+        for place, entry in entries(url, "images"):
             file, folder, sentences = entry.get("filename"), entry.get("filepath"), entry.get("sentences")
             if entry and (split := str(entry.get("split"))) not in splits:
                 yield OtherSplit(split)

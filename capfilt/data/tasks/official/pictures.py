@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from capfilt.data.shards.members import PICTURES
-from capfilt.data.shards.sources.folder import list_pictures
+from capfilt.data.shards.sources.folder import listing
 from capfilt.data.tasks.official.rows import Picture
 from capfilt.errors import DataError, ListError
 
@@ -23,7 +23,7 @@ class PictureFolder:
         """List the folder. ListError where there is no picture in it."""
         self._named: dict[str, list[str]] = {}
         self._numbered: dict[int, list[str]] = {}
-        for path in sorted(list_pictures(folder)):
+        for path in listing(folder).pictures:
             name = path.rpartition("/")[2]
             self._named.setdefault(name, []).append(path)
             if match := _NUMBER.search(name):
@@ -32,11 +32,7 @@ class PictureFolder:
             raise ListError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))}); give their folder.")
 
     def find(self, picture: Picture) -> str:
-        """The path of a picture below the folder.
-
-        Raises:
-            DataError: there is none, or several of the same name or number.
-        """
+        """The path of a picture below the folder. DataError for none, or several of the same name or number."""
         if isinstance(picture, int):
             what, paths = "number", self._numbered.get(picture, [])
         else:

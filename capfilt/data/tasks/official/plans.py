@@ -21,23 +21,14 @@ _SCHEMA = pa.schema({"pictures": pa.list_(pa.string()), "problem": pa.string(), 
 
 
 @dataclass(frozen=True)
-class PlannedRow:
-    """A row of a sample, and why it cannot be used, if that is known already."""
-
-    kind: str
-    id: int | str
-    value: dict[str, Any]
-    problem: str
-
-
-@dataclass(frozen=True)
 class PlannedSample:
     """A picture, or a left and a right one, by path, with the rows about it."""
 
     pictures: tuple[str, ...]
     problem: str
     """Why there is no such picture."""
-    rows: tuple[PlannedRow, ...]
+    rows: tuple[OfficialRow, ...]
+    """Each with its problem, where that is known already, and without its pictures."""
 
 
 def name_of(shard: int) -> str:
@@ -64,7 +55,7 @@ def read(folder: StoragePath, shard: str) -> Iterator[PlannedSample]:
     """The samples of a planned shard, in order."""
     table = pq.read_table(table_source(folder / f"{shard}.parquet"), partitioning=None)
     for sample in table.to_pylist():
-        rows = tuple(PlannedRow(**row) for row in json.loads(sample["rows"]))
+        rows = tuple(OfficialRow(**row, pictures=()) for row in json.loads(sample["rows"]))
         yield PlannedSample(tuple(sample["pictures"]), sample["problem"], rows)
 
 

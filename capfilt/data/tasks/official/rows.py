@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeGuard
 
 from capfilt.data.sample import is_text
 from capfilt.data.tasks.dialogs import dialog_of
+from capfilt.data.tasks.official.json_stream import elements
 from capfilt.data.tasks.rows import FailedRow, Id, hypotheses_of, questions_of, statements_of
 from capfilt.errors import DataError
 
@@ -55,6 +56,13 @@ Item: TypeAlias = "OfficialRow | Label | OtherSplit"
 def entry_of(value: object) -> Mapping[str, Any]:
     """An element of a file as an object; an empty one for anything else, whose fields then all are missing."""
     return value if isinstance(value, dict) else {}
+
+
+def entries(url: str, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The elements of the array at a path of a JSON file, as `entry_of`, each with its place, `file.json[12]`."""
+    found = (element for place, element in elements(url) if place == path)
+    for number, element in enumerate(found):
+        yield f"{url.rpartition('/')[2]}[{number}]", entry_of(element)
 
 
 def row(kind: str, id_: object, pictures: tuple[object, ...], value: Mapping[str, Any], place: str) -> OfficialRow:

@@ -6,14 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from capfilt.data.images import decode as images
 from capfilt.data.regions import regions_of
 from capfilt.data.sample import Sample
 from capfilt.data.shards.members import MAX_TEXT
-from capfilt.data.tasks.official.plans import PlannedRow, PlannedSample
+from capfilt.data.tasks.official.plans import PlannedSample
+from capfilt.data.tasks.official.rows import OfficialRow
 from capfilt.data.tasks.rows import FailedRow
 from capfilt.errors import ImageError
 
@@ -26,22 +27,13 @@ _EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]| of \d+ x \d+ pixels|^round \d+: ")
 
 
-@dataclass(frozen=True)
-class RowOutcome:
-    """What became of a row; `reason` is "" where it was kept."""
-
-    kind: str
-    id: int | str
-    reason: str
-
-
 @dataclass
 class Converted:
-    """A sample, or why there is none, and what became of each of its rows."""
+    """A sample, or why there is none, and its rows, each with its problem where it was not kept."""
 
     sample: Sample | None
     problem: str = ""
-    rows: list[RowOutcome] = field(default_factory=list)
+    rows: list[OfficialRow] = field(default_factory=list)
 
 
 def convert(key: str, planned: PlannedSample, read: Callable[[str], bytes]) -> Converted:
@@ -59,10 +51,10 @@ def convert(key: str, planned: PlannedSample, read: Callable[[str], bytes]) -> C
             extensions.append(_extension(pictures[-1]))
         except ImageError as error:
             return _failed(planned.rows, f"{of_two}{error}")
-    outcomes, values = [], list[tuple[str, dict[str, Any]]]()
+    outcomes, values = [], list[tuple[str, Mapping[str, Any]]]()
     for row in planned.rows:
         value, problem = (row.value, row.problem) if row.problem else _placed(row, *sizes[0])
-        outcomes.append(RowOutcome(row.kind, row.id, problem))
+        outcomes.append(replace(row, problem=problem))
         if not problem and value:
             values.append((row.kind, value))
     if not values:
@@ -87,8 +79,8 @@ def reason_class(reason: str) -> str:
     return re.split(r": | \(", general, maxsplit=1)[0].replace("  ", " ")
 
 
-def _failed(rows: Sequence[PlannedRow], problem: str) -> Converted:
-    return Converted(None, problem, [RowOutcome(row.kind, row.id, row.problem or problem) for row in rows])
+def _failed(rows: Sequence[OfficialRow], problem: str) -> Converted:
+    return Converted(None, problem, [replace(row, problem=row.problem or problem) for row in rows])
 
 
 def _extension(data: bytes) -> str:
@@ -98,7 +90,7 @@ def _extension(data: bytes) -> str:
     return extension
 
 
-def _placed(row: PlannedRow, width: int, height: int) -> tuple[dict[str, Any], str]:
+def _placed(row: OfficialRow, width: int, height: int) -> tuple[Mapping[str, Any], str]:
     """A row that its picture fits; for a box, cut at the edges of the picture, or why it cannot be used."""
     if row.kind != "regions":
         return row.value, ""
@@ -122,7 +114,7 @@ def _cut(box: Any, width: int, height: int) -> Any:
     return [left, top, min(right, width) - left, min(bottom, height) - top]
 
 
-def _by_kind(values: Sequence[tuple[str, dict[str, Any]]]) -> Mapping[str, Any]:
+def _by_kind(values: Sequence[tuple[str, Mapping[str, Any]]]) -> Mapping[str, Any]:
     """The keys of a json: a list of rows for each kind, but for a dialog, of which a picture has one."""
     meta: dict[str, Any] = {}
     for kind, value in values:

@@ -17,6 +17,7 @@ from capfilt.data.tasks.official.rows import Item, Label, OfficialRow, OtherSpli
 _TABLE = """CREATE TABLE rows (
     number INTEGER PRIMARY KEY, kind TEXT, id TEXT, pictures TEXT, value TEXT, problem TEXT, waits INTEGER,
     name TEXT UNIQUE)"""
+_INSERT = "INSERT INTO rows (kind, id, pictures, value, problem, waits, name) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _CACHE = "PRAGMA cache_size = -65536"  # KiB
 _NO_JOURNAL = "PRAGMA journal_mode = OFF"  # after a kill the file is made anew
 
@@ -59,15 +60,10 @@ class Spool:
                 yield names, [_row(names, *row[:2], *row[3:6]) for row in rows]
 
     def _add(self, data: sqlite3.Connection, row: OfficialRow) -> None:
-        pictures = json.dumps([f"#{one:018d}" if isinstance(one, int) else f"/{one}" for one in row.pictures])
-        values = (row.kind, json.dumps(row.id), pictures, json.dumps(row.value), row.problem, row.needs_label)
-        name = f"{row.kind} {row.id}"
-        query = "INSERT INTO rows (kind, id, pictures, value, problem, waits, name) VALUES (?, ?, ?, ?, ?, ?, ?)"
         try:
-            data.execute(query, (*values, json.dumps(name)))
+            _insert(data, row, json.dumps(f"{row.kind} {row.id}"))
         except sqlite3.IntegrityError:
-            problem = row.problem or "its id comes twice"
-            data.execute(query, (*values[:4], problem, False, None))
+            _insert(data, replace(row, problem=row.problem or "its id comes twice", needs_label=False), None)
 
     def _label(self, data: sqlite3.Connection, label: Label) -> None:
         name = json.dumps(f"{label.kind} {label.id}")
@@ -76,17 +72,18 @@ class Spool:
         if found is not None and not found[3]:
             problem = "its id has two labels"
         if problem:
-            row = OfficialRow(label.kind, label.id, (), label.value, problem)
-            values = (row.kind, json.dumps(row.id), "[]", json.dumps(row.value), problem, False, None)
-            data.execute(
-                "INSERT INTO rows (kind, id, pictures, value, problem, waits, name) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            _insert(data, OfficialRow(label.kind, label.id, (), label.value, problem), None)
             return
         number, value, before, _ = found
         value = json.dumps({**json.loads(value), **label.value})
         query = "UPDATE rows SET value = ?, problem = ?, waits = 0 WHERE number = ?"
         data.execute(query, (value, before or label.problem, number))
+
+
+def _insert(data: sqlite3.Connection, row: OfficialRow, name: str | None) -> None:
+    pictures = json.dumps([f"#{one:018d}" if isinstance(one, int) else f"/{one}" for one in row.pictures])
+    values = (row.kind, json.dumps(row.id), pictures, json.dumps(row.value), row.problem, row.needs_label, name)
+    data.execute(_INSERT, values)
 
 
 def _picture(text: str) -> Picture:
@@ -95,7 +92,5 @@ def _picture(text: str) -> Picture:
 
 def _row(pictures: tuple[Picture, ...], kind: str, id_: str, value: str, problem: str, waits: int) -> OfficialRow:
     fields: dict[str, Any] = json.loads(value)
-    row = OfficialRow(kind, json.loads(id_), pictures, fields, problem)
-    if not problem:
-        problem = "no label has its id" if waits else check(kind, fields)
-    return replace(row, problem=problem)
+    problem = problem or ("no label has its id" if waits else check(kind, fields))
+    return OfficialRow(kind, json.loads(id_), pictures, fields, problem)

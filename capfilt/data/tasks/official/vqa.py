@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from capfilt.data.tasks.official.json_stream import elements
-from capfilt.data.tasks.official.rows import Item, Label, entry_of, row
+from capfilt.data.tasks.official.rows import Item, Label, entries, row
 from capfilt.data.tasks.rows import Id
 from capfilt.errors import DataError
 
@@ -24,13 +23,13 @@ def read(files: Sequence[str], splits: Sequence[str]) -> Iterator[Item]:
         of_kind[path].append(url)
     if not of_kind["questions"]:
         raise DataError(f"{', '.join(files)}: there are no questions; give v2_OpenEnded_mscoco_..._questions.json too.")
-    for url, number, entry in _entries(of_kind, "questions"):
+    for place, entry in (found for url in of_kind["questions"] for found in entries(url, "questions")):
         id_, value = entry.get("question_id"), {"id": entry.get("question_id"), "question": entry.get("question")}
-        question = row(KIND, id_, (entry.get("image_id"),), value, f"{url}[{number}]")
+        question = row(KIND, id_, (entry.get("image_id"),), value, place)
         yield replace(question, needs_label=bool(of_kind["annotations"]))
-    for url, number, entry in _entries(of_kind, "annotations"):
+    for place, entry in (found for url in of_kind["annotations"] for found in entries(url, "annotations")):
         id_ = entry.get("question_id")
-        known: Id = id_ if isinstance(id_, int | str) else f"{url}[{number}]"
+        known: Id = id_ if isinstance(id_, int | str) else place
         answers = entry.get("answers")
         value = {name: entry[name] for name in ("question_type", "answer_type") if name in entry}
         if not isinstance(answers, list) or not answers:
@@ -38,12 +37,3 @@ def read(files: Sequence[str], splits: Sequence[str]) -> Iterator[Item]:
             continue
         value["answers"] = [one.get("answer") if isinstance(one, dict) else one for one in answers]
         yield Label(KIND, known, value)
-
-
-def _entries(of_kind: dict[str, list[str]], kind: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    for url in of_kind[kind]:
-        number = 0
-        for path, element in elements(url):
-            if path == kind:
-                yield url.rpartition("/")[2], number, dict(entry_of(element))
-                number += 1
