@@ -29,7 +29,7 @@ WRITTEN = DecodeConfig(method="beam", beams=3, min_length=1, max_length=10, acco
 """How BLIP's code writes an answer."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def classify(local: LocalModel, pixels: Tensor, texts: Sequence[str], picture: Sequence[int]) -> Tensor:
     """How likely each class of a classifier is, [R, labels], for R texts; names are `local.model.config.labels`.
 
@@ -45,7 +45,7 @@ def classify(local: LocalModel, pixels: Tensor, texts: Sequence[str], picture: S
     return at_least_fp32(model.classify(tokens[rows], ids, mask)).softmax(dim=1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def answer(
     local: LocalModel,
     pixels: Tensor,
@@ -79,7 +79,7 @@ def answer(
     return [local.tokenizer.decode(beam.ids) for beam in written]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def rank(local: LocalModel, context: ImageContext, answers: Sequence[str], ranked: int = RANKED) -> Tensor:
     """Which of the answers a decoder finds likeliest for each question of a `question_context`, [R] numbers: of those
     whose first token is likeliest, the one with the least loss over all of its tokens (BLIP's ranking), to which that

@@ -259,6 +259,7 @@ class TextTransformer(nn.Module):
 
     def tokens_instead(self, tokens_BND: Tensor, role: Role, queries: int) -> ImageContext | None:
         """What takes the place of `image_context` for so many queries of an image in all; None: nothing does."""
+        tokens_BND = tokens_BND.to(product_format(tokens_BND))  # one tensor for all layers
         attending: Any = self.layers[self.config.fusion_layer :]
         blocks = (layer.cross_attention.of(role).block for layer in attending)
         layers = [block.tokens_instead(tokens_BND, queries) for block in blocks]

@@ -17,6 +17,7 @@ from capfilt.inference.local_model import LocalModel
 from capfilt.inference.roles import NEEDS
 from capfilt.models import Blip, BlipConfig
 from capfilt.models.layers.config import TextConfig, VisionConfig
+from capfilt.models.layers.packed_linear import multiplies_bf16
 
 MakeBlip = Callable[..., Blip]
 SEP = 3
@@ -163,6 +164,9 @@ def test_beside_tokens_it_writes_what_it_writes_beside_keys_and_values_and_the_s
     tokens = torch.randn(len(UIDS), 5, 256)
     context = captioner.image_context(tokens)
     assert {id(tensor) for tensor in context.tensors} == {id(tokens)}
+    if multiplies_bf16():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert len({id(tensor) for tensor in captioner.image_context(tokens).tensors}) == 1, "cast once"
     written = captioner.write(tokens, UIDS)
     assert len({text for (text,) in written}) > 1
     for some in ([3], [5, 0, 2], [1, 2, 3, 4, 6]):

@@ -179,6 +179,20 @@ def test_few_queries_in_bf16_give_what_fused_attention_gives_and_the_same_bits_a
                 assert torch.equal(some, every[rows]), (images, texts)
 
 
+@WITH_BF16
+@pytest.mark.parametrize("queries", [1, 20])
+def test_a_training_s_passes_without_gradients_round_and_drop_as_those_with_gradients_do(queries: int) -> None:
+    """What gradient caching takes losses of is what it carries their gradients back through."""
+    attention = Attention(width=64, heads=2, source_width=64, dropout=0.5).train()
+    x = torch.randn(3, queries, 64, generator=torch.Generator().manual_seed(0))
+    passes = []
+    for with_gradients in (True, False):
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(with_gradients), torch.autocast("cpu", dtype=torch.bfloat16):
+            passes.append(attention(x, attention.keys_values(x)).detach())
+    assert torch.equal(*passes)
+
+
 @pytest.mark.parametrize("format_", [torch.float32, pytest.param(torch.bfloat16, marks=WITH_BF16)])
 @torch.inference_mode()
 def test_few_queries_read_tokens_as_they_read_keys_and_values_and_the_same_bits_among_any_rows(
