@@ -157,15 +157,17 @@ def _trainer_class(single_node: bool) -> Any:
             callbacks: list[Any] = super()._create_default_callbacks()
             return [callback for callback in callbacks if type(callback).__name__ not in not_needed]
 
-        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        def _initialize_and_run_controller(self, *unnamed: Any, **parts: Any) -> Any:
+            policy = parts.get("scaling_policy")
             for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
-                setattr(parts["scaling_policy"], name, _nothing)
-            return super()._initialize_and_run_controller(**parts)
+                if hasattr(policy, name):
+                    setattr(policy, name, _nothing)
+            return super()._initialize_and_run_controller(*unnamed, **parts)
 
     return SingleNodeTrainer
 
 
-def _nothing() -> None:
+def _nothing(*_: object, **__: object) -> None:
     """Of the scaling policy of a node by itself."""
 
 

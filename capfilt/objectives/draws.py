@@ -35,8 +35,9 @@ def one_of_each_row(weights_BN: Tensor) -> Tensor:
     A row without any weight above 0 is an error, which a GPU tells when the host next waits for it. From NaN or
     infinity some column is drawn: the loss is not finite either, and the step is left out (`TrainConfig.skips`).
     """
-    best = (weights_BN / torch.empty_like(weights_BN).exponential_()).max(dim=1)
-    torch._assert_async((best.values != 0).all(), "a draw by weights of which a row has none above 0")
+    drawn_BN = weights_BN / torch.empty_like(weights_BN).exponential_()
+    best = drawn_BN.masked_fill(weights_BN == 0, -1.0).max(dim=1)  # for the least of weights become 0 here
+    torch._assert_async((best.values != -1).all(), "a draw by weights of which a row has none above 0")
     return best.indices
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from capfilt.cluster.failures import Failure
 from capfilt.cluster.ray_train import end_training_actor, fit, prepare
 from capfilt.cluster.session import Session, connect
-from capfilt.cluster.training_actor import TrainingFailure, _explaining_failure, _peer_gone
+from capfilt.cluster.training_actor import TrainingFailure, _explaining_failure, _peer_gone, _trainer_class
 from capfilt.errors import ClusterError, ModelError
 
 pytestmark = pytest.mark.usefixtures("pickled_by_value")
@@ -207,3 +208,18 @@ def test_the_failure_that_explains_the_others_is_reported() -> None:
 )  # fmt: skip
 def test_errors_of_torch_that_mean_a_lost_peer(error: Exception, peer_gone: bool) -> None:
     assert _peer_gone(error) == peer_gone
+
+
+@pytest.mark.slow
+def test_a_ray_that_names_its_parts_otherwise_starts_one_process_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `SingleNodeTrainer` turns off is internal to Ray."""
+    trainer = _trainer_class(single_node=True)
+    monkeypatch.setattr(
+        trainer.__base__, "_initialize_and_run_controller", lambda _, *unnamed, **parts: (unnamed, parts)
+    )
+    policy = SimpleNamespace(_send_resource_request=len)
+    start = trainer.__new__(trainer)._initialize_and_run_controller
+    assert start(policy, other=policy) == ((policy,), {"other": policy})
+    start(scaling_policy=policy)
+    assert vars(policy).keys() == {"_send_resource_request"}
+    assert policy._send_resource_request() is None

@@ -27,6 +27,12 @@ def test_a_row_without_weights_is_refused_and_what_is_not_finite_is_left_to_the_
         assert one_of_each_row(torch.tensor([[0.0, 1.0], [wrong, 0.0]])).tolist() == [1, 0]
 
 
+def test_of_the_least_weights_one_is_drawn_and_none_that_is_0() -> None:
+    """A sharp temperature leaves wrong partners no more: such a row is neither an error nor its own partner."""
+    least = torch.tensor([[0.0, 1e-45]]).expand(1000, 2)
+    assert bool((one_of_each_row(least) == 1).all())
+
+
 def test_what_is_given_stands_in_the_place_of_a_draw() -> None:
     draws, weights = GivenDraws(wrong_images=torch.tensor([2, 0]), region_step=True), torch.rand(2, 3)
     state = torch.get_rng_state()

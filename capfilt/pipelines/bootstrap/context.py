@@ -115,13 +115,13 @@ class BootstrapContext:
         """A path in the folder of round `r`, absolute: workers may have another working directory."""
         return self.run.round(r).absolute().joinpath(*parts)
 
-    def written_digests(self, r: int) -> dict[str, str]:
-        """The sha256, by URL, of the shards that the run wrote itself, including those of round `r`."""
+    def written_digests(self, *rounds: int) -> dict[str, str]:
+        """The sha256, by URL, of the shards that the run wrote itself, including those of these rounds."""
         ledgers = (
             (Ledger(self.run.path("data"), "world")),
             (Ledger(self.run.path("data", "web"), "download")),
             (Ledger(self.run.path("data", "web-kept"), "leave-out")),
-            (Ledger(self.folder(r), "select")),
+            *(Ledger(self.folder(r), "select") for r in rounds),
         )
         return {url: sha256 for ledger in ledgers for url, sha256 in digests(ledger).items()}
 
@@ -131,8 +131,7 @@ class BootstrapContext:
 
     def train(self, r: int, job: TrainJob, resources: TrainResources, label: str) -> StoragePath:
         """Carry out a training of round `r`, unless it is done; the folder of its model."""
-        made = self.written_digests(max(r - 1, 0)) | self.written_digests(r)
-        counts = self.run.folder.absolute()
+        made, counts = self.written_digests(*range(max(r - 1, 0), r + 1)), self.run.folder.absolute()
         return run_training(self.session, job, resources, self.progress, f"round {r} {label}", made, counts)
 
     def pairs(self, r: int) -> tuple[Source, ...]:
