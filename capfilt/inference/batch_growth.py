@@ -22,7 +22,7 @@ class BatchSize:
     """The size of the batches to come."""
 
     def __init__(self, size: int, grows: bool):
-        self.size, self.grows = size, grows
+        self.size, self.grows, self._first = size, grows, size
         self._pace, self._paces = 0.0, list[float]()  # pictures a second: of half the size, and of this one
 
     def note(self, count: int, seconds: float, limit: int | None) -> None:
@@ -30,7 +30,8 @@ class BatchSize:
         if not self.grows:
             return
         if limit is not None and limit < self.size:
-            self._settle(limit)
+            # Not below the first: memory of a shared device may come back, and so does the limit, piece by piece.
+            self._settle(max(limit, self._first))
         elif count == self.size:
             self._paces.append(count / seconds)
             if len(self._paces) > BATCHES:
@@ -38,6 +39,7 @@ class BatchSize:
 
     def _decide(self, pace: float) -> None:
         if pace < GAIN * self._pace:
+            torch.cuda.empty_cache()  # of what twice as many took, which others may need
             self._settle(self.size // 2)
         elif 2 * self.size > MOST or not has_room():
             self._settle(self.size)

@@ -47,8 +47,13 @@ def test_where_memory_runs_out_the_half_stays() -> None:
     assert found == [64] * 4 + [128] * 4 + [256] + [128] * 31
 
 
-def test_a_default_that_does_not_fit_shrinks() -> None:
-    assert sizes(BatchSize(64, grows=True), lambda _: 1.0, fits=32)[1:] == [32] * 39
+@pytest.mark.parametrize("size", [64, 256])
+def test_what_memory_of_a_moment_allows_is_not_below_the_default_for_good(size: int) -> None:
+    """A neighbour on the device may let go of what it holds: `OomBackoff` does the default in pieces until then."""
+    now = BatchSize(64, grows=True)
+    now.size = size
+    now.note(size, 1.0, limit=1)
+    assert (now.size, now.grows) == (64, False)
 
 
 def test_others_on_the_device_keep_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,9 +128,9 @@ def _head(profile: Profile, machine: Machine) -> str:
 
 
 def _annotate(machine: Machine) -> str:
-    size, more = (64, "; halve it where memory runs out") if machine.gpus else (16, "")
+    size = "# batch_size: 64 # pictures at a time; while it is not set, batches grow from 64" if machine.gpus else ""
     return f"""captions: 1 # texts to write for each picture; BLIP-2 writes 10 and keeps 2
-batch_size: {size} # pictures at a time{more}
+{size or "batch_size: 16 # pictures at a time"}
 precision: auto # bf16 where all GPUs have it, fp32 on CPUs
 decode: {{method: nucleus, top_p: 0.9, min_length: 5, max_length: 30}} # or method: beam
 """

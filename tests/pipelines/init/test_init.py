@@ -111,7 +111,8 @@ def test_recipes_fit_every_machine(gpus: int, given: dict[str, Any], tmp_path: P
     apart = recipe.write(["s"], tmp_path / "b.yaml", found, machine, Answers(**{**given, "val": None}))
     for name, text in apart.files.items():
         Path(name).write_text(text)
-    _, policy = read(tmp_path / "b.yaml")
+    annotate, policy = read(tmp_path / "b.yaml")
+    assert ("batch_size" in annotate.model_fields_set) == (gpus == 0), "beside a GPU batches grow where it is not set"
     assert policy.rules.no_boilerplate
     assert (policy.threshold, policy.keep_rate) == (("keep-rate", 0.25) if given else (0.5, 0.5))
     assert apart.commands[0][1][1] == "estimate", "how many there are is not known"
