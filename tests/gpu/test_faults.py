@@ -13,6 +13,7 @@ from capfilt.data.text.tokenizer import Tokenizer
 from capfilt.errors import ModelError
 from capfilt.inference.batches import Images
 from capfilt.inference.captioners import local as captioners
+from capfilt.inference.captioners.vlm.captioner import _NextTokens
 from capfilt.inference.config import DecodeConfig
 from capfilt.inference.filters.fusion import FusionFilter
 from capfilt.inference.generation.decode import generate
@@ -81,6 +82,15 @@ def test_logits_that_are_no_numbers(role: tuple[LocalModel, Images], method: str
     captioner = captioners.LocalCaptioner(local, config)
     with pytest.raises(ModelError, match="logits are NaN"):
         captioner.write(local.image_tokens(images), [f"{i:032x}" for i in range(5)])
+
+
+def test_logits_that_are_numbers_again(cuda: torch.device) -> None:
+    """What overflows behind the cache alone, in a chat model in fp16, is not there in the next step."""
+    chooser = _NextTokens(DecodeConfig(), torch.rand(2, 2, dtype=torch.double).to(cuda))
+    for value in (torch.nan, 0.0):
+        chooser(torch.zeros(2, 1, dtype=torch.long).to(cuda), torch.full((2, 9), value).to(cuda))
+    with pytest.raises(ModelError, match="logits are NaN"):
+        chooser.finite.check()
 
 
 @pytest.mark.parametrize(

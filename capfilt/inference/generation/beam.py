@@ -21,7 +21,6 @@ from capfilt.inference.generation.sampling import penalise
 from capfilt.models import Model
 from capfilt.models.layers.bert import Head
 from capfilt.models.layers.image_context import ImageContext
-from capfilt.models.layers.precision import at_least_fp32
 
 NO_SCORE = -1e9
 
@@ -145,7 +144,7 @@ class Search:
         length = prompt_IP.shape[1]
         prompt_RP = prompt_IP.repeat_interleave(width, dim=0, output_size=len(prompt_IP) * width)
         newest, start = (written_IWS[:, :, step - 1].reshape(-1, 1), length + step - 1) if step else (prompt_RP, 0)
-        logits = at_least_fp32(self.runner.logits(newest, start))
+        logits = self.runner.logits(newest, start)
         if step == written_IWS.shape[2] - 1 or is_poll_step(logits.device, step):
             self.finite.watch(logits)
         logits = logits.log_softmax(dim=1)

@@ -40,33 +40,34 @@ POLL_STEPS = 8
 class FiniteLogits:
     """Watches a captioner's logits: from NaN or infinity nothing can be drawn, though any code returns some token.
 
-    An accelerator is not made to wait. What is not finite there stays so: it lies in the cache, or in weights that
-    every step multiplies by. So only steps that are looked at anyway need be watched.
+    An accelerator is not made to wait. What is not finite in bf16 or fp32 stays so: it lies in the cache, or in weights
+    that every step multiplies by. So only steps that are looked at anyway need be watched; of a chat model, which may
+    overflow in fp16 behind its cache, all are.
     """
 
-    low: Tensor
-    high: Tensor
-    """The least and the largest of the step that was watched last; NaN where one was."""
+    spread: Tensor
+    """The largest difference of two logits of a step that was watched; NaN or infinite once a logit was."""
 
     @classmethod
     def on(cls, device: torch.device, dtype: torch.dtype = torch.float32) -> FiniteLogits:
         """No logits were watched yet; they are in this format."""
-        return cls(*torch.zeros(2, dtype=dtype, device=device).unbind())
+        return cls(torch.zeros((), dtype=dtype, device=device))
 
     def held(self, runner: StepRunner) -> FiniteLogits:
         """The same where the steps of a runner look for it."""
-        return FiniteLogits(runner.hold("low", self.low), runner.hold("high", self.high))
+        return FiniteLogits(runner.hold("spread", self.spread))
 
     def watch(self, logits_RV: Tensor) -> None:
         """Take note of the logits of a step; on a CPU, `check` them."""
-        torch.aminmax(logits_RV, out=(self.low, self.high))  # one pass, and NaN comes through
+        low, high = torch.aminmax(logits_RV)  # one pass, and NaN comes through
+        torch.maximum(self.spread, high - low, out=self.spread)
         if logits_RV.device.type == "cpu":
             self.check()
 
     @property
     def fine(self) -> Tensor:
         """Whether all were finite."""
-        return self.high - self.low < torch.inf
+        return self.spread < torch.inf
 
     def check(self) -> None:
         """Raise ModelError where logits were not finite."""

@@ -15,6 +15,7 @@ from capfilt.models import Model
 from capfilt.models.layers.bert import Head
 from capfilt.models.layers.fused_decoder import IMPOSSIBLE
 from capfilt.models.layers.image_context import DecoderCache, ImageContext
+from capfilt.models.layers.precision import at_least_fp32
 
 MIN_ROWS = 4
 """Rows that a batch has at least: matrix libraries multiply fewer by other kernels, with other rounding."""
@@ -43,8 +44,8 @@ class StepRunner(Protocol):
         """Do a step: `advance` it, or what it does."""
 
     def logits(self, ids_RT: Tensor, start: int, without: int | None = None) -> Tensor:
-        """Feed the newest tokens, at the positions from `start` on; logits after the last of them [R, V], of which
-        `without` is IMPOSSIBLE."""
+        """Feed the newest tokens, at the positions from `start` on; logits after the last of them [R, V], in fp32 at
+        least, of which `without` is IMPOSSIBLE: to fp16 that would be infinite."""
 
     def reorder(self, rows: Tensor, length: int) -> None:
         """What was read of row i is from now on what was read of row `rows[i]`; `length` tokens of each were."""
@@ -81,7 +82,7 @@ class EagerRunner:
         advance(step)
 
     def logits(self, ids_RT: Tensor, start: int, without: int | None = None) -> Tensor:
-        logits = self.model.decode_step(ids_RT, self.image, self.cache, self.head)
+        logits = at_least_fp32(self.model.decode_step(ids_RT, self.image, self.cache, self.head))
         if without is not None:
             logits[:, without] = IMPOSSIBLE
         return logits

@@ -78,7 +78,7 @@ def _of_top_k(row: np.ndarray, draw: float, top_p: float, top_k: int) -> int:
 def _counted(row: np.ndarray, draw: float, top_p: float, _top_k: int) -> int:
     """Tokens that together have less than the nucleus leaves out are not in it: mostly nearly all, which are not
     counted. Half of what it leaves out, so that rounding cannot matter."""
-    likely = row > (1 - top_p) / (2 * len(row))
+    likely = row >= (1 - top_p) / (2 * len(row))
     if 2 * np.count_nonzero(likely) > len(row):
         return _by_bins(row, draw, top_p)
     (tokens,) = likely.nonzero()

@@ -204,6 +204,14 @@ def test_a_language_model_writes_for_few_images_what_it_writes_for_many(
     assert [written(images) for images in (1, 2, 3)] == [every[:1], every[:2], every[:3]]
 
 
+def test_a_language_model_in_fp16_does_not_end_before_the_least_length(small_blip2: Callable[..., Blip2]) -> None:
+    """fp16 has no number that is finite and yet impossible."""
+    model, config = small_blip2("opt", frozen="fp16"), DecodeConfig(min_length=11, max_length=12)
+    keys = model.image_context(torch.randn(4, 5, 24, generator=torch.Generator().manual_seed(5)), "decoder")
+    draws = torch.from_numpy(np.random.default_rng(5).random((4, 11)))
+    assert {len(ids) for ids in generate(model, keys, [2], SEP, config, draws)} <= {10, 11}
+
+
 def rows_fed(model: Blip, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each step of a generation feeds, as it goes on."""
     fed: list[int] = []

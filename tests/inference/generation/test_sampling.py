@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,6 +25,7 @@ def by_sorting(logits: Tensor, draw: Tensor, top_p: float, top_k: int) -> Tensor
     top_p=st.sampled_from([0.001, 0.1, 0.5, 0.9, 0.999999, 1.0]),
     top_k=st.sampled_from([0, 1, 50, 3000]),
 )
+@example(seed=0, spread=40.0, levels=3, top_p=1.0, top_k=0)  # most probabilities are 0, and all are the nucleus
 def test_counting_finds_what_sorting_finds(seed: int, spread: float, levels: int, top_p: float, top_k: int) -> None:
     """Flat and peaked distributions, with ties (which bf16 makes) and without, and every kind of draw."""
     random = torch.Generator().manual_seed(seed)
