@@ -207,16 +207,14 @@ def step_keep_rate_again(run: Path, num: int) -> None:
     except ImportError:
         step_keep_rate(run, num)
         return
-    policy = PolicyConfig(threshold="keep-rate", keep_rate=0.3)
-    key = resolve.fingerprint(policy.record(), resolve._content(policy, run / "annotations", names(num)))
+    policy, pool = PolicyConfig(threshold="keep-rate", keep_rate=0.3), Pool(run / "annotations", names(num))
+    key = resolve.fingerprint(policy.record(), resolve._content(policy, pool))
     rule = {"of": key, "rule": policy.rule(0.7).model_dump(mode="json"), "pool": {}}
     if not (run / "ledger" / resolve.RULE).is_file():
         (run / "ledger" / resolve.RULE).write_text(json.dumps(rule))
         return  # the first call only prepares
     with connect("local") as session:
-        found = resolve.resolve_once(
-            session, policy, Pool(run / "annotations", names(num)), None, run, Resources(), QUIET
-        )
+        found = resolve.resolve_once(session, policy, pool, None, run, Resources(), QUIET)
     assert found.rule.threshold == 0.7
 
 

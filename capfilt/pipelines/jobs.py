@@ -82,7 +82,11 @@ def send(cluster: Jobs, request: JobRequest) -> tuple[str, bool]:
                 f"{job.id} --stop --address {cluster.address}`, or choose another --out."
             )
         return job.id, False
-    files = {} if request.recipe is None else {RECIPE: configs.to_yaml(request.recipe)}
+    files = {}
+    if request.recipe is not None:
+        # A default stays one, which a verb may take for more than its value: such as `batch_size` on a GPU.
+        tree = request.recipe.model_dump(mode="json", exclude_unset=True)
+        files[RECIPE] = configs.tree_to_yaml(redact_tree(tree))
     name = re.sub(r"[^a-zA-Z0-9]+", "-", request.out.rstrip("/").rpartition("/")[2]).strip("-").lower()
     prefix = "-".join(filter(None, ("capfilt", request.verb, name)))
     return cluster.submit(Command((request.verb, *request.words), __version__, files, notes), prefix), True

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from capfilt import config as configs
 from capfilt import presets
-from capfilt.cluster.ray_jobs import Job
+from capfilt.cluster.ray_jobs import Command, Job
 from capfilt.errors import UsageError
 from capfilt.pipelines import jobs
 from capfilt.pipelines.inspect import show
@@ -57,6 +58,32 @@ def test_a_request_is_known_by_its_content() -> None:
     ]
     assert len({request.notes["digest"] for request in (one, *others)}) == 4
     assert (one.notes["verb"], one.notes["out"]) == ("bootstrap", "/a")
+
+
+class Cluster:
+    """Takes one job."""
+
+    address = "http://head"
+    sent: Command
+
+    def list(self) -> list[Job]:
+        return []
+
+    def submit(self, command: Command, prefix: str) -> str:
+        self.sent = command
+        return prefix
+
+
+@pytest.mark.parametrize("name", presets.names("pipelines"))
+def test_a_recipe_arrives_as_it_is_and_a_batch_size_that_nobody_set_is_not_set_there(name: str) -> None:
+    """On a GPU batches grow where `batch_size` is not set."""
+    kind = show.KINDS[name.partition("/")[0]][0]
+    given, cluster = configs.read(presets.find("pipelines", name), kind), Cluster()
+    jobs.send(cluster, JobRequest("verb", (), "", given))  # type: ignore[arg-type]
+    arrived = configs.validate(kind, yaml.safe_load(cluster.sent.files[jobs.RECIPE]), jobs.RECIPE)
+    assert arrived == given
+    is_set = ["batch_size" in getattr(config, "annotate", config).model_fields_set for config in (given, arrived)]
+    assert is_set[0] == is_set[1]
 
 
 def test_a_recipe_names_its_places() -> None:
