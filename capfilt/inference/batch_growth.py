@@ -12,6 +12,8 @@ import torch
 
 BATCHES = 3
 """Batches of a size whose pace is taken, after a first one, which makes room and captures."""
+WHOLE = 0.9
+"""The share of its size that a batch must have for its pace to be taken: some pictures cannot be read."""
 GAIN = 1.05
 """How many times as fast twice as many pictures must be."""
 MOST = 512
@@ -32,7 +34,7 @@ class BatchSize:
         if limit is not None and limit < self.size:
             # Not below the first: memory of a shared device may come back, and so does the limit, piece by piece.
             self._settle(max(limit, self._first))
-        elif count == self.size:
+        elif count >= WHOLE * self.size:
             self._paces.append(count / seconds)
             if len(self._paces) > BATCHES:
                 self._decide(median(self._paces[1:]))
