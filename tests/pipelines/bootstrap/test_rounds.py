@@ -15,7 +15,9 @@ import yaml
 
 from capfilt.data import shards
 from capfilt.data.sample import Sample
+from capfilt.errors import RunError
 from capfilt.models.checkpoints import store
+from capfilt.pipelines.bootstrap import rounds
 
 MADE_ANEW = {"summary.json", "report.html"}
 """What counts the seconds, and is written whenever something was done."""
@@ -247,14 +249,20 @@ class TestResuming:
         assert snapshot(run_copy) == before
 
     def test_another_architecture_under_the_same_name_is_refused(
-        self, run_copy: Path, finished_run: Path, capfilt: Any, model_yaml: Path
+        self, tmp_path: Path, recipe: Any, model_yaml: Path, capfilt: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        own = model_yaml.read_text()
-        try:
-            model_yaml.write_text(own.replace("projection: 16", "projection: 24"))
-            done = capfilt("bootstrap", finished_run.parent / "mine.yaml", "--out", run_copy)
-        finally:
-            model_yaml.write_text(own)
+        own = tmp_path / "mite.yaml"
+        own.write_text(model_yaml.read_text())
+        mine = recipe(tmp_path, model=str(own))
+
+        def stop(*_: object) -> None:
+            raise RunError("stopped here")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rounds, "run_rounds", stop)
+            assert "stopped here" in capfilt("bootstrap", mine, "--out", tmp_path / "run").line
+        own.write_text(own.read_text().replace("projection: 16", "projection: 24"))
+        done = capfilt("bootstrap", mine, "--out", tmp_path / "run")
         assert done.code == 1
         assert "architecture.projection: 16 -> 24" in done.line
 
