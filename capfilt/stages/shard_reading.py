@@ -74,8 +74,8 @@ class ReadAhead:
         with self._lock:  # the thread that reads may be done at once, and begin the next one
             now = self._now = self._next or self._open(url)
             self._next = None
-        self._begin_next()
         try:
+            self._begin_next()
             yield now
         finally:
             now.batches.close()

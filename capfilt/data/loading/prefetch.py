@@ -1,13 +1,21 @@
-"""An iterator run ahead in a thread, so that batches are made while the step before them is computed."""
+"""An iterator run ahead in a thread, so that batches are made while the step before them is computed.
+
+An interpreter that ends while a thread of it is inside torch aborts, and a command that succeeded, or was asked to end,
+exits with 134. An interrupt may come before whoever began a thread can close it, so the interpreter closes all that run.
+"""
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Generator, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
+
+_running: WeakSet[Prefetched[Any]] = WeakSet()
 
 
 def prefetched(items: Iterator[T], closed: threading.Event, depth: int = 2) -> Generator[T]:
@@ -29,6 +37,7 @@ class Prefetched(Generic[T]):
         self._ready: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._end: _End | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="loader")
+        _running.add(self)
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -42,8 +51,7 @@ class Prefetched(Generic[T]):
         raise item.error or StopIteration
 
     def close(self) -> None:
-        """Stop, and wait for the item that is being made: an interpreter that ends while a thread of it is inside torch
-        aborts, and a training that succeeded exits with 134."""
+        """Stop, and wait for the item that is being made."""
         self._closed.set()
         self._thread.join()
 
@@ -73,3 +81,10 @@ class _End:
 
     def __init__(self, error: BaseException | None = None):
         self.error = error
+
+
+@atexit.register
+def _close_all() -> None:
+    for ahead in list(_running):
+        if ahead._thread.is_alive():
+            ahead.close()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,3 +65,24 @@ def test_closing_waits_for_what_is_being_made() -> None:
     assert begun.wait(60)
     items.close()  # type: ignore[attr-defined]
     assert ended.is_set()
+
+
+UNCLOSED = """
+import torch
+from capfilt.data.loading.prefetch import Prefetched
+
+def make():
+    x = torch.randn(200, 200)
+    while True:
+        for _ in range(100):
+            x = (x @ x).tanh()
+        yield x
+
+for ahead in [Prefetched(make(), depth=10**6) for _ in range(4)]:
+    next(ahead)
+"""
+
+
+def test_an_interpreter_ends_well_with_threads_that_nobody_closed() -> None:
+    done = subprocess.run([sys.executable, "-c", UNCLOSED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
