@@ -1,7 +1,7 @@
 """An iterator run ahead in a thread, so that batches are made while the step before them is computed.
 
 An interpreter that ends while a thread of it is inside torch aborts, and a command that succeeded, or was asked to end,
-exits with 134. An interrupt may come before whoever began a thread can close it, so the interpreter closes all that run.
+exits with 134. An interrupt may come before whoever began a thread can close it: the interpreter closes all that run.
 """
 
 from __future__ import annotations
